@@ -1,0 +1,1 @@
+"""What a developer's checkout runs: set-up, test host, embedded checkpoints. ComfyUI never imports it."""

@@ -1,0 +1,183 @@
+"""dev.py's commands. Standard library only, and no import of the venv's packages."""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import browser, comfyui, environment, paths, server
+from .console import say
+from .errors import DevError, describe_full_disk, is_disk_full
+from .process import run_foreground, run_logged
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A machine that is ready: ComfyUI's folder and the venv's interpreter."""
+
+    host: Path
+    python: Path
+
+    def environ(self, **more: str) -> dict[str, str]:
+        """Our environment with what tests and benchmarks go by."""
+        return {**os.environ, "COMFYUI_PATH": str(self.host), "COGVIDEOX_DEV_BASE": str(paths.BASE), **more}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status. argv: without the program's name, None for the command line's."""
+    arguments, rest = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        with _stopping_on_sigterm():
+            return arguments.run(arguments, rest)
+    except DevError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"error: {describe_full_disk(error.filename or paths.ROOT)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the arguments that `test` and `bench` pass on."""
+    # No abbreviations: pytest's --co is not our --comfyui.
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--comfyui", metavar="PATH", help="your ComfyUI (or COMFYUI_PATH); only read, never changed")
+    common.add_argument("--port", type=int, metavar="N", help="the server's port, a free one by default")
+    parser = argparse.ArgumentParser("dev.py", description=__doc__, parents=[common], allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, explanation in (
+        ("demo", demo, "make a video with the example workflow on tiny random weights"),
+        ("test", test, "run the tests; further arguments go to pytest"),
+        ("serve", serve, "keep ComfyUI running for your browser"),
+        ("bench", bench, "run the benchmarks, or the one named, with further arguments"),
+    ):
+        command = commands.add_parser(name, help=explanation, parents=[common], allow_abbrev=False)
+        command.set_defaults(run=run)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.run not in (test, bench):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments, rest[1:] if rest[:1] == ["--"] else rest
+
+
+def demo(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Run the example workflow once and name the video it made."""
+    port = _chosen_port(arguments)
+    setup = prepare(arguments, for_tests=False)
+    with _server(setup, port, "demo") as running:
+        say(f"Running {paths.EXAMPLE_WORKFLOW.name}")
+        command = [str(setup.python), "-m", "devtools.run_workflow", str(paths.EXAMPLE_WORKFLOW), running.url]
+        return run_foreground([*command, str(running.output)], cwd=paths.ROOT, env=setup.environ())
+
+
+def serve(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Keep the server running until Ctrl-C."""
+    port = _chosen_port(arguments)
+    setup = prepare(arguments, for_tests=False)
+    with _server(setup, port, "serve", user_directory=paths.BASE / "user") as running:
+        say(f"ComfyUI is at {running.url} - the example is under Templates, {paths.PACK_NAME}; Ctrl-C ends it")
+        status = running.process.wait()
+    raise DevError(f"ComfyUI ended by itself (exit status {status}); its log is {running.log}.")
+
+
+def test(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Run pytest inside the venv."""
+    setup = prepare(arguments, for_tests=True)
+    chromium = browser.ensure_browser(paths.LOGS)
+    environ = setup.environ(**({"CHROMIUM": chromium} if chromium else {}))
+    say("Running pytest")
+    return run_foreground([str(setup.python), "-m", "pytest", *rest], cwd=paths.ROOT, env=environ)
+
+
+def bench(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Run one benchmark, named without its `bench_`, or all of them; returns the first status that is not 0."""
+    files = sorted((paths.ROOT / "benchmarks").glob("bench_*.py"))
+    scripts = {file.stem.removeprefix("bench_"): file for file in files}
+    names, options = (rest[:1], rest[1:]) if rest and not rest[0].startswith("-") else (list(scripts), rest)
+    unknown = [name for name in names if name not in scripts]
+    if unknown or not scripts:
+        raise DevError(f"There is no benchmark {' '.join(unknown)}; there are: {', '.join(scripts) or 'none'}.")
+    setup = prepare(arguments, for_tests=True)
+    status = 0
+    for name in names:
+        say(f"Benchmark {name}")
+        command = [str(setup.python), str(scripts[name]), *options]
+        ended = run_foreground(command, cwd=paths.ROOT, env=setup.environ())
+        status = status or ended
+    return status
+
+
+def prepare(arguments: argparse.Namespace, *, for_tests: bool) -> Setup:
+    """Everything up to the server: venv, ComfyUI, packages, base directory, embedded checkpoints. Raises: DevError."""
+    named_by = "--comfyui" if "comfyui" in arguments else "COMFYUI_PATH"
+    checkout = getattr(arguments, "comfyui", None) or os.environ.get("COMFYUI_PATH")
+    host = comfyui.find_checkout(checkout, named_by) if checkout else None
+    stamps = paths.VENV / "dev-stamps"
+    if not stamps.exists():
+        free_gb = environment.check_room(paths.ROOT)
+        say(f"First install: Python {sys.version.split()[0]}, {free_gb:.0f} GB free")
+    paths.LOGS.mkdir(parents=True, exist_ok=True)
+    python = environment.create_venv(paths.VENV, paths.LOGS)
+    host = host or comfyui.fetch(comfyui.PINNED, paths.DEV, python, paths.LOGS)
+    say(f"ComfyUI: {host}")
+    _install(python, host, stamps, for_tests)
+    comfyui.prepare_base(paths.BASE, paths.ROOT, paths.PACK_NAME)
+    _write_checkpoints(python)
+    return Setup(host, python)
+
+
+def _install(python: Path, host: Path, stamps: Path, for_tests: bool) -> None:
+    constraints = paths.ROOT / "constraints-dev.txt"
+    # In one go, so that pip looks for versions that suit both.
+    packages = [host / "requirements.txt", paths.ROOT / "requirements.txt"]
+    installed = environment.install(python, "ComfyUI requirements", packages, constraints, stamps, paths.LOGS)
+    if for_tests:
+        extras = [paths.ROOT / "requirements-dev.txt"]
+        environment.install(python, "test requirements", extras, constraints, stamps, paths.LOGS, after=installed)
+
+
+def _write_checkpoints(python: Path) -> None:
+    log = paths.LOGS / "embedded_checkpoint.log"
+    say("Embedded checkpoints (random weights)")
+    command = [str(python), "-m", "devtools.embedded_checkpoint", str(paths.CHECKPOINTS)]
+    if run_logged(command, log, cwd=paths.ROOT):
+        raise DevError(environment.describe_failure("the embedded checkpoints", log))
+
+
+def _chosen_port(arguments: argparse.Namespace) -> int | None:
+    """The port asked for, checked before anything that takes long."""
+    port = getattr(arguments, "port", None)
+    if port is not None:
+        server.check_port(port)
+    return port
+
+
+@contextlib.contextmanager
+def _server(setup: Setup, port: int | None, name: str, **options: object) -> Iterator[server.Server]:
+    log = paths.LOGS / f"server-{name}.log"
+    say(f"Starting ComfyUI (log: {log})")
+    with server.running_server(setup.host, paths.BASE, log=log, python=setup.python, port=port, **options) as running:
+        say(f"ComfyUI answers at {running.url}")
+        yield running
+
+
+@contextlib.contextmanager
+def _stopping_on_sigterm() -> Iterator[None]:
+    """Let `finally` clauses run, and with them the server stop, when we are asked to end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,198 @@
+"""Talk to a ComfyUI server as its frontend does: queue a workflow, follow its websocket. Runs inside the venv."""
+
+import asyncio
+import json
+import struct
+import time
+import urllib.error
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from .errors import DevError
+from .server import request
+
+# ComfyUI's protocol.py
+_TEXT, _PREVIEW_WITH_METADATA = 3, 4
+
+OnEvent = Callable[[str, dict], None]
+
+
+@dataclass(frozen=True)
+class RunError:
+    """Why a workflow did not run to its end. kind: "rejected" (before any node ran), "failed" or "interrupted"."""
+
+    kind: str
+    node_id: str
+    node_type: str
+    message: str
+    exception_type: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.node_type} (node {self.node_id})" if self.node_id else "the workflow"
+        return f"{place} {self.kind}: {self.message}" if self.message else f"{place} was {self.kind}"
+
+
+@dataclass
+class RunResult:
+    """What a server said about one workflow.
+
+    outputs: a node's id -> its "executed" message, such as {"images": [{"filename", "subfolder", "type"}]}.
+    executed, cached: node ids, in order. progress: (node id, value, max) per step. previews: (node id, image file)
+    per preview. texts: (node id, text) per progress text. error: None for a run that succeeded.
+    """
+
+    prompt_id: str = ""
+    outputs: dict[str, dict] = field(default_factory=dict)
+    executed: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
+    progress: list[tuple[str, int, int]] = field(default_factory=list)
+    previews: list[tuple[str, bytes]] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    error: RunError | None = None
+
+    def files(self, output: Path) -> list[Path]:
+        """The files that were saved below the server's output folder, in the order of their nodes."""
+        saved = [item for message in self.outputs.values() for items in message.values() for item in _file_items(items)]
+        return [output / item["subfolder"] / item["filename"] for item in saved if item["type"] == "output"]
+
+
+class Rejected(Exception):
+    """The server refused a workflow before running it; `error` says why."""
+
+    def __init__(self, error: RunError):
+        super().__init__(str(error))
+        self.error = error
+
+
+def run_workflow(url: str, api: dict, on_event: OnEvent | None = None, timeout_s: float = 600.0) -> RunResult:
+    """Queue a workflow in API format and wait until the server has done with it.
+
+    on_event: called with each message's type and data as it comes, previews as ("preview", {"node", "image"}) and
+    progress texts as ("text", {"node", "text"}); it may call `interrupt`.
+    Returns also when the workflow was refused, failed or was interrupted: see RunResult.error.
+    Raises: DevError if the server goes away or takes longer than `timeout_s`.
+    """
+    return asyncio.run(_run(url, api, on_event or (lambda kind, data: None), timeout_s))
+
+
+def submit(url: str, api: dict, client_id: str = "") -> str:
+    """Queue a workflow in API format without waiting; returns its prompt id. Raises: Rejected."""
+    body = {"prompt": api, "client_id": client_id or uuid.uuid4().hex}
+    try:
+        return json.loads(request(f"{url}/prompt", body))["prompt_id"]
+    except urllib.error.HTTPError as error:
+        raise Rejected(_read_refusal(error.read(), api)) from error
+
+
+def object_info(url: str) -> dict:
+    """Every node's schema, by node id."""
+    return json.loads(request(f"{url}/object_info"))
+
+
+def interrupt(url: str) -> None:
+    """Stop the running workflow at its next step."""
+    request(f"{url}/interrupt", {})
+
+
+def free(url: str, settle_s: float = 1.0) -> None:
+    """Unload every model and forget every cached result.
+
+    The server only notes the wish and fulfils it between two workflows, without telling: `settle_s` is for that.
+    """
+    request(f"{url}/free", {"unload_models": True, "free_memory": True})
+    time.sleep(settle_s)
+
+
+def history(url: str, prompt_id: str) -> dict:
+    """The history entry of a finished workflow, {} if there is none."""
+    return json.loads(request(f"{url}/history/{prompt_id}")).get(prompt_id, {})
+
+
+async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float) -> RunResult:
+    client_id = uuid.uuid4().hex
+    result = RunResult()
+    async with aiohttp.ClientSession() as session:
+        async with session.ws_connect(f"{url}/ws?clientId={client_id}", max_msg_size=0) as socket:
+            # As the frontend does; else previews come without their node.
+            await socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+            try:
+                result.prompt_id = submit(url, api, client_id)
+            except Rejected as refusal:
+                result.error = refusal.error
+                return result
+            try:
+                await asyncio.wait_for(_follow(socket, result, on_event), timeout_s)
+            except asyncio.TimeoutError as error:
+                raise DevError(f"The workflow did not end within {timeout_s:.0f} s.") from error
+    return result
+
+
+async def _follow(socket: aiohttp.ClientWebSocketResponse, result: RunResult, on_event: OnEvent) -> None:
+    async for message in socket:
+        if message.type == aiohttp.WSMsgType.BINARY:
+            kind, data = _read_binary(message.data)
+        else:
+            event = json.loads(message.data)
+            kind, data = event["type"], event.get("data") or {}
+            if data.get("prompt_id") != result.prompt_id:
+                continue
+        _note(result, kind, data)
+        on_event(kind, data)
+        # Sent in every case once the history is written; execution_success comes earlier.
+        if kind == "executing" and data["node"] is None:
+            return
+    raise DevError("The ComfyUI server went away while it ran the workflow; its log says why.")
+
+
+def _note(result: RunResult, kind: str, data: dict) -> None:
+    if kind == "executing" and data["node"] is not None:
+        result.executed.append(data["node"])
+    elif kind == "execution_cached":
+        result.cached += data["nodes"]
+    elif kind == "executed":
+        result.outputs[data["node"]] = data["output"] or {}
+    elif kind == "progress":
+        result.progress.append((data["node"], data["value"], data["max"]))
+    elif kind == "preview":
+        result.previews.append((data["node"], data["image"]))
+    elif kind == "text":
+        result.texts.append((data["node"], data["text"]))
+    elif kind == "execution_error":
+        message, exception = data["exception_message"].strip(), data["exception_type"]
+        result.error = RunError("failed", data["node_id"], data["node_type"], message, exception)
+    elif kind == "execution_interrupted":
+        result.error = RunError("interrupted", data["node_id"], data["node_type"], "")
+
+
+def _read_binary(frame: bytes) -> tuple[str, dict]:
+    kind, length = struct.unpack(">II", frame[:8])
+    head, rest = frame[8 : 8 + length], frame[8 + length :]
+    if kind == _PREVIEW_WITH_METADATA:
+        return "preview", {"node": json.loads(head)["node_id"], "image": rest}
+    if kind == _TEXT:
+        return "text", {"node": head.decode(), "text": rest.decode()}
+    return "preview", {"node": "", "image": frame[8:]}  # hosts without metadata: the image's format stands there
+
+
+def _read_refusal(body: bytes, api: dict) -> RunError:
+    answer = json.loads(body)
+    error = answer["error"]
+    node_id = str((error.get("extra_info") or {}).get("node_id", ""))
+    node_type, message = api.get(node_id, {}).get("class_type", ""), error["message"]
+    refusals = [
+        (id_, node["class_type"], ": ".join(filter(None, (reason["message"], reason["details"]))))
+        for id_, node in (answer.get("node_errors") or {}).items()
+        for reason in node["errors"]
+    ]
+    if refusals:
+        node_id, node_type, message = refusals[0]
+        message += "".join(f"; {other_type} (node {other}): {why}" for other, other_type, why in refusals[1:])
+    return RunError("rejected", node_id, node_type, message)
+
+
+def _file_items(items: object) -> list[dict]:
+    return [item for item in items if isinstance(item, dict) and "filename" in item] if isinstance(items, list) else []

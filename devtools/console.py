@@ -1,0 +1,12 @@
+"""Progress lines with the seconds since the command began."""
+
+import os
+import time
+
+# Inherited by the processes a command starts, so that their lines go on counting.
+_START = float(os.environ.setdefault("COGVIDEOX_DEV_START", str(time.time())))
+
+
+def say(message: str) -> None:
+    """Print one progress line, at once."""
+    print(f"[{time.time() - _START:6.1f} s] {message}", flush=True)

@@ -1,0 +1,201 @@
+"""Write tiny CogVideoX pipelines in diffusers' layout: the real architecture with random weights.
+
+They stand in for the 20 GB checkpoints wherever the numbers matter and the picture does not: tests compare with
+diffusers on them, the demo runs on them. Run as `python -m devtools.embedded_checkpoint FOLDER`.
+"""
+
+import json
+import os
+import shutil
+import string
+import sys
+from pathlib import Path
+
+import torch
+
+LATENT_WIDTH, LATENT_HEIGHT = 12, 8  # 96 x 64 pixels
+VAE_SCALING_FACTOR = {"2b": 1.15258426}
+SNR_SHIFT_SCALE = {"2b": 3.0}
+# The precision each official transformer was trained in.
+TRAINED_DTYPE = {"2b": torch.float16}
+
+VARIANTS: dict[str, dict] = {
+    "2b": {"use_rotary_positional_embeddings": False},
+    "5b": {"use_rotary_positional_embeddings": True},
+    "5b-I2V": {
+        "use_rotary_positional_embeddings": True,
+        "use_learned_positional_embeddings": True,
+        "in_channels": 32,
+    },
+    "1.5-5B": {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False},
+    "1.5-5B-I2V": {
+        "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2,
+        "patch_bias": False,
+        "in_channels": 32,
+        "ofs_embed_dim": 32,
+    },
+}
+
+
+def folder_name(variant: str) -> str:
+    """The folder that `write_all` gives a variant under `models/diffusers`."""
+    return f"CogVideoX-tiny-{variant}"
+
+
+def transformer_config(variant: str, **overrides: object) -> dict:
+    """Arguments of diffusers' CogVideoXTransformer3DModel for a tiny `variant`."""
+    config = {
+        "num_attention_heads": 4,
+        "attention_head_dim": 16,  # the least that splits into RoPE's 1/4 time, 3/8 height, 3/8 width
+        "in_channels": 16,
+        "out_channels": 16,
+        "time_embed_dim": 32,
+        "text_embed_dim": 32,
+        "num_layers": 2,
+        "sample_width": LATENT_WIDTH,
+        "sample_height": LATENT_HEIGHT,
+        "sample_frames": 9,  # latent frames: (9 - 1) / 4 + 1 = 3
+        "patch_size": 2,
+        "max_text_seq_length": 226,
+    }
+    if "1.5" in variant:
+        config |= {"sample_width": 40, "sample_height": 40, "sample_frames": 17}
+    return config | VARIANTS[variant] | overrides
+
+
+def randomize(module: torch.nn.Module, generator: torch.Generator, gain: float = 1.0) -> torch.nn.Module:
+    """Seeded weights that let every input reach the output: std gain / sqrt(fan in), vectors near their default."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.add_(0.05 * noise)
+            else:
+                parameter.copy_(noise * gain * parameter[0].numel() ** -0.5)
+    return module.eval()
+
+
+def build_transformer(variant: str, generator: torch.Generator, **overrides: object) -> torch.nn.Module:
+    from diffusers import CogVideoXTransformer3DModel
+
+    model = randomize(CogVideoXTransformer3DModel(**transformer_config(variant, **overrides)), generator)
+    if model.config.use_learned_positional_embeddings:
+        # a learned table is no longer the sincos it started from
+        table = model.patch_embed.pos_embedding
+        table.add_(0.1 * torch.randn(table.shape, generator=generator))
+    return model
+
+
+def build_vae(variant: str, generator: torch.Generator) -> torch.nn.Module:
+    from diffusers import AutoencoderKLCogVideoX
+
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8),  # four blocks: 2^3 = 8 times in space, 4 times in time
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=2,
+        sample_height=64,
+        sample_width=96,
+        scaling_factor=VAE_SCALING_FACTOR.get(variant, 0.7),
+        invert_scale_latents="1.5" in variant,
+    )
+    return randomize(vae, generator, gain=1.5)
+
+
+def build_text_encoder(generator: torch.Generator, vocab_size: int, width: int = 32) -> torch.nn.Module:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=vocab_size,
+        d_model=width,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    return randomize(T5EncoderModel(config), generator)
+
+
+def build_tokenizer() -> object:
+    """A T5 tokenizer that spells: one token a character, </s> = 1 and <pad> = 0 as in the real one."""
+    from transformers import T5TokenizerFast
+
+    characters = string.ascii_letters + string.digits + ".,!?-'():;\"/"
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    vocab += [(c, -3.0) for c in characters] + [("\u2581" + c, -2.5) for c in string.ascii_lowercase]
+    return T5TokenizerFast(vocab=vocab, extra_ids=0, additional_special_tokens=[])
+
+
+def scheduler_config(variant: str) -> dict:
+    return {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "num_train_timesteps": 1000,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "set_alpha_to_one": True,
+        "snr_shift_scale": SNR_SHIFT_SCALE.get(variant, 1.0),
+        "timestep_spacing": "trailing",
+    }
+
+
+def write_pipeline(
+    folder: Path, variant: str, seed: int = 0, dtype: torch.dtype | None = None, **overrides: object
+) -> Path:
+    """Write a whole pipeline of `variant` to `folder`, sharded as the official ones are.
+
+    overrides: fields of the transformer's config, e.g. sample_width=16.
+    dtype: of all weights; None takes the official precision (fp16 for 2b, bf16 for the others).
+    """
+    from diffusers import CogVideoXDDIMScheduler
+
+    generator = torch.Generator().manual_seed(seed)
+    dtype = dtype or TRAINED_DTYPE.get(variant, torch.bfloat16)
+    tokenizer = build_tokenizer()
+    transformer = build_transformer(variant, generator, **overrides)
+    text_encoder = build_text_encoder(generator, len(tokenizer), transformer.config.text_embed_dim)
+    vae = build_vae(variant, generator)
+    for module in (transformer, vae, text_encoder):
+        torch.nn.Module.to(module, dtype)  # ModelMixin.to warns at every cast
+    transformer.save_pretrained(folder / "transformer", max_shard_size="150KB")
+    vae.save_pretrained(folder / "vae")
+    text_encoder.save_pretrained(folder / "text_encoder", max_shard_size="30KB")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    CogVideoXDDIMScheduler(**scheduler_config(variant)).save_pretrained(folder / "scheduler")
+    pipeline = "CogVideoXImageToVideoPipeline" if "I2V" in variant else "CogVideoXPipeline"
+    index = {
+        "_class_name": pipeline,
+        "_diffusers_version": "0.42.1",
+        "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+        "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def write_all(root: Path) -> list[Path]:
+    """Write every variant below `root`; what is already there stays. A pipeline appears whole or not at all."""
+    folders = []
+    for variant in VARIANTS:
+        folder = root / folder_name(variant)
+        if not (folder / "model_index.json").exists():
+            unfinished = root / f".{folder.name}.part"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            write_pipeline(unfinished, variant)
+            os.replace(unfinished, folder)
+            print(f"wrote {folder.name}", flush=True)
+        folders.append(folder)
+    return folders
+
+
+if __name__ == "__main__":
+    write_all(Path(sys.argv[1]))

@@ -1,0 +1,13 @@
+"""Where things lie in a clone. Everything made here is under `.venv` and `.dev`, both ignored by git."""
+
+from pathlib import Path
+
+PACK_NAME = "cogvideox"
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+DEV = ROOT / ".dev"
+LOGS = DEV / "logs"
+BASE = DEV / "base"  # ComfyUI's --base-directory: a user's own checkout is only read
+CHECKPOINTS = BASE / "models" / "diffusers"
+EXAMPLE_WORKFLOW = ROOT / "example_workflows" / "text_to_video.json"

@@ -1,0 +1,84 @@
+"""Child processes: logged ones with a heartbeat, and foreground ones that never outlive us."""
+
+import contextlib
+import re
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .console import say
+from .errors import DevError
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def last_line(log: Path, width: int = 160, matching: str = "") -> str:
+    """The last line of a log that holds anything and that the regular expression `matching` finds; "" if none does.
+
+    Cut to `width` characters, without colours.
+    """
+    text = _COLOURS.sub("", log.read_text("utf-8", "replace")) if log.exists() else ""
+    lines = (line.strip() for line in reversed(text.splitlines()))
+    return next((line[:width] for line in lines if line and re.search(matching, line)), "")
+
+
+def stop(process: subprocess.Popen, patience_s: float = 10.0) -> None:
+    """Ask a process to end, wait, then kill it. Does nothing to one that has ended."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def start(command: Sequence[str], **options) -> subprocess.Popen:
+    """`subprocess.Popen`. Raises: DevError if the program cannot be started."""
+    try:
+        return subprocess.Popen(command, **options)
+    except (FileNotFoundError, PermissionError) as error:
+        raise DevError(f"{command[0]} cannot be started ({error.strerror}).") from error
+
+
+def run_logged(
+    command: Sequence[str],
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    heartbeat_s: float = 10.0,
+    telling: str = "",
+) -> int:
+    """Run `command` with its output in `log`, printing a line of it every `heartbeat_s` seconds.
+
+    telling: a regular expression for the lines worth printing. Returns the exit status. The process is stopped when
+    we are interrupted.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with log.open("w", encoding="utf-8") as out:
+        process = start(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd, env=env)
+        try:
+            while True:
+                try:
+                    return process.wait(heartbeat_s)
+                except subprocess.TimeoutExpired:
+                    say(f"  ... {time.monotonic() - began:.0f} s: {last_line(log, 90, telling)}")
+        finally:
+            stop(process)
+
+
+def run_foreground(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None) -> int:
+    """Run `command` on our own terminal; returns its exit status. It is stopped when we are."""
+    process = start(command, cwd=cwd, env=env)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        # The terminal's Ctrl-C reached the child too: let it end in its own way (pytest prints a summary).
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        raise
+    finally:
+        stop(process)

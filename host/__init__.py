@@ -1,0 +1,1 @@
+"""What the pack asks of ComfyUI itself: operations, version probes, folders, messages."""

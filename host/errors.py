@@ -1,0 +1,18 @@
+"""The kinds of mistake a user can make, one exception each. Every message says what was found,
+what is expected and what to do."""
+
+
+class CheckpointError(ValueError):
+    """A file or folder does not hold the weights that were asked for."""
+
+
+class GeometryError(ValueError):
+    """Width, height, frames or latent channels do not fit the model."""
+
+
+class ConditioningError(ValueError):
+    """CONDITIONING does not come from this model family's text encoder."""
+
+
+class NumericsError(RuntimeError):
+    """The model's output is no longer a number."""

@@ -1,0 +1,41 @@
+"""Hand a diffusers module over to ComfyUI's memory management by giving every leaf ComfyUI's operations."""
+
+import comfy.ops
+import torch.nn as nn
+
+_ADOPTED = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")
+_adopted_subclasses: dict[tuple[type, type], type] = {}
+
+
+def adopt_ops(module: nn.Module, operations: type) -> int:
+    """Turn every torch.nn leaf of `module` (or subclass of one) into its class in `operations`, in place.
+
+    ComfyUI streams, casts and patches only modules of its own classes; a leaf that stays plain is moved whole
+    and loses LoRA patches under dynamic VRAM. Parameters, names and hooks stay as they are.
+
+    Returns the number of leaves changed.
+    """
+    changed = 0
+    for leaf in module.modules():
+        cls = type(leaf)
+        if issubclass(cls, comfy.ops.CastWeightBiasOp):
+            continue
+        name = next((n for n in _ADOPTED if issubclass(cls, getattr(nn, n))), None)
+        if name is None:
+            continue
+        leaf.__class__ = _adopted_class(cls, getattr(nn, name), getattr(operations, name))
+        if name == "Linear":
+            # ComfyUI's own Linear.__init__ sets this where dynamic VRAM loads a bias lazily.
+            leaf.comfy_need_lazy_init_bias = leaf.bias is not None
+        changed += 1
+    return changed
+
+
+def _adopted_class(cls: type, torch_class: type, operation: type) -> type:
+    if cls is torch_class:
+        return operation
+    # e.g. diffusers' CogVideoXSafeConv3d: keep its forward, take ComfyUI's for everything below it
+    key = (cls, operation)
+    if key not in _adopted_subclasses:
+        _adopted_subclasses[key] = type(cls.__name__, (cls, operation), {})
+    return _adopted_subclasses[key]

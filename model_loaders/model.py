@@ -1,0 +1,234 @@
+"""A CogVideoX transformer as a ComfyUI MODEL."""
+
+from pathlib import Path
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.ops
+import comfy.patcher_extension
+import comfy.supported_models_base
+import comfy.utils
+import torch
+
+from ..host.compat import is_dynamic, model_patcher_class
+from ..host.errors import CheckpointError, NumericsError
+from ..host.ops import adopt_ops
+from ..samplers.outer_sample import sample_checked
+from ..samplers.schedule import alphas_cumprod
+from .checkpoints import Weights, open_component
+from .precision import choose_dtypes, parameter_dtype
+from .variants import Family, describe_weights, detect_family, is_transformer, resolve_config
+
+# One row a latent channel, one column a colour. Fitted for CogVideoX's 16-channel latent by the author of
+# ComfyUI-CogVideoXWrapper (kijai/ComfyUI-CogVideoXWrapper, latent_preview.py), rounded here.
+LATENT_RGB_FACTORS = [
+    [0.1195, 0.0992, -0.0048],
+    [-0.0012, 0.0550, 0.0213],
+    [-0.0141, -0.0087, -0.0210],
+    [0.0306, 0.1219, 0.0140],
+    [0.0927, 0.0303, 0.0508],
+    [0.0379, 0.0494, 0.0586],
+    [0.0177, 0.0088, 0.0360],
+    [0.1061, 0.0234, 0.0572],
+    [0.1274, -0.0110, 0.0433],
+    [-0.0187, 0.0822, 0.1061],
+    [0.0084, 0.0762, 0.0930],
+    [0.1294, 0.1236, 0.0448],
+    [0.0457, 0.0411, -0.0177],
+    [0.0002, -0.0140, 0.0533],
+    [0.0808, 0.1155, -0.0215],
+    [-0.0152, -0.0058, 0.0722],
+]
+# Peak activations of one forward in units of [B, tokens, dim] tensors: hidden states, modulated copy, queries, keys,
+# values, the feed-forward's fourfold width before and after its activation.
+ACTIVATION_COPIES = 13
+
+
+class CogVideoXLatent(comfy.latent_formats.LatentFormat):
+    """16 channels, 8 times smaller in space, 4 times in time; latents are stored unscaled."""
+
+    latent_channels = 16
+    latent_dimensions = 3
+    spacial_downscale_ratio = 8
+    temporal_downscale_ratio = 4
+
+    def __init__(self, scale_factor: float):
+        self.scale_factor = scale_factor
+        self.latent_rgb_factors = LATENT_RGB_FACTORS
+
+
+class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+    """CogVideoX's noise levels for every ComfyUI sampler: v-prediction, SNR shift, zero terminal SNR."""
+
+    def __init__(self, model_config: object = None):
+        super().__init__(model_config)
+        alphas = alphas_cumprod(model_config.sampling_settings["snr_shift_scale"])
+        # Not a buffer: stays on the CPU in float64 for our own samplers.
+        self.alphas = alphas.clone()
+        # ComfyUI's finite stand-in for the last alpha of 0 (comfy/model_sampling.py)
+        alphas[-1] = 4.8973451890853435e-08
+        self.set_sigmas(((1 - alphas) / alphas).sqrt())
+
+    def noise_scaling(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
+    ) -> torch.Tensor:
+        """The sample a run starts from. At zero terminal SNR nothing of the latent is left in fresh noise; a run that
+        adds no noise goes on from its latent as it is."""
+        if max_denoise and torch.count_nonzero(noise) > 0:
+            latent_image = torch.zeros_like(latent_image)
+        return super().noise_scaling(sigma, noise, latent_image, max_denoise)
+
+
+class CogVideoXConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI's BaseModel wants to know, filled from diffusers' configs."""
+
+    unet_extra_config = {}
+    memory_usage_factor = 1.0
+
+    def __init__(self, transformer_config: dict, family: Family, scale_factor: float, snr_shift_scale: float):
+        super().__init__({"in_channels": transformer_config["in_channels"]})
+        self.transformer_config = transformer_config
+        self.family = family
+        self.latent_format = CogVideoXLatent(scale_factor)
+        self.sampling_settings = {"snr_shift_scale": snr_shift_scale}
+
+
+class CogVideoXModel(comfy.model_base.BaseModel):
+    """BaseModel around CogVideoXDiT."""
+
+    def __init__(self, model_config: CogVideoXConfig):
+        def build(dtype: torch.dtype, device: torch.device | None, operations: type, **_: object) -> torch.nn.Module:
+            return build_dit(model_config.transformer_config, dtype, model_config.manual_cast_dtype, operations)
+
+        super().__init__(model_config, comfy.model_base.ModelType.V_PREDICTION, unet_model=build)
+        self.model_sampling = CogVideoXSampling(model_config)
+
+    def _apply_model(self, x: torch.Tensor, t: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        """Raises NumericsError as soon as a prediction is not a number, instead of a black video an hour later."""
+        denoised = super()._apply_model(x, t, *args, **kwargs)
+        if not torch.isfinite(denoised).all():
+            family = self.model_config.family
+            timestep = int(self.model_sampling.timestep(t[:1]))
+            raise NumericsError(
+                f"The model's prediction at timestep {timestep} is not a number (NaN or infinity). The likely cause is "
+                f"the precision: it computes in {self.get_dtype_inference()}, {family.name} was trained in "
+                f"{family.trained_dtype}. Load it with weight_dtype bf16 or fp32; if that is set already, the weights "
+                "or a LoRA are damaged."
+            )
+        return denoised
+
+    def extra_conds(self, **kwargs: object) -> dict:
+        """ComfyUI's conditions, with the text as it is: CONDCrossAttn would repeat tokens to match lengths."""
+        out = super().extra_conds(**kwargs)
+        if kwargs.get("cross_attn") is not None:
+            out["c_crossattn"] = comfy.conds.CONDRegular(kwargs["cross_attn"])
+        if self.model_config.transformer_config.get("ofs_embed_dim"):
+            out["ofs"] = comfy.conds.CONDRegular(torch.full((1,), float(kwargs.get("ofs", 2.0))))
+        return out
+
+    def memory_required(self, input_shape: list[int], cond_shapes: dict = {}) -> float:
+        """Bytes of activations for one forward on latents of `input_shape` [B, C, T, H, W]."""
+        c = self.diffusion_model.config
+        batch, _, frames, height, width = input_shape
+        video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
+        dim = c.num_attention_heads * c.attention_head_dim
+        element_size = mm.dtype_size(self.get_dtype_inference())
+        return batch * (video + c.max_text_seq_length) * dim * element_size * ACTIVATION_COPIES
+
+
+def build_dit(
+    config: dict, storage: torch.dtype, compute: torch.dtype | None, operations: type
+) -> torch.nn.Module:
+    """An empty CogVideoXDiT on the meta device, every leaf a ComfyUI operation, every parameter of its final type."""
+    # diffusers takes seconds to import: only when a model is loaded
+    from ..transformer.dit import CogVideoXDiT
+
+    with torch.device("meta"):
+        model = CogVideoXDiT.from_config(config)
+    model.dtype = storage
+    if not config.get("use_learned_positional_embeddings"):
+        # 2b's sincos table is computed for the size at hand instead
+        model.patch_embed._buffers.pop("pos_embedding", None)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(parameter_dtype(name, parameter.ndim, storage, compute))
+    adopt_ops(model, operations)
+    return model.eval()
+
+
+def load_model(
+    path: Path, weight_dtype: str = "default", disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """Load the transformer at `path` (see checkpoints.open_component) as a MODEL.
+
+    weight_dtype: a key of precision.WEIGHT_DTYPES. disable_dynamic: ComfyUI asks for it when it clones a model.
+
+    Raises CheckpointError where the weights are not a CogVideoX transformer.
+    """
+    weights = open_component(path, "transformer")
+    if not is_transformer(weights.state_dict):
+        raise CheckpointError(
+            f"{weights.path} looks like {describe_weights(weights.state_dict)}, not a CogVideoX transformer. "
+            "Choose the checkpoint's transformer."
+        )
+    patcher = _build_patcher(weights, weight_dtype, disable_dynamic)
+    patcher.cached_patcher_init = (load_model, (path, weight_dtype))
+    return patcher
+
+
+def _build_patcher(
+    weights: Weights, weight_dtype: str, disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
+    state_dict = weights.state_dict
+    config = resolve_config(state_dict, weights.config, str(weights.path))
+    family = detect_family(config)
+    load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
+    storage, compute = choose_dtypes(
+        weight_dtype,
+        family.trained_dtype,
+        comfy.utils.weight_dtype(state_dict),
+        comfy.utils.calculate_parameters(state_dict),
+        load_device,
+    )
+    model_config = CogVideoXConfig(
+        config,
+        family,
+        weights.siblings.get("vae", {}).get("scaling_factor", family.vae_scaling_factor),
+        weights.siblings.get("scheduler", {}).get("snr_shift_scale", family.snr_shift_scale),
+    )
+    model_config.set_inference_dtype(storage, compute)
+    model = CogVideoXModel(model_config)
+    patcher = model_patcher_class(disable_dynamic)(model, load_device=load_device, offload_device=offload_device)
+    assign_weights(model.diffusion_model, state_dict, cast=not is_dynamic(patcher), source=str(weights.path))
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox", sample_checked)
+    return patcher
+
+
+def assign_weights(
+    module: torch.nn.Module, state_dict: dict[str, torch.Tensor], cast: bool, source: str
+) -> None:
+    """Make the mapped tensors the module's parameters, cast to the types it has on the meta device where `cast`.
+
+    Raises CheckpointError naming what is missing, left over or of another shape.
+    """
+    expected = module.state_dict()
+    missing, unexpected = expected.keys() - state_dict.keys(), state_dict.keys() - expected.keys()
+    misshapen = [k for k in expected.keys() & state_dict.keys() if expected[k].shape != state_dict[k].shape]
+    problems = [
+        f"{what} {', '.join(sorted(keys)[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+        for what, keys in (("missing", missing), ("unknown", unexpected), ("of another shape", misshapen))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"The weights in {source} do not fit the model: {'; '.join(problems)}. Fetch the checkpoint again, or "
+            "put its own config.json beside it."
+        )
+    if cast:
+        parameters = {name for name, _ in module.named_parameters()}
+        state_dict = {k: v.to(expected[k].dtype) if k in parameters else v for k, v in state_dict.items()}
+    module.load_state_dict(state_dict, assign=True)
+    module.requires_grad_(False)

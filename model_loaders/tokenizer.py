@@ -1,0 +1,70 @@
+"""T5 token ids exactly as diffusers' pipelines make them."""
+
+import logging
+import os
+from pathlib import Path
+
+import comfy.sd1_clip
+import comfy.text_encoders.sd3_clip
+
+MAX_TOKENS = 226
+CLIP_NAME = "t5xxl"
+_COMFYUI_TOKENIZER = Path(os.path.dirname(comfy.text_encoders.sd3_clip.__file__)) / "t5_tokenizer"
+
+
+class CogVideoXTokenizer:
+    """What comfy.sd.CLIP expects of a tokenizer: 226 ids a prompt, each with weight 1.
+
+    Parentheses and colons are text, as in diffusers, unless prompt weighting is asked for.
+    """
+
+    def __init__(self, folder: Path | None):
+        """folder: the checkpoint's `tokenizer`. ComfyUI's own copy of T5's tokenizer serves where that has no
+        tokenizer.json, as the official folders do not: it is the same vocabulary, and needs no protobuf."""
+        from transformers import T5TokenizerFast
+
+        found = folder if folder is not None and (folder / "tokenizer.json").is_file() else _COMFYUI_TOKENIZER
+        self.tokenizer = T5TokenizerFast.from_pretrained(str(found))
+
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, prompt_weights: bool = False, **_: object
+    ) -> dict[str, list[list[tuple]]]:
+        """{"t5xxl": [226 of (id, weight)]}, or (id, weight, word) with `return_word_ids`.
+
+        prompt_weights: read "(word:1.2)" as ComfyUI's CLIPTextEncode does for other models.
+        """
+        segments = comfy.sd1_clip.token_weights(text, 1.0) if prompt_weights else [(text, 1.0)]
+        ids = [(i, weight) for segment, weight in segments for i in self._ids(segment)]
+        lost = self.lost_text(text)
+        if lost and not prompt_weights:
+            logging.warning(lost_text_message(lost))
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        ids = [*ids[: MAX_TOKENS - 1], (end, 1.0)]
+        ids += [(pad, 1.0)] * (MAX_TOKENS - len(ids))
+        if return_word_ids:
+            ids = [(*pair, word) for word, pair in enumerate(ids)]
+        return {CLIP_NAME: [ids]}
+
+    def lost_text(self, text: str) -> str:
+        """The end of a prompt that does not fit into 226 tokens, "" where all of it does."""
+        return self.tokenizer.decode(self._ids(text)[MAX_TOKENS - 1 :]).strip()
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def untokenize(self, token_weight_pairs: list[tuple]) -> list[tuple]:
+        return [(pair, self.tokenizer.convert_ids_to_tokens(pair[0])) for pair in token_weight_pairs]
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+
+def lost_text_message(lost: str) -> str:
+    """What to tell a user whose prompt was cut."""
+    return (
+        f"CogVideoX reads {MAX_TOKENS} tokens; the prompt is longer and its end was left out: “{lost}”. "
+        "Shorten the prompt to keep it."
+    )

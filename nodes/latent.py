@@ -1,0 +1,42 @@
+"""Latents to start from."""
+
+from comfy_api.latest import io
+
+from ..host.errors import GeometryError
+from ..vae.geometry import SIZE_STEP, check_size, empty_latent
+
+MAX_SIDE, MAX_FRAMES, MAX_BATCH = 16384, 1025, 64
+
+
+class CogVideoXEmptyLatent(io.ComfyNode):
+    """LATENT out: samples [B, 16, (frames - 1) / 4 + 1, height / 8, width / 8], zeros."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXEmptyLatent",
+            display_name="Empty CogVideoX Latent",
+            category="CogVideoX/latent",
+            description="An empty video to paint: 720 x 480 with 49 frames for CogVideoX, 1360 x 768 with 81 for 1.5.",
+            inputs=[
+                io.Int.Input("width", default=720, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP),
+                io.Int.Input("height", default=480, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP),
+                io.Int.Input("frames", default=49, min=1, max=MAX_FRAMES, step=8, tooltip="Video frames, 8k + 1."),
+                io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
+        if None in (width, height, frames):  # linked: known only when it runs
+            return True
+        try:
+            check_size(width, height, frames)
+        except GeometryError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, width: int, height: int, frames: int, batch_size: int) -> io.NodeOutput:
+        return io.NodeOutput({"samples": empty_latent(width, height, frames, batch_size)})

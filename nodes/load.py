@@ -1,0 +1,175 @@
+"""Loaders: from a name in ComfyUI's model folders to MODEL, CLIP and VAE."""
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..host import folders
+from ..host.errors import CheckpointError
+from ..model_loaders.autoencoder import load_vae
+from ..model_loaders.checkpoints import check_component, require_pipeline
+from ..model_loaders.model import load_model
+from ..model_loaders.precision import WEIGHT_DTYPES
+from ..model_loaders.text_encoder import load_text_encoder
+
+_DTYPE_TOOLTIP = (
+    "Precision of the weights in memory. default: the checkpoint's trained precision where the device computes in it. "
+    "fp8_e4m3fn halves the memory of the transformer's matrices and loses some accuracy."
+)
+
+
+def _dtype_input() -> io.Combo.Input:
+    return io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), default="default", tooltip=_DTYPE_TOOLTIP)
+
+
+def _problem(check: callable) -> bool | str:
+    """True where `check` passes, otherwise its message: what ComfyUI's validate_inputs wants."""
+    try:
+        check()
+    except CheckpointError as error:
+        return str(error)
+    return True
+
+
+def _check_pipeline(folder: str) -> None:
+    path = folders.find(folder, "diffusers")
+    require_pipeline(path)
+    for component in folders.COMPONENTS:
+        check_component(path, component)
+
+
+class CogVideoXLoadPipeline(io.ComfyNode):
+    """A whole diffusers folder -> MODEL, CLIP, VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXLoadPipeline",
+            display_name="Load CogVideoX Pipeline",
+            category="CogVideoX/load",
+            description="Load transformer, text encoder and VAE of a CogVideoX checkpoint in diffusers layout.",
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=folders.list_pipelines(),
+                    tooltip="A folder under models/diffusers that holds the whole checkpoint (model_index.json).",
+                ),
+                _dtype_input(),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        return folder is None or _problem(lambda: _check_pipeline(folder))
+
+    @classmethod
+    def execute(cls, folder: str, weight_dtype: str) -> io.NodeOutput:
+        path = folders.find(folder, "diffusers")
+        require_pipeline(path)
+        # what fp8 saves in the transformer it would cost in T5 and the VAE
+        rest = "default" if weight_dtype == "fp8_e4m3fn" else weight_dtype
+        return io.NodeOutput(load_model(path, weight_dtype), load_text_encoder(path, rest), load_vae(path, rest))
+
+
+class CogVideoXLoadModel(io.ComfyNode):
+    """A transformer -> MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXLoadModel",
+            display_name="Load CogVideoX Model",
+            category="CogVideoX/load",
+            description="Load the transformer of a CogVideoX checkpoint alone.",
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=folders.list_components("transformer", "diffusion_models"),
+                    tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models.",
+                ),
+                _dtype_input(),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str | None) -> bool | str:
+        return model_name is None or _problem(lambda: check_component(_find_model(model_name), "transformer"))
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_model(_find_model(model_name), weight_dtype))
+
+
+class CogVideoXLoadTextEncoder(io.ComfyNode):
+    """A T5 encoder -> CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXLoadTextEncoder",
+            display_name="Load CogVideoX Text Encoder",
+            category="CogVideoX/load",
+            description="Load the T5 text encoder of a CogVideoX checkpoint alone.",
+            inputs=[
+                io.Combo.Input(
+                    "text_encoder_name",
+                    options=folders.list_components("text_encoder", "text_encoders"),
+                    tooltip="A pipeline under models/diffusers, or a folder or file under models/text_encoders.",
+                ),
+                _dtype_input(),
+            ],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, text_encoder_name: str | None) -> bool | str:
+        name = text_encoder_name
+        return name is None or _problem(lambda: check_component(_find_text_encoder(name), "text_encoder"))
+
+    @classmethod
+    def execute(cls, text_encoder_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_text_encoder(_find_text_encoder(text_encoder_name), weight_dtype))
+
+
+class CogVideoXLoadVAE(io.ComfyNode):
+    """A VAE -> VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXLoadVAE",
+            display_name="Load CogVideoX VAE",
+            category="CogVideoX/load",
+            description="Load the VAE of a CogVideoX checkpoint alone.",
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=folders.list_components("vae", "vae"),
+                    tooltip="A pipeline under models/diffusers, or a folder or file under models/vae.",
+                ),
+                _dtype_input(),
+            ],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, vae_name: str | None) -> bool | str:
+        return vae_name is None or _problem(lambda: check_component(_find_vae(vae_name), "vae"))
+
+    @classmethod
+    def execute(cls, vae_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_vae(_find_vae(vae_name), weight_dtype))
+
+
+def _find_model(name: str) -> Path:
+    return folders.find(name, "diffusers", "diffusion_models")
+
+
+def _find_text_encoder(name: str) -> Path:
+    return folders.find(name, "diffusers", "text_encoders")
+
+
+def _find_vae(name: str) -> Path:
+    return folders.find(name, "diffusers", "vae")

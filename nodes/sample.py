@@ -1,0 +1,214 @@
+"""Sampling: one node that does it all, and its parts for ComfyUI's custom sampler nodes."""
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from ..host.errors import GeometryError
+from ..samplers.comfy_sampler import SAMPLERS, CogVideoXNoise as SeededNoise, build_sampler, schedule_sigmas
+from ..samplers.guidance import patch_dynamic_cfg
+from ..samplers.schedule import TRAIN_TIMESTEPS, total_steps
+
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+_SAMPLER_TOOLTIP = "ddim for CogVideoX-2b, dpm for the 5b models, as their model cards recommend."
+
+
+def _steps_input() -> io.Int.Input:
+    return io.Int.Input("steps", default=50, min=1, max=TRAIN_TIMESTEPS)
+
+
+def _cfg_input() -> io.Float.Input:
+    return io.Float.Input("cfg", default=6.0, min=0.0, max=100.0, step=0.1, round=0.01)
+
+
+def _seed_input() -> io.Int.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        control_after_generate=True,
+        tooltip="The same seed draws the same noise as a CPU generator in diffusers.",
+    )
+
+
+def _denoise_input() -> io.Float.Input:
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="Below 1 the latent is changed, not replaced: the last `steps` of a schedule of steps / denoise run.",
+    )
+
+
+def _check_schedule(steps: int | None, denoise: float | None) -> bool | str:
+    """What validate_inputs returns: True, or why the schedule cannot be."""
+    if steps is None or denoise is None or denoise <= 0 or total_steps(steps, denoise) <= TRAIN_TIMESTEPS:
+        return True
+    least = -(-steps * 100 // TRAIN_TIMESTEPS) / 100
+    return (
+        f"{steps} steps at denoise {denoise} are the end of a schedule of {total_steps(steps, denoise)}; the model has "
+        f"{TRAIN_TIMESTEPS} timesteps. Use denoise {least} or more, or fewer steps."
+    )
+
+
+class CogVideoXSample(io.ComfyNode):
+    """LATENT out: samples [B, 16, T, H/8, W/8], unscaled."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXSample",
+            display_name="CogVideoX Sampler",
+            category="CogVideoX/sample",
+            description="Sample a video with CogVideoX's own schedule and equations, equal to diffusers' pipelines.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent_image"),
+                _seed_input(),
+                _steps_input(),
+                _cfg_input(),
+                io.Combo.Input("sampler", options=list(SAMPLERS), default="ddim", tooltip=_SAMPLER_TOOLTIP),
+                io.Boolean.Input(
+                    "dynamic_cfg", default=False, tooltip="Let the guidance change over the run, as diffusers can."
+                ),
+                _denoise_input(),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, steps: int | None, denoise: float | None) -> bool | str:
+        return _check_schedule(steps, denoise)
+
+    @classmethod
+    def execute(
+        cls,
+        model: object,
+        positive: list,
+        negative: list,
+        latent_image: dict,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler: str,
+        dynamic_cfg: bool,
+        denoise: float,
+    ) -> io.NodeOutput:
+        model = patch_dynamic_cfg(model, steps, cfg) if dynamic_cfg else model
+        sigmas = schedule_sigmas(_model_sampling(model), steps, denoise)
+        latent = {**latent_image, "samples": comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])}
+        samples = comfy.sample.sample_custom(
+            model,
+            SeededNoise(seed).generate_noise(latent),
+            cfg,
+            build_sampler(sampler, total_steps(steps, denoise) if denoise > 0 else None),
+            sigmas,
+            positive,
+            negative,
+            latent["samples"],
+            noise_mask=latent.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, steps),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
+        return io.NodeOutput({**latent, "samples": samples})
+
+
+class CogVideoXSampler(io.ComfyNode):
+    """SAMPLER out, for SamplerCustomAdvanced."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXSampler",
+            display_name="CogVideoX Sampler Select",
+            category="CogVideoX/sample",
+            description="CogVideoX's DDIM or DPM equations as a SAMPLER.",
+            inputs=[io.Combo.Input("sampler", options=list(SAMPLERS), default="ddim", tooltip=_SAMPLER_TOOLTIP)],
+            outputs=[io.Sampler.Output()],
+        )
+
+    @classmethod
+    def execute(cls, sampler: str) -> io.NodeOutput:
+        return io.NodeOutput(build_sampler(sampler))
+
+
+class CogVideoXScheduler(io.ComfyNode):
+    """SIGMAS out: [steps + 1]."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXScheduler",
+            display_name="CogVideoX Scheduler",
+            category="CogVideoX/sample",
+            description="The noise levels of CogVideoX's own schedule: trailing timesteps, zero terminal SNR.",
+            inputs=[io.Model.Input("model"), _steps_input(), _denoise_input()],
+            outputs=[io.Sigmas.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, steps: int | None, denoise: float | None) -> bool | str:
+        return _check_schedule(steps, denoise)
+
+    @classmethod
+    def execute(cls, model: object, steps: int, denoise: float) -> io.NodeOutput:
+        return io.NodeOutput(schedule_sigmas(_model_sampling(model), steps, denoise))
+
+
+class CogVideoXNoise(io.ComfyNode):
+    """NOISE out, for SamplerCustomAdvanced."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXNoise",
+            display_name="CogVideoX Noise",
+            category="CogVideoX/sample",
+            description="Noise in the order in which diffusers draws it: the same seed gives the same video.",
+            inputs=[_seed_input()],
+            outputs=[io.Noise.Output()],
+        )
+
+    @classmethod
+    def execute(cls, seed: int) -> io.NodeOutput:
+        return io.NodeOutput(SeededNoise(seed))
+
+
+class CogVideoXDynamicCFG(io.ComfyNode):
+    """MODEL out, a patched clone."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXDynamicCFG",
+            display_name="CogVideoX Dynamic CFG",
+            category="CogVideoX/sample",
+            description="Let the guidance change over the run as diffusers' use_dynamic_cfg does, with any sampler.",
+            inputs=[io.Model.Input("model"), _steps_input(), _cfg_input()],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: object, steps: int, cfg: float) -> io.NodeOutput:
+        return io.NodeOutput(patch_dynamic_cfg(model, steps, cfg))
+
+
+def _model_sampling(model: object) -> torch.nn.Module:
+    """Raises GeometryError for a model whose noise schedule is not CogVideoX's."""
+    sampling = model.get_model_object("model_sampling")
+    if not hasattr(sampling, "alphas"):
+        raise GeometryError(
+            f"This model samples with {type(sampling).__name__}; CogVideoX's schedule needs a model from Load CogVideoX "
+            "Model or Load CogVideoX Pipeline, without a ModelSampling patch. Use KSampler for other models."
+        )
+    return sampling

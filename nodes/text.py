@@ -1,0 +1,40 @@
+"""Prompts."""
+
+from comfy_api.latest import io
+
+from ..host.messages import warn
+from ..model_loaders.tokenizer import CogVideoXTokenizer, lost_text_message
+
+
+class CogVideoXEncodeText(io.ComfyNode):
+    """CONDITIONING out: [1, 226, text width]."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXEncodeText",
+            display_name="CogVideoX Text Encode",
+            category="CogVideoX/text",
+            description="Encode a prompt exactly as diffusers does: 226 tokens, parentheses and colons are plain text.",
+            inputs=[
+                io.Clip.Input("clip"),
+                io.String.Input(
+                    "text", multiline=True, dynamic_prompts=True, tooltip="English, long and descriptive works best."
+                ),
+                io.Boolean.Input(
+                    "prompt_weights",
+                    default=False,
+                    optional=True,
+                    tooltip="Read (word:1.2) as a weight, as ComfyUI does for other models. CogVideoX does not.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, clip: object, text: str, prompt_weights: bool = False) -> io.NodeOutput:
+        tokens = clip.tokenize(text, prompt_weights=prompt_weights)
+        if isinstance(clip.tokenizer, CogVideoXTokenizer) and (lost := clip.tokenizer.lost_text(text)):
+            warn(lost_text_message(lost), cls.hidden.unique_id)
+        return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))

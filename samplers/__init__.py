@@ -1,0 +1,1 @@
+"""CogVideoX's sampling equations as plain functions, and their adapter to ComfyUI."""

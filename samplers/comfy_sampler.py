@@ -1,0 +1,99 @@
+"""The DDIM and DPM equations as ComfyUI SAMPLER, SIGMAS and NOISE objects."""
+
+import comfy.samplers
+import torch
+
+from .ddim import sample_ddim
+from .dpm import sample_dpm
+from .noise import draw_noise, seeded_noise
+from .schedule import next_timesteps, total_steps, trailing_timesteps
+
+SAMPLERS = ("ddim", "dpm")
+
+
+class CogVideoXNoise:
+    """NOISE: what diffusers draws from a CPU generator with this seed."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def generate_noise(self, input_latent: dict) -> torch.Tensor:
+        """Noise shaped like the latent's samples [B, C, T, H, W] (a single frame where T is missing)."""
+        samples = input_latent["samples"]
+        shape = samples.shape if samples.ndim == 5 else (*samples.shape[:2], 1, *samples.shape[2:])
+        return seeded_noise(shape, self.seed, input_latent.get("batch_index"))
+
+
+def schedule_sigmas(model_sampling: torch.nn.Module, steps: int, denoise: float) -> torch.Tensor:
+    """SIGMAS of the last `steps` timesteps of CogVideoX's schedule of int(steps / denoise): [steps + 1], ends in 0.
+
+    Empty for denoise 0, which makes ComfyUI return the latent as it is.
+    """
+    if denoise <= 0:
+        return torch.zeros(0)
+    timesteps = trailing_timesteps(total_steps(steps, denoise))[-steps:]
+    return torch.cat([model_sampling.sigmas[timesteps], torch.zeros(1)])
+
+
+def build_sampler(name: str, schedule_steps: int | None = None) -> comfy.samplers.KSAMPLER:
+    """SAMPLER that runs CogVideoX's own equations along whatever SIGMAS it is given.
+
+    name: "ddim" or "dpm".
+    schedule_steps: length of the schedule whose end the sigmas are; None finds it from the sigmas.
+    """
+    return comfy.samplers.KSAMPLER(sample_along, {"name": name, "schedule_steps": schedule_steps})
+
+
+@torch.no_grad()
+def sample_along(
+    model: object,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: dict | None = None,
+    callback: object = None,
+    disable: bool | None = None,
+    name: str = "ddim",
+    schedule_steps: int | None = None,
+) -> torch.Tensor:
+    """A k-diffusion style sampler function (ComfyUI calls it through KSAMPLER).
+
+    x: [B, C, T, H, W] at sigmas[0], variance exploding, as ComfyUI keeps it. Each sigma is taken as the nearest of
+    the model's 1000 timesteps. Returns x at sigmas[-1].
+    """
+    extra_args = extra_args or {}
+    model_sampling = model.inner_model.inner_model.model_sampling
+    steps = plan_steps(model_sampling, sigmas, schedule_steps)
+    unit = x.new_ones([x.shape[0]])
+
+    def predict_x0(x: torch.Tensor, timestep: int) -> torch.Tensor:
+        sigma = model_sampling.sigmas[timestep].to(x)
+        x0 = model(x * (1 + sigma**2) ** 0.5, sigma * unit, **extra_args)
+        if model_sampling.alphas[timestep] == 0:
+            # ComfyUI stands a sigma of 4500 in for infinity; take out the trace of x that leaves: x0 = -v
+            root_alpha = 1 / (1 + sigma**2) ** 0.5
+            x0 = (x0 - root_alpha * x) / (1 - root_alpha**2) ** 0.5
+        return x0
+
+    def report(i: int, x: torch.Tensor, x0: torch.Tensor) -> None:
+        if callback is not None:
+            callback({"i": i, "x": x, "denoised": x0, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
+
+    x = x / (1 + sigmas[0] ** 2) ** 0.5
+    if name == "dpm":
+        generator = torch.Generator().manual_seed(extra_args.get("seed") or 0)
+        draw_noise(x.shape, generator)  # the run's first draw was its starting noise
+        x = sample_dpm(predict_x0, x, steps, lambda: draw_noise(x.shape, generator).to(x), report)
+    else:
+        x = sample_ddim(predict_x0, x, steps, report)
+    return x * (1 + sigmas[-1] ** 2) ** 0.5
+
+
+def plan_steps(
+    model_sampling: torch.nn.Module, sigmas: torch.Tensor, schedule_steps: int | None
+) -> list[tuple[int, float, float]]:
+    """(timestep, alpha there, alpha to go to) for each step along `sigmas`."""
+    timesteps = [int(t) for t in model_sampling.timestep(sigmas[:-1].cpu())]
+    end = int(model_sampling.timestep(sigmas[-1:].cpu())) if sigmas[-1] > 0 else -1
+    targets = next_timesteps([*timesteps, end], schedule_steps)
+    alphas = model_sampling.alphas
+    return [(t, float(alphas[t]), float(alphas[n]) if n >= 0 else 1.0) for t, n in zip(timesteps, targets)]

@@ -1,0 +1,106 @@
+"""What every sampling run on a CogVideoX model passes through, whichever sampler node started it."""
+
+from collections.abc import Callable
+
+import comfy.patcher_extension
+import torch
+
+from ..host.errors import ConditioningError, GeometryError
+from .noise import seeded_noise
+
+
+def sample_checked(
+    executor: comfy.patcher_extension.WrapperExecutor,
+    noise: torch.Tensor,
+    latent_image: torch.Tensor,
+    sampler: object,
+    sigmas: torch.Tensor,
+    denoise_mask: torch.Tensor | None = None,
+    callback: Callable | None = None,
+    disable_pbar: bool = False,
+    seed: int | None = None,
+    **kwargs: object,
+) -> torch.Tensor:
+    """OUTER_SAMPLE wrapper: refuse what does not fit before any work, and give CogVideoX 1.5 whole frame pairs.
+
+    CogVideoX 1.5 patches two latent frames together. As in diffusers' pipelines an odd count gets real noise frames
+    in front, which take part in sampling and are dropped afterwards; repeating a frame inside the model instead
+    leaves the last latent wrong.
+
+    Raises GeometryError, ConditioningError.
+    """
+    guider = executor.class_obj
+    model = guider.model_patcher.model
+    check_latent(model, latent_image)
+    check_conditioning(model, guider.conds)
+
+    patch_size_t = model.diffusion_model.config.patch_size_t or 1
+    extra = -latent_image.shape[2] % patch_size_t
+    model.diffusion_model.token_grid((latent_image.shape[2] + extra, *latent_image.shape[3:]))
+    if extra:
+        noise = prepend_noise(noise, latent_image.shape, extra, seed or 0)
+        latent_image = prepend_first(latent_image, extra)
+        denoise_mask = None if denoise_mask is None else prepend_first(denoise_mask, extra)
+        if "latent_shapes" in kwargs:
+            kwargs["latent_shapes"] = [latent_image.shape]
+    without_extra = callback
+    if extra and callback is not None:
+
+        def without_extra(step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
+            callback(step, x0[:, :, extra:], x[:, :, extra:], total_steps)
+
+    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, without_extra, disable_pbar, seed, **kwargs)
+    return out[:, :, extra:]
+
+
+def prepend_first(x: torch.Tensor, count: int) -> torch.Tensor:
+    """[B, C, T, H, W] -> [B, C, count + T, H, W], the first frame repeated."""
+    return torch.cat([x[:, :, :1].expand(-1, -1, count, -1, -1), x], dim=2)
+
+
+def prepend_noise(noise: torch.Tensor, shape: torch.Size, count: int, seed: int) -> torch.Tensor:
+    """`count` more frames of noise in front of `noise` [B, C, T, H, W].
+
+    CogVideoXNoise becomes the noise that diffusers draws for the longer video. Any other noise stays as it is and its
+    seed's stream goes on; where no noise is added at all, none is added in front.
+    """
+    longer = (shape[0], shape[1], shape[2] + count, *shape[3:])
+    if torch.equal(noise.cpu().float(), seeded_noise(shape, seed)):
+        return seeded_noise(longer, seed).to(noise)
+    if torch.count_nonzero(noise) == 0:
+        return noise.new_zeros(longer)
+    generator = torch.Generator().manual_seed(seed)
+    torch.randn(noise.shape, generator=generator)
+    front = torch.randn((*shape[:2], count, *shape[3:]), generator=generator)
+    return torch.cat([front.to(noise), noise], dim=2)
+
+
+def check_latent(model: torch.nn.Module, latent_image: torch.Tensor) -> None:
+    """Raises GeometryError unless the latent is [B, 16, T, H, W]."""
+    channels = model.latent_format.latent_channels
+    if latent_image.ndim != 5 or latent_image.shape[1] != channels:
+        raise GeometryError(
+            f"The latent has shape {list(latent_image.shape)}; CogVideoX needs [batch, {channels}, frames, height / 8, "
+            "width / 8]. Make it with Empty CogVideoX Latent or encode it with a CogVideoX VAE."
+        )
+
+
+def check_conditioning(model: torch.nn.Module, conds: dict[str, list[dict]]) -> None:
+    """Raises ConditioningError unless every text embedding has the model's width and the model needs no image."""
+    config = model.diffusion_model.config
+    width, channels = config.text_embed_dim, model.latent_format.latent_channels
+    if config.in_channels != channels:
+        raise ConditioningError(
+            f"This is an image to video model: it takes {config.in_channels} channels, {config.in_channels - channels} "
+            "of them from a start image, and this version of the pack has no image to video node yet. Use a text to "
+            "video checkpoint (CogVideoX-2b, CogVideoX-5b, CogVideoX1.5-5B)."
+        )
+    for name, entries in conds.items():
+        for entry in entries:
+            text = entry.get("cross_attn")
+            if text is None or text.ndim != 3 or text.shape[-1] != width:
+                found = "no text" if text is None else f"shape {list(text.shape)}"
+                raise ConditioningError(
+                    f"The {name} conditioning has {found}; this model needs [batch, tokens, {width}], from the T5 "
+                    "text encoder of its own family. Encode the prompt with Load CogVideoX Text Encoder."
+                )

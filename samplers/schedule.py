@@ -1,0 +1,70 @@
+"""Noise levels and timesteps of CogVideoX.
+
+Source of all numbers: the official scheduler_config.json files and diffusers scheduling_ddim_cogvideox.py.
+"""
+
+import torch
+
+TRAIN_TIMESTEPS = 1000
+BETA_START, BETA_END = 0.00085, 0.012
+
+
+def alphas_cumprod(snr_shift_scale: float) -> torch.Tensor:
+    """Cumulative products of alpha at timesteps 0 .. 999: [1000], float64, falling to exactly 0.
+
+    Scaled-linear betas, shifted in SNR (3.0 for CogVideoX-2b, 1.0 for the others), then rescaled to zero terminal
+    SNR (Lin et al. 2023, algorithm 1).
+    """
+    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
+    alphas = torch.cumprod(1 - betas, dim=0)
+    alphas = alphas / (snr_shift_scale + (1 - snr_shift_scale) * alphas)
+    root = alphas.sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    return ((root - last) * (first / (first - last))) ** 2
+
+
+def trailing_timesteps(steps: int) -> list[int]:
+    """`steps` timesteps from 999 down, "trailing" spacing, rounded half to even: [999, ..., 1000 / steps - 1].
+
+    diffusers makes one timestep too many (-1) where 1000 / steps is not exact in floating point, first at 61 steps;
+    here it is always `steps`.
+    """
+    ratio = TRAIN_TIMESTEPS / steps
+    return [round(TRAIN_TIMESTEPS - i * ratio) - 1 for i in range(steps)]
+
+
+def total_steps(steps: int, denoise: float) -> int:
+    """Length of the schedule of which `steps` are run: int(steps / denoise), as ComfyUI counts it.
+
+    6 steps at denoise 0.6 are the last 6 of 10, as diffusers' strength 0.6 with 10 inference steps.
+    """
+    # 6 / 0.6 is 10.000000000000002 and 7 / 0.7 is 10.000000000000002, but 9 / 0.9 may fall just short
+    return int(steps / denoise + 1e-6)
+
+
+def schedule_of(points: list[int]) -> int | None:
+    """The number of steps of the trailing schedule that `points` are a run of, or None if of none.
+
+    points: timesteps in the order they are visited, -1 for the clean sample at the end.
+    """
+    for total in range(len(points) - 1, TRAIN_TIMESTEPS + 1):
+        schedule = [*trailing_timesteps(total), -1]
+        if points[0] in schedule:
+            start = schedule.index(points[0])
+            if schedule[start : start + len(points)] == points:
+                return total
+    return None
+
+
+def next_timesteps(points: list[int], total: int | None = None) -> list[int]:
+    """The timestep that each step along `points` goes to; below 0 means a clean sample.
+
+    points: as in schedule_of. total: the schedule's length; None finds it, the shortest that fits.
+
+    On CogVideoX's own schedule that is `t - 1000 // total`, off the grid where total does not divide 1000: this is
+    what diffusers does and what published results were made with. Any other schedule steps from point to point.
+    """
+    total = total or schedule_of(points)
+    if total is None:
+        return points[1:]
+    return [t - TRAIN_TIMESTEPS // total for t in points[:-1]]

@@ -1,0 +1,150 @@
+import errno
+import importlib.util
+import socket
+import sys
+
+import pytest
+
+from devtools import cli, environment, paths, server
+
+
+@pytest.fixture
+def dev():
+    spec = importlib.util.spec_from_file_location("dev_under_test", paths.ROOT / "dev.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def untouched_clone(tmp_path, monkeypatch):
+    """Everything the commands write goes to an empty folder; a ComfyUI of the environment is forgotten."""
+    for name, place in (("VENV", ".venv"), ("DEV", ".dev"), ("LOGS", ".dev/logs"), ("BASE", ".dev/base")):
+        monkeypatch.setattr(paths, name, tmp_path / place)
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    return tmp_path
+
+
+def sentence(capsys) -> str:
+    """The one line on stderr, without its `error: `."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+def test_old_python_is_told_which_to_use(dev, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+    assert dev.main(["demo"]) == 1
+    assert sentence(capsys) == "Python 3.10 or newer is needed and this is 3.9.18: run `python3.10 dev.py`."
+
+
+def test_old_python_can_parse_dev_py():
+    import ast
+
+    # A SyntaxError on Python 3.7 would come instead of the sentence above.
+    ast.parse((paths.ROOT / "dev.py").read_text("utf-8"), feature_version=(3, 7))
+
+
+@pytest.mark.parametrize("by_option", [True, False])
+def test_wrong_comfyui_path_names_its_source_and_installs_nothing(untouched_clone, monkeypatch, capsys, by_option):
+    wrong = untouched_clone / "elsewhere"
+    if not by_option:
+        monkeypatch.setenv("COMFYUI_PATH", str(wrong))
+    assert cli.main(["demo", *(["--comfyui", str(wrong)] if by_option else [])]) == 1
+    message = sentence(capsys)
+    assert message.startswith(f"{'--comfyui' if by_option else 'COMFYUI_PATH'} names {wrong}")
+    assert "main.py" in message
+    assert not list(untouched_clone.iterdir())
+
+
+@pytest.mark.parametrize("command", ["demo", "serve"])
+def test_port_in_use_is_found_before_anything_long(untouched_clone, capsys, command):
+    with socket.socket() as taken:
+        taken.bind((server.ADDRESS, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main([command, "--port", str(port)]) == 1
+    assert sentence(capsys).startswith(f"Port {port} cannot be used")
+    assert not list(untouched_clone.iterdir())
+
+
+def test_too_little_room_is_found_before_anything_is_written(untouched_clone, monkeypatch, capsys):
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1.5e9}))
+    assert cli.main(["demo"]) == 1
+    assert "has 1.5 GB free" in sentence(capsys)
+    assert not list(untouched_clone.iterdir())
+
+
+def test_disk_that_fills_up_anywhere_is_one_sentence(untouched_clone, monkeypatch, capsys):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "some/file")
+
+    monkeypatch.setattr(environment, "create_venv", fill)
+    monkeypatch.setattr(environment, "check_room", lambda folder: 100.0)
+    assert cli.main(["demo"]) == 1
+    assert sentence(capsys).startswith("The disk is full: nothing more could be written to some/file")
+
+
+def test_other_system_errors_are_not_called_a_full_disk(untouched_clone, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(environment, "check_room", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        cli.main(["demo"])
+
+
+def test_ctrl_c_ends_without_a_traceback(untouched_clone, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "check_room", interrupt)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "Stopped.\n"
+
+
+def test_pytest_gets_its_arguments_in_order():
+    arguments, rest = cli.parse(["test", "-k", "dit and not slow", "--co", "--comfyui", "X", "tests/vae", "-x"])
+    # --co is pytest's; were it read as --comfyui, it would swallow a path.
+    assert rest == ["-k", "dit and not slow", "--co", "tests/vae", "-x"]
+    assert arguments.comfyui == "X"
+
+
+@pytest.mark.parametrize(
+    "argv", [["--comfyui", "X", "--port", "81", "demo"], ["demo", "--comfyui", "X", "--port", "81"]]
+)
+def test_options_count_before_and_after_the_command(argv):
+    arguments, _ = cli.parse(argv)
+    assert (arguments.comfyui, arguments.port) == ("X", 81)
+
+
+def test_misspelt_option_of_demo_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(["demo", "--prot", "81"])
+    assert ended.value.code == 2
+    assert "--prot 81" in capsys.readouterr().err
+
+
+def test_unknown_benchmark_names_the_known_ones(untouched_clone, monkeypatch, capsys):
+    (untouched_clone / "benchmarks").mkdir()
+    for name in ("bench_start.py", "bench_load.py"):
+        (untouched_clone / "benchmarks" / name).touch()
+    monkeypatch.setattr(paths, "ROOT", untouched_clone)
+    assert cli.main(["bench", "stat"]) == 1
+    assert sentence(capsys) == "There is no benchmark stat; there are: load, start."
+
+
+def test_benchmarks_all_run_and_a_failure_is_the_exit_status(untouched_clone, monkeypatch):
+    (untouched_clone / "benchmarks").mkdir()
+    for name, status in (("bench_a", 3), ("bench_b", 0)):
+        code = (
+            f"import os, sys; open({name!r} + sys.argv[1], 'w').write(os.environ['COMFYUI_PATH']); sys.exit({status})"
+        )
+        (untouched_clone / "benchmarks" / f"{name}.py").write_text(code, "utf-8")
+    monkeypatch.setattr(paths, "ROOT", untouched_clone)
+    ready = cli.Setup(untouched_clone / "host", cli.Path(sys.executable))
+    monkeypatch.setattr(cli, "prepare", lambda arguments, for_tests: ready)
+    assert cli.main(["bench", "--quick"]) == 3
+    for name in ("bench_a", "bench_b"):
+        assert (untouched_clone / f"{name}--quick").read_text("utf-8") == str(ready.host)

@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+pytest.importorskip("aiohttp")
+
+from devtools import run_workflow  # noqa: E402
+from devtools.client import RunError, RunResult  # noqa: E402
+
+
+@pytest.fixture
+def video(tmp_path):
+    av, np = pytest.importorskip("av"), pytest.importorskip("numpy")
+    with av.open(str(tmp_path / "out.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for shade in range(9):
+            picture = np.full((64, 96, 3), shade * 20, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return tmp_path / "out.mp4"
+
+
+@pytest.fixture
+def workflow(tmp_path):
+    (tmp_path / "graph.json").write_text(json.dumps({"1": {"class_type": "Save", "inputs": {}}}), "utf-8")
+    return tmp_path / "graph.json"
+
+
+def run(monkeypatch, workflow, result: RunResult) -> int:
+    monkeypatch.setattr(run_workflow.client, "object_info", lambda url: {})
+    monkeypatch.setattr(run_workflow.client, "run_workflow", lambda url, api, on_event: result)
+    return run_workflow.main([str(workflow), "http://host", str(workflow.parent)])
+
+
+def test_video_is_named_with_what_a_player_finds(monkeypatch, workflow, video, capsys):
+    result = RunResult(outputs={"1": {"images": [{"filename": "out.mp4", "subfolder": "", "type": "output"}]}})
+    assert run(monkeypatch, workflow, result) == 0
+    assert f"{video.resolve()}  (9 frames, 96x64, 8 fps)" in capsys.readouterr().out
+
+
+def test_failed_workflow_ends_in_one_sentence_and_a_status(monkeypatch, workflow, capsys):
+    assert run(monkeypatch, workflow, RunResult(error=RunError("failed", "1", "Save", "disk full"))) == 1
+    assert capsys.readouterr().err == (
+        "error: The workflow graph.json did not run through, Save (node 1) failed: disk full\n"
+    )
+
+
+def test_workflow_without_a_file_is_no_success(monkeypatch, workflow, capsys):
+    assert run(monkeypatch, workflow, RunResult()) == 1
+    assert "saved no file" in capsys.readouterr().err
+
+
+def test_file_that_is_no_workflow_is_named(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no json", "utf-8")
+    assert run_workflow.main([str(tmp_path / "notes.txt"), "http://host", str(tmp_path)]) == 1
+    assert "notes.txt cannot be read as a workflow" in capsys.readouterr().err

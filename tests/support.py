@@ -1,0 +1,45 @@
+"""Helpers that several tests share: tiny weights in both implementations, and the distance between results."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from devtools.embedded_checkpoint import VARIANTS, write_pipeline
+
+PACK = "cogvideox_pack"
+ALL_VARIANTS = tuple(VARIANTS)
+TEXT_TO_VIDEO = ("2b", "5b", "1.5-5B")
+
+
+def pack(module: str) -> ModuleType:
+    """A module of the pack, e.g. pack("samplers.ddim")."""
+    return importlib.import_module(f"{PACK}.{module}")
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """RMS of the difference over RMS of the reference, in float64."""
+    assert ours.shape == theirs.shape, f"shapes {tuple(ours.shape)} and {tuple(theirs.shape)}"
+    ours, theirs = ours.double(), theirs.double()
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: object) -> Path:
+    """A tiny pipeline of `variant` whose weights are fp32 on disk."""
+    return write_pipeline(folder, variant, seed, torch.float32, **overrides)
+
+
+def reference_pipeline(folder: Path) -> object:
+    """diffusers' own text to video pipeline on the weights in `folder`, in fp32."""
+    from diffusers import CogVideoXPipeline
+
+    pipeline = CogVideoXPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def reference_transformer(folder: Path) -> torch.nn.Module:
+    """diffusers' transformer on the weights in `folder`, in fp32."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    return CogVideoXTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32).eval()

@@ -1,0 +1,1 @@
+"""The denoiser: diffusers' module tree under ComfyUI's operations, with our forward."""

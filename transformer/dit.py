@@ -1,0 +1,227 @@
+"""CogVideoX's diffusion transformer as ComfyUI calls it."""
+
+import comfy.model_prefetch
+import comfy.patcher_extension
+import torch
+import torch.nn.functional as F
+from diffusers import CogVideoXTransformer3DModel
+
+from ..host.errors import GeometryError
+from .attention import joint_attention
+from .positions import rotary_table, sincos_table
+
+
+class CogVideoXDiT(CogVideoXTransformer3DModel):
+    """diffusers' modules and parameter names, ComfyUI's calling convention and operations."""
+
+    # ModelMixin's are read-only properties; ComfyUI reads the dtype and assigns the device.
+    dtype = None
+    device = None
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        control: dict | None = None,
+        transformer_options: dict = {},
+        ofs: torch.Tensor | None = None,
+        **_: object,
+    ) -> torch.Tensor:
+        """Predict v.
+
+        x: [B, in_channels, T, H, W], scaled latents (and image latents) in the compute dtype.
+        timestep: [B], 0 .. 999. context: [B, text tokens, text width]. ofs: [B], CogVideoX 1.5 I2V only.
+        Returns [B, out_channels, T, H, W].
+
+        Raises GeometryError where T, H or W do not divide by the patch, or a learned table does not fit.
+        """
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
+        )
+        return comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
+            x, timestep, context, ofs, transformer_options
+        )
+
+    def _forward(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        ofs: torch.Tensor | None,
+        transformer_options: dict,
+        **_: object,
+    ) -> torch.Tensor:
+        grid = self.token_grid(x.shape[2:])
+        embedding = self._embed_time(timestep, ofs, x.dtype)
+        text, video = self._add_positions(self.patch_embed.text_proj(context), self._embed_patches(x, grid), grid)
+        rotary = self._rotary(grid, text.shape[1], x.device)
+        text, video = self._run_blocks(text, video, embedding, rotary, transformer_options)
+        shift, scale = self.norm_out.linear(F.silu(embedding)).chunk(2, dim=1)
+        video = modulate(self.norm_out.norm(self.norm_final(video)), scale, shift)
+        return self._unpatchify(self.proj_out(video), grid)
+
+    def token_grid(self, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Latent (T, H, W) -> tokens in (time, height, width).
+
+        Raises GeometryError, naming the nearest sizes that fit.
+        """
+        patch, patch_t = self.config.patch_size, self.config.patch_size_t or 1
+        frames, height, width = latent_size
+        if frames % patch_t:
+            raise GeometryError(
+                f"This CogVideoX 1.5 model takes latent frames in pairs and was given {frames} at once: use a window "
+                f"of {frames - 1 or 2} or {frames + 1} latent frames."
+            )
+        for name, size in (("height", height), ("width", width)):
+            if size % patch:
+                below, above = (size - size % patch) * 8, (size - size % patch + patch) * 8
+                raise GeometryError(
+                    f"The latent's {name} of {size * 8} pixels does not divide by {8 * patch}: "
+                    f"use {below or above} or {above}."
+                )
+        if self.config.use_learned_positional_embeddings:
+            self._require_learned_size(frames, height, width)
+        return frames // patch_t, height // patch, width // patch
+
+    def _require_learned_size(self, frames: int, height: int, width: int) -> None:
+        c = self.config
+        fits = (c.sample_frames - 1) // c.temporal_compression_ratio + 1, c.sample_height, c.sample_width
+        if (frames, height, width) != fits:
+            raise GeometryError(
+                f"This model's learned position table fits {fits[2] * 8} x {fits[1] * 8} pixels and "
+                f"{fits[0]} latent frames ({c.sample_frames} frames); the latent is {width * 8} x {height * 8} with "
+                f"{frames} latent frames. Use the model's own size."
+            )
+
+    def _embed_time(self, timestep: torch.Tensor, ofs: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        embedding = self.time_embedding(self.time_proj(timestep).to(dtype))
+        if self.ofs_embedding is not None:
+            embedding = embedding + self.ofs_embedding(self.ofs_proj(ofs).to(dtype))
+        return embedding
+
+    def _embed_patches(self, x: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """[B, C, T, H, W] -> [B, video tokens, dim]."""
+        frames, height, width = grid
+        c, embed = self.config, self.patch_embed
+        p = c.patch_size
+        if c.patch_size_t is None:
+            # the 2-D convolution sees every frame as one picture
+            patches = embed.proj(x.transpose(1, 2).flatten(0, 1))
+            return patches.flatten(2).transpose(1, 2).reshape(x.shape[0], frames * height * width, -1)
+        # [B, C, T/pt, pt, H/p, p, W/p, p] -> [B, T/pt, H/p, W/p, C, pt, p, p]
+        patches = x.unflatten(4, (width, p)).unflatten(3, (height, p)).unflatten(2, (frames, c.patch_size_t))
+        patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return embed.proj(patches.flatten(4, 7).flatten(1, 3))
+
+    def _add_positions(
+        self, text: torch.Tensor, video: torch.Tensor, grid: tuple[int, int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Absolute positions, where the model has them: a learned table for text and video, sincos for video alone."""
+        c = self.config
+        if c.use_learned_positional_embeddings:
+            # ComfyUI leaves buffers where they were loaded
+            table = self.patch_embed.pos_embedding.to(video)
+            return text + table[:, : text.shape[1]], video + table[:, c.max_text_seq_length :]
+        if c.use_rotary_positional_embeddings:
+            return text, video
+        scales = c.spatial_interpolation_scale, c.temporal_interpolation_scale
+        return text, video + sincos_table(video.shape[-1], grid, *scales, video.device).to(video.dtype)
+
+    def _rotary(self, grid: tuple[int, int, int], text_tokens: int, device: torch.device) -> torch.Tensor | None:
+        c = self.config
+        if not c.use_rotary_positional_embeddings:
+            return None
+        base = (c.sample_height // c.patch_size, c.sample_width // c.patch_size) if c.patch_size_t is None else None
+        return rotary_table(c.attention_head_dim, grid, base, text_tokens, device)
+
+    def _run_blocks(
+        self,
+        text: torch.Tensor,
+        video: torch.Tensor,
+        embedding: torch.Tensor,
+        rotary: torch.Tensor | None,
+        transformer_options: dict,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        replacements = transformer_options.get("patches_replace", {}).get("dit", {})
+        options = {**transformer_options, "total_blocks": len(self.transformer_blocks), "block_type": "double"}
+        blocks = list(self.transformer_blocks)
+        prefetch = comfy.model_prefetch.make_prefetch_queue(blocks, video.device, transformer_options)
+        for index, block in enumerate(blocks):
+            comfy.model_prefetch.prefetch_queue_pop(prefetch, video.device, block)
+            options["block_index"] = index
+            if ("double_block", index) in replacements:
+                text, video = _replaced_block(
+                    replacements[("double_block", index)], block, text, video, embedding, rotary, options
+                )
+            else:
+                text, video = block_forward(block, text, video, embedding, rotary, options)
+        comfy.model_prefetch.prefetch_queue_pop(prefetch, video.device, None)
+        return text, video
+
+    def _unpatchify(self, patches: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """[B, video tokens, C * patch volume] -> [B, C, T, H, W]."""
+        p, patch_t = self.config.patch_size, self.config.patch_size_t
+        out = patches.unflatten(1, grid)
+        if patch_t is None:
+            out = out.unflatten(-1, (-1, 1, p, p))
+        else:
+            out = out.unflatten(-1, (-1, patch_t, p, p))
+        # [B, T', H', W', C, pt, p, p] -> [B, C, T', pt, H', p, W', p]
+        return out.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def modulate(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """normed * (1 + scale) + shift in one pass; normed [B, N, D], scale and shift [B, D]."""
+    return torch.addcmul(shift[:, None], normed, (1 + scale)[:, None])
+
+
+def block_forward(
+    block: torch.nn.Module,
+    text: torch.Tensor,
+    video: torch.Tensor,
+    embedding: torch.Tensor,
+    rotary: torch.Tensor | None,
+    transformer_options: dict,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One expert-adaptive block. text [B, L, D], video [B, N, D], embedding [B, time width]; returns (text, video).
+
+    Source: diffusers cogvideox_transformer_3d.py, CogVideoXBlock, with each multiply and add fused into one pass.
+    """
+    text_tokens = text.shape[1]
+    activated = F.silu(embedding)
+
+    def residual(norm: torch.nn.Module, sublayer: callable, text: torch.Tensor, video: torch.Tensor) -> tuple:
+        shift, scale, gate, text_shift, text_scale, text_gate = norm.linear(activated).chunk(6, dim=1)
+        out = sublayer(
+            torch.cat(
+                [modulate(norm.norm(text), text_scale, text_shift), modulate(norm.norm(video), scale, shift)], dim=1
+            )
+        )
+        text = torch.addcmul(text, text_gate[:, None], out[:, :text_tokens])
+        return text, torch.addcmul(video, gate[:, None], out[:, text_tokens:])
+
+    text, video = residual(
+        block.norm1, lambda tokens: joint_attention(block.attn1, tokens, rotary, transformer_options), text, video
+    )
+    return residual(block.norm2, block.ff, text, video)
+
+
+def _replaced_block(
+    replacement: callable,
+    block: torch.nn.Module,
+    text: torch.Tensor,
+    video: torch.Tensor,
+    embedding: torch.Tensor,
+    rotary: torch.Tensor | None,
+    transformer_options: dict,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Let a `patches_replace` hook of kind ("double_block", i) run or skip the block, as in ComfyUI's own models."""
+
+    def original_block(args: dict) -> dict:
+        out = block_forward(block, args["txt"], args["img"], args["vec"], args["pe"], args["transformer_options"])
+        return dict(zip(("txt", "img"), out))
+
+    args = {"img": video, "txt": text, "vec": embedding, "pe": rotary, "transformer_options": transformer_options}
+    out = replacement(args, {"original_block": original_block})
+    return out["txt"], out["img"]

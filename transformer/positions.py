@@ -1,0 +1,61 @@
+"""Where a token is: RoPE tables and sincos embeddings, computed once for each video size."""
+
+from functools import lru_cache
+
+import torch
+from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_pos_embed
+from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+
+
+@lru_cache(maxsize=8)
+def rotary_table(
+    head_dim: int,
+    grid: tuple[int, int, int],
+    base_grid: tuple[int, int] | None,
+    text_tokens: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """Rotations for one head of every token, text first: [1, text + T * H * W, 1, head_dim / 2, 2, 2], fp32.
+
+    Text tokens are not rotated (identity). The last two axes are the matrix that ComfyUI's apply_rope1 expects.
+
+    grid: tokens in (time, height, width).
+    base_grid: (height, width) in tokens that CogVideoX 1.0 crops and stretches the positions to; None takes whole
+        numbers, as CogVideoX 1.5 does.
+
+    Source: diffusers pipeline_cogvideox.py, _prepare_rotary_positional_embeddings. CogVideoX 1.5's table is cut from
+    a larger one there, which raises for grids beyond sample_size // 2; counting from 0 gives the same numbers.
+    """
+    frames, height, width = grid
+    # Outside inference mode, so that training may use a table made while sampling; on the CPU, so that every
+    # device rotates by the same angles.
+    with torch.inference_mode(False), torch.device("cpu"):
+        if base_grid is None:
+            cos, sin = get_3d_rotary_pos_embed(
+                head_dim, None, (height, width), frames, grid_type="slice", max_size=(height, width)
+            )
+        else:
+            crop = get_resize_crop_region_for_grid((height, width), base_grid[1], base_grid[0])
+            cos, sin = get_3d_rotary_pos_embed(head_dim, crop, (height, width), frames)
+        # both halves of a pair carry the same angle: keep one
+        cos, sin = cos[:, ::2], sin[:, ::2]
+        cos = torch.cat([torch.ones(text_tokens, head_dim // 2), cos])
+        sin = torch.cat([torch.zeros(text_tokens, head_dim // 2), sin])
+        table = torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))
+        return table[None, :, None].to(device)
+
+
+@lru_cache(maxsize=8)
+def sincos_table(
+    dim: int, grid: tuple[int, int, int], spatial_scale: float, temporal_scale: float, device: torch.device
+) -> torch.Tensor:
+    """Absolute positions of CogVideoX-2b's video tokens: [T * H * W, dim], fp32.
+
+    Source: diffusers embeddings.py, CogVideoXPatchEmbed._get_positional_embeddings (text tokens get zeros there).
+    """
+    frames, height, width = grid
+    with torch.inference_mode(False), torch.device("cpu"):
+        table = get_3d_sincos_pos_embed(
+            dim, (width, height), frames, spatial_scale, temporal_scale, output_type="pt"
+        )
+        return table.flatten(0, 1).to(device, torch.float32)

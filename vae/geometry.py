@@ -1,0 +1,55 @@
+"""Arithmetic between pixels and latents: 8 times in space, 4 times in time, the first frame alone."""
+
+import torch
+
+from ..host.errors import GeometryError
+
+SPATIAL, TEMPORAL, CHANNELS = 8, 4, 16
+SIZE_STEP = 16  # a patch of 2 x 2 latents
+
+
+def latent_frames(frames: int) -> int:
+    """Latent frames of a video of `frames`: 1 -> 1, 5 -> 2, 9 -> 3, 49 -> 13; frames that fill no latent are lost."""
+    return (frames - 1) // TEMPORAL + 1
+
+
+def video_frames(latent_frames: int) -> int:
+    """Frames that `latent_frames` decode to: 4 n - 3."""
+    return max(0, TEMPORAL * (latent_frames - 1) + 1)
+
+
+def check_size(width: int, height: int, frames: int) -> None:
+    """Raises GeometryError naming the nearest sizes that fit, where width, height or frames do not."""
+    problems = []
+    for name, value in (("width", width), ("height", height)):
+        if value < SIZE_STEP or value % SIZE_STEP:
+            problems.append(f"{name} {value} does not divide by {SIZE_STEP}: use {_nearest(value, SIZE_STEP, 0)}")
+    if frames < 1 or (frames - 1) % TEMPORAL:
+        problems.append(
+            f"frames {frames} is not 4k + 1 (8k + 1 as the models were trained): use {_nearest(frames, TEMPORAL, 1)}"
+        )
+    if problems:
+        raise GeometryError("; ".join(problems) + ".")
+
+
+def _nearest(value: int, step: int, offset: int) -> str:
+    below = (value - offset) // step * step + offset
+    return f"{below} or {below + step}" if below > 0 else str(step if offset == 0 else offset)
+
+
+def empty_latent(width: int, height: int, frames: int, batch_size: int) -> torch.Tensor:
+    """Zeros [batch_size, 16, (frames - 1) / 4 + 1, height / 8, width / 8].
+
+    Raises GeometryError.
+    """
+    check_size(width, height, frames)
+    return torch.zeros([batch_size, CHANNELS, latent_frames(frames), height // SPATIAL, width // SPATIAL])
+
+
+def check_latent_channels(samples: torch.Tensor) -> None:
+    """Raises GeometryError unless `samples` is a CogVideoX latent [B, 16, T, H, W]."""
+    if samples.ndim != 5 or samples.shape[1] != CHANNELS:
+        raise GeometryError(
+            f"The latent has shape {list(samples.shape)}; a CogVideoX VAE decodes [batch, {CHANNELS}, frames, "
+            "height / 8, width / 8]. Use the VAE that belongs to the model that made this latent."
+        )
