@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status. argv: without the program's name, None for the command line's."""
     arguments, rest = parse(sys.argv[1:] if argv is None else argv)
     try:
-        with _stopping_on_sigterm():
+        with _stopping_when_asked():
             return arguments.run(arguments, rest)
     except DevError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,7 +53,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--comfyui", metavar="PATH", help="your ComfyUI (or COMFYUI_PATH); only read, never changed")
     common.add_argument("--port", type=int, metavar="N", help="the server's port, a free one by default")
-    parser = argparse.ArgumentParser("dev.py", description=__doc__, parents=[common], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "dev.py", description="Try, test and measure the pack in a real ComfyUI.", parents=[common], allow_abbrev=False
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, explanation in (
         ("demo", demo, "make a video with the example workflow on tiny random weights"),
@@ -171,13 +173,17 @@ def _server(setup: Setup, port: int | None, name: str, **options: object) -> Ite
 
 
 @contextlib.contextmanager
-def _stopping_on_sigterm() -> Iterator[None]:
-    """Let `finally` clauses run, and with them the server stop, when we are asked to end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def _stopping_when_asked() -> Iterator[None]:
+    """Let `finally` clauses run, and with them the server stop, on SIGTERM and when the terminal is closed."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # nohup has it ignored already.
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

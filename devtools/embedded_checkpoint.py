@@ -116,7 +116,12 @@ def build_text_encoder(generator: torch.Generator, vocab_size: int, width: int =
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
     )
-    return randomize(T5EncoderModel(config), generator)
+    encoder = randomize(T5EncoderModel(config), generator)
+    with torch.no_grad():
+        for block in encoder.encoder.block:
+            # T5 has no 1 / sqrt(d) in its attention; its queries start that much smaller instead
+            block.layer[0].SelfAttention.q.weight.mul_(config.d_kv**-0.5)
+    return encoder
 
 
 def build_tokenizer() -> object:

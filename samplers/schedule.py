@@ -3,6 +3,9 @@
 Source of all numbers: the official scheduler_config.json files and diffusers scheduling_ddim_cogvideox.py.
 """
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 
 TRAIN_TIMESTEPS = 1000
@@ -23,14 +26,15 @@ def alphas_cumprod(snr_shift_scale: float) -> torch.Tensor:
     return ((root - last) * (first / (first - last))) ** 2
 
 
+@lru_cache(maxsize=None)  # at most 1000 entries; looked through when a schedule is recognised
 def trailing_timesteps(steps: int) -> list[int]:
     """`steps` timesteps from 999 down, "trailing" spacing, rounded half to even: [999, ..., 1000 / steps - 1].
 
-    diffusers makes one timestep too many (-1) where 1000 / steps is not exact in floating point, first at 61 steps;
-    here it is always `steps`.
+    numpy's arange as in diffusers, whose rounding errors decide halves. At 61 steps and some other counts it makes one
+    element too many, and diffusers then runs a last step at timestep -1; here it is always `steps`.
     """
-    ratio = TRAIN_TIMESTEPS / steps
-    return [round(TRAIN_TIMESTEPS - i * ratio) - 1 for i in range(steps)]
+    grid = np.round(np.arange(TRAIN_TIMESTEPS, 0, -(TRAIN_TIMESTEPS / steps)))
+    return [int(t) - 1 for t in grid[:steps]]
 
 
 def total_steps(steps: int, denoise: float) -> int:

@@ -16,7 +16,8 @@ def _start_comfyui() -> None:
     if not comfyui or not (Path(comfyui) / "main.py").is_file():
         raise pytest.UsageError("COMFYUI_PATH does not name a ComfyUI checkout; run the tests with: python3 dev.py test")
     # ComfyUI's `nodes` must be found before our folder of that name; `devtools` only in ours
-    sys.path[:] = [comfyui] + [p for p in sys.path if Path(p or ".").resolve() != ROOT] + [str(ROOT), str(ROOT / "tests")]
+    ours = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:] = [comfyui] + [p for p in sys.path if p not in ours] + ours
     sys.argv = [sys.argv[0], "--cpu"]
     import comfy.options
 

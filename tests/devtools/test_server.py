@@ -122,21 +122,23 @@ def test_impossible_port_is_one_sentence(port):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends processes without asking")
-def test_server_does_not_outlive_a_terminated_command(tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_server_does_not_outlive_a_command_that_is_ended(tmp_path, name):
     for folder in ("host", "base"):
         (tmp_path / folder).mkdir()
     (tmp_path / "host" / "main.py").write_text(ANSWERING, "utf-8")
     code = (
         "import time\nfrom pathlib import Path\nfrom devtools import cli, server\n"
-        "with cli._stopping_on_sigterm(), server.running_server("
+        "with cli._stopping_when_asked(), server.running_server("
         "Path('host'), Path('base'), log=Path('log').resolve(), cpu=True) as running:\n"
         "    print(running.process.pid, flush=True)\n    time.sleep(60)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
     pid = int(command.stdout.readline())
-    command.send_signal(signal.SIGTERM)
-    assert command.wait(30) == 143
+    number = getattr(signal, name)
+    command.send_signal(number)
+    assert command.wait(30) == 128 + number
     command.stdout.close()
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:

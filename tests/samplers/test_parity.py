@@ -78,3 +78,87 @@ def test_run_equals_diffusers(run: Run, sampler: str, steps: int, dynamic_cfg: b
     error = relative_error(got, want)
     print(f"{sampler} {steps} {dynamic_cfg} rel {error:.1e}")
     assert error <= (1e-4 if dynamic_cfg else 5e-6)
+
+
+@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize("frames", (9, 13))  # 3 and 4 latents: CogVideoX 1.5 pads the first, not the second
+def test_odd_and_even_latent_counts(run: Run, frames: int, sampler: str) -> None:
+    """CogVideoX 1.5 takes latents in pairs; an odd count needs diffusers' extra noise frame in front."""
+    got = run.ours(sampler, frames, 6)
+    assert got.shape[2] == (frames - 1) // 4 + 1
+    assert relative_error(got, run.theirs(sampler, frames, num_inference_steps=6)) <= 5e-6
+
+
+@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+def test_batch_equals_diffusers(run: Run, sampler: str) -> None:
+    """A batch must be the batch that diffusers makes of a list of prompts, not copies of one video."""
+    got = run.ours(sampler, 9, 6, batch_size=2)
+    assert relative_error(got, run.theirs(sampler, 9, batch_size=2, num_inference_steps=6)) <= 5e-6
+    assert relative_error(got[:1], got[1:]) > 0.1
+
+
+def test_run_from_given_noise(run: Run) -> None:
+    """Noise from elsewhere, through stock custom sampler nodes, must be used as it is."""
+    from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
+
+    frames = 13
+    noise = torch.randn(1, 16, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(5))
+    source = type("Noise", (), {"seed": 0, "generate_noise": lambda self, latent: noise.clone()})()
+    nodes = pack("nodes.sample")
+    got = SamplerCustomAdvanced.execute(
+        source,
+        CFGGuider.execute(run.model, run.positive, run.negative, 6.0).args[0],
+        nodes.CogVideoXSampler.execute("ddim").args[0],
+        nodes.CogVideoXScheduler.execute(run.model, 7, 1.0).args[0],
+        {"samples": torch.zeros_like(noise)},
+    ).args[0]["samples"]
+    want = run.theirs("ddim", frames, num_inference_steps=7, latents=noise.transpose(1, 2).clone())
+    assert relative_error(got, want) <= 5e-6
+
+
+
+
+@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+def test_denoise_equals_strength(run: Run, sampler: str) -> None:
+    """6 steps at denoise 0.6 are diffusers' 10 inference steps at strength 0.6, so presets carry over."""
+    from diffusers import CogVideoXVideoToVideoPipeline
+
+    generator = torch.Generator().manual_seed(8)
+    # diffusers counts given latents as frames: 8 are the fewest that its check for CogVideoX 1.5 takes for an even count
+    start = torch.randn(1, 16, 8, HEIGHT // 8, WIDTH // 8, generator=generator)
+    got = run.ours(sampler, 29, 6, latent_image={"samples": start}, denoise=0.6)
+
+    pipeline = CogVideoXVideoToVideoPipeline(**run.pipeline.components)
+    pipeline.set_progress_bar_config(disable=True)
+    run.theirs(sampler, 9, num_inference_steps=1)  # installs the scheduler
+    pipeline.scheduler = run.pipeline.scheduler
+    pipeline.scheduler.set_timesteps(10)
+    generator = torch.Generator().manual_seed(SEED)
+    noise = torch.randn(start.transpose(1, 2).shape, generator=generator)
+    scaled = start.transpose(1, 2) * pipeline.vae.config.scaling_factor
+    noisy = pipeline.scheduler.add_noise(scaled, noise, pipeline.scheduler.timesteps[4:5])
+    want = pipeline(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        width=WIDTH,
+        height=HEIGHT,
+        num_inference_steps=10,
+        strength=0.6,
+        guidance_scale=6.0,
+        latents=noisy,
+        generator=generator,
+        output_type="latent",
+    ).frames.transpose(1, 2)
+    assert relative_error(got, want / pipeline.vae.config.scaling_factor) <= 5e-6
+
+
+def test_full_denoise_forgets_the_latent(run: Run) -> None:
+    """At zero terminal SNR a full run must not leak the latent it was given into the video."""
+    start = torch.randn(1, 16, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(8))
+    assert torch.equal(run.ours("ddim", 13, 4, latent_image={"samples": start}), run.ours("ddim", 13, 4))
+
+
+def test_denoise_zero_returns_the_latent(run: Run) -> None:
+    """Nothing to do must give back what came in, not noise or an error."""
+    start = torch.randn(1, 16, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(8))
+    assert torch.equal(run.ours("ddim", 13, 4, latent_image={"samples": start}, denoise=0.0), start)

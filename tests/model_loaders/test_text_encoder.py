@@ -1,0 +1,84 @@
+"""Token ids and embeddings against diffusers' pipeline."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import pack, reference_pipeline, relative_error
+
+PROMPTS = {
+    "plain": "A panda plays a guitar in a bamboo forest.",
+    "empty": "",
+    "weighted": "A cat (orange) and a dog (brown:1.3) run",
+    "escaped": "A cat \\(orange\\) runs",
+    "spaces": "  Line one\n\nLine   two \t end ",
+    "unicode": "熊猫 café — “naïve” 😀",
+    "embedding": "a embedding:foo bar",
+    "long": "words sailing over the water " * 40,
+}
+
+
+@pytest.fixture(scope="module")
+def encoders(tiny_pipelines: dict[str, Path]) -> tuple:
+    folder = tiny_pipelines["5b"]
+    return pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32"), reference_pipeline(folder)
+
+
+def reference_ids(tokenizer: object, prompt: str) -> list[int]:
+    out = tokenizer(prompt, padding="max_length", max_length=226, truncation=True, add_special_tokens=True)
+    return out.input_ids
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_ids_equal_diffusers(encoders: tuple, name: str) -> None:
+    """Parentheses, colons and long prompts must reach the model as diffusers passes them on."""
+    clip, pipeline = encoders
+    tokens = clip.tokenize(PROMPTS[name])["t5xxl"]
+    assert len(tokens) == 1
+    assert [token for token, _ in tokens[0]] == reference_ids(pipeline.tokenizer, PROMPTS[name])
+    assert all(weight == 1.0 for _, weight in tokens[0])
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_embeddings_equal_diffusers(encoders: tuple, name: str) -> None:
+    """A text encoder that masks its padding or drops a shard makes the video ignore the prompt."""
+    clip, pipeline = encoders
+    with torch.inference_mode():
+        got = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPTS[name]))[0][0]
+        want, _ = pipeline.encode_prompt(PROMPTS[name], do_classifier_free_guidance=False)
+    assert got.shape == (1, 226, 32)
+    assert relative_error(got, want) <= 2e-6
+
+
+def test_official_tokenizer_where_the_folder_has_only_a_spiece_model(tmp_path: Path) -> None:
+    """The official folders hold spiece.model alone, which transformers 5 cannot read without protobuf."""
+    (tmp_path / "spiece.model").write_bytes(b"")
+    tokenizer = pack("model_loaders.tokenizer").CogVideoXTokenizer(tmp_path)
+    ids = [token for token, _ in tokenizer.tokenize_with_weights("A panda.")["t5xxl"][0]]
+    # T5's vocabulary: "▁A", "▁pan", "d", "a", "."; then </s> and padding
+    assert ids[:6] == [71, 2131, 26, 9, 5, 1] and ids[6:] == [0] * 220
+
+
+def test_prompt_weights_only_when_asked(encoders: tuple) -> None:
+    """Asked for, (word:1.3) weighs its tokens and leaves no parenthesis in the text."""
+    clip, _ = encoders
+    tokens = clip.tokenize("a (b:1.3)", prompt_weights=True)["t5xxl"][0]
+    assert {weight for _, weight in tokens} == {1.0, 1.3} and len(tokens) == 226
+
+
+def test_lost_words_are_named(encoders: tuple) -> None:
+    """A user must learn which words the model never saw."""
+    tokenizer = encoders[0].tokenizer
+    assert tokenizer.lost_text("short") == ""
+    assert tokenizer.lost_text("x" * 230 + " the very end").endswith("the very end")
+
+
+@pytest.mark.parametrize("dtype", ("bf16", "fp16"))
+def test_low_precision_weights(tiny_pipelines: dict[str, Path], dtype: str) -> None:
+    """Half the memory for T5 must cost no more than the rounding of its weights."""
+    loader = pack("model_loaders.text_encoder").load_text_encoder
+    half, full = (loader(tiny_pipelines["5b"], d) for d in (dtype, "fp32"))
+    with torch.inference_mode():
+        a, b = (c.encode_from_tokens_scheduled(c.tokenize("A panda."))[0][0] for c in (half, full))
+    assert 0 < relative_error(a, b) < 0.02
+    assert half.patcher.model_size() < 0.6 * full.patcher.model_size()

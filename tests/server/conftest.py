@@ -1,0 +1,61 @@
+"""One real ComfyUI server for all tests of this folder, with the pack and tiny pipelines in a base of its own."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from devtools import client, server
+from devtools.comfyui import prepare_base
+from devtools.embedded_checkpoint import folder_name, write_pipeline
+from devtools.paths import PACK_NAME, ROOT
+from graphs import Made, collect
+
+SERVED = ("2b", "5b", "5b-I2V", "1.5-5B")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("server")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A running ComfyUI and the base directory it uses."""
+
+    server: server.Server
+    base: Path
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def pipelines(self) -> Path:
+        return self.base / "models" / "diffusers"
+
+    def run(self, graph: dict, on_event: Callable[[str, dict], None] | None = None) -> client.RunResult:
+        """Run a workflow to its end, however it ends."""
+        return client.run_workflow(self.url, graph, on_event, timeout_s=120)
+
+    def make(self, graph: dict) -> Made:
+        """Run a workflow that must succeed, and read back what it saved."""
+        return collect(self.run(graph), self.server.output)
+
+    def log(self) -> str:
+        return self.server.log.read_text("utf-8", "replace")
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    base = tmp_path_factory.mktemp("comfyui")
+    prepare_base(base, ROOT, PACK_NAME)
+    for variant in SERVED:
+        write_pipeline(base / "models" / "diffusers" / folder_name(variant), variant)
+    for folder in ("vae", "diffusion_models", "text_encoders", "loras"):
+        (base / "models" / folder).mkdir(exist_ok=True)
+    host = Path(os.environ["COMFYUI_PATH"])
+    with server.running_server(host, base, log=base / "server.log", cpu=True) as running:
+        yield Host(running, base)

@@ -1,0 +1,108 @@
+"""Decode and encode against diffusers' AutoencoderKLCogVideoX."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import pack, relative_error
+
+
+@pytest.fixture(scope="module", params=("2b", "1.5-5B"))
+def vaes(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> tuple:
+    from diffusers import AutoencoderKLCogVideoX
+
+    folder = tiny_pipelines[request.param]
+    theirs = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    return pack("model_loaders.autoencoder").load_vae(folder, "fp32"), theirs
+
+
+def latents(count: int, height: int = 8, width: int = 12, batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 16, count, height, width, generator=torch.Generator().manual_seed(count))
+
+
+def to_image(sample: torch.Tensor) -> torch.Tensor:
+    """[B, C, T, H, W], -1 .. 1 -> ComfyUI's [B, T, H, W, C], 0 .. 1."""
+    return ((sample + 1) / 2).clamp(0, 1).movedim(1, -1)
+
+
+@pytest.mark.parametrize("memory", ("fast", "low"))
+@pytest.mark.parametrize("count", (1, 3, 5, 13))
+def test_decode_equals_diffusers(vaes: tuple, count: int, memory: str) -> None:
+    """GroupNorm and the causal caches depend on the chunks: other chunks than diffusers' shift colours and motion."""
+    ours, theirs = vaes
+    z = latents(count)
+    with torch.inference_mode():
+        got = ours.decode(z, vae_options={"memory": memory})
+        want = to_image(theirs.decode(z).sample)
+    assert got.shape == (1, 4 * count - 3, 64, 96, 3)
+    assert relative_error(got, want) <= 1e-6
+
+
+def test_decode_of_an_even_count(vaes: tuple) -> None:
+    """diffusers decodes 4 latents to 16 frames, of which the first stands still; ComfyUI's contract is 13, the frames
+    that the latents have with the last one repeated."""
+    ours, theirs = vaes
+    z = latents(4)
+    with torch.inference_mode():
+        got = ours.decode(z)
+        want = to_image(theirs.decode(torch.cat([z, z[:, :, -1:]], dim=2)).sample)[:, :13]
+    assert relative_error(got, want) <= 1e-6
+
+
+def test_decode_node_lays_a_batch_end_to_end(vaes: tuple) -> None:
+    """SaveVideo takes one row of frames; a batch must come out video after video."""
+    ours, _ = vaes
+    z = latents(3, batch=2)
+    with torch.inference_mode():
+        got = pack("nodes.decode").CogVideoXDecode.execute(ours, {"samples": z}, "auto").args[0]
+        second = ours.decode(z[1:])
+    assert got.shape == (18, 64, 96, 3) and 0 <= got.min() and got.max() <= 1
+    assert relative_error(got[9:], second[0]) <= 1e-6
+
+
+@pytest.mark.parametrize("frames", (1, 5, 9, 17))
+def test_encode_equals_diffusers(vaes: tuple, frames: int) -> None:
+    """Latents of a clip must be the posterior's mode that diffusers finds, or the start of every edit is off."""
+    ours, theirs = vaes
+    pixels = torch.rand(frames, 64, 96, 3, generator=torch.Generator().manual_seed(frames))
+    with torch.inference_mode():
+        got = ours.encode(pixels)
+        want = theirs.encode((pixels * 2 - 1).movedim(-1, 0)[None]).latent_dist.mode()
+    assert relative_error(got, want) <= 1e-6
+
+
+@pytest.mark.parametrize("memory", ("fast", "low"))
+def test_bf16_error_is_diffusers_own(tiny_pipelines: dict[str, Path], memory: str) -> None:
+    """In bf16 the decode may not lose more than the reference does."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    folder = tiny_pipelines["5b"]
+    exact = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    rounded = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.bfloat16).eval()
+    ours = pack("model_loaders.autoencoder").load_vae(folder, "bf16")
+    z = latents(5)
+    with torch.inference_mode():
+        want = to_image(exact.decode(z).sample)
+        theirs = relative_error(to_image(rounded.decode(z.bfloat16()).sample.float()), want)
+        assert relative_error(ours.decode(z, vae_options={"memory": memory}).float(), want) <= theirs * 1.02
+
+
+def test_stock_tiled_nodes_keep_the_size(vaes: tuple) -> None:
+    """diffusers' own tiling returns wrong sizes for tile sizes it was not made for; time must never be cut."""
+    ours, _ = vaes
+    z = latents(3, height=20, width=28)
+    with torch.inference_mode():
+        whole = ours.decode(z)
+        tiled = ours.decode_tiled(z, tile_x=10, tile_y=9, overlap=3, tile_t=2, overlap_t=1)
+        assert tiled.shape == whole.shape
+        assert relative_error(tiled, whole) < 0.5
+        covering = ours.decode_tiled(z, tile_x=64, tile_y=64, overlap=8)
+        assert relative_error(covering, whole) <= 1e-6
+        pixels = torch.rand(9, 64, 96, 3, generator=torch.Generator().manual_seed(3))
+        assert ours.encode_tiled(pixels, tile_x=48, tile_y=48, overlap=16).shape == ours.encode(pixels).shape
+
+
+def test_latent_of_another_model_is_refused(vaes: tuple) -> None:
+    """A 4-channel latent must be called by its name, not fail inside a convolution."""
+    with pytest.raises(pack("host.errors").GeometryError, match=r"\[1, 4, 3, 8, 12\].*16"):
+        pack("nodes.decode").CogVideoXDecode.execute(vaes[0], {"samples": torch.ones(1, 4, 3, 8, 12)}, "auto")
