@@ -8,9 +8,9 @@ class DevError(Exception):
     """What went wrong, as one sentence for the user: what was found, what to do, which log."""
 
 
-def describe_full_disk(place: Path | str) -> str:
-    """The sentence for a disk that filled up while writing to `place`."""
-    return f"The disk is full: nothing more could be written to {place}; free some space and run the command again."
+def describe_full_disk(what: Path | str) -> str:
+    """The sentence for a disk that had no room left for `what`."""
+    return f"The disk is full, there was no room for {what}: free some space and run the command again."
 
 
 def is_disk_full(error: OSError) -> bool:

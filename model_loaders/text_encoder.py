@@ -3,7 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-import comfy.model_management as mm
 import comfy.sd
 import comfy.sd1_clip
 import comfy.text_encoders.t5

@@ -9,7 +9,8 @@ import torch
 from comfy_api.latest import io
 
 from ..host.errors import GeometryError
-from ..samplers.comfy_sampler import SAMPLERS, CogVideoXNoise as SeededNoise, build_sampler, schedule_sigmas
+from ..samplers.comfy_sampler import SAMPLERS, build_sampler, schedule_sigmas
+from ..samplers.comfy_sampler import CogVideoXNoise as SeededNoise
 from ..samplers.guidance import patch_dynamic_cfg
 from ..samplers.schedule import TRAIN_TIMESTEPS, total_steps
 

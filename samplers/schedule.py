@@ -3,7 +3,7 @@
 Source of all numbers: the official scheduler_config.json files and diffusers scheduling_ddim_cogvideox.py.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ def alphas_cumprod(snr_shift_scale: float) -> torch.Tensor:
     return ((root - last) * (first / (first - last))) ** 2
 
 
-@lru_cache(maxsize=None)  # at most 1000 entries; looked through when a schedule is recognised
+@cache  # at most 1000 entries; looked through when a schedule is recognised
 def trailing_timesteps(steps: int) -> list[int]:
     """`steps` timesteps from 999 down, "trailing" spacing, rounded half to even: [999, ..., 1000 / steps - 1].
 

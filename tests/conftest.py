@@ -14,7 +14,7 @@ PACK = "cogvideox_pack"
 def _start_comfyui() -> None:
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui or not (Path(comfyui) / "main.py").is_file():
-        raise pytest.UsageError("COMFYUI_PATH does not name a ComfyUI checkout; run the tests with: python3 dev.py test")
+        raise pytest.UsageError("COMFYUI_PATH names no ComfyUI checkout; run the tests with: python3 dev.py test")
     # ComfyUI's `nodes` must be found before our folder of that name; `devtools` only in ours
     ours = [str(ROOT), str(ROOT / "tests")]
     sys.path[:] = [comfyui] + [p for p in sys.path if p not in ours] + ours

@@ -7,8 +7,9 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from devtools.client import RunResult
 from safetensors.torch import load_file
+
+from devtools.client import RunResult
 
 PIPELINE, PROMPT, NEGATIVE, LATENT, SAMPLE, DECODE = "pipeline", "prompt", "negative", "latent", "sample", "decode"
 IMAGES, LATENTS, VIDEO = "images", "latents", "video"
@@ -67,6 +68,25 @@ def with_ksampler(graph: dict, sampler_name: str = "euler", scheduler: str = "si
     inputs = graph[SAMPLE]["inputs"]
     kept = {k: inputs[k] for k in ("model", "positive", "negative", "latent_image", "seed", "steps", "cfg", "denoise")}
     return replaced(graph, SAMPLE, "KSampler", **kept, sampler_name=sampler_name, scheduler=scheduler)
+
+
+def custom_sampling(graph: dict) -> dict:
+    """`graph` sampled by SamplerCustomAdvanced with the pack's noise, sampler and schedule."""
+    i = graph[SAMPLE]["inputs"]
+    return graph | {
+        "noise": node("CogVideoXNoise", seed=i["seed"]),
+        "guider": node("CFGGuider", model=i["model"], positive=i["positive"], negative=i["negative"], cfg=i["cfg"]),
+        "sampler": node("CogVideoXSampler", sampler=i["sampler"]),
+        "sigmas": node("CogVideoXScheduler", model=i["model"], steps=i["steps"], denoise=i["denoise"]),
+        SAMPLE: node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0],
+            guider=["guider", 0],
+            sampler=["sampler", 0],
+            sigmas=["sigmas", 0],
+            latent_image=i["latent_image"],
+        ),
+    }
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+
 from devtools.embedded_checkpoint import VARIANTS, write_pipeline
 
 PACK = "cogvideox_pack"

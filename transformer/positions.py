@@ -7,6 +7,7 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_p
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
 
+@torch.compiler.disable  # a compiled model looks the table up instead of computing it at every step
 @lru_cache(maxsize=8)
 def rotary_table(
     head_dim: int,
@@ -45,6 +46,7 @@ def rotary_table(
         return table[None, :, None].to(device)
 
 
+@torch.compiler.disable  # a compiled model looks the table up instead of computing it at every step
 @lru_cache(maxsize=8)
 def sincos_table(
     dim: int, grid: tuple[int, int, int], spatial_scale: float, temporal_scale: float, device: torch.device

@@ -83,7 +83,7 @@ def test_disk_that_fills_up_anywhere_is_one_sentence(untouched_clone, monkeypatc
     monkeypatch.setattr(environment, "create_venv", fill)
     monkeypatch.setattr(environment, "check_room", lambda folder: 100.0)
     assert cli.main(["demo"]) == 1
-    assert sentence(capsys).startswith("The disk is full: nothing more could be written to some/file")
+    assert sentence(capsys).startswith("The disk is full, there was no room for some/file")
 
 
 def test_other_system_errors_are_not_called_a_full_disk(untouched_clone, monkeypatch):

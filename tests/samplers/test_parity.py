@@ -124,7 +124,7 @@ def test_denoise_equals_strength(run: Run, sampler: str) -> None:
     from diffusers import CogVideoXVideoToVideoPipeline
 
     generator = torch.Generator().manual_seed(8)
-    # diffusers counts given latents as frames: 8 are the fewest that its check for CogVideoX 1.5 takes for an even count
+    # diffusers counts given latents as frames: 8 is the least that its check for CogVideoX 1.5 takes as even
     start = torch.randn(1, 16, 8, HEIGHT // 8, WIDTH // 8, generator=generator)
     got = run.ours(sampler, 29, 6, latent_image={"samples": start}, denoise=0.6)
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from devtools.embedded_checkpoint import scheduler_config
 from support import pack
+
+from devtools.embedded_checkpoint import scheduler_config
 
 # diffusers' arange makes one timestep too many at these counts (the last is -1), up to 200 steps
 ONE_TOO_MANY = (61, 103, 121, 122)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from graphs import Made, collect
+
 from devtools import client, server
 from devtools.comfyui import prepare_base
 from devtools.embedded_checkpoint import folder_name, write_pipeline
 from devtools.paths import PACK_NAME, ROOT
-from graphs import Made, collect
 
 SERVED = ("2b", "5b", "5b-I2V", "1.5-5B")
 
@@ -43,6 +44,13 @@ class Host:
     def make(self, graph: dict) -> Made:
         """Run a workflow that must succeed, and read back what it saved."""
         return collect(self.run(graph), self.server.output)
+
+    def make_anew(self, graph: dict) -> Made:
+        """As `make`, but with the sampler run again even where ComfyUI remembers its result."""
+        seed = graph[SAMPLE]["inputs"]["seed"]
+        graph = with_inputs(graph, SAMPLE, seed=["again", 0]) | {"again": node("PrimitiveInt", value=seed)}
+        name = f"again-{next(_counter)}"
+        return self.make(graph | {name: graph["again"]} | with_inputs(graph, SAMPLE, seed=[name, 0]))
 
     def log(self) -> str:
         return self.server.log.read_text("utf-8", "replace")

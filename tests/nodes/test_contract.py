@@ -1,0 +1,84 @@
+"""The published contract: node ids, input names with their defaults, and output order never change."""
+
+import asyncio
+
+import pytest
+from support import pack
+
+DTYPES = ["default", "fp32", "bf16", "fp16", "fp8_e4m3fn"]
+DTYPE = ("weight_dtype", "COMBO", "default")
+STEPS, CFG, SEED = ("steps", "INT", 50), ("cfg", "FLOAT", 6.0), ("seed", "INT", 0)
+SAMPLER, DENOISE = ("sampler", "COMBO", "ddim"), ("denoise", "FLOAT", 1.0)
+# id: required inputs as (name, type, default), outputs
+CONTRACT = {
+    "CogVideoXLoadPipeline": ([("folder", "COMBO", None), DTYPE], ["MODEL", "CLIP", "VAE"]),
+    "CogVideoXLoadModel": ([("model_name", "COMBO", None), DTYPE], ["MODEL"]),
+    "CogVideoXLoadTextEncoder": ([("text_encoder_name", "COMBO", None), DTYPE], ["CLIP"]),
+    "CogVideoXLoadVAE": ([("vae_name", "COMBO", None), DTYPE], ["VAE"]),
+    "CogVideoXEncodeText": ([("clip", "CLIP", None), ("text", "STRING", None)], ["CONDITIONING"]),
+    "CogVideoXEmptyLatent": (
+        [("width", "INT", 720), ("height", "INT", 480), ("frames", "INT", 49), ("batch_size", "INT", 1)],
+        ["LATENT"],
+    ),
+    "CogVideoXSample": (
+        [
+            ("model", "MODEL", None),
+            ("positive", "CONDITIONING", None),
+            ("negative", "CONDITIONING", None),
+            ("latent_image", "LATENT", None),
+            SEED,
+            STEPS,
+            CFG,
+            SAMPLER,
+            ("dynamic_cfg", "BOOLEAN", False),
+            DENOISE,
+        ],
+        ["LATENT"],
+    ),
+    "CogVideoXSampler": ([SAMPLER], ["SAMPLER"]),
+    "CogVideoXScheduler": ([("model", "MODEL", None), STEPS, DENOISE], ["SIGMAS"]),
+    "CogVideoXNoise": ([SEED], ["NOISE"]),
+    "CogVideoXDynamicCFG": ([("model", "MODEL", None), STEPS, CFG], ["MODEL"]),
+    "CogVideoXDecode": ([("vae", "VAE", None), ("samples", "LATENT", None), ("memory", "COMBO", "auto")], ["IMAGE"]),
+}
+COMBOS = {
+    ("CogVideoXSample", "sampler"): ["ddim", "dpm"],
+    ("CogVideoXSampler", "sampler"): ["ddim", "dpm"],
+    ("CogVideoXDecode", "memory"): ["auto", "fast", "low"],
+    ("CogVideoXLoadModel", "weight_dtype"): DTYPES,
+}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> dict:
+    extension = asyncio.run(pack("nodes").CogVideoXExtension().get_node_list())
+    return {node.GET_SCHEMA().node_id: node for node in extension}
+
+
+def test_node_ids(nodes: dict) -> None:
+    """A renamed or lost node breaks every saved workflow that has it."""
+    assert list(nodes) == list(CONTRACT)
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_inputs_and_outputs(nodes: dict, node_id: str) -> None:
+    """Saved workflows hold widget values by order and links by slot: neither may move."""
+    info = nodes[node_id].GET_NODE_INFO_V1()
+    inputs, outputs = CONTRACT[node_id]
+    assert info["input_order"]["required"] == [name for name, _, _ in inputs]
+    for name, kind, default in inputs:
+        spec = info["input"]["required"][name]
+        assert spec[0] == kind
+        assert default is None or spec[1]["default"] == default
+    assert info["output"] == outputs
+
+
+@pytest.mark.parametrize("node_id, name", COMBOS)
+def test_choices(nodes: dict, node_id: str, name: str) -> None:
+    """A value that a workflow has chosen must stay a choice."""
+    assert nodes[node_id].GET_NODE_INFO_V1()["input"]["required"][name][1]["options"] == COMBOS[(node_id, name)]
+
+
+def test_categories(nodes: dict) -> None:
+    """Users find the nodes under one heading."""
+    assert all(node.GET_SCHEMA().category.startswith("CogVideoX/") for node in nodes.values())

@@ -1,0 +1,232 @@
+"""Files and folders that are not what a loader wants, over the API: each ends in a message that says what was found,
+what is expected and what to do, before anything is sampled, and leaves the server able to work."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from devtools.embedded_checkpoint import folder_name
+from graphs import DECODE, PROMPT, SAMPLE, node, replaced, text_to_video, with_inputs
+from safetensors.torch import save_file
+
+FIRST_SHARD = "diffusion_pytorch_model-00001-of-00002.safetensors"
+VAE_FILE = "diffusion_pytorch_model.safetensors"
+LOADERS = {  # node id -> its name input
+    "CogVideoXLoadPipeline": "folder",
+    "CogVideoXLoadModel": "model_name",
+    "CogVideoXLoadTextEncoder": "text_encoder_name",
+    "CogVideoXLoadVAE": "vae_name",
+}
+OTHER_MODELS = {  # what its keys are -> keys that its single file has, as its publisher ships it
+    "a Wan model": ("blocks.0.self_attn.q.weight", "patch_embedding.weight"),
+    "a Flux or HunyuanVideo model": ("double_blocks.0.img_attn.qkv.weight", "img_in.weight"),
+    "a Stable Diffusion 3 model": ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",),
+    "an LTX-Video model": (
+        "model.diffusion_model.transformer_blocks.0.attn1.k_norm.weight",
+        "model.diffusion_model.patchify_proj.weight",
+    ),
+    "a whole Stable Diffusion checkpoint": ("model.diffusion_model.input_blocks.0.0.weight",),
+    "a T5 text encoder": ("encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight"),
+    "a LoRA": ("transformer.transformer_blocks.0.attn1.to_q.lora_A.weight",),
+}
+
+
+@pytest.fixture
+def damaged(comfyui, request) -> Callable[[Callable[[Path], object]], str]:
+    """damaged(how) copies the 5b pipeline, calls how(folder) on the copy and returns its name."""
+
+    def copy(how: Callable[[Path], object]) -> str:
+        name = "bad-" + "".join(c if c.isalnum() else "-" for c in request.node.name)
+        shutil.copytree(comfyui.pipelines / folder_name("5b"), comfyui.pipelines / name)
+        how(comfyui.pipelines / name)
+        return name
+
+    return copy
+
+
+def test_folder_without_index(damaged, refused):
+    """Someone who downloads the transformer alone would search the nodes for the fault."""
+    name = damaged(lambda folder: (folder / "model_index.json").unlink())
+    refused(text_to_video(name), "CogVideoXLoadPipeline", name, "has no model_index.json", "Put the whole repository")
+
+
+def test_pipeline_of_another_family(damaged, refused):
+    """A Wan folder would be opened and fail on some missing key."""
+
+    def rename(folder: Path) -> None:
+        index = folder / "model_index.json"
+        index.write_text(index.read_text("utf-8").replace("CogVideoXPipeline", "WanPipeline"), "utf-8")
+
+    name = damaged(rename)
+    refused(text_to_video(name), "CogVideoXLoadPipeline", name, "is a WanPipeline, not a CogVideoX pipeline", "Choose")
+
+
+@pytest.mark.parametrize("component", ["transformer", "vae", "text_encoder"])
+def test_missing_component(damaged, refused, component):
+    """A download that stopped between two folders would end in a path that does not exist."""
+    name = damaged(lambda folder: shutil.rmtree(folder / component))
+    refused(text_to_video(name), "CogVideoXLoadPipeline", f"lacks {component}", "Fetch the missing folders again")
+
+
+@pytest.mark.parametrize("component", ["transformer", "text_encoder"])
+def test_missing_shard(damaged, refused, component):
+    """Without the file's name someone fetches all 20 GB again."""
+    missing = []
+
+    def remove(folder: Path) -> None:
+        missing.append(sorted((folder / component).glob("*-00002-of-*.safetensors"))[0])
+        missing[0].unlink()
+
+    name = damaged(remove)
+    refused(text_to_video(name), "CogVideoXLoadPipeline", f"lacks {missing[0].name}", "Fetch the missing files again")
+
+
+@pytest.mark.parametrize("file", [f"transformer/{FIRST_SHARD}", f"vae/{VAE_FILE}"])
+def test_file_cut_short(damaged, refused, file):
+    """A download that stopped would load as garbage or end in an error of the mmap."""
+    sizes = []
+
+    def cut(folder: Path) -> None:
+        sizes.append((folder / file).stat().st_size)
+        with (folder / file).open("r+b") as opened:
+            opened.truncate(sizes[0] - 1000)
+
+    name = damaged(cut)
+    words = f"has {sizes[0] - 1000} bytes and should have {sizes[0]}"
+    refused(text_to_video(name), "CogVideoXLoadPipeline", Path(file).name, words, "Fetch it again")
+
+
+@pytest.mark.parametrize(
+    ("content", "looks_like"),
+    [
+        (b"", "is empty"),
+        (b"\x07" * 5000, "is not a safetensors file"),
+        ((200).to_bytes(8, "little") + b"{not json" + b"." * 500, "is not a safetensors file"),
+        (b"<!DOCTYPE html><html><head><title>401</title></head></html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer"),
+        (b"PK\x03\x04" + b"\0" * 500, "is a PyTorch or zip file"),
+    ],
+    ids=["empty", "random", "broken-header", "web-page", "lfs-pointer", "pickle"],
+)
+def test_file_that_is_not_safetensors(damaged, refused, content, looks_like):
+    """What a failed login or a clone without Git LFS leaves on the disk would be called a broken header."""
+    name = damaged(lambda folder: (folder / "transformer" / FIRST_SHARD).write_bytes(content))
+    refused(text_to_video(name), "CogVideoXLoadPipeline", FIRST_SHARD, looks_like, "Fetch it again")
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "transformer/config.json"])
+def test_json_that_is_none(damaged, refused, file):
+    """A config cut short would end in a JSON error without the file's name."""
+    name = damaged(lambda folder: (folder / file).write_text('{"_class_name": ', "utf-8"))
+    refused(text_to_video(name), "CogVideoXLoadPipeline", Path(file).name, "cannot be read as JSON", "Fetch it again")
+
+
+def test_config_of_another_size(damaged, refused):
+    """A 2b config beside 5b weights would build a model that the weights do not fit, without saying why."""
+
+    def widen(folder: Path) -> None:
+        config = folder / "transformer" / "config.json"
+        changed = json.loads(config.read_text("utf-8")) | {"num_attention_heads": 8}
+        config.write_text(json.dumps(changed), "utf-8")
+
+    refused(
+        text_to_video(damaged(widen)), "CogVideoXLoadPipeline", "width 128 against 64", "Put the config.json of this"
+    )
+
+
+@pytest.mark.parametrize("looks_like", OTHER_MODELS)
+def test_weights_of_another_family(comfyui, refused, looks_like):
+    """Whoever picks another model's file from the list learns only that some key is missing."""
+    name = looks_like.replace(" ", "-") + ".safetensors"
+    file = comfyui.base / "models" / "diffusion_models" / name
+    save_file({key: torch.ones(4, 4) for key in OTHER_MODELS[looks_like]}, file)
+    graph = replaced(text_to_video(), "model", "CogVideoXLoadModel", model_name=name, weight_dtype="default")
+    graph = with_inputs(graph, SAMPLE, model=["model", 0])
+    refused(graph, "CogVideoXLoadModel", name, f"looks like {looks_like}", "not a CogVideoX transformer", "Choose")
+
+
+@pytest.mark.parametrize(
+    ("loader", "models", "part", "looks_like", "wanted", "taker"),
+    [
+        ("CogVideoXLoadVAE", "vae", "transformer", "CogVideoX-like transformer", "not a CogVideoX VAE", (DECODE, "vae")),
+        (
+            "CogVideoXLoadModel",
+            "diffusion_models",
+            "vae",
+            "a CogVideoX VAE",
+            "not a CogVideoX transformer",
+            (SAMPLE, "model"),
+        ),
+        (
+            "CogVideoXLoadTextEncoder",
+            "text_encoders",
+            "vae",
+            "a CogVideoX VAE",
+            "not a T5 text encoder",
+            (PROMPT, "clip"),
+        ),
+        ("CogVideoXLoadModel", "diffusion_models", "text_encoder", "a T5", "not a CogVideoX tra", (SAMPLE, "model")),
+    ],
+)
+def test_one_part_given_to_the_loader_of_another(comfyui, refused, loader, models, part, looks_like, wanted, taker):
+    """All three parts are called diffusion_pytorch_model or model: they are easily put into the wrong folder."""
+    name = f"misplaced-{part}"
+    shutil.copytree(
+        comfyui.pipelines / folder_name("5b") / part, comfyui.base / "models" / models / name, dirs_exist_ok=True
+    )
+    graph = replaced(text_to_video(), "loader", loader, **{LOADERS[loader]: name}, weight_dtype="default")
+    graph = with_inputs(graph, taker[0], **{taker[1]: ["loader", 0]})
+    refused(graph, loader, name, looks_like, wanted, "Choose the checkpoint's")
+
+
+def test_text_encoder_of_the_wrong_width(comfyui, damaged, refused, wide):
+    """A T5-base in the folder would end in a matrix product that does not fit, after it was loaded."""
+
+    def swap(folder: Path) -> None:
+        shutil.rmtree(folder / "text_encoder")
+        shutil.copytree(comfyui.pipelines / wide / "text_encoder", folder / "text_encoder")
+
+    refused(
+        text_to_video(damaged(swap)),
+        "CogVideoXLoadPipeline",
+        "is 48 wide; the transformer reads 32",
+        "fetch the checkpoint's own text_encoder",
+    )
+
+
+def test_vae_in_fp8(refused):
+    """fp8 has no convolution: the decode would fail after the whole run."""
+    graph = replaced(
+        text_to_video(), "loader", "CogVideoXLoadVAE", vae_name=folder_name("5b"), weight_dtype="fp8_e4m3fn"
+    )
+    graph = with_inputs(graph, DECODE, vae=["loader", 0])
+    refused(graph, "CogVideoXLoadVAE", "cannot run in fp8_e4m3fn", "Choose default, bf16, fp16 or fp32")
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("name", ["../../secret", "..\\secret", "/etc", "C:\\models", "", "a\0b", "x" * 5000])
+def test_names_that_lead_out_of_the_model_folders(refused, loader, name):
+    """A shared workflow could make a server open any file it can read."""
+    graph = {
+        "loader": node(loader, **{LOADERS[loader]: name}, weight_dtype="default"),
+        "show": node("PreviewAny", source=["loader", 0]),
+    }
+    refused(graph, loader, "Choose")
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_name_of_nothing(refused, loader):
+    """A workflow from someone else names a checkpoint that is not here: where it was looked for helps."""
+    graph = {
+        "loader": node(loader, **{LOADERS[loader]: "not-here"}, weight_dtype="default"),
+        "show": node("PreviewAny", source=["loader", 0]),
+    }
+    refused(graph, loader, "There is no 'not-here' in", "Put it there, or choose another from the list")
+
+
+def test_server_works_after_all_of_it(comfyui, untouched):
+    """A loader that failed halfway could leave a broken model behind, for which the next run would pay."""
+    assert torch.equal(comfyui.make_anew(text_to_video()).latent, untouched)

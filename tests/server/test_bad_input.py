@@ -1,0 +1,193 @@
+"""Values and connections that do not fit, over the API: each ends in a message that says what was found, what is
+expected and what to do, before anything is sampled, and leaves the server able to work."""
+
+import pytest
+import torch
+from devtools.embedded_checkpoint import folder_name, write_pipeline
+from graphs import (
+    DECODE,
+    LATENT,
+    NEGATIVE,
+    PIPELINE,
+    PROMPT,
+    SAMPLE,
+    custom_sampling,
+    node,
+    patched,
+    replaced,
+    text_to_video,
+    with_inputs,
+    with_ksampler,
+)
+from safetensors.torch import load_file, save_file
+
+SAMPLERS = {  # node id -> the graph sampled by it
+    "CogVideoXSample": lambda graph: graph,
+    "KSampler": with_ksampler,
+    "SamplerCustomAdvanced": custom_sampling,
+}
+SIZES = [
+    ({"width": 100}, "width 100", "96 or 112"),
+    ({"height": 72}, "height 72", "64 or 80"),
+    ({"frames": 10}, "frames 10", "9 or 13"),
+    ({"frames": 48}, "frames 48", "45 or 49"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "found", "nearest"), SIZES)
+def test_size_that_does_not_fit(refused, wrong, found, nearest):
+    """Every odd size would otherwise be cut to another without a word, or fail inside the transformer."""
+    refused(with_inputs(text_to_video(), LATENT, **wrong), "CogVideoXEmptyLatent", found, f"use {nearest}")
+
+
+@pytest.mark.parametrize(("wrong", "found", "nearest"), [*SIZES, ({"width": 0}, "width 0", "16"), ({"frames": -3}, "frames -3", "use 1")])
+def test_linked_size_that_does_not_fit(refused, wrong, found, nearest):
+    """A value from another node is unknown while ComfyUI checks the workflow, and has no limits."""
+    (name, value), *_ = wrong.items()
+    graph = with_inputs(text_to_video(), LATENT, **{name: ["number", 0]})
+    refused(graph | {"number": node("PrimitiveInt", value=value)}, "CogVideoXEmptyLatent", found, nearest)
+
+
+@pytest.mark.parametrize("sampler", ["CogVideoXSample", "KSampler"])
+def test_size_from_another_packs_latent(refused, sampler):
+    """The stock empty latents know nothing of patches of 16 pixels."""
+    graph = replaced(
+        text_to_video(), LATENT, "EmptyHunyuanLatentVideo", width=104, height=64, length=9, batch_size=1
+    )
+    graph = with_ksampler(graph) if sampler == "KSampler" else graph
+    refused(graph, sampler, "width of 104 pixels does not divide by 16", "use 96 or 112")
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["typed", "linked"])
+@pytest.mark.parametrize("node_type", ["CogVideoXSample", "CogVideoXScheduler"])
+@pytest.mark.parametrize(
+    ("steps", "denoise", "words"),
+    [
+        (600, 0.5, ("a schedule of 1200", "Use denoise 0.6 or more, or fewer steps")),
+        (0, 1.0, ("",)),
+        (1001, 1.0, ("",)),
+        (5, 1.5, ("",)),
+        (5, -0.5, ("",)),
+    ],
+)
+def test_schedule_that_cannot_be(refused, linked, node_type, steps, denoise, words):
+    """More steps than the model has timesteps would repeat some of them and blur the video; a negative number would
+    end in a division by zero."""
+    graph = custom_sampling(text_to_video()) if node_type == "CogVideoXScheduler" else text_to_video()
+    place = SAMPLE if node_type == "CogVideoXSample" else "sigmas"
+    values = {"steps": ["steps", 0], "denoise": ["denoise", 0]} if linked else {"steps": steps, "denoise": denoise}
+    graph = with_inputs(graph, place, **values)
+    if linked:
+        graph |= {"steps": node("PrimitiveInt", value=steps), "denoise": node("PrimitiveFloat", value=denoise)}
+        words = (f"{steps} steps", f"denoise {denoise}", "Use ")
+    refused(graph, node_type, *words)
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("node_type", ["CogVideoXEncodeText", "CLIPTextEncode"])
+def test_long_prompt_is_cut_with_a_warning(comfyui, node_type):
+    """A prompt whose end has no effect looks like a model that does not listen."""
+    kept, lost = "panda " * 45, f"the lost {node_type} end"  # one token a character
+    graph = replaced(text_to_video(), PROMPT, node_type, clip=[PIPELINE, 1], text=kept + lost)
+    result = comfyui.run(graph)
+    assert result.error is None, str(result.error)
+    logged = [line for line in comfyui.log().splitlines() if lost in line and "226 tokens" in line]
+    assert len(logged) == 1, logged
+    assert "Shorten the prompt" in logged[0]
+    if node_type == "CogVideoXEncodeText":
+        shown = [text for node_id, text in result.texts if node_id == PROMPT]
+        assert shown and "226 tokens" in shown[0] and lost in shown[0], result.texts
+        assert "panda" not in shown[0]
+
+
+@pytest.mark.parametrize("side", ["positive", "negative"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_conditioning_of_the_wrong_width(refused, wide, sampler, side):
+    """A prompt encoded by another model's text encoder would end in a matrix product that does not fit."""
+    graph = text_to_video() | {
+        "other": node("CogVideoXLoadTextEncoder", text_encoder_name=wide, weight_dtype="default"),
+        "text": node("CLIPTextEncode", clip=["other", 0], text="A panda"),
+    }
+    graph = SAMPLERS[sampler](with_inputs(graph, SAMPLE, **{side: ["text", 0]}))
+    refused(graph, sampler, f"The {side} conditioning", "48]", "needs [batch, tokens, 32]", "Encode the prompt with")
+
+
+# --- latents and models ----------------------------------------------------------------------------------------------
+
+
+def write_latent(comfyui, name: str, latent: torch.Tensor) -> str:
+    """A file for the stock LoadLatent; returns its name."""
+    save_file({"latent_tensor": latent, "latent_format_version_0": torch.tensor([])}, comfyui.base / "input" / name)
+    return name
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 12), (1, 4, 3, 8, 12), (1, 32, 3, 8, 12)])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampling_a_latent_of_other_channels(comfyui, refused, sampler, shape):
+    """The latent of another model would end in an error of some convolution."""
+    name = write_latent(comfyui, f"channels-{len(shape)}-{shape[1]}.latent", torch.ones(shape))
+    graph = SAMPLERS[sampler](replaced(text_to_video(denoise=0.5), LATENT, "LoadLatent", latent=name))
+    refused(graph, sampler, f"{shape[1]}, ", "needs [batch, 16, frames", "Empty CogVideoX Latent")
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 12), (1, 4, 3, 8, 12), (1, 16, 8, 12)])
+@pytest.mark.parametrize("decoder", ["CogVideoXDecode", "VAEDecode", "VAEDecodeTiled"])
+def test_decoding_a_latent_of_other_channels(comfyui, refused, decoder, shape):
+    """The wrong VAE is easily wired to a sampler when a workflow holds two models."""
+    name = write_latent(comfyui, f"decode-{len(shape)}-{shape[1]}.latent", torch.ones(shape))
+    graph = replaced(text_to_video(), SAMPLE, "LoadLatent", latent=name)
+    links = {"vae": [PIPELINE, 2], "samples": [SAMPLE, 0]}
+    tiles = {"tile_size": 64, "overlap": 32, "temporal_size": 64, "temporal_overlap": 8}
+    more = {"CogVideoXDecode": {"memory": "auto"}, "VAEDecode": {}, "VAEDecodeTiled": tiles}[decoder]
+    graph = replaced(graph, DECODE, decoder, **links, **more)
+    refused(graph, decoder, "The latent has shape", "[batch, 16, frames", "Use the VAE that belongs to the model")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_image_to_video_model_in_text_to_video(refused, sampler):
+    """Half of such a model's input is a start image: without one the video would be noise."""
+    refused(
+        SAMPLERS[sampler](text_to_video(folder_name("5b-I2V"))),
+        sampler,
+        "This is an image to video model",
+        "16 of them from a start image",
+        "Use a text to video checkpoint",
+    )
+
+
+def test_schedule_of_a_repatched_model(refused):
+    """The stock ModelSamplingDiscrete drops CogVideoX's noise schedule, and the video would be grey."""
+    graph = patched(text_to_video(), "ModelSamplingDiscrete", sampling="v_prediction", zsnr=True)
+    refused(graph, "CogVideoXSample", "samples with ModelSampling", "without a ModelSampling patch")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "inf"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_prediction_that_is_not_a_number(comfyui, sampler, value):
+    """Without a check a black video comes out an hour later, and nobody knows why."""
+    name = f"broken-{value}"
+    if not (comfyui.pipelines / name).exists():
+        file = next((write_pipeline(comfyui.pipelines / name, "5b") / "transformer").glob("*-00001-of-*.safetensors"))
+        weights = load_file(file)
+        weights["patch_embed.proj.weight"][0, 0] = value
+        save_file(weights, file)
+    result = comfyui.run(SAMPLERS[sampler](text_to_video(name, steps=4, weight_dtype="fp32")))
+    assert result.error is not None, "the run succeeded"
+    assert result.error.node_type == sampler, str(result.error)
+    for words in ("not a number", "torch.float32", "trained in torch.bfloat16", "weight_dtype bf16 or fp32"):
+        assert words in result.error.message, result.error.message
+    assert not result.progress, "the first step was counted as done"
+
+
+def test_latent_that_is_not_a_number(comfyui, refused):
+    """A NaN that comes in through the latent is not the precision's fault alone, but ends as soon."""
+    name = write_latent(comfyui, "nan.latent", torch.full((1, 16, 3, 8, 12), float("nan")))
+    graph = replaced(text_to_video(denoise=0.5), LATENT, "LoadLatent", latent=name)
+    refused(graph, "CogVideoXSample", "not a number")
+
+
+def test_server_works_after_all_of_it(comfyui, untouched):
+    """A run that failed halfway could leave state behind, for which the next one would pay."""
+    assert torch.equal(comfyui.make_anew(text_to_video()).latent, untouched)
