@@ -48,7 +48,7 @@ class Column:
     title: str
     width: int
     nodes: tuple[Node, ...]
-    color: str = "#3f5159"
+    color: str = "#3f789e"
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,12 @@ class Example:
 
 _REAL_CHECKPOINT = """\
 ### Ready to run
-The checkpoint chosen here has **random weights**: Run makes coloured noise and shows that everything works.
+**CogVideoX-tiny-5b** holds random weights: Run makes coloured noise, and shows that everything works.
 
 ### For real videos
-Put a whole checkpoint folder (the one with `model_index.json`) into `models/diffusers`, press **R**, choose it above, and set:
+1. Put the whole folder of a checkpoint (it holds `model_index.json`) into `models/diffusers`.
+2. Press **R** and choose it above.
+3. Set what its authors recommend:
 
 | | 2b | 5b | 1.5-5B |
 |---|---|---|---|
@@ -76,6 +78,8 @@ Put a whole checkpoint folder (the one with `model_index.json`) into `models/dif
 | sampler | ddim | dpm | dpm |
 | dynamic_cfg | off | on | on |
 | fps | 8 | 8 | 16 |
+
+The same seed makes the same video as in diffusers.
 """
 
 _PROMPT = (
@@ -88,26 +92,26 @@ _PROMPT = (
 def _text_to_video() -> Example:
     model = Column(
         "1  Checkpoint",
-        340,
+        330,
         (
             Node("pipeline", "CogVideoXLoadPipeline", {"folder": folder_name("5b")}),
-            Node("note", "MarkdownNote", {"text": _REAL_CHECKPOINT}, title="Your own checkpoint", height=478),
+            Node("note", "MarkdownNote", {"text": _REAL_CHECKPOINT}, title="Your own checkpoint", height=420),
         ),
     )
     prompt = Column(
-        "2  Prompt",
-        380,
+        "2  Prompt and size",
+        360,
         (
-            _prompt("positive", "What the video shows", _PROMPT, "#232", 240),
-            _prompt("negative", "What to keep away from", "", "#322", 160),
+            _prompt("positive", "What the video shows", _PROMPT, "#232", 210),
+            _prompt("negative", "What to keep away from", "", "#322", 130),
             Node(
                 "latent", "CogVideoXEmptyLatent", {"width": 96, "height": 64, "frames": 17, "batch_size": 1}
             ),
         ),
     )
     sample = Column(
-        "3  Sample and decode",
-        340,
+        "3  Sample",
+        360,
         (
             Node(
                 "sample",
@@ -119,17 +123,17 @@ def _text_to_video() -> Example:
                     "negative": "negative.CONDITIONING",
                     "latent_image": "latent.LATENT",
                 },
-                height=490,
+                height=520,
             ),
-            Node("decode", "CogVideoXDecode", {}, {"vae": "pipeline.VAE", "samples": "sample.LATENT"}),
         ),
     )
     video = Column(
         "4  Video",
-        420,
+        360,
         (
+            Node("decode", "CogVideoXDecode", {}, {"vae": "pipeline.VAE", "samples": "sample.LATENT"}),
             Node("video", "CreateVideo", {"fps": 8}, {"images": "decode.IMAGE"}),
-            Node("save", "SaveVideo", {"filename_prefix": "video/CogVideoX"}, {"video": "video.VIDEO"}, height=490),
+            Node("save", "SaveVideo", {"filename_prefix": "video/CogVideoX"}, {"video": "video.VIDEO"}, height=340),
         ),
     )
     return Example("text_to_video", "5b", (model, prompt, sample, video))

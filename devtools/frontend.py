@@ -43,6 +43,13 @@ class Frontend:
             return
         self.console.append(f"{message.type}: {message.text} ({place})")
 
+    def wait_until_ready(self) -> None:
+        """Wait for a page that starts, then empty the workflow: the built-in one is not ours."""
+        self.page.wait_for_function("() => window.app?.vueAppReady", timeout=_START_TIMEOUT_MS)
+        self.page.locator(".p-blockui-mask").wait_for(state="hidden", timeout=_START_TIMEOUT_MS)
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.ClearWorkflow')")
+        self.settle()
+
     def load(self, workflow: dict, name: str) -> None:
         """Open a workflow as File > Open does, checked against the frontend's schema."""
         self.page.evaluate("([workflow, name]) => app.loadGraphData(workflow, true, true, name)", [workflow, name])
@@ -57,6 +64,7 @@ def settings(**more: object) -> dict:
     """A user's comfy.settings.json without tutorial and release notes; `more` with dots as double underscores."""
     settled = {
         "Comfy.TutorialCompleted": True,
+        "Comfy.ConfirmClear": False,
         "Comfy.InstalledVersion": metadata.version("comfyui-frontend-package"),
         "Comfy.Validation.Workflows": True,
     }
@@ -84,9 +92,5 @@ def open_frontend(browser: Browser, url: str) -> Iterator[Frontend]:
         page.on("console", frontend.note)
         page.on("pageerror", lambda error: frontend.console.append(f"exception: {error}"))
         page.goto(url, wait_until="domcontentloaded", timeout=_START_TIMEOUT_MS)
-        page.wait_for_function("() => window.app?.vueAppReady", timeout=_START_TIMEOUT_MS)
-        page.locator(".p-blockui-mask").wait_for(state="hidden", timeout=_START_TIMEOUT_MS)
-        # In place of the built-in workflow, which is not ours.
-        page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
-        frontend.settle()
+        frontend.wait_until_ready()
         yield frontend

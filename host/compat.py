@@ -1,9 +1,15 @@
 """The one place that knows how ComfyUI versions and devices differ."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import comfy.ldm.modules.attention as comfy_attention
+import comfy.model_patcher
 import torch
+
+try:
+    from comfy import model_prefetch
+except ImportError:  # hosts before dynamic VRAM
+    model_prefetch = None
 
 
 def attention_for(device: torch.device) -> Callable:
@@ -19,8 +25,6 @@ def attention_for(device: torch.device) -> Callable:
 
 def model_patcher_class(disable_dynamic: bool) -> type:
     """ComfyUI's patcher class, looked up now: ComfyUI rebinds the name when it starts with dynamic VRAM."""
-    import comfy.model_patcher
-
     plain = comfy.model_patcher.ModelPatcher
     return plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
 
@@ -28,3 +32,17 @@ def model_patcher_class(disable_dynamic: bool) -> type:
 def is_dynamic(patcher: object) -> bool:
     """Whether `patcher` loads weights on demand (hosts before dynamic VRAM have no such method)."""
     return bool(getattr(patcher, "is_dynamic", lambda: False)())
+
+
+def prefetched(
+    blocks: Sequence[torch.nn.Module], device: torch.device, transformer_options: dict
+) -> Iterator[torch.nn.Module]:
+    """The blocks in order; where the host can, the next one's weights travel to `device` while one computes."""
+    if model_prefetch is None:
+        yield from blocks
+        return
+    queue = model_prefetch.make_prefetch_queue(list(blocks), device, transformer_options)
+    for block in blocks:
+        model_prefetch.prefetch_queue_pop(queue, device, block)
+        yield block
+    model_prefetch.prefetch_queue_pop(queue, device, None)

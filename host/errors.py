@@ -10,6 +10,10 @@ class GeometryError(ValueError):
     """Width, height, frames or latent channels do not fit the model."""
 
 
+class ScheduleError(ValueError):
+    """No run of the model has these steps."""
+
+
 class ConditioningError(ValueError):
     """CONDITIONING does not come from this model family's text encoder."""
 

@@ -47,14 +47,21 @@ def find(name: str, *categories: str) -> Path:
         raise CheckpointError(f"{name!r} is not the name of a model. Choose one from the list.")
     for category in categories:
         for root in _roots(category):
-            if (root / name).exists():
+            if _exists(root / name):
                 return root / name
     folders = ", ".join(str(root) for category in categories for root in _roots(category)) or "any model folder"
-    raise CheckpointError(f"There is no {name!r} in {folders}. Put it there, or choose another from the list.")
+    raise CheckpointError(f"There is no {name[:100]!r} in {folders}. Put it there, or choose another from the list.")
 
 
 def _roots(category: str) -> list[Path]:
     return [Path(root) for root in folder_paths.get_folder_paths(category) if os.path.isdir(root)]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name that this file system could have
+        return False
 
 
 def _directories(root: Path) -> list[Path]:

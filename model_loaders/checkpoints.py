@@ -9,6 +9,15 @@ import comfy.utils
 import torch
 
 from ..host.errors import CheckpointError
+from .variants import require_component
+
+# how files begin that a failed or half download leaves in the place of weights
+_BEGINNINGS = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file it stands for"),
+    (b"<", "is a web page, not weights"),
+    (b"PK\x03\x04", "is a PyTorch or zip file, not safetensors"),
+    (b"GGUF", "is a GGUF file, not safetensors"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,11 @@ def open_component(path: Path, component: str) -> Weights:
 
     path: a pipeline folder, the component's own folder, or one .safetensors file.
 
-    Raises CheckpointError for anything missing, cut short or not safetensors, naming the file.
+    Raises CheckpointError for anything missing, cut short, not safetensors or of another model, naming the file.
     """
-    files = component_files(path, component)
+    files = check_component(path, component)
     state_dict: dict[str, torch.Tensor] = {}
     for file in files:
-        check_safetensors(file)
         state_dict.update(comfy.utils.load_torch_file(str(file), safe_load=True))
     folder = files[0].parent
     # a lone file may lie among files of other models, whose config.json says nothing about it
@@ -65,10 +73,15 @@ def open_component(path: Path, component: str) -> Weights:
     return Weights(folder if path.is_dir() else path, state_dict, config, _sibling_configs(folder))
 
 
-def check_component(path: Path, component: str) -> None:
-    """Raises CheckpointError for what open_component would refuse, reading only the files' headers."""
-    for file in component_files(path, component):
-        check_safetensors(file)
+def check_component(path: Path, component: str) -> list[Path]:
+    """The files that hold `component`; path as in open_component.
+
+    Raises CheckpointError for what open_component would refuse, reading only the files' headers.
+    """
+    files = component_files(path, component)
+    keys = {key: None for file in files for key in read_keys(file)}  # a set in the files' order
+    require_component(keys, component, str(files[0].parent if path.is_dir() else path))
+    return files
 
 
 def component_files(path: Path, component: str) -> list[Path]:
@@ -106,22 +119,27 @@ def weight_files(folder: Path) -> list[Path]:
     return single[:1]
 
 
-def check_safetensors(path: Path) -> None:
-    """Compare the file's length with what its header promises, before anything maps it.
+def read_keys(path: Path) -> list[str]:
+    """The names of the tensors in a safetensors file, whose length is compared with what its header promises.
 
     Raises CheckpointError where the file is cut short, too long or not safetensors.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        header_size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        start = file.read(32)
+        found = next((what for beginning, what in _BEGINNINGS if start.startswith(beginning)), None)
+        if found or not size:
+            raise CheckpointError(f"{path} {found or 'is empty'} ({size} bytes). Fetch it again.")
+        header_size = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
+        file.seek(8)
         if not 2 <= header_size <= size - 8:
             raise CheckpointError(
                 f"{path} is not a safetensors file, or only its beginning ({size} bytes). Fetch it again."
             )
         try:
             header = json.loads(file.read(header_size))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            header.pop("__metadata__", None)
+            ends = [entry["data_offsets"][1] for entry in header.values()]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(f"{path} is not a safetensors file: {error}. Fetch it again.") from error
     expected = 8 + header_size + max(ends, default=0)
@@ -130,6 +148,7 @@ def check_safetensors(path: Path) -> None:
             f"{path} has {size} bytes and should have {expected}: the download was cut short or the file is damaged. "
             "Fetch it again."
         )
+    return list(header)
 
 
 def read_json(path: Path) -> dict:

@@ -21,7 +21,7 @@ from ..samplers.outer_sample import sample_checked
 from ..samplers.schedule import alphas_cumprod
 from .checkpoints import Weights, open_component
 from .precision import choose_dtypes, parameter_dtype
-from .variants import Family, describe_weights, detect_family, is_transformer, resolve_config
+from .variants import Family, detect_family, resolve_config, resolve_snr_shift
 
 # One row a latent channel, one column a colour. Fitted for CogVideoX's 16-channel latent by the author of
 # ComfyUI-CogVideoXWrapper (kijai/ComfyUI-CogVideoXWrapper, latent_preview.py), rounded here.
@@ -169,11 +169,6 @@ def load_model(
     Raises CheckpointError where the weights are not a CogVideoX transformer.
     """
     weights = open_component(path, "transformer")
-    if not is_transformer(weights.state_dict):
-        raise CheckpointError(
-            f"{weights.path} looks like {describe_weights(weights.state_dict)}, not a CogVideoX transformer. "
-            "Choose the checkpoint's transformer."
-        )
     patcher = _build_patcher(weights, weight_dtype, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype))
     return patcher
@@ -197,7 +192,7 @@ def _build_patcher(
         config,
         family,
         weights.siblings.get("vae", {}).get("scaling_factor", family.vae_scaling_factor),
-        weights.siblings.get("scheduler", {}).get("snr_shift_scale", family.snr_shift_scale),
+        resolve_snr_shift(weights.siblings.get("scheduler"), family, str(weights.path)),
     )
     model_config.set_inference_dtype(storage, compute)
     model = CogVideoXModel(model_config)

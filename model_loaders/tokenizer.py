@@ -33,10 +33,8 @@ class CogVideoXTokenizer:
 
         prompt_weights: read "(word:1.2)" as ComfyUI's CLIPTextEncode does for other models.
         """
-        segments = comfy.sd1_clip.token_weights(text, 1.0) if prompt_weights else [(text, 1.0)]
-        ids = [(i, weight) for segment, weight in segments for i in self._ids(segment)]
-        lost = self.lost_text(text)
-        if lost and not prompt_weights:
+        ids = self._weighted_ids(text, prompt_weights)
+        if lost := self.lost_text(text, prompt_weights):
             logging.warning(lost_text_message(lost))
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         ids = [*ids[: MAX_TOKENS - 1], (end, 1.0)]
@@ -45,12 +43,18 @@ class CogVideoXTokenizer:
             ids = [(*pair, word) for word, pair in enumerate(ids)]
         return {CLIP_NAME: [ids]}
 
-    def lost_text(self, text: str) -> str:
+    def lost_text(self, text: str, prompt_weights: bool = False) -> str:
         """The end of a prompt that does not fit into 226 tokens, "" where all of it does."""
-        return self.tokenizer.decode(self._ids(text)[MAX_TOKENS - 1 :]).strip()
+        ids = [i for i, _ in self._weighted_ids(text, prompt_weights)]
+        return self.tokenizer.decode(ids[MAX_TOKENS - 1 :]).strip()
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _weighted_ids(self, text: str, prompt_weights: bool) -> list[tuple[int, float]]:
+        segments = comfy.sd1_clip.token_weights(text, 1.0) if prompt_weights else [(text, 1.0)]
+        return [
+            (i, weight)
+            for segment, weight in segments
+            for i in self.tokenizer(segment, add_special_tokens=False)["input_ids"]
+        ]
 
     def untokenize(self, token_weight_pairs: list[tuple]) -> list[tuple]:
         return [(pair, self.tokenizer.convert_ids_to_tokens(pair[0])) for pair in token_weight_pairs]

@@ -3,7 +3,8 @@
 Source of the numbers: the config.json files of the official repositories (THUDM, now zai-org).
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,11 +37,25 @@ FAMILIES = (
     Family("CogVideoX1.5-5B-I2V", 42, 48, 32, True, False, 2, 512, torch.bfloat16, 0.7, 1.0),
 )
 
+# component -> what it is, and keys that together only CogVideoX's has
+_COMPONENTS = {
+    "transformer": (
+        "a CogVideoX transformer",
+        ("patch_embed.proj.weight", "patch_embed.text_proj.weight", "transformer_blocks.0.norm1.linear.weight"),
+    ),
+    "vae": (
+        "a CogVideoX VAE",
+        ("decoder.conv_in.conv.weight", "decoder.mid_block.resnets.0.norm1.conv_y.conv.weight"),
+    ),
+    "text_encoder": ("a T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
+}
+
 # A key that only this kind of model has, so that a wrong file can be called by its name. First match wins.
 _TELLTALE_KEYS = (
     ("transformer_blocks.0.norm1.linear.weight", "a CogVideoX-like transformer"),
     ("encoder.block.0.layer.0.SelfAttention.q.weight", "a T5 text encoder"),
-    ("decoder.conv_in.conv.weight", "a CogVideoX VAE"),
+    ("decoder.mid_block.resnets.0.norm1.conv_y.conv.weight", "a CogVideoX VAE"),
+    ("decoder.conv_in.conv.weight", "a HunyuanVideo or other video VAE"),
     ("encoder.down_blocks.0.resnets.0.norm1.weight", "an image VAE in diffusers layout"),
     ("decoder.up.0.block.0.norm1.weight", "an image VAE"),
     ("encoder.downsamples.0.residual.0.gamma", "a Wan VAE"),
@@ -60,21 +75,28 @@ _TELLTALE_KEYS = (
 )
 
 
-def describe_weights(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """What some weights look like, in words for a message."""
+def describe_weights(keys: Collection[str]) -> str:
+    """What weights with these keys look like, in words for a message."""
+    names = {key.removeprefix("model.diffusion_model.") for key in keys} | set(keys)
     for key, looks_like in _TELLTALE_KEYS:
-        if key in state_dict:
+        if key in names:
             return looks_like
-    if any(".lora_" in key or key.startswith("lora_") for key in state_dict):
+    if any(".lora_" in key or key.startswith("lora_") for key in keys):
         return "a LoRA"
-    first = next(iter(state_dict), None)
+    first = next(iter(keys), None)
     return f"an unknown model (its first key is {first!r})" if first else "an empty file"
 
 
-def is_transformer(state_dict: Mapping[str, torch.Tensor]) -> bool:
-    """Whether these are a CogVideoX transformer's weights in diffusers layout."""
-    needed = ("patch_embed.proj.weight", "patch_embed.text_proj.weight", "transformer_blocks.0.norm1.linear.weight")
-    return all(key in state_dict for key in needed)
+def require_component(keys: Collection[str], component: str, source: str) -> None:
+    """Raises CheckpointError unless weights with these keys are a CogVideoX `component` in diffusers layout.
+
+    component: "transformer", "vae" or "text_encoder". source: path for the message.
+    """
+    name, needed = _COMPONENTS[component]
+    if not all(key in keys for key in needed):
+        raise CheckpointError(
+            f"{source} looks like {describe_weights(keys)}, not {name}. Choose the checkpoint's {component}."
+        )
 
 
 def transformer_shape(state_dict: Mapping[str, torch.Tensor]) -> dict:
@@ -166,3 +188,40 @@ def _official_config(shape: dict, dim: int, source: str) -> dict:
         f"{source} has no config.json and is no official size: {shape['num_layers']} layers of width {dim} with "
         f"{shape['in_channels']} input channels. Put the checkpoint's config.json beside its weights."
     )
+
+
+# What every official scheduler_config.json says, and the samplers take for granted.
+_OFFICIAL_SCHEDULE = {
+    "prediction_type": "v_prediction",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+}
+
+
+def resolve_snr_shift(scheduler_config: Mapping | None, family: Family, source: str) -> float:
+    """The SNR shift of a checkpoint's noise levels: its scheduler's, or the family's where it brings no scheduler.
+
+    source: path for messages. Anything else in the config that differs from the official ones is warned of, for it is
+    not followed.
+
+    Raises CheckpointError for a model that does not predict v.
+    """
+    if scheduler_config is None:
+        return family.snr_shift_scale
+    other = {k: scheduler_config[k] for k, v in _OFFICIAL_SCHEDULE.items() if scheduler_config.get(k, v) != v}
+    if "prediction_type" in other:
+        raise CheckpointError(
+            f"The scheduler beside {source} says prediction_type {other['prediction_type']}; CogVideoX models predict "
+            "v_prediction. Put the checkpoint's own scheduler_config.json there."
+        )
+    if other:
+        found = ", ".join(f"{k} {v} (official: {_OFFICIAL_SCHEDULE[k]})" for k, v in other.items())
+        logging.warning(
+            f"The scheduler beside {source} differs from CogVideoX's: {found}. CogVideoX's own schedule is used."
+        )
+    return scheduler_config.get("snr_shift_scale", family.snr_shift_scale)

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..host.messages import warn
+from ..host.messages import show_on_node
 from ..model_loaders.tokenizer import CogVideoXTokenizer, lost_text_message
 
 
@@ -35,6 +35,6 @@ class CogVideoXEncodeText(io.ComfyNode):
     @classmethod
     def execute(cls, clip: object, text: str, prompt_weights: bool = False) -> io.NodeOutput:
         tokens = clip.tokenize(text, prompt_weights=prompt_weights)
-        if isinstance(clip.tokenizer, CogVideoXTokenizer) and (lost := clip.tokenizer.lost_text(text)):
-            warn(lost_text_message(lost), cls.hidden.unique_id)
+        if isinstance(clip.tokenizer, CogVideoXTokenizer) and (lost := clip.tokenizer.lost_text(text, prompt_weights)):
+            show_on_node(lost_text_message(lost), cls.hidden.unique_id)
         return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))

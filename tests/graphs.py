@@ -57,6 +57,12 @@ def with_inputs(graph: dict, node_id: str, **inputs: object) -> dict:
     return graph | {node_id: {**graph[node_id], "inputs": graph[node_id]["inputs"] | inputs}}
 
 
+def without(graph: dict, node_id: str) -> dict:
+    """`graph` less one node that nothing is linked to. (ComfyUI runs what it can: an output that does not need a
+    refused node is made.)"""
+    return {name: value for name, value in graph.items() if name != node_id}
+
+
 def patched(graph: dict, class_type: str, **inputs: object) -> dict:
     """`graph` with a model patch between the loader and the sampler."""
     patch = node(class_type, model=[PIPELINE, 0], **inputs)

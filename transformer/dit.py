@@ -1,11 +1,11 @@
 """CogVideoX's diffusion transformer as ComfyUI calls it."""
 
-import comfy.model_prefetch
 import comfy.patcher_extension
 import torch
 import torch.nn.functional as F
 from diffusers import CogVideoXTransformer3DModel
 
+from ..host.compat import prefetched
 from ..host.errors import GeometryError
 from .attention import joint_attention
 from .positions import rotary_table, sincos_table
@@ -145,10 +145,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
         options = {**transformer_options, "total_blocks": len(self.transformer_blocks), "block_type": "double"}
-        blocks = list(self.transformer_blocks)
-        prefetch = comfy.model_prefetch.make_prefetch_queue(blocks, video.device, transformer_options)
-        for index, block in enumerate(blocks):
-            comfy.model_prefetch.prefetch_queue_pop(prefetch, video.device, block)
+        for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
             options["block_index"] = index
             if ("double_block", index) in replacements:
                 text, video = _replaced_block(
@@ -156,7 +153,6 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
                 )
             else:
                 text, video = block_forward(block, text, video, embedding, rotary, options)
-        comfy.model_prefetch.prefetch_queue_pop(prefetch, video.device, None)
         return text, video
 
     def _unpatchify(self, patches: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:

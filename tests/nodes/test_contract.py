@@ -45,7 +45,10 @@ COMBOS = {
     ("CogVideoXSample", "sampler"): ["ddim", "dpm"],
     ("CogVideoXSampler", "sampler"): ["ddim", "dpm"],
     ("CogVideoXDecode", "memory"): ["auto", "fast", "low"],
+    ("CogVideoXLoadPipeline", "weight_dtype"): DTYPES,
     ("CogVideoXLoadModel", "weight_dtype"): DTYPES,
+    ("CogVideoXLoadTextEncoder", "weight_dtype"): DTYPES,
+    ("CogVideoXLoadVAE", "weight_dtype"): DTYPES,
 }
 
 

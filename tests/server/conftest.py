@@ -1,12 +1,14 @@
 """One real ComfyUI server for all tests of this folder, with the pack and tiny pipelines in a base of its own."""
 
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from graphs import Made, collect
+import torch
+from graphs import SAMPLE, Made, collect, text_to_video, with_inputs
 
 from devtools import client, server
 from devtools.comfyui import prepare_base
@@ -46,11 +48,11 @@ class Host:
         return collect(self.run(graph), self.server.output)
 
     def make_anew(self, graph: dict) -> Made:
-        """As `make`, but with the sampler run again even where ComfyUI remembers its result."""
-        seed = graph[SAMPLE]["inputs"]["seed"]
-        graph = with_inputs(graph, SAMPLE, seed=["again", 0]) | {"again": node("PrimitiveInt", value=seed)}
-        name = f"again-{next(_counter)}"
-        return self.make(graph | {name: graph["again"]} | with_inputs(graph, SAMPLE, seed=[name, 0]))
+        """As `make`, but nothing from the sampler on comes out of ComfyUI's cache."""
+        # an input that no node has: it counts for the cache and for nothing else
+        result = self.run(with_inputs(graph, SAMPLE, run=uuid.uuid4().hex))
+        assert SAMPLE in result.executed
+        return collect(result, self.server.output)
 
     def log(self) -> str:
         return self.server.log.read_text("utf-8", "replace")
@@ -67,3 +69,30 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     host = Path(os.environ["COMFYUI_PATH"])
     with server.running_server(host, base, log=base / "server.log", cpu=True) as running:
         yield Host(running, base)
+
+
+@pytest.fixture(scope="session")
+def wide(comfyui: Host) -> str:
+    """The name of a pipeline whose text is 48 wide, not 32."""
+    return write_pipeline(comfyui.pipelines / "CogVideoX-tiny-wide", "5b", text_embed_dim=48).name
+
+
+@pytest.fixture(scope="module")
+def untouched(comfyui: Host) -> torch.Tensor:
+    """The latent of a plain run before this module's tests."""
+    return comfyui.make(text_to_video()).latent
+
+
+@pytest.fixture
+def refused(comfyui: Host, untouched: torch.Tensor) -> Callable[..., None]:
+    """refused(graph, node type, words...): the run ends at that node, with those words, before a step was made."""
+
+    def check(graph: dict, node_type: str, *words: str) -> None:
+        result = comfyui.run(graph)
+        assert result.error is not None, "the run succeeded"
+        assert result.error.node_type == node_type, str(result.error)
+        for word in words:
+            assert word in result.error.message, result.error.message
+        assert not result.progress, "sampling had begun"
+
+    return check

@@ -3,11 +3,9 @@ expected and what to do, before anything is sampled, and leaves the server able 
 
 import pytest
 import torch
-from devtools.embedded_checkpoint import folder_name, write_pipeline
 from graphs import (
     DECODE,
     LATENT,
-    NEGATIVE,
     PIPELINE,
     PROMPT,
     SAMPLE,
@@ -20,6 +18,8 @@ from graphs import (
     with_ksampler,
 )
 from safetensors.torch import load_file, save_file
+
+from devtools.embedded_checkpoint import folder_name, write_pipeline
 
 SAMPLERS = {  # node id -> the graph sampled by it
     "CogVideoXSample": lambda graph: graph,
@@ -40,7 +40,9 @@ def test_size_that_does_not_fit(refused, wrong, found, nearest):
     refused(with_inputs(text_to_video(), LATENT, **wrong), "CogVideoXEmptyLatent", found, f"use {nearest}")
 
 
-@pytest.mark.parametrize(("wrong", "found", "nearest"), [*SIZES, ({"width": 0}, "width 0", "16"), ({"frames": -3}, "frames -3", "use 1")])
+@pytest.mark.parametrize(
+    ("wrong", "found", "nearest"), [*SIZES, ({"width": 0}, "width 0", "16"), ({"frames": -3}, "frames -3", "use 1")]
+)
 def test_linked_size_that_does_not_fit(refused, wrong, found, nearest):
     """A value from another node is unknown while ComfyUI checks the workflow, and has no limits."""
     (name, value), *_ = wrong.items()
@@ -51,9 +53,7 @@ def test_linked_size_that_does_not_fit(refused, wrong, found, nearest):
 @pytest.mark.parametrize("sampler", ["CogVideoXSample", "KSampler"])
 def test_size_from_another_packs_latent(refused, sampler):
     """The stock empty latents know nothing of patches of 16 pixels."""
-    graph = replaced(
-        text_to_video(), LATENT, "EmptyHunyuanLatentVideo", width=104, height=64, length=9, batch_size=1
-    )
+    graph = replaced(text_to_video(), LATENT, "EmptyHunyuanLatentVideo", width=104, height=64, length=9, batch_size=1)
     graph = with_ksampler(graph) if sampler == "KSampler" else graph
     refused(graph, sampler, "width of 104 pixels does not divide by 16", "use 96 or 112")
 
@@ -61,26 +61,31 @@ def test_size_from_another_packs_latent(refused, sampler):
 @pytest.mark.parametrize("linked", [False, True], ids=["typed", "linked"])
 @pytest.mark.parametrize("node_type", ["CogVideoXSample", "CogVideoXScheduler"])
 @pytest.mark.parametrize(
-    ("steps", "denoise", "words"),
+    ("steps", "denoise", "advice"),
     [
-        (600, 0.5, ("a schedule of 1200", "Use denoise 0.6 or more, or fewer steps")),
-        (0, 1.0, ("",)),
-        (1001, 1.0, ("",)),
-        (5, 1.5, ("",)),
-        (5, -0.5, ("",)),
+        (600, 0.5, "Use denoise 0.6 or more, or fewer steps"),
+        (0, 1.0, "Use 1 to 1000 steps"),
+        (1001, 1.0, "Use 1 to 1000 steps"),
+        (5, 1.5, "denoise 0 to 1"),
+        (5, -0.5, "denoise 0 to 1"),
     ],
 )
-def test_schedule_that_cannot_be(refused, linked, node_type, steps, denoise, words):
-    """More steps than the model has timesteps would repeat some of them and blur the video; a negative number would
-    end in a division by zero."""
+def test_schedule_that_cannot_be(refused, linked, node_type, steps, denoise, advice):
+    """More steps than the model has timesteps would repeat some of them; none would end in a division by zero."""
     graph = custom_sampling(text_to_video()) if node_type == "CogVideoXScheduler" else text_to_video()
     place = SAMPLE if node_type == "CogVideoXSample" else "sigmas"
-    values = {"steps": ["steps", 0], "denoise": ["denoise", 0]} if linked else {"steps": steps, "denoise": denoise}
-    graph = with_inputs(graph, place, **values)
     if linked:
+        graph = with_inputs(graph, place, steps=["steps", 0], denoise=["denoise", 0])
         graph |= {"steps": node("PrimitiveInt", value=steps), "denoise": node("PrimitiveFloat", value=denoise)}
-        words = (f"{steps} steps", f"denoise {denoise}", "Use ")
-    refused(graph, node_type, *words)
+    else:
+        graph = with_inputs(graph, place, steps=steps, denoise=denoise)
+    refused(graph, node_type, f"{steps} steps at denoise {denoise}", advice)
+
+
+def test_dynamic_guidance_over_no_steps(refused):
+    """Linked steps have no limits: 0 would end in a division by zero in the middle of a run."""
+    graph = patched(text_to_video(), "CogVideoXDynamicCFG", steps=["steps", 0], cfg=6.0)
+    refused(graph | {"steps": node("PrimitiveInt", value=0)}, "CogVideoXDynamicCFG", "Use 1 to 1000 steps")
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

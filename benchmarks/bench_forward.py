@@ -1,0 +1,252 @@
+"""One forward and a whole sampling run: ours, diffusers' pipeline and ComfyUI's native class on the same weights."""
+
+import gc
+import re
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+from common import Table, arguments, interleave, load_pack, median_spread, pack, ratio, report, use_comfyui
+
+# Latent (T, H, W), each 1320 video tokens beside 226 of text.
+SIZES = {"2b": (4, 30, 44), "5b": (4, 30, 44), "1.5-5B": (8, 30, 44)}
+PRECISIONS = {
+    "fp32": "fp32",
+    "bf16 stored": "weight_dtype bf16: ComfyUI stores bf16 and computes in fp32 on a CPU; diffusers computes in bf16",
+    "bf16": "computed in bf16, as on a GPU: ComfyUI's rule against it on CPUs is overruled for ours and native",
+}
+NATIVE_NAMES = (
+    (r"^transformer_blocks\.", "blocks."),
+    (r"\.attn1\.to_([qkv])\.", r".\1."),
+    (r"\.attn1\.norm_([qk])\.", r".norm_\1."),
+    (r"\.attn1\.to_out\.0\.", ".attn_out."),
+    (r"\.ff\.net\.0\.proj\.", ".ff_proj."),
+    (r"\.ff\.net\.2\.", ".ff_out."),
+    (r"^(time|ofs)_embedding\.linear_", r"\1_embedding_linear_"),
+)
+PROMPT_SEED, CFG = 5, 6.0
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        layers={"type": int, "default": 2},
+        heads={"type": int, "default": 16, "help": "of 64 each"},
+        steps={"type": int, "default": 3, "help": "of a sampling run, with CFG"},
+        repeats={"type": int, "default": 5, "help": "of a forward; a run is repeated half as often"},
+        variants={"nargs": "+", "choices": list(SIZES), "default": list(SIZES)},
+        precisions={"nargs": "+", "choices": list(PRECISIONS), "default": list(PRECISIONS)},
+    )
+    use_comfyui()
+    load_pack()
+    forwards, runs = [], []
+    for variant in options.variants:
+        with tempfile.TemporaryDirectory() as folder:
+            write_checkpoint(Path(folder), variant, options.layers, options.heads)
+            reference = None
+            for precision in options.precisions:
+                models = load_all(Path(folder), variant, precision)
+                inputs = make_inputs(variant, models["diffusers"].transformer.config)
+                if reference is None:
+                    reference = forward_diffusers(load_diffusers(Path(folder), variant, "fp32"), *inputs)
+                forwards.append([variant, precision, *compare_forward(models, inputs, reference, options.repeats)])
+                runs.append([variant, precision, *compare_run(models, inputs, options)])
+                print(" ".join(forwards[-1]), "|", " ".join(runs[-1]), flush=True)
+                del models
+                gc.collect()
+    report("forward", tables(options, forwards, runs), options.save)
+
+
+def tables(options: object, forwards: list, runs: list) -> list[Table]:
+    size = f"{options.layers} layers, {options.heads} heads of 64, {', '.join(f'{v} {s}' for v, s in SIZES.items())}"
+    notes = [
+        f"{size} (latent frames, height, width); random weights, the same in all columns.",
+        "Times are medians (least - most); ratios are of medians, below 1 ours is faster.",
+        "native: ComfyUI's class for CogVideoX as ComfyUI starts it on a CPU (sub-quadratic attention); native SDPA: "
+        "the same with torch's attention. It is numerically different for official checkpoints, hence its errors.",
+        *(f"{name}: {text}." for name, text in PRECISIONS.items() if name in options.precisions and name != text),
+    ]
+    columns = ["ours", "diffusers", "native", "native SDPA", "ours / diffusers", "ours / native", "ours / native SDPA"]
+    errors = ["error ours", "error diffusers", "error native"]
+    forward_note = "Errors are RMS over RMS against diffusers in fp32."
+    run_note = f"{options.steps} steps with CFG {CFG}; ours through CogVideoXSample, native through stock KSampler."
+    return [
+        Table("One forward, batch 1", [*notes, forward_note], ["variant", "precision", *columns, *errors], forwards),
+        Table("A sampling run", [run_note], ["variant", "precision", *columns], runs),
+    ]
+
+
+def write_checkpoint(folder: Path, variant: str, layers: int, heads: int) -> None:
+    """The transformer of a pipeline in fp32, as wide as asked for; text is 512 wide."""
+    import torch
+
+    from devtools.embedded_checkpoint import build_transformer
+
+    frames, height, width = SIZES[variant]
+    sample = {"sample_frames": 4 * frames - 3, "sample_height": height, "sample_width": width}
+    if variant.startswith("1.5"):
+        sample = {"sample_frames": 81, "sample_height": 300, "sample_width": 300}
+    wide = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": 64}
+    wide |= {"text_embed_dim": 512, "time_embed_dim": 512}
+    generator = torch.Generator().manual_seed(0)
+    build_transformer(variant, generator, **wide, **sample).save_pretrained(folder / "transformer")
+
+
+def make_inputs(variant: str, config: object) -> tuple:
+    """Latents [1, 16, T, H, W], text [1, 226, width], timestep [1]."""
+    import torch
+
+    generator = torch.Generator().manual_seed(PROMPT_SEED)
+    latents = torch.randn(1, config.in_channels, *SIZES[variant], generator=generator)
+    return latents, torch.randn(1, 226, config.text_embed_dim, generator=generator), torch.tensor([700])
+
+
+def load_all(folder: Path, variant: str, precision: str) -> dict[str, object]:
+    """One model of each implementation: a pipeline of diffusers', ComfyUI patchers else."""
+    import comfy.model_management as mm
+
+    forced = mock.patch.object(mm, "should_use_bf16", lambda *a, **k: True) if precision == "bf16" else nullcontext()
+    with forced:
+        ours = pack("model_loaders.model").load_model(folder, "fp32" if precision == "fp32" else "bf16")
+        native = load_native(folder, precision)
+        mm.load_models_gpu([ours, native])
+    return {"ours": ours, "diffusers": load_diffusers(folder, variant, precision), "native": native}
+
+
+def load_diffusers(folder: Path, variant: str, precision: str) -> object:
+    import torch
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+
+    from devtools.embedded_checkpoint import scheduler_config
+
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    transformer = CogVideoXTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype).eval()
+    scheduler = CogVideoXDDIMScheduler(**scheduler_config(variant))
+    pipeline = CogVideoXPipeline(None, None, None, transformer, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_native(folder: Path, precision: str) -> object:
+    """ComfyUI's own loader on the same weights under the names it knows."""
+    import comfy.sd
+    import comfy.utils
+    import torch
+
+    def native_name(name: str) -> str:
+        for pattern, replacement in NATIVE_NAMES:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    weights = {native_name(k): v.to(dtype) for k, v in comfy.utils.load_torch_file(str(file)).items()}
+    return comfy.sd.load_diffusion_model_state_dict(weights, {"dtype": dtype})
+
+
+def forward_diffusers(pipeline: object, latents: object, text: object, timestep: object) -> object:
+    """diffusers' transformer as its pipeline calls it; returns [B, C, T, H, W] in fp32."""
+    import torch
+
+    model = pipeline.transformer
+    rotary = None
+    if model.config.use_rotary_positional_embeddings:
+        _, _, frames, height, width = latents.shape
+        with_geometry = SimpleNamespace(vae_scale_factor_spatial=8, transformer=model)
+        rotary = type(pipeline)._prepare_rotary_positional_embeddings(
+            with_geometry, height * 8, width * 8, frames, torch.device("cpu")
+        )
+    dtype = model.dtype
+    with torch.inference_mode():
+        call = {"image_rotary_emb": rotary, "return_dict": False}
+        return model(latents.transpose(1, 2).to(dtype), text.to(dtype), timestep, **call)[0].transpose(1, 2).float()
+
+
+def forward_comfy(patcher: object, latents: object, text: object, timestep: object) -> object:
+    """A diffusion model as ComfyUI's BaseModel calls it; returns [B, C, T, H, W] in fp32."""
+    import torch
+
+    dtype = patcher.model.get_dtype_inference()
+    with torch.inference_mode():
+        return patcher.model.diffusion_model(
+            latents.to(dtype), timestep.to(dtype), context=text.to(dtype), transformer_options={}
+        ).float()
+
+
+def with_sdpa(call: Callable) -> Callable:
+    """`call` while ComfyUI's native class uses torch's attention."""
+    import comfy.ldm.cogvideo.model
+    import comfy.ldm.modules.attention as attention
+
+    def run() -> object:
+        with mock.patch.object(comfy.ldm.cogvideo.model, "optimized_attention", attention.attention_pytorch):
+            return call()
+
+    return run
+
+
+def compare_forward(models: dict, inputs: tuple, reference: object, repeats: int) -> list[str]:
+    calls = {
+        "ours": lambda: forward_comfy(models["ours"], *inputs),
+        "diffusers": lambda: forward_diffusers(models["diffusers"], *inputs),
+        "native": lambda: forward_comfy(models["native"], *inputs),
+    }
+    calls["native SDPA"] = with_sdpa(calls["native"])
+    errors = [relative_error(calls[name](), reference) for name in ("ours", "diffusers", "native")]
+    return timing_cells(interleave(calls, repeats)) + [f"{error:.1e}" for error in errors]
+
+
+def compare_run(models: dict, inputs: tuple, options: object) -> list[str]:
+    """A run of each implementation from the same kind of input; what the results are is the tests' business."""
+    import comfy.sample
+    import torch
+
+    nodes = pack("nodes.sample")
+    latents, text, _ = inputs
+    positive, negative = [[text, {}]], [[-text, {}]]
+    empty, steps = {"samples": torch.zeros_like(latents)}, options.steps
+
+    def ours() -> object:
+        return nodes.CogVideoXSample.execute(
+            models["ours"], positive, negative, empty, 1, steps, CFG, "ddim", False, 1.0
+        )
+
+    def native() -> object:
+        noise = comfy.sample.prepare_noise(empty["samples"], 1)
+        conditions = CFG, "euler", "sgm_uniform", positive, negative, empty["samples"]
+        return comfy.sample.sample(models["native"], noise, steps, *conditions, disable_pbar=True, seed=1)
+
+    def diffusers() -> object:
+        _, _, frames, height, width = latents.shape
+        pipeline, dtype = models["diffusers"], models["diffusers"].transformer.dtype
+        return pipeline(
+            prompt_embeds=text.to(dtype),
+            negative_prompt_embeds=-text.to(dtype),
+            height=height * 8,
+            width=width * 8,
+            num_frames=4 * frames - 3,
+            num_inference_steps=steps,
+            guidance_scale=CFG,
+            generator=torch.Generator().manual_seed(1),
+            output_type="latent",
+        )
+
+    calls = {"ours": ours, "diffusers": diffusers, "native": native, "native SDPA": with_sdpa(native)}
+    with torch.inference_mode(), mock.patch("comfy.utils.PROGRESS_BAR_ENABLED", False):
+        return timing_cells(interleave(calls, max(1, options.repeats // 2)))
+
+
+def relative_error(ours: object, theirs: object) -> float:
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+def timing_cells(seconds: dict[str, list[float]]) -> list[str]:
+    ratios = [ratio(seconds["ours"], seconds[name]) for name in seconds if name != "ours"]
+    return [*(median_spread(values) for values in seconds.values()), *ratios]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What the benchmarks share: the pack inside a real ComfyUI, interleaved timing, and tables for people."""
+
+import argparse
+import datetime
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PACK = "cogvideox_pack"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One result: a markdown table with sentences before it."""
+
+    title: str
+    notes: Sequence[str]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        lines = [f"### {self.title}", "", *(f"- {note}" for note in self.notes), ""]
+        lines += [_row(self.header), _row(["---"] * len(self.header)), *map(_row, self.rows)]
+        return "\n".join(lines)
+
+
+def arguments(description: str, **options: dict) -> argparse.Namespace:
+    """The command line: --save, and `options` as keyword arguments of add_argument by name."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--save", action="store_true", help="write the tables to benchmarks/results as well")
+    for name, option in options.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **option)
+    return parser.parse_args()
+
+
+def comfyui_path() -> Path:
+    """ComfyUI's checkout, as dev.py bench names it."""
+    path = os.environ.get("COMFYUI_PATH")
+    if not path or not (Path(path) / "main.py").is_file():
+        sys.exit("COMFYUI_PATH names no ComfyUI checkout; run the benchmarks with: python3 dev.py bench")
+    return Path(path)
+
+
+def use_comfyui(cpu: bool = True) -> None:
+    """Make ComfyUI's modules importable, its `nodes` before our folder of that name, with its default options."""
+    sys.path[:] = [str(comfyui_path()), *(p for p in sys.path if p != str(ROOT)), str(ROOT)]
+    sys.argv = [sys.argv[0], *(["--cpu"] if cpu else [])]
+    importlib.import_module("comfy.options").enable_args_parsing()
+    importlib.import_module("comfy.cli_args")  # reads sys.argv now
+
+
+def load_pack() -> ModuleType:
+    """The pack, imported as ComfyUI imports a custom node."""
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def pack(module: str) -> ModuleType:
+    """A module of the pack, e.g. pack("model_loaders.model")."""
+    return importlib.import_module(f"{PACK}.{module}")
+
+
+def interleave(calls: dict[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of every call by name: A B C A B C, so that a slow minute of the machine hits all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(warmup + repeats):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            elapsed = time.perf_counter() - began
+            if i >= warmup:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def median_spread(values: Sequence[float], unit: str = "s", digits: int = 2) -> str:
+    """`median (least - most)` in words."""
+    median, least, most = statistics.median(values), min(values), max(values)
+    return f"{median:.{digits}f} {unit} ({least:.{digits}f} - {most:.{digits}f})"
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Median over median."""
+    return f"{statistics.median(ours) / statistics.median(theirs):.2f}"
+
+
+def machine() -> str:
+    """The machine and the versions in one line."""
+    import psutil
+    import torch
+
+    cores, memory = psutil.cpu_count(logical=True), psutil.virtual_memory().total / 2**30
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers")]
+    comfyui = next(iter(_quoted_version(comfyui_path() / "comfyui_version.py")), "unknown")
+    return (
+        f"{_cpu_name()}, {cores} cores, {memory:.0f} GiB, {device}; Python {platform.python_version()}, "
+        f"{', '.join(versions)}, ComfyUI {comfyui}; load {_load()}"
+    )
+
+
+def report(benchmark: str, tables: Sequence[Table], save: bool, device: str = "cpu") -> None:
+    """Print the tables; with `save`, put them into today's results in place of an earlier run's."""
+    today = datetime.date.today().isoformat()
+    body = "\n\n".join([f"{today}. {machine()}", *(table.markdown() for table in tables)])
+    print(f"\n{body}\n", flush=True)
+    if save:
+        path = RESULTS / f"{today}-{device}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        path.write_text(replace_section(before, benchmark, body), encoding="utf-8")
+        print(f"Written to {path.relative_to(ROOT)}", flush=True)
+
+
+def replace_section(document: str, name: str, body: str) -> str:
+    """`document` with its section `## name` new, or added at the end."""
+    sections = dict(part.split("\n", 1) for part in f"\n{document}".split("\n## ")[1:])
+    sections[name] = f"\n{body}\n"
+    return "# Benchmark results\n\n" + "\n".join(f"## {title}\n{text.rstrip()}\n" for title, text in sections.items())
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _quoted_version(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [line.split('"')[1] for line in text.splitlines() if line.startswith("__version__") and '"' in line]

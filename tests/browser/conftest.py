@@ -1,0 +1,63 @@
+"""The real frontend on a real server, opened in a headless Chromium. Skipped, with the reason, where none starts."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from devtools import server
+from devtools.browser import find_browser
+from devtools.comfyui import prepare_base
+from devtools.embedded_checkpoint import folder_name, write_pipeline
+from devtools.frontend import Frontend, launched_browser, open_frontend, settings
+from devtools.paths import DEV, PACK_NAME, ROOT
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("browser")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    found = find_browser()
+    if found is None:
+        pytest.skip("no Chromium: none on the PATH that starts, and the environment variable CHROMIUM names none")
+    return found
+
+
+@pytest.fixture(scope="session")
+def comfyui(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
+    base = tmp_path_factory.mktemp("browser")
+    prepare_base(base, ROOT, PACK_NAME)
+    write_pipeline(base / "models" / "diffusers" / folder_name("5b"), "5b")
+    host, log = Path(os.environ["COMFYUI_PATH"]), base / "server.log"
+    # No statistics and no map over the graph: the pictures are for readers.
+    plain = settings(Comfy__Minimap__Visible=False, Comfy__Graph__CanvasInfo=False)
+    with server.running_server(host, base, log=log, cpu=True, settings=plain) as running:
+        yield running
+
+
+# Not for the whole session: while playwright runs, the asyncio.run of other folders' tests fails in this thread.
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[object]:
+    with launched_browser(chromium) as launched:
+        yield launched
+
+
+@pytest.fixture
+def frontend(browser: object, comfyui: server.Server) -> Iterator[Frontend]:
+    """A page of its own for each test, with an empty workflow."""
+    with open_frontend(browser, comfyui.url) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def pictures() -> dict[str, Path]:
+    """Where screenshots go: into the repository with COGVIDEOX_UPDATE_SCREENSHOTS=1, else below .dev."""
+    wanted = os.environ.get("COGVIDEOX_UPDATE_SCREENSHOTS") == "1"
+    screenshot, thumbnail = (ROOT / "docs", ROOT / "example_workflows") if wanted else (DEV / "screenshots",) * 2
+    for folder in (screenshot, thumbnail):
+        folder.mkdir(parents=True, exist_ok=True)
+    return {"screenshot": screenshot, "thumbnail": thumbnail}

@@ -1,0 +1,73 @@
+"""What the frontend tells about each node: where it is found, its help, its Chinese names."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from devtools.frontend import Frontend
+from devtools.paths import PACK_NAME, ROOT
+from devtools.server import Server
+from playwright.sync_api import expect
+from support import pack
+
+SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in pack("nodes").NODES)}
+ZH = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
+
+_ADD = "type => { const node = LiteGraph.createNode(type); app.graph.add(node); app.canvas.selectItems([node]) }"
+# Titles and slot names as drawn on a new node.
+_LABELS = """
+type => {
+  const node = LiteGraph.createNode(type)
+  const label = slot => slot.label ?? slot.localized_name ?? slot.name
+  return [node.title, ...node.inputs.map(label), ...node.outputs.map(label), ...(node.widgets ?? []).map(label)]
+}
+"""
+
+
+@pytest.fixture
+def chinese(frontend: Frontend) -> Iterator[Frontend]:
+    set_locale(frontend, "zh")
+    yield frontend
+    set_locale(frontend, "en")  # the setting is the user's, on the server
+
+
+def set_locale(frontend: Frontend, locale: str) -> None:
+    frontend.page.evaluate("locale => app.extensionManager.setting.set('Comfy.Locale', locale)", locale)
+    frontend.page.reload()
+    frontend.wait_until_ready()
+
+
+def test_every_node_is_found_in_the_library(frontend: Frontend) -> None:
+    # A node that search does not find does not exist for most users.
+    page = frontend.page
+    page.locator("[data-testid=side-toolbar] .node-library-tab-button").click()
+    search = page.get_by_placeholder("Search...").first
+    for schema in SCHEMAS.values():
+        search.fill(schema.display_name)
+        entry = page.get_by_role("treeitem").filter(has_text=schema.display_name)
+        expect(entry.first).to_be_visible()
+        for folder in schema.category.split("/"):
+            expect(page.get_by_role("treeitem").get_by_text(folder, exact=True).first).to_be_visible()
+
+
+@pytest.mark.parametrize("node_id", SCHEMAS)
+def test_help_page_opens(frontend: Frontend, node_id: str) -> None:
+    # Select a node, press the (i): without our page the panel shows a bare list of types.
+    page = frontend.page
+    page.evaluate(_ADD, node_id)
+    page.get_by_test_id("info-button").click()
+    shown = page.locator(".node-help-content")
+    expect(shown.get_by_role("heading", name="Example")).to_be_visible()
+    first = (ROOT / "web" / "docs" / f"{node_id}.md").read_text("utf-8").split(".")[0]
+    expect(shown).to_contain_text(first.replace("`", "").replace("*", ""))
+    # The frontend asks for a page in the user's language first.
+    asked = f"/extensions/{PACK_NAME}/docs/{node_id}/en.md"
+    assert [line for line in frontend.console if asked not in line] == []
+
+
+def test_nodes_speak_chinese(chinese: Frontend) -> None:
+    for node_id, words in ZH.items():
+        expected = [words["display_name"], *(slot["name"] for part in ("inputs", "outputs") for slot in words[part].values())]
+        shown = chinese.page.evaluate(_LABELS, node_id)
+        assert set(expected) <= set(shown), node_id

@@ -1,0 +1,102 @@
+"""Which checkpoint some weights are: from shapes and config, never from a name."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from devtools.embedded_checkpoint import scheduler_config, transformer_config
+from support import ALL_VARIANTS, pack
+
+variants = pack("model_loaders.variants")
+CheckpointError = pack("host.errors").CheckpointError
+FAMILY_OF = dict(zip(ALL_VARIANTS, [f.name for f in variants.FAMILIES]))
+PARAMETERS = {
+    "CogVideoX-2b": 1_693_783_872,
+    "CogVideoX-5b": 5_570_283_072,
+    "CogVideoX-5b-I2V": 5_570_479_680,
+    "CogVideoX1.5-5B": 5_570_676_352,
+    "CogVideoX1.5-5B-I2V": 5_571_594_880,
+}
+
+
+def official_weights(family: object) -> dict[str, torch.Tensor]:
+    """Key names and full-size shapes of an official transformer, without memory behind them."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    with torch.device("meta"):
+        model = CogVideoXTransformer3DModel(
+            num_attention_heads=family.heads,
+            num_layers=family.layers,
+            in_channels=family.in_channels,
+            patch_size_t=family.patch_size_t,
+            ofs_embed_dim=family.ofs_embed_dim,
+            use_rotary_positional_embeddings=family.rotary,
+            use_learned_positional_embeddings=family.learned_positions,
+            patch_bias=family.patch_size_t is None,
+        )
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("family", variants.FAMILIES, ids=lambda f: f.name)
+def test_official_sizes_are_known_without_a_config(family: object) -> None:
+    """A single file of an official transformer must load under any name."""
+    weights = official_weights(family)
+    config = variants.resolve_config(weights, None, "some file")
+    assert variants.detect_family(config) == family
+    model = pack("model_loaders.model").build_dit(config, torch.bfloat16, None, __import__("comfy").ops.manual_cast)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in weights.items()}
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[family.name]
+
+
+@pytest.mark.parametrize("variant", ALL_VARIANTS)
+def test_smaller_models_belong_to_their_family(variant: str) -> None:
+    """A fine-tune or a small model of the same architecture takes the family's precision and noise levels."""
+    assert variants.detect_family(transformer_config(variant)).name == FAMILY_OF[variant]
+
+
+def test_config_of_another_checkpoint_is_refused(tiny_pipelines: dict[str, Path]) -> None:
+    """A config.json copied from elsewhere would build another model than the weights are of."""
+    weights = pack("model_loaders.checkpoints").open_component(tiny_pipelines["5b"], "transformer")
+    with pytest.raises(CheckpointError, match="do not belong together: num_layers 42 against 2"):
+        variants.resolve_config(weights.state_dict, weights.config | {"num_layers": 42}, "here")
+
+
+def test_unknown_size_without_config_is_refused(tiny_pipelines: dict[str, Path]) -> None:
+    """Guessing a head size would give noise."""
+    weights = pack("model_loaders.checkpoints").open_component(tiny_pipelines["5b"], "transformer")
+    with pytest.raises(CheckpointError, match="no official size: 2 layers of width 64.*config.json"):
+        variants.resolve_config(weights.state_dict, None, "here")
+
+
+def test_unknown_architecture_is_refused() -> None:
+    """A model with other input channels needs conditions that this version does not make."""
+    with pytest.raises(CheckpointError, match="33 input channels"):
+        variants.detect_family(transformer_config("5b", in_channels=33))
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("double_blocks.0.img_attn.qkv.weight", "Flux"),
+        ("blocks.0.self_attn.q.weight", "Wan"),
+        ("input_blocks.0.0.weight", "Stable Diffusion UNet"),
+        ("transformer.blocks.0.lora_A.weight", "a LoRA"),
+        ("something.else", "unknown model (its first key is 'something.else')"),
+    ],
+)
+def test_other_models_are_named(key: str, words: str) -> None:
+    """'Looks like a Wan model' helps; 'missing keys' does not."""
+    assert words in variants.describe_weights([key])
+
+
+def test_scheduler_beside_the_weights(caplog: pytest.LogCaptureFixture) -> None:
+    """The SNR shift comes with the checkpoint; a schedule that is not CogVideoX's must not pass unseen."""
+    family, official = variants.FAMILIES[1], scheduler_config("5b")
+    assert variants.resolve_snr_shift(None, family, "here") == 1.0
+    assert variants.resolve_snr_shift(official | {"snr_shift_scale": 3.0}, family, "here") == 3.0
+    with caplog.at_level(logging.WARNING):
+        variants.resolve_snr_shift(official | {"timestep_spacing": "leading"}, family, "here")
+    assert "timestep_spacing leading (official: trailing)" in caplog.text
+    with pytest.raises(CheckpointError, match="prediction_type epsilon"):
+        variants.resolve_snr_shift(official | {"prediction_type": "epsilon"}, family, "here")

@@ -1,0 +1,203 @@
+"""Whole workflows on the real server: what comes out, and what a user sees while they run."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from graphs import (
+    DECODE,
+    FPS,
+    HEIGHT,
+    LATENT,
+    PIPELINE,
+    SAMPLE,
+    WIDTH,
+    node,
+    text_to_video,
+    with_inputs,
+)
+from PIL import Image
+from support import TEXT_TO_VIDEO, relative_error
+
+from devtools import client
+from devtools.embedded_checkpoint import folder_name
+from devtools.paths import EXAMPLE_WORKFLOW
+from devtools.run_workflow import Video, inspect_video
+from devtools.workflow import convert_to_api
+
+
+@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
+@pytest.mark.parametrize("frames", [9, 17])
+def test_text_to_video(comfyui, variant, frames):
+    """The product: a graph built from the contract alone gives an mp4 of the size, length and speed asked for."""
+    made = comfyui.make(text_to_video(folder_name(variant), frames))
+    assert made.frames.shape == (frames, HEIGHT, WIDTH, 3)
+    assert inspect_video(made.video) == Video(frames, WIDTH, HEIGHT, FPS)
+    assert made.latent.shape == (1, 16, (frames - 1) // 4 + 1, HEIGHT // 8, WIDTH // 8)
+    assert_picture(made.frames)
+
+
+@pytest.mark.parametrize("weight_dtype", ["default", "bf16", "fp16", "fp8_e4m3fn"])
+@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
+def test_every_precision_makes_the_same_video(comfyui, variant, weight_dtype):
+    """A precision that overflows or scales wrongly shows as another, black or grey video."""
+    exact = comfyui.make(text_to_video(folder_name(variant), weight_dtype="fp32"))
+    made = comfyui.make(text_to_video(folder_name(variant), weight_dtype=weight_dtype))
+    assert_picture(made.frames)
+    # measured: fp16 up to 2e-6 (the weights are stored so), bf16 2e-2, fp8 6e-2; another seed 1.4
+    assert relative_error(made.latent, exact.latent) < 0.15
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
+@pytest.mark.parametrize("dynamic_cfg", [False, True])
+def test_both_samplers_with_and_without_dynamic_guidance(comfyui, sampler, dynamic_cfg):
+    """An option without effect, or with one that breaks the run, would only be seen in an hour-long run."""
+    made = comfyui.make(text_to_video(sampler=sampler, dynamic_cfg=dynamic_cfg))
+    assert_picture(made.frames)
+    for other in ({"sampler": "ddim" if sampler == "dpm" else "dpm"}, {"dynamic_cfg": not dynamic_cfg}):
+        changed = {"sampler": sampler, "dynamic_cfg": dynamic_cfg} | other
+        assert relative_error(comfyui.make(text_to_video(**changed)).latent, made.latent) > 0.01, changed
+
+
+def test_batch_is_one_video_after_the_other(comfyui):
+    """Frames of two videos that take turns, or the same video twice, make a batch useless."""
+    graph = text_to_video(batch_size=2)
+    both = comfyui.make(graph)
+    assert both.frames.shape == (18, HEIGHT, WIDTH, 3)
+    assert inspect_video(both.video).frames == 18
+    first, second = both.frames[:9], both.frames[9:]
+    assert np.abs(first.astype(int) - second).mean() > 10
+    graph["second"] = node("LatentFromBatch", samples=[SAMPLE, 0], batch_index=1, length=1)
+    alone = comfyui.make(with_inputs(graph, DECODE, samples=["second", 0])).frames
+    assert np.abs(alone.astype(int) - second).max() <= 1
+
+
+def test_denoise_keeps_some_of_the_latent(comfyui):
+    """Video to video: below 1 the result lies the nearer to what it started from, at 0 it is just that."""
+    start = text_to_video(seed=5, steps=3)
+    given = comfyui.make(start).latent
+    distance = []
+    for denoise in (0.0, 0.2, 0.8):
+        graph = start | {"first": start[SAMPLE]}
+        changes = {"latent_image": ["first", 0], "seed": 6, "denoise": denoise, "steps": 2}
+        distance.append(relative_error(comfyui.make(with_inputs(graph, SAMPLE, **changes)).latent, given))
+    assert distance[0] == 0
+    assert 0.01 < distance[1] < distance[2]
+
+
+def test_progress_and_previews(comfyui):
+    """A run takes an hour on a small card: without a moving bar and pictures nobody knows whether it works."""
+    steps = 5
+    result = comfyui.run(text_to_video(seed=77, steps=steps, frames=17))
+    assert [(id_, value, most) for id_, value, most in result.progress if id_ == SAMPLE] == [
+        (SAMPLE, step, steps) for step in range(1, steps + 1)
+    ]
+    pictures = [Image.open(io.BytesIO(image)).convert("RGB") for id_, image in result.previews if id_ == SAMPLE]
+    assert len(pictures) == steps
+    assert all(picture.width * HEIGHT == picture.height * WIDTH for picture in pictures)
+    first, last = (np.asarray(picture, dtype=int) for picture in (pictures[0], pictures[-1]))
+    assert last.std() > 5 and np.abs(first - last).mean() > 1
+
+
+def test_checkpoint_put_there_while_the_server_runs(comfyui):
+    """Nobody restarts ComfyUI after a download: pressing R must be enough."""
+    assert "later" not in folder_choices(comfyui)
+    (comfyui.pipelines / "later").symlink_to(comfyui.pipelines / folder_name("5b"), target_is_directory=True)
+    assert "later" in folder_choices(comfyui)
+    assert_picture(comfyui.make(text_to_video("later")).frames)
+
+
+def folder_choices(comfyui) -> list[str]:
+    return client.object_info(comfyui.url)["CogVideoXLoadPipeline"]["input"]["required"]["folder"][1]["options"]
+
+
+def test_parts_loaded_one_by_one_make_the_same_video(comfyui):
+    """The single loaders are how a bigger text encoder or another VAE comes in: they may change nothing else."""
+    name, graph = folder_name("2b"), text_to_video(folder_name("2b"))
+    loaders = {
+        "model": node("CogVideoXLoadModel", model_name=name, weight_dtype="default"),
+        "clip": node("CogVideoXLoadTextEncoder", text_encoder_name=name, weight_dtype="default"),
+        "vae": node("CogVideoXLoadVAE", vae_name=name, weight_dtype="default"),
+    }
+    parts = {[PIPELINE, slot].__repr__(): [part, 0] for slot, part in enumerate(loaders)}
+    rewired = {
+        id_: node(n["class_type"], **{k: parts.get(repr(v), v) for k, v in n["inputs"].items()})
+        for id_, n in graph.items()
+        if id_ != PIPELINE
+    }
+    whole, apart = comfyui.make(graph), comfyui.make(rewired | loaders)
+    assert torch.equal(apart.latent, whole.latent)
+    assert np.array_equal(apart.frames, whole.frames)
+
+
+def test_empty_latent_of_any_model_makes_one_frame(comfyui):
+    """An image workflow with the model exchanged runs: ComfyUI gives an empty latent the model's own channels."""
+    graph = text_to_video() | {LATENT: node("EmptyLatentImage", width=WIDTH, height=HEIGHT, batch_size=1)}
+    made = comfyui.make(graph)
+    assert made.frames.shape == (1, HEIGHT, WIDTH, 3)
+    assert made.latent.shape == (1, 16, 1, HEIGHT // 8, WIDTH // 8)
+
+
+# --- the example workflow --------------------------------------------------------------------------------------------
+
+
+def test_example_workflow(comfyui):
+    """The first thing everybody opens: it must run as it is, and make a video of the size that it shows."""
+    saved = json.loads(EXAMPLE_WORKFLOW.read_text("utf-8"))
+    api = convert_to_api(saved, client.object_info(comfyui.url))
+    (size,) = (n["inputs"] for n in api.values() if n["class_type"] == "CogVideoXEmptyLatent")
+    (steps,) = (n["inputs"]["steps"] for n in api.values() if n["class_type"] == "CogVideoXSample")
+    result = comfyui.run(api)
+    assert result.error is None, str(result.error)
+    (video,) = result.files(comfyui.server.output)
+    assert inspect_video(video) == Video(size["frames"], size["width"], size["height"], FPS)
+    assert [value for _, value, _ in result.progress] == list(range(1, steps + 1))
+    assert not result.texts, "the example's own prompt is cut"
+
+
+def comfy_cli(home: Path, *arguments: object) -> dict:
+    """Run comfy-cli as its user does, with a home of its own; returns its answer."""
+    program = Path(sys.executable).with_name("comfy")
+    environment = {**os.environ, "HOME": str(home), "DO_NOT_TRACK": "1", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [program, "--json", *map(str, arguments)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert answers, done.stdout + done.stderr
+    return answers[-1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="comfy-cli keeps its home elsewhere")
+def test_example_workflow_passes_comfy_clis_check(comfyui, tmp_path):
+    """Who automates ComfyUI checks a workflow before queueing it: a warning there looks like a broken example."""
+    schemas = tmp_path / "object_info.json"
+    schemas.write_text(json.dumps(client.object_info(comfyui.url)), "utf-8")
+    answer = comfy_cli(tmp_path, "workflow", "validate", "--workflow", EXAMPLE_WORKFLOW, "--input", schemas)
+    assert answer["ok"] and answer["data"]["valid"], answer
+    assert answer["data"]["warnings"] == answer["data"]["errors"] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="comfy-cli keeps its home elsewhere")
+def test_example_workflow_runs_with_comfy_cli(comfyui, tmp_path):
+    """The example in a script: comfy-cli converts the saved format itself, and must find every value in its place."""
+    where = ("--where", "local", "--host", "127.0.0.1", "--port", comfyui.server.port)
+    answer = comfy_cli(tmp_path, "run", "--workflow", EXAMPLE_WORKFLOW, "--wait", *where)
+    assert answer["ok"] and answer["data"]["status"] == "completed", answer
+    assert any(".mp4" in url for url in answer["data"]["outputs"]), answer
+
+
+def assert_picture(frames: np.ndarray) -> None:
+    """Neither black nor grey nor standing still. (PNGs hold no NaN: those come out black.)"""
+    assert frames.std() > 10
+    assert np.abs(np.diff(frames.astype(int), axis=0)).mean() > 1
