@@ -43,13 +43,6 @@ class Frontend:
             return
         self.console.append(f"{message.type}: {message.text} ({place})")
 
-    def wait_until_ready(self) -> None:
-        """Wait for a page that starts, then empty the workflow: the built-in one is not ours."""
-        self.page.wait_for_function("() => window.app?.vueAppReady", timeout=_START_TIMEOUT_MS)
-        self.page.locator(".p-blockui-mask").wait_for(state="hidden", timeout=_START_TIMEOUT_MS)
-        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.ClearWorkflow')")
-        self.settle()
-
     def load(self, workflow: dict, name: str) -> None:
         """Open a workflow as File > Open does, checked against the frontend's schema."""
         self.page.evaluate("([workflow, name]) => app.loadGraphData(workflow, true, true, name)", [workflow, name])
@@ -92,5 +85,9 @@ def open_frontend(browser: Browser, url: str) -> Iterator[Frontend]:
         page.on("console", frontend.note)
         page.on("pageerror", lambda error: frontend.console.append(f"exception: {error}"))
         page.goto(url, wait_until="domcontentloaded", timeout=_START_TIMEOUT_MS)
-        frontend.wait_until_ready()
+        page.wait_for_function("() => window.app?.vueAppReady", timeout=_START_TIMEOUT_MS)
+        page.locator(".p-blockui-mask").wait_for(state="hidden", timeout=_START_TIMEOUT_MS)
+        # The built-in workflow, which is not ours, goes.
+        page.evaluate("() => app.extensionManager.command.execute('Comfy.ClearWorkflow')")
+        frontend.settle()
         yield frontend

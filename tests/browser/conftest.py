@@ -1,7 +1,9 @@
 """The real frontend on a real server, opened in a headless Chromium. Skipped, with the reason, where none starts."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -33,9 +35,7 @@ def comfyui(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     prepare_base(base, ROOT, PACK_NAME)
     write_pipeline(base / "models" / "diffusers" / folder_name("5b"), "5b")
     host, log = Path(os.environ["COMFYUI_PATH"]), base / "server.log"
-    # No statistics and no map over the graph: the pictures are for readers.
-    plain = settings(Comfy__Minimap__Visible=False, Comfy__Graph__CanvasInfo=False)
-    with server.running_server(host, base, log=log, cpu=True, settings=plain) as running:
+    with server.running_server(host, base, log=log, cpu=True) as running:
         yield running
 
 
@@ -47,9 +47,21 @@ def browser(chromium: str) -> Iterator[object]:
 
 
 @pytest.fixture
-def frontend(browser: object, comfyui: server.Server) -> Iterator[Frontend]:
-    """A page of its own for each test, with an empty workflow."""
-    with open_frontend(browser, comfyui.url) as opened:
+def open_as(browser: object, comfyui: server.Server) -> Callable[..., AbstractContextManager[Frontend]]:
+    """open_as(**settings) -> the frontend as a new user with these settings finds it, whatever a test did before."""
+
+    def open_with(**more: object) -> AbstractContextManager[Frontend]:
+        stored = comfyui.user_directory / "default" / "comfy.settings.json"  # read at each page's start
+        stored.write_text(json.dumps(settings(**more)), "utf-8")
+        return open_frontend(browser, comfyui.url)
+
+    return open_with
+
+
+@pytest.fixture
+def frontend(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterator[Frontend]:
+    """A page of its own for each test, with an empty workflow and, for the pictures' sake, no map or statistics."""
+    with open_as(Comfy__Minimap__Visible=False, Comfy__Graph__CanvasInfo=False) as opened:
         yield opened
 
 
