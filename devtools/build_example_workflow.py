@@ -104,9 +104,7 @@ def _text_to_video() -> Example:
         (
             _prompt("positive", "What the video shows", _PROMPT, "#232", 210),
             _prompt("negative", "What to keep away from", "", "#322", 130),
-            Node(
-                "latent", "CogVideoXEmptyLatent", {"width": 96, "height": 64, "frames": 17, "batch_size": 1}
-            ),
+            Node("latent", "CogVideoXEmptyLatent", {"width": 96, "height": 64, "frames": 17, "batch_size": 1}),
         ),
     )
     sample = Column(
@@ -145,7 +143,8 @@ def _prompt(name: str, title: str, text: str, color: str, height: int) -> Node:
 
 EXAMPLES = (_text_to_video(),)
 
-# In the page: [example, gap in px] -> what app.graph.serialize() gives, as JSON. A wrong name ends it; the frontend would go on.
+# In the page: [example, gap in px] -> what app.graph.serialize() gives, as JSON. A wrong name ends it, where the
+# frontend would go on.
 _BUILD = """
 async ([example, gap]) => {
   const need = (found, what) => { if (!found) throw new Error(`there is no ${what}`); return found }

@@ -42,7 +42,7 @@ def find(name: str, *categories: str) -> Path:
 
     Raises CheckpointError for a name that is nowhere, or that leads out of the model folders.
     """
-    parts = Path(name.replace("\\", "/")).parts
+    parts = Path(name.replace("\\", "/")).parts if isinstance(name, str) else ()
     if not parts or Path(name).is_absolute() or ".." in parts or ":" in parts[0]:
         raise CheckpointError(f"{name!r} is not the name of a model. Choose one from the list.")
     for category in categories:

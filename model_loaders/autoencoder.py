@@ -16,6 +16,7 @@ from .checkpoints import open_component
 from .model import assign_weights
 from .precision import WEIGHT_DTYPES
 
+VAE_DTYPES = tuple(name for name in WEIGHT_DTYPES if name != "fp8_e4m3fn")
 # Bytes that the untiled decode holds at its peak, per pixel of its first chunk and byte of the type: 14.7 GiB for
 # 49 frames of 480 x 720 in bf16, measured on diffusers' decoder.
 DECODE_PEAK, ENCODE_PEAK, FIRST_CHUNK_FRAMES = 2600, 1500, 9
@@ -80,6 +81,15 @@ def build_autoencoder(config: dict, dtype: torch.dtype) -> torch.nn.Module:
     return model.eval()
 
 
+def check_vae_dtype(weight_dtype: str) -> None:
+    """Raises CheckpointError for a precision that a VAE cannot have."""
+    if weight_dtype not in VAE_DTYPES:
+        raise CheckpointError(
+            f"A CogVideoX VAE cannot run in {weight_dtype}: its convolutions have kernels for fp32, bf16 and fp16 "
+            f"only. Choose {', '.join(VAE_DTYPES)}."
+        )
+
+
 def load_vae(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False) -> CogVideoXVAE:
     """Load the VAE at `path` (see checkpoints.open_component).
 
@@ -87,12 +97,8 @@ def load_vae(path: Path, weight_dtype: str = "default", disable_dynamic: bool = 
 
     Raises CheckpointError where the weights are not a CogVideoX VAE.
     """
+    check_vae_dtype(weight_dtype)
     weights = open_component(path, "vae")
-    if weight_dtype == "fp8_e4m3fn":
-        raise CheckpointError(
-            "A CogVideoX VAE cannot run in fp8_e4m3fn: its convolutions have no such kernels. "
-            "Choose default, bf16, fp16 or fp32."
-        )
     config = {k: v for k, v in (weights.config or {}).items() if not k.startswith("_")}
     vae = CogVideoXVAE(weights.state_dict, config, weight_dtype, str(weights.path), disable_dynamic)
     vae.patcher.cached_patcher_init = (_load_vae_patcher, (path, weight_dtype))

@@ -29,14 +29,28 @@ class CogVideoXEmptyLatent(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
-        if None in (width, height, frames):  # linked: known only when it runs
-            return True
+        # None is a linked value, known only when the node runs: anything that fits stands in for it
+        width, height = (SIZE_STEP if side is None else side for side in (width, height))
         try:
-            check_size(width, height, frames)
+            _require_size(width, height, 1 if frames is None else frames)
         except GeometryError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(cls, width: int, height: int, frames: int, batch_size: int) -> io.NodeOutput:
+        _require_size(width, height, frames, batch_size)
         return io.NodeOutput({"samples": empty_latent(width, height, frames, batch_size)})
+
+
+def _require_size(width: int, height: int, frames: int, batch_size: int = 1) -> None:
+    """Raises GeometryError where no video has this size.
+
+    ComfyUI holds neither linked values nor those that validate_inputs takes to their limits, and a million frames too
+    many take the whole server down.
+    """
+    check_size(width, height, frames)
+    limits = {"width": MAX_SIDE, "height": MAX_SIDE, "frames": MAX_FRAMES, "batch_size": MAX_BATCH}
+    for (name, most), value in zip(limits.items(), (width, height, frames, batch_size)):
+        if not 1 <= value <= most:
+            raise GeometryError(f"{name} is {value}: use 1 to {most}.")

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..host.errors import CheckpointError
-from ..model_loaders.autoencoder import load_vae
+from ..model_loaders.autoencoder import check_vae_dtype, load_vae
 from ..model_loaders.checkpoints import check_component, require_pipeline
 from ..model_loaders.model import load_model
 from ..model_loaders.precision import WEIGHT_DTYPES
@@ -29,6 +29,14 @@ def _problem(check: callable) -> bool | str:
     except CheckpointError as error:
         return str(error)
     return True
+
+
+def _check_vae(name: str | None, weight_dtype: str | None) -> None:
+    """None stands for a linked value, known only when the node runs."""
+    if name is not None:
+        check_component(_find_vae(name), "vae")
+    if weight_dtype is not None:
+        check_vae_dtype(weight_dtype)
 
 
 def _check_pipeline(folder: str) -> None:
@@ -155,8 +163,9 @@ class CogVideoXLoadVAE(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, vae_name: str | None) -> bool | str:
-        return vae_name is None or _problem(lambda: check_component(_find_vae(vae_name), "vae"))
+    def validate_inputs(cls, vae_name: str | None, weight_dtype: str | None) -> bool | str:
+        # a VAE is loaded after sampling: what is wrong with it must be known before
+        return _problem(lambda: _check_vae(vae_name, weight_dtype))
 
     @classmethod
     def execute(cls, vae_name: str, weight_dtype: str) -> io.NodeOutput:

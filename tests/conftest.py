@@ -43,3 +43,14 @@ def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     root = tmp_path_factory.mktemp("pipelines")
     return {variant: write_fp32(root / variant, variant) for variant in ALL_VARIANTS}
+
+
+def pytest_terminal_summary(terminalreporter: object) -> None:
+    """Print how far the pack is from diffusers: the worst case of everything compared in this run."""
+    from support import PARITY
+
+    if PARITY:
+        terminalreporter.section("parity with diffusers (relative error, worst case)")
+        for what, cases in PARITY.items():
+            worst, tolerance = max(cases)
+            terminalreporter.write_line(f"{what:58s} {len(cases):4d} cases  {worst:.1e}  (tolerance {tolerance:.0e})")

@@ -25,6 +25,16 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
+PARITY: dict[str, list[tuple[float, float]]] = {}  # what was compared -> (relative error, tolerance) of each case
+
+
+def check_parity(what: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
+    """Assert that ours is within `tolerance` of the reference, and keep the figure for the table at the end."""
+    error = relative_error(ours, theirs)
+    PARITY.setdefault(what, []).append((error, tolerance))
+    assert error <= tolerance, f"{what}: relative error {error:.1e}, tolerance {tolerance:.0e}"
+
+
 def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: object) -> Path:
     """A tiny pipeline of `variant` whose weights are fp32 on disk."""
     return write_pipeline(folder, variant, seed, torch.float32, **overrides)

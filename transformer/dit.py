@@ -70,8 +70,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         frames, height, width = latent_size
         if frames % patch_t:
             raise GeometryError(
-                f"This CogVideoX 1.5 model takes latent frames in pairs and was given {frames} at once: use a window "
-                f"of {frames - 1 or 2} or {frames + 1} latent frames."
+                f"This CogVideoX 1.5 model takes latent frames in pairs and was given {frames} at once: use context "
+                f"windows of {max(2, frames // 2 * 2)} or another even number, with causal_window_fix off."
             )
         for name, size in (("height", height), ("width", width)):
             if size % patch:

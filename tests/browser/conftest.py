@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+
 from devtools import server
 from devtools.browser import find_browser
 from devtools.comfyui import prepare_base

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import pack, reference_pipeline, relative_error
+from support import check_parity, pack, reference_pipeline, relative_error
 
 PROMPTS = {
     "plain": "A panda plays a guitar in a bamboo forest.",
@@ -47,7 +47,7 @@ def test_embeddings_equal_diffusers(encoders: tuple, name: str) -> None:
         got = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPTS[name]))[0][0]
         want, _ = pipeline.encode_prompt(PROMPTS[name], do_classifier_free_guidance=False)
     assert got.shape == (1, 226, 32)
-    assert relative_error(got, want) <= 2e-6
+    check_parity("text embeddings", got, want, 2e-6)
 
 
 def test_official_tokenizer_where_the_folder_has_only_a_spiece_model(tmp_path: Path) -> None:

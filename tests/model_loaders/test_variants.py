@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from devtools.embedded_checkpoint import scheduler_config, transformer_config
 from support import ALL_VARIANTS, pack
+
+from devtools.embedded_checkpoint import scheduler_config, transformer_config
 
 variants = pack("model_loaders.variants")
 CheckpointError = pack("host.errors").CheckpointError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import TEXT_TO_VIDEO, pack, reference_pipeline, relative_error
+from support import TEXT_TO_VIDEO, check_parity, pack, reference_pipeline, relative_error
 
 WIDTH, HEIGHT = 96, 64
 SEED = 42
@@ -16,7 +16,8 @@ STEP_COUNTS = (7, 20, 28, 50)
 class Run:
     """The pack's MODEL, CLIP and nodes, and diffusers' pipeline, on the same fp32 weights."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, variant: str, folder: Path):
+        self.variant = variant
         self.pipeline = reference_pipeline(folder)
         self.model = pack("model_loaders.model").load_model(folder, "fp32")
         clip = pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32")
@@ -65,7 +66,7 @@ class Run:
 @pytest.fixture(scope="module", params=TEXT_TO_VIDEO)
 def run(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Run:
     with torch.inference_mode():
-        yield Run(tiny_pipelines[request.param])
+        yield Run(request.param, tiny_pipelines[request.param])
 
 
 @pytest.mark.parametrize("dynamic_cfg", (False, True))
@@ -75,9 +76,8 @@ def test_run_equals_diffusers(run: Run, sampler: str, steps: int, dynamic_cfg: b
     """The same seed, prompt and settings must give the published video, at any number of steps."""
     got = run.ours(sampler, 9, steps, dynamic_cfg)
     want = run.theirs(sampler, 9, num_inference_steps=steps, use_dynamic_cfg=dynamic_cfg)
-    error = relative_error(got, want)
-    print(f"{sampler} {steps} {dynamic_cfg} rel {error:.1e}")
-    assert error <= (1e-4 if dynamic_cfg else 5e-6)
+    what = f"whole run, {run.variant}, {sampler}{', dynamic CFG' if dynamic_cfg else ''}"
+    check_parity(what, got, want, 5e-6)
 
 
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))
@@ -86,14 +86,16 @@ def test_odd_and_even_latent_counts(run: Run, frames: int, sampler: str) -> None
     """CogVideoX 1.5 takes latents in pairs; an odd count needs diffusers' extra noise frame in front."""
     got = run.ours(sampler, frames, 6)
     assert got.shape[2] == (frames - 1) // 4 + 1
-    assert relative_error(got, run.theirs(sampler, frames, num_inference_steps=6)) <= 5e-6
+    check_parity(
+        f"odd and even latent counts, {run.variant}", got, run.theirs(sampler, frames, num_inference_steps=6), 5e-6
+    )
 
 
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))
 def test_batch_equals_diffusers(run: Run, sampler: str) -> None:
     """A batch must be the batch that diffusers makes of a list of prompts, not copies of one video."""
     got = run.ours(sampler, 9, 6, batch_size=2)
-    assert relative_error(got, run.theirs(sampler, 9, batch_size=2, num_inference_steps=6)) <= 5e-6
+    check_parity("batch of 2", got, run.theirs(sampler, 9, batch_size=2, num_inference_steps=6), 5e-6)
     assert relative_error(got[:1], got[1:]) > 0.1
 
 
@@ -113,7 +115,7 @@ def test_run_from_given_noise(run: Run) -> None:
         {"samples": torch.zeros_like(noise)},
     ).args[0]["samples"]
     want = run.theirs("ddim", frames, num_inference_steps=7, latents=noise.transpose(1, 2).clone())
-    assert relative_error(got, want) <= 5e-6
+    check_parity("run from given noise", got, want, 5e-6)
 
 
 
@@ -149,7 +151,7 @@ def test_denoise_equals_strength(run: Run, sampler: str) -> None:
         generator=generator,
         output_type="latent",
     ).frames.transpose(1, 2)
-    assert relative_error(got, want / pipeline.vae.config.scaling_factor) <= 5e-6
+    check_parity("denoise 0.6 = strength 0.6", got, want / pipeline.vae.config.scaling_factor, 5e-6)
 
 
 def test_full_denoise_forgets_the_latent(run: Run) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphs import SAMPLE, Made, collect, text_to_video, with_inputs
+from graphs import SAMPLE, Made, collect, node, text_to_video, with_inputs
 
 from devtools import client, server
 from devtools.comfyui import prepare_base
@@ -54,12 +54,21 @@ class Host:
         assert SAMPLE in result.executed
         return collect(result, self.server.output)
 
+    def free(self) -> None:
+        """Unload every model and forget every result, for certain.
+
+        ComfyUI notes the wish and may sleep on: it is fulfilled at the latest after the next workflow.
+        """
+        client.free(self.url, settle_s=0)
+        self.run({"any": node("PreviewAny", source=uuid.uuid4().hex)})
+
     def log(self) -> str:
         return self.server.log.read_text("utf-8", "replace")
 
 
 @pytest.fixture(scope="session")
 def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """The server, for the whole session."""
     base = tmp_path_factory.mktemp("comfyui")
     prepare_base(base, ROOT, PACK_NAME)
     for variant in SERVED:
@@ -67,8 +76,11 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     for folder in ("vae", "diffusion_models", "text_encoders", "loras"):
         (base / "models" / folder).mkdir(exist_ok=True)
     host = Path(os.environ["COMFYUI_PATH"])
-    with server.running_server(host, base, log=base / "server.log", cpu=True) as running:
-        yield Host(running, base)
+    with pytest.MonkeyPatch.context() as environment:
+        # tiny tensors gain nothing from threads, which wait for each other when the machine is busy
+        environment.setenv("OMP_NUM_THREADS", "1")
+        with server.running_server(host, base, log=base / "server.log", cpu=True) as running:
+            yield Host(running, base)
 
 
 @pytest.fixture(scope="session")

@@ -192,20 +192,21 @@ def test_text_encoder_of_the_wrong_width(comfyui, damaged, refused, wide):
     )
 
 
-def test_vae_in_fp8(refused):
+@pytest.mark.parametrize("weight_dtype", ["fp8_e4m3fn", "int3"])
+def test_vae_in_a_precision_without_kernels(refused, weight_dtype):
     """fp8 has no convolution: the decode would fail after the whole run."""
     graph = replaced(
-        text_to_video(), "loader", "CogVideoXLoadVAE", vae_name=folder_name("5b"), weight_dtype="fp8_e4m3fn"
+        text_to_video(), "loader", "CogVideoXLoadVAE", vae_name=folder_name("5b"), weight_dtype=weight_dtype
     )
     graph = with_inputs(graph, DECODE, vae=["loader", 0])
-    refused(without(graph, LATENTS), "CogVideoXLoadVAE", "'fp8_e4m3fn' not in", "'bf16'")
+    refused(without(graph, LATENTS), "CogVideoXLoadVAE", f"cannot run in {weight_dtype}", "Choose default, fp32")
 
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(
     "name",
-    ["../../secret", "..\\secret", "/etc", "C:\\models", "", "a\0b", "x" * 5000],
-    ids=["up", "up-windows", "root", "drive", "empty", "nul", "long"],
+    ["../../secret", "..\\secret", "/etc", "C:\\models", "", "a\0b", "x" * 5000, 5, None],
+    ids=["up", "up-windows", "root", "drive", "empty", "nul", "long", "number", "null"],
 )
 def test_names_that_lead_out_of_the_model_folders(refused, loader, name):
     """A shared workflow could make a server open any file it can read."""

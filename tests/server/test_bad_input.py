@@ -50,6 +50,24 @@ def test_linked_size_that_does_not_fit(refused, wrong, found, nearest):
     refused(graph | {"number": node("PrimitiveInt", value=value)}, "CogVideoXEmptyLatent", found, nearest)
 
 
+@pytest.mark.parametrize("linked", [False, True], ids=["typed", "linked"])
+@pytest.mark.parametrize(
+    ("name", "value", "most"),
+    [("width", 32768, 16384), ("height", 32768, 16384), ("frames", 1029, 1025), ("batch_size", 65, 64)],
+)
+def test_size_beyond_every_limit(refused, name, value, most, linked):
+    """A slip of the hand must not take all memory of the machine, and the server with it."""
+    graph = with_inputs(text_to_video(), LATENT, **{name: ["number", 0] if linked else value})
+    graph |= {"number": node("PrimitiveInt", value=value)} if linked else {}
+    refused(graph, "CogVideoXEmptyLatent", name, str(most))
+
+
+def test_batch_of_none(refused):
+    """A linked 0 would end somewhere in the model."""
+    graph = with_inputs(text_to_video(), LATENT, batch_size=["number", 0])
+    refused(graph | {"number": node("PrimitiveInt", value=0)}, "CogVideoXEmptyLatent", "batch_size is 0: use 1 to 64")
+
+
 @pytest.mark.parametrize("sampler", ["CogVideoXSample", "KSampler"])
 def test_size_from_another_packs_latent(refused, sampler):
     """The stock empty latents know nothing of patches of 16 pixels."""

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from graphs import SAMPLE, Made, patched, text_to_video, with_ksampler
+from graphs import SAMPLE, Made, collect, patched, text_to_video, with_ksampler
 from support import TEXT_TO_VIDEO
 
 from devtools import client
@@ -33,10 +33,10 @@ def test_after_freeing_memory(comfyui, weight_dtype):
     """Weights that come back changed after an unload would show only in the second video of a session."""
     graph = text_to_video(weight_dtype=weight_dtype)
     first = comfyui.make(graph)
-    client.free(comfyui.url)
+    comfyui.free()
     result = comfyui.run(graph)
     assert set(result.executed) == set(graph), "something was still remembered"
-    assert_same(comfyui.make_anew(graph), first)
+    assert_same(collect(result, comfyui.server.output), first)
 
 
 @pytest.mark.parametrize("step", [1, 4])

@@ -50,8 +50,8 @@ def test_every_precision_makes_the_same_video(comfyui, variant, weight_dtype):
     exact = comfyui.make(text_to_video(folder_name(variant), weight_dtype="fp32"))
     made = comfyui.make(text_to_video(folder_name(variant), weight_dtype=weight_dtype))
     assert_picture(made.frames)
-    # measured: fp16 up to 2e-6 (the weights are stored so), bf16 2e-2, fp8 6e-2; another seed 1.4
-    assert relative_error(made.latent, exact.latent) < 0.15
+    # measured: fp16 up to 1.1e-6, bf16 7e-3 (0 where the weights are bf16 on disk), fp8 2.6e-2; another seed 1.1
+    assert relative_error(made.latent, exact.latent) < 0.06
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])
@@ -100,7 +100,7 @@ def test_progress_and_previews(comfyui):
     ]
     pictures = [Image.open(io.BytesIO(image)).convert("RGB") for id_, image in result.previews if id_ == SAMPLE]
     assert len(pictures) == steps
-    assert all(picture.width * HEIGHT == picture.height * WIDTH for picture in pictures)
+    assert all(abs(picture.width / picture.height - WIDTH / HEIGHT) < 0.01 for picture in pictures)
     first, last = (np.asarray(picture, dtype=int) for picture in (pictures[0], pictures[-1]))
     assert last.std() > 5 and np.abs(first - last).mean() > 1
 
@@ -125,7 +125,7 @@ def test_parts_loaded_one_by_one_make_the_same_video(comfyui):
         "clip": node("CogVideoXLoadTextEncoder", text_encoder_name=name, weight_dtype="default"),
         "vae": node("CogVideoXLoadVAE", vae_name=name, weight_dtype="default"),
     }
-    parts = {[PIPELINE, slot].__repr__(): [part, 0] for slot, part in enumerate(loaders)}
+    parts = {repr([PIPELINE, slot]): [part, 0] for slot, part in enumerate(loaders)}
     rewired = {
         id_: node(n["class_type"], **{k: parts.get(repr(v), v) for k, v in n["inputs"].items()})
         for id_, n in graph.items()

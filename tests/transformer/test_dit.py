@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support import ALL_VARIANTS, pack, reference_transformer, relative_error, write_fp32
+from support import ALL_VARIANTS, check_parity, pack, reference_transformer, write_fp32
 
 # Latent (T, H, W); 5b-I2V's learned table fits one size a checkpoint, so its second size is another checkpoint's.
 SIZES = {"native": (3, 8, 12), "other": (5, 12, 6)}
@@ -50,4 +50,4 @@ def test_forward_equals_diffusers(variant: str, size: str, tmp_path: Path) -> No
             return_dict=False,
         )[0].transpose(1, 2)
         got = ours(latents, timestep, context=context, ofs=ofs)
-    assert relative_error(got, want) <= 2e-6
+    check_parity(f"transformer forward, {variant}", got, want, 2e-6)

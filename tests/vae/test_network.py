@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import pack, relative_error
+from support import check_parity, pack, relative_error
 
 
 @pytest.fixture(scope="module", params=("2b", "1.5-5B"))
@@ -35,7 +35,7 @@ def test_decode_equals_diffusers(vaes: tuple, count: int, memory: str) -> None:
         got = ours.decode(z, vae_options={"memory": memory})
         want = to_image(theirs.decode(z).sample)
     assert got.shape == (1, 4 * count - 3, 64, 96, 3)
-    assert relative_error(got, want) <= 1e-6
+    check_parity(f"VAE decode, memory {memory}", got, want, 1e-6)
 
 
 def test_decode_of_an_even_count(vaes: tuple) -> None:
@@ -68,7 +68,7 @@ def test_encode_equals_diffusers(vaes: tuple, frames: int) -> None:
     with torch.inference_mode():
         got = ours.encode(pixels)
         want = theirs.encode((pixels * 2 - 1).movedim(-1, 0)[None]).latent_dist.mode()
-    assert relative_error(got, want) <= 1e-6
+    check_parity("VAE encode", got, want, 1e-6)
 
 
 @pytest.mark.parametrize("memory", ("fast", "low"))

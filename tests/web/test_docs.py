@@ -1,6 +1,7 @@
 import pytest
-from devtools.paths import ROOT
 from support import pack
+
+from devtools.paths import ROOT
 
 DOCS = ROOT / "web" / "docs"
 SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in pack("nodes").NODES)}

@@ -1,0 +1,130 @@
+"""What the pack adds to ComfyUI's start: time, memory, modules; and the real server's start with and without it."""
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import ROOT, Table, arguments, comfyui_path, interleave, median_spread, report, use_comfyui
+
+FORBIDDEN = ("diffusers", "accelerate", "peft")
+PACK_FOLDER = "cogvideox"
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        repeats={"type": int, "default": 5, "help": "fresh processes that import the pack"},
+        servers={"type": int, "default": 3, "help": "starts of the server with the pack, and as many without"},
+        child={"action": "store_true", "help": "measure in this process and print JSON (used by this script)"},
+    )
+    if options.child:
+        print(json.dumps(import_pack()))
+        return
+    tables = [import_table(options.repeats)]
+    if options.servers:
+        tables.append(server_table(options.servers))
+    report("start", tables, options.save)
+
+
+def import_table(repeats: int) -> Table:
+    command = [sys.executable, __file__, "--child"]
+    results = []
+    for _ in range(repeats + 1):
+        out = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        results.append(json.loads(out.stdout.splitlines()[-1]))
+    results = results[1:]  # the first one wrote the bytecode
+    seconds, mebibytes = ([r[key] for r in results] for key in ("seconds", "mebibytes"))
+    return Table(
+        "Importing the pack",
+        [
+            f"ComfyUI's own load_custom_node in {repeats} fresh processes that have imported what ComfyUI itself "
+            "imports; median (least - most). Bytecode is written already.",
+        ],
+        ["what", "measured", "goal"],
+        [
+            ["time", median_spread(seconds, "s", 3), "0.1 s"],
+            ["resident memory", median_spread(mebibytes, "MiB", 1), "10 MiB"],
+            ["nodes", str(results[0]["nodes"]), ""],
+            ["new modules", str(results[0]["modules"]), ""],
+            *([name, "loaded" if name in results[0]["forbidden"] else "not loaded", "not loaded"] for name in FORBIDDEN),
+        ],
+    )
+
+
+def import_pack() -> dict:
+    """Load the pack as ComfyUI does, in a process like ComfyUI's at that moment."""
+    import psutil
+
+    use_comfyui()
+    import comfy.sd
+    import comfy_api.latest
+    import execution
+    import latent_preview
+    import server  # noqa: F401
+
+    import nodes
+
+    gc.collect()
+    modules, names = set(sys.modules), set(nodes.NODE_CLASS_MAPPINGS)
+    process = psutil.Process()
+    resident, began = process.memory_info().rss, time.perf_counter()
+    loaded = asyncio.run(nodes.load_custom_node(str(ROOT)))
+    seconds = time.perf_counter() - began
+    if not loaded:
+        sys.exit("ComfyUI could not load the pack; its message is above.")
+    new = set(sys.modules) - modules
+    return {
+        "seconds": seconds,
+        "mebibytes": (process.memory_info().rss - resident) / 2**20,
+        "nodes": len(set(nodes.NODE_CLASS_MAPPINGS) - names),
+        "modules": len(new),
+        "forbidden": sorted({name.split(".")[0] for name in new} & set(FORBIDDEN)),
+    }
+
+
+def server_table(repeats: int) -> Table:
+    memory: dict[str, list[float]] = {"without": [], "with": []}
+    with tempfile.TemporaryDirectory() as folder:
+        bases = {name: prepare_base(Path(folder) / name, name == "with") for name in memory}
+        seconds = interleave(
+            {name: lambda name=name: memory[name].append(start_server(bases[name])) for name in memory}, repeats
+        )
+    memory = {name: values[1:] for name, values in memory.items()}
+    rows = [[f"{name} the pack", median_spread(seconds[name]), median_spread(memory[name], "MiB", 0)] for name in memory]
+    return Table(
+        "Start of the real server, to its first answer over HTTP, and stop",
+        [f"{repeats} starts of each in turn after a warm-up; asked for an answer every 0.2 s. API nodes are off."],
+        ["server", "time", "resident memory"],
+        rows,
+    )
+
+
+def prepare_base(base: Path, with_pack: bool) -> Path:
+    """A --base-directory with this clone as its only custom node, or with none."""
+    from devtools import comfyui
+
+    comfyui.prepare_base(base, ROOT, PACK_FOLDER)
+    if not with_pack:
+        link = base / "custom_nodes" / PACK_FOLDER
+        link.unlink()
+    return base
+
+
+def start_server(base: Path) -> float:
+    """Start and stop ComfyUI; returns its resident memory in MiB when it first answers."""
+    import psutil
+
+    from devtools.server import running_server
+
+    with running_server(comfyui_path(), base, log=base / "server.log", cpu=True) as running:
+        return psutil.Process(running.process.pid).memory_info().rss / 2**20
+
+
+if __name__ == "__main__":
+    sys.path.append(str(ROOT))  # for devtools
+    main()
