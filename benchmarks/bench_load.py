@@ -34,9 +34,7 @@ def main() -> None:
         files = write_checkpoint(Path(folder), options.layers)
         size = sum(file.stat().st_size for file in files)
         caches = ["warm", "cold"] if hasattr(os, "posix_fadvise") else ["warm"]
-        results = {
-            (cache, way): [] for cache in caches for way in options.ways
-        }
+        results = {(cache, way): [] for cache in caches for way in options.ways}
         for _ in range(options.repeats):
             for (cache, way), measured in results.items():
                 (warm_cache if cache == "warm" else drop_cache)(files)
@@ -51,8 +49,8 @@ def table(cache: str, size: int, shards: int, results: dict, options: object) ->
         measured = results[cache, way]
         seconds = [m["seconds"] for m in measured]
         against = ratio(seconds, [m["seconds"] for m in results[cache, "read"]]) if "read" in options.ways else ""
-        anonymous, resident = (max(m[key] for m in measured) / size for key in ("anonymous", "resident"))
-        rows.append([way, measured[0]["dtype"], median_spread(seconds), against, f"{anonymous:.2f}", f"{resident:.2f}"])
+        peaks = (max(m[key] for m in measured) / size + (way == "read") for key in ("anonymous", "resident"))
+        rows.append([way, measured[0]["dtype"], median_spread(seconds), against, *(f"{peak:.2f}" for peak in peaks)])
     state = {
         "warm": "the files are in the page cache",
         "cold": "the page cache was asked to drop the files (posix_fadvise); what a virtual disk's host keeps stays",
@@ -63,7 +61,7 @@ def table(cache: str, size: int, shards: int, results: dict, options: object) ->
             f"{cache}: {state[cache]}. {options.repeats} fresh processes each, in turn; imports (diffusers takes "
             "seconds, once) are not counted.",
             "load: load_model, ComfyUI's load_models_gpu, and a byte of every page of every weight read. "
-            "read: readinto a buffer whose pages exist.",
+            "read: readinto a buffer whose pages exist beforehand and count as its memory.",
             "Memory is the peak above the process before it loads, in multiples of the files. Anonymous memory is the "
             "process's own; resident counts mapped pages of the files as well, which the system may drop at any time.",
             "Goals for a load without conversion: 1.5 times the read, 1.1 times the file. On a CPU ComfyUI's default "

@@ -19,6 +19,7 @@ class CogVideoXDecode(io.ComfyNode):
             node_id="CogVideoXDecode",
             display_name="CogVideoX Decode",
             category="CogVideoX/decode",
+            search_aliases=["vae decode", "latent to video"],
             description="Decode a video latent exactly as diffusers does, in its own chunks of frames.",
             inputs=[
                 io.Vae.Input("vae"),

@@ -6,6 +6,7 @@ from ..host.errors import GeometryError
 from ..vae.geometry import SIZE_STEP, check_size, empty_latent
 
 MAX_SIDE, MAX_FRAMES, MAX_BATCH = 16384, 1025, 64
+_SIDE = "Pixels, a multiple of 16."
 
 
 class CogVideoXEmptyLatent(io.ComfyNode):
@@ -17,12 +18,13 @@ class CogVideoXEmptyLatent(io.ComfyNode):
             node_id="CogVideoXEmptyLatent",
             display_name="Empty CogVideoX Latent",
             category="CogVideoX/latent",
+            search_aliases=["empty video latent", "video size", "frames"],
             description="An empty video to paint: 720 x 480 with 49 frames for CogVideoX, 1360 x 768 with 81 for 1.5.",
             inputs=[
-                io.Int.Input("width", default=720, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP),
-                io.Int.Input("height", default=480, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP),
+                io.Int.Input("width", default=720, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=_SIDE),
+                io.Int.Input("height", default=480, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=_SIDE),
                 io.Int.Input("frames", default=49, min=1, max=MAX_FRAMES, step=8, tooltip="Video frames, 8k + 1."),
-                io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH),
+                io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH, tooltip="Videos made at once."),
             ],
             outputs=[io.Latent.Output()],
         )

@@ -55,6 +55,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
             node_id="CogVideoXLoadPipeline",
             display_name="Load CogVideoX Pipeline",
             category="CogVideoX/load",
+            search_aliases=["diffusers loader", "checkpoint", "text to video"],
             description="Load transformer, text encoder and VAE of a CogVideoX checkpoint in diffusers layout.",
             inputs=[
                 io.Combo.Input(
@@ -89,6 +90,7 @@ class CogVideoXLoadModel(io.ComfyNode):
             node_id="CogVideoXLoadModel",
             display_name="Load CogVideoX Model",
             category="CogVideoX/load",
+            search_aliases=["transformer", "diffusion model"],
             description="Load the transformer of a CogVideoX checkpoint alone.",
             inputs=[
                 io.Combo.Input(
@@ -119,6 +121,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
             node_id="CogVideoXLoadTextEncoder",
             display_name="Load CogVideoX Text Encoder",
             category="CogVideoX/load",
+            search_aliases=["clip", "t5"],
             description="Load the T5 text encoder of a CogVideoX checkpoint alone.",
             inputs=[
                 io.Combo.Input(
@@ -150,6 +153,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
             node_id="CogVideoXLoadVAE",
             display_name="Load CogVideoX VAE",
             category="CogVideoX/load",
+            search_aliases=["vae"],
             description="Load the VAE of a CogVideoX checkpoint alone.",
             inputs=[
                 io.Combo.Input(

@@ -19,11 +19,21 @@ _SAMPLER_TOOLTIP = "ddim for CogVideoX-2b, dpm for the 5b models, as their model
 
 
 def _steps_input() -> io.Int.Input:
-    return io.Int.Input("steps", default=50, min=1, max=TRAIN_TIMESTEPS)
+    return io.Int.Input(
+        "steps", default=50, min=1, max=TRAIN_TIMESTEPS, tooltip="Model evaluations. 50 is what the models were shown with."
+    )
 
 
 def _cfg_input() -> io.Float.Input:
-    return io.Float.Input("cfg", default=6.0, min=0.0, max=100.0, step=0.1, round=0.01)
+    return io.Float.Input(
+        "cfg",
+        default=6.0,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        tooltip="How strongly the prompt pulls; 6 is the models' own. 1 runs without the negative prompt, twice as fast.",
+    )
 
 
 def _seed_input() -> io.Int.Input:
@@ -83,12 +93,13 @@ class CogVideoXSample(io.ComfyNode):
             node_id="CogVideoXSample",
             display_name="CogVideoX Sampler",
             category="CogVideoX/sample",
+            search_aliases=["ksampler", "text to video", "t2v", "ddim", "dpm"],
             description="Sample a video with CogVideoX's own schedule and equations, equal to diffusers' pipelines.",
             inputs=[
-                io.Model.Input("model"),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Latent.Input("latent_image"),
+                io.Model.Input("model", tooltip="From Load CogVideoX Model or Load CogVideoX Pipeline."),
+                io.Conditioning.Input("positive", tooltip="What the video shows."),
+                io.Conditioning.Input("negative", tooltip="What it keeps away from; an empty prompt is usual."),
+                io.Latent.Input("latent_image", tooltip="Its size is the video's; its content matters below denoise 1."),
                 _seed_input(),
                 _steps_input(),
                 _cfg_input(),

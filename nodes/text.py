@@ -15,6 +15,7 @@ class CogVideoXEncodeText(io.ComfyNode):
             node_id="CogVideoXEncodeText",
             display_name="CogVideoX Text Encode",
             category="CogVideoX/text",
+            search_aliases=["prompt", "text encode", "t5"],
             description="Encode a prompt exactly as diffusers does: 226 tokens, parentheses and colons are plain text.",
             inputs=[
                 io.Clip.Input("clip"),
@@ -25,6 +26,7 @@ class CogVideoXEncodeText(io.ComfyNode):
                     "prompt_weights",
                     default=False,
                     optional=True,
+                    advanced=True,
                     tooltip="Read (word:1.2) as a weight, as ComfyUI does for other models. CogVideoX does not.",
                 ),
             ],
