@@ -80,12 +80,18 @@ def run_workflow(url: str, api: dict, on_event: OnEvent | None = None, timeout_s
 
 
 def submit(url: str, api: dict, client_id: str = "") -> str:
-    """Queue a workflow in API format without waiting; returns its prompt id. Raises: Rejected."""
+    """Queue a workflow in API format without waiting; returns its prompt id.
+
+    Raises: Rejected, also where the server refuses some outputs and queues the others.
+    """
     body = {"prompt": api, "client_id": client_id or uuid.uuid4().hex}
     try:
-        return json.loads(request(f"{url}/prompt", body))["prompt_id"]
+        answer = json.loads(request(f"{url}/prompt", body))
     except urllib.error.HTTPError as error:
-        raise Rejected(_read_refusal(error.read(), api)) from error
+        raise Rejected(_read_refusal(json.loads(error.read()), api)) from error
+    if answer.get("node_errors"):
+        raise Rejected(_read_refusal({"error": {"message": "some outputs were refused"}, **answer}, api))
+    return answer["prompt_id"]
 
 
 def object_info(url: str) -> dict:
@@ -178,8 +184,7 @@ def _read_binary(frame: bytes) -> tuple[str, dict]:
     return "preview", {"node": "", "image": frame[8:]}  # hosts without metadata: the image's format stands there
 
 
-def _read_refusal(body: bytes, api: dict) -> RunError:
-    answer = json.loads(body)
+def _read_refusal(answer: dict, api: dict) -> RunError:
     error = answer["error"]
     node_id = str((error.get("extra_info") or {}).get("node_id", ""))
     node_type, message = api.get(node_id, {}).get("class_type", ""), error["message"]

@@ -43,8 +43,8 @@ LATENT_RGB_FACTORS = [
     [0.0808, 0.1155, -0.0215],
     [-0.0152, -0.0058, 0.0722],
 ]
-# Peak activations of one forward in units of [B, tokens, dim] tensors: 12.04 measured on the meta device at the width of
-# 5b (tests/model_loaders/test_memory.py). Most of it is the feed-forward's fourfold width before and after its activation.
+# Peak activations of one forward in units of [B, tokens, dim] tensors: 12.04 counted on the meta device at 5b's width
+# (tests/model_loaders/test_memory.py), most of it the feed-forward's fourfold width before and after its activation.
 ACTIVATION_COPIES = 13
 
 

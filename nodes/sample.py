@@ -19,9 +19,7 @@ _SAMPLER_TOOLTIP = "ddim for CogVideoX-2b, dpm for the 5b models, as their model
 
 
 def _steps_input() -> io.Int.Input:
-    return io.Int.Input(
-        "steps", default=50, min=1, max=TRAIN_TIMESTEPS, tooltip="Model evaluations. 50 is what the models were shown with."
-    )
+    return io.Int.Input("steps", default=50, min=1, max=TRAIN_TIMESTEPS, tooltip="50 in the model cards' examples.")
 
 
 def _cfg_input() -> io.Float.Input:
@@ -32,7 +30,7 @@ def _cfg_input() -> io.Float.Input:
         max=100.0,
         step=0.1,
         round=0.01,
-        tooltip="How strongly the prompt pulls; 6 is the models' own. 1 runs without the negative prompt, twice as fast.",
+        tooltip="How strongly the prompt pulls; 6 is the models' own. 1 leaves the negative prompt out, twice as fast.",
     )
 
 
@@ -99,7 +97,7 @@ class CogVideoXSample(io.ComfyNode):
                 io.Model.Input("model", tooltip="From Load CogVideoX Model or Load CogVideoX Pipeline."),
                 io.Conditioning.Input("positive", tooltip="What the video shows."),
                 io.Conditioning.Input("negative", tooltip="What it keeps away from; an empty prompt is usual."),
-                io.Latent.Input("latent_image", tooltip="Its size is the video's; its content matters below denoise 1."),
+                io.Latent.Input("latent_image", tooltip="Its size is the video's. Its content counts below denoise 1."),
                 _seed_input(),
                 _steps_input(),
                 _cfg_input(),

@@ -34,7 +34,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         timestep: [B], 0 .. 999. context: [B, text tokens, text width]. ofs: [B], CogVideoX 1.5 I2V only.
         Returns [B, out_channels, T, H, W].
 
-        Raises GeometryError where T, H or W do not divide by the patch, or a learned table does not fit.
+        Raises GeometryError where H or W do not divide by the patch, or a learned table does not fit.
         """
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
@@ -52,6 +52,11 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         transformer_options: dict,
         **_: object,
     ) -> torch.Tensor:
+        # An odd count reaches CogVideoX 1.5 only from ComfyUI's context windows, which put a frame in front that they
+        # drop again, or from training: repeated, it pairs with itself and the others stay paired as they were.
+        # Whole runs get real noise in front instead (samplers/outer_sample.py).
+        extra = -x.shape[2] % (self.config.patch_size_t or 1)
+        x = torch.cat([x[:, :, :1].expand(-1, -1, extra, -1, -1), x], dim=2) if extra else x
         grid = self.token_grid(x.shape[2:])
         embedding = self._embed_time(timestep, ofs, x.dtype)
         text, video = self._add_positions(self.patch_embed.text_proj(context), self._embed_patches(x, grid), grid)
@@ -59,7 +64,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         text, video = self._run_blocks(text, video, embedding, rotary, transformer_options)
         shift, scale = self.norm_out.linear(F.silu(embedding)).chunk(2, dim=1)
         video = modulate(self.norm_out.norm(self.norm_final(video)), scale, shift)
-        return self._unpatchify(self.proj_out(video), grid)
+        return self._unpatchify(self.proj_out(video), grid)[:, :, extra:]
 
     def token_grid(self, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:
         """Latent (T, H, W) -> tokens in (time, height, width).
@@ -68,11 +73,6 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         """
         patch, patch_t = self.config.patch_size, self.config.patch_size_t or 1
         frames, height, width = latent_size
-        if frames % patch_t:
-            raise GeometryError(
-                f"This CogVideoX 1.5 model takes latent frames in pairs and was given {frames} at once: use context "
-                f"windows of {max(2, frames // 2 * 2)} or another even number, with causal_window_fix off."
-            )
         for name, size in (("height", height), ("width", width)):
             if size % patch:
                 below, above = (size - size % patch) * 8, (size - size % patch + patch) * 8

@@ -29,7 +29,8 @@ def comfyui():
 
         async def prompt(request):
             queued.set()
-            return web.json_response(refusal or {"prompt_id": "mine"}, status=400 if refusal else 200)
+            refused = refusal is not None and "error" in refusal
+            return web.json_response(refusal or {"prompt_id": "mine"}, status=400 if refused else 200)
 
         async def socket(request):
             ws = web.WebSocketResponse()
@@ -142,3 +143,11 @@ def test_server_that_goes_away_is_one_sentence(comfyui):
     # Waiting on would hang the demo and the tests for ever.
     with pytest.raises(DevError, match="went away"):
         client.run_workflow(comfyui([("executing", {"node": "5"})]), {})
+
+
+def test_refusal_of_some_outputs_is_one(comfyui):
+    """ComfyUI answers 200 and queues the other outputs: half a workflow would pass for a whole one."""
+    reason = {"message": "Value not in list", "details": "folder"}
+    refusal = {"prompt_id": "mine", "node_errors": {"4": {"errors": [reason], "class_type": "Loader"}}}
+    error = client.run_workflow(comfyui([], refusal), {"4": {"class_type": "Loader"}}).error
+    assert (error.kind, error.node_id) == ("rejected", "4") and "Value not in list: folder" in error.message

@@ -171,14 +171,15 @@ def test_context_windows(comfyui, variant, freenoise):
     assert torch.equal(comfyui.make(context_windows(graph, 10)).latent, plain)
 
 
-def test_context_windows_with_a_frame_in_front(comfyui):
-    """ComfyUI puts a frame in front of later windows by default; CogVideoX 1.5, which takes frames in pairs, must say
-    what to do about it."""
-    made = comfyui.make(context_windows(text_to_video(frames=33), 4, causal_window_fix=True))
-    assert made.latent.isfinite().all()
-    odd = text_to_video(folder_name("1.5-5B"), frames=33)
-    error = comfyui.run(context_windows(odd, 4, causal_window_fix=True)).error
-    assert error is not None and "causal_window_fix" in error.message, error
+@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
+def test_context_windows_with_a_frame_in_front(comfyui, variant):
+    """ComfyUI puts a frame in front of later windows by default, which makes them odd: CogVideoX 1.5, which takes
+    frames in pairs, must still run, and differ from windows without it only a little."""
+    graph = text_to_video(folder_name(variant), frames=33)
+    fixed = comfyui.make(context_windows(graph, 4, causal_window_fix=True)).latent
+    plain = comfyui.make(context_windows(graph, 4)).latent
+    assert fixed.shape == plain.shape and fixed.isfinite().all()
+    assert 0 < relative_error(fixed, plain) < 1
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
