@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import importlib
 import json
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def import_table(repeats: int) -> Table:
             ["resident memory", median_spread(mebibytes, "MiB", 1), "10 MiB"],
             ["nodes", str(results[0]["nodes"]), ""],
             ["new modules", str(results[0]["modules"]), ""],
-            *([name, "loaded" if name in results[0]["forbidden"] else "not loaded", "not loaded"] for name in FORBIDDEN),
+            *([f"{name} loaded", "yes" if name in results[0]["forbidden"] else "no", "no"] for name in FORBIDDEN),
         ],
     )
 
@@ -61,12 +62,8 @@ def import_pack() -> dict:
     import psutil
 
     use_comfyui()
-    import comfy.sd
-    import comfy_api.latest
-    import execution
-    import latent_preview
-    import server  # noqa: F401
-
+    for name in ("execution", "server", "latent_preview", "comfy.sd", "comfy_api.latest"):
+        importlib.import_module(name)
     import nodes
 
     gc.collect()
@@ -95,7 +92,7 @@ def server_table(repeats: int) -> Table:
             {name: lambda name=name: memory[name].append(start_server(bases[name])) for name in memory}, repeats
         )
     memory = {name: values[1:] for name, values in memory.items()}
-    rows = [[f"{name} the pack", median_spread(seconds[name]), median_spread(memory[name], "MiB", 0)] for name in memory]
+    rows = [[f"{name} the pack", median_spread(seconds[name]), median_spread(memory[name], "MiB", 0)] for name in bases]
     return Table(
         "Start of the real server, to its first answer over HTTP, and stop",
         [f"{repeats} starts of each in turn after a warm-up; asked for an answer every 0.2 s. API nodes are off."],
