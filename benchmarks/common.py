@@ -75,12 +75,14 @@ def pack(module: str) -> ModuleType:
 
 
 def interleave(calls: dict[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of every call by name: A B C A B C, so that a slow minute of the machine hits all of them."""
+    """Seconds of every call by name: A B C B C A, so that neither a slow minute nor a neighbour hits only one."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     for i in range(warmup + repeats):
-        for name, call in calls.items():
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
             began = time.perf_counter()
-            call()
+            calls[name]()
             elapsed = time.perf_counter() - began
             if i >= warmup:
                 seconds[name].append(elapsed)

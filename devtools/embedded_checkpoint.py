@@ -101,11 +101,20 @@ def build_vae(variant: str, generator: torch.Generator) -> torch.nn.Module:
         invert_scale_latents="1.5" in variant,
     )
     randomize(vae, generator, gain=1.5)
-    with torch.no_grad():
-        # frames within -1 .. 1: clipped ones would hide differences from whoever compares pictures
-        vae.decoder.conv_out.conv.weight.mul_(0.12)
-        vae.decoder.conv_out.conv.bias.zero_()
+    _center_frames(vae, generator)
     return vae
+
+
+@torch.inference_mode()
+def _center_frames(vae: torch.nn.Module, generator: torch.Generator, spread: float = 0.2) -> None:
+    """Scale the last convolution so that frames lie around grey with a standard deviation of `spread` in -1 .. 1:
+    clipped pixels would hide differences from whoever compares pictures."""
+    latents = torch.randn(1, 16, 3, LATENT_HEIGHT, LATENT_WIDTH, generator=generator) / vae.config.scaling_factor
+    frames = vae.decode(latents).sample
+    scale = spread / frames.std(dim=(0, 2, 3, 4))
+    conv = vae.decoder.conv_out.conv
+    conv.weight.mul_(scale[:, None, None, None, None])
+    conv.bias.sub_(frames.mean(dim=(0, 2, 3, 4))).mul_(scale)
 
 
 def build_text_encoder(generator: torch.Generator, vocab_size: int, width: int = 32) -> torch.nn.Module:
