@@ -1,5 +1,6 @@
 """Loaders: from a name in ComfyUI's model folders to MODEL, CLIP and VAE."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from comfy_api.latest import io
@@ -22,7 +23,7 @@ def _dtype_input() -> io.Combo.Input:
     return io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), default="default", tooltip=_DTYPE_TOOLTIP)
 
 
-def _problem(check: callable) -> bool | str:
+def _problem(check: Callable) -> bool | str:
     """True where `check` passes, otherwise its message: what ComfyUI's validate_inputs wants."""
     try:
         check()

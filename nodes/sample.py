@@ -5,14 +5,13 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
-import torch
 from comfy_api.latest import io
 
-from ..host.errors import GeometryError, ScheduleError
+from ..host.errors import ScheduleError
 from ..samplers.comfy_sampler import SAMPLERS, build_sampler, schedule_sigmas
 from ..samplers.comfy_sampler import CogVideoXNoise as SeededNoise
 from ..samplers.guidance import patch_dynamic_cfg
-from ..samplers.schedule import TRAIN_TIMESTEPS, total_steps
+from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 _SAMPLER_TOOLTIP = "ddim for CogVideoX-2b, dpm for the 5b models, as their model cards recommend."
@@ -56,27 +55,10 @@ def _denoise_input() -> io.Float.Input:
     )
 
 
-def _require_schedule(steps: int, denoise: float) -> None:
-    """Raises ScheduleError where the model has no such schedule.
-
-    ComfyUI checks limits neither of linked values nor of inputs that validate_inputs takes.
-    """
-    if not 1 <= steps <= TRAIN_TIMESTEPS or not 0 <= denoise <= 1:
-        raise ScheduleError(
-            f"No run has {steps} steps at denoise {denoise}. Use 1 to {TRAIN_TIMESTEPS} steps and denoise 0 to 1."
-        )
-    if denoise and total_steps(steps, denoise) > TRAIN_TIMESTEPS:
-        least = -(-steps * 100 // TRAIN_TIMESTEPS) / 100
-        raise ScheduleError(
-            f"{steps} steps at denoise {denoise} are the end of a schedule of {total_steps(steps, denoise)}; the "
-            f"model has {TRAIN_TIMESTEPS} timesteps. Use denoise {least} or more, or fewer steps."
-        )
-
-
 def _check_schedule(steps: int | None, denoise: float | None) -> bool | str:
     """What validate_inputs returns: True, or why the schedule cannot be. A linked value is None: it is known later."""
     try:
-        _require_schedule(1 if steps is None else steps, 1.0 if denoise is None else denoise)
+        require_schedule(1 if steps is None else steps, 1.0 if denoise is None else denoise)
     except ScheduleError as error:
         return str(error)
     return True
@@ -129,7 +111,7 @@ class CogVideoXSample(io.ComfyNode):
         denoise: float,
     ) -> io.NodeOutput:
         model = patch_dynamic_cfg(model, steps, cfg) if dynamic_cfg else model
-        sigmas = _schedule(model, steps, denoise)
+        sigmas = schedule_sigmas(model.get_model_object("model_sampling"), steps, denoise)
         latent = {**latent_image, "samples": comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])}
         samples = comfy.sample.sample_custom(
             model,
@@ -187,7 +169,7 @@ class CogVideoXScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: object, steps: int, denoise: float) -> io.NodeOutput:
-        return io.NodeOutput(_schedule(model, steps, denoise))
+        return io.NodeOutput(schedule_sigmas(model.get_model_object("model_sampling"), steps, denoise))
 
 
 class CogVideoXNoise(io.ComfyNode):
@@ -225,22 +207,5 @@ class CogVideoXDynamicCFG(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: object, steps: int, cfg: float) -> io.NodeOutput:
-        _require_schedule(steps, 1.0)
+        require_schedule(steps, 1.0)
         return io.NodeOutput(patch_dynamic_cfg(model, steps, cfg))
-
-
-def _schedule(model: object, steps: int, denoise: float) -> torch.Tensor:
-    """SIGMAS [steps + 1]. Raises ScheduleError, GeometryError."""
-    _require_schedule(steps, denoise)
-    return schedule_sigmas(_model_sampling(model), steps, denoise)
-
-
-def _model_sampling(model: object) -> torch.nn.Module:
-    """Raises GeometryError for a model whose noise schedule is not CogVideoX's."""
-    sampling = model.get_model_object("model_sampling")
-    if not hasattr(sampling, "alphas"):
-        raise GeometryError(
-            f"This model samples with {type(sampling).__name__}; CogVideoX's schedule needs a model from Load "
-            "CogVideoX Model or Load CogVideoX Pipeline, without a ModelSampling patch. Use KSampler for other models."
-        )
-    return sampling

@@ -3,10 +3,11 @@
 import comfy.samplers
 import torch
 
+from ..host.errors import ScheduleError
 from .ddim import sample_ddim
 from .dpm import sample_dpm
 from .noise import draw_noise, seeded_noise
-from .schedule import next_timesteps, total_steps, trailing_timesteps
+from .schedule import next_timesteps, require_schedule, total_steps, trailing_timesteps
 
 SAMPLERS = ("ddim", "dpm")
 
@@ -27,12 +28,25 @@ class CogVideoXNoise:
 def schedule_sigmas(model_sampling: torch.nn.Module, steps: int, denoise: float) -> torch.Tensor:
     """SIGMAS of the last `steps` timesteps of CogVideoX's schedule of int(steps / denoise): [steps + 1], ends in 0.
 
-    Empty for denoise 0, which makes ComfyUI return the latent as it is.
+    Empty for denoise 0, which makes ComfyUI return the latent as it is. Raises ScheduleError: see require_cogvideox,
+    require_schedule.
     """
+    require_cogvideox(model_sampling)
+    require_schedule(steps, denoise)
     if denoise <= 0:
         return torch.zeros(0)
     timesteps = trailing_timesteps(total_steps(steps, denoise))[-steps:]
-    return torch.cat([model_sampling.sigmas[timesteps], torch.zeros(1)])
+    return torch.cat([model_sampling.sigmas.cpu()[timesteps], torch.zeros(1)])
+
+
+def require_cogvideox(model_sampling: torch.nn.Module) -> None:
+    """Raises ScheduleError for a model whose noise levels are not CogVideoX's."""
+    if not hasattr(model_sampling, "alphas"):
+        raise ScheduleError(
+            f"This model samples with {type(model_sampling).__name__}; CogVideoX's schedule and samplers need a model "
+            "from Load CogVideoX Model or Load CogVideoX Pipeline, without a ModelSampling patch. Use KSampler for "
+            "other models."
+        )
 
 
 def build_sampler(name: str, schedule_steps: int | None = None) -> comfy.samplers.KSAMPLER:
@@ -58,10 +72,11 @@ def sample_along(
     """A k-diffusion style sampler function (ComfyUI calls it through KSAMPLER).
 
     x: [B, C, T, H, W] at sigmas[0], variance exploding, as ComfyUI keeps it. Each sigma is taken as the nearest of
-    the model's 1000 timesteps. Returns x at sigmas[-1].
+    the model's 1000 timesteps. Returns x at sigmas[-1]. Raises ScheduleError: see require_cogvideox.
     """
     extra_args = extra_args or {}
     model_sampling = model.inner_model.inner_model.model_sampling
+    require_cogvideox(model_sampling)
     steps = plan_steps(model_sampling, sigmas, schedule_steps)
     unit = x.new_ones([x.shape[0]])
 

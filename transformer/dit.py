@@ -1,5 +1,7 @@
 """CogVideoX's diffusion transformer as ComfyUI calls it."""
 
+from collections.abc import Callable
+
 import comfy.patcher_extension
 import torch
 import torch.nn.functional as F
@@ -187,7 +189,7 @@ def block_forward(
     text_tokens = text.shape[1]
     activated = F.silu(embedding)
 
-    def residual(norm: torch.nn.Module, sublayer: callable, text: torch.Tensor, video: torch.Tensor) -> tuple:
+    def residual(norm: torch.nn.Module, sublayer: Callable, text: torch.Tensor, video: torch.Tensor) -> tuple:
         shift, scale, gate, text_shift, text_scale, text_gate = norm.linear(activated).chunk(6, dim=1)
         out = sublayer(
             torch.cat(
@@ -204,7 +206,7 @@ def block_forward(
 
 
 def _replaced_block(
-    replacement: callable,
+    replacement: Callable,
     block: torch.nn.Module,
     text: torch.Tensor,
     video: torch.Tensor,

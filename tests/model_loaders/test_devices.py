@@ -117,3 +117,13 @@ def test_dynamic_vram_stages_every_weight(tiny_pipelines: dict[str, Path], monke
     assert leaf.weight_lowvram_function is not None
     # the file's fp32 stays mapped; ComfyUI casts each weight to the type that the model was built with
     assert leaf.weight.dtype == torch.float32 and leaf.weight_comfy_model_dtype == torch.bfloat16
+
+
+def test_sigmas_of_a_model_on_the_card(tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a model has been on the card its noise levels stay there; the scheduler node must still give CPU sigmas."""
+    monkeypatch.setattr(torch.nn.Module, "_apply", move_tensors)
+    sampling = pack("model_loaders.model").load_model(tiny_pipelines["5b"], "fp32").model.model_sampling
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        move_tensors(sampling, lambda tensor: fake.from_tensor(tensor).to(CARD))
+        assert sampling.sigmas.device == CARD
+        assert pack("samplers.comfy_sampler").schedule_sigmas(sampling, 7, 1.0).device == CPU

@@ -82,3 +82,16 @@ class _LinearModel:
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **_: object) -> torch.Tensor:
         return 0.3 * x / (1 + sigma.view(-1, 1, 1, 1, 1) ** 2) ** 0.5
+
+
+def test_other_models_are_refused() -> None:
+    """Another model's noise levels under CogVideoX's timesteps would sample noise."""
+    from comfy.model_sampling import ModelSamplingDiscrete
+
+    comfy_sampler, error = pack("samplers.comfy_sampler"), pack("host.errors").ScheduleError
+    foreign = _LinearModel(pack("samplers.schedule").alphas_cumprod(1.0))
+    foreign.inner_model.inner_model.model_sampling = ModelSamplingDiscrete()
+    with pytest.raises(error, match="samples with ModelSamplingDiscrete.*without a ModelSampling patch"):
+        comfy_sampler.sample_along(foreign, torch.zeros(1, 16, 1, 2, 2), torch.tensor([1.0, 0.0]))
+    with pytest.raises(error, match="samples with ModelSamplingDiscrete"):
+        comfy_sampler.schedule_sigmas(ModelSamplingDiscrete(), 7, 1.0)
