@@ -1,9 +1,8 @@
 """Joint attention over text and video tokens."""
 
 import torch
-from comfy.ldm.flux.math import apply_rope1
 
-from ..host.compat import attention_for
+from ..host.compat import attention_for, rotate_pairs
 
 
 def joint_attention(
@@ -23,7 +22,7 @@ def joint_attention(
     key = attn.norm_k(attn.to_k(tokens).view(batch, count, attn.heads, -1))
     value = attn.to_v(tokens).view(batch, count, attn.heads, -1)
     if rotary is not None:
-        query, key = apply_rope1(query, rotary), apply_rope1(key, rotary)
+        query, key = rotate_pairs(query, rotary), rotate_pairs(key, rotary)
     # [B, N, heads, D] -> [B, heads, N, D]
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     attend = attention_for(tokens.device)
