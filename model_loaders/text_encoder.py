@@ -64,9 +64,9 @@ class _Target:
 
     params: dict = {}
 
-    def __init__(self, config: dict, tokenizer_folder: Path | None):
+    def __init__(self, config: dict, tokenizer: CogVideoXTokenizer):
         self.clip = partial(CogVideoXTextModel, config)
-        self.tokenizer = lambda **_: CogVideoXTokenizer(tokenizer_folder)
+        self.tokenizer = lambda **_: tokenizer
 
 
 def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False) -> comfy.sd.CLIP:
@@ -74,17 +74,23 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
 
     weight_dtype: the type weights are stored in; ComfyUI computes T5 in fp32.
 
-    Raises CheckpointError where the weights are not a T5 encoder or not of the width that the checkpoint's own
-    transformer reads.
+    Raises CheckpointError where the weights are not a T5 encoder, not of the width that the checkpoint's own
+    transformer reads, or too few for the tokenizer.
     """
     weights = open_component(path, "text_encoder")
     state_dict = weights.state_dict
     config = t5_config(weights)
+    tokenizer = CogVideoXTokenizer(_tokenizer_folder(weights))
+    if tokenizer.vocab_size > config["vocab_size"]:
+        raise CheckpointError(
+            f"The text encoder in {weights.path} knows {config['vocab_size']} tokens, its tokenizer has "
+            f"{tokenizer.vocab_size}. Put the checkpoint's own tokenizer folder beside its text_encoder."
+        )
     # the shared embedding stands under one or both of two names
     state_dict.setdefault("shared.weight", state_dict.pop("encoder.embed_tokens.weight", None))
     dtype = WEIGHT_DTYPES[weight_dtype] or comfy.utils.weight_dtype(state_dict)
     clip = comfy.sd.CLIP(
-        _Target(config, _tokenizer_folder(weights)),
+        _Target(config, tokenizer),
         parameters=comfy.utils.calculate_parameters(state_dict),
         state_dict=[state_dict],
         model_options={"dtype": dtype},

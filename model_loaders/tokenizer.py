@@ -26,6 +26,11 @@ class CogVideoXTokenizer:
         found = folder if folder is not None and (folder / "tokenizer.json").is_file() else _COMFYUI_TOKENIZER
         self.tokenizer = T5TokenizerFast.from_pretrained(str(found))
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids that it can give."""
+        return len(self.tokenizer)
+
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, prompt_weights: bool = False, **_: object
     ) -> dict[str, list[list[tuple]]]:

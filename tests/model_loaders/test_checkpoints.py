@@ -108,6 +108,13 @@ def test_text_encoder_of_another_width(pipeline: Path) -> None:
         pack("model_loaders.text_encoder").load_text_encoder(pipeline)
 
 
+def test_tokenizer_of_another_text_encoder(pipeline: Path) -> None:
+    """Ids beyond the embedding would end in an index error in the middle of a graph."""
+    shutil.rmtree(pipeline / "tokenizer")  # T5's own is taken instead, with 32100 tokens
+    with pytest.raises(CheckpointError, match="knows 104 tokens, its tokenizer has 32100"):
+        pack("model_loaders.text_encoder").load_text_encoder(pipeline)
+
+
 def test_missing_and_unknown_weights_are_named(pipeline: Path) -> None:
     """Half a model must not load as noise."""
     from safetensors.torch import load_file, save_file
