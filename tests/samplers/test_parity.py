@@ -164,3 +164,20 @@ def test_denoise_zero_returns_the_latent(run: Run) -> None:
     """Nothing to do must give back what came in, not noise or an error."""
     start = torch.randn(1, 16, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(8))
     assert torch.equal(run.ours("ddim", 13, 4, latent_image={"samples": start}, denoise=0.0), start)
+
+
+def test_changing_a_video_with_an_odd_count(run: Run) -> None:
+    """81 frames are 21 latents: diffusers' video to video refuses an odd count for CogVideoX 1.5, ours pairs the first
+    latent with itself, so that a changed video keeps its length."""
+    start = torch.randn(1, 16, 3, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(8))
+    near, far = (
+        run.ours("ddim", 9, 4, latent_image={"samples": start}, denoise=denoise) for denoise in (0.1, 0.8)
+    )
+    assert near.shape == far.shape == start.shape
+    assert 0 < relative_error(near, start) < relative_error(far, start)
+    if run.variant == "1.5-5B":
+        from diffusers import CogVideoXVideoToVideoPipeline
+
+        pipeline = CogVideoXVideoToVideoPipeline(**run.pipeline.components)
+        with pytest.raises(ValueError, match="must be divisible by `patch_size_t=2`"):
+            pipeline(video=[torch.zeros(3, HEIGHT, WIDTH)] * 9, prompt=PROMPT, height=HEIGHT, width=WIDTH)
