@@ -9,7 +9,7 @@ import comfy.utils
 import torch
 
 from ..host.errors import CheckpointError
-from .variants import require_component
+from .variants import COMPONENTS, require_component
 
 # how files begin that a failed or half download leaves in the place of weights
 _BEGINNINGS = (
@@ -49,7 +49,7 @@ def require_pipeline(folder: Path) -> None:
             f"{folder} is a {kind or 'pipeline of unknown kind'}, not a CogVideoX pipeline. "
             "Choose the folder of a CogVideoX checkpoint."
         )
-    missing = [name for name in ("transformer", "vae", "text_encoder") if not (folder / name).is_dir()]
+    missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
     if missing:
         raise CheckpointError(
             f"{folder} lacks {', '.join(missing)}: the download is not complete. Fetch the missing folders again."
@@ -101,7 +101,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises CheckpointError naming every shard that is missing.
     """
-    indexes = sorted(folder.glob("*.safetensors.index.json"), key=lambda p: (p.name.count("."), p.name))
+    indexes = _plainest_first(folder, "*.safetensors.index.json")
     if indexes:
         names = sorted(set(read_json(indexes[0]).get("weight_map", {}).values()))
         missing = [name for name in names if not (folder / name).is_file()]
@@ -111,12 +111,17 @@ def weight_files(folder: Path) -> list[Path]:
                 "the download is not complete. Fetch the missing files again."
             )
         return [folder / name for name in names]
-    single = sorted(folder.glob("*.safetensors"), key=lambda p: (p.name.count("."), p.name))
+    single = _plainest_first(folder, "*.safetensors")
     if not single:
         raise CheckpointError(
             f"{folder} holds no .safetensors file. Put the component's weights there, or choose another folder."
         )
     return single[:1]
+
+
+def _plainest_first(folder: Path, pattern: str) -> list[Path]:
+    """Files by name, those without a variant such as ".fp16" first."""
+    return sorted(folder.glob(pattern), key=lambda path: (path.name.count("."), path.name))
 
 
 def read_keys(path: Path) -> list[str]:

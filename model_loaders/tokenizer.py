@@ -39,7 +39,7 @@ class CogVideoXTokenizer:
         prompt_weights: read "(word:1.2)" as ComfyUI's CLIPTextEncode does for other models.
         """
         ids = self._weighted_ids(text, prompt_weights)
-        if lost := self.lost_text(text, prompt_weights):
+        if lost := self._decode_lost(ids):
             logging.warning(lost_text_message(lost))
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         ids = [*ids[: MAX_TOKENS - 1], (end, 1.0)]
@@ -50,8 +50,10 @@ class CogVideoXTokenizer:
 
     def lost_text(self, text: str, prompt_weights: bool = False) -> str:
         """The end of a prompt that does not fit into 226 tokens, "" where all of it does."""
-        ids = [i for i, _ in self._weighted_ids(text, prompt_weights)]
-        return self.tokenizer.decode(ids[MAX_TOKENS - 1 :]).strip()
+        return self._decode_lost(self._weighted_ids(text, prompt_weights))
+
+    def _decode_lost(self, ids: list[tuple[int, float]]) -> str:
+        return self.tokenizer.decode([i for i, _ in ids[MAX_TOKENS - 1 :]]).strip()
 
     def _weighted_ids(self, text: str, prompt_weights: bool) -> list[tuple[int, float]]:
         segments = comfy.sd1_clip.token_weights(text, 1.0) if prompt_weights else [(text, 1.0)]

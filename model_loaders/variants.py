@@ -38,7 +38,7 @@ FAMILIES = (
 )
 
 # component -> what it is, and keys that together only CogVideoX's has
-_COMPONENTS = {
+COMPONENTS = {
     "transformer": (
         "a CogVideoX transformer",
         ("patch_embed.proj.weight", "patch_embed.text_proj.weight", "transformer_blocks.0.norm1.linear.weight"),
@@ -92,7 +92,7 @@ def require_component(keys: Collection[str], component: str, source: str) -> Non
 
     component: "transformer", "vae" or "text_encoder". source: path for the message.
     """
-    name, needed = _COMPONENTS[component]
+    name, needed = COMPONENTS[component]
     if not all(key in keys for key in needed):
         raise CheckpointError(
             f"{source} looks like {describe_weights(keys)}, not {name}. Choose the checkpoint's {component}."

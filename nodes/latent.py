@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..host.errors import GeometryError
 from ..vae.geometry import SIZE_STEP, check_size, empty_latent
+from .validation import problem
 
 MAX_SIDE, MAX_FRAMES, MAX_BATCH = 16384, 1025, 64
 _SIDE = "Pixels, a multiple of 16."
@@ -33,11 +34,7 @@ class CogVideoXEmptyLatent(io.ComfyNode):
     def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
         # None is a linked value, known only when the node runs: anything that fits stands in for it
         width, height = (SIZE_STEP if side is None else side for side in (width, height))
-        try:
-            _require_size(width, height, 1 if frames is None else frames)
-        except GeometryError as error:
-            return str(error)
-        return True
+        return problem(lambda: _require_size(width, height, 1 if frames is None else frames))
 
     @classmethod
     def execute(cls, width: int, height: int, frames: int, batch_size: int) -> io.NodeOutput:

@@ -1,17 +1,16 @@
 """Loaders: from a name in ComfyUI's model folders to MODEL, CLIP and VAE."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from comfy_api.latest import io
 
 from ..host import folders
-from ..host.errors import CheckpointError
 from ..model_loaders.autoencoder import check_vae_dtype, load_vae
 from ..model_loaders.checkpoints import check_component, require_pipeline
 from ..model_loaders.model import load_model
 from ..model_loaders.precision import WEIGHT_DTYPES
 from ..model_loaders.text_encoder import load_text_encoder
+from .validation import problem
 
 _DTYPE_TOOLTIP = (
     "Precision of the weights in memory. default: the checkpoint's trained precision where the device computes in it. "
@@ -21,15 +20,6 @@ _DTYPE_TOOLTIP = (
 
 def _dtype_input() -> io.Combo.Input:
     return io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), default="default", tooltip=_DTYPE_TOOLTIP)
-
-
-def _problem(check: Callable) -> bool | str:
-    """True where `check` passes, otherwise its message: what ComfyUI's validate_inputs wants."""
-    try:
-        check()
-    except CheckpointError as error:
-        return str(error)
-    return True
 
 
 def _check_vae(name: str | None, weight_dtype: str | None) -> None:
@@ -71,7 +61,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: str | None) -> bool | str:
-        return folder is None or _problem(lambda: _check_pipeline(folder))
+        return folder is None or problem(lambda: _check_pipeline(folder))
 
     @classmethod
     def execute(cls, folder: str, weight_dtype: str) -> io.NodeOutput:
@@ -106,7 +96,7 @@ class CogVideoXLoadModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model_name: str | None) -> bool | str:
-        return model_name is None or _problem(lambda: check_component(_find_model(model_name), "transformer"))
+        return model_name is None or problem(lambda: check_component(_find_model(model_name), "transformer"))
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
@@ -138,7 +128,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, text_encoder_name: str | None) -> bool | str:
         name = text_encoder_name
-        return name is None or _problem(lambda: check_component(_find_text_encoder(name), "text_encoder"))
+        return name is None or problem(lambda: check_component(_find_text_encoder(name), "text_encoder"))
 
     @classmethod
     def execute(cls, text_encoder_name: str, weight_dtype: str) -> io.NodeOutput:
@@ -170,7 +160,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, vae_name: str | None, weight_dtype: str | None) -> bool | str:
         # a VAE is loaded after sampling: what is wrong with it must be known before
-        return _problem(lambda: _check_vae(vae_name, weight_dtype))
+        return problem(lambda: _check_vae(vae_name, weight_dtype))
 
     @classmethod
     def execute(cls, vae_name: str, weight_dtype: str) -> io.NodeOutput:

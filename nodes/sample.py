@@ -7,11 +7,11 @@ import comfy.utils
 import latent_preview
 from comfy_api.latest import io
 
-from ..host.errors import ScheduleError
 from ..samplers.comfy_sampler import SAMPLERS, build_sampler, schedule_sigmas
 from ..samplers.comfy_sampler import CogVideoXNoise as SeededNoise
 from ..samplers.guidance import patch_dynamic_cfg
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
+from .validation import problem
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 _SAMPLER_TOOLTIP = "ddim for CogVideoX-2b, dpm for the 5b models, as their model cards recommend."
@@ -57,11 +57,7 @@ def _denoise_input() -> io.Float.Input:
 
 def _check_schedule(steps: int | None, denoise: float | None) -> bool | str:
     """What validate_inputs returns: True, or why the schedule cannot be. A linked value is None: it is known later."""
-    try:
-        require_schedule(1 if steps is None else steps, 1.0 if denoise is None else denoise)
-    except ScheduleError as error:
-        return str(error)
-    return True
+    return problem(lambda: require_schedule(1 if steps is None else steps, 1.0 if denoise is None else denoise))
 
 
 class CogVideoXSample(io.ComfyNode):
