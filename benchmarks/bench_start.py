@@ -12,8 +12,9 @@ from pathlib import Path
 
 from common import ROOT, Table, arguments, comfyui_path, interleave, median_spread, report, use_comfyui
 
+from devtools.paths import PACK_NAME
+
 FORBIDDEN = ("diffusers", "accelerate", "peft")
-PACK_FOLDER = "cogvideox"
 
 
 def main() -> None:
@@ -105,9 +106,9 @@ def prepare_base(base: Path, with_pack: bool) -> Path:
     """A --base-directory with this clone as its only custom node, or with none."""
     from devtools import comfyui
 
-    comfyui.prepare_base(base, ROOT, PACK_FOLDER)
+    comfyui.prepare_base(base, ROOT, PACK_NAME)
     if not with_pack:
-        link = base / "custom_nodes" / PACK_FOLDER
+        link = base / "custom_nodes" / PACK_NAME
         link.unlink()
     return base
 
@@ -123,5 +124,4 @@ def start_server(base: Path) -> float:
 
 
 if __name__ == "__main__":
-    sys.path.append(str(ROOT))  # for devtools
     main()

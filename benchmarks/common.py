@@ -2,9 +2,7 @@
 
 import argparse
 import datetime
-import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import statistics
@@ -13,11 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # a script's own folder stands there instead
+
+from devtools import in_process  # noqa: E402
+from devtools.in_process import load_pack as load_pack  # noqa: E402  to the scripts, from one place with the rest
+from devtools.in_process import pack as pack  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
-PACK = "cogvideox_pack"
 
 
 @dataclass(frozen=True)
@@ -53,25 +55,8 @@ def comfyui_path() -> Path:
 
 
 def use_comfyui(cpu: bool = True) -> None:
-    """Make ComfyUI's modules importable, its `nodes` before our folder of that name, with its default options."""
-    sys.path[:] = [str(comfyui_path()), *(p for p in sys.path if p != str(ROOT)), str(ROOT)]
-    sys.argv = [sys.argv[0], *(["--cpu"] if cpu else [])]
-    importlib.import_module("comfy.options").enable_args_parsing()
-    importlib.import_module("comfy.cli_args")  # reads sys.argv now
-
-
-def load_pack() -> ModuleType:
-    """The pack, imported as ComfyUI imports a custom node."""
-    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACK] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def pack(module: str) -> ModuleType:
-    """A module of the pack, e.g. pack("model_loaders.model")."""
-    return importlib.import_module(f"{PACK}.{module}")
+    """Make ComfyUI's modules importable: see devtools.in_process."""
+    in_process.use_comfyui(comfyui_path(), cpu=cpu)
 
 
 def interleave(calls: dict[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:

@@ -1,6 +1,5 @@
 """Put the real ComfyUI first on sys.path and load the pack as ComfyUI loads a custom node."""
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -8,32 +7,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACK = "cogvideox_pack"
+sys.path.append(str(ROOT))  # for devtools, which sets the order right
 
+from devtools import in_process  # noqa: E402
 
-def _start_comfyui() -> None:
-    comfyui = os.environ.get("COMFYUI_PATH")
-    if not comfyui or not (Path(comfyui) / "main.py").is_file():
-        raise pytest.UsageError("COMFYUI_PATH names no ComfyUI checkout; run the tests with: python3 dev.py test")
-    # ComfyUI's `nodes` must be found before our folder of that name; `devtools` only in ours
-    ours = [str(ROOT), str(ROOT / "tests")]
-    sys.path[:] = [comfyui] + [p for p in sys.path if p not in ours] + ours
-    sys.argv = [sys.argv[0], "--cpu"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.cli_args  # noqa: F401  reads sys.argv now
-
-
-def _load_pack() -> None:
-    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACK] = module
-    spec.loader.exec_module(module)
-
-
-_start_comfyui()
-_load_pack()
+_comfyui = os.environ.get("COMFYUI_PATH")
+if not _comfyui or not (Path(_comfyui) / "main.py").is_file():
+    raise pytest.UsageError("COMFYUI_PATH names no ComfyUI checkout; run the tests with: python3 dev.py test")
+in_process.use_comfyui(Path(_comfyui), ROOT / "tests")
+in_process.load_pack()
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,14 @@
 """Helpers that several tests share: tiny weights in both implementations, and the distance between results."""
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
 from devtools.embedded_checkpoint import VARIANTS, write_pipeline
+from devtools.in_process import pack as pack  # to tests, from one place with the rest
 
-PACK = "cogvideox_pack"
 ALL_VARIANTS = tuple(VARIANTS)
 TEXT_TO_VIDEO = ("2b", "5b", "1.5-5B")
-
-
-def pack(module: str) -> ModuleType:
-    """A module of the pack, e.g. pack("samplers.ddim")."""
-    return importlib.import_module(f"{PACK}.{module}")
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import PACK
+
+from devtools.in_process import PACK
 
 ROOT = Path(__file__).resolve().parent.parent
 # Each folder may import from itself and from what is named here.
