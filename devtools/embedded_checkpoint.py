@@ -14,8 +14,15 @@ from pathlib import Path
 import torch
 
 LATENT_WIDTH, LATENT_HEIGHT = 12, 8  # 96 x 64 pixels
-VAE_SCALING_FACTOR = {"2b": 1.15258426}
-SNR_SHIFT_SCALE = {"2b": 3.0}
+_2B = ("2b", "Fun-2b-InP", "Fun-2b-Control")
+VAE_SCALING_FACTOR = dict.fromkeys(_2B, 1.15258426)
+SNR_SHIFT_SCALE = dict.fromkeys(_2B, 3.0)
+# part of a variant's name -> the pipeline that its checkpoint names; the others are text to video
+PIPELINES = {
+    "I2V": "CogVideoXImageToVideoPipeline",
+    "Control": "CogVideoXFunControlPipeline",
+    "InP": "CogVideoXFunInpaintPipeline",
+}
 # The precision each official transformer was trained in.
 TRAINED_DTYPE = {"2b": torch.float16}
 
@@ -35,6 +42,23 @@ VARIANTS: dict[str, dict] = {
         "in_channels": 32,
         "ofs_embed_dim": 32,
     },
+    "Fun-2b-InP": {"use_rotary_positional_embeddings": False, "in_channels": 33},
+    "Fun-5b-InP": {"use_rotary_positional_embeddings": True, "in_channels": 33},
+    "Fun-V1.5-5b-InP": {
+        "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2,
+        "patch_bias": False,
+        "in_channels": 33,
+    },
+    "Fun-2b-Control": {"use_rotary_positional_embeddings": False, "in_channels": 32},
+    "Fun-5b-Control": {"use_rotary_positional_embeddings": True, "in_channels": 32},
+    "Fun-V1.5-5b-Control": {
+        "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2,
+        "patch_bias": False,
+        "in_channels": 32,
+    },
+    "VOID": {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False, "in_channels": 48},
 }
 
 
@@ -59,7 +83,7 @@ def transformer_config(variant: str, **overrides: object) -> dict:
         "patch_size": 2,
         "max_text_seq_length": 226,
     }
-    if "1.5" in variant:
+    if "patch_size_t" in VARIANTS[variant]:
         config |= {"sample_width": 40, "sample_height": 40, "sample_frames": 17}
     return config | VARIANTS[variant] | overrides
 
@@ -98,7 +122,7 @@ def build_vae(variant: str, generator: torch.Generator) -> torch.nn.Module:
         sample_height=64,
         sample_width=96,
         scaling_factor=VAE_SCALING_FACTOR.get(variant, 0.7),
-        invert_scale_latents="1.5" in variant,
+        invert_scale_latents=variant.startswith("1.5"),
     )
     randomize(vae, generator, gain=1.5)
     _center_frames(vae, generator)
@@ -186,9 +210,8 @@ def write_pipeline(
     text_encoder.save_pretrained(folder / "text_encoder", max_shard_size="30KB")
     tokenizer.save_pretrained(folder / "tokenizer")
     CogVideoXDDIMScheduler(**scheduler_config(variant)).save_pretrained(folder / "scheduler")
-    pipeline = "CogVideoXImageToVideoPipeline" if "I2V" in variant else "CogVideoXPipeline"
     index = {
-        "_class_name": pipeline,
+        "_class_name": next((name for part, name in PIPELINES.items() if part in variant), "CogVideoXPipeline"),
         "_diffusers_version": "0.42.1",
         "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
         "text_encoder": ["transformers", "T5EncoderModel"],

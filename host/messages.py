@@ -1,8 +1,22 @@
 """Words for the user while a node runs."""
 
+import logging
+
+
 def show_on_node(text: str, node_id: str | None) -> None:
     """Show `text` on the node that runs (ui.PreviewText shows nothing on custom nodes)."""
+    server = _server()
+    if node_id is not None and server is not None:
+        server.send_progress_text(text, node_id)
+
+
+def show_on_running_node(text: str) -> None:
+    """Show `text` on whichever node runs now, and in the log, from code that no node knows of."""
+    logging.warning(text)
+    show_on_node(text, getattr(_server(), "last_node_id", None))
+
+
+def _server() -> object | None:
     from server import PromptServer
 
-    if node_id is not None and getattr(PromptServer, "instance", None) is not None:
-        PromptServer.instance.send_progress_text(text, node_id)
+    return getattr(PromptServer, "instance", None)

@@ -1,5 +1,6 @@
 """A CogVideoX transformer as a ComfyUI MODEL."""
 
+import inspect
 from pathlib import Path
 
 import comfy.conds
@@ -17,6 +18,7 @@ import torch
 from ..host.compat import is_dynamic, model_patcher_class
 from ..host.errors import CheckpointError, NumericsError
 from ..host.ops import adopt_ops
+from ..samplers.conditioning import concat_channels, image_scale
 from ..samplers.outer_sample import sample_checked
 from ..samplers.schedule import alphas_cumprod
 from .checkpoints import Weights, open_component
@@ -89,10 +91,18 @@ class CogVideoXConfig(comfy.supported_models_base.BASE):
     unet_extra_config = {}
     memory_usage_factor = 1.0
 
-    def __init__(self, transformer_config: dict, family: Family, scale_factor: float, snr_shift_scale: float):
+    def __init__(
+        self,
+        transformer_config: dict,
+        family: Family,
+        scale_factor: float,
+        snr_shift_scale: float,
+        inverts_image_scale: bool = False,
+    ):
         super().__init__({"in_channels": transformer_config["in_channels"]})
         self.transformer_config = transformer_config
         self.family = family
+        self.inverts_image_scale = inverts_image_scale
         self.latent_format = CogVideoXLatent(scale_factor)
         self.sampling_settings = {"snr_shift_scale": snr_shift_scale}
 
@@ -107,9 +117,19 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         super().__init__(model_config, comfy.model_base.ModelType.V_PREDICTION, unet_model=build)
         self.model_sampling = CogVideoXSampling(model_config)
 
-    def _apply_model(self, x: torch.Tensor, t: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    def _apply_model(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c_concat: torch.Tensor | None = None,
+        *args: object,
+        concat_sigmas: tuple[float, float] | None = None,
+        **kwargs: object,
+    ) -> torch.Tensor:
         """Raises NumericsError as soon as a prediction is not a number, instead of a black video an hour later."""
-        denoised = super()._apply_model(x, t, *args, **kwargs)
+        if concat_sigmas is not None and not concat_sigmas[1] <= float(t[0]) <= concat_sigmas[0]:
+            c_concat = torch.zeros_like(c_concat)
+        denoised = super()._apply_model(x, t, c_concat, *args, **kwargs)
         if not torch.isfinite(denoised).all():
             family = self.model_config.family
             timestep = int(self.model_sampling.timestep(t[:1]))
@@ -128,7 +148,42 @@ class CogVideoXModel(comfy.model_base.BaseModel):
             out["c_crossattn"] = comfy.conds.CONDRegular(kwargs["cross_attn"])
         if self.model_config.transformer_config.get("ofs_embed_dim"):
             out["ofs"] = comfy.conds.CONDRegular(torch.full((1,), float(kwargs.get("ofs", 2.0))))
+        start, end = kwargs.get("cogvideox_range", (0.0, 1.0))
+        if "c_concat" in out and (start, end) != (0.0, 1.0):
+            sigmas = tuple(float(self.model_sampling.percent_to_sigma(percent)) for percent in (start, end))
+            out["concat_sigmas"] = comfy.conds.CONDConstant(sigmas)
         return out
+
+    def concat_cond(self, **kwargs: object) -> torch.Tensor | None:
+        """The channels beside the noisy video, [B, C, T, h, w]; None for a text to video model.
+
+        samplers/checks.py has refused what does not fit.
+        """
+        config, latents = self.model_config, kwargs.get("concat_latent_image")
+        if config.family.task == "text":
+            return None
+        factor = config.latent_format.scale_factor
+        scale = factor
+        if config.family.task == "image":
+            scale = image_scale(kwargs.get("cogvideox_scale", "checkpoint"), factor, config.inverts_image_scale)
+        known = kwargs.get("cogvideox_known")
+        return concat_channels(latents, known, kwargs["noise"].shape, scale, factor).to(kwargs["device"])
+
+    def resize_cond_for_context_window(
+        self,
+        cond_key: str,
+        cond_value: object,
+        window: object,
+        x_in: torch.Tensor,
+        device: torch.device,
+        retain_index_list: list[int] = [],
+    ) -> object:
+        """What ComfyUI's context windows see of each condition: their own frames of the channels beside the video,
+        the whole of everything else (its guess by length may take a text's width for frames)."""
+        if cond_key == "c_concat":
+            frames = window.get_tensor(cond_value.cond, device, dim=2, retain_index_list=retain_index_list)
+            return cond_value._copy_with(frames)
+        return cond_value
 
     def memory_required(self, input_shape: list[int], cond_shapes: dict = {}) -> float:
         """Bytes of activations for one forward on latents of `input_shape` [B, C, T, H, W]."""
@@ -147,8 +202,10 @@ def build_dit(
     # diffusers takes seconds to import: only when a model is loaded
     from ..transformer.dit import CogVideoXDiT
 
+    known = inspect.signature(CogVideoXDiT.__init__).parameters
     with torch.device("meta"):
-        model = CogVideoXDiT.from_config(config)
+        # fine-tunes keep notes of their own in their configs
+        model = CogVideoXDiT.from_config({key: value for key, value in config.items() if key in known})
     model.dtype = storage
     if not config.get("use_learned_positional_embeddings"):
         # 2b's sincos table is computed for the size at hand instead
@@ -188,11 +245,13 @@ def _build_patcher(
         comfy.utils.calculate_parameters(state_dict),
         load_device,
     )
+    vae_config = weights.siblings.get("vae", {})
     model_config = CogVideoXConfig(
         config,
         family,
-        weights.siblings.get("vae", {}).get("scaling_factor", family.vae_scaling_factor),
+        vae_config.get("scaling_factor", family.vae_scaling_factor),
         resolve_snr_shift(weights.siblings.get("scheduler"), family, str(weights.path)),
+        vae_config.get("invert_scale_latents", family.inverts_image_scale),
     )
     model_config.set_inference_dtype(storage, compute)
     model = CogVideoXModel(model_config)

@@ -14,7 +14,11 @@ from ..host.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Family:
-    """One official checkpoint; a fine-tune or a smaller model of the same architecture belongs to it as well."""
+    """One official checkpoint; a fine-tune or a smaller model of the same architecture belongs to it as well.
+
+    task: what its channels beyond the 16 of the video hold, see samplers.conditioning.TASKS.
+    inverts_image_scale: its start image's latent is divided by the VAE's scaling factor, not multiplied.
+    """
 
     name: str
     layers: int
@@ -27,14 +31,26 @@ class Family:
     trained_dtype: torch.dtype
     vae_scaling_factor: float
     snr_shift_scale: float
+    task: str = "text"
+    inverts_image_scale: bool = False
 
 
+_FP16, _BF16 = torch.float16, torch.bfloat16
 FAMILIES = (
-    Family("CogVideoX-2b", 30, 30, 16, False, False, None, None, torch.float16, 1.15258426, 3.0),
-    Family("CogVideoX-5b", 42, 48, 16, True, False, None, None, torch.bfloat16, 0.7, 1.0),
-    Family("CogVideoX-5b-I2V", 42, 48, 32, True, True, None, None, torch.bfloat16, 0.7, 1.0),
-    Family("CogVideoX1.5-5B", 42, 48, 16, True, False, 2, None, torch.bfloat16, 0.7, 1.0),
-    Family("CogVideoX1.5-5B-I2V", 42, 48, 32, True, False, 2, 512, torch.bfloat16, 0.7, 1.0),
+    Family("CogVideoX-2b", 30, 30, 16, False, False, None, None, _FP16, 1.15258426, 3.0),
+    Family("CogVideoX-5b", 42, 48, 16, True, False, None, None, _BF16, 0.7, 1.0),
+    Family("CogVideoX-5b-I2V", 42, 48, 32, True, True, None, None, _BF16, 0.7, 1.0, "image"),
+    Family("CogVideoX1.5-5B", 42, 48, 16, True, False, 2, None, _BF16, 0.7, 1.0),
+    Family("CogVideoX1.5-5B-I2V", 42, 48, 32, True, False, 2, 512, _BF16, 0.7, 1.0, "image", True),
+    # aigc-apps/CogVideoX-Fun: fine-tunes of the above, their channels from its pipelines
+    Family("CogVideoX-Fun-2b-InP", 30, 30, 33, False, False, None, None, _BF16, 1.15258426, 3.0, "inpaint"),
+    Family("CogVideoX-Fun-5b-InP", 42, 48, 33, True, False, None, None, _BF16, 0.7, 1.0, "inpaint"),
+    Family("CogVideoX-Fun-V1.5-5b-InP", 42, 48, 33, True, False, 2, None, _BF16, 0.7, 1.0, "inpaint"),
+    Family("CogVideoX-Fun-2b-Control", 30, 30, 32, False, False, None, None, _BF16, 1.15258426, 3.0, "control"),
+    Family("CogVideoX-Fun-5b-Control", 42, 48, 32, True, False, None, None, _BF16, 0.7, 1.0, "control"),
+    Family("CogVideoX-Fun-V1.5-5b-Control", 42, 48, 32, True, False, 2, None, _BF16, 0.7, 1.0, "control"),
+    # Netflix/void-model: a fine-tune of CogVideoX-Fun-V1.5-5b-InP
+    Family("VOID", 42, 48, 48, True, False, 2, None, _BF16, 0.7, 1.0, "void"),
 )
 
 # component -> what it is, and keys that together only CogVideoX's has
@@ -126,19 +142,15 @@ def detect_family(config: Mapping) -> Family:
     """
     rotary = bool(config.get("use_rotary_positional_embeddings"))
     learned = bool(config.get("use_learned_positional_embeddings"))
-    patch_size_t = config.get("patch_size_t")
-    candidates = [
-        f
-        for f in FAMILIES
-        if f.patch_size_t == patch_size_t and f.rotary == rotary and f.learned_positions == learned
-    ]
-    for family in candidates:
-        if family.in_channels == config["in_channels"]:
-            return family
+    patch_size_t, ofs = config.get("patch_size_t"), bool(config.get("ofs_embed_dim"))
+    found = config["in_channels"], patch_size_t, rotary, learned, ofs
+    for f in FAMILIES:
+        if found == (f.in_channels, f.patch_size_t, f.rotary, f.learned_positions, bool(f.ofs_embed_dim)):
+            return f
     raise CheckpointError(
         f"No CogVideoX model has {config['in_channels']} input channels with patch_size_t {patch_size_t}, "
-        f"{'rotary' if rotary else 'sincos'} and {'learned' if learned else 'no learned'} positions. "
-        f"This version runs {', '.join(f.name for f in FAMILIES)}."
+        f"{'rotary' if rotary else 'sincos'} and {'learned' if learned else 'no learned'} positions, "
+        f"{'with' if ofs else 'without'} an ofs embedding. This version runs {', '.join(f.name for f in FAMILIES)}."
     )
 
 
@@ -168,11 +180,12 @@ def resolve_config(state_dict: Mapping[str, torch.Tensor], config: Mapping | Non
 
 def _official_config(shape: dict, dim: int, source: str) -> dict:
     for f in FAMILIES:
-        if (dim, shape["num_layers"], shape["in_channels"], shape["patch_size_t"]) == (
+        if (dim, shape["num_layers"], shape["in_channels"], shape["patch_size_t"], shape["ofs_embed_dim"]) == (
             f.heads * 64,
             f.layers,
             f.in_channels,
             f.patch_size_t,
+            f.ofs_embed_dim,
         ) and shape["use_learned_positional_embeddings"] == f.learned_positions:
             sample = (300, 300, 81) if f.patch_size_t else (90, 60, 49)
             return shape | {

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import comfy.patcher_extension
 import torch
 
-from ..host.errors import ConditioningError, GeometryError
+from .checks import check_conditioning, check_latent, check_sampler, check_size
 from .noise import seeded_noise
 
 
@@ -32,11 +32,12 @@ def sample_checked(
     guider = executor.class_obj
     model = guider.model_patcher.model
     check_latent(model, latent_image)
-    check_conditioning(model, guider.conds)
+    check_sampler(sampler)
+    check_conditioning(model, guider.conds, latent_image.shape)
 
     patch_size_t = model.diffusion_model.config.patch_size_t or 1
     extra = -latent_image.shape[2] % patch_size_t
-    model.diffusion_model.token_grid((latent_image.shape[2] + extra, *latent_image.shape[3:]))
+    check_size(model, (latent_image.shape[2] + extra, *latent_image.shape[3:]), guider.model_options)
     if extra:
         noise = prepend_noise(noise, latent_image.shape, extra, seed or 0)
         latent_image = prepend_first(latent_image, extra)
@@ -73,34 +74,3 @@ def prepend_noise(noise: torch.Tensor, shape: torch.Size, count: int, seed: int)
     torch.randn(noise.shape, generator=generator)
     front = torch.randn((*shape[:2], count, *shape[3:]), generator=generator)
     return torch.cat([front.to(noise), noise], dim=2)
-
-
-def check_latent(model: torch.nn.Module, latent_image: torch.Tensor) -> None:
-    """Raises GeometryError unless the latent is [B, 16, T, H, W]."""
-    channels = model.latent_format.latent_channels
-    if latent_image.ndim != 5 or latent_image.shape[1] != channels:
-        raise GeometryError(
-            f"The latent has shape {list(latent_image.shape)}; CogVideoX needs [batch, {channels}, frames, height / 8, "
-            "width / 8]. Make it with Empty CogVideoX Latent or encode it with a CogVideoX VAE."
-        )
-
-
-def check_conditioning(model: torch.nn.Module, conds: dict[str, list[dict]]) -> None:
-    """Raises ConditioningError unless every text embedding has the model's width and the model needs no image."""
-    config = model.diffusion_model.config
-    width, channels = config.text_embed_dim, model.latent_format.latent_channels
-    if config.in_channels != channels:
-        raise ConditioningError(
-            f"This is an image to video model: it takes {config.in_channels} channels, {config.in_channels - channels} "
-            "of them from a start image, and this version of the pack has no image to video node yet. Use a text to "
-            "video checkpoint (CogVideoX-2b, CogVideoX-5b, CogVideoX1.5-5B)."
-        )
-    for name, entries in conds.items():
-        for entry in entries:
-            text = entry.get("cross_attn")
-            if text is None or text.ndim != 3 or text.shape[-1] != width:
-                found = "no text" if text is None else f"shape {list(text.shape)}"
-                raise ConditioningError(
-                    f"The {name} conditioning has {found}; this model needs [batch, tokens, {width}], from the T5 "
-                    "text encoder of its own family. Encode the prompt with Load CogVideoX Text Encoder."
-                )

@@ -10,7 +10,10 @@ from diffusers import CogVideoXTransformer3DModel
 from ..host.compat import prefetched
 from ..host.errors import GeometryError
 from .attention import joint_attention
-from .positions import rotary_table, sincos_table
+from .positions import resampled_table, rotary_table, sincos_table
+
+# transformer_options key: {"resample": stretch a learned table to any size, "riflex": RIFLEx for long videos}
+POSITIONS = "cogvideox_positions"
 
 
 class CogVideoXDiT(CogVideoXTransformer3DModel):
@@ -59,16 +62,19 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         # Whole runs get real noise in front instead (samplers/outer_sample.py).
         extra = -x.shape[2] % (self.config.patch_size_t or 1)
         x = torch.cat([x[:, :, :1].expand(-1, -1, extra, -1, -1), x], dim=2) if extra else x
-        grid = self.token_grid(x.shape[2:])
+        grid = self.token_grid(x.shape[2:], transformer_options)
         embedding = self._embed_time(timestep, ofs, x.dtype)
         text, video = self._add_positions(self.patch_embed.text_proj(context), self._embed_patches(x, grid), grid)
-        rotary = self._rotary(grid, text.shape[1], x.device)
+        riflex = transformer_options.get(POSITIONS, {}).get("riflex", False)
+        rotary = self._rotary(grid, text.shape[1], riflex, x.device)
         text, video = self._run_blocks(text, video, embedding, rotary, transformer_options)
         shift, scale = self.norm_out.linear(F.silu(embedding)).chunk(2, dim=1)
         video = modulate(self.norm_out.norm(self.norm_final(video)), scale, shift)
         return self._unpatchify(self.proj_out(video), grid)[:, :, extra:]
 
-    def token_grid(self, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:
+    def token_grid(
+        self, latent_size: tuple[int, int, int], transformer_options: dict = {}
+    ) -> tuple[int, int, int]:
         """Latent (T, H, W) -> tokens in (time, height, width).
 
         Raises GeometryError, naming the nearest sizes that fit.
@@ -82,18 +88,24 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
                     f"The latent's {name} of {size * 8} pixels does not divide by {8 * patch}: "
                     f"use {below or above} or {above}."
                 )
-        if self.config.use_learned_positional_embeddings:
+        resample = transformer_options.get(POSITIONS, {}).get("resample", False)
+        if self.config.use_learned_positional_embeddings and not resample:
             self._require_learned_size(frames, height, width)
         return frames // patch_t, height // patch, width // patch
 
-    def _require_learned_size(self, frames: int, height: int, width: int) -> None:
+    def native_size(self) -> tuple[int, int, int]:
+        """The latent (T, H, W) that the model's own positions were made for."""
         c = self.config
-        fits = (c.sample_frames - 1) // c.temporal_compression_ratio + 1, c.sample_height, c.sample_width
+        return (c.sample_frames - 1) // c.temporal_compression_ratio + 1, c.sample_height, c.sample_width
+
+    def _require_learned_size(self, frames: int, height: int, width: int) -> None:
+        fits = self.native_size()
         if (frames, height, width) != fits:
             raise GeometryError(
                 f"This model's learned position table fits {fits[2] * 8} x {fits[1] * 8} pixels and "
-                f"{fits[0]} latent frames ({c.sample_frames} frames); the latent is {width * 8} x {height * 8} with "
-                f"{frames} latent frames. Use the model's own size."
+                f"{fits[0]} latent frames ({self.config.sample_frames} frames); the latent is {width * 8} x "
+                f"{height * 8} with {frames} latent frames. Use the model's own size, or let CogVideoX Positions "
+                "stretch the table, at some loss."
             )
 
     def _embed_time(self, timestep: torch.Tensor, ofs: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -121,21 +133,30 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Absolute positions, where the model has them: a learned table for text and video, sincos for video alone."""
         c = self.config
+        frames, height, width = self.native_size()
+        native = frames, height // c.patch_size, width // c.patch_size
         if c.use_learned_positional_embeddings:
             # ComfyUI leaves buffers where they were loaded
             table = self.patch_embed.pos_embedding.to(video)
-            return text + table[:, : text.shape[1]], video + table[:, c.max_text_seq_length :]
+            text_table, video_table = table.split([c.max_text_seq_length, table.shape[1] - c.max_text_seq_length], 1)
+            return text + text_table[:, : text.shape[1]], video + resampled_table(video_table[0], native, grid)
         if c.use_rotary_positional_embeddings:
             return text, video
+        # CogVideoX-Fun's fine-tunes of 2b stretch the table of their own size, 2b itself counts from 0 at any size
+        # (CogVideoX-Fun models/transformer3d.py and diffusers embeddings.py, CogVideoXPatchEmbed)
+        counted = (grid[0], *native[1:]) if c.in_channels > c.out_channels else grid
         scales = c.spatial_interpolation_scale, c.temporal_interpolation_scale
-        return text, video + sincos_table(video.shape[-1], grid, *scales, video.device).to(video.dtype)
+        table = sincos_table(video.shape[-1], counted, *scales, video.device)
+        return text, video + resampled_table(table, counted, grid).to(video.dtype)
 
-    def _rotary(self, grid: tuple[int, int, int], text_tokens: int, device: torch.device) -> torch.Tensor | None:
+    def _rotary(
+        self, grid: tuple[int, int, int], text_tokens: int, riflex: bool, device: torch.device
+    ) -> torch.Tensor | None:
         c = self.config
         if not c.use_rotary_positional_embeddings:
             return None
         base = (c.sample_height // c.patch_size, c.sample_width // c.patch_size) if c.patch_size_t is None else None
-        return rotary_table(c.attention_head_dim, grid, base, text_tokens, device)
+        return rotary_table(c.attention_head_dim, grid, base, text_tokens, device, riflex)
 
     def _run_blocks(
         self,

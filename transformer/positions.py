@@ -1,8 +1,10 @@
 """Where a token is: RoPE tables and sincos embeddings, computed once for each video size."""
 
+import math
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
@@ -15,6 +17,7 @@ def rotary_table(
     base_grid: tuple[int, int] | None,
     text_tokens: int,
     device: torch.device,
+    riflex: bool = False,
 ) -> torch.Tensor:
     """Rotations for one head of every token, text first: [1, text + T * H * W, 1, head_dim / 2, 2, 2], fp32.
 
@@ -23,6 +26,7 @@ def rotary_table(
     grid: tokens in (time, height, width).
     base_grid: (height, width) in tokens that CogVideoX 1.0 crops and stretches the positions to; None takes whole
         numbers, as CogVideoX 1.5 does.
+    riflex: see slow_repetition.
 
     Source: diffusers pipeline_cogvideox.py, _prepare_rotary_positional_embeddings. CogVideoX 1.5's table is cut from
     a larger one there, which raises for grids beyond sample_size // 2; counting from 0 gives the same numbers.
@@ -40,6 +44,8 @@ def rotary_table(
             cos, sin = get_3d_rotary_pos_embed(head_dim, crop, (height, width), frames)
         # both halves of a pair carry the same angle: keep one
         cos, sin = cos[:, ::2], sin[:, ::2]
+        if riflex:
+            slow_repetition(cos, sin, head_dim, grid)
         cos = torch.cat([torch.ones(text_tokens, head_dim // 2), cos])
         sin = torch.cat([torch.zeros(text_tokens, head_dim // 2), sin])
         table = torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))
@@ -61,3 +67,35 @@ def sincos_table(
             dim, (width, height), frames, spatial_scale, temporal_scale, output_type="pt"
         )
         return table.flatten(0, 1).to(device, torch.float32)
+
+
+REPETITION_FRAMES = 20  # latent frames after which CogVideoX-5b's videos begin to repeat themselves
+
+
+def slow_repetition(cos: torch.Tensor, sin: torch.Tensor, head_dim: int, grid: tuple[int, int, int]) -> None:
+    """RIFLEx: slow the one time frequency down, in place, that makes a video longer than its period repeat itself, so
+    that the whole video stays within 0.9 of a period. Shorter videos stay as they are.
+
+    cos, sin: [T * H * W, head_dim / 2], the time's pairs first.
+
+    Source: Zhao et al. 2025 (RIFLEx), eq. 7 and 8; the period and the factor 0.9 from its repository thu-ml/RIFLEx
+    (cogvideox.py, riflex_utils.py).
+    """
+    frames, height, width = grid
+    time_dim = head_dim // 4
+    periods = [2 * math.pi * 10000 ** (2 * i / time_dim) for i in range(time_dim // 2)]
+    pair = min(range(len(periods)), key=lambda i: abs(periods[i] - REPETITION_FRAMES))
+    if frames <= round(periods[pair]):
+        return
+    angle = torch.arange(frames).repeat_interleave(height * width) * (0.9 * 2 * math.pi / frames)
+    cos[:, pair], sin[:, pair] = angle.cos(), angle.sin()
+
+
+def resampled_table(
+    table: torch.Tensor, native: tuple[int, int, int], grid: tuple[int, int, int]
+) -> torch.Tensor:
+    """A table of positions [T * H * W, dim] of `native` tokens, stretched to `grid` by trilinear interpolation."""
+    if native == grid:
+        return table
+    volume = table.float().T.unflatten(1, native)[None]  # [1, dim, T, H, W]
+    return F.interpolate(volume, grid, mode="trilinear").flatten(2)[0].T.to(table.dtype)

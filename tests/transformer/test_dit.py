@@ -25,6 +25,19 @@ def reference_rotary(model: torch.nn.Module, latent_size: tuple[int, int, int]) 
     )
 
 
+def stretch_positions(model: torch.nn.Module, grid: tuple[int, int, int]) -> None:
+    """Give diffusers' model the positions that CogVideoX-Fun gives its fine-tunes of 2b: sincos of their own size,
+    stretched over the picture."""
+    c, frames = model.config, grid[0]
+    embed = model.patch_embed
+    own = embed._get_positional_embeddings(c.sample_height, c.sample_width, 4 * frames - 3)[0, c.max_text_seq_length :]
+    volume = own.T.reshape(1, -1, frames, c.sample_height // 2, c.sample_width // 2)
+    stretched = torch.nn.functional.interpolate(volume, grid, mode="trilinear", align_corners=False)
+    table = torch.cat([torch.zeros(c.max_text_seq_length, own.shape[1]), stretched.flatten(2)[0].T])
+    embed._get_positional_embeddings = lambda *_, **__: table[None]
+    embed.pos_embedding = table[None]
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("variant", ALL_VARIANTS)
 def test_forward_equals_diffusers(variant: str, size: str, tmp_path: Path) -> None:
@@ -40,6 +53,8 @@ def test_forward_equals_diffusers(variant: str, size: str, tmp_path: Path) -> No
     context = torch.randn(2, 226, theirs.config.text_embed_dim, generator=generator)
     timestep = torch.tensor([999, 500])
     ofs = torch.full((1,), 2.0) if theirs.config.ofs_embed_dim else None
+    if variant.startswith("Fun-2b"):
+        stretch_positions(theirs, (frames, height // 2, width // 2))
     with torch.inference_mode():
         want = theirs(
             latents.transpose(1, 2),
