@@ -1,7 +1,9 @@
 """The one place that knows how ComfyUI versions and devices differ."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 
+import comfy.context_windows
 import comfy.ldm.modules.attention as comfy_attention
 import comfy.model_patcher
 import torch
@@ -60,3 +62,25 @@ def prefetched(
         model_prefetch.prefetch_queue_pop(queue, device, block)
         yield block
     model_prefetch.prefetch_queue_pop(queue, device, None)
+
+
+def patch_context_windows(
+    model: comfy.model_patcher.ModelPatcher, schedule: str, fuse_method: str, freenoise: bool, **options: object
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone of `model` that sees a long video window by window, by ComfyUI's own context windows.
+
+    options: of comfy.context_windows.IndexListContextHandler; those that this host does not know yet are left out.
+    """
+    windows = comfy.context_windows
+    known = inspect.signature(windows.IndexListContextHandler.__init__).parameters
+    patched = model.clone()
+    patched.model_options["context_handler"] = windows.IndexListContextHandler(
+        context_schedule=windows.get_matching_context_schedule(schedule),
+        fuse_method=windows.get_matching_fuse_method(fuse_method),
+        freenoise=freenoise,
+        **{name: value for name, value in options.items() if name in known},
+    )
+    windows.create_prepare_sampling_wrapper(patched)  # so that memory is counted for one window
+    if freenoise:
+        windows.create_sampler_sample_wrapper(patched)
+    return patched

@@ -47,6 +47,19 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.size = None
         self.model_size()
 
+    def encode(self, pixel_samples: torch.Tensor, posterior_seed: int | None = None) -> torch.Tensor:
+        """Frames [F, H, W, 3] in 0 .. 1 -> [1, 16, T, H / 8, W / 8], unscaled.
+
+        posterior_seed: take a sample of the posterior, drawn as a CPU generator with this seed does in diffusers,
+        instead of its mode.
+        """
+        network = self.first_stage_model
+        network.posterior_generator = None if posterior_seed is None else torch.Generator().manual_seed(posterior_seed)
+        try:
+            return super().encode(pixel_samples)
+        finally:
+            network.posterior_generator = None
+
 
 def _set_host_defaults(vae: comfy.sd.VAE) -> None:
     """comfy.sd.VAE given no weights sets every attribute that this host version has, warns and returns."""

@@ -16,11 +16,12 @@ import comfy.utils
 import torch
 
 from ..host.compat import is_dynamic, model_patcher_class
-from ..host.errors import CheckpointError, NumericsError
+from ..host.errors import CheckpointError, ConditioningError, NumericsError
 from ..host.ops import adopt_ops
 from ..samplers.conditioning import concat_channels, image_scale
 from ..samplers.outer_sample import sample_checked
 from ..samplers.schedule import alphas_cumprod
+from ..transformer import POSITIONS
 from .checkpoints import Weights, open_component
 from .precision import choose_dtypes, parameter_dtype
 from .variants import Family, detect_family, resolve_config, resolve_snr_shift
@@ -259,6 +260,27 @@ def _build_patcher(
     assign_weights(model.diffusion_model, state_dict, cast=not is_dynamic(patcher), source=str(weights.path))
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox", sample_checked)
     return patcher
+
+
+def patch_positions(
+    model: comfy.model_patcher.ModelPatcher, riflex: bool, resample: bool
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone of `model` that counts positions otherwise; see transformer.positions.
+
+    Raises ConditioningError where the model has no such positions.
+    """
+    config = getattr(model.get_model_object("diffusion_model"), "config", {})
+    lacks = {
+        "rotary positions, which RIFLEx slows down": riflex and not config.get("use_rotary_positional_embeddings"),
+        "learned position table to resample": resample and not config.get("use_learned_positional_embeddings"),
+    }
+    for what, is_lacking in lacks.items():
+        if is_lacking:
+            raise ConditioningError(f"This model has no {what}. Switch that off, or choose another model.")
+    patched = model.clone()
+    options = patched.model_options.get("transformer_options", {})
+    patched.model_options["transformer_options"] = {**options, POSITIONS: {"riflex": riflex, "resample": resample}}
+    return patched
 
 
 def assign_weights(

@@ -3,10 +3,15 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .decode import CogVideoXDecode
+from .extend import CogVideoXContinueVideo, CogVideoXJoinVideos
+from .fun import CogVideoXFunControl, CogVideoXFunInpaint
+from .image import CogVideoXImageToVideo
 from .latent import CogVideoXEmptyLatent
 from .load import CogVideoXLoadModel, CogVideoXLoadPipeline, CogVideoXLoadTextEncoder, CogVideoXLoadVAE
+from .long import CogVideoXContextWindows, CogVideoXPositions
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .text import CogVideoXEncodeText
+from .video import CogVideoXEncodeVideo
 
 NODES: list[type[io.ComfyNode]] = [
     CogVideoXLoadPipeline,
@@ -15,11 +20,19 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXLoadVAE,
     CogVideoXEncodeText,
     CogVideoXEmptyLatent,
+    CogVideoXImageToVideo,
+    CogVideoXEncodeVideo,
+    CogVideoXFunInpaint,
+    CogVideoXFunControl,
+    CogVideoXContinueVideo,
+    CogVideoXJoinVideos,
     CogVideoXSample,
     CogVideoXSampler,
     CogVideoXScheduler,
     CogVideoXNoise,
     CogVideoXDynamicCFG,
+    CogVideoXContextWindows,
+    CogVideoXPositions,
     CogVideoXDecode,
 ]
 

@@ -3,9 +3,8 @@
 import comfy.model_management as mm
 from comfy_api.latest import io
 
-from ..host.errors import GeometryError
-from ..model_loaders.autoencoder import CogVideoXVAE
 from ..vae.geometry import check_latent_channels
+from .validation import require_vae
 
 MEMORY_MODES = ("auto", "fast", "low")
 
@@ -37,11 +36,7 @@ class CogVideoXDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae: object, samples: dict, memory: str) -> io.NodeOutput:
-        if not isinstance(vae, CogVideoXVAE):
-            raise GeometryError(
-                "CogVideoX Decode needs a VAE from Load CogVideoX VAE or Load CogVideoX Pipeline. "
-                "Use VAE Decode for a VAE from another loader."
-            )
+        require_vae(vae)
         latent = samples["samples"]
         check_latent_channels(latent)
         if memory == "auto":

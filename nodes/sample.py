@@ -5,15 +5,19 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
+import torch
 from comfy_api.latest import io
 
+from ..host.messages import show_on_node
 from ..samplers.comfy_sampler import SAMPLERS, build_sampler, schedule_sigmas
 from ..samplers.comfy_sampler import CogVideoXNoise as SeededNoise
 from ..samplers.guidance import patch_dynamic_cfg
+from ..samplers.noise import drawn_before
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
+from ..vae.masks import latent_mask
+from .inputs import MAX_SEED
 from .validation import problem
 
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 _SAMPLER_TOOLTIP = "ddim for CogVideoX-2b, dpm for the 5b models, as their model cards recommend."
 
 
@@ -60,6 +64,14 @@ def _check_schedule(steps: int | None, denoise: float | None) -> bool | str:
     return problem(lambda: require_schedule(1 if steps is None else steps, 1.0 if denoise is None else denoise))
 
 
+def _fitted_mask(latent: dict) -> torch.Tensor | None:
+    """The latent's noise mask in latent frames. (ComfyUI would stretch one of any shape over the video.)"""
+    mask, samples = latent.get("noise_mask"), latent["samples"]
+    if mask is None or samples.ndim != 5 or (mask.ndim == 5 and mask.shape[2:] == samples.shape[2:]):
+        return mask
+    return latent_mask(mask, *samples.shape[2:])
+
+
 class CogVideoXSample(io.ComfyNode):
     """LATENT out: samples [B, 16, T, H/8, W/8], unscaled."""
 
@@ -86,6 +98,7 @@ class CogVideoXSample(io.ComfyNode):
                 _denoise_input(),
             ],
             outputs=[io.Latent.Output()],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -109,16 +122,19 @@ class CogVideoXSample(io.ComfyNode):
         model = patch_dynamic_cfg(model, steps, cfg) if dynamic_cfg else model
         sigmas = schedule_sigmas(model.get_model_object("model_sampling"), steps, denoise)
         latent = {**latent_image, "samples": comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])}
+        mask = _fitted_mask(latent)
+        if denoise <= 0:
+            show_on_node("denoise 0 leaves no step to run: the latent stays as it is.", cls.hidden.unique_id)
         samples = comfy.sample.sample_custom(
             model,
             SeededNoise(seed).generate_noise(latent),
             cfg,
-            build_sampler(sampler, total_steps(steps, denoise) if denoise > 0 else None),
+            build_sampler(sampler, total_steps(steps, denoise) if denoise > 0 else None, drawn_before(latent, seed)),
             sigmas,
             positive,
             negative,
             latent["samples"],
-            noise_mask=latent.get("noise_mask"),
+            noise_mask=mask,
             callback=latent_preview.prepare_callback(model, steps),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,

@@ -1,14 +1,24 @@
-"""From our exceptions to what ComfyUI's validate_inputs returns."""
+"""Checks that several nodes share."""
 
 from collections.abc import Callable
 
-from ..host.errors import CheckpointError, GeometryError, ScheduleError
+from ..host.errors import CheckpointError, ConditioningError, GeometryError, ScheduleError
+from ..model_loaders.autoencoder import CogVideoXVAE
 
 
 def problem(check: Callable[[], object]) -> bool | str:
     """True where `check` passes, otherwise the message of what it raised."""
     try:
         check()
-    except (CheckpointError, GeometryError, ScheduleError) as error:
+    except (CheckpointError, ConditioningError, GeometryError, ScheduleError) as error:
         return str(error)
     return True
+
+
+def require_vae(vae: object) -> None:
+    """Raises GeometryError for a VAE that is not CogVideoX's as our loaders give it."""
+    if not isinstance(vae, CogVideoXVAE):
+        raise GeometryError(
+            f"The VAE is a {type(vae).__name__} from another loader; ComfyUI's own CogVideoX code gives other numbers. "
+            "Connect the VAE of Load CogVideoX VAE or Load CogVideoX Pipeline, or use ComfyUI's own VAE nodes for it."
+        )

@@ -6,7 +6,7 @@ import torch
 from ..host.errors import ScheduleError
 from .ddim import sample_ddim
 from .dpm import sample_dpm
-from .noise import draw_noise, seeded_noise
+from .noise import draw_noise, drawn_before, seeded_noise, start_stream
 from .schedule import next_timesteps, require_schedule, total_steps, trailing_timesteps
 
 SAMPLERS = ("ddim", "dpm")
@@ -22,7 +22,7 @@ class CogVideoXNoise:
         """Noise shaped like the latent's samples [B, C, T, H, W] (a single frame where T is missing)."""
         samples = input_latent["samples"]
         shape = samples.shape if samples.ndim == 5 else (*samples.shape[:2], 1, *samples.shape[2:])
-        return seeded_noise(shape, self.seed, input_latent.get("batch_index"))
+        return seeded_noise(shape, self.seed, input_latent.get("batch_index"), drawn_before(input_latent, self.seed))
 
 
 def schedule_sigmas(model_sampling: torch.nn.Module, steps: int, denoise: float) -> torch.Tensor:
@@ -49,13 +49,14 @@ def require_cogvideox(model_sampling: torch.nn.Module) -> None:
         )
 
 
-def build_sampler(name: str, schedule_steps: int | None = None) -> comfy.samplers.KSAMPLER:
+def build_sampler(name: str, schedule_steps: int | None = None, drawn: int = 0) -> comfy.samplers.KSAMPLER:
     """SAMPLER that runs CogVideoX's own equations along whatever SIGMAS it is given.
 
     name: "ddim" or "dpm".
     schedule_steps: length of the schedule whose end the sigmas are; None finds it from the sigmas.
+    drawn: numbers drawn from the seed's stream before the run's noise, see noise.drawn_before.
     """
-    return comfy.samplers.KSAMPLER(sample_along, {"name": name, "schedule_steps": schedule_steps})
+    return comfy.samplers.KSAMPLER(sample_along, {"name": name, "schedule_steps": schedule_steps, "drawn": drawn})
 
 
 @torch.no_grad()
@@ -68,6 +69,7 @@ def sample_along(
     disable: bool | None = None,
     name: str = "ddim",
     schedule_steps: int | None = None,
+    drawn: int = 0,
 ) -> torch.Tensor:
     """A k-diffusion style sampler function (ComfyUI calls it through KSAMPLER).
 
@@ -95,7 +97,7 @@ def sample_along(
 
     x = x / (1 + sigmas[0] ** 2) ** 0.5
     if name == "dpm":
-        generator = torch.Generator().manual_seed(extra_args.get("seed") or 0)
+        generator = start_stream(extra_args.get("seed") or 0, drawn)
         draw_noise(x.shape, generator)  # the run's first draw was its starting noise
         x = sample_dpm(predict_x0, x, steps, lambda: draw_noise(x.shape, generator).to(x), report)
     else:

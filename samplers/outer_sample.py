@@ -39,7 +39,8 @@ def sample_checked(
     extra = -latent_image.shape[2] % patch_size_t
     check_size(model, (latent_image.shape[2] + extra, *latent_image.shape[3:]), guider.model_options)
     if extra:
-        noise = prepend_noise(noise, latent_image.shape, extra, seed or 0)
+        drawn = getattr(sampler, "extra_options", {}).get("drawn", 0)
+        noise = prepend_noise(noise, latent_image.shape, extra, seed or 0, drawn)
         latent_image = prepend_first(latent_image, extra)
         denoise_mask = None if denoise_mask is None else prepend_first(denoise_mask, extra)
         if "latent_shapes" in kwargs:
@@ -59,15 +60,15 @@ def prepend_first(x: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cat([x[:, :, :1].expand(-1, -1, count, -1, -1), x], dim=2)
 
 
-def prepend_noise(noise: torch.Tensor, shape: torch.Size, count: int, seed: int) -> torch.Tensor:
+def prepend_noise(noise: torch.Tensor, shape: torch.Size, count: int, seed: int, drawn: int = 0) -> torch.Tensor:
     """`count` more frames of noise in front of `noise` [B, C, T, H, W].
 
     CogVideoXNoise becomes the noise that diffusers draws for the longer video. Any other noise stays as it is and its
     seed's stream goes on; where no noise is added at all, none is added in front.
     """
     longer = (shape[0], shape[1], shape[2] + count, *shape[3:])
-    if torch.equal(noise.cpu().float(), seeded_noise(shape, seed)):
-        return seeded_noise(longer, seed).to(noise)
+    if torch.equal(noise.cpu().float(), seeded_noise(shape, seed, drawn=drawn)):
+        return seeded_noise(longer, seed, drawn=drawn).to(noise)
     if torch.count_nonzero(noise) == 0:
         return noise.new_zeros(longer)
     generator = torch.Generator().manual_seed(seed)

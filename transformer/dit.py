@@ -9,11 +9,9 @@ from diffusers import CogVideoXTransformer3DModel
 
 from ..host.compat import prefetched
 from ..host.errors import GeometryError
+from . import POSITIONS
 from .attention import joint_attention
 from .positions import resampled_table, rotary_table, sincos_table
-
-# transformer_options key: {"resample": stretch a learned table to any size, "riflex": RIFLEx for long videos}
-POSITIONS = "cogvideox_positions"
 
 
 class CogVideoXDiT(CogVideoXTransformer3DModel):
@@ -45,7 +43,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
         )
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
-            x, timestep, context, ofs, transformer_options
+            x, timestep, context, ofs, transformer_options, control=control
         )
 
     def _forward(
@@ -55,6 +53,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         context: torch.Tensor,
         ofs: torch.Tensor | None,
         transformer_options: dict,
+        control: dict | None = None,
         **_: object,
     ) -> torch.Tensor:
         # An odd count reaches CogVideoX 1.5 only from ComfyUI's context windows, which put a frame in front that they
@@ -67,7 +66,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         text, video = self._add_positions(self.patch_embed.text_proj(context), self._embed_patches(x, grid), grid)
         riflex = transformer_options.get(POSITIONS, {}).get("riflex", False)
         rotary = self._rotary(grid, text.shape[1], riflex, x.device)
-        text, video = self._run_blocks(text, video, embedding, rotary, transformer_options)
+        text, video = self._run_blocks(text, video, embedding, rotary, control, transformer_options)
         shift, scale = self.norm_out.linear(F.silu(embedding)).chunk(2, dim=1)
         video = modulate(self.norm_out.norm(self.norm_final(video)), scale, shift)
         return self._unpatchify(self.proj_out(video), grid)[:, :, extra:]
@@ -164,8 +163,10 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         video: torch.Tensor,
         embedding: torch.Tensor,
         rotary: torch.Tensor | None,
+        control: dict | None,
         transformer_options: dict,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        additions = (control or {}).get("input", [])  # one for each of the first blocks, see controlnet.py
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
         options = {**transformer_options, "total_blocks": len(self.transformer_blocks), "block_type": "double"}
         for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
@@ -176,6 +177,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
                 )
             else:
                 text, video = block_forward(block, text, video, embedding, rotary, options)
+            if index < len(additions) and additions[index] is not None:
+                video = video + additions[index].to(video)
         return text, video
 
     def _unpatchify(self, patches: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:

@@ -21,6 +21,8 @@ class CogVideoXAutoencoder(AutoencoderKLCogVideoX):
 
     # ModelMixin's is a read-only property; ModelPatcher assigns it.
     device = None
+    # set while an encode shall take a sample of the posterior (model_loaders/autoencoder.py)
+    posterior_generator: torch.Generator | None = None
 
     def decode(self, z: torch.Tensor, memory: str = "fast") -> torch.Tensor:
         """Latents to frames.
@@ -51,7 +53,7 @@ class CogVideoXAutoencoder(AutoencoderKLCogVideoX):
             yield frames
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Frames to latents, the mode of the posterior.
+        """Frames to latents: the mode of the posterior, or a sample of it with `posterior_generator`.
 
         x: [B, 3, t, H, W], -1 .. 1; trailing frames beyond 4 k + 1 are left out.
         Returns [B, 16, (t - 1) // 4 + 1, H / 8, W / 8], unscaled.
@@ -61,7 +63,12 @@ class CogVideoXAutoencoder(AutoencoderKLCogVideoX):
         for chunk in split_chunks(x, FRAMES_AT_ONCE):
             out, cache = self.encoder(chunk, conv_cache=cache)
             moments.append(self.quant_conv(out) if self.quant_conv is not None else out)
-        return torch.cat(moments, dim=2).chunk(2, dim=1)[0]
+        mean, log_variance = torch.cat(moments, dim=2).chunk(2, dim=1)
+        if self.posterior_generator is None:
+            return mean
+        # diffusers vae.py, DiagonalGaussianDistribution
+        noise = torch.randn(mean.shape, generator=self.posterior_generator).to(mean)
+        return mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
 
     def decode_tiled(
         self, z: torch.Tensor, tile_x: int = 32, tile_y: int = 32, overlap: int = 8, **_: object

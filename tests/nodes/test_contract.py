@@ -9,6 +9,10 @@ DTYPES = ["default", "fp32", "bf16", "fp16", "fp8_e4m3fn"]
 DTYPE = ("weight_dtype", "COMBO", "default")
 STEPS, CFG, SEED = ("steps", "INT", 50), ("cfg", "FLOAT", 6.0), ("seed", "INT", 0)
 SAMPLER, DENOISE = ("sampler", "COMBO", "ddim"), ("denoise", "FLOAT", 1.0)
+POSITIVE, NEGATIVE, VAE = ("positive", "CONDITIONING", None), ("negative", "CONDITIONING", None), ("vae", "VAE", None)
+SIZE = [("width", "INT", 720), ("height", "INT", 480), ("frames", "INT", 49), ("batch_size", "INT", 1)]
+RANGE = [("strength", "FLOAT", 1.0), ("start_percent", "FLOAT", 0.0), ("end_percent", "FLOAT", 1.0)]
+CONDITIONED = ["CONDITIONING", "CONDITIONING", "LATENT"]
 # id: required inputs as (name, type, default), outputs
 CONTRACT = {
     "CogVideoXLoadPipeline": ([("folder", "COMBO", None), DTYPE], ["MODEL", "CLIP", "VAE"]),
@@ -16,9 +20,23 @@ CONTRACT = {
     "CogVideoXLoadTextEncoder": ([("text_encoder_name", "COMBO", None), DTYPE], ["CLIP"]),
     "CogVideoXLoadVAE": ([("vae_name", "COMBO", None), DTYPE], ["VAE"]),
     "CogVideoXEncodeText": ([("clip", "CLIP", None), ("text", "STRING", None)], ["CONDITIONING"]),
-    "CogVideoXEmptyLatent": (
-        [("width", "INT", 720), ("height", "INT", 480), ("frames", "INT", 49), ("batch_size", "INT", 1)],
-        ["LATENT"],
+    "CogVideoXEmptyLatent": (SIZE, ["LATENT"]),
+    "CogVideoXImageToVideo": ([POSITIVE, NEGATIVE, VAE, *SIZE], CONDITIONED),
+    "CogVideoXEncodeVideo": ([VAE, ("images", "IMAGE", None)], ["LATENT"]),
+    "CogVideoXFunInpaint": ([POSITIVE, NEGATIVE, VAE, *SIZE], CONDITIONED),
+    "CogVideoXFunControl": ([POSITIVE, NEGATIVE, VAE, ("control_video", "IMAGE", None), *SIZE, *RANGE], CONDITIONED),
+    "CogVideoXContinueVideo": (
+        [VAE, ("images", "IMAGE", None), ("frames", "INT", 49), ("overlap", "INT", 1)],
+        ["LATENT", "IMAGE", "INT"],
+    ),
+    "CogVideoXJoinVideos": (
+        [
+            ("images_before", "IMAGE", None),
+            ("images_after", "IMAGE", None),
+            ("overlap", "INT", 1),
+            ("blend", "BOOLEAN", False),
+        ],
+        ["IMAGE"],
     ),
     "CogVideoXSample": (
         [
@@ -39,7 +57,50 @@ CONTRACT = {
     "CogVideoXScheduler": ([("model", "MODEL", None), STEPS, DENOISE], ["SIGMAS"]),
     "CogVideoXNoise": ([SEED], ["NOISE"]),
     "CogVideoXDynamicCFG": ([("model", "MODEL", None), STEPS, CFG], ["MODEL"]),
+    "CogVideoXContextWindows": (
+        [
+            ("model", "MODEL", None),
+            ("context_frames", "INT", 49),
+            ("overlap_frames", "INT", 16),
+            ("schedule", "COMBO", "standard_static"),
+            ("fuse_method", "COMBO", "pyramid"),
+            ("freenoise", "BOOLEAN", True),
+        ],
+        ["MODEL"],
+    ),
+    "CogVideoXPositions": (
+        [("model", "MODEL", None), ("riflex", "BOOLEAN", False), ("resample_table", "BOOLEAN", False)],
+        ["MODEL"],
+    ),
     "CogVideoXDecode": ([("vae", "VAE", None), ("samples", "LATENT", None), ("memory", "COMBO", "auto")], ["IMAGE"]),
+}
+# inputs that need no link, in order: widget values are saved by order, required ones first
+OPTIONAL = {
+    "CogVideoXEncodeText": ["prompt_weights"],
+    "CogVideoXImageToVideo": [
+        "start_image",
+        "end_image",
+        "noise_augmentation",
+        "training_noise",
+        "fit",
+        "image_scale",
+        "sample_posterior",
+        "seed",
+    ],
+    "CogVideoXEncodeVideo": ["width", "height", "fit", "mask", "sample_posterior", "seed"],
+    "CogVideoXFunInpaint": [
+        "video",
+        "mask",
+        "start_image",
+        "end_image",
+        "noise_augmentation",
+        "seed",
+        "fit",
+        "hold_last_frame",
+    ],
+    "CogVideoXFunControl": ["fit", "hold_last_frame"],
+    "CogVideoXContinueVideo": ["width", "height", "fit"],
+    "CogVideoXContextWindows": ["retain_start_image", "split_prompts"],
 }
 COMBOS = {
     ("CogVideoXSample", "sampler"): ["ddim", "dpm"],
@@ -74,6 +135,7 @@ def test_inputs_and_outputs(nodes: dict, node_id: str) -> None:
         assert spec[0] == kind
         assert default is None or spec[1]["default"] == default
     assert info["output"] == outputs
+    assert info["input_order"].get("optional", []) == OPTIONAL.get(node_id, [])
 
 
 @pytest.mark.parametrize("node_id, name", COMBOS)

@@ -1,0 +1,158 @@
+"""Pictures through the VAE: what image to video, video to video and the Fun models take beside the prompt."""
+
+import torch
+
+from ..host.errors import GeometryError
+from ..samplers.noise import DRAWN
+from ..vae.geometry import CHANNELS, SPATIAL, latent_frames
+from ..vae.masks import fun_mask
+from ..vae.pictures import augment_pictures, check_pictures, fit_clip, fit_pictures
+from .autoencoder import CogVideoXVAE
+
+
+def encode_start_and_end(
+    vae: CogVideoXVAE,
+    start: torch.Tensor | None,
+    end: torch.Tensor | None,
+    size: tuple[int, int, int],
+    fit: str,
+    sigma: float | None,
+    noise_seed: int,
+    posterior_seed: int | None,
+) -> tuple[torch.Tensor, int]:
+    """The channels beside an image to video model's video, unscaled, and how many numbers the posterior's seed drew.
+
+    start: [F, H, W, C], 4k + 1 frames; end: [1, H, W, C]. size: (width, height, frames) of the clip.
+    sigma: of the noise on both, see augment_pictures. posterior_seed: None takes the posterior's mode.
+    Returns [1, 16, 1, h, w] for one start image alone or none at all (zeros follow, see samplers.conditioning), else
+    [1, 16, T, h, w] with zeros where nothing is known.
+
+    Raises GeometryError. Source: diffusers pipeline_cogvideox_image2video.py, prepare_latents.
+    """
+    width, height, frames = size
+    _check_start_and_end(start, end, frames)
+    generator = torch.Generator().manual_seed(noise_seed)
+    encoded, drawn = [], 0
+    for pictures in (start, end):
+        if pictures is not None:
+            pictures = augment_pictures(fit_pictures(pictures, width, height, fit), sigma, generator)
+            seed = None if posterior_seed is None else posterior_seed + len(encoded)
+            encoded.append(vae.encode(pictures, seed))
+    if posterior_seed is not None and encoded:
+        drawn = encoded[0].numel()
+    if start is not None and end is None and encoded[0].shape[2] == 1:
+        return encoded[0], drawn
+    blank = torch.zeros(1, CHANNELS, latent_frames(frames) if encoded else 1, height // SPATIAL, width // SPATIAL)
+    if start is not None:
+        blank[:, :, : encoded[0].shape[2]] = encoded[0]
+    if end is not None:
+        blank[:, :, -1:] = encoded[-1]
+    return blank, drawn
+
+
+def _check_start_and_end(start: torch.Tensor | None, end: torch.Tensor | None, frames: int) -> None:
+    for name, pictures in (("start_image", start), ("end_image", end)):
+        if pictures is not None:
+            check_pictures(pictures)
+    if end is not None and end.shape[0] != 1:
+        raise GeometryError(f"end_image has {end.shape[0]} pictures: use one, the last frame.")
+    if start is not None and ((start.shape[0] - 1) % 4 or start.shape[0] >= max(frames, 2)):
+        raise GeometryError(
+            f"start_image has {start.shape[0]} pictures; the video has {frames} frames. Use one picture, or the last "
+            "5, 9, ... (4k + 1) frames of a clip, fewer than the video has."
+        )
+
+
+def encode_video(
+    vae: CogVideoXVAE, images: torch.Tensor, width: int, height: int, fit: str, posterior_seed: int | None
+) -> dict:
+    """LATENT of a video [F, H, W, C], F = 4k + 1: samples [1, 16, T, h, w], unscaled.
+
+    width, height: 0 takes the video's own, cut to the next multiple of 16. Raises GeometryError.
+    """
+    samples = vae.encode(fit_clip(images, width, height, fit), posterior_seed)
+    return {"samples": samples} | ({} if posterior_seed is None else {DRAWN: (posterior_seed, samples.numel())})
+
+
+def encode_masked_video(
+    vae: CogVideoXVAE,
+    video: torch.Tensor,
+    mask: torch.Tensor,
+    sigma: float | None,
+    noise_seed: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The channels beside a Fun InP model's video, both unscaled.
+
+    video: [F, H, W, 3] in 0 .. 1, F = 4k + 1. mask: [F, H, W], 1 where the video is made anew.
+    Returns the masked video's latents [1, 16, T, h, w] and what of them is known [1, 1, T, h, w]; zeros both where
+    everything is made anew.
+
+    Source: CogVideoX-Fun pipeline_cogvideox_inpaint.py, __call__: what is masked is black (-1 to the VAE).
+    """
+    frames, height, width = mask.shape
+    size = latent_frames(frames), height // SPATIAL, width // SPATIAL
+    anew = mask >= 0.5
+    if anew.all():
+        return torch.zeros(1, CHANNELS, *size), torch.zeros(1, 1, *size)
+    masked = video.masked_fill(anew[..., None], 0.0)
+    masked = augment_pictures(masked, sigma, torch.Generator().manual_seed(noise_seed), skip_black=True)
+    return vae.encode(masked), fun_mask(mask, *size)
+
+
+def place_known(
+    video: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    start: torch.Tensor | None,
+    end: torch.Tensor | None,
+    size: tuple[int, int, int],
+    fit: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A clip and its mask from all that may be known of it.
+
+    video: [F, H, W, C], as long as the clip or longer. mask: [1 or F, H, W] of the video's own size or the clip's, 1
+    where it is made anew; None takes all of the video. start, end: pictures [n, H, W, C] that stand at the clip's
+    start and end. size: (width, height, frames) of the clip.
+    Returns [frames, height, width, 3] in 0 .. 1 and [frames, height, width].
+
+    Raises GeometryError.
+    """
+    width, height, frames = size
+    clip, anew = torch.zeros(frames, height, width, 3), torch.ones(frames, height, width)
+    if video is not None:
+        check_pictures(video)
+        require_length(video, frames, "The video")
+        clip[:] = fit_pictures(video[:frames], width, height, fit)
+        anew[:] = 0.0 if mask is None else _fit_mask(mask, video, size, fit)
+    elif mask is not None:
+        raise GeometryError("There is a mask and no video that it could mask. Connect the video as well.")
+    for name, pictures, at_end in (("start_image", start, False), ("end_image", end, True)):
+        if pictures is not None:
+            check_pictures(pictures)
+            count = pictures.shape[0]
+            if count > frames:
+                raise GeometryError(f"{name} has {count} pictures, the clip {frames} frames: use fewer pictures.")
+            place = slice(frames - count, frames) if at_end else slice(0, count)
+            clip[place], anew[place] = fit_pictures(pictures, width, height, fit), 0.0
+    return clip, anew
+
+
+def _fit_mask(mask: torch.Tensor, video: torch.Tensor, size: tuple[int, int, int], fit: str) -> torch.Tensor:
+    width, height, frames = size
+    mask = mask.reshape(-1, *mask.shape[-2:])
+    counts, sizes = (1, frames, video.shape[0]), ((height, width), tuple(video.shape[1:3]))
+    if mask.shape[0] not in counts or tuple(mask.shape[1:]) not in sizes:
+        raise GeometryError(
+            f"The mask is {mask.shape[2]} x {mask.shape[1]} pixels with {mask.shape[0]} frames; the video is "
+            f"{video.shape[2]} x {video.shape[1]} with {video.shape[0]}, the clip {width} x {height} with {frames}. "
+            "Make the mask of the video's or the clip's size, with one frame or as many as they have."
+        )
+    return fit_pictures(mask[:frames, :, :, None], width, height, fit)[..., 0]
+
+
+def require_length(images: torch.Tensor, frames: int, what: str) -> None:
+    """Raises GeometryError where `images` [F, H, W, C] are fewer than `frames`."""
+    if images.shape[0] < frames:
+        raise GeometryError(
+            f"{what} has {images.shape[0]} frames, the clip {frames}. Use a longer one, make the clip shorter, or "
+            "switch hold_last_frame on to let the last frame stand."
+        )

@@ -1,0 +1,123 @@
+"""Videos longer than a model makes at once: clip after clip."""
+
+import torch
+from comfy_api.latest import io
+
+from ..vae.continuation import check_overlap, continuation_latent, join_videos, last_frames
+from ..vae.geometry import SIZE_STEP
+from ..vae.pictures import fit_clip
+from .inputs import MAX_FRAMES, MAX_SIDE, fit_input, require_size
+from .validation import problem, require_vae
+
+
+class CogVideoXContinueVideo(io.ComfyNode):
+    """LATENT out: samples [1, 16, T, h, w], the overlap in front; noise_mask [1, 1, T, h, w], 0 there and 1 after."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        side = "Pixels, a multiple of 16. 0: the clip's own, cut to the next multiple."
+        return io.Schema(
+            node_id="CogVideoXContinueVideo",
+            display_name="CogVideoX Continue Video",
+            category="CogVideoX/extend",
+            search_aliases=["extend video", "longer video", "long video", "overlap", "last frame"],
+            description="Begin a new clip with the last frames of the one before. Text to video models paint on from "
+            "the latent; image to video models take last_frames as their start image.",
+            inputs=[
+                io.Vae.Input("vae"),
+                io.Image.Input("images", tooltip="The clip so far."),
+                io.Int.Input(
+                    "frames",
+                    default=49,
+                    min=1,
+                    max=MAX_FRAMES,
+                    step=8,
+                    tooltip="Frames of the new clip, the overlap among them: 8k + 1.",
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=1,
+                    min=1,
+                    max=MAX_FRAMES,
+                    step=4,
+                    tooltip="Frames taken over from the end of the clip, 4k + 1: 1 keeps the picture, 5 or more keep "
+                    "the motion too.",
+                ),
+                io.Int.Input("width", default=0, min=0, max=MAX_SIDE, step=SIZE_STEP, optional=True, tooltip=side),
+                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, step=SIZE_STEP, optional=True, tooltip=side),
+                fit_input(),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent"),
+                io.Image.Output(display_name="last_frames"),
+                io.Int.Output(display_name="overlap"),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, frames: int | None, overlap: int | None, width: int | None = 0, height: int | None = 0
+    ) -> bool | str:
+        # None is a linked value, known only when the node runs: anything that fits stands in for it
+        frames, overlap = MAX_FRAMES if frames is None else frames, 1 if overlap is None else overlap
+        return problem(lambda: _require(frames, overlap, width or 0, height or 0))
+
+    @classmethod
+    def execute(
+        cls,
+        vae: object,
+        images: torch.Tensor,
+        frames: int,
+        overlap: int,
+        width: int = 0,
+        height: int = 0,
+        fit: str = "crop",
+    ) -> io.NodeOutput:
+        _require(frames, overlap, width, height)
+        require_vae(vae)
+        pictures = fit_clip(last_frames(images, overlap), width, height, fit)
+        return io.NodeOutput(continuation_latent(vae.encode(pictures), frames), pictures, overlap)
+
+
+class CogVideoXJoinVideos(io.ComfyNode):
+    """IMAGE out: [A + B - overlap, H, W, C]."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXJoinVideos",
+            display_name="CogVideoX Join Videos",
+            category="CogVideoX/extend",
+            search_aliases=["concatenate videos", "extend video", "append", "cross-fade"],
+            description="Put a clip and its continuation together, without the frames that both of them show.",
+            inputs=[
+                io.Image.Input("images_before", tooltip="The video so far."),
+                io.Image.Input("images_after", tooltip="The clip that continues it."),
+                io.Int.Input(
+                    "overlap",
+                    default=1,
+                    min=0,
+                    max=MAX_FRAMES,
+                    tooltip="How many frames both show: the overlap of CogVideoX Continue Video. 0 only puts them "
+                    "one after the other.",
+                ),
+                io.Boolean.Input(
+                    "blend",
+                    default=False,
+                    tooltip="Fade from the one clip's frames of the overlap into the other's, where colours jump.",
+                ),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, images_before: torch.Tensor, images_after: torch.Tensor, overlap: int, blend: bool
+    ) -> io.NodeOutput:
+        return io.NodeOutput(join_videos(images_before, images_after, overlap, blend))
+
+
+def _require(frames: int, overlap: int, width: int, height: int) -> None:
+    """Raises GeometryError; a width or height of 0 is the clip's own."""
+    require_size(width or SIZE_STEP, height or SIZE_STEP, frames)
+    check_overlap(overlap, frames)

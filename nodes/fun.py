@@ -1,0 +1,168 @@
+"""The CogVideoX-Fun models: inpainting (InP) and control."""
+
+import node_helpers
+import torch
+from comfy_api.latest import io
+
+from ..host.errors import ConditioningError
+from ..model_loaders.pictures import encode_masked_video, place_known, require_length
+from ..vae.geometry import empty_latent
+from ..vae.masks import hold_last
+from ..vae.pictures import check_pictures, fit_pictures
+from .inputs import MAX_SEED, fit_input, hold_input, range_inputs, require_size, size_inputs, size_problem
+from .validation import require_vae
+
+
+class CogVideoXFunInpaint(io.ComfyNode):
+    """CONDITIONING with a masked video's latents and mask beside the text; an empty LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXFunInpaint",
+            display_name="CogVideoX Fun Inpaint",
+            category="CogVideoX/condition",
+            search_aliases=["inp", "fun inpaint", "start end frame", "i2v"],
+            description="Keep parts of a video and make the rest anew, for CogVideoX-Fun InP models: a start image, an "
+            "end image, a region, or any of them together.",
+            inputs=[
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Vae.Input("vae"),
+                *size_inputs(),
+                io.Image.Input("video", optional=True, tooltip="The video to keep parts of."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White is made anew, black is kept; one for all frames or one for each.",
+                ),
+                io.Image.Input("start_image", optional=True, tooltip="The first frame or frames, kept."),
+                io.Image.Input("end_image", optional=True, tooltip="The last frame or frames, kept."),
+                io.Float.Input(
+                    "noise_augmentation",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.0001,
+                    optional=True,
+                    tooltip="Standard deviation of noise on what is kept (-1 .. 1), for more motion. CogVideoX-Fun "
+                    "V1.1 and later were trained with it; its own programs take 0.0563.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, optional=True, tooltip="Of that noise."),
+                fit_input(),
+                hold_input("the video"),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
+        return size_problem(width, height, frames)
+
+    @classmethod
+    def execute(
+        cls,
+        positive: list,
+        negative: list,
+        vae: object,
+        width: int,
+        height: int,
+        frames: int,
+        batch_size: int,
+        video: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        start_image: torch.Tensor | None = None,
+        end_image: torch.Tensor | None = None,
+        noise_augmentation: float = 0.0,
+        seed: int = 0,
+        fit: str = "crop",
+        hold_last_frame: bool = False,
+    ) -> io.NodeOutput:
+        require_size(width, height, frames, batch_size)
+        require_vae(vae)
+        if video is not None and hold_last_frame:
+            video = hold_last(video, frames)
+        clip, anew = place_known(video, mask, start_image, end_image, (width, height, frames), fit)
+        if not (anew >= 0.5).any():
+            raise ConditioningError("Nothing is to be made anew. Connect a mask that is white where the video changes.")
+        latents, known = encode_masked_video(vae, clip, anew, noise_augmentation, seed)
+        values = {"concat_latent_image": latents, "cogvideox_known": known, "cogvideox_task": "inpaint"}
+        positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
+        return io.NodeOutput(positive, negative, {"samples": empty_latent(width, height, frames, batch_size)})
+
+
+class CogVideoXFunControl(io.ComfyNode):
+    """CONDITIONING with a control video's latents beside the text; an empty LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXFunControl",
+            display_name="CogVideoX Fun Control",
+            category="CogVideoX/condition",
+            search_aliases=["pose", "canny", "depth", "fun control"],
+            description="Let a control video (pose, edges, depth) lead a CogVideoX-Fun Control or Pose model.",
+            inputs=[
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Vae.Input("vae"),
+                io.Image.Input("control_video"),
+                *size_inputs(),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="The control video's latents are multiplied by it; the models were trained with 1.",
+                ),
+                *range_inputs("the control"),
+                fit_input(),
+                hold_input("the control video"),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
+        return size_problem(width, height, frames)
+
+    @classmethod
+    def execute(
+        cls,
+        positive: list,
+        negative: list,
+        vae: object,
+        control_video: torch.Tensor,
+        width: int,
+        height: int,
+        frames: int,
+        batch_size: int,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        fit: str = "crop",
+        hold_last_frame: bool = False,
+    ) -> io.NodeOutput:
+        require_size(width, height, frames, batch_size)
+        require_vae(vae)
+        check_pictures(control_video)
+        if hold_last_frame:
+            control_video = hold_last(control_video, frames)
+        require_length(control_video, frames, "The control video")
+        latents = vae.encode(fit_pictures(control_video[:frames], width, height, fit)) * strength
+        values = {
+            "concat_latent_image": latents,
+            "cogvideox_task": "control",
+            "cogvideox_range": (start_percent, end_percent),
+        }
+        positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
+        return io.NodeOutput(positive, negative, {"samples": empty_latent(width, height, frames, batch_size)})

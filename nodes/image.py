@@ -1,0 +1,113 @@
+"""Image to video."""
+
+import node_helpers
+import torch
+from comfy_api.latest import io
+
+from ..model_loaders.pictures import encode_start_and_end
+from ..samplers.conditioning import IMAGE_SCALES
+from ..samplers.noise import DRAWN
+from ..vae.geometry import empty_latent
+from .inputs import fit_input, posterior_inputs, require_size, size_inputs, size_problem
+from .validation import require_vae
+
+
+class CogVideoXImageToVideo(io.ComfyNode):
+    """CONDITIONING with the latents of a start image (and an end image) beside the text; an empty LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXImageToVideo",
+            display_name="CogVideoX Image to Video",
+            category="CogVideoX/condition",
+            search_aliases=["i2v", "start image", "first frame", "end image"],
+            description="Let a video begin with a picture: for CogVideoX-5b-I2V and CogVideoX1.5-5B-I2V.",
+            inputs=[
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Vae.Input("vae"),
+                *size_inputs(),
+                io.Image.Input(
+                    "start_image",
+                    optional=True,
+                    tooltip="The first frame; or the last 4k + 1 frames of a clip that the video shall continue.",
+                ),
+                io.Image.Input(
+                    "end_image", optional=True, tooltip="The last frame. The official models were not trained for one."
+                ),
+                io.Float.Input(
+                    "noise_augmentation",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    tooltip="Standard deviation of noise on the picture (-1 .. 1). Some noise gives more motion; "
+                    "training had 0.05 in the middle.",
+                ),
+                io.Boolean.Input(
+                    "training_noise",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Draw the noise's strength as training did, exp(N(-3, 0.5)), instead of the value above.",
+                ),
+                fit_input(),
+                io.Combo.Input(
+                    "image_scale",
+                    options=list(IMAGE_SCALES),
+                    default="checkpoint",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the image's latent is scaled by. checkpoint: as its VAE's config says. For "
+                    "CogVideoX1.5-5B-I2V diffusers has divided and the authors' own code unscaled.",
+                ),
+                *posterior_inputs(),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
+        return size_problem(width, height, frames)
+
+    @classmethod
+    def execute(
+        cls,
+        positive: list,
+        negative: list,
+        vae: object,
+        width: int,
+        height: int,
+        frames: int,
+        batch_size: int,
+        start_image: torch.Tensor | None = None,
+        end_image: torch.Tensor | None = None,
+        noise_augmentation: float = 0.0,
+        training_noise: bool = False,
+        fit: str = "crop",
+        image_scale: str = "checkpoint",
+        sample_posterior: bool = False,
+        seed: int = 0,
+    ) -> io.NodeOutput:
+        require_size(width, height, frames, batch_size)
+        require_vae(vae)
+        sigma = None if training_noise else noise_augmentation
+        posterior_seed = seed if sample_posterior else None
+        latents, drawn = encode_start_and_end(
+            vae, start_image, end_image, (width, height, frames), fit, sigma, seed, posterior_seed
+        )
+        values = {
+            "concat_latent_image": latents,
+            "cogvideox_task": "image",
+            "cogvideox_scale": image_scale,
+            "cogvideox_end": end_image is not None,
+        }
+        positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
+        latent = {"samples": empty_latent(width, height, frames, batch_size), DRAWN: (seed, drawn)}
+        return io.NodeOutput(positive, negative, latent)

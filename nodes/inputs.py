@@ -1,0 +1,94 @@
+"""Inputs that several nodes share, and the checks that belong to them."""
+
+from comfy_api.latest import io
+
+from ..host.errors import GeometryError
+from ..vae.geometry import SIZE_STEP, check_size
+from ..vae.pictures import FITS
+from .validation import problem
+
+MAX_SIDE, MAX_FRAMES, MAX_BATCH, MAX_SEED = 16384, 1025, 64, 0xFFFFFFFFFFFFFFFF
+_SIDE = "Pixels, a multiple of 16."
+_LIMITS = {"width": MAX_SIDE, "height": MAX_SIDE, "frames": MAX_FRAMES, "batch_size": MAX_BATCH}
+
+
+def size_inputs() -> list[io.Int.Input]:
+    """width, height, frames and batch_size of a video."""
+    return [
+        io.Int.Input("width", default=720, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=_SIDE),
+        io.Int.Input("height", default=480, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=_SIDE),
+        io.Int.Input("frames", default=49, min=1, max=MAX_FRAMES, step=8, tooltip="Video frames, 8k + 1."),
+        io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH, tooltip="Videos made at once."),
+    ]
+
+
+def fit_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "fit",
+        options=list(FITS),
+        default="crop",
+        optional=True,
+        tooltip="Pictures of another shape: crop cuts the edges off, letterbox adds black bars. Nothing is stretched.",
+    )
+
+
+def hold_input(what: str) -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "hold_last_frame",
+        default=False,
+        optional=True,
+        tooltip=f"Where {what} is shorter than the clip, let its last frame stand instead of refusing it.",
+    )
+
+
+def posterior_inputs() -> list[io.Input]:
+    """sample_posterior and seed, for nodes that encode pictures."""
+    return [
+        io.Boolean.Input(
+            "sample_posterior",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Take a random sample of the VAE's posterior, as diffusers' pipelines do, instead of its mode.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=MAX_SEED,
+            optional=True,
+            advanced=True,
+            control_after_generate=False,
+            tooltip="Of that sample and of added noise. The sampler's own seed here gives diffusers' video.",
+        ),
+    ]
+
+
+def range_inputs(what: str) -> list[io.Float.Input]:
+    """start_percent and end_percent of a run."""
+    return [
+        io.Float.Input(
+            "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip=f"When in the run {what} sets in."
+        ),
+        io.Float.Input(
+            "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip=f"When in the run {what} ends."
+        ),
+    ]
+
+
+def size_problem(width: int | None, height: int | None, frames: int | None) -> bool | str:
+    """What validate_inputs returns for a size. None is a linked value, known only when the node runs."""
+    width, height = (SIZE_STEP if side is None else side for side in (width, height))
+    return problem(lambda: require_size(width, height, 1 if frames is None else frames))
+
+
+def require_size(width: int, height: int, frames: int, batch_size: int = 1) -> None:
+    """Raises GeometryError where no video has this size.
+
+    ComfyUI holds neither linked values nor those that validate_inputs takes to their limits, and a million frames too
+    many take the whole server down.
+    """
+    check_size(width, height, frames)
+    for (name, most), value in zip(_LIMITS.items(), (width, height, frames, batch_size)):
+        if not 1 <= value <= most:
+            raise GeometryError(f"{name} is {value}: use 1 to {most}.")

@@ -1,0 +1,66 @@
+"""Videos to change."""
+
+import torch
+from comfy_api.latest import io
+
+from ..host.messages import show_on_node
+from ..model_loaders.pictures import encode_video
+from ..vae.geometry import latent_frames, video_frames
+from ..vae.masks import latent_mask
+from ..vae.pictures import check_pictures
+from .inputs import MAX_SIDE, fit_input, posterior_inputs
+from .validation import require_vae
+
+
+class CogVideoXEncodeVideo(io.ComfyNode):
+    """LATENT out: samples [1, 16, T, H / 8, W / 8], unscaled, the posterior's mode."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        side = "Pixels, a multiple of 16. 0: the video's own, cut to the next multiple."
+        return io.Schema(
+            node_id="CogVideoXEncodeVideo",
+            display_name="CogVideoX Encode Video",
+            category="CogVideoX/latent",
+            search_aliases=["vae encode", "v2v", "video to video"],
+            description="Encode a video exactly as diffusers does; sample it with denoise below 1 to change it.",
+            inputs=[
+                io.Vae.Input("vae"),
+                io.Image.Input("images", tooltip="The frames: 4k + 1 of them, what is beyond is left out."),
+                io.Int.Input("width", default=0, min=0, max=MAX_SIDE, step=16, optional=True, tooltip=side),
+                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, step=16, optional=True, tooltip=side),
+                fit_input(),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White is made anew, black is kept. One mask for all frames, or one for each, of the "
+                    "encoded size.",
+                ),
+                *posterior_inputs(),
+            ],
+            outputs=[io.Latent.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        vae: object,
+        images: torch.Tensor,
+        width: int = 0,
+        height: int = 0,
+        fit: str = "crop",
+        mask: torch.Tensor | None = None,
+        sample_posterior: bool = False,
+        seed: int = 0,
+    ) -> io.NodeOutput:
+        require_vae(vae)
+        check_pictures(images)
+        kept = video_frames(latent_frames(images.shape[0]))
+        latent = encode_video(vae, images[:kept], width, height, fit, seed if sample_posterior else None)
+        if mask is not None:
+            latent["noise_mask"] = latent_mask(mask, *latent["samples"].shape[2:])
+        if kept < images.shape[0]:
+            text = f"{images.shape[0]} frames are not 4k + 1: the last {images.shape[0] - kept} are left out."
+            show_on_node(text, cls.hidden.unique_id)
+        return io.NodeOutput(latent)

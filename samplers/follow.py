@@ -1,0 +1,207 @@
+"""Let a run look at a video while it makes another: attention shared with the video's inverted latents.
+
+Source: THUDM/CogVideo inference/ddim_inversion.py, whose second run does this with an attention processor.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import comfy.model_patcher
+import comfy.patcher_extension
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..host.errors import GeometryError, ScheduleError
+from .comfy_sampler import require_cogvideox
+from .inversion import CLEAN, TRAJECTORY
+from .schedule import TRAIN_TIMESTEPS
+
+KEY = "cogvideox_follow"
+OVERRIDE = "optimized_attention_override"  # ComfyUI's attention functions look for it in transformer_options
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """An inverted video: `samples` [B, 16, T, H, W] at each of the ascending `timesteps`, followed while the run's
+    timestep lies in `first` .. `last`."""
+
+    timesteps: tuple[int, ...]
+    samples: tuple[torch.Tensor, ...]
+    first: float
+    last: float
+
+    def nearest(self, timestep: float) -> int:
+        """Index of the samples whose noise level is nearest."""
+        return min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - timestep))
+
+    def is_followed(self, timestep: float) -> bool:
+        return self.last <= timestep <= self.first
+
+
+def read_trajectory(latent: dict, start_percent: float, end_percent: float) -> Trajectory:
+    """What *Invert CogVideoX Video* left in its LATENT. Raises ScheduleError where there is nothing."""
+    record = latent.get(TRAJECTORY)
+    if record is None:
+        raise ScheduleError(
+            "This latent has no trajectory to follow. Connect the latent of Invert CogVideoX Video itself; saving a "
+            "latent to a file loses the trajectory."
+        )
+    if not start_percent < end_percent:
+        raise ScheduleError(
+            f"start_percent {start_percent} is not below end_percent {end_percent}: no step would follow the video. "
+            "Use 0 and 1 to follow it throughout."
+        )
+    last = TRAIN_TIMESTEPS - 1
+    # as ModelSamplingDiscrete.percent_to_sigma counts: 0 is the start of a whole run
+    bounds = last * (1 - start_percent), last * (1 - end_percent)
+    return Trajectory(tuple(record["timesteps"]), tuple(record["samples"]), *bounds)
+
+
+def follow_video(
+    model: comfy.model_patcher.ModelPatcher, trajectory: Trajectory
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone of `model` whose every run also sees the inverted video; it replaces one that was followed before.
+
+    Raises ScheduleError: see require_cogvideox. Its runs raise GeometryError and ScheduleError, see check_run.
+    """
+    require_cogvideox(model.get_model_object("model_sampling"))
+    patched = model.clone()
+    patched.object_patches.pop("memory_required", None)
+    memory_required = patched.get_model_object("memory_required")
+
+    def twice(input_shape: list[int], cond_shapes: dict = {}) -> float:
+        return memory_required([2 * input_shape[0], *input_shape[1:]], cond_shapes=cond_shapes)
+
+    def prepare(executor: Callable, patcher: object, shape: list[int], *args: object, **kwargs: object) -> tuple:
+        # before the first load the model does not have the patch yet
+        if patcher.model.memory_required is not twice:
+            shape = [2 * shape[0], *shape[1:]]
+        return executor(patcher, shape, *args, **kwargs)
+
+    patched.add_object_patch("memory_required", twice)
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, partial(_sample_following, trajectory)),
+        (WrappersMP.PREPARE_SAMPLING, prepare),
+        (WrappersMP.DIFFUSION_MODEL, partial(_forward_following, trajectory)),
+    ):
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
+    return patched
+
+
+def _sample_following(
+    trajectory: Trajectory,
+    executor: comfy.patcher_extension.WrapperExecutor,
+    noise: torch.Tensor,
+    latent_image: torch.Tensor,
+    sampler: object,
+    sigmas: torch.Tensor,
+    *args: object,
+    **kwargs: object,
+) -> torch.Tensor:
+    """OUTER_SAMPLE wrapper, inside sample_checked: the latent has CogVideoX 1.5's extra frame by now."""
+    guider = executor.class_obj
+    if guider.model_options.get("context_handler") is not None:
+        raise GeometryError(
+            "CogVideoX Follow Video needs the whole video at once and cannot be combined with context windows. "
+            "Remove the context windows, or follow a shorter video."
+        )
+    model_sampling = guider.model_patcher.get_model_object("model_sampling")
+    timesteps = [float(t) for t in model_sampling.timestep(sigmas.cpu())]
+    if sigmas[-1] == 0:
+        timesteps[-1] = CLEAN
+    check_run(trajectory, latent_image.shape, timesteps)
+    return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+
+
+def check_run(trajectory: Trajectory, shape: torch.Size, timesteps: list[float]) -> None:
+    """Raises where a run on latents of `shape` through `timesteps` (-1 for a clean sample) cannot follow.
+
+    GeometryError: the video has another size, length or batch. ScheduleError: at some step its nearest noise level is
+    more than half a step of the run away.
+    """
+    known = trajectory.samples[0].shape
+    if shape[1:] != known[1:] or known[0] not in (1, shape[0]):
+        raise GeometryError(
+            f"The video to follow is {_describe(known)}; this run's latent is {_describe(shape)}. Set the same width, "
+            "height, frames and batch size, or invert a video of this size."
+        )
+    if timesteps[-1] > timesteps[0]:
+        raise ScheduleError(
+            "This run adds noise, and its model follows another video. Give Invert CogVideoX Video the model as it is "
+            "before CogVideoX Follow Video."
+        )
+    half_step = (timesteps[0] - timesteps[-1]) / (2 * max(1, len(timesteps) - 1))
+    for timestep in timesteps[:-1]:
+        found = trajectory.timesteps[trajectory.nearest(timestep)]
+        if trajectory.is_followed(timestep) and abs(found - timestep) > half_step + 0.5:
+            raise ScheduleError(
+                f"The run stops at timestep {timestep:g}, and the nearest of the {len(trajectory.timesteps) - 1} steps "
+                f"that the video was inverted in is {found}. Invert it in as many steps as the sampler runs (at "
+                "denoise below 1: steps / denoise)."
+            )
+
+
+def _describe(shape: torch.Size) -> str:
+    batch, _, frames, height, width = shape
+    return f"{width * 8} x {height * 8} pixels, {frames} latent frames, batch {batch}"
+
+
+def _forward_following(
+    trajectory: Trajectory,
+    executor: Callable,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    context: torch.Tensor,
+    ofs: torch.Tensor | None = None,
+    transformer_options: dict = {},
+    control: dict | None = None,
+    **kwargs: object,
+) -> torch.Tensor:
+    """DIFFUSION_MODEL wrapper: a second half of the batch, [run, video], carries the inverted video through the model.
+
+    x: [B * conditions, in_channels, T, H, W]; channels beside the video are the run's own in both halves.
+    """
+    now = float(timestep[0])
+    if not trajectory.is_followed(now):
+        return executor(x, timestep, context, ofs, transformer_options, control=control, **kwargs)
+    video = trajectory.samples[trajectory.nearest(now)]
+    if video.shape[2:] != x.shape[2:] or x.shape[0] % video.shape[0]:
+        raise GeometryError(
+            f"The model is asked for a part of the video of {_describe(x.shape)}; the video to follow is "
+            f"{_describe(video.shape)}. CogVideoX Follow Video needs the whole video at once: remove areas from the "
+            "conditioning."
+        )
+    video = video.to(x).repeat(x.shape[0] // video.shape[0], 1, 1, 1, 1)
+    video = torch.cat([video, x[:, video.shape[1] :]], dim=1)
+    if control is not None:
+        control = {name: [_twice(value) for value in values] for name, values in control.items()}
+    options = {**transformer_options, OVERRIDE: partial(share_attention, transformer_options.get(OVERRIDE))}
+    batch = torch.cat([x, video])
+    out = executor(batch, _twice(timestep), _twice(context), _twice(ofs), options, control=control, **kwargs)
+    return out[: x.shape[0]]
+
+
+def _twice(x: torch.Tensor | None) -> torch.Tensor | None:
+    return None if x is None else torch.cat([x, x])
+
+
+def share_attention(
+    previous: Callable | None,
+    attend: Callable,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *args: object,
+    **kwargs: object,
+) -> torch.Tensor:
+    """ComfyUI's attention override: the first half of the batch attends to both halves, the second to itself.
+
+    query, key, value: [2 B, heads, N, D] or [2 B, N, heads * D]. previous: an override that was there before.
+    """
+    run = attend if previous is None else partial(previous, attend)
+    (query, video_query), (key, video_key), (value, video_value) = (x.chunk(2) for x in (query, key, value))
+    both_keys, both_values = torch.cat([key, video_key], dim=-2), torch.cat([value, video_value], dim=-2)
+    following = run(query, both_keys, both_values, *args, **kwargs)
+    return torch.cat([following, run(video_query, video_key, video_value, *args, **kwargs)])

@@ -1,0 +1,183 @@
+"""Image to video against diffusers' CogVideoXImageToVideoPipeline."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import check_parity, pack, relative_error, write_fp32
+from tasks import HEIGHT, SEED, WIDTH, Task, as_frames, pictures, posterior_mode  # noqa: F401
+
+ConditioningError, GeometryError = pack("host.errors").ConditioningError, pack("host.errors").GeometryError
+VARIANTS = ("5b-I2V", "1.5-5B-I2V")
+PIPELINE = "CogVideoXImageToVideoPipeline"
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
+    with torch.inference_mode():
+        yield Task(tiny_pipelines[request.param])
+
+
+def image_to_video(task: Task, frames: int, sampler: str = "ddim", batch_size: int = 1, **inputs: object):
+    run = {key: inputs.pop(key) for key in ("steps", "dynamic_cfg", "model") if key in inputs}
+    conditioned = task.condition("image", "CogVideoXImageToVideo", frames, batch_size, **inputs)
+    return task.sample(*conditioned, sampler=sampler, **run)
+
+
+def reference(task: Task, sampler: str, frames: int, image: torch.Tensor, **arguments: object) -> torch.Tensor:
+    want = task.reference(
+        PIPELINE, sampler, image=as_frames(image)[0], num_frames=frames, num_inference_steps=6, **arguments
+    )
+    return want[:, :, want.shape[2] - (frames - 1) // 4 - 1 :]
+
+
+@pytest.mark.parametrize("dynamic_cfg", (False, True))
+@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+def test_equals_diffusers(task: Task, sampler: str, dynamic_cfg: bool, posterior_mode: None) -> None:  # noqa: F811
+    """A wrong scale, place or order of the image's channels would blur or brighten every video."""
+    image = pictures(1)
+    got = image_to_video(task, 9, sampler, start_image=image, dynamic_cfg=dynamic_cfg)
+    want = reference(task, sampler, 9, image, use_dynamic_cfg=dynamic_cfg)
+    check_parity(f"image to video, {task.folder.name}, {sampler}", got, want, 5e-6)
+
+
+@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize("frames", (5, 9, 13, 17))
+def test_any_number_of_latents(
+    tmp_path: Path, frames: int, sampler: str, posterior_mode: None  # noqa: F811
+) -> None:
+    """CogVideoX 1.5 puts the image into the frame in front where the count is odd, as diffusers does."""
+    with torch.inference_mode():
+        task = Task(write_fp32(tmp_path, "1.5-5B-I2V", seed=frames))
+        image = pictures(1, seed=frames)
+        got = image_to_video(task, frames, sampler, start_image=image)
+        check_parity(
+            "image to video, odd and even latent counts", got, reference(task, sampler, frames, image), 5e-6
+        )
+
+
+@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize("frames", (9, 13))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sampled_posterior_equals_diffusers(variant: str, frames: int, sampler: str, tmp_path: Path) -> None:
+    """With the posterior sampled by the same seed the whole random stream is diffusers', nothing patched."""
+    with torch.inference_mode():
+        task = Task(write_fp32(tmp_path, variant, seed=1, sample_frames=frames))
+        image = pictures(1)
+        got = image_to_video(task, frames, sampler, start_image=image, sample_posterior=True, seed=SEED)
+        want = reference(task, sampler, frames, image)
+    check_parity("image to video, sampled posterior, one seed", got, want, 5e-6)
+
+
+@pytest.mark.parametrize("overrides", ({}, {"num_attention_heads": 2, "num_layers": 3}, {"sample_frames": 17}))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_configurations(
+    variant: str, overrides: dict, tmp_path: Path, posterior_mode: None  # noqa: F811
+) -> None:
+    """Not only the embedded checkpoints: other sizes, widths and depths give diffusers' video as well."""
+    with torch.inference_mode():
+        folder = write_fp32(tmp_path, variant, seed=9, sample_width=14, sample_height=10, **overrides)
+        task = Task(folder)
+        frames = overrides.get("sample_frames", 9 if variant == "5b-I2V" else 13)
+        size = {"width": 112, "height": 80}
+        image = pictures(1, height=80, width=112)
+        got = image_to_video(task, frames, "dpm", start_image=image, **size)
+        want = reference(task, "dpm", frames, image, **size)
+    check_parity("image to video, other configurations", got, want, 5e-6)
+
+
+def test_batch_is_one_image_and_other_noise(task: Task) -> None:
+    """Two videos of one image: the first as if it were alone, the second another."""
+    got = image_to_video(task, 9, start_image=pictures(1), batch_size=2)
+    assert got.shape[0] == 2 and relative_error(got[:1], got[1:]) > 0.1
+
+
+def test_image_scale_is_an_option(task: Task) -> None:
+    """Whoever sees bright or blurry 1.5 videos can take the authors' own convention."""
+    image = pictures(1)
+    of_checkpoint, multiplied, divided, unscaled = (
+        image_to_video(task, 9, start_image=image, image_scale=scale)
+        for scale in ("checkpoint", "multiplied", "divided", "unscaled")
+    )
+    assert torch.equal(of_checkpoint, divided if "1.5" in task.folder.name else multiplied)
+    assert len({float(x.sum()) for x in (multiplied, divided, unscaled)}) == 3
+
+
+def test_end_image_stands_in_the_last_frame(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    """The end image counts, and the user hears that the official models do not know end images."""
+    start, end = pictures(1), pictures(1, seed=5)
+    positive, _, _ = task.condition("image", "CogVideoXImageToVideo", 9, start_image=start, end_image=end)
+    latents = positive[0][1]["concat_latent_image"]
+    assert torch.equal(latents[:, :, :1], task.vae.encode(start)) and torch.equal(
+        latents[:, :, -1:], task.vae.encode(end)
+    )
+    assert torch.count_nonzero(latents[:, :, 1:-1]) == 0
+    with_end = image_to_video(task, 9, start_image=start, end_image=end)
+    assert "not trained for an end image" in caplog.text
+    assert relative_error(with_end, image_to_video(task, 9, start_image=start)) > 1e-3
+
+
+def test_several_frames_continue_a_clip(task: Task) -> None:
+    """The last 5 frames of a clip are two latents of the next one."""
+    clip = pictures(5)
+    positive, _, _ = task.condition("image", "CogVideoXImageToVideo", 9, start_image=clip)
+    assert torch.equal(positive[0][1]["concat_latent_image"][:, :, :2], task.vae.encode(clip))
+    assert image_to_video(task, 9, start_image=clip).isfinite().all()
+
+
+def test_noise_augmentation(task: Task) -> None:
+    """Noise on the picture changes the video, by its own seed; none leaves it alone."""
+    plain, fixed, again, drawn = (
+        image_to_video(task, 9, start_image=pictures(1), **inputs)
+        for inputs in (
+            {},
+            {"noise_augmentation": 0.05, "seed": 1},
+            {"noise_augmentation": 0.05, "seed": 2},
+            {"training_noise": True},
+        )
+    )
+    assert len({float(x.sum()) for x in (plain, fixed, again, drawn)}) == 4
+
+
+def test_learned_table_fits_one_size(tiny_pipelines: dict[str, Path]) -> None:
+    """CogVideoX-5b-I2V at another length or size: refused with the reason, or its table resampled when asked."""
+    with torch.inference_mode():
+        task = Task(tiny_pipelines["5b-I2V"])
+        with pytest.raises(GeometryError, match="learned position table fits 96 x 64.*CogVideoX Positions"):
+            image_to_video(task, 13, start_image=pictures(1))
+        stretched = task.node("long", "CogVideoXPositions", model=task.model, riflex=False, resample_table=True)[0]
+        assert image_to_video(task, 13, start_image=pictures(1), model=stretched).shape[2] == 4
+        native = {"start_image": pictures(1)}
+        assert torch.equal(image_to_video(task, 9, model=stretched, **native), image_to_video(task, 9, **native))
+
+
+def test_wrong_pairs_are_refused(tiny_pipelines: dict[str, Path]) -> None:
+    """The message names the node or the model that is missing, before anything is sampled."""
+    with torch.inference_mode():
+        i2v, t2v = Task(tiny_pipelines["5b-I2V"]), Task(tiny_pipelines["5b"])
+        latent = t2v.node("latent", "CogVideoXEmptyLatent", width=WIDTH, height=HEIGHT, frames=9, batch_size=1)[0]
+        with pytest.raises(ConditioningError, match="5b-I2V takes a start image.*has none.*Image to Video"):
+            i2v.sample(i2v.positive, i2v.negative, latent)
+        positive, negative, latent = i2v.condition("image", "CogVideoXImageToVideo", 9, start_image=pictures(1))
+        with pytest.raises(ConditioningError, match="made for a start image; CogVideoX-5b takes nothing"):
+            t2v.sample(positive, negative, latent)
+        with pytest.raises(ConditioningError, match="negative conditioning has none"):
+            i2v.sample(positive, i2v.negative, latent)
+        shorter = i2v.condition("image", "CogVideoXImageToVideo", 5, start_image=pictures(1), end_image=pictures(1))
+        with pytest.raises(GeometryError, match="made for 96 x 64 pixels and 5 frames.*is 96 x 64 pixels and 9"):
+            i2v.sample(shorter[0], shorter[1], latent)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ({"start_image": pictures(3)}, "start_image has 3 pictures; the video has 9 frames"),
+        ({"start_image": pictures(9)}, "fewer than the video has"),
+        ({"end_image": pictures(2)}, "end_image has 2 pictures"),
+        ({"start_image": torch.zeros(0, 64, 96, 3)}, "no picture"),
+    ],
+)
+def test_wrong_pictures_are_refused(task: Task, images: dict, message: str) -> None:
+    """What cannot be a start or an end is said so before the VAE runs."""
+    with pytest.raises(GeometryError, match=message):
+        task.condition("image", "CogVideoXImageToVideo", 9, **images)

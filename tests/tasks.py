@@ -1,0 +1,81 @@
+"""The pack's MODEL, CLIP, VAE and nodes on one tiny checkpoint, and diffusers' pipelines on the same weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import pack
+
+WIDTH, HEIGHT, SEED = 96, 64, 42
+PROMPT, NEGATIVE = "A panda plays a guitar (slowly: very slowly).", ""
+
+
+def pictures(count: int, seed: int = 3, height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
+    """Smooth moving pictures [count, height, width, 3] in 0 .. 1."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, max(2, count // 4), 4, 6, generator=generator)
+    video = torch.nn.functional.interpolate(coarse, (count, height, width), mode="trilinear", align_corners=True)
+    return video[0].permute(1, 2, 3, 0).contiguous()
+
+
+def as_frames(images: torch.Tensor) -> torch.Tensor:
+    """[F, H, W, 3] as diffusers' pipelines take a video: [1, F, 3, H, W], 0 .. 1."""
+    return images.permute(0, 3, 1, 2)[None]
+
+
+class Task:
+    """What the nodes of the contract make of one checkpoint folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.model = pack("model_loaders.model").load_model(folder, "fp32")
+        self.vae = pack("model_loaders.autoencoder").load_vae(folder, "fp32")
+        clip = pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32")
+        self.positive = self.node("text", "CogVideoXEncodeText", clip=clip, text=PROMPT)[0]
+        self.negative = self.node("text", "CogVideoXEncodeText", clip=clip, text=NEGATIVE)[0]
+
+    def node(self, module: str, name: str, **inputs: object) -> tuple:
+        """Run one node of the pack."""
+        cls = getattr(pack(f"nodes.{module}"), name)
+        cls.hidden = type("Hidden", (), {"unique_id": None})
+        return cls.execute(**inputs).args
+
+    def sample(self, positive: list, negative: list, latent: dict, model: object = None, **inputs: object):
+        """Latents [B, 16, T, h, w] of CogVideoXSample."""
+        defaults = {"seed": SEED, "steps": 6, "cfg": 6.0, "sampler": "ddim", "dynamic_cfg": False, "denoise": 1.0}
+        args = {"model": model or self.model, "positive": positive, "negative": negative, "latent_image": latent}
+        return self.node("sample", "CogVideoXSample", **args, **defaults | inputs)[0]["samples"]
+
+    def condition(self, module: str, name: str, frames: int, batch_size: int = 1, **inputs: object) -> tuple:
+        """positive, negative and latent of a conditioning node."""
+        size = {"width": WIDTH, "height": HEIGHT, "frames": frames, "batch_size": batch_size}
+        given = {"positive": self.positive, "negative": self.negative, "vae": self.vae}
+        return self.node(module, name, **given, **size | inputs)
+
+    def reference(self, pipeline: str, sampler: str, **arguments: object) -> torch.Tensor:
+        """Latents [B, 16, T, h, w] of a diffusers pipeline, unscaled; T includes CogVideoX 1.5's frames in front."""
+        import diffusers
+
+        pipe = getattr(diffusers, pipeline).from_pretrained(self.folder, torch_dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        scheduler = diffusers.CogVideoXDPMScheduler if sampler == "dpm" else diffusers.CogVideoXDDIMScheduler
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        defaults = {
+            "prompt": PROMPT,
+            "negative_prompt": NEGATIVE,
+            "width": WIDTH,
+            "height": HEIGHT,
+            "guidance_scale": 6.0,
+            "output_type": "latent",
+            "generator": torch.Generator().manual_seed(SEED),
+        }
+        latents = pipe(**defaults | arguments).frames.transpose(1, 2)
+        return latents / pipe.vae.config.scaling_factor
+
+
+@pytest.fixture
+def posterior_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let diffusers take the posterior's mode, as the pack does unless asked for a sample."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as Posterior
+
+    monkeypatch.setattr(Posterior, "sample", lambda self, generator=None: self.mode())
