@@ -18,9 +18,9 @@ def pictures(count: int, seed: int = 3, height: int = HEIGHT, width: int = WIDTH
     return video[0].permute(1, 2, 3, 0).contiguous()
 
 
-def as_frames(images: torch.Tensor) -> torch.Tensor:
-    """[F, H, W, 3] as diffusers' pipelines take a video: [1, F, 3, H, W], 0 .. 1."""
-    return images.permute(0, 3, 1, 2)[None]
+def as_frames(images: torch.Tensor) -> list[torch.Tensor]:
+    """[F, H, W, 3] as diffusers' pipelines take a video: frames [3, H, W], 0 .. 1."""
+    return list(images.permute(0, 3, 1, 2))
 
 
 class Task:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import check_parity, pack, relative_error, write_fp32
-from tasks import HEIGHT, SEED, WIDTH, Task, as_frames, pictures, posterior_mode  # noqa: F401
+from tasks import HEIGHT, SEED, WIDTH, Task, pictures, posterior_mode  # noqa: F401
 
 ConditioningError, GeometryError = pack("host.errors").ConditioningError, pack("host.errors").GeometryError
 VARIANTS = ("5b-I2V", "1.5-5B-I2V")
@@ -26,7 +26,7 @@ def image_to_video(task: Task, frames: int, sampler: str = "ddim", batch_size: i
 
 def reference(task: Task, sampler: str, frames: int, image: torch.Tensor, **arguments: object) -> torch.Tensor:
     want = task.reference(
-        PIPELINE, sampler, image=as_frames(image)[0], num_frames=frames, num_inference_steps=6, **arguments
+        PIPELINE, sampler, image=image.permute(0, 3, 1, 2), num_frames=frames, num_inference_steps=6, **arguments
     )
     return want[:, :, want.shape[2] - (frames - 1) // 4 - 1 :]
 
