@@ -57,7 +57,12 @@ FAMILIES = (
 COMPONENTS = {
     "transformer": (
         "a CogVideoX transformer",
-        ("patch_embed.proj.weight", "patch_embed.text_proj.weight", "transformer_blocks.0.norm1.linear.weight"),
+        (
+            "patch_embed.proj.weight",
+            "patch_embed.text_proj.weight",
+            "proj_out.weight",
+            "transformer_blocks.0.norm1.linear.weight",
+        ),
     ),
     "vae": (
         "a CogVideoX VAE",
@@ -65,9 +70,17 @@ COMPONENTS = {
     ),
     "text_encoder": ("a T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
 }
+# as COMPONENTS, for what a pipeline does not need to have
+ADDITIONS = {
+    "controlnet": (
+        "a CogVideoX control net",
+        ("controlnet_encode_first.0.weight", "patch_embed.text_proj.weight", "transformer_blocks.0.norm1.linear.weight"),
+    ),
+}
 
 # A key that only this kind of model has, so that a wrong file can be called by its name. First match wins.
 _TELLTALE_KEYS = (
+    ("controlnet_encode_first.0.weight", "a CogVideoX control net"),
     ("transformer_blocks.0.norm1.linear.weight", "a CogVideoX-like transformer"),
     ("encoder.block.0.layer.0.SelfAttention.q.weight", "a T5 text encoder"),
     ("decoder.mid_block.resnets.0.norm1.conv_y.conv.weight", "a CogVideoX VAE"),
@@ -106,9 +119,9 @@ def describe_weights(keys: Collection[str]) -> str:
 def require_component(keys: Collection[str], component: str, source: str) -> None:
     """Raises CheckpointError unless weights with these keys are a CogVideoX `component` in diffusers layout.
 
-    component: "transformer", "vae" or "text_encoder". source: path for the message.
+    component: "transformer", "vae", "text_encoder" or "controlnet". source: path for the message.
     """
-    name, needed = COMPONENTS[component]
+    name, needed = (COMPONENTS | ADDITIONS)[component]
     if not all(key in keys for key in needed):
         raise CheckpointError(
             f"{source} looks like {describe_weights(keys)}, not {name}. Choose the checkpoint's {component}."

@@ -60,13 +60,13 @@ def fit_clip(images: torch.Tensor, width: int, height: int, fit: str = "crop") -
 def check_pictures(images: torch.Tensor) -> None:
     """Raises GeometryError unless `images` is [F, H, W, C] with at least one pixel and 1, 3 or 4 channels."""
     expected = "expected are pictures [frames, height, width, channels] with 1, 3 or 4 channels"
-    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
-        raise GeometryError(f"The images have shape {list(images.shape)}; {expected}. Connect an IMAGE output.")
-    if 0 in images.shape:
+    if images.ndim == 4 and 0 in images.shape:  # [0, 0, 0, 3], or [0, 3, 0, 0], from stock nodes for a damaged video
         raise GeometryError(
             f"There is no picture in the images: their shape is {list(images.shape)}; {expected} and at least one "
             "frame. Check the video or the range of frames that they come from."
         )
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+        raise GeometryError(f"The images have shape {list(images.shape)}; {expected}. Connect an IMAGE output.")
 
 
 def augment_pictures(
