@@ -100,12 +100,14 @@ class CogVideoXContextWindows(io.ComfyNode):
         _require_windows(context_frames, overlap_frames)
         require_cogvideox(model.get_model_object("model_sampling"))
         config = model.get_model_object("diffusion_model").config
+        pairs = config.patch_size_t or 1
         patched = patch_context_windows(
             model,
             schedule,
             fuse_method,
             freenoise,
-            context_length=latent_frames(context_frames),
+            # CogVideoX 1.5 sees whole pairs: 81 frames are 21 latents and one in front
+            context_length=-(-latent_frames(context_frames) // pairs) * pairs,
             context_overlap=overlap_frames // TEMPORAL,
             dim=2,
             cond_retain_index_list="0" if retain_start_image else "",
