@@ -9,6 +9,9 @@ import os
 import shutil
 import string
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,6 +89,14 @@ def transformer_config(variant: str, **overrides: object) -> dict:
     if "patch_size_t" in VARIANTS[variant]:
         config |= {"sample_width": 40, "sample_height": 40, "sample_frames": 17}
     return config | VARIANTS[variant] | overrides
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's own stream, from which modules draw the biases that they start with; afterwards it is as before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def randomize(module: torch.nn.Module, generator: torch.Generator, gain: float = 1.0) -> torch.nn.Module:
@@ -200,9 +211,10 @@ def write_pipeline(
     generator = torch.Generator().manual_seed(seed)
     dtype = dtype or TRAINED_DTYPE.get(variant, torch.bfloat16)
     tokenizer = build_tokenizer()
-    transformer = build_transformer(variant, generator, **overrides)
-    text_encoder = build_text_encoder(generator, len(tokenizer), transformer.config.text_embed_dim)
-    vae = build_vae(variant, generator)
+    with _seeded(seed):
+        transformer = build_transformer(variant, generator, **overrides)
+        text_encoder = build_text_encoder(generator, len(tokenizer), transformer.config.text_embed_dim)
+        vae = build_vae(variant, generator)
     for module in (transformer, vae, text_encoder):
         torch.nn.Module.to(module, dtype)  # ModelMixin.to warns at every cast
     transformer.save_pretrained(folder / "transformer", max_shard_size="150KB")
@@ -223,21 +235,116 @@ def write_pipeline(
     return folder
 
 
-def write_all(root: Path) -> list[Path]:
-    """Write every variant below `root`; what is already there stays. A pipeline appears whole or not at all."""
+def write_all(
+    root: Path, controlnet_root: Path | None = None, variants: Iterable[str] = tuple(VARIANTS)
+) -> list[Path]:
+    """Write `variants` below `root`, and a control net for 5b below `controlnet_root` (models/controlnet) where given;
+    what is already there stays. A folder appears whole or not at all."""
     folders = []
-    for variant in VARIANTS:
-        folder = root / folder_name(variant)
-        if not (folder / "model_index.json").exists():
-            unfinished = root / f".{folder.name}.part"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.rmtree(folder, ignore_errors=True)
-            write_pipeline(unfinished, variant)
-            os.replace(unfinished, folder)
-            print(f"wrote {folder.name}", flush=True)
-        folders.append(folder)
+    for variant in variants:
+        folders.append(root / folder_name(variant))
+        _write_once(folders[-1], "model_index.json", partial(write_pipeline, variant=variant))
+    if controlnet_root is not None:
+        folders.append(controlnet_root / CONTROLNET_NAME)
+        _write_once(folders[-1], "config.json", partial(write_controlnet, variant="5b"))
     return folders
 
 
+def _write_once(folder: Path, marker: str, write: Callable[[Path], object]) -> None:
+    if (folder / marker).exists():
+        return
+    unfinished = folder.parent / f".{folder.name}.part"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    write(unfinished)
+    os.replace(unfinished, folder)
+    print(f"wrote {folder.name}", flush=True)
+
+
+CONTROLNET_NAME = "CogVideoX-tiny-5b-controlnet"
+
+
+def controlnet_config(variant: str, **overrides: object) -> dict:
+    """config.json of a control net for the tiny "2b" or "5b", as TheDenk's checkpoints write it."""
+    of_the_model = transformer_config(variant)
+    same = "num_attention_heads attention_head_dim time_embed_dim sample_width sample_height sample_frames patch_size"
+    return {
+        "_class_name": "CogVideoXControlnet",
+        "vae_channels": 16,
+        "in_channels": 3,
+        "downscale_coef": 8,
+        "attention_bias": True,
+        "num_layers": 1,
+        "max_text_seq_length": 226,
+        "use_rotary_positional_embeddings": of_the_model["use_rotary_positional_embeddings"],
+        **{name: of_the_model[name] for name in same.split()},
+        **overrides,
+    }
+
+
+def build_controlnet(config: dict, generator: torch.Generator, text_embed_dim: int = 32) -> torch.nn.Module:
+    """The modules of a control net under their names, with seeded weights and without a forward."""
+    return randomize(empty_controlnet(config, text_embed_dim), generator)
+
+
+def empty_controlnet(config: dict, text_embed_dim: int = 32) -> torch.nn.Module:
+    """The modules of a control net under their names, as torch makes them.
+
+    Source: TheDenk/cogvideox-controlnet, cogvideo_controlnet.py.
+    """
+    from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding
+    from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+
+    def stage(channels: int) -> torch.nn.Module:
+        halved = channels // 2
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(channels, halved, 1), torch.nn.GroupNorm(2, halved), torch.nn.ReLU()
+        )
+
+    heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
+    dim, pixels = heads * head_dim, config["in_channels"] * config["downscale_coef"] ** 2
+    layers = range(config["num_layers"])
+    net = torch.nn.Module()
+    net.controlnet_encode_first, net.controlnet_encode_second = stage(pixels), stage(pixels // 2)
+    net.patch_embed = CogVideoXPatchEmbed(
+        in_channels=config["vae_channels"] + pixels // 4,
+        embed_dim=dim,
+        text_embed_dim=text_embed_dim,
+        sample_width=config["sample_width"],
+        sample_height=config["sample_height"],
+        sample_frames=config["sample_frames"],
+        use_positional_embeddings=not config["use_rotary_positional_embeddings"],
+        use_learned_positional_embeddings=False,
+    )
+    net.time_embedding = TimestepEmbedding(dim, config["time_embed_dim"], "silu")
+    net.transformer_blocks = torch.nn.ModuleList(
+        CogVideoXBlock(dim, heads, head_dim, config["time_embed_dim"], attention_bias=config["attention_bias"])
+        for _ in layers
+    )
+    if config.get("out_proj_dim"):
+        net.out_projectors = torch.nn.ModuleList(torch.nn.Linear(dim, config["out_proj_dim"]) for _ in layers)
+    return net.eval()
+
+
+def write_controlnet(
+    folder: Path, variant: str, seed: int = 0, dtype: torch.dtype | None = None, **overrides: object
+) -> Path:
+    """Write a control net for the tiny "2b" or "5b" to `folder`, as TheDenk's checkpoints lie on disk.
+
+    overrides: fields of its config. dtype: None takes the official precision of the model it is for.
+    """
+    from safetensors.torch import save_file
+
+    config = controlnet_config(variant, **overrides)
+    with _seeded(seed):
+        net = build_controlnet(config, torch.Generator().manual_seed(seed))
+    folder.mkdir(parents=True)
+    dtype = dtype or TRAINED_DTYPE.get(variant, torch.bfloat16)
+    weights = {name: weight.to(dtype) for name, weight in net.state_dict().items()}
+    save_file(weights, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return folder
+
+
 if __name__ == "__main__":
-    write_all(Path(sys.argv[1]))
+    write_all(*map(Path, sys.argv[1:3]))

@@ -1,5 +1,6 @@
 """ComfyUI's model folders: what they offer to the loaders, and where a chosen name lies."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import folder_paths
 from .errors import CheckpointError
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
+CONTROL_NET_CLASS = "CogVideoXControlnet"  # as TheDenk's checkpoints name themselves in config.json
 
 
 def list_pipelines() -> list[str]:
@@ -37,6 +39,12 @@ def list_components(component: str, category: str) -> list[str]:
     return pipelines + sorted(own | {name for name in files if name.endswith(".safetensors")})
 
 
+def list_control_nets() -> list[str]:
+    """What can hold a control net: what list_components finds, and folders under models/diffusers that are one."""
+    folders = {entry.name for root in _roots("diffusers") for entry in _directories(root) if _is_control_net(entry)}
+    return sorted(folders | set(list_components("controlnet", "controlnet")))
+
+
 def find(name: str, *categories: str) -> Path:
     """Where `name` lies: the first of the model folders of `categories` that has it.
 
@@ -55,6 +63,14 @@ def find(name: str, *categories: str) -> Path:
 
 def _roots(category: str) -> list[Path]:
     return [Path(root) for root in folder_paths.get_folder_paths(category) if os.path.isdir(root)]
+
+
+def _is_control_net(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("_class_name") == CONTROL_NET_CLASS
 
 
 def _exists(path: Path) -> bool:

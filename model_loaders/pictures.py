@@ -51,7 +51,7 @@ def encode_start_and_end(
 
 
 def _check_start_and_end(start: torch.Tensor | None, end: torch.Tensor | None, frames: int) -> None:
-    for name, pictures in (("start_image", start), ("end_image", end)):
+    for pictures in (start, end):
         if pictures is not None:
             check_pictures(pictures)
     if end is not None and end.shape[0] != 1:

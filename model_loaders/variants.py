@@ -74,7 +74,12 @@ COMPONENTS = {
 ADDITIONS = {
     "controlnet": (
         "a CogVideoX control net",
-        ("controlnet_encode_first.0.weight", "patch_embed.text_proj.weight", "transformer_blocks.0.norm1.linear.weight"),
+        (
+            "controlnet_encode_first.0.weight",
+            "patch_embed.text_proj.weight",
+            "time_embedding.linear_1.weight",
+            "transformer_blocks.0.norm1.linear.weight",
+        ),
     ),
 }
 

@@ -2,10 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
 from .decode import CogVideoXDecode
 from .extend import CogVideoXContinueVideo, CogVideoXJoinVideos
 from .fun import CogVideoXFunControl, CogVideoXFunInpaint
 from .image import CogVideoXImageToVideo
+from .invert import CogVideoXFollowVideo, CogVideoXInvert
 from .latent import CogVideoXEmptyLatent
 from .load import CogVideoXLoadModel, CogVideoXLoadPipeline, CogVideoXLoadTextEncoder, CogVideoXLoadVAE
 from .long import CogVideoXContextWindows, CogVideoXPositions
@@ -18,12 +20,14 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXLoadModel,
     CogVideoXLoadTextEncoder,
     CogVideoXLoadVAE,
+    CogVideoXLoadControlNet,
     CogVideoXEncodeText,
     CogVideoXEmptyLatent,
     CogVideoXImageToVideo,
     CogVideoXEncodeVideo,
     CogVideoXFunInpaint,
     CogVideoXFunControl,
+    CogVideoXApplyControlNet,
     CogVideoXContinueVideo,
     CogVideoXJoinVideos,
     CogVideoXSample,
@@ -33,6 +37,8 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXDynamicCFG,
     CogVideoXContextWindows,
     CogVideoXPositions,
+    CogVideoXInvert,
+    CogVideoXFollowVideo,
     CogVideoXDecode,
 ]
 

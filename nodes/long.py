@@ -142,12 +142,12 @@ class CogVideoXPositions(io.ComfyNode):
                 io.Boolean.Input(
                     "riflex",
                     default=False,
-                    tooltip="RIFLEx: keep single runs of more than 20 latent frames from repeating themselves (not 2b).",
+                    tooltip="RIFLEx: keep single runs of over 20 latent frames from repeating themselves. Not for 2b.",
                 ),
                 io.Boolean.Input(
                     "resample_table",
                     default=False,
-                    tooltip="CogVideoX-5b-I2V: stretch its learned position table to any size and length, at some loss.",
+                    tooltip="CogVideoX-5b-I2V: stretch its learned position table to any size, at some loss.",
                 ),
             ],
             outputs=[io.Model.Output()],

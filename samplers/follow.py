@@ -58,9 +58,7 @@ def read_trajectory(latent: dict, start_percent: float, end_percent: float) -> T
     return Trajectory(tuple(record["timesteps"]), tuple(record["samples"]), *bounds)
 
 
-def follow_video(
-    model: comfy.model_patcher.ModelPatcher, trajectory: Trajectory
-) -> comfy.model_patcher.ModelPatcher:
+def follow_video(model: comfy.model_patcher.ModelPatcher, trajectory: Trajectory) -> comfy.model_patcher.ModelPatcher:
     """A clone of `model` whose every run also sees the inverted video; it replaces one that was followed before.
 
     Raises ScheduleError: see require_cogvideox. Its runs raise GeometryError and ScheduleError, see check_run.
@@ -112,6 +110,7 @@ def _sample_following(
     if sigmas[-1] == 0:
         timesteps[-1] = CLEAN
     check_run(trajectory, latent_image.shape, timesteps)
+    latent_image = _restore_front(trajectory, latent_image, model_sampling, guider.model_patcher.model.latent_format)
     return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 
@@ -141,6 +140,21 @@ def check_run(trajectory: Trajectory, shape: torch.Size, timesteps: list[float])
                 f"that the video was inverted in is {found}. Invert it in as many steps as the sampler runs (at "
                 "denoise below 1: steps / denoise)."
             )
+
+
+def _restore_front(
+    trajectory: Trajectory, latent_image: torch.Tensor, model_sampling: torch.nn.Module, latent_format: object
+) -> torch.Tensor:
+    """The inverted latent with the front frame that it had where the inversion ended.
+
+    CogVideoX 1.5 inverts an odd count with a frame in front, which the LATENT loses; a run that goes on from there
+    gets its first frame in front again, and from two equal frames of noise no run leads back to the video.
+    """
+    end = trajectory.samples[-1].to(latent_image)
+    end = latent_format.process_out(end * (1 + model_sampling.sigmas[trajectory.timesteps[-1]].to(end) ** 2) ** 0.5)
+    if end.shape == latent_image.shape and torch.allclose(end[:, :, 1:], latent_image[:, :, 1:], rtol=1e-3):
+        return end
+    return latent_image
 
 
 def _describe(shape: torch.Size) -> str:

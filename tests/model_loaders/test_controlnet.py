@@ -1,19 +1,20 @@
 """CONTROL_NET in ComfyUI's hands: whole runs against the reference, chaining, windows, refusals, files."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.context_windows
+import comfy.controlnet
 import comfy.model_management
-import comfy.ops
-import folder_paths
 import pytest
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from controlnet_reference import Controlled, ReferenceControl
 from support import check_parity, pack, reference_pipeline, relative_error, write_fp32
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from devtools.embedded_checkpoint import controlnet_config, empty_controlnet, write_controlnet
+from devtools.embedded_checkpoint import write_controlnet
 
 WIDTH, HEIGHT, FRAMES, SEED, STEPS = 96, 64, 9, 42, 10
 PROMPT, NEGATIVE = "A panda plays a guitar.", ""
@@ -29,7 +30,8 @@ def control_video(frames: int = FRAMES, seed: int = 3) -> torch.Tensor:
 def apply(conditioning: tuple, net: object, video: torch.Tensor | None = None, strength: float = 1.0, **kw) -> tuple:
     arguments = {"start_percent": 0.0, "end_percent": 1.0} | kw
     video = control_video() if video is None else video
-    return pack("nodes.controlnet").CogVideoXApplyControlNet.execute(*conditioning, net, video, strength, **arguments).args
+    node = pack("nodes.controlnet").CogVideoXApplyControlNet
+    return node.execute(*conditioning, net, video, strength, **arguments).args
 
 
 class Run:
@@ -207,9 +209,9 @@ def test_refusals_reach_the_user_before_the_first_step(run_5b: Run, tmp_path: Pa
     with pytest.raises(errors.ConditioningError, match="of width 64.*the model is CogVideoX-5b of width 96"):
         run_5b.ours(apply(run_5b.text, run_5b.net), model=wide)
     with pytest.raises(errors.ConditioningError, match="the model is SimpleNamespace"):
-        controlnet.check_model(run_5b.net.patcher.model.config, __import__("types").SimpleNamespace())
+        controlnet.check_model(run_5b.net.patcher.model.config, SimpleNamespace())
     with pytest.raises(errors.ConditioningError, match="is a ControlBase, not a CogVideoX control net"):
-        apply(run_5b.text, __import__("comfy").controlnet.ControlBase())
+        apply(run_5b.text, comfy.controlnet.ControlBase())
 
 
 def prepared(run: Run, frames: int = FRAMES, net: object = None) -> object:
@@ -244,7 +246,7 @@ def test_windows_see_their_part_of_the_guide(run_5b: Run, monkeypatch: pytest.Mo
         got = control.get_control(x[:, :, seen], sigma, cond, 1, {"context_window": window})["input"]
         scaled = sampling.calculate_input(sigma, x[:, :, seen])
         want = net(scaled, whole[:, :, seen], sampling.timestep(sigma).float(), cond["c_crossattn"])
-        assert len(got) == 1 and torch.equal(got[0], want[0])
+        assert len(got) == 1 and relative_error(got[0], want[0]) < 1e-6
     assert calls == [21]
     with pytest.raises(errors.GeometryError, match="has 21 frames and the video to make has 25"):
         window = comfy.context_windows.IndexListContextWindow([0, 1], dim=2, total_frames=7)
@@ -287,7 +289,7 @@ def test_interrupted_run_leaves_nothing_to_the_next(run_5b: Run) -> None:
     assert not torch.equal(other, want)
 
 
-def test_comfyui_manages_its_memory(run_5b: Run, tmp_path: Path) -> None:
+def test_comfyui_manages_its_memory(run_5b: Run, nets: dict[str, Path]) -> None:
     """On a small card the control net is streamed like the model; a plain torch leaf would stay on the card."""
     patcher = run_5b.net.patcher
     conditioning = apply(apply(run_5b.text, run_5b.net), run_5b.net)
@@ -300,13 +302,14 @@ def test_comfyui_manages_its_memory(run_5b: Run, tmp_path: Path) -> None:
         if any(True for _ in module.parameters(recurse=False)) and not hasattr(module, "comfy_cast_weights")
     ]
     assert not plain and not any(p.is_meta for p in patcher.model.parameters())
-    want = run_5b.ours(conditioning, steps=2)
-    fresh = controlnet.load_controlnet(write_controlnet(tmp_path / "net", "5b", 7, torch.float32), "fp32").patcher
+    control.pre_run(run_5b.model.model, run_5b.model.model.model_sampling.percent_to_sigma)
+    (want,) = step(control, run_5b)
+    fresh = controlnet.load_controlnet(nets["5b"], "fp32").patcher
     fresh.partially_load(torch.device("cpu"), extra_memory=fresh.model_size() // 3)
-    for name in ("patcher",):
-        for step in (control, control.previous_controlnet):
-            setattr(step, name, fresh)
-    assert torch.equal(run_5b.ours(conditioning, steps=2), want)
+    assert [m for m in fresh.model.modules() if hasattr(m, "prev_comfy_cast_weights")], "nothing was streamed"
+    control.patcher = control.previous_controlnet.patcher = fresh
+    control.pre_run(run_5b.model.model, run_5b.model.model.model_sampling.percent_to_sigma)
+    assert torch.equal(step(control, run_5b)[0], want)
 
 
 def test_a_clone_for_another_device_computes_the_same(run_5b: Run) -> None:
@@ -319,7 +322,35 @@ def test_a_clone_for_another_device_computes_the_same(run_5b: Run) -> None:
     assert clone.patcher.model is not control.patcher.model
     clone.pre_run(run_5b.model.model, run_5b.model.model.model_sampling.percent_to_sigma)
     (ours,), (theirs,) = step(control, run_5b), step(clone, run_5b)
-    assert torch.equal(ours, theirs)
+    assert relative_error(ours, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("variant", ("2b", "5b"))
+@torch.no_grad()
+def test_no_tensor_is_left_on_the_wrong_device(
+    nets: dict[str, Path], variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hint, table or index left on the CPU works in every test without a card and fails on every card."""
+    card = torch.device("cuda:0")
+    monkeypatch.setattr(pack("transformer.attention"), "attention_for", lambda device: attention_pytorch)
+    positions = pack("transformer.positions")
+    # tables are cached by device: none of this test's fakes may reach another
+    for name in ("rotary_table", "sincos_table"):
+        monkeypatch.setattr(pack("transformer.controlnet"), name, getattr(positions, name).__wrapped__.__wrapped__)
+    control = controlnet.load_controlnet(nets[variant], "fp32")
+    control.set_cond_hint(control_video(21).movedim(-1, 1))
+    control.model_sampling = SimpleNamespace(timestep=lambda t: t, calculate_input=lambda t, x: x)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        for module in control.patcher.model.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    fake_weight = fake.from_tensor(weight.data).to(card)
+                    module._parameters[name] = torch.nn.Parameter(fake_weight, requires_grad=False)
+        x, sigma = torch.randn(1, 16, 2, 8, 12, device=card), torch.full((1,), 2.0, device=card)
+        window = comfy.context_windows.IndexListContextWindow([3, 5], dim=2, total_frames=6)
+        for options in ({}, {"context_window": window}):
+            out = control.get_control(x, sigma, {"c_crossattn": torch.zeros(1, 226, 32)}, 1, options)
+            assert out["input"][0].device == card and out["input"][0].shape == (1, 2 * 4 * 6, 64)
 
 
 @pytest.mark.parametrize(
@@ -335,74 +366,3 @@ def test_precisions(run_5b: Run, nets: dict[str, Path], dtype: str, tolerance: f
     outputs = [step(prepared(run_5b, net=n), run_5b)[0] for n in (net, run_5b.net)]
     assert relative_error(*outputs) < tolerance
     assert torch.isfinite(run_5b.ours(apply(run_5b.text, net), steps=2)).all()
-
-
-def rewrite_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_layers": 8}, "do not belong together: num_layers 8 against 1"),
-        ({"num_attention_heads": 30}, "width 480 against 64"),
-        ({"downscale_coef": 4}, "pixels a latent 48 against 192"),
-        ({"in_channels": 12, "downscale_coef": 4}, "shrinks the control video by 4, not by 8.* takes 12 colour"),
-        ({"use_learned_positional_embeddings": True}, "has a learned position table"),
-    ],
-)
-def test_control_nets_that_cannot_run_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
-    """A config of another checkpoint, or a control net of another kind, would steer wrongly without a word."""
-    folder = write_controlnet(tmp_path / "net", "5b")
-    rewrite_config(folder, **changes)
-    with pytest.raises(errors.CheckpointError, match=message):
-        controlnet.load_controlnet(folder)
-
-
-def test_wrong_files_are_named(tiny_pipelines: dict[str, Path], nets: dict[str, Path], tmp_path: Path) -> None:
-    """A control net in the model loader, and a model in the control net loader, must be called by their names."""
-    check = pack("model_loaders.checkpoints").check_component
-    with pytest.raises(errors.CheckpointError, match="looks like a CogVideoX control net, not a CogVideoX transformer"):
-        check(nets["5b"], "transformer")
-    with pytest.raises(errors.CheckpointError, match="looks like a CogVideoX-like.*, not a CogVideoX control net"):
-        check(tiny_pipelines["5b"] / "transformer", "controlnet")
-    lone = nets["5b"] / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(errors.CheckpointError, match="no config.json beside it, and no CogVideoX model has its width"):
-        controlnet.load_controlnet(lone)
-
-
-@pytest.mark.parametrize(
-    ("heads", "overrides", "rotary"),
-    [(30, {"num_layers": 8}, False), (48, {"num_layers": 6}, True), (8, {"out_proj_dim": 3072}, True)],
-)
-def test_published_sizes_are_known_without_a_config(heads: int, overrides: dict, rotary: bool) -> None:
-    """A single file of a published control net must load under any name."""
-    config = controlnet_config("5b", num_attention_heads=heads, attention_head_dim=64, time_embed_dim=512, **overrides)
-    config |= {"use_rotary_positional_embeddings": rotary}
-    with torch.device("meta"):
-        weights = empty_controlnet(config, text_embed_dim=4096).state_dict()
-    found = controlnet.resolve_control_config(weights, None, "some file")
-    net = controlnet.build_control_net(found, torch.bfloat16, None)
-    assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in weights.items()}
-    assert found.use_rotary_positional_embeddings == rotary
-    assert (found.sample_height, found.sample_width, found.attention_head_dim) == (60, 90, 64)
-
-
-def test_loader_lists_and_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both usual places: ComfyUI's models/controlnet, and models/diffusers where downloads of folders go."""
-    roots = {name: tmp_path / name for name in ("controlnet", "diffusers")}
-    write_controlnet(roots["controlnet"] / "canny", "5b")
-    write_controlnet(roots["diffusers"] / "depth", "5b")
-    (roots["diffusers"] / "something else").mkdir()
-    (roots["diffusers"] / "something else" / "config.json").write_text("[]")
-    for name, root in roots.items():
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(root)], {".safetensors"}))
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    names = pack("host.folders").list_control_nets()
-    assert names == ["canny", "canny/diffusion_pytorch_model.safetensors", "depth"]
-    node = pack("nodes.controlnet").CogVideoXLoadControlNet
-    for name in ("canny", "depth"):
-        assert node.validate_inputs(name) is True
-        assert isinstance(node.execute(name, "default").args[0], controlnet.CogVideoXControl)
-    assert "There is no 'pose'" in node.validate_inputs("pose")

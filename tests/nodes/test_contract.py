@@ -19,12 +19,17 @@ CONTRACT = {
     "CogVideoXLoadModel": ([("model_name", "COMBO", None), DTYPE], ["MODEL"]),
     "CogVideoXLoadTextEncoder": ([("text_encoder_name", "COMBO", None), DTYPE], ["CLIP"]),
     "CogVideoXLoadVAE": ([("vae_name", "COMBO", None), DTYPE], ["VAE"]),
+    "CogVideoXLoadControlNet": ([("control_net_name", "COMBO", None), DTYPE], ["CONTROL_NET"]),
     "CogVideoXEncodeText": ([("clip", "CLIP", None), ("text", "STRING", None)], ["CONDITIONING"]),
     "CogVideoXEmptyLatent": (SIZE, ["LATENT"]),
     "CogVideoXImageToVideo": ([POSITIVE, NEGATIVE, VAE, *SIZE], CONDITIONED),
     "CogVideoXEncodeVideo": ([VAE, ("images", "IMAGE", None)], ["LATENT"]),
     "CogVideoXFunInpaint": ([POSITIVE, NEGATIVE, VAE, *SIZE], CONDITIONED),
     "CogVideoXFunControl": ([POSITIVE, NEGATIVE, VAE, ("control_video", "IMAGE", None), *SIZE, *RANGE], CONDITIONED),
+    "CogVideoXApplyControlNet": (
+        [POSITIVE, NEGATIVE, ("control_net", "CONTROL_NET", None), ("control_video", "IMAGE", None), *RANGE],
+        ["CONDITIONING", "CONDITIONING"],
+    ),
     "CogVideoXContinueVideo": (
         [VAE, ("images", "IMAGE", None), ("frames", "INT", 49), ("overlap", "INT", 1)],
         ["LATENT", "IMAGE", "INT"],
@@ -72,6 +77,18 @@ CONTRACT = {
         [("model", "MODEL", None), ("riflex", "BOOLEAN", False), ("resample_table", "BOOLEAN", False)],
         ["MODEL"],
     ),
+    "CogVideoXInvert": (
+        [
+            ("model", "MODEL", None),
+            POSITIVE,
+            NEGATIVE,
+            ("latent_image", "LATENT", None),
+            STEPS,
+            ("cfg", "FLOAT", 1.0),
+        ],
+        ["LATENT"],
+    ),
+    "CogVideoXFollowVideo": ([("model", "MODEL", None), ("inverted", "LATENT", None), *RANGE[1:]], ["MODEL"]),
     "CogVideoXDecode": ([("vae", "VAE", None), ("samples", "LATENT", None), ("memory", "COMBO", "auto")], ["IMAGE"]),
 }
 # inputs that need no link, in order: widget values are saved by order, required ones first
@@ -99,6 +116,7 @@ OPTIONAL = {
         "hold_last_frame",
     ],
     "CogVideoXFunControl": ["fit", "hold_last_frame"],
+    "CogVideoXApplyControlNet": ["hold_last_frame"],
     "CogVideoXContinueVideo": ["width", "height", "fit"],
     "CogVideoXContextWindows": ["retain_start_image", "split_prompts"],
 }

@@ -1,0 +1,111 @@
+"""Control nets: guide a video by edges, depth or poses of another one."""
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..host import folders
+from ..model_loaders.checkpoints import check_component
+from ..model_loaders.controlnet import chain_control, load_controlnet
+from ..model_loaders.precision import WEIGHT_DTYPES
+from ..vae.pictures import check_pictures
+from .inputs import hold_input, range_inputs
+from .validation import problem
+
+
+class CogVideoXLoadControlNet(io.ComfyNode):
+    """A control net -> CONTROL_NET."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXLoadControlNet",
+            display_name="Load CogVideoX ControlNet",
+            category="CogVideoX/load",
+            search_aliases=["controlnet", "control net", "canny", "hed", "depth"],
+            description="Load a control net for CogVideoX-2b or CogVideoX-5b.",
+            inputs=[
+                io.Combo.Input(
+                    "control_net_name",
+                    options=folders.list_control_nets(),
+                    tooltip="A folder or file under models/controlnet, or a control net's folder under "
+                    "models/diffusers.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    tooltip="Precision of the weights in memory. default: that of the model it belongs to, where the "
+                    "device computes in it.",
+                ),
+            ],
+            outputs=[io.ControlNet.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, control_net_name: str | None) -> bool | str:
+        name = control_net_name
+        return name is None or problem(lambda: check_component(_find_control_net(name), "controlnet"))
+
+    @classmethod
+    def execute(cls, control_net_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_controlnet(_find_control_net(control_net_name), weight_dtype))
+
+
+class CogVideoXApplyControlNet(io.ComfyNode):
+    """CONDITIONING out, positive and negative, with the control net chained to them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXApplyControlNet",
+            display_name="Apply CogVideoX ControlNet",
+            category="CogVideoX/condition",
+            search_aliases=["controlnet", "control net", "apply controlnet", "canny", "hed", "depth"],
+            description="Let a control video (edges, depth, ...) guide where things are and how they move.",
+            inputs=[
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.ControlNet.Input("control_net", tooltip="From Load CogVideoX ControlNet."),
+                io.Image.Input(
+                    "control_video",
+                    tooltip="One picture for each frame of the video, made by the preprocessor that the control net "
+                    "was trained with. Scaled and cropped to the video's size.",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=10.0, step=0.01, tooltip="0 leaves the video as it is."
+                ),
+                *range_inputs("the control"),
+                hold_input("the control video"),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive: list,
+        negative: list,
+        control_net: object,
+        control_video: object,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        hold_last_frame: bool = False,
+    ) -> io.NodeOutput:
+        if strength == 0:
+            return io.NodeOutput(positive, negative)
+        check_pictures(control_video)
+        percent_range = (start_percent, end_percent)
+        return io.NodeOutput(
+            *chain_control(
+                [positive, negative], control_net, control_video, strength, percent_range, hold_last_frame
+            )
+        )
+
+
+def _find_control_net(name: str) -> Path:
+    return folders.find(name, "diffusers", "controlnet")

@@ -1,0 +1,114 @@
+"""DDIM run backwards: from a video's latents to the noise that they come from."""
+
+from collections.abc import Callable
+
+import comfy.samplers
+import torch
+
+from .comfy_sampler import require_cogvideox
+from .schedule import TRAIN_TIMESTEPS, require_schedule, trailing_timesteps
+
+# LATENT key: {"timesteps": [steps + 1] ascending ints, "samples": as many [B, 16, T, H, W]}. See record_inversion.
+TRAJECTORY = "cogvideox_trajectory"
+CLEAN = -1  # stands for the timestep of a sample without noise
+
+
+def inversion_steps(steps: int) -> list[tuple[int, int]]:
+    """(timestep the sample is taken to be at, timestep it goes to) for each step, ascending to 999.
+
+    Below 0 the sample is clean. The first of a pair is `1000 // steps` below the second, off the grid where steps do
+    not divide 1000, exactly as the way back (schedule.next_timesteps) leaves it.
+
+    Source: diffusers scheduling_ddim_inverse.py, set_timesteps() with trailing spacing, and step().
+    """
+    return [(t - TRAIN_TIMESTEPS // steps, t) for t in reversed(trailing_timesteps(steps))]
+
+
+def invert_ddim(
+    predict_v: Callable[[torch.Tensor, int], torch.Tensor],
+    x: torch.Tensor,
+    steps: list[tuple[int, float, float]],
+    callback: Callable | None = None,
+) -> torch.Tensor:
+    """DDIM (Song et al. 2020, eq. 12, eta = 0) towards the noise, for a model that predicts v.
+
+    predict_v: (x, timestep) -> v, same shape as x. The timestep is the one the step goes to, x still lies below it.
+    x: [B, C, T, H, W], noisy at the first step's alpha, variance preserving.
+    steps: (timestep, alpha of x, alpha to go to), cumulative products in 0 .. 1.
+    callback: called as callback(step index, x after the step, x0) after each step.
+    Returns x at the last step's alpha to go to.
+
+    Source: diffusers scheduling_ddim_inverse.py, step().
+    """
+    for i, (timestep, alpha, alpha_next) in enumerate(steps):
+        v = predict_v(x, timestep)
+        x0 = alpha**0.5 * x - (1 - alpha) ** 0.5 * v
+        eps = alpha**0.5 * v + (1 - alpha) ** 0.5 * x
+        x = alpha_next**0.5 * x0 + (1 - alpha_next) ** 0.5 * eps
+        if callback is not None:
+            callback(i, x, x0)
+    return x
+
+
+def inversion_sigmas(model_sampling: torch.nn.Module, steps: int) -> torch.Tensor:
+    """SIGMAS of an inversion: [steps + 1], from 0 up.
+
+    Raises ScheduleError: see require_cogvideox, require_schedule.
+    """
+    require_cogvideox(model_sampling)
+    require_schedule(steps, 1.0)
+    timesteps = [timestep for _, timestep in inversion_steps(steps)]
+    return torch.cat([torch.zeros(1), model_sampling.sigmas.cpu()[timesteps]])
+
+
+def record_inversion(steps: int) -> tuple[comfy.samplers.KSAMPLER, dict]:
+    """SAMPLER that inverts along inversion_sigmas(steps), and the trajectory that it fills.
+
+    The trajectory's samples are fp32 on the CPU, in the model's own scale and of unit variance: the clean ones first,
+    then those after each step, so that samples[i] has the noise level of timesteps[i]. With CogVideoX 1.5 they keep
+    the frame that an odd count gets in front (outer_sample.py); the run's result does not.
+    """
+    trajectory = {"timesteps": [CLEAN, *(timestep for _, timestep in inversion_steps(steps))], "samples": []}
+    return comfy.samplers.KSAMPLER(invert_along, {"record": trajectory["samples"].append}), trajectory
+
+
+@torch.no_grad()
+def invert_along(
+    model: object,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: dict | None = None,
+    callback: Callable | None = None,
+    disable: bool | None = None,
+    record: Callable[[torch.Tensor], object] | None = None,
+) -> torch.Tensor:
+    """A k-diffusion style sampler function (ComfyUI calls it through KSAMPLER) that adds the noise instead.
+
+    x: [B, C, T, H, W], clean. sigmas: from inversion_sigmas. record: called with the clean x and with each step's, on
+    the CPU. Returns x at sigmas[-1], variance exploding, as ComfyUI keeps it. Raises ScheduleError: see
+    require_cogvideox.
+    """
+    extra_args = extra_args or {}
+    model_sampling = model.inner_model.inner_model.model_sampling
+    require_cogvideox(model_sampling)
+    unit = x.new_ones([x.shape[0]])
+    alphas = [float(alpha) for alpha in model_sampling.alphas]
+    steps = [(t, alphas[below] if below >= 0 else 1.0, alphas[t]) for below, t in inversion_steps(len(sigmas) - 1)]
+
+    def predict_v(x: torch.Tensor, timestep: int) -> torch.Tensor:
+        # what ComfyUI made of v for this sigma, undone
+        sigma = model_sampling.sigmas[timestep].to(x)
+        spread = (1 + sigma**2) ** 0.5
+        x0 = model(x * spread, sigma * unit, **extra_args)
+        return (x - x0 * spread) / sigma
+
+    def report(i: int, x: torch.Tensor, x0: torch.Tensor) -> None:
+        if record is not None:
+            record(x.cpu())
+        if callback is not None:
+            callback({"i": i, "x": x, "denoised": x0, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
+
+    if record is not None:
+        record(x.cpu())
+    x = invert_ddim(predict_v, x, steps, report)
+    return x * (1 + sigmas[-1] ** 2) ** 0.5
