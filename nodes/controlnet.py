@@ -9,7 +9,7 @@ from ..model_loaders.checkpoints import check_component
 from ..model_loaders.controlnet import chain_control, load_controlnet
 from ..model_loaders.precision import WEIGHT_DTYPES
 from ..vae.pictures import check_pictures
-from .inputs import hold_input, range_inputs
+from .inputs import MAX_STRENGTH, hold_input, range_inputs, require_number, require_range, strength_input
 from .validation import problem
 
 
@@ -72,9 +72,7 @@ class CogVideoXApplyControlNet(io.ComfyNode):
                     tooltip="One picture for each frame of the video, made by the preprocessor that the control net "
                     "was trained with. Scaled and cropped to the video's size.",
                 ),
-                io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=10.0, step=0.01, tooltip="0 leaves the video as it is."
-                ),
+                strength_input("0 leaves the video as it is."),
                 *range_inputs("the control"),
                 hold_input("the control video"),
             ],
@@ -96,6 +94,8 @@ class CogVideoXApplyControlNet(io.ComfyNode):
         end_percent: float,
         hold_last_frame: bool = False,
     ) -> io.NodeOutput:
+        require_number("strength", strength, MAX_STRENGTH)
+        require_range(start_percent, end_percent)
         if strength == 0:
             return io.NodeOutput(positive, negative)
         check_pictures(control_video)

@@ -9,7 +9,19 @@ from ..model_loaders.pictures import encode_masked_video, place_known, require_l
 from ..vae.geometry import empty_latent
 from ..vae.masks import hold_last
 from ..vae.pictures import check_pictures, fit_pictures
-from .inputs import MAX_SEED, fit_input, hold_input, range_inputs, require_size, size_inputs, size_problem
+from .inputs import (
+    MAX_SEED,
+    MAX_STRENGTH,
+    fit_input,
+    hold_input,
+    range_inputs,
+    require_number,
+    require_range,
+    require_size,
+    size_inputs,
+    size_problem,
+    strength_input,
+)
 from .validation import require_vae
 
 
@@ -48,7 +60,15 @@ class CogVideoXFunInpaint(io.ComfyNode):
                     tooltip="Standard deviation of noise on what is kept (-1 .. 1), for more motion. CogVideoX-Fun "
                     "V1.1 and later were trained with it; its own programs take 0.0563.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, optional=True, tooltip="Of that noise."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    optional=True,
+                    control_after_generate=False,
+                    tooltip="Of that noise.",
+                ),
                 fit_input(),
                 hold_input("the video"),
             ],
@@ -84,6 +104,7 @@ class CogVideoXFunInpaint(io.ComfyNode):
     ) -> io.NodeOutput:
         require_size(width, height, frames, batch_size)
         require_vae(vae)
+        require_number("noise_augmentation", noise_augmentation, 1)
         if video is not None and hold_last_frame:
             video = hold_last(video, frames)
         clip, anew = place_known(video, mask, start_image, end_image, (width, height, frames), fit)
@@ -112,14 +133,7 @@ class CogVideoXFunControl(io.ComfyNode):
                 io.Vae.Input("vae"),
                 io.Image.Input("control_video"),
                 *size_inputs(),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="The control video's latents are multiplied by it; the models were trained with 1.",
-                ),
+                strength_input("The control video's latents are multiplied by it; the models were trained with 1."),
                 *range_inputs("the control"),
                 fit_input(),
                 hold_input("the control video"),
@@ -154,6 +168,8 @@ class CogVideoXFunControl(io.ComfyNode):
     ) -> io.NodeOutput:
         require_size(width, height, frames, batch_size)
         require_vae(vae)
+        require_number("strength", strength, MAX_STRENGTH)
+        require_range(start_percent, end_percent)
         check_pictures(control_video)
         if hold_last_frame:
             control_video = hold_last(control_video, frames)

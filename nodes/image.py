@@ -8,7 +8,7 @@ from ..model_loaders.pictures import encode_start_and_end
 from ..samplers.conditioning import IMAGE_SCALES
 from ..samplers.noise import DRAWN
 from ..vae.geometry import empty_latent
-from .inputs import fit_input, posterior_inputs, require_size, size_inputs, size_problem
+from .inputs import fit_input, posterior_inputs, require_number, require_size, size_inputs, size_problem
 from .validation import require_vae
 
 
@@ -97,6 +97,7 @@ class CogVideoXImageToVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         require_size(width, height, frames, batch_size)
         require_vae(vae)
+        require_number("noise_augmentation", noise_augmentation, 1)
         sigma = None if training_noise else noise_augmentation
         posterior_seed = seed if sample_posterior else None
         latents, drawn = encode_start_and_end(
@@ -109,5 +110,5 @@ class CogVideoXImageToVideo(io.ComfyNode):
             "cogvideox_end": end_image is not None,
         }
         positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
-        latent = {"samples": empty_latent(width, height, frames, batch_size), DRAWN: (seed, drawn)}
-        return io.NodeOutput(positive, negative, latent)
+        latent = {"samples": empty_latent(width, height, frames, batch_size)}
+        return io.NodeOutput(positive, negative, latent | ({DRAWN: (seed, drawn)} if drawn else {}))

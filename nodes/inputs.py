@@ -2,12 +2,13 @@
 
 from comfy_api.latest import io
 
-from ..host.errors import GeometryError
+from ..host.errors import ConditioningError, GeometryError, ScheduleError
 from ..vae.geometry import SIZE_STEP, check_size
 from ..vae.pictures import FITS
 from .validation import problem
 
 MAX_SIDE, MAX_FRAMES, MAX_BATCH, MAX_SEED = 16384, 1025, 64, 0xFFFFFFFFFFFFFFFF
+MAX_STRENGTH = 10.0
 _SIDE = "Pixels, a multiple of 16."
 _LIMITS = {"width": MAX_SIDE, "height": MAX_SIDE, "frames": MAX_FRAMES, "batch_size": MAX_BATCH}
 
@@ -64,6 +65,10 @@ def posterior_inputs() -> list[io.Input]:
     ]
 
 
+def strength_input(tooltip: str) -> io.Float.Input:
+    return io.Float.Input("strength", default=1.0, min=0.0, max=MAX_STRENGTH, step=0.01, tooltip=tooltip)
+
+
 def range_inputs(what: str) -> list[io.Float.Input]:
     """start_percent and end_percent of a run."""
     return [
@@ -74,6 +79,21 @@ def range_inputs(what: str) -> list[io.Float.Input]:
             "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip=f"When in the run {what} ends."
         ),
     ]
+
+
+def require_range(start_percent: float, end_percent: float) -> None:
+    """Raises ScheduleError for a part of a run that is none."""
+    if not 0 <= start_percent < end_percent <= 1:
+        raise ScheduleError(
+            f"start_percent {start_percent} and end_percent {end_percent} are no part of a run: use 0 to 1, the start "
+            "below the end. For no effect at all set strength 0."
+        )
+
+
+def require_number(name: str, value: float, most: float) -> None:
+    """Raises ConditioningError unless `value` is in 0 .. `most`; ComfyUI does not hold linked values to limits."""
+    if not 0 <= value <= most:  # NaN neither
+        raise ConditioningError(f"{name} is {value}: use 0 to {most:g}.")
 
 
 def size_problem(width: int | None, height: int | None, frames: int | None) -> bool | str:

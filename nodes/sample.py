@@ -12,7 +12,7 @@ from ..host.messages import show_on_node
 from ..samplers.comfy_sampler import SAMPLERS, build_sampler, schedule_sigmas
 from ..samplers.comfy_sampler import CogVideoXNoise as SeededNoise
 from ..samplers.guidance import patch_dynamic_cfg
-from ..samplers.noise import drawn_before
+from ..samplers.noise import DRAWN, drawn_before
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
 from ..vae.masks import latent_mask
 from .inputs import MAX_SEED
@@ -139,7 +139,8 @@ class CogVideoXSample(io.ComfyNode):
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        return io.NodeOutput({**latent, "samples": samples})
+        # another run on this latent starts the stream anew
+        return io.NodeOutput({key: value for key, value in latent.items() if key != DRAWN} | {"samples": samples})
 
 
 class CogVideoXSampler(io.ComfyNode):

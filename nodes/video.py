@@ -5,10 +5,10 @@ from comfy_api.latest import io
 
 from ..host.messages import show_on_node
 from ..model_loaders.pictures import encode_video
-from ..vae.geometry import latent_frames, video_frames
+from ..vae.geometry import SIZE_STEP, latent_frames, video_frames
 from ..vae.masks import latent_mask
 from ..vae.pictures import check_pictures
-from .inputs import MAX_SIDE, fit_input, posterior_inputs
+from .inputs import MAX_SIDE, fit_input, posterior_inputs, require_size, size_problem
 from .validation import require_vae
 
 
@@ -27,8 +27,8 @@ class CogVideoXEncodeVideo(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae"),
                 io.Image.Input("images", tooltip="The frames: 4k + 1 of them, what is beyond is left out."),
-                io.Int.Input("width", default=0, min=0, max=MAX_SIDE, step=16, optional=True, tooltip=side),
-                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, step=16, optional=True, tooltip=side),
+                io.Int.Input("width", default=0, min=0, max=MAX_SIDE, step=SIZE_STEP, optional=True, tooltip=side),
+                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, step=SIZE_STEP, optional=True, tooltip=side),
                 fit_input(),
                 io.Mask.Input(
                     "mask",
@@ -43,6 +43,10 @@ class CogVideoXEncodeVideo(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, width: int | None = 0, height: int | None = 0) -> bool | str:
+        return size_problem(width or SIZE_STEP, height or SIZE_STEP, 1)
+
+    @classmethod
     def execute(
         cls,
         vae: object,
@@ -54,6 +58,7 @@ class CogVideoXEncodeVideo(io.ComfyNode):
         sample_posterior: bool = False,
         seed: int = 0,
     ) -> io.NodeOutput:
+        require_size(width or SIZE_STEP, height or SIZE_STEP, 1)
         require_vae(vae)
         check_pictures(images)
         kept = video_frames(latent_frames(images.shape[0]))

@@ -25,8 +25,22 @@ def check_size(model: torch.nn.Module, latent_size: tuple[int, int, int], model_
     Under ComfyUI's context windows the model sees one window at a time.
     """
     handler = model_options.get("context_handler")
-    frames = min(latent_size[0], getattr(handler, "context_length", latent_size[0]))
-    model.diffusion_model.token_grid((frames, *latent_size[1:]), model_options.get("transformer_options", {}))
+    options = model_options.get("transformer_options", {})
+    for frames in _lengths_seen(latent_size[0], handler):
+        model.diffusion_model.token_grid((frames, *latent_size[1:]), options)
+
+
+def _lengths_seen(frames: int, handler: object | None) -> set[int]:
+    """How many latent frames the model sees at once of a video of `frames`, under ComfyUI's context `handler`."""
+    length = getattr(handler, "context_length", frames)
+    if frames <= length:
+        return {frames}
+    lengths = {length}
+    if handler.context_schedule.name == "batched" and frames % length:
+        lengths.add(frames % length)
+    if getattr(handler, "causal_window_fix", False):
+        lengths |= {count + 1 for count in lengths}
+    return lengths
 
 
 def check_sampler(sampler: object) -> None:
@@ -44,6 +58,7 @@ def check_conditioning(model: torch.nn.Module, conds: dict[str, list[dict]], lat
     for name, entries in conds.items():
         for entry in entries:
             _check_text(model, name, entry)
+            _check_area(name, entry)
             _check_task(model, name, entry)
             if entry.get("concat_latent_image") is not None:
                 _check_channels(model, name, entry, latent_shape)
@@ -62,6 +77,26 @@ def _check_text(model: torch.nn.Module, name: str, entry: dict) -> None:
         raise ConditioningError(
             f"The {name} conditioning has {found}; this model needs [batch, tokens, {width}], from the T5 "
             "text encoder of its own family. Encode the prompt with Load CogVideoX Text Encoder."
+        )
+
+
+    config = model.diffusion_model.config
+    if config.use_learned_positional_embeddings and text.shape[1] > config.max_text_seq_length:
+        raise ConditioningError(
+            f"The {name} conditioning has {text.shape[1]} text tokens; {model.model_config.family.name} has positions "
+            f"for {config.max_text_seq_length}. Join prompts with Conditioning (Combine) instead of Conditioning "
+            "(Concat)."
+        )
+
+
+def _check_area(name: str, entry: dict) -> None:
+    """ComfyUI's own code for areas of pictures fails on videos, with an error that names nothing."""
+    area = entry.get("area")
+    sides = () if area is None else tuple(side for side in area if side != "percentage")
+    if (area is not None and len(sides) != 6) or entry.get("set_area_to_bounds"):
+        raise ConditioningError(
+            f"The {name} conditioning has an area of a picture; a video's has time as well. Use Conditioning (Set Area "
+            "with Percentage for Video), or a mask with set_cond_area default."
         )
 
 

@@ -107,10 +107,15 @@ class Made:
 def collect(result: RunResult, output: Path) -> Made:
     """Read back what a run saved; fails with the run's own message where it did not succeed."""
     assert result.error is None, str(result.error)
-    images, latents, videos = (list(_saved(result, node_id, output)) for node_id in (IMAGES, LATENTS, VIDEO))
+    images, videos = (list(_saved(result, node_id, output)) for node_id in (IMAGES, VIDEO))
     frames = np.stack([read_png(path) for path in images])
-    latent = load_file(latents[0])["latent_tensor"] if latents else None
-    return Made(frames, latent, videos[0] if videos else None)
+    return Made(frames, saved_latent(result, output), videos[0] if videos else None)
+
+
+def saved_latent(result: RunResult, output: Path, node_id: str = LATENTS) -> torch.Tensor | None:
+    """What a SaveLatent node of the run saved: [B, 16, T, H/8, W/8], or None."""
+    latents = list(_saved(result, node_id, output))
+    return load_file(latents[0])["latent_tensor"] if latents else None
 
 
 def read_png(path: Path) -> np.ndarray:

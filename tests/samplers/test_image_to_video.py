@@ -168,6 +168,43 @@ def test_wrong_pairs_are_refused(tiny_pipelines: dict[str, Path]) -> None:
             i2v.sample(shorter[0], shorter[1], latent)
 
 
+def test_more_text_than_the_learned_table_has_places_for(tiny_pipelines: dict[str, Path]) -> None:
+    """Conditioning (Concat) makes 452 tokens of two prompts; the table has 226 places for text."""
+    with torch.inference_mode():
+        task = Task(tiny_pipelines["5b-I2V"])
+        positive, negative, latent = task.condition("image", "CogVideoXImageToVideo", 9, start_image=pictures(1))
+        longer = [[torch.cat([positive[0][0]] * 2, dim=1), positive[0][1]]]
+        with pytest.raises(ConditioningError, match="452 text tokens.*positions for 226"):
+            task.sample(longer, negative, latent)
+
+
+def test_area_of_a_picture_is_refused(task: Task) -> None:
+    """ComfyUI's area nodes for pictures end in an index error on a video."""
+    import nodes as stock
+
+    positive, negative, latent = task.condition("image", "CogVideoXImageToVideo", 9, start_image=pictures(1))
+    area = stock.ConditioningSetAreaPercentage().append(positive, 0.5, 0.5, 0.0, 0.0, 1.0)[0]
+    with pytest.raises(ConditioningError, match="area of a picture; a video's has time"):
+        task.sample(area, negative, latent)
+
+
+def test_another_run_on_the_result_draws_its_own_noise(task: Task) -> None:
+    """A second run on a sampled latent starts its seed's stream anew; only the first continues the posterior's."""
+    inputs = {"start_image": pictures(1), "sample_posterior": True, "seed": SEED}
+    positive, negative, latent = task.condition("image", "CogVideoXImageToVideo", 9, **inputs)
+    arguments = {"positive": positive, "negative": negative, "seed": SEED, "steps": 2, "cfg": 6.0, "sampler": "ddim"}
+    out = task.node(
+        "sample",
+        "CogVideoXSample",
+        model=task.model,
+        latent_image=latent,
+        dynamic_cfg=False,
+        denoise=1.0,
+        **arguments,
+    )[0]
+    assert pack("samplers.noise").drawn_before(latent, SEED) > 0 == pack("samplers.noise").drawn_before(out, SEED)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

@@ -155,8 +155,13 @@ def test_learned_table_in_windows_of_its_own_length(tiny_pipelines: dict[str, Pa
         task = Task(tiny_pipelines["5b-I2V"])
         given = task.condition("image", "CogVideoXImageToVideo", 25, start_image=pictures(1))
         assert task.sample(*given, steps=2, model=windowed(task, 9, 4)).shape[2] == 7
-        with pytest.raises(GeometryError, match="learned position table"):
-            task.sample(*given, steps=2, model=windowed(task, 13, 4))
+        stock = windowed(task, 9, 4)
+        stock.model_options["context_handler"].causal_window_fix = True  # as ContextWindowsManual has it
+        for model in (windowed(task, 13, 4), windowed(task, 9, 0, schedule="batched"), stock):
+            watched, calls = seen_by(model, lambda a: a)
+            with pytest.raises(GeometryError, match="learned position table"):
+                task.sample(*given, steps=2, model=watched)
+            assert not calls
 
 
 @pytest.mark.parametrize(("context", "overlap"), ((10, 4), (1, 0), (9, 8), (9, -4)))

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphs import SAMPLE, Made, collect, node, text_to_video, with_inputs
+from graphs import LATENTS, SAMPLE, Made, collect, node, saved_latent, text_to_video, with_inputs
+from task_graphs import write_media
 
 from devtools import client, server
 from devtools.comfyui import prepare_base
 from devtools.embedded_checkpoint import folder_name, write_pipeline
 from devtools.paths import PACK_NAME, ROOT
 
-SERVED = ("2b", "5b", "5b-I2V", "1.5-5B")
+SERVED = ("2b", "5b", "1.5-5B", "5b-I2V", "1.5-5B-I2V", "Fun-5b-InP", "Fun-V1.5-5b-InP", "Fun-5b-Control")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,6 +47,16 @@ class Host:
     def make(self, graph: dict) -> Made:
         """Run a workflow that must succeed, and read back what it saved."""
         return collect(self.run(graph), self.server.output)
+
+    def latents(self, graph: dict, *node_ids: str) -> list[torch.Tensor]:
+        """Run a workflow that must succeed; the latents that these nodes saved, each [B, 16, T, H/8, W/8]."""
+        result = self.run(graph)
+        assert result.error is None, str(result.error)
+        return [saved_latent(result, self.server.output, node_id) for node_id in node_ids]
+
+    def latent(self, graph: dict) -> torch.Tensor:
+        """Run a workflow that must succeed; the latent that it saved, [B, 16, T, H/8, W/8]."""
+        return self.latents(graph, LATENTS)[0]
 
     def make_anew(self, graph: dict) -> Made:
         """As `make`, but nothing from the sampler on comes out of ComfyUI's cache."""
@@ -89,6 +100,12 @@ def wide(comfyui: Host) -> str:
     return write_pipeline(comfyui.pipelines / "CogVideoX-tiny-wide", "5b", text_embed_dim=48).name
 
 
+@pytest.fixture(scope="session")
+def media(comfyui: Host) -> None:
+    """A picture, a clip and a mask of the right size in the server's input folder; see task_graphs."""
+    write_media(comfyui.base / "input")
+
+
 @pytest.fixture(scope="module")
 def untouched(comfyui: Host) -> torch.Tensor:
     """The latent of a plain run before this module's tests."""
@@ -96,15 +113,19 @@ def untouched(comfyui: Host) -> torch.Tensor:
 
 
 @pytest.fixture
-def refused(comfyui: Host, untouched: torch.Tensor) -> Callable[..., None]:
-    """refused(graph, node type, words...): the run ends at that node, with those words, before a step was made."""
+def refused(comfyui: Host, untouched: torch.Tensor) -> Callable[..., client.RunError]:
+    """refused(graph, node type, words...): the run ends at that node, with those words, before a step was made.
 
-    def check(graph: dict, node_type: str, *words: str) -> None:
+    Returns the error.
+    """
+
+    def check(graph: dict, node_type: str, *words: str) -> client.RunError:
         result = comfyui.run(graph)
         assert result.error is not None, "the run succeeded"
         assert result.error.node_type == node_type, str(result.error)
         for word in words:
             assert word in result.error.message, result.error.message
         assert not result.progress, "sampling had begun"
+        return result.error
 
     return check

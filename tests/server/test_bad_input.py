@@ -168,18 +168,6 @@ def test_decoding_a_latent_of_other_channels(comfyui, refused, decoder, shape):
     refused(graph, decoder, "The latent has shape", "[batch, 16, frames", "Use the VAE that belongs to the model")
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_image_to_video_model_in_text_to_video(refused, sampler):
-    """Half of such a model's input is a start image: without one the video would be noise."""
-    refused(
-        SAMPLERS[sampler](text_to_video(folder_name("5b-I2V"))),
-        sampler,
-        "This is an image to video model",
-        "16 of them from a start image",
-        "Use a text to video checkpoint",
-    )
-
-
 def test_schedule_of_a_repatched_model(refused):
     """The stock ModelSamplingDiscrete drops CogVideoX's noise schedule, and the video would be grey."""
     graph = patched(text_to_video(), "ModelSamplingDiscrete", sampling="v_prediction", zsnr=True)
