@@ -9,6 +9,8 @@ import comfy.model_patcher
 import torch
 from comfy.ldm.flux.math import apply_rope1
 
+from .errors import ConditioningError
+
 try:
     from comfy import model_prefetch
 except ImportError:  # hosts before dynamic VRAM
@@ -69,10 +71,18 @@ def patch_context_windows(
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of `model` that sees a long video window by window, by ComfyUI's own context windows.
 
-    options: of comfy.context_windows.IndexListContextHandler; those that this host does not know yet are left out.
+    options: of comfy.context_windows.IndexListContextHandler; causal_window_fix is left out where this host has none.
+
+    Raises ConditioningError for another option that is switched on and that this host does not know.
     """
     windows = comfy.context_windows
     known = inspect.signature(windows.IndexListContextHandler.__init__).parameters
+    unknown = [name for name, value in options.items() if value and name not in known and name != "causal_window_fix"]
+    if unknown:
+        raise ConditioningError(
+            f"This ComfyUI's context windows have no {', '.join(unknown)} yet. Update ComfyUI, or switch off what "
+            "needs it (retain_start_image, split_prompts)."
+        )
     patched = model.clone()
     patched.model_options["context_handler"] = windows.IndexListContextHandler(
         context_schedule=windows.get_matching_context_schedule(schedule),

@@ -164,6 +164,22 @@ def test_learned_table_in_windows_of_its_own_length(tiny_pipelines: dict[str, Pa
             assert not calls
 
 
+def test_options_that_an_older_comfyui_lacks_are_said(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a host without them they would be switched on and do nothing."""
+    import comfy.context_windows as windows
+
+    class OlderHandler(windows.IndexListContextHandler):
+        def __init__(self, context_schedule, fuse_method, context_length=1, context_overlap=0, dim=0, freenoise=False):
+            super().__init__(context_schedule, fuse_method, context_length, context_overlap, dim=dim)
+
+    monkeypatch.setattr(windows, "IndexListContextHandler", OlderHandler)
+    assert windowed(task).model_options["context_handler"].dim == 2
+    with pytest.raises(ConditioningError, match="have no split_conds_to_windows yet. Update ComfyUI"):
+        windowed(task, split_prompts=True)
+
+
 @pytest.mark.parametrize(("context", "overlap"), ((10, 4), (1, 0), (9, 8), (9, -4)))
 def test_impossible_windows_are_refused(task: Task, context: int, overlap: int) -> None:
     """Said by the node, not by an endless or empty run."""
