@@ -86,9 +86,7 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
         """
         previous = None
         if self.previous_controlnet is not None:
-            previous = self.previous_controlnet.get_control(
-                x_noisy, t, cond, batched_number, transformer_options
-            )
+            previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
         window = transformer_options.get("context_window")
         size = _whole_size(x_noisy, window)
         self._require_frames(video_frames(size[0]))
@@ -178,9 +176,7 @@ def load_controlnet(path: Path, weight_dtype: str = "default") -> CogVideoXContr
     return CogVideoXControl(_load_patcher(path, weight_dtype))
 
 
-def _load_patcher(
-    path: Path, weight_dtype: str, disable_dynamic: bool = False
-) -> comfy.model_patcher.ModelPatcher:
+def _load_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     weights = open_component(path, "controlnet")
     state_dict, source = weights.state_dict, str(weights.path)
     config = resolve_control_config(state_dict, weights.config, source)

@@ -196,9 +196,7 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         return batch * (video + c.max_text_seq_length) * dim * element_size * ACTIVATION_COPIES
 
 
-def build_dit(
-    config: dict, storage: torch.dtype, compute: torch.dtype | None, operations: type
-) -> torch.nn.Module:
+def build_dit(config: dict, storage: torch.dtype, compute: torch.dtype | None, operations: type) -> torch.nn.Module:
     """An empty CogVideoXDiT on the meta device, every leaf a ComfyUI operation, every parameter of its final type."""
     # diffusers takes seconds to import: only when a model is loaded
     from ..transformer.dit import CogVideoXDiT
@@ -232,9 +230,7 @@ def load_model(
     return patcher
 
 
-def _build_patcher(
-    weights: Weights, weight_dtype: str, disable_dynamic: bool
-) -> comfy.model_patcher.ModelPatcher:
+def _build_patcher(weights: Weights, weight_dtype: str, disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
     state_dict = weights.state_dict
     config = resolve_config(state_dict, weights.config, str(weights.path))
     family = detect_family(config)
@@ -283,9 +279,7 @@ def patch_positions(
     return patched
 
 
-def assign_weights(
-    module: torch.nn.Module, state_dict: dict[str, torch.Tensor], cast: bool, source: str
-) -> None:
+def assign_weights(module: torch.nn.Module, state_dict: dict[str, torch.Tensor], cast: bool, source: str) -> None:
     """Make the mapped tensors the module's parameters, cast to the types it has on the meta device where `cast`.
 
     Raises CheckpointError naming what is missing, left over or of another shape.

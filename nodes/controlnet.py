@@ -7,9 +7,8 @@ from comfy_api.latest import io
 from ..host import folders
 from ..model_loaders.checkpoints import check_component
 from ..model_loaders.controlnet import chain_control, load_controlnet
-from ..model_loaders.precision import WEIGHT_DTYPES
 from ..vae.pictures import check_pictures
-from .inputs import MAX_STRENGTH, hold_input, range_inputs, require_number, require_range, strength_input
+from .inputs import MAX_STRENGTH, dtype_input, hold_input, range_inputs, require_number, require_range, strength_input
 from .validation import problem
 
 
@@ -31,13 +30,7 @@ class CogVideoXLoadControlNet(io.ComfyNode):
                     tooltip="A folder or file under models/controlnet, or a control net's folder under "
                     "models/diffusers.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(WEIGHT_DTYPES),
-                    default="default",
-                    tooltip="Precision of the weights in memory. default: that of the model it belongs to, where the "
-                    "device computes in it.",
-                ),
+                dtype_input(),
             ],
             outputs=[io.ControlNet.Output()],
         )
@@ -101,9 +94,7 @@ class CogVideoXApplyControlNet(io.ComfyNode):
         check_pictures(control_video)
         percent_range = (start_percent, end_percent)
         return io.NodeOutput(
-            *chain_control(
-                [positive, negative], control_net, control_video, strength, percent_range, hold_last_frame
-            )
+            *chain_control([positive, negative], control_net, control_video, strength, percent_range, hold_last_frame)
         )
 
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..vae.continuation import check_overlap, continuation_latent, join_videos, last_frames
 from ..vae.geometry import SIZE_STEP
 from ..vae.pictures import fit_clip
-from .inputs import MAX_FRAMES, MAX_SIDE, fit_input, require_size
+from .inputs import MAX_FRAMES, fit_input, own_size_inputs, require_size
 from .validation import problem, require_vae
 
 
@@ -15,7 +15,6 @@ class CogVideoXContinueVideo(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        side = "Pixels, a multiple of 16. 0: the clip's own, cut to the next multiple."
         return io.Schema(
             node_id="CogVideoXContinueVideo",
             display_name="CogVideoX Continue Video",
@@ -43,8 +42,7 @@ class CogVideoXContinueVideo(io.ComfyNode):
                     tooltip="Frames taken over from the end of the clip, 4k + 1: 1 keeps the picture, 5 or more keep "
                     "the motion too.",
                 ),
-                io.Int.Input("width", default=0, min=0, max=MAX_SIDE, step=SIZE_STEP, optional=True, tooltip=side),
-                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, step=SIZE_STEP, optional=True, tooltip=side),
+                *own_size_inputs(),
                 fit_input(),
             ],
             outputs=[

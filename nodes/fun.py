@@ -1,6 +1,5 @@
 """The CogVideoX-Fun models: inpainting (InP) and control."""
 
-import node_helpers
 import torch
 from comfy_api.latest import io
 
@@ -10,14 +9,17 @@ from ..vae.geometry import empty_latent
 from ..vae.masks import hold_last
 from ..vae.pictures import check_pictures, fit_pictures
 from .inputs import (
-    MAX_SEED,
     MAX_STRENGTH,
+    conditioned,
+    conditioned_outputs,
     fit_input,
     hold_input,
+    noise_augmentation_input,
     range_inputs,
     require_number,
     require_range,
     require_size,
+    seed_input,
     size_inputs,
     size_problem,
     strength_input,
@@ -50,33 +52,15 @@ class CogVideoXFunInpaint(io.ComfyNode):
                 ),
                 io.Image.Input("start_image", optional=True, tooltip="The first frame or frames, kept."),
                 io.Image.Input("end_image", optional=True, tooltip="The last frame or frames, kept."),
-                io.Float.Input(
-                    "noise_augmentation",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.0001,
-                    optional=True,
-                    tooltip="Standard deviation of noise on what is kept (-1 .. 1), for more motion. CogVideoX-Fun "
-                    "V1.1 and later were trained with it; its own programs take 0.0563.",
+                noise_augmentation_input(
+                    "Standard deviation of noise on what is kept (-1 .. 1), for more motion. CogVideoX-Fun V1.1 and "
+                    "later were trained with it; its own programs take 0.0563."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    optional=True,
-                    control_after_generate=False,
-                    tooltip="Of that noise.",
-                ),
+                seed_input("Of that noise."),
                 fit_input(),
                 hold_input("the video"),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
-                io.Latent.Output(display_name="latent"),
-            ],
+            outputs=conditioned_outputs(),
         )
 
     @classmethod
@@ -112,8 +96,7 @@ class CogVideoXFunInpaint(io.ComfyNode):
             raise ConditioningError("Nothing is to be made anew. Connect a mask that is white where the video changes.")
         latents, known = encode_masked_video(vae, clip, anew, noise_augmentation, seed)
         values = {"concat_latent_image": latents, "cogvideox_known": known, "cogvideox_task": "inpaint"}
-        positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
-        return io.NodeOutput(positive, negative, {"samples": empty_latent(width, height, frames, batch_size)})
+        return conditioned(positive, negative, values, {"samples": empty_latent(width, height, frames, batch_size)})
 
 
 class CogVideoXFunControl(io.ComfyNode):
@@ -138,11 +121,7 @@ class CogVideoXFunControl(io.ComfyNode):
                 fit_input(),
                 hold_input("the control video"),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
-                io.Latent.Output(display_name="latent"),
-            ],
+            outputs=conditioned_outputs(),
         )
 
     @classmethod
@@ -180,5 +159,4 @@ class CogVideoXFunControl(io.ComfyNode):
             "cogvideox_task": "control",
             "cogvideox_range": (start_percent, end_percent),
         }
-        positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
-        return io.NodeOutput(positive, negative, {"samples": empty_latent(width, height, frames, batch_size)})
+        return conditioned(positive, negative, values, {"samples": empty_latent(width, height, frames, batch_size)})

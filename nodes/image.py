@@ -1,6 +1,5 @@
 """Image to video."""
 
-import node_helpers
 import torch
 from comfy_api.latest import io
 
@@ -8,7 +7,17 @@ from ..model_loaders.pictures import encode_start_and_end
 from ..samplers.conditioning import IMAGE_SCALES
 from ..samplers.noise import DRAWN
 from ..vae.geometry import empty_latent
-from .inputs import fit_input, posterior_inputs, require_number, require_size, size_inputs, size_problem
+from .inputs import (
+    conditioned,
+    conditioned_outputs,
+    fit_input,
+    noise_augmentation_input,
+    posterior_inputs,
+    require_number,
+    require_size,
+    size_inputs,
+    size_problem,
+)
 from .validation import require_vae
 
 
@@ -36,15 +45,9 @@ class CogVideoXImageToVideo(io.ComfyNode):
                 io.Image.Input(
                     "end_image", optional=True, tooltip="The last frame. The official models were not trained for one."
                 ),
-                io.Float.Input(
-                    "noise_augmentation",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    optional=True,
-                    tooltip="Standard deviation of noise on the picture (-1 .. 1). Some noise gives more motion; "
-                    "training had 0.05 in the middle.",
+                noise_augmentation_input(
+                    "Standard deviation of noise on the picture (-1 .. 1). Some noise gives more motion; training had "
+                    "0.05 in the middle."
                 ),
                 io.Boolean.Input(
                     "training_noise",
@@ -65,11 +68,7 @@ class CogVideoXImageToVideo(io.ComfyNode):
                 ),
                 *posterior_inputs(),
             ],
-            outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
-                io.Latent.Output(display_name="latent"),
-            ],
+            outputs=conditioned_outputs(),
         )
 
     @classmethod
@@ -109,6 +108,5 @@ class CogVideoXImageToVideo(io.ComfyNode):
             "cogvideox_scale": image_scale,
             "cogvideox_end": end_image is not None,
         }
-        positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
         latent = {"samples": empty_latent(width, height, frames, batch_size)}
-        return io.NodeOutput(positive, negative, latent | ({DRAWN: (seed, drawn)} if drawn else {}))
+        return conditioned(positive, negative, values, latent | ({DRAWN: (seed, drawn)} if drawn else {}))

@@ -1,16 +1,26 @@
 """Inputs that several nodes share, and the checks that belong to them."""
 
+import node_helpers
 from comfy_api.latest import io
 
 from ..host.errors import ConditioningError, GeometryError, ScheduleError
+from ..model_loaders.precision import WEIGHT_DTYPES
 from ..vae.geometry import SIZE_STEP, check_size
 from ..vae.pictures import FITS
 from .validation import problem
 
 MAX_SIDE, MAX_FRAMES, MAX_BATCH, MAX_SEED = 16384, 1025, 64, 0xFFFFFFFFFFFFFFFF
 MAX_STRENGTH = 10.0
+_DTYPE = (
+    "Precision of the weights in memory. default: the checkpoint's trained precision where the device computes in it. "
+    "fp8_e4m3fn halves the memory of the transformer's matrices and loses some accuracy."
+)
 _SIDE = "Pixels, a multiple of 16."
 _LIMITS = {"width": MAX_SIDE, "height": MAX_SIDE, "frames": MAX_FRAMES, "batch_size": MAX_BATCH}
+
+
+def dtype_input() -> io.Combo.Input:
+    return io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), default="default", tooltip=_DTYPE)
 
 
 def size_inputs() -> list[io.Int.Input]:
@@ -21,6 +31,13 @@ def size_inputs() -> list[io.Int.Input]:
         io.Int.Input("frames", default=49, min=1, max=MAX_FRAMES, step=8, tooltip="Video frames, 8k + 1."),
         io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH, tooltip="Videos made at once."),
     ]
+
+
+def own_size_inputs() -> list[io.Int.Input]:
+    """width and height that may be those of the pictures."""
+    tooltip = "Pixels, a multiple of 16. 0: the pictures' own, cut to the next multiple."
+    limits = {"min": 0, "max": MAX_SIDE, "step": SIZE_STEP}
+    return [io.Int.Input(name, default=0, optional=True, tooltip=tooltip, **limits) for name in ("width", "height")]
 
 
 def fit_input() -> io.Combo.Input:
@@ -52,17 +69,43 @@ def posterior_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Take a random sample of the VAE's posterior, as diffusers' pipelines do, instead of its mode.",
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=MAX_SEED,
-            optional=True,
-            advanced=True,
-            control_after_generate=False,
-            tooltip="Of that sample and of added noise. The sampler's own seed here gives diffusers' video.",
-        ),
+        seed_input("Of that sample and of added noise. The sampler's own seed here gives diffusers' video."),
     ]
+
+
+def seed_input(tooltip: str) -> io.Int.Input:
+    """The seed of what is drawn before sampling: it stays as it is from run to run."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        optional=True,
+        advanced=True,
+        control_after_generate=False,
+        tooltip=tooltip,
+    )
+
+
+def noise_augmentation_input(tooltip: str) -> io.Float.Input:
+    return io.Float.Input(
+        "noise_augmentation", default=0.0, min=0.0, max=1.0, step=0.0001, optional=True, tooltip=tooltip
+    )
+
+
+def conditioned_outputs() -> list[io.Output]:
+    """What a node gives that adds something to the prompts: positive, negative and the latent to sample."""
+    return [
+        io.Conditioning.Output(display_name="positive"),
+        io.Conditioning.Output(display_name="negative"),
+        io.Latent.Output(display_name="latent"),
+    ]
+
+
+def conditioned(positive: list, negative: list, values: dict, latent: dict) -> io.NodeOutput:
+    """`values` (see samplers.conditioning) added to both prompts, and the latent."""
+    both = (node_helpers.conditioning_set_values(conditioning, values) for conditioning in (positive, negative))
+    return io.NodeOutput(*both, latent)
 
 
 def strength_input(tooltip: str) -> io.Float.Input:

@@ -8,18 +8,9 @@ from ..host import folders
 from ..model_loaders.autoencoder import check_vae_dtype, load_vae
 from ..model_loaders.checkpoints import check_component, require_pipeline
 from ..model_loaders.model import load_model
-from ..model_loaders.precision import WEIGHT_DTYPES
 from ..model_loaders.text_encoder import load_text_encoder
+from .inputs import dtype_input
 from .validation import problem
-
-_DTYPE_TOOLTIP = (
-    "Precision of the weights in memory. default: the checkpoint's trained precision where the device computes in it. "
-    "fp8_e4m3fn halves the memory of the transformer's matrices and loses some accuracy."
-)
-
-
-def _dtype_input() -> io.Combo.Input:
-    return io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), default="default", tooltip=_DTYPE_TOOLTIP)
 
 
 def _check_vae(name: str | None, weight_dtype: str | None) -> None:
@@ -54,7 +45,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
                     options=folders.list_pipelines(),
                     tooltip="A folder under models/diffusers that holds the whole checkpoint (model_index.json).",
                 ),
-                _dtype_input(),
+                dtype_input(),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
@@ -89,7 +80,7 @@ class CogVideoXLoadModel(io.ComfyNode):
                     options=folders.list_components("transformer", "diffusion_models"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models.",
                 ),
-                _dtype_input(),
+                dtype_input(),
             ],
             outputs=[io.Model.Output()],
         )
@@ -120,7 +111,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
                     options=folders.list_components("text_encoder", "text_encoders"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/text_encoders.",
                 ),
-                _dtype_input(),
+                dtype_input(),
             ],
             outputs=[io.Clip.Output()],
         )
@@ -152,7 +143,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
                     options=folders.list_components("vae", "vae"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/vae.",
                 ),
-                _dtype_input(),
+                dtype_input(),
             ],
             outputs=[io.Vae.Output()],
         )

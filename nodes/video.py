@@ -8,7 +8,7 @@ from ..model_loaders.pictures import encode_video
 from ..vae.geometry import SIZE_STEP, latent_frames, video_frames
 from ..vae.masks import latent_mask
 from ..vae.pictures import check_pictures
-from .inputs import MAX_SIDE, fit_input, posterior_inputs, require_size, size_problem
+from .inputs import fit_input, own_size_inputs, posterior_inputs, require_size, size_problem
 from .validation import require_vae
 
 
@@ -17,7 +17,6 @@ class CogVideoXEncodeVideo(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        side = "Pixels, a multiple of 16. 0: the video's own, cut to the next multiple."
         return io.Schema(
             node_id="CogVideoXEncodeVideo",
             display_name="CogVideoX Encode Video",
@@ -27,8 +26,7 @@ class CogVideoXEncodeVideo(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae"),
                 io.Image.Input("images", tooltip="The frames: 4k + 1 of them, what is beyond is left out."),
-                io.Int.Input("width", default=0, min=0, max=MAX_SIDE, step=SIZE_STEP, optional=True, tooltip=side),
-                io.Int.Input("height", default=0, min=0, max=MAX_SIDE, step=SIZE_STEP, optional=True, tooltip=side),
+                *own_size_inputs(),
                 fit_input(),
                 io.Mask.Input(
                     "mask",

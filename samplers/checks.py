@@ -79,7 +79,6 @@ def _check_text(model: torch.nn.Module, name: str, entry: dict) -> None:
             "text encoder of its own family. Encode the prompt with Load CogVideoX Text Encoder."
         )
 
-
     config = model.diffusion_model.config
     if config.use_learned_positional_embeddings and text.shape[1] > config.max_text_seq_length:
         raise ConditioningError(

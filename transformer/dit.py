@@ -71,9 +71,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         video = modulate(self.norm_out.norm(self.norm_final(video)), scale, shift)
         return self._unpatchify(self.proj_out(video), grid)[:, :, extra:]
 
-    def token_grid(
-        self, latent_size: tuple[int, int, int], transformer_options: dict = {}
-    ) -> tuple[int, int, int]:
+    def token_grid(self, latent_size: tuple[int, int, int], transformer_options: dict = {}) -> tuple[int, int, int]:
         """Latent (T, H, W) -> tokens in (time, height, width).
 
         Raises GeometryError, naming the nearest sizes that fit.

@@ -63,9 +63,7 @@ def sincos_table(
     """
     frames, height, width = grid
     with torch.inference_mode(False), torch.device("cpu"):
-        table = get_3d_sincos_pos_embed(
-            dim, (width, height), frames, spatial_scale, temporal_scale, output_type="pt"
-        )
+        table = get_3d_sincos_pos_embed(dim, (width, height), frames, spatial_scale, temporal_scale, output_type="pt")
         return table.flatten(0, 1).to(device, torch.float32)
 
 
@@ -91,9 +89,7 @@ def slow_repetition(cos: torch.Tensor, sin: torch.Tensor, head_dim: int, grid: t
     cos[:, pair], sin[:, pair] = angle.cos(), angle.sin()
 
 
-def resampled_table(
-    table: torch.Tensor, native: tuple[int, int, int], grid: tuple[int, int, int]
-) -> torch.Tensor:
+def resampled_table(table: torch.Tensor, native: tuple[int, int, int], grid: tuple[int, int, int]) -> torch.Tensor:
     """A table of positions [T * H * W, dim] of `native` tokens, stretched to `grid` by trilinear interpolation."""
     if native == grid:
         return table

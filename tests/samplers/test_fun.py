@@ -71,9 +71,7 @@ def test_control_equals_diffusers(control: Task, dynamic_cfg: bool) -> None:
 
 @pytest.mark.parametrize("frames", (9, 13))
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))
-def test_control_with_both_samplers(
-    control: Task, sampler: str, frames: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_control_with_both_samplers(control: Task, sampler: str, frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers' Fun control pipeline fails with DPM and refuses odd counts on 1.5; here both run and are exact."""
     video, factor = pictures(frames), control.model.model.latent_format.scale_factor
     got = fun_control(control, video, frames, sampler=sampler)

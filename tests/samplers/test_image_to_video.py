@@ -44,16 +44,17 @@ def test_equals_diffusers(task: Task, sampler: str, dynamic_cfg: bool, posterior
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))
 @pytest.mark.parametrize("frames", (5, 9, 13, 17))
 def test_any_number_of_latents(
-    tmp_path: Path, frames: int, sampler: str, posterior_mode: None  # noqa: F811
+    tmp_path: Path,
+    frames: int,
+    sampler: str,
+    posterior_mode: None,  # noqa: F811
 ) -> None:
     """CogVideoX 1.5 puts the image into the frame in front where the count is odd, as diffusers does."""
     with torch.inference_mode():
         task = Task(write_fp32(tmp_path, "1.5-5B-I2V", seed=frames))
         image = pictures(1, seed=frames)
         got = image_to_video(task, frames, sampler, start_image=image)
-        check_parity(
-            "image to video, odd and even latent counts", got, reference(task, sampler, frames, image), 5e-6
-        )
+        check_parity("image to video, odd and even latent counts", got, reference(task, sampler, frames, image), 5e-6)
 
 
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))
@@ -72,7 +73,10 @@ def test_sampled_posterior_equals_diffusers(variant: str, frames: int, sampler: 
 @pytest.mark.parametrize("overrides", ({}, {"num_attention_heads": 2, "num_layers": 3}, {"sample_frames": 17}))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_other_configurations(
-    variant: str, overrides: dict, tmp_path: Path, posterior_mode: None  # noqa: F811
+    variant: str,
+    overrides: dict,
+    tmp_path: Path,
+    posterior_mode: None,  # noqa: F811
 ) -> None:
     """Not only the embedded checkpoints: other sizes, widths and depths give diffusers' video as well."""
     with torch.inference_mode():

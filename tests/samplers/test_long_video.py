@@ -164,9 +164,7 @@ def test_learned_table_in_windows_of_its_own_length(tiny_pipelines: dict[str, Pa
             assert not calls
 
 
-def test_options_that_an_older_comfyui_lacks_are_said(
-    task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_that_an_older_comfyui_lacks_are_said(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a host without them they would be switched on and do nothing."""
     import comfy.context_windows as windows
 

@@ -118,8 +118,6 @@ def test_run_from_given_noise(run: Run) -> None:
     check_parity("run from given noise", got, want, 5e-6)
 
 
-
-
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))
 def test_denoise_equals_strength(run: Run, sampler: str) -> None:
     """6 steps at denoise 0.6 are diffusers' 10 inference steps at strength 0.6, so presets carry over."""
@@ -170,9 +168,7 @@ def test_changing_a_video_with_an_odd_count(run: Run) -> None:
     """81 frames are 21 latents: diffusers' video to video refuses an odd count for CogVideoX 1.5, ours pairs the first
     latent with itself, so that a changed video keeps its length."""
     start = torch.randn(1, 16, 3, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(8))
-    near, far = (
-        run.ours("ddim", 9, 4, latent_image={"samples": start}, denoise=denoise) for denoise in (0.1, 0.8)
-    )
+    near, far = (run.ours("ddim", 9, 4, latent_image={"samples": start}, denoise=denoise) for denoise in (0.1, 0.8))
     assert near.shape == far.shape == start.shape
     assert 0 < relative_error(near, start) < relative_error(far, start)
     if run.variant == "1.5-5B":
