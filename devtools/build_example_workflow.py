@@ -1,8 +1,8 @@
 """Build example_workflows/*.json with ComfyUI's own frontend: python -m devtools.build_example_workflow [NAME ...].
 
-Each workflow is a table: columns of nodes from left to right, a titled group each. The frontend itself makes the
-nodes, links and sizes and writes the file, so it is what File > Save would write. Needs COMFYUI_PATH, a Chromium and
-the packages of requirements-dev.txt (all there after `python3 dev.py test`).
+Each workflow is a table (devtools/example_workflows): columns of nodes from left to right, a titled group each. The
+frontend itself makes the nodes, links and sizes and writes the file, so it is what File > Save would write. Needs
+COMFYUI_PATH, a Chromium and the packages of requirements-dev.txt (all there after `python3 dev.py test`).
 """
 
 import json
@@ -11,137 +11,19 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 from .browser import find_browser
 from .comfyui import prepare_base
-from .embedded_checkpoint import folder_name, write_pipeline
 from .errors import DevError
+from .example_needs import write_needs
+from .example_workflows import EXAMPLES, Example
 from .frontend import Frontend, launched_browser, open_frontend, settings
 from .paths import EXAMPLE_WORKFLOW, PACK_NAME, ROOT
 from .server import running_server
 
 FOLDER = EXAMPLE_WORKFLOW.parent
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node. name: what `links` call it. widgets: values by widget name, the others keep their default.
-
-    links: input name -> "node name.output name". height: at least so many px.
-    """
-
-    name: str
-    type: str
-    widgets: dict[str, object] = field(default_factory=dict)
-    links: dict[str, str] = field(default_factory=dict)
-    title: str = ""
-    height: int = 0
-    color: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """Nodes below one another in a group. width, px: of each node."""
-
-    title: str
-    width: int
-    nodes: tuple[Node, ...]
-    color: str = "#3f789e"
-
-
-@dataclass(frozen=True)
-class Example:
-    """A workflow: the file's name, the embedded checkpoint it is set to, and its columns."""
-
-    name: str
-    variant: str
-    columns: tuple[Column, ...]
-
-
-_REAL_CHECKPOINT = """\
-### Ready to run
-**CogVideoX-tiny-5b** holds random weights: Run makes coloured noise, and shows that everything works.
-
-### For real videos
-1. Put the whole folder of a checkpoint (it holds `model_index.json`) into `models/diffusers`.
-2. Press **R** and choose it above.
-3. Set what its authors recommend:
-
-| | 2b | 5b | 1.5-5B |
-|---|---|---|---|
-| width | 720 | 720 | 1360 |
-| height | 480 | 480 | 768 |
-| frames | 49 | 49 | 81 |
-| steps | 50 | 50 | 50 |
-| sampler | ddim | dpm | dpm |
-| dynamic_cfg | off | on | on |
-| fps | 8 | 8 | 16 |
-
-The same seed makes the same video as in diffusers.
-"""
-
-_PROMPT = (
-    "A panda in a small red jacket sits on a wooden stool in a bamboo forest and plays a tiny guitar. Sunlight falls "
-    "through the leaves, a few other pandas gather around and listen, and a light wind moves the bamboo. Slow camera "
-    "push in, warm colours, sharp detail."
-)
-
-
-def _text_to_video() -> Example:
-    model = Column(
-        "1  Checkpoint",
-        330,
-        (
-            Node("pipeline", "CogVideoXLoadPipeline", {"folder": folder_name("5b")}),
-            Node("note", "MarkdownNote", {"text": _REAL_CHECKPOINT}, title="Your own checkpoint", height=420),
-        ),
-    )
-    prompt = Column(
-        "2  Prompt and size",
-        360,
-        (
-            _prompt("positive", "What the video shows", _PROMPT, "#232", 210),
-            _prompt("negative", "What to keep away from", "", "#322", 130),
-            Node("latent", "CogVideoXEmptyLatent", {"width": 96, "height": 64, "frames": 17, "batch_size": 1}),
-        ),
-    )
-    sample = Column(
-        "3  Sample",
-        360,
-        (
-            Node(
-                "sample",
-                "CogVideoXSample",
-                {"seed": 42, "control_after_generate": "fixed", "steps": 20, "sampler": "dpm", "dynamic_cfg": True},
-                {
-                    "model": "pipeline.MODEL",
-                    "positive": "positive.CONDITIONING",
-                    "negative": "negative.CONDITIONING",
-                    "latent_image": "latent.LATENT",
-                },
-                height=520,
-            ),
-        ),
-    )
-    video = Column(
-        "4  Video",
-        360,
-        (
-            Node("decode", "CogVideoXDecode", {}, {"vae": "pipeline.VAE", "samples": "sample.LATENT"}),
-            Node("video", "CreateVideo", {"fps": 8}, {"images": "decode.IMAGE"}),
-            Node("save", "SaveVideo", {"filename_prefix": "video/CogVideoX"}, {"video": "video.VIDEO"}, height=340),
-        ),
-    )
-    return Example("text_to_video", "5b", (model, prompt, sample, video))
-
-
-def _prompt(name: str, title: str, text: str, color: str, height: int) -> Node:
-    return Node(name, "CogVideoXEncodeText", {"text": text}, {"clip": "pipeline.CLIP"}, title, height, color)
-
-
-EXAMPLES = (_text_to_video(),)
 
 # In the page: [example, gap in px] -> what app.graph.serialize() gives, as JSON. A wrong name ends it, where the
 # frontend would go on.
@@ -178,11 +60,10 @@ async ([example, gap]) => {
         if (slot < 0) throw new Error(`${from} has no output ${output}`)
         need(nodes[from].connect(slot, nodes[spec.name], input), `way from ${source} to ${spec.name}.${input}`)
       }
-  // The last node of each column reaches down to the longest column's end.
   const end = Math.max(...bottom)
   example.columns.forEach((column, i) => {
     const last = nodes[column.nodes.at(-1).name]
-    if (column.nodes.at(-1).height) last.setSize([last.size[0], last.size[1] + end - bottom[i]])
+    if (column.nodes.at(-1).stretch) last.setSize([last.size[0], last.size[1] + end - bottom[i]])
     const group = new LiteGraph.LGraphGroup(column.title)
     group.color = column.color
     app.graph.add(group)
@@ -208,15 +89,18 @@ def build(frontend: Frontend, example: Example) -> dict:
 
 def main(names: Sequence[str]) -> None:
     """Write the examples called `names`, all of them if there are none. Raises: DevError."""
-    chosen = [example for example in EXAMPLES if not names or example.name in names]
+    known = {example.name: example for example in EXAMPLES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DevError(f"There is no example {' '.join(unknown)}; there are: {', '.join(known)}.")
+    chosen = [known[name] for name in names or known]
     chromium = find_browser()
     if chromium is None:
         raise DevError("No Chromium starts here: install one, or name it in the environment variable CHROMIUM.")
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         prepare_base(base, ROOT, PACK_NAME)
-        for variant in {example.variant for example in chosen}:
-            write_pipeline(base / "models" / "diffusers" / folder_name(variant), variant)
+        write_needs(base, chosen)
         host = Path(os.environ["COMFYUI_PATH"])
         with (
             running_server(host, base, log=base / "server.log", cpu=True, settings=settings()) as server,

@@ -75,6 +75,7 @@ def demo(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Run the example workflow once and name the video it made."""
     port = _chosen_port(arguments)
     setup = prepare(arguments, for_tests=False)
+    _write_needs(setup, paths.EXAMPLE_WORKFLOW.stem)
     with _server(setup, port, "demo") as running:
         say(f"Running {paths.EXAMPLE_WORKFLOW.name}")
         command = [str(setup.python), "-m", "devtools.run_workflow", str(paths.EXAMPLE_WORKFLOW), running.url]
@@ -85,8 +86,9 @@ def serve(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Keep the server running until Ctrl-C."""
     port = _chosen_port(arguments)
     setup = prepare(arguments, for_tests=False)
+    _write_needs(setup)
     with _server(setup, port, "serve", user_directory=paths.BASE / "user") as running:
-        say(f"ComfyUI is at {running.url} - the example is under Templates, {paths.PACK_NAME}; Ctrl-C ends it")
+        say(f"ComfyUI is at {running.url} - the examples are under Templates, {paths.PACK_NAME}; Ctrl-C ends it")
         status = running.process.wait()
     raise DevError(f"ComfyUI ended by itself (exit status {status}); its log is {running.log}.")
 
@@ -119,7 +121,7 @@ def bench(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def prepare(arguments: argparse.Namespace, *, for_tests: bool) -> Setup:
-    """Everything up to the server: venv, ComfyUI, packages, base directory, embedded checkpoints. Raises: DevError."""
+    """Everything up to the server: venv, ComfyUI, packages, base directory. Raises: DevError."""
     named_by = "--comfyui" if "comfyui" in arguments else "COMFYUI_PATH"
     checkout = getattr(arguments, "comfyui", None) or os.environ.get("COMFYUI_PATH")
     host = comfyui.find_checkout(checkout, named_by) if checkout else None
@@ -133,7 +135,6 @@ def prepare(arguments: argparse.Namespace, *, for_tests: bool) -> Setup:
     say(f"ComfyUI: {host}")
     _install(python, host, stamps, for_tests)
     comfyui.prepare_base(paths.BASE, paths.ROOT, paths.PACK_NAME)
-    _write_checkpoints(python)
     return Setup(host, python)
 
 
@@ -147,10 +148,11 @@ def _install(python: Path, host: Path, stamps: Path, for_tests: bool) -> None:
         environment.install(python, "test requirements", extras, constraints, stamps, paths.LOGS, after=installed)
 
 
-def _write_checkpoints(python: Path) -> None:
-    log = paths.LOGS / "embedded_checkpoint.log"
+def _write_needs(setup: Setup, *examples: str) -> None:
+    """Write the embedded checkpoints, pictures and videos of `examples`, of all without a name. Raises: DevError."""
+    log = paths.LOGS / "example_needs.log"
     say("Embedded checkpoints (random weights)")
-    command = [str(python), "-m", "devtools.embedded_checkpoint", str(paths.CHECKPOINTS)]
+    command = [str(setup.python), "-m", "devtools.example_needs", str(paths.BASE), *examples]
     if run_logged(command, log, cwd=paths.ROOT):
         raise DevError(environment.describe_failure("the embedded checkpoints", log))
 

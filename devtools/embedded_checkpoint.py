@@ -235,9 +235,7 @@ def write_pipeline(
     return folder
 
 
-def write_all(
-    root: Path, controlnet_root: Path | None = None, variants: Iterable[str] = tuple(VARIANTS)
-) -> list[Path]:
+def write_all(root: Path, controlnet_root: Path | None = None, variants: Iterable[str] = tuple(VARIANTS)) -> list[Path]:
     """Write `variants` below `root`, and a control net for 5b below `controlnet_root` (models/controlnet) where given;
     what is already there stays. A folder appears whole or not at all."""
     folders = []
@@ -297,9 +295,7 @@ def empty_controlnet(config: dict, text_embed_dim: int = 32) -> torch.nn.Module:
 
     def stage(channels: int) -> torch.nn.Module:
         halved = channels // 2
-        return torch.nn.Sequential(
-            torch.nn.Conv2d(channels, halved, 1), torch.nn.GroupNorm(2, halved), torch.nn.ReLU()
-        )
+        return torch.nn.Sequential(torch.nn.Conv2d(channels, halved, 1), torch.nn.GroupNorm(2, halved), torch.nn.ReLU())
 
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
     dim, pixels = heads * head_dim, config["in_channels"] * config["downscale_coef"] ** 2

@@ -9,5 +9,4 @@ VENV = ROOT / ".venv"
 DEV = ROOT / ".dev"
 LOGS = DEV / "logs"
 BASE = DEV / "base"  # ComfyUI's --base-directory: a user's own checkout is only read
-CHECKPOINTS = BASE / "models" / "diffusers"
 EXAMPLE_WORKFLOW = ROOT / "example_workflows" / "text_to_video.json"

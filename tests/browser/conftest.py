@@ -11,9 +11,11 @@ import pytest
 from devtools import server
 from devtools.browser import find_browser
 from devtools.comfyui import prepare_base
-from devtools.embedded_checkpoint import folder_name, write_pipeline
+from devtools.example_needs import write_needs
 from devtools.frontend import Frontend, launched_browser, open_frontend, settings
 from devtools.paths import DEV, PACK_NAME, ROOT
+
+PLAIN = {"Comfy__Minimap__Visible": False, "Comfy__Graph__CanvasInfo": False}  # no map or statistics in pictures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,7 +36,7 @@ def chromium() -> str:
 def comfyui(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
     base = tmp_path_factory.mktemp("browser")
     prepare_base(base, ROOT, PACK_NAME)
-    write_pipeline(base / "models" / "diffusers" / folder_name("5b"), "5b")
+    write_needs(base)
     host, log = Path(os.environ["COMFYUI_PATH"]), base / "server.log"
     with server.running_server(host, base, log=log, cpu=True) as running:
         yield running
@@ -47,7 +49,7 @@ def browser(chromium: str) -> Iterator[object]:
         yield launched
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def open_as(browser: object, comfyui: server.Server) -> Callable[..., AbstractContextManager[Frontend]]:
     """open_as(**settings) -> the frontend as a new user with these settings finds it, whatever a test did before."""
 
@@ -61,16 +63,25 @@ def open_as(browser: object, comfyui: server.Server) -> Callable[..., AbstractCo
 
 @pytest.fixture
 def frontend(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterator[Frontend]:
-    """A page of its own for each test, with an empty workflow and, for the pictures' sake, no map or statistics."""
-    with open_as(Comfy__Minimap__Visible=False, Comfy__Graph__CanvasInfo=False) as opened:
+    """A page of its own for each test, with an empty workflow."""
+    with open_as(**PLAIN) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def one_page(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterator[Frontend]:
+    """One page for several tests: each workflow opens in a tab of its own."""
+    with open_as(**PLAIN) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
 def pictures() -> dict[str, Path]:
-    """Where screenshots go: into the repository with COGVIDEOX_UPDATE_SCREENSHOTS=1, else below .dev."""
-    wanted = os.environ.get("COGVIDEOX_UPDATE_SCREENSHOTS") == "1"
-    screenshot, thumbnail = (ROOT / "docs", ROOT / "example_workflows") if wanted else (DEV / "screenshots",) * 2
-    for folder in (screenshot, thumbnail):
+    """Where screenshots go: below .dev, and with COGVIDEOX_UPDATE_SCREENSHOTS=1 those that belong to the repository
+    into it."""
+    folders = dict.fromkeys(("screenshot", "documentation", "thumbnail"), DEV / "screenshots")
+    if os.environ.get("COGVIDEOX_UPDATE_SCREENSHOTS") == "1":
+        folders |= {"documentation": ROOT / "docs", "thumbnail": ROOT / "example_workflows"}
+    for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    return {"screenshot": screenshot, "thumbnail": thumbnail}
+    return folders

@@ -19,7 +19,7 @@ from graphs import (
 )
 from safetensors.torch import load_file, save_file
 
-from devtools.embedded_checkpoint import folder_name, write_pipeline
+from devtools.embedded_checkpoint import write_pipeline
 
 SAMPLERS = {  # node id -> the graph sampled by it
     "CogVideoXSample": lambda graph: graph,

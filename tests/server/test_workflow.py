@@ -1,11 +1,6 @@
 """Whole workflows on the real server: what comes out, and what a user sees while they run."""
 
 import io
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +22,7 @@ from support import TEXT_TO_VIDEO, relative_error
 
 from devtools import client
 from devtools.embedded_checkpoint import folder_name
-from devtools.paths import EXAMPLE_WORKFLOW
 from devtools.run_workflow import Video, inspect_video
-from devtools.workflow import convert_to_api
 
 
 @pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
@@ -142,59 +135,6 @@ def test_empty_latent_of_any_model_makes_one_frame(comfyui):
     made = comfyui.make(graph)
     assert made.frames.shape == (1, HEIGHT, WIDTH, 3)
     assert made.latent.shape == (1, 16, 1, HEIGHT // 8, WIDTH // 8)
-
-
-# --- the example workflow --------------------------------------------------------------------------------------------
-
-
-def test_example_workflow(comfyui):
-    """The first thing everybody opens: it must run as it is, and make a video of the size that it shows."""
-    saved = json.loads(EXAMPLE_WORKFLOW.read_text("utf-8"))
-    api = convert_to_api(saved, client.object_info(comfyui.url))
-    (size,) = (n["inputs"] for n in api.values() if n["class_type"] == "CogVideoXEmptyLatent")
-    (steps,) = (n["inputs"]["steps"] for n in api.values() if n["class_type"] == "CogVideoXSample")
-    result = comfyui.run(api)
-    assert result.error is None, str(result.error)
-    (video,) = result.files(comfyui.server.output)
-    assert inspect_video(video) == Video(size["frames"], size["width"], size["height"], FPS)
-    assert [value for _, value, _ in result.progress] == list(range(1, steps + 1))
-    assert not result.texts, "the example's own prompt is cut"
-
-
-def comfy_cli(home: Path, *arguments: object) -> dict:
-    """Run comfy-cli as its user does, with a home of its own; returns its answer."""
-    program = Path(sys.executable).with_name("comfy")
-    environment = {**os.environ, "HOME": str(home), "DO_NOT_TRACK": "1", "NO_COLOR": "1"}
-    done = subprocess.run(
-        [program, "--json", *map(str, arguments)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert answers, done.stdout + done.stderr
-    return answers[-1]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="comfy-cli keeps its home elsewhere")
-def test_example_workflow_passes_comfy_clis_check(comfyui, tmp_path):
-    """Who automates ComfyUI checks a workflow before queueing it: a warning there looks like a broken example."""
-    schemas = tmp_path / "object_info.json"
-    schemas.write_text(json.dumps(client.object_info(comfyui.url)), "utf-8")
-    answer = comfy_cli(tmp_path, "workflow", "validate", "--workflow", EXAMPLE_WORKFLOW, "--input", schemas)
-    assert answer["ok"] and answer["data"]["valid"], answer
-    assert answer["data"]["warnings"] == answer["data"]["errors"] == []
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="comfy-cli keeps its home elsewhere")
-def test_example_workflow_runs_with_comfy_cli(comfyui, tmp_path):
-    """The example in a script: comfy-cli converts the saved format itself, and must find every value in its place."""
-    where = ("--where", "local", "--host", "127.0.0.1", "--port", comfyui.server.port)
-    answer = comfy_cli(tmp_path, "run", "--workflow", EXAMPLE_WORKFLOW, "--wait", *where)
-    assert answer["ok"] and answer["data"]["status"] == "completed", answer
-    assert any(".mp4" in url for url in answer["data"]["outputs"]), answer
 
 
 def assert_picture(frames: np.ndarray) -> None:

@@ -1,0 +1,130 @@
+"""Led by another video: a control net, or attention shared with an inverted video."""
+
+from ..embedded_checkpoint import CONTROLNET_NAME
+from .fun import edges
+from .table import (
+    BOTH_PROMPTS,
+    FRAMES,
+    HEIGHT,
+    NEGATIVE,
+    SIZE,
+    WIDTH,
+    Column,
+    Example,
+    Node,
+    checkpoint,
+    decode,
+    load_video,
+    prompt,
+    prompts,
+    sampler,
+    save_video,
+)
+
+_CONTROLNET = """\
+### For real videos
+1. Put the folder of **CogVideoX-5b** (or 2b) into `models/diffusers` and its control net \
+(cogvideox-5b-controlnet-canny-v1, ...) into `models/controlnet`. Press **R** and choose both above.
+2. Choose your video, 49 frames or more, best 8 a second.
+3. Set 720 x 480, 49 frames, 50 steps (2b: ddim, dynamic_cfg off).
+
+**Control**: *Canny* goes with a canny control net. For hed or depth put such a preprocessor in its place.
+
+`strength` 0.5 to 1; `end_percent` 0.5 to 0.8 lets the prompt finish freely, and faster.
+
+There are none for 1.5 and for image to video. Fun Control models take their control video without a control net: see \
+fun_control.
+"""
+
+_JELLYFISH = (
+    "A glowing jellyfish drifts through a dark blue sea above a coral reef. Tiny bubbles rise, light falls from above. "
+    "Slow motion, deep colours."
+)
+
+
+def controlnet() -> Example:
+    load = Node("net", "CogVideoXLoadControlNet", {"control_net_name": CONTROLNET_NAME})
+    apply = Node(
+        "apply",
+        "CogVideoXApplyControlNet",
+        {},
+        {**BOTH_PROMPTS, "control_net": "net.CONTROL_NET", "control_video": "edges.IMAGE"},
+    )
+    size = Node("latent", "CogVideoXEmptyLatent", SIZE)
+    guided = {"positive": "apply.positive", "negative": "apply.negative"}
+    return Example(
+        "controlnet",
+        "5b",
+        (
+            checkpoint("5b", _CONTROLNET, load, title="Your own checkpoint and control net"),
+            Column("2  Your video and its edges", 340, (*load_video(), *edges())),
+            Column("3  Prompt and size", 340, (*prompts(_JELLYFISH), apply, size)),
+            Column("4  Sample", 340, (sampler(links=guided),)),
+            Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
+        ),
+    )
+
+
+_INVERSION_EDIT = """\
+### For real videos
+1. Put the folder of **CogVideoX-5b** (or 2b, or 1.5-5B) into `models/diffusers`, press **R** and choose it above.
+2. Choose your video, best one of 8 frames a second (16 for 1.5).
+3. Set `length` 49, 720 x 480 (1.5: 81, 1360 x 768), and 50 steps in **both** places.
+
+The video is run backwards into noise; while the new one is made, every attention layer also looks at the old one. So \
+the layout and the motion stay, and the prompt says what is seen.
+
+**Prompt**: describe the new video as you would the old one, with what shall be another. The inversion takes an empty \
+prompt.
+
+**More freedom**: raise `start_percent` or lower `end_percent` of *Follow Video*. A step costs about 2.5 times as much \
+while the video is followed.
+"""
+
+_PAPER = (
+    "A blue paper lantern floats over sand dunes under a golden evening sky. Small clouds drift by, the light is warm. "
+    "Flat colours."
+)
+
+
+def inversion_edit() -> Example:
+    first = Node("first", "ImageFromBatch", {"length": FRAMES}, {"image": "frames.images"}, "The first frames")
+    encode = Node(
+        "encode",
+        "CogVideoXEncodeVideo",
+        {"width": WIDTH, "height": HEIGHT},
+        {"vae": "pipeline.VAE", "images": "first.IMAGE"},
+    )
+    invert = Node(
+        "invert",
+        "CogVideoXInvert",
+        {"steps": 20},
+        {
+            "model": "pipeline.MODEL",
+            "positive": "negative.CONDITIONING",
+            "negative": "negative.CONDITIONING",
+            "latent_image": "encode.LATENT",
+        },
+        height=370,
+    )
+    texts = (
+        prompt("positive", "What the new video shows", _PAPER, 170),
+        prompt("negative", "Empty: negative, and for the inversion", "", 130, NEGATIVE),
+        invert,
+    )
+    follow = Node("follow", "CogVideoXFollowVideo", {}, {"model": "pipeline.MODEL", "inverted": "invert.latent"})
+    new = sampler(
+        links={"model": "follow.MODEL", "latent_image": "encode.LATENT"},
+        widgets={"sampler": "ddim", "dynamic_cfg": False},
+    )
+    return Example(
+        "inversion_edit",
+        "5b",
+        (
+            checkpoint("5b", _INVERSION_EDIT),
+            Column("2  Your video and its size", 340, (*load_video(), first, encode)),
+            Column("3  Prompt and inversion", 340, texts),
+            Column("4  Sample", 340, (follow, new)),
+            Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
+        ),
+    )

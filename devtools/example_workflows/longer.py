@@ -1,0 +1,130 @@
+"""Longer than one clip: clip after clip, or one long run in windows."""
+
+from .table import NEGATIVE, SIZE, Column, Example, Node, checkpoint, decode, prompt, sampler, save_video
+
+_CLIP, _OVERLAP = 17, 9  # frames
+
+_EXTEND_VIDEO = """\
+### For real videos
+1. Put the folder of **CogVideoX-5b** (or 2b, or 1.5-5B) into `models/diffusers`, press **R** and choose it above.
+2. Set 720 x 480, 49 frames in both places and 50 steps (1.5: 1360 x 768, 81 frames, 16 fps). With `overlap` 9, \
+49 + 49 frames make 89.
+
+**overlap**: 1 takes over the last picture, 5 or more its motion too. Frames count as 4k + 1: 1, 5, 9, 13, ...
+
+### Longer still
+Copy groups 4 and 5 and give *Continue Video* the joined video. Colours may drift with every clip; `blend` softens a \
+seam.
+
+### From a picture (I2V checkpoints)
+Connect `last_frames` of *Continue Video* to `start_image` of *CogVideoX Image to Video*, and the second sampler to \
+that node's three outputs, not to the `latent` here.
+"""
+
+_FIRST = (
+    "A small wooden boat lies on a calm lake at dawn. Fog drifts over the water, pine trees stand on the far shore. "
+    "Wide shot, soft light."
+)
+_SECOND = (
+    "A small wooden boat glides over a calm lake as the sun rises. The fog lifts, golden light falls on the pine "
+    "trees. Wide shot, soft light."
+)
+
+
+def extend_video() -> Example:
+    texts = (
+        prompt("positive", "The first clip", _FIRST),
+        prompt("then", "How it goes on", _SECOND),
+        prompt("negative", "What to keep away from", "", 130, NEGATIVE),
+        Node("latent", "CogVideoXEmptyLatent", SIZE | {"frames": _CLIP}),
+    )
+    go_on = Node(
+        "go_on",
+        "CogVideoXContinueVideo",
+        {"frames": _CLIP, "overlap": _OVERLAP},
+        {"vae": "pipeline.VAE", "images": "decode.IMAGE"},
+    )
+    second = {"positive": "then.CONDITIONING", "latent_image": "go_on.latent"}
+    join = Node(
+        "join",
+        "CogVideoXJoinVideos",
+        {"overlap": _OVERLAP},
+        {"images_before": "decode.IMAGE", "images_after": "decode2.IMAGE", "overlap": "go_on.overlap"},
+    )
+    return Example(
+        "extend_video",
+        "5b",
+        (
+            checkpoint("5b", _EXTEND_VIDEO, title="Your own checkpoint, and longer videos"),
+            Column("2  Prompts and size", 320, texts),
+            Column("3  First clip", 320, (sampler(height=500), decode())),
+            Column("4  Second clip", 320, (go_on, sampler("sample2", second, {"seed": 43}))),
+            Column("5  Video", 320, (decode("decode2", "sample2.LATENT"), join, *save_video("join.IMAGE"))),
+        ),
+    )
+
+
+_LONG_VIDEO = """\
+### For real videos
+1. Put the folder of **CogVideoX-5b** (or 2b, or 1.5-5B) into `models/diffusers`, press **R** and choose it above.
+2. Set 50 steps and:
+
+| | 2b, 5b | 1.5-5B |
+|---|---|---|
+| width | 720 | 1360 |
+| height | 480 | 768 |
+| frames | 97, 145, ... | 161, ... |
+| context_frames | 49 | 81 |
+| overlap_frames | 16 | 24 |
+| fps | 8 | 16 |
+
+All frames are sampled together in overlapping windows: the memory of one window, the time of all.
+
+**Prompts**: *Conditioning (Combine)* puts them in order, and `split_prompts` gives each its part of the video. \
+Combine again for more. One prompt alone works too.
+
+**freenoise** keeps people and places alike over the windows.
+
+A little longer in one piece: *CogVideoX Positions* with `riflex` instead of the windows.
+"""
+
+_MORNING = (
+    "A lighthouse on a rocky coast in the morning. Gulls circle around the tower, calm waves roll in, the sky is "
+    "clear. Wide shot, natural colours."
+)
+_STORM = (
+    "A lighthouse on a rocky coast in a storm at dusk. High waves break against the rocks, dark clouds race by, the "
+    "lamp shines. Wide shot."
+)
+
+
+def long_video() -> Example:
+    texts = (
+        prompt("first", "First", _MORNING),
+        prompt("then", "Then", _STORM),
+        Node(
+            "positive",
+            "ConditioningCombine",
+            {},
+            {"conditioning_1": "first.CONDITIONING", "conditioning_2": "then.CONDITIONING"},
+            "One after the other",
+        ),
+        prompt("negative", "What to keep away from", "", 130, NEGATIVE),
+        Node("latent", "CogVideoXEmptyLatent", SIZE | {"frames": 33}),
+    )
+    windows = Node(
+        "windows",
+        "CogVideoXContextWindows",
+        {"context_frames": 17, "overlap_frames": 8, "split_prompts": True},
+        {"model": "pipeline.MODEL"},
+    )
+    return Example(
+        "long_video",
+        "5b",
+        (
+            checkpoint("5b", _LONG_VIDEO),
+            Column("2  Prompts and length", 360, texts),
+            Column("3  Sample in windows", 360, (windows, sampler(links={"model": "windows.MODEL"}))),
+            Column("4  Video", 360, (decode(), *save_video())),
+        ),
+    )

@@ -1,0 +1,119 @@
+"""What an example is made of, and the nodes that nearly all of them have.
+
+The embedded checkpoints stand in for the real ones, so sizes are tiny, and a note says what to set for real videos.
+"""
+
+from dataclasses import dataclass, field
+
+from ..embedded_checkpoint import folder_name
+from ..example_media import FPS, VIDEO
+
+WIDTH, HEIGHT, FRAMES = 96, 64, 9
+SIZE = {"width": WIDTH, "height": HEIGHT, "frames": FRAMES, "batch_size": 1}
+POSITIVE, NEGATIVE = "#232", "#322"  # colours of the prompts
+BOTH_PROMPTS = {"positive": "positive.CONDITIONING", "negative": "negative.CONDITIONING"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node. name: what `links` call it. widgets: values by widget name, the others keep their default.
+
+    links: input name -> "node name.output name". height: at least so many px. stretch: down to the end of the longest
+    column, for the last node of a column.
+    """
+
+    name: str
+    type: str
+    widgets: dict[str, object] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    title: str = ""
+    height: int = 0
+    color: str = ""
+    stretch: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """Nodes below one another in a group. width, px: of each node."""
+
+    title: str
+    width: int
+    nodes: tuple[Node, ...]
+    color: str = "#3f789e"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A workflow: the file's name, the embedded checkpoint it is set to, and its columns."""
+
+    name: str
+    variant: str
+    columns: tuple[Column, ...]
+
+    @property
+    def needs_control_net(self) -> bool:
+        return any(node.type == "CogVideoXLoadControlNet" for column in self.columns for node in column.nodes)
+
+
+def checkpoint(variant: str, note: str, *more: Node, title: str = "Your own checkpoint", width: int = 350) -> Column:
+    """The loader, set to the embedded `variant`, `more` loaders, and a note (Markdown) on real ones, which begins with
+    a word on the embedded one."""
+    name = folder_name(variant)
+    ready = f"**{name}** holds random weights: Run makes coloured noise, and shows that everything works."
+    loader = Node("pipeline", "CogVideoXLoadPipeline", {"folder": name})
+    text = Node("note", "MarkdownNote", {"text": f"### Ready to run\n{ready}\n\n{note}"}, {}, title, 300, stretch=True)
+    return Column("1  Checkpoint", width, (loader, *more, text))
+
+
+def prompt(name: str, title: str, text: str, height: int = 150, color: str = POSITIVE) -> Node:
+    return Node(name, "CogVideoXEncodeText", {"text": text}, {"clip": "pipeline.CLIP"}, title, height, color)
+
+
+def prompts(text: str, height: int = 170) -> tuple[Node, Node]:
+    """What the video shows, and an empty negative prompt."""
+    return (
+        prompt("positive", "What the video shows", text, height),
+        prompt("negative", "What to keep away from", "", 130, NEGATIVE),
+    )
+
+
+def load_video(title: str = "Your video", height: int = 290) -> tuple[Node, Node]:
+    """The example's video and, as "frames", its pictures."""
+    return (
+        Node("file", "LoadVideo", {"file": VIDEO}, {}, title, height),
+        Node("frames", "GetVideoComponents", {}, {"video": "file.VIDEO"}),
+    )
+
+
+def sampler(
+    name: str = "sample",
+    links: dict[str, str] | None = None,
+    widgets: dict[str, object] | None = None,
+    title: str = "",
+    height: int = 470,
+) -> Node:
+    """A CogVideoX Sampler as 5b's model card sets it, with fewer steps; links and widgets change that.
+
+    height: room for the preview.
+    """
+    wired = {"model": "pipeline.MODEL", **BOTH_PROMPTS, "latent_image": "latent.LATENT"}
+    settings = {"seed": 42, "control_after_generate": "fixed", "steps": 20, "sampler": "dpm", "dynamic_cfg": True}
+    return Node(name, "CogVideoXSample", settings | (widgets or {}), wired | (links or {}), title, height)
+
+
+def decode(name: str = "decode", samples: str = "sample.LATENT", title: str = "") -> Node:
+    return Node(name, "CogVideoXDecode", {}, {"vae": "pipeline.VAE", "samples": samples}, title)
+
+
+def save_video(images: str = "decode.IMAGE", fps: str | None = None) -> tuple[Node, Node]:
+    """fps: the output it comes from; None for that of the models before 1.5."""
+    links = {"images": images} | ({"fps": fps} if fps else {})
+    return (
+        Node("video", "CreateVideo", {"fps": FPS}, links),
+        Node("save", "SaveVideo", {"filename_prefix": "video/CogVideoX"}, {"video": "video.VIDEO"}, height=340),
+    )
+
+
+def conditioned(name: str) -> dict[str, str]:
+    """A sampler's links to a node that gives positive, negative and latent."""
+    return {"positive": f"{name}.positive", "negative": f"{name}.negative", "latent_image": f"{name}.latent"}

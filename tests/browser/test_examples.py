@@ -1,0 +1,234 @@
+"""The example workflows as a user meets them: opened, dropped, run and watched in ComfyUI's own frontend."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from devtools.frontend import Frontend
+from devtools.paths import PACK_NAME, ROOT
+from devtools.server import Server, request
+
+FOLDER = ROOT / "example_workflows"
+SAVED = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
+UPDATE = os.environ.get("COGVIDEOX_UPDATE_SCREENSHOTS") == "1"
+# looked at more closely; their pictures are in the documentation
+QUEUED = {"text_to_video": 17, "image_to_video": 9}  # frames of the video
+WIDTH, HEIGHT, FPS = 96, 64, 8
+
+_BACKGROUND = (24, 24, 24)  # of a thumbnail
+
+# What is wrong with the open graph, in the frontend's own eyes.
+_GRAPH = """
+() => ({
+  unknown: app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type),
+  marked: app.graph.nodes.filter(n => n.has_errors).map(n => n.type),
+  unlisted: app.graph.nodes.flatMap(n => (n.widgets ?? [])
+    .filter(w => w.type === 'combo' && !w.options.values.includes(w.value)).map(w => `${n.type}.${w.name} ${w.value}`)),
+  saved: JSON.parse(JSON.stringify(app.graph.serialize())),
+})
+"""
+# Whether every picture and video that nodes show has been loaded.
+_ALL_SHOWN = """
+() => [...document.querySelectorAll('video')].every(v => v.readyState >= 2)
+  && app.graph.nodes.filter(n => n.type.startsWith('LoadImage')).every(n => n.imgs?.[0]?.naturalWidth)
+"""
+_COMPLAINTS = '[data-testid="error-overlay"], .p-toast-message, [role="dialog"], .p-dialog'
+
+_DROP = """
+([name, text]) => {
+  const data = new DataTransfer()
+  data.items.add(new File([text], name, {type: 'application/json'}))
+  const place = {dataTransfer: data, bubbles: true, cancelable: true, clientX: 600, clientY: 500}
+  for (const type of ['dragenter', 'dragover', 'drop'])
+    document.querySelector('#graph-canvas').dispatchEvent(new DragEvent(type, place))
+}
+"""
+
+# Notes all that the sampler is given to show while it runs, its progress bar and its preview, and how the run ended.
+_WATCH = """
+() => {
+  const sampler = app.graph.nodes.find(n => n.type === 'CogVideoXSample')
+  const seen = window.seen = {steps: [], bar: [], previewWidths: [], outcome: null}
+  const watch = (property, note) => {
+    let current = sampler[property]
+    Object.defineProperty(sampler, property, {get: () => current, set: value => { current = value; note(value) }})
+  }
+  watch('progress', value => { if (value && value !== seen.bar.at(-1)) seen.bar.push(value) })
+  watch('imgs', images => { for (const image of images ?? []) seen.previewWidths.push(image.naturalWidth) })
+  app.api.addEventListener('progress', e => {
+    if (String(e.detail.node) === String(sampler.id)) seen.steps.push(e.detail.value / e.detail.max)
+  })
+  app.api.addEventListener('execution_success', () => { seen.outcome = 'success' })
+  app.api.addEventListener('execution_error', e => { seen.outcome = e.detail.exception_message })
+}
+"""
+
+# Makes the whole graph as large as it fits between the toolbars.
+_FIT = """
+() => {
+  const [left, top, right, bottom] = [80, 110, innerWidth - 20, innerHeight - 60]
+  const groups = app.graph.groups.map(g => g.boundingRect ?? [...g.pos, ...g.size])
+  const x = Math.min(...groups.map(g => g[0])), y = Math.min(...groups.map(g => g[1]))
+  const width = Math.max(...groups.map(g => g[0] + g[2])) - x, height = Math.max(...groups.map(g => g[1] + g[3])) - y
+  const scale = Math.min((right - left) / width, (bottom - top) / height)
+  app.canvas.ds.scale = scale
+  app.canvas.ds.offset = [(left + (right - left - width * scale) / 2) / scale - x,
+                          (top + (bottom - top - height * scale) / 2) / scale - y]
+  app.graph.setDirtyCanvas(true, true)
+}
+"""
+
+# What goes in and what comes out on screen, the second group and the last: [left, top, right, bottom] of each, px.
+_IN_AND_OUT = """
+() => [app.graph.groups[1], app.graph.groups.at(-1)].map(group => {
+  const {scale, offset} = app.canvas.ds, [left, top] = group.pos, [width, height] = group.size
+  return [left, top, left + width, top + height].map((v, i) => (v + offset[i % 2]) * scale)
+})
+"""
+
+
+def assert_intact(frontend: Frontend, name: str) -> None:
+    """The graph on screen is the file: every node known, every link and widget value as saved, nothing complained."""
+    example = SAVED[name]
+    frontend.page.wait_for_timeout(500)  # complaints come a moment after loading
+    complaints = frontend.page.locator(_COMPLAINTS)
+    assert complaints.all_inner_texts() == []
+    graph = frontend.page.evaluate(_GRAPH)
+    assert (graph["unknown"], graph["marked"], graph["unlisted"]) == ([], [], [])
+    saved = graph["saved"]
+    assert saved["id"] == example["id"]
+    assert sorted(saved["links"]) == sorted(example["links"])
+    assert {g["title"] for g in saved["groups"]} == {g["title"] for g in example["groups"]}
+    nodes = {node["id"]: node for node in saved["nodes"]}
+    assert len(nodes) == len(saved["nodes"]) == len(example["nodes"])
+    for expected in example["nodes"]:
+        found = nodes[expected["id"]]
+        for part in ("inputs", "outputs"):
+            names = [[slot["name"] for slot in node.get(part) or []] for node in (found, expected)]
+            assert names[0] == names[1], expected["type"]
+        assert (found.get("widgets_values") or []) == (expected.get("widgets_values") or []), expected["type"]
+    assert frontend.console == []
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_example_opens_as_it_was_saved(one_page: Frontend, name: str) -> None:
+    # A user opening the example would see red nodes, cut links, or a seed where the steps belong.
+    one_page.load(SAVED[name], name)
+    assert_intact(one_page, name)
+    one_page.page.wait_for_function(_ALL_SHOWN, timeout=30_000)
+
+
+def test_example_opens_when_dropped(frontend: Frontend) -> None:
+    # The README says: drop the file into the window.
+    file = FOLDER / "text_to_video.json"
+    frontend.page.evaluate(_DROP, [file.name, file.read_text("utf-8")])
+    wait_for_nodes(frontend, file.stem)
+    assert_intact(frontend, file.stem)
+
+
+def test_damaged_example_is_noticed(frontend: Frontend) -> None:
+    # Guards the tests above: the frontend does complain, and where they look.
+    damaged = json.loads(json.dumps(SAVED["text_to_video"]))
+    damaged["nodes"][0]["type"] = "CogVideoXNoSuchNode"
+    frontend.load(damaged, "damaged")
+    expect(frontend.page.locator(_COMPLAINTS).first).to_contain_text("CogVideoXNoSuchNode")
+
+
+@pytest.mark.parametrize(("name", "frames"), QUEUED.items())
+def test_queue_button_makes_a_video_that_plays(
+    frontend: Frontend, pictures: dict[str, Path], name: str, frames: int
+) -> None:
+    # The first thing a new user does. Without preview, progress or a playing video the pack looks broken.
+    page = frontend.page
+    queue(frontend, name)
+    seen = page.evaluate("() => window.seen")
+    for told in (seen["steps"], seen["bar"]):
+        assert len(told) > 2 and told == sorted(set(told)), told
+    assert seen["steps"][-1] == 1
+    assert seen["previewWidths"] and min(seen["previewWidths"]) > 0, "no preview was shown on the sampler"
+
+    video = page.locator("video")
+    expect(video).to_have_count(1)
+    page.wait_for_function(_ALL_SHOWN, timeout=30_000)
+    shown = video.evaluate("v => [v.videoWidth, v.videoHeight, v.duration]")
+    assert shown == [WIDTH, HEIGHT, pytest.approx(frames / FPS, abs=1 / FPS)]
+    take_pictures(frontend, pictures, name)
+    video.click()
+    page.wait_for_function("() => document.querySelector('video').currentTime > 0.2", timeout=30_000)
+    assert page.locator('[data-testid="error-overlay"]').count() == 0
+    assert frontend.console == []
+
+
+@pytest.mark.parametrize("name", [name for name in SAVED if name not in QUEUED])
+def test_queue_button_runs_the_others(frontend: Frontend, pictures: dict[str, Path], name: str) -> None:
+    # The frontend converts the saved workflow in its own way: a value in another's place runs to another video.
+    queue(frontend, name)
+    loaded = sum(node["type"] == "LoadVideo" for node in SAVED[name]["nodes"])
+    expect(frontend.page.locator("video")).to_have_count(loaded + 1)
+    frontend.page.wait_for_function(_ALL_SHOWN, timeout=30_000)
+    if UPDATE:
+        take_pictures(frontend, pictures, name)
+    assert frontend.console == []
+
+
+def test_examples_are_offered_as_templates(frontend: Frontend, comfyui: Server) -> None:
+    # Where users look for examples: Templates > Extensions. A picture in a wrong place or format shows as a blank.
+    assert sorted(json.loads(request(f"{comfyui.url}/api/workflow_templates"))[PACK_NAME]) == sorted(SAVED)
+    page = frontend.page
+    page.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
+    page.get_by_role("dialog").get_by_text(PACK_NAME, exact=True).click()
+    for name in SAVED:
+        card = page.get_by_test_id(f"template-workflow-{name}")
+        card.scroll_into_view_if_needed()
+        size = list(Image.open(FOLDER / f"{name}.jpg").size)  # the picture of last resort has another
+        page.wait_for_function(
+            "([image, size]) => image.naturalWidth === size[0] && image.naturalHeight === size[1]",
+            arg=[card.locator("img").first.element_handle(), size],
+        )
+    card.click()
+    wait_for_nodes(frontend, name)
+    assert_intact(frontend, name)
+
+
+def wait_for_nodes(frontend: Frontend, name: str) -> None:
+    """Until a workflow that is being opened is there."""
+    count = len(SAVED[name]["nodes"])
+    frontend.page.wait_for_function("count => app.graph.nodes.length === count", arg=count)
+
+
+def queue(frontend: Frontend, name: str) -> None:
+    """Open an example and press Run; what _WATCH sees is in window.seen."""
+    frontend.load(SAVED[name], name)
+    frontend.page.evaluate(_FIT)
+    frontend.page.evaluate(_WATCH)
+    frontend.page.locator('[data-testid="queue-button"]').click()
+    frontend.page.wait_for_function("() => window.seen.outcome", timeout=180_000)
+    assert frontend.page.evaluate("() => window.seen.outcome") == "success"
+
+
+def take_pictures(frontend: Frontend, pictures: dict[str, Path], name: str) -> None:
+    """A picture of the whole, and for the template's card one of what goes in and what comes out."""
+    page = frontend.page
+    expect(page.get_by_text("0 active")).to_be_visible()
+    for message in ("Job queued", "Job completed"):
+        expect(page.get_by_text(message)).to_have_count(0, timeout=20_000)
+    page.wait_for_timeout(1000)  # nodes grow with what they show
+    page.evaluate(_FIT)
+    frontend.settle()
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    shot.save(pictures["documentation" if name in QUEUED else "screenshot"] / f"{name}.png", optimize=True)
+    parts = [shot.crop([round(edge) for edge in box]) for box in page.evaluate(_IN_AND_OUT)]
+    gap, side = 8, 512
+    width, height = sum(part.width for part in parts) + gap, parts[0].height
+    card = Image.new("RGB", (max(width, height),) * 2, _BACKGROUND)
+    left, top = (card.width - width) // 2, (card.height - height) // 2
+    for part in parts:
+        card.paste(part, (left, top))
+        left += part.width + gap
+    card = card.resize((side, side), Image.Resampling.LANCZOS)
+    card.save(pictures["thumbnail"] / f"{name}.jpg", quality=85, optimize=True)

@@ -1,0 +1,110 @@
+"""Every example workflow on the real server, as it is: what comes out, and that nothing in it is idle."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from devtools import client
+from devtools.example_needs import write_needs
+from devtools.example_workflows import EXAMPLES
+from devtools.paths import ROOT
+from devtools.run_workflow import Video, inspect_video
+from devtools.workflow import convert_to_api
+
+FOLDER = ROOT / "example_workflows"
+SAVED = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
+WIDTH, HEIGHT, FPS = 96, 64, 8
+FRAMES = dict.fromkeys(SAVED, 9) | {"text_to_video": 17, "extend_video": 17 + 17 - 9, "long_video": 33}
+SAMPLERS = ("CogVideoXSample", "CogVideoXInvert")
+
+
+@pytest.fixture(scope="module")
+def schemas(comfyui) -> dict:
+    """The server's schemas, once all that the examples load is there."""
+    write_needs(comfyui.base)
+    return client.object_info(comfyui.url)
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_example_runs(comfyui, schemas, name):
+    """What everybody opens first: each must run as it is, and make a video of the size and speed that it shows."""
+    api = convert_to_api(SAVED[name], schemas)
+    result = comfyui.run(api)
+    assert result.error is None, str(result.error)
+    (video,) = (file for file in result.files(comfyui.server.output) if file.suffix == ".mp4")
+    assert inspect_video(video) == Video(FRAMES[name], WIDTH, HEIGHT, FPS)
+    frames = read_frames(video)
+    assert frames.std() > 10 and np.abs(np.diff(frames.astype(int), axis=0)).mean() > 1  # not black, nor a still
+    steps = {id_: node["inputs"]["steps"] for id_, node in api.items() if node["class_type"] in SAMPLERS}
+    made = {id_: [value for other, value, _ in result.progress if other == id_] for id_ in steps}
+    assert made == {id_: list(range(1, count + 1)) for id_, count in steps.items()}
+    assert not result.texts, "the example's own prompt is cut, or its video is"
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_nothing_in_an_example_is_idle(schemas, name):
+    """A link that was lost leaves a run that succeeds without the user's picture or video."""
+    api = convert_to_api(SAVED[name], schemas)
+    reached, waiting = set(), [id_ for id_, node in api.items() if schemas[node["class_type"]]["output_node"]]
+    while waiting:
+        id_ = waiting.pop()
+        reached.add(id_)
+        links = (value for value in api[id_]["inputs"].values() if isinstance(value, list))
+        waiting += [source for source, _ in links if source not in reached]
+    assert reached == set(api)
+
+
+def test_every_example_has_a_table_and_a_picture():
+    """An example without a table cannot be built anew when a node changes; one without a picture is a blank card."""
+    assert set(SAVED) == {example.name for example in EXAMPLES}
+    pictures = {file.stem for file in FOLDER.glob("*.jpg")}
+    assert pictures == set(SAVED)
+
+
+def comfy_cli(home: Path, *arguments: object) -> dict:
+    """Run comfy-cli as its user does, with a home of its own; returns its answer."""
+    program = Path(sys.executable).with_name("comfy")
+    environment = {**os.environ, "HOME": str(home), "DO_NOT_TRACK": "1", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [program, "--json", *map(str, arguments)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert answers, done.stdout + done.stderr
+    return answers[-1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="comfy-cli keeps its home elsewhere")
+@pytest.mark.parametrize("name", SAVED)
+def test_example_passes_comfy_clis_check(schemas, tmp_path, name):
+    """Who automates ComfyUI checks a workflow before queueing it: a warning there looks like a broken example."""
+    known = tmp_path / "object_info.json"
+    known.write_text(json.dumps(schemas), "utf-8")
+    answer = comfy_cli(tmp_path, "workflow", "validate", "--workflow", FOLDER / f"{name}.json", "--input", known)
+    assert answer["ok"] and answer["data"]["valid"], answer
+    assert answer["data"]["warnings"] == answer["data"]["errors"] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="comfy-cli keeps its home elsewhere")
+def test_example_runs_with_comfy_cli(comfyui, schemas, tmp_path):
+    """The example in a script: comfy-cli converts the saved format itself, and must find every value in its place."""
+    where = ("--where", "local", "--host", "127.0.0.1", "--port", comfyui.server.port)
+    answer = comfy_cli(tmp_path, "run", "--workflow", FOLDER / "image_to_video.json", "--wait", *where)
+    assert answer["ok"] and answer["data"]["status"] == "completed", answer
+    assert any(".mp4" in url for url in answer["data"]["outputs"]), answer
+
+
+def read_frames(video) -> np.ndarray:
+    """uint8 [frames, H, W, 3]."""
+    with av.open(str(video)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
