@@ -129,6 +129,25 @@ def test_several_frames_continue_a_clip(task: Task) -> None:
     assert image_to_video(task, 9, start_image=clip).isfinite().all()
 
 
+@pytest.mark.parametrize("overlap", (1, 5))
+def test_clips_chained_from_their_last_frames(task: Task, overlap: int) -> None:
+    """Clip after clip from the last frames of the one before: no frame is lost and none stands twice."""
+    video = pictures(9)
+    for count in range(2):
+        _, last, said = task.node(
+            "extend", "CogVideoXContinueVideo", vae=task.vae, images=video, frames=9, overlap=overlap
+        )
+        assert torch.equal(last, video[-overlap:]) and said == overlap
+        latent = image_to_video(task, 9, start_image=last, steps=2)
+        clip = task.node("decode", "CogVideoXDecode", vae=task.vae, samples={"samples": latent}, memory="fast")[0]
+        joined = task.node(
+            "extend", "CogVideoXJoinVideos", images_before=video, images_after=clip, overlap=overlap, blend=False
+        )[0]
+        assert torch.equal(joined[: video.shape[0]], video) and torch.equal(joined[video.shape[0] :], clip[overlap:])
+        video = joined
+        assert video.shape[0] == 9 + (count + 1) * (9 - overlap)
+
+
 def test_noise_augmentation(task: Task) -> None:
     """Noise on the picture changes the video, by its own seed; none leaves it alone."""
     plain, fixed, again, drawn = (

@@ -90,6 +90,22 @@ def test_every_window_sees_its_own_channels(task: Task, sampler: str) -> None:
                 assert (c["c_concat"][:, -16:].abs().amax((0, 1, 3, 4)) > 0.2)[0] == is_first or not is_first
 
 
+def test_video_to_video_in_windows(tiny_pipelines: dict[str, Path]) -> None:
+    """A long video is changed window by window, each from its own noisy frames, and keeps its length."""
+    with torch.inference_mode():
+        task = Task(tiny_pipelines["5b"])
+        latent = task.node("video", "CogVideoXEncodeVideo", vae=task.vae, images=pictures(25))[0]
+        plain, inputs = seen_by(task.model, lambda a: a["input"])
+        task.sample(task.positive, task.negative, latent, steps=1, cfg=1.0, denoise=0.5, model=plain)
+        model, seen = seen_by(windowed(task), lambda a: (a["c"]["transformer_options"]["context_window"], a["input"]))
+        out = task.sample(task.positive, task.negative, latent, steps=1, cfg=1.0, denoise=0.5, model=model)
+        assert out.shape == latent["samples"].shape and len(seen) > 1
+        for window, x in seen:
+            assert torch.equal(x[:, :, -len(window.index_list) :], inputs[0][:, :, window.index_list])
+        near = task.sample(task.positive, task.negative, latent, steps=2, denoise=0.05, model=windowed(task))
+        assert relative_error(near, latent["samples"]) < relative_error(out, latent["samples"])
+
+
 def test_start_image_for_every_window_when_asked(tiny_pipelines: dict[str, Path]) -> None:
     """retain_start_image puts the image's latent into every window's first frame."""
     with torch.inference_mode():

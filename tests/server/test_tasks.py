@@ -309,3 +309,15 @@ def test_riflex(comfyui):
         plain = with_inputs(graph, LATENT, frames=frames, width=32, height=32)
         riflex = patched(plain, "CogVideoXPositions", riflex=True, resample_table=False)
         assert (relative_error(comfyui.latent(riflex), comfyui.latent(plain)) > 1e-4) == changes, frames
+
+
+def test_end_image_of_an_official_model_is_warned_of(comfyui) -> None:
+    """The models were not trained for it and may end in grey: the running node must say so, not only the log."""
+    graph = image_to_video(folder_name("5b-I2V"), steps=2)
+    ending = with_inputs(graph, LATENT, end_image=graph[LATENT]["inputs"]["start_image"])
+    told = {
+        name: [text for node_id, text in comfyui.run(g).texts if node_id == SAMPLE]
+        for name, g in (("plain", graph), ("ending", ending))
+    }
+    assert told["plain"] == []
+    assert told["ending"] and "not trained for an end image" in told["ending"][0]
