@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import browser, comfyui, environment, paths, server
+from . import browser, comfyui, environment, models, paths, server
 from .console import say
 from .errors import DevError, describe_full_disk, is_disk_full
 from .process import run_foreground, run_logged
@@ -51,7 +51,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the arguments that `test` and `bench` pass on."""
     # No abbreviations: pytest's --co is not our --comfyui.
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--comfyui", metavar="PATH", help="your ComfyUI (or COMFYUI_PATH); only read, never changed")
+    common.add_argument(
+        "--comfyui", metavar="PATH", help="your ComfyUI (or COMFYUI_PATH); only `models fetch` writes there"
+    )
     common.add_argument("--port", type=int, metavar="N", help="the server's port, a free one by default")
     parser = argparse.ArgumentParser(
         "dev.py", description="Try, test and measure the pack in a real ComfyUI.", parents=[common], allow_abbrev=False
@@ -65,6 +67,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     ):
         command = commands.add_parser(name, help=explanation, parents=[common], allow_abbrev=False)
         command.set_defaults(run=run)
+    explanation = "list the published checkpoints, or download one: models fetch NAME"
+    command = commands.add_parser("models", help=explanation, parents=[common], allow_abbrev=False)
+    models.add_arguments(command)
+    command.set_defaults(run=models.run)
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.run not in (test, bench):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -9,6 +9,7 @@ import folder_paths
 from .errors import CheckpointError
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
+WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".bin", ".pt", ".pth", ".ckpt")  # best first
 CONTROL_NET_CLASS = "CogVideoXControlnet"  # as TheDenk's checkpoints name themselves in config.json
 
 
@@ -25,7 +26,7 @@ def list_pipelines() -> list[str]:
 
 
 def list_components(component: str, category: str) -> list[str]:
-    """What can hold a `component`: pipelines that have it, then folders and .safetensors files of `category`."""
+    """What can hold a `component`: pipelines that have it, then folders and weight files of `category`."""
     pipelines = [
         name for name in list_pipelines() if any((root / name / component).is_dir() for root in _roots("diffusers"))
     ]
@@ -33,10 +34,17 @@ def list_components(component: str, category: str) -> list[str]:
         entry.relative_to(root).as_posix()
         for root in _roots(category)
         for entry in _directories(root)
-        if any(entry.glob("*.safetensors"))
+        if any(path.name.lower().endswith(WEIGHT_SUFFIXES) for path in entry.iterdir())
     }
-    files = {name.replace(os.sep, "/") for name in folder_paths.get_filename_list(category)}
-    return pipelines + sorted(own | {name for name in files if name.endswith(".safetensors")})
+    return pipelines + sorted(own | set(list_files(category)))
+
+
+def list_files(category: str) -> list[str]:
+    """Weight files of `category` and its folders. ComfyUI's own list leaves out .gguf."""
+    names = set(folder_paths.get_filename_list(category))
+    for root in _roots(category):
+        names |= {name for name in folder_paths.recursive_search(str(root), [".git"])[0] if name.endswith(".gguf")}
+    return sorted(name.replace(os.sep, "/") for name in names if name.lower().endswith(WEIGHT_SUFFIXES))
 
 
 def list_control_nets() -> list[str]:
@@ -59,6 +67,26 @@ def find(name: str, *categories: str) -> Path:
                 return root / name
     folders = ", ".join(str(root) for category in categories for root in _roots(category)) or "any model folder"
     raise CheckpointError(f"There is no {name[:100]!r} in {folders}. Put it there, or choose another from the list.")
+
+
+def new_file(name: str, category: str, suffix: str) -> Path:
+    """Where a new file called `name` belongs: the first model folder of `category`. Folders in `name` are made later.
+
+    Raises CheckpointError for a name that leads out of the model folders or that is none.
+    """
+    plain = name.strip().replace("\\", "/") if isinstance(name, str) else ""
+    parts = Path(plain).parts
+    outside = Path(plain).is_absolute() or ".." in parts
+    bad = not parts or plain.endswith("/") or outside or set(plain) & set('\0:*?"<>|')
+    if bad:
+        raise CheckpointError(f"{name!r} is no name for a file. Use letters, digits, - and _, and / for folders.")
+    return first_root(category) / (plain if plain.endswith(suffix) else plain + suffix)
+
+
+def first_root(category: str) -> Path:
+    """The model folder of `category` that new files go to: the one of its own name, where it has several."""
+    roots = [Path(root) for root in folder_paths.get_folder_paths(category)]
+    return next((root for root in roots if root.name == category), roots[0])
 
 
 def _roots(category: str) -> list[Path]:

@@ -9,11 +9,11 @@ import comfy.sd
 import torch
 
 from ..host.compat import is_dynamic, model_patcher_class
-from ..host.errors import CheckpointError
+from ..host.errors import CheckpointError, NumericsError
 from ..host.ops import adopt_ops
 from ..vae.geometry import CHANNELS, SPATIAL, TEMPORAL, latent_frames, video_frames
 from .checkpoints import open_component
-from .model import assign_weights
+from .model import assign_weights, non_finite_weights
 from .precision import WEIGHT_DTYPES
 
 VAE_DTYPES = tuple(name for name in WEIGHT_DTYPES if name != "fp8_e4m3fn")
@@ -56,9 +56,27 @@ class CogVideoXVAE(comfy.sd.VAE):
         network = self.first_stage_model
         network.posterior_generator = None if posterior_seed is None else torch.Generator().manual_seed(posterior_seed)
         try:
-            return super().encode(pixel_samples)
+            return self._checked(super().encode(pixel_samples), "encoded")
         finally:
             network.posterior_generator = None
+
+    def decode(self, samples_in: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        """As comfy.sd.VAE's. Raises NumericsError instead of returning black frames."""
+        return self._checked(super().decode(samples_in, *args, **options), "decoded")
+
+    def _checked(self, result: torch.Tensor, what: str) -> torch.Tensor:
+        if torch.isfinite(result).all():
+            return result
+        broken = non_finite_weights(self.first_stage_model)
+        if broken:
+            raise NumericsError(
+                f"What the VAE {what} is not a number (NaN or infinity), nor are its weights: {', '.join(broken[:3])}. "
+                "Fetch the VAE again."
+            )
+        raise NumericsError(
+            f"What the VAE {what} is not a number (NaN or infinity). It computes in {self.vae_dtype}: load it with "
+            "weight_dtype bf16 or fp32; if that is set already, what it was given is not a number."
+        )
 
 
 def _set_host_defaults(vae: comfy.sd.VAE) -> None:

@@ -18,12 +18,16 @@ import torch
 from ..host.compat import is_dynamic, model_patcher_class
 from ..host.errors import CheckpointError, ConditioningError, NumericsError
 from ..host.ops import adopt_ops
+from ..host.quantized import dequantized
+from ..host.quantized_patcher import adopt_patcher
 from ..samplers.conditioning import concat_channels, image_scale
 from ..samplers.outer_sample import sample_checked
 from ..samplers.schedule import alphas_cumprod
 from ..transformer import POSITIONS
 from .checkpoints import Weights, open_component
-from .precision import choose_dtypes, parameter_dtype
+from .lora_stock import enable_stock_lora_nodes
+from .precision import Precision, check_precision, choose_precision, parameter_dtype
+from .quantization import any_gguf, convert_transformer_weights
 from .variants import Family, detect_family, resolve_config, resolve_snr_shift
 
 # One row a latent channel, one column a colour. Fitted for CogVideoX's 16-channel latent by the author of
@@ -132,15 +136,26 @@ class CogVideoXModel(comfy.model_base.BaseModel):
             c_concat = torch.zeros_like(c_concat)
         denoised = super()._apply_model(x, t, c_concat, *args, **kwargs)
         if not torch.isfinite(denoised).all():
-            family = self.model_config.family
-            timestep = int(self.model_sampling.timestep(t[:1]))
-            raise NumericsError(
-                f"The model's prediction at timestep {timestep} is not a number (NaN or infinity). The likely cause is "
-                f"the precision: it computes in {self.get_dtype_inference()}, {family.name} was trained in "
-                f"{family.trained_dtype}. Load it with weight_dtype bf16 or fp32; if that is set already, the weights "
-                "or a LoRA are damaged."
-            )
+            raise NumericsError(self._not_a_number(t))
         return denoised
+
+    def _not_a_number(self, t: torch.Tensor) -> str:
+        """What to tell a user whose run went wrong at `t`: which weights are broken, or what the likely cause is."""
+        timestep = int(self.model_sampling.timestep(t[:1]))
+        found = f"The model's prediction at timestep {timestep} is not a number (NaN or infinity)."
+        broken = non_finite_weights(self.diffusion_model)
+        if broken:
+            return (
+                f"{found} The model's own weights are not: {', '.join(broken[:3])}"
+                f"{f' and {len(broken) - 3} more' if len(broken) > 3 else ''}. Fetch the checkpoint again, or take off "
+                "the LoRA that was applied last."
+            )
+        family = self.model_config.family
+        return (
+            f"{found} The likely cause is the precision: it computes in {self.get_dtype_inference()}, {family.name} "
+            f"was trained in {family.trained_dtype}. Load it with weight_dtype bf16 or fp32; if that is set already, "
+            "the weights or a LoRA are damaged."
+        )
 
     def extra_conds(self, **kwargs: object) -> dict:
         """ComfyUI's conditions, with the text as it is: CONDCrossAttn would repeat tokens to match lengths."""
@@ -196,15 +211,29 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         return batch * (video + c.max_text_seq_length) * dim * element_size * ACTIVATION_COPIES
 
 
+def non_finite_weights(module: torch.nn.Module) -> list[str]:
+    """The names of parameters and tables that hold NaN or infinity."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return [name for name, tensor in tensors if not torch.isfinite(dequantized(tensor, torch.float32)).all()]
+
+
 def build_dit(config: dict, storage: torch.dtype, compute: torch.dtype | None, operations: type) -> torch.nn.Module:
     """An empty CogVideoXDiT on the meta device, every leaf a ComfyUI operation, every parameter of its final type."""
     # diffusers takes seconds to import: only when a model is loaded
     from ..transformer.dit import CogVideoXDiT
 
     known = inspect.signature(CogVideoXDiT.__init__).parameters
-    with torch.device("meta"):
-        # fine-tunes keep notes of their own in their configs
-        model = CogVideoXDiT.from_config({key: value for key, value in config.items() if key in known})
+    # fine-tunes keep notes of their own in their configs
+    config = {key: value for key, value in config.items() if key in known}
+    try:
+        with torch.device("meta"):
+            model = CogVideoXDiT.from_config(config)
+    # values that a damaged config.json gives it make diffusers stumble anywhere
+    except Exception as error:
+        raise CheckpointError(
+            f"The transformer's config does not describe a CogVideoX model ({type(error).__name__}: "
+            f"{str(error)[:200]}). Fetch its config.json again."
+        ) from error
     model.dtype = storage
     if not config.get("use_learned_positional_embeddings"):
         # 2b's sincos table is computed for the size at hand instead
@@ -220,10 +249,11 @@ def load_model(
 ) -> comfy.model_patcher.ModelPatcher:
     """Load the transformer at `path` (see checkpoints.open_component) as a MODEL.
 
-    weight_dtype: a key of precision.WEIGHT_DTYPES. disable_dynamic: ComfyUI asks for it when it clones a model.
+    weight_dtype: one of precision.PRECISIONS. disable_dynamic: ComfyUI asks for it when it clones a model.
 
-    Raises CheckpointError where the weights are not a CogVideoX transformer.
+    Raises CheckpointError where the weights are not a CogVideoX transformer, or the device cannot run the precision.
     """
+    check_precision(weight_dtype, mm.get_torch_device())
     weights = open_component(path, "transformer")
     patcher = _build_patcher(weights, weight_dtype, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, weight_dtype))
@@ -235,13 +265,8 @@ def _build_patcher(weights: Weights, weight_dtype: str, disable_dynamic: bool) -
     config = resolve_config(state_dict, weights.config, str(weights.path))
     family = detect_family(config)
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
-    storage, compute = choose_dtypes(
-        weight_dtype,
-        family.trained_dtype,
-        comfy.utils.weight_dtype(state_dict),
-        comfy.utils.calculate_parameters(state_dict),
-        load_device,
-    )
+    precision = choose_precision(weight_dtype, family.trained_dtype, state_dict, load_device)
+    gguf = precision.keeps and any_gguf(state_dict)
     vae_config = weights.siblings.get("vae", {})
     model_config = CogVideoXConfig(
         config,
@@ -250,12 +275,27 @@ def _build_patcher(weights: Weights, weight_dtype: str, disable_dynamic: bool) -
         resolve_snr_shift(weights.siblings.get("scheduler"), family, str(weights.path)),
         vae_config.get("invert_scale_latents", family.inverts_image_scale),
     )
-    model_config.set_inference_dtype(storage, compute)
+    model_config.set_inference_dtype(precision.storage, precision.compute)
+    model_config.custom_operations = precision.operations
+    enable_stock_lora_nodes(CogVideoXModel)
     model = CogVideoXModel(model_config)
-    patcher = model_patcher_class(disable_dynamic)(model, load_device=load_device, offload_device=offload_device)
-    assign_weights(model.diffusion_model, state_dict, cast=not is_dynamic(patcher), source=str(weights.path))
+    patcher_class = model_patcher_class(disable_dynamic or gguf)
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    if precision.operations:
+        adopt_patcher(patcher)
+    source = str(weights.path)
+    assign_weights(model.diffusion_model, state_dict, not is_dynamic(patcher), source, precision)
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox", sample_checked)
     return patcher
+
+
+def require_cogvideox_model(model: object) -> None:
+    """Raises CheckpointError for a MODEL that our loaders did not make."""
+    if not isinstance(getattr(model, "model", None), CogVideoXModel):
+        raise CheckpointError(
+            f"The model is a {type(getattr(model, 'model', model)).__name__}, not CogVideoX from this pack's loaders. "
+            "Connect the MODEL of Load CogVideoX Model or Load CogVideoX Pipeline."
+        )
 
 
 def patch_positions(
@@ -279,8 +319,17 @@ def patch_positions(
     return patched
 
 
-def assign_weights(module: torch.nn.Module, state_dict: dict[str, torch.Tensor], cast: bool, source: str) -> None:
-    """Make the mapped tensors the module's parameters, cast to the types it has on the meta device where `cast`.
+def assign_weights(
+    module: torch.nn.Module,
+    state_dict: dict[str, torch.Tensor],
+    cast: bool,
+    source: str,
+    precision: Precision = Precision(torch.float32, None),
+) -> None:
+    """Make the mapped tensors, which are taken out of `state_dict`, the module's parameters.
+
+    cast: to the types that the module has on the meta device; what has its type already is not copied.
+    precision: what is quantised, or stays so; plain by default.
 
     Raises CheckpointError naming what is missing, left over or of another shape.
     """
@@ -297,8 +346,5 @@ def assign_weights(module: torch.nn.Module, state_dict: dict[str, torch.Tensor],
             f"The weights in {source} do not fit the model: {'; '.join(problems)}. Fetch the checkpoint again, or "
             "put its own config.json beside it."
         )
-    if cast:
-        parameters = {name for name, _ in module.named_parameters()}
-        state_dict = {k: v.to(expected[k].dtype) if k in parameters else v for k, v in state_dict.items()}
-    module.load_state_dict(state_dict, assign=True)
+    module.load_state_dict(convert_transformer_weights(module, state_dict, precision, cast), assign=True)
     module.requires_grad_(False)

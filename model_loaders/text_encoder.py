@@ -3,17 +3,30 @@
 from functools import partial
 from pathlib import Path
 
+import comfy.model_management as mm
 import comfy.sd
 import comfy.sd1_clip
 import comfy.text_encoders.t5
 import comfy.utils
 import torch
 
-from ..host.errors import CheckpointError
+from ..host.errors import CheckpointError, NumericsError
+from ..host.quantized import is_quantized
+from ..host.quantized_patcher import adopt_patcher
 from .checkpoints import Weights, open_component
-from .precision import WEIGHT_DTYPES
+from .precision import (
+    FAST_MODES,
+    PRECISIONS,
+    WEIGHT_DTYPES,
+    Precision,
+    check_precision,
+    holds_quantized,
+    quantized_mode,
+)
+from .quantization import any_gguf, convert_t5_weights
 from .tokenizer import CLIP_NAME, CogVideoXTokenizer
 
+T5_PRECISIONS = tuple(name for name in PRECISIONS if name not in FAST_MODES)
 # T5-XXL v1.1, which every official checkpoint carries (its text_encoder/config.json)
 T5_XXL = {
     "d_model": 4096,
@@ -72,11 +85,12 @@ class _Target:
 def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """Load the T5 encoder at `path` (see checkpoints.open_component), all shards as one.
 
-    weight_dtype: the type weights are stored in; ComfyUI computes T5 in fp32.
+    weight_dtype: the type weights are stored in (see choose_t5_precision); ComfyUI computes T5 in fp32.
 
     Raises CheckpointError where the weights are not a T5 encoder, not of the width that the checkpoint's own
     transformer reads, or too few for the tokenizer.
     """
+    check_t5_precision(weight_dtype)
     weights = open_component(path, "text_encoder")
     state_dict = weights.state_dict
     config = t5_config(weights)
@@ -88,16 +102,48 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
         )
     # the shared embedding stands under one or both of two names
     state_dict.setdefault("shared.weight", state_dict.pop("encoder.embed_tokens.weight", None))
-    dtype = WEIGHT_DTYPES[weight_dtype] or comfy.utils.weight_dtype(state_dict)
+    precision = choose_t5_precision(weight_dtype, state_dict)
+    parameters = comfy.utils.calculate_parameters(state_dict)
+    gguf = precision.keeps and any_gguf(state_dict)
+    options = {"dtype": precision.storage}
+    if precision.operations:
+        options["custom_operations"] = precision.operations
     clip = comfy.sd.CLIP(
         _Target(config, tokenizer),
-        parameters=comfy.utils.calculate_parameters(state_dict),
-        state_dict=[state_dict],
-        model_options={"dtype": dtype},
-        disable_dynamic=disable_dynamic,
+        parameters=parameters,
+        state_dict=[convert_t5_weights(state_dict, precision)],
+        model_options=options,
+        disable_dynamic=disable_dynamic or gguf,
     )
+    if precision.operations:
+        adopt_patcher(clip.patcher)
     clip.patcher.cached_patcher_init = (_load_text_encoder_patcher, (path, weight_dtype))
     return clip
+
+
+def check_t5_precision(weight_dtype: str) -> None:
+    """Raises CheckpointError for a precision that T5 cannot have."""
+    if weight_dtype in FAST_MODES:
+        raise CheckpointError(
+            f"T5 cannot run in {weight_dtype}: ComfyUI computes text encoders in fp32. Choose "
+            f"{quantized_mode(weight_dtype)}, which takes as little memory."
+        )
+    check_precision(weight_dtype, mm.text_encoder_device())
+
+
+def choose_t5_precision(weight_dtype: str, state_dict: dict[str, torch.Tensor]) -> Precision:
+    """How to store T5: the file's own type for "default"; fp8 and int8 hold its attention and feed-forward matrices,
+    the rest stays in the type that the file has for them."""
+    mode, keeps = quantized_mode(weight_dtype), weight_dtype == "default" and holds_quantized(state_dict)
+    if not mode and not keeps:
+        return Precision(WEIGHT_DTYPES[weight_dtype] or comfy.utils.weight_dtype(state_dict), torch.float32)
+    plain = {
+        name: value
+        for name, value in state_dict.items()
+        if value.ndim == 2 and not is_quantized(value) and value.dtype.is_floating_point and value.dtype.itemsize > 1
+    }
+    # a file whose every matrix is quantised has less than fp16's eleven bits
+    return Precision(comfy.utils.weight_dtype(plain) or torch.float16, torch.float32, mode, keeps)
 
 
 def _load_text_encoder_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) -> object:
@@ -131,6 +177,15 @@ def t5_config(weights: Weights) -> dict:
         "d_kv": sd["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0] // heads,
         "d_ff": sd["encoder.block.0.layer.1.DenseReluDense.wo.weight"].shape[1],
     }
+
+
+def require_finite_text(conditioning: list) -> None:
+    """Raises NumericsError where an encoded prompt is not a number, before anything is sampled with it."""
+    if not all(torch.isfinite(text).all() for text, _ in conditioning):
+        raise NumericsError(
+            "The text encoder's output is not a number (NaN or infinity). Load it with weight_dtype bf16 or fp32; if "
+            "that is set already, its file is damaged: fetch it again."
+        )
 
 
 def _tokenizer_folder(weights: Weights) -> Path | None:

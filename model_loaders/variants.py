@@ -61,6 +61,7 @@ COMPONENTS = {
             "patch_embed.proj.weight",
             "patch_embed.text_proj.weight",
             "proj_out.weight",
+            "time_embedding.linear_1.weight",
             "transformer_blocks.0.norm1.linear.weight",
         ),
     ),
@@ -122,28 +123,42 @@ def describe_weights(keys: Collection[str]) -> str:
 
 
 def require_component(keys: Collection[str], component: str, source: str) -> None:
-    """Raises CheckpointError unless weights with these keys are a CogVideoX `component` in diffusers layout.
+    """Raises CheckpointError unless weights with these keys, in diffusers' names, are a CogVideoX `component`.
 
     component: "transformer", "vae", "text_encoder" or "controlnet". source: path for the message.
     """
     name, needed = (COMPONENTS | ADDITIONS)[component]
-    if not all(key in keys for key in needed):
+    missing = [key for key in needed if key not in keys]
+    if missing and needed[0] in keys and needed[-1] in keys:
+        raise CheckpointError(
+            f"{source} is {name} without {', '.join(missing)}: the file is damaged or not whole. Fetch it again."
+        )
+    if missing:
         raise CheckpointError(
             f"{source} looks like {describe_weights(keys)}, not {name}. Choose the checkpoint's {component}."
         )
+
+
+def is_fixed_table(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a transformer's position table is 2b's computed one, which some files carry along.
+
+    No text to video model has learned positions (16 input channels; tensors are asked for their shapes alone).
+    """
+    proj = tensors["patch_embed.proj.weight"]
+    return "patch_embed.pos_embedding" in tensors and len(proj.shape) == 4 and proj.shape[1] == 16
 
 
 def transformer_shape(state_dict: Mapping[str, torch.Tensor]) -> dict:
     """The part of diffusers' transformer config that weights tell by their shapes alone."""
     proj = state_dict["patch_embed.proj.weight"]
     dim, text_embed_dim = state_dict["patch_embed.text_proj.weight"].shape
-    layers = 1 + max(int(k.split(".")[1]) for k in state_dict if k.startswith("transformer_blocks."))
-    patch_size, patch_size_t = 2, None if proj.ndim == 4 else 2
+    layers = len({k.split(".")[1] for k in state_dict if k.startswith("transformer_blocks.")})
+    patch_size, patch_size_t = 2, None if len(proj.shape) == 4 else 2
     ofs = state_dict.get("ofs_embedding.linear_1.weight")
     return {
         "dim": dim,
         "num_layers": layers,
-        "in_channels": proj.shape[1] if proj.ndim == 4 else proj.shape[1] // (patch_size**2 * patch_size_t),
+        "in_channels": proj.shape[1] if len(proj.shape) == 4 else proj.shape[1] // (patch_size**2 * patch_size_t),
         "out_channels": state_dict["proj_out.weight"].shape[0] // (patch_size**2 * (patch_size_t or 1)),
         "time_embed_dim": state_dict["time_embedding.linear_1.weight"].shape[0],
         "text_embed_dim": text_embed_dim,

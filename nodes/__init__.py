@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
 from .decode import CogVideoXDecode
+from .download import CogVideoXDownload
 from .extend import CogVideoXContinueVideo, CogVideoXJoinVideos
 from .fun import CogVideoXFunControl, CogVideoXFunInpaint
 from .image import CogVideoXImageToVideo
@@ -11,7 +12,9 @@ from .invert import CogVideoXFollowVideo, CogVideoXInvert
 from .latent import CogVideoXEmptyLatent
 from .load import CogVideoXLoadModel, CogVideoXLoadPipeline, CogVideoXLoadTextEncoder, CogVideoXLoadVAE
 from .long import CogVideoXContextWindows, CogVideoXPositions
+from .lora import CogVideoXApplyLora, CogVideoXSaveLora
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
+from .save import CogVideoXSaveModel
 from .text import CogVideoXEncodeText
 from .video import CogVideoXEncodeVideo
 
@@ -21,6 +24,10 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXLoadTextEncoder,
     CogVideoXLoadVAE,
     CogVideoXLoadControlNet,
+    CogVideoXDownload,
+    CogVideoXSaveModel,
+    CogVideoXApplyLora,
+    CogVideoXSaveLora,
     CogVideoXEncodeText,
     CogVideoXEmptyLatent,
     CogVideoXImageToVideo,

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..host import folders
 from ..model_loaders.checkpoints import check_component
 from ..model_loaders.controlnet import chain_control, load_controlnet
+from ..model_loaders.precision import WEIGHT_DTYPES
 from ..vae.pictures import check_pictures
 from .inputs import MAX_STRENGTH, dtype_input, hold_input, range_inputs, require_number, require_range, strength_input
 from .validation import problem
@@ -30,7 +31,7 @@ class CogVideoXLoadControlNet(io.ComfyNode):
                     tooltip="A folder or file under models/controlnet, or a control net's folder under "
                     "models/diffusers.",
                 ),
-                dtype_input(),
+                dtype_input(WEIGHT_DTYPES),
             ],
             outputs=[io.ControlNet.Output()],
         )

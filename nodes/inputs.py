@@ -1,10 +1,11 @@
 """Inputs that several nodes share, and the checks that belong to them."""
 
+from collections.abc import Sequence
+
 import node_helpers
 from comfy_api.latest import io
 
 from ..host.errors import ConditioningError, GeometryError, ScheduleError
-from ..model_loaders.precision import WEIGHT_DTYPES
 from ..vae.geometry import SIZE_STEP, check_size
 from ..vae.pictures import FITS
 from .validation import problem
@@ -12,15 +13,16 @@ from .validation import problem
 MAX_SIDE, MAX_FRAMES, MAX_BATCH, MAX_SEED = 16384, 1025, 64, 0xFFFFFFFFFFFFFFFF
 MAX_STRENGTH = 10.0
 _DTYPE = (
-    "Precision of the weights in memory. default: the checkpoint's trained precision where the device computes in it. "
-    "fp8_e4m3fn halves the memory of the transformer's matrices and loses some accuracy."
+    "Precision of the weights in memory. default: as the file has them, or in the checkpoint's trained precision where "
+    "the device computes in it. fp8_e4m3fn and int8 halve the memory of the large matrices; int8 is the more exact of "
+    "the two. _fast multiplies in that type as well, on cards that can: quicker and less exact."
 )
 _SIDE = "Pixels, a multiple of 16."
 _LIMITS = {"width": MAX_SIDE, "height": MAX_SIDE, "frames": MAX_FRAMES, "batch_size": MAX_BATCH}
 
 
-def dtype_input() -> io.Combo.Input:
-    return io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), default="default", tooltip=_DTYPE)
+def dtype_input(choices: Sequence[str]) -> io.Combo.Input:
+    return io.Combo.Input("weight_dtype", options=list(choices), default="default", tooltip=_DTYPE)
 
 
 def size_inputs() -> list[io.Int.Input]:

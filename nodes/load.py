@@ -2,34 +2,53 @@
 
 from pathlib import Path
 
+import comfy.model_management as mm
 from comfy_api.latest import io
 
 from ..host import folders
 from ..model_loaders.autoencoder import check_vae_dtype, load_vae
 from ..model_loaders.checkpoints import check_component, require_pipeline
 from ..model_loaders.model import load_model
-from ..model_loaders.text_encoder import load_text_encoder
+from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision, quantized_mode
+from ..model_loaders.text_encoder import T5_PRECISIONS, check_t5_precision, load_text_encoder
 from .inputs import dtype_input
 from .validation import problem
 
 
 def _check_vae(name: str | None, weight_dtype: str | None) -> None:
-    """None stands for a linked value, known only when the node runs."""
+    """None stands for a linked value, here as below, known only when the node runs."""
     if name is not None:
         check_component(_find_vae(name), "vae")
     if weight_dtype is not None:
         check_vae_dtype(weight_dtype)
 
 
-def _check_pipeline(folder: str) -> None:
-    path = folders.find(folder, "diffusers")
-    require_pipeline(path)
-    for component in folders.COMPONENTS:
-        check_component(path, component)
+def _check_model(name: str | None, weight_dtype: str | None) -> None:
+    if weight_dtype is not None:
+        check_precision(weight_dtype, mm.get_torch_device())
+    if name is not None:
+        check_component(_find_model(name), "transformer")
+
+
+def _check_text_encoder(name: str | None, weight_dtype: str | None) -> None:
+    if weight_dtype is not None:
+        check_t5_precision(weight_dtype)
+    if name is not None:
+        check_component(_find_text_encoder(name), "text_encoder")
+
+
+def _check_pipeline(folder: str | None, weight_dtype: str | None) -> None:
+    if weight_dtype is not None:
+        check_precision(weight_dtype, mm.get_torch_device())
+    if folder is not None:
+        path = _find_pipeline(folder)
+        require_pipeline(path)
+        for component in folders.COMPONENTS:
+            check_component(path, component)
 
 
 class CogVideoXLoadPipeline(io.ComfyNode):
-    """A whole diffusers folder -> MODEL, CLIP, VAE."""
+    """A whole diffusers folder, or one file with everything -> MODEL, CLIP, VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -38,28 +57,31 @@ class CogVideoXLoadPipeline(io.ComfyNode):
             display_name="Load CogVideoX Pipeline",
             category="CogVideoX/load",
             search_aliases=["diffusers loader", "checkpoint", "text to video"],
-            description="Load transformer, text encoder and VAE of a CogVideoX checkpoint in diffusers layout.",
+            description="Load transformer, text encoder and VAE of a CogVideoX checkpoint.",
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=folders.list_pipelines(),
-                    tooltip="A folder under models/diffusers that holds the whole checkpoint (model_index.json).",
+                    options=folders.list_pipelines() + folders.list_files("checkpoints"),
+                    tooltip=(
+                        "A folder under models/diffusers that holds the whole checkpoint (model_index.json), or a file "
+                        "under models/checkpoints that holds transformer, text encoder and VAE."
+                    ),
                 ),
-                dtype_input(),
+                dtype_input(PRECISIONS),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None) -> bool | str:
-        return folder is None or problem(lambda: _check_pipeline(folder))
+    def validate_inputs(cls, folder: str | None, weight_dtype: str | None) -> bool | str:
+        return problem(lambda: _check_pipeline(folder, weight_dtype))
 
     @classmethod
     def execute(cls, folder: str, weight_dtype: str) -> io.NodeOutput:
-        path = folders.find(folder, "diffusers")
+        path = _find_pipeline(folder)
         require_pipeline(path)
-        # what fp8 saves in the transformer it would cost in T5 and the VAE
-        rest = "default" if weight_dtype == "fp8_e4m3fn" else weight_dtype
+        # what eight bits save in the transformer they would cost in T5 and the VAE
+        rest = "default" if quantized_mode(weight_dtype) else weight_dtype
         return io.NodeOutput(load_model(path, weight_dtype), load_text_encoder(path, rest), load_vae(path, rest))
 
 
@@ -80,14 +102,14 @@ class CogVideoXLoadModel(io.ComfyNode):
                     options=folders.list_components("transformer", "diffusion_models"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models.",
                 ),
-                dtype_input(),
+                dtype_input(PRECISIONS),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str | None) -> bool | str:
-        return model_name is None or problem(lambda: check_component(_find_model(model_name), "transformer"))
+    def validate_inputs(cls, model_name: str | None, weight_dtype: str | None) -> bool | str:
+        return problem(lambda: _check_model(model_name, weight_dtype))
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
@@ -111,15 +133,14 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
                     options=folders.list_components("text_encoder", "text_encoders"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/text_encoders.",
                 ),
-                dtype_input(),
+                dtype_input(T5_PRECISIONS),
             ],
             outputs=[io.Clip.Output()],
         )
 
     @classmethod
-    def validate_inputs(cls, text_encoder_name: str | None) -> bool | str:
-        name = text_encoder_name
-        return name is None or problem(lambda: check_component(_find_text_encoder(name), "text_encoder"))
+    def validate_inputs(cls, text_encoder_name: str | None, weight_dtype: str | None) -> bool | str:
+        return problem(lambda: _check_text_encoder(text_encoder_name, weight_dtype))
 
     @classmethod
     def execute(cls, text_encoder_name: str, weight_dtype: str) -> io.NodeOutput:
@@ -143,7 +164,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
                     options=folders.list_components("vae", "vae"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/vae.",
                 ),
-                dtype_input(),
+                dtype_input(WEIGHT_DTYPES),
             ],
             outputs=[io.Vae.Output()],
         )
@@ -156,6 +177,10 @@ class CogVideoXLoadVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae_name: str, weight_dtype: str) -> io.NodeOutput:
         return io.NodeOutput(load_vae(_find_vae(vae_name), weight_dtype))
+
+
+def _find_pipeline(name: str) -> Path:
+    return folders.find(name, "diffusers", "checkpoints")
 
 
 def _find_model(name: str) -> Path:

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..host.messages import show_on_node
+from ..model_loaders.text_encoder import require_finite_text
 from ..model_loaders.tokenizer import CogVideoXTokenizer, lost_text_message
 
 
@@ -39,4 +40,6 @@ class CogVideoXEncodeText(io.ComfyNode):
         tokens = clip.tokenize(text, prompt_weights=prompt_weights)
         if isinstance(clip.tokenizer, CogVideoXTokenizer) and (lost := clip.tokenizer.lost_text(text, prompt_weights)):
             show_on_node(lost_text_message(lost), cls.hidden.unique_id)
-        return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))
+        conditioning = clip.encode_from_tokens_scheduled(tokens)
+        require_finite_text(conditioning)
+        return io.NodeOutput(conditioning)

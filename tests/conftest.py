@@ -27,12 +27,25 @@ def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {variant: write_fp32(root / variant, variant) for variant in ALL_VARIANTS}
 
 
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """5b's architecture, 8 heads x 64 wide: errors of quantisation average out over a row as they do at full size."""
+    from support import write_fp32
+
+    shape = {"num_attention_heads": 8, "attention_head_dim": 64, "num_layers": 2}
+    return write_fp32(tmp_path_factory.mktemp("wide"), "5b", **shape)
+
+
 def pytest_terminal_summary(terminalreporter: object) -> None:
     """Print how far the pack is from diffusers: the worst case of everything compared in this run."""
-    from support import PARITY
+    from support import ERRORS, PARITY
 
     if PARITY:
         terminalreporter.section("parity with diffusers (relative error, worst case)")
         for what, cases in PARITY.items():
             worst, tolerance = max(cases)
             terminalreporter.write_line(f"{what:58s} {len(cases):4d} cases  {worst:.1e}  (tolerance {tolerance:.0e})")
+    if ERRORS:
+        terminalreporter.section("error per precision (relative to fp32)")
+        for precision, measured in ERRORS.items():
+            terminalreporter.write_line(f"{precision:24s} " + "   ".join(f"{note} {e:.1e}" for e, note in measured))

@@ -1,5 +1,6 @@
 """Helpers that several tests share: tiny weights in both implementations, and the distance between results."""
 
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
+LAYOUT_MATRIX: dict[str, set[str]] = {}  # layout of a transformer on disk -> the variants that loaded from it
+FUZZ: dict[str, tuple[Counter, float]] = {}  # what was damaged -> (how its copies ended, slowest in seconds)
 PARITY: dict[str, list[tuple[float, float]]] = {}  # what was compared -> (relative error, tolerance) of each case
 
 
@@ -26,6 +29,14 @@ def check_parity(what: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance:
     error = relative_error(ours, theirs)
     PARITY.setdefault(what, []).append((error, tolerance))
     assert error <= tolerance, f"{what}: relative error {error:.1e}, tolerance {tolerance:.0e}"
+
+
+ERRORS: dict[str, list[tuple[float, str]]] = {}  # precision -> (relative error, note) of each measurement
+
+
+def record_error(precision: str, error: float, note: str) -> None:
+    """Keep how far a lossy precision is from fp32, for the table at the end."""
+    ERRORS.setdefault(precision, []).append((error, note))
 
 
 def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: object) -> Path:

@@ -52,11 +52,11 @@ def test_missing_shard_is_named(pipeline: Path) -> None:
     [
         (lambda data: data[:-100], "cut short or the file is damaged"),
         (lambda data: data + b"\0", "damaged"),
-        (lambda data: data[:6], "not a safetensors file, or only its beginning"),
+        (lambda data: data[:6], "or only the beginning of one"),
         (lambda data: b"", "is empty"),
         (lambda data: b"<html><body>404 Not Found</body></html>" * 9, "is a web page, not weights"),
-        (lambda data: data[:8] + b"}" + data[9:], "not a safetensors file"),
-        (lambda data: (2).to_bytes(8, "little") + b"[]" + data[10:], "not a safetensors file"),
+        (lambda data: data[:8] + b"}" + data[9:], "is no weight file that this version reads"),
+        (lambda data: data[:8] + b"{" * 9 + data[17:], "has no valid safetensors header"),
     ],
 )
 def test_damaged_shard_is_named(pipeline: Path, damage: callable, message: str) -> None:

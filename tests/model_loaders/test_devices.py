@@ -92,7 +92,10 @@ class _Pages:
 
 # the stand-ins below are those of the dynamic VRAM that 0.24 brought
 @pytest.mark.skipif(not hasattr(mm, "pinned_hostbuf_size"), reason="this ComfyUI has no or another dynamic VRAM")
-def test_dynamic_vram_stages_every_weight(tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weight_dtype", ("bf16", "fp8_e4m3fn"))
+def test_dynamic_vram_stages_every_weight(
+    tiny_pipelines: dict[str, Path], weight_dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Under dynamic VRAM a leaf that is not ComfyUI's is loaded by force and silently loses its LoRA."""
     host_buffer = comfy.model_patcher.comfy_aimdo.host_buffer
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
@@ -105,8 +108,7 @@ def test_dynamic_vram_stages_every_weight(tiny_pipelines: dict[str, Path], monke
     monkeypatch.setattr(patcher_class, "__new__", lambda cls, *a, **k: object.__new__(cls))
     monkeypatch.setattr(patcher_class, "detach", lambda self, *a, **k: None)
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
-    model = pack("model_loaders.model").load_model(tiny_pipelines["2b"], "bf16")
-    assert type(model) is patcher_class
+    model = pack("model_loaders.model").load_model(tiny_pipelines["2b"], weight_dtype)
     dit = model.model.diffusion_model
     leaf = dit.transformer_blocks[0].ff.net[0].proj
     key = "diffusion_model.transformer_blocks.0.ff.net.0.proj.weight"
@@ -114,10 +116,18 @@ def test_dynamic_vram_stages_every_weight(tiny_pipelines: dict[str, Path], monke
     model.load(CPU)
     # ComfyUI itself loads leaves of up to 16 KiB by force
     large = [m for m in dit.modules() if sum(p.nbytes for p in m.parameters(recurse=False)) > 64 * 1024]
-    assert len(large) >= 4 and all(hasattr(m, "_v") for m in large), "loaded by force"
+    if weight_dtype == "bf16":
+        assert type(model) is patcher_class
+        assert len(large) >= 4 and all(hasattr(m, "_v") for m in large), "loaded by force"
+        # the file's fp32 stays mapped; ComfyUI casts each weight to the type that the model was built with
+        assert leaf.weight.dtype == torch.float32 and leaf.weight_comfy_model_dtype == torch.bfloat16
+    else:
+        assert type(model) is pack("host.quantized_patcher").DynamicQuantizedPatcher
+        assert hasattr(leaf, "_v") and leaf._v[1] < 256 * 64 * 2, "counted at full size"
+        assert pack("host.quantized").is_quantized(leaf.weight)
+        assert not pack("host.compat").is_dynamic(model.clone(disable_dynamic=True))
+        assert type(model.clone(disable_dynamic=True)) is pack("host.quantized_patcher").QuantizedPatcher
     assert leaf.weight_lowvram_function is not None
-    # the file's fp32 stays mapped; ComfyUI casts each weight to the type that the model was built with
-    assert leaf.weight.dtype == torch.float32 and leaf.weight_comfy_model_dtype == torch.bfloat16
 
 
 def test_sigmas_of_a_model_on_the_card(tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,19 +102,6 @@ def test_half_precision_rounds_only_the_weights(tmp_path: Path, variant: str, dt
     assert relative_error(ours, forward(rounded)) <= (2e-6 if compute == torch.float32 else 2e-2)
 
 
-def test_fp8_keeps_norms_and_embeddings(tiny_pipelines: dict[str, Path]) -> None:
-    """fp8 on the wrong layers turns the picture grey; the blocks' matrices alone are most of the memory."""
-    model = load(tiny_pipelines["5b"], "fp8_e4m3fn")
-    dtypes = {name: p.dtype for name, p in model.model.diffusion_model.named_parameters()}
-    assert dtypes["transformer_blocks.0.attn1.to_q.weight"] == torch.float8_e4m3fn
-    assert dtypes["transformer_blocks.0.ff.net.0.proj.weight"] == torch.float8_e4m3fn
-    assert dtypes["transformer_blocks.0.norm1.linear.weight"] != torch.float8_e4m3fn
-    assert dtypes["proj_out.weight"] != torch.float8_e4m3fn
-    compute = model.model.get_dtype_inference()
-    error = relative_error(forward(model, compute), forward(load(tiny_pipelines["5b"])))
-    assert 0 < error < 0.2
-
-
 def test_default_precision_is_the_trained_one(tmp_path: Path) -> None:
     """2b was trained in fp16, the others and its Fun fine-tunes in bf16: the other type gives noise or black frames."""
     variants = pack("model_loaders.variants")
@@ -294,6 +281,6 @@ def test_wrong_latent_is_refused_before_sampling(tiny_pipelines: dict[str, Path]
 def test_nan_stops_with_the_likely_cause(tiny_pipelines: dict[str, Path]) -> None:
     """Fifty steps towards a black video are worse than a message after the first."""
     model = load(tiny_pipelines["5b"])
-    model.model.diffusion_model.proj_out.bias.data[0] = float("nan")
+    model.model.diffusion_model.proj_out.weight.data.fill_(3e38)  # a number, but what comes out is none
     with pytest.raises(pack("host.errors").NumericsError, match="timestep 999 is not a number.*float32.*bfloat16"):
         ksample(model)

@@ -6,6 +6,7 @@ import pytest
 from support import pack
 
 DTYPES = ["default", "fp32", "bf16", "fp16", "fp8_e4m3fn"]
+MORE_DTYPES = [*DTYPES, "fp8_e4m3fn_fast", "int8", "int8_fast"]
 DTYPE = ("weight_dtype", "COMBO", "default")
 STEPS, CFG, SEED = ("steps", "INT", 50), ("cfg", "FLOAT", 6.0), ("seed", "INT", 0)
 SAMPLER, DENOISE = ("sampler", "COMBO", "ddim"), ("denoise", "FLOAT", 1.0)
@@ -20,6 +21,13 @@ CONTRACT = {
     "CogVideoXLoadTextEncoder": ([("text_encoder_name", "COMBO", None), DTYPE], ["CLIP"]),
     "CogVideoXLoadVAE": ([("vae_name", "COMBO", None), DTYPE], ["VAE"]),
     "CogVideoXLoadControlNet": ([("control_net_name", "COMBO", None), DTYPE], ["CONTROL_NET"]),
+    "CogVideoXDownload": ([("checkpoint", "COMBO", "CogVideoX-2b")], ["COMBO"]),
+    "CogVideoXSaveModel": (
+        [("model", "MODEL", None), ("name", "STRING", "CogVideoX/converted"), ("weight_dtype", "COMBO", "as loaded")],
+        ["COMBO"],
+    ),
+    "CogVideoXApplyLora": ([("model", "MODEL", None), ("lora_name", "COMBO", None), RANGE[0]], ["MODEL"]),
+    "CogVideoXSaveLora": ([("model", "MODEL", None), ("filename_prefix", "STRING", "loras/cogvideox")], []),
     "CogVideoXEncodeText": ([("clip", "CLIP", None), ("text", "STRING", None)], ["CONDITIONING"]),
     "CogVideoXEmptyLatent": (SIZE, ["LATENT"]),
     "CogVideoXImageToVideo": ([POSITIVE, NEGATIVE, VAE, *SIZE], CONDITIONED),
@@ -118,15 +126,18 @@ OPTIONAL = {
     "CogVideoXFunControl": ["fit", "hold_last_frame"],
     "CogVideoXApplyControlNet": ["hold_last_frame"],
     "CogVideoXContinueVideo": ["width", "height", "fit"],
+    "CogVideoXApplyLora": ["scale"],
+    "CogVideoXSaveLora": ["rank", "dtype"],
     "CogVideoXContextWindows": ["retain_start_image", "split_prompts"],
 }
 COMBOS = {
     ("CogVideoXSample", "sampler"): ["ddim", "dpm"],
     ("CogVideoXSampler", "sampler"): ["ddim", "dpm"],
     ("CogVideoXDecode", "memory"): ["auto", "fast", "low"],
-    ("CogVideoXLoadPipeline", "weight_dtype"): DTYPES,
-    ("CogVideoXLoadModel", "weight_dtype"): DTYPES,
-    ("CogVideoXLoadTextEncoder", "weight_dtype"): DTYPES,
+    ("CogVideoXLoadPipeline", "weight_dtype"): MORE_DTYPES,
+    ("CogVideoXLoadModel", "weight_dtype"): MORE_DTYPES,
+    ("CogVideoXLoadTextEncoder", "weight_dtype"): [*DTYPES, "int8"],
+    ("CogVideoXSaveModel", "weight_dtype"): ["as loaded", *DTYPES[1:], "int8"],
     ("CogVideoXLoadVAE", "weight_dtype"): DTYPES,
 }
 

@@ -1,0 +1,160 @@
+"""List the published checkpoints and download them, without ComfyUI."""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+from . import comfyui, environment, paths
+from .console import say
+from .errors import DevError
+from .process import run_foreground
+
+_NEEDED = ("requests", "filelock")  # ComfyUI's own requirements, and all that a download takes
+_ALONE = "cogvideox_downloads"
+_SAY_S = 10.0
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The arguments of `dev.py models`."""
+    command.add_argument("action", nargs="?", choices=("list", "fetch"), default="list", help="list is the default")
+    command.add_argument("name", nargs="?", metavar="NAME", help="the checkpoint to fetch")
+    command.add_argument(
+        "--to",
+        metavar="DIR",
+        help="the folder that gets, or holds, a folder for each checkpoint; by default ComfyUI's models/diffusers",
+    )
+
+
+def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Run `dev.py models`; returns the exit status. Raises: DevError."""
+    target = _target(arguments)
+    if arguments.action == "list":
+        if arguments.name:
+            raise DevError(f"`models list` takes no name: `models fetch {arguments.name}` downloads it.")
+        list_models(target)
+        return 0
+    if not arguments.name:
+        raise DevError("Name the checkpoint: `models fetch NAME`; `models` lists the names.")
+    python = _interpreter(arguments.name)
+    if python == Path(sys.executable):
+        fetch(arguments.name, target)
+        return 0
+    command = [str(python), "-m", "devtools.models", arguments.name, str(target)]
+    return run_foreground(command, cwd=paths.ROOT)
+
+
+def list_models(target: Path) -> None:
+    """Print every checkpoint, and whether `target` has it."""
+    print(f"{'checkpoint':31} {'about':>6}  {'licence':17}  {'made for':37}  in {target}")
+    for entry in _module("repositories").REPOSITORIES:
+        state = describe_state(target / entry.name)
+        print(f"{entry.name:31} {entry.gigabytes:3.0f} GB  {entry.licence:17}  {entry.made_for:37}  {state}")
+    repositories = _module("repositories")
+    print("\nLicences: " + "; ".join(f"{name}: {url}" for name, url in (repositories.APACHE, repositories.COGVIDEOX)))
+    print("Download one with: python3 dev.py models fetch NAME [--to DIR]")
+
+
+def describe_state(folder: Path) -> str:
+    """Whether a checkpoint's folder is there, in a few words."""
+    manifests = _module("download_manifest")
+    manifest = manifests.read_manifest(folder)
+    if manifest is not None:
+        missing = manifest.missing(folder)
+        if manifest.complete and not missing:
+            return "complete"
+        left = sum(file.size for file in missing) - manifests.half_done(folder, missing)
+        return f"partial, {left / 1e9:.1f} GB to go"
+    if (folder / manifests.MANIFEST).exists():
+        return "partial"
+    return "there, not verified" if (folder / "model_index.json").is_file() else "-"
+
+
+def fetch(name: str, target: Path) -> None:
+    """Download one checkpoint into its folder under `target`. Raises: DevError."""
+    downloads, errors = _module("downloads"), _module("host.errors")
+    try:
+        entry = _module("repositories").find_repository(name)
+        folder = target / entry.name
+        say(entry.describe())
+        say(f"into {folder}; Ctrl-C ends it, and the same command goes on")
+        fetched = downloads.download(entry.repository, folder, _Lines())
+    except errors.CheckpointError as error:
+        raise DevError(str(error)) from error
+    say(f"Complete and verified: {folder} ({fetched / 1e9:.2f} GB fetched)")
+
+
+class _Lines:
+    """Progress on a terminal, as one line that changes; elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self.same_line = sys.stdout.isatty()
+        self.said = time.monotonic()
+
+    def __call__(self, progress: object) -> None:
+        last = progress.done >= progress.total
+        if self.same_line:
+            print(f"\r{progress.describe()[:100]:100}", end="\n" if last else "", flush=True)
+        elif last or time.monotonic() - self.said >= _SAY_S:
+            self.said = time.monotonic()
+            say(f"  ... {progress.describe()}")
+
+
+def _target(arguments: argparse.Namespace) -> Path:
+    """The folder of checkpoints. Raises: DevError for a ComfyUI that is none."""
+    if arguments.to:
+        return Path(arguments.to).expanduser().resolve()
+    checkout = getattr(arguments, "comfyui", None) or os.environ.get("COMFYUI_PATH")
+    if checkout:
+        named_by = "--comfyui" if "comfyui" in arguments else "COMFYUI_PATH"
+        return comfyui.find_checkout(checkout, named_by) / "models" / "diffusers"
+    above = paths.ROOT.parent
+    if above.name == "custom_nodes" and (above.parent / "main.py").is_file():
+        return above.parent / "models" / "diffusers"
+    return paths.BASE / "models" / "diffusers"
+
+
+def _interpreter(name: str) -> Path:
+    """A Python that can download: this one, or the venv's. Raises: DevError."""
+    try:
+        _module("repositories").find_repository(name)  # before anything is installed
+    except _module("host.errors").CheckpointError as error:
+        raise DevError(str(error)) from error
+    if all(importlib.util.find_spec(module) for module in _NEEDED):
+        return Path(sys.executable)
+    paths.LOGS.mkdir(parents=True, exist_ok=True)
+    python = environment.create_venv(paths.VENV, paths.LOGS)
+    constraints = paths.ROOT / "constraints-dev.txt"
+    arguments = ["install", *_NEEDED, "-c", str(constraints)]
+    environment.run_pip(python, arguments, " and ".join(_NEEDED), paths.LOGS / "pip-downloads.log")
+    return python
+
+
+def _module(name: str) -> ModuleType:
+    """A module of model_loaders, or one named with its folder, without what the pack's own import needs."""
+    if _ALONE not in sys.modules:
+        # a parent that stands for the pack's __init__.py, which imports ComfyUI
+        parent = ModuleType(_ALONE)
+        parent.__path__ = [str(paths.ROOT)]
+        sys.modules[_ALONE] = parent
+    return importlib.import_module(f"{_ALONE}.{name if '.' in name else f'model_loaders.{name}'}")
+
+
+def main() -> int:
+    """The download in the venv's interpreter: devtools.models NAME FOLDER."""
+    try:
+        fetch(sys.argv[1], Path(sys.argv[2]))
+    except DevError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The block formats of GGUF files, unpacked in torch on whatever device the blocks are.
+
+Source of the layouts: ggml's ggml-common.h and ggml-quants.c (ggml-org/llama.cpp). The arithmetic follows the order of
+the `gguf` package's numpy code, so that results are equal to the bit.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+K = 256  # weights in a block of the K formats
+_SCALES_4K = 12  # bytes that hold eight 6-bit scales and eight 6-bit minima
+# ggml's kvalues_iq4nl: the 16 values that a 4-bit code of the IQ4 formats stands for
+_IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+def unpack_blocks(blocks: torch.Tensor, qtype: str) -> torch.Tensor:
+    """Rows of blocks, uint8 [rows, bytes per row] -> the weights they stand for, fp32 [rows, columns]."""
+    size, unpack = _FORMATS[qtype]
+    return unpack(blocks.reshape(-1, size)).reshape(blocks.shape[0], -1)
+
+
+def row_bytes(columns: int, qtype: str) -> int | None:
+    """Bytes of a row of `columns` weights; None where they fill no whole number of blocks."""
+    weights, size = _BLOCK_WEIGHTS[qtype], _FORMATS[qtype][0]
+    return columns // weights * size if columns % weights == 0 else None
+
+
+def row_columns(size: int, qtype: str) -> int | None:
+    """Weights in a row of `size` bytes; None where it holds no whole number of blocks."""
+    weights, block = _BLOCK_WEIGHTS[qtype], _FORMATS[qtype][0]
+    return size // block * weights if size % block == 0 else None
+
+
+def _split(blocks: torch.Tensor, *sizes: int) -> tuple[torch.Tensor, ...]:
+    return blocks.split([*sizes, blocks.shape[1] - sum(sizes)], dim=1)
+
+
+def _half(data: torch.Tensor) -> torch.Tensor:
+    """[n, 2] bytes of a half -> fp32 [n, 1]."""
+    return data.contiguous().view(torch.float16).float()
+
+
+def _codes(data: torch.Tensor, bits: int, run: int) -> torch.Tensor:
+    """Codes of `bits` bits, uint8 [n, bytes * 8 / bits].
+
+    Every `run` bytes hold first the low bits of `run` codes, then the next bits of the following `run`, and so on.
+    """
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=data.device).view(-1, 1)
+    codes = data.reshape(data.shape[0], -1, 1, run) >> shifts
+    return (codes & (2**bits - 1)).reshape(data.shape[0], -1)
+
+
+def _q8_0(blocks: torch.Tensor) -> torch.Tensor:
+    d, q = _split(blocks, 2)
+    return _half(d) * q.contiguous().view(torch.int8).float()
+
+
+def _q4_0(blocks: torch.Tensor) -> torch.Tensor:
+    d, q = _split(blocks, 2)
+    return _half(d) * (_codes(q, 4, 16).float() - 8)
+
+
+def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
+    d, m, q = _split(blocks, 2, 2)
+    return _half(d) * _codes(q, 4, 16).float() + _half(m)
+
+
+def _q5_0(blocks: torch.Tensor) -> torch.Tensor:
+    d, high, low = _split(blocks, 2, 4)
+    return _half(d) * ((_codes(low, 4, 16) | _codes(high, 1, 1) << 4).float() - 16)
+
+
+def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
+    d, m, high, low = _split(blocks, 2, 2, 4)
+    return _half(d) * (_codes(low, 4, 16) | _codes(high, 1, 1) << 4).float() + _half(m)
+
+
+def _q2_k(blocks: torch.Tensor) -> torch.Tensor:
+    scales, q, d, d_min = _split(blocks, K // 16, K // 4, 2)
+    scale, minimum = _half(d) * (scales & 15).float(), _half(d_min) * (scales >> 4).float()
+    q = _codes(q, 2, 32).reshape(-1, K // 16, 16).float()
+    return scale.unsqueeze(-1) * q - minimum.unsqueeze(-1)
+
+
+def _q3_k(blocks: torch.Tensor) -> torch.Tensor:
+    high, low, scales, d = _split(blocks, K // 8, K // 4, 12)
+    scales_low, scales_high = _split(scales, 8)
+    scale = (_codes(scales_low, 4, 8) | _codes(scales_high, 2, 4) << 4).float() - 32
+    # a set bit in the mask means that 4 is NOT taken off
+    q = _codes(low, 2, 32).float() - ((_codes(high, 1, 32) ^ 1) << 2).float()
+    return (_half(d) * scale).unsqueeze(-1) * q.reshape(-1, K // 16, 16)
+
+
+def _scales_and_minima(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight 6-bit scales and minima of Q4_K and Q5_K, fp32 [n, 8] each; the last four bytes hold the later ones' low
+    bits, the top bits of the first eight bytes their high bits."""
+    scale, minimum, low = data.split(4, dim=1)
+    scales = torch.cat([scale & 63, low & 15 | scale >> 2 & 48], dim=1)
+    minima = torch.cat([minimum & 63, low >> 4 | minimum >> 2 & 48], dim=1)
+    return scales.float(), minima.float()
+
+
+def _scaled_4k(d: torch.Tensor, d_min: torch.Tensor, packed: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    scales, minima = _scales_and_minima(packed)
+    scale, minimum = _half(d) * scales, _half(d_min) * minima
+    return scale.unsqueeze(-1) * q.reshape(-1, 8, 32).float() - minimum.unsqueeze(-1)
+
+
+def _q4_k(blocks: torch.Tensor) -> torch.Tensor:
+    d, d_min, packed, q = _split(blocks, 2, 2, _SCALES_4K)
+    return _scaled_4k(d, d_min, packed, _codes(q, 4, 32))
+
+
+def _q5_k(blocks: torch.Tensor) -> torch.Tensor:
+    d, d_min, packed, high, low = _split(blocks, 2, 2, _SCALES_4K, K // 8)
+    return _scaled_4k(d, d_min, packed, _codes(low, 4, 32) | _codes(high, 1, 32) << 4)
+
+
+def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
+    low, high, scales, d = _split(blocks, K // 2, K // 4, K // 16)
+    q = (_codes(low, 4, 64) | _codes(high, 2, 32) << 4).float() - 32
+    scale = _half(d) * scales.contiguous().view(torch.int8).float()
+    return scale.unsqueeze(-1) * q.reshape(-1, K // 16, 16)
+
+
+def _iq4_values(codes: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(_IQ4_VALUES, dtype=torch.float32, device=codes.device)[codes.int()]
+
+
+def _iq4_nl(blocks: torch.Tensor) -> torch.Tensor:
+    d, q = _split(blocks, 2)
+    return _half(d) * _iq4_values(_codes(q, 4, 16))
+
+
+def _iq4_xs(blocks: torch.Tensor) -> torch.Tensor:
+    d, scales_high, scales_low, q = _split(blocks, 2, 2, K // 64)
+    scale = (_codes(scales_low, 4, 1) | _codes(scales_high, 2, 1) << 4).float() - 32
+    return (_half(d) * scale).unsqueeze(-1) * _iq4_values(_codes(q, 4, 16)).reshape(-1, K // 32, 32)
+
+
+# format -> (bytes of a block, how to unpack blocks [n, bytes])
+_FORMATS: dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "Q8_0": (34, _q8_0),
+    "Q4_0": (18, _q4_0),
+    "Q4_1": (20, _q4_1),
+    "Q5_0": (22, _q5_0),
+    "Q5_1": (24, _q5_1),
+    "Q2_K": (84, _q2_k),
+    "Q3_K": (110, _q3_k),
+    "Q4_K": (144, _q4_k),
+    "Q5_K": (176, _q5_k),
+    "Q6_K": (210, _q6_k),
+    "IQ4_NL": (18, _iq4_nl),
+    "IQ4_XS": (136, _iq4_xs),
+}
+_BLOCK_WEIGHTS = {name: K if name.endswith(("_K", "_XS")) else 32 for name in _FORMATS}
+BLOCK_TYPES = frozenset(_FORMATS)

@@ -1,0 +1,230 @@
+"""Weights in fp8, int8 and GGUF blocks as ComfyUI's QuantizedTensor, in their logical shape."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import comfy.lora
+import comfy.quant_ops
+import torch
+from comfy.quant_ops import QuantizedTensor
+from comfy.weight_adapter import WeightAdapterBase
+
+from .errors import CheckpointError
+from .gguf import BLOCK_TYPES, row_bytes, unpack_blocks
+
+# a host without comfy_kitchen has an empty class in its place
+_AVAILABLE = hasattr(QuantizedTensor, "from_float")
+_ALGORITHMS = getattr(comfy.quant_ops, "QUANT_ALGOS", {})
+FP8_LAYOUTS = {torch.float8_e4m3fn: "TensorCoreFP8E4M3Layout", torch.float8_e5m2: "TensorCoreFP8E5M2Layout"}
+INT8_LAYOUT, GGUF_LAYOUT = "TensorWiseINT8Layout", "CogVideoXGGUFLayout"
+# layout -> the name that ComfyUI's files have for it
+FORMATS = {algorithm["comfy_tensor_layout"]: name for name, algorithm in _ALGORITHMS.items()}
+GGUF_TYPES: frozenset[str] = BLOCK_TYPES | {"BF16"}
+QUANTIZED_MODES = ("fp8_e4m3fn", "int8")
+
+
+def is_quantized(tensor: object) -> bool:
+    """Whether `tensor` is a QuantizedTensor."""
+    return _AVAILABLE and isinstance(tensor, QuantizedTensor)
+
+
+def is_gguf(tensor: object) -> bool:
+    """Whether `tensor` holds GGUF blocks."""
+    return is_quantized(tensor) and tensor._layout_cls == GGUF_LAYOUT
+
+
+def fp8_tensor(data: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> QuantizedTensor:
+    """`data` [out, in] in fp8, times `scale` (one number; None is 1).
+
+    dtype: the type it counts as, and is multiplied in.
+
+    Raises CheckpointError where this ComfyUI has no such type.
+    """
+    layout = FP8_LAYOUTS[data.dtype]
+    _require(layout)
+    scale = torch.ones((), device=data.device) if scale is None else scale.detach().float().reshape(())
+    return _wrap(data, layout, scale=scale, orig_dtype=dtype, orig_shape=tuple(data.shape))
+
+
+def int8_tensor(data: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> QuantizedTensor:
+    """`data` int8 [out, in] times `scale`, one number or one a row ([out] or [out, 1]).
+
+    Raises CheckpointError where this ComfyUI has no such type.
+    """
+    _require(INT8_LAYOUT)
+    # a copy in ComfyUI's own shape: it writes requantised weights over this one
+    scale = scale.detach().float().reshape(() if scale.numel() == 1 else (data.shape[0], 1))
+    return _wrap(data, INT8_LAYOUT, scale=scale, orig_dtype=dtype, orig_shape=tuple(data.shape))
+
+
+def gguf_tensor(blocks: torch.Tensor, qtype: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A matrix of `shape` from GGUF blocks, uint8 [rows, bytes per row] of type `qtype` (one of GGUF_TYPES).
+
+    BF16 is a type of torch's own: those blocks are viewed as a plain tensor.
+
+    Raises CheckpointError where the blocks do not fill the shape, or this ComfyUI has no quantised tensors.
+    """
+    if qtype == "BF16":
+        return blocks.view(torch.bfloat16).reshape(shape)
+    _require(GGUF_LAYOUT)
+    if len(shape) != 2 or tuple(blocks.shape) != (shape[0], row_bytes(shape[1], qtype)):
+        raise CheckpointError(
+            f"Blocks of type {qtype} with {list(blocks.shape)} bytes do not make a matrix {list(shape)}. The file is "
+            "damaged: fetch it again."
+        )
+    return _wrap(blocks, GGUF_LAYOUT, orig_dtype=dtype, orig_shape=tuple(shape), qtype=qtype)
+
+
+def quantize(weight: torch.Tensor, mode: str, dtype: torch.dtype) -> QuantizedTensor:
+    """A matrix [out, in] in `mode` ("fp8_e4m3fn": one scale; "int8": one scale a row), rounded to nearest.
+
+    Raises CheckpointError where the matrix holds NaN or infinity, or this ComfyUI lacks the type.
+    """
+    weight = dequantized(weight, torch.float32)
+    if mode == "int8":
+        _require(INT8_LAYOUT)
+        quantized = QuantizedTensor.from_float(weight, INT8_LAYOUT, is_weight=True, per_channel=True)
+    else:
+        layout = FP8_LAYOUTS[torch.float8_e4m3fn]
+        _require(layout)
+        quantized = QuantizedTensor.from_float(weight, layout, scale=fp8_scale(weight, torch.float8_e4m3fn))
+    if not torch.isfinite(quantized._params.scale).all():
+        raise CheckpointError(
+            f"A weight of shape {list(weight.shape)} holds NaN or infinity. The file is damaged: fetch it again."
+        )
+    return quantized.to(dtype=dtype)
+
+
+def requantize(old: QuantizedTensor, weight: torch.Tensor, seed: int | None = None) -> QuantizedTensor:
+    """`weight` in the layout and type of `old`, its scales its own, rounded stochastically where a seed is given."""
+    if old._layout_cls == INT8_LAYOUT:
+        new = old.requantize_from_float(weight, scale="recalculate", stochastic_rounding=seed or 0)
+    else:
+        scale = fp8_scale(weight, old._qdata.dtype)
+        new = QuantizedTensor.from_float(weight, old._layout_cls, scale=scale, stochastic_rounding=seed or 0)
+    return new.to(dtype=old.dtype)
+
+
+def fp8_scale(weight: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
+    """The smallest power of two that brings `weight` into the range of `storage`.
+
+    A power of two is exact in every type that the matrix may be multiplied in: ComfyUI unpacks fp8 into bf16 with a
+    scale rounded to bf16, which would bend a whole matrix by up to 0.4 %. fp8 itself loses nothing by it.
+    """
+    largest = weight.abs().amax().float()
+    scale = torch.exp2(torch.ceil(torch.log2(largest / torch.finfo(storage).max)))
+    # not below what fp16 can invert
+    return torch.where(largest == 0, torch.ones_like(scale), scale.clamp(min=2.0**-15))
+
+
+def dequantized(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers that `tensor` stands for, as a plain tensor of `dtype`; a plain tensor is cast."""
+    if not is_quantized(tensor):
+        return tensor.to(dtype)
+    return tensor.to(dtype=torch.float32).dequantize().to(dtype)
+
+
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Bytes that `tensor` takes in memory, scales included."""
+    if not is_quantized(tensor):
+        return tensor.numel() * tensor.element_size()
+    names, _ = tensor.__tensor_flatten__()
+    return sum(getattr(tensor, name).numel() * getattr(tensor, name).element_size() for name in names)
+
+
+def quantized_state_dict(tensor: QuantizedTensor, prefix: str) -> dict[str, torch.Tensor]:
+    """fp8 and int8 as ComfyUI's files have them: the codes, their scales, and which format they are."""
+    note = {"format": FORMATS[tensor._layout_cls]}
+    if getattr(tensor._params, "convrot", False):
+        note |= {"convrot": True, "convrot_groupsize": tensor._params.convrot_groupsize}
+    codes = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+    return {**tensor.state_dict(f"{prefix}weight"), f"{prefix}comfy_quant": codes}
+
+
+def with_patches(tensor: QuantizedTensor, key: str, patches: list, device: torch.device | None) -> QuantizedTensor:
+    """A GGUF tensor on the same blocks that applies `patches` (a ModelPatcher's, of weight `key`) whenever it is
+    unpacked; GGUF blocks cannot be packed again."""
+    params = dataclasses.replace(tensor._params, key=key, patches=_moved(tuple(patches), device))
+    return QuantizedTensor(tensor._qdata, GGUF_LAYOUT, params).to(device=device or tensor.device)
+
+
+def _wrap(data: torch.Tensor, layout: str, **params: object) -> QuantizedTensor:
+    return QuantizedTensor(data, layout, comfy.quant_ops.get_layout_class(layout).Params(**params))
+
+
+def _require(layout: str) -> None:
+    if _AVAILABLE and (layout in FORMATS or layout == GGUF_LAYOUT):
+        return
+    what = {GGUF_LAYOUT: "GGUF", INT8_LAYOUT: "int8"}.get(layout, "fp8")
+    lack = "this version of ComfyUI has no such type" if _AVAILABLE else "its package comfy-kitchen is not installed"
+    raise CheckpointError(
+        f"{what} weights cannot be held: {lack}. Update ComfyUI and its requirements, or use a checkpoint in fp16 or "
+        "bf16."
+    )
+
+
+def _moved(value: object, device: torch.device | None) -> object:
+    """The patches' tensors on `device`, so that they travel once and not in every step."""
+    if device is None:
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.to(device=device)
+    if isinstance(value, WeightAdapterBase):
+        return type(value)(value.loaded_keys, _moved(value.weights, device))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_moved(item, device) for item in value)
+    return value
+
+
+if _AVAILABLE:
+
+    @dataclass(frozen=True)
+    class GGUFParams:
+        """What turns blocks into a matrix; as comfy_kitchen's parameters of other layouts."""
+
+        orig_dtype: torch.dtype
+        orig_shape: tuple[int, ...]
+        qtype: str
+        key: str = ""
+        patches: tuple = ()
+
+        def to_device(self, device: torch.device) -> "GGUFParams":
+            return dataclasses.replace(self, patches=_moved(self.patches, device))
+
+        def clone(self) -> "GGUFParams":
+            return self
+
+        def copy_from(self, source: "GGUFParams", non_blocking: bool = False) -> None:
+            for field in dataclasses.fields(self):
+                object.__setattr__(self, field.name, getattr(source, field.name))
+
+    class GGUFLayout(comfy.quant_ops.QuantizedLayout):
+        """Blocks of a GGUF file, unpacked whenever a layer is used."""
+
+        Params = GGUFParams
+
+        @classmethod
+        def quantize(cls, tensor: torch.Tensor, **_: object) -> tuple:
+            raise NotImplementedError("GGUF blocks cannot be packed again")
+
+        @classmethod
+        def dequantize(cls, qdata: torch.Tensor, params: GGUFParams) -> torch.Tensor:
+            weight = unpack_blocks(qdata, params.qtype).to(params.orig_dtype)
+            if not params.patches:
+                return weight
+            # as ComfyUI patches a weight that it streams
+            return comfy.lora.calculate_weight(
+                list(params.patches), weight, params.key, intermediate_dtype=weight.dtype
+            )
+
+        @classmethod
+        def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor]:
+            return (qtensor._qdata,)
+
+        @classmethod
+        def state_dict_tensors(cls, qdata: torch.Tensor, params: GGUFParams) -> dict[str, torch.Tensor]:
+            """No file but GGUF has these blocks: saved as plain numbers."""
+            return {"": cls.dequantize(qdata, params)}
+
+    comfy.quant_ops.register_layout_class(GGUF_LAYOUT, GGUFLayout)

@@ -1,0 +1,115 @@
+"""Read .gguf files through the `gguf` package, whose blocks stay as they are until a layer is used."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..host.errors import CheckpointError
+from ..host.quantized import GGUF_TYPES, gguf_tensor
+from .headers import Entry, Header, damaged
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader, ReaderTensor
+
+_PLAIN = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+}
+# The least that the description of one tensor takes: lengths of its name and shape, type, offset.
+_TENSOR_INFO_BYTES = 24
+
+
+def looks_like_gguf(path: Path) -> bool:
+    """Whether the file begins as one does."""
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def read_gguf_header(path: Path) -> Header:
+    """The tensors of a GGUF file; their bytes are not read.
+
+    Raises CheckpointError where the file is cut short or damaged, or the `gguf` package is missing.
+    """
+    reader = _reader(path)
+    return Header({t.name: Entry(_shape(reader, t), _torch_type(t)) for t in reader.tensors}, {})
+
+
+def open_gguf(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a GGUF file, mapped. Block types that torch has no code for here are unpacked to bf16.
+
+    Raises CheckpointError as read_gguf_header does.
+    """
+    reader = _reader(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {tensor.name: _open(reader, tensor) for tensor in reader.tensors}
+
+
+def _reader(path: Path) -> "GGUFReader":
+    try:
+        import gguf
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} is a GGUF file, which the Python package `gguf` reads, and it is not installed. Install this "
+            "pack's requirements again (pip install -r requirements.txt)."
+        ) from error
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(16)
+    if int.from_bytes(start[8:16], "little") * _TENSOR_INFO_BYTES > size:
+        raise damaged(path, "promises more tensors than it has bytes for")
+    try:
+        reader = gguf.GGUFReader(path)
+        spans = sorted((tensor.data_offset, tensor.data_offset + int(tensor.n_bytes)) for tensor in reader.tensors)
+        shapes = [_shape(reader, tensor) for tensor in reader.tensors]
+    # whatever the reader stumbles on; it trusts every length in the file
+    except Exception as error:
+        raise damaged(path, f"cannot be read as a GGUF file ({type(error).__name__}: {str(error)[:200]})") from error
+    end = reader.data_offset
+    for first, last in spans:
+        if first != _aligned(end, reader.alignment):
+            raise damaged(path, "has gaps or overlaps between its tensors")
+        end = last
+    if size not in (end, _aligned(end, reader.alignment)):
+        raise damaged(path, f"has {size} bytes and its tensors end at {end}")
+    if any(math.prod(shape) != tensor.n_elements for shape, tensor in zip(shapes, reader.tensors)):
+        raise damaged(path, "notes a shape that does not fit its tensor")
+    return reader
+
+
+def _aligned(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
+
+
+def _torch_type(tensor: "ReaderTensor") -> torch.dtype | str:
+    kind = tensor.tensor_type.name
+    return torch.bfloat16 if kind == "BF16" else _PLAIN.get(kind, kind)
+
+
+def _shape(reader: "GGUFReader", tensor: "ReaderTensor") -> tuple[int, ...]:
+    """GGUF counts from the innermost dimension and has four at most; converters note what they flattened."""
+    field = reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}")
+    if field is not None:
+        return tuple(int(field.parts[index][0]) for index in field.data)
+    return tuple(int(size) for size in reversed(tensor.shape))
+
+
+def _open(reader: "GGUFReader", tensor: "ReaderTensor") -> torch.Tensor:
+    shape, kind = _shape(reader, tensor), tensor.tensor_type.name
+    if kind in _PLAIN:
+        return torch.from_numpy(tensor.data).reshape(shape)
+    if kind == "BF16":  # numpy has no such type and hands out its bytes
+        return torch.from_numpy(tensor.data).view(torch.bfloat16).reshape(shape)
+    if kind in GGUF_TYPES and len(shape) == 2:
+        return gguf_tensor(torch.from_numpy(tensor.data).reshape(shape[0], -1), kind, shape, torch.float32)
+    from gguf import quants
+
+    return torch.from_numpy(quants.dequantize(tensor.data, tensor.tensor_type)).reshape(shape).to(torch.bfloat16)

@@ -1,0 +1,197 @@
+"""The names that each dialect gives to CogVideoX's tensors -> diffusers' names. Nothing here reads a file.
+
+Sources of the names: SAT from THUDM/CogVideo tools/convert_weight_sat2hf.py, ComfyUI's own from comfy/ldm/cogvideo,
+T5 in GGUF from llama.cpp's naming (gguf-py/gguf/constants.py).
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a diffusers tensor lies: of `parts` equal parts of the rows of `name`, those in `taken`, in this order."""
+
+    name: str
+    parts: int = 1
+    taken: tuple[int, ...] = (0,)
+
+
+Dialect = Callable[[str], dict[str, Source]]  # one name of a file -> the diffusers tensors that lie in it
+
+# What stands before a component's names, alone or in a file with all components. The longest that fits wins.
+PREFIXES = {
+    "transformer": ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module."),
+    "vae": ("", "first_stage_model.", "vae."),
+    "text_encoder": (
+        "",
+        "text_encoders.t5xxl.transformer.",
+        "cond_stage_model.t5xxl.transformer.",
+        "conditioner.embedders.0.transformer.",
+        "t5xxl.transformer.",
+        "text_encoder.",
+        "transformer.",
+        "text_model.",
+    ),
+    "controlnet": ("",),
+}
+
+
+def _renamer(*rules: tuple[str, str]) -> Dialect:
+    """Regular expressions and what they become, each applied once, in order."""
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+    def rename(name: str) -> dict[str, Source]:
+        new = name
+        for pattern, replacement in compiled:
+            new = pattern.sub(replacement, new, count=1)
+        return {new: Source(name)}
+
+    return rename
+
+
+_comfyui_transformer = _renamer(
+    (r"^blocks\.", "transformer_blocks."),
+    (r"^(time|ofs)_embedding_linear_", r"\1_embedding.linear_"),
+    (r"\.(norm_[qk])\.", r".attn1.\1."),
+    (r"\.([qkv])\.(weight|bias)$", r".attn1.to_\1.\2"),
+    (r"\.attn_out\.", ".attn1.to_out.0."),
+    (r"\.ff_proj\.", ".ff.net.0.proj."),
+    (r"\.ff_out\.", ".ff.net.2."),
+)
+_sat_plain = _renamer(
+    (r"^transformer\.final_layernorm\.", "norm_final."),
+    (r"^transformer\.layers\.", "transformer_blocks."),
+    (r"\.mlp\.dense_h_to_4h\.", ".ff.net.0.proj."),
+    (r"\.mlp\.dense_4h_to_h\.", ".ff.net.2."),
+    (r"\.attention\.dense\.", ".attn1.to_out.0."),
+    (r"\.input_layernorm\.", ".norm1.norm."),
+    (r"\.post_attention_layernorm\.", ".norm2.norm."),
+    (r"\.post_attn1_layernorm\.", ".norm2.norm."),
+    (r"^(time|ofs)_embed\.0\.", r"\1_embedding.linear_1."),
+    (r"^(time|ofs)_embed\.2\.", r"\1_embedding.linear_2."),
+    (r"^mixins\.patch_embed\.", "patch_embed."),
+    (r"^mixins\.final_layer\.norm_final\.", "norm_out.norm."),
+    (r"^mixins\.final_layer\.linear\.", "proj_out."),
+    (r"^mixins\.final_layer\.adaLN_modulation\.1\.", "norm_out.linear."),
+    (r"^mixins\.pos_embed\.pos_embedding$", "patch_embed.pos_embedding"),
+)
+_SAT_FUSED = re.compile(r"^transformer\.layers\.(\d+)\.attention\.query_key_value\.(weight|bias)$")
+_SAT_NORM = re.compile(r"^mixins\.adaln_layer\.(query|key)_layernorm_list\.(\d+)\.(weight|bias)$")
+_SAT_ADALN = re.compile(r"^mixins\.adaln_layer\.adaLN_modulations\.(\d+)\.1\.(weight|bias)$")
+_SAT_COMPUTED = re.compile(r"(embed_tokens|word_embeddings|freqs_sin|freqs_cos|position_embeddings?)(\.|$)")
+
+
+def _sat_transformer(name: str) -> dict[str, Source]:
+    """SAT fuses q, k and v, and both modulations of a block, and keeps tables that are computed elsewhere."""
+    if match := _SAT_FUSED.match(name):
+        stem = f"transformer_blocks.{match[1]}.attn1.to_"
+        return {f"{stem}{part}.{match[2]}": Source(name, 3, (index,)) for index, part in enumerate("qkv")}
+    if match := _SAT_ADALN.match(name):
+        # twelve parts: shift, scale, gate of attention and feed-forward for the video, then the same for the text
+        stem = f"transformer_blocks.{match[1]}."
+        return {
+            f"{stem}norm1.linear.{match[2]}": Source(name, 12, (0, 1, 2, 6, 7, 8)),
+            f"{stem}norm2.linear.{match[2]}": Source(name, 12, (3, 4, 5, 9, 10, 11)),
+        }
+    if match := _SAT_NORM.match(name):
+        return {f"transformer_blocks.{match[2]}.attn1.norm_{match[1][0]}.{match[3]}": Source(name)}
+    return {} if _SAT_COMPUTED.search(name) else _sat_plain(name)
+
+
+_sat_vae_plain = _renamer(
+    (r"^(encoder|decoder)\.mid\.block_1\.", r"\1.mid_block.resnets.0."),
+    (r"^(encoder|decoder)\.mid\.block_2\.", r"\1.mid_block.resnets.1."),
+    (r"^encoder\.down\.", "encoder.down_blocks."),
+    (r"\.block\.", ".resnets."),
+    (r"\.downsample\.", ".downsamplers.0."),
+    (r"\.upsample\.", ".upsamplers.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+)
+_SAT_UP = re.compile(r"^decoder\.up\.(\d+)\.")
+
+
+def _sat_vae(name: str) -> dict[str, Source]:
+    """SAT counts the decoder's blocks from the smallest picture's end, and keeps the loss in the same file."""
+    if name.startswith("loss."):
+        return {}
+    renamed = _SAT_UP.sub(lambda match: f"decoder.up_blocks.{3 - int(match[1])}.", name)
+    return {next(iter(_sat_vae_plain(renamed))): Source(name)}
+
+
+_gguf_t5 = _renamer(
+    (r"^token_embd\.", "shared."),
+    (r"^enc\.output_norm\.", "encoder.final_layer_norm."),
+    (r"^enc\.blk\.", "encoder.block."),
+    (r"\.attn_([qkvo])\.", r".layer.0.SelfAttention.\1."),
+    (r"\.attn_norm\.", ".layer.0.layer_norm."),
+    (r"\.attn_rel_b\.", ".layer.0.SelfAttention.relative_attention_bias."),
+    (r"\.ffn_gate\.", ".layer.1.DenseReluDense.wi_0."),
+    (r"\.ffn_up\.", ".layer.1.DenseReluDense.wi_1."),
+    (r"\.ffn_down\.", ".layer.1.DenseReluDense.wo."),
+    (r"\.ffn_norm\.", ".layer.1.layer_norm."),
+)
+# a T5 with its decoder, a tokenizer beside the weights: of no use here
+_T5_UNUSED = re.compile(r"^(decoder\.|dec\.|lm_head\.|output\.|logit_scale$|spiece_model$|tekken_model$)")
+
+
+def _t5(rename: Dialect) -> Dialect:
+    return lambda name: {} if _T5_UNUSED.match(name) else rename(name)
+
+
+_same = _renamer()
+# component -> a name that only this dialect has, and the dialect
+DIALECTS: dict[str, tuple[tuple[str, str, Dialect], ...]] = {
+    "transformer": (
+        ("transformer_blocks.0.norm1.linear.weight", "diffusers", _same),
+        ("blocks.0.norm1.linear.weight", "ComfyUI", _comfyui_transformer),
+        ("transformer.layers.0.attention.query_key_value.weight", "SAT", _sat_transformer),
+    ),
+    "vae": (
+        ("decoder.mid_block.resnets.0.norm1.conv_y.conv.weight", "diffusers", _same),
+        ("decoder.mid.block_1.norm1.conv_y.conv.weight", "SAT", _sat_vae),
+    ),
+    "text_encoder": (
+        ("encoder.block.0.layer.0.SelfAttention.q.weight", "Hugging Face", _t5(_same)),
+        ("enc.blk.0.attn_q.weight", "GGUF", _t5(_gguf_t5)),
+    ),
+    "controlnet": (("controlnet_encode_first.0.weight", "diffusers", _same),),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file's names turned out to be: a dialect behind a prefix, and where each diffusers tensor lies."""
+
+    dialect: str
+    prefix: str
+    sources: Mapping[str, Source]
+
+
+def find_component(names: Iterable[str], component: str) -> Layout | None:
+    """The tensors of `component` among `names`; None where there are none."""
+    names = list(names)
+    known = set(names)
+    for prefix in sorted(PREFIXES[component], key=len, reverse=True):
+        for telltale, dialect, rename in DIALECTS[component]:
+            if prefix + telltale in known:
+                return Layout(dialect, prefix, _rename(names, prefix, component, rename))
+    return None
+
+
+def _rename(names: list[str], prefix: str, component: str, rename: Dialect) -> dict[str, Source]:
+    others = () if prefix else _other_prefixes(component)
+    found: dict[str, Source] = {}
+    for name in names:
+        if name.startswith(prefix) and not name.startswith(others):
+            for new, source in rename(name.removeprefix(prefix)).items():
+                found[new] = Source(prefix + source.name, source.parts, source.taken)
+    return found
+
+
+def _other_prefixes(component: str) -> tuple[str, ...]:
+    """How names of other components begin; a file may hold `component` without a prefix and the others with one."""
+    own = {"transformer": ("transformer.",), "vae": (), "text_encoder": (), "controlnet": ()}[component]
+    begins = {prefix for other, prefixes in PREFIXES.items() if other != component for prefix in prefixes if prefix}
+    return tuple(begins - set(own))

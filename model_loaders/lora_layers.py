@@ -1,0 +1,158 @@
+"""One layer of a LoRA: what kind it is, the shape of the change it makes, its rank and its scale."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..host.errors import CheckpointError
+from .headers import json_metadata
+from .lora_names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS
+
+SCALES = ("as trained", "1 / rank (DimensionX)")
+HEADER_KEY = "lora_adapter_metadata"  # diffusers 0.34 and later (loaders/lora_base.py)
+_TUCKER = ("lora_mid.weight", "hada_t1", "hada_t2", "lokr_t2", "reshape_weight")
+_HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+# what an expression of a header may hold, so that matching it takes no more than a moment
+_PLAIN_PATTERN = re.compile(r"[\w.^$\\|*-]{0,200}")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """kind: "LoRA", "DoRA", "LoHa", "LoKr" or "difference". shape: [out, in] of the change it makes to a weight."""
+
+    kind: str
+    rank: int | None
+    shape: tuple[int, int] | None
+
+
+def describe_layer(parts: Mapping[str, torch.Tensor]) -> Layer:
+    """Raises ValueError, saying what is wrong, where the parts are incomplete or do not fit each other."""
+    layer = _describe(parts)
+    dora = parts.get("dora_scale")
+    if dora is not None and (layer.shape is None or dora.numel() not in layer.shape):
+        raise ValueError(f"has {dora.numel()} values in dora_scale for a change of shape {layer.shape}")
+    return layer
+
+
+def _describe(parts: Mapping[str, torch.Tensor]) -> Layer:
+    if found := [part for part in _TUCKER if part in parts]:
+        raise ValueError(f"has {found[0]}, which this version does not read")
+    if DOWN in parts or UP in parts:
+        return _describe_lora(parts)
+    if any(part in parts for part in _HADA):
+        w1_a, w1_b, w2_a, w2_b = (_matrix(parts, part) for part in _HADA)
+        _require_chain(w1_a, w1_b)
+        _require_chain(w2_a, w2_b)
+        return Layer("LoHa", w1_b.shape[0], (w1_a.shape[0], w1_b.shape[1]))
+    if any(part.startswith("lokr_") for part in parts):
+        (out1, in1, rank1), (out2, in2, rank2) = _kronecker_factor(parts, 1), _kronecker_factor(parts, 2)
+        return Layer("LoKr", rank2 or rank1, (out1 * out2, in1 * in2))
+    whole = next((parts[part] for part in ("diff", "set_weight", "w_norm") if part in parts), None)
+    if whole is not None:
+        return Layer("difference", None, (whole.shape[0], math.prod(whole.shape[1:])))
+    if "diff_b" in parts or "b_norm" in parts:
+        return Layer("difference", None, None)
+    raise ValueError(f"has {' and '.join(sorted(parts))} alone")
+
+
+def _describe_lora(parts: Mapping[str, torch.Tensor]) -> Layer:
+    down, up = (_matrix(parts, part) for part in (DOWN, UP))
+    if up[0].numel() != down.shape[0]:
+        raise ValueError(f"has halves of rank {down.shape[0]} and {up[0].numel()}")
+    out, rank = up.shape[0], down.shape[0]
+    for part in (MAGNITUDE, UP_BIAS):
+        if part in parts and parts[part].numel() != out:
+            raise ValueError(f"has {parts[part].numel()} values in {part} for {out} outputs")
+    is_dora = MAGNITUDE in parts or "dora_scale" in parts
+    return Layer("DoRA" if is_dora else "LoRA", rank, (out, down[0].numel()))
+
+
+def _matrix(parts: Mapping[str, torch.Tensor], part: str) -> torch.Tensor:
+    if part not in parts:
+        raise ValueError(f"lacks {part}")
+    if parts[part].ndim < 2 or not parts[part].numel():
+        raise ValueError(f"has a {part} of shape {list(parts[part].shape)}")
+    return parts[part]
+
+
+def _require_chain(a: torch.Tensor, b: torch.Tensor) -> None:
+    if a.shape[1] != b.shape[0]:
+        raise ValueError(f"has factors of rank {a.shape[1]} and {b.shape[0]}")
+
+
+def _kronecker_factor(parts: Mapping[str, torch.Tensor], number: int) -> tuple[int, int, int | None]:
+    name = f"lokr_w{number}"
+    if name in parts:
+        whole = _matrix(parts, name)
+        return whole.shape[0], math.prod(whole.shape[1:]), None
+    a, b = _matrix(parts, name + "_a"), _matrix(parts, name + "_b")
+    _require_chain(a, b)
+    return a.shape[0], math.prod(b.shape[1:]), a.shape[1]
+
+
+def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict[str, float]:
+    """The alpha of each layer as the file's header tells it; {} where it tells none.
+
+    ranks: layer -> rank. diffusers writes peft's settings (lora_alpha, alpha_pattern, use_rslora), kohya its own.
+
+    Raises CheckpointError for an alpha that is no number.
+    """
+    config = json_metadata(metadata, HEADER_KEY)
+    own = {key.removeprefix("transformer."): v for key, v in config.items() if key.startswith("transformer.")}
+    config = own or config
+    default = config.get("lora_alpha", config.get("alpha"))
+    if default is None:
+        kohya = metadata.get("ss_network_alpha")
+        default = None if kohya in (None, "", "None", "null") else kohya
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"The LoRA's header has {str(patterns)[:80]!r} as alpha_pattern, which is no table.")
+    alphas = {}
+    for layer, rank in ranks.items():
+        alpha = _of_pattern(patterns, layer.removeprefix(OWN_PREFIX), default)
+        if alpha is not None:
+            # peft's rank-stabilised LoRA divides by the root of the rank (tuners/lora/layer.py)
+            alphas[layer] = _number(alpha) * (math.sqrt(rank) if config.get("use_rslora") is True else 1)
+    return alphas
+
+
+def _of_pattern(patterns: Mapping[str, object], layer: str, default: object) -> object:
+    """The value of the first pattern that fits, as peft's get_pattern_key (utils/other.py) finds it."""
+    for pattern, value in patterns.items():
+        if not _PLAIN_PATTERN.fullmatch(pattern) or pattern.count("*") > 2:
+            raise CheckpointError(
+                f"The LoRA's header names layers by the expression {pattern[:80]!r}, which this version does not read. "
+                "Save the LoRA again with plain layer names in alpha_pattern."
+            )
+        try:
+            fits = re.match(rf"(.*\.)?({pattern})$", layer)
+        except re.error as error:
+            raise CheckpointError(f"The LoRA's header has a broken expression {pattern[:80]!r}: {error}.") from error
+        if fits:
+            return value
+    return default
+
+
+def _number(value: object) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise CheckpointError(f"The LoRA's header has {str(value)[:80]!r} as alpha, which is no number.")
+    return number
+
+
+def missing_alphas(
+    layers: Mapping[str, Iterable[str]], ranks: Mapping[str, int], metadata: Mapping[str, str], scale: str
+) -> dict[str, float]:
+    """Layer -> the alpha to use instead of what the tensors say; layers that are not named keep what they have.
+
+    layers: the parts that each one has. scale: one of SCALES.
+    """
+    if scale == SCALES[1]:
+        return dict.fromkeys(ranks, 1.0)
+    return header_alphas(metadata, {layer: rank for layer, rank in ranks.items() if ALPHA not in layers[layer]})

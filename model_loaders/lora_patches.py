@@ -1,0 +1,76 @@
+"""From a LoRA's tensors to the patches that ComfyUI's ModelPatcher keeps."""
+
+from collections.abc import Callable, Mapping
+
+import comfy.lora
+import comfy.model_management as mm
+import torch
+from comfy.weight_adapter import LoRAAdapter
+
+from .lora_names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS, sort_keys
+
+
+class MagnitudeAdapter(LoRAAdapter):
+    """peft's DoRA: every row of W + scale * up @ down is brought to a learned length (Liu et al. 2024, eq. 5).
+
+    The lengths stand in the place of `dora_scale`, from which ComfyUI's own adapter computes something else: it divides
+    by the length of W alone. `strength` goes linearly from W to the whole change, as with ComfyUI's other patches.
+    """
+
+    name = "dora"
+
+    def calculate_weight(
+        self,
+        weight: torch.Tensor,
+        key: str,
+        strength: float,
+        strength_model: float,
+        offset: object,
+        function: Callable,
+        intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: object = None,
+    ) -> torch.Tensor:
+        """weight [out, in] or [out, in, h, w], changed in place, as comfy.lora.calculate_weight expects."""
+        up, down, magnitude = (mm.cast_to_device(self.weights[i], weight.device, intermediate_dtype) for i in (0, 1, 4))
+        scale = 1.0 if self.weights[2] is None else self.weights[2] / down.shape[0]
+        merged = weight + (up.flatten(1) @ down.flatten(1) * scale).reshape(weight.shape).to(weight.dtype)
+        factor = magnitude.flatten() / torch.linalg.norm(merged.flatten(1), dim=1)
+        merged *= factor.reshape(-1, *[1] * (weight.ndim - 1)).to(weight.dtype)
+        return weight.copy_(merged) if strength == 1.0 else weight.lerp_(merged, strength)
+
+
+def load_patches(
+    lora: Mapping[str, torch.Tensor],
+    key_map: Mapping[str, str],
+    load_lora: Callable = comfy.lora.load_lora,
+    log_missing: bool = True,
+) -> dict[str, object]:
+    """Weight of the MODEL -> patch, for a LoRA of any dialect.
+
+    key_map: with every dialect's name of the model's layers (lora_names.spell_layers); what else it holds, for a text
+    encoder, is left to ComfyUI. load_lora: ComfyUI's own function, which makes all patches but those of peft's DoRA.
+    """
+    found = sort_keys(lora, key_map)
+    tensors = {key: lora[key] for key in (*found.unmatched, *(k for keys in found.skipped.values() for k in keys))}
+    magnitudes = {}
+    for layer, keys in found.layers.items():
+        parts = {part: lora[key] for part, key in keys.items()}
+        if (bias := parts.pop(UP_BIAS, None)) is not None:
+            parts["diff_b"] = bias * _scale(parts)
+        if (magnitude := parts.pop(MAGNITUDE, None)) is not None:
+            magnitudes[layer + ".weight"] = magnitude
+        tensors |= {f"{layer}.{part}": tensor for part, tensor in parts.items()}
+    others = {name: weight for name, weight in key_map.items() if not _is_own_weight(weight)}
+    patches = load_lora(tensors, others | {layer: layer + ".weight" for layer in found.layers}, log_missing)
+    for weight, magnitude in magnitudes.items():
+        plain = patches[weight]
+        patches[weight] = MagnitudeAdapter(plain.loaded_keys, (*plain.weights[:4], magnitude, plain.weights[5]))
+    return patches
+
+
+def _scale(parts: Mapping[str, torch.Tensor]) -> float:
+    return parts[ALPHA].item() / parts[DOWN].shape[0] if ALPHA in parts and UP in parts else 1.0
+
+
+def _is_own_weight(weight: object) -> bool:
+    return isinstance(weight, str) and weight.startswith(OWN_PREFIX) and weight.endswith(".weight")

@@ -1,0 +1,94 @@
+"""What to tell a user of a LoRA: what became of its keys, or why it does not fit."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .lora_names import OWN_PREFIX, guess_family, split_key
+from .variants import FAMILIES, describe_weights
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """matched: keys of the file that change the model. skipped: why -> keys that were left out on purpose."""
+
+    total: int
+    matched: int = 0
+    layers: int = 0
+    kinds: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
+    scale_source: str = ""
+    unmatched: tuple[str, ...] = ()
+    skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    hint: str = ""
+
+    def message(self) -> str:
+        """A few lines for the node."""
+        about = f"{self.layers} layers, {' and '.join(self.kinds)}"
+        if self.ranks:
+            about += f", rank {span(self.ranks)}, scale {span(self.scales)} ({self.scale_source})"
+        lines = [f"{self.matched} of {self.total} keys matched: {about}."]
+        if self.unmatched:
+            lines.append(f"Not of this model: {name_some(self.unmatched)}.")
+        lines += [f"Skipped {len(keys)} {why}: {name_some(keys)}." for why, keys in self.skipped.items()]
+        return "\n".join([*lines, *([self.hint] if self.hint else [])])
+
+    def details(self) -> str:
+        """Every key that does nothing, for the log."""
+        lost = {"not of this model": self.unmatched, **self.skipped}
+        return "\n".join(f"LoRA key {key}: {why}" for why, keys in lost.items() for key in keys)
+
+
+def name_some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name[:100] for name in names[:most]) + more
+
+
+def span(values: Collection[float]) -> str:
+    """The least and the greatest of some numbers, or the one that they all are."""
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def zero_match_message(source: str, keys: Sequence[str], skipped: Mapping[str, Sequence[str]]) -> str:
+    """Why a LoRA with these keys changes nothing of a CogVideoX model, and what to do."""
+    advice = "Choose a LoRA that was trained for CogVideoX."
+    if not keys:
+        return f"{source} is empty: it holds no tensors. Fetch it again."
+    if not any(split_key(key) for key in keys):
+        return f"{source} looks like {describe_weights(keys)}, not a LoRA. {advice}"
+    text = skipped.get("for a text encoder", ())
+    if len(text) == len(keys):
+        return (
+            f"{source} changes a text encoder alone (all {len(keys)} keys, such as {keys[0]}), nothing of the model. "
+            "Connect it to the CLIP with ComfyUI's Load LoRA, or choose another."
+        )
+    if family := guess_family(keys):
+        return f"{source} looks like a LoRA for {family}; none of its {len(keys)} keys fits CogVideoX. {advice}"
+    return (
+        f"None of the {len(keys)} keys in {source} names a layer of this CogVideoX model; the first is "
+        f"{keys[0][:100]}. {advice}"
+    )
+
+
+def misfit_message(
+    source: str,
+    misfits: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    widths: tuple[int | None, int | None],
+    keys: Sequence[str],
+) -> str:
+    """misfits: layer -> (shape in the LoRA, shape in the model). widths: the LoRA's and the model's."""
+    layer, (found, expected) = next(iter(misfits.items()))
+    more = f" ({len(misfits) - 1} more do not fit)" if len(misfits) > 1 else ""
+    message = (
+        f"{source} is for layers of another size: {layer.removeprefix(OWN_PREFIX)} is {list(found)} in the LoRA and "
+        f"{list(expected)} in the model{more}."
+    )
+    theirs, ours = (next((f.name for f in FAMILIES if f.heads * 64 == width), None) for width in widths)
+    family = guess_family(keys)
+    if family:
+        message += f" It looks like a LoRA for {family}."
+    elif theirs and ours and theirs != ours:
+        message += f" It was made for a model of the width of {theirs}; this one has that of {ours}."
+    return message + " Choose a LoRA for this model, or load the model that it was made for."

@@ -1,0 +1,136 @@
+"""The LoRA patches of a MODEL as one LoRA in diffusers' layout."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import comfy.model_patcher
+import torch
+from comfy.weight_adapter import LoRAAdapter
+
+from ..host.errors import CheckpointError
+from .lora_layers import HEADER_KEY
+from .lora_names import OWN_PREFIX
+from .model import require_cogvideox_model
+
+SAVE_DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_COMPONENT = "transformer."  # how diffusers' pipelines name it
+
+
+def merge_loras(
+    model: comfy.model_patcher.ModelPatcher,
+    rank: int = 0,
+    dtype: str = "default",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Layer ("transformer_blocks.0.attn1.to_q") -> (A [rank, in], B [out, rank]) of all LoRAs that `model` carries.
+
+    B @ A is the whole change: strengths and scales are multiplied into B, and several LoRAs become one of summed rank.
+    rank: the most to keep of it, by singular values; 0 keeps all. dtype: one of SAVE_DTYPES; "default" is the LoRA's
+    own type where nothing had to be computed, fp32 otherwise. progress(done, total) is called after each layer.
+
+    Raises CheckpointError where there is no LoRA, or a patch is something else than a LoRA.
+    """
+    require_cogvideox_model(model)
+    if dtype not in SAVE_DTYPES or rank < 0:
+        raise CheckpointError(f"No LoRA is saved with rank {rank} in {dtype!r}. Use {', '.join(SAVE_DTYPES)}.")
+    pairs = {key: _factors(key, patches) for key, patches in model.patches.items()}
+    pairs = {key: factors for key, factors in pairs.items() if factors}
+    if not pairs:
+        raise CheckpointError(
+            "The model carries no LoRA: there is nothing to save. Connect the model after Apply CogVideoX LoRA or "
+            "another LoRA loader, with a strength other than 0."
+        )
+    parameters = dict(model.model.diffusion_model.named_parameters())
+    merged = {}
+    for done, (key, factors) in enumerate(pairs.items(), 1):
+        shape = parameters[key.removeprefix(OWN_PREFIX)].shape
+        layer = key.removeprefix(OWN_PREFIX).removesuffix(".weight")
+        merged[layer] = _joined(factors, rank, SAVE_DTYPES[dtype], shape)
+        if not all(torch.isfinite(tensor).all() for tensor in merged[layer]):
+            raise CheckpointError(f"{layer} of the LoRA is too large for {dtype}. Choose fp32 or bf16.")
+        progress(done, len(pairs))
+    return merged
+
+
+def diffusers_lora(
+    layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the header of a file that diffusers' load_lora_weights reads.
+
+    alpha is each layer's rank, so that readers who do not know of the header come to the same weights.
+    """
+    tensors = {}
+    for layer, (a, b) in layers.items():
+        tensors[f"{_COMPONENT}{layer}.lora_A.weight"], tensors[f"{_COMPONENT}{layer}.lora_B.weight"] = a, b
+    ranks = {layer: a.shape[0] for layer, (a, _) in layers.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    # peft takes these for expressions; "^" keeps "proj_out" from fitting every layer whose name ends so
+    others = {f"^{layer}": other for layer, other in ranks.items() if other != rank}
+    config = {
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+    }
+    header = json.dumps({_COMPONENT + key: value for key, value in config.items()}, sort_keys=True)
+    return tensors, {"format": "pt", HEADER_KEY: header}
+
+
+def _factors(key: str, patches: list[tuple]) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    """(down, up, scale) of every patch of a weight. Raises CheckpointError for a patch that is no LoRA."""
+    found = []
+    for strength, patch, strength_model, offset, function in patches:
+        kind = _other_kind(patch)
+        if strength_model != 1.0 or offset is not None or function is not None:
+            kind = "part of a model merge"
+        if kind:
+            raise CheckpointError(
+                f"The patch of {key.removeprefix(OWN_PREFIX)} is {kind}, not a plain LoRA, and cannot be saved as one. "
+                "Take the node that adds it off the model; to save the weights with everything in them, save the model "
+                "instead."
+            )
+        up, down, alpha = patch.weights[:3]
+        if strength:
+            found.append((down, up, strength * (1.0 if alpha is None else alpha / down.shape[0])))
+    return found
+
+
+def _other_kind(patch: object) -> str | None:
+    if isinstance(patch, LoRAAdapter):
+        _, _, _, mid, dora_scale, reshape = patch.weights
+        if dora_scale is not None:
+            return "DoRA"
+        return None if mid is None and reshape is None else "a LoRA with a third factor"
+    name = getattr(patch, "name", None) or (patch[0] if isinstance(patch, tuple) and len(patch) == 2 else "diff")
+    return {"loha": "LoHa", "lokr": "LoKr"}.get(name, f"a {name!r} patch")
+
+
+def _joined(
+    factors: list[tuple[torch.Tensor, torch.Tensor, float]],
+    rank: int,
+    dtype: torch.dtype | None,
+    shape: torch.Size,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [rank, ...] and B [out, rank, ...] for a weight of `shape`, in the type that the factors have or fp32."""
+    own = {tensor.dtype for down, up, _ in factors for tensor in (down, up)}
+    is_plain = len(own) == 1 and own <= set(SAVE_DTYPES.values()) and all(scale == 1.0 for _, _, scale in factors)
+    a = torch.cat([down.flatten(1).float() for down, _, _ in factors])
+    b = torch.cat([up.flatten(1).float() * scale for _, up, scale in factors], dim=1)
+    if 0 < rank < a.shape[0]:
+        a, b, is_plain = *_truncated(a, b, rank), False
+    dtype = dtype or (own.pop() if is_plain else torch.float32)
+    window = shape[2:]  # of a convolution: [out, in, h, w]
+    a, b = a.reshape(-1, *shape[1:]), b.reshape(*b.shape, *[1] * len(window))
+    # diffusers' state dicts are of one type and must not share memory with the LoRA they came from
+    return a.to(dtype).contiguous().clone(), b.to(dtype).contiguous().clone()
+
+
+def _truncated(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best approximation of b @ a with this rank (Eckart, Young), without building the product."""
+    q_out, r_out = torch.linalg.qr(b)
+    q_in, r_in = torch.linalg.qr(a.T)
+    u, s, vh = torch.linalg.svd(r_out @ r_in.T)
+    root = s[:rank].sqrt()
+    return root[:, None] * (vh[:rank] @ q_in.T), q_out @ u[:, :rank] * root

@@ -1,0 +1,32 @@
+"""The same reading of LoRAs behind ComfyUI's own nodes: Load LoRA, its model-only form, hooks and bypass."""
+
+from ..host.lora_hook import hook_stock_lora_nodes
+from ..host.messages import show_on_running_node
+from .lora_names import OWN_PREFIX, TELLTALE_NAME, spell_layers
+from .lora_patches import load_patches
+
+
+def enable_stock_lora_nodes(model_class: type) -> None:
+    """Teach ComfyUI's LoRA functions the layers of `model_class`, once; see host.lora_hook."""
+    hook_stock_lora_nodes(model_class, _is_ours, _spell, load_patches, _prepare)
+
+
+def _is_ours(key_map: dict) -> bool:
+    return TELLTALE_NAME in key_map
+
+
+def _spell(model: object) -> dict[str, str]:
+    return spell_layers(OWN_PREFIX + name for name, _ in model.diffusion_model.named_parameters())
+
+
+def _prepare(model: object, lora: dict, header: dict | None) -> dict:
+    """The LoRA with what fits `model` checked and renamed; what is for a text encoder stays as it is."""
+    from .lora import read_lora  # it needs the model's class, whose module calls this one
+
+    read = read_lora(lora, header, model, allow_none=True)
+    text = read.report.skipped.get("for a text encoder", ())
+    if not read.tensors:
+        if len(text) < len(lora):
+            show_on_running_node(read.report.hint)
+        return lora
+    return read.tensors | {key: lora[key] for key in (*read.report.unmatched, *text)}

@@ -1,0 +1,87 @@
+"""Read .safetensors files; nothing of a file is believed before its length has been compared with its header.
+
+Source of the format: the safetensors repository's README (8 bytes of length, a JSON header, then the tensors' bytes
+without gaps or overlaps).
+"""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import comfy.utils
+import safetensors.torch
+import torch
+
+from .headers import Entry, Header, damaged
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_SUFFIXES = (".safetensors", ".sft")  # by which ComfyUI knows them
+
+
+def looks_like_safetensors(path: Path) -> bool:
+    """Whether the file begins as one does: a length that fits in it, then a JSON object."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] <= size - 8
+
+
+def read_safetensors_header(path: Path) -> Header:
+    """The tensors of a .safetensors file, whose bytes are compared with what its header promises.
+
+    Raises CheckpointError where the file is cut short, too long, names a tensor twice or contradicts itself.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= size - 8:
+            raise damaged(path, f"is not a safetensors file, or only its beginning ({size} bytes)")
+        text = file.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_unique)
+        metadata = header.pop("__metadata__", {})
+        entries = {name: Entry(tuple(e["shape"]), _DTYPES[e["dtype"]]) for name, e in header.items()}
+        spans = sorted((*e["data_offsets"], name) for name, e in header.items())
+        end = 0
+        for first, last, name in spans:
+            entry = entries[name]
+            if first != end or last - first != math.prod(entry.shape) * entry.dtype.itemsize:
+                raise ValueError(f"the bytes of {name} do not fit its shape")
+            end = last
+        if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+            raise ValueError("its metadata holds more than strings")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(path, f"has no valid safetensors header ({type(error).__name__}: {str(error)[:200]})") from error
+    if size != 8 + length + end:
+        raise damaged(path, f"has {size} bytes and should have {8 + length + end}")
+    return Header(entries, metadata)
+
+
+def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file that read_safetensors_header has passed, mapped, not read."""
+    if path.suffix.lower() in _SUFFIXES:
+        return comfy.utils.load_torch_file(str(path), safe_load=True)
+    return safetensors.torch.load_file(path)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object that names everything once."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found

@@ -1,0 +1,93 @@
+"""Read PyTorch's .pt, .pth, .bin and .ckpt files without ever running what is in them."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..host.errors import CheckpointError
+from .headers import Entry, Header, damaged
+
+# where trainers put the weights: PyTorch Lightning, DeepSpeed (SAT's mp_rank_00_model_states.pt), others
+_WRAPPERS = ("state_dict", "module", "model", "ema", "weights")
+_PICKLE_MAGIC = b"\x80\x02"
+
+
+def looks_like_torch(path: Path) -> bool:
+    """Whether the file begins as torch.save's zip files or its older pickles do."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\x03\x04" or start[:2] == _PICKLE_MAGIC
+
+
+def read_torch_header(path: Path) -> Header:
+    """The tensors of a PyTorch file; their bytes are not read.
+
+    Raises CheckpointError where the file is damaged, is compressed, or holds objects other than tensors and plain data.
+    """
+    tensors = _load(path, "meta")
+    return Header({name: Entry(tuple(t.shape), t.dtype) for name, t in tensors.items()}, {})
+
+
+def open_torch(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a PyTorch file, mapped where the format allows it.
+
+    Raises CheckpointError as read_torch_header does.
+    """
+    return _load(path, "cpu")
+
+
+def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        _require_stored(path)
+    try:
+        loaded = torch.load(path, map_location=device, weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds Python objects besides tensors, which can run code; nothing of it was executed. Use a "
+            f".safetensors file of these weights. ({_first_line(error)})"
+        ) from error
+    except MemoryError as error:
+        raise damaged(path, "asks for more memory than there is") from error
+    # whatever else the parser stumbles on; a damaged pickle can make it raise nearly anything
+    except Exception as error:
+        raise damaged(path, f"cannot be read as a PyTorch file ({_first_line(error)})") from error
+    tensors = _unwrap(loaded)
+    if not tensors:
+        raise CheckpointError(f"{path} is a PyTorch file without named tensors. Choose the file with the weights.")
+    return tensors
+
+
+def _require_stored(path: Path) -> None:
+    """torch.save writes its zip records as they are; a compressed one could unpack to any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, UnicodeDecodeError) as error:
+        raise damaged(path, f"is a broken zip file ({error})") from error
+    size = path.stat().st_size
+    if any(record.compress_type != zipfile.ZIP_STORED or record.file_size > size for record in records):
+        raise CheckpointError(
+            f"{path} is a compressed zip file; PyTorch writes its files uncompressed, so this is no checkpoint. "
+            "Unpack it if it is an archive of one, or fetch the checkpoint again."
+        )
+
+
+def _unwrap(loaded: object) -> dict[str, torch.Tensor]:
+    """The named tensors of what a trainer saved, however deep they lie."""
+    while isinstance(loaded, Mapping):
+        tensors = {
+            name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
+        }
+        inner = [loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)]
+        if not inner:
+            return tensors
+        loaded = inner[0]
+    return {}
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"

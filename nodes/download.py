@@ -1,0 +1,104 @@
+"""From the model hub into ComfyUI's model folders."""
+
+import time
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io
+
+from ..host.errors import CheckpointError
+from ..host.messages import show_on_node
+from ..model_loaders.download_manifest import MANIFEST, is_complete
+from ..model_loaders.downloads import Progress, download
+from ..model_loaders.hub import Stopped
+from ..model_loaders.repositories import REPOSITORIES, find_repository
+from .validation import problem
+
+_MB = 10**6
+_SHOW_S = 0.5
+_CHOICES = "\n".join(f"{entry.describe()}, made for {entry.made_for}" for entry in REPOSITORIES)
+
+
+def _folder(name: str) -> Path:
+    """Where the checkpoint of that name lies, or would lie. Raises CheckpointError where ComfyUI has no place."""
+    roots = [Path(root) for root in folder_paths.get_folder_paths("diffusers")]
+    if not roots:
+        raise CheckpointError("This ComfyUI has no models/diffusers folder. Check its extra_model_paths.yaml.")
+    return next((root / name for root in roots if (root / name).is_dir()), roots[0] / name)
+
+
+class _Display:
+    """A download's progress on the node: the bar, and a line of text twice a second."""
+
+    def __init__(self, node_id: str | None):
+        self.node_id, self.bar, self.shown = node_id, None, 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        self.bar = self.bar or comfy.utils.ProgressBar(max(progress.total // _MB, 1), node_id=self.node_id)
+        self.bar.update_absolute(progress.done // _MB)
+        if time.monotonic() - self.shown >= _SHOW_S:
+            self.shown = time.monotonic()
+            show_on_node(progress.describe(), self.node_id)
+
+
+class CogVideoXDownload(io.ComfyNode):
+    """A checkpoint of the model hub -> the name of its folder under models/diffusers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXDownload",
+            display_name="CogVideoX Download",
+            category="CogVideoX/load",
+            search_aliases=["fetch", "checkpoint", "weights", "hugging face"],
+            description=(
+                "Fetch a checkpoint from the model hub into models/diffusers: 13 to 21 GB, under the licence of the "
+                "checkpoint, which you accept by fetching it (see the list at the input). It goes on where it ended "
+                "after an interruption, and compares every file with the hub's hash."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=[entry.name for entry in REPOSITORIES],
+                    default=REPOSITORIES[0].name,
+                    tooltip=_CHOICES,
+                )
+            ],
+            # COMBO, for a STRING cannot be linked to the loaders' lists
+            outputs=[io.Combo.Output(display_name="folder")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: str | None) -> bool | str:
+        return checkpoint is None or problem(lambda: find_repository(checkpoint))
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str | None) -> float:
+        """Another value as long as anything is missing, so that the node is not taken for done."""
+        if checkpoint is None:  # linked, so not known yet
+            return float("nan")
+        folder = _folder(find_repository(checkpoint).name)
+        return (folder / MANIFEST).stat().st_mtime if is_complete(folder) else float("nan")
+
+    @classmethod
+    def execute(cls, checkpoint: str) -> io.NodeOutput:
+        entry = find_repository(checkpoint)
+        folder = _folder(entry.name)
+        show_on_node(f"{entry.describe()}, into {folder}", cls.hidden.unique_id)
+        try:
+            fetched = download(
+                entry.repository,
+                folder,
+                _Display(cls.hidden.unique_id),
+                comfy.model_management.processing_interrupted,
+            )
+        except Stopped:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            raise
+        what = f"{fetched / 1e9:.2f} GB fetched, every file verified" if fetched else "complete, nothing to fetch"
+        show_on_node(f"{entry.name}: {what}. Licence: {entry.licence}, {entry.licence_url}", cls.hidden.unique_id)
+        return io.NodeOutput(entry.name)

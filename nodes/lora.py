@@ -1,0 +1,137 @@
+"""LoRAs: put one on a model, save what a model carries."""
+
+from pathlib import Path
+
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io
+
+from ..host import folders
+from ..host.messages import show_on_node
+from ..host.output import new_output_path
+from ..host.writer import write_tensors
+from ..model_loaders.lora import MAX_STRENGTH, apply_lora, check_lora, require_strength
+from ..model_loaders.lora_layers import SCALES
+from ..model_loaders.lora_report import span
+from ..model_loaders.lora_save import SAVE_DTYPES, diffusers_lora, merge_loras
+from ..model_loaders.model import require_cogvideox_model
+from .validation import problem
+
+
+class CogVideoXApplyLora(io.ComfyNode):
+    """MODEL out, a clone with the LoRA among its patches."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXApplyLora",
+            display_name="Apply CogVideoX LoRA",
+            category="CogVideoX/lora",
+            search_aliases=["load lora", "lora loader", "DimensionX", "style", "camera motion", "dora", "lycoris"],
+            description="Put a LoRA on a CogVideoX model, whichever trainer made it, and say what of it fits.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="A file under models/loras.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-MAX_STRENGTH,
+                    max=MAX_STRENGTH,
+                    step=0.01,
+                    tooltip="How much of the LoRA. 0 leaves the model as it is, a negative number turns it round.",
+                ),
+                io.Combo.Input(
+                    "scale",
+                    options=list(SCALES),
+                    default=SCALES[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="as trained: alpha / rank where the file or its header has an alpha, otherwise 1. "
+                    "1 / rank: for LoRAs trained with SAT, such as DimensionX's, whose alpha of 1 is not in the file; "
+                    "without it they are far too strong.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str | None) -> bool | str:
+        return lora_name is None or problem(lambda: check_lora(_find_lora(lora_name)))
+
+    @classmethod
+    def execute(
+        cls, model: comfy.model_patcher.ModelPatcher, lora_name: str, strength: float, scale: str = SCALES[0]
+    ) -> io.NodeOutput:
+        require_strength(strength)
+        require_cogvideox_model(model)
+        if strength == 0:
+            show_on_node("Strength 0: the model stays as it is.", cls.hidden.unique_id)
+            return io.NodeOutput(model)
+        patched, report = apply_lora(model, _find_lora(lora_name), strength, scale)
+        show_on_node(report.message(), cls.hidden.unique_id)
+        return io.NodeOutput(patched)
+
+
+class CogVideoXSaveLora(io.ComfyNode):
+    """A file in the output folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXSaveLora",
+            display_name="Save CogVideoX LoRA",
+            category="CogVideoX/lora",
+            search_aliases=["convert lora", "merge loras", "export lora", "diffusers lora"],
+            description="Save the LoRAs that a model carries as one LoRA file that diffusers and ComfyUI load.",
+            inputs=[
+                io.Model.Input("model", tooltip="A CogVideoX model with one or more LoRAs on it."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="loras/cogvideox",
+                    tooltip="Where in ComfyUI's output folder. What lies in its loras folder is offered by the LoRA "
+                    "loaders.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The most that is kept, by singular values: smaller files, not exact. 0 keeps everything; "
+                    "several LoRAs add up their ranks.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(SAVE_DTYPES),
+                    default="default",
+                    optional=True,
+                    advanced=True,
+                    tooltip="default: the LoRA's own precision where nothing had to be computed, otherwise fp32.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, model: comfy.model_patcher.ModelPatcher, filename_prefix: str, rank: int = 0, dtype: str = "default"
+    ) -> io.NodeOutput:
+        path = new_output_path(filename_prefix, ".safetensors")
+        layers = merge_loras(model, rank, dtype, comfy.utils.ProgressBar(1).update_absolute)
+        write_tensors(path, *diffusers_lora(layers))
+        rank_text = span([a.shape[0] for a, _ in layers.values()])
+        text = f"Saved {path.name} in {path.parent.name}: {len(layers)} layers, rank {rank_text}."
+        show_on_node(text, cls.hidden.unique_id)
+        return io.NodeOutput()
+
+
+def _find_lora(name: str) -> Path:
+    return folders.find(name, "loras")

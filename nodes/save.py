@@ -1,0 +1,72 @@
+"""Write a converted model, so that slow conversions happen once."""
+
+import comfy.model_management as mm
+import comfy.utils
+from comfy_api.latest import io
+
+from ..host import folders
+from ..host.messages import show_on_node
+from ..host.writer import refuse_taken
+from ..model_loaders.save import AS_LOADED, SAVE_DTYPES, save_model
+from .validation import problem
+
+
+class CogVideoXSaveModel(io.ComfyNode):
+    """MODEL -> one .safetensors file under models/diffusion_models."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXSaveModel",
+            display_name="Save CogVideoX Model",
+            category="CogVideoX/load",
+            search_aliases=["convert", "quantize", "merge lora", "export"],
+            description=(
+                "Write the transformer, with its LoRAs merged and in the precision chosen here, as one .safetensors "
+                "file that Load CogVideoX Model opens. Nothing is overwritten."
+            ),
+            inputs=[
+                io.Model.Input("model"),
+                io.String.Input(
+                    "name",
+                    default="CogVideoX/converted",
+                    tooltip="Name of the new file under models/diffusion_models; may contain folders.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(SAVE_DTYPES),
+                    default=AS_LOADED,
+                    tooltip=(
+                        "How the weights are stored. “as loaded” keeps them as they are in the model; fp8 and int8 "
+                        "store the blocks' large matrices in one byte each."
+                    ),
+                ),
+            ],
+            # COMBO, for a STRING cannot be linked to the loaders' lists
+            outputs=[io.Combo.Output(display_name="model_name")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        return name is None or problem(lambda: refuse_taken(_path(name)))
+
+    @classmethod
+    def execute(cls, model: object, name: str, weight_dtype: str) -> io.NodeOutput:
+        path, bar = _path(name), comfy.utils.ProgressBar(1)
+
+        def on_progress(done: int, total: int) -> None:
+            mm.throw_exception_if_processing_interrupted()
+            bar.update_absolute(done, total)
+
+        size = save_model(model, path, weight_dtype, on_progress)
+        show_on_node(f"Saved {path.name}, {size / 1e9:.2f} GB.", cls.hidden.unique_id)
+        return io.NodeOutput(path.relative_to(folders.first_root(_CATEGORY)).as_posix())
+
+
+_CATEGORY = "diffusion_models"
+
+
+def _path(name: str) -> object:
+    return folders.new_file(name, _CATEGORY, ".safetensors")

@@ -1,0 +1,195 @@
+"""What a download trusts: the hub, its names, its hashes, and who gets the token."""
+
+import hashlib
+import json
+import logging
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from file_server import BIG, REPOSITORY, Fault, FileServer, running_hub
+from support import pack
+
+downloads, manifests, hub_module = (pack(f"model_loaders.{name}") for name in ("downloads", "download_manifest", "hub"))
+DownloadError = hub_module.DownloadError
+TOKEN = "hf_secretSECRETsecret"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    with running_hub(monkeypatch) as server:
+        yield server
+
+
+def fetch(folder: Path) -> None:
+    downloads.download(REPOSITORY, folder, pause_s=0.01)
+
+
+def failure(folder: Path) -> str:
+    """The message of the DownloadError."""
+    with pytest.raises(DownloadError) as raised:
+        fetch(folder)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_tells_of_licence_and_token(tmp_path: Path, hub: FileServer, status: int) -> None:
+    """'403 Forbidden' alone leaves a user without a next step."""
+    hub.fail(BIG, Fault(status), always=True)
+    message = failure(tmp_path / "x")
+    assert "licence" in message and "HF_TOKEN" in message and BIG in message
+    assert len(hub.requests(BIG)) == 1
+
+
+def test_what_is_not_there_is_said(tmp_path: Path, hub: FileServer) -> None:
+    """A wrong HF_ENDPOINT must not look like a broken pack."""
+    with pytest.raises(DownloadError, match="is not there.*HF_ENDPOINT"):
+        downloads.download("nobody/nothing", tmp_path / "x", pause_s=0.01)
+    hub.fail(BIG, Fault(404), always=True)
+    assert BIG in failure(tmp_path / "y")
+
+
+def test_the_token_goes_to_the_hub_alone(
+    tmp_path: Path, hub: FileServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A token sent to the host of a redirect, or written anywhere, is a stolen account."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN + "\n")
+    caplog.set_level(logging.DEBUG)
+    other = FileServer(hub.files)
+    hub.fail(BIG, Fault(redirect=f"{other.url}/elsewhere/{BIG}?signature=s3cret"), always=True)
+    other.fail(BIG, Fault(403), Fault(cut_after=1000))  # an expired address: the hub gives a new one
+    fetch(tmp_path / "x")
+    assert other.requests(f"{BIG}?signature=s3cret")
+    assert all("authorization" not in asked.headers for asked in other.asked)
+    assert all(asked.headers["authorization"] == f"Bearer {TOKEN}" for asked in hub.asked)
+    other.fail(BIG, Fault(500), always=True)
+    with pytest.raises(DownloadError) as raised:
+        fetch(tmp_path / "y")
+    other.close()
+    told = "".join(traceback.format_exception(raised.value)) + caplog.text
+    written = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+    assert TOKEN not in told + written and "s3cret" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_the_token_stays_out_of_every_message(
+    tmp_path: Path, hub: FileServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """requests itself quotes a header that it refuses: a token with a line break would be in the log."""
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", f"{TOKEN}\nX: y")
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(DownloadError, match="HF_TOKEN") as raised:
+        fetch(tmp_path / "x")
+    assert not hub.asked and TOKEN not in "".join(traceback.format_exception(raised.value)) + caplog.text
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", TOKEN)
+    hub.fail("", Fault(403))
+    with pytest.raises(DownloadError) as raised:
+        fetch(tmp_path / "x")
+    assert TOKEN not in "".join(traceback.format_exception(raised.value)) + caplog.text
+
+
+def test_no_password_of_a_netrc_is_sent(tmp_path: Path, hub: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens come from the environment only; requests by itself reads ~/.netrc."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password pass\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    fetch(tmp_path / "x")
+    assert all("authorization" not in asked.headers for asked in hub.asked)
+
+
+@pytest.mark.parametrize("body", [b"<html>Sign in to the hotel's network</html>", b"[]", b'{"sha": "../x"}'])
+def test_what_is_no_hub_is_said(tmp_path: Path, hub: FileServer, body: bytes) -> None:
+    """A captive portal answers 200 to everything."""
+    hub.fail("", Fault(body=body), always=True)
+    assert "hub" in failure(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "path", ["../evil.json", "/etc/evil.json", "transformer/../../evil.json", "C:/evil.json", "a\\..\\evil.json", ""]
+)
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, hub: FileServer, path: str) -> None:
+    """A hub, or who answers in its place, must not write where it likes."""
+    hub.listed = [{"type": "file", "path": path, "oid": "0" * 40, "size": 1}]
+    assert "leads out of the folder" in failure(tmp_path / "x")
+    assert not [file for file in tmp_path.rglob("*") if "evil" in file.name]
+
+
+def test_a_manifest_that_was_tampered_with_writes_nothing_outside(tmp_path: Path, hub: FileServer) -> None:
+    """The manifest names files to write, and lies where anybody's zip may have been unpacked."""
+    folder = tmp_path / "x"
+    fetch(folder)
+    value = json.loads((folder / manifests.MANIFEST).read_text())
+    value["files"][0]["path"] = "../evil.json"
+    (folder / manifests.MANIFEST).write_text(json.dumps(value))
+    with pytest.raises(ValueError, match="cannot be read"):
+        manifests.require_complete(folder)
+    fetch(folder)
+    manifests.require_complete(folder)
+    assert not (tmp_path / "evil.json").exists()
+
+
+def test_a_repository_without_weights_is_refused_before_any_byte(tmp_path: Path, hub: FileServer) -> None:
+    """SAT checkpoints and LoRAs are no pipelines: said before gigabytes, not after."""
+    del hub.files["text_encoder/model.safetensors"], hub.files["model_index.json"]
+    with pytest.raises(ValueError, match="lacks model_index.json, text_encoder"):
+        fetch(tmp_path / "x")
+    assert not hub.requests(BIG)
+
+
+def test_a_redirect_without_encryption_or_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From https to http everything could be read and changed on the way; the hash would tell, the request not."""
+    answers = {
+        "https://hub/a/resolve/r/f": "http://hub/a",
+        "https://hub/b/resolve/r/f": "https://hub/b/resolve/r/f",
+    }
+
+    class Answer:
+        status_code = 302
+
+        def __init__(self, url: str):
+            self.headers = {"Location": answers[url]}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    client = hub_module.Hub()
+    client._get = lambda url, headers: Answer(url)
+    for name, what in (("a", "without encryption"), ("b", "without end")):
+        with pytest.raises(DownloadError, match=what):
+            client._open(f"https://hub/{name}/resolve/r/f")
+
+
+@pytest.mark.parametrize("endpoint", ["huggingface.co", "file:///etc", "https://me:pass@mirror"])
+def test_an_endpoint_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint: str) -> None:
+    """And its password is not repeated."""
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    message = failure(tmp_path / "x")
+    assert "HF_ENDPOINT" in message and "pass" not in message
+
+
+def test_gits_own_hash_of_a_file_is_ours(tmp_path: Path) -> None:
+    """Small files carry no sha256; were the other hash wrong, none of them would ever be right."""
+    # `printf 'hello\n' | git hash-object --stdin`
+    file = hub_module.RemoteFile("x", 6, "git-sha1:ce013625030ba8dba906f756967f9e9ca394464a")
+    digest = downloads.new_digest(file)
+    digest.update(b"hello\n")
+    assert f"git-sha1:{digest.hexdigest()}" == file.digest
+    assert downloads.new_digest(hub_module.RemoteFile("x", 0, "sha256:")).digest() == hashlib.sha256().digest()
+
+
+def test_the_table_is_sound() -> None:
+    """Two checkpoints in one folder, or a family that no loader knows, would be a trap."""
+    repositories = pack("model_loaders.repositories")
+    names = [entry.name for entry in repositories.REPOSITORIES]
+    assert len(set(names)) == len(names) and names[:5] == [
+        "CogVideoX-2b",
+        "CogVideoX-5b",
+        "CogVideoX-5b-I2V",
+        "CogVideoX1.5-5B",
+        "CogVideoX1.5-5B-I2V",
+    ]
+    families = [family.name for family in pack("model_loaders.variants").FAMILIES]
+    for entry in repositories.REPOSITORIES:
+        assert entry.repository.split("/")[1] == entry.name
+        assert entry.name.replace("-V1.1", "").replace("Pose", "Control") in families
+        assert entry.licence_url.startswith("https://")

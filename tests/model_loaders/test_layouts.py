@@ -1,0 +1,305 @@
+"""Every layout that CogVideoX weights come in, for every family: what is on disk must arrive in diffusers' names."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import layout_files as layouts
+import pytest
+import torch
+from support import ALL_VARIANTS, LAYOUT_MATRIX, pack
+
+checkpoints = pack("model_loaders.checkpoints")
+quantized = pack("host.quantized")
+variants = pack("model_loaders.variants")
+CheckpointError = pack("host.errors").CheckpointError
+
+
+@cache
+def tiny_weights(folder: Path, component: str) -> dict[str, torch.Tensor]:
+    """The component's weights in fp32, read without the pack."""
+    from safetensors.torch import load_file
+
+    merged: dict[str, torch.Tensor] = {}
+    for file in sorted((folder / component).glob("*.safetensors")):
+        merged |= load_file(file)
+    return merged
+
+
+def assert_same(found: dict, expected: dict[str, torch.Tensor], layout: str) -> None:
+    """Every tensor there, none besides, with the numbers that the layout keeps."""
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        ours = quantized.dequantized(found[name], torch.float32)
+        if layouts.is_matrix(name):
+            weight = layouts.held_matrix(layout, weight)
+        torch.testing.assert_close(ours, weight, rtol=1e-6 if layouts.is_matrix(name) else 2**-8, atol=2**-20)
+
+
+@pytest.mark.parametrize("layout", layouts.TRANSFORMER_LAYOUTS)
+@pytest.mark.parametrize("variant", ALL_VARIANTS)
+def test_transformer(tiny_pipelines: dict[str, Path], tmp_path: Path, layout: str, variant: str) -> None:
+    """A checkpoint must load whatever its maker called its tensors, and be taken for what it is."""
+    weights = tiny_weights(tiny_pipelines[variant], "transformer")
+    shutil.copy(tiny_pipelines[variant] / "transformer" / "config.json", tmp_path)
+    layouts.TRANSFORMER_LAYOUTS[layout](tmp_path, weights)
+    found = checkpoints.open_component(tmp_path, "transformer")
+    assert_same(found.state_dict, weights, layout)
+    family = variants.detect_family(variants.resolve_config(found.state_dict, found.config, "test"))
+    assert family.name.replace("CogVideoX", "").strip("-") == variant
+    LAYOUT_MATRIX.setdefault(layout, set()).add(variant)
+
+
+def test_renamed_files_are_the_same(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """Neither a file's name nor its suffix says what is in it."""
+    weights = tiny_weights(tiny_pipelines["2b"], "transformer")
+    config = (tiny_pipelines["2b"] / "transformer" / "config.json").read_text()
+    for number, layout in enumerate(("SAT .pt", "GGUF Q8_0", "diffusers fp32")):
+        for suffix in (".pt", ".safetensors", ".gguf", ".bin", ".ckpt"):
+            folder = tmp_path / f"{number}{suffix}"
+            folder.mkdir()
+            (folder / "config.json").write_text(config)
+            file = layouts.TRANSFORMER_LAYOUTS[layout](folder, weights)
+            renamed = file.rename(folder / f"wan_flux_5b_i2v{suffix}")
+            if suffix == ".safetensors" and layout != "diffusers fp32":
+                renamed = renamed.rename(folder / "x.pt")  # ComfyUI maps by suffix, the header check by content
+            found = checkpoints.open_component(folder, "transformer")
+            assert_same(found.state_dict, weights, layout)
+
+
+VAE_LAYOUTS = {
+    "diffusers": lambda folder, w: layouts.write_safetensors(folder / "v.safetensors", w),
+    "prefixed": lambda folder, w: layouts.write_safetensors(
+        folder / "v.safetensors", layouts.prefixed("first_stage_model.", w)
+    ),
+    "SAT .pt": lambda folder, w: layouts.write_sat(folder / "3d-vae.pt", layouts.sat_vae_names(w), "state_dict"),
+    "SAT, safetensors": lambda folder, w: layouts.write_safetensors(folder / "v.sft", layouts.sat_vae_names(w)),
+    "GGUF": lambda folder, w: layouts.write_gguf(folder / "v.gguf", w, "Q8_0"),
+}
+
+
+@pytest.mark.parametrize("layout", VAE_LAYOUTS)
+def test_vae(tiny_pipelines: dict[str, Path], tmp_path: Path, layout: str) -> None:
+    """The VAE too: THUDM's own 3d-vae.pt is what many people have."""
+    weights = tiny_weights(tiny_pipelines["5b"], "vae")
+    shutil.copy(tiny_pipelines["5b"] / "vae" / "config.json", tmp_path)
+    VAE_LAYOUTS[layout](tmp_path, weights)
+    found = checkpoints.open_component(tmp_path, "vae").state_dict
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name].float(), weights[name]) for name in weights)
+    pack("model_loaders.autoencoder").load_vae(tmp_path, "fp32")
+
+
+T5_LAYOUTS = {
+    "diffusers fp32": lambda folder, w: layouts.write_safetensors(folder / "t.safetensors", w),
+    "diffusers .bin": lambda folder, w: layouts.write_sat(folder / "pytorch_model.bin", w, "state_dict"),
+    "diffusers fp16": lambda folder, w: layouts.write_safetensors(
+        folder / "t.safetensors", {n: t.half() for n, t in w.items()} | {"decoder.x.weight": torch.zeros(1)}
+    ),
+    "plain fp8": lambda folder, w: layouts.write_safetensors(folder / "t.safetensors", layouts.plain_fp8(w)),
+    "scaled fp8": lambda folder, w: layouts.write_safetensors(folder / "t.safetensors", layouts.scaled_fp8(w)),
+    "int8, ComfyUI": lambda folder, w: layouts.write_safetensors(folder / "t.safetensors", layouts.comfyui_int8(w)),
+    "GGUF Q8_0": lambda folder, w: layouts.write_gguf(folder / "t.gguf", layouts.gguf_t5_names(w), "Q8_0", "t5encoder"),
+    "GGUF Q4_0": lambda folder, w: layouts.write_gguf(folder / "t.gguf", layouts.gguf_t5_names(w), "Q4_0", "t5encoder"),
+}
+
+
+@pytest.mark.parametrize("layout", T5_LAYOUTS)
+def test_text_encoder(tiny_pipelines: dict[str, Path], tmp_path: Path, layout: str) -> None:
+    """T5 comes in as many layouts as the models that read it."""
+    weights = tiny_weights(tiny_pipelines["5b"], "text_encoder")
+    weights = {name: weight for name, weight in weights.items() if name != "encoder.embed_tokens.weight"}
+    folder = tmp_path / "text_encoder"
+    shutil.copytree(tiny_pipelines["5b"] / "tokenizer", tmp_path / "tokenizer")
+    folder.mkdir()
+    shutil.copy(tiny_pipelines["5b"] / "text_encoder" / "config.json", folder)
+    T5_LAYOUTS[layout](folder, weights)
+    found = checkpoints.open_component(folder, "text_encoder")
+    assert_same(found.state_dict, weights, layout)
+
+
+def all_in_one(folder: Path, path: Path, prefixes: tuple[str, str, str]) -> Path:
+    """Transformer, VAE and T5 of a pipeline in one file, with their configs in its header."""
+    parts = ("transformer", "vae", "text_encoder")
+    weights: dict[str, torch.Tensor] = {}
+    for prefix, part in zip(prefixes, parts):
+        weights |= layouts.prefixed(prefix, tiny_weights(folder, part))
+    configs = {part: json.loads((folder / part / "config.json").read_text()) for part in parts}
+    configs["scheduler"] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    return layouts.write_safetensors(path, weights, {"config": json.dumps(configs)})
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    (
+        ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.t5xxl.transformer."),
+        ("model.diffusion_model.", "vae.", "text_encoders.t5xxl.transformer."),
+        ("model.diffusion_model.", "first_stage_model.", "conditioner.embedders.0.transformer."),
+        ("transformer.", "vae.", "text_encoder."),
+        ("", "vae.", "text_encoder."),
+    ),
+)
+def test_all_in_one_file(tiny_pipelines: dict[str, Path], tmp_path: Path, prefixes: tuple[str, str, str]) -> None:
+    """One file with everything, as ComfyUI's Save Checkpoint writes it: each loader finds its own part."""
+    path = all_in_one(tiny_pipelines["2b"], tmp_path / "all.safetensors", prefixes)
+    for part in ("transformer", "vae", "text_encoder"):
+        found = checkpoints.open_component(path, part)
+        expected = tiny_weights(tiny_pipelines["2b"], part)
+        assert found.state_dict.keys() == expected.keys()
+        assert all(torch.equal(found.state_dict[name], expected[name]) for name in expected)
+        assert found.siblings["scheduler"]["snr_shift_scale"] == 3.0 and found.config
+
+
+OFFICIAL = {  # name -> what tells it from diffusers' defaults, at full size
+    "CogVideoX-2b": {},
+    "CogVideoX-5b": {"use_rotary_positional_embeddings": True},
+    "CogVideoX-5b-I2V": {
+        "use_rotary_positional_embeddings": True,
+        "use_learned_positional_embeddings": True,
+        "in_channels": 32,
+    },
+    "CogVideoX1.5-5B": {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False},
+    "CogVideoX1.5-5B-I2V": {
+        "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2,
+        "patch_bias": False,
+        "in_channels": 32,
+        "ofs_embed_dim": 512,
+    },
+    "CogVideoX-Fun-2b-InP": {"in_channels": 33},
+    "CogVideoX-Fun-5b-InP": {"use_rotary_positional_embeddings": True, "in_channels": 33},
+    "CogVideoX-Fun-V1.5-5b-InP": {
+        "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2,
+        "patch_bias": False,
+        "in_channels": 33,
+    },
+    "CogVideoX-Fun-2b-Control": {"in_channels": 32},
+    "CogVideoX-Fun-5b-Control": {"use_rotary_positional_embeddings": True, "in_channels": 32},
+    "CogVideoX-Fun-V1.5-5b-Control": {
+        "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2,
+        "patch_bias": False,
+        "in_channels": 32,
+    },
+    "VOID": {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False, "in_channels": 48},
+}
+
+
+@cache
+def official_weights(name: str) -> dict[str, torch.Tensor]:
+    """The full-size transformer's names and shapes, on the meta device: no memory behind them."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    config = dict(OFFICIAL[name])
+    if "2b" not in name:
+        config |= {"num_layers": 42, "num_attention_heads": 48}
+    if config.get("patch_size_t"):
+        config |= {"sample_width": 300, "sample_height": 300, "sample_frames": 81}
+    with torch.device("meta"):
+        model = CogVideoXTransformer3DModel(**config)
+    return {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
+
+
+def write_hollow(path: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """A .safetensors file of full size with a true header and a hole instead of the numbers: it takes no disk."""
+    header, end = {}, 0
+    names = {torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3", torch.float32: "F32", torch.uint8: "U8"}
+    names[torch.int8] = "I8"
+    for name, weight in weights.items():
+        size = weight.numel() * weight.element_size()
+        header[name] = {"dtype": names[weight.dtype], "shape": list(weight.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
+def quantized_names(weights: dict[str, torch.Tensor], dtype: torch.dtype, scale: str) -> dict[str, torch.Tensor]:
+    """What a quantised file of these weights names, on the meta device."""
+    out = {}
+    for name, weight in weights.items():
+        out[name] = weight.to(dtype) if layouts.is_matrix(name) else weight
+        if layouts.is_matrix(name) and scale:
+            rows = weight.shape[0] if dtype == torch.int8 else 1
+            out[name.removesuffix("weight") + scale] = torch.empty(rows, 1, device="meta")
+    return out
+
+
+def torchao_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    out = {}
+    for name, weight in quantized_names(weights, torch.int8, "_weight_scale").items():
+        is_data = weight.dtype == torch.int8
+        out[name.removesuffix("weight") + "_weight_qdata" if is_data else name] = weight
+    return out
+
+
+FULL_SIZE_LAYOUTS = {
+    "diffusers": lambda w: w,
+    "ComfyUI": layouts.comfyui_names,
+    "ComfyUI, prefixed": lambda w: layouts.prefixed("model.diffusion_model.", layouts.comfyui_names(w)),
+    "SAT": lambda w: layouts.prefixed("model.diffusion_model.", layouts.sat_names(w)),
+    "plain fp8": lambda w: quantized_names(w, torch.float8_e4m3fn, ""),
+    "scaled fp8": lambda w: quantized_names(w, torch.float8_e4m3fn, "scale_weight"),
+    "int8, ComfyUI": lambda w: quantized_names(w, torch.int8, "weight_scale"),
+    "int8, torchao": torchao_names,
+}
+
+
+@pytest.mark.parametrize("layout", FULL_SIZE_LAYOUTS)
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_sizes(tmp_path: Path, layout: str, name: str) -> None:
+    """The real checkpoints, told from the shapes in their headers alone: a lone file has no config.json beside it."""
+    weights = official_weights(name)
+    path = write_hollow(tmp_path / "any name.safetensors", FULL_SIZE_LAYOUTS[layout](weights))
+    found = checkpoints.find_weights(path, "transformer")
+    assert {n: tuple(w.shape) for n, w in weights.items()} == {n: e.shape for n, e in found.entries.items()}
+    config = variants.resolve_config(found.entries, None, "test")
+    assert variants.detect_family(config).name == name
+
+
+@pytest.mark.parametrize("name", ("CogVideoX-2b", "CogVideoX1.5-5B-I2V"))
+def test_official_sizes_in_a_torch_file(tmp_path: Path, name: str) -> None:
+    """SAT's .pt of the same, its numbers left out of the file as far as the format allows."""
+    weights = layouts.prefixed("model.diffusion_model.", layouts.sat_names(official_weights(name)))
+    # one number behind each tensor, spread over its shape
+    hollow = {n: torch.zeros(1, dtype=torch.bfloat16).expand(w.shape) for n, w in weights.items()}
+    path = layouts.write_sat(tmp_path / "mp_rank_00_model_states.pt", hollow)
+    found = checkpoints.find_weights(path, "transformer")
+    assert variants.detect_family(variants.resolve_config(found.entries, None, "test")).name == name
+
+
+def test_2b_s_own_table_is_not_a_learned_one(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """SAT writes 2b's computed table into its file; taken for a learned one it would make 2b an unknown model."""
+    weights = tiny_weights(tiny_pipelines["2b"], "transformer") | {"patch_embed.pos_embedding": torch.zeros(1, 300, 64)}
+    shutil.copy(tiny_pipelines["2b"] / "transformer" / "config.json", tmp_path)
+    layouts.write_sat(tmp_path / "a.pt", layouts.sat_names(weights))
+    found = checkpoints.open_component(tmp_path, "transformer")
+    assert "patch_embed.pos_embedding" not in found.state_dict
+
+
+def test_shards_without_an_index_and_a_shard_by_itself(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """Whoever picks one shard from the list, or lost the index, still means the whole model."""
+    folder = Path(shutil.copytree(tiny_pipelines["5b"] / "transformer", tmp_path / "transformer"))
+    next(folder.glob("*.index.json")).unlink()
+    expected = tiny_weights(tiny_pipelines["5b"], "transformer").keys()
+    assert checkpoints.open_component(folder, "transformer").state_dict.keys() == expected
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert checkpoints.open_component(shards[1], "transformer").state_dict.keys() == expected
+    shards[0].unlink()
+    with pytest.raises(CheckpointError, match=f"lacks {shards[0].name} of {len(shards)} parts"):
+        checkpoints.check_component(shards[1], "transformer")
+
+
+def test_sat_s_own_folder(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """THUDM's download is a folder "transformer" with "latest" and 1/mp_rank_00_model_states.pt."""
+    weights = tiny_weights(tiny_pipelines["2b"], "transformer")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "latest").write_text("1")
+    shutil.copy(tiny_pipelines["2b"] / "transformer" / "config.json", tmp_path)
+    layouts.write_sat(tmp_path / "1" / "mp_rank_00_model_states.pt", layouts.sat_names(weights))
+    assert checkpoints.open_component(tmp_path, "transformer").state_dict.keys() == weights.keys()
