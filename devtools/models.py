@@ -51,17 +51,17 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 def list_models(target: Path) -> None:
     """Print every checkpoint, and whether `target` has it."""
     print(f"{'checkpoint':31} {'about':>6}  {'licence':17}  {'made for':37}  in {target}")
-    for entry in _module("repositories").REPOSITORIES:
+    for entry in _module("model_loaders.downloads.repositories").REPOSITORIES:
         state = describe_state(target / entry.name)
         print(f"{entry.name:31} {entry.gigabytes:3.0f} GB  {entry.licence:17}  {entry.made_for:37}  {state}")
-    repositories = _module("repositories")
+    repositories = _module("model_loaders.downloads.repositories")
     print("\nLicences: " + "; ".join(f"{name}: {url}" for name, url in (repositories.APACHE, repositories.COGVIDEOX)))
     print("Download one with: python3 dev.py models fetch NAME [--to DIR]")
 
 
 def describe_state(folder: Path) -> str:
     """Whether a checkpoint's folder is there, in a few words."""
-    manifests = _module("download_manifest")
+    manifests = _module("model_loaders.downloads.manifest")
     manifest = manifests.read_manifest(folder)
     if manifest is not None:
         missing = manifest.missing(folder)
@@ -76,9 +76,9 @@ def describe_state(folder: Path) -> str:
 
 def fetch(name: str, target: Path) -> None:
     """Download one checkpoint into its folder under `target`. Raises: DevError."""
-    downloads, errors = _module("downloads"), _module("host.errors")
+    downloads, errors = _module("model_loaders.downloads.download"), _module("host.errors")
     try:
-        entry = _module("repositories").find_repository(name)
+        entry = _module("model_loaders.downloads.repositories").find_repository(name)
         folder = target / entry.name
         say(entry.describe())
         say(f"into {folder}; Ctrl-C ends it, and the same command goes on")
@@ -121,7 +121,7 @@ def _target(arguments: argparse.Namespace) -> Path:
 def _interpreter(name: str) -> Path:
     """A Python that can download: this one, or the venv's. Raises: DevError."""
     try:
-        _module("repositories").find_repository(name)  # before anything is installed
+        _module("model_loaders.downloads.repositories").find_repository(name)  # before anything is installed
     except _module("host.errors").CheckpointError as error:
         raise DevError(str(error)) from error
     if all(importlib.util.find_spec(module) for module in _NEEDED):
@@ -135,13 +135,13 @@ def _interpreter(name: str) -> Path:
 
 
 def _module(name: str) -> ModuleType:
-    """A module of model_loaders, or one named with its folder, without what the pack's own import needs."""
+    """A module of the pack without what the pack's own import needs."""
     if _ALONE not in sys.modules:
         # a parent that stands for the pack's __init__.py, which imports ComfyUI
         parent = ModuleType(_ALONE)
         parent.__path__ = [str(paths.ROOT)]
         sys.modules[_ALONE] = parent
-    return importlib.import_module(f"{_ALONE}.{name if '.' in name else f'model_loaders.{name}'}")
+    return importlib.import_module(f"{_ALONE}.{name}")
 
 
 def main() -> int:

@@ -12,13 +12,13 @@ import torch
 
 from ..host.errors import CheckpointError
 from ..host.folders import COMPONENTS, WEIGHT_SUFFIXES
-from .download_manifest import require_complete
-from .gguf_files import looks_like_gguf, open_gguf, read_gguf_header
-from .headers import Entry, Header, json_metadata
-from .key_maps import Layout, find_component
-from .safetensors_files import looks_like_safetensors, open_safetensors, read_safetensors_header
-from .stored import Stored, check_formats, collect, put_together, take_rows
-from .torch_files import looks_like_torch, open_torch, read_torch_header
+from .downloads.manifest import require_complete
+from .files.gguf_files import looks_like_gguf, open_gguf, read_gguf_header
+from .files.headers import Entry, Header, json_metadata
+from .files.key_maps import Layout, find_component
+from .files.safetensors_files import looks_like_safetensors, open_safetensors, read_safetensors_header
+from .files.stored import Stored, check_formats, collect, put_together, take_rows
+from .files.torch_files import looks_like_torch, open_torch, read_torch_header
 from .variants import is_fixed_table, require_component
 
 # (looks like, header, tensors) of every format; a file's content tells which it is, not its name

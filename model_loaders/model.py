@@ -25,7 +25,7 @@ from ..samplers.outer_sample import sample_checked
 from ..samplers.schedule import alphas_cumprod
 from ..transformer import POSITIONS
 from .checkpoints import Weights, open_component
-from .lora_stock import enable_stock_lora_nodes
+from .lora.stock import enable_stock_lora_nodes
 from .precision import Precision, check_precision, choose_precision, parameter_dtype
 from .quantization import any_gguf, convert_transformer_weights
 from .variants import Family, detect_family, resolve_config, resolve_snr_shift

@@ -10,10 +10,10 @@ from comfy_api.latest import io
 
 from ..host.errors import CheckpointError
 from ..host.messages import show_on_node
-from ..model_loaders.download_manifest import MANIFEST, is_complete
-from ..model_loaders.downloads import Progress, download
-from ..model_loaders.hub import Stopped
-from ..model_loaders.repositories import REPOSITORIES, find_repository
+from ..model_loaders.downloads.download import Progress, download
+from ..model_loaders.downloads.hub import Stopped
+from ..model_loaders.downloads.manifest import MANIFEST, is_complete
+from ..model_loaders.downloads.repositories import REPOSITORIES, find_repository
 from .validation import problem
 
 _MB = 10**6

@@ -37,9 +37,18 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: object) -> None:
-    """Print how far the pack is from diffusers: the worst case of everything compared in this run."""
-    from support import ERRORS, PARITY
+    """Print what this run has measured: the matrices, and the worst case of everything compared with diffusers."""
+    from support import ERRORS, FUZZ, LAYOUT_MATRIX, PARITY
 
+    if LAYOUT_MATRIX:
+        terminalreporter.section("layouts of a transformer on disk, and the variants loaded from each")
+        for layout, variants in LAYOUT_MATRIX.items():
+            terminalreporter.write_line(f"{layout:24s} {len(variants):3d}: {' '.join(sorted(variants))}")
+    if FUZZ:
+        terminalreporter.section("damaged files: loaded as they were, with other numbers in what was hit, refused")
+        for what, (counts, slowest_s) in FUZZ.items():
+            ends = ", ".join(f"{count} {end}" for end, count in sorted(counts.items()))
+            terminalreporter.write_line(f"{what:24s} {ends}; the slowest took {slowest_s:.2f} s")
     if PARITY:
         terminalreporter.section("parity with diffusers (relative error, worst case)")
         for what, cases in PARITY.items():

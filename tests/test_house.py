@@ -26,13 +26,14 @@ FILES = [path for folder in ALLOWED for path in sorted((ROOT / folder).rglob("*.
 def imports(path: Path) -> list[tuple[str, bool]]:
     """(first name, whether it is the pack's own) of every import in a file, wherever it stands."""
     found = []
+    depth = len(path.relative_to(ROOT).parts) - 1  # of its own folder: more dots lead to another one
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found += [(alias.name.split(".")[0], False) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            own = node.level > 1
             names = [node.module] if node.module else [alias.name for alias in node.names]
-            found += [(name.split(".")[0], own) for name in names if node.level != 1]
+            if not 1 <= node.level <= depth:
+                found += [(name.split(".")[0], node.level > depth) for name in names]
     return found
 
 

@@ -110,7 +110,7 @@ def test_a_checkpoint_lies_where_it_was_begun(models: Path, tmp_path: Path, monk
 def test_size_and_licence_of_each_are_told_beforehand() -> None:
     """Who accepts a licence and 21 GB must be able to read so first; the values in workflows are plain names."""
     entry = Node.GET_SCHEMA().inputs[0]
-    for repository in pack("model_loaders.repositories").REPOSITORIES:
+    for repository in pack("model_loaders.downloads.repositories").REPOSITORIES:
         line = next(line for line in entry.tooltip.splitlines() if line.startswith(f"{repository.name}:"))
         assert f"{repository.gigabytes:.0f} GB" in line and repository.licence in line
         assert repository.name in entry.options

@@ -1,5 +1,6 @@
 """One real ComfyUI server for all tests of this folder, with the pack and tiny pipelines in a base of its own."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from file_server import FileServer, running_hub
 from graphs import LATENTS, SAMPLE, Made, collect, node, saved_latent, text_to_video, with_inputs
+from support import write_fp32
 from task_graphs import write_media
 
 from devtools import client, server
@@ -17,6 +20,7 @@ from devtools.embedded_checkpoint import folder_name, write_pipeline
 from devtools.paths import PACK_NAME, ROOT
 
 SERVED = ("2b", "5b", "1.5-5B", "5b-I2V", "1.5-5B-I2V", "Fun-5b-InP", "Fun-V1.5-5b-InP", "Fun-5b-Control")
+HUB_TOKEN = "hf_onlyForTheHubOnThisMachine"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +35,7 @@ class Host:
 
     server: server.Server
     base: Path
+    hub: FileServer  # what HF_ENDPOINT names for the server, with HUB_TOKEN as its token
 
     @property
     def url(self) -> str:
@@ -87,17 +92,27 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     for folder in ("vae", "diffusion_models", "text_encoders", "loras"):
         (base / "models" / folder).mkdir(exist_ok=True)
     host = Path(os.environ["COMFYUI_PATH"])
-    with pytest.MonkeyPatch.context() as environment:
+    with contextlib.ExitStack() as cleanup, pytest.MonkeyPatch.context() as environment:
+        hub = cleanup.enter_context(running_hub(environment))
+        environment.setenv("HF_TOKEN", HUB_TOKEN)
         # tiny tensors gain nothing from threads, which wait for each other when the machine is busy
         environment.setenv("OMP_NUM_THREADS", "1")
-        with server.running_server(host, base, log=base / "server.log", cpu=True) as running:
-            yield Host(running, base)
+        log = base / "server.log"
+        running = cleanup.enter_context(server.running_server(host, base, log=log, cpu=True))
+        environment.undo()  # it was for the server
+        yield Host(running, base, hub)
 
 
 @pytest.fixture(scope="session")
 def wide(comfyui: Host) -> str:
     """The name of a pipeline whose text is 48 wide, not 32."""
     return write_pipeline(comfyui.pipelines / "CogVideoX-tiny-wide", "5b", text_embed_dim=48).name
+
+
+@pytest.fixture(scope="session")
+def exact(comfyui: Host) -> str:
+    """The name of a 5b pipeline whose weights are fp32 on disk."""
+    return write_fp32(comfyui.pipelines / "CogVideoX-tiny-exact", "5b").name
 
 
 @pytest.fixture(scope="session")

@@ -108,11 +108,11 @@ def test_file_cut_short(damaged, refused, component):
     ("content", "looks_like"),
     [
         (b"", "is empty"),
-        (b"\x07" * 5000, "is not a safetensors file"),
-        ((200).to_bytes(8, "little") + b"{not json" + b"." * 500, "is not a safetensors file"),
+        (b"\x07" * 5000, "is no weight file that this version reads"),
+        ((200).to_bytes(8, "little") + b"{not json" + b"." * 500, "has no valid safetensors header"),
         (b"<!DOCTYPE html><html><head><title>401</title></head></html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer"),
-        (b"PK\x03\x04" + b"\0" * 500, "is a PyTorch or zip file"),
+        (b"PK\x03\x04" + b"\0" * 500, "cannot be read as a PyTorch file"),
     ],
     ids=["empty", "random", "broken-header", "web-page", "lfs-pointer", "pickle"],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..host.errors import CheckpointError
+from ...host.errors import CheckpointError
 from .headers import Entry, Header, damaged
 
 # where trainers put the weights: PyTorch Lightning, DeepSpeed (SAT's mp_rank_00_model_states.pt), others
@@ -43,8 +43,12 @@ def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
         _require_stored(path)
+    # by a path torch goes by the suffix, which need not be true; only a path can be mapped
+    is_misnamed = path.suffix.lower() in (".safetensors", ".sft")
     try:
-        loaded = torch.load(path, map_location=device, weights_only=True, mmap=is_zip)
+        with path.open("rb") as file:
+            source, mapped = (file, False) if is_misnamed else (path, is_zip)
+            loaded = torch.load(source, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds Python objects besides tensors, which can run code; nothing of it was executed. Use a "

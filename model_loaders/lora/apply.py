@@ -9,15 +9,15 @@ from pathlib import Path
 import comfy.model_patcher
 import torch
 
-from ..host.errors import CheckpointError
-from .checkpoints import read_header
-from .lora_layers import HEADER_KEY, SCALES, Layer, describe_layer, missing_alphas
-from .lora_names import ALPHA, OWN_PREFIX, SortedKeys, sort_keys, spell_layers, split_key
-from .lora_patches import load_patches
-from .lora_report import LoraReport, misfit_message, name_some, zero_match_message
-from .model import require_cogvideox_model
-from .safetensors_files import looks_like_safetensors, open_safetensors
-from .torch_files import looks_like_torch, open_torch
+from ...host.errors import CheckpointError
+from ..checkpoints import read_header
+from ..files.safetensors_files import looks_like_safetensors, open_safetensors
+from ..files.torch_files import looks_like_torch, open_torch
+from ..model import require_cogvideox_model
+from .layers import HEADER_KEY, SCALES, Layer, describe_layer, missing_alphas
+from .names import ALPHA, OWN_PREFIX, SortedKeys, sort_keys, spell_layers, split_key
+from .patches import load_patches
+from .report import LoraReport, misfit_message, name_some, zero_match_message
 
 MAX_STRENGTH = 100.0
 # what a model of another task has in another shape, though the rest is the same: more channels, pairs of frames

@@ -11,7 +11,7 @@ import pytest
 from file_server import BIG, REPOSITORY, Fault, FileServer, running_hub
 from support import pack
 
-downloads, manifests, hub_module = (pack(f"model_loaders.{name}") for name in ("downloads", "download_manifest", "hub"))
+downloads, manifests, hub_module = (pack(f"model_loaders.downloads.{name}") for name in ("download", "manifest", "hub"))
 DownloadError = hub_module.DownloadError
 TOKEN = "hf_secretSECRETsecret"
 
@@ -179,7 +179,7 @@ def test_gits_own_hash_of_a_file_is_ours(tmp_path: Path) -> None:
 
 def test_the_table_is_sound() -> None:
     """Two checkpoints in one folder, or a family that no loader knows, would be a trap."""
-    repositories = pack("model_loaders.repositories")
+    repositories = pack("model_loaders.downloads.repositories")
     names = [entry.name for entry in repositories.REPOSITORIES]
     assert len(set(names)) == len(names) and names[:5] == [
         "CogVideoX-2b",

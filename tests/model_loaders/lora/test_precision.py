@@ -49,7 +49,7 @@ def test_dialect_on_precision(subject: tuple[str, Subject], tmp_path: Path, dial
     factors = tiny.factors(DIALECTS[dialect][1])
     files, header, scale = write_dialect(dialect, factors, "header")
     path = save(tmp_path / "l.safetensors", files, header)
-    patched, report = pack("model_loaders.lora").apply_lora(tiny.model, path, 0.8)
+    patched, report = pack("model_loaders.lora.apply").apply_lora(tiny.model, path, 0.8)
     assert report.matched == report.total
     before = {f"{layer}.weight": now(tiny.model, layer) for layer in factors}
     want = fused(before, factors, 0.8 * scale)

@@ -28,8 +28,8 @@ from lora_files import (
 )
 from support import check_parity, pack, reference_transformer
 
-lora = pack("model_loaders.lora")
-AS_TRAINED, BY_RANK = pack("model_loaders.lora_layers").SCALES
+lora = pack("model_loaders.lora.apply")
+AS_TRAINED, BY_RANK = pack("model_loaders.lora.layers").SCALES
 CASES = [
     (dialect, alpha)
     for dialect, (_, _, alpha_name) in DIALECTS.items()
@@ -297,7 +297,7 @@ def test_hooks_and_bypass_understand_sat(subject: Subject) -> None:
 
 def test_every_name_stands_for_one_layer(tiny_pipelines: dict[str, Path]) -> None:
     """Two layers with one spelling would give one of them the other's LoRA."""
-    names = pack("model_loaders.lora_names")
+    names = pack("model_loaders.lora.names")
     for folder in tiny_pipelines.values():
         layers = [n.removesuffix(".weight") for n in reference_transformer(folder).state_dict() if n.endswith("weight")]
         spelled = [(name, layer) for layer in layers for name in set(names.spell_layer(layer))]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..host.errors import CheckpointError
-from ..host.quantized import GGUF_TYPES, gguf_tensor
+from ...host.errors import CheckpointError
+from ...host.quantized import GGUF_TYPES, gguf_tensor
 from .headers import Entry, Header, damaged
 
 if TYPE_CHECKING:

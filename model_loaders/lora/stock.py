@@ -1,9 +1,9 @@
 """The same reading of LoRAs behind ComfyUI's own nodes: Load LoRA, its model-only form, hooks and bypass."""
 
-from ..host.lora_hook import hook_stock_lora_nodes
-from ..host.messages import show_on_running_node
-from .lora_names import OWN_PREFIX, TELLTALE_NAME, spell_layers
-from .lora_patches import load_patches
+from ...host.lora_hook import hook_stock_lora_nodes
+from ...host.messages import show_on_running_node
+from .names import OWN_PREFIX, TELLTALE_NAME, spell_layers
+from .patches import load_patches
 
 
 def enable_stock_lora_nodes(model_class: type) -> None:
@@ -21,7 +21,7 @@ def _spell(model: object) -> dict[str, str]:
 
 def _prepare(model: object, lora: dict, header: dict | None) -> dict:
     """The LoRA with what fits `model` checked and renamed; what is for a text encoder stays as it is."""
-    from .lora import read_lora  # it needs the model's class, whose module calls this one
+    from .apply import read_lora  # it needs the model's class, whose module calls this one
 
     read = read_lora(lora, header, model, allow_none=True)
     text = read.report.skipped.get("for a text encoder", ())

@@ -27,8 +27,8 @@ from lora_files import (
 from support import check_parity, pack
 
 CheckpointError = pack("host.errors").CheckpointError
-lora = pack("model_loaders.lora")
-lora_save = pack("model_loaders.lora_save")
+lora = pack("model_loaders.lora.apply")
+lora_save = pack("model_loaders.lora.save")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from support import pack
 
 from devtools.paths import ROOT
 
-downloads, manifests, hub_module = (pack(f"model_loaders.{name}") for name in ("downloads", "download_manifest", "hub"))
+downloads, manifests, hub_module = (pack(f"model_loaders.downloads.{name}") for name in ("download", "manifest", "hub"))
 DownloadError, Stopped = hub_module.DownloadError, hub_module.Stopped
 TOKEN = "hf_secretSECRETsecret"
 NOT_NEEDED = {

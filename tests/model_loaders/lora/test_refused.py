@@ -18,7 +18,7 @@ from lora_files import (
 from support import pack
 
 CheckpointError = pack("host.errors").CheckpointError
-lora = pack("model_loaders.lora")
+lora = pack("model_loaders.lora.apply")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_hooks_leave_other_models_alone() -> None:
     import comfy.sd
 
     model_class = pack("model_loaders.model").CogVideoXModel
-    hook = pack("model_loaders.lora_stock").enable_stock_lora_nodes
+    hook = pack("model_loaders.lora.stock").enable_stock_lora_nodes
     hook(model_class)
     once = comfy.lora.load_lora, comfy.lora.model_lora_keys_unet, comfy.sd.load_lora_for_models
     hook(model_class)
@@ -131,7 +131,7 @@ def test_lora_of_another_size_is_refused(subject: Subject, tmp_path: Path) -> No
 
 def test_the_official_sizes_are_named() -> None:
     """The widths of 2b and 5b are known: say so instead of two numbers."""
-    text = pack("model_loaders.lora_report").misfit_message(
+    text = pack("model_loaders.lora.report").misfit_message(
         "x", {"diffusion_model.transformer_blocks.0.attn1.to_q": ((1920, 1920), (3072, 3072))}, (1920, 3072), []
     )
     assert "made for a model of the width of CogVideoX-2b; this one has that of CogVideoX-5b" in text

@@ -8,10 +8,10 @@ import comfy.model_patcher
 import torch
 from comfy.weight_adapter import LoRAAdapter
 
-from ..host.errors import CheckpointError
-from .lora_layers import HEADER_KEY
-from .lora_names import OWN_PREFIX
-from .model import require_cogvideox_model
+from ...host.errors import CheckpointError
+from ..model import require_cogvideox_model
+from .layers import HEADER_KEY
+from .names import OWN_PREFIX
 
 SAVE_DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _COMPONENT = "transformer."  # how diffusers' pipelines name it

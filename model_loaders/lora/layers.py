@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..host.errors import CheckpointError
-from .headers import json_metadata
-from .lora_names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS
+from ...host.errors import CheckpointError
+from ..files.headers import json_metadata
+from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS
 
 SCALES = ("as trained", "1 / rank (DimensionX)")
 HEADER_KEY = "lora_adapter_metadata"  # diffusers 0.34 and later (loaders/lora_base.py)

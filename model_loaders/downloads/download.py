@@ -15,16 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .download_manifest import (
-    FOLDERS,
-    Manifest,
-    half_done,
-    is_complete,
-    part_path,
-    part_size,
-    read_manifest,
-    select_files,
-)
 from .hub import (
     Beginning,
     DownloadError,
@@ -35,6 +25,16 @@ from .hub import (
     RemoteFile,
     Stopped,
     in_background,
+)
+from .manifest import (
+    FOLDERS,
+    Manifest,
+    half_done,
+    is_complete,
+    part_path,
+    part_size,
+    read_manifest,
+    select_files,
 )
 
 LOCK = ".cogvideox-download.lock"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..host.errors import CheckpointError
-from ..host.gguf import BLOCK_TYPES, row_columns
-from ..host.quantized import dequantized, fp8_tensor, gguf_tensor, int8_tensor
+from ...host.errors import CheckpointError
+from ...host.gguf import BLOCK_TYPES, row_columns
+from ...host.quantized import dequantized, fp8_tensor, gguf_tensor, int8_tensor
 from .headers import Entry, Header
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)

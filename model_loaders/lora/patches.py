@@ -7,7 +7,7 @@ import comfy.model_management as mm
 import torch
 from comfy.weight_adapter import LoRAAdapter
 
-from .lora_names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS, sort_keys
+from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS, sort_keys
 
 
 class MagnitudeAdapter(LoRAAdapter):

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .lora_names import OWN_PREFIX, guess_family, split_key
-from .variants import FAMILIES, describe_weights
+from ..variants import FAMILIES, describe_weights
+from .names import OWN_PREFIX, guess_family, split_key
 
 
 @dataclass(frozen=True)

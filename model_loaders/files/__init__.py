@@ -1,0 +1,1 @@
+"""Weight files of every format: what their headers say, what their names mean, their tensors."""

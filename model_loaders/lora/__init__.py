@@ -1,0 +1,1 @@
+"""LoRA files of every dialect -> patches of a MODEL, and back."""
