@@ -153,6 +153,26 @@ def check_component(path: Path, component: str) -> list[Path]:
     return list(find_weights(path, component).files)
 
 
+def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raises CheckpointError naming what of `expected`, shapes by name, is missing in `found`, left over or of another
+    shape; half a model must not load as noise.
+
+    source: path for messages.
+    """
+    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
+    misshapen = [name for name in expected.keys() & found.keys() if expected[name] != tuple(found[name].shape)]
+    problems = [
+        f"{what} {', '.join(sorted(names)[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (("missing", missing), ("unknown", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"The weights in {source} do not fit the model: {'; '.join(problems)}. Fetch the checkpoint again, or "
+            "put its own config.json beside it."
+        )
+
+
 def component_files(path: Path, component: str) -> list[Path]:
     """The files that hold `component`; path as in open_component.
 

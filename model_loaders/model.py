@@ -24,7 +24,7 @@ from ..samplers.conditioning import concat_channels, image_scale
 from ..samplers.outer_sample import sample_checked
 from ..samplers.schedule import alphas_cumprod
 from ..transformer import POSITIONS
-from .checkpoints import Weights, open_component
+from .checkpoints import Weights, open_component, require_fit
 from .lora.stock import enable_stock_lora_nodes
 from .precision import Precision, check_precision, choose_precision, parameter_dtype
 from .quantization import any_gguf, convert_transformer_weights
@@ -333,18 +333,6 @@ def assign_weights(
 
     Raises CheckpointError naming what is missing, left over or of another shape.
     """
-    expected = module.state_dict()
-    missing, unexpected = expected.keys() - state_dict.keys(), state_dict.keys() - expected.keys()
-    misshapen = [k for k in expected.keys() & state_dict.keys() if expected[k].shape != state_dict[k].shape]
-    problems = [
-        f"{what} {', '.join(sorted(keys)[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
-        for what, keys in (("missing", missing), ("unknown", unexpected), ("of another shape", misshapen))
-        if keys
-    ]
-    if problems:
-        raise CheckpointError(
-            f"The weights in {source} do not fit the model: {'; '.join(problems)}. Fetch the checkpoint again, or "
-            "put its own config.json beside it."
-        )
+    require_fit({name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}, state_dict, source)
     module.load_state_dict(convert_transformer_weights(module, state_dict, precision, cast), assign=True)
     module.requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 from ..host.errors import CheckpointError, NumericsError
 from ..host.quantized import is_quantized
 from ..host.quantized_patcher import adopt_patcher
-from .checkpoints import Weights, open_component
+from .checkpoints import Weights, open_component, require_fit
 from .precision import (
     FAST_MODES,
     PRECISIONS,
@@ -26,6 +26,7 @@ from .precision import (
 from .quantization import any_gguf, convert_t5_weights
 from .tokenizer import CLIP_NAME, CogVideoXTokenizer
 
+_T5_BUCKETS = 32  # of distances between tokens, in every T5
 T5_PRECISIONS = tuple(name for name in PRECISIONS if name not in FAST_MODES)
 # T5-XXL v1.1, which every official checkpoint carries (its text_encoder/config.json)
 T5_XXL = {
@@ -100,8 +101,6 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
             f"The text encoder in {weights.path} knows {config['vocab_size']} tokens, its tokenizer has "
             f"{tokenizer.vocab_size}. Put the checkpoint's own tokenizer folder beside its text_encoder."
         )
-    # the shared embedding stands under one or both of two names
-    state_dict.setdefault("shared.weight", state_dict.pop("encoder.embed_tokens.weight", None))
     precision = choose_t5_precision(weight_dtype, state_dict)
     parameters = comfy.utils.calculate_parameters(state_dict)
     gguf = precision.keeps and any_gguf(state_dict)
@@ -157,25 +156,52 @@ def t5_config(weights: Weights) -> dict:
     T5-XXL's.
     """
     sd = weights.state_dict
-    embedding = sd["shared.weight"] if "shared.weight" in sd else sd["encoder.embed_tokens.weight"]
-    vocab_size, width = embedding.shape
+    # the shared embedding stands under one or both of two names
+    sd.setdefault("shared.weight", sd.pop("encoder.embed_tokens.weight", torch.empty(0, 0)))
+    vocab_size, width = sd["shared.weight"].shape
     wanted = weights.siblings.get("transformer", {}).get("text_embed_dim")
     if wanted is None and weights.config is None:
         wanted = T5_XXL["d_model"]
-    if wanted is not None and width != wanted:
+    if wanted is not None and 0 < width != wanted:  # 0: there is no embedding, as require_fit will say
         raise CheckpointError(
             f"The text encoder in {weights.path} is {width} wide; the transformer reads {wanted}. CogVideoX uses the "
             "T5-XXL v1.1 encoder (width 4096): fetch the checkpoint's own text_encoder."
         )
     heads = sd["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].shape[1]
-    layers = 1 + max(int(k.split(".")[2]) for k in sd if k.startswith("encoder.block."))
-    return T5_XXL | {
+    config = T5_XXL | {
         "d_model": width,
         "vocab_size": vocab_size,
         "num_heads": heads,
-        "num_layers": layers,
-        "d_kv": sd["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0] // heads,
+        "num_layers": len({name.split(".")[2] for name in sd if name.startswith("encoder.block.")}),
+        "d_kv": sd["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0] // max(heads, 1),
         "d_ff": sd["encoder.block.0.layer.1.DenseReluDense.wo.weight"].shape[1],
+    }
+    require_fit(t5_shapes(config), sd, str(weights.path))
+    return config
+
+
+def t5_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """The tensors of a T5 v1.1 encoder; ComfyUI would leave what is missing at random values.
+
+    Source: transformers modeling_t5.py.
+    """
+    width, inner, ff = config["d_model"], config["num_heads"] * config["d_kv"], config["d_ff"]
+    block = {
+        "layer.0.layer_norm.weight": (width,),
+        "layer.0.SelfAttention.q.weight": (inner, width),
+        "layer.0.SelfAttention.k.weight": (inner, width),
+        "layer.0.SelfAttention.v.weight": (inner, width),
+        "layer.0.SelfAttention.o.weight": (width, inner),
+        "layer.1.layer_norm.weight": (width,),
+        "layer.1.DenseReluDense.wi_0.weight": (ff, width),
+        "layer.1.DenseReluDense.wi_1.weight": (ff, width),
+        "layer.1.DenseReluDense.wo.weight": (width, ff),
+    }
+    shapes = {f"encoder.block.{i}.{name}": shape for i in range(config["num_layers"]) for name, shape in block.items()}
+    return shapes | {
+        "shared.weight": (config["vocab_size"], width),
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": (_T5_BUCKETS, config["num_heads"]),
+        "encoder.final_layer_norm.weight": (width,),
     }
 
 

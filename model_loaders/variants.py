@@ -69,7 +69,14 @@ COMPONENTS = {
         "a CogVideoX VAE",
         ("decoder.conv_in.conv.weight", "decoder.mid_block.resnets.0.norm1.conv_y.conv.weight"),
     ),
-    "text_encoder": ("a T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
+    "text_encoder": (
+        "a T5 text encoder",
+        (
+            "encoder.block.0.layer.0.SelfAttention.q.weight",
+            "encoder.block.0.layer.1.DenseReluDense.wo.weight",
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        ),
+    ),
 }
 # as COMPONENTS, for what a pipeline does not need to have
 ADDITIONS = {

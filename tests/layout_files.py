@@ -261,6 +261,25 @@ TRANSFORMER_LAYOUTS: dict[str, Writer] = {
     ),
     "blocks in safetensors": lambda folder, w: write_safetensors(folder / "a.safetensors", blocks_as_bytes(w, "Q4_0")),
 }
+VAE_LAYOUTS: dict[str, Writer] = {
+    "diffusers": lambda folder, w: write_safetensors(folder / "v.safetensors", w),
+    "prefixed": lambda folder, w: write_safetensors(folder / "v.safetensors", prefixed("first_stage_model.", w)),
+    "SAT .pt": lambda folder, w: write_sat(folder / "3d-vae.pt", sat_vae_names(w), "state_dict"),
+    "SAT, safetensors": lambda folder, w: write_safetensors(folder / "v.sft", sat_vae_names(w)),
+    "GGUF": lambda folder, w: write_gguf(folder / "v.gguf", w, "Q8_0"),
+}
+T5_LAYOUTS: dict[str, Writer] = {
+    "diffusers fp32": lambda folder, w: write_safetensors(folder / "t.safetensors", w),
+    "diffusers .bin": lambda folder, w: write_sat(folder / "pytorch_model.bin", w, "state_dict"),
+    "diffusers fp16": lambda folder, w: write_safetensors(
+        folder / "t.safetensors", {n: t.half() for n, t in w.items()} | {"decoder.x.weight": torch.zeros(1)}
+    ),
+    "plain fp8": lambda folder, w: write_safetensors(folder / "t.safetensors", plain_fp8(w)),
+    "scaled fp8": lambda folder, w: write_safetensors(folder / "t.safetensors", scaled_fp8(w)),
+    "int8, ComfyUI": lambda folder, w: write_safetensors(folder / "t.safetensors", comfyui_int8(w)),
+    "GGUF Q8_0": lambda folder, w: write_gguf(folder / "t.gguf", gguf_t5_names(w), "Q8_0", "t5encoder"),
+    "GGUF Q4_0": lambda folder, w: write_gguf(folder / "t.gguf", gguf_t5_names(w), "Q4_0", "t5encoder"),
+}
 
 
 def held_matrix(layout: str, weight: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from ...host.errors import CheckpointError
 from ...host.quantized import GGUF_TYPES, gguf_tensor
+from .gguf_guard import check_gguf_header
 from .headers import Entry, Header, damaged
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ _PLAIN = {
     "I16": torch.int16,
     "I8": torch.int8,
 }
-# The least that the description of one tensor takes: lengths of its name and shape, type, offset.
-_TENSOR_INFO_BYTES = 24
 
 
 def looks_like_gguf(path: Path) -> bool:
@@ -62,15 +61,12 @@ def _reader(path: Path) -> "GGUFReader":
             "pack's requirements again (pip install -r requirements.txt)."
         ) from error
     size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(16)
-    if int.from_bytes(start[8:16], "little") * _TENSOR_INFO_BYTES > size:
-        raise damaged(path, "promises more tensors than it has bytes for")
     try:
+        check_gguf_header(path)
         reader = gguf.GGUFReader(path)
         spans = sorted((tensor.data_offset, tensor.data_offset + int(tensor.n_bytes)) for tensor in reader.tensors)
         shapes = [_shape(reader, tensor) for tensor in reader.tensors]
-    # whatever the reader stumbles on; it trusts every length in the file
+    # whatever else the reader stumbles on
     except Exception as error:
         raise damaged(path, f"cannot be read as a GGUF file ({type(error).__name__}: {str(error)[:200]})") from error
     end = reader.data_offset

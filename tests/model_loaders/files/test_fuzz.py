@@ -17,7 +17,9 @@ import torch
 from support import FUZZ, pack, write_fp32
 
 checkpoints = pack("model_loaders.checkpoints")
-model = pack("model_loaders.model")
+load_model = pack("model_loaders.model").load_model
+load_vae = pack("model_loaders.autoencoder").load_vae
+load_text_encoder = pack("model_loaders.text_encoder").load_text_encoder
 quantized = pack("host.quantized")
 CheckpointError = pack("host.errors").CheckpointError
 
@@ -88,13 +90,16 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return quantized.dequantized(tensor, torch.float32).contiguous().view(torch.int32)
 
 
-def outcome(folder: Path, whole: dict[str, torch.Tensor]) -> tuple[str, int]:
-    """("equal" | "numbers" | "refused", how many tensors differ) of loading the transformer in `folder`."""
+LOADERS = {"transformer": load_model, "vae": load_vae, "text_encoder": load_text_encoder}
+
+
+def outcome(folder: Path, component: str, whole: dict[str, torch.Tensor]) -> tuple[str, int]:
+    """("equal" | "numbers" | "refused", how many tensors differ) of loading `component` from `folder`."""
     try:
-        found = checkpoints.open_component(folder, "transformer")
+        found = checkpoints.open_component(folder, component)
         shapes = {name: tuple(tensor.shape) for name, tensor in found.state_dict.items()}
         if shapes != {name: tuple(tensor.shape) for name, tensor in whole.items()}:
-            model.load_model(folder, "fp32")
+            LOADERS[component](folder, "fp32")
             raise AssertionError(f"loaded with other names or shapes: {shapes}")
     except CheckpointError as error:
         message = str(error)
@@ -104,21 +109,31 @@ def outcome(folder: Path, whole: dict[str, torch.Tensor]) -> tuple[str, int]:
     return ("numbers" if changed else "equal"), len(changed)
 
 
-@pytest.mark.parametrize("layout", layouts.TRANSFORMER_LAYOUTS)
-def test_damaged_files(smallest: Path, tmp_path: Path, layout: str) -> None:
+CASES = [
+    *(("transformer", layout, write) for layout, write in layouts.TRANSFORMER_LAYOUTS.items()),
+    *(("vae", layout, write) for layout, write in layouts.VAE_LAYOUTS.items()),
+    *(("text_encoder", layout, write) for layout, write in layouts.T5_LAYOUTS.items()),
+]
+
+
+@pytest.mark.parametrize("component, layout, write", CASES, ids=[f"{part}-{layout}" for part, layout, _ in CASES])
+def test_damaged_files(smallest: Path, tmp_path: Path, component: str, layout: str, write: layouts.Writer) -> None:
     """A half download or a bad disk must end in a sentence that names the file, never in a crash or a hang."""
-    weights = checkpoints.open_component(smallest, "transformer").state_dict
-    shutil.copy(smallest / "transformer" / "config.json", tmp_path)
-    file = layouts.TRANSFORMER_LAYOUTS[layout](tmp_path, weights)
-    data, whole = file.read_bytes(), checkpoints.open_component(tmp_path, "transformer").state_dict
+    weights = checkpoints.open_component(smallest, component).state_dict
+    shutil.copytree(smallest / "tokenizer", tmp_path / "tokenizer")
+    folder = tmp_path / component
+    folder.mkdir()
+    shutil.copy(smallest / component / "config.json", folder)
+    file = write(folder, weights)
+    data, whole = file.read_bytes(), checkpoints.open_component(folder, component).state_dict
     file.unlink()
-    rng, counts, slowest = random.Random(layout), Counter(), 0.0
+    rng, counts, slowest = random.Random(component + layout), Counter(), 0.0
     for number in range(MUTATIONS):
         mutated, kind = mutate(data, rng)
-        bad = tmp_path / f"{number}{file.suffix}"  # a new name each time: the last one may still be mapped
+        bad = folder / f"{number}{file.suffix}"  # a new name each time: the last one may still be mapped
         bad.write_bytes(mutated)
         start = time.perf_counter()
-        result, changed = outcome(tmp_path, whole)
+        result, changed = outcome(folder, component, whole)
         slowest = max(slowest, time.perf_counter() - start)
         counts[result] += 1
         bad.unlink()
@@ -126,7 +141,7 @@ def test_damaged_files(smallest: Path, tmp_path: Path, layout: str) -> None:
         assert changed <= (6 if kind == "overwrite" or "SAT" in layout else 1), f"{kind} {number} changed {changed}"
     assert slowest < SLOWEST_S, f"the slowest took {slowest:.1f} s"
     assert counts["refused"] > MUTATIONS / 4
-    FUZZ[layout] = (counts, slowest)
+    FUZZ[f"{component}, {layout}"] = (counts, slowest)
 
 
 @pytest.mark.parametrize("name", ("config.json", "diffusion_pytorch_model.safetensors.index.json"))
@@ -139,7 +154,7 @@ def test_damaged_json(tiny_pipelines: dict[str, Path], tmp_path: Path, name: str
         (folder / name).write_bytes(mutate(data, rng)[0])
         start = time.perf_counter()
         try:
-            model.load_model(folder, "fp32")
+            load_model(folder, "fp32")
             counts["loaded"] += 1
         except CheckpointError as error:
             counts["refused"] += 1

@@ -66,44 +66,19 @@ def test_renamed_files_are_the_same(tiny_pipelines: dict[str, Path], tmp_path: P
             assert_same(found.state_dict, weights, layout)
 
 
-VAE_LAYOUTS = {
-    "diffusers": lambda folder, w: layouts.write_safetensors(folder / "v.safetensors", w),
-    "prefixed": lambda folder, w: layouts.write_safetensors(
-        folder / "v.safetensors", layouts.prefixed("first_stage_model.", w)
-    ),
-    "SAT .pt": lambda folder, w: layouts.write_sat(folder / "3d-vae.pt", layouts.sat_vae_names(w), "state_dict"),
-    "SAT, safetensors": lambda folder, w: layouts.write_safetensors(folder / "v.sft", layouts.sat_vae_names(w)),
-    "GGUF": lambda folder, w: layouts.write_gguf(folder / "v.gguf", w, "Q8_0"),
-}
-
-
-@pytest.mark.parametrize("layout", VAE_LAYOUTS)
+@pytest.mark.parametrize("layout", layouts.VAE_LAYOUTS)
 def test_vae(tiny_pipelines: dict[str, Path], tmp_path: Path, layout: str) -> None:
     """The VAE too: THUDM's own 3d-vae.pt is what many people have."""
     weights = tiny_weights(tiny_pipelines["5b"], "vae")
     shutil.copy(tiny_pipelines["5b"] / "vae" / "config.json", tmp_path)
-    VAE_LAYOUTS[layout](tmp_path, weights)
+    layouts.VAE_LAYOUTS[layout](tmp_path, weights)
     found = checkpoints.open_component(tmp_path, "vae").state_dict
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name].float(), weights[name]) for name in weights)
     pack("model_loaders.autoencoder").load_vae(tmp_path, "fp32")
 
 
-T5_LAYOUTS = {
-    "diffusers fp32": lambda folder, w: layouts.write_safetensors(folder / "t.safetensors", w),
-    "diffusers .bin": lambda folder, w: layouts.write_sat(folder / "pytorch_model.bin", w, "state_dict"),
-    "diffusers fp16": lambda folder, w: layouts.write_safetensors(
-        folder / "t.safetensors", {n: t.half() for n, t in w.items()} | {"decoder.x.weight": torch.zeros(1)}
-    ),
-    "plain fp8": lambda folder, w: layouts.write_safetensors(folder / "t.safetensors", layouts.plain_fp8(w)),
-    "scaled fp8": lambda folder, w: layouts.write_safetensors(folder / "t.safetensors", layouts.scaled_fp8(w)),
-    "int8, ComfyUI": lambda folder, w: layouts.write_safetensors(folder / "t.safetensors", layouts.comfyui_int8(w)),
-    "GGUF Q8_0": lambda folder, w: layouts.write_gguf(folder / "t.gguf", layouts.gguf_t5_names(w), "Q8_0", "t5encoder"),
-    "GGUF Q4_0": lambda folder, w: layouts.write_gguf(folder / "t.gguf", layouts.gguf_t5_names(w), "Q4_0", "t5encoder"),
-}
-
-
-@pytest.mark.parametrize("layout", T5_LAYOUTS)
+@pytest.mark.parametrize("layout", layouts.T5_LAYOUTS)
 def test_text_encoder(tiny_pipelines: dict[str, Path], tmp_path: Path, layout: str) -> None:
     """T5 comes in as many layouts as the models that read it."""
     weights = tiny_weights(tiny_pipelines["5b"], "text_encoder")
@@ -112,7 +87,7 @@ def test_text_encoder(tiny_pipelines: dict[str, Path], tmp_path: Path, layout: s
     shutil.copytree(tiny_pipelines["5b"] / "tokenizer", tmp_path / "tokenizer")
     folder.mkdir()
     shutil.copy(tiny_pipelines["5b"] / "text_encoder" / "config.json", folder)
-    T5_LAYOUTS[layout](folder, weights)
+    layouts.T5_LAYOUTS[layout](folder, weights)
     found = checkpoints.open_component(folder, "text_encoder")
     assert_same(found.state_dict, weights, layout)
 
