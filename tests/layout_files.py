@@ -21,6 +21,11 @@ def is_matrix(name: str) -> bool:
     return bool(MATRIX.search(name) or T5_MATRIX.search(name))
 
 
+def is_packed(name: str) -> bool:
+    """Whether GGUF files hold this tensor in blocks; T5's matrices have llama.cpp's names there."""
+    return is_matrix(name) or bool(re.search(r"\.(attn_[qkvo]|ffn_\w+)\.weight$", name))
+
+
 def comfyui_names(weights: StateDict) -> StateDict:
     """ComfyUI's own module tree (comfy/ldm/cogvideo/model.py)."""
     words = {
@@ -202,7 +207,7 @@ def write_gguf(path: Path, weights: StateDict, kind: str, architecture: str = "c
     writer = GGUFWriter(path, architecture)
     for name, weight in weights.items():
         values = weight.float().contiguous().numpy()
-        if is_matrix(name) or re.search(r"\.(attn_[qkvo]|ffn_\w+)\.weight$", name) and values.ndim == 2:
+        if is_packed(name) and values.ndim == 2:
             data = quants.quantize(values, GGMLQuantizationType[kind])
             writer.add_tensor(name, data, raw_dtype=GGMLQuantizationType[kind])
         elif values.ndim > 4:

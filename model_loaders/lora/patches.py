@@ -47,7 +47,7 @@ def load_patches(
 ) -> dict[str, object]:
     """Weight of the MODEL -> patch, for a LoRA of any dialect.
 
-    key_map: with every dialect's name of the model's layers (lora_names.spell_layers); what else it holds, for a text
+    key_map: with every dialect's name of the model's layers (names.spell_layers); what else it holds, for a text
     encoder, is left to ComfyUI. load_lora: ComfyUI's own function, which makes all patches but those of peft's DoRA.
     """
     found = sort_keys(lora, key_map)

@@ -1,0 +1,114 @@
+"""The real checkpoints, told from the names and shapes in their headers alone; nothing of their size is allocated."""
+
+from pathlib import Path
+
+import hollow_files as hollow
+import layout_files as layouts
+import psutil
+import pytest
+import torch
+from support import pack
+
+checkpoints = pack("model_loaders.checkpoints")
+variants = pack("model_loaders.variants")
+
+
+def assert_found(path: Path, component: str, weights: dict[str, torch.Tensor]) -> dict:
+    """Every tensor of its full shape, none besides; returns what was found."""
+    found = checkpoints.find_weights(path, component).entries
+    assert {n: tuple(w.shape) for n, w in weights.items()} == {n: e.shape for n, e in found.items()}
+    return found
+
+
+def assert_is(name: str, found: dict) -> None:
+    """A lone file has no config.json beside it: its shapes must do."""
+    assert variants.detect_family(variants.resolve_config(found, None, "test")).name == name
+
+
+@pytest.mark.parametrize("layout", hollow.FULL_SIZE_LAYOUTS)
+@pytest.mark.parametrize("name", hollow.OFFICIAL)
+def test_transformer(tmp_path: Path, layout: str, name: str) -> None:
+    """Whoever downloads one file of 11 GB must not be asked which model it is."""
+    weights = hollow.official_weights(name)
+    path = hollow.write_hollow(tmp_path / "any name.safetensors", hollow.FULL_SIZE_LAYOUTS[layout](weights))
+    assert_is(name, assert_found(path, "transformer", weights))
+
+
+# 2b's width of 1920 is no multiple of 256, which the K types pack together
+PACKED = [
+    (name, kind) for name in hollow.OFFICIAL for kind in ("Q4_0", "Q8_0", "Q6_K") if kind != "Q6_K" or "2b" not in name
+]
+
+
+@pytest.mark.parametrize("name, kind", PACKED)
+def test_transformer_in_gguf(tmp_path: Path, name: str, kind: str) -> None:
+    """GGUF counts its shapes the other way round and in blocks."""
+    weights = hollow.official_weights(name)
+    path = hollow.write_hollow_gguf(tmp_path / "any name.gguf", weights, kind)
+    assert_is(name, assert_found(path, "transformer", weights))
+
+
+@pytest.mark.parametrize("name", hollow.OFFICIAL)
+def test_transformer_in_a_torch_file(tmp_path: Path, name: str) -> None:
+    """SAT's .pt, its numbers left out as far as the format allows: one behind each tensor, spread over its shape."""
+    weights = hollow.official_weights(name)
+    named = layouts.prefixed("model.diffusion_model.", layouts.sat_names(weights))
+    spread = {n: torch.zeros(1, dtype=torch.bfloat16).expand(w.shape) for n, w in named.items()}
+    path = layouts.write_sat(tmp_path / "mp_rank_00_model_states.pt", spread)
+    assert_is(name, assert_found(path, "transformer", weights))
+
+
+@pytest.mark.parametrize("name", hollow.OFFICIAL)
+def test_one_file_with_everything(tmp_path: Path, name: str) -> None:
+    """Transformer, VAE and T5 as ComfyUI's Save Checkpoint names them."""
+    parts = {
+        "transformer": ("model.diffusion_model.", hollow.official_weights(name)),
+        "vae": ("first_stage_model.", hollow.official_vae()),
+        "text_encoder": ("cond_stage_model.t5xxl.transformer.", hollow.official_t5()),
+    }
+    everything = {}
+    for prefix, weights in parts.values():
+        everything |= layouts.prefixed(prefix, weights)
+    path = hollow.write_hollow(tmp_path / "any name.safetensors", everything)
+    for component, (_, weights) in parts.items():
+        found = assert_found(path, component, weights)
+        if component == "transformer":
+            assert_is(name, found)
+
+
+VAE = {"diffusers": lambda w: w, "SAT": layouts.sat_vae_names, "prefixed": lambda w: layouts.prefixed("vae.", w)}
+
+
+@pytest.mark.parametrize("layout", VAE)
+def test_vae(tmp_path: Path, layout: str) -> None:
+    weights = hollow.official_vae()
+    path = hollow.write_hollow(tmp_path / "a.safetensors", VAE[layout](weights))
+    assert_found(path, "vae", weights)
+
+
+@pytest.mark.parametrize("kind", ("HF", "prefixed", "scaled fp8", "Q8_0", "Q5_K"))
+def test_text_encoder(tmp_path: Path, kind: str) -> None:
+    weights = hollow.official_t5()
+    names = {
+        "HF": lambda w: w,
+        "prefixed": lambda w: layouts.prefixed("text_encoders.t5xxl.transformer.", w),
+        "scaled fp8": lambda w: hollow.quantized_names(w, torch.float8_e4m3fn, "scale_weight"),
+    }
+    if kind in names:
+        path = hollow.write_hollow(tmp_path / "a.safetensors", names[kind](weights))
+    else:
+        path = hollow.write_hollow_gguf(tmp_path / "a.gguf", layouts.gguf_t5_names(weights), kind)
+    found = assert_found(path, "text_encoder", weights)
+    config = {"d_model": 4096, "num_heads": 64, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "vocab_size": 32128}
+    assert pack("model_loaders.text_encoder").t5_shapes(config) == {name: entry.shape for name, entry in found.items()}
+
+
+def test_a_whole_model_is_mapped_not_read(tmp_path: Path) -> None:
+    """11 GB in the type that they are loaded in: not one byte of them may be copied on the way to the MODEL."""
+    weights = hollow.official_weights("CogVideoX1.5-5B-I2V")
+    path = hollow.write_hollow(tmp_path / "a.safetensors", weights)
+    before = psutil.Process().memory_info().rss
+    model = pack("model_loaders.model").load_model(path, "bf16")
+    assert psutil.Process().memory_info().rss - before < 300e6
+    assert model.model_size() == sum(weight.numel() * 2 for weight in weights.values())
+    assert model.model.model_config.family.name == "CogVideoX1.5-5B-I2V"
