@@ -110,5 +110,5 @@ def test_a_whole_model_is_mapped_not_read(tmp_path: Path) -> None:
     before = psutil.Process().memory_info().rss
     model = pack("model_loaders.model").load_model(path, "bf16")
     assert psutil.Process().memory_info().rss - before < 300e6
-    assert model.model_size() == sum(weight.numel() * 2 for weight in weights.values())
+    assert model.model_size() == pytest.approx(sum(weight.numel() * 2 for weight in weights.values()), rel=1e-5)
     assert model.model.model_config.family.name == "CogVideoX1.5-5B-I2V"
