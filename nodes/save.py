@@ -61,7 +61,7 @@ class CogVideoXSaveModel(io.ComfyNode):
             bar.update_absolute(done, total)
 
         size = save_model(model, path, weight_dtype, on_progress)
-        show_on_node(f"Saved {path.name}, {size / 1e9:.2f} GB.", cls.hidden.unique_id)
+        show_on_node(f"Saved {path.name}, {size / 1e6:.1f} MB.", cls.hidden.unique_id)
         return io.NodeOutput(path.relative_to(folders.first_root(_CATEGORY)).as_posix())
 
 
