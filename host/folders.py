@@ -43,8 +43,25 @@ def list_files(category: str) -> list[str]:
     """Weight files of `category` and its folders. ComfyUI's own list leaves out .gguf."""
     names = set(folder_paths.get_filename_list(category))
     for root in _roots(category):
-        names |= {name for name in folder_paths.recursive_search(str(root), [".git"])[0] if name.endswith(".gguf")}
+        names |= {name for name in _walk(str(root)) if name.endswith(".gguf")}
     return sorted(name.replace(os.sep, "/") for name in names if name.lower().endswith(WEIGHT_SUFFIXES))
+
+
+_walked: dict[str, tuple[list[str], dict[str, float]]] = {}  # root -> files, and when each folder last changed
+
+
+def _walk(root: str) -> list[str]:
+    """Every file below `root`, walked again only when a folder has changed; ComfyUI asks at every page load."""
+    if root not in _walked or any(_changed(folder) != when for folder, when in _walked[root][1].items()):
+        _walked[root] = folder_paths.recursive_search(root, [".git"])
+    return _walked[root][0]
+
+
+def _changed(folder: str) -> float | None:
+    try:
+        return os.path.getmtime(folder)
+    except OSError:
+        return None
 
 
 def list_control_nets() -> list[str]:
