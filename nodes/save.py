@@ -1,5 +1,7 @@
 """Write a converted model, so that slow conversions happen once."""
 
+from pathlib import Path
+
 import comfy.model_management as mm
 import comfy.utils
 from comfy_api.latest import io
@@ -9,6 +11,8 @@ from ..host.messages import show_on_node
 from ..host.writer import refuse_taken
 from ..model_loaders.save import AS_LOADED, SAVE_DTYPES, save_model
 from .validation import problem
+
+_CATEGORY = "diffusion_models"
 
 
 class CogVideoXSaveModel(io.ComfyNode):
@@ -65,8 +69,5 @@ class CogVideoXSaveModel(io.ComfyNode):
         return io.NodeOutput(path.relative_to(folders.first_root(_CATEGORY)).as_posix())
 
 
-_CATEGORY = "diffusion_models"
-
-
-def _path(name: str) -> object:
+def _path(name: str) -> Path:
     return folders.new_file(name, _CATEGORY, ".safetensors")
