@@ -8,6 +8,7 @@ import comfy.lora
 import comfy.model_patcher
 import torch
 
+from ..host.errors import CheckpointError
 from ..host.quantized import dequantized, is_gguf, is_quantized, quantize, quantized_state_dict, requantize
 from ..host.writer import Shapes, write_safetensors
 from .model import CogVideoXModel, require_cogvideox_model
@@ -30,7 +31,8 @@ def save_model(
     packed again, becomes bf16. fp8 and int8 are written as ComfyUI's own quantised files are.
     on_progress(bytes done, bytes in all) may raise to stop.
 
-    Raises CheckpointError for a model of another pack, a file that is there already, or a full disk.
+    Raises CheckpointError for a model of another pack, a file that is there already, a full disk, or weights that the
+    type cannot hold.
     """
     require_cogvideox_model(model)
     weights = _weights(model)
@@ -87,7 +89,10 @@ def _converted(name: str, weight_and_patches: tuple[torch.Tensor, list], plan: t
     if patches:
         merged = comfy.lora.calculate_weight(patches, merged.clone(), _PREFIX + name, intermediate_dtype=torch.float32)
     if isinstance(plan, torch.dtype):
-        return merged.to(plan)
+        rounded = merged.to(plan)
+        if not torch.isfinite(rounded).all():
+            raise CheckpointError(f"{name} holds values that are no numbers in {plan}. Save it in bf16 or fp32.")
+        return rounded
     return requantize(weight, merged) if plan == "kept" else quantize(merged, plan, torch.bfloat16)
 
 

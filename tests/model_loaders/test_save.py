@@ -146,6 +146,15 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_type_cannot_hold(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """A weight beyond fp16's range would come back as infinity, and every video black."""
+    model = load_model(tiny_pipelines["2b"], "fp32")
+    model.model.diffusion_model.proj_out.weight.data[0, 0] = 1e6
+    with pytest.raises(CheckpointError, match="proj_out.weight holds values that are no numbers in torch.float16"):
+        save.save_model(model, tmp_path / "a.safetensors", "fp16")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ("", " ", "../a", "/etc/a", "a/", "C:/a", "a\0b", "a/../b"))
 def test_names_stay_in_the_models_folder(name: str) -> None:
     """A shared workflow must not write elsewhere."""
