@@ -166,7 +166,7 @@ def forward_diffusers(pipeline: object, latents: object, text: object, timestep:
         _, _, frames, height, width = latents.shape
         with_geometry = SimpleNamespace(vae_scale_factor_spatial=8, transformer=model)
         rotary = type(pipeline)._prepare_rotary_positional_embeddings(
-            with_geometry, height * 8, width * 8, frames, torch.device("cpu")
+            with_geometry, height * 8, width * 8, frames, latents.device
         )
     dtype = model.dtype
     with torch.inference_mode():

@@ -1,7 +1,6 @@
 """Loading a transformer of 1 GB of every layout until every weight is in memory, against a read of the same bytes."""
 
 import contextlib
-import gc
 import json
 import os
 import statistics
@@ -9,12 +8,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from common import ROOT, Table, arguments, load_pack, median_spread, pack, ratio, report, use_comfyui
+from common import (
+    Table,
+    arguments,
+    interleave,
+    layout_files,
+    load_pack,
+    median_spread,
+    pack,
+    random_weights,
+    ratio,
+    report,
+    unload_models,
+    use_comfyui,
+)
 
 LAYERS, HEADS = 4, 48  # of 5b's 42 layers, at its width: 1.1 GB in bf16
 SHARD_SIZE = "300MB"
@@ -117,22 +129,10 @@ def count(cache: str, repeats: int) -> int:
 
 def write_checkpoint(folder: Path, layout: str, layers: int) -> list[Path]:
     """A transformer of 5b's width with random weights; returns its files."""
-    import torch
-    from diffusers import CogVideoXTransformer3DModel
     from huggingface_hub import save_torch_state_dict
 
-    from devtools.embedded_checkpoint import transformer_config
-
-    sys.path.append(str(ROOT / "tests"))
-    import layout_files
-
     layers = layers if layout.startswith("bf16") else layers * 7 // 4
-    shape = {"num_layers": layers, "num_attention_heads": HEADS, "attention_head_dim": 64}
-    config = transformer_config("5b", **shape, text_embed_dim=4096, time_embed_dim=512)
-    with torch.device("meta"):
-        model = CogVideoXTransformer3DModel(**config)
-    model.save_config(folder)
-    weights = {name: 0.02 * torch.randn(p.shape, dtype=torch.bfloat16) for name, p in model.named_parameters()}
+    weights = random_weights(folder, layers, HEADS, text_embed_dim=4096, time_embed_dim=512)
     if layout == LAYOUTS[0]:
         pattern = "diffusion_pytorch_model{suffix}.safetensors"
         save_torch_state_dict(weights, folder, filename_pattern=pattern, max_shard_size=SHARD_SIZE)
@@ -145,7 +145,7 @@ def write_checkpoint(folder: Path, layout: str, layers: int) -> list[Path]:
         "fp8, scaled": "scaled fp8",
         "int8, ComfyUI's": "int8, ComfyUI",
     }
-    return [layout_files.TRANSFORMER_LAYOUTS[names.get(layout, layout)](folder, weights)]
+    return [layout_files().TRANSFORMER_LAYOUTS[names.get(layout, layout)](folder, weights)]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -246,37 +246,16 @@ def time_ways(ways: list[Way], folder: Path, repeats: int) -> dict:
     result = {"held": {}}
     for name, call in calls.items():  # the first load, which is not counted
         result["held"][name] = held(call())
-        forget()
+        unload_models()
     calls["read"] = read
     for cache in CACHES:
-        prepare = warm_cache if cache == "warm" else drop_cache
-        result[cache] = alternate(calls, count(cache, repeats), lambda prepare=prepare: prepare(files))
+
+        def prepare(name: str, cache: str = cache) -> None:
+            unload_models()
+            (warm_cache if cache == "warm" else drop_cache)(files)
+
+        result[cache] = interleave(calls, count(cache, repeats), 0, prepare)
     return result
-
-
-def alternate(calls: dict[str, Callable], repeats: int, prepare: Callable) -> dict[str, list[float]]:
-    """Seconds of every call, A B C B C A; what a call returns is let go of, and `prepare` run, off the clock."""
-    seconds = {name: [] for name in calls}
-    names = list(calls)
-    for i in range(repeats):
-        first = i % len(names)
-        for name in names[first:] + names[:first]:
-            prepare()
-            began = time.perf_counter()
-            kept = calls[name]()
-            seconds[name].append(time.perf_counter() - began)
-            del kept
-            forget()
-    return seconds
-
-
-def forget() -> None:
-    """Free what was loaded."""
-    import comfy.model_management as mm
-
-    mm.unload_all_models()
-    mm.cleanup_models()
-    gc.collect()
 
 
 def load(way: Way, folder: Path) -> object:
@@ -295,7 +274,8 @@ def computing(dtype: str) -> Iterator[None]:
     """While a model is loaded that is to compute in bf16 on a CPU as well."""
     import comfy.model_management as mm
 
-    with mock.patch.object(mm, "should_use_bf16", lambda *a, **k: True) if dtype == "bf16" else contextlib.nullcontext():
+    rule = mm.should_use_bf16 if dtype == "fp32" else lambda *a, **k: True
+    with mock.patch.object(mm, "should_use_bf16", rule):
         yield
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import datetime
+import gc
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # a script's own folder stands there instead
@@ -59,19 +62,63 @@ def use_comfyui(cpu: bool = True) -> None:
     in_process.use_comfyui(comfyui_path(), cpu=cpu)
 
 
-def interleave(calls: dict[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of every call by name: A B C B C A, so that neither a slow minute nor a neighbour hits only one."""
+def interleave(
+    calls: dict[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 1,
+    prepare: Callable[[str], object] = lambda name: None,
+) -> dict[str, list[float]]:
+    """Seconds of every call by name: A B C B C A, so that neither a slow minute nor a neighbour hits only one.
+
+    prepare(name) comes before each call, off the clock, when what the last one returned is gone.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for i in range(warmup + repeats):
         first = i % len(names)
         for name in names[first:] + names[:first]:
+            prepare(name)
             began = time.perf_counter()
-            calls[name]()
+            returned = calls[name]()
             elapsed = time.perf_counter() - began
+            del returned
             if i >= warmup:
                 seconds[name].append(elapsed)
     return seconds
+
+
+def unload_models() -> None:
+    """Free what ComfyUI has loaded and nothing else holds; LoRAs come off the weights."""
+    import comfy.model_management as mm
+
+    mm.unload_all_models()
+    mm.cleanup_models()
+    gc.collect()
+
+
+def random_weights(folder: Path, layers: int, heads: int, **config: object) -> dict:
+    """config.json of a transformer like 5b's into `folder`; its weights in bf16, random, by diffusers' names."""
+    import torch
+    from diffusers import CogVideoXTransformer3DModel
+
+    from devtools.embedded_checkpoint import transformer_config
+
+    shape = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": 64, **config}
+    with torch.device("meta"):
+        model = CogVideoXTransformer3DModel(**transformer_config("5b", **shape))
+    model.save_config(folder)
+    weights = {}
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, dtype=torch.bfloat16)
+        # matrices keep the size of what they multiply, vectors stay near their default, as in a trained model
+        weights[name] = noise * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.05 * noise + ("norm" in name)
+    return weights
+
+
+def layout_files() -> ModuleType:
+    """The tests' writers of every layout."""
+    sys.path.append(str(ROOT / "tests"))
+    return importlib.import_module("layout_files")
 
 
 def median_spread(values: Sequence[float], unit: str = "s", digits: int = 2) -> str:

@@ -93,7 +93,7 @@ def quantize(weight: torch.Tensor, mode: str, dtype: torch.dtype) -> QuantizedTe
         raise CheckpointError(
             f"A weight of shape {list(weight.shape)} holds NaN or infinity. The file is damaged: fetch it again."
         )
-    return quantized.to(dtype=dtype)
+    return counted_as(quantized, dtype)
 
 
 def requantize(old: QuantizedTensor, weight: torch.Tensor, seed: int | None = None) -> QuantizedTensor:
@@ -103,7 +103,7 @@ def requantize(old: QuantizedTensor, weight: torch.Tensor, seed: int | None = No
     else:
         scale = fp8_scale(weight, old._qdata.dtype)
         new = QuantizedTensor.from_float(weight, old._layout_cls, scale=scale, stochastic_rounding=seed or 0)
-    return new.to(dtype=old.dtype)
+    return counted_as(new, old.dtype)
 
 
 def fp8_scale(weight: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
@@ -118,11 +118,17 @@ def fp8_scale(weight: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
     return torch.where(largest == 0, torch.ones_like(scale), scale.clamp(min=2.0**-15))
 
 
+def counted_as(tensor: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
+    """`tensor` as one that counts as `dtype`, on the same codes; its own `to` copies them, mapped ones into memory."""
+    params = dataclasses.replace(tensor._params, orig_dtype=dtype)
+    return QuantizedTensor(tensor._qdata, tensor._layout_cls, params)
+
+
 def dequantized(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The numbers that `tensor` stands for, as a plain tensor of `dtype`; a plain tensor is cast."""
     if not is_quantized(tensor):
         return tensor.to(dtype)
-    return tensor.to(dtype=torch.float32).dequantize().to(dtype)
+    return counted_as(tensor, torch.float32).dequantize().to(dtype)
 
 
 def stored_bytes(tensor: torch.Tensor) -> int:

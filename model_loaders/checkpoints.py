@@ -269,12 +269,13 @@ def _format(path: Path) -> tuple:
     size = _regular(path).st_size
     with path.open("rb") as file:
         start = file.read(32)
-    what = next((what for beginning, what in _BEGINNINGS if start.startswith(beginning)), None)
-    if what or not size:
-        raise CheckpointError(f"{path} {what or 'is empty'} ({size} bytes). Fetch it again.")
     for reader in _FORMATS:
         if reader[0](path):
             return reader
+    # afterwards: the length with which a .safetensors file begins may have any bytes, "<" too
+    what = next((what for beginning, what in _BEGINNINGS if start.startswith(beginning)), None)
+    if what or not size:
+        raise CheckpointError(f"{path} {what or 'is empty'} ({size} bytes). Fetch it again.")
     raise CheckpointError(
         f"{path} is no weight file that this version reads (safetensors, PyTorch, GGUF), or only the beginning of one "
         f"({size} bytes). Fetch it again."

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from ..host.errors import CheckpointError
-from ..host.quantized import FORMATS, FP8_LAYOUTS, dequantized, fp8_tensor, is_gguf, is_quantized, quantize
+from ..host.quantized import FORMATS, FP8_LAYOUTS, counted_as, dequantized, fp8_tensor, is_gguf, is_quantized, quantize
 from ..host.quantized_ops import QuantizedLinear
 from .precision import Precision, is_block_matrix, is_t5_matrix
 
@@ -86,4 +86,4 @@ def _is_stored_as(value: torch.Tensor, mode: str) -> bool:
 
 
 def _as_quantized(value: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
-    return value.to(dtype=compute) if is_quantized(value) else fp8_tensor(value, None, compute)
+    return counted_as(value, compute) if is_quantized(value) else fp8_tensor(value, None, compute)

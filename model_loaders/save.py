@@ -83,7 +83,9 @@ def _plan(name: str, weight_and_patches: tuple[torch.Tensor, list], weight_dtype
 def _converted(name: str, weight_and_patches: tuple[torch.Tensor, list], plan: torch.dtype | str) -> torch.Tensor:
     """One weight with its patches merged in fp32, rounded once."""
     weight, patches = weight_and_patches
-    if not patches and plan in ("kept", weight.dtype):
+    # a quantised weight calls itself the type that it is computed in
+    as_it_is = plan == "kept" or (plan == weight.dtype and not is_quantized(weight))
+    if not patches and as_it_is:
         return weight
     merged = dequantized(weight.to("cpu"), torch.float32)
     if patches:

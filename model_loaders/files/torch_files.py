@@ -1,6 +1,7 @@
 """Read PyTorch's .pt, .pth, .bin and .ckpt files without ever running what is in them."""
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,8 +52,8 @@ def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
             loaded = torch.load(source, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds Python objects besides tensors, which can run code; nothing of it was executed. Use a "
-            f".safetensors file of these weights. ({_first_line(error)})"
+            f"{path} holds Python objects besides tensors{_named(error)}, which can run code; nothing of it was "
+            "executed. Use a .safetensors file of these weights."
         ) from error
     except MemoryError as error:
         raise damaged(path, "asks for more memory than there is") from error
@@ -91,6 +92,12 @@ def _unwrap(loaded: object) -> dict[str, torch.Tensor]:
             return tensors
         loaded = inner[0]
     return {}
+
+
+def _named(error: BaseException) -> str:
+    """The object that torch would not load; its own advice, to load it all the same, is not passed on."""
+    match = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" ({match[1]})" if match else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,156 @@
+"""CogVideoXDownload on the real server, against a hub on this machine that misbehaves as told."""
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from file_server import REPOSITORY, Fault, FileServer
+from graphs import LATENTS, PIPELINE, node, with_inputs
+from part_graphs import latent_only, short
+
+from devtools import client
+from devtools.client import RunResult
+from devtools.embedded_checkpoint import folder_name
+
+NAME = REPOSITORY.split("/")[1]  # the folder that the node makes
+GET, NODE = "get", "CogVideoXDownload"
+TINY = folder_name("2b")  # what the hub gives in the place of the real one
+
+
+@pytest.fixture
+def hub(comfyui) -> Iterator[FileServer]:
+    """The server's hub with the tiny 2b, of which nothing is fetched yet."""
+    hub, source = comfyui.hub, comfyui.pipelines / TINY
+    hub.files.clear()
+    hub.files |= {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*.*")}
+    hub.faults.clear()
+    hub.asked.clear()
+    yield hub
+    hub.faults.clear()
+    shutil.rmtree(comfyui.pipelines / NAME, ignore_errors=True)
+
+
+@pytest.fixture
+def weights(hub) -> str:
+    """The largest file of the repository."""
+    return max(hub.files, key=lambda path: len(hub.files[path]))
+
+
+def fetching(checkpoint: str = NAME) -> dict:
+    """A graph of the download alone."""
+    return {GET: node(NODE, checkpoint=checkpoint)}
+
+
+def linked() -> dict:
+    """A graph that fetches the checkpoint, loads it and makes a video."""
+    return with_inputs(short(TINY, "default"), PIPELINE, folder=[GET, 0]) | fetching()
+
+
+def shown(result: RunResult) -> str:
+    """What the node showed on itself in a run that succeeded."""
+    assert result.error is None, str(result.error)
+    return "\n".join(text for node_id, text in result.texts if node_id == GET)
+
+
+def test_from_nothing_to_a_video(comfyui, hub, weights):
+    """One click on an empty machine: fetch, load, sample. The next click fetches nothing."""
+    hub.fail(weights, Fault(cut_after=50_000))
+    made, expected = comfyui.make(linked()), comfyui.make(short(TINY, "default"))
+    assert np.array_equal(made.frames, expected.frames)
+    assert all((comfyui.pipelines / NAME / path).read_bytes() == data for path, data in hub.files.items())
+    assert [asked.range for asked in hub.requests(weights)] == [None, "bytes=50000-"]
+    count = len(hub.asked)
+    comfyui.free()
+    assert "complete, nothing to fetch" in shown(comfyui.run(fetching()))
+    assert len(hub.asked) == count
+    loader = client.object_info(comfyui.url)["CogVideoXLoadPipeline"]["input"]["required"]["folder"][1]
+    assert NAME in loader["options"]
+
+
+def test_it_says_what_comes(comfyui, hub):
+    """Who starts a download of 13 GB wants to know so, its licence, how far it is, and that it came well."""
+    result = comfyui.run(fetching())
+    text = shown(result)
+    assert "about 13 GB, Apache-2.0" in text and str(comfyui.pipelines / NAME) in text
+    assert " MB/s, " in text and "every file verified" in text
+    assert [(value, most) for node_id, value, most in result.progress if node_id == GET][-1:] == [(0, 1)]  # megabytes
+
+
+def test_cancel_and_again(comfyui, hub, weights):
+    """Cancel works while the hub is silent; the half folder is refused by the loader, and the next click goes on."""
+    hub.fail(weights, Fault(cut_after=50_000), Fault(stall=True))
+    pressed: list[float] = []
+
+    def press_cancel() -> None:
+        while len(hub.requests(weights)) < 2:
+            time.sleep(0.01)
+        client.interrupt(comfyui.url)
+        pressed.append(time.monotonic())
+
+    button = threading.Thread(target=press_cancel, daemon=True)
+    button.start()
+    result = comfyui.run(linked())
+    assert time.monotonic() - pressed[0] < 5
+    assert result.error is not None and result.error.kind == "interrupted" and result.error.node_id == GET
+    assert not (comfyui.pipelines / NAME / weights).exists()
+    half = comfyui.run(latent_only(short(NAME))).error
+    assert half is not None and half.kind == "rejected" and half.node_type == "CogVideoXLoadPipeline"
+    for words in ("holds a half-finished download", "1 of 15 files", "Queue the CogVideoX Download node again"):
+        assert words in half.message
+    assert "every file verified" in shown(comfyui.run(linked()))
+    assert [asked.range for asked in hub.requests(weights)] == [None, "bytes=50000-", "bytes=50000-"]
+    latents = (comfyui.latent(latent_only(short(name))) for name in (NAME, TINY))
+    assert (next(latents) == next(latents)).all()
+
+
+REFUSALS = {
+    "401": (Fault(401), "Accept the model's licence"),
+    "404": (Fault(404), "is not there (404)"),
+    "a login page": (Fault(body=b"<html>Please log in</html>"), "does not answer as a model hub"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_hub_that_refuses(comfyui, hub, refused, what):
+    """The user can do something about it only if the node says what it is."""
+    fault, words = REFUSALS[what]
+    hub.fail("", fault)
+    error = refused(fetching(), NODE, words)
+    assert "hub." in error.exception_type, "not an error of our own"
+    assert "every file verified" in shown(comfyui.run(fetching()))
+
+
+def test_wrong_bytes(comfyui, hub, weights):
+    """A proxy that spoils a file would leave a model of noise; nothing of it stays under the file's name."""
+    spoilt = Fault(body=bytes(len(hub.files[weights])))
+    hub.fail(weights, spoilt, spoilt)
+    error = comfyui.run(fetching()).error
+    assert error is not None and f"{weights} arrived with wrong bytes" in error.message
+    assert not list((comfyui.pipelines / NAME / weights).parent.glob("*.safetensors*"))
+    assert "every file verified" in shown(comfyui.run(fetching()))
+
+
+@pytest.mark.parametrize("name", ["../../evil", "zai-org/CogVideoX-2b", ""])
+def test_names_that_are_not_in_the_table(hub, refused, name):
+    """A shared workflow must not make the server ask for anything else."""
+    assert refused(fetching(name), NODE, "Choose one of: CogVideoX-2b").kind == "rejected"
+    assert not hub.asked
+
+
+def test_token_goes_nowhere_but_to_the_hub(comfyui, hub, weights):
+    """Logs and workflows are what people post when they ask for help; a token in them is an open account."""
+    hub.fail(weights, Fault(body=bytes(len(hub.files[weights]))), Fault(403))
+    results = [comfyui.run(linked()) for _ in range(3)]
+    assert [result.error is None for result in results] == [False, True, True], results
+    (header,) = {asked.headers["authorization"] for asked in hub.asked}
+    token = header.removeprefix("Bearer ")
+    assert token.startswith("hf_") and len(token) > 10
+    histories = [client.history(comfyui.url, result.prompt_id) for result in results]
+    assert all(history["outputs"].keys() >= {LATENTS} for history in histories[1:])
+    written = [path for path in comfyui.base.rglob("*") if path.is_file() and path.suffix in (".json", ".log", ".png")]
+    assert comfyui.server.log in written
+    for text in (repr(results), repr(histories), *(path.read_bytes().decode("latin-1") for path in written)):
+        assert token not in text
