@@ -15,7 +15,7 @@ MAX_STRENGTH = 10.0
 _DTYPE = (
     "Precision of the weights in memory. default: as the file has them, or in the checkpoint's trained precision where "
     "the device computes in it. fp8_e4m3fn and int8 halve the memory of the large matrices; int8 is the more exact of "
-    "the two. _fast multiplies in that type as well, on cards that can: quicker and less exact."
+    "the two. _fast multiplies in that type as well, where the device can: quicker and less exact."
 )
 _SIDE = "Pixels, a multiple of 16."
 _LIMITS = {"width": MAX_SIDE, "height": MAX_SIDE, "frames": MAX_FRAMES, "batch_size": MAX_BATCH}

@@ -16,6 +16,8 @@ text_loader = pack("model_loaders.text_encoder")
 
 HAS_INT8 = "TensorWiseINT8Layout" in quantized.FORMATS
 needs_int8 = pytest.mark.skipif(not HAS_INT8, reason="this ComfyUI has no int8")
+_LACK = pack("model_loaders.precision")._lacks_int8(torch.device("cpu"))
+needs_int8_units = pytest.mark.skipif(_LACK is not None, reason=str(_LACK))
 GGUF_FILES = ("Q8_0", "Q4_0")
 KINDS = ("fp8_e4m3fn", pytest.param("int8", marks=needs_int8), *GGUF_FILES)
 LAYER = "transformer_blocks.1.ff.net.2"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from graphs import PIPELINE, Made, with_inputs
 from part_graphs import LOADERS, PARTS, component_weights, latent_only, short, with_part
-from quantized_models import needs_int8
+from quantized_models import needs_int8, needs_int8_units
 from support import relative_error, write_fp32
 
 from devtools import client
@@ -227,15 +227,22 @@ def test_conversion_to_eight_bits(comfyui, exact, plain, part, weight_dtype, mos
     assert_near(f"{weight_dtype} ({part})", error, most)
 
 
-@pytest.mark.parametrize("mode", ["int8", "fp8_e4m3fn"])
+@needs_int8
+@needs_int8_units
+def test_int8_is_multiplied_on_a_cpu(comfyui, exact, plain):
+    """On CPUs with the units int8_fast is the quickest choice there is; it may not cost the picture."""
+    error = relative_error(comfyui.latent(latent_only(with_part(short(exact), "model", exact, "int8_fast"))), plain.latent)
+    assert_near("int8_fast (model)", error, 3e-2)
+
+
 @pytest.mark.parametrize("part", [PIPELINE, "model"])
-def test_fast_modes_need_a_card(refused, exact, part, mode):
+def test_fast_fp8_needs_a_card(refused, exact, part):
     """Without the reason someone would search their installation for what no CPU has; found late, after T5's turn."""
-    graph = with_inputs(short(exact), PIPELINE, weight_dtype=f"{mode}_fast")
+    graph = with_inputs(short(exact), PIPELINE, weight_dtype="fp8_e4m3fn_fast")
     if part != PIPELINE:
-        graph = with_part(short(exact), part, exact, f"{mode}_fast")
+        graph = with_part(short(exact), part, exact, "fp8_e4m3fn_fast")
     loader = graph[part]["class_type"]
-    words = f"{mode}_fast multiplies in {mode.split('_')[0]}", "a CPU has no such units", f"Choose {mode}:"
+    words = "fp8_e4m3fn_fast multiplies in fp8", "a CPU has no such units", "Choose fp8_e4m3fn:"
     assert refused(latent_only(graph), loader, *words).kind == "rejected"
 
 
