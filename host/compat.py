@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import comfy.context_windows
 import comfy.ldm.modules.attention as comfy_attention
+import comfy.model_management as mm
 import comfy.model_patcher
 import torch
+from comfy.cli_args import args
 from comfy.ldm.flux.math import apply_rope1
 
 from .errors import ConditioningError
@@ -94,3 +96,32 @@ def patch_context_windows(
     if freenoise:
         windows.create_sampler_sample_wrapper(patched)
     return patched
+
+
+def throw_if_interrupted() -> None:
+    """Raises InterruptProcessingException where the user has cancelled the run."""
+    mm.throw_exception_if_processing_interrupted()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that a device has no memory left (hosts differ in what they know of it)."""
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error):
+        return True
+    return hasattr(mm, "is_oom") and mm.OOM_EXCEPTION is not Exception and mm.is_oom(error)
+
+
+def free_after_out_of_memory() -> None:
+    """Give back what the allocator holds in pieces too small; for after an out of memory error only."""
+    mm.soft_empty_cache()
+
+
+def empty_on_host(
+    shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format, device: torch.device
+) -> torch.Tensor:
+    """Room in host memory, pinned where that makes copies to and from `device` quick and the system grants it."""
+    if device.type == "cuda" and torch.cuda.is_available() and not getattr(args, "disable_pinned_memory", False):
+        try:
+            return torch.empty(shape, dtype=dtype, memory_format=layout, pin_memory=True)
+        except RuntimeError:  # a limit of the driver or the system; ordinary memory is slower and as good
+            pass
+    return torch.empty(shape, dtype=dtype, memory_format=layout)

@@ -1,6 +1,10 @@
 """Hand a diffusers module over to ComfyUI's memory management by giving every leaf ComfyUI's operations."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import comfy.ops
+import torch
 import torch.nn as nn
 
 _ADOPTED = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")
@@ -39,3 +43,17 @@ def _adopted_class(cls: type, torch_class: type, operation: type) -> type:
     if key not in _adopted_subclasses:
         _adopted_subclasses[key] = type(cls.__name__, (cls, operation), {})
     return _adopted_subclasses[key]
+
+
+@contextmanager
+def weights_on(
+    module: nn.Module, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Weight and bias of an adopted leaf, patched and cast, on `device` for as long as the context lasts."""
+    weight, bias, stream = comfy.ops.cast_bias_weight(
+        module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
+    )
+    try:
+        yield weight, bias
+    finally:
+        comfy.ops.uncast_bias_weight(module, weight, bias, stream)

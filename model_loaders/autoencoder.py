@@ -1,29 +1,33 @@
 """A CogVideoX VAE as ComfyUI's VAE."""
 
 import logging
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.ops
 import comfy.sd
+import comfy.utils
 import torch
 
 from ..host.compat import is_dynamic, model_patcher_class
 from ..host.errors import CheckpointError, NumericsError
+from ..host.messages import show_on_running_node
 from ..host.ops import adopt_ops
-from ..vae.geometry import CHANNELS, SPATIAL, TEMPORAL, latent_frames, video_frames
+from ..vae.geometry import CHANNELS, SPATIAL, TEMPORAL, check_latents, latent_frames, video_frames
+from ..vae.memory import decode_bytes, encode_bytes
+from ..vae.plan import FAST, LADDER, LEAST, LOW, Plan, in_bands
+from ..vae.streaming import decode_stream, encode_stream
 from .checkpoints import open_component
 from .model import assign_weights, non_finite_weights
 from .precision import WEIGHT_DTYPES
 
 VAE_DTYPES = tuple(name for name in WEIGHT_DTYPES if name != "fp8_e4m3fn")
-# Bytes that the untiled decode holds at its peak, per pixel of its first chunk and byte of the type: 14.7 GiB for
-# 49 frames of 480 x 720 in bf16, measured on diffusers' decoder.
-DECODE_PEAK, ENCODE_PEAK, FIRST_CHUNK_FRAMES = 2600, 1500, 9
 
 
 class CogVideoXVAE(comfy.sd.VAE):
-    """Stock VAE socket over CogVideoXAutoencoder."""
+    """Stock VAE socket over CogVideoXAutoencoder: exact in every mode, at a memory that does not grow with length."""
 
     def __init__(
         self, state_dict: dict[str, torch.Tensor], config: dict, weight_dtype: str, source: str, disable_dynamic: bool
@@ -47,22 +51,105 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.size = None
         self.model_size()
 
+    def decode(self, samples_in: torch.Tensor, vae_options: dict | None = None) -> torch.Tensor:
+        """Latents [B, 16, n, h, w], unscaled, to frames [B, 4 n - 3, 8 h, 8 w, 3] in 0 .. 1.
+
+        vae_options: memory = "auto", "fast" or "low".
+        Raises GeometryError for another model's latent, NumericsError instead of returning black frames.
+        """
+        return self._decode(samples_in, **(vae_options or {}))
+
+    def decode_tiled(
+        self, samples: torch.Tensor, tile_x: int | None = None, tile_y: int | None = None, *_: object, **__: object
+    ) -> torch.Tensor:
+        """decode, working on tile_x x tile_y latents at once: bands of as many pixels, and the same numbers.
+
+        There is nothing to overlap, for neighbours see each other; time is never cut.
+        """
+        return self._decode(samples, "low", tile_pixels(tile_x, tile_y, SPATIAL))
+
+    def _decode(self, samples: torch.Tensor, memory: str = "auto", band_pixels: int | None = None) -> torch.Tensor:
+        check_latents(samples)
+        out = torch.empty(
+            (samples.shape[0], video_frames(samples.shape[2]), *(SPATIAL * side for side in samples.shape[3:]), 3),
+            device=self.output_device,
+            dtype=output_dtype(self),
+        )
+        bar = comfy.utils.ProgressBar(out.shape[0] * out.shape[1])
+        for video, latents in zip(out, samples.split(1)):
+            done = 0
+            for frames in self.decode_stream(latents, memory, band_pixels):
+                video[done : done + len(frames)] = frames
+                done += len(frames)
+                bar.update(len(frames))
+        return out
+
+    def decode_stream(
+        self, latents: torch.Tensor, memory: str = "auto", band_pixels: int | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Frames [t, H, W, 3] in 0 .. 1 of latents [1, 16, n, h, w], at most 9 at a time, on the output device."""
+        plan = self._load(memory, band_pixels, latents.shape, decode_bytes)
+        network, fell_back = self.first_stage_model, partial(_report_fallback, "Decoding")
+        for frames in decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back):
+            # [1, 3, t, H, W] -> [t, H, W, 3]
+            frames = frames[0].movedim(0, -1).to(self.output_device, output_dtype(self))
+            yield self.process_output(self._checked(frames, "decoded"))
+
     def encode(self, pixel_samples: torch.Tensor, posterior_seed: int | None = None) -> torch.Tensor:
-        """Frames [F, H, W, 3] in 0 .. 1 -> [1, 16, T, H / 8, W / 8], unscaled.
+        """Frames [F, H, W, 3] (or [B, F, H, W, 3]) in 0 .. 1 -> [B, 16, (F - 1) // 4 + 1, H / 8, W / 8], unscaled.
 
         posterior_seed: take a sample of the posterior, drawn as a CPU generator with this seed does in diffusers,
         instead of its mode.
         """
-        network = self.first_stage_model
-        network.posterior_generator = None if posterior_seed is None else torch.Generator().manual_seed(posterior_seed)
-        try:
-            return self._checked(super().encode(pixel_samples), "encoded")
-        finally:
-            network.posterior_generator = None
+        return self._encode(pixel_samples, "auto", posterior_seed=posterior_seed)
 
-    def decode(self, samples_in: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
-        """As comfy.sd.VAE's. Raises NumericsError instead of returning black frames."""
-        return self._checked(super().decode(samples_in, *args, **options), "decoded")
+    def encode_tiled(
+        self,
+        pixel_samples: torch.Tensor,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
+        *_: object,
+        **__: object,
+    ) -> torch.Tensor:
+        """encode, working on tile_x x tile_y pixels at once; see decode_tiled."""
+        return self._encode(pixel_samples, "low", tile_pixels(tile_x, tile_y, 1))
+
+    def _encode(
+        self, images: torch.Tensor, memory: str, band_pixels: int | None = None, posterior_seed: int | None = None
+    ) -> torch.Tensor:
+        videos = self.vae_encode_crop_pixels(images)
+        videos = videos[None] if videos.ndim == 4 else videos
+        # [B, F, H, W, 3] -> [B, 3, F, H, W]
+        moments = torch.cat([self._moments(video, memory, band_pixels) for video in videos.movedim(-1, 1).split(1)])
+        return self._checked(posterior(moments, posterior_seed).to(output_dtype(self)), "encoded")
+
+    def _moments(self, video: torch.Tensor, memory: str, band_pixels: int | None) -> torch.Tensor:
+        """[1, 3, F, H, W], 0 .. 1 -> [1, 32, n, H / 8, W / 8] on the output device."""
+        plan = self._load(memory, band_pixels, video.shape, encode_bytes)
+        bar = comfy.utils.ProgressBar(latent_frames(video.shape[2]))
+        parts = []
+        for part in encode_stream(
+            self.first_stage_model,
+            video,
+            plan,
+            self.device,
+            self.vae_dtype,
+            partial(_report_fallback, "Encoding"),
+            self.process_input,
+        ):
+            parts.append(part.to(self.output_device))
+            bar.update(part.shape[2])
+        return torch.cat(parts, dim=2)
+
+    def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, needed: Callable[..., int]) -> Plan:
+        """Bring the weights to the device with room for what the plan needs, and return the plan."""
+        free = mm.get_free_memory(self.device) - (self.size - self.patcher.loaded_size())
+        plans = {"fast": (FAST,), "low": (LOW,) if band_pixels is None else (LOW, LEAST), "auto": LADDER}[memory]
+        plans = [in_bands(plan, band_pixels) for plan in plans]
+        sizes = {plan: needed(shape, self.vae_dtype, plan) for plan in plans}
+        plan = next((plan for plan in plans if sizes[plan] <= free), plans[-1])
+        mm.load_models_gpu([self.patcher], memory_required=sizes[plan])
+        return plan
 
     def _checked(self, result: torch.Tensor, what: str) -> torch.Tensor:
         if torch.isfinite(result).all():
@@ -79,6 +166,35 @@ class CogVideoXVAE(comfy.sd.VAE):
         )
 
 
+def posterior(moments: torch.Tensor, seed: int | None) -> torch.Tensor:
+    """The mode of a posterior, or with a seed a sample of it: [B, 32, ...] -> [B, 16, ...].
+
+    Source: diffusers autoencoders/vae.py, DiagonalGaussianDistribution.
+    """
+    mean, log_variance = moments.chunk(2, dim=1)
+    if seed is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
+    return mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
+
+
+def output_dtype(vae: comfy.sd.VAE) -> torch.dtype:
+    """The type of IMAGE and LATENT on this host (newer ones have an option for it)."""
+    return vae.vae_output_dtype() if hasattr(vae, "vae_output_dtype") else torch.float32
+
+
+def tile_pixels(tile_x: int | None, tile_y: int | None, zoom: int) -> int | None:
+    """Pixels of a tile, given in units of `zoom` pixels."""
+    return tile_x * tile_y * zoom**2 if tile_x and tile_y else None
+
+
+def _report_fallback(what: str, plan: Plan, leaner: Plan) -> None:
+    show_on_running_node(
+        f"{what} in memory mode {plan.name} needs more memory than there is: it goes on in mode {leaner.name}, slower "
+        "and with the same result."
+    )
+
+
 def _set_host_defaults(vae: comfy.sd.VAE) -> None:
     """comfy.sd.VAE given no weights sets every attribute that this host version has, warns and returns."""
     logging.disable(logging.WARNING)
@@ -86,19 +202,6 @@ def _set_host_defaults(vae: comfy.sd.VAE) -> None:
         comfy.sd.VAE.__init__(vae, sd={})
     finally:
         logging.disable(logging.NOTSET)
-
-
-def decode_bytes(shape: torch.Size, dtype: torch.dtype) -> int:
-    """Peak of decoding latents of `shape` [B, 16, n, h, w]: activations of one chunk, and all frames."""
-    frames = video_frames(shape[2])
-    pixels = shape[-2] * shape[-1] * SPATIAL**2
-    return shape[0] * (DECODE_PEAK * min(FIRST_CHUNK_FRAMES, frames) + 3 * frames) * pixels * mm.dtype_size(dtype)
-
-
-def encode_bytes(shape: torch.Size, dtype: torch.dtype) -> int:
-    """Peak of encoding frames of `shape` [B, 3, t, H, W]: activations of one chunk, and all frames."""
-    frames, pixels = shape[2], shape[-2] * shape[-1]
-    return shape[0] * (ENCODE_PEAK * min(FIRST_CHUNK_FRAMES, frames) + 3 * frames) * pixels * mm.dtype_size(dtype)
 
 
 def build_autoencoder(config: dict, dtype: torch.dtype) -> torch.nn.Module:

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..host.errors import GeometryError
+from ..host.errors import GeometryError, NumericsError
 
 SPATIAL, TEMPORAL, CHANNELS = 8, 4, 16
 SIZE_STEP = 16  # a patch of 2 x 2 latents
@@ -44,6 +44,27 @@ def empty_latent(width: int, height: int, frames: int, batch_size: int) -> torch
     """
     check_size(width, height, frames)
     return torch.zeros([batch_size, CHANNELS, latent_frames(frames), height // SPATIAL, width // SPATIAL])
+
+
+def check_latents(samples: torch.Tensor) -> None:
+    """Raises GeometryError unless `samples` is a CogVideoX latent [B, 16, T, H, W] with something in it, NumericsError
+    where it holds what is not a number."""
+    check_latent_channels(samples)
+    if 0 in samples.shape:
+        raise GeometryError(
+            f"The latent has shape {list(samples.shape)}: there is nothing in it to decode. Check the node it comes "
+            "from; a video has at least one latent frame."
+        )
+    finite = torch.isfinite(samples).all(dim=4).all(dim=3).all(dim=1)  # [B, T]
+    if not finite.all():
+        broken = [t for t in range(samples.shape[2]) if not finite[:, t].all()]
+        first, last = (max(0, TEMPORAL * broken[0] - 3), TEMPORAL * broken[-1])
+        raise NumericsError(
+            f"The latent is not a number (NaN or infinity) in latent frame{'s' if len(broken) > 1 else ''} "
+            f"{', '.join(map(str, broken[:8]))}{' ...' if len(broken) > 8 else ''} of {samples.shape[2]} (video frames "
+            f"{first} to {last}). Something went wrong before the VAE: check the sampler's settings and the model's "
+            "weight_dtype."
+        )
 
 
 def check_latent_channels(samples: torch.Tensor) -> None:

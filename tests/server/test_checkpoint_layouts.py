@@ -231,7 +231,9 @@ def test_conversion_to_eight_bits(comfyui, exact, plain, part, weight_dtype, mos
 @needs_int8_units
 def test_int8_is_multiplied_on_a_cpu(comfyui, exact, plain):
     """On CPUs with the units int8_fast is the quickest choice there is; it may not cost the picture."""
-    error = relative_error(comfyui.latent(latent_only(with_part(short(exact), "model", exact, "int8_fast"))), plain.latent)
+    error = relative_error(
+        comfyui.latent(latent_only(with_part(short(exact), "model", exact, "int8_fast"))), plain.latent
+    )
     assert_near("int8_fast (model)", error, 3e-2)
 
 

@@ -1,0 +1,56 @@
+"""SiLU(x * scale + shift), where a norm has become one scale and shift for each patch of pixels."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from .norms import Modulation
+
+# of fp32 numbers that wait to be rounded, where the result has fewer digits
+SPAN_BYTES = {"cpu": 1 << 21, "other": 1 << 26}
+
+
+def modulated_silu(x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor) -> None:
+    """out = SiLU(x * scale + shift), computed in fp32 and rounded once.
+
+    x, out: [1, C, r, W], rows `top` to `top` + r of a frame.
+    """
+    step = x.shape[2]
+    if out.dtype != torch.float32:
+        span_bytes = SPAN_BYTES.get(x.device.type, SPAN_BYTES["other"])
+        step = max(1, span_bytes // (4 * x.shape[1] * x.shape[3]))
+    for start, stop in _spans(top, top + x.shape[2], modulation.zoom_y, step):
+        rows = slice(start - top, stop - top)
+        _modulate_span(x[:, :, rows], modulation, start, out[:, :, rows])
+
+
+def _modulate_span(x: torch.Tensor, modulation: Modulation, start: int, out: torch.Tensor) -> None:
+    """modulated_silu for rows that lie within one row of the modulation, or fill some of them."""
+    first = start // modulation.zoom_y
+    count = (start + x.shape[2] - 1) // modulation.zoom_y - first + 1
+    # [1, C, n, m] -> [1, C, n, 1, m, 1]
+    scale, shift = (
+        values[:, :, first : first + count, None, :, None] for values in (modulation.scale, modulation.shift)
+    )
+    x, out = (
+        rows.unflatten(3, (-1, modulation.zoom_x)).unflatten(2, (count, -1)) for rows in (x, out)
+    )  # [1, C, r, W] -> [1, C, n, r / n, m, W / m]
+    if out.dtype == torch.float32:
+        torch.addcmul(shift, x, scale, out=out)
+        F.silu(out, inplace=True)
+    else:
+        out.copy_(F.silu(torch.addcmul(shift, x, scale), inplace=True))
+
+
+def _spans(start: int, stop: int, zoom: int, step: int) -> Iterator[tuple[int, int]]:
+    """Cut rows start .. stop into spans of about `step` rows, none of which begins or ends inside a row of the
+    modulation unless it has no other."""
+    while start < stop:
+        end = min(stop, start - start % zoom + zoom)  # of this row of the modulation
+        if start % zoom == 0 and end + zoom <= stop:
+            end = start + min(max(step // zoom, 1), (stop - start) // zoom) * zoom
+        elif zoom > step:
+            end = min(end, start + step)
+        yield start, end
+        start = end
