@@ -1,9 +1,7 @@
 """From latents to frames."""
 
-import comfy.model_management as mm
 from comfy_api.latest import io
 
-from ..vae.geometry import check_latent_channels
 from .validation import require_vae
 
 MEMORY_MODES = ("auto", "fast", "low")
@@ -27,8 +25,8 @@ class CogVideoXDecode(io.ComfyNode):
                     "memory",
                     options=list(MEMORY_MODES),
                     default="auto",
-                    tooltip="fast keeps everything on the card; low keeps the convolutions' caches and the finished "
-                    "frames in host memory, with the same result; auto takes fast where it fits.",
+                    tooltip="The result is the same in each. fast keeps everything on the card; low keeps most of it in "
+                    "host memory; auto takes the fastest way that fits into the card's free memory.",
                 ),
             ],
             outputs=[io.Image.Output()],
@@ -37,10 +35,5 @@ class CogVideoXDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae: object, samples: dict, memory: str) -> io.NodeOutput:
         require_vae(vae)
-        latent = samples["samples"]
-        check_latent_channels(latent)
-        if memory == "auto":
-            fits = vae.memory_used_decode(latent.shape, vae.vae_dtype) <= mm.get_free_memory(vae.device)
-            memory = "fast" if fits else "low"
         # [B, T, H, W, C] -> [B * T, H, W, C]
-        return io.NodeOutput(vae.decode(latent, vae_options={"memory": memory}).flatten(0, 1))
+        return io.NodeOutput(vae.decode(samples["samples"], vae_options={"memory": memory}).flatten(0, 1))
