@@ -68,23 +68,30 @@ class Rejected(Exception):
         self.error = error
 
 
-def run_workflow(url: str, api: dict, on_event: OnEvent | None = None, timeout_s: float = 600.0) -> RunResult:
+def run_workflow(
+    url: str,
+    api: dict,
+    on_event: OnEvent | None = None,
+    timeout_s: float = 600.0,
+    extra_data: dict | None = None,
+) -> RunResult:
     """Queue a workflow in API format and wait until the server has done with it.
 
     on_event: called with each message's type and data as it comes, previews as ("preview", {"node", "image"}) and
     progress texts as ("text", {"node", "text"}); it may call `interrupt`.
+    extra_data: what a frontend sends along with a workflow, such as {"preview_method": "taesd"}.
     Returns also when the workflow was refused, failed or was interrupted: see RunResult.error.
     Raises: DevError if the server goes away or takes longer than `timeout_s`.
     """
-    return asyncio.run(_run(url, api, on_event or (lambda kind, data: None), timeout_s))
+    return asyncio.run(_run(url, api, on_event or (lambda kind, data: None), timeout_s, extra_data))
 
 
-def submit(url: str, api: dict, client_id: str = "") -> str:
+def submit(url: str, api: dict, client_id: str = "", extra_data: dict | None = None) -> str:
     """Queue a workflow in API format without waiting; returns its prompt id.
 
     Raises: Rejected, also where the server refuses some outputs and queues the others.
     """
-    body = {"prompt": api, "client_id": client_id or uuid.uuid4().hex}
+    body = {"prompt": api, "client_id": client_id or uuid.uuid4().hex, "extra_data": extra_data or {}}
     try:
         answer = json.loads(request(f"{url}/prompt", body))
     except urllib.error.HTTPError as error:
@@ -118,7 +125,7 @@ def history(url: str, prompt_id: str) -> dict:
     return json.loads(request(f"{url}/history/{prompt_id}")).get(prompt_id, {})
 
 
-async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float) -> RunResult:
+async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float, extra_data: dict | None) -> RunResult:
     client_id = uuid.uuid4().hex
     result = RunResult()
     async with aiohttp.ClientSession() as session:
@@ -126,7 +133,7 @@ async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float) -> RunR
             # As the frontend does; else previews come without their node.
             await socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
             try:
-                result.prompt_id = submit(url, api, client_id)
+                result.prompt_id = submit(url, api, client_id, extra_data)
             except Rejected as refusal:
                 result.error = refusal.error
                 return result

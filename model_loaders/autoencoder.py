@@ -15,6 +15,8 @@ from ..host.compat import is_dynamic, model_patcher_class
 from ..host.errors import CheckpointError, NumericsError
 from ..host.messages import show_on_running_node
 from ..host.ops import adopt_ops
+from ..vae.activation import modulated_silu
+from ..vae.compiled import compiled_modulated_silu
 from ..vae.geometry import CHANNELS, SPATIAL, TEMPORAL, check_latents, latent_frames, video_frames
 from ..vae.memory import decode_bytes, encode_bytes
 from ..vae.plan import FAST, LADDER, LEAST, LOW, Plan, in_bands
@@ -54,7 +56,7 @@ class CogVideoXVAE(comfy.sd.VAE):
     def decode(self, samples_in: torch.Tensor, vae_options: dict | None = None) -> torch.Tensor:
         """Latents [B, 16, n, h, w], unscaled, to frames [B, 4 n - 3, 8 h, 8 w, 3] in 0 .. 1.
 
-        vae_options: memory = "auto", "fast" or "low".
+        vae_options: memory = "auto", "fast" or "low"; compile = True to go through torch.compile.
         Raises GeometryError for another model's latent, NumericsError instead of returning black frames.
         """
         return self._decode(samples_in, **(vae_options or {}))
@@ -68,7 +70,9 @@ class CogVideoXVAE(comfy.sd.VAE):
         """
         return self._decode(samples, "low", tile_pixels(tile_x, tile_y, SPATIAL))
 
-    def _decode(self, samples: torch.Tensor, memory: str = "auto", band_pixels: int | None = None) -> torch.Tensor:
+    def _decode(
+        self, samples: torch.Tensor, memory: str = "auto", band_pixels: int | None = None, compile: bool = False
+    ) -> torch.Tensor:
         check_latents(samples)
         out = torch.empty(
             (samples.shape[0], video_frames(samples.shape[2]), *(SPATIAL * side for side in samples.shape[3:]), 3),
@@ -78,22 +82,24 @@ class CogVideoXVAE(comfy.sd.VAE):
         bar = comfy.utils.ProgressBar(out.shape[0] * out.shape[1])
         for video, latents in zip(out, samples.split(1)):
             done = 0
-            for frames in self.decode_stream(latents, memory, band_pixels):
+            for frames in self.decode_stream(latents, memory, band_pixels, compile):
                 video[done : done + len(frames)] = frames
                 done += len(frames)
                 bar.update(len(frames))
         return out
 
     def decode_stream(
-        self, latents: torch.Tensor, memory: str = "auto", band_pixels: int | None = None
+        self, latents: torch.Tensor, memory: str = "auto", band_pixels: int | None = None, compile: bool = False
     ) -> Iterator[torch.Tensor]:
         """Frames [t, H, W, 3] in 0 .. 1 of latents [1, 16, n, h, w], at most 9 at a time, on the output device."""
         plan = self._load(memory, band_pixels, latents.shape, decode_bytes)
         network, fell_back = self.first_stage_model, partial(_report_fallback, "Decoding")
-        for frames in decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back):
+        activation = compiled_modulated_silu(self.device, self.vae_dtype) if compile else modulated_silu
+        for frames in decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation):
             # [1, 3, t, H, W] -> [t, H, W, 3]
             frames = frames[0].movedim(0, -1).to(self.output_device, output_dtype(self))
             yield self.process_output(self._checked(frames, "decoded"))
+            frames = None  # before the next ones are made
 
     def encode(self, pixel_samples: torch.Tensor, posterior_seed: int | None = None) -> torch.Tensor:
         """Frames [F, H, W, 3] (or [B, F, H, W, 3]) in 0 .. 1 -> [B, 16, (F - 1) // 4 + 1, H / 8, W / 8], unscaled.

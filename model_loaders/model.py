@@ -27,6 +27,7 @@ from ..transformer import POSITIONS
 from .checkpoints import Weights, open_component, require_fit
 from .lora.stock import enable_stock_lora_nodes
 from .precision import Precision, check_precision, choose_precision, parameter_dtype
+from .preview import enable_previews
 from .quantization import any_gguf, convert_transformer_weights
 from .variants import Family, detect_family, resolve_config, resolve_snr_shift
 
@@ -278,6 +279,7 @@ def _build_patcher(weights: Weights, weight_dtype: str, disable_dynamic: bool) -
     model_config.set_inference_dtype(precision.storage, precision.compute)
     model_config.custom_operations = precision.operations
     enable_stock_lora_nodes(CogVideoXModel)
+    enable_previews(model_config.latent_format, fps=16.0 if family.patch_size_t else 8.0)  # as the models were trained
     model = CogVideoXModel(model_config)
     patcher_class = model_patcher_class(disable_dynamic or gguf)
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)

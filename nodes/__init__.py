@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
 from .decode import CogVideoXDecode
 from .download import CogVideoXDownload
+from .draft import CogVideoXDraftDecode
 from .extend import CogVideoXContinueVideo, CogVideoXJoinVideos
 from .fun import CogVideoXFunControl, CogVideoXFunInpaint
 from .image import CogVideoXImageToVideo
@@ -17,6 +18,7 @@ from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVid
 from .save import CogVideoXSaveModel
 from .text import CogVideoXEncodeText
 from .video import CogVideoXEncodeVideo
+from .video_file import CogVideoXDecodeToFile
 
 NODES: list[type[io.ComfyNode]] = [
     CogVideoXLoadPipeline,
@@ -47,6 +49,8 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXInvert,
     CogVideoXFollowVideo,
     CogVideoXDecode,
+    CogVideoXDecodeToFile,
+    CogVideoXDraftDecode,
 ]
 
 

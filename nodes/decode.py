@@ -25,15 +25,25 @@ class CogVideoXDecode(io.ComfyNode):
                     "memory",
                     options=list(MEMORY_MODES),
                     default="auto",
-                    tooltip="The result is the same in each. fast keeps everything on the card; low keeps most of it in "
-                    "host memory; auto takes the fastest way that fits into the card's free memory.",
+                    tooltip="The result is the same in each. fast keeps everything on the card; low keeps most of it "
+                    "in host memory; auto takes the fastest way that fits into the card's free memory.",
+                ),
+                io.Boolean.Input(
+                    "compile",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Let torch.compile make the activation: within rounding the same. The first run waits for "
+                    "it and shows how long. Needs Triton on a card and a C++ compiler on the CPU, where it gains next "
+                    "to nothing.",
                 ),
             ],
             outputs=[io.Image.Output()],
         )
 
     @classmethod
-    def execute(cls, vae: object, samples: dict, memory: str) -> io.NodeOutput:
+    def execute(cls, vae: object, samples: dict, memory: str, compile: bool = False) -> io.NodeOutput:
         require_vae(vae)
+        frames = vae.decode(samples["samples"], vae_options={"memory": memory, "compile": compile})
         # [B, T, H, W, C] -> [B * T, H, W, C]
-        return io.NodeOutput(vae.decode(samples["samples"], vae_options={"memory": memory}).flatten(0, 1))
+        return io.NodeOutput(frames.flatten(0, 1))

@@ -1,14 +1,18 @@
 """SiLU(x * scale + shift), where a norm has become one scale and shift for each patch of pixels."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 
+from ..host.compat import is_out_of_memory
 from .norms import Modulation
 
+Activation = Callable[[torch.Tensor, Modulation, int, torch.Tensor], None]  # modulated_silu, or what stands for it
 # of fp32 numbers that wait to be rounded, where the result has fewer digits
 SPAN_BYTES = {"cpu": 1 << 21, "other": 1 << 26}
+_WITHOUT_TRITON: set[torch.device] = set()
 
 
 def modulated_silu(x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor) -> None:
@@ -16,6 +20,8 @@ def modulated_silu(x: torch.Tensor, modulation: Modulation, top: int, out: torch
 
     x, out: [1, C, r, W], rows `top` to `top` + r of a frame.
     """
+    if x.is_cuda and _fused(x, modulation, top, out):
+        return
     step = x.shape[2]
     if out.dtype != torch.float32:
         span_bytes = SPAN_BYTES.get(x.device.type, SPAN_BYTES["other"])
@@ -23,6 +29,28 @@ def modulated_silu(x: torch.Tensor, modulation: Modulation, top: int, out: torch
     for start, stop in _spans(top, top + x.shape[2], modulation.zoom_y, step):
         rows = slice(start - top, stop - top)
         _modulate_span(x[:, :, rows], modulation, start, out[:, :, rows])
+
+
+def _fused(x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor) -> bool:
+    """modulated_silu in one pass over memory; False where that cannot be, and then nothing was done."""
+    if x.device in _WITHOUT_TRITON or x.stride(1) != 1 or out.stride(1) != 1:
+        return False
+    try:
+        from .fused import fused_modulated_silu
+
+        fused_modulated_silu(x, modulation, top, out)
+    except Exception as error:  # whatever a compiler, a driver or a half installed package may raise
+        if is_out_of_memory(error):
+            raise
+        _WITHOUT_TRITON.add(x.device)
+        if not isinstance(error, ModuleNotFoundError):
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            logging.warning(
+                f"Triton does not work on {x.device} ({reason}): the VAE goes on without it, somewhat slower and with "
+                "the same result."
+            )
+        return False
+    return True
 
 
 def _modulate_span(x: torch.Tensor, modulation: Modulation, start: int, out: torch.Tensor) -> None:

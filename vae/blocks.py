@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from ..host.compat import throw_if_interrupted
 from ..host.ops import weights_on
-from .activation import modulated_silu
 from .causal import Stream, causal_convolution
 from .frames import KeptFrames, UpsampledFrames, downsampled_sources, upsampled_sources
 from .norms import GroupStatistics, group_norm, spatial_norm
@@ -84,7 +83,7 @@ def normalise_and_convolve(
 
     def fill(t: int, start: int, last: bool, out: torch.Tensor) -> None:
         rows = frames.read(t, start, start + out.shape[2])
-        modulated_silu(rows, modulation(t), start, out)
+        stream.activation(rows, modulation(t), start, out)
         new = rows[:, :, seen[t] - start :]  # bands overlap
         if look is not None and new.shape[2]:
             look(t, seen[t], new)
@@ -126,7 +125,7 @@ def downsample(stream: Stream, downsampler: torch.nn.Module, chunk: Chunk) -> Ch
     height, width = ((side - 2) // 2 + 1 for side in (frames.height, frames.width))
     result = Chunk(_room(stream, len(sources), height, width))
     with weights_on(downsampler.conv, stream.device, stream.dtype) as (weight, bias):
-        for start, stop in stream.plan.bands(height, width):
+        for start, stop in stream.plan.bands(height, 4 * width):  # counted in pixels that are read
             throw_if_interrupted()
             top, bottom = 2 * start, min(2 * stop + 1, frames.height)
             for t, group in enumerate(sources):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ..host.compat import throw_if_interrupted
 from ..host.ops import weights_on
+from .activation import Activation, modulated_silu
 from .layout import empty_frame, empty_frames, memory_format
 from .plan import Plan
 
@@ -22,6 +23,7 @@ class Stream:
     plan: Plan
     device: torch.device
     dtype: torch.dtype
+    activation: Activation = modulated_silu
     last: bool = False  # no chunk comes after this one: nothing is kept for it
     # by convolution: the last two frames that it saw, each [1, C, H, W]
     caches: dict[torch.nn.Module, list[torch.Tensor]] = field(default_factory=dict)
@@ -63,6 +65,7 @@ def causal_convolution(
                 after = after or [_new_cache(stream, conv.in_channels, height, width) for _ in range(TAPS - 1)]
                 for t, frame in enumerate(after, start=count - len(after)):
                     frame[:, :, start:stop].copy_(ring[:, t % TAPS, :, 1:-1], non_blocking=True)
+            del ring, slots  # before the next ones are made
     if after:
         stream.caches[conv] = after
 

@@ -30,8 +30,8 @@ class GroupStatistics:
     def of_groups(self, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance [groups] of all that was counted in: Chan et al. 1979, all parts at once."""
         means, variances = (torch.stack(parts).unflatten(1, (groups, -1)) for parts in zip(*self._moments))
-        weights = torch.tensor(self._weights, dtype=torch.float64)
-        weights = (weights / weights.sum() / means.shape[2]).to(means).view(-1, 1, 1)
+        total = sum(self._weights) * means.shape[2]
+        weights = means.new_tensor([weight / total for weight in self._weights]).view(-1, 1, 1)
         mean = (means * weights).sum(dim=(0, 2))
         variance = ((variances + (means - mean[:, None]).square()) * weights).sum(dim=(0, 2))
         return mean, variance
@@ -39,8 +39,12 @@ class GroupStatistics:
 
 def _channel_moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and (biased) variance [C] of [1, C, r, W], fp32. On CPUs torch's own var_mean takes ten times as long."""
-    if rows.device.type != "cpu":
+    if rows.device.type in ("cuda", "xpu"):
         return torch.batch_norm_update_stats(rows, None, None, 0.0)
+    if rows.stride(1) == 1:  # channels last
+        pixels = rows.movedim(1, -1).flatten(0, 2).float()
+        mean = pixels.mean(dim=0)
+        return mean, (pixels - mean).square_().mean(dim=0)
     rows = rows.float()
     mean = rows.mean(dim=(2, 3), keepdim=True)
     variance = torch.linalg.vector_norm(rows - mean, dim=(2, 3)).square() / (rows.shape[2] * rows.shape[3])

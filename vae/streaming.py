@@ -1,12 +1,13 @@
 """Decode and encode a video chunk by chunk, at a memory that does not grow with its length."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from ..host.compat import free_after_out_of_memory, is_out_of_memory
 from ..host.ops import weights_on
+from .activation import Activation, modulated_silu
 from .blocks import Chunk, convolve, downsample, normalise_and_convolve, resnet, upsample
 from .causal import Stream
 from .geometry import latent_frames, video_frames
@@ -25,6 +26,7 @@ def decode_stream(
     device: torch.device,
     dtype: torch.dtype,
     on_fallback: OnFallback | None = None,
+    activation: Activation = modulated_silu,
 ) -> Iterator[torch.Tensor]:
     """Latents [1, 16, n, h, w], unscaled, to 4 n - 3 frames [1, 3, t, 8 h, 8 w], about -1 .. 1, at most 9 at a time.
 
@@ -37,11 +39,14 @@ def decode_stream(
     left = video_frames(latents.shape[2])
     if latents.shape[2] > 1 and latents.shape[2] % 2 == 0:
         latents = torch.cat([latents, latents[:, :, -1:]], dim=2)
-    chunks = list(split_chunks(latents, LATENTS_AT_ONCE))
-    for frames in _chunk_by_chunk(network, _decode_chunk, chunks, plan, device, dtype, on_fallback):
-        if left > 0:
-            yield frames[:, :, :left]
-        left -= frames.shape[2]
+    chunks = split_chunks(latents, LATENTS_AT_ONCE)
+    for frames in _chunk_by_chunk(
+        network, _decode_chunk, chunks, plan, device, dtype, on_fallback, activation=activation
+    ):
+        new, left, frames = frames[:, :, : max(left, 0)], left - frames.shape[2], None
+        if new.shape[2]:
+            yield new
+        new = None  # before the next ones are made
 
 
 def encode_stream(
@@ -59,19 +64,20 @@ def encode_stream(
     device, dtype, on_fallback: see decode_stream.
     """
     pixels = pixels[:, :, : video_frames(latent_frames(pixels.shape[2]))]
-    chunks = list(split_chunks(pixels, FRAMES_AT_ONCE))
+    chunks = split_chunks(pixels, FRAMES_AT_ONCE)
     yield from _chunk_by_chunk(network, _encode_chunk, chunks, plan, device, dtype, on_fallback, process_input)
 
 
 def _chunk_by_chunk(
     network: torch.nn.Module,
     step: Step,
-    chunks: list[torch.Tensor],
+    chunks: Sequence[torch.Tensor],
     plan: Plan,
     device: torch.device,
     dtype: torch.dtype,
     on_fallback: OnFallback | None,
     prepare: Callable[[torch.Tensor], torch.Tensor] = lambda chunk: chunk,
+    activation: Activation = modulated_silu,
 ) -> Iterator[torch.Tensor]:
     """step(network, stream, prepare(chunk)) of each chunk.
 
@@ -80,7 +86,7 @@ def _chunk_by_chunk(
     """
     done = 0
     while True:
-        stream = Stream(plan, device, dtype)
+        stream = Stream(plan, device, dtype, activation)
         try:
             for index, chunk in enumerate(chunks):
                 stream.last = index == len(chunks) - 1
@@ -149,12 +155,15 @@ def _pointwise(conv: torch.nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
         return F.conv3d(x, weight, bias)
 
 
-def split_chunks(x: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    """Cut [B, C, T, H, W] in time as diffusers does: chunks of `size`, the remainder joined to the first.
+def split_chunks(x: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+    """Cut [B, C, T, H, W] in time as chunk_lengths says."""
+    return x.split(chunk_lengths(x.shape[2], size), dim=2)
+
+
+def chunk_lengths(count: int, size: int) -> list[int]:
+    """How diffusers cuts `count` frames: chunks of `size`, the remainder joined to the first.
 
     Source: diffusers autoencoder_kl_cogvideox.py, _decode and _encode.
     """
-    start, end = 0, x.shape[2] % size + (size if x.shape[2] >= size else 0)
-    while start < x.shape[2]:
-        yield x[:, :, start:end]
-        start, end = end, end + size
+    chunks = max(count // size, 1)
+    return [count - (chunks - 1) * size] + [size] * (chunks - 1)

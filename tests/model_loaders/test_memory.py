@@ -1,13 +1,10 @@
 """The memory that the pack asks ComfyUI to free, against what a forward really takes: at full width, without memory."""
 
-import weakref
-
 import comfy.ops
 import pytest
 import torch
+from peak_bytes import PeakBytes
 from support import pack
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 FULL_WIDTH = {"num_attention_heads": 48, "num_layers": 2, "use_rotary_positional_embeddings": True}
 # latent (T, H, W) of 49 frames of 720 x 480 and of 81 (and one pair's second) of 1360 x 768
@@ -15,37 +12,6 @@ SIZES = {
     "5b": ({"sample_width": 90, "sample_height": 60}, (13, 60, 90)),
     "1.5-5B": ({"sample_width": 300, "sample_height": 300, "patch_size_t": 2, "patch_bias": False}, (22, 96, 170)),
 }
-
-
-class PeakBytes(TorchDispatchMode):
-    """Bytes of all storages alive at once, of tensors made while it is active."""
-
-    def __init__(self):
-        super().__init__()
-        self.peak = self.now = 0
-        self.references: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        out = func(*args, **kwargs or {})
-        for tensor in {id(leaf): leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)}.values():
-            self._count(tensor)
-        return out
-
-    def _count(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.references:
-            self.references[key] = 0
-            self.now += size
-            self.peak = max(self.peak, self.now)
-        self.references[key] += 1
-        weakref.finalize(tensor, self._release, key, size)
-
-    def _release(self, key: int, size: int) -> None:
-        self.references[key] -= 1
-        if not self.references[key]:
-            del self.references[key]
-            self.now -= size
 
 
 def fused_attention(q: torch.Tensor, *_: object, **__: object) -> torch.Tensor:

@@ -98,6 +98,19 @@ CONTRACT = {
     ),
     "CogVideoXFollowVideo": ([("model", "MODEL", None), ("inverted", "LATENT", None), *RANGE[1:]], ["MODEL"]),
     "CogVideoXDecode": ([("vae", "VAE", None), ("samples", "LATENT", None), ("memory", "COMBO", "auto")], ["IMAGE"]),
+    "CogVideoXDecodeToFile": (
+        [
+            VAE,
+            ("samples", "LATENT", None),
+            ("fps", "FLOAT", 8.0),
+            ("filename_prefix", "STRING", "video/CogVideoX"),
+            ("format", "COMBO", "mp4 (h264)"),
+            ("crf", "INT", 18),
+            ("memory", "COMBO", "auto"),
+        ],
+        ["VIDEO"],
+    ),
+    "CogVideoXDraftDecode": ([("samples", "LATENT", None), ("decoder", "COMBO", None)], ["IMAGE"]),
 }
 # inputs that need no link, in order: widget values are saved by order, required ones first
 OPTIONAL = {
@@ -129,11 +142,15 @@ OPTIONAL = {
     "CogVideoXApplyLora": ["scale"],
     "CogVideoXSaveLora": ["rank", "dtype"],
     "CogVideoXContextWindows": ["retain_start_image", "split_prompts"],
+    "CogVideoXDecode": ["compile"],
+    "CogVideoXDecodeToFile": ["audio"],
 }
 COMBOS = {
     ("CogVideoXSample", "sampler"): ["ddim", "dpm"],
     ("CogVideoXSampler", "sampler"): ["ddim", "dpm"],
     ("CogVideoXDecode", "memory"): ["auto", "fast", "low"],
+    ("CogVideoXDecodeToFile", "memory"): ["auto", "fast", "low"],
+    ("CogVideoXDecodeToFile", "format"): ["mp4 (h264)", "webm (vp9)", "webm (av1)"],
     ("CogVideoXLoadPipeline", "weight_dtype"): MORE_DTYPES,
     ("CogVideoXLoadModel", "weight_dtype"): MORE_DTYPES,
     ("CogVideoXLoadTextEncoder", "weight_dtype"): [*DTYPES, "int8"],

@@ -92,7 +92,7 @@ def test_progress_and_previews(comfyui):
         (SAMPLE, step, steps) for step in range(1, steps + 1)
     ]
     pictures = [Image.open(io.BytesIO(image)).convert("RGB") for id_, image in result.previews if id_ == SAMPLE]
-    assert len(pictures) == steps
+    assert len(pictures) >= steps  # the clip plays between two steps
     assert all(abs(picture.width / picture.height - WIDTH / HEIGHT) < 0.01 for picture in pictures)
     first, last = (np.asarray(picture, dtype=int) for picture in (pictures[0], pictures[-1]))
     assert last.std() > 5 and np.abs(first - last).mean() > 1

@@ -1,0 +1,321 @@
+"""Video files in ComfyUI's output folder: written while their frames are made, whole or not there at all."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from comfy.cli_args import args
+
+from .compat import throw_if_interrupted
+from .errors import CheckpointError, GeometryError, NumericsError
+from .output import new_output_path
+
+MIN_FPS, MAX_FPS, MAX_CRF = 0.01, 1000.0, 63
+_LEAST_ROOM = 50_000_000
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # of a sound, by channels
+_ANY_RATE = 48000  # samples a second that every audio encoder here takes
+_BT709, _LIMITED = 1, 1  # ITU-T H.273, tables 2 to 4; FFmpeg's pixfmt.h, AVCOL_RANGE_MPEG
+
+
+@dataclass(frozen=True)
+class VideoFormat:
+    """A container and what fills it. container, encoder, audio_encoder, pixel_format: by FFmpeg's names."""
+
+    container: str
+    encoder: str
+    audio_encoder: str
+    pixel_format: str
+    max_crf: int
+    options: Mapping[str, str] = field(default_factory=dict)  # the encoder's
+    container_options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def suffix(self) -> str:
+        return f".{self.container}"
+
+
+FORMATS = {
+    "mp4 (h264)": VideoFormat(
+        "mp4", "libx264", "aac", "yuv420p", 51, container_options={"movflags": "use_metadata_tags+faststart"}
+    ),
+    # libvpx's defaults keep to one thread
+    "webm (vp9)": VideoFormat("webm", "libvpx-vp9", "libopus", "yuv420p", 63, {"row-mt": "1", "cpu-used": "2"}),
+    "webm (av1)": VideoFormat("webm", "libsvtav1", "libopus", "yuv420p10le", 63, {"preset": "6"}),
+}
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How a video is written. crf: the encoder's constant rate factor, 0 the best."""
+
+    format: VideoFormat
+    rate: Fraction
+    crf: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """waveform: [C, S], -1 .. 1; rate: samples a second."""
+
+    waveform: torch.Tensor
+    rate: int
+
+
+def video_settings(name: str, fps: float, crf: int, metadata: Mapping[str, str] | None = None) -> VideoSettings:
+    """The settings by their values on a node.
+
+    Raises CheckpointError for a format that is none or that PyAV cannot write here, GeometryError for a rate or a crf
+    that it cannot have.
+    """
+    kind = find_format(name)
+    check_crf(crf, name)
+    return VideoSettings(kind, frame_rate(fps), crf, metadata or {})
+
+
+def find_format(name: str) -> VideoFormat:
+    """The format of this name.
+
+    Raises CheckpointError for one that there is not, or that this machine's PyAV has no encoder for.
+    """
+    if name not in FORMATS:
+        raise CheckpointError(f"{name!r} is no format for a video. Choose {', '.join(FORMATS)}.")
+    kind = FORMATS[name]
+    if not can_encode(kind.encoder):
+        import av
+
+        others = ", ".join(other for other in FORMATS if can_encode(FORMATS[other].encoder)) or "none of the others"
+        raise CheckpointError(
+            f"PyAV {av.__version__} was built without {kind.encoder} and cannot write {name}. It can write {others}: "
+            "choose that, or install PyAV as ComfyUI's requirements.txt asks."
+        )
+    return kind
+
+
+def can_encode(encoder: str) -> bool:
+    """Whether this machine's PyAV has this encoder."""
+    import av
+
+    try:
+        return bool(av.codec.Codec(encoder, "w"))
+    except ValueError:  # UnknownCodecError, which older versions keep elsewhere
+        return False
+
+
+def frame_rate(fps: float) -> Fraction:
+    """Frames a second, in thousandths as SaveVideo has them.
+
+    Raises GeometryError for a rate that no video has.
+    """
+    if not MIN_FPS <= fps <= MAX_FPS:  # NaN neither
+        raise GeometryError(
+            f"fps is {fps}: use {MIN_FPS:g} to {MAX_FPS:g}; CogVideoX makes 8 frames a second, CogVideoX 1.5 16."
+        )
+    return Fraction(round(fps * 1000), 1000)
+
+
+def check_crf(crf: int, format_name: str) -> None:
+    """Raises GeometryError for a quality that the encoder of this format does not know."""
+    most = find_format(format_name).max_crf
+    if not 0 <= crf <= most:
+        raise GeometryError(f"crf is {crf}: for {format_name} use 0 (best) to {most}.")
+
+
+def workflow_metadata(prompt: dict | None, extra_pnginfo: dict | None) -> dict[str, str]:
+    """What ComfyUI's own nodes write into a video, so that dropping it on the canvas opens its workflow.
+
+    Source: ComfyUI comfy_extras/nodes_video.py, SaveVideo.
+    """
+    if args.disable_metadata:
+        return {}
+    values = dict(extra_pnginfo or {}) | ({} if prompt is None else {"prompt": prompt})
+    return {name: json.dumps(value) for name, value in values.items()}
+
+
+def video_sound(audio: dict | None, index: int = 0) -> Sound | None:
+    """The sound of video `index` from an AUDIO of one or several, or None.
+
+    Raises GeometryError for channels that have no layout, NumericsError for what is not a number.
+    """
+    if audio is None or 0 in audio["waveform"].shape:
+        return None
+    waveforms = audio["waveform"]  # [B, C, S]
+    if waveforms.ndim != 3 or waveforms.shape[1] not in _LAYOUTS:
+        raise GeometryError(
+            f"The audio has shape {list(waveforms.shape)}; expected [batch, channels, samples] with 1, 2 or 6 channels."
+        )
+    if not torch.isfinite(waveforms).all():
+        raise NumericsError("The audio is not a number (NaN or infinity) in places. Check the node it comes from.")
+    return Sound(waveforms[min(index, len(waveforms) - 1)].float().cpu(), int(audio["sample_rate"]))
+
+
+def new_video_path(prefix: str, suffix: str, width: int = 0, height: int = 0) -> Path:
+    """new_output_path for a video of this size, in a folder that can be written to.
+
+    Raises CheckpointError, which also says where a folder cannot be made.
+    """
+    if isinstance(prefix, str):
+        prefix = prefix.replace("%width%", str(width)).replace("%height%", str(height))
+    try:
+        path = new_output_path(prefix, suffix, example="video/CogVideoX")
+    except OSError as error:
+        raise CheckpointError(
+            f"There is no folder for {prefix!r}: {error}. Check the permissions of ComfyUI's output folder, or choose "
+            "another filename_prefix."
+        ) from error
+    if not os.access(path.parent, os.W_OK):
+        raise CheckpointError(
+            f"{path.parent} cannot be written to. Change its permissions, or choose another filename_prefix."
+        )
+    return path
+
+
+def require_room(folder: Path, width: int, height: int, frames: int) -> None:
+    """Raises CheckpointError where the disk of `folder` would hardly hold a video of this size."""
+    free, needed = shutil.disk_usage(folder).free, max(_LEAST_ROOM, width * height * 3 * frames // 20)
+    if free < needed:
+        raise CheckpointError(
+            f"{folder} has {free / 1e6:.0f} MB left; {frames} frames of {width} x {height} may need "
+            f"{needed / 1e6:.0f} MB. Free some space, or move ComfyUI's output folder."
+        )
+
+
+def write_video(
+    new_path: Callable[[], Path],
+    chunks: Iterable[torch.Tensor],
+    size: tuple[int, int],
+    settings: VideoSettings,
+    sound: Sound | None = None,
+    on_frame: Callable[[], None] = lambda: None,
+) -> Path:
+    """Write a video and return its path.
+
+    new_path(): a free name; asked again at the end if that has been taken. chunks: frames [t, H, W, 3] in 0 .. 1, each
+    written and let go before the next is asked for. size: (width, height). sound: cut to the length of the video.
+    on_frame() is called after each frame. Whatever it or `chunks` raises, nothing is left behind.
+
+    Raises CheckpointError where the file cannot be written, as far as can be known before the first chunk is asked for.
+    """
+    path = new_path()
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    with _explained(path):
+        part.open("xb").close()
+    try:
+        encoder = _Encoder(part, path, size, settings, sound)
+        try:
+            for chunk in chunks:
+                for frame in chunk:
+                    throw_if_interrupted()
+                    encoder.add(frame)
+                    on_frame()
+                frame = chunk = None  # frees their memory for the next chunk
+            encoder.finish()
+        finally:
+            encoder.close()
+        with _explained(path), part.open("rb+") as file:
+            os.fsync(file.fileno())
+        path = new_path() if path.exists() else path
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+class _Encoder:
+    """A video file that is being written; the header is there when it exists."""
+
+    def __init__(self, part: Path, path: Path, size: tuple[int, int], settings: VideoSettings, sound: Sound | None):
+        import av
+
+        kind = settings.format
+        self.path, self.rate, self.sound, self.frames, self.samples = path, settings.rate, sound, 0, 0
+        with _explained(path):
+            self.container = av.open(str(part), "w", format=kind.container, options=dict(kind.container_options))
+        try:
+            with _explained(path):
+                self.container.metadata.update(settings.metadata)
+                self.video = self._add_video(size, settings)
+                self.audio = None if sound is None else self._add_audio(kind.audio_encoder)
+                self.container.start_encoding()
+        except BaseException:
+            self.close()
+            raise
+
+    def _add_video(self, size: tuple[int, int], settings: VideoSettings) -> object:
+        stream = self.container.add_stream(settings.format.encoder, rate=settings.rate)
+        stream.width, stream.height = size
+        stream.pix_fmt = settings.format.pixel_format
+        stream.bit_rate = 0  # else VP9 takes it for a limit
+        stream.options = {"crf": str(settings.crf), **settings.format.options}
+        colours = stream.codec_context  # untold, a player guesses them by the size of the picture
+        colours.colorspace = colours.color_primaries = colours.color_trc = _BT709
+        colours.color_range = _LIMITED
+        return stream
+
+    def _add_audio(self, encoder: str) -> object:
+        import av
+
+        rates = av.codec.Codec(encoder, "w").audio_rates
+        rate = self.sound.rate if not rates or self.sound.rate in rates else _ANY_RATE
+        return self.container.add_stream(encoder, rate=rate, layout=_LAYOUTS[len(self.sound.waveform)])
+
+    def add(self, frame: torch.Tensor) -> None:
+        """Write one frame [H, W, 3] in 0 .. 1, and the sound up to its end."""
+        import av
+
+        pixels = frame.float().mul(255).round().clamp(0, 255).to("cpu", torch.uint8).contiguous()
+        picture = av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24").reformat(
+            format=self.video.pix_fmt, dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
+        )
+        with _explained(self.path):
+            self.container.mux(self.video.encode(picture))
+            self.frames += 1
+            if self.audio is not None:
+                self._add_sound(math.ceil(self.frames / self.rate * self.sound.rate))
+
+    def _add_sound(self, until: int) -> None:
+        import av
+
+        part = self.sound.waveform[:, self.samples : until]
+        if part.shape[1]:
+            frame = av.AudioFrame.from_ndarray(part.contiguous().numpy(), format="fltp", layout=_LAYOUTS[len(part)])
+            frame.sample_rate, frame.time_base, frame.pts = self.sound.rate, Fraction(1, self.sound.rate), self.samples
+            self.samples += part.shape[1]
+            self.container.mux(self.audio.encode(frame))
+
+    def finish(self) -> None:
+        """Write what the encoders still hold, and the index."""
+        with _explained(self.path):
+            for stream in (self.video, self.audio):
+                if stream is not None:
+                    self.container.mux(stream.encode(None))
+            self.container.close()
+
+    def close(self) -> None:
+        """Let go of the file, whole or not; after `finish` it does nothing."""
+        import av
+
+        with contextlib.suppress(OSError, av.error.FFmpegError):  # the reason is on its way up already
+            self.container.close()
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what the system or FFmpeg say while `path` is written into a CheckpointError."""
+    import av
+
+    try:
+        yield
+    except (OSError, av.error.FFmpegError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error}. Check the free space and the permissions of its folder, or choose "
+            "another filename_prefix or format."
+        ) from error

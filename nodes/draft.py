@@ -1,0 +1,43 @@
+"""From latents to frames, quickly and nearly."""
+
+from comfy_api.latest import io
+
+from ..host import folders
+from ..model_loaders.preview import TINY_FOLDER, list_tiny_decoders
+from ..model_loaders.tiny import check_tiny_decoder, decode_draft, load_tiny_decoder
+from .validation import problem
+
+
+class CogVideoXDraftDecode(io.ComfyNode):
+    """IMAGE out: [B * (4 n - 3), H, W, 3] in 0 .. 1 for n latent frames."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXDraftDecode",
+            display_name="CogVideoX Draft Decode",
+            category="CogVideoX/decode",
+            search_aliases=["taecvx", "taehv", "tiny vae", "taesd", "preview"],
+            description="Decode a video latent with the tiny decoder taecvx: quick, small and close, not exact.",
+            inputs=[
+                io.Latent.Input("samples", tooltip="From CogVideoX Sampler or any other sampler."),
+                io.Combo.Input(
+                    "decoder",
+                    options=list_tiny_decoders(),
+                    tooltip=f"taecvx files in models/{TINY_FOLDER}, from the repository madebyollin/taehv on GitHub. "
+                    "Press R after adding one.",
+                ),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, decoder: str | None) -> bool | str:
+        # None stands for a linked value, known only when the node runs
+        return problem(lambda: None if decoder is None else check_tiny_decoder(folders.find(decoder, TINY_FOLDER)))
+
+    @classmethod
+    def execute(cls, samples: dict, decoder: str) -> io.NodeOutput:
+        patcher = load_tiny_decoder(folders.find(decoder, TINY_FOLDER))
+        # [B, T, H, W, C] -> [B * T, H, W, C]
+        return io.NodeOutput(decode_draft(patcher, samples["samples"]).flatten(0, 1))

@@ -1,0 +1,144 @@
+"""From latents to video files, without the frames ever standing in memory together."""
+
+import contextlib
+from functools import partial
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import InputImpl, io, ui
+
+from ..host import video_file as files
+from ..host.messages import show_on_node
+from ..model_loaders.autoencoder import CogVideoXVAE
+from ..vae.geometry import SPATIAL, check_latents, video_frames
+from .decode import MEMORY_MODES
+from .validation import problem, require_vae
+
+_FORMAT = next(iter(files.FORMATS))
+
+
+class CogVideoXDecodeToFile(io.ComfyNode):
+    """LATENT [B, 16, n, h, w] -> B files of 4 n - 3 frames in the output folder. VIDEO out: the first of them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXDecodeToFile",
+            display_name="CogVideoX Decode to File",
+            category="CogVideoX/decode",
+            search_aliases=["save video", "vae decode", "mp4", "webm", "long video", "low memory", "out of memory"],
+            description=(
+                "Decode a video latent exactly as diffusers does and write the frames to a video file as they are "
+                "made: a few of them are in memory at a time, however long the video is."
+            ),
+            inputs=[
+                io.Vae.Input("vae"),
+                io.Latent.Input("samples"),
+                io.Float.Input(
+                    "fps",
+                    default=8.0,
+                    min=files.MIN_FPS,
+                    max=files.MAX_FPS,
+                    step=0.01,
+                    tooltip="Frames a second: 8 for CogVideoX, 16 for CogVideoX 1.5.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/CogVideoX",
+                    tooltip="Where in ComfyUI's output folder; a number is added. May hold %date:yyyy-MM-dd% and the "
+                    "like, as in Save Video.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(files.FORMATS),
+                    default=_FORMAT,
+                    tooltip="h264 plays everywhere. vp9 and av1 make smaller files and take longer; av1 has 10 bits.",
+                ),
+                io.Int.Input(
+                    "crf",
+                    default=18,
+                    min=0,
+                    max=files.MAX_CRF,
+                    tooltip="Lower is better and larger. 18 can hardly be told from the frames; Save Video has 23 for "
+                    "h264, Save WEBM 32. h264 goes to 51, and its 0 is lossless, which browsers do not play.",
+                ),
+                io.Combo.Input(
+                    "memory",
+                    options=list(MEMORY_MODES),
+                    default="auto",
+                    tooltip="As in CogVideoX Decode: the result is the same in each.",
+                ),
+                io.Audio.Input("audio", optional=True, tooltip="Sound for the video, cut to its length."),
+            ],
+            outputs=[io.Video.Output(tooltip="The file; of a batch, the first.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, fps: float | None, filename_prefix: str | None, format: str | None, crf: int | None
+    ) -> bool | str:
+        return problem(lambda: _check(fps, filename_prefix, format, crf))
+
+    @classmethod
+    def execute(
+        cls,
+        vae: CogVideoXVAE,
+        samples: dict,
+        fps: float,
+        filename_prefix: str,
+        format: str,
+        crf: int,
+        memory: str,
+        audio: dict | None = None,
+    ) -> io.NodeOutput:
+        require_vae(vae)
+        check_latents(samples["samples"])
+        metadata = files.workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        settings = files.video_settings(format, fps, crf, metadata)
+        paths = _decode(vae, samples["samples"], filename_prefix, settings, memory, audio)
+        names = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in paths)
+        show_on_node(f"Saved {names}.", cls.hidden.unique_id)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(paths[0])), ui=ui.PreviewVideo([*map(_saved, paths)]))
+
+
+def _check(fps: float | None, prefix: str | None, format_name: str | None, crf: int | None) -> None:
+    """Raises what is wrong with the widgets. None is a linked value, known only when the node runs."""
+    if fps is not None:
+        files.frame_rate(fps)
+    if format_name is not None:
+        files.check_crf(0 if crf is None else crf, format_name)
+    if prefix is not None:
+        files.new_video_path(prefix, ".mp4")
+
+
+def _decode(
+    vae: CogVideoXVAE,
+    latents: torch.Tensor,
+    prefix: str,
+    settings: files.VideoSettings,
+    memory: str,
+    audio: dict | None,
+) -> list[Path]:
+    """Decode each video of the batch into a file of its own, in order."""
+    frames, width, height = video_frames(latents.shape[2]), SPATIAL * latents.shape[4], SPATIAL * latents.shape[3]
+    sounds = [files.video_sound(audio, index) for index in range(len(latents))]
+    new_path = partial(files.new_video_path, prefix, settings.format.suffix, width, height)
+    files.require_room(new_path().parent, width, height, len(latents) * frames)
+    bar = comfy.utils.ProgressBar(len(latents) * frames)
+    paths = []
+    for video, sound in zip(latents.split(1), sounds):
+        with contextlib.closing(vae.decode_stream(video, memory)) as chunks:
+            on_frame = partial(bar.update, 1)
+            paths.append(files.write_video(new_path, chunks, (width, height), settings, sound, on_frame))
+    return paths
+
+
+def _saved(path: Path) -> ui.SavedResult:
+    """What the frontend shows the file by."""
+    root = Path(folder_paths.get_output_directory()).resolve()
+    folder = path.parent.relative_to(root)
+    return ui.SavedResult(path.name, "" if folder == Path() else str(folder), io.FolderType.output)

@@ -1,0 +1,76 @@
+"""Decoding through torch.compile: the same frames, its time on the node, and the ordinary way where it fails."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support import check_parity, pack
+
+compiled = pack("vae.compiled")
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("g++", "clang++", "cl")), reason="torch.compile needs a C++ compiler"
+)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What stands on the node; nothing is compiled yet."""
+    lines: list[str] = []
+    monkeypatch.setattr(compiled, "show_on_running_node", lines.append)
+    compiled.compiled_modulated_silu.cache_clear()
+    yield lines
+    compiled.compiled_modulated_silu.cache_clear()
+
+
+def decode(folder: Path, weight_dtype: str, latents: torch.Tensor, memory: str, compile: bool) -> torch.Tensor:
+    vae = pack("model_loaders.autoencoder").load_vae(folder, weight_dtype)
+    with torch.inference_mode():
+        return pack("nodes.decode").CogVideoXDecode.execute(vae, {"samples": latents}, memory, compile).args[0]
+
+
+def latents(count: int, height: int, width: int) -> torch.Tensor:
+    return torch.randn(1, 16, count, height, width, generator=torch.Generator().manual_seed(count))
+
+
+@needs_compiler
+def test_compiled_decode_equals_diffusers(tiny_pipelines: dict[str, Path], said: list[str]) -> None:
+    """An option for speed may not change the video, it must say what the wait of the first run was for, and it may not
+    compile anew for another size, count or band, which would take longer than the decode."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    folder, graphs = tiny_pipelines["5b"], []
+    theirs = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    for count, height, width, memory in ((3, 8, 12, "fast"), (5, 10, 6, "low")):
+        z = latents(count, height, width)
+        with torch.inference_mode():
+            want = ((theirs.decode(z).sample[0] + 1) / 2).clamp(0, 1).movedim(0, -1)
+        check_parity("VAE decode, compiled", decode(folder, "fp32", z, memory, True), want, 1e-6)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert len(said) == 1 and "Compiled" in said[0] and " s, " in said[0], said
+    assert graphs[0] == graphs[1]
+
+
+@needs_compiler
+def test_compiled_bf16_rounds_as_often(tiny_pipelines: dict[str, Path], said: list[str]) -> None:
+    """With channels last it is another kernel: one that rounds in between would lose what bf16 has."""
+    z = latents(3, 8, 12)
+    exact = decode(tiny_pipelines["5b"], "fp32", z, "fast", False).double()
+    ordinary, ours = (decode(tiny_pipelines["5b"], "bf16", z, "fast", c).double() for c in (False, True))
+    assert (ours - exact).norm() <= 1.02 * (ordinary - exact).norm()
+    assert "Compiled" in said[0]
+
+
+def test_without_a_compiler_the_decode_goes_on(
+    tiny_pipelines: dict[str, Path], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows without Visual Studio, or a Python newer than torch.compile knows, must not cost the video."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Compiler: cl is not found.")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: fail)
+    z = latents(1, 8, 12)
+    frames = [decode(tiny_pipelines["5b"], "fp32", z, "fast", compile) for compile in (False, True, True)]
+    assert torch.equal(frames[0], frames[1]) and torch.equal(frames[0], frames[2])
+    assert len(said) == 1 and "Compiler: cl is not found." in said[0]

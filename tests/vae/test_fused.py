@@ -1,0 +1,115 @@
+"""The Triton kernel of norm, scale and SiLU against the torch path: in Triton's interpreter, and on a card."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import pack, relative_error
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# channels, height and width of a frame; first row and last + 1 of the band; pixels of one row and column of patches
+CASES = (
+    (8, 6, 10, 0, 6, 1, 1),
+    (8, 12, 20, 3, 11, 2, 4),
+    (24, 16, 24, 5, 7, 8, 8),
+    (160, 9, 70, 1, 9, 3, 2),
+    (32, 8, 12, 0, 8, 8, 12),
+)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def both_ways(case: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A band of a frame through the kernel and through torch, each into a slot of a ring of three frames."""
+    channels, height, width, start, stop, zoom_y, zoom_x = case
+    layout = torch.channels_last
+    generator = torch.Generator().manual_seed(sum(case))
+    size = (1, channels, height // zoom_y, width // zoom_x)
+    scale, shift = (torch.randn(size, generator=generator).to(device, memory_format=layout) for _ in range(2))
+    modulation = pack("vae.norms").Modulation(scale, shift, zoom_y, zoom_x)
+    frame = torch.randn(1, channels, height, width, generator=generator) * 3
+    x = frame.to(device, dtype, memory_format=layout)[:, :, start:stop]
+    slots = []
+    for function in (pack("vae.fused").fused_modulated_silu, pack("vae.activation").modulated_silu):
+        ring = pack("vae.layout").empty_frames(3, channels, stop - start + 2, width, dtype, x.device, layout)
+        ring.fill_(7)
+        function(x, modulation, start, ring[:, 1, :, 1:-1])
+        around = ring.clone()
+        around[:, 1, :, 1:-1] = 7
+        assert (around == 7).all(), "something beside the slot was written"
+        slots.append(ring[:, 1, :, 1:-1].float())
+    return slots[0], slots[1]
+
+
+def ulps(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> float:
+    """The largest difference, in units of the last place that `dtype` has at a number of this size."""
+    tiny = torch.finfo(dtype).tiny
+    exponent = torch.floor(torch.log2(theirs.abs().maximum(ours.abs()).clamp_min(tiny)))
+    return float(((ours - theirs).abs() / (torch.finfo(dtype).eps * 2**exponent)).max())
+
+
+def measure() -> dict[str, list[float]]:
+    """What test_kernel_equals_torch runs in a process of its own."""
+    return {
+        name: [relative_error(*pair) if name == "fp32" else ulps(*pair, dtype) for pair in pairs]
+        for name, dtype in DTYPES.items()
+        for pairs in [[both_ways(case, dtype, "cpu") for case in CASES]]
+    }
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton has no package for this system")
+def test_kernel_equals_torch() -> None:
+    """Without this, cards could show other pixels than the reference, and no machine without a card would notice."""
+    code = (
+        "import json, sys; sys.path[:0] = ['tests', 'tests/vae']; import conftest, test_fused\n"
+        "print(json.dumps(test_fused.measure()))"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]
+    errors = json.loads(out.stdout.splitlines()[-1])
+    assert {name: len(cases) for name, cases in errors.items()} == {name: len(CASES) for name in DTYPES}
+    assert max(errors.pop("fp32")) <= 1e-6
+    assert all(max(cases) <= 1 for cases in errors.values()), errors
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", DTYPES)
+def test_kernel_equals_torch_on_a_card(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled kernel rounds and divides in its own way: it must be the interpreter's, within rounding."""
+    activation = pack("vae.activation")
+    monkeypatch.setattr(activation, "_fused", lambda *_: False)  # torch for the second of the two ways
+    for case in CASES:
+        ours, theirs = both_ways(case, DTYPES[name], "cuda")
+        if name == "fp32":
+            assert relative_error(ours, theirs) <= 1e-6
+        else:
+            assert ulps(ours, theirs, DTYPES[name]) <= 1
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_card_takes_the_kernel() -> None:
+    """Falling back to torch on every card would cost time that no other test sees."""
+    activation, ones = pack("vae.activation"), torch.ones(1, 8, 1, 1, device="cuda")
+    x = torch.zeros(1, 8, 4, 6, device="cuda").to(memory_format=torch.channels_last)
+    assert activation._fused(x, pack("vae.norms").Modulation(ones, ones, 4, 6), 0, torch.empty_like(x))
+
+
+def test_a_card_without_triton_decodes_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broken Triton (no compiler, another driver) must cost speed and one line of log, never the video."""
+    activation, modulation = pack("vae.activation"), pack("vae.norms").Modulation(torch.ones(()), torch.ones(()), 1, 1)
+    monkeypatch.setattr(activation, "_WITHOUT_TRITON", set())
+    x = torch.zeros(1, 8, 4, 6, device="meta").to(memory_format=torch.channels_last)
+    tries = [activation._fused(x, modulation, 0, x) for _ in range(3)]
+    assert tries == [False] * 3
+    assert sum("Triton does not work" in line for line in caplog.messages) == (
+        importlib.util.find_spec("triton") is not None
+    )

@@ -1,0 +1,63 @@
+"""A clip that is still being sampled as small pictures, one for each latent frame."""
+
+import torch
+import torch.nn.functional as F
+
+from .geometry import video_frames
+from .tiny import TinyDecoder
+
+MAX_FRAMES = 24
+
+
+def rgb_frames(x0: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Latents [B, 16, n, h, w] as the model sees them -> the first video's frames, uint8 [t, h, w, 3], on the CPU.
+
+    factors: [16, 3], one row a channel. Every latent pixel is one pixel; at most MAX_FRAMES frames.
+    """
+    latents = x0[0, :, spread(x0.shape[2])].float()  # [16, t, h, w]
+    colours = torch.einsum("ctyx,cr->tyxr", latents, factors.to(latents))
+    return _to_bytes((colours + 1) / 2)
+
+
+def tiny_frames(decoder: TinyDecoder, latents: torch.Tensor, max_side_px: int) -> torch.Tensor:
+    """Unscaled latents [B, 16, n, h, w] -> the first video's frames, uint8 [t, H, W, 3], on the CPU.
+
+    decoder: one that gives one frame for each latent. The frames' longer side is at most `max_side_px`; there are at
+    most MAX_FRAMES.
+    """
+    shown = set(spread(latents.shape[2]))
+    with torch.no_grad():
+        return torch.cat(
+            [
+                # [3, H, W] -> [1, H, W, 3]
+                _to_bytes(_shrink(frame, max_side_px).movedim(0, -1)[None])
+                for index, frame in enumerate(decoder.stream(latents[:1]))
+                if index in shown
+            ]
+        )
+
+
+def spread(count: int, most: int = MAX_FRAMES) -> list[int]:
+    """At most `most` of `count` frames, the first and the last among them, as evenly as can be."""
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+
+
+def seconds_per_frame(latent_count: int, frames: int, fps: float) -> float:
+    """How long each of `frames` pictures stands so that the clip of `latent_count` latents plays at its own speed."""
+    return video_frames(latent_count) / fps / max(frames, 1)
+
+
+def _shrink(frame: torch.Tensor, max_side_px: int) -> torch.Tensor:
+    """[3, H, W] -> [3, H', W'], its proportions kept; smaller frames stay as they are."""
+    height, width = frame.shape[1:]
+    factor = max_side_px / max(height, width)
+    if factor >= 1:
+        return frame
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    return F.interpolate(frame[None].float(), size, mode="bilinear", antialias=True)[0]
+
+
+def _to_bytes(frames: torch.Tensor) -> torch.Tensor:
+    return (frames.float().clamp(0, 1) * 255).to(torch.uint8).cpu()
