@@ -41,7 +41,6 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.upscale_index_formula = self.downscale_index_formula = (TEMPORAL, SPATIAL, SPATIAL)
         self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]
         self.not_video, self.handles_tiling = False, True
-        self.memory_used_decode, self.memory_used_encode = decode_bytes, encode_bytes
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
         self.vae_dtype = WEIGHT_DTYPES[weight_dtype] or mm.vae_dtype(self.device, self.working_dtypes)
         self.first_stage_model = build_autoencoder(config, self.vae_dtype)
@@ -50,6 +49,8 @@ class CogVideoXVAE(comfy.sd.VAE):
             self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
         )
         assign_weights(self.first_stage_model, state_dict, cast=not is_dynamic(self.patcher), source=source)
+        counted = {"on_cpu": self.device.type == "cpu", "config": dict(self.first_stage_model.config)}
+        self.memory_used_decode, self.memory_used_encode = (partial(f, **counted) for f in (decode_bytes, encode_bytes))
         self.size = None
         self.model_size()
 
@@ -92,7 +93,7 @@ class CogVideoXVAE(comfy.sd.VAE):
         self, latents: torch.Tensor, memory: str = "auto", band_pixels: int | None = None, compile: bool = False
     ) -> Iterator[torch.Tensor]:
         """Frames [t, H, W, 3] in 0 .. 1 of latents [1, 16, n, h, w], at most 9 at a time, on the output device."""
-        plan = self._load(memory, band_pixels, latents.shape, decode_bytes)
+        plan = self._load(memory, band_pixels, latents.shape, self.memory_used_decode)
         network, fell_back = self.first_stage_model, partial(_report_fallback, "Decoding")
         activation = compiled_modulated_silu(self.device, self.vae_dtype) if compile else modulated_silu
         for frames in decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation):
@@ -123,15 +124,15 @@ class CogVideoXVAE(comfy.sd.VAE):
     def _encode(
         self, images: torch.Tensor, memory: str, band_pixels: int | None = None, posterior_seed: int | None = None
     ) -> torch.Tensor:
-        videos = self.vae_encode_crop_pixels(images)
-        videos = videos[None] if videos.ndim == 4 else videos
-        # [B, F, H, W, 3] -> [B, 3, F, H, W]
-        moments = torch.cat([self._moments(video, memory, band_pixels) for video in videos.movedim(-1, 1).split(1)])
+        # one by one, for ComfyUI's crop would take the frames of several for another side of the picture
+        videos = [self.vae_encode_crop_pixels(video) for video in (images if images.ndim == 5 else images[None])]
+        # [F, H, W, 3] -> [1, 3, F, H, W]
+        moments = torch.cat([self._moments(video.movedim(-1, 0)[None], memory, band_pixels) for video in videos])
         return self._checked(posterior(moments, posterior_seed).to(output_dtype(self)), "encoded")
 
     def _moments(self, video: torch.Tensor, memory: str, band_pixels: int | None) -> torch.Tensor:
         """[1, 3, F, H, W], 0 .. 1 -> [1, 32, n, H / 8, W / 8] on the output device."""
-        plan = self._load(memory, band_pixels, video.shape, encode_bytes)
+        plan = self._load(memory, band_pixels, video.shape, self.memory_used_encode)
         bar = comfy.utils.ProgressBar(latent_frames(video.shape[2]))
         parts = []
         for part in encode_stream(

@@ -45,7 +45,7 @@ def load_tiny_decoder(path: Path) -> comfy.model_patcher.ModelPatcher:
     """
     device = mm.vae_device()
     decoder = open_tiny_decoder(path, device)
-    # 11 million bytes need no loading on demand
+    # 20 MB need no loading on demand
     return model_patcher_class(True)(decoder, load_device=device, offload_device=mm.vae_offload_device())
 
 

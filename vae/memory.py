@@ -212,9 +212,7 @@ class _Tally:
         recompute = widest and self.plan.recompute
         kept = [frames.kept() * base + (0 if recompute else computed.kept() * values)]
         if rows == computed.height and not recompute:
-            kept = [
-                frames.kept(sources[t]) * base + len(set(sources[:t])) * values for t in range(len(sources))
-            ]
+            kept = [frames.kept(sources[t]) * base + len(set(sources[:t])) * values for t in range(len(sources))]
         self.see(max(kept) + self._enlarged(computed, rows) + 9 * frames.channels**2)
         return computed if recompute else _Frames(sources, frames.channels, computed.height, computed.width)
 
@@ -226,9 +224,13 @@ class _Tally:
         window = frames.channels * (2 * rows + 1) * (frames.width + 1)
         kept = (len(frames.sources) * frames.values + len(groups) * result.values) * on_device
         if rows == height:
-            kept = max(
-                (len(frames.sources) - group[0]) * frames.values + t * result.values for t, group in enumerate(groups)
-            ) * on_device
+            kept = (
+                max(
+                    (len(frames.sources) - group[0]) * frames.values + t * result.values
+                    for t, group in enumerate(groups)
+                )
+                * on_device
+            )
         # two frames and their mean, or the mean with its margin and the result
         windows = 3 if compress_time and not on_device else 2
         self.see(kept + window * windows + frames.channels * rows * width)

@@ -1,0 +1,261 @@
+"""Every way through the VAE gives diffusers' numbers, at a memory that does not grow, and goes on when it runs out."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import comfy.model_management as mm
+import comfy.ops
+import pytest
+import torch
+from peak_bytes import PeakBytes
+from support import check_parity, pack, relative_error
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+autoencoder, blocks, plans, streaming = (
+    pack(name) for name in ("model_loaders.autoencoder", "vae.blocks", "vae.plan", "vae.streaming")
+)
+CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
+WAYS = (*plans.LADDER, plans.in_bands(plans.LOW, 1), plans.in_bands(plans.LEAST, 500))
+names = pytest.mark.parametrize("plan", WAYS, ids=lambda plan: f"{plan.name}-{plan.band_pixels}")
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Ours and diffusers', with unlike widths and groups of several channels, as the official one has."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    torch.manual_seed(0)
+    theirs = AutoencoderKLCogVideoX(block_out_channels=(16, 32, 32, 48), layers_per_block=1, norm_num_groups=8).eval()
+    ours = pack("vae.network").CogVideoXAutoencoder.from_config(theirs.config).eval()
+    ours.load_state_dict(theirs.state_dict())
+    pack("host.ops").adopt_ops(ours, comfy.ops.disable_weight_init)
+    return ours, theirs
+
+
+def video(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def decode(network: torch.nn.Module, z: torch.Tensor, plan: object, **options: object) -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.cat(list(streaming.decode_stream(network, z, plan, CPU, z.dtype, **options)), dim=2)
+
+
+def reference_decode(network: torch.nn.Module, z: torch.Tensor) -> torch.Tensor:
+    """diffusers' decode; of an even number of latents, with the last one repeated."""
+    even = z.shape[2] % 2 == 0
+    with torch.inference_mode():
+        frames = network.decode(torch.cat([z, z[:, :, -1:]], dim=2) if even else z).sample
+    return frames[:, :, : 4 * z.shape[2] - 3]
+
+
+@names
+@pytest.mark.parametrize("size", ((1, 6, 4), (2, 5, 7), (3, 4, 9), (6, 3, 5), (9, 4, 4), (25, 2, 3)))
+def test_decode(networks: tuple, plan: object, size: tuple[int, int, int]) -> None:
+    """A band, a cache or a frame in the wrong place shows as a seam, a jump or a shift of colours."""
+    z = video(1, 16, *size)
+    check_parity(f"VAE decode, {plan.name}", decode(networks[0], z, plan), reference_decode(networks[1], z), 1e-6)
+
+
+@names
+@pytest.mark.parametrize("size", ((1, 48, 32), (5, 40, 56), (9, 24, 72), (13, 32, 32), (17, 40, 24), (49, 16, 24)))
+def test_encode(networks: tuple, plan: object, size: tuple[int, int, int]) -> None:
+    """Image to video and every edit start from these numbers. These weights blow rounding up to 1e-6 in diffusers as
+    well, so both are compared with float64; test_network.py compares them with each other."""
+    ours, theirs = networks
+    pixels = video(1, 3, *size)
+    with torch.inference_mode():
+        got = torch.cat(list(streaming.encode_stream(ours, pixels, plan, CPU, pixels.dtype)), dim=2)
+        reference = theirs._encode(pixels)
+        exact = copy.deepcopy(theirs).double()._encode(pixels.double())
+    assert relative_error(got, exact) <= 2 * relative_error(reference, exact) <= 4e-6
+    check_parity(f"VAE encode, {plan.name}, noisy weights", got, reference, 3e-6)
+
+
+@pytest.mark.parametrize("frames", (2, 3, 8, 12, 16, 20))
+def test_frames_that_fill_no_latent_are_left_out(networks: tuple, frames: int) -> None:
+    """diffusers cuts such a video in a way that depends on its length, and loses frames in the middle."""
+    pixels, kept = video(1, 3, frames, 16, 24), (frames - 1) // 4 * 4 + 1
+    with torch.inference_mode():
+        got = torch.cat(list(streaming.encode_stream(networks[0], pixels, plans.FAST, CPU, pixels.dtype)), dim=2)
+        assert relative_error(got, networks[1]._encode(pixels[:, :, :kept])) <= 3e-6
+
+
+@pytest.mark.parametrize("plan", plans.LADDER, ids=lambda plan: plan.name)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=("bf16", "fp16"))
+def test_half_precision_loses_no_more_than_diffusers(networks: tuple, plan: object, dtype: torch.dtype) -> None:
+    """Rounding once where the reference rounds five times; the other way round colours would band."""
+    ours, theirs = networks
+    z = video(1, 16, 5, 6, 8)
+    want = reference_decode(theirs, z)
+    theirs = torch.nn.Module.to(copy.deepcopy(theirs), dtype)
+    reference = relative_error(reference_decode(theirs, z.to(dtype)), want)
+    rounded = {name: value.to(dtype) for name, value in ours.state_dict().items()}
+    half = pack("vae.network").CogVideoXAutoencoder.from_config(ours.config).eval()
+    torch.nn.Module.to(half, dtype).load_state_dict(rounded)
+    pack("host.ops").adopt_ops(half, comfy.ops.disable_weight_init)
+    assert relative_error(decode(half, z.to(dtype), plan), want) <= 1.02 * reference
+
+
+def test_memory_does_not_grow_with_length(networks: tuple) -> None:
+    """161 frames must fit where 49 do."""
+    peaks = []
+    for count in (5, 13, 41):
+        z = video(1, 16, count, 4, 6)
+        with torch.inference_mode(), PeakBytes() as used:
+            for frames in streaming.decode_stream(networks[0], z, plans.FAST, CPU, z.dtype):
+                assert frames.shape[2] <= 9
+                frames = None
+        peaks.append(used.peak)
+    assert peaks[2] <= 1.02 * peaks[1] <= 1.2 * peaks[0]  # the latents themselves grow
+
+
+@pytest.mark.parametrize("plan", plans.LADDER, ids=lambda plan: plan.name)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("fp32", "bf16"))
+def test_everything_is_where_it_is_computed(
+    networks: tuple, plan: object, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was put aside in host memory must come back to the card, and the frames must leave from there: with weights
+    on the host too, as ComfyUI streams them."""
+    monkeypatch.setattr(pack("vae.norms"), "_channel_moments", lambda rows: (rows.new_empty(rows.shape[1]),) * 2)
+    monkeypatch.setattr(
+        pack("vae.norms").GroupStatistics,
+        "of_groups",
+        lambda self, groups: (torch.empty(groups, device=self._moments[0][0].device),) * 2,
+    )
+    monkeypatch.setattr(pack("vae.activation"), "_fused", lambda *_: False)
+    monkeypatch.setattr(mm, "device_supports_non_blocking", lambda device: False)
+    ours, fake = networks[0], FakeTensorMode(allow_non_fake_inputs=True)
+    with fake, torch.inference_mode():
+        for stream, shape in (
+            (streaming.decode_stream, (1, 16, 5, 4, 6)),
+            (streaming.encode_stream, (1, 3, 17, 16, 24)),
+        ):
+            for part in stream(ours, torch.empty(shape), plan, CARD, dtype):
+                assert part.device == CARD and part.dtype == dtype
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[object, int], bool]) -> None:
+    """Let the convolutions for which fails(plan, number so far) run out of memory."""
+    seen, convolution = [], blocks.causal_convolution
+
+    def convolve(stream: object, *rest: object) -> object:
+        seen.append(stream)
+        if fails(stream.plan, len(seen)):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return convolution(stream, *rest)
+
+    monkeypatch.setattr(blocks, "causal_convolution", convolve)
+
+
+@pytest.mark.parametrize("at", (1, 30, 50, 66))
+def test_out_of_memory_goes_on_leaner(networks: tuple, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour of sampling must not be lost for the last frames; and none may come twice, or be missing."""
+    z = video(1, 16, 7, 4, 4)
+    want = reference_decode(networks[1], z)
+    failing(monkeypatch, lambda plan, number: number == at)
+    fallbacks: list[tuple[str, str]] = []
+    got = decode(
+        networks[0], z, plans.FAST, on_fallback=lambda plan, leaner: fallbacks.append((plan.name, leaner.name))
+    )
+    assert fallbacks == [("fast", "medium")]
+    assert relative_error(got, want) <= 1e-6
+
+
+def test_out_of_memory_goes_down_the_ladder(networks: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each mode in turn, the leanest too, and then the error as it is."""
+    z = video(1, 16, 3, 4, 4)
+    want = reference_decode(networks[1], z)
+    failing(monkeypatch, lambda plan, number: plan.name != "least")
+    fallbacks: list[str] = []
+    got = decode(networks[0], z, plans.FAST, on_fallback=lambda plan, leaner: fallbacks.append(leaner.name))
+    assert fallbacks == ["medium", "low", "least"] and relative_error(got, want) <= 1e-6
+    failing(monkeypatch, lambda plan, number: True)
+    with pytest.raises(torch.OutOfMemoryError):
+        decode(networks[0], z, plans.FAST, on_fallback=lambda plan, leaner: None)
+
+
+def test_other_errors_are_not_taken_for_it(networks: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect must not send the user through four modes."""
+
+    def broken(*_: object) -> object:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(blocks, "causal_convolution", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        decode(networks[0], video(1, 16, 3, 4, 4), plans.FAST, on_fallback=lambda *_: pytest.fail("fell back"))
+
+
+@pytest.fixture(scope="module")
+def vae(tiny_pipelines: dict[str, Path]) -> object:
+    return autoencoder.load_vae(tiny_pipelines["5b"], "fp32")
+
+
+def test_fallback_is_said(vae: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word the user would wonder why this run is slow, and why that one was not."""
+    said: list[str] = []
+    monkeypatch.setattr(autoencoder, "show_on_running_node", said.append)
+    z = video(1, 16, 3, 8, 12)
+    want = vae.decode(z)
+    failing(monkeypatch, lambda plan, number: number == 3)
+    assert torch.equal(vae.decode(z), want)
+    assert said == [
+        "Decoding in memory mode fast needs more memory than there is: it goes on in mode medium, slower and with the "
+        "same result."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("memory", "free", "want"),
+    (("auto", 1.01, "fast"), ("auto", 0.0, "least"), ("fast", 0.0, "fast"), ("low", 1e9, "low"), ("low", 0.0, "low")),
+)
+def test_memory_mode(vae: object, memory: str, free: float, want: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto takes the fastest mode that fits into what ComfyUI reports free; the others are taken at their word."""
+    z = video(1, 16, 3, 8, 12)
+    needed = vae.memory_used_decode(z.shape, vae.vae_dtype)
+    weights = vae.model_size() - vae.patcher.loaded_size()
+    monkeypatch.setattr(mm, "get_free_memory", lambda device=None, **_: int(weights + free * needed))
+    plan = vae._load(memory, None, z.shape, vae.memory_used_decode)
+    assert plan.name == want
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    (
+        ((1, 16, 0, 8, 8), r"\[1, 16, 0, 8, 8\].*nothing in it"),
+        ((0, 16, 3, 8, 8), "nothing in it"),
+        ((1, 4, 3, 8, 8), r"\[1, 4, 3, 8, 8\].*16"),
+        ((1, 16, 8, 8), r"\[1, 16, 8, 8\].*frames"),
+    ),
+)
+def test_latents_that_are_none(vae: object, shape: tuple[int, ...], words: str) -> None:
+    """Named before any work, not as a failure inside a convolution."""
+    for decode_with in (vae.decode, vae.decode_tiled):
+        with pytest.raises(pack("host.errors").GeometryError, match=words):
+            decode_with(torch.zeros(shape))
+
+
+def test_broken_latents_are_named_by_frame(vae: object) -> None:
+    """Which frame is broken tells whether the sampler or what it was given is at fault."""
+    z = torch.zeros(2, 16, 5, 8, 8)
+    z[1, 3, 2, 0, 0], z[0, 0, 4, 1, 1] = float("nan"), float("inf")
+    words = r"latent frames 2, 4 of 5 \(video frames 5 to 16\)"
+    with pytest.raises(pack("host.errors").NumericsError, match=words):
+        vae.decode(z)
+
+
+def test_interrupt_stops_at_once(vae: object) -> None:
+    """A long decode on a slow machine must stop when told to, and the next one must work."""
+    z = video(1, 16, 3, 8, 12)
+    want = vae.decode(z)
+    mm.interrupt_current_processing(True)
+    with pytest.raises(mm.InterruptProcessingException):
+        vae.decode(z)
+    assert torch.equal(vae.decode(z), want)
+
+
+def test_batches_of_clips_are_encoded_each_by_itself(vae: object) -> None:
+    """[B, F, H, W, 3]: as many latents, none knowing of the other."""
+    clips = torch.rand(2, 9, 32, 48, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(vae.encode(clips), torch.cat([vae.encode(clip) for clip in clips]))
