@@ -49,7 +49,7 @@ def causal_convolution(
     before, after = stream.caches.pop(conv, None), []
     first_chunk = before is None
     with weights_on(conv, stream.device, stream.dtype) as (weight, bias):
-        kernels = [_ring_kernel(weight, t).contiguous(memory_format=stream.layout) for t in range(min(count, TAPS))]
+        kernels = _ring_kernels(weight, min(count, TAPS), stream.layout)
         for start, stop in stream.plan.bands(height, width):
             throw_if_interrupted()
             ring, slots, top, bottom = _new_ring(stream, conv.in_channels, height, width, start, stop)
@@ -97,7 +97,15 @@ def _new_ring(
     return ring, ring[..., top - start + 1 : bottom - start + 1, :], top, bottom
 
 
-def _ring_kernel(weight: torch.Tensor, t: int) -> torch.Tensor:
-    """[O, C, 3, kh, kw] -> [O, 3 C, kh, kw] for a ring into whose place t % 3 the newest frame was written."""
-    taps = weight.roll(t + 1, dims=2)  # the newest frame's tap is the last: to place t % 3
-    return taps.transpose(1, 2).flatten(1, 2)
+def _ring_kernels(weight: torch.Tensor, count: int, layout: torch.memory_format) -> list[torch.Tensor]:
+    """[O, C, 3, kh, kw] -> `count` kernels [O, 3 C, kh, kw]: number t is for a ring whose newest frame is in place t."""
+    if layout == torch.channels_last:
+        taps = weight.permute(0, 3, 4, 2, 1).contiguous().permute(0, 3, 4, 1, 2)
+    else:
+        taps = weight.transpose(1, 2).contiguous()
+    kernels = []
+    for t in range(count):
+        kernel = torch.empty_like(taps)  # [O, 3, C, kh, kw]
+        kernel[:, : t + 1], kernel[:, t + 1 :] = taps[:, TAPS - t - 1 :], taps[:, : TAPS - t - 1]
+        kernels.append(kernel.flatten(1, 2))
+    return kernels

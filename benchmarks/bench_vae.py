@@ -1,0 +1,241 @@
+"""The VAE: memory of every mode, and time against diffusers' and ComfyUI's own on the same weights."""
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+from common import ROOT, Table, arguments, interleave, load_pack, median_spread, pack, ratio, report, use_comfyui
+
+# latents (T, h, w), or (h, w)
+TIMED = (5, 10, 14)
+DIFFUSERS_TILE = 64, 64  # pixels; of tiles of most other sizes it makes a video of another size
+GROWING = ((3, 6, 8), (5, 6, 8), (9, 6, 8), (17, 6, 8))
+COUNTED = {"49 frames, 480 x 720": (60, 90), "81 frames, 768 x 1360": (96, 170)}
+CHUNKS = 7  # latents whose three chunks are counted: those after the third are as it is
+PUBLISHED = {"49 frames, 480 x 720": "14.7", "81 frames, 768 x 1360": "44.5"}
+PRECISIONS = ("fp32", "bf16")
+GIB = 1 << 30
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        repeats={"type": int, "default": 3},
+        precisions={"nargs": "+", "choices": PRECISIONS, "default": list(PRECISIONS)},
+        parts={"nargs": "+", "choices": ("memory", "time", "growth"), "default": ["memory", "time", "growth"]},
+    )
+    use_comfyui()
+    load_pack()
+    tables = []
+    if "memory" in options.parts:
+        tables.append(memory_table())
+    if "time" in options.parts:
+        tables += time_tables(options.precisions, options.repeats)
+    if "growth" in options.parts:
+        tables.append(growth_table())
+    report("vae", tables, options.save)
+
+
+def networks() -> tuple:
+    """The official VAE with random weights: diffusers', ours and ComfyUI's own, in fp32."""
+    import comfy.ops
+    import comfy.sd
+    import torch
+    from diffusers import AutoencoderKLCogVideoX
+
+    torch.manual_seed(0)
+    theirs = AutoencoderKLCogVideoX().eval().requires_grad_(False)
+    ours = pack("vae.network").CogVideoXAutoencoder().eval().requires_grad_(False)
+    ours.load_state_dict(theirs.state_dict())
+    pack("host.ops").adopt_ops(ours, comfy.ops.disable_weight_init)
+    native = comfy.sd.VAE(sd=theirs.state_dict(), dtype=torch.float32).first_stage_model.requires_grad_(False)
+    return theirs, ours, native
+
+
+def time_tables(precisions: list[str], repeats: int) -> list[Table]:
+    import torch
+
+    exact, *_ = all_three = networks()
+    latents = torch.randn(1, 16, *TIMED)
+    pixels = torch.rand(1, 3, 4 * TIMED[0] - 3, 8 * TIMED[1], 8 * TIMED[2]) * 2 - 1
+    with torch.inference_mode():
+        frames, moments = exact.decode(latents).sample, exact.encode(pixels).latent_dist.parameters
+    decodes, encodes = [], []
+    for precision in precisions:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        cast = [torch.nn.Module.to(copy.deepcopy(network), dtype) for network in all_three]
+        decodes += compare(precision, decoders(*cast, latents.to(dtype)), frames, repeats)
+        encodes += compare(precision, encoders(*cast, pixels.to(dtype)), moments, repeats)
+    size = f"{pixels.shape[2]} frames of {pixels.shape[3]} x {pixels.shape[4]}, official size, random weights"
+    notes = (
+        f"{size}; medians (least - most) of {repeats}, in turn in one process.",
+        "Error: RMS of the difference over RMS, against diffusers' fp32.",
+    )
+    tiled = "diffusers tiled: tiles of {} x {} that overlap by a quarter, as is its default.".format(*DIFFUSERS_TILE)
+    header = ("precision", "decoder", "time", "of diffusers' untiled", "error")
+    return [
+        Table("Decode", (*notes, tiled), header, decodes),
+        Table("Encode", notes, (header[0], "encoder", *header[2:]), encodes),
+    ]
+
+
+def decoders(theirs: object, ours: object, native: object, latents: object) -> dict[str, Callable]:
+    import torch
+
+    stream = pack("vae.streaming").decode_stream
+    tiled = copy.deepcopy(theirs)
+    tiled.enable_tiling(*DIFFUSERS_TILE, 0.25, 0.25)
+    calls = {"diffusers": lambda: theirs.decode(latents).sample}
+    calls["diffusers, tiled"] = lambda: tiled.decode(latents).sample
+    calls["ComfyUI's own"] = lambda: native.decode(latents)
+    for plan in pack("vae.plan").LADDER:
+        if plan.name != "medium":  # on a CPU it is what fast is
+            calls[f"ours, {plan.name}"] = lambda plan=plan: torch.cat(
+                list(stream(ours, latents, plan, latents.device, latents.dtype)), dim=2
+            )
+    return calls
+
+
+def encoders(theirs: object, ours: object, native: object, pixels: object) -> dict[str, Callable]:
+    import torch
+
+    stream = pack("vae.streaming").encode_stream
+    calls = {"diffusers": lambda: theirs.encode(pixels).latent_dist.parameters}
+    # ComfyUI's gives the mean alone
+    calls["ComfyUI's own"] = lambda: native.encode(pixels)
+    for plan in pack("vae.plan").LADDER:
+        if plan.name != "medium":
+            calls[f"ours, {plan.name}"] = lambda plan=plan: torch.cat(
+                list(stream(ours, pixels, plan, pixels.device, pixels.dtype)), dim=2
+            )
+    return calls
+
+
+def compare(precision: str, calls: dict[str, Callable], exact: object, repeats: int) -> list[list[str]]:
+    import torch
+
+    with torch.inference_mode():
+        errors = {name: relative_error(call(), exact) for name, call in calls.items()}
+        seconds = interleave(calls, repeats, warmup=0)
+    rows = []
+    for name, values in seconds.items():
+        rows.append([precision, name, median_spread(values), ratio(values, seconds["diffusers"]), errors[name]])
+        print(*rows[-1], flush=True)
+    return rows
+
+
+def relative_error(found: object, exact: object) -> str:
+    exact = exact[:, : found.shape[1]].double()
+    if found.shape != exact.shape:
+        return f"another size, {list(found.shape)}"
+    return f"{float((found.double() - exact).norm() / exact.norm()):.1e}"
+
+
+def growth_table() -> Table:
+    """Time by number of frames."""
+    import torch
+
+    _, ours, _ = networks()
+    stream, plan = pack("vae.streaming").decode_stream, pack("vae.plan").FAST
+    rows, points = [], []
+
+    def decode(size: tuple[int, int, int]) -> Callable:
+        latents = torch.randn(1, 16, *size)
+        return lambda: list(stream(ours, latents, plan, latents.device, latents.dtype))
+
+    with torch.inference_mode():
+        calls = {size: decode(size) for size in GROWING}
+        seconds = interleave(calls, 3)
+    for size, values in seconds.items():
+        frames = 4 * size[0] - 3
+        points.append((math.log(frames), math.log(min(values))))
+        rows.append([str(frames), median_spread(values), f"{1000 * min(values) / frames:.0f} ms"])
+    x, y = (sum(axis) / len(points) for axis in zip(*points))
+    slope = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+    notes = (
+        f"fp32, {8 * GROWING[0][1]} x {8 * GROWING[0][2]}; time grows with the frames to the power of {slope:.3f}.",
+    )
+    return Table("Time by length", (*notes, "Goal: at most 1.03."), ("frames", "decode", "a frame, at best"), rows)
+
+
+def memory_table() -> Table:
+    import torch
+
+    streaming, plans = pack("vae.streaming"), pack("vae.plan").LADDER
+    memory, rows = pack("vae.memory"), []
+    for name, (height, width) in COUNTED.items():
+        latents, pixels = (1, 16, CHUNKS, height, width), (1, 3, 4 * CHUNKS - 3, 8 * height, 8 * width)
+        for plan in plans:
+            began, found = time.perf_counter(), []
+            for stream, shape, estimate in (
+                (streaming.decode_stream, latents, memory.decode_bytes),
+                (streaming.encode_stream, pixels, memory.encode_bytes),
+            ):
+                peak = counted_peak(stream, shape, plan)
+                found += [f"{peak / GIB:.2f}", f"{estimate(torch.Size(shape), torch.bfloat16, plan) / peak:.2f}"]
+            rows.append([name, f"ours, {plan.name}", *found])
+            print(*rows[-1], f"{time.perf_counter() - began:.0f} s", flush=True)
+        rows.append([name, "diffusers (published)", PUBLISHED[name], "", "", ""])
+    notes = (
+        "bf16, GiB at the peak, counted tensor by tensor on a card that is not there. The weights, 0.40 GiB, and the "
+        "finished frames, which leave the card, are not in it. estimate: what ComfyUI is told, over what is used.",
+        f"Counted over {CHUNKS} latents: the chunks after the third take what the third takes, however many there are.",
+        "Goals for the decode, weights included: fast 5.5 and 16.5, low 2.0 and 5.5.",
+    )
+    return Table("Memory", notes, ("video", "mode", "decode", "estimate", "encode", "estimate"), rows)
+
+
+def counted_peak(stream: Callable, shape: tuple[int, ...], plan: object) -> int:
+    """Bytes on a card that is not there."""
+    import comfy.ops
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    sys.path.append(str(ROOT / "tests"))
+    from peak_bytes import PeakBytes
+
+    card, dtype = torch.device("cuda:0"), torch.bfloat16
+    with torch.device("meta"):
+        network = pack("vae.network").CogVideoXAutoencoder()
+    pack("host.ops").adopt_ops(network, comfy.ops.disable_weight_init)
+    with FakeTensorMode(allow_non_fake_inputs=True), fake_statistics(), torch.inference_mode():
+        for module in network.modules():
+            for name, value in module._parameters.items():
+                if value is not None:
+                    empty = torch.empty(value.shape, dtype=dtype, device=card)
+                    module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+        video = torch.empty(shape)
+        with PeakBytes("cuda") as used:
+            for _part in stream(network, video, plan, card, dtype):
+                _part = None
+    return used.peak
+
+
+@contextmanager
+def fake_statistics() -> Iterator[None]:
+    """What fake tensors cannot do, and a few numbers can stand for; Triton's kernel takes less than what is counted."""
+    import torch
+
+    norms = pack("vae.norms")
+
+    def moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (rows.new_empty(rows.shape[1], dtype=torch.float32),) * 2
+
+    def of_groups(self: object, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return (self._moments[0][0].new_empty(groups),) * 2
+
+    with (
+        mock.patch.object(norms, "_channel_moments", moments),
+        mock.patch.object(norms.GroupStatistics, "of_groups", of_groups),
+        mock.patch.object(pack("vae.activation"), "_fused", lambda *_: False),
+        mock.patch.object(pack("host.compat").mm, "device_supports_non_blocking", lambda device: False),
+    ):
+        yield
+
+
+if __name__ == "__main__":
+    main()
