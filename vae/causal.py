@@ -98,7 +98,7 @@ def _new_ring(
 
 
 def _ring_kernels(weight: torch.Tensor, count: int, layout: torch.memory_format) -> list[torch.Tensor]:
-    """[O, C, 3, kh, kw] -> `count` kernels [O, 3 C, kh, kw]: number t is for a ring whose newest frame is in place t."""
+    """[O, C, 3, kh, kw] -> `count` kernels [O, 3 C, kh, kw], number t for a ring whose newest frame is in place t."""
     if layout == torch.channels_last:
         taps = weight.permute(0, 3, 4, 2, 1).contiguous().permute(0, 3, 4, 1, 2)
     else:
