@@ -76,16 +76,15 @@ def test_vae_decode_is_the_packs(comfyui, variant, frames):
     assert np.array_equal(theirs, ours)
 
 
-def test_vae_decode_tiled(comfyui):
-    """Small cards need it: all frames, the full size, and nearly the same picture."""
+@pytest.mark.parametrize("tile_size", [64, 128])
+def test_vae_decode_tiled(comfyui, tile_size):
+    """Small cards need it: all frames, the full size, and the same picture but for the last bit of a pixel."""
     graph = with_inputs(text_to_video(frames=17), "latent", width=192, height=128)
-    tiles = {"tile_size": 128, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
+    tiles = {"tile_size": tile_size, "overlap": 32, "temporal_size": 64, "temporal_overlap": 8}
     tiled = replaced(graph, DECODE, "VAEDecodeTiled", vae=[PIPELINE, 2], samples=[SAMPLE, 0], **tiles)
     whole, made = comfyui.make(graph).frames, comfyui.make(tiled).frames
     assert made.shape == whole.shape == (17, 128, 192, 3)
-    other = comfyui.make(with_inputs(graph, SAMPLE, seed=2)).frames
-    error, chance = (np.abs(whole.astype(int) - frames).mean() for frames in (made, other))
-    assert error < chance / 4, (error, chance)
+    assert np.abs(whole.astype(int) - made).max() <= 1
 
 
 @pytest.mark.parametrize("memory", ["fast", "low"])

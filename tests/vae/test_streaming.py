@@ -111,6 +111,19 @@ def test_memory_does_not_grow_with_length(networks: tuple) -> None:
     assert peaks[2] <= 1.02 * peaks[1] <= 1.2 * peaks[0]  # the latents themselves grow
 
 
+def test_memory_of_an_encode_does_not_grow_with_length(networks: tuple) -> None:
+    """A clip of hundreds of frames to be changed must fit where a short one does."""
+    peaks = []
+    for count in (25, 241):
+        pixels = video(1, 3, count, 16, 24)
+        with torch.inference_mode(), PeakBytes() as used:
+            for moments in streaming.encode_stream(networks[0], pixels, plans.FAST, CPU, pixels.dtype):
+                assert moments.shape[2] <= 4
+                moments = None
+        peaks.append(used.peak - pixels.nbytes)
+    assert peaks[1] <= 1.02 * peaks[0]
+
+
 @pytest.mark.parametrize("plan", plans.LADDER, ids=lambda plan: plan.name)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("fp32", "bf16"))
 def test_everything_is_where_it_is_computed(
