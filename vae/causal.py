@@ -64,7 +64,7 @@ def causal_convolution(
             if not stream.last:
                 after = after or [_new_cache(stream, conv.in_channels, height, width) for _ in range(TAPS - 1)]
                 for t, frame in enumerate(after, start=count - len(after)):
-                    frame[:, :, start:stop].copy_(ring[:, t % TAPS, :, 1:-1], non_blocking=True)
+                    _remember(ring[:, t % TAPS, :, 1:-1], frame[:, :, start:stop], stream.layout)
             del ring, slots  # before the next ones are made
     if after:
         stream.caches[conv] = after
@@ -73,7 +73,14 @@ def causal_convolution(
 def _recall(before: list[torch.Tensor], slots: torch.Tensor, top: int, bottom: int) -> None:
     """Put rows of the two frames before a chunk where its first frame's convolution looks for them."""
     for place, frame in enumerate(before, start=1):
-        slots[:, place].copy_(frame[:, :, top:bottom], non_blocking=True)
+        slots[:, place] = frame[:, :, top:bottom].to(slots.device, non_blocking=True)
+
+
+def _remember(rows: torch.Tensor, cache: torch.Tensor, layout: torch.memory_format) -> None:
+    """Copy a ring's rows to where they are kept; to the host as one piece, for else torch turns the axes there."""
+    if rows.device != cache.device:
+        rows = rows.contiguous(memory_format=layout)
+    cache.copy_(rows, non_blocking=True)
 
 
 def _new_cache(stream: Stream, channels: int, height: int, width: int) -> torch.Tensor:

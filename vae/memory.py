@@ -152,10 +152,12 @@ class _Tally:
         lying = kept + kernels * kernel + ring + self._modulations(inner, width)
         if rows < frames.height and (len(frames.sources) > 1 or 2 * rows <= frames.height):
             lying += output  # the rows before, which the caller still has in hand
-        self.see(lying + max(read + max(waiting, aside), self._enlarged(frames, rows + 2), output + added))
+        # rows of a cache on their way between host and card
+        passing = inner * (rows + 2) * width * (1 - self.share(self.plan.caches_on_host))
+        self.see(lying + max(read + max(waiting, aside), self._enlarged(frames, rows + 2), output + added, passing))
         if self.keeps:
             self.new_caches += cache
-            self.see(lying + output)
+            self.see(lying + output + passing)
 
     def _modulations(self, channels: int, width: int) -> float:
         """Scale and shift of a norm in fp32; on CPUs in fp32, one for each pixel of a row."""
