@@ -2,13 +2,21 @@
 
 import copy
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from unittest import mock
+from collections.abc import Callable
 
-from common import ROOT, Table, arguments, interleave, load_pack, median_spread, pack, ratio, report, use_comfyui
+from common import (
+    Table,
+    arguments,
+    interleave,
+    load_pack,
+    median_spread,
+    pack,
+    ratio,
+    report,
+    tests_module,
+    use_comfyui,
+)
 
 # latents (T, h, w), or (h, w)
 TIMED = (5, 10, 14)
@@ -165,6 +173,8 @@ def growth_table() -> Table:
 def memory_table() -> Table:
     import torch
 
+    card = tests_module("fake_card")
+    network = card.official_vae()
     streaming, plans = pack("vae.streaming"), pack("vae.plan").LADDER
     memory, rows = pack("vae.memory"), []
     for name, (height, width) in COUNTED.items():
@@ -175,7 +185,7 @@ def memory_table() -> Table:
                 (streaming.decode_stream, latents, memory.decode_bytes),
                 (streaming.encode_stream, pixels, memory.encode_bytes),
             ):
-                peak = counted_peak(stream, shape, plan)
+                peak = card.peak_on_card(network, stream, shape, plan, torch.bfloat16)
                 found += [f"{peak / GIB:.2f}", f"{estimate(torch.Size(shape), torch.bfloat16, plan) / peak:.2f}"]
             rows.append([name, f"ours, {plan.name}", *found])
             print(*rows[-1], f"{time.perf_counter() - began:.0f} s", flush=True)
@@ -187,54 +197,6 @@ def memory_table() -> Table:
         "Goals for the decode, weights included: fast 5.5 and 16.5, low 2.0 and 5.5.",
     )
     return Table("Memory", notes, ("video", "mode", "decode", "estimate", "encode", "estimate"), rows)
-
-
-def counted_peak(stream: Callable, shape: tuple[int, ...], plan: object) -> int:
-    """Bytes on a card that is not there."""
-    import comfy.ops
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    sys.path.append(str(ROOT / "tests"))
-    from peak_bytes import PeakBytes
-
-    card, dtype = torch.device("cuda:0"), torch.bfloat16
-    with torch.device("meta"):
-        network = pack("vae.network").CogVideoXAutoencoder()
-    pack("host.ops").adopt_ops(network, comfy.ops.disable_weight_init)
-    with FakeTensorMode(allow_non_fake_inputs=True), fake_statistics(), torch.inference_mode():
-        for module in network.modules():
-            for name, value in module._parameters.items():
-                if value is not None:
-                    empty = torch.empty(value.shape, dtype=dtype, device=card)
-                    module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
-        video = torch.empty(shape)
-        with PeakBytes("cuda") as used:
-            for _part in stream(network, video, plan, card, dtype):
-                _part = None
-    return used.peak
-
-
-@contextmanager
-def fake_statistics() -> Iterator[None]:
-    """What fake tensors cannot do, and a few numbers can stand for; Triton's kernel takes less than what is counted."""
-    import torch
-
-    norms = pack("vae.norms")
-
-    def moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return (rows.new_empty(rows.shape[1], dtype=torch.float32),) * 2
-
-    def of_groups(self: object, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return (self._moments[0][0].new_empty(groups),) * 2
-
-    with (
-        mock.patch.object(norms, "_channel_moments", moments),
-        mock.patch.object(norms.GroupStatistics, "of_groups", of_groups),
-        mock.patch.object(pack("vae.activation"), "_fused", lambda *_: False),
-        mock.patch.object(pack("host.compat").mm, "device_supports_non_blocking", lambda device: False),
-    ):
-        yield
 
 
 if __name__ == "__main__":

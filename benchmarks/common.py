@@ -117,8 +117,13 @@ def random_weights(folder: Path, layers: int, heads: int, **config: object) -> d
 
 def layout_files() -> ModuleType:
     """The tests' writers of every layout."""
+    return tests_module("layout_files")
+
+
+def tests_module(name: str) -> ModuleType:
+    """One of the modules that the tests share."""
     sys.path.append(str(ROOT / "tests"))
-    return importlib.import_module("layout_files")
+    return importlib.import_module(name)
 
 
 def median_spread(values: Sequence[float], unit: str = "s", digits: int = 2) -> str:

@@ -30,7 +30,6 @@ MEDIUM = Plan("medium", caches_on_host=True)
 LOW = Plan("low", caches_on_host=True, blocks_on_host=True, recompute=True, band_pixels=BAND_PIXELS)
 LEAST = replace(LOW, name="least", hidden_on_host=True)
 LADDER = (FAST, MEDIUM, LOW, LEAST)
-BY_NAME = {plan.name: plan for plan in LADDER}
 
 
 def leaner(plan: Plan) -> Plan | None:

@@ -2,16 +2,14 @@
 there."""
 
 from collections.abc import Callable
+from functools import partial
 
-import comfy.ops
 import pytest
 import torch
-from peak_bytes import PeakBytes
+from fake_card import official_vae, peak_on_card
 from support import pack
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-CARD = torch.device("cuda:0")
-memory, norms, plans, streaming = (pack(f"vae.{name}") for name in ("memory", "norms", "plan", "streaming"))
+memory, plans, streaming = (pack(f"vae.{name}") for name in ("memory", "plan", "streaming"))
 DECODE = streaming.decode_stream, memory.decode_bytes
 ENCODE = streaming.encode_stream, memory.encode_bytes
 GIB = 1 << 30
@@ -22,40 +20,13 @@ SMALL, LARGE = (1, 16, 7, 30, 45), (1, 16, 7, 60, 90)
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
     """The official VAE, its weights on a card that is not there."""
-    with torch.device("meta"):
-        module = pack("vae.network").CogVideoXAutoencoder()
-    pack("host.ops").adopt_ops(module, comfy.ops.disable_weight_init)
-    return module.eval()
+    return official_vae()
 
 
 @pytest.fixture
-def peak(network: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def peak(network: torch.nn.Module) -> Callable[..., int]:
     """peak(stream, shape, plan, dtype): the most bytes on the card."""
-
-    def moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return (rows.new_empty(rows.shape[1], dtype=torch.float32),) * 2
-
-    # what these do is a few numbers; fake tensors cannot do it
-    monkeypatch.setattr(norms, "_channel_moments", moments)
-    monkeypatch.setattr(norms.GroupStatistics, "of_groups", lambda self, n: (self._moments[0][0].new_empty(n),) * 2)
-    monkeypatch.setattr(pack("vae.activation"), "_fused", lambda *_: False)  # Triton takes less
-    monkeypatch.setattr(pack("host.compat").mm, "device_supports_non_blocking", lambda device: False)
-
-    def measure(stream: Callable, shape: tuple[int, ...], plan: object, dtype: torch.dtype) -> int:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            for module in network.modules():
-                for name, value in module._parameters.items():
-                    if value is not None:
-                        empty = torch.empty(value.shape, dtype=dtype, device=CARD)
-                        module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
-            video = torch.empty(shape)
-            with torch.inference_mode(), PeakBytes("cuda") as used:
-                for part in stream(network, video, plan, CARD, dtype):
-                    assert part.device == CARD
-                    part = None
-        return used.peak
-
-    return measure
+    return partial(peak_on_card, network)
 
 
 @pytest.mark.parametrize("plan", plans.LADDER, ids=lambda plan: plan.name)

@@ -8,14 +8,14 @@ import comfy.model_management as mm
 import comfy.ops
 import pytest
 import torch
+from fake_card import CARD, fake_card
 from peak_bytes import PeakBytes
 from support import check_parity, pack, relative_error
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 autoencoder, blocks, plans, streaming = (
     pack(name) for name in ("model_loaders.autoencoder", "vae.blocks", "vae.plan", "vae.streaming")
 )
-CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
+CPU = torch.device("cpu")
 WAYS = (*plans.LADDER, plans.in_bands(plans.LOW, 1), plans.in_bands(plans.LEAST, 500))
 names = pytest.mark.parametrize("plan", WAYS, ids=lambda plan: f"{plan.name}-{plan.band_pixels}")
 
@@ -126,21 +126,11 @@ def test_memory_of_an_encode_does_not_grow_with_length(networks: tuple) -> None:
 
 @pytest.mark.parametrize("plan", plans.LADDER, ids=lambda plan: plan.name)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("fp32", "bf16"))
-def test_everything_is_where_it_is_computed(
-    networks: tuple, plan: object, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everything_is_where_it_is_computed(networks: tuple, plan: object, dtype: torch.dtype) -> None:
     """What was put aside in host memory must come back to the card, and the frames must leave from there: with weights
     on the host too, as ComfyUI streams them."""
-    monkeypatch.setattr(pack("vae.norms"), "_channel_moments", lambda rows: (rows.new_empty(rows.shape[1]),) * 2)
-    monkeypatch.setattr(
-        pack("vae.norms").GroupStatistics,
-        "of_groups",
-        lambda self, groups: (torch.empty(groups, device=self._moments[0][0].device),) * 2,
-    )
-    monkeypatch.setattr(pack("vae.activation"), "_fused", lambda *_: False)
-    monkeypatch.setattr(mm, "device_supports_non_blocking", lambda device: False)
-    ours, fake = networks[0], FakeTensorMode(allow_non_fake_inputs=True)
-    with fake, torch.inference_mode():
+    ours = networks[0]
+    with fake_card():
         for stream, shape in (
             (streaming.decode_stream, (1, 16, 5, 4, 6)),
             (streaming.encode_stream, (1, 3, 17, 16, 24)),
