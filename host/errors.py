@@ -20,3 +20,7 @@ class ConditioningError(ValueError):
 
 class NumericsError(RuntimeError):
     """The model's output is no longer a number."""
+
+
+class TrainingError(RuntimeError):
+    """A dataset, a recipe or a checkpoint that nothing can be trained with."""

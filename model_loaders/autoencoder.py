@@ -110,6 +110,14 @@ class CogVideoXVAE(comfy.sd.VAE):
         """
         return self._encode(pixel_samples, "auto", posterior_seed=posterior_seed)
 
+    def encode_posterior(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frames [F, H, W, 3] in 0 .. 1 -> mean and standard deviation of the posterior, each
+        [1, 16, (F - 1) // 4 + 1, H / 8, W / 8], fp32, unscaled."""
+        video = self.vae_encode_crop_pixels(frames)
+        moments = self._checked(self._moments(video.movedim(-1, 0)[None], "auto", None).float(), "encoded")
+        mean, log_variance = moments.chunk(2, dim=1)
+        return mean, torch.exp(0.5 * log_variance.clamp(-30, 20))  # diffusers' DiagonalGaussianDistribution
+
     def encode_tiled(
         self,
         pixel_samples: torch.Tensor,

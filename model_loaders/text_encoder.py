@@ -24,7 +24,7 @@ from .precision import (
     quantized_mode,
 )
 from .quantization import any_gguf, convert_t5_weights
-from .tokenizer import CLIP_NAME, CogVideoXTokenizer
+from .tokenizer import CLIP_NAME, MAX_TOKENS, CogVideoXTokenizer
 
 _T5_BUCKETS = 32  # of distances between tokens, in every T5
 T5_PRECISIONS = tuple(name for name in PRECISIONS if name not in FAST_MODES)
@@ -95,7 +95,8 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     weights = open_component(path, "text_encoder")
     state_dict = weights.state_dict
     config = t5_config(weights)
-    tokenizer = CogVideoXTokenizer(_tokenizer_folder(weights))
+    max_tokens = weights.siblings.get("transformer", {}).get("max_text_seq_length", MAX_TOKENS)
+    tokenizer = CogVideoXTokenizer(_tokenizer_folder(weights), max_tokens)
     if tokenizer.vocab_size > config["vocab_size"]:
         raise CheckpointError(
             f"The text encoder in {weights.path} knows {config['vocab_size']} tokens, its tokenizer has "

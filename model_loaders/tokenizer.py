@@ -7,24 +7,26 @@ from pathlib import Path
 import comfy.sd1_clip
 import comfy.text_encoders.sd3_clip
 
-MAX_TOKENS = 226
+MAX_TOKENS = 226  # of every official checkpoint
 CLIP_NAME = "t5xxl"
 _COMFYUI_TOKENIZER = Path(os.path.dirname(comfy.text_encoders.sd3_clip.__file__)) / "t5_tokenizer"
 
 
 class CogVideoXTokenizer:
-    """What comfy.sd.CLIP expects of a tokenizer: 226 ids a prompt, each with weight 1.
+    """What comfy.sd.CLIP expects of a tokenizer: `max_tokens` ids a prompt, each with weight 1.
 
     Parentheses and colons are text, as in diffusers, unless prompt weighting is asked for.
     """
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, max_tokens: int = MAX_TOKENS):
         """folder: the checkpoint's `tokenizer`. ComfyUI's own copy of T5's tokenizer serves where that has no
-        tokenizer.json, as the official folders do not: it is the same vocabulary, and needs no protobuf."""
+        tokenizer.json, as the official folders do not: it is the same vocabulary, and needs no protobuf.
+        max_tokens: the max_text_seq_length of the transformer that reads the text."""
         from transformers import T5TokenizerFast
 
         found = folder if folder is not None and (folder / "tokenizer.json").is_file() else _COMFYUI_TOKENIZER
         self.tokenizer = T5TokenizerFast.from_pretrained(str(found))
+        self.max_tokens = max_tokens
 
     @property
     def vocab_size(self) -> int:
@@ -34,26 +36,26 @@ class CogVideoXTokenizer:
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, prompt_weights: bool = False, **_: object
     ) -> dict[str, list[list[tuple]]]:
-        """{"t5xxl": [226 of (id, weight)]}, or (id, weight, word) with `return_word_ids`.
+        """{"t5xxl": [max_tokens of (id, weight)]}, or (id, weight, word) with `return_word_ids`.
 
         prompt_weights: read "(word:1.2)" as ComfyUI's CLIPTextEncode does for other models.
         """
         ids = self._weighted_ids(text, prompt_weights)
         if lost := self._decode_lost(ids):
-            logging.warning(lost_text_message(lost))
+            logging.warning(lost_text_message(lost, self.max_tokens))
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        ids = [*ids[: MAX_TOKENS - 1], (end, 1.0)]
-        ids += [(pad, 1.0)] * (MAX_TOKENS - len(ids))
+        ids = [*ids[: self.max_tokens - 1], (end, 1.0)]
+        ids += [(pad, 1.0)] * (self.max_tokens - len(ids))
         if return_word_ids:
             ids = [(*pair, word) for word, pair in enumerate(ids)]
         return {CLIP_NAME: [ids]}
 
     def lost_text(self, text: str, prompt_weights: bool = False) -> str:
-        """The end of a prompt that does not fit into 226 tokens, "" where all of it does."""
+        """The end of a prompt that does not fit, "" where all of it does."""
         return self._decode_lost(self._weighted_ids(text, prompt_weights))
 
     def _decode_lost(self, ids: list[tuple[int, float]]) -> str:
-        return self.tokenizer.decode([i for i, _ in ids[MAX_TOKENS - 1 :]]).strip()
+        return self.tokenizer.decode([i for i, _ in ids[self.max_tokens - 1 :]]).strip()
 
     def _weighted_ids(self, text: str, prompt_weights: bool) -> list[tuple[int, float]]:
         segments = comfy.sd1_clip.token_weights(text, 1.0) if prompt_weights else [(text, 1.0)]
@@ -73,9 +75,9 @@ class CogVideoXTokenizer:
         return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
 
-def lost_text_message(lost: str) -> str:
+def lost_text_message(lost: str, max_tokens: int) -> str:
     """What to tell a user whose prompt was cut."""
     return (
-        f"CogVideoX reads {MAX_TOKENS} tokens; the prompt is longer and its end was left out: “{lost}”. "
+        f"This model reads {max_tokens} tokens; the prompt is longer and its end was left out: “{lost}”. "
         "Shorten the prompt to keep it."
     )

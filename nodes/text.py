@@ -39,7 +39,7 @@ class CogVideoXEncodeText(io.ComfyNode):
     def execute(cls, clip: object, text: str, prompt_weights: bool = False) -> io.NodeOutput:
         tokens = clip.tokenize(text, prompt_weights=prompt_weights)
         if isinstance(clip.tokenizer, CogVideoXTokenizer) and (lost := clip.tokenizer.lost_text(text, prompt_weights)):
-            show_on_node(lost_text_message(lost), cls.hidden.unique_id)
+            show_on_node(lost_text_message(lost, clip.tokenizer.max_tokens), cls.hidden.unique_id)
         conditioning = clip.encode_from_tokens_scheduled(tokens)
         require_finite_text(conditioning)
         return io.NodeOutput(conditioning)

@@ -12,7 +12,8 @@ from devtools.in_process import PACK
 ROOT = Path(__file__).resolve().parent.parent
 # Each folder may import from itself and from what is named here.
 ALLOWED = {
-    "nodes": {"model_loaders", "transformer", "samplers", "vae", "host"},
+    "nodes": {"training", "model_loaders", "transformer", "samplers", "vae", "host"},
+    "training": {"model_loaders", "transformer", "samplers", "vae", "host"},
     "model_loaders": {"transformer", "samplers", "vae", "host"},
     "transformer": {"host"},
     "samplers": {"host"},

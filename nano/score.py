@@ -1,0 +1,45 @@
+"""The scores of CogVideoX-nano: what its clips show, compared with what their prompts asked for."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from .reading import read_clip
+from .world import Scene
+
+ATTRIBUTES = ("colour", "shape", "size", "direction", "background")
+
+
+def score_clip(frames: np.ndarray, scene: Scene) -> dict[str, bool]:
+    """Which of ATTRIBUTES a clip shows as `scene` asks. frames: [F, H, W, 3], uint8 or float in 0 .. 1."""
+    found = read_clip(frames)
+    return {
+        "colour": found.colour == scene.colour,
+        "shape": found.shape == scene.shape,
+        "size": found.size == scene.size,
+        "direction": found.motion == scene.motion,
+        "background": found.background == scene.background,
+    }
+
+
+def summarize(scores: Iterable[Mapping[str, bool]]) -> dict[str, float]:
+    """The share of clips that are right, by attribute. Raises ValueError where there is no clip."""
+    scores = list(scores)
+    if not scores:
+        raise ValueError("There is no clip to score.")
+    return {name: sum(score[name] for score in scores) / len(scores) for name in ATTRIBUTES}
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Summaries by their titles, as lines of per cent."""
+    width = max(len("clips"), *map(len, rows))
+    lines = [f"{'clips':{width}s} " + " ".join(f"{name:>10s}" for name in ATTRIBUTES)]
+    for title, shares in rows.items():
+        lines.append(f"{title:{width}s} " + " ".join(f"{100 * shares[name]:8.1f} %" for name in ATTRIBUTES))
+    return "\n".join(lines)
+
+
+def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
+    """Peak signal to noise ratio in dB of two pictures or clips in 0 .. 1; infinite where they are equal."""
+    error = float(np.mean((np.asarray(first, np.float64) - np.asarray(second, np.float64)) ** 2))
+    return float("inf") if error == 0 else float(-10 * np.log10(error))

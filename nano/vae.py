@@ -1,0 +1,82 @@
+"""CogVideoX-nano's VAE: diffusers' AutoencoderKLCogVideoX with tiny blocks, and how it is trained."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLCogVideoX
+
+from .world import draw_scene, render
+
+CONFIG = {
+    "block_out_channels": (16, 32, 40, 40),  # four blocks: 2^3 = 8 times in space, 4 times in time
+    "layers_per_block": 1,
+    "latent_channels": 16,
+    "norm_num_groups": 8,
+    "sample_height": 64,
+    "sample_width": 64,
+}
+STEPS, BATCH = 5000, 8
+_KL_WEIGHT = 1e-4
+# (share of the steps done, crop in pixels, frames): crops are seen four times as fast as whole pictures
+_CURRICULUM = ((0.94, 32, 9), (1.0, 64, 17))
+
+
+class TrainedVAE(torch.nn.Module):
+    """The VAE with its training loss as forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.vae = AutoencoderKLCogVideoX(**CONFIG)
+
+    def forward(self, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """pixels: [B, 3, F, H, W] in -1 .. 1; noise: [B, 16, T, h, w] for the posterior. Returns the loss."""
+        posterior = self.vae.encode(pixels).latent_dist
+        painted = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
+        return F.l1_loss(painted, pixels) + 4 * F.mse_loss(painted, pixels) + _KL_WEIGHT * divergence
+
+
+def clips(seed: int, indices: Sequence[int], frames: int, width: int = 64, height: int = 64) -> torch.Tensor:
+    """Clips of the training world: [B, 3, frames, height, width] in -1 .. 1."""
+    drawn = []
+    for index in indices:
+        rng = np.random.default_rng([seed, index])
+        drawn.append(render(draw_scene(rng), rng, frames, width, height))
+    return to_pixels(np.stack(drawn))
+
+
+def to_pixels(frames: np.ndarray) -> torch.Tensor:
+    """[B, F, H, W, 3] in 0 .. 255 -> [B, 3, F, H, W] in -1 .. 1."""
+    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def loss_of(seed: int) -> Callable[[torch.nn.Module, Sequence[int]], torch.Tensor]:
+    """The loss of samples by their indices, as training.loop asks for it."""
+
+    def loss(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        done = indices[0] / (STEPS * BATCH)
+        _, crop, frames = next(stage for stage in _CURRICULUM if done < stage[0])
+        pixels = clips(seed, indices, frames)
+        generator = torch.Generator().manual_seed(seed + indices[0])
+        if crop < 64:
+            pixels = torch.stack([_liveliest_crop(clip, crop, generator) for clip in pixels])
+        noise = torch.randn(len(indices), 16, (frames - 1) // 4 + 1, crop // 8, crop // 8, generator=generator)
+        return model(pixels, noise)
+
+    return loss
+
+
+def _liveliest_crop(clip: torch.Tensor, size: int, generator: torch.Generator, tries: int = 4) -> torch.Tensor:
+    """Of some random crops of `clip` [3, F, H, W] the one with most to see: most of a clip is plain background."""
+    corners = torch.randint(0, clip.shape[-1] - size + 1, (tries, 2), generator=generator).tolist()
+    crops = [clip[..., top : top + size, left : left + size] for top, left in corners]
+    return max(crops, key=lambda crop: float(crop.std(dim=(1, 2, 3)).sum()))
+
+
+@torch.inference_mode()
+def psnr_db(vae: AutoencoderKLCogVideoX, pixels: torch.Tensor) -> float:
+    """Peak signal to noise of encode and decode at the posterior's mode, in dB; pixels [B, 3, F, H, W] in -1 .. 1."""
+    painted = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+    return float(10 * torch.log10(4 / F.mse_loss(painted, pixels)))

@@ -1,0 +1,185 @@
+"""The synthetic world of CogVideoX-nano: coloured shapes that move over plain or shaded backgrounds.
+
+Everything is drawn by code, so nobody owns it, there is no end of it, and what a clip shows is known exactly.
+"""
+
+import itertools
+import zlib
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+FPS = 8
+SHAPES = ("circle", "square", "triangle", "star")
+# sRGB in 0 .. 255, far apart
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (30, 160, 60),
+    "blue": (40, 70, 220),
+    "yellow": (245, 225, 50),
+    "orange": (245, 135, 30),
+    "purple": (145, 50, 190),
+    "cyan": (60, 215, 225),
+    "white": (245, 245, 245),
+}
+SIZES = {"small": 11.5, "large": 16.5}  # nominal radius in pixels
+MOTIONS = ("left", "right", "up", "down", "bouncing", "rotating", "growing")
+# where a shape goes along x (right) and y (down) in one clip
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+HELD_OUT_SHARE = 0.125
+_MARGIN = 2.0  # pixels between a shape and the picture's edge
+_REACH = {"circle": 0.9, "square": 1.14, "triangle": 1.2, "star": 1.1}  # farthest corner in radii
+_LEAST_CONTRAST = 70.0  # between a shape and any place of its background, a distance in RGB
+# No faster than this, so that four frames, which the VAE takes together, differ little.
+_TRAVEL_A_FRAME, _DROP_A_FRAME = 2.2, 1.3  # pixels
+_TURN_A_FRAME, _TURN = np.deg2rad(7.5), np.deg2rad(120)
+_GROWTH = (0.6, 1.35)  # a growing shape's first and last radius, in radii of its size
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption tells of a clip. background: the name of one colour, or of two from top to bottom."""
+
+    shape: str
+    colour: str
+    size: str
+    motion: str
+    background: tuple[str, ...]
+
+
+def combinations() -> list[tuple[str, str, str, str]]:
+    """Every (shape, colour, size, motion) there is. A circle that turns looks as one that rests: it is left out."""
+    return [c for c in itertools.product(SHAPES, COLOURS, SIZES, MOTIONS) if (c[0], c[3]) != ("circle", "rotating")]
+
+
+def is_held_out(combination: tuple[str, str, str, str]) -> bool:
+    """Whether no training clip shows this (shape, colour, size, motion): one in eight, fixed for ever."""
+    return zlib.crc32(" ".join(combination).encode()) % 1000 < 1000 * HELD_OUT_SHARE
+
+
+@cache
+def _combinations(held_out: bool) -> list[tuple[str, str, str, str]]:
+    return [c for c in combinations() if is_held_out(c) == held_out]
+
+
+def draw_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
+    """A scene by chance: its combination from those for training, or from those never seen there."""
+    chosen = _combinations(held_out)
+    shape, colour, size, motion = chosen[rng.integers(len(chosen))]
+    fitting = _backgrounds(colour, 1 if rng.random() < 0.6 else 2)
+    return Scene(shape, colour, size, motion, fitting[rng.integers(len(fitting))])
+
+
+@cache
+def _backgrounds(colour: str, count: int) -> list[tuple[str, ...]]:
+    """The backgrounds of `count` colours that a shape of `colour` stands out from."""
+    shares = np.linspace(0, 1, 65)[:, None]
+    shades = ((names, _shade(names, shares)) for names in itertools.permutations(COLOURS, count))
+    return [names for names, shade in shades if _contrast(shade, colour) >= _LEAST_CONTRAST]
+
+
+def _contrast(shade: np.ndarray, colour: str) -> float:
+    return float(np.linalg.norm(shade - np.array(COLOURS[colour]), axis=-1).min())
+
+
+def render(scene: Scene, rng: np.random.Generator, frames: int, width: int = 64, height: int = 64) -> np.ndarray:
+    """The scene as pixels: [frames, height, width, 3] in 0 .. 255, uint8. Places and speeds are drawn from `rng`.
+
+    Whatever moves makes its way once in the length of the clip, short clips only a part of it.
+    """
+    time = np.linspace(0.0, 1.0, frames) if frames > 1 else np.zeros(1)
+    radius = SIZES[scene.size] * rng.uniform(0.92, 1.08) * _growth(scene, time)
+    x, y = _path(scene, rng, time, radius.max() * _REACH[scene.shape], width, height)
+    angle = _angle(scene, rng, time)
+    coverage = _coverage(scene.shape, x, y, radius, angle, width, height)[..., None]
+    colour = np.array(COLOURS[scene.colour], dtype=np.float32)
+    picture = coverage * colour + (1 - coverage) * _background(scene, width, height)
+    return np.rint(picture).astype(np.uint8)
+
+
+def _growth(scene: Scene, time: np.ndarray) -> np.ndarray:
+    first, last = _GROWTH if scene.motion == "growing" else (1.0, 1.0)
+    return first + (last - first) * time
+
+
+def _path(
+    scene: Scene, rng: np.random.Generator, time: np.ndarray, reach: float, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The centre of the shape in pixels in every frame."""
+    room = np.array([width, height]) - 2 * (reach + _MARGIN)
+    way = room * rng.uniform(0.75, 1.0)
+    steps = len(time) - 1
+    course = np.zeros((2, len(time)))  # from the leftmost and topmost place of the way
+    if scene.motion in DIRECTIONS:
+        signs = np.array(DIRECTIONS[scene.motion])[:, None]
+        course = np.where(signs < 0, 1 - time, time) * abs(signs) * np.minimum(way, _TRAVEL_A_FRAME * steps)[:, None]
+    elif scene.motion == "bouncing":
+        bounces = max(1, round(steps / 16))
+        # from the top down to the floor and back
+        course[1] = min(way[1], _DROP_A_FRAME * steps / bounces) * (0.5 - 0.5 * np.cos(2 * np.pi * bounces * time))
+    first = reach + _MARGIN + rng.random(2) * (room - course.max(axis=1))
+    return tuple(first[:, None] + course)
+
+
+def _angle(scene: Scene, rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    """Radians; shapes stand upright but for those that rotate, by a third of a turn in a clip."""
+    if scene.motion != "rotating":
+        return np.zeros_like(time)
+    return rng.uniform(0, 2 * np.pi) + min(_TURN, _TURN_A_FRAME * (len(time) - 1)) * time
+
+
+def _coverage(
+    shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, angle: np.ndarray, width: int, height: int
+) -> np.ndarray:
+    """How much of each pixel the shape covers, [frames, height, width] in 0 .. 1, smooth over one pixel."""
+    columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
+    dx = columns[None, None, :] - x[:, None, None]
+    dy = rows[None, :, None] - y[:, None, None]
+    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
+    distance = _DISTANCES[shape](cos * dx + sin * dy, cos * dy - sin * dx, radius[:, None, None])
+    return np.clip(0.5 - distance, 0.0, 1.0)
+
+
+def _background(scene: Scene, width: int, height: int) -> np.ndarray:
+    """[height, width, 3] in 0 .. 255: one colour, or a straight passage from the first at the top to the second."""
+    shares = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None, None]
+    return np.broadcast_to(_shade(scene.background, shares), (height, width, 3))
+
+
+def _shade(names: tuple[str, ...], shares: np.ndarray) -> np.ndarray:
+    """The colour at `shares` (0 .. 1, last axis 1) of the way from the first to the last of `names`."""
+    top, bottom = (np.array(COLOURS[name], dtype=np.float32) for name in (names[0], names[-1]))
+    return top + (bottom - top) * shares
+
+
+# Signed distances in pixels to the outline, negative inside; x to the right, y down, r the circumradius.
+
+
+def _circle(x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
+    return np.hypot(x, y) - 0.9 * r
+
+
+def _square(x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(x), np.abs(y)) - 0.8 * r
+
+
+def _triangle(x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
+    sides = [np.cos(a) * x + np.sin(a) * y for a in np.deg2rad([90, 210, 330])]
+    return np.maximum(np.maximum(sides[0], sides[1]), sides[2]) - 0.6 * r
+
+
+def _star(x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Five points; the inner corners lie at 0.42 of the circumradius."""
+    tenth = np.pi / 5
+    turned = np.arctan2(x, -y) % (2 * tenth)  # 0 at a point, tenth at an inner corner
+    turned = np.minimum(turned, 2 * tenth - turned)
+    distance = np.hypot(x, y)
+    px, py = distance * np.cos(turned), distance * np.sin(turned)
+    # the edge from the point (1.1 r, 0) to the inner corner
+    tip, inner = 1.1 * r, 0.46 * r
+    ex, ey = inner * np.cos(tenth) - tip, inner * np.sin(tenth)
+    return ((px - tip) * -ey + py * ex) / np.hypot(ex, ey) * -1
+
+
+_DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star}

@@ -1,0 +1,153 @@
+"""CogVideoXTrainingClips as ComfyUI runs it: lists for core's training and for the pack's own."""
+
+import inspect
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import folder_paths
+import numpy as np
+import pytest
+import torch
+from support import pack
+
+from nano import world
+
+nodes = pack("nodes.training_clips")
+Node = nodes.CogVideoXTrainingClips
+SETTINGS = {
+    "frames": 9,
+    "width": 64,
+    "height": 64,
+    "fps": 8.0,
+    "buckets": "fixed",
+    "shorter": "skip",
+    "image_to_video": False,
+    "image_variants": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tiny_pipelines: dict[str, Path]) -> tuple[object, object]:
+    """vae and clip."""
+    folder = tiny_pipelines["5b-I2V"]
+    vae = pack("model_loaders.autoencoder").load_vae(folder, "fp32")
+    return vae, pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32")
+
+
+@pytest.fixture(autouse=True)
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the node shows on itself."""
+    lines = []
+    monkeypatch.setattr(Node, "hidden", type("Hidden", (), {"unique_id": "1"}), raising=False)
+    monkeypatch.setattr(nodes, "show_on_node", lambda text, node_id: lines.append(text))
+    return lines
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two clips and a short one in input/clips."""
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    scene = world.Scene("square", "green", "large", "up", ("white",))
+    for name, frames in (("a", 9), ("b", 9), ("short", 3)):
+        with av.open(str(clips / f"{name}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=Fraction(world.FPS))
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+            for picture in world.render(scene, np.random.default_rng(len(name) + frames), frames):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        (clips / f"{name}.txt").write_text(f"{name}: a green square goes up")
+    return clips
+
+
+@pytest.mark.parametrize("name", ["clips", "whole path"])
+def test_lists_for_training(models: tuple, folder: Path, shown: list[str], name: str) -> None:
+    """Both trainers take one LATENT and one CONDITIONING a clip; the user reads what was left out on the node."""
+    with torch.inference_mode():
+        latents, positive, report = Node.execute(
+            *models, str(folder) if name == "whole path" else name, **SETTINGS
+        ).args
+    assert len(latents) == len(positive) == 2
+    for latent, conditioning in zip(latents, positive):
+        assert latent["samples"].shape == latent["cogvideox_std"].shape == (1, 16, 3, 8, 8)
+        assert latent["cogvideox_empty_text"].shape == conditioning[0][0].shape == (1, 226, 32)
+        assert not latent["samples"].is_inference() and "concat_latent_image" not in conditioning[0][1]
+    assert latents[0]["cogvideox_dataset"] == latents[1]["cogvideox_dataset"]
+    assert "short.mp4: it has 3 frames" in report and shown == [report]
+
+
+def test_first_frames_as_image_to_video_gives_them(models: tuple, folder: Path) -> None:
+    """Core's trainer must see the picture where the sampler will see it."""
+    latents, positive, _ = Node.execute(*models, "clips", **SETTINGS | {"image_to_video": True}).args
+    image = pack("nodes.image").CogVideoXImageToVideo
+    frames = pack("training.frames")
+    taken = frames.read_piece(folder / "a.mp4", frames.Piece((0,), 64, 64, (0.5, 0.5)))
+    theirs = image.execute(positive[0], positive[0], models[0], 64, 64, 9, 1, start_image=taken).args[0][0][1]
+    ours = positive[0][0][1]
+    assert latents[0]["cogvideox_images"].shape == (3, 16, 1, 8, 8)
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert torch.equal(ours[key], value) if isinstance(value, torch.Tensor) else ours[key] == value
+
+
+def test_core_trains_on_the_lists(models: tuple, folder: Path, tiny_pipelines: dict[str, Path]) -> None:
+    """ComfyUI's own Train LoRA runs on what the node gives, image to video model and all."""
+    train = pytest.importorskip("comfy_extras.nodes_train").TrainLoraNode
+    model = pack("model_loaders.model").load_model(tiny_pipelines["5b-I2V"], "fp32")
+    settings = SETTINGS | {"image_to_video": True, "width": 96}  # the size of the tiny model's learned positions
+    values = {
+        "batch_size": 2,
+        "steps": 2,
+        "grad_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+        "rank": 2,
+        "optimizer": "AdamW",
+        "loss_function": "MSE",
+        "seed": 0,
+        "training_dtype": "fp32",
+        "lora_dtype": "fp32",
+        "quantized_backward": False,
+        "algorithm": "LoRA",
+        "gradient_checkpointing": False,
+        "checkpoint_depth": 1,
+        "offloading": False,
+        "existing_lora": "[None]",
+        "bucket_mode": False,
+        "bypass_mode": False,
+    }
+    known = inspect.signature(train.execute).parameters  # hosts differ in their options
+    with torch.inference_mode():
+        latents, positive, _ = Node.execute(*models, "clips", **settings).args
+        lora, losses, _ = train.execute(
+            [model], latents, positive, **{name: [value] for name, value in values.items() if name in known}
+        ).args
+    assert len(losses["loss"]) == 2 and all(0 < loss < float("inf") for loss in losses["loss"])
+    assert any(tensor.any() for name, tensor in lora.items() if "up" in name), "nothing was learnt"
+
+
+def test_edits_run_the_node_again(folder: Path) -> None:
+    """ComfyUI keeps a node's results: a new clip or caption must be seen, what the node itself writes must not."""
+    before = Node.fingerprint_inputs(folder="clips", frames=9)
+    (folder / ".cogvideox_cache").mkdir()
+    (folder / ".cogvideox_cache" / "text.safetensors").write_bytes(b"1")
+    assert Node.fingerprint_inputs(folder="clips", frames=9) == before
+    (folder / "a.txt").write_text("another caption")
+    assert Node.fingerprint_inputs(folder="clips", frames=9) != before
+    assert Node.fingerprint_inputs(folder=None) == ""
+
+
+@pytest.mark.parametrize("name", ["nowhere", "", "clips/a.mp4", "/no/such/folder", "x" * 5000, "a\0b"])
+def test_folder_that_is_none_is_refused(folder: Path, name: str) -> None:
+    """The queue says at once that there is no such folder, before models are loaded."""
+    assert "There is no folder" in Node.validate_inputs(name, 64, 64, 9)
+    with pytest.raises(pack("host.errors").TrainingError, match="There is no folder"):
+        nodes.dataset_folder(name)
+
+
+def test_valid_inputs_pass(folder: Path) -> None:
+    """Linked values are not known yet; sizes are checked as everywhere."""
+    assert Node.validate_inputs("clips", 64, 64, 9) is True
+    assert Node.validate_inputs(None, None, None, None) is True
+    assert "use 9 or 13" in Node.validate_inputs("clips", 64, 64, 10)

@@ -1,0 +1,150 @@
+"""What a VAE and a text encoder have made of a dataset, on disk: one file for each piece of a clip and each caption.
+
+A file's name is the hash of all that decides what is in it, so a file that is there is right, whatever was edited.
+Latents are kept in the precision that the VAE computes in, which loses nothing. Texts are kept in fp32 up to 1 MiB,
+above that in fp16 (T5's last norm bounds them; the official trainer keeps bf16, which is coarser).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import comfy.sd
+import torch
+
+from ..host.errors import CheckpointError, TrainingError
+from ..host.quantized import is_quantized
+from ..host.writer import write_tensors
+from .clips import pictures_in
+
+FOLDER = ".cogvideox_cache"
+_FORMAT = "1"  # of what the files hold: with another number, older ones are not taken
+_INDEX = "clips.json"
+_BLOCK_BYTES = 1 << 22
+_SAMPLED = 64  # numbers of each weight
+_SMALL_TEXT_BYTES = 1 << 20
+
+
+def key_of(*parts: object) -> str:
+    """A hash of numbers and strings, in lists and tuples as well."""
+    return hashlib.sha256(json.dumps([_FORMAT, *parts]).encode()).hexdigest()[:32]
+
+
+def hash_clip(path: Path) -> str:
+    """Of a file's bytes, or of every picture's of a folder. Raises OSError."""
+    digest = hashlib.sha256()
+    for file in pictures_in(path) if path.is_dir() else [path]:
+        digest.update(file.name.encode() if path.is_dir() else b"")
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def identify_vae(vae: comfy.sd.VAE) -> str:
+    """A hash of the VAE's weights and of the precision that it computes in."""
+    return key_of(str(vae.vae_dtype), _weights_hash(vae.first_stage_model, vae.patcher))
+
+
+def identify_text_encoder(clip: comfy.sd.CLIP) -> str:
+    """A hash of the text encoder's weights, what patches them, and how many words and tokens its tokenizer has."""
+    words, tokens = (getattr(clip.tokenizer, name, 0) for name in ("vocab_size", "max_tokens"))
+    return key_of(words, tokens, _weights_hash(clip.cond_stage_model, clip.patcher))
+
+
+def text_dtype(text: torch.Tensor) -> torch.dtype:
+    """What an embedding [L, D] is kept in."""
+    return torch.float32 if text.numel() * 4 <= _SMALL_TEXT_BYTES else torch.float16
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of the cache is there and has the length that its header announces."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def write_cached(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write `path` under another name and rename it: it is there whole or not at all.
+
+    Raises TrainingError where the disk is full or cannot be written to.
+    """
+    try:
+        path.unlink(missing_ok=True)  # is_whole has found it broken
+        write_tensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    except (OSError, CheckpointError) as error:
+        if not is_whole(path):  # else another process was quicker
+            raise TrainingError(
+                f"What was encoded cannot be kept in {path.parent}: {error} What was written before stays and is taken "
+                "again. Free some space, or put the cache elsewhere (cache_folder)."
+            ) from error
+
+
+def read_cached(path: Path) -> dict[str, torch.Tensor]:
+    """A file's tensors in fp32, on the CPU. Raises TrainingError where it is gone or broken."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        with torch.inference_mode(False):  # else no training step can take them
+            return {name: tensor.float() for name, tensor in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{path} cannot be read any more ({error}). Prepare the dataset anew; only what is missing is encoded."
+        ) from error
+
+
+def read_index(folder: Path) -> dict[str, list[str]]:
+    """Clip -> hashes of its bytes and its caption when the cache was last filled; empty where that is not known."""
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return index if isinstance(index, dict) else {}
+
+
+def write_index(folder: Path, index: Mapping[str, Iterable[str]]) -> None:
+    """Raises TrainingError where it cannot be written."""
+    part = folder / f".{_INDEX}.{os.getpid()}.part"
+    try:
+        part.write_text(json.dumps(index, indent=0), encoding="utf-8")
+        os.replace(part, folder / _INDEX)
+    except OSError as error:
+        raise TrainingError(f"{folder / _INDEX} cannot be written: {error}. Free some space.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _weights_hash(model: torch.nn.Module, patcher: object) -> str:
+    """Of names, shapes, types and some numbers of each weight: all of a T5's 9 GB would take longer than to encode."""
+    digest = hashlib.sha256()
+    _digest(digest, model.state_dict())
+    _digest(digest, getattr(patcher, "patches", {}))
+    return digest.hexdigest()
+
+
+def _digest(digest: object, value: object) -> None:
+    if isinstance(value, torch.Tensor) and is_quantized(value):
+        for name in value.__tensor_flatten__()[0]:
+            _digest(digest, getattr(value, name))
+    elif isinstance(value, torch.Tensor):
+        flat = value.detach().reshape(-1)
+        numbers = flat[:: max(1, flat.numel() // _SAMPLED)][: 2 * _SAMPLED].to("cpu", torch.float32)
+        digest.update(f"{tuple(value.shape)} {value.dtype} ".encode() + numbers.numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for name in sorted(value, key=str):
+            digest.update(f"{name}:".encode())
+            _digest(digest, value[name])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _digest(digest, item)
+    elif hasattr(value, "weights"):  # a LoRA or the like
+        _digest(digest, value.weights)
+    elif isinstance(value, (str, int, float, type(None))):
+        digest.update(repr(value).encode())

@@ -1,0 +1,214 @@
+"""Checkpoints of a training: what is trained and its optimizer, not the frozen weights; whole or not there at all.
+
+A folder step-000500 holds training.pt and settings.json. It does not tell how many processes wrote it, so any number
+of them, with FSDP or without, can go on with it.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ..host.errors import TrainingError
+
+_STEP_FOLDER = "step-{:06d}"
+_STATE, _SETTINGS = "training.pt", "settings.json"
+_UNFINISHED = ".part-"
+# changes nothing of the result
+_FREE_SETTINGS = ("save_every",)
+
+
+def resume(
+    accelerator: Accelerator,
+    folder: Path,
+    settings: dict,
+    plan_class: type,
+    trained: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: torch.optim.swa_utils.AveragedModel | None,
+) -> int:
+    """Load the newest checkpoint in `folder` into what is trained; returns the number of steps done, 0 without one.
+
+    settings: those of now. plan_class: whose defaults stand in for what an older checkpoint does not name.
+
+    Raises TrainingError where the checkpoint was made with other settings, or cannot be read.
+    """
+    found = finished(folder)
+    if not found:
+        return 0
+    newest = found[-1]
+    _require_same(newest, settings, plan_class)
+    if not (newest / _STATE).exists():
+        _load_accelerates(accelerator, newest, average)
+        return _steps_of(newest)
+    state = _read(newest / _STATE)
+    if state["parameters"].keys() != trained.keys():
+        other = sorted(state["parameters"].keys() ^ trained.keys())
+        raise TrainingError(
+            f"{newest} is of another model: {other[0]} and {len(other) - 1} more parameters are in one of the two only. "
+            "Choose another folder to start anew."
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            _put(parameter, state["parameters"][name])
+            moments = state["optimizer"].get(name, {})
+            optimizer.state[parameter] = {
+                key: _put(_like(parameter, key), value) for key, value in moments.items()
+            }
+        if average:
+            average.n_averaged.fill_(state["averaged"])
+            for name, parameter in zip(trained, average.module):
+                _put(parameter, state["average"][name])
+    if accelerator.scaler is not None and state.get("scaler"):
+        accelerator.scaler.load_state_dict(state["scaler"])
+    return _steps_of(newest)
+
+
+def save(
+    accelerator: Accelerator,
+    folder: Path,
+    step: int,
+    settings: dict,
+    trained: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: torch.optim.swa_utils.AveragedModel | None,
+) -> dict[str, torch.Tensor]:
+    """Write a checkpoint under a temporary name, rename it, and only then delete the one before.
+
+    Returns the trained parameters by name, averaged where there is an average, on the CPU.
+
+    Raises TrainingError where it cannot be written; the one before is still there then.
+    """
+    # all processes take part in this: with FSDP each has a piece
+    state = {
+        "parameters": {name: _whole(parameter) for name, parameter in trained.items()},
+        "optimizer": {
+            name: {key: _whole(value) for key, value in optimizer.state[parameter].items()}
+            for name, parameter in trained.items()
+        },
+    }
+    if average:
+        state["average"] = {name: _whole(parameter) for name, parameter in zip(trained, average.module)}
+        state["averaged"] = int(average.n_averaged)
+    if accelerator.scaler is not None:
+        state["scaler"] = accelerator.scaler.state_dict()
+    if accelerator.is_main_process:
+        _write(folder, step, settings, state)
+    accelerator.wait_for_everyone()
+    return state["average" if average else "parameters"]
+
+
+def finished(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, the newest last."""
+    return sorted(folder.glob(_STEP_FOLDER.replace("{:06d}", "*")), key=_steps_of)
+
+
+def _write(folder: Path, step: int, settings: dict, state: dict) -> None:
+    final = folder / _STEP_FOLDER.format(step)
+    unfinished = folder / f"{_UNFINISHED}{final.name}"
+    older = finished(folder) if folder.exists() else []
+    try:
+        for left in folder.glob(f"{_UNFINISHED}*"):  # by a kill
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        with (unfinished / _STATE).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        (unfinished / _SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        os.replace(unfinished, final)
+    except (OSError, RuntimeError) as error:  # torch makes RuntimeErrors of what it meets on a full disk
+        shutil.rmtree(unfinished, ignore_errors=True)
+        kept = f"{older[-1].name} is kept" if older else "there is none before it"
+        raise TrainingError(
+            f"The checkpoint of step {step} cannot be written to {folder}: {error}. Free some space and start again "
+            f"({kept})."
+        ) from error
+    for path in older:
+        shutil.rmtree(path)
+
+
+def _require_same(checkpoint: Path, settings: dict, plan_class: type) -> None:
+    try:
+        saved = json.loads((checkpoint / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(checkpoint, error) from error
+    defaults = {f.name: f.default for f in dataclasses.fields(plan_class) if f.default is not dataclasses.MISSING}
+    saved = {**json.loads(json.dumps(defaults)), **saved}
+    names = [name for name in {**saved, **settings} if name not in _FREE_SETTINGS]
+    other = [f"{n}: {saved.get(n)} there, {settings.get(n)} now" for n in names if saved.get(n) != settings.get(n)]
+    if other:
+        raise TrainingError(
+            f"{checkpoint} was trained with other settings ({'; '.join(other)}). Take those again to go on with it, "
+            "or choose another folder to start anew."
+        )
+
+
+def _read(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes torch stumble anywhere
+        raise _unreadable(path.parent, error) from error
+
+
+def _unreadable(checkpoint: Path, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"{checkpoint} cannot be read ({type(error).__name__}: {str(error)[:200]}). Delete it to start anew, or bring "
+        "it back from a copy."
+    )
+
+
+def _steps_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, in one piece where FSDP has spread it over the processes, and not to change any more."""
+    tensor = tensor.detach()
+    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return tensor.to("cpu", copy=True)
+
+
+def _like(parameter: torch.Tensor, key: str) -> torch.Tensor:
+    """Room for one of AdamW's numbers on `parameter`: its count of steps, or a moment of its shape."""
+    return torch.zeros((), device=parameter.device) if key == "step" else torch.empty_like(parameter)
+
+
+def _put(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Copy a whole tensor into one that may be spread over the processes."""
+    if hasattr(target, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    return target.copy_(value)
+
+
+class _Kept:
+    """Something that accelerate can give a state to."""
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state = state
+
+
+def _load_accelerates(
+    accelerator: Accelerator, checkpoint: Path, average: torch.optim.swa_utils.AveragedModel | None
+) -> None:
+    """A checkpoint as this loop first wrote it, by accelerate's save_state."""
+    others = [_Kept() for _ in checkpoint.glob("custom_checkpoint_*.pkl")]  # a schedule, and an average
+    accelerator.register_for_checkpointing(*others)
+    accelerator.load_state(str(checkpoint))
+    accelerator._custom_objects.clear()
+    if average:
+        saved = others[1].state
+        average.n_averaged.copy_(saved.pop("n_averaged"))
+        with torch.no_grad():
+            for parameter, value in zip(average.module, saved.values()):
+                parameter.copy_(value)

@@ -1,0 +1,285 @@
+"""Datasets for training: clips and captions, encoded once and kept on disk."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import comfy.sd
+import torch
+
+from ..host.compat import throw_if_interrupted
+from ..host.errors import TrainingError
+from ..model_loaders.text_encoder import require_finite_text
+from ..vae.geometry import CHANNELS, SPATIAL, latent_frames
+from ..vae.pictures import augment_pictures
+from . import cache
+from .clips import Clip, DatasetSpec, check_spec, find_clips
+from .frames import Piece, probe_clip, read_piece, take_pieces
+
+_FILES_IN_MEMORY = 16
+_REASONS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One piece of a clip. path: its file in the cache. latent_shape: (16, T, h, w). text_path: its caption's."""
+
+    name: str
+    caption: str
+    path: Path
+    latent_shape: tuple[int, int, int, int]
+    text_path: Path
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """samples: those of one shape stand together. report: sentences for the user. hash: of all that is in it."""
+
+    samples: tuple[Sample, ...]
+    empty_text_path: Path
+    report: tuple[str, ...]
+    hash: str
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def empty_text(self) -> torch.Tensor:
+        """The empty caption, [1, L, D]: what a dropped caption becomes."""
+        return _read(self.empty_text_path)["text"][None]
+
+    def load(self, index: int) -> dict[str, torch.Tensor | None]:
+        """A sample's tensors in fp32, to be read only: the next to ask may get the same ones.
+
+        latents, std [16, T, h, w]: mean and standard deviation of the VAE's posterior, unscaled. text [L, D].
+        images [1 + V, 16, 1, h, w]: the first frame's latents, clean (the posterior's mode), then V times with noise
+        on the pixels (a sample of the posterior); None unless the dataset is for image to video.
+        """
+        sample = self.samples[index]
+        piece = _read(sample.path)
+        return {
+            "latents": piece["latents"],
+            "std": piece["std"],
+            "text": _read(sample.text_path)["text"],
+            "images": piece.get("images"),
+        }
+
+
+@dataclass(frozen=True)
+class _Planned:
+    clip: Clip
+    number: int  # of the piece in its clip
+    piece: Piece
+    content: str  # hash of the clip's bytes
+    path: Path
+
+
+@dataclass
+class _Counts:
+    """What a build has done so far. edited: clips whose bytes or caption have changed since the last one."""
+
+    skipped: list[str] = field(default_factory=list)
+    encoded: dict[str, int] = field(default_factory=lambda: {"clip": 0, "caption": 0})
+    edited: set[str] = field(default_factory=set)
+
+
+def build_dataset(
+    folder: Path,
+    spec: DatasetSpec,
+    vae: comfy.sd.VAE,
+    clip: comfy.sd.CLIP,
+    report: Callable[[str], object] = lambda sentence: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    cache_folder: Path | None = None,
+) -> Dataset:
+    """The dataset in `folder`, as `spec` asks for it; what the cache does not hold yet is encoded now.
+
+    vae: a CogVideoXVAE. report(sentence) is called for each clip that is left out, and at the end with what was done.
+    progress(done, total) is called after each caption and piece of a clip. cache_folder: default
+    `folder`/.cogvideox_cache.
+
+    Raises TrainingError where not one clip can be taken, the cache cannot be written, or `spec` or `folder` is none;
+    GeometryError for a size that no video has. Interrupted, it keeps what is encoded.
+    """
+    check_spec(spec)
+    clips, skipped = find_clips(folder)
+    counts = _Counts(skipped=skipped)
+    store = _open_store(cache_folder or folder / cache.FOLDER)
+    planned = _plan(clips, spec, cache.identify_vae(vae), store, counts)
+    known = cache.read_index(store)
+    index = {p.clip.name: [p.content, hashlib.sha256(p.clip.caption.encode()).hexdigest()] for p in planned}
+    counts.edited = {name for name in index if name in known and known[name] != index[name]}
+    texts = _text_paths([p.clip.caption for p in planned], clip, store)
+    total = len(texts) + len(planned)
+    for done, (caption, path) in enumerate(texts.items() if planned else (), 1):
+        throw_if_interrupted()
+        _keep_text(caption, path, clip, counts)
+        progress(done, total)
+    kept = []
+    for done, plan in enumerate(planned, len(texts) + 1):
+        throw_if_interrupted()
+        if _keep_piece(plan, spec, vae, counts):
+            kept.append(plan)
+        progress(done, total)
+    if not kept:
+        raise TrainingError(_none_usable(folder, spec, counts.skipped))
+    cache.write_index(store, index)
+    samples = sorted((_sample(plan, texts) for plan in kept), key=lambda s: (s.latent_shape, s.name))
+    sentences = _sentences(samples, counts, texts, clip)
+    for sentence in sentences:
+        report(sentence)
+    everything = cache.key_of([(s.path.name, s.text_path.name) for s in samples], texts[""].name)
+    return Dataset(tuple(samples), texts[""], tuple(sentences), everything)
+
+
+def encode_piece(vae: comfy.sd.VAE, frames: torch.Tensor, spec: DatasetSpec, seed: int) -> dict[str, torch.Tensor]:
+    """What is kept of a piece of a clip, in the precision that the VAE computes in.
+
+    frames: [F, H, W, 3] in 0 .. 1. seed: of the noise on the first frame.
+    Returns latents, std [16, T, h, w] and for image to video images [1 + V, 16, 1, h, w], see Dataset.load.
+
+    Source: diffusers examples/cogvideo/train_cogvideox_image_to_video_lora.py: exp(N(-3, 0.5)) noise on pixels in
+    -1 .. 1, a sample of the posterior.
+    """
+    with torch.inference_mode():
+        mean, std = vae.encode_posterior(frames)
+        kept = {"latents": mean[0], "std": std[0]}
+        if spec.image_to_video:
+            generator = torch.Generator().manual_seed(seed)
+            images = [vae.encode(frames[:1])]
+            for variant in range(spec.image_variants):
+                noised = augment_pictures(frames[:1], None, generator)
+                images.append(vae.encode(noised, posterior_seed=(seed + variant + 1) % 2**63))
+            kept["images"] = torch.cat(images)
+        return {name: tensor.to("cpu", vae.vae_dtype) for name, tensor in kept.items()}
+
+
+def _open_store(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"The cache {folder} cannot be made: {error}. Choose another cache_folder.") from error
+    return folder
+
+
+def _plan(clips: list[Clip], spec: DatasetSpec, vae_id: str, store: Path, counts: _Counts) -> list[_Planned]:
+    """What will be taken of each clip; the others are named in counts.skipped."""
+    planned = []
+    for clip in clips:
+        throw_if_interrupted()
+        try:
+            content = cache.hash_clip(clip.path)
+            source = probe_clip(clip.path)
+        except OSError as error:
+            counts.skipped.append(f"{clip.name}: it cannot be read ({error}).")
+            continue
+        except TrainingError as error:
+            counts.skipped.append(f"{clip.name}: {error}")
+            continue
+        chance = random.Random(f"{spec.seed} {clip.name}")
+        place = (chance.random(), chance.random()) if spec.crop == "random" else (0.5, 0.5)
+        pieces = take_pieces(spec, source, place)
+        if not pieces:
+            counts.skipped.append(f"{clip.name}: {_too_short(spec, source.frames)}")
+        images = (spec.image_variants, spec.seed) if spec.image_to_video else None
+        for number, piece in enumerate(pieces, 1):
+            key = cache.key_of(content, vae_id, piece.indices, piece.width, piece.height, piece.place, images)
+            planned.append(_Planned(clip, number, piece, content, store / f"clip-{key}.safetensors"))
+    return planned
+
+
+def _too_short(spec: DatasetSpec, frames: int) -> str:
+    asked = min(size[2] for size in spec.sizes())
+    at = f" at {spec.fps:g} frames a second" if spec.fps else ""
+    advice = "" if spec.shorter == "bucket" else ', or set shorter to "bucket"'
+    return f"it has {frames} frames, too few for {asked}{at}. Take a longer clip, ask for fewer frames{advice}."
+
+
+def _text_paths(captions: Iterable[str], clip: comfy.sd.CLIP, store: Path) -> dict[str, Path]:
+    """Caption -> its file, the empty one first."""
+    text_id = cache.identify_text_encoder(clip)
+    return {c: store / f"text-{cache.key_of(text_id, c)}.safetensors" for c in ("", *captions)}
+
+
+def _keep_text(caption: str, path: Path, clip: comfy.sd.CLIP, counts: _Counts) -> None:
+    if cache.is_whole(path):
+        return
+    with torch.inference_mode():
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(caption))
+        require_finite_text(conditioning)
+        text = conditioning[0][0][0]
+        cache.write_cached(path, {"text": text.to("cpu", cache.text_dtype(text))})
+    counts.encoded["caption"] += 1
+
+
+def _keep_piece(plan: _Planned, spec: DatasetSpec, vae: comfy.sd.VAE, counts: _Counts) -> bool:
+    """Whether the piece is in the cache now; a clip that proves damaged is named in counts.skipped."""
+    if cache.is_whole(plan.path):
+        return True
+    try:
+        frames = read_piece(plan.clip.path, plan.piece)
+    except TrainingError as error:
+        counts.skipped.append(f"{_name(plan)}: {error}")
+        return False
+    seed = int(cache.key_of(plan.content, plan.number, spec.seed)[:15], 16)
+    cache.write_cached(plan.path, encode_piece(vae, frames, spec, seed))
+    counts.encoded["clip"] += 1
+    return True
+
+
+def _name(plan: _Planned) -> str:
+    return plan.clip.name if plan.number == 1 else f"{plan.clip.name} (piece {plan.number})"
+
+
+def _sample(plan: _Planned, texts: dict[str, Path]) -> Sample:
+    piece = plan.piece
+    shape = (CHANNELS, latent_frames(len(piece.indices)), piece.height // SPATIAL, piece.width // SPATIAL)
+    return Sample(_name(plan), plan.clip.caption, plan.path, shape, texts[plan.clip.caption])
+
+
+def _sentences(samples: list[Sample], counts: _Counts, texts: dict[str, Path], clip: comfy.sd.CLIP) -> list[str]:
+    """What was left out, what was cut, what was edited, and what there is now."""
+    said = [f"Left out: {reason}" for reason in counts.skipped]
+    lost = [caption for caption in texts if getattr(clip.tokenizer, "lost_text", lambda caption: "")(caption)]
+    if lost:
+        said.append(
+            f"{_count(len(lost), 'caption')} longer than {clip.tokenizer.max_tokens} tokens, cut there: "
+            f"{lost[0][:60]}..."
+        )
+    if counts.edited:
+        names = ", ".join(sorted(counts.edited)[:_REASONS_SHOWN])
+        said.append(f"{_count(len(counts.edited), 'clip')} edited since the last time (file or caption): {names}.")
+    shapes: dict[tuple, int] = {}
+    for sample in samples:
+        shapes[sample.latent_shape] = shapes.get(sample.latent_shape, 0) + 1
+    sizes = ", ".join(
+        f"{count} of {SPATIAL * w} x {SPATIAL * h} with {4 * t - 3} frames" for (_, t, h, w), count in shapes.items()
+    )
+    said.append(f"{_count(len(samples), 'sample')}: {sizes}. {_count(len(counts.skipped), 'clip')} left out.")
+    encoded = counts.encoded
+    said.append(
+        f"Encoded now: {_count(encoded['clip'], 'sample')} and {_count(encoded['caption'], 'caption')} (the empty one "
+        f"counts); from the cache: {len(samples) - encoded['clip']} and {len(texts) - encoded['caption']}."
+    )
+    return said
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _none_usable(folder: Path, spec: DatasetSpec, reasons: list[str]) -> str:
+    more = f" And {len(reasons) - _REASONS_SHOWN} more." if len(reasons) > _REASONS_SHOWN else ""
+    return (
+        f"None of the clips in {folder} ({len(reasons)} found) can be trained with. "
+        f"{' '.join(reasons[:_REASONS_SHOWN])}{more} Expected are clips with a caption each, of at least "
+        f"{min(size[2] for size in spec.sizes())} frames. Mend these, or change the settings."
+    )
+
+
+@lru_cache(_FILES_IN_MEMORY)
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    return cache.read_cached(path)

@@ -1,0 +1,137 @@
+"""A LoRA on a CogVideoX transformer: attached by peft, trained in fp32, written as diffusers writes it."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ..host.errors import TrainingError
+from ..host.quantized import is_quantized
+from ..host.writer import write_tensors
+from ..model_loaders.lora.layers import HEADER_KEY
+from ..model_loaders.lora.save import diffusers_lora
+
+TARGETS = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0"),  # as the official trainer has it
+    "attention and feed-forward": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+}
+ALL_TARGETS = TARGETS["attention and feed-forward"]
+_ADAPTER = "default"  # peft's name for the only one
+_PREFIX = "transformer."
+
+
+def attach_lora(
+    dit: torch.nn.Module,
+    rank: int = 64,
+    alpha: float = 64.0,
+    targets: Sequence[str] = TARGETS["attention"],
+    seed: int = 0,
+) -> None:
+    """Freeze `dit`, a CogVideoXDiT, and put a LoRA of scale alpha / rank on the layers whose names end in `targets`.
+
+    A is drawn from `seed` as torch draws a Linear's weight, B is zero: the model computes what it did. The layers
+    beneath may be of any type, quantised ones too.
+
+    Raises TrainingError where peft is not installed, or the model multiplies in fp8 or int8 and has no gradients.
+    """
+    peft = _peft()
+    _require_sensible(rank, alpha, targets)
+    _require_gradients(dit, targets)
+    dit.requires_grad_(False)
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
+    peft.inject_adapter_in_model(config, dit)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in lora_layers(dit).values():
+        a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+        bound = 1 / math.sqrt(a.shape[1])  # kaiming_uniform_ with a = sqrt(5), as torch.nn.Linear has it
+        a.data = torch.empty(a.shape).uniform_(-bound, bound, generator=generator).to(a.device)
+        b.data = torch.zeros(b.shape, device=b.device)
+
+
+def detach_lora(dit: torch.nn.Module) -> None:
+    """Take the LoRA off `dit`, which is as it was before attach_lora then."""
+    for name, layer in lora_layers(dit).items():
+        dit.set_submodule(name, layer.base_layer)
+    if hasattr(dit, "peft_config"):
+        del dit.peft_config
+
+
+def lora_layers(dit: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """peft's layers by the name of the layer beneath: "transformer_blocks.0.attn1.to_q"."""
+    return {name: module for name, module in dit.named_modules() if hasattr(module, "lora_A")}
+
+
+def export_lora(dit: torch.nn.Module, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """The LoRA on `dit` by diffusers' names: transformer.transformer_blocks.0.attn1.to_q.lora_A.weight, ..., fp32.
+
+    weights: the parameters by name as loop.train returns them; None takes those in `dit`.
+
+    alpha / rank is multiplied into B, so that every reader comes to the same change, whatever it makes of an alpha.
+    """
+    weights = dict(dit.named_parameters()) if weights is None else weights
+    pairs = {}
+    for name, layer in lora_layers(dit).items():
+        a, b = (weights[f"{name}.{part}.{_ADAPTER}.weight"].detach().cpu() for part in ("lora_A", "lora_B"))
+        pairs[name] = a.clone(), b * layer.scaling[_ADAPTER]
+    return diffusers_lora(pairs)[0]
+
+
+def save_lora(
+    path: Path, state_dict: Mapping[str, torch.Tensor], metadata: Mapping[str, str] = {}, overwrite: bool = False
+) -> Path:
+    """Write what export_lora gives, with the header that diffusers reads; whole or not at all.
+
+    metadata: further strings for the header.
+
+    Raises CheckpointError where `path` is taken and `overwrite` is not set, or the disk has no room.
+    """
+    halves = ("lora_A", "lora_B")
+    names = {key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0]: None for key in state_dict}
+    pairs = {name: tuple(state_dict[f"{_PREFIX}{name}.{half}.weight"] for half in halves) for name in names}
+    tensors, header = diffusers_lora(pairs)
+    target = path.with_name(f".{path.name}.new") if overwrite else path
+    target.unlink(missing_ok=True) if overwrite else None
+    write_tensors(target, tensors, {**metadata, "format": header["format"], HEADER_KEY: header[HEADER_KEY]})
+    if overwrite:
+        os.replace(target, path)
+    return path
+
+
+def _peft() -> object:
+    try:
+        import peft
+    except ImportError as error:
+        raise TrainingError(
+            f"LoRAs are trained with peft, which cannot be imported ({error}). Install it into ComfyUI's Python: "
+            "python -m pip install peft accelerate"
+        ) from error
+    return peft
+
+
+def _require_sensible(rank: int, alpha: float, targets: Sequence[str]) -> None:
+    if rank < 1 or not 0 < alpha < math.inf:
+        raise TrainingError(f"The LoRA has rank {rank} and alpha {alpha}: use a rank of 1 or more and alpha above 0.")
+    unknown = [target for target in targets if target not in ALL_TARGETS]
+    if unknown or not targets:
+        raise TrainingError(
+            f"The LoRA's targets are {', '.join(targets) or 'none'}: choose among {', '.join(ALL_TARGETS)}."
+        )
+
+
+def _require_gradients(dit: torch.nn.Module, targets: Sequence[str]) -> None:
+    if lora_layers(dit):
+        raise TrainingError("The model carries a LoRA that is being trained already. Load the model anew.")
+    fast = [
+        name
+        for name, module in dit.named_modules()
+        if getattr(module, "multiplies_quantized", False) and is_quantized(module.weight)
+    ]
+    if fast:
+        raise TrainingError(
+            f"The model multiplies in its quantised type ({fast[0]} and {len(fast) - 1} more layers), and there is no "
+            "gradient of that. Load it with a weight_dtype without _fast."
+        )
+    if not any(name.endswith(tuple(f".{target}" for target in targets)) for name, _ in dit.named_modules()):
+        raise TrainingError(f"The model has no layer named {' or '.join(targets)}: it is no CogVideoX transformer.")
