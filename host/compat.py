@@ -31,16 +31,18 @@ def attention_for(device: torch.device) -> Callable:
 
 
 def rotate_pairs(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Rotate every pair of neighbours in x [..., D] by `matrices` [..., D / 2, 2, 2]; x may be overwritten.
+    """Rotate every pair of neighbours in x [..., D] by `matrices` [..., D / 2, 2, 2]; x may be overwritten where no
+    gradient is asked for.
 
     ComfyUI's kernels are for cards. On the CPU it falls back to strided passes; one complex multiplication gives the
     same numbers 8 to 16 times faster.
     """
-    if x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
+    if x.device.type != "cpu":
         return apply_rope1(x, matrices)
     turns = torch.complex(matrices[..., 0, 0], matrices[..., 1, 0])
     pairs = torch.view_as_complex(x.to(matrices.dtype).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs.mul_(turns)).flatten(-2).to(x.dtype)
+    turned = pairs * turns if torch.is_grad_enabled() and x.requires_grad else pairs.mul_(turns)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
 def model_patcher_class(disable_dynamic: bool) -> type:

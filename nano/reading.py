@@ -74,8 +74,8 @@ def read_clip(frames: np.ndarray) -> Reading:
 
 
 def _name(colour: np.ndarray) -> str | None:
-    """The nearest of the world's colours."""
-    distances = {name: np.linalg.norm(colour - value) for name, value in world.COLOURS.items()}
+    """The nearest of the world's colours, the one that LoRAs teach among them."""
+    distances = {name: np.linalg.norm(colour - value) for name, value in {**world.COLOURS, **world.TAUGHT}.items()}
     nearest = min(distances, key=distances.get)
     return nearest if distances[nearest] < _FAR_COLOUR else None
 

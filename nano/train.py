@@ -1,21 +1,30 @@
-"""Train CogVideoX-nano from nothing: python -m nano.train vae WORK. Each stage goes on where it was stopped."""
+"""Train CogVideoX-nano from nothing: python -m nano.train STAGE WORK, the stages in the order of STAGES.
+
+Each stage goes on where it was stopped. COMFYUI_PATH names ComfyUI's checkout. WORK takes checkpoints, logs and what
+was trained; nano.publish makes the checkpoint of it.
+"""
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from devtools.in_process import load_pack, pack, use_comfyui
 
+from . import text, transformer, vae
+
 SEED = 20261121
+# (clips, frames, width) of the latents that the transformers learn from; the first are most of what they see
+CLIPS = ((9000, 17, 64), (1500, 9, 64), (600, 33, 64), (500, 49, 64), (700, 17, 96))
+ONE_LENGTH_SHARE = 0.75  # of a text to video training sees clips of the first kind alone
+BATCH = 64
 
 
 def train_vae(work: Path) -> None:
-    from accelerate import Accelerator
-
-    from . import vae
-
     loop = pack("training.loop")
     torch.manual_seed(SEED)
     plan = loop.Plan(
@@ -29,19 +38,48 @@ def train_vae(work: Path) -> None:
         save_every=200,
     )
     model = vae.TrainedVAE()
-    weights = loop.train(
-        Accelerator(cpu=True, mixed_precision="bf16"), model, vae.loss_of(SEED), plan, work / "vae", on_step=tell
-    )
+    weights = loop.train(_accelerator("bf16"), model, vae.loss_of(SEED), plan, work / "vae", on_step=tell)
     model.load_state_dict(weights)
+    with torch.inference_mode(False), torch.no_grad():
+        vae.standardize(model.vae, vae.clips(SEED + 1, range(256), 17))
     model.vae.save_pretrained(work / "vae" / "trained")
-    print("PSNR", vae.psnr_db(model.vae.float(), vae.clips(SEED + 1, range(64), 9)))
+    tell_psnr(model.vae)
+
+
+def train_decoder(work: Path) -> None:
+    """Sharpen what the VAE paints, on whole clips; at any time after its own training."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    loop = pack("training.loop")
+    plan = loop.Plan(
+        steps=vae.DECODER_STEPS,
+        batch_size=vae.DECODER_BATCH,
+        learning_rate=1e-3,
+        final_learning_rate=1e-5,
+        seed=SEED,
+        warmup_steps=50,
+        ema_decay=0.99,
+        save_every=200,
+    )
+    model = vae.TrainedDecoder(AutoencoderKLCogVideoX.from_pretrained(work / "vae" / "trained"))
+
+    def loss_of(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        # indices that the VAE's own training has not seen
+        return model(vae.clips(SEED + 2, indices, 17 if indices[0] // vae.DECODER_BATCH % 4 == 0 else 9))
+
+    weights = loop.train(_accelerator("bf16"), model, loss_of, plan, work / "decoder", on_step=tell)
+    model.load_state_dict(weights, strict=False)
+    model.vae.save_pretrained(work / "decoder" / "trained")
+    tell_psnr(model.vae)
+
+
+def tell_psnr(autoencoder: torch.nn.Module) -> None:
+    for frames in (9, 17):
+        psnr_db = vae.psnr_db(autoencoder, vae.clips(SEED + 1, range(64), frames))
+        print(f"PSNR on {frames} frames that training has not seen: {psnr_db:.1f} dB", flush=True)
 
 
 def train_text(work: Path) -> None:
-    from accelerate import Accelerator
-
-    from . import text
-
     loop = pack("training.loop")
     torch.manual_seed(SEED)
     tokenizer = text.build_tokenizer()
@@ -55,10 +93,111 @@ def train_text(work: Path) -> None:
         weight_decay=1e-2,
     )
     model = text.TrainedText(text.build_encoder(len(tokenizer)))
-    loop.train(Accelerator(cpu=True), model, text.loss_of(tokenizer, SEED), plan, work / "text", on_step=tell)
+    loop.train(_accelerator("no"), model, text.loss_of(tokenizer, SEED), plan, work / "text", on_step=tell)
     model.encoder.save_pretrained(work / "text" / "trained")
     tokenizer.save_pretrained(work / "text" / "tokenizer")
-    print("read right", text.read_share(model, tokenizer, SEED + 1))
+    print("captions of held-out scenes read right:", text.read_share(model, tokenizer, SEED + 1))
+
+
+def train_transformer(work: Path, variant: str, steps: int, learning_rate: float, source: str | None) -> None:
+    """Train `variant`, from what `source` has learned where it is given."""
+    loop, objective = pack("training.loop"), pack("training.objective")
+    sets = latents_of(work)
+    empty = empty_text(work)
+    torch.manual_seed(SEED)
+    model = pack("transformer.dit").CogVideoXDiT.from_config(transformer.CONFIGS[variant])
+    if source:
+        transformer.start_from(model, torch.load(work / source / "trained.pt"))
+    plan = loop.Plan(
+        steps=steps,
+        batch_size=BATCH,
+        learning_rate=learning_rate,
+        final_learning_rate=learning_rate / 100,
+        seed=SEED,
+        warmup_steps=200,
+        betas=(0.9, 0.99),
+        ema_decay=0.998,
+        save_every=250,
+    )
+    is_image = variant.endswith("I2V")
+    goal = objective.Objective(
+        alphas=pack("samplers.schedule").alphas_cumprod(1.0).float(),
+        latent_scale=vae.SCALING_FACTOR,
+        image_scale=vae.SCALING_FACTOR if is_image else None,
+        patch_size_t=model.config.patch_size_t,
+        timesteps="stratified",
+        batch_size=BATCH,
+        caption_dropout=0.1,
+    )
+
+    def loss_of(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        clips = sets[0] if is_image else sets[kind_of(indices[0] // BATCH, steps)]
+        samples = [sample_at(clips, index) for index in indices]
+        # torch's fused attention takes three times as long as the plain one for so few tokens on a CPU
+        with sdpa_kernel(SDPBackend.MATH):
+            return objective.denoising_loss(model, objective.draw_batch(samples, indices, SEED, goal, empty), goal)
+
+    weights = loop.train(_accelerator("bf16"), model, loss_of, plan, work / variant, on_step=tell)
+    torch.save(weights, work / variant / "trained.pt")
+
+
+def kind_of(step: int, steps: int) -> int:
+    """Which of CLIPS a step sees: the first, and near the end every other step one of the others in turn."""
+    if step < ONE_LENGTH_SHARE * steps or step % 2 == 0:
+        return 0
+    return 1 + step // 2 % (len(CLIPS) - 1)
+
+
+def sample_at(clips: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
+    """The clip that a training's draw `index` takes: all of them once before any comes again."""
+    count = len(clips["latents"])
+    order = _order(count, index // count)
+    return {name: column[order[index % count]].float() for name, column in clips.items()} | {
+        "images": clips["images"][order[index % count]][None].float()
+    }
+
+
+_orders: dict[tuple[int, int], list[int]] = {}
+
+
+def _order(count: int, epoch: int) -> list[int]:
+    if (count, epoch) not in _orders:
+        generator = torch.Generator().manual_seed(SEED + epoch)
+        _orders[count, epoch] = torch.randperm(count, generator=generator).tolist()
+    return _orders[count, epoch]
+
+
+def latents_of(work: Path) -> list[dict[str, torch.Tensor]]:
+    """The encoded clips of each kind in CLIPS; made once."""
+    models = _encoders(work)
+    return [
+        transformer.encoded(
+            work / f"latents-{frames}x{width}.pt", *models, seed=SEED, count=count, frames=frames, width=width
+        )
+        for count, frames, width in CLIPS
+    ]
+
+
+@torch.inference_mode()
+def empty_text(work: Path) -> torch.Tensor:
+    """The embedding of the empty caption, [1, 32, width]."""
+    _, encoder, tokenizer = _encoders(work)
+    return encoder(input_ids=text.token_ids(tokenizer, [""])).last_hidden_state.clone()
+
+
+def _encoders(work: Path) -> tuple:
+    from diffusers import AutoencoderKLCogVideoX
+    from transformers import T5EncoderModel, T5TokenizerFast
+
+    return (
+        AutoencoderKLCogVideoX.from_pretrained(work / "vae" / "trained").eval(),
+        T5EncoderModel.from_pretrained(work / "text" / "trained").eval(),
+        T5TokenizerFast.from_pretrained(work / "text" / "tokenizer"),
+    )
+
+
+def _accelerator(precision: str) -> Accelerator:
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
 
 
 def tell(step: int, loss: float) -> None:
@@ -66,8 +205,17 @@ def tell(step: int, loss: float) -> None:
         print(step, f"{loss:.4f}", flush=True)
 
 
+STAGES: dict[str, Callable[[Path], None]] = {
+    "vae": train_vae,
+    "text": train_text,
+    "decoder": train_decoder,
+    "5b": lambda work: train_transformer(work, "5b", 8000, 1.5e-3, None),
+    "5b-I2V": lambda work: train_transformer(work, "5b-I2V", 2500, 7e-4, "5b"),
+    "1.5-5B": lambda work: train_transformer(work, "1.5-5B", 3000, 1e-3, "5b"),
+}
+
 if __name__ == "__main__":
     stage, work = sys.argv[1], Path(sys.argv[2])
     use_comfyui(Path(os.environ["COMFYUI_PATH"]))  # takes sys.argv for itself
     load_pack()
-    {"vae": train_vae, "text": train_text}[stage](work)
+    STAGES[stage](work)

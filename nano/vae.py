@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSpatialNorm3D
 
 from .world import draw_scene, render
 
@@ -17,10 +18,12 @@ CONFIG = {
     "sample_height": 64,
     "sample_width": 64,
 }
+SCALING_FACTOR = 0.7
 STEPS, BATCH = 5000, 8
+DECODER_STEPS, DECODER_BATCH = 2000, 4
 _KL_WEIGHT = 1e-4
 # (share of the steps done, crop in pixels, frames): crops are seen four times as fast as whole pictures
-_CURRICULUM = ((0.94, 32, 9), (1.0, 64, 17))
+_CURRICULUM = ((0.94, 32, 9), (1.0, 64, 9))
 
 
 class TrainedVAE(torch.nn.Module):
@@ -36,6 +39,23 @@ class TrainedVAE(torch.nn.Module):
         painted = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
         return F.l1_loss(painted, pixels) + 4 * F.mse_loss(painted, pixels) + _KL_WEIGHT * divergence
+
+
+class TrainedDecoder(torch.nn.Module):
+    """The decoder alone with its training loss as forward; the latents that transformers have learned stay as they
+    are."""
+
+    def __init__(self, vae: AutoencoderKLCogVideoX):
+        super().__init__()
+        self.vae = vae.requires_grad_(False)
+        vae.decoder.requires_grad_(True)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels: [B, 3, F, H, W] in -1 .. 1. Returns the loss."""
+        with torch.no_grad():
+            latents = self.vae.encode(pixels).latent_dist.mode()
+        painted = self.vae.decode(latents).sample.float()
+        return F.l1_loss(painted, pixels) + 4 * F.mse_loss(painted, pixels)
 
 
 def clips(seed: int, indices: Sequence[int], frames: int, width: int = 64, height: int = 64) -> torch.Tensor:
@@ -73,6 +93,26 @@ def _liveliest_crop(clip: torch.Tensor, size: int, generator: torch.Generator, t
     corners = torch.randint(0, clip.shape[-1] - size + 1, (tries, 2), generator=generator).tolist()
     crops = [clip[..., top : top + size, left : left + size] for top, left in corners]
     return max(crops, key=lambda crop: float(crop.std(dim=(1, 2, 3)).sum()))
+
+
+@torch.no_grad()
+def standardize(vae: AutoencoderKLCogVideoX, pixels: torch.Tensor) -> None:
+    """Scale each latent channel so that SCALING_FACTOR brings it to a standard deviation of 1, and everything that
+    reads latents the other way: what is painted stays the same."""
+    std = vae.encode(pixels).latent_dist.mode().std(dim=(0, 2, 3, 4))
+    factor = 1 / (SCALING_FACTOR * std)
+    conv = vae.encoder.conv_out.conv
+    mean, log_variance = slice(0, len(std)), slice(len(std), None)
+    conv.weight[mean] *= factor.view(-1, 1, 1, 1, 1)
+    conv.bias[mean] *= factor
+    conv.bias[log_variance] += 2 * factor.log()
+    readers = [vae.decoder.conv_in]
+    for module in vae.decoder.modules():
+        if isinstance(module, CogVideoXSpatialNorm3D):
+            readers += [module.conv_y, module.conv_b]
+    for reader in readers:
+        reader.conv.weight /= factor.view(1, -1, 1, 1, 1)
+    vae.register_to_config(scaling_factor=SCALING_FACTOR)
 
 
 @torch.inference_mode()

@@ -23,6 +23,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (60, 215, 225),
     "white": (245, 245, 245),
 }
+# shown in no training clip: what a LoRA can be seen to teach
+TAUGHT = {"pink": (250, 120, 190)}
 SIZES = {"small": 11.5, "large": 16.5}  # nominal radius in pixels
 MOTIONS = ("left", "right", "up", "down", "bouncing", "rotating", "growing")
 # where a shape goes along x (right) and y (down) in one clip
@@ -63,10 +65,14 @@ def _combinations(held_out: bool) -> list[tuple[str, str, str, str]]:
     return [c for c in combinations() if is_held_out(c) == held_out]
 
 
-def draw_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
-    """A scene by chance: its combination from those for training, or from those never seen there."""
+def draw_scene(rng: np.random.Generator, held_out: bool = False, colour: str | None = None) -> Scene:
+    """A scene by chance: its combination from those for training, or from those never seen there.
+
+    colour: what the shape has instead of its own, for example one of TAUGHT.
+    """
     chosen = _combinations(held_out)
-    shape, colour, size, motion = chosen[rng.integers(len(chosen))]
+    shape, drawn, size, motion = chosen[rng.integers(len(chosen))]
+    colour = colour or drawn
     fitting = _backgrounds(colour, 1 if rng.random() < 0.6 else 2)
     return Scene(shape, colour, size, motion, fitting[rng.integers(len(fitting))])
 
@@ -80,7 +86,12 @@ def _backgrounds(colour: str, count: int) -> list[tuple[str, ...]]:
 
 
 def _contrast(shade: np.ndarray, colour: str) -> float:
-    return float(np.linalg.norm(shade - np.array(COLOURS[colour]), axis=-1).min())
+    return float(np.linalg.norm(shade - np.array(rgb(colour)), axis=-1).min())
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    """A colour of COLOURS or TAUGHT, 0 .. 255."""
+    return COLOURS[colour] if colour in COLOURS else TAUGHT[colour]
 
 
 def render(scene: Scene, rng: np.random.Generator, frames: int, width: int = 64, height: int = 64) -> np.ndarray:
@@ -93,7 +104,7 @@ def render(scene: Scene, rng: np.random.Generator, frames: int, width: int = 64,
     x, y = _path(scene, rng, time, radius.max() * _REACH[scene.shape], width, height)
     angle = _angle(scene, rng, time)
     coverage = _coverage(scene.shape, x, y, radius, angle, width, height)[..., None]
-    colour = np.array(COLOURS[scene.colour], dtype=np.float32)
+    colour = np.array(rgb(scene.colour), dtype=np.float32)
     picture = coverage * colour + (1 - coverage) * _background(scene, width, height)
     return np.rint(picture).astype(np.uint8)
 
@@ -149,7 +160,7 @@ def _background(scene: Scene, width: int, height: int) -> np.ndarray:
 
 def _shade(names: tuple[str, ...], shares: np.ndarray) -> np.ndarray:
     """The colour at `shares` (0 .. 1, last axis 1) of the way from the first to the last of `names`."""
-    top, bottom = (np.array(COLOURS[name], dtype=np.float32) for name in (names[0], names[-1]))
+    top, bottom = (np.array(rgb(name), dtype=np.float32) for name in (names[0], names[-1]))
     return top + (bottom - top) * shares
 
 

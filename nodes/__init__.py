@@ -17,6 +17,8 @@ from .lora import CogVideoXApplyLora, CogVideoXSaveLora
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
 from .text import CogVideoXEncodeText
+from .train import CogVideoXSaveTrainedLora, CogVideoXTrainLora
+from .training_clips import CogVideoXTrainingClips
 from .video import CogVideoXEncodeVideo
 from .video_file import CogVideoXDecodeToFile
 
@@ -51,6 +53,9 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXDecode,
     CogVideoXDecodeToFile,
     CogVideoXDraftDecode,
+    CogVideoXTrainingClips,
+    CogVideoXTrainLora,
+    CogVideoXSaveTrainedLora,
 ]
 
 

@@ -111,6 +111,40 @@ CONTRACT = {
         ["VIDEO"],
     ),
     "CogVideoXDraftDecode": ([("samples", "LATENT", None), ("decoder", "COMBO", None)], ["IMAGE"]),
+    "CogVideoXTrainingClips": (
+        [
+            VAE,
+            ("clip", "CLIP", None),
+            ("folder", "STRING", ""),
+            ("frames", "INT", 49),
+            ("width", "INT", 720),
+            ("height", "INT", 480),
+            ("fps", "FLOAT", 8.0),
+            ("buckets", "COMBO", "fixed"),
+            ("shorter", "COMBO", "skip"),
+            ("image_to_video", "BOOLEAN", False),
+            ("image_variants", "INT", 4),
+        ],
+        ["LATENT", "CONDITIONING", "STRING"],
+    ),
+    "CogVideoXTrainLora": (
+        [
+            ("model", "MODEL", None),
+            ("latents", "LATENT", None),
+            POSITIVE,
+            ("steps", "INT", 500),
+            ("batch_size", "INT", 1),
+            ("learning_rate", "FLOAT", 1e-4),
+            ("rank", "INT", 64),
+            ("alpha", "FLOAT", 64.0),
+            SEED,
+        ],
+        ["LORA_MODEL", "LOSS_MAP", "INT"],
+    ),
+    "CogVideoXSaveTrainedLora": (
+        [("lora", "LORA_MODEL", None), ("name", "STRING", "CogVideoX/trained")],
+        ["COMBO"],
+    ),
 }
 # inputs that need no link, in order: widget values are saved by order, required ones first
 OPTIONAL = {
@@ -144,6 +178,18 @@ OPTIONAL = {
     "CogVideoXContextWindows": ["retain_start_image", "split_prompts"],
     "CogVideoXDecode": ["compile"],
     "CogVideoXDecodeToFile": ["audio"],
+    "CogVideoXTrainLora": [
+        "targets",
+        "timesteps",
+        "caption_dropout",
+        "image_dropout",
+        "warmup_steps",
+        "gradient_checkpointing",
+        "save_every",
+        "checkpoint_name",
+        "accumulate",
+        "precision",
+    ],
 }
 COMBOS = {
     ("CogVideoXSample", "sampler"): ["ddim", "dpm"],

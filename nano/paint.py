@@ -1,0 +1,119 @@
+"""Paint prompts with CogVideoX-nano through the pack's own loaders, text encoder, sampler and decoder, in batches.
+
+Runs inside the pack (see devtools.in_process): call use_comfyui and load_pack first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from devtools.in_process import pack
+
+from .captions import caption
+from .world import Scene, draw_scene, render
+
+_BATCH = 25
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """ComfyUI's MODEL, CLIP and VAE."""
+
+    model: object
+    clip: object
+    vae: object
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and what it asks for; first_frame [H, W, 3] in 0 .. 255 for image to video, truth the clip it is of."""
+
+    scene: Scene
+    prompt: str
+    truth: np.ndarray
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Those of CogVideoX Sampler."""
+
+    frames: int = 17
+    width: int = 64
+    height: int = 64
+    steps: int = 50
+    cfg: float = 6.0
+    sampler: str = "ddim"
+    dynamic_cfg: bool = False
+    seed: int = 42
+
+
+def load_pipeline(folder: Path, weight_dtype: str = "default", lora: Path | None = None) -> Pipeline:
+    """All parts of a pipeline folder; weight_dtype is the transformer's."""
+    return Pipeline(
+        pack("model_loaders.model").load_model(folder, weight_dtype),
+        pack("model_loaders.text_encoder").load_text_encoder(folder),
+        pack("model_loaders.autoencoder").load_vae(folder),
+    )
+
+
+def held_out_requests(seed: int, count: int, settings: Settings) -> list[Request]:
+    """Scenes of combinations that training never showed, each with one of its captions."""
+    requests = []
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        scene = draw_scene(rng, held_out=True)
+        prompt = caption(scene, rng)
+        requests.append(Request(scene, prompt, render(scene, rng, settings.frames, settings.width, settings.height)))
+    return requests
+
+
+@torch.inference_mode()
+def paint(pipeline: Pipeline, requests: Sequence[Request], settings: Settings, from_image: bool = False) -> np.ndarray:
+    """The clips of `requests`: [B, F, H, W, 3] in 0 .. 1. from_image: give the model the truth's first frame."""
+    painted = []
+    for start in range(0, len(requests), _BATCH):
+        batch = requests[start : start + _BATCH]
+        latents = _sample(pipeline, batch, settings, from_image, settings.seed + start)
+        painted += [pipeline.vae.decode(one[None])[0].float().numpy() for one in latents]
+    return np.stack(painted)
+
+
+def _sample(
+    pipeline: Pipeline, batch: Sequence[Request], settings: Settings, from_image: bool, seed: int
+) -> torch.Tensor:
+    positive = _encode(pipeline, [request.prompt for request in batch])
+    negative = _encode(pipeline, [""] * len(batch))
+    if from_image:
+        first = torch.cat([_encode_image(pipeline, request.truth[0]) for request in batch])
+        for conditioning in (positive, negative):
+            conditioning[0][1] |= {"concat_latent_image": first, "cogvideox_task": "image"}
+    empty = pack("nodes.latent").CogVideoXEmptyLatent.execute(
+        settings.width, settings.height, settings.frames, len(batch)
+    )
+    sampled = pack("nodes.sample").CogVideoXSample.execute(
+        pipeline.model,
+        positive,
+        negative,
+        empty.args[0],
+        seed,
+        settings.steps,
+        settings.cfg,
+        settings.sampler,
+        settings.dynamic_cfg,
+        1.0,
+    )
+    return sampled.args[0]["samples"]
+
+
+def _encode(pipeline: Pipeline, prompts: Sequence[str]) -> list:
+    """One CONDITIONING for a batch of prompts, text [B, tokens, width]."""
+    texts = [pipeline.clip.encode_from_tokens_scheduled(pipeline.clip.tokenize(p))[0] for p in prompts]
+    return [[torch.cat([text for text, _ in texts]), dict(texts[0][1])]]
+
+
+def _encode_image(pipeline: Pipeline, picture: np.ndarray) -> torch.Tensor:
+    """[H, W, 3] in 0 .. 255 -> [1, 16, 1, h, w]."""
+    return pipeline.vae.encode(torch.from_numpy(picture)[None].float() / 255)

@@ -1,0 +1,102 @@
+"""CogVideoX-nano's transformers: CogVideoX's architectures at toy size, and the latents that they learn from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from transformers import T5EncoderModel, T5TokenizerFast
+
+from . import text, vae
+from .captions import caption, partial_caption
+from .world import draw_scene, render
+
+_SHARED = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+    "out_channels": 16,
+    "time_embed_dim": 32,
+    "text_embed_dim": text.WIDTH,
+    "max_text_seq_length": text.MAX_TOKENS,
+    "num_layers": 6,
+    "patch_size": 2,
+    "use_rotary_positional_embeddings": True,
+}
+_5B = {"in_channels": 16, "sample_width": 8, "sample_height": 8, "sample_frames": 17}
+_15 = {"patch_size_t": 2, "patch_bias": False, "sample_width": 40, "sample_height": 40}
+# by the part of its folder's name that follows CogVideoX-nano
+CONFIGS: dict[str, dict] = {
+    "5b": _SHARED | _5B,
+    "5b-I2V": _SHARED | _5B | {"in_channels": 32, "use_learned_positional_embeddings": True},
+    "1.5-5B": _SHARED | _5B | _15,
+}
+PARTIAL_SHARE = 0.1  # of captions that leave something out
+_BATCH = 32
+
+
+def draw_clips(
+    seed: int, indices: Sequence[int], frames: int, width: int, height: int
+) -> tuple[torch.Tensor, list[str]]:
+    """Clips [B, 3, F, H, W] in -1 .. 1 of the training world, and a caption each."""
+    drawn, captions = [], []
+    for index in indices:
+        rng = np.random.default_rng([seed, frames, width, index])
+        scene = draw_scene(rng)
+        drawn.append(render(scene, rng, frames, width, height))
+        captions.append((partial_caption if rng.random() < PARTIAL_SHARE else caption)(scene, rng))
+    return vae.to_pixels(np.stack(drawn)), captions
+
+
+@torch.inference_mode()
+def encode_clips(
+    autoencoder: AutoencoderKLCogVideoX,
+    encoder: T5EncoderModel,
+    tokenizer: T5TokenizerFast,
+    seed: int,
+    count: int,
+    frames: int,
+    width: int = 64,
+    height: int = 64,
+) -> dict[str, torch.Tensor]:
+    """latents [N, 16, T, h, w] and texts [N, 32, width] of `count` clips, images [N, 16, 1, h, w] of their first
+    frames; all at the posterior's mode, in fp16."""
+    columns: dict[str, list[torch.Tensor]] = {"latents": [], "text": [], "images": []}
+    for start in range(0, count, _BATCH):
+        pixels, captions = draw_clips(seed, range(start, min(start + _BATCH, count)), frames, width, height)
+        with torch.autocast("cpu", torch.bfloat16):
+            columns["latents"].append(autoencoder.encode(pixels).latent_dist.mode())
+            columns["images"].append(autoencoder.encode(pixels[:, :, :1]).latent_dist.mode())
+        columns["text"].append(encoder(input_ids=text.token_ids(tokenizer, captions)).last_hidden_state)
+        print(f"encoded {start + len(captions)} of {count} clips of {frames} frames", flush=True)
+    return {name: torch.cat(parts).half() for name, parts in columns.items()}
+
+
+def encoded(path: Path, *models: object, **clips: int) -> dict[str, torch.Tensor]:
+    """encode_clips, kept in `path`."""
+    if not path.exists():
+        unfinished = path.with_name(f".part-{path.name}")
+        torch.save(encode_clips(*models, **clips), unfinished)
+        unfinished.rename(path)
+    return torch.load(path)
+
+
+@torch.no_grad()
+def start_from(model: torch.nn.Module, trained: dict[str, torch.Tensor]) -> None:
+    """Take over what another variant has learned, as the official image to video models did: every tensor of the same
+    shape; further input channels start at nothing. A patch of two frames starts as two patches of one."""
+    for name, parameter in model.named_parameters():
+        source = trained.get(name)
+        if source is None:
+            continue
+        if source.shape == parameter.shape:
+            parameter.copy_(source)
+        elif name == "patch_embed.proj.weight" and parameter.ndim == 4:
+            parameter.zero_()[:, : source.shape[1]].copy_(source)
+        elif name == "patch_embed.proj.weight":
+            # [D, C, p, p] -> [D, C * pt * p * p], half from each frame
+            parameter.copy_(source[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1) / 2)
+        elif name.startswith("proj_out."):
+            # rows [C * p * p] -> [C * pt * p * p]
+            rows = source.unflatten(0, (16, 1, 4)).expand(16, 2, 4, *source.shape[1:])
+            parameter.copy_(rows.flatten(0, 2))

@@ -1,0 +1,387 @@
+"""CogVideoXTrainLora and CogVideoXSaveTrainedLora as ComfyUI runs them, and ComfyUI's own on the pack's MODEL."""
+
+import gc
+import inspect
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import comfy.model_management as mm
+import comfy.sd
+import folder_paths
+import pytest
+import torch
+from quantized_models import needs_int8
+from safetensors import safe_open
+from safetensors.torch import load_file
+from support import check_parity, pack, relative_error
+
+nodes = pack("nodes.train")
+Train, Save = nodes.CogVideoXTrainLora, nodes.CogVideoXSaveTrainedLora
+errors = pack("host.errors")
+VARIANTS = ("5b", "2b", "5b-I2V", "1.5-5B", "1.5-5B-I2V")
+WIDTHS = 32  # of the tiny models' text
+FAST = {"steps": 6, "batch_size": 2, "learning_rate": 3e-2, "rank": 4, "alpha": 4.0, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def models(tiny_pipelines: dict[str, Path]) -> Callable[[str], object]:
+    loaded: dict[str, object] = {}
+
+    def load(variant: str) -> object:
+        if variant not in loaded:
+            loaded[variant] = pack("model_loaders.model").load_model(tiny_pipelines[variant], "fp32")
+        return loaded[variant]
+
+    return load
+
+
+@pytest.fixture(autouse=True)
+def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What the nodes show on themselves; their files go to folders of the test."""
+    lines: list[str] = []
+    for node in (Train, Save):
+        monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "1"}), raising=False)
+    monkeypatch.setattr(nodes, "show_on_node", lambda text, node_id: lines.append(text))
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path / "loras")], {".safetensors"}))
+    return lines
+
+
+def clips(variant: str, count: int = 2, frames: int = 3, seed: int = 0) -> tuple[list[dict], list[list]]:
+    """latents and positive as two lists."""
+    generator = torch.Generator().manual_seed(seed)
+    latents, positive = [], []
+    for _ in range(count):
+        latents.append({"samples": torch.randn(1, 16, frames, 8, 12, generator=generator)})
+        values = {"pooled_output": None}
+        if "I2V" in variant:
+            values |= {"concat_latent_image": torch.randn(1, 16, 1, 8, 12, generator=generator)}
+            values |= {"cogvideox_task": "image", "cogvideox_scale": "checkpoint", "cogvideox_end": False}
+        positive.append([[torch.randn(1, 226, WIDTHS, generator=generator), values]])
+    return latents, positive
+
+
+def train(model: object, latents: list, positive: list, **settings: object) -> tuple:
+    """lora, losses and steps, run as ComfyUI runs a node with lists."""
+    with torch.inference_mode():
+        result = Train.execute([model], latents, positive, **{k: [v] for k, v in {**FAST, **settings}.items()})
+    lora, losses, steps = result.args
+    return lora, losses["loss"], steps
+
+
+def core_train(model: object, latents: list, positive: list, learning_rate: float, **settings: object) -> tuple:
+    """lora and losses of ComfyUI's own node."""
+    node = pytest.importorskip("comfy_extras.nodes_train").TrainLoraNode
+    values = {"steps": 6, "batch_size": 2, "grad_accumulation_steps": 1, "rank": 4, "optimizer": "AdamW"}
+    values |= {"loss_function": "MSE", "seed": 0, "training_dtype": "fp32", "lora_dtype": "fp32", "algorithm": "LoRA"}
+    values |= {"quantized_backward": False, "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False}
+    values |= {"existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False}
+    values |= {"learning_rate": learning_rate, **settings}
+    known = inspect.signature(node.execute).parameters  # hosts differ in their options
+    torch.manual_seed(0)  # it draws noise levels and first weights from torch's own generator
+    given = {name: [value] for name, value in values.items() if name in known}
+    with torch.inference_mode():
+        lora, losses, _ = node.execute([model], latents, positive, **given).args
+    return lora, losses["loss"]
+
+
+def sample(model: object, latents: list, positive: list) -> torch.Tensor:
+    """One step from noise, [1, 16, T, h, w]."""
+    latent = {"samples": torch.zeros_like(latents[0]["samples"])}
+    arguments = (model, positive[0], positive[0], latent, 7, 1, 1.0, "ddim", False, 1.0)
+    cls = pack("nodes.sample").CogVideoXSample
+    cls.hidden = type("Hidden", (), {"unique_id": None})
+    with torch.inference_mode():
+        return cls.execute(*arguments).args[0]["samples"]
+
+
+def stock_apply(model: object, lora: dict) -> object:
+    """As ComfyUI's Load LoRA Model does it."""
+    with torch.inference_mode():
+        return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+
+
+def save(lora: dict, name: str = "made") -> Path:
+    with torch.inference_mode():
+        (written,) = Save.execute(lora, name).args
+    return Path(folder_paths.get_folder_paths("loras")[0]) / written
+
+
+def apply(model: object, path: Path) -> object:
+    with torch.inference_mode():
+        return pack("model_loaders.lora.apply").apply_lora(model, path, 1.0)[0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_learnt_lowers_the_loss_and_changes_the_video(models, variant) -> None:
+    """The same draws with and without learning: a trainer that trains the wrong thing, or another one than the
+    sampler runs, shows here; saved and applied again it must be the LoRA that was trained."""
+    model, (latents, positive) = models(variant), clips(variant)
+    lora, losses, steps = train(model, latents, positive)
+    _, idle, _ = train(model, latents, positive, learning_rate=1e-12)
+    assert steps == len(losses) == len(idle) == FAST["steps"]
+    assert losses[0] == pytest.approx(idle[0], rel=1e-5)
+    assert all(learnt < as_before for learnt, as_before in zip(losses[3:], idle[3:]))
+    assert sum(losses[3:]) < 0.99 * sum(idle[3:])
+    plain = sample(model, latents, positive)
+    applied = sample(stock_apply(model, lora), latents, positive)
+    assert relative_error(applied, plain) > 1e-3
+    saved = sample(apply(model, save(lora)), latents, positive)
+    check_parity("trained LoRA, saved and applied", saved, applied, 1e-6)
+    assert torch.equal(sample(model, latents, positive), plain), "the user's model has changed"
+
+
+def test_gradient_checkpointing_and_precision(models) -> None:
+    """Less memory may not be another training; bf16 must come near."""
+    model, (latents, positive) = models("1.5-5B-I2V"), clips("1.5-5B-I2V")
+    lora, _, _ = train(model, latents, positive, steps=2)
+    again, _, _ = train(model, latents, positive, steps=2, gradient_checkpointing=True)
+    half, _, _ = train(model, latents, positive, steps=2, precision="bf16")
+    assert lora.keys() == again.keys() == half.keys()
+    for name, tensor in lora.items():
+        check_parity("LoRA trained with gradient checkpointing", again[name], tensor, 1e-5)
+        assert relative_error(half[name], tensor) < 0.5 and half[name].dtype == torch.float32
+
+
+@pytest.mark.parametrize("weight_dtype", ["bf16", "fp8_e4m3fn", pytest.param("int8", marks=needs_int8)])
+def test_small_weights_are_trained_upon(tiny_pipelines, models, weight_dtype) -> None:
+    """A 5b model fits a common card only so: the LoRA learns in fp32 on what is stored smaller."""
+    model = pack("model_loaders.model").load_model(tiny_pipelines["5b"], weight_dtype)
+    lora, losses, _ = train(model, *clips("5b"), steps=3)
+    _, exact, _ = train(models("5b"), *clips("5b"), steps=3)
+    assert losses[0] == pytest.approx(exact[0], rel=0.05)
+    ups = [tensor for name, tensor in lora.items() if "lora_B" in name]
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() and tensor.any() for tensor in ups)
+
+
+def cancel_at(monkeypatch: pytest.MonkeyPatch, step: int, by: str) -> None:
+    """The user cancels while `step` is shown; the progress bar sees it, or it comes a moment later."""
+
+    def update(self: object, value: int, total: int | None = None, preview: object = None) -> None:
+        if value == step and by == "bar":
+            raise mm.InterruptProcessingException
+        if value == step:
+            mm.interrupt_current_processing(True)
+
+    monkeypatch.setattr(nodes.comfy.utils.ProgressBar, "update_absolute", update)
+
+
+@pytest.mark.parametrize("by", ["bar", "flag"])
+def test_cancelled_training_goes_on(models, monkeypatch, shown, tmp_path, by) -> None:
+    """Hours of training must survive Cancel, and end at the weights that they would have ended at."""
+    model, (latents, positive) = models("5b"), clips("5b", 3)
+    whole, losses, _ = train(model, latents, positive, checkpoint_name="whole")
+    with monkeypatch.context() as patched:
+        cancel_at(patched, 2, by)
+        with pytest.raises(mm.InterruptProcessingException):
+            train(model, latents, positive, checkpoint_name="cut")
+    assert not mm.processing_interrupted(), "the next run would be cancelled as well"
+    assert shown[-1].startswith("Stopped after step 3 of 6") and "Queue it again to go on" in shown[-1]
+    resumed, resumed_losses, _ = train(model, latents, positive, checkpoint_name="cut")
+    assert "It went on from a checkpoint at step 3." in shown[-1]
+    assert resumed_losses == pytest.approx(losses, rel=1e-5)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    assert {path.name for path in (tmp_path / "output" / "cogvideox_training").iterdir()} == {"whole", "cut"}
+
+
+def test_finished_training_is_taken_from_its_checkpoint(models, monkeypatch, shown) -> None:
+    """ComfyUI forgets a node's result when it restarts: what took hours must not be trained again."""
+    model, (latents, positive) = models("5b"), clips("5b")
+    lora, losses, _ = train(model, latents, positive)
+    monkeypatch.setattr(pack("training.objective"), "denoising_loss", None)
+    again, again_losses, _ = train(model, latents, positive, save_every=7)  # which decides nothing
+    assert "trained before" in shown[-1]
+    assert again_losses == pytest.approx(losses, abs=1e-5)
+    assert all(torch.equal(again[name], tensor) for name, tensor in lora.items())
+
+
+def test_other_settings_start_anew_or_are_refused(models, shown) -> None:
+    """Going on with another rank, other clips or another model would be neither training."""
+    model, (latents, positive) = models("5b"), clips("5b")
+    train(model, latents, positive, steps=2)
+    train(model, *clips("5b", seed=1), steps=2)
+    assert "went on" not in shown[-1] and "before" not in shown[-1]
+    train(model, latents, positive, steps=2, checkpoint_name="mine")
+    with pytest.raises(errors.TrainingError, match="seed: 3 there, 4 now"):
+        train(model, latents, positive, steps=2, checkpoint_name="mine", seed=4)
+    with pytest.raises(errors.TrainingError, match="dataset"):
+        train(model, *clips("5b", seed=1), steps=2, checkpoint_name="mine")
+
+
+def test_nothing_of_a_training_is_left(models, monkeypatch) -> None:
+    """A second model in memory, or ComfyUI left in its training mode, slows every later run."""
+    model, (latents, positive) = models("5b"), clips("5b")
+    host = pack("training.graph")
+    copies = []
+
+    def noted(model: object) -> object:
+        copy = pack("host.training_mode").fresh_copy(model)
+        copies.append(weakref.ref(copy.model.diffusion_model))
+        return copy
+
+    monkeypatch.setattr(host, "fresh_copy", noted)
+    train(model, latents, positive, steps=1)
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="broken"):
+        patched.setattr(
+            pack("training.objective"), "denoising_loss", lambda *_: (_ for _ in ()).throw(RuntimeError("broken"))
+        )
+        train(model, latents, positive, steps=1, seed=9)
+    gc.collect()
+    assert len(copies) == 2 and all(copy() is None for copy in copies)
+    assert not getattr(mm, "in_training", False)
+    assert not any(loaded.is_dead() for loaded in mm.current_loaded_models)
+    from accelerate.state import AcceleratorState
+
+    assert not AcceleratorState._shared_state
+    assert not any("lora" in name for name, _ in model.model.named_parameters())
+
+
+def test_loras_on_the_model_are_trained_upon(models) -> None:
+    """Who trains on top of a style LoRA means the model with it."""
+    model, (latents, positive) = models("5b"), clips("5b")
+    lora, plain, _ = train(model, latents, positive)
+    styled = stock_apply(model, lora)
+    _, losses, _ = train(styled, latents, positive, steps=1)
+    _, again, _ = train(model, latents, positive, steps=1)
+    assert again[0] == pytest.approx(plain[0], rel=1e-6) and losses[0] < 0.99 * plain[0]
+
+
+def test_mixed_sizes_and_batches_of_clips(models) -> None:
+    """A step takes clips of one size, whatever the list holds, and a LATENT may hold several."""
+    (long, long_text), (short, short_text) = clips("5b", 2, frames=3), clips("5b", 1, frames=2)
+    both = {"samples": torch.cat([latent["samples"] for latent in long])}
+    _, losses, _ = train(models("5b"), [both, *short], long_text + short_text, accumulate=2, timesteps="stratified")
+    assert len(losses) == FAST["steps"]
+
+
+def test_batches_show_every_sample() -> None:
+    """A clip that no batch takes is not learnt; clips of two shapes in one batch are an error in the middle."""
+    batch_samples = pack("training.samples").batch_samples
+    shapes = ("a", "b", "a", "a", "b", "a", "a", "c")
+    batches = [batch_samples(shapes, number, 2, 0) for number in range(5)]
+    assert all(len(batch) == 2 and len({shapes[i] for i in batch}) == 1 for batch in batches)
+    assert {index for batch in batches for index in batch} == set(range(8))
+    assert batches == [batch_samples(shapes, number, 2, 0) for number in range(5)]
+    assert batches != [batch_samples(shapes, number, 2, 0) for number in range(5, 10)]
+
+
+def changed(latents: list, positive: list, **entry: object) -> tuple[list, list]:
+    """The first clip with something else in it. text, or names of a LATENT's or a CONDITIONING's entries."""
+    text, values = positive[0][0]
+    first = {**latents[0], **{k: v for k, v in entry.items() if k in ("samples", "cogvideox_std")}}
+    caption = [entry.get("text", text), {**values, **{k: v for k, v in entry.items() if k.startswith("concat")}}]
+    return [first, *latents[1:]], [[caption], *positive[1:]]
+
+
+NAN = float("nan")
+REFUSED = {
+    "fewer captions": ("5b", lambda a, b: (a * 2, b), {}, "4 clips in latents and 2 captions"),
+    "nothing": ("5b", lambda a, b: ([], []), {}, "0 clips"),
+    "text width": ("5b", lambda a, b: changed(a, b, text=torch.zeros(1, 226, 48)), {}, "needs \\[batch, tokens, 32\\]"),
+    "picture latent": ("5b", lambda a, b: changed(a, b, samples=torch.zeros(1, 4, 8, 8)), {}, "shape \\[1, 4, 8, 8\\]"),
+    "no first frame": ("5b-I2V", lambda a, b: clips("5b"), {}, "a start image beside the prompt"),
+    "first frame for text to video": ("5b", lambda a, b: clips("5b-I2V"), {}, "takes nothing"),
+    "size of no learned table": ("5b-I2V", lambda a, b: clips("5b-I2V", frames=2), {}, "learned position table fits"),
+    "NaN": ("5b", lambda a, b: changed(a, b, samples=torch.full((1, 16, 3, 8, 12), NAN)), {}, "Clip 1 has NaN"),
+    "no empty caption": ("5b", lambda a, b: (a, b), {"caption_dropout": 0.1}, "no empty caption"),
+    "no learning": ("5b", lambda a, b: (a, b), {"learning_rate": 0.0}, "learning_rate is 0.0"),
+    "NaN alpha": ("5b", lambda a, b: (a, b), {"alpha": NAN}, "alpha is nan"),
+    "no steps": ("5b", lambda a, b: (a, b), {"steps": 0}, "steps is 0"),
+    "fp16 on the CPU": ("5b", lambda a, b: (a, b), {"precision": "fp16"}, "cannot train in fp16"),
+    "folder": ("5b", lambda a, b: (a, b), {"checkpoint_name": "../x"}, "checkpoint_name is"),
+    "inpainting model": ("Fun-5b-InP", lambda a, b: (a, b), {}, "Choose a text to video or an image to video"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_any_work(models, monkeypatch, case) -> None:
+    """What cannot be trained is told at once, not after the model was loaded or an hour later."""
+    variant, change, settings, reason = REFUSED[case]
+    monkeypatch.setattr(pack("training.graph"), "fresh_copy", None)
+    latents, positive = change(*clips(variant))
+    expected = (errors.TrainingError, errors.ConditioningError, errors.GeometryError)
+    with pytest.raises(expected, match=reason):
+        train(models(variant), latents, positive, **settings)
+
+
+def test_model_of_another_pack_is_refused(models) -> None:
+    """ComfyUI's own CogVideoX is another model under the same name."""
+    with pytest.raises(errors.CheckpointError, match="not CogVideoX from this pack"):
+        train(object(), *clips("5b"))
+
+
+def test_progress_shows_curve_and_speed(models, monkeypatch, shown) -> None:
+    """A training without a sign of life for hours is one that gets cancelled."""
+    previews = []
+    bar = nodes.comfy.utils.ProgressBar
+    monkeypatch.setattr(bar, "update_absolute", lambda self, value, total, preview: previews.append((value, preview)))
+    train(models("5b"), *clips("5b"), steps=3)
+    assert [value for value, _ in previews] == [1, 2, 3]
+    kind, image, _ = previews[-1][1]
+    assert kind == "PNG" and image.size[0] > 300
+    assert shown[0].startswith("Step 1 of 3, loss ") and "left" in shown[-2] and shown[-1].startswith("Trained 3 steps")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bypass_mode": True},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "bypass_mode": True},
+    ],
+    ids=["plain", "bypass", "checkpointing", "both"],
+)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cores_trainer(models, variant, options) -> None:
+    """ComfyUI's own Train LoRA learns on every kind of our models, and what it learns survives our file."""
+    model, (latents, positive) = models(variant), clips(variant)
+    lora, losses = core_train(model, latents, positive, 3e-3, **options)
+    _, idle = core_train(model, latents, positive, 1e-7, **options)
+    assert losses[0] == pytest.approx(idle[0], rel=1e-4)
+    assert sum(losses[3:]) < sum(idle[3:])
+    plain = sample(model, latents, positive)
+    applied = sample(stock_apply(model, lora), latents, positive)
+    assert relative_error(applied, plain) > 1e-3
+    saved = sample(apply(model, save(lora)), latents, positive)
+    check_parity("ComfyUI's trained LoRA, saved and applied", saved, applied, 1e-6)
+
+
+def test_saved_file(models, shown) -> None:
+    """In the layout that diffusers reads, with what it was trained with, and never over another file."""
+    lora, _, _ = train(models("5b"), *clips("5b"), steps=1, alpha=2.0)
+    first, second = save(lora, "styles/mine"), save(lora, "styles/mine")
+    assert (first.name, second.name) == ("mine_00001.safetensors", "mine_00002.safetensors")
+    assert shown[-1].startswith("Saved mine_00002.safetensors")
+    assert {name.split(".")[0] for name in load_file(first)} == {"transformer"}
+    assert all("lora_" in name for name in load_file(first))
+    with safe_open(first, "pt") as file:
+        header = file.metadata()
+    assert "lora_adapter_metadata" in header and '"alpha": 2.0' in header["cogvideox_training"]
+    diffusers = pytest.importorskip("diffusers")
+    state, metadata = diffusers.CogVideoXPipeline.lora_state_dict(first, return_lora_metadata=True)
+    assert state.keys() == load_file(first).keys() and metadata["transformer.r"] == FAST["rank"]
+
+
+def test_saving_what_diffusers_cannot_hold(models, shown) -> None:
+    """ComfyUI's trainer also trains biases and norms: kept for ComfyUI, and told; other kinds are refused."""
+    model, data = models("5b"), clips("5b")
+    lora, _ = core_train(model, *data, 1e-3, steps=1)
+    save(lora)
+    assert "differences of norms and biases" in shown[-1]
+    kronecker, _ = core_train(model, *data, 1e-3, steps=1, algorithm="LoKr")
+    with pytest.raises(errors.CheckpointError, match="belongs to no plain LoRA"):
+        Save.execute(kronecker, "made")
+    with pytest.raises(errors.CheckpointError, match="no LoRA layer"):
+        Save.execute({}, "made")
+    broken = {name: torch.full_like(tensor, NAN) for name, tensor in lora.items()}
+    with pytest.raises(errors.CheckpointError, match="NaN"):
+        Save.execute(broken, "made")
+
+
+@pytest.mark.parametrize("name", ["", "../out", "/tmp/x", "a/"])
+def test_names_that_are_none_are_refused(name) -> None:
+    """The queue says so at once, before anything is trained."""
+    assert "no name for a file" in Save.validate_inputs(name)
+    assert Save.validate_inputs(None) is True and Save.validate_inputs("a/b") is True
