@@ -153,7 +153,7 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
     recipe = Path(arguments.recipe).expanduser().resolve()
     if not recipe.is_file():
         raise DevError(f"There is no recipe {recipe}. Copy training/example.toml and fill it in.")
-    setup = prepare(arguments, for_tests=True)  # for peft and accelerate
+    setup = prepare(arguments, for_tests=False)
     say(f"Training {recipe.name}")
     launcher = paths.ROOT / "training" / "launch.py"
     return run_foreground([str(setup.python), str(launcher), str(recipe)], cwd=paths.ROOT, env=setup.environ())

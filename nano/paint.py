@@ -76,12 +76,12 @@ def paint(pipeline: Pipeline, requests: Sequence[Request], settings: Settings, f
     painted = []
     for start in range(0, len(requests), _BATCH):
         batch = requests[start : start + _BATCH]
-        latents = _sample(pipeline, batch, settings, from_image, settings.seed + start)
+        latents = sample(pipeline, batch, settings, from_image, settings.seed + start)
         painted += [pipeline.vae.decode(one[None])[0].float().numpy() for one in latents]
     return np.stack(painted)
 
 
-def _sample(
+def sample(
     pipeline: Pipeline, batch: Sequence[Request], settings: Settings, from_image: bool, seed: int
 ) -> torch.Tensor:
     positive = _encode(pipeline, [request.prompt for request in batch])

@@ -1,18 +1,24 @@
 """Make CogVideoX-nano's checkpoint of what nano.train has left in WORK: python -m nano.publish WORK."""
 
+import csv
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import torch
 
+from devtools.in_process import load_pack, pack, use_comfyui
+
 from . import transformer
 from .folders import PIPELINES, WEIGHTS
 
+LOGS = Path(__file__).resolve().parent / "training"
+
 
 def publish(work: Path) -> None:
-    """Write what all variants share and a transformer each below WEIGHTS, in fp16, and the logs."""
+    """Write what all variants share and a transformer each below WEIGHTS, in fp16."""
     from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
     from transformers import T5EncoderModel, T5TokenizerFast
 
@@ -55,5 +61,27 @@ def _index(variant: str) -> dict:
     }
 
 
+def keep_logs(work: Path) -> None:
+    """Each stage's log, ten steps a line, and its curve."""
+    draw_losses = pack("training.curve").draw_losses
+    LOGS.mkdir(exist_ok=True)
+    for log in sorted(work.glob("*/log.csv")):
+        rows = [[float(cell) for cell in row] for row in list(csv.reader(log.open()))[1:]]
+        tens = [rows[i : i + 10] for i in range(0, len(rows), 10)]
+        with (LOGS / f"{log.parent.name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", "mean loss of ten steps", "learning rate", "seconds"])
+            for ten in tens:
+                mean = sum(row[1] for row in ten) / len(ten)
+                writer.writerow([int(ten[-1][0]), f"{mean:.4f}", f"{ten[-1][2]:.2e}", f"{ten[-1][3]:.0f}"])
+        # the first steps' loss would flatten the rest
+        shown = [row[1] for row in rows[len(rows) // 100 :]]
+        draw_losses(shown, len(shown)).save(LOGS / f"{log.parent.name}.png", optimize=True)
+
+
 if __name__ == "__main__":
-    publish(Path(sys.argv[1]))
+    work = Path(sys.argv[1])
+    use_comfyui(Path(os.environ["COMFYUI_PATH"]))  # takes sys.argv for itself
+    load_pack()
+    publish(work)
+    keep_logs(work)

@@ -24,6 +24,8 @@ def call_blocks(dit: torch.nn.Module, recompute: bool = False) -> object:
 
     Returns a handle whose remove() ends it; the blocks compute the same either way.
     """
+    # accelerate's FSDP looks there for a last norm to wrap, and would take norm_out, whose parts are called one by one
+    dit.base_model_prefix = "none"
     replacements = {}
     for index, block in enumerate(dit.transformer_blocks):
         block.forward = partial(_forward, block)

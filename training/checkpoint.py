@@ -43,23 +43,18 @@ def resume(
         return 0
     newest = found[-1]
     _require_same(newest, settings, plan_class)
-    if not (newest / _STATE).exists():
-        _load_accelerates(accelerator, newest, average)
-        return _steps_of(newest)
     state = _read(newest / _STATE)
     if state["parameters"].keys() != trained.keys():
         other = sorted(state["parameters"].keys() ^ trained.keys())
         raise TrainingError(
-            f"{newest} is of another model: {other[0]} and {len(other) - 1} more parameters are in one of the two only. "
+            f"{newest} is of another model: {other[0]} and {len(other) - 1} more parameters are in one of the two. "
             "Choose another folder to start anew."
         )
     with torch.no_grad():
         for name, parameter in trained.items():
             _put(parameter, state["parameters"][name])
             moments = state["optimizer"].get(name, {})
-            optimizer.state[parameter] = {
-                key: _put(_like(parameter, key), value) for key, value in moments.items()
-            }
+            optimizer.state[parameter] = {key: _put(_like(parameter, key), value) for key, value in moments.items()}
         if average:
             average.n_averaged.fill_(state["averaged"])
             for name, parameter in zip(trained, average.module):
@@ -186,29 +181,3 @@ def _put(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     return target.copy_(value)
-
-
-class _Kept:
-    """Something that accelerate can give a state to."""
-
-    def state_dict(self) -> dict:
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.state = state
-
-
-def _load_accelerates(
-    accelerator: Accelerator, checkpoint: Path, average: torch.optim.swa_utils.AveragedModel | None
-) -> None:
-    """A checkpoint as this loop first wrote it, by accelerate's save_state."""
-    others = [_Kept() for _ in checkpoint.glob("custom_checkpoint_*.pkl")]  # a schedule, and an average
-    accelerator.register_for_checkpointing(*others)
-    accelerator.load_state(str(checkpoint))
-    accelerator._custom_objects.clear()
-    if average:
-        saved = others[1].state
-        average.n_averaged.copy_(saved.pop("n_averaged"))
-        with torch.no_grad():
-            for parameter, value in zip(average.module, saved.values()):
-                parameter.copy_(value)

@@ -5,32 +5,36 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-_WIDTH, _HEIGHT, _LEFT, _EDGE = 720, 360, 64, 24  # pixels
-_RAW, _SMOOTH, _INK = (196, 210, 232), (40, 70, 220), (90, 90, 90)
-_WINDOW_SHARE = 0.05  # of all steps, that the smooth line is the mean of
+WIDTH, _HEIGHT, _LEFT, _EDGE = 640, 320, 60, 22  # pixels
+_RAW, _SMOOTH, _INK, _GRID = (190, 205, 232), (40, 70, 220), (90, 90, 90), (228, 228, 228)
+_WINDOW_SHARE = 0.05  # of the steps done, that the dark line is the mean of
 
 
-def draw_curve(losses: Sequence[float]) -> Image.Image:
-    """Each step's loss in grey and a running mean in blue, from the first step to the last; at least one."""
-    image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+def draw_losses(losses: Sequence[float], steps: int) -> Image.Image:
+    """Each step's loss in a light colour and a running mean in a dark one; the picture ends at the last of `steps`."""
+    image = Image.new("RGB", (WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(image)
-    smooth = _running_mean(losses, max(1, round(len(losses) * _WINDOW_SHARE)))
-    low, high = min(losses), max(losses)
+    known = [loss for loss in losses if math.isfinite(loss)] or [0.0]
+    low, high = min(known), max(known)
     span = (high - low) or 1.0
+    last = max(1, steps - 1, len(losses) - 1)
 
     def place(step: int, loss: float) -> tuple[float, float]:
-        x = _LEFT + (_WIDTH - _LEFT - _EDGE) * step / max(1, len(losses) - 1)
-        return x, _HEIGHT - _EDGE - (_HEIGHT - 2 * _EDGE) * (loss - low) / span
+        share = (loss - low) / span if math.isfinite(loss) else 1.0
+        x = _LEFT + (WIDTH - _LEFT - _EDGE) * step / last
+        return x, _HEIGHT - _EDGE - (_HEIGHT - 2 * _EDGE) * share
 
-    for share in (0.0, 0.5, 1.0):
-        _, y = place(0, low + share * span)
-        draw.line([(_LEFT, y), (_WIDTH - _EDGE, y)], fill=(230, 230, 230))
-        draw.text((6, y - 6), f"{low + share * span:.4g}", fill=_INK)
+    for value in (low, low + span / 2, low + span):
+        _, y = place(0, value)
+        draw.line([(_LEFT, y), (WIDTH - _EDGE, y)], fill=_GRID)
+        draw.text((6, y - 6), f"{value:.4g}", fill=_INK)
+    draw.text((_LEFT, _HEIGHT - 16), "step 1", fill=_INK)
+    draw.text((WIDTH - _EDGE - 7 * len(str(last + 1)), _HEIGHT - 16), str(last + 1), fill=_INK)
+    smooth = _running_mean(losses, max(1, round(len(losses) * _WINDOW_SHARE)))
     for values, colour, width in ((losses, _RAW, 1), (smooth, _SMOOTH, 2)):
         points = [place(step, loss) for step, loss in enumerate(values)]
-        draw.line(points * 2 if len(points) == 1 else points, fill=colour, width=width)
-    draw.text((_LEFT, _HEIGHT - 18), "step 1", fill=_INK)
-    draw.text((_WIDTH - _EDGE - 8 * len(str(len(losses))), _HEIGHT - 18), str(len(losses)), fill=_INK)
+        if points:
+            draw.line(points * 2 if len(points) == 1 else points, fill=colour, width=width)
     return image
 
 

@@ -4,8 +4,8 @@ import hashlib
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from .samples import Samples, batch_samples, read_samples, require_empty_text
 
 PRECISIONS = {"default": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _MIXED = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}  # accelerate's names
-_OFS = 2.0  # of CogVideoX1.5-5B-I2V, as in diffusers' pipeline
 _OUT_OF_MEMORY = (
     "Switch gradient_checkpointing on, lower batch_size (and raise accumulate instead), train with fewer frames or "
     "smaller clips, or load the model with weight_dtype int8."
@@ -160,7 +159,7 @@ def _describe(model: comfy.model_patcher.ModelPatcher, samples: Samples, setting
     """All that decides the result and is not in the loop's plan: kept beside checkpoints, and in the LoRA's header."""
     path, weight_dtype = model.cached_patcher_init[1] if model.cached_patcher_init else ("", "")
     described = {
-        "model": str(path),
+        "model": "/".join(Path(path).parts[-2:]),  # no more: it is told to whoever gets the LoRA
         "weight_dtype": weight_dtype,
         "loras": _patches_hash(model.patches),
         "dataset": samples.hash,
@@ -259,51 +258,23 @@ def _loss(
     empty_text: torch.Tensor,
     settings: LoraSettings,
     dtype: torch.dtype,
-) -> Callable[[torch.nn.Module, range], torch.Tensor]:
+) -> Callable[[torch.nn.Module, Sequence[int]], torch.Tensor]:
     """What the loop calls: (model, numbers of draws) -> the mean loss."""
-    from .objective import denoising_loss, draw_batch
+    from .objective import denoising_loss, draw_batch, objective_for
 
-    base, shapes = patcher.model, samples.shapes()
     options = differentiable_options(patcher.model_options.get("transformer_options", {}))
-    objective = _objective(base, samples, settings)
+    shapes = samples.shapes()
+    choices = {name: getattr(settings, name) for name in ("timesteps", "caption_dropout", "image_dropout")}
+    objective = objective_for(patcher, **choices, batch_size=settings.batch_size * settings.accumulate, dtype=dtype)
+    objective = replace(objective, image_scale=samples.image_scale)  # of the CONDITIONING, which may say another
 
-    def loss_of(model: torch.nn.Module, indices: range) -> torch.Tensor:
-        chosen = batch_samples(shapes, indices[0] // len(indices), len(indices), settings.seed)
-        entries = [samples.entries[index] for index in chosen]
+    def loss_of(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        number, count = indices[0] // len(indices), len(indices)
+        entries = [samples.entries[index] for index in batch_samples(shapes, number, count, settings.seed)]
         batch = draw_batch(entries, indices, settings.seed, objective, empty_text).to(patcher.load_device)
-        return denoising_loss(partial(_forward, model, dtype, options), batch, objective)
+        return denoising_loss(partial(model, transformer_options=options), batch, objective)
 
     return loss_of
-
-
-def _objective(base: torch.nn.Module, samples: Samples, settings: LoraSettings) -> object:
-    from .objective import Objective
-
-    config = base.model_config
-    return Objective(
-        alphas=base.model_sampling.alphas.float(),
-        latent_scale=config.latent_format.scale_factor,
-        image_scale=samples.image_scale,
-        patch_size_t=config.transformer_config.get("patch_size_t"),
-        ofs=_OFS if config.transformer_config.get("ofs_embed_dim") else None,
-        timesteps=settings.timesteps,
-        batch_size=settings.batch_size * settings.accumulate,
-        caption_dropout=settings.caption_dropout,
-        image_dropout=settings.image_dropout,
-    )
-
-
-def _forward(
-    model: torch.nn.Module,
-    dtype: torch.dtype,
-    options: dict,
-    x: torch.Tensor,
-    timestep: torch.Tensor,
-    text: torch.Tensor,
-    ofs: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The model in its own precision, as BaseModel calls it."""
-    return model(x.to(dtype), timestep, text.to(dtype), ofs=ofs, transformer_options=options)
 
 
 def _steps_done(folder: Path) -> int:

@@ -115,7 +115,7 @@ def _train(
         rate = plan.learning_rate * _rate(plan, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, stops = _step(accelerator, model, loss_of, plan, step, stop)
+        loss = _step(accelerator, model, loss_of, plan, step)
         accelerator.clip_grad_norm_(list(trained.values()), plan.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -124,6 +124,7 @@ def _train(
         if log:
             log.write(step + 1, loss, rate)
             on_step(step + 1, loss)
+        stops = _any_says(accelerator, stop())
         if stops or (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
             weights = save(accelerator, folder, step + 1, settings, trained, optimizer, average)
             if accelerator.is_main_process:
@@ -150,10 +151,8 @@ def check_plan(plan: Plan, processes: int) -> None:
         raise TrainingError(f"learning_rate is {plan.learning_rate}: use a number above 0, such as 0.0001.")
 
 
-def _step(
-    accelerator: Accelerator, model: torch.nn.Module, loss_of: Callable, plan: Plan, step: int, stop: Callable
-) -> tuple[float, bool]:
-    """Gradients of one step; returns the mean loss of all processes, and whether any of them has to stop."""
+def _step(accelerator: Accelerator, model: torch.nn.Module, loss_of: Callable, plan: Plan, step: int) -> float:
+    """Gradients of one step; returns the mean loss of all processes."""
     local = plan.batch_size // accelerator.num_processes // plan.accumulate
     losses = []
     for part in range(plan.accumulate):
@@ -164,14 +163,20 @@ def _step(
                 loss = loss_of(model, range(start, start + local))
             accelerator.backward(loss / plan.accumulate)
         losses.append(loss.detach())
-    mean_loss = torch.stack(losses).mean()
-    said = accelerator.reduce(torch.stack([mean_loss, mean_loss.new_tensor(float(stop()))]), "mean").tolist()
-    if not said[0] < float("inf"):
+    mean_loss = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
+    if not mean_loss < float("inf"):
         raise TrainingError(
             f"The loss at step {step + 1} is not a number. Lower the learning rate "
             f"(now {plan.learning_rate:g}), or look for a broken clip in the dataset."
         )
-    return said[0], said[1] > 0
+    return mean_loss
+
+
+def _any_says(accelerator: Accelerator, yes: bool) -> bool:
+    """All processes must leave the loop together."""
+    if accelerator.num_processes == 1:
+        return yes
+    return bool(accelerator.reduce(torch.tensor(float(yes), device=accelerator.device), "sum") > 0)
 
 
 def _rate(plan: Plan, step: int) -> float:

@@ -5,9 +5,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import comfy.ops
 import torch
 
 from ..host.errors import TrainingError
+from ..host.ops import adopt_ops
 from ..host.quantized import is_quantized
 from ..host.writer import write_tensors
 from ..model_loaders.lora.layers import HEADER_KEY
@@ -44,6 +46,10 @@ def attach_lora(
     peft.inject_adapter_in_model(config, dit)
     generator = torch.Generator().manual_seed(seed)
     for layer in lora_layers(dit).values():
+        # computed in the type of what comes in, as under autocast, and kept in fp32; peft would cast the input instead
+        layer.cast_input_dtype_enabled = False
+        adopt_ops(layer.lora_A, comfy.ops.manual_cast)
+        adopt_ops(layer.lora_B, comfy.ops.manual_cast)
         a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
         bound = 1 / math.sqrt(a.shape[1])  # kaiming_uniform_ with a = sqrt(5), as torch.nn.Linear has it
         a.data = torch.empty(a.shape).uniform_(-bound, bound, generator=generator).to(a.device)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -233,12 +234,15 @@ def _value(value: object, kind: object, limits: Mapping, key: str, path: Path) -
         value = float(value)
     if type(value) is not kind:
         raise problem
-    within = limits.get("least", value) <= value <= limits.get("most", value) if kind in (int, float) else True
-    if kind is float and not ("above" not in limits or value > limits["above"]) or value in (float("inf"),):
-        within = False
-    if not within or ("choices" in limits and value not in limits["choices"]):
+    is_number = kind in (int, float)
+    if (is_number and not _is_within(value, limits)) or ("choices" in limits and value not in limits["choices"]):
         raise problem
     return value
+
+
+def _is_within(value: float, limits: Mapping) -> bool:
+    low, high = limits.get("least", -math.inf), limits.get("most", math.inf)
+    return math.isfinite(value) and low <= value <= high and value > limits.get("above", -math.inf)
 
 
 def _expected(kind: type, limits: Mapping) -> str:

@@ -93,7 +93,8 @@ def _epoch(shapes: tuple[Hashable, ...], count: int, seed: int, epoch: int) -> l
     for shape in dict.fromkeys(shapes):
         bucket = [index for index, other in enumerate(shapes) if other == shape]
         chance.shuffle(bucket)
-        batches += [[bucket[(start + i) % len(bucket)] for i in range(count)] for start in range(0, len(bucket), count)]
+        starts = range(0, len(bucket), count)
+        batches += [[bucket[(start + i) % len(bucket)] for i in range(count)] for start in starts]
     chance.shuffle(batches)
     return batches
 

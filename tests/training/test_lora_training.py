@@ -1,0 +1,181 @@
+"""A LoRA while it is trained, and the file that it becomes, against diffusers and our own loader."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from quantized_models import KINDS, load
+from safetensors import safe_open
+from support import check_parity, pack, relative_error
+
+lora, blocks = pack("training.lora"), pack("training.blocks")
+model_loader, apply = pack("model_loaders.model"), pack("model_loaders.lora.apply")
+errors = pack("host.errors")
+RANK, ALPHA = 4, 6.0  # scale 1.5
+BOTH = lora.TARGETS["attention and feed-forward"]
+
+
+@pytest.fixture(autouse=True)
+def gradients() -> object:
+    """As training runs: weights that are loaded in inference mode take no gradients."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def inputs(frames: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 16, frames, 8, 12, generator=generator)
+    return x, torch.tensor([400]), torch.randn(1, 226, 32, generator=generator)
+
+
+def trained(dit: torch.nn.Module, targets: tuple = BOTH) -> torch.nn.Module:
+    """As after a training: B is no longer zero."""
+    lora.attach_lora(dit, RANK, ALPHA, targets, seed=2)
+    generator = torch.Generator().manual_seed(4)
+    for layer in lora.lora_layers(dit).values():
+        b = layer.lora_B["default"].weight
+        b.data = 0.05 * torch.randn(b.shape, generator=generator)
+    return dit
+
+
+def load_dit(folder: Path, weight_dtype: str = "fp32") -> torch.nn.Module:
+    return model_loader.load_model(folder, weight_dtype, disable_dynamic=True).model.diffusion_model
+
+
+def test_fresh_lora_changes_nothing_and_is_the_same_each_time(tiny_pipelines: dict[str, Path]) -> None:
+    """Training must begin at the model as it is, and a seed must give one LoRA on every machine."""
+    plain, first, second = (load_dit(tiny_pipelines["5b"]) for _ in range(3))
+    lora.attach_lora(first, RANK, ALPHA, BOTH, seed=2)
+    lora.attach_lora(second, RANK, ALPHA, BOTH, seed=2)
+    assert torch.equal(plain(*inputs()), first(*inputs()))
+    trained_names = {name for name, p in first.named_parameters() if p.requires_grad}
+    assert all(".lora_" in name for name in trained_names) and len(trained_names) == 2 * 2 * len(BOTH)
+    both = zip(first.named_parameters(), second.named_parameters())
+    assert all(torch.equal(a, b) for (_, a), (_, b) in both)
+    a = first.transformer_blocks[0].attn1.to_q.lora_A["default"].weight
+    assert a.std() > 0.1 / a.shape[1] ** 0.5
+
+
+@pytest.mark.parametrize("variant", ["2b", "5b", "1.5-5B"])
+def test_saved_lora_is_the_trained_one(tiny_pipelines: dict[str, Path], tmp_path: Path, variant: str) -> None:
+    """The file must do what the training saw, in diffusers and here, its scale of 1.5 included."""
+    from diffusers import CogVideoXPipeline
+
+    folder, frames = tiny_pipelines[variant], 4
+    dit = trained(load_dit(folder))
+    ours = dit(*inputs(frames))
+    path = lora.save_lora(tmp_path / "lora.safetensors", lora.export_lora(dit), {"note": "mine"})
+    pipeline = CogVideoXPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.load_lora_weights(path)
+    x, timestep, text = inputs(frames)
+    rotary = None
+    if pipeline.transformer.config.use_rotary_positional_embeddings:
+        size = pipeline.vae_scale_factor_spatial
+        rotary = pipeline._prepare_rotary_positional_embeddings(8 * size, 12 * size, frames, torch.device("cpu"))
+    theirs = pipeline.transformer(x.transpose(1, 2), text, timestep, image_rotary_emb=rotary).sample.transpose(1, 2)
+    check_parity("trained LoRA in diffusers", ours.detach(), theirs.detach(), 1e-6)
+    patched, report = apply.apply_lora(model_loader.load_model(folder, "fp32", disable_dynamic=True), path, 1.0)
+    patched.patch_model(device_to=torch.device("cpu"))
+    applied = patched.model.diffusion_model(*inputs(frames))
+    assert relative_error(applied.detach(), ours.detach()) <= 1e-6 and report.layers == 2 * len(BOTH)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert header["note"] == "mine" and json.loads(header["lora_adapter_metadata"])["transformer.r"] == RANK
+
+
+def test_weights_of_a_checkpoint_are_exported(tiny_pipelines: dict[str, Path]) -> None:
+    """What is saved must be the checkpoint's numbers (an average, say), not those that the model happens to hold."""
+    dit = trained(load_dit(tiny_pipelines["5b"]))
+    given = {name: p.detach() * 2 for name, p in dit.named_parameters() if p.requires_grad}
+    own, exported = lora.export_lora(dit), lora.export_lora(dit, given)
+    assert own.keys() == exported.keys() and all(torch.equal(2 * own[key], exported[key]) for key in own)
+
+
+def test_no_file_is_overwritten_unasked(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """A LoRA of yesterday must not vanish under one of the same name; a training may renew its own."""
+    tensors, path = lora.export_lora(trained(load_dit(tiny_pipelines["5b"]))), tmp_path / "lora.safetensors"
+    lora.save_lora(path, tensors)
+    with pytest.raises(errors.CheckpointError, match="not overwritten"):
+        lora.save_lora(path, tensors)
+    lora.save_lora(path, tensors, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["lora.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["bf16", *KINDS])
+def test_base_of_every_precision_trains(wide: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """QLoRA: a base in eight or four bits must give nearly the gradients of the whole one, into a LoRA in fp32."""
+    flat = []
+    for precision in ("fp32", kind):
+        patcher = load(wide, precision, monkeypatch, disable_dynamic=True)
+        dit = trained(patcher.model.diffusion_model)
+        for leaf in dit.modules():
+            leaf.comfy_cast_weights = True
+        assert all(p.dtype == torch.float32 for p in dit.parameters() if p.requires_grad)
+        x, timestep, text = inputs()
+        dit(x, timestep, text).square().mean().backward()
+        flat.append(torch.cat([p.grad.flatten() for p in dit.parameters() if p.requires_grad]))
+        assert all(p.grad is None for p in dit.parameters() if not p.requires_grad)
+    error = relative_error(flat[1], flat[0])
+    assert 0 < error < {"Q4_0": 0.3}.get(kind, 0.05), error
+
+
+@pytest.mark.parametrize("kind", ["fp8_e4m3fn_fast", "int8_fast"])
+def test_model_without_gradients_is_refused(wide: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Products in fp8 and int8 have no gradient: training would fail at the first step, or learn nothing."""
+    monkeypatch.setattr(pack("model_loaders.precision"), "_lacks_fp8", lambda device: None)
+    monkeypatch.setattr(pack("model_loaders.precision"), "_lacks_int8", lambda device: None)
+    with pytest.raises(errors.TrainingError, match="weight_dtype without _fast"):
+        lora.attach_lora(load_dit(wide, kind))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"rank": 0}, "rank 0"),
+        ({"alpha": 0.0}, "alpha 0.0"),
+        ({"targets": ("to_x",)}, "to_x"),
+        ({"targets": ()}, "none"),
+    ],
+)
+def test_nonsense_is_refused(tiny_pipelines: dict[str, Path], options: dict, message: str) -> None:
+    """A rank of 0 would train nothing for hours."""
+    with pytest.raises(errors.TrainingError, match=message):
+        lora.attach_lora(load_dit(tiny_pipelines["5b"]), **options)
+
+
+def test_detached_model_is_as_before(tiny_pipelines: dict[str, Path]) -> None:
+    """A MODEL that was trained on must give the same video afterwards, and can be trained on again."""
+    dit = load_dit(tiny_pipelines["5b"])
+    before, names = dit(*inputs()), list(dit.state_dict())
+    trained(dit)
+    with pytest.raises(errors.TrainingError, match="carries a LoRA"):
+        lora.attach_lora(dit)
+    lora.detach_lora(dit)
+    assert torch.equal(before, dit(*inputs())) and names == list(dit.state_dict())
+    lora.attach_lora(dit)
+
+
+@pytest.mark.parametrize("variant", ["5b", "1.5-5B"])
+def test_recomputed_blocks_give_the_same_gradients(tiny_pipelines: dict[str, Path], variant: str) -> None:
+    """Gradient checkpointing may cost time and nothing else, and must save what it is for: kept activations."""
+    results = []
+    for recompute in (None, False, True):
+        dit = trained(load_dit(tiny_pipelines[variant]))
+        handle = None if recompute is None else blocks.call_blocks(dit, recompute)
+        kept = []
+
+        def keep(tensor: torch.Tensor, kept: list = kept) -> torch.Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = dit(*inputs(4)).square().mean()
+        forward = sum(kept)
+        loss.backward()
+        results.append((forward, torch.cat([p.grad.flatten() for p in dit.parameters() if p.requires_grad])))
+        if handle is not None:
+            handle.remove()
+    (plain, expected), (called, as_modules), (recomputed, again) = results
+    assert torch.equal(expected, as_modules) and torch.equal(expected, again)
+    assert called == plain and recomputed < plain / 4

@@ -1,0 +1,140 @@
+"""Many processes must train as one does: gradients and LoRA over gloo, on the CPU."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, BATCH = 3, 4
+KINDS = ("one", "replicated", "sharded")
+
+
+def run_workers(kind: str, folder: Path, pipeline: Path, mode: str) -> dict[str, dict[str, torch.Tensor]]:
+    """Train in one process, or in two; returns what the main one has written."""
+    count = 1 if kind == "one" else 2
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    workers = []
+    for rank in range(count):
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+        environ |= {name: str(value) for name, value in places.items()} if count > 1 else {}
+        command = [sys.executable, __file__, kind, str(folder / kind), str(pipeline), mode]
+        workers.append(
+            subprocess.Popen(
+                command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    try:
+        said = [worker.communicate(timeout=500)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0] * count, "\n".join(said)[-3000:]
+    return torch.load(folder / kind / "result.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_two_processes_train_as_one(tiny_pipelines: dict[str, Path], tmp_path: Path, mode: str) -> None:
+    """Whoever trains on two cards must get the LoRA that one card would have made, sharded (FSDP) or not."""
+    from support import relative_error
+
+    one, *others = (run_workers(kind, tmp_path, tiny_pipelines["5b"], mode) for kind in KINDS)
+    for kind, other in zip(KINDS[1:], others):
+        for what in ("gradients", "weights"):
+            assert other[what].keys() == one[what].keys()
+            ours, theirs = (torch.cat([t.flatten() for t in r[what].values()]) for r in (other, one))
+            assert relative_error(ours, theirs) <= 1e-6, f"{what}, {kind}"
+        assert other["checkpoint"].keys() == one["checkpoint"].keys(), "one process could not go on with it"
+
+
+def work(kind: str, folder: Path, pipeline: Path, mode: str) -> None:
+    """One process: three steps on a few samples; the main one writes the first gradients and the trained weights."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import conftest  # noqa: F401  the pack, beside ComfyUI
+    from accelerate import Accelerator
+    from support import pack
+
+    loop, objectives, loras = pack("training.loop"), pack("training.objective"), pack("training.lora")
+    with torch.inference_mode(False):
+        model = pack("model_loaders.model").load_model(pipeline, "fp32", disable_dynamic=True)
+        dit = model.model.diffusion_model
+        if mode == "lora":
+            loras.attach_lora(dit, 4, 8.0, seed=1)
+        else:
+            dit.requires_grad_(True)
+        pack("training.blocks").call_blocks(dit)
+        accelerator = Accelerator(cpu=True)
+        assert accelerator.num_processes == (1 if kind == "one" else 2)
+        if kind == "sharded":
+            shard(accelerator)
+        generator = torch.Generator().manual_seed(0)
+        samples = [
+            {
+                "latents": torch.randn(16, 3, 8, 12, generator=generator),
+                "text": torch.randn(226, 32, generator=generator),
+            }
+            for _ in range(STEPS * BATCH)
+        ]
+        objective = objectives.objective_for(model)
+
+        def loss_of(module: torch.nn.Module, indices: range) -> torch.Tensor:
+            batch = objectives.draw_batch(
+                [samples[i] for i in indices], indices, 7, objective, samples[0]["text"][None]
+            )
+            return objectives.denoising_loss(module, batch, objective)
+
+        gradients = record_first_gradients(accelerator, kind)
+        plan = loop.Plan(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, seed=7)
+        weights = loop.train(accelerator, dit, loss_of, plan, folder)
+    if accelerator.is_main_process:
+        state = torch.load(folder / f"step-{STEPS:06d}" / "training.pt", weights_only=True)
+        torch.save(
+            {"gradients": gradients, "weights": weights, "checkpoint": state["parameters"]}, folder / "result.pt"
+        )
+    if accelerator.num_processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def shard(accelerator: object) -> None:
+    """FSDP, as `accelerate launch --use_fsdp --fsdp_version 2` sets it; accelerate itself offers it for cards only."""
+    from accelerate import DistributedType, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState
+
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["CogVideoXBlock"],
+        cpu_ram_efficient_loading=False,
+    )
+    AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+    assert accelerator.is_fsdp2
+
+
+def record_first_gradients(accelerator: object, kind: str) -> dict[str, torch.Tensor]:
+    """Filled when the loop clips for the first time: all gradients of the step, whole."""
+    gradients, clip = {}, accelerator.clip_grad_norm_
+
+    def record(parameters: list, norm: float) -> object:
+        if not gradients:
+            for number, parameter in enumerate(parameters):
+                assert hasattr(parameter, "full_tensor") == (kind == "sharded")
+                if parameter.grad is not None:
+                    whole = parameter.grad
+                    whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+                    gradients[str(number)] = whole.clone()
+        return clip(parameters, norm)
+
+    accelerator.clip_grad_norm_ = record
+    return gradients
+
+
+if __name__ == "__main__":
+    kind, folder, pipeline, mode = sys.argv[1:]
+    work(kind, Path(folder), Path(pipeline), mode)
