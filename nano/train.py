@@ -210,8 +210,8 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "text": train_text,
     "decoder": train_decoder,
     "5b": lambda work: train_transformer(work, "5b", 8000, 1.5e-3, None),
-    "5b-I2V": lambda work: train_transformer(work, "5b-I2V", 2500, 7e-4, "5b"),
-    "1.5-5B": lambda work: train_transformer(work, "1.5-5B", 3000, 1e-3, "5b"),
+    "5b-I2V": lambda work: train_transformer(work, "5b-I2V", 2000, 7e-4, "5b"),
+    "1.5-5B": lambda work: train_transformer(work, "1.5-5B", 2200, 1e-3, "5b"),
 }
 
 if __name__ == "__main__":

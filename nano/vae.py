@@ -20,7 +20,7 @@ CONFIG = {
 }
 SCALING_FACTOR = 0.7
 STEPS, BATCH = 5000, 8
-DECODER_STEPS, DECODER_BATCH = 2000, 4
+DECODER_STEPS, DECODER_BATCH = 1200, 4
 _KL_WEIGHT = 1e-4
 # (share of the steps done, crop in pixels, frames): crops are seen four times as fast as whole pictures
 _CURRICULUM = ((0.94, 32, 9), (1.0, 64, 9))

@@ -21,8 +21,8 @@ class Objective:
     latent_scale: the VAE's scaling factor. image_scale: what a first frame's latents are multiplied by; None for text
     to video. patch_size_t, ofs: of the transformer (None where it has none).
     timesteps: "uniform" draws one for each sample on its own, as the official scripts do; "stratified" one from each
-    of `batch_size` equal parts of 0 .. 999, so that every step sees them all (explicit uniform sampling, CogVideoX
-    paper, section 2.4).
+    of `batch_size` equal parts of 0 .. 999, so that every step sees them all (the CogVideoX paper's
+    "explicit uniform sampling").
     caption_dropout, image_dropout: the share of samples that see the empty caption, or no image.
     dtype: what the model is given, and computes in; the loss is computed in fp32.
     """

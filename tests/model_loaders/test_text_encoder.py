@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import check_parity, pack, reference_pipeline, relative_error
+from support import check_parity, pack, reference_pipeline, relative_error, write_fp32
 
 PROMPTS = {
     "plain": "A panda plays a guitar in a bamboo forest.",
@@ -71,6 +71,14 @@ def test_lost_words_are_named(encoders: tuple) -> None:
     tokenizer = encoders[0].tokenizer
     assert tokenizer.lost_text("short") == ""
     assert tokenizer.lost_text("x" * 230 + " the very end").endswith("the very end")
+
+
+def test_as_many_tokens_as_the_transformer_reads(tmp_path: Path) -> None:
+    """A model trained on 32 tokens, as CogVideoX-nano is, goes astray with 194 more of padding."""
+    folder = write_fp32(tmp_path / "short", "5b", max_text_seq_length=32)
+    clip = pack("model_loaders.text_encoder").load_text_encoder(folder)
+    assert len(clip.tokenize("a panda")["t5xxl"][0]) == 32
+    assert clip.tokenizer.lost_text("x" * 40 + " the end").endswith("the end")
 
 
 @pytest.mark.parametrize("dtype", ("bf16", "fp16"))
