@@ -1,4 +1,4 @@
-"""The developer's commands: demo, test, serve, bench, models, train; see `python3 dev.py --help`. Python and git suffice."""
+"""The commands demo, test, serve, bench, models and train; see `python3 dev.py --help`. Python and git suffice."""
 
 import sys
 
