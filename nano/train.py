@@ -21,7 +21,7 @@ SEED = 20261121
 # (clips, frames, width) of the latents that the transformers learn from; the first are most of what they see
 CLIPS = ((9000, 17, 64), (1500, 9, 64), (600, 33, 64), (500, 49, 64), (700, 17, 96))
 ONE_LENGTH_SHARE = 0.75  # of a text to video training sees clips of the first kind alone
-BATCH = 64
+BATCH = 32
 
 
 def train_vae(work: Path) -> None:
@@ -106,6 +106,7 @@ def train_transformer(work: Path, variant: str, steps: int, learning_rate: float
     empty = empty_text(work)
     torch.manual_seed(SEED)
     model = pack("transformer.dit").CogVideoXDiT.from_config(transformer.CONFIGS[variant])
+    transformer.start_calm(model)
     if source:
         transformer.start_from(model, torch.load(work / source / "trained.pt"))
     plan = loop.Plan(
@@ -116,7 +117,7 @@ def train_transformer(work: Path, variant: str, steps: int, learning_rate: float
         seed=SEED,
         warmup_steps=200,
         betas=(0.9, 0.99),
-        ema_decay=0.998,
+        ema_decay=0.999,
         save_every=250,
     )
     is_image = variant.endswith("I2V")
@@ -209,9 +210,9 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "vae": train_vae,
     "text": train_text,
     "decoder": train_decoder,
-    "5b": lambda work: train_transformer(work, "5b", 8000, 1.5e-3, None),
-    "5b-I2V": lambda work: train_transformer(work, "5b-I2V", 2000, 7e-4, "5b"),
-    "1.5-5B": lambda work: train_transformer(work, "1.5-5B", 2200, 1e-3, "5b"),
+    "5b": lambda work: train_transformer(work, "5b", 24000, 1.5e-3, None),
+    "5b-I2V": lambda work: train_transformer(work, "5b-I2V", 5000, 7e-4, "5b"),
+    "1.5-5B": lambda work: train_transformer(work, "1.5-5B", 5000, 1e-3, "5b"),
 }
 
 if __name__ == "__main__":

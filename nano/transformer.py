@@ -82,6 +82,18 @@ def encoded(path: Path, *models: object, **clips: int) -> dict[str, torch.Tensor
 
 
 @torch.no_grad()
+def start_calm(model: torch.nn.Module) -> None:
+    """Let every block begin as the identity and the output as zero (adaLN-Zero; Peebles and Xie 2023, section 3.2)."""
+    for block in model.transformer_blocks:
+        for norm in (block.norm1, block.norm2):
+            norm.linear.weight.zero_()
+            norm.linear.bias.zero_()
+    model.proj_out.weight.zero_()
+    if model.proj_out.bias is not None:
+        model.proj_out.bias.zero_()
+
+
+@torch.no_grad()
 def start_from(model: torch.nn.Module, trained: dict[str, torch.Tensor]) -> None:
     """Take over what another variant has learned, as the official image to video models did: every tensor of the same
     shape; further input channels start at nothing. A patch of two frames starts as two patches of one."""

@@ -1,6 +1,7 @@
 """CogVideoX-nano's VAE: diffusers' AutoencoderKLCogVideoX with tiny blocks, and how it is trained."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,9 +22,21 @@ CONFIG = {
 SCALING_FACTOR = 0.7
 STEPS, BATCH = 5000, 8
 DECODER_STEPS, DECODER_BATCH = 1200, 4
-_KL_WEIGHT = 1e-4
-# (share of the steps done, crop in pixels, frames): crops are seen four times as fast as whole pictures
-_CURRICULUM = ((0.94, 32, 9), (1.0, 64, 9))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """until: the share of the steps done when it ends. crop: pixels of a side. kl_weight: of the posterior's divergence
+    from unit noise; the more, the smoother are latents, and the easier a transformer learns them."""
+
+    until: float
+    crop: int
+    frames: int
+    kl_weight: float
+
+
+# first sharp, then smooth; crops are seen four times as fast as whole pictures
+_CURRICULUM = (Lesson(0.5, 32, 9, 1e-4), Lesson(0.94, 32, 9, 8e-3), Lesson(1.0, 64, 9, 8e-3))
 
 
 class TrainedVAE(torch.nn.Module):
@@ -33,12 +46,12 @@ class TrainedVAE(torch.nn.Module):
         super().__init__()
         self.vae = AutoencoderKLCogVideoX(**CONFIG)
 
-    def forward(self, pixels: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels: torch.Tensor, noise: torch.Tensor, kl_weight: float) -> torch.Tensor:
         """pixels: [B, 3, F, H, W] in -1 .. 1; noise: [B, 16, T, h, w] for the posterior. Returns the loss."""
         posterior = self.vae.encode(pixels).latent_dist
         painted = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
-        return F.l1_loss(painted, pixels) + 4 * F.mse_loss(painted, pixels) + _KL_WEIGHT * divergence
+        return F.l1_loss(painted, pixels) + 4 * F.mse_loss(painted, pixels) + kl_weight * divergence
 
 
 class TrainedDecoder(torch.nn.Module):
@@ -77,13 +90,14 @@ def loss_of(seed: int) -> Callable[[torch.nn.Module, Sequence[int]], torch.Tenso
 
     def loss(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
         done = indices[0] / (STEPS * BATCH)
-        _, crop, frames = next(stage for stage in _CURRICULUM if done < stage[0])
-        pixels = clips(seed, indices, frames)
+        lesson = next(lesson for lesson in _CURRICULUM if done < lesson.until)
+        pixels = clips(seed, indices, lesson.frames)
         generator = torch.Generator().manual_seed(seed + indices[0])
-        if crop < 64:
-            pixels = torch.stack([_liveliest_crop(clip, crop, generator) for clip in pixels])
-        noise = torch.randn(len(indices), 16, (frames - 1) // 4 + 1, crop // 8, crop // 8, generator=generator)
-        return model(pixels, noise)
+        if lesson.crop < pixels.shape[-1]:
+            pixels = torch.stack([_liveliest_crop(clip, lesson.crop, generator) for clip in pixels])
+        side = lesson.crop // 8
+        noise = torch.randn(len(indices), 16, (lesson.frames - 1) // 4 + 1, side, side, generator=generator)
+        return model(pixels, noise, lesson.kl_weight)
 
     return loss
 

@@ -25,13 +25,14 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 # shown in no training clip: what a LoRA can be seen to teach
 TAUGHT = {"pink": (250, 120, 190)}
-SIZES = {"small": 11.5, "large": 16.5}  # nominal radius in pixels
+SIZES = {"small": 12.0, "large": 17.0}  # nominal radius in pixels
 MOTIONS = ("left", "right", "up", "down", "bouncing", "rotating", "growing")
 # where a shape goes along x (right) and y (down) in one clip
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 HELD_OUT_SHARE = 0.125
 _MARGIN = 2.0  # pixels between a shape and the picture's edge
 _REACH = {"circle": 0.9, "square": 1.14, "triangle": 1.2, "star": 1.1}  # farthest corner in radii
+_GRID = 4.0  # pixels between the places where a shape's way can begin
 _LEAST_CONTRAST = 70.0  # between a shape and any place of its background, a distance in RGB
 # No faster than this, so that four frames, which the VAE takes together, differ little.
 _TRAVEL_A_FRAME, _DROP_A_FRAME = 2.2, 1.3  # pixels
@@ -95,14 +96,14 @@ def rgb(colour: str) -> tuple[int, int, int]:
 
 
 def render(scene: Scene, rng: np.random.Generator, frames: int, width: int = 64, height: int = 64) -> np.ndarray:
-    """The scene as pixels: [frames, height, width, 3] in 0 .. 255, uint8. Places and speeds are drawn from `rng`.
+    """The scene as pixels: [frames, height, width, 3] in 0 .. 255, uint8. `rng` draws where a way begins.
 
     Whatever moves makes its way once in the length of the clip, short clips only a part of it.
     """
     time = np.linspace(0.0, 1.0, frames) if frames > 1 else np.zeros(1)
-    radius = SIZES[scene.size] * rng.uniform(0.92, 1.08) * _growth(scene, time)
+    radius = SIZES[scene.size] * _growth(scene, time)
     x, y = _path(scene, rng, time, radius.max() * _REACH[scene.shape], width, height)
-    angle = _angle(scene, rng, time)
+    angle = _angle(scene, time)
     coverage = _coverage(scene.shape, x, y, radius, angle, width, height)[..., None]
     colour = np.array(rgb(scene.colour), dtype=np.float32)
     picture = coverage * colour + (1 - coverage) * _background(scene, width, height)
@@ -119,25 +120,25 @@ def _path(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The centre of the shape in pixels in every frame."""
     room = np.array([width, height]) - 2 * (reach + _MARGIN)
-    way = room * rng.uniform(0.75, 1.0)
     steps = len(time) - 1
     course = np.zeros((2, len(time)))  # from the leftmost and topmost place of the way
     if scene.motion in DIRECTIONS:
         signs = np.array(DIRECTIONS[scene.motion])[:, None]
-        course = np.where(signs < 0, 1 - time, time) * abs(signs) * np.minimum(way, _TRAVEL_A_FRAME * steps)[:, None]
+        course = np.where(signs < 0, 1 - time, time) * abs(signs) * np.minimum(room, _TRAVEL_A_FRAME * steps)[:, None]
     elif scene.motion == "bouncing":
         bounces = max(1, round(steps / 16))
         # from the top down to the floor and back
-        course[1] = min(way[1], _DROP_A_FRAME * steps / bounces) * (0.5 - 0.5 * np.cos(2 * np.pi * bounces * time))
-    first = reach + _MARGIN + rng.random(2) * (room - course.max(axis=1))
+        course[1] = min(room[1], _DROP_A_FRAME * steps / bounces) * (0.5 - 0.5 * np.cos(2 * np.pi * bounces * time))
+    places = np.floor((room - course.max(axis=1)) / _GRID + 1e-6) + 1
+    first = reach + _MARGIN + _GRID * np.floor(rng.random(2) * places)
     return tuple(first[:, None] + course)
 
 
-def _angle(scene: Scene, rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    """Radians; shapes stand upright but for those that rotate, by a third of a turn in a clip."""
+def _angle(scene: Scene, time: np.ndarray) -> np.ndarray:
+    """Radians; shapes stand upright, and those that rotate begin so and make a third of a turn in a clip."""
     if scene.motion != "rotating":
         return np.zeros_like(time)
-    return rng.uniform(0, 2 * np.pi) + min(_TURN, _TURN_A_FRAME * (len(time) - 1)) * time
+    return min(_TURN, _TURN_A_FRAME * (len(time) - 1)) * time
 
 
 def _coverage(

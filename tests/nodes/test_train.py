@@ -177,9 +177,9 @@ def test_cancelled_training_goes_on(models, monkeypatch, shown, tmp_path, by) ->
         with pytest.raises(mm.InterruptProcessingException):
             train(model, latents, positive, checkpoint_name="cut")
     assert not mm.processing_interrupted(), "the next run would be cancelled as well"
-    assert shown[-1].startswith("Stopped after step 3 of 6") and "Queue it again to go on" in shown[-1]
+    assert shown[-1].startswith("Stopped after step 2 of 6") and "Queue it again to go on" in shown[-1]
     resumed, resumed_losses, _ = train(model, latents, positive, checkpoint_name="cut")
-    assert "It went on from a checkpoint at step 3." in shown[-1]
+    assert "It went on from a checkpoint at step 2." in shown[-1]
     assert resumed_losses == pytest.approx(losses, rel=1e-5)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert {path.name for path in (tmp_path / "output" / "cogvideox_training").iterdir()} == {"whole", "cut"}

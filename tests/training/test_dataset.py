@@ -40,7 +40,7 @@ class Models:
         self.vae = pack("model_loaders.autoencoder").load_vae(folder, "fp32")
         self.clip = pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32")
         self.encoded = {"vae": 0, "clip": 0}
-        self._count(self.vae, "_encode", "vae")
+        self._count(self.vae, "_moments", "vae")
         self._count(self.clip, "encode_from_tokens_scheduled", "clip")
 
     def _count(self, holder: object, name: str, key: str) -> None:
@@ -83,8 +83,8 @@ def test_latents_are_those_of_the_reference(models: Models, folder: Path, tiny_p
         theirs = reference.encode(video).latent_dist
     ours = built.load(0)
     assert built.samples[0].name == "clip0.mkv" and built.samples[0].latent_shape == (16, 3, 8, 8)
-    check_parity("a clip's latents in a training dataset", ours["latents"], theirs.mean[0], 1e-6)
-    check_parity("their standard deviation", ours["std"], theirs.std[0], 1e-6)
+    check_parity("a clip's latents in a training dataset", ours["latents"], theirs.mean[0], 3e-6)
+    check_parity("their standard deviation", ours["std"], theirs.std[0], 3e-6)
     assert ours["std"].shape == ours["latents"].shape and ours["images"] is None
     ours["latents"].clone().requires_grad_().sum().backward()  # not what inference mode gives
 
