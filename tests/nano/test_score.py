@@ -6,7 +6,7 @@ from nano import score, world
 from nano.reading import Reading, read_clip
 
 LENGTHS, WIDTHS = (9, 17, 49), (64, 96)
-PER_SETTING = 50
+PER_SETTING = 20
 
 
 def draw(seed: int, index: int, frames: int, width: int = 64) -> tuple[world.Scene, np.ndarray]:
