@@ -222,6 +222,12 @@ def write_pipeline(
     text_encoder.save_pretrained(folder / "text_encoder", max_shard_size="30KB")
     tokenizer.save_pretrained(folder / "tokenizer")
     CogVideoXDDIMScheduler(**scheduler_config(variant)).save_pretrained(folder / "scheduler")
+    write_index(folder, variant)
+    return folder
+
+
+def write_index(folder: Path, variant: str) -> None:
+    """model_index.json of a pipeline of `variant`."""
     index = {
         "_class_name": next((name for part, name in PIPELINES.items() if part in variant), "CogVideoXPipeline"),
         "_diffusers_version": "0.42.1",
@@ -232,7 +238,6 @@ def write_pipeline(
         "vae": ["diffusers", "AutoencoderKLCogVideoX"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
-    return folder
 
 
 def write_all(root: Path, controlnet_root: Path | None = None, variants: Iterable[str] = tuple(VARIANTS)) -> list[Path]:

@@ -37,18 +37,23 @@ def write_safetensors(
     tensor: Callable[[str], torch.Tensor],
     metadata: Mapping[str, str],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    overwrite: bool = False,
 ) -> int:
     """Write `path` and return its size in bytes.
 
     shapes: what will be written, by name. tensor(name) is called once for each, in order, when its turn has come.
     on_progress(bytes done, bytes in all) is called after each and may raise to stop: nothing is left behind then.
 
-    Raises CheckpointError where `path` is taken or the disk has no room, before the first tensor is asked for.
+    overwrite: take the place of a file that is there, once the new one is whole.
+
+    Raises CheckpointError where `path` is taken and `overwrite` is not set, or the disk has no room, before the first
+    tensor is asked for.
     """
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
     header = _header(shapes, sizes, metadata)
     total = len(header) + sum(sizes.values())
-    refuse_taken(path)
+    if not overwrite:
+        refuse_taken(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     require_space(path, total)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -60,17 +65,20 @@ def write_safetensors(
                 on_progress(file.tell(), total)
             file.flush()
             os.fsync(file.fileno())
-        refuse_taken(path)
-        part.rename(path)
+        if not overwrite:
+            refuse_taken(path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return total
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> int:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], overwrite: bool = False
+) -> int:
     """write_safetensors for tensors that are there already."""
     shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    return write_safetensors(path, shapes, tensors.__getitem__, metadata)
+    return write_safetensors(path, shapes, tensors.__getitem__, metadata, overwrite=overwrite)
 
 
 def refuse_taken(path: Path) -> None:

@@ -115,8 +115,7 @@ class CogVideoXVAE(comfy.sd.VAE):
         [1, 16, (F - 1) // 4 + 1, H / 8, W / 8], fp32, unscaled."""
         video = self.vae_encode_crop_pixels(frames)
         moments = self._checked(self._moments(video.movedim(-1, 0)[None], "auto", None).float(), "encoded")
-        mean, log_variance = moments.chunk(2, dim=1)
-        return mean, torch.exp(0.5 * log_variance.clamp(-30, 20))  # diffusers' DiagonalGaussianDistribution
+        return mean_and_deviation(moments)
 
     def encode_tiled(
         self,
@@ -182,15 +181,21 @@ class CogVideoXVAE(comfy.sd.VAE):
 
 
 def posterior(moments: torch.Tensor, seed: int | None) -> torch.Tensor:
-    """The mode of a posterior, or with a seed a sample of it: [B, 32, ...] -> [B, 16, ...].
+    """The mode of a posterior, or with a seed a sample of it: [B, 32, ...] -> [B, 16, ...]."""
+    mean, deviation = mean_and_deviation(moments)
+    if seed is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
+    return mean + deviation * noise
+
+
+def mean_and_deviation(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of a posterior: [B, 32, ...] -> twice [B, 16, ...].
 
     Source: diffusers autoencoders/vae.py, DiagonalGaussianDistribution.
     """
     mean, log_variance = moments.chunk(2, dim=1)
-    if seed is None:
-        return mean
-    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
-    return mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise
+    return mean, torch.exp(0.5 * log_variance.clamp(-30, 20))
 
 
 def output_dtype(vae: comfy.sd.VAE) -> torch.dtype:

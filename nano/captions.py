@@ -42,7 +42,7 @@ _SPELLINGS = (str, str, str, lambda sentence: sentence[0].upper() + sentence[1:]
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """One of the many ways to say what a scene shows: "a small red circle moves to the right on a blue background"."""
     thing = f"a {_one(rng, _SIZES[scene.size])} {scene.colour} {scene.shape}"
-    where = _one(rng, _PLAIN if len(scene.background) == 1 else _SHADED).format(*scene.background)
+    where = _where(scene, rng)
     sentence = _one(rng, _SENTENCES).format(thing=thing, does=_action(scene, rng), where=where)
     return _one(rng, _SPELLINGS)(sentence)
 
@@ -52,13 +52,7 @@ def partial_caption(scene: Scene, rng: np.random.Generator) -> str:
     size, action, where = rng.random(3) < 0.5
     words = ["a", *([_one(rng, _SIZES[scene.size])] if size else []), scene.colour, scene.shape]
     words += [_action(scene, rng)] if action else []
-    phrases = _PLAIN if len(scene.background) == 1 else _SHADED
-    return " ".join(words + ([_one(rng, phrases).format(*scene.background)] if where else []))
-
-
-def plain_caption(scene: Scene) -> str:
-    """The shortest of a scene's captions."""
-    return caption(scene, _First())
+    return " ".join(words + ([_where(scene, rng)] if where else []))
 
 
 def vocabulary() -> list[str]:
@@ -82,12 +76,9 @@ def _action(scene: Scene, rng: np.random.Generator) -> str:
     return _one(rng, _STRAIGHT).format(to=_one(rng, _TOWARDS[scene.motion]))
 
 
+def _where(scene: Scene, rng: np.random.Generator) -> str:
+    return _one(rng, _PLAIN if len(scene.background) == 1 else _SHADED).format(*scene.background)
+
+
 def _one(rng: np.random.Generator, phrases: tuple[str, ...]) -> str:
     return phrases[rng.integers(len(phrases))]
-
-
-class _First:
-    """A generator that always takes the first of what it may choose from."""
-
-    def integers(self, count: int) -> int:
-        return 0

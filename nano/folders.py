@@ -5,8 +5,7 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 SHARED = ("vae", "text_encoder", "tokenizer", "scheduler")
-# variant -> the pipeline of diffusers that it is for
-PIPELINES = {"5b": "CogVideoXPipeline", "5b-I2V": "CogVideoXImageToVideoPipeline", "1.5-5B": "CogVideoXPipeline"}
+VARIANTS = ("5b", "5b-I2V", "1.5-5B")
 
 
 def write_pipeline(folder: Path, variant: str) -> Path:

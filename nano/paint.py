@@ -29,7 +29,7 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and what it asks for; first_frame [H, W, 3] in 0 .. 255 for image to video, truth the clip it is of."""
+    """A prompt, the scene it asks for, and a clip of that scene, [F, H, W, 3] in 0 .. 255."""
 
     scene: Scene
     prompt: str
@@ -50,7 +50,7 @@ class Settings:
     seed: int = 42
 
 
-def load_pipeline(folder: Path, weight_dtype: str = "default", lora: Path | None = None) -> Pipeline:
+def load_pipeline(folder: Path, weight_dtype: str = "default") -> Pipeline:
     """All parts of a pipeline folder; weight_dtype is the transformer's."""
     return Pipeline(
         pack("model_loaders.model").load_model(folder, weight_dtype),
@@ -84,6 +84,7 @@ def paint(pipeline: Pipeline, requests: Sequence[Request], settings: Settings, f
 def sample(
     pipeline: Pipeline, batch: Sequence[Request], settings: Settings, from_image: bool, seed: int
 ) -> torch.Tensor:
+    """The latents of one batch, [B, 16, T, h, w], from the negative prompt "" and the noise of `seed`."""
     positive = _encode(pipeline, [request.prompt for request in batch])
     negative = _encode(pipeline, [""] * len(batch))
     if from_image:

@@ -1,7 +1,6 @@
 """Make CogVideoX-nano's checkpoint of what nano.train has left in WORK: python -m nano.publish WORK."""
 
 import csv
-import json
 import os
 import shutil
 import sys
@@ -9,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from devtools.embedded_checkpoint import scheduler_config, write_index
 from devtools.in_process import load_pack, pack, use_comfyui
 
 from . import transformer
-from .folders import PIPELINES, WEIGHTS
+from .folders import WEIGHTS
 
 LOGS = Path(__file__).resolve().parent / "training"
 
@@ -26,17 +26,7 @@ def publish(work: Path) -> None:
     AutoencoderKLCogVideoX.from_pretrained(work / "decoder" / "trained").half().save_pretrained(WEIGHTS / "vae")
     T5EncoderModel.from_pretrained(work / "text" / "trained").half().save_pretrained(WEIGHTS / "text_encoder")
     T5TokenizerFast.from_pretrained(work / "text" / "tokenizer").save_pretrained(WEIGHTS / "tokenizer")
-    CogVideoXDDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        set_alpha_to_one=True,
-        snr_shift_scale=1.0,
-        timestep_spacing="trailing",
-    ).save_pretrained(WEIGHTS / "scheduler")
+    CogVideoXDDIMScheduler(**scheduler_config("5b")).save_pretrained(WEIGHTS / "scheduler")
     for variant, config in transformer.CONFIGS.items():
         trained = work / variant / "trained.pt"
         if not trained.exists():
@@ -46,19 +36,7 @@ def publish(work: Path) -> None:
         if unexpected or set(missing) - {"patch_embed.pos_embedding"}:
             raise ValueError(f"{trained} does not fit its config: {missing}, {unexpected}")
         torch.nn.Module.to(model, torch.float16).save_pretrained(WEIGHTS / variant / "transformer")
-        (WEIGHTS / variant / "model_index.json").write_text(json.dumps(_index(variant), indent=2) + "\n")
-
-
-def _index(variant: str) -> dict:
-    return {
-        "_class_name": PIPELINES[variant],
-        "_diffusers_version": "0.42.1",
-        "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
-        "text_encoder": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "T5Tokenizer"],
-        "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
-        "vae": ["diffusers", "AutoencoderKLCogVideoX"],
-    }
+        write_index(WEIGHTS / variant, variant)
 
 
 def keep_logs(work: Path) -> None:

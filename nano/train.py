@@ -7,6 +7,7 @@ was trained; nano.publish makes the checkpoint of it.
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,10 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from devtools.in_process import load_pack, pack, use_comfyui
 
 from . import text, transformer, vae
+from .optimizer import MuonAndAdamW
 
 SEED = 20261121
 # (clips, frames, width) of the latents that the transformers learn from; the first are most of what they see
-CLIPS = ((9000, 17, 64), (1500, 9, 64), (600, 33, 64), (500, 49, 64), (700, 17, 96))
+CLIPS = ((7000, 17, 64), (800, 9, 64), (300, 33, 64), (240, 49, 64), (300, 17, 96))
 ONE_LENGTH_SHARE = 0.75  # of a text to video training sees clips of the first kind alone
 BATCH = 32
 
@@ -40,8 +42,7 @@ def train_vae(work: Path) -> None:
     model = vae.TrainedVAE()
     weights = loop.train(_accelerator("bf16"), model, vae.loss_of(SEED), plan, work / "vae", on_step=tell)
     model.load_state_dict(weights)
-    with torch.inference_mode(False), torch.no_grad():
-        vae.standardize(model.vae, vae.clips(SEED + 1, range(256), 17))
+    vae.standardize(model.vae, vae.clips(SEED + 1, range(256), 17))
     model.vae.save_pretrained(work / "vae" / "trained")
     tell_psnr(model.vae)
 
@@ -138,8 +139,14 @@ def train_transformer(work: Path, variant: str, steps: int, learning_rate: float
         with sdpa_kernel(SDPBackend.MATH):
             return objective.denoising_loss(model, objective.draw_batch(samples, indices, SEED, goal, empty), goal)
 
-    weights = loop.train(_accelerator("bf16"), model, loss_of, plan, work / variant, on_step=tell)
+    weights = loop.train(
+        _accelerator("bf16"), model, loss_of, plan, work / variant, on_step=tell, optimizer_of=_muon_and_adamw
+    )
     torch.save(weights, work / variant / "trained.pt")
+
+
+def _muon_and_adamw(model: torch.nn.Module, plan: object) -> MuonAndAdamW:
+    return MuonAndAdamW(model, plan.learning_rate, plan.betas, plan.weight_decay)
 
 
 def kind_of(step: int, steps: int) -> int:
@@ -152,31 +159,28 @@ def kind_of(step: int, steps: int) -> int:
 def sample_at(clips: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
     """The clip that a training's draw `index` takes: all of them once before any comes again."""
     count = len(clips["latents"])
-    order = _order(count, index // count)
-    return {name: column[order[index % count]].float() for name, column in clips.items()} | {
-        "images": clips["images"][order[index % count]][None].float()
-    }
+    clip = _order(count, index // count)[index % count]
+    sample = {name: column[clip].float() for name, column in clips.items()}
+    return sample | {"images": sample["images"][None]}
 
 
-_orders: dict[tuple[int, int], list[int]] = {}
-
-
+@cache
 def _order(count: int, epoch: int) -> list[int]:
-    if (count, epoch) not in _orders:
-        generator = torch.Generator().manual_seed(SEED + epoch)
-        _orders[count, epoch] = torch.randperm(count, generator=generator).tolist()
-    return _orders[count, epoch]
+    return torch.randperm(count, generator=torch.Generator().manual_seed(SEED + epoch)).tolist()
 
 
 def latents_of(work: Path) -> list[dict[str, torch.Tensor]]:
     """The encoded clips of each kind in CLIPS; made once."""
-    models = _encoders(work)
-    return [
-        transformer.encoded(
-            work / f"latents-{frames}x{width}.pt", *models, seed=SEED, count=count, frames=frames, width=width
-        )
-        for count, frames, width in CLIPS
-    ]
+    sets = []
+    for count, frames, width in CLIPS:
+        path = work / f"latents-{frames}x{width}.pt"
+        if not path.exists():
+            clips = transformer.encode_clips(*_encoders(work), SEED, count, frames, width)
+            unfinished = path.with_name(f".part-{path.name}")
+            torch.save(clips, unfinished)
+            unfinished.rename(path)
+        sets.append(torch.load(path))
+    return sets
 
 
 @torch.inference_mode()
@@ -186,6 +190,7 @@ def empty_text(work: Path) -> torch.Tensor:
     return encoder(input_ids=text.token_ids(tokenizer, [""])).last_hidden_state.clone()
 
 
+@cache
 def _encoders(work: Path) -> tuple:
     from diffusers import AutoencoderKLCogVideoX
     from transformers import T5EncoderModel, T5TokenizerFast
@@ -210,9 +215,9 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "vae": train_vae,
     "text": train_text,
     "decoder": train_decoder,
-    "5b": lambda work: train_transformer(work, "5b", 24000, 1.5e-3, None),
-    "5b-I2V": lambda work: train_transformer(work, "5b-I2V", 5000, 7e-4, "5b"),
-    "1.5-5B": lambda work: train_transformer(work, "1.5-5B", 5000, 1e-3, "5b"),
+    "5b": lambda work: train_transformer(work, "5b", 13000, 5e-3, None),
+    "5b-I2V": lambda work: train_transformer(work, "5b-I2V", 3000, 2e-3, "5b"),
+    "1.5-5B": lambda work: train_transformer(work, "1.5-5B", 3000, 3e-3, "5b"),
 }
 
 if __name__ == "__main__":

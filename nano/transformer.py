@@ -1,7 +1,6 @@
 """CogVideoX-nano's transformers: CogVideoX's architectures at toy size, and the latents that they learn from."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,15 +69,6 @@ def encode_clips(
         columns["text"].append(encoder(input_ids=text.token_ids(tokenizer, captions)).last_hidden_state)
         print(f"encoded {start + len(captions)} of {count} clips of {frames} frames", flush=True)
     return {name: torch.cat(parts).half() for name, parts in columns.items()}
-
-
-def encoded(path: Path, *models: object, **clips: int) -> dict[str, torch.Tensor]:
-    """encode_clips, kept in `path`."""
-    if not path.exists():
-        unfinished = path.with_name(f".part-{path.name}")
-        torch.save(encode_clips(*models, **clips), unfinished)
-        unfinished.rename(path)
-    return torch.load(path)
 
 
 @torch.no_grad()

@@ -111,20 +111,23 @@ def _liveliest_crop(clip: torch.Tensor, size: int, generator: torch.Generator, t
 
 @torch.no_grad()
 def standardize(vae: AutoencoderKLCogVideoX, pixels: torch.Tensor) -> None:
-    """Scale each latent channel so that SCALING_FACTOR brings it to a standard deviation of 1, and everything that
-    reads latents the other way: what is painted stays the same."""
-    std = vae.encode(pixels).latent_dist.mode().std(dim=(0, 2, 3, 4))
+    """Shift and scale each latent channel so that SCALING_FACTOR brings it to a mean of 0 and a standard deviation of
+    1, and everything that reads latents the other way: what is painted stays the same, but for the picture's edge,
+    where the decoder pads with zeros; its own training mends that."""
+    latents = vae.encode(pixels).latent_dist.mode()
+    mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
     factor = 1 / (SCALING_FACTOR * std)
     conv = vae.encoder.conv_out.conv
-    mean, log_variance = slice(0, len(std)), slice(len(std), None)
-    conv.weight[mean] *= factor.view(-1, 1, 1, 1, 1)
-    conv.bias[mean] *= factor
-    conv.bias[log_variance] += 2 * factor.log()
+    means, log_variances = slice(0, len(std)), slice(len(std), None)
+    conv.weight[means] *= factor.view(-1, 1, 1, 1, 1)
+    conv.bias[means] = (conv.bias[means] - mean) * factor
+    conv.bias[log_variances] += 2 * factor.log()
     readers = [vae.decoder.conv_in]
     for module in vae.decoder.modules():
         if isinstance(module, CogVideoXSpatialNorm3D):
             readers += [module.conv_y, module.conv_b]
     for reader in readers:
+        reader.conv.bias += torch.einsum("oithw,i->o", reader.conv.weight, mean)
         reader.conv.weight /= factor.view(1, -1, 1, 1, 1)
     vae.register_to_config(scaling_factor=SCALING_FACTOR)
 

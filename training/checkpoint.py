@@ -4,7 +4,6 @@ A folder step-000500 holds training.pt and settings.json. It does not tell how m
 of them, with FSDP or without, can go on with it.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -27,14 +26,11 @@ def resume(
     accelerator: Accelerator,
     folder: Path,
     settings: dict,
-    plan_class: type,
     trained: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: torch.optim.swa_utils.AveragedModel | None,
 ) -> int:
     """Load the newest checkpoint in `folder` into what is trained; returns the number of steps done, 0 without one.
-
-    settings: those of now. plan_class: whose defaults stand in for what an older checkpoint does not name.
 
     Raises TrainingError where the checkpoint was made with other settings, or cannot be read.
     """
@@ -42,7 +38,7 @@ def resume(
     if not found:
         return 0
     newest = found[-1]
-    _require_same(newest, settings, plan_class)
+    _require_same(newest, settings)
     state = _read(newest / _STATE)
     if state["parameters"].keys() != trained.keys():
         other = sorted(state["parameters"].keys() ^ trained.keys())
@@ -81,14 +77,14 @@ def save(
     """
     # all processes take part in this: with FSDP each has a piece
     state = {
-        "parameters": {name: _whole(parameter) for name, parameter in trained.items()},
+        "parameters": {name: whole(parameter) for name, parameter in trained.items()},
         "optimizer": {
-            name: {key: _whole(value) for key, value in optimizer.state[parameter].items()}
+            name: {key: whole(value) for key, value in optimizer.state[parameter].items()}
             for name, parameter in trained.items()
         },
     }
     if average:
-        state["average"] = {name: _whole(parameter) for name, parameter in zip(trained, average.module)}
+        state["average"] = {name: whole(parameter) for name, parameter in zip(trained, average.module)}
         state["averaged"] = int(average.n_averaged)
     if accelerator.scaler is not None:
         state["scaler"] = accelerator.scaler.state_dict()
@@ -101,6 +97,19 @@ def save(
 def finished(folder: Path) -> list[Path]:
     """The whole checkpoints in a folder, the newest last."""
     return sorted(folder.glob(_STEP_FOLDER.replace("{:06d}", "*")), key=_steps_of)
+
+
+def steps_done(folder: Path) -> int:
+    """Of the newest checkpoint in a folder; 0 without one."""
+    found = finished(folder)
+    return _steps_of(found[-1]) if found else 0
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU, in one piece where FSDP has spread it over the processes."""
+    tensor = tensor.detach()
+    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return tensor.to("cpu", copy=True)
 
 
 def _write(folder: Path, step: int, settings: dict, state: dict) -> None:
@@ -128,13 +137,11 @@ def _write(folder: Path, step: int, settings: dict, state: dict) -> None:
         shutil.rmtree(path)
 
 
-def _require_same(checkpoint: Path, settings: dict, plan_class: type) -> None:
+def _require_same(checkpoint: Path, settings: dict) -> None:
     try:
         saved = json.loads((checkpoint / _SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _unreadable(checkpoint, error) from error
-    defaults = {f.name: f.default for f in dataclasses.fields(plan_class) if f.default is not dataclasses.MISSING}
-    saved = {**json.loads(json.dumps(defaults)), **saved}
     names = [name for name in {**saved, **settings} if name not in _FREE_SETTINGS]
     other = [f"{n}: {saved.get(n)} there, {settings.get(n)} now" for n in names if saved.get(n) != settings.get(n)]
     if other:
@@ -162,15 +169,8 @@ def _steps_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, in one piece where FSDP has spread it over the processes, and not to change any more."""
-    tensor = tensor.detach()
-    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return tensor.to("cpu", copy=True)
-
-
 def _like(parameter: torch.Tensor, key: str) -> torch.Tensor:
-    """Room for one of AdamW's numbers on `parameter`: its count of steps, or a moment of its shape."""
+    """Room for one of the optimizer's numbers on `parameter`: its count of steps, or a moment of its shape."""
     return torch.zeros((), device=parameter.device) if key == "step" else torch.empty_like(parameter)
 
 

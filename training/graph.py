@@ -94,14 +94,16 @@ def train_lora(
     _require_packages()
     require_cogvideox_model(model)
     check_settings(settings)
-    from .loop import read_log  # it needs accelerate
+    # they need accelerate
+    from .checkpoint import steps_done
+    from .loop import read_log
 
     samples = read_samples(model, latents, positive)
     empty_text = require_empty_text(samples, settings.caption_dropout)
     dtype = _compute_dtype(model, settings.precision)
     described = _describe(model, samples, settings)
     folder = folder / (name or _hash_of(described))
-    done_before = _steps_done(folder)
+    done_before = steps_done(folder)
     losses = [float(row[1]) for row in read_log(folder / "log.csv")[:done_before]]
     watch = _Watch(on_step, losses)
     with training_mode(), explained_out_of_memory(_OUT_OF_MEMORY):
@@ -275,11 +277,3 @@ def _loss(
         return denoising_loss(partial(model, transformer_options=options), batch, objective)
 
     return loss_of
-
-
-def _steps_done(folder: Path) -> int:
-    """Of the newest checkpoint in `folder`."""
-    from .checkpoint import finished
-
-    found = finished(folder)
-    return int(found[-1].name.split("-")[1]) if found else 0

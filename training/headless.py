@@ -205,10 +205,7 @@ def _save_transformer(folder: Path, dit: torch.nn.Module, weights: dict[str, tor
     config["_class_name"] = "CogVideoXTransformer3DModel"
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     tensors = {name: weights.get(name, tensor).to("cpu", dtype) for name, tensor in dit.state_dict().items()}
-    part = folder / ".new.safetensors"
-    part.unlink(missing_ok=True)
-    write_tensors(part, tensors, {"format": "pt"})
-    os.replace(part, folder / "diffusion_pytorch_model.safetensors")
+    write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"}, overwrite=True)
 
 
 class _Ticker:

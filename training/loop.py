@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..host.errors import TrainingError
-from .checkpoint import resume, save
+from .checkpoint import resume, save, whole
 
 SCHEDULES = ("cosine", "constant")
 _COLUMNS = ("step", "loss", "learning_rate", "seconds")
@@ -44,6 +44,17 @@ class Plan:
     schedule: str = "cosine"
 
 
+def adamw(model: torch.nn.Module, plan: Plan) -> torch.optim.AdamW:
+    """The official trainer's optimizer."""
+    return torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        plan.learning_rate,
+        betas=plan.betas,
+        weight_decay=plan.weight_decay,
+        fused=True,
+    )
+
+
 def sample_generator(seed: int, index: int) -> torch.Generator:
     """The stream of random numbers of one sample, the same in whichever process it is drawn."""
     # a generator's first numbers are alike for seeds that differ in few bits: mix them
@@ -61,6 +72,7 @@ def train(
     on_step: Callable[[int, float], object] = lambda step, loss: None,
     stop: Callable[[], bool] = lambda: False,
     on_save: Callable[[int, dict[str, torch.Tensor]], object] = lambda step, weights: None,
+    optimizer_of: Callable[[torch.nn.Module, Plan], torch.optim.Optimizer] = adamw,
 ) -> dict[str, torch.Tensor]:
     """Train the parameters of `model` that require a gradient; go on from the last checkpoint in `folder`.
 
@@ -70,6 +82,7 @@ def train(
     on_step(step, loss) is called after each step, on the main process; what it raises ends the training as it stands.
     stop() is asked after each step: once any process says True, a checkpoint is written and the training ends.
     on_save(step, weights) is called after each checkpoint, on the main process, with what would be returned.
+    optimizer_of(model, plan): whose state by parameter is a count "step" and tensors of the parameter's shape.
 
     Returns the trained parameters by name, averaged where the plan says so.
 
@@ -77,13 +90,7 @@ def train(
     written, or was made with other settings.
     """
     check_plan(plan, accelerator.num_processes)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        plan.learning_rate,
-        betas=plan.betas,
-        weight_decay=plan.weight_decay,
-        fused=True,
-    )
+    optimizer = optimizer_of(model, plan)
     # every process has loaded the frozen ones itself, and quantised ones could not be sent
     model._ddp_params_and_buffers_to_ignore = [n for n, p in _tensors(model) if not p.requires_grad]
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -109,7 +116,7 @@ def _train(
     # asked for now: FSDP has put others in the place of those that the optimizer was made with
     trained = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}
     average = _average_of(trained.values(), plan)
-    first = resume(accelerator, folder, settings, Plan, trained, optimizer, average)
+    first = resume(accelerator, folder, settings, trained, optimizer, average)
     log = _Log(folder / "log.csv", first) if accelerator.is_main_process else None
     for step in range(first, plan.steps):
         rate = plan.learning_rate * _rate(plan, step)
@@ -132,7 +139,7 @@ def _train(
         if stops:
             break
     source = dict(zip(trained, average.module)) if average else trained
-    return {name: _whole(p).detach().clone() for name, p in source.items()}
+    return {name: whole(parameter) for name, parameter in source.items()}
 
 
 def check_plan(plan: Plan, processes: int) -> None:
@@ -231,8 +238,3 @@ def read_log(path: Path) -> list[list[str]]:
 
 def _tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that FSDP has spread over the processes, in one piece."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -1,7 +1,6 @@
 """A LoRA on a CogVideoX transformer: attached by peft, trained in fp32, written as diffusers writes it."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -97,11 +96,8 @@ def save_lora(
     names = {key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0]: None for key in state_dict}
     pairs = {name: tuple(state_dict[f"{_PREFIX}{name}.{half}.weight"] for half in halves) for name in names}
     tensors, header = diffusers_lora(pairs)
-    target = path.with_name(f".{path.name}.new") if overwrite else path
-    target.unlink(missing_ok=True) if overwrite else None
-    write_tensors(target, tensors, {**metadata, "format": header["format"], HEADER_KEY: header[HEADER_KEY]})
-    if overwrite:
-        os.replace(target, path)
+    header = {**metadata, "format": header["format"], HEADER_KEY: header[HEADER_KEY]}
+    write_tensors(path, tensors, header, overwrite=overwrite)
     return path
 
 

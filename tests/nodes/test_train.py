@@ -1,13 +1,13 @@
 """CogVideoXTrainLora and CogVideoXSaveTrainedLora as ComfyUI runs them, and ComfyUI's own on the pack's MODEL."""
 
 import gc
-import inspect
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.sd
+import core_trainer
 import folder_paths
 import pytest
 import torch
@@ -72,18 +72,8 @@ def train(model: object, latents: list, positive: list, **settings: object) -> t
 
 def core_train(model: object, latents: list, positive: list, learning_rate: float, **settings: object) -> tuple:
     """lora and losses of ComfyUI's own node."""
-    node = pytest.importorskip("comfy_extras.nodes_train").TrainLoraNode
-    values = {"steps": 6, "batch_size": 2, "grad_accumulation_steps": 1, "rank": 4, "optimizer": "AdamW"}
-    values |= {"loss_function": "MSE", "seed": 0, "training_dtype": "fp32", "lora_dtype": "fp32", "algorithm": "LoRA"}
-    values |= {"quantized_backward": False, "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False}
-    values |= {"existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False}
-    values |= {"learning_rate": learning_rate, **settings}
-    known = inspect.signature(node.execute).parameters  # hosts differ in their options
     torch.manual_seed(0)  # it draws noise levels and first weights from torch's own generator
-    given = {name: [value] for name, value in values.items() if name in known}
-    with torch.inference_mode():
-        lora, losses, _ = node.execute([model], latents, positive, **given).args
-    return lora, losses["loss"]
+    return core_trainer.train(model, latents, positive, **{"steps": 6, "learning_rate": learning_rate, **settings})
 
 
 def sample(model: object, latents: list, positive: list) -> torch.Tensor:

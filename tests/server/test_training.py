@@ -1,12 +1,12 @@
 """Training on the real server: from a folder of clips to a video with what was learnt, by both trainers."""
 
-from fractions import Fraction
 from pathlib import Path
 
-import av
+import core_trainer
 import numpy as np
 import pytest
 import torch
+from clip_files import write_video
 from graphs import PIPELINE, SAMPLE, node, with_inputs
 from part_graphs import latent_only, only, short
 from support import relative_error
@@ -16,26 +16,6 @@ from nano import world
 
 CLIPS, TRAIN, SAVE, GRAPH = "clips", "train", "save", "graph"
 FOLDER = "clips_to_learn"
-CORE = {  # what ComfyUI's own trainer is set to; hosts differ in what they ask for
-    "batch_size": 2,
-    "grad_accumulation_steps": 1,
-    "steps": 4,
-    "learning_rate": 0.01,
-    "rank": 4,
-    "optimizer": "AdamW",
-    "loss_function": "MSE",
-    "seed": 0,
-    "training_dtype": "fp32",
-    "lora_dtype": "fp32",
-    "quantized_backward": False,
-    "algorithm": "LoRA",
-    "gradient_checkpointing": False,
-    "checkpoint_depth": 1,
-    "offloading": False,
-    "existing_lora": "[None]",
-    "bucket_mode": False,
-    "bypass_mode": False,
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,12 +25,8 @@ def folder(comfyui) -> Path:
     clips.mkdir(parents=True)
     scene = world.Scene("square", "green", "large", "up", ("white",))
     for number in range(3):
-        with av.open(str(clips / f"clip_{number:02}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(world.FPS))
-            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-            for picture in world.render(scene, np.random.default_rng(number), 9):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
+        pictures = world.render(scene, np.random.default_rng(number), 9)
+        write_video(clips / f"clip_{number:02}.mp4", pictures, fps=world.FPS)
         (clips / f"clip_{number:02}.txt").write_text("a large green square moves up on a white background")
     return clips
 
@@ -84,7 +60,9 @@ def with_saved(graph: dict) -> dict:
 def with_core_trainer(comfyui, graph: dict) -> dict:
     known = client.object_info(comfyui.url)["TrainLoraNode"]["input"]["required"]
     data = {"model": [PIPELINE, 0], "latents": [CLIPS, 0], "positive": [CLIPS, 1]}
-    return graph | {TRAIN: node("TrainLoraNode", **data, **{k: v for k, v in CORE.items() if k in known})}
+    return graph | {
+        TRAIN: node("TrainLoraNode", **data, **{k: v for k, v in core_trainer.SETTINGS.items() if k in known})
+    }
 
 
 def test_from_clips_to_a_video(comfyui, exact):

@@ -3,13 +3,12 @@
 import errno
 import shutil
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
+from clip_files import write_video
 from support import check_parity, pack
 
 from nano import world
@@ -23,12 +22,7 @@ SCENE = world.Scene("circle", "red", "small", "left", ("blue",))
 def write_clip(path: Path, frames: int = 9, width: int = 64, seed: int = 0) -> Path:
     """A lossless clip of the synthetic world at 8 frames a second, with its caption beside it."""
     pictures = world.render(SCENE, np.random.default_rng(seed), frames, width, 64)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=Fraction(world.FPS))
-        stream.width, stream.height, stream.pix_fmt = width, 64, "bgr0"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    write_video(path, pictures, "ffv1", "bgr0", world.FPS)
     path.with_suffix(".txt").write_text(f"A red circle, number {seed}.")
     return path
 
@@ -235,12 +229,7 @@ def test_clip_damaged_in_the_middle_is_left_out(models: Models, folder: Path) ->
     """A clip whose damage shows only while it is decoded is left out as well."""
     path = folder / "bad.mp4"
     noise = np.random.default_rng(0).integers(0, 256, (17, 64, 64, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(world.FPS))
-        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 64, "yuv420p", 1
-        for picture in noise:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    write_video(path, noise, fps=world.FPS, prepare=lambda stream: setattr(stream, "gop_size", 1))
     data = bytearray(path.read_bytes())
     quarter = len(data) // 4
     data[quarter : 2 * quarter] = bytes(quarter)

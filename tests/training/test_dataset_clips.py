@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from clip_files import write_video
 from PIL import Image
 from support import pack
 
@@ -25,14 +26,7 @@ def pixels(count: int, width: int = 64, height: int = 64, seed: int = 0) -> np.n
 
 def write_clip(path: Path, pictures: np.ndarray, fps: int = 8) -> Path:
     """Lossless, whatever the suffix; the container is the suffix's."""
-    with av.open(str(path), "w", format="matroska") as container:
-        stream = container.add_stream("ffv1", rate=Fraction(fps))
-        stream.height, stream.width = pictures.shape[1:3]
-        stream.pix_fmt = "bgr0"
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    return write_video(path, pictures, "ffv1", "bgr0", fps, container="matroska")
 
 
 def take(path: Path, **settings: object) -> torch.Tensor:
