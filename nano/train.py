@@ -21,7 +21,7 @@ from .optimizer import MuonAndAdamW
 
 SEED = 20261121
 # (clips, frames, width) of the latents that the transformers learn from; the first are most of what they see
-CLIPS = ((7000, 17, 64), (800, 9, 64), (300, 33, 64), (240, 49, 64), (300, 17, 96))
+CLIPS = ((6000, 17, 64), (800, 9, 64), (300, 33, 64), (240, 49, 64), (300, 17, 96))
 ONE_LENGTH_SHARE = 0.75  # of a text to video training sees clips of the first kind alone
 BATCH = 32
 
@@ -127,7 +127,7 @@ def train_transformer(work: Path, variant: str, steps: int, learning_rate: float
         latent_scale=vae.SCALING_FACTOR,
         image_scale=vae.SCALING_FACTOR if is_image else None,
         patch_size_t=model.config.patch_size_t,
-        timesteps="stratified",
+        timesteps="logit-normal",
         batch_size=BATCH,
         caption_dropout=0.1,
     )
@@ -215,7 +215,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "vae": train_vae,
     "text": train_text,
     "decoder": train_decoder,
-    "5b": lambda work: train_transformer(work, "5b", 13000, 5e-3, None),
+    "5b": lambda work: train_transformer(work, "5b", 11000, 5e-3, None),
     "5b-I2V": lambda work: train_transformer(work, "5b-I2V", 3000, 2e-3, "5b"),
     "1.5-5B": lambda work: train_transformer(work, "1.5-5B", 3000, 3e-3, "5b"),
 }

@@ -12,13 +12,13 @@ from .captions import caption, partial_caption
 from .world import draw_scene, render
 
 _SHARED = {
-    "num_attention_heads": 4,
+    "num_attention_heads": 5,
     "attention_head_dim": 32,
     "out_channels": 16,
     "time_embed_dim": 32,
     "text_embed_dim": text.WIDTH,
     "max_text_seq_length": text.MAX_TOKENS,
-    "num_layers": 6,
+    "num_layers": 4,
     "patch_size": 2,
     "use_rotary_positional_embeddings": True,
 }

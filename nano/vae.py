@@ -22,6 +22,7 @@ CONFIG = {
 SCALING_FACTOR = 0.7
 STEPS, BATCH = 5000, 8
 DECODER_STEPS, DECODER_BATCH = 1200, 4
+_GRID = 4.0  # pixels; finer than the transformers' world, for the VAE to know a shape anywhere
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def clips(seed: int, indices: Sequence[int], frames: int, width: int = 64, heigh
     drawn = []
     for index in indices:
         rng = np.random.default_rng([seed, index])
-        drawn.append(render(draw_scene(rng), rng, frames, width, height))
+        drawn.append(render(draw_scene(rng), rng, frames, width, height, _GRID))
     return to_pixels(np.stack(drawn))
 
 

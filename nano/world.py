@@ -32,7 +32,8 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 HELD_OUT_SHARE = 0.125
 _MARGIN = 2.0  # pixels between a shape and the picture's edge
 _REACH = {"circle": 0.9, "square": 1.14, "triangle": 1.2, "star": 1.1}  # farthest corner in radii
-_GRID = 4.0  # pixels between the places where a shape's way can begin
+# pixels between the places where a way can begin: a transformer's patch, so that it meets few different patches
+GRID = 16.0
 _LEAST_CONTRAST = 70.0  # between a shape and any place of its background, a distance in RGB
 # No faster than this, so that four frames, which the VAE takes together, differ little.
 _TRAVEL_A_FRAME, _DROP_A_FRAME = 2.2, 1.3  # pixels
@@ -95,14 +96,16 @@ def rgb(colour: str) -> tuple[int, int, int]:
     return COLOURS[colour] if colour in COLOURS else TAUGHT[colour]
 
 
-def render(scene: Scene, rng: np.random.Generator, frames: int, width: int = 64, height: int = 64) -> np.ndarray:
+def render(
+    scene: Scene, rng: np.random.Generator, frames: int, width: int = 64, height: int = 64, grid: float = GRID
+) -> np.ndarray:
     """The scene as pixels: [frames, height, width, 3] in 0 .. 255, uint8. `rng` draws where a way begins.
 
     Whatever moves makes its way once in the length of the clip, short clips only a part of it.
     """
     time = np.linspace(0.0, 1.0, frames) if frames > 1 else np.zeros(1)
     radius = SIZES[scene.size] * _growth(scene, time)
-    x, y = _path(scene, rng, time, radius.max() * _REACH[scene.shape], width, height)
+    x, y = _path(scene, rng, time, radius.max() * _REACH[scene.shape], width, height, grid)
     angle = _angle(scene, time)
     coverage = _coverage(scene.shape, x, y, radius, angle, width, height)[..., None]
     colour = np.array(rgb(scene.colour), dtype=np.float32)
@@ -116,7 +119,7 @@ def _growth(scene: Scene, time: np.ndarray) -> np.ndarray:
 
 
 def _path(
-    scene: Scene, rng: np.random.Generator, time: np.ndarray, reach: float, width: int, height: int
+    scene: Scene, rng: np.random.Generator, time: np.ndarray, reach: float, width: int, height: int, grid: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The centre of the shape in pixels in every frame."""
     room = np.array([width, height]) - 2 * (reach + _MARGIN)
@@ -129,8 +132,8 @@ def _path(
         bounces = max(1, round(steps / 16))
         # from the top down to the floor and back
         course[1] = min(room[1], _DROP_A_FRAME * steps / bounces) * (0.5 - 0.5 * np.cos(2 * np.pi * bounces * time))
-    places = np.floor((room - course.max(axis=1)) / _GRID + 1e-6) + 1
-    first = reach + _MARGIN + _GRID * np.floor(rng.random(2) * places)
+    places = np.floor((room - course.max(axis=1)) / grid + 1e-6) + 1
+    first = reach + _MARGIN + grid * np.floor(rng.random(2) * places)
     return tuple(first[:, None] + course)
 
 

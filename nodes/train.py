@@ -22,7 +22,7 @@ from .validation import problem
 _CHECKPOINTS = "cogvideox_training"  # in ComfyUI's output folder
 # the trainer's own names; training is imported only when the node runs
 _TARGETS = ("attention", "attention and feed-forward")
-_TIMESTEPS = ("uniform", "stratified")
+_TIMESTEPS = ("uniform", "stratified", "logit-normal")
 _PRECISIONS = ("default", "bf16", "fp16", "fp32")
 _MAX_STEPS, _MAX_RANK, _MAX_BATCH = 1_000_000, 1024, 1024
 _PICTURE_EVERY_S, _TEXT_EVERY_S = 1.0, 0.5
@@ -162,7 +162,8 @@ def _optional_inputs() -> list[io.Input]:
             "timesteps",
             options=list(_TIMESTEPS),
             default=_TIMESTEPS[0],
-            tooltip="uniform: each clip's noise level on its own. stratified: spread evenly over the clips of a step.",
+            tooltip="uniform: each clip's noise level on its own. stratified: spread evenly over the clips of a step. "
+            "logit-normal: the same, most of them in the middle, where shapes are decided.",
             **count,
         ),
         io.Float.Input("caption_dropout", default=0.0, tooltip="Share of clips that see the empty caption.", **share),

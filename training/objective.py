@@ -9,7 +9,7 @@ from ..host.errors import TrainingError
 from ..samplers.conditioning import concat_channels, image_scale
 from .loop import sample_generator
 
-TIMESTEP_SAMPLINGS = ("uniform", "stratified")
+TIMESTEP_SAMPLINGS = ("uniform", "stratified", "logit-normal")
 _OFS = 2.0  # what CogVideoX 1.5's image to video pipeline gives (diffusers pipeline_cogvideox_image2video.py)
 
 
@@ -22,7 +22,8 @@ class Objective:
     to video. patch_size_t, ofs: of the transformer (None where it has none).
     timesteps: "uniform" draws one for each sample on its own, as the official scripts do; "stratified" one from each
     of `batch_size` equal parts of 0 .. 999, so that every step sees them all (the CogVideoX paper's
-    "explicit uniform sampling").
+    "explicit uniform sampling"); "logit-normal" the same with most of them in the middle, where the content of a
+    picture is decided (Esser and others 2024, "Scaling rectified flow transformers", section 3.1).
     caption_dropout, image_dropout: the share of samples that see the empty caption, or no image.
     dtype: what the model is given, and computes in; the loss is computed in fp32.
     """
@@ -114,8 +115,10 @@ def _draw(
     clean = pad_front(latents * objective.latent_scale, objective.patch_size_t)
     drops_caption, drops_image, place, variant = torch.rand(4, generator=generator).tolist()
     noise = torch.randn(clean.shape, generator=generator)
-    if objective.timesteps == "stratified":
+    if objective.timesteps != "uniform":
         place = (index % objective.batch_size + place) / objective.batch_size
+    if objective.timesteps == "logit-normal":
+        place = float(torch.special.ndtri(torch.tensor(place, dtype=torch.float64)).sigmoid())
     timestep = min(int(place * len(objective.alphas)), len(objective.alphas) - 1)
     text = empty_text[0] if drops_caption < objective.caption_dropout else sample["text"]
     beside = None

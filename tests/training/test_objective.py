@@ -128,6 +128,10 @@ def test_stratified_timesteps_cover_every_part(tiny_pipelines: dict[str, Path]) 
         assert (drawn // 250).tolist() == [0, 1, 2, 3]
         quarters.append(drawn % 250)
     assert torch.stack(quarters).float().mean(0).sub(124.5).abs().max() < 4 * 250 / 12**0.5 / 10
+    middle = replace(objective, timesteps="logit-normal", batch_size=400)
+    drawn = objectives.draw_batch([one] * 400, range(400), SEED, middle, empty).timesteps.float() / 1000
+    logits = drawn.clamp(1e-3, 1 - 1e-3).logit()
+    assert abs(float(logits.mean())) < 0.02 and abs(float(logits.std()) - 1) < 0.02
     uniform = objectives.draw_batch([one] * 400, range(400), SEED, objective, empty).timesteps
     assert uniform.min() < 15 and uniform.max() > 984 and uniform.max() <= 999
     assert abs(float(uniform.float().mean()) - 499.5) < 4 * 1000 / 12**0.5 / 20
@@ -166,5 +170,5 @@ def test_models_of_other_tasks_are_refused(tiny_pipelines: dict[str, Path]) -> N
     model = model_loader.load_model(tiny_pipelines["Fun-5b-InP"], "fp32", disable_dynamic=True)
     with pytest.raises(errors.TrainingError, match="made for inpaint"):
         objectives.objective_for(model)
-    with pytest.raises(errors.TrainingError, match="use uniform or stratified"):
+    with pytest.raises(errors.TrainingError, match="use uniform or stratified or logit-normal"):
         objectives.objective_for(model_loader.load_model(tiny_pipelines["5b"], "fp32"), timesteps="sorted")

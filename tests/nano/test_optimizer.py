@@ -1,0 +1,59 @@
+"""CogVideoX-nano's optimizer in the training loop."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from support import pack
+
+from nano.optimizer import MuonAndAdamW
+
+loop = pack("training.loop")
+
+
+def train(folder: Path, stop_after: int = 0) -> dict[str, torch.Tensor]:
+    """A tiny regression, stopped after a step where asked."""
+    torch.manual_seed(0)
+    done = []
+    plan = loop.Plan(steps=6, batch_size=4, learning_rate=1e-2, warmup_steps=2, final_learning_rate=1e-4)
+
+    def loss_of(model: torch.nn.Module, indices: range) -> torch.Tensor:
+        x = torch.stack([torch.randn(8, generator=loop.sample_generator(3, i)) for i in indices])
+        return ((model(x) - x.cos()[:, :4]) ** 2).mean()
+
+    with torch.inference_mode(False):
+        return loop.train(
+            Accelerator(cpu=True),
+            torch.nn.Linear(8, 4),
+            loss_of,
+            plan,
+            folder,
+            on_step=lambda step, loss: done.append(step),
+            stop=lambda: len(done) == stop_after,
+            optimizer_of=lambda model, plan: MuonAndAdamW(model, plan.learning_rate, plan.betas, plan.weight_decay),
+        )
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    """A run of an hour on a lent machine is interrupted."""
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "stopped", stop_after=3)
+    resumed = train(tmp_path / "stopped")
+    assert all(torch.equal(resumed[name], weights) for name, weights in whole.items())
+
+
+def test_both_follow_the_loops_learning_rate() -> None:
+    """accelerate loads the optimizer's state once, which puts new groups in the place of the first ones."""
+    model = torch.nn.Linear(8, 4)
+    optimizer = MuonAndAdamW(model, 1.0, (0.9, 0.99), 0.0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    model(torch.ones(8)).sum().backward()
+    optimizer.step()
+    steps = {name: float((p - before[name]).detach().norm()) for name, p in model.named_parameters()}
+    assert steps["bias"] == pytest.approx(1e-3 * 4**0.5, rel=1e-3)
+    # of rank 1: one singular value, brought to about 1, by 0.2 * sqrt(8)
+    assert 0.5e-3 < steps["weight"] / (0.2 * 8**0.5) < 1.5e-3
