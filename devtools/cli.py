@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -60,13 +61,16 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, explanation in (
-        ("demo", demo, "make a video with the example workflow on tiny random weights"),
+        ("demo", demo, "paint a prompt, and a picture, with the toy checkpoint that comes along"),
         ("test", test, "run the tests; further arguments go to pytest"),
         ("serve", serve, "keep ComfyUI running for your browser"),
         ("bench", bench, "run the benchmarks, or the one named, with further arguments"),
     ):
         command = commands.add_parser(name, help=explanation, parents=[common], allow_abbrev=False)
         command.set_defaults(run=run)
+        if run is demo:
+            command.add_argument("--prompt", metavar="TEXT", help="what to paint: a shape, its colour, where it goes")
+            command.add_argument("--image", metavar="FILE", type=Path, help="the first frame: image to video")
     explanation = "list the published checkpoints, or download one: models fetch NAME"
     command = commands.add_parser("models", help=explanation, parents=[common], allow_abbrev=False)
     models.add_arguments(command)
@@ -82,14 +86,28 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def demo(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Run the example workflow once and name the video it made."""
+    """Run the example workflows on the toy checkpoint and name the videos they made: text to video with a prompt, image
+    to video with a picture, both with neither."""
     port = _chosen_port(arguments)
+    image, prompt = arguments.image, arguments.prompt
+    if image is not None and not image.is_file():
+        raise DevError(f"There is no picture {image}.")
+    wants_text, wants_image = image is None, image is not None or prompt is None
+    examples = [paths.EXAMPLE_WORKFLOW] * wants_text + [paths.IMAGE_WORKFLOW] * wants_image
     setup = prepare(arguments, for_tests=False)
-    _write_needs(setup, paths.EXAMPLE_WORKFLOW.stem)
+    _write_needs(setup, *(example.stem for example in examples))
+    options = [f"--prompt={prompt}"] if prompt is not None else []
+    if image is not None:
+        shutil.copyfile(image, paths.BASE / "input" / f"demo{image.suffix}")
+        options.append(f"--image=demo{image.suffix}")
     with _server(setup, port, "demo") as running:
-        say(f"Running {paths.EXAMPLE_WORKFLOW.name}")
-        command = [str(setup.python), "-m", "devtools.run_workflow", str(paths.EXAMPLE_WORKFLOW), running.url]
-        return run_foreground([*command, str(running.output)], cwd=paths.ROOT, env=setup.environ())
+        for example in examples:
+            say(f"Running {example.name}")
+            command = [str(setup.python), "-m", "devtools.run_workflow", str(example), running.url, str(running.output)]
+            status = run_foreground([*command, *options], cwd=paths.ROOT, env=setup.environ())
+            if status:
+                return status
+    return 0
 
 
 def serve(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -1,7 +1,7 @@
-"""Write tiny CogVideoX pipelines in diffusers' layout: the real architecture with random weights.
+"""Write tiny CogVideoX pipelines in diffusers' layout: the real architecture with random weights, or CogVideoX-nano's.
 
-They stand in for the 20 GB checkpoints wherever the numbers matter and the picture does not: tests compare with
-diffusers on them, the demo runs on them. Run as `python -m devtools.embedded_checkpoint FOLDER`.
+They stand in for the 20 GB checkpoints: those of random weights wherever the numbers matter and the picture does not,
+CogVideoX-nano (see the folder nano) where it does. Run as `python -m devtools.embedded_checkpoint FOLDER`.
 """
 
 import json
@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+
+from nano import folders as nano
 
 LATENT_WIDTH, LATENT_HEIGHT = 12, 8  # 96 x 64 pixels
 _2B = ("2b", "Fun-2b-InP", "Fun-2b-Control")
@@ -67,7 +69,12 @@ VARIANTS: dict[str, dict] = {
 
 def folder_name(variant: str) -> str:
     """The folder that `write_all` gives a variant under `models/diffusers`."""
-    return f"CogVideoX-tiny-{variant}"
+    return f"CogVideoX-{variant}" if is_nano(variant) else f"CogVideoX-tiny-{variant}"
+
+
+def is_nano(variant: str) -> bool:
+    """Whether it is one of CogVideoX-nano's, whose weights are trained: "nano-5b" and so on."""
+    return variant.startswith("nano-")
 
 
 def transformer_config(variant: str, **overrides: object) -> dict:
@@ -246,7 +253,10 @@ def write_all(root: Path, controlnet_root: Path | None = None, variants: Iterabl
     folders = []
     for variant in variants:
         folders.append(root / folder_name(variant))
-        _write_once(folders[-1], "model_index.json", partial(write_pipeline, variant=variant))
+        write = partial(write_pipeline, variant=variant)
+        if is_nano(variant):
+            write = partial(nano.write_pipeline, variant=variant.removeprefix("nano-"))
+        _write_once(folders[-1], "model_index.json", write)
     if controlnet_root is not None:
         folders.append(controlnet_root / CONTROLNET_NAME)
         _write_once(folders[-1], "config.json", partial(write_controlnet, variant="5b"))

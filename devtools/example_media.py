@@ -1,9 +1,11 @@
-"""Write the picture, the video and the mask that the example workflows load: python -m devtools.example_media FOLDER.
+"""Write the pictures, videos and the mask that the example workflows load: python -m devtools.example_media FOLDER.
 
-FOLDER: a ComfyUI's input folder. A drawing of a balloon over hills, small and quick to make. Runs inside the venv.
+FOLDER: a ComfyUI's input folder. A drawing of a balloon over hills, small and quick to make, and from the world of
+CogVideoX-nano a first frame and clips to train with. Runs inside the venv.
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,9 +13,16 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
+from nano.captions import caption
+from nano.world import Scene, draw_scene, render
+
 PICTURE = "example.png"  # ComfyUI ships another one of this name in its own input folder
 VIDEO = "cogvideox_example.mp4"
 MASK = "cogvideox_example_mask.png"
+TOY_PICTURE = "cogvideox_toy.png"
+CLIPS = "cogvideox_example_clips"  # pink shapes, which CogVideoX-nano has never seen, and their captions
+TOY_SCENE = Scene("square", "red", "large", "up", ("white",))
+_CLIP_COUNT, _CLIP_FRAMES, _TOY_SEED = 16, 17, 11
 WIDTH, HEIGHT, FRAMES, FPS = 384, 256, 17, 8
 
 _SMOOTH = 3  # drawn so many times as large and scaled down, for smooth edges
@@ -25,16 +34,23 @@ _BALLOON_FROM, _BALLOON_TO, _RADIUS = (0.26, 0.44), (0.68, 0.30), 0.20  # centre
 def write_media(folder: Path) -> list[Path]:
     """Write the files that are not there yet; each appears whole or not at all. Returns all of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    writers = {PICTURE: _write_picture, VIDEO: _write_video, MASK: _write_mask}
+    writers = {
+        PICTURE: _write_picture,
+        VIDEO: _write_video,
+        MASK: _write_mask,
+        TOY_PICTURE: _write_toy_picture,
+        CLIPS: _write_clips,
+    }
     for name, write in writers.items():
         if not (folder / name).exists():
             unfinished = folder / f".part-{name}"
+            shutil.rmtree(unfinished, ignore_errors=True)
             write(unfinished)
             os.replace(unfinished, folder / name)
     return [folder / name for name in writers]
 
 
-def draw_scene(time: float) -> Image.Image:
+def draw_balloon(time: float) -> Image.Image:
     """The drawing at `time`, 0 .. 1: clouds drift to the left, the balloon rises to the right."""
     canvas = Image.new("RGB", (WIDTH * _SMOOTH, HEIGHT * _SMOOTH), _SKY)
     draw = ImageDraw.Draw(canvas)
@@ -56,7 +72,7 @@ def draw_scene(time: float) -> Image.Image:
 
 
 def _write_picture(path: Path) -> None:
-    draw_scene(0.0).resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.LANCZOS).save(path, "PNG")
+    draw_balloon(0.0).resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.LANCZOS).save(path, "PNG")
 
 
 def _write_mask(path: Path) -> None:
@@ -69,11 +85,31 @@ def _write_mask(path: Path) -> None:
 
 
 def _write_video(path: Path) -> None:
+    _write_mp4(path, [draw_balloon(time) for time in np.linspace(0.0, 1.0, FRAMES)], crf=18)
+
+
+def _write_toy_picture(path: Path) -> None:
+    first = render(TOY_SCENE, np.random.default_rng(_TOY_SEED), _CLIP_FRAMES)[0]
+    Image.fromarray(first).resize((256, 256), Image.Resampling.NEAREST).save(path, "PNG")
+
+
+def _write_clips(folder: Path) -> None:
+    folder.mkdir()
+    for number in range(_CLIP_COUNT):
+        rng = np.random.default_rng([_TOY_SEED, number])
+        scene = draw_scene(rng, colour="pink")
+        text = caption(scene, rng)
+        frames = [Image.fromarray(frame) for frame in render(scene, rng, _CLIP_FRAMES)]
+        _write_mp4(folder / f"clip_{number:02d}.mp4", frames, crf=4)
+        (folder / f"clip_{number:02d}.txt").write_text(text, "utf-8")
+
+
+def _write_mp4(path: Path, frames: list[Image.Image], crf: int) -> None:
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for time in np.linspace(0.0, 1.0, FRAMES):
-            container.mux(stream.encode(av.VideoFrame.from_image(draw_scene(time))))
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": str(crf)})
+        (stream.width, stream.height), stream.pix_fmt = frames[0].size, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
         container.mux(stream.encode())
 
 

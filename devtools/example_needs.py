@@ -12,7 +12,7 @@ from .embedded_checkpoint import write_all
 from .example_media import write_media
 from .example_workflows import EXAMPLES, Example
 
-_OTHERS = ("2b", "1.5-5B", "1.5-5B-I2V")  # that the examples' notes speak of
+_OTHERS = ("2b", "5b-I2V", "1.5-5B", "1.5-5B-I2V", "nano-1.5-5B")  # that the examples' notes speak of
 
 
 def write_needs(base: Path, examples: Iterable[Example] = EXAMPLES, more_variants: Iterable[str] = ()) -> None:

@@ -1,8 +1,10 @@
 """Run a workflow file on a ComfyUI server and tell how it goes: python -m devtools.run_workflow FILE URL OUTPUT.
 
 FILE: as saved by the frontend, or in API format. OUTPUT: the server's output folder. Runs inside the venv.
+--prompt TEXT, --image NAME: instead of the prompt and the picture in the file; NAME in the server's input folder.
 """
 
+import argparse
 import json
 import sys
 from dataclasses import dataclass
@@ -34,12 +36,13 @@ def inspect_video(file: Path) -> Video:
         return Video(frames, stream.width, stream.height, float(stream.average_rate))
 
 
-def run(workflow: Path, url: str, output: Path) -> None:
+def run(workflow: Path, url: str, output: Path, prompt: str | None = None, image: str | None = None) -> None:
     """Run a workflow file to its end, with a line per node and step, and name the files it saved.
 
-    Raises: DevError if the workflow is refused, fails or saves nothing.
+    Raises: DevError if the workflow is refused, fails or saves nothing, or has no place for prompt or image.
     """
     api = client_format(workflow, url)
+    replace_widgets(api, prompt, image)
     types = {node_id: node["class_type"] for node_id, node in api.items()}
 
     def report(kind: str, data: dict) -> None:
@@ -71,6 +74,16 @@ def client_format(workflow: Path, url: str) -> dict:
     return convert_to_api(saved, client.object_info(url))
 
 
+def replace_widgets(api: dict, prompt: str | None, image: str | None) -> None:
+    """Set the text of the prompt that is not empty, and the file of LoadImage. Raises: DevError."""
+    for kind, widget, value in (("CogVideoXEncodeText", "text", prompt), ("LoadImage", "image", image)):
+        nodes = [n for n in api.values() if n["class_type"] == kind and n["inputs"][widget]]
+        if value is not None:
+            if len(nodes) != 1:
+                raise DevError(f"The workflow has {len(nodes)} {kind} nodes with a {widget}; it takes one.")
+            nodes[0]["inputs"][widget] = value
+
+
 def describe_file(file: Path) -> str:
     """The path, and for a video its frames, size and fps."""
     if file.suffix not in (".mp4", ".webm", ".mkv"):
@@ -81,9 +94,12 @@ def describe_file(file: Path) -> str:
 
 def main(argv: list[str]) -> int:
     """Returns the exit status."""
-    workflow, url, output = argv
+    parser = argparse.ArgumentParser("run_workflow", allow_abbrev=False)
+    for name in ("workflow", "url", "output", "--prompt", "--image"):
+        parser.add_argument(name)
+    arguments = parser.parse_args(argv)
     try:
-        run(Path(workflow), url, Path(output))
+        run(Path(arguments.workflow), arguments.url, Path(arguments.output), arguments.prompt, arguments.image)
     except DevError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -180,7 +180,7 @@ def _overlaps(track: _Track, chosen: np.ndarray, shape: str, angles: np.ndarray,
     x, y, radius = track.x[chosen], track.y[chosen], np.sqrt(track.area[chosen] / _area_of(shape))
     fits = []
     for angle in np.deg2rad(angles):
-        ideal = world._coverage(shape, x, y, radius, np.full_like(x, angle), width, height)
+        ideal = world.shape_coverage(shape, x, y, radius, np.full_like(x, angle), width, height)
         ideal = ndimage.gaussian_filter(ideal, (0, softness, softness)) if softness else ideal
         fits.append(np.minimum(found, ideal).sum((1, 2)) / np.maximum(found, ideal).sum((1, 2)))
     return np.stack(fits, axis=1)
@@ -189,11 +189,11 @@ def _overlaps(track: _Track, chosen: np.ndarray, shape: str, angles: np.ndarray,
 def _area_of(shape: str) -> float:
     """The area of a shape of radius 1."""
     centre, radius, angle = np.full(1, 32.0), np.full(1, 20.0), np.zeros(1)
-    return float(world._coverage(shape, centre, centre, radius, angle, 64, 64).sum()) / 400
+    return float(world.shape_coverage(shape, centre, centre, radius, angle, 64, 64).sum()) / 400
 
 
 def _size(track: _Track, shape: str, motion: str | None) -> str:
     radius = np.sqrt(np.median(track.area) / _area_of(shape))
     if motion == "growing":
-        radius /= np.mean(world._GROWTH)
+        radius /= np.mean(world.GROWTH)
     return min(world.SIZES, key=lambda name: abs(np.log(radius / world.SIZES[name])))

@@ -100,12 +100,13 @@ def train_text(work: Path) -> None:
     print("captions of held-out scenes read right:", text.read_share(model, tokenizer, SEED + 1))
 
 
-def train_transformer(work: Path, variant: str, steps: int, learning_rate: float, source: str | None) -> None:
-    """Train `variant`, from what `source` has learned where it is given."""
+def train_transformer(work: Path, name: str, steps: int, learning_rate: float, source: str | None) -> None:
+    """Train the variant `name`, or its first round "...-first", from what `source` has learned where it is given."""
     loop, objective = pack("training.loop"), pack("training.objective")
     sets = latents_of(work)
     empty = empty_text(work)
     torch.manual_seed(SEED)
+    variant = name.removesuffix("-first")
     model = pack("transformer.dit").CogVideoXDiT.from_config(transformer.CONFIGS[variant])
     transformer.start_calm(model)
     if source:
@@ -140,9 +141,9 @@ def train_transformer(work: Path, variant: str, steps: int, learning_rate: float
             return objective.denoising_loss(model, objective.draw_batch(samples, indices, SEED, goal, empty), goal)
 
     weights = loop.train(
-        _accelerator("bf16"), model, loss_of, plan, work / variant, on_step=tell, optimizer_of=_muon_and_adamw
+        _accelerator("bf16"), model, loss_of, plan, work / name, on_step=tell, optimizer_of=_muon_and_adamw
     )
-    torch.save(weights, work / variant / "trained.pt")
+    torch.save(weights, work / name / "trained.pt")
 
 
 def _muon_and_adamw(model: torch.nn.Module, plan: object) -> MuonAndAdamW:
@@ -217,7 +218,8 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "decoder": train_decoder,
     "5b": lambda work: train_transformer(work, "5b", 11000, 5e-3, None),
     "5b-I2V": lambda work: train_transformer(work, "5b-I2V", 3000, 2e-3, "5b"),
-    "1.5-5B": lambda work: train_transformer(work, "1.5-5B", 3000, 3e-3, "5b"),
+    "1.5-5B-first": lambda work: train_transformer(work, "1.5-5B-first", 3000, 3e-3, "5b"),
+    "1.5-5B": lambda work: train_transformer(work, "1.5-5B", 3500, 3e-3, "1.5-5B-first"),
 }
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ CONFIG = {
 }
 SCALING_FACTOR = 0.7
 STEPS, BATCH = 5000, 8
-DECODER_STEPS, DECODER_BATCH = 1200, 4
+DECODER_STEPS, DECODER_BATCH = 700, 4
 _GRID = 4.0  # pixels; finer than the transformers' world, for the VAE to know a shape anywhere
 
 

@@ -38,7 +38,7 @@ _LEAST_CONTRAST = 70.0  # between a shape and any place of its background, a dis
 # No faster than this, so that four frames, which the VAE takes together, differ little.
 _TRAVEL_A_FRAME, _DROP_A_FRAME = 2.2, 1.3  # pixels
 _TURN_A_FRAME, _TURN = np.deg2rad(7.5), np.deg2rad(120)
-_GROWTH = (0.6, 1.35)  # a growing shape's first and last radius, in radii of its size
+GROWTH = (0.6, 1.35)  # a growing shape's first and last radius, in radii of its size
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,14 @@ def render(
     radius = SIZES[scene.size] * _growth(scene, time)
     x, y = _path(scene, rng, time, radius.max() * _REACH[scene.shape], width, height, grid)
     angle = _angle(scene, time)
-    coverage = _coverage(scene.shape, x, y, radius, angle, width, height)[..., None]
+    coverage = shape_coverage(scene.shape, x, y, radius, angle, width, height)[..., None]
     colour = np.array(rgb(scene.colour), dtype=np.float32)
     picture = coverage * colour + (1 - coverage) * _background(scene, width, height)
     return np.rint(picture).astype(np.uint8)
 
 
 def _growth(scene: Scene, time: np.ndarray) -> np.ndarray:
-    first, last = _GROWTH if scene.motion == "growing" else (1.0, 1.0)
+    first, last = GROWTH if scene.motion == "growing" else (1.0, 1.0)
     return first + (last - first) * time
 
 
@@ -144,7 +144,7 @@ def _angle(scene: Scene, time: np.ndarray) -> np.ndarray:
     return min(_TURN, _TURN_A_FRAME * (len(time) - 1)) * time
 
 
-def _coverage(
+def shape_coverage(
     shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, angle: np.ndarray, width: int, height: int
 ) -> np.ndarray:
     """How much of each pixel the shape covers, [frames, height, width] in 0 .. 1, smooth over one pixel."""

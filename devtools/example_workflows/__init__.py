@@ -5,6 +5,7 @@ from .fun import fun_control, fun_inpaint, start_end_frame
 from .guided import controlnet, inversion_edit
 from .longer import extend_video, long_video
 from .table import Column, Example, Node
+from .train import train_lora
 
 __all__ = ["EXAMPLES", "Column", "Example", "Node"]
 
@@ -19,4 +20,5 @@ EXAMPLES: tuple[Example, ...] = (
     fun_control(),
     controlnet(),
     inversion_edit(),
+    train_lora(),
 )

@@ -1,11 +1,11 @@
 """One clip: from a text, from a picture, from another video."""
 
-from ..example_media import PICTURE
+from ..example_media import TOY_PICTURE
 from .table import (
     BOTH_PROMPTS,
     FRAMES,
     HEIGHT,
-    SIZE,
+    NANO_SIZE,
     WIDTH,
     Column,
     Example,
@@ -38,20 +38,16 @@ _TEXT_TO_VIDEO = """\
 The same seed makes the same video as in diffusers.
 """
 
-_PANDA = (
-    "A panda in a small red jacket sits on a wooden stool in a bamboo forest and plays a tiny guitar. Sunlight falls "
-    "through the leaves, a few other pandas gather around and listen, and a light wind moves the bamboo. Slow camera "
-    "push in, warm colours, sharp detail."
-)
+_STAR = "A big yellow star moves to the right on a gradient from blue to purple."
 
 
 def text_to_video() -> Example:
-    nodes = (*prompts(_PANDA, 210), Node("latent", "CogVideoXEmptyLatent", SIZE | {"frames": 17}))
+    nodes = (*prompts(_STAR, 210), Node("latent", "CogVideoXEmptyLatent", NANO_SIZE))
     return Example(
         "text_to_video",
-        "5b",
+        "nano-5b",
         (
-            checkpoint("5b", _TEXT_TO_VIDEO),
+            checkpoint("nano-5b", _TEXT_TO_VIDEO),
             Column("2  Prompt and size", 360, nodes),
             Column("3  Sample", 360, (sampler(height=520),)),
             Column("4  Video", 360, (decode(), *save_video())),
@@ -81,26 +77,23 @@ checkpoints do not take pictures.
 Hardly any motion? Set `noise_augmentation` to 0.05 or so.
 """
 
-_DRAWING = (
-    "A child's drawing comes to life: white clouds drift across the blue sky, the grass waves on the green hills, and "
-    "the camera slowly moves in. Flat colours on paper."
-)
+_SQUARE = "A large red square moves up on a white background."
 
 
 def image_to_video() -> Example:
     start = Node(
         "start",
         "CogVideoXImageToVideo",
-        SIZE,
+        NANO_SIZE,
         {**BOTH_PROMPTS, "vae": "pipeline.VAE", "start_image": "picture.IMAGE"},
     )
-    picture = Node("picture", "LoadImage", {"image": PICTURE}, {}, "The first frame", 340)
+    picture = Node("picture", "LoadImage", {"image": TOY_PICTURE}, {}, "The first frame", 340)
     return Example(
         "image_to_video",
-        "5b-I2V",
+        "nano-5b-I2V",
         (
-            checkpoint("5b-I2V", _IMAGE_TO_VIDEO),
-            Column("2  Prompt and picture", 360, (*prompts(_DRAWING, 150), picture)),
+            checkpoint("nano-5b-I2V", _IMAGE_TO_VIDEO),
+            Column("2  Prompt and picture", 360, (*prompts(_SQUARE, 150), picture)),
             Column("3  Sample", 360, (start, sampler(links=conditioned("start")))),
             Column("4  Video", 360, (decode(), *save_video())),
         ),

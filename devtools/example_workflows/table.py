@@ -1,15 +1,17 @@
 """What an example is made of, and the nodes that nearly all of them have.
 
-The embedded checkpoints stand in for the real ones, so sizes are tiny, and a note says what to set for real videos.
+The embedded checkpoints stand in for the real ones, so sizes are tiny, and a note says what to set for real videos:
+CogVideoX-nano, which paints, where it can do a task, random weights elsewhere.
 """
 
 from dataclasses import dataclass, field
 
-from ..embedded_checkpoint import folder_name
+from ..embedded_checkpoint import folder_name, is_nano
 from ..example_media import FPS, VIDEO
 
 WIDTH, HEIGHT, FRAMES = 96, 64, 9
 SIZE = {"width": WIDTH, "height": HEIGHT, "frames": FRAMES, "batch_size": 1}
+NANO_SIZE = {"width": 64, "height": 64, "frames": 17, "batch_size": 1}
 POSITIVE, NEGATIVE = "#232", "#322"  # colours of the prompts
 BOTH_PROMPTS = {"positive": "positive.CONDITIONING", "negative": "negative.CONDITIONING"}
 
@@ -59,7 +61,12 @@ def checkpoint(variant: str, note: str, *more: Node, title: str = "Your own chec
     """The loader, set to the embedded `variant`, `more` loaders, and a note (Markdown) on real ones, which begins with
     a word on the embedded one."""
     name = folder_name(variant)
-    ready = f"**{name}** holds random weights: Run makes coloured noise, and shows that everything works."
+    ready = (
+        f"**{name}** is a toy: of everything in the world it knows coloured shapes that move. Tell it a size, a "
+        "colour, a shape (circle, square, triangle, star), where it goes and what is behind it."
+        if is_nano(variant)
+        else f"**{name}** holds random weights: Run makes coloured noise, and shows that everything works."
+    )
     loader = Node("pipeline", "CogVideoXLoadPipeline", {"folder": name})
     text = Node("note", "MarkdownNote", {"text": f"### Ready to run\n{ready}\n\n{note}"}, {}, title, 300, stretch=True)
     return Column("1  Checkpoint", width, (loader, *more, text))

@@ -69,6 +69,12 @@ def test_port_in_use_is_found_before_anything_long(untouched_clone, capsys, comm
     assert not list(untouched_clone.iterdir())
 
 
+def test_demos_picture_that_is_not_there_is_named_before_anything_long(untouched_clone, capsys):
+    assert cli.main(["demo", "--prompt", "a star", "--image", "nowhere.png"]) == 1
+    assert "There is no picture nowhere.png" in sentence(capsys)
+    assert not list(untouched_clone.iterdir())
+
+
 def test_too_little_room_is_found_before_anything_is_written(untouched_clone, monkeypatch, capsys):
     monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1.5e9}))
     assert cli.main(["demo"]) == 1

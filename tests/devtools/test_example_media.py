@@ -20,7 +20,19 @@ def test_files_are_what_the_examples_count_on(tmp_path):
         example_media.PICTURE,
         example_media.VIDEO,
         example_media.MASK,
+        example_media.TOY_PICTURE,
+        example_media.CLIPS,
     }
+
+
+def test_clips_to_train_with_have_captions(tmp_path):
+    # A clip without its caption would be left out of the training that the template shows.
+    example_media.write_media(tmp_path)
+    clips = sorted((tmp_path / example_media.CLIPS).glob("*.mp4"))
+    assert len(clips) == 16
+    for clip in clips:
+        assert inspect_video(clip) == Video(17, 64, 64, example_media.FPS)
+        assert "pink" in clip.with_suffix(".txt").read_text("utf-8")
 
 
 def test_a_users_picture_of_that_name_stays(tmp_path):

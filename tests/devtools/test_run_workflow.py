@@ -6,6 +6,7 @@ pytest.importorskip("aiohttp")
 
 from devtools import run_workflow  # noqa: E402
 from devtools.client import RunError, RunResult  # noqa: E402
+from devtools.errors import DevError  # noqa: E402
 
 
 @pytest.fixture
@@ -55,3 +56,19 @@ def test_file_that_is_no_workflow_is_named(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("no json", "utf-8")
     assert run_workflow.main([str(tmp_path / "notes.txt"), "http://host", str(tmp_path)]) == 1
     assert "notes.txt cannot be read as a workflow" in capsys.readouterr().err
+
+
+def test_prompt_and_picture_take_the_places_of_the_examples():
+    # `dev.py demo --prompt` must paint that prompt, and leave the negative one alone.
+    api = {
+        "1": {"class_type": "CogVideoXEncodeText", "inputs": {"text": "a star"}},
+        "2": {"class_type": "CogVideoXEncodeText", "inputs": {"text": ""}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": "toy.png"}},
+    }
+    run_workflow.replace_widgets(api, "a circle", "mine.png")
+    assert [api["1"]["inputs"]["text"], api["2"]["inputs"]["text"]] == ["a circle", ""]
+    assert api["3"]["inputs"]["image"] == "mine.png"
+    del api["3"]
+    run_workflow.replace_widgets(api, None, None)
+    with pytest.raises(DevError, match="0 LoadImage nodes"):
+        run_workflow.replace_widgets(api, None, "mine.png")

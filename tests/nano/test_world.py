@@ -61,7 +61,7 @@ def test_a_clip_has_the_size_that_is_asked_for(frames: int, width: int):
 @pytest.mark.parametrize("shape", world.SHAPES)
 def test_shapes_stay_in_the_picture(shape: str, motion: str, monkeypatch: pytest.MonkeyPatch):
     """A shape that is cut off has another outline: the model would learn it, and be scored for it."""
-    cover, border, kept = world._coverage, 20, []
+    cover, border, kept = world.shape_coverage, 20, []
 
     def share_inside(shape, x, y, radius, angle, width, height):
         wide = cover(shape, x + border, y + border, radius, angle, width + 2 * border, height + 2 * border)
@@ -69,7 +69,7 @@ def test_shapes_stay_in_the_picture(shape: str, motion: str, monkeypatch: pytest
         kept.append((inside.sum((1, 2)) / wide.sum((1, 2))).min())
         return inside
 
-    monkeypatch.setattr(world, "_coverage", share_inside)
+    monkeypatch.setattr(world, "shape_coverage", share_inside)
     for seed in range(40):
         scene = world.Scene(shape, "red", ("small", "large")[seed % 2], motion, ("blue",))
         world.render(scene, np.random.default_rng(seed), 9)
