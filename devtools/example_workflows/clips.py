@@ -49,8 +49,8 @@ def text_to_video() -> Example:
         (
             checkpoint("nano-5b", _TEXT_TO_VIDEO),
             Column("2  Prompt and size", 360, nodes),
-            Column("3  Sample", 360, (sampler(height=520),)),
-            Column("4  Video", 360, (decode(), *save_video())),
+            Column("3  Sample", 360, (sampler(height=620),)),
+            Column("4  Video", 360, (decode(), *save_video(height=450))),
         ),
     )
 
