@@ -22,7 +22,7 @@ def train(folder: Path, stop_after: int = 0) -> dict[str, torch.Tensor]:
         x = torch.stack([torch.randn(8, generator=loop.sample_generator(3, i)) for i in indices])
         return ((model(x) - x.cos()[:, :4]) ** 2).mean()
 
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.enable_grad():
         return loop.train(
             Accelerator(cpu=True),
             torch.nn.Linear(8, 4),
@@ -51,7 +51,8 @@ def test_both_follow_the_loops_learning_rate() -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
-    model(torch.ones(8)).sum().backward()
+    with torch.enable_grad():
+        model(torch.ones(8)).sum().backward()
     optimizer.step()
     steps = {name: float((p - before[name]).detach().norm()) for name, p in model.named_parameters()}
     assert steps["bias"] == pytest.approx(1e-3 * 4**0.5, rel=1e-3)
