@@ -30,6 +30,7 @@ ROWS: dict[str, tuple[str, str, dict]] = {
     "1.5, text to video": ("1.5-5B", "default", {}),
     "1.5, cfg 1": ("1.5-5B", "default", {"cfg": 1.0}),
     "image to video": ("5b-I2V", "default", {}),
+    "image to video, cfg 4": ("5b-I2V", "default", {"cfg": 4.0}),
     "image to video, cfg 1": ("5b-I2V", "default", {"cfg": 1.0}),
 }
 
