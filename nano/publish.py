@@ -23,7 +23,9 @@ def publish(work: Path) -> None:
     from transformers import T5EncoderModel, T5TokenizerFast
 
     shutil.rmtree(WEIGHTS, ignore_errors=True)
-    AutoencoderKLCogVideoX.from_pretrained(work / "decoder" / "trained").half().save_pretrained(WEIGHTS / "vae")
+    vae = AutoencoderKLCogVideoX.from_pretrained(work / "decoder" / "trained").half()
+    vae.register_to_config(_name_or_path="")  # else diffusers writes where it was read from
+    vae.save_pretrained(WEIGHTS / "vae")
     T5EncoderModel.from_pretrained(work / "text" / "trained").half().save_pretrained(WEIGHTS / "text_encoder")
     T5TokenizerFast.from_pretrained(work / "text" / "tokenizer").save_pretrained(WEIGHTS / "tokenizer")
     CogVideoXDDIMScheduler(**scheduler_config("5b")).save_pretrained(WEIGHTS / "scheduler")
