@@ -2,9 +2,11 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # for devtools, which sets the order right
@@ -16,6 +18,20 @@ if not _comfyui or not (Path(_comfyui) / "main.py").is_file():
     raise pytest.UsageError("COMFYUI_PATH names no ComfyUI checkout; run the tests with: python3 dev.py test")
 in_process.use_comfyui(Path(_comfyui), ROOT / "tests")
 in_process.load_pack()
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    """A test that leaves gradients off changes what the next ones test."""
+    yield
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+@pytest.fixture
+def inference() -> Iterator[None]:
+    """As ComfyUI runs nodes."""
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """CONTROL_NET in ComfyUI's hands: whole runs against the reference, chaining, windows, refusals, files."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from devtools.embedded_checkpoint import write_controlnet
 
+pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT, FRAMES, SEED, STEPS = 96, 64, 9, 42, 10
 PROMPT, NEGATIVE = "A panda plays a guitar.", ""
 controlnet = pack("model_loaders.controlnet")
@@ -90,15 +90,15 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module", params=("2b", "5b"))
-def run(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path], nets: dict[str, Path]) -> Iterator[Run]:
+def run(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path], nets: dict[str, Path]) -> Run:
     with torch.inference_mode():
-        yield Run(request.param, tiny_pipelines[request.param], nets[request.param])
+        return Run(request.param, tiny_pipelines[request.param], nets[request.param])
 
 
 @pytest.fixture(scope="module")
-def run_5b(tiny_pipelines: dict[str, Path], nets: dict[str, Path]) -> Iterator[Run]:
+def run_5b(tiny_pipelines: dict[str, Path], nets: dict[str, Path]) -> Run:
     with torch.inference_mode():
-        yield Run("5b", tiny_pipelines["5b"], nets["5b"])
+        return Run("5b", tiny_pipelines["5b"], nets["5b"])
 
 
 def pixels(video: torch.Tensor) -> torch.Tensor:

@@ -22,17 +22,16 @@ def train(folder: Path, stop_after: int = 0) -> dict[str, torch.Tensor]:
         x = torch.stack([torch.randn(8, generator=loop.sample_generator(3, i)) for i in indices])
         return ((model(x) - x.cos()[:, :4]) ** 2).mean()
 
-    with torch.inference_mode(False), torch.enable_grad():
-        return loop.train(
-            Accelerator(cpu=True),
-            torch.nn.Linear(8, 4),
-            loss_of,
-            plan,
-            folder,
-            on_step=lambda step, loss: done.append(step),
-            stop=lambda: len(done) == stop_after,
-            optimizer_of=lambda model, plan: MuonAndAdamW(model, plan.learning_rate, plan.betas, plan.weight_decay),
-        )
+    return loop.train(
+        Accelerator(cpu=True),
+        torch.nn.Linear(8, 4),
+        loss_of,
+        plan,
+        folder,
+        on_step=lambda step, loss: done.append(step),
+        stop=lambda: len(done) == stop_after,
+        optimizer_of=lambda model, plan: MuonAndAdamW(model, plan.learning_rate, plan.betas, plan.weight_decay),
+    )
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
@@ -51,8 +50,7 @@ def test_both_follow_the_loops_learning_rate() -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
-    with torch.enable_grad():
-        model(torch.ones(8)).sum().backward()
+    model(torch.ones(8)).sum().backward()
     optimizer.step()
     steps = {name: float((p - before[name]).detach().norm()) for name, p in model.named_parameters()}
     assert steps["bias"] == pytest.approx(1e-3 * 4**0.5, rel=1e-3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import TEXT_TO_VIDEO, pack, relative_error
 
+pytestmark = pytest.mark.usefixtures("inference")
 extend = pack("nodes.extend")
 GeometryError = pack("host.errors").GeometryError
 WIDTH, HEIGHT = 96, 64
@@ -43,13 +44,13 @@ class Models:
 @pytest.fixture(scope="module", params=TEXT_TO_VIDEO)
 def models(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Models:
     with torch.inference_mode():
-        yield Models(tiny_pipelines[request.param])
+        return Models(tiny_pipelines[request.param])
 
 
 @pytest.fixture(scope="module")
 def vae(tiny_pipelines: dict[str, Path]) -> object:
     with torch.inference_mode():
-        yield pack("model_loaders.autoencoder").load_vae(tiny_pipelines["5b"], "fp32")
+        return pack("model_loaders.autoencoder").load_vae(tiny_pipelines["5b"], "fp32")
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from support import check_parity, pack, relative_error, write_fp32
 from tasks import HEIGHT, WIDTH, Task, pictures
 
+pytestmark = pytest.mark.usefixtures("inference")
 ConditioningError, GeometryError = pack("host.errors").ConditioningError, pack("host.errors").GeometryError
 ScheduleError = pack("host.errors").ScheduleError
 CONTROL = ("Fun-2b-Control", "Fun-5b-Control", "Fun-V1.5-5b-Control")
@@ -18,13 +19,13 @@ RANGE = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
 @pytest.fixture(scope="module", params=CONTROL)
 def control(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
     with torch.inference_mode():
-        yield Task(tiny_pipelines[request.param])
+        return Task(tiny_pipelines[request.param])
 
 
 @pytest.fixture(scope="module", params=INPAINT)
 def inpaint(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
     with torch.inference_mode():
-        yield Task(tiny_pipelines[request.param])
+        return Task(tiny_pipelines[request.param])
 
 
 def fun_control(task: Task, video: torch.Tensor, frames: int = 13, batch_size: int = 1, **inputs: object):

@@ -7,6 +7,7 @@ import torch
 from support import check_parity, pack, relative_error, write_fp32
 from tasks import HEIGHT, SEED, WIDTH, Task, pictures, posterior_mode  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("inference")
 ConditioningError, GeometryError = pack("host.errors").ConditioningError, pack("host.errors").GeometryError
 VARIANTS = ("5b-I2V", "1.5-5B-I2V")
 PIPELINE = "CogVideoXImageToVideoPipeline"
@@ -15,7 +16,7 @@ PIPELINE = "CogVideoXImageToVideoPipeline"
 @pytest.fixture(scope="module", params=VARIANTS)
 def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
     with torch.inference_mode():
-        yield Task(tiny_pipelines[request.param])
+        return Task(tiny_pipelines[request.param])
 
 
 def image_to_video(task: Task, frames: int, sampler: str = "ddim", batch_size: int = 1, **inputs: object):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from support import TEXT_TO_VIDEO, check_parity, pack, reference_pipeline, relative_error
 
+pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT = 96, 64
 PROMPT, NEW_PROMPT = "A panda plays a guitar.", "A fox plays a flute."
 SEED = 42
@@ -139,7 +140,7 @@ class Bench:
 @pytest.fixture(scope="module", params=TEXT_TO_VIDEO)
 def bench(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Bench:
     with torch.inference_mode():
-        yield Bench(request.param, tiny_pipelines[request.param])
+        return Bench(request.param, tiny_pipelines[request.param])
 
 
 def video(frames: int, batch: int = 1, seed: int = 3) -> torch.Tensor:

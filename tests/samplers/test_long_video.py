@@ -8,6 +8,7 @@ import torch
 from support import check_parity, pack, reference_transformer, relative_error, write_fp32
 from tasks import HEIGHT, WIDTH, Task, pictures
 
+pytestmark = pytest.mark.usefixtures("inference")
 GeometryError, ConditioningError = pack("host.errors").GeometryError, pack("host.errors").ConditioningError
 TASKS = {
     "5b": None,
@@ -21,7 +22,7 @@ TASKS = {
 @pytest.fixture(scope="module", params=TASKS)
 def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
     with torch.inference_mode():
-        yield Task(tiny_pipelines[request.param])
+        return Task(tiny_pipelines[request.param])
 
 
 def conditioned(task: Task, frames: int) -> tuple:

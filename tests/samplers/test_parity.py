@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import TEXT_TO_VIDEO, check_parity, pack, reference_pipeline, relative_error
 
+pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT = 96, 64
 SEED = 42
 PROMPT, NEGATIVE = "A panda plays a guitar (slowly: very slowly).", ""
@@ -66,7 +67,7 @@ class Run:
 @pytest.fixture(scope="module", params=TEXT_TO_VIDEO)
 def run(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Run:
     with torch.inference_mode():
-        yield Run(request.param, tiny_pipelines[request.param])
+        return Run(request.param, tiny_pipelines[request.param])
 
 
 @pytest.mark.parametrize("dynamic_cfg", (False, True))

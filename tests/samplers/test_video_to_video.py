@@ -7,6 +7,7 @@ import torch
 from support import TEXT_TO_VIDEO, check_parity, pack, relative_error, write_fp32
 from tasks import HEIGHT, SEED, WIDTH, Task, as_frames, pictures, posterior_mode  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("inference")
 GeometryError = pack("host.errors").GeometryError
 PIPELINE = "CogVideoXVideoToVideoPipeline"
 
@@ -14,7 +15,7 @@ PIPELINE = "CogVideoXVideoToVideoPipeline"
 @pytest.fixture(scope="module", params=TEXT_TO_VIDEO)
 def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
     with torch.inference_mode():
-        yield Task(tiny_pipelines[request.param])
+        return Task(tiny_pipelines[request.param])
 
 
 def video_to_video(task: Task, images: torch.Tensor, encode: dict = {}, **inputs: object) -> torch.Tensor:

@@ -80,8 +80,7 @@ def test_latents_are_those_of_the_reference(models: Models, folder: Path, tiny_p
     check_parity("a clip's latents in a training dataset", ours["latents"], theirs.mean[0], 3e-6)
     check_parity("their standard deviation", ours["std"], theirs.std[0], 3e-6)
     assert ours["std"].shape == ours["latents"].shape and ours["images"] is None
-    with torch.enable_grad():  # other tests leave it off, as ComfyUI does
-        ours["latents"].clone().requires_grad_().sum().backward()  # not what inference mode gives
+    ours["latents"].clone().requires_grad_().sum().backward()  # not what inference mode gives
 
 
 def test_texts_are_those_of_the_text_encoder(models: Models, folder: Path) -> None:

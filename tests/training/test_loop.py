@@ -49,8 +49,7 @@ def train(folder: Path, loss_of: Callable = line_loss, model: torch.nn.Module | 
     from accelerate import Accelerator
 
     changes = options.pop("plan", {})
-    with torch.inference_mode(False):
-        return loop.train(Accelerator(cpu=True), model or Line(), loss_of, plan(**changes), folder, **options)
+    return loop.train(Accelerator(cpu=True), model or Line(), loss_of, plan(**changes), folder, **options)
 
 
 def lora_training(pipeline: Path) -> tuple[torch.nn.Module, Callable]:
@@ -90,9 +89,8 @@ def work(folder: Path, pipeline: Path, place: str) -> None:
         if step == 5:
             checkpoint.torch.save = half_a_save
 
-    with torch.inference_mode(False):
-        dit, loss_of = lora_training(pipeline)
-        train(folder, loss_of, dit, on_step=on_step)
+    dit, loss_of = lora_training(pipeline)
+    train(folder, loss_of, dit, on_step=on_step)
 
 
 @pytest.mark.parametrize("place", ["step", "save"])
@@ -104,9 +102,8 @@ def test_killed_training_ends_in_the_same_lora(tiny_pipelines: dict[str, Path], 
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert [path.name for path in checkpoint.finished(folder)] == ["step-000004"]
     assert bool(list(folder.glob(".part-*"))) == (place == "save")
-    with torch.inference_mode(False):
-        whole = train(tmp_path / "whole", *reversed(lora_training(pipeline)))
-        resumed = train(folder, *reversed(lora_training(pipeline)))
+    whole = train(tmp_path / "whole", *reversed(lora_training(pipeline)))
+    resumed = train(folder, *reversed(lora_training(pipeline)))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     steps = [[row[:3] for row in loop.read_log(path / "log.csv")] for path in (folder, tmp_path / "whole")]
     assert steps[0] == steps[1] and len(steps[0]) == STEPS

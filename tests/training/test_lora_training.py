@@ -16,13 +16,6 @@ RANK, ALPHA = 4, 6.0  # scale 1.5
 BOTH = lora.TARGETS["attention and feed-forward"]
 
 
-@pytest.fixture(autouse=True)
-def gradients() -> object:
-    """As training runs: weights that are loaded in inference mode take no gradients."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
 def inputs(frames: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(1, 16, frames, 8, 12, generator=generator)

@@ -13,13 +13,6 @@ errors = pack("host.errors")
 SEED, TEXT_WIDTH = 11, 32
 
 
-@pytest.fixture(autouse=True)
-def gradients() -> object:
-    """As training runs: weights that are loaded in inference mode take no gradients."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
 def sample(frames: int, number: int = 0, images: int = 0) -> dict:
     generator = torch.Generator().manual_seed(number)
 

@@ -62,37 +62,34 @@ def work(kind: str, folder: Path, pipeline: Path, mode: str) -> None:
     from support import pack
 
     loop, objectives, loras = pack("training.loop"), pack("training.objective"), pack("training.lora")
-    with torch.inference_mode(False):
-        model = pack("model_loaders.model").load_model(pipeline, "fp32", disable_dynamic=True)
-        dit = model.model.diffusion_model
-        if mode == "lora":
-            loras.attach_lora(dit, 4, 8.0, seed=1)
-        else:
-            dit.requires_grad_(True)
-        pack("training.blocks").call_blocks(dit)
-        accelerator = Accelerator(cpu=True)
-        assert accelerator.num_processes == (1 if kind == "one" else 2)
-        if kind == "sharded":
-            shard(accelerator)
-        generator = torch.Generator().manual_seed(0)
-        samples = [
-            {
-                "latents": torch.randn(16, 3, 8, 12, generator=generator),
-                "text": torch.randn(226, 32, generator=generator),
-            }
-            for _ in range(STEPS * BATCH)
-        ]
-        objective = objectives.objective_for(model)
+    model = pack("model_loaders.model").load_model(pipeline, "fp32", disable_dynamic=True)
+    dit = model.model.diffusion_model
+    if mode == "lora":
+        loras.attach_lora(dit, 4, 8.0, seed=1)
+    else:
+        dit.requires_grad_(True)
+    pack("training.blocks").call_blocks(dit)
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == (1 if kind == "one" else 2)
+    if kind == "sharded":
+        shard(accelerator)
+    generator = torch.Generator().manual_seed(0)
+    samples = [
+        {
+            "latents": torch.randn(16, 3, 8, 12, generator=generator),
+            "text": torch.randn(226, 32, generator=generator),
+        }
+        for _ in range(STEPS * BATCH)
+    ]
+    objective = objectives.objective_for(model)
 
-        def loss_of(module: torch.nn.Module, indices: range) -> torch.Tensor:
-            batch = objectives.draw_batch(
-                [samples[i] for i in indices], indices, 7, objective, samples[0]["text"][None]
-            )
-            return objectives.denoising_loss(module, batch, objective)
+    def loss_of(module: torch.nn.Module, indices: range) -> torch.Tensor:
+        batch = objectives.draw_batch([samples[i] for i in indices], indices, 7, objective, samples[0]["text"][None])
+        return objectives.denoising_loss(module, batch, objective)
 
-        gradients = record_first_gradients(accelerator, kind)
-        plan = loop.Plan(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, seed=7)
-        weights = loop.train(accelerator, dit, loss_of, plan, folder)
+    gradients = record_first_gradients(accelerator, kind)
+    plan = loop.Plan(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, seed=7)
+    weights = loop.train(accelerator, dit, loss_of, plan, folder)
     if accelerator.is_main_process:
         state = torch.load(folder / f"step-{STEPS:06d}" / "training.pt", weights_only=True)
         torch.save(
