@@ -217,7 +217,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "text": train_text,
     "decoder": train_decoder,
     "5b": lambda work: train_transformer(work, "5b", 11000, 5e-3, None),
-    "5b-I2V": lambda work: train_transformer(work, "5b-I2V", 3000, 2e-3, "5b"),
+    "5b-I2V": lambda work: train_transformer(work, "5b-I2V", 8000, 3e-3, "5b"),
     "1.5-5B-first": lambda work: train_transformer(work, "1.5-5B-first", 3000, 3e-3, "5b"),
     "1.5-5B": lambda work: train_transformer(work, "1.5-5B", 3500, 3e-3, "1.5-5B-first"),
 }

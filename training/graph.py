@@ -24,10 +24,10 @@ from ..host.training_mode import (
 )
 from ..model_loaders.model import require_cogvideox_model
 from .lora import TARGETS, attach_lora, detach_lora, export_lora
+from .objective import TIMESTEP_SAMPLINGS, denoising_loss, draw_batch, objective_for
 from .samples import Samples, batch_samples, read_samples, require_empty_text
 
 PRECISIONS = {"default": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_TIMESTEPS = ("uniform", "stratified", "logit-normal")  # objective's; to import that needs accelerate
 _MIXED = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}  # accelerate's names
 _OUT_OF_MEMORY = (
     "Switch gradient_checkpointing on, lower batch_size (and raise accumulate instead), train with fewer frames or "
@@ -129,7 +129,7 @@ def check_settings(settings: LoraSettings) -> None:
         value = getattr(settings, name)
         if not 0 < value < math.inf:
             raise TrainingError(f"{name} is {value}: use a number above 0.")
-    for name, known in (("targets", TARGETS), ("precision", PRECISIONS), ("timesteps", _TIMESTEPS)):
+    for name, known in (("targets", TARGETS), ("precision", PRECISIONS), ("timesteps", TIMESTEP_SAMPLINGS)):
         if getattr(settings, name) not in known:
             raise TrainingError(f"{name} is {getattr(settings, name)!r}: use {' or '.join(known)}.")
 
@@ -263,7 +263,6 @@ def _loss(
     dtype: torch.dtype,
 ) -> Callable[[torch.nn.Module, Sequence[int]], torch.Tensor]:
     """What the loop calls: (model, numbers of draws) -> the mean loss."""
-    from .objective import denoising_loss, draw_batch, objective_for
 
     options = differentiable_options(patcher.model_options.get("transformer_options", {}))
     shapes = samples.shapes()

@@ -55,13 +55,6 @@ def adamw(model: torch.nn.Module, plan: Plan) -> torch.optim.AdamW:
     )
 
 
-def sample_generator(seed: int, index: int) -> torch.Generator:
-    """The stream of random numbers of one sample, the same in whichever process it is drawn."""
-    # a generator's first numbers are alike for seeds that differ in few bits: mix them
-    mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
-    return torch.Generator().manual_seed(mixed)
-
-
 def train(
     accelerator: Accelerator,
     model: torch.nn.Module,
@@ -77,7 +70,7 @@ def train(
     """Train the parameters of `model` that require a gradient; go on from the last checkpoint in `folder`.
 
     loss_of(model, indices): the mean loss over the samples `indices`; each draws all its chance from
-    sample_generator(plan.seed, index), so that neither the number of processes nor a restart changes anything.
+    objective.sample_generator(plan.seed, index): neither the number of processes nor a restart changes anything then.
     settings: what else decides the result, kept beside each checkpoint.
     on_step(step, loss) is called after each step, on the main process; what it raises ends the training as it stands.
     stop() is asked after each step: once any process says True, a checkpoint is written and the training ends.

@@ -7,7 +7,6 @@ import torch
 
 from ..host.errors import TrainingError
 from ..samplers.conditioning import concat_channels, image_scale
-from .loop import sample_generator
 
 TIMESTEP_SAMPLINGS = ("uniform", "stratified", "logit-normal")
 _OFS = 2.0  # what CogVideoX 1.5's image to video pipeline gives (diffusers pipeline_cogvideox_image2video.py)
@@ -104,6 +103,13 @@ def draw_batch(
         torch.stack(text),
         torch.stack(beside) if objective.image_scale is not None else None,
     )
+
+
+def sample_generator(seed: int, index: int) -> torch.Generator:
+    """The stream of random numbers of one sample, the same in whichever process it is drawn."""
+    # a generator's first numbers are alike for seeds that differ in few bits: mix them
+    mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
+    return torch.Generator().manual_seed(mixed)
 
 
 def _draw(

@@ -41,7 +41,7 @@ class Line(torch.nn.Module):
 
 
 def line_loss(model: torch.nn.Module, indices: range) -> torch.Tensor:
-    x = torch.stack([torch.randn(64, generator=loop.sample_generator(5, i)) for i in indices])
+    x = torch.stack([torch.randn(64, generator=pack("training.objective").sample_generator(5, i)) for i in indices])
     return ((model(x) - x.cos()) ** 2).mean()
 
 

@@ -89,7 +89,7 @@ def test_clean_clip_is_a_sample_of_the_posterior(tiny_pipelines: dict[str, Path]
     _, objective = load(tiny_pipelines["1.5-5B"])
     one = sample(3)
     batch = objectives.draw_batch([one], [9], SEED, objective, torch.zeros(1, 226, TEXT_WIDTH))
-    drawn = torch.randn(one["latents"].shape, generator=pack("training.loop").sample_generator(SEED, 9))
+    drawn = torch.randn(one["latents"].shape, generator=objectives.sample_generator(SEED, 9))
     expected = (one["latents"] + one["std"] * drawn) * objective.latent_scale
     assert batch.clean.shape[2] == 4 and torch.equal(batch.clean[0, :, 1:], expected)
     assert torch.equal(batch.clean[0, :, 0], expected[:, 0])

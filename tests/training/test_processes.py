@@ -4,7 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -12,10 +15,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 3, 4
 KINDS = ("one", "replicated", "sharded")
+MODES = ("lora", "full")
 
 
-def run_workers(kind: str, folder: Path, pipeline: Path, mode: str) -> dict[str, dict[str, torch.Tensor]]:
-    """Train in one process, or in two; returns what the main one has written."""
+def run_workers(kind: str, folder: Path, pipeline: Path) -> dict[str, dict]:
+    """Train in one process, or in two; returns what the main one has written, by mode."""
     count = 1 if kind == "one" else 2
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -25,7 +29,7 @@ def run_workers(kind: str, folder: Path, pipeline: Path, mode: str) -> dict[str,
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
         environ |= {name: str(value) for name, value in places.items()} if count > 1 else {}
-        command = [sys.executable, __file__, kind, str(folder / kind), str(pipeline), mode]
+        command = [sys.executable, __file__, kind, str(folder / kind), str(pipeline)]
         workers.append(
             subprocess.Popen(
                 command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -37,15 +41,21 @@ def run_workers(kind: str, folder: Path, pipeline: Path, mode: str) -> dict[str,
         for worker in workers:
             worker.kill()
     assert [worker.returncode for worker in workers] == [0] * count, "\n".join(said)[-3000:]
-    return torch.load(folder / kind / "result.pt", weights_only=True)
+    return {mode: torch.load(folder / kind / mode / "result.pt", weights_only=True) for mode in MODES}
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
-def test_two_processes_train_as_one(tiny_pipelines: dict[str, Path], tmp_path: Path, mode: str) -> None:
+@pytest.fixture(scope="module")
+def results(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """By kind and mode. Most of the time goes into starting the processes: each trains in all modes."""
+    return {kind: run_workers(kind, tmp_path_factory.mktemp("trained"), tiny_pipelines["5b"]) for kind in KINDS}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_train_as_one(results: dict[str, dict], mode: str) -> None:
     """Whoever trains on two cards must get the LoRA that one card would have made, sharded (FSDP) or not."""
     from support import relative_error
 
-    one, *others = (run_workers(kind, tmp_path, tiny_pipelines["5b"], mode) for kind in KINDS)
+    one, *others = (results[kind][mode] for kind in KINDS)
     for kind, other in zip(KINDS[1:], others):
         for what in ("gradients", "weights"):
             assert other[what].keys() == one[what].keys()
@@ -54,11 +64,25 @@ def test_two_processes_train_as_one(tiny_pipelines: dict[str, Path], tmp_path: P
         assert other["checkpoint"].keys() == one["checkpoint"].keys(), "one process could not go on with it"
 
 
-def work(kind: str, folder: Path, pipeline: Path, mode: str) -> None:
-    """One process: three steps on a few samples; the main one writes the first gradients and the trained weights."""
+def work(kind: str, folder: Path, pipeline: Path) -> None:
+    """One process, in all modes."""
     sys.path.insert(0, str(ROOT / "tests"))
     import conftest  # noqa: F401  the pack, beside ComfyUI
     from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == (1 if kind == "one" else 2)
+    for mode in MODES:
+        if kind == "sharded":
+            shard(accelerator)
+        train(accelerator, kind, folder / mode, pipeline, mode)
+        accelerator.free_memory()
+    if accelerator.num_processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def train(accelerator: object, kind: str, folder: Path, pipeline: Path, mode: str) -> None:
+    """Three steps on a few samples; the main process writes the first gradients and the trained weights."""
     from support import pack
 
     loop, objectives, loras = pack("training.loop"), pack("training.objective"), pack("training.lora")
@@ -69,10 +93,6 @@ def work(kind: str, folder: Path, pipeline: Path, mode: str) -> None:
     else:
         dit.requires_grad_(True)
     pack("training.blocks").call_blocks(dit)
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == (1 if kind == "one" else 2)
-    if kind == "sharded":
-        shard(accelerator)
     generator = torch.Generator().manual_seed(0)
     samples = [
         {
@@ -87,16 +107,14 @@ def work(kind: str, folder: Path, pipeline: Path, mode: str) -> None:
         batch = objectives.draw_batch([samples[i] for i in indices], indices, 7, objective, samples[0]["text"][None])
         return objectives.denoising_loss(module, batch, objective)
 
-    gradients = record_first_gradients(accelerator, kind)
     plan = loop.Plan(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, seed=7)
-    weights = loop.train(accelerator, dit, loss_of, plan, folder)
+    with first_gradients(accelerator, kind) as gradients:
+        weights = loop.train(accelerator, dit, loss_of, plan, folder)
     if accelerator.is_main_process:
         state = torch.load(folder / f"step-{STEPS:06d}" / "training.pt", weights_only=True)
         torch.save(
             {"gradients": gradients, "weights": weights, "checkpoint": state["parameters"]}, folder / "result.pt"
         )
-    if accelerator.num_processes > 1:
-        torch.distributed.destroy_process_group()
 
 
 def shard(accelerator: object) -> None:
@@ -114,7 +132,8 @@ def shard(accelerator: object) -> None:
     assert accelerator.is_fsdp2
 
 
-def record_first_gradients(accelerator: object, kind: str) -> dict[str, torch.Tensor]:
+@contextmanager
+def first_gradients(accelerator: object, kind: str) -> Iterator[dict[str, torch.Tensor]]:
     """Filled when the loop clips for the first time: all gradients of the step, whole."""
     gradients, clip = {}, accelerator.clip_grad_norm_
 
@@ -128,10 +147,10 @@ def record_first_gradients(accelerator: object, kind: str) -> dict[str, torch.Te
                     gradients[str(number)] = whole.clone()
         return clip(parameters, norm)
 
-    accelerator.clip_grad_norm_ = record
-    return gradients
+    with mock.patch.object(accelerator, "clip_grad_norm_", record):
+        yield gradients
 
 
 if __name__ == "__main__":
-    kind, folder, pipeline, mode = sys.argv[1:]
-    work(kind, Path(folder), Path(pipeline), mode)
+    kind, folder, pipeline = sys.argv[1:]
+    work(kind, Path(folder), Path(pipeline))
