@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_management as mm
 import comfy.ops
@@ -82,20 +83,25 @@ def test_frames_that_fill_no_latent_are_left_out(networks: tuple, frames: int) -
         assert relative_error(got, networks[1]._encode(pixels[:, :, :kept])) <= 3e-6
 
 
-@pytest.mark.parametrize("plan", plans.LADDER, ids=lambda plan: plan.name)
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=("bf16", "fp16"))
-def test_half_precision_loses_no_more_than_diffusers(networks: tuple, plan: object, dtype: torch.dtype) -> None:
-    """Rounding once where the reference rounds five times; the other way round colours would band."""
+@pytest.fixture(scope="module", params=(torch.bfloat16, torch.float16), ids=("bf16", "fp16"))
+def half(request: pytest.FixtureRequest, networks: tuple) -> SimpleNamespace:
+    """Our network in half precision, latents, what they are in fp32, and diffusers' error on them."""
     ours, theirs = networks
     z = video(1, 16, 5, 6, 8)
     want = reference_decode(theirs, z)
-    theirs = torch.nn.Module.to(copy.deepcopy(theirs), dtype)
-    reference = relative_error(reference_decode(theirs, z.to(dtype)), want)
-    rounded = {name: value.to(dtype) for name, value in ours.state_dict().items()}
-    half = pack("vae.network").CogVideoXAutoencoder.from_config(ours.config).eval()
-    torch.nn.Module.to(half, dtype).load_state_dict(rounded)
-    pack("host.ops").adopt_ops(half, comfy.ops.disable_weight_init)
-    assert relative_error(decode(half, z.to(dtype), plan), want) <= 1.02 * reference
+    theirs = torch.nn.Module.to(copy.deepcopy(theirs), request.param)
+    error = relative_error(reference_decode(theirs, z.to(request.param)), want)
+    rounded = {name: value.to(request.param) for name, value in ours.state_dict().items()}
+    network = pack("vae.network").CogVideoXAutoencoder.from_config(ours.config).eval()
+    torch.nn.Module.to(network, request.param).load_state_dict(rounded)
+    pack("host.ops").adopt_ops(network, comfy.ops.disable_weight_init)
+    return SimpleNamespace(network=network, z=z.to(request.param), want=want, reference_error=error)
+
+
+@pytest.mark.parametrize("plan", plans.LADDER, ids=lambda plan: plan.name)
+def test_half_precision_loses_no_more_than_diffusers(half: SimpleNamespace, plan: object) -> None:
+    """Rounding once where the reference rounds five times; the other way round colours would band."""
+    assert relative_error(decode(half.network, half.z, plan), half.want) <= 1.02 * half.reference_error
 
 
 def test_memory_does_not_grow_with_length(networks: tuple) -> None:
