@@ -179,7 +179,7 @@ def test_finished_training_is_taken_from_its_checkpoint(models, monkeypatch, sho
     """ComfyUI forgets a node's result when it restarts: what took hours must not be trained again."""
     model, (latents, positive) = models("5b"), clips("5b")
     lora, losses, _ = train(model, latents, positive)
-    monkeypatch.setattr(pack("training.objective"), "denoising_loss", None)
+    monkeypatch.setattr(pack("training.graph"), "denoising_loss", None)
     again, again_losses, _ = train(model, latents, positive, save_every=7)  # which decides nothing
     assert "trained before" in shown[-1]
     assert again_losses == pytest.approx(losses, abs=1e-5)
@@ -213,9 +213,7 @@ def test_nothing_of_a_training_is_left(models, monkeypatch) -> None:
     monkeypatch.setattr(host, "fresh_copy", noted)
     train(model, latents, positive, steps=1)
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="broken"):
-        patched.setattr(
-            pack("training.objective"), "denoising_loss", lambda *_: (_ for _ in ()).throw(RuntimeError("broken"))
-        )
+        patched.setattr(host, "denoising_loss", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
         train(model, latents, positive, steps=1, seed=9)
     gc.collect()
     assert len(copies) == 2 and all(copy() is None for copy in copies)
