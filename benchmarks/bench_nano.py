@@ -66,22 +66,22 @@ def score_row(title: str, options: object, scratch: Path) -> list[str]:
     began = time.perf_counter()
     clips = paint.paint(pipeline, requests, settings, from_image)
     seconds = (time.perf_counter() - began) / len(requests)
-    shares = score.summarize(score.score_clip(clip, request.scene) for clip, request in zip(clips, requests))
+    shares = score.score_clips(clips, [request.scene for request in requests])
     row = [title, *(f"{100 * shares[name]:.1f} %" for name in score.ATTRIBUTES)]
-    firsts = [score.psnr_db(clip[0], request.truth[0] / 255) for clip, request in zip(clips, requests)]
-    row += [f"{sum(firsts) / len(firsts):.1f} dB" if from_image else "", f"{seconds:.2f}"]
+    first_frame_db = score.first_frame_db(clips, [request.truth[0] / 255 for request in requests])
+    row += [f"{first_frame_db:.1f} dB" if from_image else "", f"{seconds:.2f}"]
     print(*row, sep=" | ", flush=True)
     return row
 
 
 def tabulate(rows: list[list[str]], options: object) -> Table:
-    from nano import score
+    from nano import paint, score
 
     return Table(
         f"CogVideoX-nano on {options.prompts} prompts of combinations that it never saw",
         [
             f"Prompts and noise from seed {options.seed}; 17 frames of 64 x 64, ddim, 50 steps, cfg 6 where the row "
-            "says nothing else; batches of 25.",
+            f"says nothing else; batches of {paint.BATCH}.",
             "Read off the decoded frames by rule (nano/reading.py); chance is 1 in 8 for the colour, 1 in 4 for the "
             "shape, 1 in 7 for the direction.",
             f"First frame: mean PSNR against the given picture, goal {FIRST_FRAME_GOAL_DB} dB.",

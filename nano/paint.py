@@ -15,7 +15,7 @@ from devtools.in_process import pack
 from .captions import caption
 from .world import Scene, draw_scene, render
 
-_BATCH = 25
+BATCH = 25
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def held_out_requests(seed: int, count: int, settings: Settings) -> list[Request
 def paint(pipeline: Pipeline, requests: Sequence[Request], settings: Settings, from_image: bool = False) -> np.ndarray:
     """The clips of `requests`: [B, F, H, W, 3] in 0 .. 1. from_image: give the model the truth's first frame."""
     painted = []
-    for start in range(0, len(requests), _BATCH):
-        batch = requests[start : start + _BATCH]
+    for start in range(0, len(requests), BATCH):
+        batch = requests[start : start + BATCH]
         latents = sample(pipeline, batch, settings, from_image, settings.seed + start)
         painted += [pipeline.vae.decode(one[None])[0].float().numpy() for one in latents]
     return np.stack(painted)

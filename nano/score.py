@@ -1,6 +1,6 @@
 """The scores of CogVideoX-nano: what its clips show, compared with what their prompts asked for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,16 @@ def summarize(scores: Iterable[Mapping[str, bool]]) -> dict[str, float]:
     if not scores:
         raise ValueError("There is no clip to score.")
     return {name: sum(score[name] for score in scores) / len(scores) for name in ATTRIBUTES}
+
+
+def score_clips(clips: Sequence[np.ndarray], scenes: Iterable[Scene]) -> dict[str, float]:
+    """The share of clips that show their scene, by attribute."""
+    return summarize(score_clip(clip, scene) for clip, scene in zip(clips, scenes))
+
+
+def first_frame_db(clips: Sequence[np.ndarray], pictures: Iterable[np.ndarray]) -> float:
+    """Mean PSNR of the clips' first frames against the pictures that they were made from, all in 0 .. 1."""
+    return float(np.mean([psnr_db(clip[0], picture) for clip, picture in zip(clips, pictures)]))
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:

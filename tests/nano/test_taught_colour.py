@@ -49,8 +49,8 @@ def requests() -> list[paint.Request]:
 
 
 def shares(pipeline: paint.Pipeline) -> dict[str, float]:
-    painted = paint.paint(pipeline, requests(), SETTINGS)
-    found = score.summarize(score.score_clip(clip, request.scene) for clip, request in zip(painted, requests()))
+    asked = requests()
+    found = score.score_clips(paint.paint(pipeline, asked, SETTINGS), [request.scene for request in asked])
     print(score.table({"": found}))
     return found
 

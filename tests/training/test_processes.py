@@ -46,7 +46,7 @@ def run_workers(kind: str, folder: Path, pipeline: Path) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def results(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """By kind and mode. Most of the time goes into starting the processes: each trains in all modes."""
+    """By kind and mode. To start a process takes long: each trains in all modes."""
     return {kind: run_workers(kind, tmp_path_factory.mktemp("trained"), tiny_pipelines["5b"]) for kind in KINDS}
 
 
