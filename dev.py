@@ -1,6 +1,8 @@
 """The commands demo, test, serve, bench, models and train; see `python3 dev.py --help`. Python and git suffice."""
 
+import importlib.util
 import sys
+from pathlib import Path
 
 MINIMUM_PYTHON = (3, 10)
 
@@ -14,10 +16,21 @@ def main(argv=None):
             file=sys.stderr,
         )
         return 1
+    import_package()
     # Imported late, for an old Python cannot even parse it.
-    from devtools import cli
+    from cogvideox.devtools import cli
 
     return cli.main(argv)
+
+
+def import_package():
+    """Make this folder the package `cogvideox`, as it is in the virtual environment that does not exist yet."""
+    if "cogvideox" in sys.modules:
+        return
+    init = Path(__file__).resolve().with_name("__init__.py")
+    spec = importlib.util.spec_from_file_location("cogvideox", init, submodule_search_locations=[str(init.parent)])
+    sys.modules["cogvideox"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["cogvideox"])
 
 
 if __name__ == "__main__":

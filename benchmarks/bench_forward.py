@@ -9,7 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from common import Table, arguments, interleave, load_pack, median_spread, pack, ratio, report, use_comfyui
+from cogvideox.benchmarks.common import (
+    Table,
+    arguments,
+    interleave,
+    median_spread,
+    ratio,
+    report,
+    use_comfyui,
+)
 
 # Latent (T, H, W), each 1320 video tokens beside 226 of text.
 SIZES = {"2b": (4, 30, 44), "5b": (4, 30, 44), "1.5-5B": (8, 30, 44)}
@@ -41,7 +49,6 @@ def main() -> None:
         precisions={"nargs": "+", "choices": list(PRECISIONS), "default": list(PRECISIONS)},
     )
     use_comfyui()
-    load_pack()
     forwards, runs = [], []
     for variant in options.variants:
         with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +99,7 @@ def write_checkpoint(folder: Path, variant: str, layers: int, heads: int) -> Non
     """The transformer of a pipeline in fp32, as wide as asked for; text is 512 wide."""
     import torch
 
-    from devtools.embedded_checkpoint import build_transformer
+    from cogvideox.devtools.embedded_checkpoint import build_transformer
 
     frames, height, width = SIZES[variant]
     sample = {"sample_frames": 4 * frames - 3, "sample_height": height, "sample_width": width}
@@ -117,9 +124,11 @@ def load_all(folder: Path, variant: str, precision: str) -> dict[str, object]:
     """One model of each implementation: a pipeline of diffusers', ComfyUI patchers else."""
     import comfy.model_management as mm
 
+    from cogvideox.model_loaders.model import load_model
+
     forced = mock.patch.object(mm, "should_use_bf16", lambda *a, **k: True) if precision == "bf16" else nullcontext()
     with forced:
-        ours = pack("model_loaders.model").load_model(folder, "fp32" if precision == "fp32" else "bf16")
+        ours = load_model(folder, "fp32" if precision == "fp32" else "bf16")
         native = load_native(folder, precision)
         mm.load_models_gpu([ours, native])
     return {"ours": ours, "diffusers": load_diffusers(folder, variant, precision), "native": native}
@@ -129,7 +138,7 @@ def load_diffusers(folder: Path, variant: str, precision: str) -> object:
     import torch
     from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 
-    from devtools.embedded_checkpoint import scheduler_config
+    from cogvideox.devtools.embedded_checkpoint import scheduler_config
 
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     transformer = CogVideoXTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype).eval()
@@ -212,7 +221,9 @@ def compare_run(models: dict, inputs: tuple, reference: object, options: object)
     import comfy.sample
     import torch
 
-    sample = pack("nodes.sample").CogVideoXSample.execute
+    from cogvideox.nodes.sample import CogVideoXSample
+
+    sample = CogVideoXSample.execute
     latents, text, _ = inputs
     positive, negative, empty = [[text, {}]], [[-text, {}]], torch.zeros_like(latents)
 

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from common import (
+from cogvideox.benchmarks.common import (
     Table,
     arguments,
     interleave,
-    layout_files,
-    load_pack,
     median_spread,
-    pack,
     random_weights,
     ratio,
     report,
@@ -145,7 +142,9 @@ def write_checkpoint(folder: Path, layout: str, layers: int) -> list[Path]:
         "fp8, scaled": "scaled fp8",
         "int8, ComfyUI's": "int8, ComfyUI",
     }
-    return [layout_files().TRANSFORMER_LAYOUTS[names.get(layout, layout)](folder, weights)]
+    from cogvideox.tests import layout_files
+
+    return [layout_files.TRANSFORMER_LAYOUTS[names.get(layout, layout)](folder, weights)]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -217,8 +216,8 @@ def child(what: str, folder: Path, repeats: int) -> None:
     """Time every way to load a layout, or `watch` one of them: say `ready`, wait for a line, load, say so, and keep
     the memory until the input ends."""
     use_comfyui()
-    load_pack()
-    pack("transformer.dit")  # imports diffusers
+    from cogvideox.transformer import dit  # noqa: F401  imports diffusers
+
     if list(folder.glob("*.gguf")):
         import gguf  # noqa: F401
     if what.startswith("watch "):
@@ -262,8 +261,10 @@ def load(way: Way, folder: Path) -> object:
     """The MODEL with every page of every weight in memory."""
     import comfy.model_management as mm
 
+    from cogvideox.model_loaders.model import load_model
+
     with computing(way.computes):
-        patcher = pack("model_loaders.model").load_model(folder, way.weight_dtype)
+        patcher = load_model(folder, way.weight_dtype)
     mm.load_models_gpu([patcher])
     touch(patcher.model.diffusion_model)
     return patcher
@@ -281,7 +282,9 @@ def computing(dtype: str) -> Iterator[None]:
 
 def plain_tensors(tensor: object) -> list:
     """What a weight consists of: codes and scales where it is quantised, itself where it is not."""
-    if not pack("host.quantized").is_quantized(tensor):
+    from cogvideox.host.quantized import is_quantized
+
+    if not is_quantized(tensor):
         return [tensor]
     return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
 

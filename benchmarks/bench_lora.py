@@ -7,14 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from bench_forward import forward_comfy
-from common import (
+
+from cogvideox.benchmarks.common import (
     Table,
     arguments,
     interleave,
-    layout_files,
-    load_pack,
     median_spread,
-    pack,
     random_weights,
     ratio,
     report,
@@ -31,6 +29,8 @@ TEXT_TOKENS = 226
 
 
 def main() -> None:
+    from cogvideox.model_loaders.model import load_model
+
     options = arguments(
         __doc__,
         repeats={"type": int, "default": 5},
@@ -41,12 +41,11 @@ def main() -> None:
     use_comfyui()
     import torch
 
-    load_pack()
     applied, merged, flying = [], [], []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():  # as ComfyUI runs nodes
         factors = write_files(Path(folder), options)
         for kind in options.kinds:
-            model = pack("model_loaders.model").load_model(Path(folder) / kind.split()[0], KINDS[kind])
+            model = load_model(Path(folder) / kind.split()[0], KINDS[kind])
             apply = apply_calls(model, Path(folder))
             applied.append([kind, *compare(interleave(apply, options.repeats), "stock", "ours")])
             merged.append([kind, *compare_loads(model, apply, factors, options.repeats)])
@@ -113,7 +112,8 @@ def write_files(folder: Path, options: object) -> dict[str, tuple]:
     import torch
     from safetensors.torch import save_file
 
-    files = layout_files()
+    from cogvideox.tests import layout_files as files
+
     plain, blocks = folder / "bf16", folder / "GGUF"
     plain.mkdir()
     weights = random_weights(plain, options.layers, HEADS, text_embed_dim=4096, time_embed_dim=512)
@@ -142,9 +142,10 @@ def apply_calls(model: object, folder: Path) -> dict[str, Callable]:
     import folder_paths
 
     import nodes
+    from cogvideox.nodes.lora import CogVideoXApplyLora
 
     folder_paths.add_model_folder_path("loras", str(folder / "loras"), is_default=True)
-    ours = pack("nodes.lora").CogVideoXApplyLora
+    ours = CogVideoXApplyLora
     ours.hidden = SimpleNamespace(unique_id=None)
     return {
         "ours": lambda: ours.execute(model, LORA, STRENGTH).args[0],
@@ -170,7 +171,8 @@ def compare_loads(model: object, apply: dict[str, Callable], factors: dict, repe
 
 def reference_loop(model: object, factors: dict[str, tuple]) -> Callable | None:
     """new = W + s * B @ A for every layer of the LoRA; None for GGUF."""
-    quantized = pack("host.quantized")
+    from cogvideox.host import quantized
+
     layers = [(model.model.diffusion_model.get_submodule(name).weight.data, *pair) for name, pair in factors.items()]
 
     def merge(weight: object, a: object, b: object) -> object:
@@ -215,8 +217,10 @@ def compare_forwards(model: object, patched: object, repeats: int) -> list[list[
 
 
 def is_gguf(model: object) -> bool:
+    from cogvideox.host import quantized as quantized_module
+
     weights = model.model.diffusion_model.parameters()
-    return any(pack("host.quantized").is_gguf(weight) for weight in weights)
+    return any(quantized_module.is_gguf(weight) for weight in weights)
 
 
 def compare(seconds: dict[str, list[float]], first: str, second: str) -> list[str]:

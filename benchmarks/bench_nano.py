@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from common import ROOT, Table, arguments, load_pack, report, use_comfyui
+from cogvideox.benchmarks.common import ROOT, Table, arguments, report, use_comfyui
 
 FIRST_FRAME_GOAL_DB = 25
 # row -> (variant, weight_dtype, changes of the settings)
@@ -44,7 +44,6 @@ def main() -> None:
         weights={"help": "pipelines in diffusers' layout, a folder each, instead of the repository's own"},
     )
     use_comfyui()
-    load_pack()
     sys.path.append(str(ROOT))
     with tempfile.TemporaryDirectory() as scratch:
         rows = [score_row(title, options, Path(scratch)) for title in options.rows]
@@ -53,7 +52,7 @@ def main() -> None:
 
 def score_row(title: str, options: object, scratch: Path) -> list[str]:
     """A row of the table: shares by attribute, the first frame's PSNR for image to video, seconds a clip."""
-    from nano import folders, paint, score
+    from cogvideox.nano import folders, paint, score
 
     variant, weight_dtype, changes = ROWS[title]
     folder = Path(options.weights or scratch) / variant
@@ -75,7 +74,7 @@ def score_row(title: str, options: object, scratch: Path) -> list[str]:
 
 
 def tabulate(rows: list[list[str]], options: object) -> Table:
-    from nano import paint, score
+    from cogvideox.nano import paint, score
 
     return Table(
         f"CogVideoX-nano on {options.prompts} prompts of combinations that it never saw",

@@ -16,14 +16,12 @@ from bench_forward import (
     relative_error,
     write_checkpoint,
 )
-from common import (
+
+from cogvideox.benchmarks.common import (
     Table,
     arguments,
     interleave,
-    layout_files,
-    load_pack,
     median_spread,
-    pack,
     ratio,
     report,
     use_comfyui,
@@ -88,7 +86,6 @@ def main() -> None:
 
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     use_comfyui(cpu=options.device == "cpu")
-    load_pack()
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():  # as ComfyUI runs nodes
         forwards = forward_cases(Path(folder), options)
         tables = [forward_table(forwards, options)]
@@ -190,13 +187,16 @@ def forward_cases(folder: Path, options: object) -> Cases:
 def load_ours(folder: Path, kind: str, weights: dict) -> object:
     import comfy.model_management as mm
 
+    from cogvideox.model_loaders.model import load_model
+    from cogvideox.tests import layout_files
+
     path, weight_dtype = folder / "transformer", kind
     if kind.startswith("GGUF"):
         path, weight_dtype = folder / kind, "default"
         path.mkdir()
         (path / "config.json").write_text((folder / "transformer" / "config.json").read_text())
-        layout_files().write_gguf(path / "model.gguf", weights, kind.split()[1])
-    patcher = pack("model_loaders.model").load_model(path, weight_dtype)
+        layout_files.write_gguf(path / "model.gguf", weights, kind.split()[1])
+    patcher = load_model(path, weight_dtype)
     mm.load_models_gpu([patcher])
     return patcher
 
@@ -205,7 +205,8 @@ def load_torchao(folder: Path, kind: str, device: str) -> object:
     """diffusers' pipeline with the blocks' matrices as torchao holds them."""
     import torch
 
-    is_matrix = layout_files().is_matrix
+    from cogvideox.tests.layout_files import is_matrix
+
     with torch.inference_mode(False):
         pipeline = load_diffusers(folder, VARIANT, "fp32" if device == "cpu" else "bf16")
         pipeline.transformer.requires_grad_(False).to(device)
@@ -257,10 +258,12 @@ def our_layer(kind: str, weight: object, compute: object) -> tuple[object, float
     """(a Linear of the pack's operations, seconds that making its weight took)."""
     import torch
 
-    operations = pack("host.quantized_ops")
+    from cogvideox.host import quantized_ops as operations
+    from cogvideox.host.ops import adopt_ops
+
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     fast = kind.endswith("_fast")
-    pack("host.ops").adopt_ops(layer, operations.FastQuantizedOps if fast else operations.QuantizedOps)
+    adopt_ops(layer, operations.FastQuantizedOps if fast else operations.QuantizedOps)
     layer.weight = torch.nn.Parameter(convert(kind, weight, compute), requires_grad=False)
     seconds = time_on(lambda: weight.to(torch.bfloat16), lambda source: convert(kind, source, compute), weight.is_cuda)
     return layer, seconds
@@ -270,7 +273,8 @@ def convert(kind: str, weight: object, compute: object) -> object:
     """The weight of `kind`."""
     import torch
 
-    quantized = pack("host.quantized")
+    from cogvideox.host import quantized
+
     if kind in PLAIN:
         return weight.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[kind])
     if not kind.startswith("GGUF"):

@@ -10,9 +10,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, Table, arguments, comfyui_path, interleave, median_spread, report, use_comfyui
-
-from devtools.paths import PACK_NAME
+from cogvideox.benchmarks.common import (
+    ROOT,
+    Table,
+    arguments,
+    interleave,
+    median_spread,
+    report,
+    use_comfyui,
+)
+from cogvideox.devtools.paths import PACK_NAME
 
 FORBIDDEN = ("diffusers", "accelerate", "peft")
 
@@ -104,7 +111,7 @@ def server_table(repeats: int) -> Table:
 
 def prepare_base(base: Path, with_pack: bool) -> Path:
     """A --base-directory with this clone as its only custom node, or with none."""
-    from devtools import comfyui
+    from cogvideox.devtools import comfyui
 
     comfyui.prepare_base(base, ROOT, PACK_NAME)
     if not with_pack:
@@ -117,9 +124,10 @@ def start_server(base: Path) -> float:
     """Start and stop ComfyUI; returns its resident memory in MiB when it first answers."""
     import psutil
 
-    from devtools.server import running_server
+    from cogvideox.devtools.server import running_server
+    from cogvideox.host.standalone import comfyui_from_environment
 
-    with running_server(comfyui_path(), base, log=base / "server.log", cpu=True) as running:
+    with running_server(comfyui_from_environment(), base, log=base / "server.log", cpu=True) as running:
         return psutil.Process(running.process.pid).memory_info().rss / 2**20
 
 

@@ -4,17 +4,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from common import (
+from cogvideox.benchmarks.common import (
     Table,
     arguments,
     interleave,
-    load_pack,
     median_spread,
-    pack,
     random_weights,
     ratio,
     report,
-    tests_module,
     use_comfyui,
 )
 
@@ -42,7 +39,6 @@ def main() -> None:
     use_comfyui()
     import torch
 
-    load_pack()
     torch.manual_seed(SEED)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -81,9 +77,11 @@ def compare(folder: Path, precision: str, checkpointing: bool, options: object) 
     gap = max(abs(a - b) / abs(b) for a, b in zip(losses["ours"], losses["diffusers"]))
     if gap > LOSS_TOLERANCE[precision]:
         raise SystemExit(f"The losses differ by {gap:.1e}: what was measured is not the same training.")
+    from cogvideox.tests import peak_bytes
+
     memory = {}
     for name, call in calls.items():
-        with tests_module("peak_bytes").PeakBytes() as counted:
+        with peak_bytes.PeakBytes() as counted:
             call()
         memory[name] = counted.peak / 1e6
     times = [median_spread([1e3 * s for s in seconds[name]], "ms", 0) for name in calls]
@@ -118,15 +116,19 @@ def our_trainer(folder: Path, precision: str, checkpointing: bool, count: int) -
     import comfy.ops
     import torch
 
-    objectives = pack("training.objective")
+    from cogvideox.model_loaders.model import load_model
+    from cogvideox.training import objective as objectives
+    from cogvideox.training.blocks import call_blocks
+    from cogvideox.training.lora import attach_lora
+
     stored = "bf16" if precision == "bf16" else "fp32"
-    model = pack("model_loaders.model").load_model(folder, stored, disable_dynamic=True)
+    model = load_model(folder, stored, disable_dynamic=True)
     dit = model.model.diffusion_model
     for leaf in dit.modules():
         if isinstance(leaf, comfy.ops.CastWeightBiasOp):
             leaf.comfy_cast_weights = True
-    pack("training.lora").attach_lora(dit, RANK, ALPHA, seed=SEED)
-    pack("training.blocks").call_blocks(dit, checkpointing)
+    attach_lora(dit, RANK, ALPHA, seed=SEED)
+    call_blocks(dit, checkpointing)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     objective = objectives.objective_for(model, dtype=dtype)
     generator = torch.Generator().manual_seed(SEED)
@@ -152,7 +154,7 @@ def official_trainer(folder: Path, precision: str, checkpointing: bool, dit: obj
     from diffusers import CogVideoXDPMScheduler, CogVideoXTransformer3DModel
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
-    from devtools.embedded_checkpoint import scheduler_config
+    from cogvideox.devtools.embedded_checkpoint import scheduler_config
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     transformer = CogVideoXTransformer3DModel.from_pretrained(folder, torch_dtype=dtype).requires_grad_(False)

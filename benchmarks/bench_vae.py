@@ -5,16 +5,13 @@ import math
 import time
 from collections.abc import Callable
 
-from common import (
+from cogvideox.benchmarks.common import (
     Table,
     arguments,
     interleave,
-    load_pack,
     median_spread,
-    pack,
     ratio,
     report,
-    tests_module,
     use_comfyui,
 )
 
@@ -37,7 +34,6 @@ def main() -> None:
         parts={"nargs": "+", "choices": ("memory", "time", "growth"), "default": ["memory", "time", "growth"]},
     )
     use_comfyui()
-    load_pack()
     tables = []
     if "memory" in options.parts:
         tables.append(memory_table())
@@ -55,11 +51,14 @@ def networks() -> tuple:
     import torch
     from diffusers import AutoencoderKLCogVideoX
 
+    from cogvideox.host.ops import adopt_ops
+    from cogvideox.vae.network import CogVideoXAutoencoder
+
     torch.manual_seed(0)
     theirs = AutoencoderKLCogVideoX().eval().requires_grad_(False)
-    ours = pack("vae.network").CogVideoXAutoencoder().eval().requires_grad_(False)
+    ours = CogVideoXAutoencoder().eval().requires_grad_(False)
     ours.load_state_dict(theirs.state_dict())
-    pack("host.ops").adopt_ops(ours, comfy.ops.disable_weight_init)
+    adopt_ops(ours, comfy.ops.disable_weight_init)
     native = comfy.sd.VAE(sd=theirs.state_dict(), dtype=torch.float32).first_stage_model.requires_grad_(False)
     return theirs, ours, native
 
@@ -94,13 +93,16 @@ def time_tables(precisions: list[str], repeats: int) -> list[Table]:
 def decoders(theirs: object, ours: object, native: object, latents: object) -> dict[str, Callable]:
     import torch
 
-    stream = pack("vae.streaming").decode_stream
+    from cogvideox.vae.plan import LADDER
+    from cogvideox.vae.streaming import decode_stream
+
+    stream = decode_stream
     tiled = copy.deepcopy(theirs)
     tiled.enable_tiling(*DIFFUSERS_TILE, 0.25, 0.25)
     calls = {"diffusers": lambda: theirs.decode(latents).sample}
     calls["diffusers, tiled"] = lambda: tiled.decode(latents).sample
     calls["ComfyUI's own"] = lambda: native.decode(latents)
-    for plan in pack("vae.plan").LADDER:
+    for plan in LADDER:
         if plan.name != "medium":  # on a CPU it is what fast is
             calls[f"ours, {plan.name}"] = lambda plan=plan: torch.cat(
                 list(stream(ours, latents, plan, latents.device, latents.dtype)), dim=2
@@ -111,11 +113,14 @@ def decoders(theirs: object, ours: object, native: object, latents: object) -> d
 def encoders(theirs: object, ours: object, native: object, pixels: object) -> dict[str, Callable]:
     import torch
 
-    stream = pack("vae.streaming").encode_stream
+    from cogvideox.vae.plan import LADDER
+    from cogvideox.vae.streaming import encode_stream
+
+    stream = encode_stream
     calls = {"diffusers": lambda: theirs.encode(pixels).latent_dist.parameters}
     # ComfyUI's gives the mean alone
     calls["ComfyUI's own"] = lambda: native.encode(pixels)
-    for plan in pack("vae.plan").LADDER:
+    for plan in LADDER:
         if plan.name != "medium":
             calls[f"ours, {plan.name}"] = lambda plan=plan: torch.cat(
                 list(stream(ours, pixels, plan, pixels.device, pixels.dtype)), dim=2
@@ -147,8 +152,11 @@ def growth_table() -> Table:
     """Time by number of frames."""
     import torch
 
+    from cogvideox.vae.plan import FAST
+    from cogvideox.vae.streaming import decode_stream
+
     _, ours, _ = networks()
-    stream, plan = pack("vae.streaming").decode_stream, pack("vae.plan").FAST
+    stream, plan = decode_stream, FAST
     rows, points = [], []
 
     def decode(size: tuple[int, int, int]) -> Callable:
@@ -173,10 +181,14 @@ def growth_table() -> Table:
 def memory_table() -> Table:
     import torch
 
-    card = tests_module("fake_card")
+    from cogvideox.tests import fake_card as card
+    from cogvideox.vae import memory as memory_module
+    from cogvideox.vae import streaming as streaming_module
+    from cogvideox.vae.plan import LADDER
+
     network = card.official_vae()
-    streaming, plans = pack("vae.streaming"), pack("vae.plan").LADDER
-    memory, rows = pack("vae.memory"), []
+    streaming, plans = streaming_module, LADDER
+    memory, rows = memory_module, []
     for name, (height, width) in COUNTED.items():
         latents, pixels = (1, 16, CHUNKS, height, width), (1, 3, 4 * CHUNKS - 3, 8 * height, 8 * width)
         for plan in plans:

@@ -8,19 +8,14 @@ import importlib.metadata
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))  # a script's own folder stands there instead
-
-from devtools import in_process  # noqa: E402
-from devtools.in_process import load_pack as load_pack  # noqa: E402  to the scripts, from one place with the rest
-from devtools.in_process import pack as pack  # noqa: E402
+from cogvideox.devtools.paths import ROOT
+from cogvideox.host.standalone import comfyui_from_environment
+from cogvideox.host.standalone import use_comfyui as use_comfyui  # to the scripts, from one place with the rest
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -47,19 +42,6 @@ def arguments(description: str, **options: dict) -> argparse.Namespace:
     for name, option in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **option)
     return parser.parse_args()
-
-
-def comfyui_path() -> Path:
-    """ComfyUI's checkout, as dev.py bench names it."""
-    path = os.environ.get("COMFYUI_PATH")
-    if not path or not (Path(path) / "main.py").is_file():
-        sys.exit("COMFYUI_PATH names no ComfyUI checkout; run the benchmarks with: python3 dev.py bench")
-    return Path(path)
-
-
-def use_comfyui(cpu: bool = True) -> None:
-    """Make ComfyUI's modules importable: see devtools.in_process."""
-    in_process.use_comfyui(comfyui_path(), cpu=cpu)
 
 
 def interleave(
@@ -101,7 +83,7 @@ def random_weights(folder: Path, layers: int, heads: int, **config: object) -> d
     import torch
     from diffusers import CogVideoXTransformer3DModel
 
-    from devtools.embedded_checkpoint import transformer_config
+    from cogvideox.devtools.embedded_checkpoint import transformer_config
 
     shape = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": 64, **config}
     with torch.device("meta"):
@@ -113,17 +95,6 @@ def random_weights(folder: Path, layers: int, heads: int, **config: object) -> d
         # matrices keep the size of what they multiply, vectors stay near their default, as in a trained model
         weights[name] = noise * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.05 * noise + ("norm" in name)
     return weights
-
-
-def layout_files() -> ModuleType:
-    """The tests' writers of every layout."""
-    return tests_module("layout_files")
-
-
-def tests_module(name: str) -> ModuleType:
-    """One of the modules that the tests share."""
-    sys.path.append(str(ROOT / "tests"))
-    return importlib.import_module(name)
 
 
 def median_spread(values: Sequence[float], unit: str = "s", digits: int = 2) -> str:
@@ -145,7 +116,7 @@ def machine() -> str:
     cores, memory = psutil.cpu_count(logical=True), psutil.virtual_memory().total / 2**30
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers")]
-    comfyui = next(iter(_quoted_version(comfyui_path() / "comfyui_version.py")), "unknown")
+    comfyui = next(iter(_quoted_version(comfyui_from_environment() / "comfyui_version.py")), "unknown")
     return (
         f"{_cpu_name()}, {cores} cores, {memory:.0f} GiB, {device}; Python {platform.python_version()}, "
         f"{', '.join(versions)}, ComfyUI {comfyui}; load {_load()}"

@@ -103,8 +103,8 @@ def demo(arguments: argparse.Namespace, rest: list[str]) -> int:
     with _server(setup, port, "demo") as running:
         for example in examples:
             say(f"Running {example.name}")
-            command = [str(setup.python), "-m", "devtools.run_workflow", str(example), running.url, str(running.output)]
-            status = run_foreground([*command, *options], cwd=paths.ROOT, env=setup.environ())
+            command = [setup.python, "-m", "cogvideox.devtools.run_workflow", example, running.url, running.output]
+            status = run_foreground([*map(str, command), *options], env=setup.environ())
             if status:
                 return status
     return 0
@@ -155,8 +155,8 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise DevError(f"There is no recipe {recipe}. Copy training/example.toml and fill it in.")
     setup = prepare(arguments, for_tests=False)
     say(f"Training {recipe.name}")
-    launcher = paths.ROOT / "training" / "launch.py"
-    return run_foreground([str(setup.python), str(launcher), str(recipe)], cwd=paths.ROOT, env=setup.environ())
+    command = [str(setup.python), "-m", "cogvideox.training.launch", str(recipe)]
+    return run_foreground(command, env=setup.environ())
 
 
 def prepare(arguments: argparse.Namespace, *, for_tests: bool) -> Setup:
@@ -182,6 +182,7 @@ def _install(python: Path, host: Path, stamps: Path, for_tests: bool) -> None:
     # In one go, so that pip looks for versions that suit both.
     packages = [host / "requirements.txt", paths.ROOT / "requirements.txt"]
     installed = environment.install(python, "ComfyUI requirements", packages, constraints, stamps, paths.LOGS)
+    environment.install_package(python, paths.ROOT, stamps, paths.LOGS)
     if for_tests:
         extras = [paths.ROOT / "requirements-dev.txt"]
         environment.install(python, "test requirements", extras, constraints, stamps, paths.LOGS, after=installed)
@@ -191,8 +192,8 @@ def _write_needs(setup: Setup, *examples: str) -> None:
     """Write the embedded checkpoints, pictures and videos of `examples`, of all without a name. Raises: DevError."""
     log = paths.LOGS / "example_needs.log"
     say("Embedded checkpoints (random weights)")
-    command = [str(setup.python), "-m", "devtools.example_needs", str(paths.BASE), *examples]
-    if run_logged(command, log, cwd=paths.ROOT):
+    command = [str(setup.python), "-m", "cogvideox.devtools.example_needs", str(paths.BASE), *examples]
+    if run_logged(command, log):
         raise DevError(environment.describe_failure("the embedded checkpoints", log))
 
 

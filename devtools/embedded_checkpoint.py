@@ -1,7 +1,7 @@
 """Write tiny CogVideoX pipelines in diffusers' layout: the real architecture with random weights, or CogVideoX-nano's.
 
 They stand in for the 20 GB checkpoints: those of random weights wherever the numbers matter and the picture does not,
-CogVideoX-nano (see the folder nano) where it does. Run as `python -m devtools.embedded_checkpoint FOLDER`.
+CogVideoX-nano (see the folder nano) where it does. Run as `python -m cogvideox.devtools.embedded_checkpoint FOLDER`.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from nano import folders as nano
+from cogvideox.nano import folders as nano
 
 LATENT_WIDTH, LATENT_HEIGHT = 12, 8  # 96 x 64 pixels
 _2B = ("2b", "Fun-2b-InP", "Fun-2b-Control")

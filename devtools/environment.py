@@ -91,6 +91,21 @@ def install(
     return digest
 
 
+def install_package(python: Path, root: Path, stamps: Path, logs: Path) -> None:
+    """Make the clone `root` importable as `cogvideox`, where it is, unless that has been done.
+
+    Raises: DevError as `install` does.
+    """
+    digest = digest_files([root / "pyproject.toml"], after=str(root))
+    stamp = stamps / "package"
+    if stamp.exists() and stamp.read_text("utf-8") == digest:
+        return
+    stamp.unlink(missing_ok=True)
+    run_pip(python, ["install", "--no-deps", "--editable", str(root)], "this clone", logs / "pip-package.log")
+    stamps.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(digest, "utf-8")
+
+
 def digest_files(files: Iterable[Path], after: str = "") -> str:
     """sha256 over the contents of `files`, in order, chained to an earlier digest."""
     digest = hashlib.sha256(after.encode())

@@ -1,4 +1,4 @@
-"""Write the pictures, videos and the mask that the example workflows load: python -m devtools.example_media FOLDER.
+"""Write the pictures, videos and the mask that the example workflows load: python -m cogvideox.devtools.example_media FOLDER.
 
 FOLDER: a ComfyUI's input folder. A drawing of a balloon over hills, small and quick to make, and from the world of
 CogVideoX-nano a first frame and clips to train with. Runs inside the venv.
@@ -13,8 +13,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from nano.captions import caption
-from nano.world import Scene, draw_scene, render
+from cogvideox.nano.captions import caption
+from cogvideox.nano.world import Scene, draw_scene, render
 
 PICTURE = "example.png"  # ComfyUI ships another one of this name in its own input folder
 VIDEO = "cogvideox_example.mp4"

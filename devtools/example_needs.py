@@ -1,4 +1,4 @@
-"""Give a ComfyUI what the example workflows load: python -m devtools.example_needs BASE [NAME ...].
+"""Give a ComfyUI what the example workflows load: python -m cogvideox.devtools.example_needs BASE [NAME ...].
 
 BASE: its --base-directory. NAME: examples; without any, all of them, and the other official checkpoints as well. What
 is already there stays. Runs inside the venv.

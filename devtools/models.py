@@ -1,13 +1,15 @@
 """List the published checkpoints and download them, without ComfyUI."""
 
 import argparse
-import importlib
 import importlib.util
 import os
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+
+from cogvideox.host.errors import CheckpointError
+from cogvideox.model_loaders.downloads import manifest as manifest_files
+from cogvideox.model_loaders.downloads import repositories
 
 from . import comfyui, environment, paths
 from .console import say
@@ -15,7 +17,6 @@ from .errors import DevError
 from .process import run_foreground
 
 _NEEDED = ("requests", "filelock")  # ComfyUI's own requirements, and all that a download takes
-_ALONE = "cogvideox_downloads"
 _SAY_S = 10.0
 
 
@@ -44,46 +45,45 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     if python == Path(sys.executable):
         fetch(arguments.name, target)
         return 0
-    command = [str(python), "-m", "devtools.models", arguments.name, str(target)]
+    command = [str(python), str(paths.ROOT / "dev.py"), "models", "fetch", arguments.name, "--to", str(target)]
     return run_foreground(command, cwd=paths.ROOT)
 
 
 def list_models(target: Path) -> None:
     """Print every checkpoint, and whether `target` has it."""
     print(f"{'checkpoint':31} {'about':>6}  {'licence':17}  {'made for':37}  in {target}")
-    for entry in _module("model_loaders.downloads.repositories").REPOSITORIES:
+    for entry in repositories.REPOSITORIES:
         state = describe_state(target / entry.name)
         print(f"{entry.name:31} {entry.gigabytes:3.0f} GB  {entry.licence:17}  {entry.made_for:37}  {state}")
-    repositories = _module("model_loaders.downloads.repositories")
     print("\nLicences: " + "; ".join(f"{name}: {url}" for name, url in (repositories.APACHE, repositories.COGVIDEOX)))
     print("Download one with: python3 dev.py models fetch NAME [--to DIR]")
 
 
 def describe_state(folder: Path) -> str:
     """Whether a checkpoint's folder is there, in a few words."""
-    manifests = _module("model_loaders.downloads.manifest")
-    manifest = manifests.read_manifest(folder)
+    manifest = manifest_files.read_manifest(folder)
     if manifest is not None:
         missing = manifest.missing(folder)
         if manifest.complete and not missing:
             return "complete"
-        left = sum(file.size for file in missing) - manifests.half_done(folder, missing)
+        left = sum(file.size for file in missing) - manifest_files.half_done(folder, missing)
         return f"partial, {left / 1e9:.1f} GB to go"
-    if (folder / manifests.MANIFEST).exists():
+    if (folder / manifest_files.MANIFEST).exists():
         return "partial"
     return "there, not verified" if (folder / "model_index.json").is_file() else "-"
 
 
 def fetch(name: str, target: Path) -> None:
     """Download one checkpoint into its folder under `target`. Raises: DevError."""
-    downloads, errors = _module("model_loaders.downloads.download"), _module("host.errors")
+    from cogvideox.model_loaders.downloads.download import download  # needs requests
+
     try:
-        entry = _module("model_loaders.downloads.repositories").find_repository(name)
+        entry = repositories.find_repository(name)
         folder = target / entry.name
         say(entry.describe())
         say(f"into {folder}; Ctrl-C ends it, and the same command goes on")
-        fetched = downloads.download(entry.repository, folder, _Lines())
-    except errors.CheckpointError as error:
+        fetched = download(entry.repository, folder, _Lines())
+    except CheckpointError as error:
         raise DevError(str(error)) from error
     say(f"Complete and verified: {folder} ({fetched / 1e9:.2f} GB fetched)")
 
@@ -121,8 +121,8 @@ def _target(arguments: argparse.Namespace) -> Path:
 def _interpreter(name: str) -> Path:
     """A Python that can download: this one, or the venv's. Raises: DevError."""
     try:
-        _module("model_loaders.downloads.repositories").find_repository(name)  # before anything is installed
-    except _module("host.errors").CheckpointError as error:
+        repositories.find_repository(name)  # before anything is installed
+    except CheckpointError as error:
         raise DevError(str(error)) from error
     if all(importlib.util.find_spec(module) for module in _NEEDED):
         return Path(sys.executable)
@@ -132,29 +132,3 @@ def _interpreter(name: str) -> Path:
     arguments = ["install", *_NEEDED, "-c", str(constraints)]
     environment.run_pip(python, arguments, " and ".join(_NEEDED), paths.LOGS / "pip-downloads.log")
     return python
-
-
-def _module(name: str) -> ModuleType:
-    """A module of the pack without what the pack's own import needs."""
-    if _ALONE not in sys.modules:
-        # a parent that stands for the pack's __init__.py, which imports ComfyUI
-        parent = ModuleType(_ALONE)
-        parent.__path__ = [str(paths.ROOT)]
-        sys.modules[_ALONE] = parent
-    return importlib.import_module(f"{_ALONE}.{name}")
-
-
-def main() -> int:
-    """The download in the venv's interpreter: devtools.models NAME FOLDER."""
-    try:
-        fetch(sys.argv[1], Path(sys.argv[2]))
-    except DevError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,26 +1,28 @@
 """The kinds of mistake a user can make, one exception each. Every message says what was found,
 what is expected and what to do."""
 
+from ..errors import UserError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError):
     """A file or folder does not hold the weights that were asked for."""
 
 
-class GeometryError(ValueError):
+class GeometryError(UserError):
     """Width, height, frames or latent channels do not fit the model."""
 
 
-class ScheduleError(ValueError):
+class ScheduleError(UserError):
     """No run of the model has these steps."""
 
 
-class ConditioningError(ValueError):
+class ConditioningError(UserError):
     """CONDITIONING does not come from this model family's text encoder."""
 
 
-class NumericsError(RuntimeError):
+class NumericsError(UserError):
     """The model's output is no longer a number."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """A dataset, a recipe or a checkpoint that nothing can be trained with."""

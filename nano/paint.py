@@ -1,6 +1,6 @@
 """Paint prompts with CogVideoX-nano through the pack's own loaders, text encoder, sampler and decoder, in batches.
 
-Runs inside the pack (see devtools.in_process): call use_comfyui and load_pack first.
+Runs beside ComfyUI: call host.standalone.use_comfyui first.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from devtools.in_process import pack
 
 from .captions import caption
 from .world import Scene, draw_scene, render
@@ -52,10 +50,14 @@ class Settings:
 
 def load_pipeline(folder: Path, weight_dtype: str = "default") -> Pipeline:
     """All parts of a pipeline folder; weight_dtype is the transformer's."""
+    from cogvideox.model_loaders.autoencoder import load_vae
+    from cogvideox.model_loaders.model import load_model
+    from cogvideox.model_loaders.text_encoder import load_text_encoder
+
     return Pipeline(
-        pack("model_loaders.model").load_model(folder, weight_dtype),
-        pack("model_loaders.text_encoder").load_text_encoder(folder),
-        pack("model_loaders.autoencoder").load_vae(folder),
+        load_model(folder, weight_dtype),
+        load_text_encoder(folder),
+        load_vae(folder),
     )
 
 
@@ -85,16 +87,17 @@ def sample(
     pipeline: Pipeline, batch: Sequence[Request], settings: Settings, from_image: bool, seed: int
 ) -> torch.Tensor:
     """The latents of one batch, [B, 16, T, h, w], from the negative prompt "" and the noise of `seed`."""
+    from cogvideox.nodes.latent import CogVideoXEmptyLatent
+    from cogvideox.nodes.sample import CogVideoXSample
+
     positive = _encode(pipeline, [request.prompt for request in batch])
     negative = _encode(pipeline, [""] * len(batch))
     if from_image:
         first = torch.cat([_encode_image(pipeline, request.truth[0]) for request in batch])
         for conditioning in (positive, negative):
             conditioning[0][1] |= {"concat_latent_image": first, "cogvideox_task": "image"}
-    empty = pack("nodes.latent").CogVideoXEmptyLatent.execute(
-        settings.width, settings.height, settings.frames, len(batch)
-    )
-    sampled = pack("nodes.sample").CogVideoXSample.execute(
+    empty = CogVideoXEmptyLatent.execute(settings.width, settings.height, settings.frames, len(batch))
+    sampled = CogVideoXSample.execute(
         pipeline.model,
         positive,
         negative,

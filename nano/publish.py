@@ -1,15 +1,14 @@
-"""Make CogVideoX-nano's checkpoint of what nano.train has left in WORK: python -m nano.publish WORK."""
+"""Make CogVideoX-nano's checkpoint of what nano.train has left in WORK: python -m cogvideox.nano.publish WORK."""
 
 import csv
-import os
 import shutil
 import sys
 from pathlib import Path
 
 import torch
 
-from devtools.embedded_checkpoint import scheduler_config, write_index
-from devtools.in_process import load_pack, pack, use_comfyui
+from cogvideox.devtools.embedded_checkpoint import scheduler_config, write_index
+from cogvideox.host.standalone import use_comfyui
 
 from . import transformer
 from .folders import WEIGHTS
@@ -43,7 +42,8 @@ def publish(work: Path) -> None:
 
 def keep_logs(work: Path) -> None:
     """Each stage's log, ten steps a line, and its curve."""
-    draw_losses = pack("training.curve").draw_losses
+    from cogvideox.training.curve import draw_losses
+
     LOGS.mkdir(exist_ok=True)
     for log in sorted(work.glob("*/log.csv")):
         rows = [[float(cell) for cell in row] for row in list(csv.reader(log.open()))[1:]]
@@ -61,7 +61,6 @@ def keep_logs(work: Path) -> None:
 
 if __name__ == "__main__":
     work = Path(sys.argv[1])
-    use_comfyui(Path(os.environ["COMFYUI_PATH"]))  # takes sys.argv for itself
-    load_pack()
+    use_comfyui()
     publish(work)
     keep_logs(work)

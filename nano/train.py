@@ -1,10 +1,9 @@
-"""Train CogVideoX-nano from nothing: python -m nano.train STAGE WORK, the stages in the order of STAGES.
+"""Train CogVideoX-nano from nothing: python -m cogvideox.nano.train STAGE WORK, the stages in the order of STAGES.
 
 Each stage goes on where it was stopped. COMFYUI_PATH names ComfyUI's checkout. WORK takes checkpoints, logs and what
 was trained; nano.publish makes the checkpoint of it.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -14,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from devtools.in_process import load_pack, pack, use_comfyui
+from cogvideox.host.standalone import use_comfyui
 
 from . import text, transformer, vae
 from .optimizer import MuonAndAdamW
@@ -27,7 +26,8 @@ BATCH = 32
 
 
 def train_vae(work: Path) -> None:
-    loop = pack("training.loop")
+    from cogvideox.training import loop
+
     torch.manual_seed(SEED)
     plan = loop.Plan(
         steps=vae.STEPS,
@@ -51,7 +51,8 @@ def train_decoder(work: Path) -> None:
     """Sharpen what the VAE paints, on whole clips; at any time after its own training."""
     from diffusers import AutoencoderKLCogVideoX
 
-    loop = pack("training.loop")
+    from cogvideox.training import loop
+
     plan = loop.Plan(
         steps=vae.DECODER_STEPS,
         batch_size=vae.DECODER_BATCH,
@@ -81,7 +82,8 @@ def tell_psnr(autoencoder: torch.nn.Module) -> None:
 
 
 def train_text(work: Path) -> None:
-    loop = pack("training.loop")
+    from cogvideox.training import loop
+
     torch.manual_seed(SEED)
     tokenizer = text.build_tokenizer()
     plan = loop.Plan(
@@ -102,12 +104,15 @@ def train_text(work: Path) -> None:
 
 def train_transformer(work: Path, name: str, steps: int, learning_rate: float, source: str | None) -> None:
     """Train the variant `name`, or its first round "...-first", from what `source` has learned where it is given."""
-    loop, objective = pack("training.loop"), pack("training.objective")
+    from cogvideox.samplers.schedule import alphas_cumprod
+    from cogvideox.training import loop, objective
+    from cogvideox.transformer.dit import CogVideoXDiT
+
     sets = latents_of(work)
     empty = empty_text(work)
     torch.manual_seed(SEED)
     variant = name.removesuffix("-first")
-    model = pack("transformer.dit").CogVideoXDiT.from_config(transformer.CONFIGS[variant])
+    model = CogVideoXDiT.from_config(transformer.CONFIGS[variant])
     transformer.start_calm(model)
     if source:
         transformer.start_from(model, torch.load(work / source / "trained.pt"))
@@ -124,7 +129,7 @@ def train_transformer(work: Path, name: str, steps: int, learning_rate: float, s
     )
     is_image = variant.endswith("I2V")
     goal = objective.Objective(
-        alphas=pack("samplers.schedule").alphas_cumprod(1.0).float(),
+        alphas=alphas_cumprod(1.0).float(),
         latent_scale=vae.SCALING_FACTOR,
         image_scale=vae.SCALING_FACTOR if is_image else None,
         patch_size_t=model.config.patch_size_t,
@@ -224,6 +229,5 @@ STAGES: dict[str, Callable[[Path], None]] = {
 
 if __name__ == "__main__":
     stage, work = sys.argv[1], Path(sys.argv[2])
-    use_comfyui(Path(os.environ["COMFYUI_PATH"]))  # takes sys.argv for itself
-    load_pack()
+    use_comfyui()
     STAGES[stage](work)

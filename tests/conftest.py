@@ -1,23 +1,18 @@
-"""Put the real ComfyUI first on sys.path and load the pack as ComfyUI loads a custom node."""
+"""The real ComfyUI beside the package, for every test."""
 
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))  # for devtools, which sets the order right
+from cogvideox.errors import UserError
+from cogvideox.host.standalone import use_comfyui
 
-from devtools import in_process  # noqa: E402
-
-_comfyui = os.environ.get("COMFYUI_PATH")
-if not _comfyui or not (Path(_comfyui) / "main.py").is_file():
-    raise pytest.UsageError("COMFYUI_PATH names no ComfyUI checkout; run the tests with: python3 dev.py test")
-in_process.use_comfyui(Path(_comfyui), ROOT / "tests")
-in_process.load_pack()
+try:
+    use_comfyui()
+except UserError as error:
+    raise pytest.UsageError(f"{error} Run the tests with: python3 dev.py test") from error
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +32,7 @@ def inference() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of the tiny fp32 pipelines by variant, written once a run."""
-    from support import ALL_VARIANTS, write_fp32
+    from cogvideox.tests.support import ALL_VARIANTS, write_fp32
 
     root = tmp_path_factory.mktemp("pipelines")
     return {variant: write_fp32(root / variant, variant) for variant in ALL_VARIANTS}
@@ -46,7 +41,7 @@ def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """5b's architecture, 8 heads x 64 wide: errors of quantisation average out over a row as they do at full size."""
-    from support import write_fp32
+    from cogvideox.tests.support import write_fp32
 
     shape = {"num_attention_heads": 8, "attention_head_dim": 64, "num_layers": 2}
     return write_fp32(tmp_path_factory.mktemp("wide"), "5b", **shape)
@@ -54,7 +49,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_terminal_summary(terminalreporter: object) -> None:
     """Print what this run has measured: the matrices, and the worst case of everything compared with diffusers."""
-    from support import ERRORS, FUZZ, LAYOUT_MATRIX, PARITY
+    from cogvideox.tests.support import ERRORS, FUZZ, LAYOUT_MATRIX, PARITY
 
     if LAYOUT_MATRIX:
         terminalreporter.section("layouts of a transformer on disk, and the variants loaded from each")

@@ -11,7 +11,7 @@ from diffusers import CogVideoXPipeline
 from diffusers.models.embeddings import get_timestep_embedding
 from safetensors.torch import load_file
 
-from devtools.embedded_checkpoint import empty_controlnet
+from cogvideox.devtools.embedded_checkpoint import empty_controlnet
 
 
 class ReferenceControl:

@@ -6,10 +6,13 @@ from unittest import mock
 
 import comfy.ops
 import torch
-from peak_bytes import PeakBytes
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from devtools.in_process import pack
+from cogvideox.host.compat import mm
+from cogvideox.host.ops import adopt_ops
+from cogvideox.tests.peak_bytes import PeakBytes
+from cogvideox.vae import activation
+from cogvideox.vae.network import CogVideoXAutoencoder
 
 CARD = torch.device("cuda:0")
 
@@ -17,8 +20,8 @@ CARD = torch.device("cuda:0")
 def official_vae() -> torch.nn.Module:
     """Without weights; peak_on_card puts some there."""
     with torch.device("meta"):
-        network = pack("vae.network").CogVideoXAutoencoder()
-    pack("host.ops").adopt_ops(network, comfy.ops.disable_weight_init)
+        network = CogVideoXAutoencoder()
+    adopt_ops(network, comfy.ops.disable_weight_init)
     return network.eval()
 
 
@@ -44,7 +47,7 @@ def peak_on_card(
 def fake_card() -> Iterator[None]:
     """Tensors are fake, and a few empty numbers stand for the statistics, which fake ones cannot have. Without Triton,
     whose kernel takes less."""
-    norms = pack("vae.norms")
+    from cogvideox.vae import norms
 
     def moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return (rows.new_empty(rows.shape[1], dtype=torch.float32),) * 2
@@ -55,8 +58,8 @@ def fake_card() -> Iterator[None]:
     with (
         mock.patch.object(norms, "_channel_moments", moments),
         mock.patch.object(norms.GroupStatistics, "of_groups", of_groups),
-        mock.patch.object(pack("vae.activation"), "_fused", lambda *_: False),
-        mock.patch.object(pack("host.compat").mm, "device_supports_non_blocking", lambda device: False),
+        mock.patch.object(activation, "_fused", lambda *_: False),
+        mock.patch.object(mm, "device_supports_non_blocking", lambda device: False),
         FakeTensorMode(allow_non_fake_inputs=True),
         torch.inference_mode(),
     ):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from devtools.client import RunResult
+from cogvideox.devtools.client import RunResult
 
 PIPELINE, PROMPT, NEGATIVE, LATENT, SAMPLE, DECODE = "pipeline", "prompt", "negative", "latent", "sample", "decode"
 IMAGES, LATENTS, VIDEO = "images", "latents", "video"

@@ -4,8 +4,9 @@ import json
 from functools import cache
 from pathlib import Path
 
-import layout_files
 import torch
+
+from cogvideox.tests import layout_files
 
 OFFICIAL = {  # name -> what tells it from diffusers' defaults, at full size
     "CogVideoX-2b": {},

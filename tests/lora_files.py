@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from support import pack, reference_transformer
+
+from cogvideox.model_loaders.model import load_model
+from cogvideox.tests.support import reference_transformer
 
 RANK, ALPHA = 4, 8.0
 ATTENTION = tuple(f"transformer_blocks.{i}.attn1.{m}" for i in range(2) for m in ("to_q", "to_k", "to_v", "to_out.0"))
@@ -161,7 +163,7 @@ class Subject:
 
     def __init__(self, folder: Path, weight_dtype: str = "fp32", weights: Path | None = None):
         self.folder = folder
-        self.model = pack("model_loaders.model").load_model(weights or folder, weight_dtype)
+        self.model = load_model(weights or folder, weight_dtype)
         self.weights: Files = reference_transformer(folder).state_dict()
         ours = {name.removesuffix(".weight"): weight for name, weight in self.weights.items() if "weight" in name}
         self.shapes = {layer: tuple(weight.shape) for layer, weight in ours.items()}

@@ -3,8 +3,20 @@
 from pathlib import Path
 
 import torch
-from graphs import DECODE, LATENTS, NEGATIVE, PROMPT, SAMPLE, VIDEO, node, text_to_video, with_inputs, without
 from safetensors.torch import load_file
+
+from cogvideox.tests.graphs import (
+    DECODE,
+    LATENTS,
+    NEGATIVE,
+    PROMPT,
+    SAMPLE,
+    VIDEO,
+    node,
+    text_to_video,
+    with_inputs,
+    without,
+)
 
 LOADERS = {  # a part's socket -> its loader, the loader's name input, the list of files, who takes the part
     "model": ("CogVideoXLoadModel", "model_name", "diffusion_models", (SAMPLE,)),

@@ -8,15 +8,15 @@ import gguf
 import pytest
 import torch
 from gguf import quants
-from support import pack
 
-quantized = pack("host.quantized")
-model_loader = pack("model_loaders.model")
-text_loader = pack("model_loaders.text_encoder")
+from cogvideox.host import quantized
+from cogvideox.model_loaders import model as model_loader
+from cogvideox.model_loaders import precision
+from cogvideox.model_loaders import text_encoder as text_loader
 
 HAS_INT8 = "TensorWiseINT8Layout" in quantized.FORMATS
 needs_int8 = pytest.mark.skipif(not HAS_INT8, reason="this ComfyUI has no int8")
-_LACK = pack("model_loaders.precision")._lacks_int8(torch.device("cpu"))
+_LACK = precision._lacks_int8(torch.device("cpu"))
 needs_int8_units = pytest.mark.skipif(_LACK is not None, reason=str(_LACK))
 GGUF_FILES = ("Q8_0", "Q4_0")
 KINDS = ("fp8_e4m3fn", pytest.param("int8", marks=needs_int8), *GGUF_FILES)
@@ -87,7 +87,8 @@ def forward(model: object, seed: int = 2) -> torch.Tensor:
 
 
 def four_steps(model: object) -> torch.Tensor:
-    nodes = pack("nodes.sample")
+    from cogvideox.nodes import sample as nodes
+
     context = [[torch.randn(1, 226, 32, generator=torch.Generator().manual_seed(n)), {}] for n in (3, 4)]
     latent = {"samples": torch.zeros(1, 16, 2, 8, 12)}
     out = nodes.CogVideoXSample.execute(model, [context[0]], [context[1]], latent, 7, 4, 6.0, "ddim", False, 1.0)

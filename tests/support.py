@@ -1,12 +1,12 @@
 """Helpers that several tests share: tiny weights in both implementations, and the distance between results."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 
 import torch
 
-from devtools.embedded_checkpoint import VARIANTS, write_pipeline
-from devtools.in_process import pack as pack  # to tests, from one place with the rest
+from cogvideox.devtools.embedded_checkpoint import VARIANTS, write_pipeline
 
 ALL_VARIANTS = tuple(VARIANTS)
 TEXT_TO_VIDEO = ("2b", "5b", "1.5-5B")
@@ -58,3 +58,10 @@ def reference_transformer(folder: Path) -> torch.nn.Module:
     from diffusers import CogVideoXTransformer3DModel
 
     return CogVideoXTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32).eval()
+
+
+def command_of(function: str, *arguments: object) -> list[str]:
+    """A command that calls a function of the tests, named as in "training.test_loop.work", in a process of its own."""
+    module, name = function.rsplit(".", 1)
+    code = f"import sys, cogvideox.tests.conftest\nfrom cogvideox.tests.{module} import {name}\n{name}(*sys.argv[1:])"
+    return [sys.executable, "-c", code, *map(str, arguments)]

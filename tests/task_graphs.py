@@ -6,7 +6,9 @@ from pathlib import Path
 
 import av
 import torch
-from graphs import (
+from PIL import Image
+
+from cogvideox.tests.graphs import (
     HEIGHT,
     LATENT,
     LATENTS,
@@ -20,8 +22,7 @@ from graphs import (
     text_to_video,
     with_inputs,
 )
-from PIL import Image
-from tasks import pictures
+from cogvideox.tests.tasks import pictures
 
 PICTURE, FILE, CLIP, MASK, VAE = "picture", "file", "clip", "mask", [PIPELINE, 2]
 THE_PICTURE, THE_CLIP, THE_MASK = "start.png", "clip.mov", "right-half.png"

@@ -1,10 +1,14 @@
 """The pack's MODEL, CLIP, VAE and nodes on one tiny checkpoint, and diffusers' pipelines on the same weights."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 import torch
-from support import pack
+
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.text_encoder import load_text_encoder
 
 WIDTH, HEIGHT, SEED = 96, 64, 42
 PROMPT, NEGATIVE = "A panda plays a guitar (slowly: very slowly).", ""
@@ -28,15 +32,15 @@ class Task:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.model = pack("model_loaders.model").load_model(folder, "fp32")
-        self.vae = pack("model_loaders.autoencoder").load_vae(folder, "fp32")
-        clip = pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32")
+        self.model = load_model(folder, "fp32")
+        self.vae = load_vae(folder, "fp32")
+        clip = load_text_encoder(folder, "fp32")
         self.positive = self.node("text", "CogVideoXEncodeText", clip=clip, text=PROMPT)[0]
         self.negative = self.node("text", "CogVideoXEncodeText", clip=clip, text=NEGATIVE)[0]
 
     def node(self, module: str, name: str, **inputs: object) -> tuple:
         """Run one node of the pack."""
-        cls = getattr(pack(f"nodes.{module}"), name)
+        cls = getattr(importlib.import_module(f"cogvideox.nodes.{module}"), name)
         cls.hidden = type("Hidden", (), {"unique_id": None})
         return cls.execute(**inputs).args
 

@@ -1,43 +1,35 @@
-"""The program behind `python3 dev.py train RECIPE`, to be started by path, alone or by accelerate, in the venv:
+"""The program behind `python3 dev.py train RECIPE`, to be started alone or by accelerate:
 
-    COMFYUI_PATH=... python training/launch.py recipe.toml
-    COMFYUI_PATH=... accelerate launch --multi_gpu --num_processes 2 training/launch.py recipe.toml
-    COMFYUI_PATH=... accelerate launch --use_fsdp --fsdp_version 2 --num_processes 2 training/launch.py recipe.toml
-    COMFYUI_PATH=... torchrun --nproc_per_node 2 training/launch.py recipe.toml    (on CPUs)
+    COMFYUI_PATH=... python -m cogvideox.training.launch recipe.toml
+    COMFYUI_PATH=... accelerate launch --multi_gpu --num_processes 2 -m cogvideox.training.launch recipe.toml
+    COMFYUI_PATH=... accelerate launch --use_fsdp --fsdp_version 2 --num_processes 2 -m cogvideox.training.launch ...
+    COMFYUI_PATH=... torchrun --nproc_per_node 2 -m cogvideox.training.launch recipe.toml    (on CPUs)
 
-On several machines they need one file system for the recipe, the dataset and the output.
+The package has to be installed once for that, `pip install -e` and this folder's path, in ComfyUI's own Python. On
+several machines they need one file system for the recipe, the dataset and the output.
 """
 
-import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-# a script's own folder stands first, and its modules must be the pack's
-sys.path[:] = [str(ROOT), *(p for p in sys.path if p and Path(p).resolve() != ROOT / "training")]
-
-from devtools.in_process import load_pack, pack, use_comfyui  # noqa: E402
+from ..errors import UserError
+from ..host.standalone import use_comfyui
 
 
 def main(arguments: list[str]) -> int:
     """arguments: the recipe."""
     import torch
 
-    comfyui = Path(os.environ.get("COMFYUI_PATH") or "")
-    if len(arguments) != 1 or not (comfyui / "main.py").is_file():
-        print(
-            "usage: COMFYUI_PATH=/path/to/ComfyUI python training/launch.py recipe.toml\n"
-            "COMFYUI_PATH names a ComfyUI checkout; `python3 dev.py train recipe.toml` brings its own.",
-            file=sys.stderr,
-        )
+    if len(arguments) != 1:
+        print("usage: COMFYUI_PATH=/path/to/ComfyUI python -m cogvideox.training.launch recipe.toml", file=sys.stderr)
         return 2
     recipe = Path(arguments[0]).resolve()
-    use_comfyui(comfyui, cpu=not torch.cuda.is_available())  # takes sys.argv for itself
-    load_pack()
-    errors = pack("host.errors")
     try:
-        return pack("training.headless").train_recipe(recipe)
-    except (errors.TrainingError, errors.CheckpointError, errors.GeometryError, errors.NumericsError) as error:
+        use_comfyui(cpu=not torch.cuda.is_available())
+        from .headless import train_recipe
+
+        return train_recipe(recipe)
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

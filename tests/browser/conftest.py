@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from devtools import server
-from devtools.browser import find_browser
-from devtools.comfyui import prepare_base
-from devtools.example_needs import write_needs
-from devtools.frontend import Frontend, launched_browser, open_frontend, settings
-from devtools.paths import DEV, PACK_NAME, ROOT
+from cogvideox.devtools import server
+from cogvideox.devtools.browser import find_browser
+from cogvideox.devtools.comfyui import prepare_base
+from cogvideox.devtools.example_needs import write_needs
+from cogvideox.devtools.frontend import Frontend, launched_browser, open_frontend, settings
+from cogvideox.devtools.paths import DEV, PACK_NAME, ROOT
 
 PLAIN = {"Comfy__Minimap__Visible": False, "Comfy__Graph__CanvasInfo": False}  # no map or statistics in pictures
 

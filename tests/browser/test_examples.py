@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from devtools.frontend import Frontend
-from devtools.paths import PACK_NAME, ROOT
-from devtools.server import Server, request
+from cogvideox.devtools.frontend import Frontend
+from cogvideox.devtools.paths import PACK_NAME, ROOT
+from cogvideox.devtools.server import Server, request
 
 FOLDER = ROOT / "example_workflows"
 SAVED = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from playwright.sync_api import expect
-from support import pack
 
-from devtools.frontend import Frontend
-from devtools.paths import PACK_NAME, ROOT
+from cogvideox.devtools.frontend import Frontend
+from cogvideox.devtools.paths import PACK_NAME, ROOT
+from cogvideox.nodes import NODES
 
-SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in pack("nodes").NODES)}
+SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in NODES)}
 ZH = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
 
 _ADD = "type => { const node = LiteGraph.createNode(type); app.graph.add(node); app.canvas.selectItems([node]) }"

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from devtools import browser
+from cogvideox.devtools import browser
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-in browsers are shell scripts")
 

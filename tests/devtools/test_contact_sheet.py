@@ -1,9 +1,9 @@
 """The picture of frames for the README."""
 
 import numpy as np
-from clip_files import write_video
 
-from devtools import contact_sheet
+from cogvideox.devtools import contact_sheet
+from cogvideox.tests.clip_files import write_video
 
 
 def test_frames_from_first_to_last_a_row_a_video(tmp_path):

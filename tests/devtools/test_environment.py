@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from devtools import environment
-from devtools.errors import DevError
+from cogvideox.devtools import environment
+from cogvideox.devtools.errors import DevError
 
 # What pip 24 printed on a machine without a network.
 OFFLINE = """

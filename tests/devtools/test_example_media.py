@@ -4,8 +4,8 @@ pytest.importorskip("av")
 
 from PIL import Image  # noqa: E402
 
-from devtools import example_media  # noqa: E402
-from devtools.run_workflow import Video, inspect_video  # noqa: E402
+from cogvideox.devtools import example_media  # noqa: E402
+from cogvideox.devtools.run_workflow import Video, inspect_video  # noqa: E402
 
 
 def test_files_are_what_the_examples_count_on(tmp_path):

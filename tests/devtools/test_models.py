@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from file_server import BIG, Fault, running_hub
 
-from devtools import cli, models, paths
+from cogvideox.devtools import cli, models, paths
+from cogvideox.tests.file_server import BIG, Fault, running_hub
 
 NAME = "CogVideoX-2b"
 
@@ -95,8 +95,8 @@ def test_list_needs_nothing_but_python(tmp_path):
 _ALONE = """
 import sys
 sys.path.insert(0, {root!r})
-from devtools import cli
-status = cli.main(["models", "--to", {to!r}])
+import dev
+status = dev.main(["models", "--to", {to!r}])
 assert not set(sys.modules) & {{"torch", "comfy", "requests", "filelock"}}
 sys.exit(status)
 """

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from devtools import process
-from devtools.errors import DevError
+from cogvideox.devtools import process
+from cogvideox.devtools.errors import DevError
 
 
 def test_long_step_shows_that_it_is_alive(tmp_path, capsys):

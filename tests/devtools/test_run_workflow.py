@@ -4,9 +4,9 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from devtools import run_workflow  # noqa: E402
-from devtools.client import RunError, RunResult  # noqa: E402
-from devtools.errors import DevError  # noqa: E402
+from cogvideox.devtools import run_workflow  # noqa: E402
+from cogvideox.devtools.client import RunError, RunResult  # noqa: E402
+from cogvideox.devtools.errors import DevError  # noqa: E402
 
 
 @pytest.fixture

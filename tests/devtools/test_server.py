@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from devtools import server
-from devtools.errors import DevError
-from devtools.paths import ROOT
+from cogvideox.devtools import server
+from cogvideox.devtools.errors import DevError
+from cogvideox.devtools.paths import ROOT
 
 # Answers like ComfyUI and logs what it was started with.
 ANSWERING = """

@@ -1,7 +1,7 @@
 import pytest
 
-from devtools.errors import DevError
-from devtools.workflow import convert_to_api
+from cogvideox.devtools.errors import DevError
+from cogvideox.devtools.workflow import convert_to_api
 
 # The shape of /object_info, with one node per thing that the conversion must get right.
 NODES = {

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import folder_paths
 import pytest
-from support import pack
 
-folders = pack("host.folders")
+from cogvideox.host import folders
 
 
 def test_files_of_every_kind_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

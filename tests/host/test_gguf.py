@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 from gguf import quants
-from support import pack
+
+from cogvideox.host.errors import CheckpointError
+from cogvideox.host.quantized import GGUF_TYPES
 
 
 def random_blocks(qtype: str, rows: int = 6, blocks: int = 3, seed: int = 0) -> tuple[np.ndarray, int]:
@@ -20,13 +22,14 @@ def random_blocks(qtype: str, rows: int = 6, blocks: int = 3, seed: int = 0) -> 
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
-@pytest.mark.parametrize("qtype", sorted(pack("host.quantized").GGUF_TYPES))
+@pytest.mark.parametrize("qtype", sorted(GGUF_TYPES))
 def test_unpacked_weights_equal_the_gguf_package(qtype: str, dtype: torch.dtype) -> None:
     """One wrong bit shift turns every layer of a GGUF model to noise."""
     data, columns = random_blocks(qtype)
     want = quants.dequantize(data, gguf.GGMLQuantizationType[qtype])
     assert np.isfinite(want).all() and len(np.unique(want)) > 16
-    quantized = pack("host.quantized")
+    from cogvideox.host import quantized
+
     tensor = quantized.gguf_tensor(torch.from_numpy(data), qtype, (6, columns), dtype)
     assert tensor.shape == (6, columns)
     assert quantized.stored_bytes(tensor) == data.nbytes
@@ -39,12 +42,13 @@ def test_unpacked_weights_equal_the_gguf_package(qtype: str, dtype: torch.dtype)
 def test_every_type_of_the_usual_files_is_unpacked_in_torch() -> None:
     """A type that is missing would be unpacked at load, at several times its memory."""
     usual = {"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "BF16"}
-    assert usual <= pack("host.quantized").GGUF_TYPES
+    assert usual <= GGUF_TYPES
 
 
 def test_blocks_of_another_size_are_refused() -> None:
     """A damaged file must be named, not fail in a reshape in the middle of a run."""
-    quantized = pack("host.quantized")
+    from cogvideox.host import quantized
+
     for shape, size in (((4, 64), 34), ((4, 48), 51), ((4, 4, 64), 68), ((5, 64), 68)):
-        with pytest.raises(pack("host.errors").CheckpointError, match="do not make a matrix.*damaged"):
+        with pytest.raises(CheckpointError, match="do not make a matrix.*damaged"):
             quantized.gguf_tensor(torch.zeros(4, size, dtype=torch.uint8), "Q8_0", shape, torch.float32)

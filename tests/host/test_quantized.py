@@ -5,11 +5,12 @@ from collections.abc import Callable
 import comfy.ops
 import pytest
 import torch
-from support import pack, relative_error
 
-quantized = pack("host.quantized")
-ops = pack("host.quantized_ops")
-CheckpointError = pack("host.errors").CheckpointError
+from cogvideox.host import quantized
+from cogvideox.host import quantized_ops as ops
+from cogvideox.host.errors import CheckpointError
+from cogvideox.tests.support import relative_error
+
 MODES = quantized.QUANTIZED_MODES
 needs_int8 = pytest.mark.skipif("TensorWiseINT8Layout" not in quantized.FORMATS, reason="this ComfyUI has no int8")
 EACH_MODE = pytest.mark.parametrize("mode", [pytest.param(m, marks=needs_int8 if m == "int8" else ()) for m in MODES])

@@ -16,12 +16,9 @@ import folder_paths
 import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
-from support import pack
 
-files = pack("host.video_file")
-CheckpointError = pack("host.errors").CheckpointError
-GeometryError = pack("host.errors").GeometryError
-NumericsError = pack("host.errors").NumericsError
+from cogvideox.host import video_file as files
+from cogvideox.host.errors import CheckpointError, GeometryError, NumericsError
 
 WIDTH, HEIGHT = 96, 64
 SIZE = (WIDTH, HEIGHT)

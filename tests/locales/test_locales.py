@@ -1,11 +1,11 @@
 import json
 
 import pytest
-from support import pack
 
-from devtools.paths import ROOT
+from cogvideox.devtools.paths import ROOT
+from cogvideox.nodes import NODES
 
-SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in pack("nodes").NODES)}
+SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in NODES)}
 FILES = sorted((ROOT / "locales").glob("*/nodeDefs.json"))
 
 

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import pack
 
-checkpoints = pack("model_loaders.checkpoints")
-CheckpointError = pack("host.errors").CheckpointError
+from cogvideox.host.errors import CheckpointError
+from cogvideox.host.folders import find
+from cogvideox.model_loaders import autoencoder, checkpoints, text_encoder
 
 
 @pytest.fixture
@@ -87,9 +87,10 @@ def test_what_is_no_pipeline(pipeline: Path) -> None:
 
 def test_swapped_components_are_named(pipeline: Path) -> None:
     """A transformer in the VAE loader is an easy slip; the message must say what it is."""
-    load_model = pack("model_loaders.model").load_model
-    load_vae = pack("model_loaders.autoencoder").load_vae
-    load_text_encoder = pack("model_loaders.text_encoder").load_text_encoder
+    from cogvideox.model_loaders.autoencoder import load_vae
+    from cogvideox.model_loaders.model import load_model
+    from cogvideox.model_loaders.text_encoder import load_text_encoder
+
     with pytest.raises(CheckpointError, match="looks like a CogVideoX-like transformer, not a CogVideoX VAE"):
         load_vae(pipeline / "transformer")
     with pytest.raises(CheckpointError, match="looks like a CogVideoX VAE, not a CogVideoX transformer"):
@@ -105,14 +106,14 @@ def test_text_encoder_of_another_width(pipeline: Path) -> None:
     config = pipeline / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"text_embed_dim": 4096}))
     with pytest.raises(CheckpointError, match="is 32 wide; the transformer reads 4096"):
-        pack("model_loaders.text_encoder").load_text_encoder(pipeline)
+        text_encoder.load_text_encoder(pipeline)
 
 
 def test_tokenizer_of_another_text_encoder(pipeline: Path) -> None:
     """Ids beyond the embedding would end in an index error in the middle of a graph."""
     shutil.rmtree(pipeline / "tokenizer")  # T5's own is taken instead, with 32100 tokens
     with pytest.raises(CheckpointError, match="knows 104 tokens, its tokenizer has 32100"):
-        pack("model_loaders.text_encoder").load_text_encoder(pipeline)
+        text_encoder.load_text_encoder(pipeline)
 
 
 def test_missing_and_unknown_weights_are_named(pipeline: Path) -> None:
@@ -124,11 +125,11 @@ def test_missing_and_unknown_weights_are_named(pipeline: Path) -> None:
     weights["stray.weight"] = weights.pop("decoder.conv_out.conv.weight")
     save_file(weights, file)
     with pytest.raises(CheckpointError, match="missing decoder.conv_out.conv.weight; unknown stray.weight"):
-        pack("model_loaders.autoencoder").load_vae(pipeline)
+        autoencoder.load_vae(pipeline)
 
 
 @pytest.mark.parametrize("name", ("../secret", "/etc", "a/../../b", "", "C:\\windows"))
 def test_names_stay_in_the_model_folders(name: str) -> None:
     """A shared workflow must not reach files outside the models folder."""
     with pytest.raises(CheckpointError, match="is not the name of a model"):
-        pack("host.folders").find(name, "diffusers")
+        find(name, "diffusers")

@@ -9,17 +9,25 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
-from controlnet_reference import Controlled, ReferenceControl
-from support import check_parity, pack, reference_pipeline, relative_error, write_fp32
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from devtools.embedded_checkpoint import write_controlnet
+from cogvideox.devtools.embedded_checkpoint import write_controlnet
+from cogvideox.host import errors
+from cogvideox.model_loaders import controlnet
+from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.nodes.controlnet import CogVideoXApplyControlNet
+from cogvideox.nodes.latent import CogVideoXEmptyLatent
+from cogvideox.nodes.sample import CogVideoXSample
+from cogvideox.tests.controlnet_reference import Controlled, ReferenceControl
+from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
+from cogvideox.transformer import attention
+from cogvideox.transformer import controlnet as controlnet_module
+from cogvideox.vae.pictures import fit_pictures
 
 pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT, FRAMES, SEED, STEPS = 96, 64, 9, 42, 10
 PROMPT, NEGATIVE = "A panda plays a guitar.", ""
-controlnet = pack("model_loaders.controlnet")
-errors = pack("host.errors")
 
 
 def control_video(frames: int = FRAMES, seed: int = 3) -> torch.Tensor:
@@ -30,7 +38,7 @@ def control_video(frames: int = FRAMES, seed: int = 3) -> torch.Tensor:
 def apply(conditioning: tuple, net: object, video: torch.Tensor | None = None, strength: float = 1.0, **kw) -> tuple:
     arguments = {"start_percent": 0.0, "end_percent": 1.0} | kw
     video = control_video() if video is None else video
-    node = pack("nodes.controlnet").CogVideoXApplyControlNet
+    node = CogVideoXApplyControlNet
     return node.execute(*conditioning, net, video, strength, **arguments).args
 
 
@@ -40,9 +48,9 @@ class Run:
     def __init__(self, variant: str, pipeline: Path, folder: Path):
         self.pipeline = reference_pipeline(pipeline)
         self.reference = ReferenceControl(folder)
-        self.model = pack("model_loaders.model").load_model(pipeline, "fp32")
+        self.model = load_model(pipeline, "fp32")
         self.net = controlnet.load_controlnet(folder, "fp32")
-        clip = pack("model_loaders.text_encoder").load_text_encoder(pipeline, "fp32")
+        clip = load_text_encoder(pipeline, "fp32")
         self.text = tuple(clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (PROMPT, NEGATIVE))
 
     def theirs(self, sampler: str, controls: list[tuple]) -> torch.Tensor:
@@ -66,8 +74,8 @@ class Run:
         return latents.transpose(1, 2) / self.pipeline.vae.config.scaling_factor
 
     def ours(self, conditioning: tuple, sampler: str = "ddim", frames: int = FRAMES, model: object = None, steps=STEPS):
-        latent = pack("nodes.latent").CogVideoXEmptyLatent.execute(WIDTH, HEIGHT, frames, 1).args[0]
-        out = pack("nodes.sample").CogVideoXSample.execute(
+        latent = CogVideoXEmptyLatent.execute(WIDTH, HEIGHT, frames, 1).args[0]
+        out = CogVideoXSample.execute(
             model=model or self.model,
             positive=conditioning[0],
             negative=conditioning[1],
@@ -167,7 +175,7 @@ def test_conditioning_is_not_changed_in_place(run_5b: Run) -> None:
 def test_other_sizes_are_fitted(run_5b: Run) -> None:
     """A control video of another size is scaled and cropped, as a control video of the right size would be made."""
     large = torch.nn.functional.interpolate(control_video().movedim(-1, 1), scale_factor=2.0).movedim(1, -1)
-    fitted = pack("vae.pictures").fit_pictures(large, WIDTH, HEIGHT)
+    fitted = fit_pictures(large, WIDTH, HEIGHT)
     assert fitted.shape == control_video().shape
     got, want = (run_5b.ours(apply(run_5b.text, run_5b.net, video), steps=2) for video in (large, fitted))
     assert torch.equal(got, want)
@@ -197,7 +205,7 @@ def test_longer_is_cut_shorter_is_held_or_refused(run_5b: Run) -> None:
 @pytest.mark.parametrize("variant", ("5b-I2V", "1.5-5B", "2b"))
 def test_models_it_is_not_for_are_refused(run_5b: Run, tiny_pipelines: dict[str, Path], variant: str) -> None:
     """On another model the outputs are noise, or an error about shapes from deep inside."""
-    model = pack("model_loaders.model").load_model(tiny_pipelines[variant], "fp32").model
+    model = load_model(tiny_pipelines[variant], "fp32").model
     with pytest.raises(errors.ConditioningError, match=r"is for CogVideoX-5b and .* width 64.*the model is CogVideoX"):
         controlnet.check_model(run_5b.net.patcher.model.config, model)
 
@@ -205,7 +213,7 @@ def test_models_it_is_not_for_are_refused(run_5b: Run, tiny_pipelines: dict[str,
 def test_refusals_reach_the_user_before_the_first_step(run_5b: Run, tmp_path: Path) -> None:
     """A model of another width, through the sampler node."""
     folder = write_fp32(tmp_path / "wide", "5b", num_attention_heads=6)
-    wide = pack("model_loaders.model").load_model(folder, "fp32")
+    wide = load_model(folder, "fp32")
     with pytest.raises(errors.ConditioningError, match="of width 64.*the model is CogVideoX-5b of width 96"):
         run_5b.ours(apply(run_5b.text, run_5b.net), model=wide)
     with pytest.raises(errors.ConditioningError, match="the model is SimpleNamespace"):
@@ -332,11 +340,12 @@ def test_no_tensor_is_left_on_the_wrong_device(
 ) -> None:
     """A hint, table or index left on the CPU works in every test without a card and fails on every card."""
     card = torch.device("cuda:0")
-    monkeypatch.setattr(pack("transformer.attention"), "attention_for", lambda device: attention_pytorch)
-    positions = pack("transformer.positions")
+    monkeypatch.setattr(attention, "attention_for", lambda device: attention_pytorch)
+    from cogvideox.transformer import positions
+
     # tables are cached by device: none of this test's fakes may reach another
     for name in ("rotary_table", "sincos_table"):
-        monkeypatch.setattr(pack("transformer.controlnet"), name, getattr(positions, name).__wrapped__.__wrapped__)
+        monkeypatch.setattr(controlnet_module, name, getattr(positions, name).__wrapped__.__wrapped__)
     control = controlnet.load_controlnet(nets[variant], "fp32")
     control.set_cond_hint(control_video(21).movedim(-1, 1))
     control.model_sampling = SimpleNamespace(timestep=lambda t: t, calculate_input=lambda t, x: x)

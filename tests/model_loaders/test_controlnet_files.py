@@ -6,12 +6,13 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from support import pack
 
-from devtools.embedded_checkpoint import controlnet_config, empty_controlnet, write_controlnet
-
-controlnet = pack("model_loaders.controlnet")
-CheckpointError = pack("host.errors").CheckpointError
+from cogvideox.devtools.embedded_checkpoint import controlnet_config, empty_controlnet, write_controlnet
+from cogvideox.host.errors import CheckpointError
+from cogvideox.host.folders import list_control_nets
+from cogvideox.model_loaders import controlnet
+from cogvideox.model_loaders.checkpoints import check_component
+from cogvideox.nodes.controlnet import CogVideoXLoadControlNet
 
 
 def rewrite_config(folder: Path, **changes: object) -> None:
@@ -39,7 +40,7 @@ def test_control_nets_that_cannot_run_are_refused(tmp_path: Path, changes: dict,
 
 def test_wrong_files_are_named(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
     """A control net in the model loader, and a model in the control net loader, must be called by their names."""
-    check = pack("model_loaders.checkpoints").check_component
+    check = check_component
     net = write_controlnet(tmp_path / "net", "5b")
     with pytest.raises(CheckpointError, match="looks like a CogVideoX control net, not a CogVideoX transformer"):
         check(net, "transformer")
@@ -77,9 +78,9 @@ def test_loader_lists_and_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, root in roots.items():
         monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(root)], {".safetensors"}))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    names = pack("host.folders").list_control_nets()
+    names = list_control_nets()
     assert names == ["canny", "canny/diffusion_pytorch_model.safetensors", "depth"]
-    node = pack("nodes.controlnet").CogVideoXLoadControlNet
+    node = CogVideoXLoadControlNet
     for name in ("canny", "depth"):
         assert node.validate_inputs(name) is True
         assert isinstance(node.execute(name, "default").args[0], controlnet.CogVideoXControl)

@@ -10,8 +10,15 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from safetensors.torch import load_file
-from support import ALL_VARIANTS, pack
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cogvideox.host.compat import is_dynamic
+from cogvideox.host.quantized import is_quantized
+from cogvideox.host.quantized_patcher import DynamicQuantizedPatcher, QuantizedPatcher
+from cogvideox.model_loaders.model import load_model
+from cogvideox.samplers.comfy_sampler import schedule_sigmas
+from cogvideox.tests.support import ALL_VARIANTS
+from cogvideox.transformer import attention
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
 
@@ -40,14 +47,15 @@ def test_no_tensor_is_left_on_the_wrong_device(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.nn.Module, "_apply", move_tensors)
     # a host started for the CPU would measure the memory of a card that is not there
-    monkeypatch.setattr(pack("transformer.attention"), "attention_for", lambda device: attention_pytorch)
-    model = pack("model_loaders.model").load_model(tiny_pipelines[variant], "fp32", disable_dynamic=True)
+    monkeypatch.setattr(attention, "attention_for", lambda device: attention_pytorch)
+    model = load_model(tiny_pipelines[variant], "fp32", disable_dynamic=True)
     assert model.load_device == CARD
     dit = model.model.diffusion_model
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     move_tensors(dit, fake.from_tensor)
     # tables are cached by device: none of this test's fakes may reach another
-    positions = pack("transformer.positions")
+    from cogvideox.transformer import positions
+
     tables = positions.rotary_table.__wrapped__, positions.sincos_table.__wrapped__
     with fake:
         if share is None:
@@ -108,7 +116,7 @@ def test_dynamic_vram_stages_every_weight(
     monkeypatch.setattr(patcher_class, "__new__", lambda cls, *a, **k: object.__new__(cls))
     monkeypatch.setattr(patcher_class, "detach", lambda self, *a, **k: None)
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
-    model = pack("model_loaders.model").load_model(tiny_pipelines["2b"], weight_dtype)
+    model = load_model(tiny_pipelines["2b"], weight_dtype)
     dit = model.model.diffusion_model
     leaf = dit.transformer_blocks[0].ff.net[0].proj
     key = "diffusion_model.transformer_blocks.0.ff.net.0.proj.weight"
@@ -122,19 +130,19 @@ def test_dynamic_vram_stages_every_weight(
         # the file's fp32 stays mapped; ComfyUI casts each weight to the type that the model was built with
         assert leaf.weight.dtype == torch.float32 and leaf.weight_comfy_model_dtype == torch.bfloat16
     else:
-        assert type(model) is pack("host.quantized_patcher").DynamicQuantizedPatcher
+        assert type(model) is DynamicQuantizedPatcher
         assert hasattr(leaf, "_v") and leaf._v[1] < 256 * 64 * 2, "counted at full size"
-        assert pack("host.quantized").is_quantized(leaf.weight)
-        assert not pack("host.compat").is_dynamic(model.clone(disable_dynamic=True))
-        assert type(model.clone(disable_dynamic=True)) is pack("host.quantized_patcher").QuantizedPatcher
+        assert is_quantized(leaf.weight)
+        assert not is_dynamic(model.clone(disable_dynamic=True))
+        assert type(model.clone(disable_dynamic=True)) is QuantizedPatcher
     assert leaf.weight_lowvram_function is not None
 
 
 def test_sigmas_of_a_model_on_the_card(tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Once a model has been on the card its noise levels stay there; the scheduler node must still give CPU sigmas."""
     monkeypatch.setattr(torch.nn.Module, "_apply", move_tensors)
-    sampling = pack("model_loaders.model").load_model(tiny_pipelines["5b"], "fp32").model.model_sampling
+    sampling = load_model(tiny_pipelines["5b"], "fp32").model.model_sampling
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         move_tensors(sampling, lambda tensor: fake.from_tensor(tensor).to(CARD))
         assert sampling.sigmas.device == CARD
-        assert pack("samplers.comfy_sampler").schedule_sigmas(sampling, 7, 1.0).device == CPU
+        assert schedule_sigmas(sampling, 7, 1.0).device == CPU

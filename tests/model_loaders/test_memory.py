@@ -3,8 +3,9 @@
 import comfy.ops
 import pytest
 import torch
-from peak_bytes import PeakBytes
-from support import pack
+
+from cogvideox.tests.peak_bytes import PeakBytes
+from cogvideox.transformer import attention
 
 FULL_WIDTH = {"num_attention_heads": 48, "num_layers": 2, "use_rotary_positional_embeddings": True}
 # latent (T, H, W) of 49 frames of 720 x 480 and of 81 (and one pair's second) of 1360 x 768
@@ -23,10 +24,11 @@ def fused_attention(q: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
 @pytest.mark.parametrize("variant", SIZES)
 def test_estimate_covers_the_peak(variant: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too low an estimate overflows the card in the middle of a run; too high a one evicts models in vain."""
-    model_module = pack("model_loaders.model")
+    from cogvideox.model_loaders import model as model_module
+
     overrides, size = SIZES[variant]
     dit = model_module.build_dit(FULL_WIDTH | overrides, torch.bfloat16, None, comfy.ops.disable_weight_init)
-    monkeypatch.setattr(pack("transformer.attention"), "attention_for", lambda device: fused_attention)
+    monkeypatch.setattr(attention, "attention_for", lambda device: fused_attention)
     latents = torch.empty(batch, 16, *size, device="meta", dtype=torch.bfloat16)
     context = torch.empty(batch, 226, 4096, device="meta", dtype=torch.bfloat16)
     with torch.inference_mode(), PeakBytes() as used:

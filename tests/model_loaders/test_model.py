@@ -6,13 +6,19 @@ from pathlib import Path
 import comfy.model_management
 import pytest
 import torch
-from support import TEXT_TO_VIDEO, pack, reference_transformer, relative_error, write_fp32
+
+from cogvideox.host.errors import ConditioningError, GeometryError, NumericsError
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.precision import choose_dtypes
+from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.tests.support import TEXT_TO_VIDEO, reference_transformer, relative_error, write_fp32
 
 CPU = torch.device("cpu")
 
 
 def load(folder: Path, dtype: str = "fp32") -> object:
-    return pack("model_loaders.model").load_model(folder, dtype)
+    return load_model(folder, dtype)
 
 
 def inputs(model: object, dtype: torch.dtype = torch.float32) -> tuple:
@@ -104,10 +110,11 @@ def test_half_precision_rounds_only_the_weights(tmp_path: Path, variant: str, dt
 
 def test_default_precision_is_the_trained_one(tmp_path: Path) -> None:
     """2b was trained in fp16, the others and its Fun fine-tunes in bf16: the other type gives noise or black frames."""
-    variants = pack("model_loaders.variants")
+    from cogvideox.model_loaders import variants
+
     of_official = [f.trained_dtype for f in variants.FAMILIES]
     assert of_official == [torch.float16] + [torch.bfloat16] * 11
-    choose = pack("model_loaders.precision").choose_dtypes
+    choose = choose_dtypes
     storage, compute = choose("default", torch.bfloat16, torch.bfloat16, 10**6, CPU)
     assert compute or storage in (torch.float32, torch.bfloat16)
 
@@ -131,7 +138,8 @@ def test_stock_euler_equals_our_ddim(tiny_pipelines: dict[str, Path]) -> None:
     from comfy_extras.nodes_custom_sampler import CFGGuider, RandomNoise, SamplerCustomAdvanced
 
     model = load(tiny_pipelines["5b"])
-    nodes = pack("nodes.sample")
+    from cogvideox.nodes import sample as nodes
+
     guider = CFGGuider.execute(model, conditioning(seed=1), conditioning(seed=2), 6.0).args[0]
     sigmas = nodes.CogVideoXScheduler.execute(model, 20, 1.0).args[0]
     noise = RandomNoise.execute(7).args[0]
@@ -226,8 +234,8 @@ def test_clone_by_reloading(tiny_pipelines: dict[str, Path]) -> None:
     folder = tiny_pipelines["2b"]
     for patcher in (
         load(folder),
-        pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32").patcher,
-        pack("model_loaders.autoencoder").load_vae(folder, "fp32").patcher,
+        load_text_encoder(folder, "fp32").patcher,
+        load_vae(folder, "fp32").patcher,
     ):
         factory, arguments = patcher.cached_patcher_init
         again = factory(*arguments, disable_dynamic=True)
@@ -259,7 +267,7 @@ def test_interrupt_leaves_the_next_run_right(tiny_pipelines: dict[str, Path]) ->
 
 def test_wrong_conditioning_is_refused_before_sampling(tiny_pipelines: dict[str, Path]) -> None:
     """Text from another model's encoder must be named, by stock samplers too."""
-    error = pack("host.errors").ConditioningError
+    error = ConditioningError
     model = load(tiny_pipelines["5b"])
     with pytest.raises(error, match=r"positive conditioning has shape \[1, 226, 48\].*\[batch, tokens, 32\]"):
         ksample(model, positive=conditioning(48))
@@ -269,7 +277,7 @@ def test_wrong_conditioning_is_refused_before_sampling(tiny_pipelines: dict[str,
 
 def test_wrong_latent_is_refused_before_sampling(tiny_pipelines: dict[str, Path]) -> None:
     """A latent with something in it and 4 channels comes from another VAE; an empty one is repaired by ComfyUI."""
-    error = pack("host.errors").GeometryError
+    error = GeometryError
     model = load(tiny_pipelines["5b"])
     with pytest.raises(error, match=r"\[1, 4, 2, 8, 12\].*16"):
         ksample(model, latent={"samples": latent(channels=4) + 1})
@@ -282,5 +290,5 @@ def test_nan_stops_with_the_likely_cause(tiny_pipelines: dict[str, Path]) -> Non
     """Fifty steps towards a black video are worse than a message after the first."""
     model = load(tiny_pipelines["5b"])
     model.model.diffusion_model.proj_out.weight.data.fill_(3e38)  # a number, but what comes out is none
-    with pytest.raises(pack("host.errors").NumericsError, match="timestep 999 is not a number.*float32.*bfloat16"):
+    with pytest.raises(NumericsError, match="timestep 999 is not a number.*float32.*bfloat16"):
         ksample(model)

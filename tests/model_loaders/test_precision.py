@@ -5,7 +5,11 @@ from pathlib import Path
 import comfy.model_management as mm
 import pytest
 import torch
-from quantized_models import (
+
+from cogvideox.host.errors import CheckpointError
+from cogvideox.model_loaders import precision
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.tests.quantized_models import (
     BOUNDS,
     GGUF_FILES,
     KINDS,
@@ -21,10 +25,7 @@ from quantized_models import (
     quantized,
     text_loader,
 )
-from support import pack, record_error, relative_error
-
-precision = pack("model_loaders.precision")
-CheckpointError = pack("host.errors").CheckpointError
+from cogvideox.tests.support import record_error, relative_error
 
 
 def allow_fast_modes(patch: pytest.MonkeyPatch) -> None:
@@ -140,7 +141,7 @@ def test_fast_modes_are_refused_with_the_reason(wide: Path, monkeypatch: pytest.
         with pytest.raises(CheckpointError, match="T5 cannot run in .*_fast: ComfyUI computes text encoders in fp32"):
             text_loader.load_text_encoder(wide, dtype)
         with pytest.raises(CheckpointError, match="VAE cannot run in"):
-            pack("model_loaders.autoencoder").load_vae(wide, dtype)
+            load_vae(wide, dtype)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True}, raising=False)
     precision.check_precision("int8_fast", torch.device("cpu"))
     monkeypatch.setattr(mm, "supports_fp8_compute", lambda device: False)

@@ -9,7 +9,10 @@ import comfy.ops
 import comfy.weight_adapter
 import pytest
 import torch
-from quantized_models import (
+from safetensors.torch import load_file, save_file
+
+from cogvideox.host.compat import is_dynamic
+from cogvideox.tests.quantized_models import (
     BOUNDS,
     GGUF_FILES,
     KEY,
@@ -23,8 +26,7 @@ from quantized_models import (
     needs_int8,
     quantized,
 )
-from safetensors.torch import load_file, save_file
-from support import pack, relative_error
+from cogvideox.tests.support import relative_error
 
 CPU = torch.device("cpu")
 
@@ -179,7 +181,7 @@ def test_dynamic_vram_streams_and_patches(
             step = layer._v_weight._params.scale
             step = step if kind == "int8" else torch.maximum(want.abs() * 2.0**-3, step * 2.0**-9)
             assert ((layer._v_weight.dequantize() - want).abs() <= step * 1.001).all()
-    assert pack("host.compat").is_dynamic(load(wide, "Q8_0", monkeypatch)) is False
+    assert is_dynamic(load(wide, "Q8_0", monkeypatch)) is False
 
 
 @pytest.mark.parametrize("with_lora", (False, True))

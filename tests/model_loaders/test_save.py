@@ -4,18 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
-import layout_files as layouts
 import pytest
 import torch
 from safetensors import safe_open
-from support import ALL_VARIANTS, pack
 
-load_model = pack("model_loaders.model").load_model
-checkpoints = pack("model_loaders.checkpoints")
-save = pack("model_loaders.save")
-writer = pack("host.writer")
-quantized = pack("host.quantized")
-CheckpointError = pack("host.errors").CheckpointError
+from cogvideox.host import quantized, writer
+from cogvideox.host.errors import CheckpointError
+from cogvideox.host.folders import new_file
+from cogvideox.model_loaders import checkpoints, save
+from cogvideox.model_loaders.model import load_model
+from cogvideox.tests import layout_files as layouts
+from cogvideox.tests.support import ALL_VARIANTS
 
 
 def weights_of(model: object) -> dict[str, torch.Tensor]:
@@ -159,4 +158,4 @@ def test_what_a_type_cannot_hold(tiny_pipelines: dict[str, Path], tmp_path: Path
 def test_names_stay_in_the_models_folder(name: str) -> None:
     """A shared workflow must not write elsewhere."""
     with pytest.raises(CheckpointError, match="is no name for a file"):
-        pack("host.folders").new_file(name, "diffusion_models", ".safetensors")
+        new_file(name, "diffusion_models", ".safetensors")

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import check_parity, pack, reference_pipeline, relative_error, write_fp32
+
+from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.model_loaders.tokenizer import CogVideoXTokenizer
+from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
 
 PROMPTS = {
     "plain": "A panda plays a guitar in a bamboo forest.",
@@ -21,7 +24,7 @@ PROMPTS = {
 @pytest.fixture(scope="module")
 def encoders(tiny_pipelines: dict[str, Path]) -> tuple:
     folder = tiny_pipelines["5b"]
-    return pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32"), reference_pipeline(folder)
+    return load_text_encoder(folder, "fp32"), reference_pipeline(folder)
 
 
 def reference_ids(tokenizer: object, prompt: str) -> list[int]:
@@ -53,7 +56,7 @@ def test_embeddings_equal_diffusers(encoders: tuple, name: str) -> None:
 def test_official_tokenizer_where_the_folder_has_only_a_spiece_model(tmp_path: Path) -> None:
     """The official folders hold spiece.model alone, which transformers 5 cannot read without protobuf."""
     (tmp_path / "spiece.model").write_bytes(b"")
-    tokenizer = pack("model_loaders.tokenizer").CogVideoXTokenizer(tmp_path)
+    tokenizer = CogVideoXTokenizer(tmp_path)
     ids = [token for token, _ in tokenizer.tokenize_with_weights("A panda.")["t5xxl"][0]]
     # T5's vocabulary: "▁A", "▁pan", "d", "a", "."; then </s> and padding
     assert ids[:6] == [71, 2131, 26, 9, 5, 1] and ids[6:] == [0] * 220
@@ -76,7 +79,7 @@ def test_lost_words_are_named(encoders: tuple) -> None:
 def test_as_many_tokens_as_the_transformer_reads(tmp_path: Path) -> None:
     """A model trained on 32 tokens, as CogVideoX-nano is, goes astray with 194 more of padding."""
     folder = write_fp32(tmp_path / "short", "5b", max_text_seq_length=32)
-    clip = pack("model_loaders.text_encoder").load_text_encoder(folder)
+    clip = load_text_encoder(folder)
     assert len(clip.tokenize("a panda")["t5xxl"][0]) == 32
     assert clip.tokenizer.lost_text("x" * 40 + " the end").endswith("the end")
 
@@ -84,7 +87,7 @@ def test_as_many_tokens_as_the_transformer_reads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ("bf16", "fp16"))
 def test_low_precision_weights(tiny_pipelines: dict[str, Path], dtype: str) -> None:
     """Half the memory for T5 must cost no more than the rounding of its weights."""
-    loader = pack("model_loaders.text_encoder").load_text_encoder
+    loader = load_text_encoder
     half, full = (loader(tiny_pipelines["5b"], d) for d in (dtype, "fp32"))
     with torch.inference_mode():
         a, b = (c.encode_from_tokens_scheduled(c.tokenize("A panda."))[0][0] for c in (half, full))

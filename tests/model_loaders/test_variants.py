@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ALL_VARIANTS, pack
 
-from devtools.embedded_checkpoint import scheduler_config, transformer_config
+from cogvideox.devtools.embedded_checkpoint import scheduler_config, transformer_config
+from cogvideox.host.errors import CheckpointError
+from cogvideox.model_loaders import variants
+from cogvideox.model_loaders.checkpoints import open_component
+from cogvideox.model_loaders.model import build_dit
+from cogvideox.tests.support import ALL_VARIANTS
 
-variants = pack("model_loaders.variants")
-CheckpointError = pack("host.errors").CheckpointError
 FAMILY_OF = dict(zip(ALL_VARIANTS, [f.name for f in variants.FAMILIES]))
 PARAMETERS = {
     "CogVideoX-2b": 1_693_783_872,
@@ -45,7 +47,7 @@ def test_official_sizes_are_known_without_a_config(family: object) -> None:
     weights = official_weights(family)
     config = variants.resolve_config(weights, None, "some file")
     assert variants.detect_family(config) == family
-    model = pack("model_loaders.model").build_dit(config, torch.bfloat16, None, __import__("comfy").ops.manual_cast)
+    model = build_dit(config, torch.bfloat16, None, __import__("comfy").ops.manual_cast)
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in weights.items()}
     if family.name in PARAMETERS:
         assert sum(p.numel() for p in model.parameters()) == PARAMETERS[family.name]
@@ -59,14 +61,14 @@ def test_smaller_models_belong_to_their_family(variant: str) -> None:
 
 def test_config_of_another_checkpoint_is_refused(tiny_pipelines: dict[str, Path]) -> None:
     """A config.json copied from elsewhere would build another model than the weights are of."""
-    weights = pack("model_loaders.checkpoints").open_component(tiny_pipelines["5b"], "transformer")
+    weights = open_component(tiny_pipelines["5b"], "transformer")
     with pytest.raises(CheckpointError, match="do not belong together: num_layers 42 against 2"):
         variants.resolve_config(weights.state_dict, weights.config | {"num_layers": 42}, "here")
 
 
 def test_unknown_size_without_config_is_refused(tiny_pipelines: dict[str, Path]) -> None:
     """Guessing a head size would give noise."""
-    weights = pack("model_loaders.checkpoints").open_component(tiny_pipelines["5b"], "transformer")
+    weights = open_component(tiny_pipelines["5b"], "transformer")
     with pytest.raises(CheckpointError, match="no official size: 2 layers of width 64.*config.json"):
         variants.resolve_config(weights.state_dict, None, "here")
 
@@ -79,9 +81,9 @@ def test_unknown_architecture_is_refused() -> None:
 
 def test_notes_of_a_fine_tune_do_not_matter(tiny_pipelines: dict[str, Path]) -> None:
     """CogVideoX-Fun's configs hold entries that diffusers does not know."""
-    weights = pack("model_loaders.checkpoints").open_component(tiny_pipelines["Fun-5b-InP"], "transformer")
+    weights = open_component(tiny_pipelines["Fun-5b-InP"], "transformer")
     config = variants.resolve_config(weights.state_dict, weights.config | {"add_noise_in_inpaint_model": True}, "here")
-    model = pack("model_loaders.model").build_dit(config, torch.bfloat16, None, __import__("comfy").ops.manual_cast)
+    model = build_dit(config, torch.bfloat16, None, __import__("comfy").ops.manual_cast)
     assert model.config.in_channels == 33
 
 

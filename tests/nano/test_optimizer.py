@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from support import pack
 
-from nano.optimizer import MuonAndAdamW
-
-loop = pack("training.loop")
+from cogvideox.nano.optimizer import MuonAndAdamW
+from cogvideox.training import loop
+from cogvideox.training.objective import sample_generator
 
 
 def train(folder: Path, stop_after: int = 0) -> dict[str, torch.Tensor]:
@@ -19,7 +18,7 @@ def train(folder: Path, stop_after: int = 0) -> dict[str, torch.Tensor]:
     plan = loop.Plan(steps=6, batch_size=4, learning_rate=1e-2, warmup_steps=2, final_learning_rate=1e-4)
 
     def loss_of(model: torch.nn.Module, indices: range) -> torch.Tensor:
-        x = torch.stack([torch.randn(8, generator=pack("training.objective").sample_generator(3, i)) for i in indices])
+        x = torch.stack([torch.randn(8, generator=sample_generator(3, i)) for i in indices])
         return ((model(x) - x.cos()[:, :4]) ** 2).mean()
 
     return loop.train(

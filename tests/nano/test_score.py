@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nano import score, world
-from nano.reading import Reading, read_clip
+from cogvideox.nano import score, world
+from cogvideox.nano.reading import Reading, read_clip
 
 LENGTHS, WIDTHS = (9, 17, 49), (64, 96)
 PER_SETTING = 20

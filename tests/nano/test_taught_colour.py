@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-import core_trainer
 import folder_paths
 import numpy as np
 import pytest
 import torch
-from support import pack
 
-from devtools.example_media import CLIPS, write_media
-from nano import folders, paint, score, world
-from nano.captions import caption
+from cogvideox.devtools.example_media import CLIPS, write_media
+from cogvideox.nano import folders, paint, score, world
+from cogvideox.nano.captions import caption
+from cogvideox.nodes import lora as loras
+from cogvideox.nodes import train
+from cogvideox.nodes import training_clips as clips
+from cogvideox.tests import core_trainer
 
-clips, train, loras = pack("nodes.training_clips"), pack("nodes.train"), pack("nodes.lora")
 COLOUR, PROMPTS = "pink", 20
 SETTINGS = paint.Settings(seed=5, steps=20)
 LEAST_AFTER = {"pack": 0.6, "core": 0.35}  # of the colours; 0.8 and 0.55 were seen

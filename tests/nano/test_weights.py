@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import check_parity, reference_pipeline
 
-from nano import folders, paint, score
-from nano.folders import VARIANTS, WEIGHTS
+from cogvideox.nano import folders, paint, score
+from cogvideox.nano.folders import VARIANTS, WEIGHTS
+from cogvideox.tests.support import check_parity, reference_pipeline
 
 PROMPTS, STEPS = 32, 20  # the benchmark takes 200 and 50, and the same scores are asked of both
 LIMIT_BYTES = 12e6

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from nano import world
+from cogvideox.nano import world
 
 
 def drawn(held_out: bool, count: int) -> set[tuple[str, str, str, str]]:

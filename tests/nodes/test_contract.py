@@ -3,7 +3,8 @@
 import asyncio
 
 import pytest
-from support import pack
+
+from cogvideox.nodes import CogVideoXExtension
 
 DTYPES = ["default", "fp32", "bf16", "fp16", "fp8_e4m3fn"]
 MORE_DTYPES = [*DTYPES, "fp8_e4m3fn_fast", "int8", "int8_fast"]
@@ -207,7 +208,7 @@ COMBOS = {
 
 @pytest.fixture(scope="module")
 def nodes() -> dict:
-    extension = asyncio.run(pack("nodes").CogVideoXExtension().get_node_list())
+    extension = asyncio.run(CogVideoXExtension().get_node_list())
     return {node.GET_SCHEMA().node_id: node for node in extension}
 
 

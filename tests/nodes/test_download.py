@@ -10,10 +10,12 @@ import comfy.model_management
 import folder_paths
 import pytest
 from comfy_execution.validation import validate_node_input
-from file_server import BIG, Fault, FileServer, running_hub
-from support import pack
 
-module = pack("nodes.download")
+from cogvideox.model_loaders.downloads.repositories import REPOSITORIES
+from cogvideox.nodes import download as module
+from cogvideox.nodes.load import CogVideoXLoadPipeline
+from cogvideox.tests.file_server import BIG, Fault, FileServer, running_hub
+
 Node = module.CogVideoXDownload
 NAME = "CogVideoX-2b"
 
@@ -94,7 +96,7 @@ def test_the_folder_can_be_linked_to_the_loaders(models: Path) -> None:
     """ComfyUI refuses a STRING at a list; the download could then not come before the loader in one workflow."""
     info = Node.GET_NODE_INFO_V1()
     assert info["output_node"] and info["output"] == ["COMBO"]
-    taken = pack("nodes.load").CogVideoXLoadPipeline.GET_SCHEMA().inputs[0].get_io_type()
+    taken = CogVideoXLoadPipeline.GET_SCHEMA().inputs[0].get_io_type()
     assert validate_node_input(info["output"][0], taken) and not validate_node_input("STRING", taken)
 
 
@@ -110,7 +112,7 @@ def test_a_checkpoint_lies_where_it_was_begun(models: Path, tmp_path: Path, monk
 def test_size_and_licence_of_each_are_told_beforehand() -> None:
     """Who accepts a licence and 21 GB must be able to read so first; the values in workflows are plain names."""
     entry = Node.GET_SCHEMA().inputs[0]
-    for repository in pack("model_loaders.downloads.repositories").REPOSITORIES:
+    for repository in REPOSITORIES:
         line = next(line for line in entry.tooltip.splitlines() if line.startswith(f"{repository.name}:"))
         assert f"{repository.gigabytes:.0f} GB" in line and repository.licence in line
         assert repository.name in entry.options

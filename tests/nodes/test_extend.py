@@ -4,11 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import TEXT_TO_VIDEO, pack, relative_error
+
+from cogvideox.host.errors import GeometryError
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.nodes import extend
+from cogvideox.nodes.decode import CogVideoXDecode
+from cogvideox.nodes.sample import CogVideoXSample
+from cogvideox.nodes.text import CogVideoXEncodeText
+from cogvideox.tests.support import TEXT_TO_VIDEO, relative_error
 
 pytestmark = pytest.mark.usefixtures("inference")
-extend = pack("nodes.extend")
-GeometryError = pack("host.errors").GeometryError
 WIDTH, HEIGHT = 96, 64
 
 
@@ -21,10 +28,10 @@ class Models:
     """MODEL, VAE and prompts of one tiny checkpoint, and the nodes that use them."""
 
     def __init__(self, folder: Path):
-        self.model = pack("model_loaders.model").load_model(folder, "fp32")
-        self.vae = pack("model_loaders.autoencoder").load_vae(folder, "fp32")
-        clip = pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32")
-        encode = pack("nodes.text").CogVideoXEncodeText
+        self.model = load_model(folder, "fp32")
+        self.vae = load_vae(folder, "fp32")
+        clip = load_text_encoder(folder, "fp32")
+        encode = CogVideoXEncodeText
         encode.hidden = type("Hidden", (), {"unique_id": None})
         self.positive, self.negative = (encode.execute(clip, text).args[0] for text in ("A panda walks", ""))
 
@@ -33,12 +40,12 @@ class Models:
         return extend.CogVideoXContinueVideo.execute(self.vae, images, frames, overlap, **more).args
 
     def sample(self, latent: dict, sampler: str = "ddim") -> torch.Tensor:
-        node = pack("nodes.sample").CogVideoXSample
+        node = CogVideoXSample
         out = node.execute(self.model, self.positive, self.negative, latent, 7, 3, 6.0, sampler, False, 1.0)
         return out.args[0]["samples"]
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        return pack("nodes.decode").CogVideoXDecode.execute(self.vae, {"samples": samples}, "fast").args[0]
+        return CogVideoXDecode.execute(self.vae, {"samples": samples}, "fast").args[0]
 
 
 @pytest.fixture(scope="module", params=TEXT_TO_VIDEO)
@@ -50,7 +57,7 @@ def models(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> M
 @pytest.fixture(scope="module")
 def vae(tiny_pipelines: dict[str, Path]) -> object:
     with torch.inference_mode():
-        return pack("model_loaders.autoencoder").load_vae(tiny_pipelines["5b"], "fp32")
+        return load_vae(tiny_pipelines["5b"], "fp32")
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])

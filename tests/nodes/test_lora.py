@@ -5,7 +5,11 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from lora_files import (
+
+from cogvideox.host.errors import CheckpointError
+from cogvideox.host.writer import write_tensors
+from cogvideox.nodes import lora as nodes
+from cogvideox.tests.lora_files import (
     ATTENTION,
     DIALECTS,
     LINEAR,
@@ -15,10 +19,6 @@ from lora_files import (
     save,
     write_dialect,
 )
-from support import pack
-
-CheckpointError = pack("host.errors").CheckpointError
-nodes = pack("nodes.lora")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def test_nothing_half_written_is_left(subject: Subject, tmp_path: Path, monkeypa
     """A disk that fills up or a run that is stopped must leave neither a broken LoRA nor a stray file."""
     save(tmp_path / "loras" / "a.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
     model = apply(subject.model, "a.safetensors")
-    writer = pack("host.writer")
+    from cogvideox.host import writer
+
     write = writer._write_tensor
 
     def fail(file: object, *args: object) -> None:
@@ -133,5 +134,5 @@ def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"precious")
     with pytest.raises(CheckpointError, match="not overwritten"):
-        pack("host.writer").write_tensors(path, {"a": torch.ones(1)}, {})
+        write_tensors(path, {"a": torch.ones(1)}, {})
     assert path.read_bytes() == b"precious" and len(list(tmp_path.glob("*"))) == 3

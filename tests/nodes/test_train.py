@@ -7,18 +7,24 @@ from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.sd
-import core_trainer
 import folder_paths
 import pytest
 import torch
-from quantized_models import needs_int8
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support import check_parity, pack, relative_error
 
-nodes = pack("nodes.train")
+from cogvideox.host import errors
+from cogvideox.host.training_mode import fresh_copy
+from cogvideox.model_loaders.lora.apply import apply_lora
+from cogvideox.model_loaders.model import load_model
+from cogvideox.nodes import train as nodes
+from cogvideox.nodes.sample import CogVideoXSample
+from cogvideox.tests import core_trainer
+from cogvideox.tests.quantized_models import needs_int8
+from cogvideox.tests.support import check_parity, relative_error
+from cogvideox.training import graph
+
 Train, Save = nodes.CogVideoXTrainLora, nodes.CogVideoXSaveTrainedLora
-errors = pack("host.errors")
 VARIANTS = ("5b", "2b", "5b-I2V", "1.5-5B", "1.5-5B-I2V")
 WIDTHS = 32  # of the tiny models' text
 FAST = {"steps": 6, "batch_size": 2, "learning_rate": 3e-2, "rank": 4, "alpha": 4.0, "seed": 3}
@@ -30,7 +36,7 @@ def models(tiny_pipelines: dict[str, Path]) -> Callable[[str], object]:
 
     def load(variant: str) -> object:
         if variant not in loaded:
-            loaded[variant] = pack("model_loaders.model").load_model(tiny_pipelines[variant], "fp32")
+            loaded[variant] = load_model(tiny_pipelines[variant], "fp32")
         return loaded[variant]
 
     return load
@@ -80,7 +86,7 @@ def sample(model: object, latents: list, positive: list) -> torch.Tensor:
     """One step from noise, [1, 16, T, h, w]."""
     latent = {"samples": torch.zeros_like(latents[0]["samples"])}
     arguments = (model, positive[0], positive[0], latent, 7, 1, 1.0, "ddim", False, 1.0)
-    cls = pack("nodes.sample").CogVideoXSample
+    cls = CogVideoXSample
     cls.hidden = type("Hidden", (), {"unique_id": None})
     with torch.inference_mode():
         return cls.execute(*arguments).args[0]["samples"]
@@ -100,7 +106,7 @@ def save(lora: dict, name: str = "made") -> Path:
 
 def apply(model: object, path: Path) -> object:
     with torch.inference_mode():
-        return pack("model_loaders.lora.apply").apply_lora(model, path, 1.0)[0]
+        return apply_lora(model, path, 1.0)[0]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -137,7 +143,7 @@ def test_gradient_checkpointing_and_precision(models) -> None:
 @pytest.mark.parametrize("weight_dtype", ["bf16", "fp8_e4m3fn", pytest.param("int8", marks=needs_int8)])
 def test_small_weights_are_trained_upon(tiny_pipelines, models, weight_dtype) -> None:
     """A 5b model fits a common card only so: the LoRA learns in fp32 on what is stored smaller."""
-    model = pack("model_loaders.model").load_model(tiny_pipelines["5b"], weight_dtype)
+    model = load_model(tiny_pipelines["5b"], weight_dtype)
     lora, losses, _ = train(model, *clips("5b"), steps=3)
     _, exact, _ = train(models("5b"), *clips("5b"), steps=3)
     assert losses[0] == pytest.approx(exact[0], rel=0.05)
@@ -179,7 +185,7 @@ def test_finished_training_is_taken_from_its_checkpoint(models, monkeypatch, sho
     """ComfyUI forgets a node's result when it restarts: what took hours must not be trained again."""
     model, (latents, positive) = models("5b"), clips("5b")
     lora, losses, _ = train(model, latents, positive)
-    monkeypatch.setattr(pack("training.graph"), "denoising_loss", None)
+    monkeypatch.setattr(graph, "denoising_loss", None)
     again, again_losses, _ = train(model, latents, positive, save_every=7)  # which decides nothing
     assert "trained before" in shown[-1]
     assert again_losses == pytest.approx(losses, abs=1e-5)
@@ -202,11 +208,12 @@ def test_other_settings_start_anew_or_are_refused(models, shown) -> None:
 def test_nothing_of_a_training_is_left(models, monkeypatch) -> None:
     """A second model in memory, or ComfyUI left in its training mode, slows every later run."""
     model, (latents, positive) = models("5b"), clips("5b")
-    host = pack("training.graph")
+    from cogvideox.training import graph as host
+
     copies = []
 
     def noted(model: object) -> object:
-        copy = pack("host.training_mode").fresh_copy(model)
+        copy = fresh_copy(model)
         copies.append(weakref.ref(copy.model.diffusion_model))
         return copy
 
@@ -245,7 +252,8 @@ def test_mixed_sizes_and_batches_of_clips(models) -> None:
 
 def test_batches_show_every_sample() -> None:
     """A clip that no batch takes is not learnt; clips of two shapes in one batch are an error in the middle."""
-    batch_samples = pack("training.samples").batch_samples
+    from cogvideox.training.samples import batch_samples
+
     shapes = ("a", "b", "a", "a", "b", "a", "a", "c")
     batches = [batch_samples(shapes, number, 2, 0) for number in range(5)]
     assert all(len(batch) == 2 and len({shapes[i] for i in batch}) == 1 for batch in batches)
@@ -286,7 +294,7 @@ REFUSED = {
 def test_refused_before_any_work(models, monkeypatch, case) -> None:
     """What cannot be trained is told at once, not after the model was loaded or an hour later."""
     variant, change, settings, reason = REFUSED[case]
-    monkeypatch.setattr(pack("training.graph"), "fresh_copy", None)
+    monkeypatch.setattr(graph, "fresh_copy", None)
     latents, positive = change(*clips(variant))
     expected = (errors.TrainingError, errors.ConditioningError, errors.GeometryError)
     with pytest.raises(expected, match=reason):

@@ -2,17 +2,21 @@
 
 from pathlib import Path
 
-import core_trainer
 import folder_paths
 import numpy as np
 import pytest
 import torch
-from clip_files import write_video
-from support import pack
 
-from nano import world
+from cogvideox.host.errors import TrainingError
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.nano import world
+from cogvideox.nodes import training_clips as nodes
+from cogvideox.nodes.image import CogVideoXImageToVideo
+from cogvideox.tests import core_trainer
+from cogvideox.tests.clip_files import write_video
 
-nodes = pack("nodes.training_clips")
 Node = nodes.CogVideoXTrainingClips
 SETTINGS = {
     "frames": 9,
@@ -30,8 +34,8 @@ SETTINGS = {
 def models(tiny_pipelines: dict[str, Path]) -> tuple[object, object]:
     """vae and clip."""
     folder = tiny_pipelines["5b-I2V"]
-    vae = pack("model_loaders.autoencoder").load_vae(folder, "fp32")
-    return vae, pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32")
+    vae = load_vae(folder, "fp32")
+    return vae, load_text_encoder(folder, "fp32")
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +80,9 @@ def test_lists_for_training(models: tuple, folder: Path, shown: list[str], name:
 def test_first_frames_as_image_to_video_gives_them(models: tuple, folder: Path) -> None:
     """Core's trainer must see the picture where the sampler will see it."""
     latents, positive, _ = Node.execute(*models, "clips", **SETTINGS | {"image_to_video": True}).args
-    image = pack("nodes.image").CogVideoXImageToVideo
-    frames = pack("training.frames")
+    image = CogVideoXImageToVideo
+    from cogvideox.training import frames
+
     taken = frames.read_piece(folder / "a.mp4", frames.Piece((0,), 64, 64, (0.5, 0.5)))
     theirs = image.execute(positive[0], positive[0], models[0], 64, 64, 9, 1, start_image=taken).args[0][0][1]
     ours = positive[0][0][1]
@@ -89,7 +94,7 @@ def test_first_frames_as_image_to_video_gives_them(models: tuple, folder: Path) 
 
 def test_core_trains_on_the_lists(models: tuple, folder: Path, tiny_pipelines: dict[str, Path]) -> None:
     """ComfyUI's own Train LoRA runs on what the node gives, image to video model and all."""
-    model = pack("model_loaders.model").load_model(tiny_pipelines["5b-I2V"], "fp32")
+    model = load_model(tiny_pipelines["5b-I2V"], "fp32")
     settings = SETTINGS | {"image_to_video": True, "width": 96}  # the size of the tiny model's learned positions
     with torch.inference_mode():
         latents, positive, _ = Node.execute(*models, "clips", **settings).args
@@ -113,7 +118,7 @@ def test_edits_run_the_node_again(folder: Path) -> None:
 def test_folder_that_is_none_is_refused(folder: Path, name: str) -> None:
     """The queue says at once that there is no such folder, before models are loaded."""
     assert "There is no folder" in Node.validate_inputs(name, 64, 64, 9)
-    with pytest.raises(pack("host.errors").TrainingError, match="There is no folder"):
+    with pytest.raises(TrainingError, match="There is no folder"):
         nodes.dataset_folder(name)
 
 

@@ -14,17 +14,19 @@ import folder_paths
 import pytest
 import torch
 from comfy_api.latest import InputImpl
-from support import pack
 
-nodes = pack("nodes.video_file")
-errors = pack("host.errors")
+from cogvideox.host import errors
+from cogvideox.host.video_file import FORMATS
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.nodes import video_file as nodes
+
 CHANNELS = 16
 SETTINGS = {"fps": 8.0, "filename_prefix": "video/test", "format": "mp4 (h264)", "crf": 1, "memory": "auto"}
 
 
 @pytest.fixture(scope="module")
 def vae(tiny_pipelines: dict[str, Path]) -> object:
-    return pack("model_loaders.autoencoder").load_vae(tiny_pipelines["5b"], "fp32")
+    return load_vae(tiny_pipelines["5b"], "fp32")
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +71,7 @@ def left_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("format_name", pack("host.video_file").FORMATS)
+@pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_frames_are_those_of_decode(vae: object, output: Path, shown: list[str], format_name: str, count: int) -> None:
     """The file must hold what CogVideoX Decode and Save Video would have made of the latent."""
@@ -212,7 +214,8 @@ def test_bad_input(
 
 def test_no_room(monkeypatch: pytest.MonkeyPatch, vae: object, output: Path) -> None:
     """A full disk is found before decoding, for all videos of a batch together."""
-    files = pack("host.video_file")
+    from cogvideox.host import video_file as files
+
     free = files.shutil.disk_usage(output)._replace(free=49_000_000)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: free)
     monkeypatch.setattr(vae, "decode_stream", lambda *a: pytest.fail("decoding has begun"))

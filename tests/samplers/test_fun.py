@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support import check_parity, pack, relative_error, write_fp32
-from tasks import HEIGHT, WIDTH, Task, pictures
+
+from cogvideox.host.errors import ConditioningError, GeometryError, ScheduleError
+from cogvideox.tests.support import check_parity, relative_error, write_fp32
+from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures
 
 pytestmark = pytest.mark.usefixtures("inference")
-ConditioningError, GeometryError = pack("host.errors").ConditioningError, pack("host.errors").GeometryError
-ScheduleError = pack("host.errors").ScheduleError
 CONTROL = ("Fun-2b-Control", "Fun-5b-Control", "Fun-V1.5-5b-Control")
 INPAINT = ("Fun-2b-InP", "Fun-5b-InP", "Fun-V1.5-5b-InP")
 RANGE = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import check_parity, pack, relative_error, write_fp32
-from tasks import HEIGHT, SEED, WIDTH, Task, pictures, posterior_mode  # noqa: F401
+
+from cogvideox.host.errors import ConditioningError, GeometryError
+from cogvideox.samplers.noise import drawn_before
+from cogvideox.tests.support import check_parity, relative_error, write_fp32
+from cogvideox.tests.tasks import HEIGHT, SEED, WIDTH, Task, pictures, posterior_mode  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("inference")
-ConditioningError, GeometryError = pack("host.errors").ConditioningError, pack("host.errors").GeometryError
 VARIANTS = ("5b-I2V", "1.5-5B-I2V")
 PIPELINE = "CogVideoXImageToVideoPipeline"
 
@@ -226,7 +228,7 @@ def test_another_run_on_the_result_draws_its_own_noise(task: Task) -> None:
         denoise=1.0,
         **arguments,
     )[0]
-    assert pack("samplers.noise").drawn_before(latent, SEED) > 0 == pack("samplers.noise").drawn_before(out, SEED)
+    assert drawn_before(latent, SEED) > 0 == drawn_before(out, SEED)
 
 
 @pytest.mark.parametrize(

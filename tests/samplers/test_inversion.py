@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support import TEXT_TO_VIDEO, check_parity, pack, reference_pipeline, relative_error
+
+from cogvideox.host import errors as errors_module
+from cogvideox.host.errors import GeometryError
+from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.nodes import sample as sample_module
+from cogvideox.nodes.invert import CogVideoXFollowVideo, CogVideoXInvert
+from cogvideox.nodes.sample import CogVideoXSample
+from cogvideox.nodes.text import CogVideoXEncodeText
+from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, reference_pipeline, relative_error
 
 pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT = 96, 64
@@ -101,24 +110,24 @@ class Bench:
     def __init__(self, variant: str, folder: Path):
         self.variant = variant
         self.reference = Reference(folder)
-        self.model = pack("model_loaders.model").load_model(folder, "fp32")
-        clip = pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32")
-        encode = pack("nodes.text").CogVideoXEncodeText
+        self.model = load_model(folder, "fp32")
+        clip = load_text_encoder(folder, "fp32")
+        encode = CogVideoXEncodeText
         encode.hidden = type("Hidden", (), {"unique_id": None})
         self.text = {prompt: encode.execute(clip, prompt).args[0] for prompt in _PROMPTS}
 
     def invert(self, latent: torch.Tensor, steps: int, cfg: float = 1.0, prompt: str = PROMPT, model=None) -> dict:
-        node = pack("nodes.invert").CogVideoXInvert
+        node = CogVideoXInvert
         samples = {"samples": latent}
         return node.execute(model or self.model, self.text[prompt], self.text[""], samples, steps, cfg).args[0]
 
     def following(self, inverted: dict, start: float = 0.0, end: float = 1.0) -> object:
-        return pack("nodes.invert").CogVideoXFollowVideo.execute(self.model, inverted, start, end).args[0]
+        return CogVideoXFollowVideo.execute(self.model, inverted, start, end).args[0]
 
     def sample(self, model: object, latent: torch.Tensor, steps: int, cfg: float = 6.0, **kw: object) -> torch.Tensor:
         """A new video with the new prompt."""
         arguments = {"seed": SEED, "sampler": "ddim", "dynamic_cfg": False, "denoise": 1.0} | kw
-        node = pack("nodes.sample").CogVideoXSample
+        node = CogVideoXSample
         prompts = {"positive": self.text[NEW_PROMPT], "negative": self.text[""]}
         out = node.execute(model=model, latent_image={"samples": latent}, steps=steps, cfg=cfg, **prompts, **arguments)
         return out.args[0]["samples"]
@@ -127,7 +136,7 @@ class Bench:
         """The way back from an inverted latent, through stock nodes: the old prompt, no guidance, no fresh noise."""
         from comfy_extras.nodes_custom_sampler import CFGGuider, DisableNoise, SamplerCustomAdvanced
 
-        nodes, model = pack("nodes.sample"), model or self.model
+        nodes, model = sample_module, model or self.model
         return SamplerCustomAdvanced.execute(
             DisableNoise.execute().args[0],
             CFGGuider.execute(model, self.text[PROMPT], self.text[""], 1.0).args[0],
@@ -311,7 +320,8 @@ def test_memory_for_the_video_is_asked_for(bench: Bench) -> None:
     """The second half of the batch needs its activations too; unasked, a full card runs out of memory. Asked twice,
     ComfyUI would move out weights that fit."""
     asked, shape = [], (1, 16, 4, HEIGHT // 8, WIDTH // 8)
-    follow = pack("samplers.follow")
+    from cogvideox.samplers import follow
+
     inverted = bench.invert(video(4), 2)
     again = follow.follow_video(bench.following(inverted), follow.read_trajectory(inverted, 0.0, 1.0))
     plain = bench.model.get_model_object("memory_required")(list(shape))
@@ -326,7 +336,7 @@ def test_memory_for_the_video_is_asked_for(bench: Bench) -> None:
 
 def test_refusals(bench: Bench) -> None:
     """What cannot be followed must be said before the run, with what to do."""
-    errors, follow = pack("host.errors"), pack("nodes.invert").CogVideoXFollowVideo
+    errors, follow = errors_module, CogVideoXFollowVideo
     inverted = bench.invert(video(4, batch=2), 5)
     patched = bench.following(inverted)
     with pytest.raises(errors.ScheduleError, match="has no trajectory.*Invert CogVideoX Video itself"):
@@ -342,7 +352,7 @@ def test_refusals(bench: Bench) -> None:
         bench.invert(video(4, 2), 5, model=patched)
     with pytest.raises(errors.ScheduleError, match="1001 steps"):
         bench.invert(video(4), 1001)
-    assert "0 steps" in pack("nodes.invert").CogVideoXInvert.validate_inputs(0)
+    assert "0 steps" in CogVideoXInvert.validate_inputs(0)
     with pytest.raises(errors.GeometryError, match="CogVideoX needs"):
         bench.invert(torch.ones(1, 4, 4, 8, 12), 5)
 
@@ -351,7 +361,7 @@ def test_parts_of_the_video_are_refused(bench: Bench) -> None:
     """A context window or an area sees a part of the video, and would follow another part."""
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 
-    error, inverted = pack("host.errors").GeometryError, bench.invert(video(4), 5)
+    error, inverted = GeometryError, bench.invert(video(4), 5)
     sizes = {"context_length": 2, "context_overlap": 0, "context_stride": 1, "dim": 2}
     ways = {"context_schedule": "standard_static", "closed_loop": False, "fuse_method": "flat", "freenoise": False}
     windows = ContextWindowsManualNode.execute(bench.following(inverted), **sizes, **ways).args[0]

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import check_parity, pack, reference_transformer, relative_error, write_fp32
-from tasks import HEIGHT, WIDTH, Task, pictures
+
+from cogvideox.host.errors import ConditioningError, GeometryError
+from cogvideox.model_loaders.model import load_model, patch_positions
+from cogvideox.tests.support import check_parity, reference_transformer, relative_error, write_fp32
+from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures
 
 pytestmark = pytest.mark.usefixtures("inference")
-GeometryError, ConditioningError = pack("host.errors").GeometryError, pack("host.errors").ConditioningError
 TASKS = {
     "5b": None,
     "1.5-5B": None,
@@ -222,8 +224,8 @@ def slowed_rotary(model: torch.nn.Module, grid: tuple[int, int, int]) -> tuple[t
 def test_riflex_equals_its_formula(variant: str, tmp_path: Path) -> None:
     """One frequency of time, slowed to 0.9 of a turn over the whole video."""
     folder = write_fp32(tmp_path, variant)
-    theirs, model = reference_transformer(folder), pack("model_loaders.model").load_model(folder, "fp32")
-    patched = pack("model_loaders.model").patch_positions(model, riflex=True, resample=False)
+    theirs, model = reference_transformer(folder), load_model(folder, "fp32")
+    patched = patch_positions(model, riflex=True, resample=False)
     generator = torch.Generator().manual_seed(1)
     frames = 16
     x = torch.randn(1, 16, frames, 8, 12, generator=generator)
@@ -250,8 +252,8 @@ def test_riflex_leaves_short_videos_alone(tiny_pipelines: dict[str, Path]) -> No
 def test_positions_that_a_model_lacks_are_refused(tiny_pipelines: dict[str, Path]) -> None:
     """An option without effect would look like one that works."""
     with torch.inference_mode():
-        two_b = pack("model_loaders.model").load_model(tiny_pipelines["2b"], "fp32")
+        two_b = load_model(tiny_pipelines["2b"], "fp32")
         with pytest.raises(ConditioningError, match="no rotary positions"):
-            pack("model_loaders.model").patch_positions(two_b, riflex=True, resample=False)
+            patch_positions(two_b, riflex=True, resample=False)
         with pytest.raises(ConditioningError, match="no learned position table"):
-            pack("model_loaders.model").patch_positions(two_b, riflex=False, resample=True)
+            patch_positions(two_b, riflex=False, resample=True)

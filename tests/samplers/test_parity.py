@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import TEXT_TO_VIDEO, check_parity, pack, reference_pipeline, relative_error
+
+from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.nodes.latent import CogVideoXEmptyLatent
+from cogvideox.nodes.sample import CogVideoXSample
+from cogvideox.nodes.text import CogVideoXEncodeText
+from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, reference_pipeline, relative_error
 
 pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT = 96, 64
@@ -20,9 +26,9 @@ class Run:
     def __init__(self, variant: str, folder: Path):
         self.variant = variant
         self.pipeline = reference_pipeline(folder)
-        self.model = pack("model_loaders.model").load_model(folder, "fp32")
-        clip = pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32")
-        encode = pack("nodes.text").CogVideoXEncodeText
+        self.model = load_model(folder, "fp32")
+        clip = load_text_encoder(folder, "fp32")
+        encode = CogVideoXEncodeText
         encode.hidden = type("Hidden", (), {"unique_id": None})
         self.positive = encode.execute(clip, PROMPT).args[0]
         self.negative = encode.execute(clip, NEGATIVE).args[0]
@@ -47,8 +53,8 @@ class Run:
         return latents[:, :, latents.shape[2] - latent_frames :] / self.pipeline.vae.config.scaling_factor
 
     def ours(self, sampler: str, frames: int, steps: int, dynamic_cfg: bool = False, batch_size: int = 1, **kw: object):
-        latent = pack("nodes.latent").CogVideoXEmptyLatent.execute(WIDTH, HEIGHT, frames, batch_size).args[0]
-        node = pack("nodes.sample").CogVideoXSample
+        latent = CogVideoXEmptyLatent.execute(WIDTH, HEIGHT, frames, batch_size).args[0]
+        node = CogVideoXSample
         arguments = {"denoise": 1.0, "latent_image": latent} | kw
         out = node.execute(
             model=self.model,
@@ -107,7 +113,8 @@ def test_run_from_given_noise(run: Run) -> None:
     frames = 13
     noise = torch.randn(1, 16, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(5))
     source = type("Noise", (), {"seed": 0, "generate_noise": lambda self, latent: noise.clone()})()
-    nodes = pack("nodes.sample")
+    from cogvideox.nodes import sample as nodes
+
     got = SamplerCustomAdvanced.execute(
         source,
         CFGGuider.execute(run.model, run.positive, run.negative, 6.0).args[0],

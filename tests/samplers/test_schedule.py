@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from support import pack
 
-from devtools.embedded_checkpoint import scheduler_config
+from cogvideox.devtools.embedded_checkpoint import scheduler_config
+from cogvideox.host.errors import ScheduleError
+from cogvideox.samplers import comfy_sampler as comfy_sampler_module
+from cogvideox.samplers.schedule import alphas_cumprod, next_timesteps, trailing_timesteps
 
 # diffusers' arange makes one timestep too many at these counts (the last is -1), up to 200 steps
 ONE_TOO_MANY = (61, 103, 121, 122)
@@ -17,7 +19,7 @@ def test_alphas_equal_diffusers(variant: str) -> None:
 
     config = scheduler_config(variant)
     theirs = CogVideoXDDIMScheduler(**config).alphas_cumprod
-    ours = pack("samplers.schedule").alphas_cumprod(config["snr_shift_scale"])
+    ours = alphas_cumprod(config["snr_shift_scale"])
     torch.testing.assert_close(ours, theirs.double(), rtol=0, atol=1e-12)
     assert ours[-1] == 0
 
@@ -32,12 +34,13 @@ def test_timesteps_equal_diffusers() -> None:
         theirs = scheduler.timesteps.tolist()
         if steps in ONE_TOO_MANY:
             assert len(theirs) == steps + 1 and theirs.pop() == -1
-        assert pack("samplers.schedule").trailing_timesteps(steps) == theirs
+        assert trailing_timesteps(steps) == theirs
 
 
 def test_schedule_is_found_again_from_its_end() -> None:
     """The SAMPLER node sees only sigmas; from any run of 4 or more steps it must find diffusers' step width."""
-    schedule = pack("samplers.schedule")
+    from cogvideox.samplers import schedule
+
     for total in (7, 20, 28, 50, 61):
         points = [*schedule.trailing_timesteps(total), -1]
         for start in range(total - 3):
@@ -47,19 +50,21 @@ def test_schedule_is_found_again_from_its_end() -> None:
 
 def test_foreign_schedule_steps_from_point_to_point() -> None:
     """With a stock scheduler's sigmas the run must follow them."""
-    assert pack("samplers.schedule").next_timesteps([999, 600, 123, -1]) == [600, 123, -1]
+    assert next_timesteps([999, 600, 123, -1]) == [600, 123, -1]
 
 
 def test_denoise_counts_as_in_comfyui() -> None:
     """Rounding 9 / 0.9 down to 9 would skip the denoise that was asked for."""
-    total_steps = pack("samplers.schedule").total_steps
+    from cogvideox.samplers.schedule import total_steps
+
     cases = {(6, 0.6): 10, (9, 0.9): 10, (7, 0.7): 10, (20, 1.0): 20, (20, 0.35): 57, (1, 0.1): 10}
     assert {case: total_steps(*case) for case in cases} == cases
 
 
 def test_split_run_goes_on_where_it_stopped() -> None:
     """SplitSigmas must give the same video as one run (DDIM keeps no memory between steps)."""
-    comfy_sampler, schedule = pack("samplers.comfy_sampler"), pack("samplers.schedule")
+    from cogvideox.samplers import comfy_sampler, schedule
+
     model = _LinearModel(schedule.alphas_cumprod(1.0))
     x = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 4000
     sigmas = torch.cat([model.sampling.sigmas[schedule.trailing_timesteps(12)], torch.zeros(1)])
@@ -88,8 +93,8 @@ def test_other_models_are_refused() -> None:
     """Another model's noise levels under CogVideoX's timesteps would sample noise."""
     from comfy.model_sampling import ModelSamplingDiscrete
 
-    comfy_sampler, error = pack("samplers.comfy_sampler"), pack("host.errors").ScheduleError
-    foreign = _LinearModel(pack("samplers.schedule").alphas_cumprod(1.0))
+    comfy_sampler, error = comfy_sampler_module, ScheduleError
+    foreign = _LinearModel(alphas_cumprod(1.0))
     foreign.inner_model.inner_model.model_sampling = ModelSamplingDiscrete()
     with pytest.raises(error, match="samples with ModelSamplingDiscrete.*without a ModelSampling patch"):
         comfy_sampler.sample_along(foreign, torch.zeros(1, 16, 1, 2, 2), torch.tensor([1.0, 0.0]))

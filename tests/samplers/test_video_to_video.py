@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import TEXT_TO_VIDEO, check_parity, pack, relative_error, write_fp32
-from tasks import HEIGHT, SEED, WIDTH, Task, as_frames, pictures, posterior_mode  # noqa: F401
+
+from cogvideox.host.errors import GeometryError
+from cogvideox.nodes import sample, video
+from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, relative_error, write_fp32
+from cogvideox.tests.tasks import HEIGHT, SEED, WIDTH, Task, as_frames, pictures, posterior_mode  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("inference")
-GeometryError = pack("host.errors").GeometryError
 PIPELINE = "CogVideoXVideoToVideoPipeline"
 
 
@@ -73,7 +75,7 @@ def test_odd_number_of_latents_on_1_5(tiny_pipelines: dict[str, Path]) -> None:
 def test_no_step_left_returns_the_video(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers raises where int(steps x strength) is 0; here the latent comes back and the node says so."""
     said = []
-    monkeypatch.setattr(pack("nodes.sample"), "show_on_node", lambda text, node_id: said.append(text))
+    monkeypatch.setattr(sample, "show_on_node", lambda text, node_id: said.append(text))
     images = pictures(9)
     assert torch.equal(video_to_video(task, images, denoise=0.0), task.vae.encode(images))
     assert "no step to run" in said[0]
@@ -82,7 +84,7 @@ def test_no_step_left_returns_the_video(task: Task, monkeypatch: pytest.MonkeyPa
 def test_frames_beyond_4k_1_are_left_out_and_said(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clip of 12 frames is encoded as 9; silently shorter would be a riddle."""
     said = []
-    monkeypatch.setattr(pack("nodes.video"), "show_on_node", lambda text, node_id: said.append(text))
+    monkeypatch.setattr(video, "show_on_node", lambda text, node_id: said.append(text))
     images = pictures(12)
     latent = task.node("video", "CogVideoXEncodeVideo", vae=task.vae, images=images)[0]["samples"]
     assert torch.equal(latent, task.vae.encode(images[:9]))

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from file_server import FileServer, running_hub
-from graphs import LATENTS, SAMPLE, Made, collect, node, saved_latent, text_to_video, with_inputs
-from support import write_fp32
-from task_graphs import write_media
 
-from devtools import client, server
-from devtools.comfyui import prepare_base
-from devtools.embedded_checkpoint import folder_name, write_pipeline
-from devtools.paths import PACK_NAME, ROOT
+from cogvideox.devtools import client, server
+from cogvideox.devtools.comfyui import prepare_base
+from cogvideox.devtools.embedded_checkpoint import folder_name, write_pipeline
+from cogvideox.devtools.paths import PACK_NAME, ROOT
+from cogvideox.tests.file_server import FileServer, running_hub
+from cogvideox.tests.graphs import LATENTS, SAMPLE, Made, collect, node, saved_latent, text_to_video, with_inputs
+from cogvideox.tests.support import write_fp32
+from cogvideox.tests.task_graphs import write_media
 
 SERVED = ("2b", "5b", "1.5-5B", "5b-I2V", "1.5-5B-I2V", "Fun-5b-InP", "Fun-V1.5-5b-InP", "Fun-5b-Control")
 HUB_TOKEN = "hf_onlyForTheHubOnThisMachine"

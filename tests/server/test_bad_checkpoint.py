@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphs import DECODE, LATENTS, PROMPT, SAMPLE, node, replaced, text_to_video, with_inputs, without
 from safetensors.torch import save_file
 
-from devtools.embedded_checkpoint import folder_name
+from cogvideox.devtools.embedded_checkpoint import folder_name
+from cogvideox.tests.graphs import DECODE, LATENTS, PROMPT, SAMPLE, node, replaced, text_to_video, with_inputs, without
 
 LOADERS = {  # node id -> its name input
     "CogVideoXLoadPipeline": "folder",

@@ -3,7 +3,10 @@ expected and what to do, before anything is sampled, and leaves the server able 
 
 import pytest
 import torch
-from graphs import (
+from safetensors.torch import load_file, save_file
+
+from cogvideox.devtools.embedded_checkpoint import write_pipeline
+from cogvideox.tests.graphs import (
     DECODE,
     LATENT,
     PIPELINE,
@@ -17,9 +20,6 @@ from graphs import (
     with_inputs,
     with_ksampler,
 )
-from safetensors.torch import load_file, save_file
-
-from devtools.embedded_checkpoint import write_pipeline
 
 SAMPLERS = {  # node id -> the graph sampled by it
     "CogVideoXSample": lambda graph: graph,

@@ -3,7 +3,9 @@ what is expected and what to do, before anything is sampled, and leaves the serv
 
 import pytest
 import torch
-from graphs import (
+
+from cogvideox.devtools.embedded_checkpoint import folder_name
+from cogvideox.tests.graphs import (
     LATENT,
     PIPELINE,
     SAMPLE,
@@ -15,8 +17,8 @@ from graphs import (
     with_inputs,
     with_ksampler,
 )
-from real_files import write_broken, write_pictures, write_videos
-from task_graphs import (
+from cogvideox.tests.real_files import write_broken, write_pictures, write_videos
+from cogvideox.tests.task_graphs import (
     CLIP,
     MASK,
     THE_CLIP,
@@ -30,8 +32,6 @@ from task_graphs import (
     saved_latent_only,
     video_to_video,
 )
-
-from devtools.embedded_checkpoint import folder_name
 
 T2V, I2V, INPAINT, CONTROL = (folder_name(name) for name in ("5b", "5b-I2V", "Fun-5b-InP", "Fun-5b-Control"))
 SAMPLERS = {  # node id -> the graph sampled by it

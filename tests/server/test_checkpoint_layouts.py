@@ -6,16 +6,16 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import layout_files as layouts
 import numpy as np
 import pytest
 import torch
-from graphs import PIPELINE, Made, with_inputs
-from part_graphs import LOADERS, PARTS, component_weights, latent_only, short, with_part
-from quantized_models import needs_int8, needs_int8_units
-from support import relative_error, write_fp32
 
-from devtools import client
+from cogvideox.devtools import client
+from cogvideox.tests import layout_files as layouts
+from cogvideox.tests.graphs import PIPELINE, Made, with_inputs
+from cogvideox.tests.part_graphs import LOADERS, PARTS, component_weights, latent_only, short, with_part
+from cogvideox.tests.quantized_models import needs_int8, needs_int8_units
+from cogvideox.tests.support import relative_error, write_fp32
 
 Write = Callable[[Path, layouts.StateDict], Path]
 # how far a run's latent may be from fp32's: about twice what was measured; another seed is 1.1 away

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from file_server import REPOSITORY, Fault, FileServer
-from graphs import LATENTS, PIPELINE, node, with_inputs
-from part_graphs import latent_only, short
 
-from devtools import client
-from devtools.client import RunResult
-from devtools.embedded_checkpoint import folder_name
+from cogvideox.devtools import client
+from cogvideox.devtools.client import RunResult
+from cogvideox.devtools.embedded_checkpoint import folder_name
+from cogvideox.tests.file_server import REPOSITORY, Fault, FileServer
+from cogvideox.tests.graphs import LATENTS, PIPELINE, node, with_inputs
+from cogvideox.tests.part_graphs import latent_only, short
 
 NAME = REPOSITORY.split("/")[1]  # the folder that the node makes
 GET, NODE = "get", "CogVideoXDownload"

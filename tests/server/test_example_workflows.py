@@ -10,12 +10,12 @@ import av
 import numpy as np
 import pytest
 
-from devtools import client
-from devtools.example_needs import write_needs
-from devtools.example_workflows import EXAMPLES
-from devtools.paths import ROOT
-from devtools.run_workflow import Video, inspect_video
-from devtools.workflow import convert_to_api
+from cogvideox.devtools import client
+from cogvideox.devtools.example_needs import write_needs
+from cogvideox.devtools.example_workflows import EXAMPLES
+from cogvideox.devtools.paths import ROOT
+from cogvideox.devtools.run_workflow import Video, inspect_video
+from cogvideox.devtools.workflow import convert_to_api
 
 FOLDER = ROOT / "example_workflows"
 SAVED = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}

@@ -12,14 +12,24 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import layout_files as layouts
-import lora_files as loras
 import pytest
 import torch
-from graphs import IMAGES, text_to_video
-from part_graphs import LOADERS, PARTS, STOCK, component_weights, latent_only, only, short, with_lora, with_part
 
-from devtools import client
+from cogvideox.devtools import client
+from cogvideox.tests import layout_files as layouts
+from cogvideox.tests import lora_files as loras
+from cogvideox.tests.graphs import IMAGES, text_to_video
+from cogvideox.tests.part_graphs import (
+    LOADERS,
+    PARTS,
+    STOCK,
+    component_weights,
+    latent_only,
+    only,
+    short,
+    with_lora,
+    with_part,
+)
 
 StateDict = layouts.StateDict
 HARM = "harm"  # what the code in the pickles would leave beside the models

@@ -5,17 +5,17 @@ import shutil
 from collections.abc import Callable
 
 import comfy.sd
-import layout_files as layouts
-import lora_files as loras
 import pytest
 import torch
-from graphs import PIPELINE, SAMPLE, node, with_inputs
-from part_graphs import OURS, STOCK, component_weights, latent_only, only, short, with_lora, with_part
-from quantized_models import needs_int8
-from support import relative_error
 
-from devtools import client
-from devtools.client import RunResult
+from cogvideox.devtools import client
+from cogvideox.devtools.client import RunResult
+from cogvideox.tests import layout_files as layouts
+from cogvideox.tests import lora_files as loras
+from cogvideox.tests.graphs import PIPELINE, SAMPLE, node, with_inputs
+from cogvideox.tests.part_graphs import OURS, STOCK, component_weights, latent_only, only, short, with_lora, with_part
+from cogvideox.tests.quantized_models import needs_int8
+from cogvideox.tests.support import relative_error
 
 ALL, ATTENTION, OTHER = "all.safetensors", "attention.safetensors", "other.safetensors"  # as diffusers writes them
 SAVE = "save"

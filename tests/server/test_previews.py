@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from graphs import DECODE, IMAGES, SAMPLE, replaced, text_to_video, with_ksampler
 from PIL import Image
-from tiny_decoders import NAME, write_tiny_decoder
 
-from devtools import client
+from cogvideox.devtools import client
+from cogvideox.tests.graphs import DECODE, IMAGES, SAMPLE, replaced, text_to_video, with_ksampler
+from cogvideox.tests.tiny_decoders import NAME, write_tiny_decoder
 
 STEPS = 300  # a few seconds: the clip of three latents plays a few times
 

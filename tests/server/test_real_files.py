@@ -5,7 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from graphs import (
+from PIL import Image
+from safetensors.torch import load_file
+
+from cogvideox.devtools.embedded_checkpoint import folder_name
+from cogvideox.devtools.run_workflow import Video, inspect_video
+from cogvideox.tests.graphs import (
     DECODE,
     FPS,
     HEIGHT,
@@ -19,13 +24,8 @@ from graphs import (
     with_inputs,
     without,
 )
-from PIL import Image
-from real_files import LEVEL_STEP, write_broken, write_pictures, write_videos
-from safetensors.torch import load_file
-from support import relative_error
-
-from devtools.embedded_checkpoint import folder_name
-from devtools.run_workflow import Video, inspect_video
+from cogvideox.tests.real_files import LEVEL_STEP, write_broken, write_pictures, write_videos
+from cogvideox.tests.support import relative_error
 
 VAE = [PIPELINE, 2]
 

@@ -5,11 +5,11 @@ import time
 import numpy as np
 import pytest
 import torch
-from graphs import SAMPLE, Made, collect, patched, text_to_video, with_ksampler
-from support import TEXT_TO_VIDEO
 
-from devtools import client
-from devtools.embedded_checkpoint import folder_name
+from cogvideox.devtools import client
+from cogvideox.devtools.embedded_checkpoint import folder_name
+from cogvideox.tests.graphs import SAMPLE, Made, collect, patched, text_to_video, with_ksampler
+from cogvideox.tests.support import TEXT_TO_VIDEO
 
 
 def assert_same(ours: Made, theirs: Made) -> None:

@@ -5,18 +5,18 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import layout_files as layouts
-import lora_files as loras
 import pytest
 import torch
-from graphs import SAMPLE, node
-from part_graphs import LOADERS, component_weights, latent_only, only, short, with_lora, with_part
-from quantized_models import needs_int8
 from safetensors import safe_open
-from support import relative_error
 
-from devtools import client
-from devtools.embedded_checkpoint import transformer_config
+from cogvideox.devtools import client
+from cogvideox.devtools.embedded_checkpoint import transformer_config
+from cogvideox.tests import layout_files as layouts
+from cogvideox.tests import lora_files as loras
+from cogvideox.tests.graphs import SAMPLE, node
+from cogvideox.tests.part_graphs import LOADERS, component_weights, latent_only, only, short, with_lora, with_part
+from cogvideox.tests.quantized_models import needs_int8
+from cogvideox.tests.support import relative_error
 
 SAVE = "save"
 NODE = "CogVideoXSaveModel"

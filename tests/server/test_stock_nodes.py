@@ -5,7 +5,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from graphs import (
+from safetensors.torch import save_file
+
+from cogvideox.devtools.embedded_checkpoint import folder_name
+from cogvideox.tests.graphs import (
     DECODE,
     HEIGHT,
     NEGATIVE,
@@ -20,10 +23,7 @@ from graphs import (
     with_inputs,
     with_ksampler,
 )
-from safetensors.torch import save_file
-from support import TEXT_TO_VIDEO, relative_error
-
-from devtools.embedded_checkpoint import folder_name
+from cogvideox.tests.support import TEXT_TO_VIDEO, relative_error
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])

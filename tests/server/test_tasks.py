@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphs import (
+
+from cogvideox.devtools.embedded_checkpoint import folder_name
+from cogvideox.tests.graphs import (
     LATENT,
     LATENTS,
     NEGATIVE,
@@ -20,8 +22,8 @@ from graphs import (
     with_inputs,
     with_ksampler,
 )
-from support import check_parity, relative_error, write_fp32
-from task_graphs import (
+from cogvideox.tests.support import check_parity, relative_error, write_fp32
+from cogvideox.tests.task_graphs import (
     CLIP,
     DPM_LATENTS,
     PICTURE,
@@ -39,9 +41,7 @@ from task_graphs import (
     write_lossless,
     write_picture,
 )
-from tasks import SEED, Task, as_frames, pictures, posterior_mode  # noqa: F401
-
-from devtools.embedded_checkpoint import folder_name
+from cogvideox.tests.tasks import SEED, Task, as_frames, pictures, posterior_mode  # noqa: F401
 
 TASKS = {
     "5b-I2V": image_to_video,

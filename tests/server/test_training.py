@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-import core_trainer
 import numpy as np
 import pytest
 import torch
-from clip_files import write_video
-from graphs import PIPELINE, SAMPLE, node, with_inputs
-from part_graphs import latent_only, only, short
-from support import relative_error
 
-from devtools import client
-from nano import world
+from cogvideox.devtools import client
+from cogvideox.nano import world
+from cogvideox.tests import core_trainer
+from cogvideox.tests.clip_files import write_video
+from cogvideox.tests.graphs import PIPELINE, SAMPLE, node, with_inputs
+from cogvideox.tests.part_graphs import latent_only, only, short
+from cogvideox.tests.support import relative_error
 
 CLIPS, TRAIN, SAVE, GRAPH = "clips", "train", "save", "graph"
 FOLDER = "clips_to_learn"
@@ -106,7 +106,7 @@ def test_cancelled_training_goes_on(comfyui, exact):
 @pytest.mark.parametrize("variant", ["5b-I2V", "1.5-5B"])
 def test_cores_trainer(comfyui, variant):
     """ComfyUI's own Train LoRA on our dataset and our model, saved by our node and applied by it."""
-    from devtools.embedded_checkpoint import folder_name
+    from cogvideox.devtools.embedded_checkpoint import folder_name
 
     is_image = "I2V" in variant
     graph = with_clips(latent_only(short(folder_name(variant))), image_to_video=is_image)

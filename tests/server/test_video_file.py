@@ -7,10 +7,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from graphs import IMAGES, PIPELINE, SAMPLE, node, text_to_video, with_inputs, without
 from safetensors.torch import save_file
 
-from devtools import client
+from cogvideox.devtools import client
+from cogvideox.tests.graphs import IMAGES, PIPELINE, SAMPLE, node, text_to_video, with_inputs, without
 
 FILE = "file"
 NODE = "CogVideoXDecodeToFile"

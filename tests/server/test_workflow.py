@@ -5,7 +5,12 @@ import io
 import numpy as np
 import pytest
 import torch
-from graphs import (
+from PIL import Image
+
+from cogvideox.devtools import client
+from cogvideox.devtools.embedded_checkpoint import folder_name
+from cogvideox.devtools.run_workflow import Video, inspect_video
+from cogvideox.tests.graphs import (
     DECODE,
     FPS,
     HEIGHT,
@@ -17,12 +22,7 @@ from graphs import (
     text_to_video,
     with_inputs,
 )
-from PIL import Image
-from support import TEXT_TO_VIDEO, relative_error
-
-from devtools import client
-from devtools.embedded_checkpoint import folder_name
-from devtools.run_workflow import Video, inspect_video
+from cogvideox.tests.support import TEXT_TO_VIDEO, relative_error
 
 
 @pytest.mark.parametrize("variant", TEXT_TO_VIDEO)

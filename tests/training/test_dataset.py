@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clip_files import write_video
-from support import check_parity, pack
 
-from nano import world
+from cogvideox.host.errors import TrainingError
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.nano import world
+from cogvideox.tests.clip_files import write_video
+from cogvideox.tests.support import check_parity
+from cogvideox.training import cache, dataset
 
-dataset, cache = pack("training.dataset"), pack("training.cache")
-TrainingError = pack("host.errors").TrainingError
 SPEC = dataset.DatasetSpec(width=64, height=64, frames=9)
 SCENE = world.Scene("circle", "red", "small", "left", ("blue",))
 
@@ -31,8 +33,8 @@ class Models:
     """VAE and CLIP of a tiny checkpoint; `encoded` counts what passes through them."""
 
     def __init__(self, folder: Path):
-        self.vae = pack("model_loaders.autoencoder").load_vae(folder, "fp32")
-        self.clip = pack("model_loaders.text_encoder").load_text_encoder(folder, "fp32")
+        self.vae = load_vae(folder, "fp32")
+        self.clip = load_text_encoder(folder, "fp32")
         self.encoded = {"vae": 0, "clip": 0}
         self._count(self.vae, "_moments", "vae")
         self._count(self.clip, "encode_from_tokens_scheduled", "clip")
@@ -263,7 +265,8 @@ def test_pieces_of_a_long_clip(models: Models, tmp_path: Path) -> None:
 
 def test_full_disk(models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is said, leaves no half file, and what was kept before is taken again."""
-    writer = pack("host.writer")
+    from cogvideox.host import writer
+
     original, written = writer._write_tensor, []
 
     def full(file: object, *args: object) -> None:

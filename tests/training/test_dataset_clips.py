@@ -9,12 +9,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from clip_files import write_video
 from PIL import Image
-from support import pack
 
-clips, frames = pack("training.clips"), pack("training.frames")
-TrainingError = pack("host.errors").TrainingError
+from cogvideox.host.errors import GeometryError, TrainingError
+from cogvideox.tests.clip_files import write_video
+from cogvideox.training import clips, frames
+
 Spec = clips.DatasetSpec
 CENTRE = (0.5, 0.5)
 
@@ -204,5 +204,5 @@ def test_wrong_settings_are_refused(settings: dict, words: str) -> None:
     """A misspelt setting in a recipe must not quietly mean the default."""
     with pytest.raises(TrainingError, match=words):
         clips.check_spec(Spec(**settings))
-    with pytest.raises(pack("host.errors").GeometryError, match="frames 10"):
+    with pytest.raises(GeometryError, match="frames 10"):
         clips.check_spec(Spec(frames=10))

@@ -4,22 +4,21 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-ARGUMENTS = sys.argv[1:]  # ComfyUI takes them for itself
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "tests"))
-    import conftest  # noqa: F401  the pack, beside ComfyUI
-from support import pack  # noqa: E402
+from cogvideox.host.errors import TrainingError
+from cogvideox.model_loaders.model import load_model
+from cogvideox.tests.support import command_of
+from cogvideox.training import checkpoint, loop
+from cogvideox.training.lora import attach_lora
+from cogvideox.training.objective import sample_generator
 
-loop, checkpoint = pack("training.loop"), pack("training.checkpoint")
-TrainingError = pack("host.errors").TrainingError
+ROOT = Path(__file__).resolve().parents[2]
+
 STEPS = 8
 
 
@@ -41,7 +40,7 @@ class Line(torch.nn.Module):
 
 
 def line_loss(model: torch.nn.Module, indices: range) -> torch.Tensor:
-    x = torch.stack([torch.randn(64, generator=pack("training.objective").sample_generator(5, i)) for i in indices])
+    x = torch.stack([torch.randn(64, generator=sample_generator(5, i)) for i in indices])
     return ((model(x) - x.cos()) ** 2).mean()
 
 
@@ -54,10 +53,11 @@ def train(folder: Path, loss_of: Callable = line_loss, model: torch.nn.Module | 
 
 def lora_training(pipeline: Path) -> tuple[torch.nn.Module, Callable]:
     """A tiny transformer with a LoRA, and its loss."""
-    objectives = pack("training.objective")
-    model = pack("model_loaders.model").load_model(pipeline, "fp32", disable_dynamic=True)
+    from cogvideox.training import objective as objectives
+
+    model = load_model(pipeline, "fp32", disable_dynamic=True)
     dit = model.model.diffusion_model
-    pack("training.lora").attach_lora(dit, 2, 4.0, seed=1)
+    attach_lora(dit, 2, 4.0, seed=1)
     objective = objectives.objective_for(model)
     generator = torch.Generator().manual_seed(0)
     sample = {
@@ -72,7 +72,7 @@ def lora_training(pipeline: Path) -> tuple[torch.nn.Module, Callable]:
     return dit, loss_of
 
 
-def work(folder: Path, pipeline: Path, place: str) -> None:
+def work(folder: str, pipeline: str, place: str) -> None:
     """Train and die: after step 5, or half way through the checkpoint of step 6."""
 
     def die(*_: object) -> None:
@@ -89,15 +89,15 @@ def work(folder: Path, pipeline: Path, place: str) -> None:
         if step == 5:
             checkpoint.torch.save = half_a_save
 
-    dit, loss_of = lora_training(pipeline)
-    train(folder, loss_of, dit, on_step=on_step)
+    dit, loss_of = lora_training(Path(pipeline))
+    train(Path(folder), loss_of, dit, on_step=on_step)
 
 
 @pytest.mark.parametrize("place", ["step", "save"])
 def test_killed_training_ends_in_the_same_lora(tiny_pipelines: dict[str, Path], tmp_path: Path, place: str) -> None:
     """A power cut must cost minutes, not the training, and what comes out must not tell that there was one."""
     pipeline, folder = tiny_pipelines["5b"], tmp_path / "killed"
-    command = [sys.executable, __file__, str(folder), str(pipeline), place]
+    command = command_of("training.test_loop.work", folder, pipeline, place)
     killed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert [path.name for path in checkpoint.finished(folder)] == ["step-000004"]
@@ -243,7 +243,3 @@ def test_plan_that_nobody_can_follow(changes: dict, processes: int, message: str
     """Samples that no process takes would be left out of every step without a word."""
     with pytest.raises(TrainingError, match=message):
         loop.check_plan(plan(**changes), processes)
-
-
-if __name__ == "__main__":
-    work(Path(ARGUMENTS[0]), Path(ARGUMENTS[1]), ARGUMENTS[2])

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from quantized_models import KINDS, load
 from safetensors import safe_open
-from support import check_parity, pack, relative_error
 
-lora, blocks = pack("training.lora"), pack("training.blocks")
-model_loader, apply = pack("model_loaders.model"), pack("model_loaders.lora.apply")
-errors = pack("host.errors")
+from cogvideox.host import errors
+from cogvideox.model_loaders import model as model_loader
+from cogvideox.model_loaders import precision as precision_module
+from cogvideox.model_loaders.lora import apply
+from cogvideox.tests.quantized_models import KINDS, load
+from cogvideox.tests.support import check_parity, relative_error
+from cogvideox.training import blocks, lora
+
 RANK, ALPHA = 4, 6.0  # scale 1.5
 BOTH = lora.TARGETS["attention and feed-forward"]
 
@@ -116,8 +119,8 @@ def test_base_of_every_precision_trains(wide: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("kind", ["fp8_e4m3fn_fast", "int8_fast"])
 def test_model_without_gradients_is_refused(wide: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Products in fp8 and int8 have no gradient: training would fail at the first step, or learn nothing."""
-    monkeypatch.setattr(pack("model_loaders.precision"), "_lacks_fp8", lambda device: None)
-    monkeypatch.setattr(pack("model_loaders.precision"), "_lacks_int8", lambda device: None)
+    monkeypatch.setattr(precision_module, "_lacks_fp8", lambda device: None)
+    monkeypatch.setattr(precision_module, "_lacks_int8", lambda device: None)
     with pytest.raises(errors.TrainingError, match="weight_dtype without _fast"):
         lora.attach_lora(load_dit(wide, kind))
 

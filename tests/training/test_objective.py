@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import check_parity, pack, reference_transformer
 
-objectives = pack("training.objective")
-model_loader = pack("model_loaders.model")
-errors = pack("host.errors")
+from cogvideox.host import errors
+from cogvideox.model_loaders import model as model_loader
+from cogvideox.tests.support import check_parity, reference_transformer
+from cogvideox.training import objective as objectives
+
 SEED, TEXT_WIDTH = 11, 32
 
 

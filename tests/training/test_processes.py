@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,10 @@ from unittest import mock
 
 import pytest
 import torch
+
+from cogvideox.model_loaders.model import load_model
+from cogvideox.tests.support import command_of
+from cogvideox.training.blocks import call_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 3, 4
@@ -29,7 +32,7 @@ def run_workers(kind: str, folder: Path, pipeline: Path) -> dict[str, dict]:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
         environ |= {name: str(value) for name, value in places.items()} if count > 1 else {}
-        command = [sys.executable, __file__, kind, str(folder / kind), str(pipeline)]
+        command = command_of("training.test_processes.work", kind, folder / kind, pipeline)
         workers.append(
             subprocess.Popen(
                 command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -53,7 +56,7 @@ def results(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_train_as_one(results: dict[str, dict], mode: str) -> None:
     """Whoever trains on two cards must get the LoRA that one card would have made, sharded (FSDP) or not."""
-    from support import relative_error
+    from cogvideox.tests.support import relative_error
 
     one, *others = (results[kind][mode] for kind in KINDS)
     for kind, other in zip(KINDS[1:], others):
@@ -64,10 +67,8 @@ def test_two_processes_train_as_one(results: dict[str, dict], mode: str) -> None
         assert other["checkpoint"].keys() == one["checkpoint"].keys(), "one process could not go on with it"
 
 
-def work(kind: str, folder: Path, pipeline: Path) -> None:
+def work(kind: str, folder: str, pipeline: str) -> None:
     """One process, in all modes."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    import conftest  # noqa: F401  the pack, beside ComfyUI
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -75,7 +76,7 @@ def work(kind: str, folder: Path, pipeline: Path) -> None:
     for mode in MODES:
         if kind == "sharded":
             shard(accelerator)
-        train(accelerator, kind, folder / mode, pipeline, mode)
+        train(accelerator, kind, Path(folder) / mode, Path(pipeline), mode)
         accelerator.free_memory()
     if accelerator.num_processes > 1:
         torch.distributed.destroy_process_group()
@@ -83,16 +84,18 @@ def work(kind: str, folder: Path, pipeline: Path) -> None:
 
 def train(accelerator: object, kind: str, folder: Path, pipeline: Path, mode: str) -> None:
     """Three steps on a few samples; the main process writes the first gradients and the trained weights."""
-    from support import pack
 
-    loop, objectives, loras = pack("training.loop"), pack("training.objective"), pack("training.lora")
-    model = pack("model_loaders.model").load_model(pipeline, "fp32", disable_dynamic=True)
+    from cogvideox.training import loop
+    from cogvideox.training import lora as loras
+    from cogvideox.training import objective as objectives
+
+    model = load_model(pipeline, "fp32", disable_dynamic=True)
     dit = model.model.diffusion_model
     if mode == "lora":
         loras.attach_lora(dit, 4, 8.0, seed=1)
     else:
         dit.requires_grad_(True)
-    pack("training.blocks").call_blocks(dit)
+    call_blocks(dit)
     generator = torch.Generator().manual_seed(0)
     samples = [
         {
@@ -149,8 +152,3 @@ def first_gradients(accelerator: object, kind: str) -> Iterator[dict[str, torch.
 
     with mock.patch.object(accelerator, "clip_grad_norm_", record):
         yield gradients
-
-
-if __name__ == "__main__":
-    kind, folder, pipeline = sys.argv[1:]
-    work(kind, Path(folder), Path(pipeline))

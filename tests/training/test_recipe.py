@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import pack
 
-from devtools.paths import ROOT
+from cogvideox.devtools.paths import ROOT
+from cogvideox.host import errors
+from cogvideox.model_loaders.lora.apply import apply_lora, open_lora
+from cogvideox.model_loaders.model import load_model
+from cogvideox.training import headless
+from cogvideox.training import recipe as recipes
 
-recipes, headless = pack("training.recipe"), pack("training.headless")
-errors = pack("host.errors")
 EXAMPLE = (ROOT / "training" / "example.toml").read_text(encoding="utf-8")
 
 
@@ -178,10 +180,10 @@ def test_recipe_becomes_a_lora(
     }
     assert {path.name for path in folder.iterdir()} == names
     assert Image.open(folder / "loss.png").size[0] > 300
-    model = pack("model_loaders.model").load_model(tiny_pipelines[variant], "fp32")
-    patched, report = pack("model_loaders.lora.apply").apply_lora(model, folder / "lora.safetensors", 1.0)
+    model = load_model(tiny_pipelines[variant], "fp32")
+    patched, report = apply_lora(model, folder / "lora.safetensors", 1.0)
     assert report.layers == 8 and report.ranks == (2,) and not report.unmatched
-    weights = pack("model_loaders.lora.apply").open_lora(folder / "lora.safetensors")[0]
+    weights = open_lora(folder / "lora.safetensors")[0]
     assert all(tensor.abs().max() > 0 for tensor in weights.values())
 
 
@@ -193,7 +195,7 @@ def test_whole_transformer_is_trained_and_loads(train: Callable, tiny_pipelines:
     assert status == 0
     theirs = CogVideoXTransformer3DModel.from_pretrained(folder / "transformer").state_dict()
     before = CogVideoXTransformer3DModel.from_pretrained(tiny_pipelines["5b"] / "transformer").state_dict()
-    ours = pack("model_loaders.model").load_model(folder / "transformer", "fp32").model.diffusion_model.state_dict()
+    ours = load_model(folder / "transformer", "fp32").model.diffusion_model.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert all(not torch.equal(before[name], theirs[name]) for name in before if "attn1.to_q" in name)
 
@@ -215,7 +217,7 @@ def test_asked_to_stop_it_goes_on_later(train: Callable, monkeypatch: pytest.Mon
     assert status == 130 and "Stopped at step 3: run it again to go on." in said
     assert not (folder / "stopped.safetensors").exists()
     assert train(name="stopped")[0] == 0
-    both = [pack("model_loaders.lora.apply").open_lora(f / f"{f.name}.safetensors")[0] for f in (whole, folder)]
+    both = [open_lora(f / f"{f.name}.safetensors")[0] for f in (whole, folder)]
     assert all(torch.equal(tensor, both[1][name]) for name, tensor in both[0].items())
 
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from controlnet_reference import ReferenceControl, reference_rotary
-from support import check_parity, pack, reference_transformer
 
-from devtools.embedded_checkpoint import write_controlnet
+from cogvideox.devtools.embedded_checkpoint import write_controlnet
+from cogvideox.model_loaders.controlnet import load_controlnet
+from cogvideox.model_loaders.model import load_model
+from cogvideox.tests.controlnet_reference import ReferenceControl, reference_rotary
+from cogvideox.tests.support import check_parity, reference_transformer
 
 # what differs from the plain control net: more layers, and one narrower than its model
 NETS = {"one layer": {}, "three layers": {"num_layers": 3}, "narrow": {"num_attention_heads": 2, "out_proj_dim": 64}}
@@ -34,7 +36,7 @@ def test_outputs_equal_the_reference(
 ) -> None:
     """Wrong positions, or frames averaged in other pairs, would let the guide pull the video elsewhere."""
     folder = write_controlnet(tmp_path / "net", variant, dtype=torch.float32, **overrides)
-    net = pack("model_loaders.controlnet").load_controlnet(folder, "fp32").patcher.model
+    net = load_controlnet(folder, "fp32").patcher.model
     reference = ReferenceControl(folder)
     latents, frames, context, timestep = inputs(*size)
     guide = net.encode_control(frames)
@@ -50,7 +52,7 @@ def test_outputs_equal_the_reference(
 def test_one_guide_serves_a_batch(tmp_path: Path) -> None:
     """Prompt and negative prompt run as one batch and share the control video."""
     folder = write_controlnet(tmp_path / "net", "5b", dtype=torch.float32)
-    net = pack("model_loaders.controlnet").load_controlnet(folder, "fp32").patcher.model
+    net = load_controlnet(folder, "fp32").patcher.model
     latents, frames, context, timestep = inputs(3, 8, 12)
     guide = net.encode_control(frames[:1])
     (shared,) = net(latents, guide, timestep, context)
@@ -61,7 +63,7 @@ def test_one_guide_serves_a_batch(tmp_path: Path) -> None:
 def test_a_longer_guide_begins_alike(tmp_path: Path) -> None:
     """Context windows take parts of the guide of the whole video: it must not depend on how much was encoded."""
     folder = write_controlnet(tmp_path / "net", "5b", dtype=torch.float32)
-    net = pack("model_loaders.controlnet").load_controlnet(folder, "fp32").patcher.model
+    net = load_controlnet(folder, "fp32").patcher.model
     frames = inputs(5, 8, 12)[1]
     short, whole = net.encode_control(frames[:, :9]), net.encode_control(frames)
     assert whole.shape[2] == 5
@@ -74,7 +76,7 @@ def test_transformer_adds_them_after_its_blocks(replaced: bool, tiny_pipelines: 
     """Added before a block, or lost where a patch replaces one, the guide would steer nothing or the wrong thing."""
     folder = tiny_pipelines["5b"]
     theirs = reference_transformer(folder)
-    ours = pack("model_loaders.model").load_model(folder, "fp32").model.diffusion_model
+    ours = load_model(folder, "fp32").model.diffusion_model
     latents, _, context, timestep = inputs(3, 8, 12)
     generator = torch.Generator().manual_seed(5)
     additions = [torch.randn(2, 3 * 4 * 6, 64, generator=generator) for _ in range(2)]

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support import ALL_VARIANTS, check_parity, pack, reference_transformer, write_fp32
+
+from cogvideox.model_loaders.model import load_model
+from cogvideox.tests.support import ALL_VARIANTS, check_parity, reference_transformer, write_fp32
 
 # Latent (T, H, W); 5b-I2V's learned table fits one size a checkpoint, so its second size is another checkpoint's.
 SIZES = {"native": (3, 8, 12), "other": (5, 12, 6)}
@@ -45,7 +47,7 @@ def test_forward_equals_diffusers(variant: str, size: str, tmp_path: Path) -> No
     overrides = LEARNED_OVERRIDES[size] if variant == "5b-I2V" else {}
     folder = write_fp32(tmp_path / "pipeline", variant, seed=3, **overrides)
     theirs = reference_transformer(folder)
-    ours = pack("model_loaders.model").load_model(folder, "fp32").model.diffusion_model
+    ours = load_model(folder, "fp32").model.diffusion_model
     frames, height, width = SIZES[size]
     frames += frames % (theirs.config.patch_size_t or 1)  # 1.5 takes pairs
     generator = torch.Generator().manual_seed(1)

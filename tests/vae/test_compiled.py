@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import check_parity, pack
 
-compiled = pack("vae.compiled")
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.nodes.decode import CogVideoXDecode
+from cogvideox.tests.support import check_parity
+from cogvideox.vae import compiled
+
 needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("g++", "clang++", "cl")), reason="torch.compile needs a C++ compiler"
 )
@@ -24,9 +27,9 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def decode(folder: Path, weight_dtype: str, latents: torch.Tensor, memory: str, compile: bool) -> torch.Tensor:
-    vae = pack("model_loaders.autoencoder").load_vae(folder, weight_dtype)
+    vae = load_vae(folder, weight_dtype)
     with torch.inference_mode():
-        return pack("nodes.decode").CogVideoXDecode.execute(vae, {"samples": latents}, memory, compile).args[0]
+        return CogVideoXDecode.execute(vae, {"samples": latents}, memory, compile).args[0]
 
 
 def latents(count: int, height: int, width: int) -> torch.Tensor:

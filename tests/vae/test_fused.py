@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import pack, relative_error
+
+from cogvideox.tests.support import relative_error
+from cogvideox.vae import activation as activation_module
+from cogvideox.vae.activation import modulated_silu
+from cogvideox.vae.fused import fused_modulated_silu
+from cogvideox.vae.layout import empty_frames
+from cogvideox.vae.norms import Modulation
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # channels, height and width of a frame; first row and last + 1 of the band; pixels of one row and column of patches
@@ -30,12 +36,12 @@ def both_ways(case: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[t
     generator = torch.Generator().manual_seed(sum(case))
     size = (1, channels, height // zoom_y, width // zoom_x)
     scale, shift = (torch.randn(size, generator=generator).to(device, memory_format=layout) for _ in range(2))
-    modulation = pack("vae.norms").Modulation(scale, shift, zoom_y, zoom_x)
+    modulation = Modulation(scale, shift, zoom_y, zoom_x)
     frame = torch.randn(1, channels, height, width, generator=generator) * 3
     x = frame.to(device, dtype, memory_format=layout)[:, :, start:stop]
     slots = []
-    for function in (pack("vae.fused").fused_modulated_silu, pack("vae.activation").modulated_silu):
-        ring = pack("vae.layout").empty_frames(3, channels, stop - start + 2, width, dtype, x.device, layout)
+    for function in (fused_modulated_silu, modulated_silu):
+        ring = empty_frames(3, channels, stop - start + 2, width, dtype, x.device, layout)
         ring.fill_(7)
         function(x, modulation, start, ring[:, 1, :, 1:-1])
         around = ring.clone()
@@ -65,7 +71,7 @@ def measure() -> dict[str, list[float]]:
 def test_kernel_equals_torch() -> None:
     """Without this, cards could show other pixels than the reference, and no machine without a card would notice."""
     code = (
-        "import json, sys; sys.path[:0] = ['tests', 'tests/vae']; import conftest, test_fused\n"
+        "import json; import cogvideox.tests.conftest; from cogvideox.tests.vae import test_fused\n"
         "print(json.dumps(test_fused.measure()))"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -82,7 +88,8 @@ def test_kernel_equals_torch() -> None:
 @pytest.mark.parametrize("name", DTYPES)
 def test_kernel_equals_torch_on_a_card(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled kernel rounds and divides in its own way: it must be the interpreter's, within rounding."""
-    activation = pack("vae.activation")
+    from cogvideox.vae import activation
+
     monkeypatch.setattr(activation, "_fused", lambda *_: False)  # torch for the second of the two ways
     for case in CASES:
         ours, theirs = both_ways(case, DTYPES[name], "cuda")
@@ -96,16 +103,16 @@ def test_kernel_equals_torch_on_a_card(name: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_card_takes_the_kernel() -> None:
     """Falling back to torch on every card would cost time that no other test sees."""
-    activation, ones = pack("vae.activation"), torch.ones(1, 8, 1, 1, device="cuda")
+    activation, ones = activation_module, torch.ones(1, 8, 1, 1, device="cuda")
     x = torch.zeros(1, 8, 4, 6, device="cuda").to(memory_format=torch.channels_last)
-    assert activation._fused(x, pack("vae.norms").Modulation(ones, ones, 4, 6), 0, torch.empty_like(x))
+    assert activation._fused(x, Modulation(ones, ones, 4, 6), 0, torch.empty_like(x))
 
 
 def test_a_card_without_triton_decodes_all_the_same(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A broken Triton (no compiler, another driver) must cost speed and one line of log, never the video."""
-    activation, modulation = pack("vae.activation"), pack("vae.norms").Modulation(torch.ones(()), torch.ones(()), 1, 1)
+    activation, modulation = activation_module, Modulation(torch.ones(()), torch.ones(()), 1, 1)
     monkeypatch.setattr(activation, "_WITHOUT_TRITON", set())
     x = torch.zeros(1, 8, 4, 6, device="meta").to(memory_format=torch.channels_last)
     tries = [activation._fused(x, modulation, 0, x) for _ in range(3)]

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import check_parity, pack
 
-masks = pack("vae.masks")
-GeometryError = pack("host.errors").GeometryError
+from cogvideox.host.errors import GeometryError
+from cogvideox.tests.support import check_parity
+from cogvideox.vae import masks
+
 T, H, W = 3, 8, 12  # of the latent: 9 frames of 96 x 64
 
 

@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from fake_card import official_vae, peak_on_card
-from support import pack
 
-memory, plans, streaming = (pack(f"vae.{name}") for name in ("memory", "plan", "streaming"))
+from cogvideox.tests.fake_card import official_vae, peak_on_card
+from cogvideox.vae import memory, streaming
+from cogvideox.vae import plan as plans
+
 DECODE = streaming.decode_stream, memory.decode_bytes
 ENCODE = streaming.encode_stream, memory.encode_bytes
 GIB = 1 << 30

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import check_parity, pack, relative_error
+
+from cogvideox.host.errors import GeometryError
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.nodes.decode import CogVideoXDecode
+from cogvideox.tests.support import check_parity, relative_error
 
 
 @pytest.fixture(scope="module", params=("2b", "1.5-5B"))
@@ -13,7 +17,7 @@ def vaes(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> tup
 
     folder = tiny_pipelines[request.param]
     theirs = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
-    return pack("model_loaders.autoencoder").load_vae(folder, "fp32"), theirs
+    return load_vae(folder, "fp32"), theirs
 
 
 def latents(count: int, height: int = 8, width: int = 12, batch: int = 1) -> torch.Tensor:
@@ -54,7 +58,7 @@ def test_decode_node_lays_a_batch_end_to_end(vaes: tuple) -> None:
     ours, _ = vaes
     z = latents(3, batch=2)
     with torch.inference_mode():
-        got = pack("nodes.decode").CogVideoXDecode.execute(ours, {"samples": z}, "auto").args[0]
+        got = CogVideoXDecode.execute(ours, {"samples": z}, "auto").args[0]
         second = ours.decode(z[1:])
     assert got.shape == (18, 64, 96, 3) and 0 <= got.min() and got.max() <= 1
     assert relative_error(got[9:], second[0]) <= 1e-6
@@ -79,7 +83,7 @@ def test_bf16_error_is_diffusers_own(tiny_pipelines: dict[str, Path], memory: st
     folder = tiny_pipelines["5b"]
     exact = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
     rounded = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.bfloat16).eval()
-    ours = pack("model_loaders.autoencoder").load_vae(folder, "bf16")
+    ours = load_vae(folder, "bf16")
     z = latents(5)
     with torch.inference_mode():
         want = to_image(exact.decode(z).sample)
@@ -114,5 +118,5 @@ def test_tiled_encode_is_the_encode(vaes: tuple, tile_x: int, tile_y: int) -> No
 
 def test_latent_of_another_model_is_refused(vaes: tuple) -> None:
     """A 4-channel latent must be called by its name, not fail inside a convolution."""
-    with pytest.raises(pack("host.errors").GeometryError, match=r"\[1, 4, 3, 8, 12\].*16"):
-        pack("nodes.decode").CogVideoXDecode.execute(vaes[0], {"samples": torch.ones(1, 4, 3, 8, 12)}, "auto")
+    with pytest.raises(GeometryError, match=r"\[1, 4, 3, 8, 12\].*16"):
+        CogVideoXDecode.execute(vaes[0], {"samples": torch.ones(1, 4, 3, 8, 12)}, "auto")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import pack, relative_error
 
-pictures = pack("vae.pictures")
-GeometryError = pack("host.errors").GeometryError
+from cogvideox.host.errors import GeometryError
+from cogvideox.tests.support import relative_error
+from cogvideox.vae import pictures
 
 
 def square(rows: int, columns: int, side: int) -> torch.Tensor:

@@ -11,8 +11,13 @@ import pytest
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
-from support import check_parity, pack
-from tiny_decoders import NAME, write_tiny_decoder
+
+from cogvideox.host.flipbook import Flipbook, preview_sender
+from cogvideox.model_loaders.model import CogVideoXLatent
+from cogvideox.model_loaders.preview import enable_previews, make_renderers
+from cogvideox.model_loaders.tiny import open_tiny_decoder
+from cogvideox.tests.support import check_parity
+from cogvideox.tests.tiny_decoders import NAME, write_tiny_decoder
 
 SCALE = 0.7
 
@@ -23,8 +28,8 @@ def latent_format(monkeypatch: pytest.MonkeyPatch) -> object:
     stock = getattr(latent_preview.get_previewer, "__wrapped__", latent_preview.get_previewer)
     monkeypatch.setattr(latent_preview, "get_previewer", stock)
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
-    made = pack("model_loaders.model").CogVideoXLatent(SCALE)
-    pack("model_loaders.preview").enable_previews(made, 8.0)
+    made = CogVideoXLatent(SCALE)
+    enable_previews(made, 8.0)
     return made
 
 
@@ -73,7 +78,7 @@ def test_tiny_decoder_sees_unscaled_latents(latent_format: object, approximation
     write_tiny_decoder(approximations / NAME)
     x0 = clip(count)
     got = frames_of(previewer(latent_format), x0)
-    decoder = pack("model_loaders.tiny").open_tiny_decoder(approximations / NAME, torch.device("cpu"), True)
+    decoder = open_tiny_decoder(approximations / NAME, torch.device("cpu"), True)
     want = torch.stack(list(decoder.stream(x0[:1] / SCALE))).movedim(1, -1)
     assert got.shape == (count, 32, 48, 3)
     check_parity("preview by the tiny decoder", got / 255, want, 0.01)
@@ -82,7 +87,7 @@ def test_tiny_decoder_sees_unscaled_latents(latent_format: object, approximation
 def test_pictures_fit_comfyuis_preview_size(latent_format: object, approximations: Path) -> None:
     """A full size clip would take seconds to send."""
     write_tiny_decoder(approximations / NAME)
-    make = pack("model_loaders.preview").make_renderers
+    make = make_renderers
     frames, _ = make(torch.device("cpu"), latent_format, True, 20)[0](clip(3))
     assert frames.shape == (3, 13, 20, 3)
 
@@ -90,7 +95,8 @@ def test_pictures_fit_comfyuis_preview_size(latent_format: object, approximation
 @pytest.mark.parametrize(("count", "shown"), ((1, 1), (13, 13), (24, 24), (41, 24)))
 def test_long_clips_are_thinned_out_at_their_own_speed(count: int, shown: int) -> None:
     """161 frames at 16 a second last 10 seconds, in the preview too."""
-    preview = pack("vae.preview")
+    from cogvideox.vae import preview
+
     indices = preview.spread(count)
     assert len(indices) == shown and indices[0] == 0 and indices[-1] == count - 1 and len(set(indices)) == shown
     assert preview.seconds_per_frame(count, shown, 8) * shown == pytest.approx((4 * count - 3) / 8)
@@ -107,7 +113,7 @@ def test_other_models_and_packs_keep_their_previewers(latent_format: object, mon
     assert type(previewer(comfy.latent_formats.HunyuanVideo())) is latent_preview.Latent2RGBPreviewer
     other = SimpleNamespace(decode_latent_to_preview=None)
     monkeypatch.setattr(latent_preview, "get_previewer", lambda device, latent_format: other)
-    pack("model_loaders.preview").enable_previews(latent_format, 8.0)
+    enable_previews(latent_format, 8.0)
     assert previewer(latent_format) is other
 
 
@@ -188,7 +194,7 @@ def test_cheap_previews_come_at_every_step(latent_format: object) -> None:
 def test_flipbook_plays_every_frame_in_turn_until_dropped() -> None:
     """The clip moves while a step takes its minutes, and stops with the run."""
     sent: list[Image.Image] = []
-    book = pack("host.flipbook").Flipbook(lambda image: sent.append(image) or True)
+    book = Flipbook(lambda image: sent.append(image) or True)
     frames = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 2, 3, 3).contiguous()
     assert book.show(frames, 0.1).getpixel((0, 0)) == (0, 0, 0)
     deadline = time.perf_counter() + 10
@@ -203,7 +209,7 @@ def test_flipbook_plays_every_frame_in_turn_until_dropped() -> None:
 
 def test_flipbook_stops_when_nobody_looks_and_a_still_needs_none() -> None:
     """A client that has gone, a node that has ended; and one frame is no clip."""
-    book = pack("host.flipbook").Flipbook(lambda image: False)
+    book = Flipbook(lambda image: False)
     frames = torch.zeros(3, 2, 3, 3, dtype=torch.uint8)
     book.show(frames[:1], 0.1)
     assert book._thread is None
@@ -214,4 +220,4 @@ def test_flipbook_stops_when_nobody_looks_and_a_still_needs_none() -> None:
 
 def test_sender_sends_to_nobody_outside_a_run() -> None:
     """Where no server runs (a script), a flipbook must not raise in its thread."""
-    assert pack("host.flipbook").preview_sender(512)(Image.new("RGB", (2, 2))) is False
+    assert preview_sender(512)(Image.new("RGB", (2, 2))) is False

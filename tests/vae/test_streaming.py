@@ -9,13 +9,17 @@ import comfy.model_management as mm
 import comfy.ops
 import pytest
 import torch
-from fake_card import CARD, fake_card
-from peak_bytes import PeakBytes
-from support import check_parity, pack, relative_error
 
-autoencoder, blocks, plans, streaming = (
-    pack(name) for name in ("model_loaders.autoencoder", "vae.blocks", "vae.plan", "vae.streaming")
-)
+from cogvideox.host.errors import GeometryError, NumericsError
+from cogvideox.host.ops import adopt_ops
+from cogvideox.model_loaders import autoencoder
+from cogvideox.tests.fake_card import CARD, fake_card
+from cogvideox.tests.peak_bytes import PeakBytes
+from cogvideox.tests.support import check_parity, relative_error
+from cogvideox.vae import blocks, streaming
+from cogvideox.vae import plan as plans
+from cogvideox.vae.network import CogVideoXAutoencoder
+
 CPU = torch.device("cpu")
 WAYS = (*plans.LADDER, plans.in_bands(plans.LOW, 1), plans.in_bands(plans.LEAST, 500))
 names = pytest.mark.parametrize("plan", WAYS, ids=lambda plan: f"{plan.name}-{plan.band_pixels}")
@@ -28,9 +32,9 @@ def networks() -> tuple[torch.nn.Module, torch.nn.Module]:
 
     torch.manual_seed(0)
     theirs = AutoencoderKLCogVideoX(block_out_channels=(16, 32, 32, 48), layers_per_block=1, norm_num_groups=8).eval()
-    ours = pack("vae.network").CogVideoXAutoencoder.from_config(theirs.config).eval()
+    ours = CogVideoXAutoencoder.from_config(theirs.config).eval()
     ours.load_state_dict(theirs.state_dict())
-    pack("host.ops").adopt_ops(ours, comfy.ops.disable_weight_init)
+    adopt_ops(ours, comfy.ops.disable_weight_init)
     return ours, theirs
 
 
@@ -92,9 +96,9 @@ def half(request: pytest.FixtureRequest, networks: tuple) -> SimpleNamespace:
     theirs = torch.nn.Module.to(copy.deepcopy(theirs), request.param)
     error = relative_error(reference_decode(theirs, z.to(request.param)), want)
     rounded = {name: value.to(request.param) for name, value in ours.state_dict().items()}
-    network = pack("vae.network").CogVideoXAutoencoder.from_config(ours.config).eval()
+    network = CogVideoXAutoencoder.from_config(ours.config).eval()
     torch.nn.Module.to(network, request.param).load_state_dict(rounded)
-    pack("host.ops").adopt_ops(network, comfy.ops.disable_weight_init)
+    adopt_ops(network, comfy.ops.disable_weight_init)
     return SimpleNamespace(network=network, z=z.to(request.param), want=want, reference_error=error)
 
 
@@ -241,7 +245,7 @@ def test_memory_mode(vae: object, memory: str, free: float, want: str, monkeypat
 def test_latents_that_are_none(vae: object, shape: tuple[int, ...], words: str) -> None:
     """Named before any work, not as a failure inside a convolution."""
     for decode_with in (vae.decode, vae.decode_tiled):
-        with pytest.raises(pack("host.errors").GeometryError, match=words):
+        with pytest.raises(GeometryError, match=words):
             decode_with(torch.zeros(shape))
 
 
@@ -250,7 +254,7 @@ def test_broken_latents_are_named_by_frame(vae: object) -> None:
     z = torch.zeros(2, 16, 5, 8, 8)
     z[1, 3, 2, 0, 0], z[0, 0, 4, 1, 1] = float("nan"), float("inf")
     words = r"latent frames 2, 4 of 5 \(video frames 5 to 16\)"
-    with pytest.raises(pack("host.errors").NumericsError, match=words):
+    with pytest.raises(NumericsError, match=words):
         vae.decode(z)
 
 

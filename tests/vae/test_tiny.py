@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import check_parity, pack, relative_error
-from tiny_decoders import NAME, reference, write_tiny_decoder
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from cogvideox.host.errors import NumericsError
+from cogvideox.model_loaders.tiny import open_tiny_decoder
+from cogvideox.tests.support import check_parity, relative_error
+from cogvideox.tests.tiny_decoders import NAME, reference, write_tiny_decoder
+from cogvideox.vae.tiny import VALUES_PER_PIXEL
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,8 @@ def latents(count: int, batch: int = 1) -> torch.Tensor:
 
 
 def decode(file: Path, samples: torch.Tensor) -> torch.Tensor:
-    tiny = pack("model_loaders.tiny")
+    from cogvideox.model_loaders import tiny
+
     return tiny.decode_draft(tiny.load_tiny_decoder(file), samples)
 
 
@@ -48,7 +53,8 @@ def test_even_counts_are_those_of_the_exact_decoder(file: Path) -> None:
 
 def test_node_lays_a_batch_end_to_end(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SaveVideo takes one row of frames; a batch must come out video after video, as from CogVideoX Decode."""
-    draft = pack("nodes.draft")
+    from cogvideox.nodes import draft
+
     monkeypatch.setattr(draft.folders, "find", lambda name, *_: file)
     z = latents(3, batch=2)
     got = draft.CogVideoXDraftDecode.execute({"samples": z}, NAME).args[0]
@@ -70,7 +76,7 @@ def test_one_frame_a_latent(file: Path) -> None:
     """Sampling previews leave out what multiplies frames, as ComfyUI's network does when told so: three quarters of
     the frames would be thrown away."""
     z = latents(5)
-    decoder = pack("model_loaders.tiny").open_tiny_decoder(file, torch.device("cpu"), one_per_latent=True)
+    decoder = open_tiny_decoder(file, torch.device("cpu"), one_per_latent=True)
     got = torch.stack(list(decoder.stream(z)))
     whole = reference()
     theirs = type(whole)(16, decoder_time_upscale=(False, False, False)).eval().requires_grad_(False)
@@ -107,7 +113,7 @@ class Tracker(TorchDispatchMode):
 def test_room_that_a_draft_asks_for(file: Path) -> None:
     """Too small an estimate and the card overflows, too large and models are evicted in vain; and it must not grow
     with the clip."""
-    decoder = pack("model_loaders.tiny").open_tiny_decoder(file, torch.device("cpu"))
+    decoder = open_tiny_decoder(file, torch.device("cpu"))
     height, width = 16, 24
     peaks = []
     for count in (2, 5):
@@ -115,13 +121,15 @@ def test_room_that_a_draft_asks_for(file: Path) -> None:
             for _ in decoder.stream(torch.randn(1, 16, count, height, width)):
                 pass
         peaks.append(tracker.peak / (64 * height * width * 4))
-    assert peaks[0] <= pack("vae.tiny").VALUES_PER_PIXEL <= 1.25 * peaks[0], peaks
+    assert peaks[0] <= VALUES_PER_PIXEL <= 1.25 * peaks[0], peaks
     assert peaks[1] <= 1.02 * peaks[0], peaks
 
 
 def test_what_is_no_taecvx_is_refused_with_its_name(tmp_path: Path) -> None:
     """Another model's tiny decoder under this name, a web page or half a download: say so before any work."""
-    errors, tiny = pack("host.errors"), pack("model_loaders.tiny")
+    from cogvideox.host import errors
+    from cogvideox.model_loaders import tiny
+
     whole = write_tiny_decoder(tmp_path / NAME)
     page, half, other = (tmp_path / name for name in ("taecvx_page.pth", "taecvx_half.safetensors", "taecvx_48.pth"))
     page.write_bytes(b"<html>")
@@ -145,7 +153,8 @@ def test_what_is_no_taecvx_is_refused_with_its_name(tmp_path: Path) -> None:
 
 def test_bad_latents_are_refused_before_any_work(file: Path) -> None:
     """Another model's latent, or one of NaN, gets the exact decoder's message, not a picture of noise."""
-    errors = pack("host.errors")
+    from cogvideox.host import errors
+
     with pytest.raises(errors.GeometryError, match="16"):
         decode(file, torch.zeros(1, 4, 3, 4, 6))
     broken = latents(3)
@@ -157,5 +166,5 @@ def test_bad_latents_are_refused_before_any_work(file: Path) -> None:
 def test_weights_that_do_not_compute_are_named(tmp_path: Path) -> None:
     """A damaged file must not give a black draft."""
     path = write_tiny_decoder(tmp_path / NAME, decoder__1__weight=torch.full((256, 16, 3, 3), float("nan")))
-    with pytest.raises(pack("host.errors").NumericsError, match="Fetch the tiny decoder"):
+    with pytest.raises(NumericsError, match="Fetch the tiny decoder"):
         decode(path, latents(2))

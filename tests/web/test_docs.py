@@ -1,10 +1,10 @@
 import pytest
-from support import pack
 
-from devtools.paths import ROOT
+from cogvideox.devtools.paths import ROOT
+from cogvideox.nodes import NODES
 
 DOCS = ROOT / "web" / "docs"
-SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in pack("nodes").NODES)}
+SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in NODES)}
 
 
 @pytest.mark.parametrize("node_id", SCHEMAS)

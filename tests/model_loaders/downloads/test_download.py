@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from file_server import BIG, REPOSITORY, VAE, Fault, FileServer, running_hub
-from support import pack
 
-from devtools.paths import ROOT
+from cogvideox.devtools.paths import ROOT
+from cogvideox.model_loaders.downloads import download as downloads
+from cogvideox.model_loaders.downloads import hub as hub_module
+from cogvideox.model_loaders.downloads import manifest as manifests
+from cogvideox.tests.file_server import BIG, REPOSITORY, VAE, Fault, FileServer, running_hub
 
-downloads, manifests, hub_module = (pack(f"model_loaders.downloads.{name}") for name in ("download", "manifest", "hub"))
 DownloadError, Stopped = hub_module.DownloadError, hub_module.Stopped
 TOKEN = "hf_secretSECRETsecret"
 NOT_NEEDED = {

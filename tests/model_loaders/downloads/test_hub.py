@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from file_server import BIG, REPOSITORY, Fault, FileServer, running_hub
-from support import pack
 
-downloads, manifests, hub_module = (pack(f"model_loaders.downloads.{name}") for name in ("download", "manifest", "hub"))
+from cogvideox.model_loaders.downloads import download as downloads
+from cogvideox.model_loaders.downloads import hub as hub_module
+from cogvideox.model_loaders.downloads import manifest as manifests
+from cogvideox.model_loaders.variants import FAMILIES
+from cogvideox.tests.file_server import BIG, REPOSITORY, Fault, FileServer, running_hub
+
 DownloadError = hub_module.DownloadError
 TOKEN = "hf_secretSECRETsecret"
 
@@ -179,7 +182,8 @@ def test_gits_own_hash_of_a_file_is_ours(tmp_path: Path) -> None:
 
 def test_the_table_is_sound() -> None:
     """Two checkpoints in one folder, or a family that no loader knows, would be a trap."""
-    repositories = pack("model_loaders.downloads.repositories")
+    from cogvideox.model_loaders.downloads import repositories
+
     names = [entry.name for entry in repositories.REPOSITORIES]
     assert len(set(names)) == len(names) and names[:5] == [
         "CogVideoX-2b",
@@ -188,7 +192,7 @@ def test_the_table_is_sound() -> None:
         "CogVideoX1.5-5B",
         "CogVideoX1.5-5B-I2V",
     ]
-    families = [family.name for family in pack("model_loaders.variants").FAMILIES]
+    families = [family.name for family in FAMILIES]
     for entry in repositories.REPOSITORIES:
         assert entry.repository.split("/")[1] == entry.name
         assert entry.name.replace("-V1.1", "").replace("Pose", "Control") in families

@@ -11,17 +11,17 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import layout_files as layouts
 import pytest
 import torch
-from support import FUZZ, pack, write_fp32
 
-checkpoints = pack("model_loaders.checkpoints")
-load_model = pack("model_loaders.model").load_model
-load_vae = pack("model_loaders.autoencoder").load_vae
-load_text_encoder = pack("model_loaders.text_encoder").load_text_encoder
-quantized = pack("host.quantized")
-CheckpointError = pack("host.errors").CheckpointError
+from cogvideox.host import quantized
+from cogvideox.host.errors import CheckpointError
+from cogvideox.model_loaders import checkpoints
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.tests import layout_files as layouts
+from cogvideox.tests.support import FUZZ, write_fp32
 
 MUTATIONS = 500  # of each layout
 SLOWEST_S = 1.0

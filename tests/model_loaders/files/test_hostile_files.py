@@ -8,15 +8,17 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import layout_files as layouts
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import pack
 
-checkpoints = pack("model_loaders.checkpoints")
-load_model = pack("model_loaders.model").load_model
-CheckpointError = pack("host.errors").CheckpointError
+from cogvideox.host.errors import CheckpointError
+from cogvideox.model_loaders import checkpoints
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.nodes.text import CogVideoXEncodeText
+from cogvideox.tests import layout_files as layouts
 
 
 @pytest.fixture
@@ -204,7 +206,8 @@ def test_weights_that_are_no_numbers(tiny_pipelines: dict[str, Path], tmp_path: 
             if name in held:
                 held[name].view(-1)[5] = float("nan")
                 layouts.write_safetensors(file, held)
-    NumericsError = pack("host.errors").NumericsError
+    from cogvideox.host.errors import NumericsError
+
     model = load_model(pipeline, "fp32")
     with pytest.raises(NumericsError, match=f"timestep 999 is .*own weights are not: {broken['transformer']}"):
         model.model.apply_model(
@@ -213,12 +216,12 @@ def test_weights_that_are_no_numbers(tiny_pipelines: dict[str, Path], tmp_path: 
             c_crossattn=torch.zeros(1, 226, 32),
             transformer_options={},
         )
-    vae = pack("model_loaders.autoencoder").load_vae(pipeline, "fp32")
+    vae = load_vae(pipeline, "fp32")
     with pytest.raises(NumericsError, match=f"nor are its weights: {broken['vae']}"):
         vae.decode(torch.zeros(1, 16, 1, 8, 12))
-    clip = pack("model_loaders.text_encoder").load_text_encoder(pipeline, "fp32")
+    clip = load_text_encoder(pipeline, "fp32")
     with pytest.raises(NumericsError, match="text encoder's output is not a number"):
-        pack("nodes.text").CogVideoXEncodeText.execute(clip, "a cat")
+        CogVideoXEncodeText.execute(clip, "a cat")
 
 
 def test_missing_and_extra_names(folder: Path, weights: dict) -> None:

@@ -5,15 +5,15 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-import layout_files as layouts
 import pytest
 import torch
-from support import ALL_VARIANTS, LAYOUT_MATRIX, pack
 
-checkpoints = pack("model_loaders.checkpoints")
-quantized = pack("host.quantized")
-variants = pack("model_loaders.variants")
-CheckpointError = pack("host.errors").CheckpointError
+from cogvideox.host import quantized
+from cogvideox.host.errors import CheckpointError
+from cogvideox.model_loaders import checkpoints, variants
+from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.tests import layout_files as layouts
+from cogvideox.tests.support import ALL_VARIANTS, LAYOUT_MATRIX
 
 
 @cache
@@ -75,7 +75,7 @@ def test_vae(tiny_pipelines: dict[str, Path], tmp_path: Path, layout: str) -> No
     found = checkpoints.open_component(tmp_path, "vae").state_dict
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name].float(), weights[name]) for name in weights)
-    pack("model_loaders.autoencoder").load_vae(tmp_path, "fp32")
+    load_vae(tmp_path, "fp32")
 
 
 @pytest.mark.parametrize("layout", layouts.T5_LAYOUTS)

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import hollow_files as hollow
-import layout_files as layouts
 import psutil
 import pytest
 import torch
-from support import pack
 
-checkpoints = pack("model_loaders.checkpoints")
-variants = pack("model_loaders.variants")
+from cogvideox.model_loaders import checkpoints, variants
+from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.text_encoder import t5_shapes
+from cogvideox.tests import hollow_files as hollow
+from cogvideox.tests import layout_files as layouts
 
 
 def assert_found(path: Path, component: str, weights: dict[str, torch.Tensor]) -> dict:
@@ -100,7 +100,7 @@ def test_text_encoder(tmp_path: Path, kind: str) -> None:
         path = hollow.write_hollow_gguf(tmp_path / "a.gguf", layouts.gguf_t5_names(weights), kind)
     found = assert_found(path, "text_encoder", weights)
     config = {"d_model": 4096, "num_heads": 64, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "vocab_size": 32128}
-    assert pack("model_loaders.text_encoder").t5_shapes(config) == {name: entry.shape for name, entry in found.items()}
+    assert t5_shapes(config) == {name: entry.shape for name, entry in found.items()}
 
 
 def test_a_whole_model_is_mapped_not_read(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_whole_model_is_mapped_not_read(tmp_path: Path) -> None:
     weights = hollow.official_weights("CogVideoX1.5-5B-I2V")
     path = hollow.write_hollow(tmp_path / "a.safetensors", weights)
     before = psutil.Process().memory_info().rss
-    model = pack("model_loaders.model").load_model(path, "bf16")
+    model = load_model(path, "bf16")
     assert psutil.Process().memory_info().rss - before < 300e6
     assert model.model_size() == pytest.approx(sum(weight.numel() * 2 for weight in weights.values()), rel=1e-5)
     assert model.model.model_config.family.name == "CogVideoX1.5-5B-I2V"

@@ -7,7 +7,11 @@ from pathlib import Path
 import comfy.sd
 import pytest
 import torch
-from lora_files import (
+
+from cogvideox.model_loaders.lora import apply as lora
+from cogvideox.model_loaders.lora.layers import SCALES
+from cogvideox.model_loaders.model import load_model
+from cogvideox.tests.lora_files import (
     ALPHA,
     ALPHAS,
     ATTENTION,
@@ -26,10 +30,9 @@ from lora_files import (
     save,
     write_dialect,
 )
-from support import check_parity, pack, reference_transformer
+from cogvideox.tests.support import check_parity, reference_transformer
 
-lora = pack("model_loaders.lora.apply")
-AS_TRAINED, BY_RANK = pack("model_loaders.lora.layers").SCALES
+AS_TRAINED, BY_RANK = SCALES
 CASES = [
     (dialect, alpha)
     for dialect, (_, _, alpha_name) in DIALECTS.items()
@@ -297,7 +300,8 @@ def test_hooks_and_bypass_understand_sat(subject: Subject) -> None:
 
 def test_every_name_stands_for_one_layer(tiny_pipelines: dict[str, Path]) -> None:
     """Two layers with one spelling would give one of them the other's LoRA."""
-    names = pack("model_loaders.lora.names")
+    from cogvideox.model_loaders.lora import names
+
     for folder in tiny_pipelines.values():
         layers = [n.removesuffix(".weight") for n in reference_transformer(folder).state_dict() if n.endswith("weight")]
         spelled = [(name, layer) for layer in layers for name in set(names.spell_layer(layer))]
@@ -308,7 +312,7 @@ def test_every_name_stands_for_one_layer(tiny_pipelines: dict[str, Path]) -> Non
 @pytest.mark.parametrize("variant", ["2b", "1.5-5B", "1.5-5B-I2V", "Fun-V1.5-5b-InP"])
 def test_every_layer_of_every_variant(tiny_pipelines: dict[str, Path], tmp_path: Path, variant: str) -> None:
     """A LoRA on all linear layers must reach all of them, 1.5's linear patch embedding and ofs embedding too."""
-    loaded = pack("model_loaders.model").load_model(tiny_pipelines[variant], "fp32")
+    loaded = load_model(tiny_pipelines[variant], "fp32")
     weights = reference_transformer(tiny_pipelines[variant]).state_dict()
     shapes = {n.removesuffix(".weight"): tuple(w.shape) for n, w in weights.items() if n.endswith("weight")}
     layers = [layer for layer, shape in shapes.items() if len(shape) > 1]

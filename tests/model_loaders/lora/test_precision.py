@@ -5,12 +5,14 @@ from pathlib import Path
 import comfy.ops
 import pytest
 import torch
-from layout_files import write_gguf
-from lora_files import DIALECTS, Subject, fused, save, write_dialect
-from support import pack, reference_transformer
+
+from cogvideox.host import quantized
+from cogvideox.model_loaders.lora.apply import apply_lora
+from cogvideox.tests.layout_files import write_gguf
+from cogvideox.tests.lora_files import DIALECTS, Subject, fused, save, write_dialect
+from cogvideox.tests.support import reference_transformer
 
 CPU = torch.device("cpu")
-quantized = pack("host.quantized")
 PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = (*PLAIN, "fp8_e4m3fn", "int8", "GGUF Q8_0")
 
@@ -49,7 +51,7 @@ def test_dialect_on_precision(subject: tuple[str, Subject], tmp_path: Path, dial
     factors = tiny.factors(DIALECTS[dialect][1])
     files, header, scale = write_dialect(dialect, factors, "header")
     path = save(tmp_path / "l.safetensors", files, header)
-    patched, report = pack("model_loaders.lora.apply").apply_lora(tiny.model, path, 0.8)
+    patched, report = apply_lora(tiny.model, path, 0.8)
     assert report.matched == report.total
     before = {f"{layer}.weight": now(tiny.model, layer) for layer in factors}
     want = fused(before, factors, 0.8 * scale)

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_files import (
+
+from cogvideox.host.errors import CheckpointError
+from cogvideox.model_loaders.lora import apply as lora
+from cogvideox.model_loaders.lora.report import misfit_message
+from cogvideox.model_loaders.lora.stock import enable_stock_lora_nodes
+from cogvideox.model_loaders.model import CogVideoXModel
+from cogvideox.tests.lora_files import (
     ATTENTION,
     Files,
     Subject,
@@ -15,10 +21,6 @@ from lora_files import (
     save,
     write_dialect,
 )
-from support import pack
-
-CheckpointError = pack("host.errors").CheckpointError
-lora = pack("model_loaders.lora.apply")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,8 @@ def test_hooks_leave_other_models_alone() -> None:
     import comfy.lora
     import comfy.sd
 
-    model_class = pack("model_loaders.model").CogVideoXModel
-    hook = pack("model_loaders.lora.stock").enable_stock_lora_nodes
+    model_class = CogVideoXModel
+    hook = enable_stock_lora_nodes
     hook(model_class)
     once = comfy.lora.load_lora, comfy.lora.model_lora_keys_unet, comfy.sd.load_lora_for_models
     hook(model_class)
@@ -131,7 +133,7 @@ def test_lora_of_another_size_is_refused(subject: Subject, tmp_path: Path) -> No
 
 def test_the_official_sizes_are_named() -> None:
     """The widths of 2b and 5b are known: say so instead of two numbers."""
-    text = pack("model_loaders.lora.report").misfit_message(
+    text = misfit_message(
         "x", {"diffusion_model.transformer_blocks.0.attn1.to_q": ((1920, 1920), (3072, 3072))}, (1920, 3072), []
     )
     assert "made for a model of the width of CogVideoX-2b; this one has that of CogVideoX-5b" in text

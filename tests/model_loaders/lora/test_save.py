@@ -8,7 +8,11 @@ import comfy.utils
 import pytest
 import torch
 from comfy.weight_adapter import LoHaAdapter
-from lora_files import (
+
+from cogvideox.host.errors import CheckpointError
+from cogvideox.model_loaders.lora import apply as lora
+from cogvideox.model_loaders.lora import save as lora_save
+from cogvideox.tests.lora_files import (
     ALPHA,
     ATTENTION,
     DIALECTS,
@@ -24,11 +28,7 @@ from lora_files import (
     save,
     write_dialect,
 )
-from support import check_parity, pack
-
-CheckpointError = pack("host.errors").CheckpointError
-lora = pack("model_loaders.lora.apply")
-lora_save = pack("model_loaders.lora.save")
+from cogvideox.tests.support import check_parity
 
 
 @pytest.fixture(scope="module")

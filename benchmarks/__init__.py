@@ -1,0 +1,1 @@
+"""Runnable comparisons; they print tables and never assert a time."""
