@@ -1,4 +1,6 @@
-"""Build example_workflows/*.json with ComfyUI's own frontend: python -m cogvideox.devtools.build_example_workflow [NAME ...].
+"""Build example_workflows/*.json with ComfyUI's own frontend.
+
+    python -m cogvideox.devtools.build_example_workflow [NAME ...]
 
 Each workflow is a table (devtools/example_workflows): columns of nodes from left to right, a titled group each. The
 frontend itself makes the nodes, links and sizes and writes the file, so it is what File > Save would write. Needs

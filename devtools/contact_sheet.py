@@ -1,4 +1,6 @@
-"""Put frames of videos side by side, a row a video: python -m cogvideox.devtools.contact_sheet PICTURE VIDEO [VIDEO ...].
+"""Put frames of videos side by side, a row a video.
+
+    python -m cogvideox.devtools.contact_sheet PICTURE VIDEO [VIDEO ...]
 
 The README's pictures of what CogVideoX-nano paints are made so. Runs inside the venv.
 """

@@ -1,4 +1,6 @@
-"""Write the pictures, videos and the mask that the example workflows load: python -m cogvideox.devtools.example_media FOLDER.
+"""Write the pictures, videos and the mask that the example workflows load.
+
+    python -m cogvideox.devtools.example_media FOLDER
 
 FOLDER: a ComfyUI's input folder. A drawing of a balloon over hills, small and quick to make, and from the world of
 CogVideoX-nano a first frame and clips to train with. Runs inside the venv.

@@ -1,4 +1,6 @@
-"""Run a workflow file on a ComfyUI server and tell how it goes: python -m cogvideox.devtools.run_workflow FILE URL OUTPUT.
+"""Run a workflow file on a ComfyUI server and tell how it goes.
+
+    python -m cogvideox.devtools.run_workflow FILE URL OUTPUT
 
 FILE: as saved by the frontend, or in API format. OUTPUT: the server's output folder. Runs inside the venv.
 --prompt TEXT, --image NAME: instead of the prompt and the picture in the file; NAME in the server's input folder.
