@@ -124,7 +124,7 @@ def load_all(folder: Path, variant: str, precision: str) -> dict[str, object]:
     """One model of each implementation: a pipeline of diffusers', ComfyUI patchers else."""
     import comfy.model_management as mm
 
-    from cogvideox.model_loaders.model import load_model
+    from cogvideox.model_loaders.load_model import load_model
 
     forced = mock.patch.object(mm, "should_use_bf16", lambda *a, **k: True) if precision == "bf16" else nullcontext()
     with forced:

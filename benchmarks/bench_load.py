@@ -261,7 +261,7 @@ def load(way: Way, folder: Path) -> object:
     """The MODEL with every page of every weight in memory."""
     import comfy.model_management as mm
 
-    from cogvideox.model_loaders.model import load_model
+    from cogvideox.model_loaders.load_model import load_model
 
     with computing(way.computes):
         patcher = load_model(folder, way.weight_dtype)
@@ -294,8 +294,8 @@ def held(patcher: object) -> str:
     sizes: dict[str, int] = {}
     for parameter in patcher.model.diffusion_model.parameters():
         data = plain_tensors(parameter.data)[0]
-        blocks = getattr(getattr(parameter, "_params", None), "qtype", None)
-        name = blocks or str(data.dtype).removeprefix("torch.")
+        blocks = getattr(getattr(parameter, "_params", None), "block_format", None)
+        name = blocks.name if blocks else str(data.dtype).removeprefix("torch.")
         sizes[name] = sizes.get(name, 0) + data.numel() * data.element_size()
     return ", ".join(sorted(sizes, key=sizes.get, reverse=True))
 

@@ -29,7 +29,7 @@ TEXT_TOKENS = 226
 
 
 def main() -> None:
-    from cogvideox.model_loaders.model import load_model
+    from cogvideox.model_loaders.load_model import load_model
 
     options = arguments(
         __doc__,

@@ -187,7 +187,7 @@ def forward_cases(folder: Path, options: object) -> Cases:
 def load_ours(folder: Path, kind: str, weights: dict) -> object:
     import comfy.model_management as mm
 
-    from cogvideox.model_loaders.model import load_model
+    from cogvideox.model_loaders.load_model import load_model
     from cogvideox.tests import layout_files
 
     path, weight_dtype = folder / "transformer", kind
@@ -274,6 +274,7 @@ def convert(kind: str, weight: object, compute: object) -> object:
     import torch
 
     from cogvideox.host import quantized
+    from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
 
     if kind in PLAIN:
         return weight.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[kind])
@@ -283,7 +284,7 @@ def convert(kind: str, weight: object, compute: object) -> object:
 
     name = kind.split()[1]
     blocks = torch.from_numpy(quants.quantize(weight.float().cpu().numpy(), GGMLQuantizationType[name]))
-    return quantized.gguf_tensor(blocks.to(weight.device), name, tuple(weight.shape), compute)
+    return gguf_tensor(blocks.to(weight.device), name, tuple(weight.shape), compute)
 
 
 def torchao_layer(kind: str, weight: object, compute: object) -> tuple[object, float]:

@@ -116,7 +116,7 @@ def our_trainer(folder: Path, precision: str, checkpointing: bool, count: int) -
     import comfy.ops
     import torch
 
-    from cogvideox.model_loaders.model import load_model
+    from cogvideox.model_loaders.load_model import load_model
     from cogvideox.training import objective as objectives
     from cogvideox.training.blocks import call_blocks
     from cogvideox.training.lora import attach_lora

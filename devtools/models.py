@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from cogvideox.host.errors import CheckpointError
+from cogvideox.errors import CheckpointError
 from cogvideox.model_loaders.downloads import manifest as manifest_files
 from cogvideox.model_loaders.downloads import repositories
 

@@ -11,7 +11,7 @@ import torch
 from comfy.cli_args import args
 from comfy.ldm.flux.math import apply_rope1
 
-from .errors import ConditioningError
+from ..errors import ConditioningError
 
 try:
     from comfy import model_prefetch

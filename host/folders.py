@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".bin", ".pt", ".pth", ".ckpt")  # best first

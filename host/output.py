@@ -5,7 +5,7 @@ from pathlib import Path
 
 import folder_paths
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 
 def new_output_path(prefix: str, suffix: str, example: str = "loras/cogvideox") -> Path:

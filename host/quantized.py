@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.lora
@@ -10,8 +11,8 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter import WeightAdapterBase
 
-from .errors import CheckpointError
-from .gguf import BLOCK_TYPES, row_bytes, unpack_blocks
+from ..errors import CheckpointError
+from .patches import register_layout
 
 # a host without comfy_kitchen has an empty class in its place
 _AVAILABLE = hasattr(QuantizedTensor, "from_float")
@@ -20,8 +21,29 @@ FP8_LAYOUTS = {torch.float8_e4m3fn: "TensorCoreFP8E4M3Layout", torch.float8_e5m2
 INT8_LAYOUT, GGUF_LAYOUT = "TensorWiseINT8Layout", "CogVideoXGGUFLayout"
 # layout -> the name that ComfyUI's files have for it
 FORMATS = {algorithm["comfy_tensor_layout"]: name for name, algorithm in _ALGORITHMS.items()}
-GGUF_TYPES: frozenset[str] = BLOCK_TYPES | {"BF16"}
 QUANTIZED_MODES = ("fp8_e4m3fn", "int8")
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """How GGUF packs neighbouring weights of a row into one block."""
+
+    name: str
+    weights: int  # in a block
+    size: int  # of a block in bytes
+    unpack: Callable[[torch.Tensor], torch.Tensor]  # uint8 [n, size] -> fp32, [n, weights] in all
+
+    def row_bytes(self, columns: int) -> int | None:
+        """Bytes of a row of `columns` weights; None where they fill no whole number of blocks."""
+        return columns // self.weights * self.size if columns % self.weights == 0 else None
+
+    def row_columns(self, size: int) -> int | None:
+        """Weights in a row of `size` bytes; None where it holds no whole number of blocks."""
+        return size // self.size * self.weights if size % self.size == 0 else None
+
+    def unpack_rows(self, blocks: torch.Tensor) -> torch.Tensor:
+        """uint8 [rows, bytes per row] -> the weights that they stand for, fp32 [rows, columns]."""
+        return self.unpack(blocks.reshape(-1, self.size)).reshape(blocks.shape[0], -1)
 
 
 def is_quantized(tensor: object) -> bool:
@@ -58,22 +80,22 @@ def int8_tensor(data: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> 
     return _wrap(data, INT8_LAYOUT, scale=scale, orig_dtype=dtype, orig_shape=tuple(data.shape))
 
 
-def gguf_tensor(blocks: torch.Tensor, qtype: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A matrix of `shape` from GGUF blocks, uint8 [rows, bytes per row] of type `qtype` (one of GGUF_TYPES).
+def block_tensor(
+    blocks: torch.Tensor, block_format: BlockFormat, shape: tuple[int, ...], dtype: torch.dtype
+) -> QuantizedTensor:
+    """A matrix of `shape` from GGUF blocks, uint8 [rows, bytes per row].
 
-    BF16 is a type of torch's own: those blocks are viewed as a plain tensor.
+    dtype: the type it counts as, and is multiplied in.
 
     Raises CheckpointError where the blocks do not fill the shape, or this ComfyUI has no quantised tensors.
     """
-    if qtype == "BF16":
-        return blocks.view(torch.bfloat16).reshape(shape)
     _require(GGUF_LAYOUT)
-    if len(shape) != 2 or tuple(blocks.shape) != (shape[0], row_bytes(shape[1], qtype)):
+    if len(shape) != 2 or tuple(blocks.shape) != (shape[0], block_format.row_bytes(shape[1])):
         raise CheckpointError(
-            f"Blocks of type {qtype} with {list(blocks.shape)} bytes do not make a matrix {list(shape)}. The file is "
-            "damaged: fetch it again."
+            f"Blocks of type {block_format.name} with {list(blocks.shape)} bytes do not make a matrix {list(shape)}. "
+            "The file is damaged: fetch it again."
         )
-    return _wrap(blocks, GGUF_LAYOUT, orig_dtype=dtype, orig_shape=tuple(shape), qtype=qtype)
+    return _wrap(blocks, GGUF_LAYOUT, orig_dtype=dtype, orig_shape=tuple(shape), block_format=block_format)
 
 
 def quantize(weight: torch.Tensor, mode: str, dtype: torch.dtype) -> QuantizedTensor:
@@ -191,7 +213,7 @@ if _AVAILABLE:
 
         orig_dtype: torch.dtype
         orig_shape: tuple[int, ...]
-        qtype: str
+        block_format: BlockFormat
         key: str = ""
         patches: tuple = ()
 
@@ -216,7 +238,7 @@ if _AVAILABLE:
 
         @classmethod
         def dequantize(cls, qdata: torch.Tensor, params: GGUFParams) -> torch.Tensor:
-            weight = unpack_blocks(qdata, params.qtype).to(params.orig_dtype)
+            weight = params.block_format.unpack_rows(qdata).to(params.orig_dtype)
             if not params.patches:
                 return weight
             # as ComfyUI patches a weight that it streams
@@ -233,4 +255,4 @@ if _AVAILABLE:
             """No file but GGUF has these blocks: saved as plain numbers."""
             return {"": cls.dequantize(qdata, params)}
 
-    comfy.quant_ops.register_layout_class(GGUF_LAYOUT, GGUFLayout)
+    register_layout(GGUF_LAYOUT, GGUFLayout)

@@ -30,7 +30,6 @@ def comfyui_from_environment() -> Path:
     path = os.environ.get("COMFYUI_PATH")
     if not path or not (Path(path) / "main.py").is_file():
         raise UserError(
-            f"COMFYUI_PATH is {path!r}; expected is the folder of a ComfyUI. Set it to yours, or use dev.py's commands, "
-            "which bring one."
+            f"COMFYUI_PATH is {path!r}; expected is the folder of a ComfyUI. Set it to yours, or use dev.py."
         )
     return Path(path)

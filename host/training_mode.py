@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 import comfy.model_management as mm
 import comfy.model_patcher
-import comfy.ops
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
+from ..errors import TrainingError
 from .compat import is_out_of_memory
-from .errors import TrainingError
+from .patches import training_switches
 
 
 @contextmanager
@@ -20,18 +20,10 @@ def training_mode() -> Iterator[None]:
 
     A cancelled run goes on until is_interrupted is asked.
     """
-    was_training = getattr(mm, "in_training", False)  # hosts before it have nothing to switch
-    every_op = getattr(comfy.ops, "run_every_op", None)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            mm.in_training = True
-            if every_op:  # it ends a cancelled run in the middle of a step, of which no checkpoint could be written
-                comfy.ops.run_every_op = lambda: None
+        with torch.inference_mode(False), torch.enable_grad(), training_switches():
             yield
     finally:
-        mm.in_training = was_training
-        if every_op:
-            comfy.ops.run_every_op = every_op
         gc.collect()  # a trained model holds itself in circles
         mm.cleanup_models()
 

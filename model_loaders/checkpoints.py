@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..host.errors import CheckpointError
+from ..errors import CheckpointError
 from ..host.folders import COMPONENTS, WEIGHT_SUFFIXES
 from .downloads.manifest import require_complete
 from .files.gguf_files import looks_like_gguf, open_gguf, read_gguf_header

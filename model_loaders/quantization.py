@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 import torch
 
-from ..host.errors import CheckpointError
+from ..errors import CheckpointError
 from ..host.quantized import FORMATS, FP8_LAYOUTS, counted_as, dequantized, fp8_tensor, is_gguf, is_quantized, quantize
 from ..host.quantized_ops import QuantizedLinear
-from .precision import Precision, is_block_matrix, is_t5_matrix
+from ..transformer.parameter_types import is_block_matrix
+from .precision import Precision, is_t5_matrix
 
 _STORED_AS = {"fp8_e4m3fn": "float8_e4m3fn", "int8": "int8_tensorwise"}  # ComfyUI's names of our modes
 

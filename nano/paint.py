@@ -50,9 +50,9 @@ class Settings:
 
 def load_pipeline(folder: Path, weight_dtype: str = "default") -> Pipeline:
     """All parts of a pipeline folder; weight_dtype is the transformer's."""
-    from cogvideox.model_loaders.autoencoder import load_vae
-    from cogvideox.model_loaders.model import load_model
-    from cogvideox.model_loaders.text_encoder import load_text_encoder
+    from cogvideox.model_loaders.load_model import load_model
+    from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+    from cogvideox.model_loaders.load_vae import load_vae
 
     return Pipeline(
         load_model(folder, weight_dtype),

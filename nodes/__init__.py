@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
 from .decode import CogVideoXDecode
+from .decode_to_file import CogVideoXDecodeToFile
 from .download import CogVideoXDownload
 from .draft import CogVideoXDraftDecode
 from .extend import CogVideoXContinueVideo, CogVideoXJoinVideos
@@ -20,7 +21,6 @@ from .text import CogVideoXEncodeText
 from .train import CogVideoXSaveTrainedLora, CogVideoXTrainLora
 from .training_clips import CogVideoXTrainingClips
 from .video import CogVideoXEncodeVideo
-from .video_file import CogVideoXDecodeToFile
 
 NODES: list[type[io.ComfyNode]] = [
     CogVideoXLoadPipeline,

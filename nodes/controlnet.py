@@ -5,10 +5,11 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..host import folders
+from ..media.pictures import check_pictures
 from ..model_loaders.checkpoints import check_component
-from ..model_loaders.controlnet import chain_control, load_controlnet
+from ..model_loaders.load_controlnet import load_controlnet
 from ..model_loaders.precision import WEIGHT_DTYPES
-from ..vae.pictures import check_pictures
+from ..sockets.controlnet import chain_control
 from .inputs import MAX_STRENGTH, dtype_input, hold_input, range_inputs, require_number, require_range, strength_input
 from .validation import problem
 

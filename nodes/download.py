@@ -8,7 +8,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..host.errors import CheckpointError
+from ..errors import CheckpointError
 from ..host.messages import show_on_node
 from ..model_loaders.downloads.download import Progress, download
 from ..model_loaders.downloads.hub import Stopped

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..host import folders
-from ..model_loaders.preview import TINY_FOLDER, list_tiny_decoders
-from ..model_loaders.tiny import check_tiny_decoder, decode_draft, load_tiny_decoder
+from ..model_loaders.load_tiny_decoder import TINY_FOLDER, check_tiny_decoder, list_tiny_decoders, load_tiny_decoder
+from ..sockets.draft import decode_draft
 from .validation import problem
 
 

@@ -3,9 +3,9 @@
 import torch
 from comfy_api.latest import io
 
-from ..vae.continuation import check_overlap, continuation_latent, join_videos, last_frames
+from ..media.continuation import check_overlap, continuation_latent, join_videos, last_frames
+from ..media.pictures import fit_clip
 from ..vae.geometry import SIZE_STEP
-from ..vae.pictures import fit_clip
 from .inputs import MAX_FRAMES, fit_input, own_size_inputs, require_size
 from .validation import problem, require_vae
 

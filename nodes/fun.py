@@ -3,11 +3,11 @@
 import torch
 from comfy_api.latest import io
 
-from ..host.errors import ConditioningError
-from ..model_loaders.pictures import encode_masked_video, place_known, require_length
+from ..errors import ConditioningError
+from ..media.masks import hold_last
+from ..media.pictures import check_pictures, fit_pictures
+from ..sockets.conditioning_images import encode_masked_video, place_known, require_length
 from ..vae.geometry import empty_latent
-from ..vae.masks import hold_last
-from ..vae.pictures import check_pictures, fit_pictures
 from .inputs import (
     MAX_STRENGTH,
     conditioned,

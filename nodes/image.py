@@ -3,9 +3,9 @@
 import torch
 from comfy_api.latest import io
 
-from ..model_loaders.pictures import encode_start_and_end
 from ..samplers.conditioning import IMAGE_SCALES
 from ..samplers.noise import DRAWN
+from ..sockets.conditioning_images import encode_start_and_end
 from ..vae.geometry import empty_latent
 from .inputs import (
     conditioned,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import node_helpers
 from comfy_api.latest import io
 
-from ..host.errors import ConditioningError, GeometryError, ScheduleError
+from ..errors import ConditioningError, GeometryError, ScheduleError
+from ..media.pictures import FITS
 from ..vae.geometry import SIZE_STEP, check_size
-from ..vae.pictures import FITS
 from .validation import problem
 
 MAX_SIDE, MAX_FRAMES, MAX_BATCH, MAX_SEED = 16384, 1025, 64, 0xFFFFFFFFFFFFFFFF

@@ -6,11 +6,11 @@ import comfy.model_management as mm
 from comfy_api.latest import io
 
 from ..host import folders
-from ..model_loaders.autoencoder import check_vae_dtype, load_vae
 from ..model_loaders.checkpoints import check_component, require_pipeline
-from ..model_loaders.model import load_model
+from ..model_loaders.load_model import load_model
+from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, load_text_encoder
+from ..model_loaders.load_vae import check_vae_dtype, load_vae
 from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision, quantized_mode
-from ..model_loaders.text_encoder import T5_PRECISIONS, check_t5_precision, load_text_encoder
 from .inputs import dtype_input
 from .validation import problem
 

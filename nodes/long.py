@@ -3,10 +3,10 @@
 import comfy.context_windows
 from comfy_api.latest import io
 
+from ..errors import GeometryError
 from ..host.compat import patch_context_windows
-from ..host.errors import GeometryError
-from ..model_loaders.model import patch_positions
 from ..samplers.comfy_sampler import require_cogvideox
+from ..sockets.model import patch_positions
 from ..vae.geometry import TEMPORAL, latent_frames
 from .inputs import MAX_FRAMES
 from .validation import problem

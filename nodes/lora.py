@@ -10,12 +10,12 @@ from comfy_api.latest import io
 from ..host import folders
 from ..host.messages import show_on_node
 from ..host.output import new_output_path
-from ..host.writer import write_tensors
+from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora, require_strength
 from ..model_loaders.lora.layers import SCALES
 from ..model_loaders.lora.report import span
 from ..model_loaders.lora.save import SAVE_DTYPES, diffusers_lora, merge_loras
-from ..model_loaders.model import require_cogvideox_model
+from ..sockets.model import require_cogvideox_model
 from .validation import problem
 
 

@@ -9,12 +9,12 @@ import torch
 from comfy_api.latest import io
 
 from ..host.messages import show_on_node
+from ..media.masks import latent_mask
 from ..samplers.comfy_sampler import SAMPLERS, build_sampler, schedule_sigmas
 from ..samplers.comfy_sampler import CogVideoXNoise as SeededNoise
 from ..samplers.guidance import patch_dynamic_cfg
 from ..samplers.noise import DRAWN, drawn_before
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
-from ..vae.masks import latent_mask
 from .inputs import MAX_SEED
 from .validation import problem
 

@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..host.messages import show_on_node
-from ..host.writer import refuse_taken
-from ..model_loaders.save import AS_LOADED, SAVE_DTYPES, save_model
+from ..model_loaders.files.safetensors_writer import refuse_taken
+from ..model_loaders.save_model import AS_LOADED, SAVE_DTYPES, save_model
 from .validation import problem
 
 _CATEGORY = "diffusion_models"

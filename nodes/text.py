@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..host.messages import show_on_node
-from ..model_loaders.text_encoder import require_finite_text
-from ..model_loaders.tokenizer import CogVideoXTokenizer, lost_text_message
+from ..sockets.clip import require_finite_text
+from ..sockets.tokenizer import CogVideoXTokenizer, lost_text_message
 
 
 class CogVideoXEncodeText(io.ComfyNode):

@@ -9,12 +9,12 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
+from ..errors import CheckpointError, TrainingError
 from ..host import folders
 from ..host.compat import throw_if_interrupted
-from ..host.errors import CheckpointError, TrainingError
 from ..host.messages import show_on_node
 from ..host.training_mode import InterruptProcessingException
-from ..host.writer import write_tensors
+from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.trained import convert_trained
 from .inputs import MAX_SEED
 from .validation import problem

@@ -8,7 +8,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..host.errors import TrainingError
+from ..errors import TrainingError
 from ..host.messages import show_on_node
 from .inputs import MAX_FRAMES, MAX_SIDE, require_size, size_problem
 from .validation import require_vae

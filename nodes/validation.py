@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from ..host.errors import CheckpointError, ConditioningError, GeometryError, ScheduleError
-from ..model_loaders.autoencoder import CogVideoXVAE
+from ..errors import CheckpointError, ConditioningError, GeometryError, ScheduleError
+from ..sockets.vae import CogVideoXVAE
 
 
 def problem(check: Callable[[], object]) -> bool | str:

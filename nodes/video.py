@@ -4,10 +4,10 @@ import torch
 from comfy_api.latest import io
 
 from ..host.messages import show_on_node
-from ..model_loaders.pictures import encode_video
+from ..media.masks import latent_mask
+from ..media.pictures import check_pictures
+from ..sockets.conditioning_images import encode_video
 from ..vae.geometry import SIZE_STEP, latent_frames, video_frames
-from ..vae.masks import latent_mask
-from ..vae.pictures import check_pictures
 from .inputs import fit_input, own_size_inputs, posterior_inputs, require_size, size_problem
 from .validation import require_vae
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..host.errors import ConditioningError, GeometryError, ScheduleError
+from ..errors import ConditioningError, GeometryError, ScheduleError
 from ..host.messages import show_on_running_node
 from .conditioning import TASKS
 

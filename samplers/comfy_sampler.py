@@ -3,7 +3,7 @@
 import comfy.samplers
 import torch
 
-from ..host.errors import ScheduleError
+from ..errors import ScheduleError
 from .ddim import sample_ddim
 from .dpm import sample_dpm
 from .noise import draw_noise, drawn_before, seeded_noise, start_stream

@@ -12,7 +12,7 @@ import comfy.patcher_extension
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..host.errors import GeometryError, ScheduleError
+from ..errors import GeometryError, ScheduleError
 from .comfy_sampler import require_cogvideox
 from .inversion import CLEAN, TRAJECTORY
 from .schedule import TRAIN_TIMESTEPS

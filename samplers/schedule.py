@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from ..host.errors import ScheduleError
+from ..errors import ScheduleError
 
 TRAIN_TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import reference_transformer
 
 RANK, ALPHA = 4, 8.0

@@ -10,9 +10,10 @@ import torch
 from gguf import quants
 
 from cogvideox.host import quantized
-from cogvideox.model_loaders import model as model_loader
+from cogvideox.model_loaders import load_model as model_loader
+from cogvideox.model_loaders import load_text_encoder as text_loader
 from cogvideox.model_loaders import precision
-from cogvideox.model_loaders import text_encoder as text_loader
+from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
 
 HAS_INT8 = "TensorWiseINT8Layout" in quantized.FORMATS
 needs_int8 = pytest.mark.skipif(not HAS_INT8, reason="this ComfyUI has no int8")
@@ -42,7 +43,7 @@ def to_gguf(name: str, weight: torch.Tensor, qtype: str) -> torch.Tensor:
     if weight.ndim != 2 or weight.shape[1] % 32 or "patch_embed" in name:
         return weight
     blocks = quants.quantize(weight.float().numpy(), gguf.GGMLQuantizationType[qtype])
-    return quantized.gguf_tensor(torch.from_numpy(blocks), qtype, tuple(weight.shape), torch.float32)
+    return gguf_tensor(torch.from_numpy(blocks), qtype, tuple(weight.shape), torch.float32)
 
 
 def load(path: Path, kind: str, patch: pytest.MonkeyPatch, component: str = "transformer", **options: object) -> object:

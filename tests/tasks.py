@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.model_loaders.autoencoder import load_vae
-from cogvideox.model_loaders.model import load_model
-from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_vae import load_vae
 
 WIDTH, HEIGHT, SEED = 96, 64, 42
 PROMPT, NEGATIVE = "A panda plays a guitar (slowly: very slowly).", ""

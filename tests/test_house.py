@@ -6,45 +6,104 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from cogvideox import PACKAGE
 
 ROOT = Path(__file__).resolve().parent.parent
-# Each folder may import from itself and from what is named here.
-ALLOWED = {
-    "nodes": {"training", "model_loaders", "transformer", "samplers", "vae", "host", "errors"},
-    "training": {"model_loaders", "transformer", "samplers", "vae", "host", "errors"},
-    "model_loaders": {"transformer", "samplers", "vae", "host", "errors"},
-    "transformer": {"host", "errors"},
-    "samplers": {"host", "errors"},
-    "vae": {"host", "errors"},
-    "host": {"errors"},
-}
+# The rooms from top to bottom: each may import from itself and from those below; rooms of one line not from each other.
+ORDER = (
+    {"nodes"},
+    {"training"},
+    {"model_loaders"},
+    {"sockets"},
+    {"media"},
+    {"transformer", "samplers", "vae"},
+    {"host"},
+    {"errors"},
+)
+COMFYUI = {"comfy", "comfy_extras", "comfy_execution", "latent_preview", "nodes", "execution", "server"}
 HOST_ONLY = {"comfy_api", "folder_paths", "nodes", "server", "latent_preview"}
-FILES = [path for folder in ALLOWED for path in sorted((ROOT / folder).rglob("*.py"))]
+ROOMS = {name for line in ORDER for name in line}
 
 
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """(first name, whether it is the pack's own) of every import in a file, wherever it stands."""
-    found = []
-    depth = len(path.relative_to(ROOT).parts) - 1  # of its own folder: more dots lead to another one
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def module_name(path: Path) -> str:
+    """samplers/ddim.py -> samplers.ddim; a folder's __init__.py is the folder."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for room in ROOMS for path in [ROOT / f"{room}.py", *(ROOT / room).rglob("*.py")]}
+FILES = {name: path for name, path in FILES.items() if path.is_file()}
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
+    """(our own modules, everybody else's top-level names) that a module imports, wherever in it the import stands."""
+    own, foreign = set(), set()
+    package = module.split(".") if FILES[module].name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [(alias.name.split(".")[0], False) for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            if not 1 <= node.level <= depth:
-                found += [(name.split(".")[0], node.level > depth) for name in names]
-    return found
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*([PACKAGE] if node.level else []), *base, *([node.module] if node.module else [])])
+            # a name is a module of its own where there is such a file
+            names = [f"{source}.{alias.name}" for alias in node.names]
+            names = [name if name.removeprefix(f"{PACKAGE}.") in FILES else source for name in names]
+        else:
+            continue
+        own |= {name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")}
+        foreign |= {name.split(".")[0] for name in names if name.split(".")[0] != PACKAGE}
+    return own, foreign
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_point_downwards(path: Path) -> None:
-    """nodes -> model_loaders -> transformer, samplers, vae -> host, or nothing below can be reused or tested alone."""
-    folder = path.relative_to(ROOT).parts[0]
-    wrong = [name for name, own in imports(path) if own and name not in ALLOWED[folder]]
-    if folder not in ("nodes", "host"):
-        wrong += [name for name, own in imports(path) if not own and name in HOST_ONLY]
+def test_imports_point_downwards() -> None:
+    """nodes -> training -> model_loaders -> sockets -> media -> the networks -> host -> errors, or nothing below can be
+    reused or tested alone. Absolute imports count, late ones too."""
+    level = {room: number for number, line in enumerate(ORDER) for room in line}
+    wrong = []
+    for module in FILES:
+        own, foreign = imports(module)
+        room = module.split(".")[0]
+        for other in sorted(own):
+            target = other.split(".")[0]
+            if target != room and level.get(target, -1) <= level[room]:
+                wrong.append(f"{module} imports {other}")
+        if room not in ("nodes", "host"):
+            wrong += [f"{module} imports {name}" for name in sorted(foreign & HOST_ONLY)]
     assert not wrong
+
+
+def test_no_import_circles() -> None:
+    """Two modules that need each other can only be understood, and imported, together."""
+    below = {module: imports(module)[0] & FILES.keys() for module in FILES}
+    # take away what imports nothing that is left, until nothing is left or only circles are
+    while free := [module for module, others in below.items() if not others & below.keys() - {module}]:
+        for module in free:
+            del below[module]
+    assert not below
+
+
+def test_comfyui_is_changed_in_one_place() -> None:
+    """host/patches.py lists every change to ComfyUI's modules: one made elsewhere nobody would know of."""
+    found = []
+    for module, path in FILES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        comfy = set()  # names that stand for modules of ComfyUI
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                comfy |= {a.asname or a.name.split(".")[0] for a in node.names if a.name.split(".")[0] in COMFYUI}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in COMFYUI and not node.level:
+                comfy |= {a.asname or a.name for a in node.names if (a.asname or a.name).islower()}
+        for node in ast.walk(tree):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
+                targets = [node.args[0]]
+            for target in targets:
+                root = target
+                while isinstance(root, ast.Attribute):
+                    root = root.value
+                is_attribute = isinstance(target, ast.Attribute) or isinstance(node, ast.Call)
+                if is_attribute and isinstance(root, ast.Name) and root.id in comfy:
+                    found.append(f"{module}, line {node.lineno}")
+    assert {line.split(",")[0] for line in found} == {"host.patches"}, found
 
 
 def test_importing_the_pack_loads_no_diffusers() -> None:
@@ -77,9 +136,9 @@ def test_any_folder_name_is_the_package_in_comfyui(tmp_path: Path) -> None:
         "[sys.modules.pop(name) for name in list(sys.modules) if name.split('.')[0] == 'cogvideox']\n"
         "import nodes\n"
         f"assert asyncio.run(nodes.load_custom_node({str(folder)!r}))\n"
-        "import cogvideox.nodes.sample, cogvideox.host.errors\n"
+        "import cogvideox.nodes.sample, cogvideox.errors\n"
         "assert nodes.NODE_CLASS_MAPPINGS['CogVideoXSample'] is cogvideox.nodes.sample.CogVideoXSample\n"
-        "assert cogvideox.host.errors.CheckpointError.__module__ == 'cogvideox.host.errors'\n"
+        "assert cogvideox.errors.CheckpointError.__module__ == 'cogvideox.errors'\n"
         "print([name for name in sys.modules if 'ComfyUI-CogVideoX' in name])"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

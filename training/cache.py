@@ -14,9 +14,9 @@ from pathlib import Path
 import comfy.sd
 import torch
 
-from ..host.errors import CheckpointError, TrainingError
+from ..errors import CheckpointError, TrainingError
 from ..host.quantized import is_quantized
-from ..host.writer import write_tensors
+from ..model_loaders.files.safetensors_writer import write_tensors
 from .clips import pictures_in
 
 FOLDER = ".cogvideox_cache"

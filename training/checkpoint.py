@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ..host.errors import TrainingError
+from ..errors import TrainingError
 
 _STEP_FOLDER = "step-{:06d}"
 _STATE, _SETTINGS = "training.pt", "settings.json"

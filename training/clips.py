@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..host.errors import GeometryError, TrainingError
+from ..errors import GeometryError, TrainingError
 from ..vae.geometry import check_size
 
 CLIP_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".webp")

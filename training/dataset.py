@@ -10,11 +10,11 @@ from pathlib import Path
 import comfy.sd
 import torch
 
+from ..errors import TrainingError
 from ..host.compat import throw_if_interrupted
-from ..host.errors import TrainingError
-from ..model_loaders.text_encoder import require_finite_text
+from ..media.pictures import augment_pictures
+from ..sockets.clip import require_finite_text
 from ..vae.geometry import CHANNELS, SPATIAL, latent_frames
-from ..vae.pictures import augment_pictures
 from . import cache
 from .clips import Clip, DatasetSpec, check_spec, find_clips
 from .frames import Piece, probe_clip, read_piece, take_pieces

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, ImageSequence
 
-from ..host.errors import TrainingError
+from ..errors import TrainingError
+from ..media.pictures import fit_pictures
 from ..vae.geometry import SIZE_STEP
-from ..vae.pictures import fit_pictures
 from .clips import DatasetSpec, pictures_in
 
 _LEAST_FRAMES = 9  # of a clip that is shorter than asked: one picture does not move

@@ -12,7 +12,7 @@ from pathlib import Path
 import comfy.model_patcher
 import torch
 
-from ..host.errors import TrainingError
+from ..errors import TrainingError
 from ..host.training_mode import (
     InterruptProcessingException,
     differentiable_options,
@@ -22,7 +22,7 @@ from ..host.training_mode import (
     load_whole,
     training_mode,
 )
-from ..model_loaders.model import require_cogvideox_model
+from ..sockets.model import require_cogvideox_model
 from .lora import TARGETS, attach_lora, detach_lora, export_lora
 from .objective import TIMESTEP_SAMPLINGS, denoising_loss, draw_batch, objective_for
 from .samples import Samples, batch_samples, read_samples, require_empty_text

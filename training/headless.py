@@ -20,13 +20,13 @@ import torch
 from accelerate import Accelerator, AutocastKwargs, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
-from ..host.errors import TrainingError
+from ..errors import TrainingError
 from ..host.training_mode import differentiable_options, training_mode
-from ..host.writer import write_tensors
-from ..model_loaders.autoencoder import load_vae
 from ..model_loaders.checkpoints import check_component
-from ..model_loaders.model import load_model
-from ..model_loaders.text_encoder import load_text_encoder
+from ..model_loaders.files.safetensors_writer import write_tensors
+from ..model_loaders.load_model import load_model
+from ..model_loaders.load_text_encoder import load_text_encoder
+from ..model_loaders.load_vae import load_vae
 from ..samplers.checks import check_size
 from .blocks import call_blocks
 from .curve import draw_losses

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..host.errors import TrainingError
+from ..errors import TrainingError
 from .checkpoint import resume, save, whole
 
 SCHEDULES = ("cosine", "constant")

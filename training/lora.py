@@ -7,10 +7,10 @@ from pathlib import Path
 import comfy.ops
 import torch
 
-from ..host.errors import TrainingError
+from ..errors import TrainingError
 from ..host.ops import adopt_ops
 from ..host.quantized import is_quantized
-from ..host.writer import write_tensors
+from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.layers import HEADER_KEY
 from ..model_loaders.lora.save import diffusers_lora
 

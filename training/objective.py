@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..host.errors import TrainingError
+from ..errors import TrainingError
 from ..samplers.conditioning import concat_channels, image_scale
 
 TIMESTEP_SAMPLINGS = ("uniform", "stratified", "logit-normal")

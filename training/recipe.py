@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..host.errors import GeometryError, TrainingError
+from ..errors import GeometryError, TrainingError
 from ..model_loaders.precision import FAST_MODES, PRECISIONS
 from .clips import BUCKETS, CROPS, SHORTER, DatasetSpec, check_spec
 from .loop import SCHEDULES, Plan

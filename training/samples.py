@@ -9,7 +9,7 @@ from functools import lru_cache
 import comfy.model_patcher
 import torch
 
-from ..host.errors import GeometryError, TrainingError
+from ..errors import GeometryError, TrainingError
 from ..samplers.checks import check_conditioning, check_latent, check_size
 from ..samplers.conditioning import image_scale
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import CogVideoXTransformer3DModel
 
+from ..errors import GeometryError
 from ..host.compat import prefetched
-from ..host.errors import GeometryError
 from . import POSITIONS
 from .attention import joint_attention
 from .positions import resampled_table, rotary_table, sincos_table

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..host.errors import GeometryError, NumericsError
+from ..errors import GeometryError, NumericsError
 
 SPATIAL, TEMPORAL, CHANNELS = 8, 4, 16
 SIZE_STEP = 16  # a patch of 2 x 2 latents

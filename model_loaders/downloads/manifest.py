@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...host.errors import CheckpointError
+from ...errors import CheckpointError
 from .hub import RemoteFile, is_digest
 
 MANIFEST = ".cogvideox-download.json"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...host.errors import CheckpointError
+from ...errors import CheckpointError
 
 APACHE = ("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 COGVIDEOX = ("CogVideoX LICENSE", "https://huggingface.co/zai-org/CogVideoX-5b/blob/main/LICENSE")

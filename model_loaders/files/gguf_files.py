@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...host.errors import CheckpointError
-from ...host.quantized import GGUF_TYPES, gguf_tensor
+from ...errors import CheckpointError
+from .gguf_blocks import GGUF_TYPES, gguf_tensor
 from .gguf_guard import check_gguf_header
 from .headers import Entry, Header, damaged
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...host.errors import CheckpointError
+from ...errors import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ...host.errors import CheckpointError
-from ...host.gguf import BLOCK_TYPES, row_columns
-from ...host.quantized import dequantized, fp8_tensor, gguf_tensor, int8_tensor
+from ...errors import CheckpointError
+from ...host.quantized import dequantized, fp8_tensor, int8_tensor
+from .gguf_blocks import BLOCK_FORMATS, gguf_tensor
 from .headers import Entry, Header
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -54,8 +54,8 @@ def collect(header: Header, source: str) -> dict[str, Stored]:
         if match := _TORCHAO.match(name):
             if match["part"] in ("qdata", "int_data"):
                 found[match["module"] + ".weight"] = _torchao(entries, name, match)
-        elif (match := _BLOCKS.match(name)) and match["kind"] in BLOCK_TYPES and len(entry.shape) == 2:
-            shape = (entry.shape[0], row_columns(entry.shape[1], match["kind"]) or 0)
+        elif (match := _BLOCKS.match(name)) and match["kind"] in BLOCK_FORMATS and len(entry.shape) == 2:
+            shape = (entry.shape[0], BLOCK_FORMATS[match["kind"]].row_columns(entry.shape[1]) or 0)
             found[match["module"] + ".weight"] = Stored(Entry(shape, match["kind"]), name, blocks=match["kind"])
         else:
             scale = next((f"{module}.{s}" for s in _SCALES if leaf == "weight" and f"{module}.{s}" in entries), None)

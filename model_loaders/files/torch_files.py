@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ...host.errors import CheckpointError
+from ...errors import CheckpointError
 from .headers import Entry, Header, damaged
 
 # where trainers put the weights: PyTorch Lightning, DeepSpeed (SAT's mp_rank_00_model_states.pt), others

@@ -9,11 +9,11 @@ from pathlib import Path
 import comfy.model_patcher
 import torch
 
-from ...host.errors import CheckpointError
+from ...errors import CheckpointError
+from ...sockets.model import require_cogvideox_model
 from ..checkpoints import read_header
 from ..files.safetensors_files import looks_like_safetensors, open_safetensors
 from ..files.torch_files import looks_like_torch, open_torch
-from ..model import require_cogvideox_model
 from .layers import HEADER_KEY, SCALES, Layer, describe_layer, missing_alphas
 from .names import ALPHA, OWN_PREFIX, SortedKeys, sort_keys, spell_layers, split_key
 from .patches import load_patches

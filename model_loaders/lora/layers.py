@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...host.errors import CheckpointError
+from ...errors import CheckpointError
 from ..files.headers import json_metadata
 from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ...host.errors import CheckpointError
+from ...errors import CheckpointError
 
 OWN_PREFIX = "diffusion_model."  # of a layer in ComfyUI's MODEL
 # Spelled by our key map alone, never by that of another model: a key map with this name is a CogVideoX model's.

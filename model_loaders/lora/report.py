@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..variants import FAMILIES, describe_weights
+from ...sockets.families import FAMILIES
+from ..variants import describe_weights
 from .names import OWN_PREFIX, guess_family, split_key
 
 

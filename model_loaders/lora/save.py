@@ -8,8 +8,8 @@ import comfy.model_patcher
 import torch
 from comfy.weight_adapter import LoRAAdapter
 
-from ...host.errors import CheckpointError
-from ..model import require_cogvideox_model
+from ...errors import CheckpointError
+from ...sockets.model import require_cogvideox_model
 from .layers import HEADER_KEY
 from .names import OWN_PREFIX
 

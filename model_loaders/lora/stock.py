@@ -1,14 +1,15 @@
 """The same reading of LoRAs behind ComfyUI's own nodes: Load LoRA, its model-only form, hooks and bypass."""
 
-from ...host.lora_hook import hook_stock_lora_nodes
 from ...host.messages import show_on_running_node
+from ...host.patches import wrap_stock_lora_nodes
+from .apply import read_lora
 from .names import OWN_PREFIX, TELLTALE_NAME, spell_layers
 from .patches import load_patches
 
 
 def enable_stock_lora_nodes(model_class: type) -> None:
-    """Teach ComfyUI's LoRA functions the layers of `model_class`, once; see host.lora_hook."""
-    hook_stock_lora_nodes(model_class, _is_ours, _spell, load_patches, _prepare)
+    """Teach ComfyUI's LoRA functions the layers of `model_class`, once; see host.patches."""
+    wrap_stock_lora_nodes(model_class, _is_ours, _spell, load_patches, _prepare)
 
 
 def _is_ours(key_map: dict) -> bool:
@@ -21,8 +22,6 @@ def _spell(model: object) -> dict[str, str]:
 
 def _prepare(model: object, lora: dict, header: dict | None) -> dict:
     """The LoRA with what fits `model` checked and renamed; what is for a text encoder stays as it is."""
-    from .apply import read_lora  # it needs the model's class, whose module calls this one
-
     read = read_lora(lora, header, model, allow_none=True)
     text = read.report.skipped.get("for a text encoder", ())
     if not read.tensors:

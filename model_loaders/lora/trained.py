@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ...host.errors import CheckpointError
+from ...errors import CheckpointError
 from .names import ALPHA, DOWN, OWN_PREFIX, UP, split_key
 from .save import diffusers_lora
 

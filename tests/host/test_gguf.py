@@ -6,8 +6,8 @@ import pytest
 import torch
 from gguf import quants
 
-from cogvideox.host.errors import CheckpointError
-from cogvideox.host.quantized import GGUF_TYPES
+from cogvideox.errors import CheckpointError
+from cogvideox.model_loaders.files.gguf_blocks import GGUF_TYPES, gguf_tensor
 
 
 def random_blocks(qtype: str, rows: int = 6, blocks: int = 3, seed: int = 0) -> tuple[np.ndarray, int]:
@@ -30,7 +30,7 @@ def test_unpacked_weights_equal_the_gguf_package(qtype: str, dtype: torch.dtype)
     assert np.isfinite(want).all() and len(np.unique(want)) > 16
     from cogvideox.host import quantized
 
-    tensor = quantized.gguf_tensor(torch.from_numpy(data), qtype, (6, columns), dtype)
+    tensor = gguf_tensor(torch.from_numpy(data), qtype, (6, columns), dtype)
     assert tensor.shape == (6, columns)
     assert quantized.stored_bytes(tensor) == data.nbytes
     assert torch.equal(quantized.dequantized(tensor, torch.float32), torch.from_numpy(want))
@@ -47,8 +47,7 @@ def test_every_type_of_the_usual_files_is_unpacked_in_torch() -> None:
 
 def test_blocks_of_another_size_are_refused() -> None:
     """A damaged file must be named, not fail in a reshape in the middle of a run."""
-    from cogvideox.host import quantized
 
     for shape, size in (((4, 64), 34), ((4, 48), 51), ((4, 4, 64), 68), ((5, 64), 68)):
         with pytest.raises(CheckpointError, match="do not make a matrix.*damaged"):
-            quantized.gguf_tensor(torch.zeros(4, size, dtype=torch.uint8), "Q8_0", shape, torch.float32)
+            gguf_tensor(torch.zeros(4, size, dtype=torch.uint8), "Q8_0", shape, torch.float32)

@@ -6,9 +6,10 @@ import comfy.ops
 import pytest
 import torch
 
+from cogvideox.errors import CheckpointError
 from cogvideox.host import quantized
 from cogvideox.host import quantized_ops as ops
-from cogvideox.host.errors import CheckpointError
+from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
 from cogvideox.tests.support import relative_error
 
 MODES = quantized.QUANTIZED_MODES
@@ -108,7 +109,7 @@ def test_host_without_the_types_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(quantized, "_AVAILABLE", False)
     assert not quantized.is_quantized(codes)
     with pytest.raises(CheckpointError, match="GGUF weights cannot be held: its package comfy-kitchen"):
-        quantized.gguf_tensor(torch.zeros(2, 34, dtype=torch.uint8), "Q8_0", (2, 32), torch.float32)
+        gguf_tensor(torch.zeros(2, 34, dtype=torch.uint8), "Q8_0", (2, 32), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
@@ -164,7 +165,7 @@ def test_layer_takes_a_quantized_weight_as_it_is(mode: str, assign: bool) -> Non
 def each_kind() -> dict[str, Callable[[], torch.Tensor]]:
     blocks = torch.randint(0, 60, (48, 68), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
     kinds = {mode: lambda mode=mode: quantized.quantize(matrix(), mode, torch.float32) for mode in MODES}
-    return kinds | {"gguf": lambda: quantized.gguf_tensor(blocks, "Q8_0", (48, 64), torch.float32)}
+    return kinds | {"gguf": lambda: gguf_tensor(blocks, "Q8_0", (48, 64), torch.float32)}
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=needs_int8 if k == "int8" else ()) for k in each_kind()])

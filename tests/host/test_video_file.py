@@ -17,8 +17,8 @@ import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
 
-from cogvideox.host import video_file as files
-from cogvideox.host.errors import CheckpointError, GeometryError, NumericsError
+from cogvideox.errors import CheckpointError, GeometryError, NumericsError
+from cogvideox.media import video_file as files
 
 WIDTH, HEIGHT = 96, 64
 SIZE = (WIDTH, HEIGHT)

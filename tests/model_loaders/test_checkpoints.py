@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cogvideox.host.errors import CheckpointError
+from cogvideox.errors import CheckpointError
 from cogvideox.host.folders import find
-from cogvideox.model_loaders import autoencoder, checkpoints, text_encoder
+from cogvideox.model_loaders import checkpoints
+from cogvideox.model_loaders import load_text_encoder as text_encoder
+from cogvideox.model_loaders import load_vae as autoencoder
 
 
 @pytest.fixture
@@ -87,9 +89,9 @@ def test_what_is_no_pipeline(pipeline: Path) -> None:
 
 def test_swapped_components_are_named(pipeline: Path) -> None:
     """A transformer in the VAE loader is an easy slip; the message must say what it is."""
-    from cogvideox.model_loaders.autoencoder import load_vae
-    from cogvideox.model_loaders.model import load_model
-    from cogvideox.model_loaders.text_encoder import load_text_encoder
+    from cogvideox.model_loaders.load_model import load_model
+    from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+    from cogvideox.model_loaders.load_vae import load_vae
 
     with pytest.raises(CheckpointError, match="looks like a CogVideoX-like transformer, not a CogVideoX VAE"):
         load_vae(pipeline / "transformer")

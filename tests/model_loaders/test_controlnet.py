@@ -11,19 +11,20 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cogvideox import errors
 from cogvideox.devtools.embedded_checkpoint import write_controlnet
-from cogvideox.host import errors
-from cogvideox.model_loaders import controlnet
-from cogvideox.model_loaders.model import load_model
-from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.media.pictures import fit_pictures
+from cogvideox.model_loaders.load_controlnet import load_controlnet
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.nodes.controlnet import CogVideoXApplyControlNet
 from cogvideox.nodes.latent import CogVideoXEmptyLatent
 from cogvideox.nodes.sample import CogVideoXSample
+from cogvideox.sockets.controlnet import chain_control, check_model
 from cogvideox.tests.controlnet_reference import Controlled, ReferenceControl
 from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
 from cogvideox.transformer import attention
-from cogvideox.transformer import controlnet as controlnet_module
-from cogvideox.vae.pictures import fit_pictures
+from cogvideox.transformer import control_net as controlnet_module
 
 pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT, FRAMES, SEED, STEPS = 96, 64, 9, 42, 10
@@ -49,7 +50,7 @@ class Run:
         self.pipeline = reference_pipeline(pipeline)
         self.reference = ReferenceControl(folder)
         self.model = load_model(pipeline, "fp32")
-        self.net = controlnet.load_controlnet(folder, "fp32")
+        self.net = load_controlnet(folder, "fp32")
         clip = load_text_encoder(pipeline, "fp32")
         self.text = tuple(clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (PROMPT, NEGATIVE))
 
@@ -134,7 +135,7 @@ def test_run_equals_the_reference(
 def test_two_control_nets_equal_the_reference(run_5b: Run, nets: dict[str, Path]) -> None:
     """Edges and depth together: what both say is added, each with its own strength, range and number of layers."""
     videos = control_video(seed=3), control_video(seed=4)
-    other, reference = controlnet.load_controlnet(nets["other"], "fp32"), ReferenceControl(nets["other"])
+    other, reference = load_controlnet(nets["other"], "fp32"), ReferenceControl(nets["other"])
     first = apply(run_5b.text, run_5b.net, videos[0], 0.7)
     got = run_5b.ours(apply(first, other, videos[1], 0.4, end_percent=0.65))
     controls = [
@@ -150,7 +151,7 @@ def test_strength_zero_is_no_control(run_5b: Run) -> None:
     """Switched off, a control net must not change a bit, neither by the node's shortcut nor in sampling."""
     plain = run_5b.ours(run_5b.text)
     assert apply(run_5b.text, run_5b.net, strength=0.0) == run_5b.text
-    chained = controlnet.chain_control(list(run_5b.text), run_5b.net, control_video(), 0.0, (0.0, 1.0), False)
+    chained = chain_control(list(run_5b.text), run_5b.net, control_video(), 0.0, (0.0, 1.0), False)
     assert torch.equal(run_5b.ours(tuple(chained)), plain)
     never = apply(run_5b.text, run_5b.net, start_percent=0.999)
     assert torch.equal(run_5b.ours(never), plain)
@@ -207,7 +208,7 @@ def test_models_it_is_not_for_are_refused(run_5b: Run, tiny_pipelines: dict[str,
     """On another model the outputs are noise, or an error about shapes from deep inside."""
     model = load_model(tiny_pipelines[variant], "fp32").model
     with pytest.raises(errors.ConditioningError, match=r"is for CogVideoX-5b and .* width 64.*the model is CogVideoX"):
-        controlnet.check_model(run_5b.net.patcher.model.config, model)
+        check_model(run_5b.net.patcher.model.config, model)
 
 
 def test_refusals_reach_the_user_before_the_first_step(run_5b: Run, tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_refusals_reach_the_user_before_the_first_step(run_5b: Run, tmp_path: Pa
     with pytest.raises(errors.ConditioningError, match="of width 64.*the model is CogVideoX-5b of width 96"):
         run_5b.ours(apply(run_5b.text, run_5b.net), model=wide)
     with pytest.raises(errors.ConditioningError, match="the model is SimpleNamespace"):
-        controlnet.check_model(run_5b.net.patcher.model.config, SimpleNamespace())
+        check_model(run_5b.net.patcher.model.config, SimpleNamespace())
     with pytest.raises(errors.ConditioningError, match="is a ControlBase, not a CogVideoX control net"):
         apply(run_5b.text, comfy.controlnet.ControlBase())
 
@@ -312,7 +313,7 @@ def test_comfyui_manages_its_memory(run_5b: Run, nets: dict[str, Path]) -> None:
     assert not plain and not any(p.is_meta for p in patcher.model.parameters())
     control.pre_run(run_5b.model.model, run_5b.model.model.model_sampling.percent_to_sigma)
     (want,) = step(control, run_5b)
-    fresh = controlnet.load_controlnet(nets["5b"], "fp32").patcher
+    fresh = load_controlnet(nets["5b"], "fp32").patcher
     fresh.partially_load(torch.device("cpu"), extra_memory=fresh.model_size() // 3)
     assert [m for m in fresh.model.modules() if hasattr(m, "prev_comfy_cast_weights")], "nothing was streamed"
     control.patcher = control.previous_controlnet.patcher = fresh
@@ -346,7 +347,7 @@ def test_no_tensor_is_left_on_the_wrong_device(
     # tables are cached by device: none of this test's fakes may reach another
     for name in ("rotary_table", "sincos_table"):
         monkeypatch.setattr(controlnet_module, name, getattr(positions, name).__wrapped__.__wrapped__)
-    control = controlnet.load_controlnet(nets[variant], "fp32")
+    control = load_controlnet(nets[variant], "fp32")
     control.set_cond_hint(control_video(21).movedim(-1, 1))
     control.model_sampling = SimpleNamespace(timestep=lambda t: t, calculate_input=lambda t, x: x)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
@@ -367,7 +368,7 @@ def test_no_tensor_is_left_on_the_wrong_device(
 )
 def test_precisions(run_5b: Run, nets: dict[str, Path], dtype: str, tolerance: float) -> None:
     """Each weight_dtype of the loader must run and stay as near full precision as its numbers are."""
-    net = controlnet.load_controlnet(nets["5b"], dtype)
+    net = load_controlnet(nets["5b"], dtype)
     weights = {name: p.dtype for name, p in net.patcher.model.named_parameters()}
     if dtype == "fp8_e4m3fn":
         assert weights["transformer_blocks.0.attn1.to_q.weight"] == torch.float8_e4m3fn

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cogvideox.devtools.embedded_checkpoint import controlnet_config, empty_controlnet, write_controlnet
-from cogvideox.host.errors import CheckpointError
+from cogvideox.errors import CheckpointError
 from cogvideox.host.folders import list_control_nets
-from cogvideox.model_loaders import controlnet
+from cogvideox.model_loaders import load_controlnet as controlnet
 from cogvideox.model_loaders.checkpoints import check_component
 from cogvideox.nodes.controlnet import CogVideoXLoadControlNet
 

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cogvideox.host.compat import is_dynamic
 from cogvideox.host.quantized import is_quantized
 from cogvideox.host.quantized_patcher import DynamicQuantizedPatcher, QuantizedPatcher
-from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.load_model import load_model
 from cogvideox.samplers.comfy_sampler import schedule_sigmas
 from cogvideox.tests.support import ALL_VARIANTS
 from cogvideox.transformer import attention

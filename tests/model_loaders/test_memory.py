@@ -24,7 +24,7 @@ def fused_attention(q: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
 @pytest.mark.parametrize("variant", SIZES)
 def test_estimate_covers_the_peak(variant: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too low an estimate overflows the card in the middle of a run; too high a one evicts models in vain."""
-    from cogvideox.model_loaders import model as model_module
+    from cogvideox.sockets import model as model_module
 
     overrides, size = SIZES[variant]
     dit = model_module.build_dit(FULL_WIDTH | overrides, torch.bfloat16, None, comfy.ops.disable_weight_init)

@@ -7,11 +7,11 @@ import comfy.model_management
 import pytest
 import torch
 
-from cogvideox.host.errors import ConditioningError, GeometryError, NumericsError
-from cogvideox.model_loaders.autoencoder import load_vae
-from cogvideox.model_loaders.model import load_model
+from cogvideox.errors import ConditioningError, GeometryError, NumericsError
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.model_loaders.precision import choose_dtypes
-from cogvideox.model_loaders.text_encoder import load_text_encoder
 from cogvideox.tests.support import TEXT_TO_VIDEO, reference_transformer, relative_error, write_fp32
 
 CPU = torch.device("cpu")

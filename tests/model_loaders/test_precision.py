@@ -6,9 +6,9 @@ import comfy.model_management as mm
 import pytest
 import torch
 
-from cogvideox.host.errors import CheckpointError
+from cogvideox.errors import CheckpointError
 from cogvideox.model_loaders import precision
-from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.tests.quantized_models import (
     BOUNDS,
     GGUF_FILES,
@@ -26,6 +26,7 @@ from cogvideox.tests.quantized_models import (
     text_loader,
 )
 from cogvideox.tests.support import record_error, relative_error
+from cogvideox.transformer.parameter_types import is_block_matrix
 
 
 def allow_fast_modes(patch: pytest.MonkeyPatch) -> None:
@@ -54,7 +55,7 @@ def test_only_large_matrices_are_quantized(wide: Path, kind: str, monkeypatch: p
     model = load(wide, kind, monkeypatch)
     parameters = dict(model.model.diffusion_model.named_parameters())
     packed = {name for name, value in parameters.items() if quantized.is_quantized(value)}
-    blocks = {name for name in parameters if precision.is_block_matrix(name)}
+    blocks = {name for name in parameters if is_block_matrix(name)}
     assert len(blocks) == 2 * 6 and blocks <= packed
     assert packed == blocks or kind in GGUF_FILES  # what a file has quantised stays so
     compute = model.model.get_dtype_inference()
@@ -91,7 +92,7 @@ def test_default_keeps_what_the_file_holds(wide: Path, kind: str, monkeypatch: p
             assert torch.equal(value, quantized.dequantized(packed[name], torch.float16))
     changed = load_changed(wide, monkeypatch, change, weight_dtype="fp8_e4m3fn").model.diffusion_model
     names = {name for name, p in changed.named_parameters() if quantized.is_quantized(p)}
-    assert names == {name for name in packed if precision.is_block_matrix(name)}
+    assert names == {name for name in packed if is_block_matrix(name)}
 
 
 def test_plain_fp8_stays_fp8(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:

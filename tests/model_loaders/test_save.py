@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cogvideox.host import quantized, writer
-from cogvideox.host.errors import CheckpointError
+from cogvideox.errors import CheckpointError
+from cogvideox.host import quantized
 from cogvideox.host.folders import new_file
-from cogvideox.model_loaders import checkpoints, save
-from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders import checkpoints
+from cogvideox.model_loaders import save_model as save
+from cogvideox.model_loaders.files import safetensors_writer as writer
+from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests import layout_files as layouts
 from cogvideox.tests.support import ALL_VARIANTS
 

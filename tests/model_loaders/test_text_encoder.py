@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.model_loaders.text_encoder import load_text_encoder
-from cogvideox.model_loaders.tokenizer import CogVideoXTokenizer
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.sockets.tokenizer import CogVideoXTokenizer
 from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
 
 PROMPTS = {

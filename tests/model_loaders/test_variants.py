@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config, transformer_config
-from cogvideox.host.errors import CheckpointError
+from cogvideox.errors import CheckpointError
 from cogvideox.model_loaders import variants
 from cogvideox.model_loaders.checkpoints import open_component
-from cogvideox.model_loaders.model import build_dit
+from cogvideox.sockets.model import build_dit
 from cogvideox.tests.support import ALL_VARIANTS
 
 FAMILY_OF = dict(zip(ALL_VARIANTS, [f.name for f in variants.FAMILIES]))

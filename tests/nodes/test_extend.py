@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.host.errors import GeometryError
-from cogvideox.model_loaders.autoencoder import load_vae
-from cogvideox.model_loaders.model import load_model
-from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.errors import GeometryError
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nodes import extend
 from cogvideox.nodes.decode import CogVideoXDecode
 from cogvideox.nodes.sample import CogVideoXSample

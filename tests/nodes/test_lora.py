@@ -6,8 +6,8 @@ import folder_paths
 import pytest
 import torch
 
-from cogvideox.host.errors import CheckpointError
-from cogvideox.host.writer import write_tensors
+from cogvideox.errors import CheckpointError
+from cogvideox.model_loaders.files.safetensors_writer import write_tensors
 from cogvideox.nodes import lora as nodes
 from cogvideox.tests.lora_files import (
     ATTENTION,
@@ -101,7 +101,7 @@ def test_nothing_half_written_is_left(subject: Subject, tmp_path: Path, monkeypa
     """A disk that fills up or a run that is stopped must leave neither a broken LoRA nor a stray file."""
     save(tmp_path / "loras" / "a.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
     model = apply(subject.model, "a.safetensors")
-    from cogvideox.host import writer
+    from cogvideox.model_loaders.files import safetensors_writer as writer
 
     write = writer._write_tensor
 

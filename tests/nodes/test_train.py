@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cogvideox.host import errors
+from cogvideox import errors
 from cogvideox.host.training_mode import fresh_copy
+from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.lora.apply import apply_lora
-from cogvideox.model_loaders.model import load_model
 from cogvideox.nodes import train as nodes
 from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.tests import core_trainer

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideox.host.errors import TrainingError
-from cogvideox.model_loaders.autoencoder import load_vae
-from cogvideox.model_loaders.model import load_model
-from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.errors import TrainingError
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nano import world
 from cogvideox.nodes import training_clips as nodes
 from cogvideox.nodes.image import CogVideoXImageToVideo

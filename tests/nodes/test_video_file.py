@@ -15,10 +15,10 @@ import pytest
 import torch
 from comfy_api.latest import InputImpl
 
-from cogvideox.host import errors
-from cogvideox.host.video_file import FORMATS
-from cogvideox.model_loaders.autoencoder import load_vae
-from cogvideox.nodes import video_file as nodes
+from cogvideox import errors
+from cogvideox.media.video_file import FORMATS
+from cogvideox.model_loaders.load_vae import load_vae
+from cogvideox.nodes import decode_to_file as nodes
 
 CHANNELS = 16
 SETTINGS = {"fps": 8.0, "filename_prefix": "video/test", "format": "mp4 (h264)", "crf": 1, "memory": "auto"}
@@ -214,7 +214,7 @@ def test_bad_input(
 
 def test_no_room(monkeypatch: pytest.MonkeyPatch, vae: object, output: Path) -> None:
     """A full disk is found before decoding, for all videos of a batch together."""
-    from cogvideox.host import video_file as files
+    from cogvideox.media import video_file as files
 
     free = files.shutil.disk_usage(output)._replace(free=49_000_000)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: free)

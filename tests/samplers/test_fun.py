@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cogvideox.host.errors import ConditioningError, GeometryError, ScheduleError
+from cogvideox.errors import ConditioningError, GeometryError, ScheduleError
 from cogvideox.tests.support import check_parity, relative_error, write_fp32
 from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures
 

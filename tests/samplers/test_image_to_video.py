@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.host.errors import ConditioningError, GeometryError
+from cogvideox.errors import ConditioningError, GeometryError
 from cogvideox.samplers.noise import drawn_before
 from cogvideox.tests.support import check_parity, relative_error, write_fp32
 from cogvideox.tests.tasks import HEIGHT, SEED, WIDTH, Task, pictures, posterior_mode  # noqa: F401

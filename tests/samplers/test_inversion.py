@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cogvideox.host import errors as errors_module
-from cogvideox.host.errors import GeometryError
-from cogvideox.model_loaders.model import load_model
-from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox import errors as errors_module
+from cogvideox.errors import GeometryError
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.nodes import sample as sample_module
 from cogvideox.nodes.invert import CogVideoXFollowVideo, CogVideoXInvert
 from cogvideox.nodes.sample import CogVideoXSample

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.host.errors import ConditioningError, GeometryError
-from cogvideox.model_loaders.model import load_model, patch_positions
+from cogvideox.errors import ConditioningError, GeometryError
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.sockets.model import patch_positions
 from cogvideox.tests.support import check_parity, reference_transformer, relative_error, write_fp32
 from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.model_loaders.model import load_model
-from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.nodes.latent import CogVideoXEmptyLatent
 from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.nodes.text import CogVideoXEncodeText

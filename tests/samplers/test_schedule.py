@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config
-from cogvideox.host.errors import ScheduleError
+from cogvideox.errors import ScheduleError
 from cogvideox.samplers import comfy_sampler as comfy_sampler_module
 from cogvideox.samplers.schedule import alphas_cumprod, next_timesteps, trailing_timesteps
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.host.errors import GeometryError
+from cogvideox.errors import GeometryError
 from cogvideox.nodes import sample, video
 from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, relative_error, write_fp32
 from cogvideox.tests.tasks import HEIGHT, SEED, WIDTH, Task, as_frames, pictures, posterior_mode  # noqa: F401

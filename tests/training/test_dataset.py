@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideox.host.errors import TrainingError
-from cogvideox.model_loaders.autoencoder import load_vae
-from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.errors import TrainingError
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nano import world
 from cogvideox.tests.clip_files import write_video
 from cogvideox.tests.support import check_parity
@@ -265,7 +265,7 @@ def test_pieces_of_a_long_clip(models: Models, tmp_path: Path) -> None:
 
 def test_full_disk(models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is said, leaves no half file, and what was kept before is taken again."""
-    from cogvideox.host import writer
+    from cogvideox.model_loaders.files import safetensors_writer as writer
 
     original, written = writer._write_tensor, []
 

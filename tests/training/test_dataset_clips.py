@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cogvideox.host.errors import GeometryError, TrainingError
+from cogvideox.errors import GeometryError, TrainingError
 from cogvideox.tests.clip_files import write_video
 from cogvideox.training import clips, frames
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.host.errors import TrainingError
-from cogvideox.model_loaders.model import load_model
+from cogvideox.errors import TrainingError
+from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import command_of
 from cogvideox.training import checkpoint, loop
 from cogvideox.training.lora import attach_lora

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cogvideox.host import errors
-from cogvideox.model_loaders import model as model_loader
+from cogvideox import errors
+from cogvideox.model_loaders import load_model as model_loader
 from cogvideox.model_loaders import precision as precision_module
 from cogvideox.model_loaders.lora import apply
 from cogvideox.tests.quantized_models import KINDS, load

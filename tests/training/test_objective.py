@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.host import errors
-from cogvideox.model_loaders import model as model_loader
+from cogvideox import errors
+from cogvideox.model_loaders import load_model as model_loader
 from cogvideox.tests.support import check_parity, reference_transformer
 from cogvideox.training import objective as objectives
 

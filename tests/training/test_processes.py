@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
-from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import command_of
 from cogvideox.training.blocks import call_blocks
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cogvideox import errors
 from cogvideox.devtools.paths import ROOT
-from cogvideox.host import errors
+from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.lora.apply import apply_lora, open_lora
-from cogvideox.model_loaders.model import load_model
 from cogvideox.training import headless
 from cogvideox.training import recipe as recipes
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cogvideox.devtools.embedded_checkpoint import write_controlnet
-from cogvideox.model_loaders.controlnet import load_controlnet
-from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.load_controlnet import load_controlnet
+from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.controlnet_reference import ReferenceControl, reference_rotary
 from cogvideox.tests.support import check_parity, reference_transformer
 

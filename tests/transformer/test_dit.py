@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cogvideox.model_loaders.model import load_model
+from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import ALL_VARIANTS, check_parity, reference_transformer, write_fp32
 
 # Latent (T, H, W); 5b-I2V's learned table fits one size a checkpoint, so its second size is another checkpoint's.

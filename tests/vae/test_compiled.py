@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nodes.decode import CogVideoXDecode
 from cogvideox.tests.support import check_parity
 from cogvideox.vae import compiled

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cogvideox.host.errors import GeometryError
+from cogvideox.errors import GeometryError
 from cogvideox.vae import geometry
 
 

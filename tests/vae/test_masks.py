@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cogvideox.host.errors import GeometryError
+from cogvideox.errors import GeometryError
+from cogvideox.media import masks
 from cogvideox.tests.support import check_parity
-from cogvideox.vae import masks
 
 T, H, W = 3, 8, 12  # of the latent: 9 frames of 96 x 64
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.host.errors import GeometryError
-from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.errors import GeometryError
+from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nodes.decode import CogVideoXDecode
 from cogvideox.tests.support import check_parity, relative_error
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cogvideox.host.errors import GeometryError
+from cogvideox.errors import GeometryError
+from cogvideox.media import pictures
 from cogvideox.tests.support import relative_error
-from cogvideox.vae import pictures
 
 
 def square(rows: int, columns: int, side: int) -> torch.Tensor:

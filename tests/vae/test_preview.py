@@ -12,10 +12,11 @@ import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from PIL import Image
 
-from cogvideox.host.flipbook import Flipbook, preview_sender
-from cogvideox.model_loaders.model import CogVideoXLatent
-from cogvideox.model_loaders.preview import enable_previews, make_renderers
-from cogvideox.model_loaders.tiny import open_tiny_decoder
+from cogvideox.host.previews import preview_sender
+from cogvideox.media.flipbook import Flipbook
+from cogvideox.model_loaders.load_tiny_decoder import first_tiny_decoder, open_tiny_decoder
+from cogvideox.sockets.model import CogVideoXLatent
+from cogvideox.sockets.previews import enable_previews, make_renderers
 from cogvideox.tests.support import check_parity
 from cogvideox.tests.tiny_decoders import NAME, write_tiny_decoder
 
@@ -29,7 +30,7 @@ def latent_format(monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(latent_preview, "get_previewer", stock)
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
     made = CogVideoXLatent(SCALE)
-    enable_previews(made, 8.0)
+    enable_previews(made, 8.0, first_tiny_decoder)
     return made
 
 
@@ -87,15 +88,14 @@ def test_tiny_decoder_sees_unscaled_latents(latent_format: object, approximation
 def test_pictures_fit_comfyuis_preview_size(latent_format: object, approximations: Path) -> None:
     """A full size clip would take seconds to send."""
     write_tiny_decoder(approximations / NAME)
-    make = make_renderers
-    frames, _ = make(torch.device("cpu"), latent_format, True, 20)[0](clip(3))
+    frames, _ = make_renderers(first_tiny_decoder, torch.device("cpu"), latent_format, True, 20)[0](clip(3))
     assert frames.shape == (3, 13, 20, 3)
 
 
 @pytest.mark.parametrize(("count", "shown"), ((1, 1), (13, 13), (24, 24), (41, 24)))
 def test_long_clips_are_thinned_out_at_their_own_speed(count: int, shown: int) -> None:
     """161 frames at 16 a second last 10 seconds, in the preview too."""
-    from cogvideox.vae import preview
+    from cogvideox.media import preview_frames as preview
 
     indices = preview.spread(count)
     assert len(indices) == shown and indices[0] == 0 and indices[-1] == count - 1 and len(set(indices)) == shown
@@ -113,7 +113,7 @@ def test_other_models_and_packs_keep_their_previewers(latent_format: object, mon
     assert type(previewer(comfy.latent_formats.HunyuanVideo())) is latent_preview.Latent2RGBPreviewer
     other = SimpleNamespace(decode_latent_to_preview=None)
     monkeypatch.setattr(latent_preview, "get_previewer", lambda device, latent_format: other)
-    enable_previews(latent_format, 8.0)
+    enable_previews(latent_format, 8.0, first_tiny_decoder)
     assert previewer(latent_format) is other
 
 

@@ -10,9 +10,10 @@ import comfy.ops
 import pytest
 import torch
 
-from cogvideox.host.errors import GeometryError, NumericsError
+from cogvideox.errors import GeometryError, NumericsError
 from cogvideox.host.ops import adopt_ops
-from cogvideox.model_loaders import autoencoder
+from cogvideox.model_loaders.load_vae import load_vae
+from cogvideox.sockets import vae as vae_socket
 from cogvideox.tests.fake_card import CARD, fake_card
 from cogvideox.tests.peak_bytes import PeakBytes
 from cogvideox.tests.support import check_parity, relative_error
@@ -202,13 +203,13 @@ def test_other_errors_are_not_taken_for_it(networks: tuple, monkeypatch: pytest.
 
 @pytest.fixture(scope="module")
 def vae(tiny_pipelines: dict[str, Path]) -> object:
-    return autoencoder.load_vae(tiny_pipelines["5b"], "fp32")
+    return load_vae(tiny_pipelines["5b"], "fp32")
 
 
 def test_fallback_is_said(vae: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a word the user would wonder why this run is slow, and why that one was not."""
     said: list[str] = []
-    monkeypatch.setattr(autoencoder, "show_on_running_node", said.append)
+    monkeypatch.setattr(vae_socket, "show_on_running_node", said.append)
     z = video(1, 16, 3, 8, 12)
     want = vae.decode(z)
     failing(monkeypatch, lambda plan, number: number == 3)

@@ -9,11 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cogvideox.host.errors import NumericsError
-from cogvideox.model_loaders.tiny import open_tiny_decoder
+from cogvideox.errors import NumericsError
+from cogvideox.model_loaders.load_tiny_decoder import load_tiny_decoder, open_tiny_decoder
+from cogvideox.sockets.draft import decode_draft
 from cogvideox.tests.support import check_parity, relative_error
 from cogvideox.tests.tiny_decoders import NAME, reference, write_tiny_decoder
-from cogvideox.vae.tiny import VALUES_PER_PIXEL
+from cogvideox.vae.tiny_decoder import VALUES_PER_PIXEL
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,7 @@ def latents(count: int, batch: int = 1) -> torch.Tensor:
 
 
 def decode(file: Path, samples: torch.Tensor) -> torch.Tensor:
-    from cogvideox.model_loaders import tiny
-
-    return tiny.decode_draft(tiny.load_tiny_decoder(file), samples)
+    return decode_draft(load_tiny_decoder(file), samples)
 
 
 @pytest.mark.parametrize("count", (1, 2, 3, 4, 5, 13))
@@ -127,8 +126,8 @@ def test_room_that_a_draft_asks_for(file: Path) -> None:
 
 def test_what_is_no_taecvx_is_refused_with_its_name(tmp_path: Path) -> None:
     """Another model's tiny decoder under this name, a web page or half a download: say so before any work."""
-    from cogvideox.host import errors
-    from cogvideox.model_loaders import tiny
+    from cogvideox import errors
+    from cogvideox.model_loaders import load_tiny_decoder as tiny
 
     whole = write_tiny_decoder(tmp_path / NAME)
     page, half, other = (tmp_path / name for name in ("taecvx_page.pth", "taecvx_half.safetensors", "taecvx_48.pth"))
@@ -153,7 +152,7 @@ def test_what_is_no_taecvx_is_refused_with_its_name(tmp_path: Path) -> None:
 
 def test_bad_latents_are_refused_before_any_work(file: Path) -> None:
     """Another model's latent, or one of NaN, gets the exact decoder's message, not a picture of noise."""
-    from cogvideox.host import errors
+    from cogvideox import errors
 
     with pytest.raises(errors.GeometryError, match="16"):
         decode(file, torch.zeros(1, 4, 3, 4, 6))

@@ -12,7 +12,7 @@ import pytest
 from cogvideox.model_loaders.downloads import download as downloads
 from cogvideox.model_loaders.downloads import hub as hub_module
 from cogvideox.model_loaders.downloads import manifest as manifests
-from cogvideox.model_loaders.variants import FAMILIES
+from cogvideox.sockets.families import FAMILIES
 from cogvideox.tests.file_server import BIG, REPOSITORY, Fault, FileServer, running_hub
 
 DownloadError = hub_module.DownloadError

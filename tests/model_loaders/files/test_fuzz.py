@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from cogvideox.errors import CheckpointError
 from cogvideox.host import quantized
-from cogvideox.host.errors import CheckpointError
 from cogvideox.model_loaders import checkpoints
-from cogvideox.model_loaders.autoencoder import load_vae
-from cogvideox.model_loaders.model import load_model
-from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.tests import layout_files as layouts
 from cogvideox.tests.support import FUZZ, write_fp32
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cogvideox.host.errors import CheckpointError
+from cogvideox.errors import CheckpointError
 from cogvideox.model_loaders import checkpoints
-from cogvideox.model_loaders.autoencoder import load_vae
-from cogvideox.model_loaders.model import load_model
-from cogvideox.model_loaders.text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nodes.text import CogVideoXEncodeText
 from cogvideox.tests import layout_files as layouts
 
@@ -206,7 +206,7 @@ def test_weights_that_are_no_numbers(tiny_pipelines: dict[str, Path], tmp_path: 
             if name in held:
                 held[name].view(-1)[5] = float("nan")
                 layouts.write_safetensors(file, held)
-    from cogvideox.host.errors import NumericsError
+    from cogvideox.errors import NumericsError
 
     model = load_model(pipeline, "fp32")
     with pytest.raises(NumericsError, match=f"timestep 999 is .*own weights are not: {broken['transformer']}"):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from cogvideox.errors import CheckpointError
 from cogvideox.host import quantized
-from cogvideox.host.errors import CheckpointError
 from cogvideox.model_loaders import checkpoints, variants
-from cogvideox.model_loaders.autoencoder import load_vae
+from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.tests import layout_files as layouts
 from cogvideox.tests.support import ALL_VARIANTS, LAYOUT_MATRIX
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cogvideox.model_loaders import checkpoints, variants
-from cogvideox.model_loaders.model import load_model
-from cogvideox.model_loaders.text_encoder import t5_shapes
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_text_encoder import t5_shapes
 from cogvideox.tests import hollow_files as hollow
 from cogvideox.tests import layout_files as layouts
 

@@ -8,9 +8,9 @@ import comfy.sd
 import pytest
 import torch
 
+from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.lora import apply as lora
 from cogvideox.model_loaders.lora.layers import SCALES
-from cogvideox.model_loaders.model import load_model
 from cogvideox.tests.lora_files import (
     ALPHA,
     ALPHAS,

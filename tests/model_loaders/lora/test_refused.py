@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.host.errors import CheckpointError
+from cogvideox.errors import CheckpointError
 from cogvideox.model_loaders.lora import apply as lora
 from cogvideox.model_loaders.lora.report import misfit_message
 from cogvideox.model_loaders.lora.stock import enable_stock_lora_nodes
-from cogvideox.model_loaders.model import CogVideoXModel
+from cogvideox.sockets.model import CogVideoXModel
 from cogvideox.tests.lora_files import (
     ATTENTION,
     Files,

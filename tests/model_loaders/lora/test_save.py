@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy.weight_adapter import LoHaAdapter
 
-from cogvideox.host.errors import CheckpointError
+from cogvideox.errors import CheckpointError
 from cogvideox.model_loaders.lora import apply as lora
 from cogvideox.model_loaders.lora import save as lora_save
 from cogvideox.tests.lora_files import (

@@ -1,7 +1,6 @@
-"""A CogVideoX transformer as a ComfyUI MODEL."""
+"""MODEL: a CogVideoX transformer as ComfyUI's BaseModel, its noise levels and its latent format."""
 
 import inspect
-from pathlib import Path
 
 import comfy.conds
 import comfy.latent_formats
@@ -9,27 +8,17 @@ import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.model_sampling
-import comfy.ops
-import comfy.patcher_extension
 import comfy.supported_models_base
-import comfy.utils
 import torch
 
-from ..host.compat import is_dynamic, model_patcher_class
-from ..host.errors import CheckpointError, ConditioningError, NumericsError
+from ..errors import CheckpointError, ConditioningError, NumericsError
 from ..host.ops import adopt_ops
 from ..host.quantized import dequantized
-from ..host.quantized_patcher import adopt_patcher
 from ..samplers.conditioning import concat_channels, image_scale
-from ..samplers.outer_sample import sample_checked
 from ..samplers.schedule import alphas_cumprod
 from ..transformer import POSITIONS
-from .checkpoints import Weights, open_component, require_fit
-from .lora.stock import enable_stock_lora_nodes
-from .precision import Precision, check_precision, choose_precision, parameter_dtype
-from .preview import enable_previews
-from .quantization import any_gguf, convert_transformer_weights
-from .variants import Family, detect_family, resolve_config, resolve_snr_shift
+from ..transformer.parameter_types import parameter_dtype
+from .families import Family
 
 # One row a latent channel, one column a colour. Fitted for CogVideoX's 16-channel latent by the author of
 # ComfyUI-CogVideoXWrapper (kijai/ComfyUI-CogVideoXWrapper, latent_preview.py), rounded here.
@@ -245,52 +234,6 @@ def build_dit(config: dict, storage: torch.dtype, compute: torch.dtype | None, o
     return model.eval()
 
 
-def load_model(
-    path: Path, weight_dtype: str = "default", disable_dynamic: bool = False
-) -> comfy.model_patcher.ModelPatcher:
-    """Load the transformer at `path` (see checkpoints.open_component) as a MODEL.
-
-    weight_dtype: one of precision.PRECISIONS. disable_dynamic: ComfyUI asks for it when it clones a model.
-
-    Raises CheckpointError where the weights are not a CogVideoX transformer, or the device cannot run the precision.
-    """
-    check_precision(weight_dtype, mm.get_torch_device())
-    weights = open_component(path, "transformer")
-    patcher = _build_patcher(weights, weight_dtype, disable_dynamic)
-    patcher.cached_patcher_init = (load_model, (path, weight_dtype))
-    return patcher
-
-
-def _build_patcher(weights: Weights, weight_dtype: str, disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
-    state_dict = weights.state_dict
-    config = resolve_config(state_dict, weights.config, str(weights.path))
-    family = detect_family(config)
-    load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
-    precision = choose_precision(weight_dtype, family.trained_dtype, state_dict, load_device)
-    gguf = precision.keeps and any_gguf(state_dict)
-    vae_config = weights.siblings.get("vae", {})
-    model_config = CogVideoXConfig(
-        config,
-        family,
-        vae_config.get("scaling_factor", family.vae_scaling_factor),
-        resolve_snr_shift(weights.siblings.get("scheduler"), family, str(weights.path)),
-        vae_config.get("invert_scale_latents", family.inverts_image_scale),
-    )
-    model_config.set_inference_dtype(precision.storage, precision.compute)
-    model_config.custom_operations = precision.operations
-    enable_stock_lora_nodes(CogVideoXModel)
-    enable_previews(model_config.latent_format, fps=16.0 if family.patch_size_t else 8.0)  # as the models were trained
-    model = CogVideoXModel(model_config)
-    patcher_class = model_patcher_class(disable_dynamic or gguf)
-    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
-    if precision.operations:
-        adopt_patcher(patcher)
-    source = str(weights.path)
-    assign_weights(model.diffusion_model, state_dict, not is_dynamic(patcher), source, precision)
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox", sample_checked)
-    return patcher
-
-
 def require_cogvideox_model(model: object) -> None:
     """Raises CheckpointError for a MODEL that our loaders did not make."""
     if not isinstance(getattr(model, "model", None), CogVideoXModel):
@@ -319,22 +262,3 @@ def patch_positions(
     options = patched.model_options.get("transformer_options", {})
     patched.model_options["transformer_options"] = {**options, POSITIONS: {"riflex": riflex, "resample": resample}}
     return patched
-
-
-def assign_weights(
-    module: torch.nn.Module,
-    state_dict: dict[str, torch.Tensor],
-    cast: bool,
-    source: str,
-    precision: Precision = Precision(torch.float32, None),
-) -> None:
-    """Make the mapped tensors, which are taken out of `state_dict`, the module's parameters.
-
-    cast: to the types that the module has on the meta device; what has its type already is not copied.
-    precision: what is quantised, or stays so; plain by default.
-
-    Raises CheckpointError naming what is missing, left over or of another shape.
-    """
-    require_fit({name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}, state_dict, source)
-    module.load_state_dict(convert_transformer_weights(module, state_dict, precision, cast), assign=True)
-    module.requires_grad_(False)

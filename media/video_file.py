@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from comfy.cli_args import args
 
-from .compat import throw_if_interrupted
-from .errors import CheckpointError, GeometryError, NumericsError
-from .output import new_output_path
+from ..errors import CheckpointError, GeometryError, NumericsError
+from ..host.compat import throw_if_interrupted
+from ..host.output import new_output_path
 
 MIN_FPS, MAX_FPS, MAX_CRF = 0.01, 1000.0, 63
 _LEAST_ROOM = 50_000_000

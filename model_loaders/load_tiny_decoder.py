@@ -1,22 +1,22 @@
-"""taecvx, CogVideoX's tiny decoder, from a file to pictures."""
+"""taecvx, CogVideoX's tiny decoder, from its file to a module or a patcher."""
 
+import logging
 from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
-import comfy.utils
 import torch
 
-from ..host.compat import model_patcher_class, throw_if_interrupted
-from ..host.errors import CheckpointError, NumericsError
+from ..errors import CheckpointError
+from ..host.compat import model_patcher_class
+from ..host.folders import find, list_files
 from ..host.ops import adopt_ops
-from ..vae.geometry import SPATIAL, check_latents, video_frames
-from ..vae.tiny import VALUES_PER_PIXEL, TinyDecoder, build_tiny_decoder
+from ..vae.tiny_decoder import TinyDecoder, build_tiny_decoder
 from .files.safetensors_files import looks_like_safetensors, open_safetensors, read_safetensors_header
 from .files.torch_files import looks_like_torch, open_torch
 
-TINY_PREFIX = "taecvx"  # as madebyollin/taehv names the files
+TINY_FOLDER, TINY_PREFIX = "vae_approx", "taecvx"  # as madebyollin/taehv names the files
 
 
 def open_tiny_decoder(path: Path, device: torch.device, one_per_latent: bool = False) -> TinyDecoder:
@@ -33,6 +33,27 @@ def open_tiny_decoder(path: Path, device: torch.device, one_per_latent: bool = F
     return decoder.eval().requires_grad_(False)
 
 
+def list_tiny_decoders() -> list[str]:
+    """The tiny decoder's files in models/vae_approx."""
+    return [name for name in list_files(TINY_FOLDER) if name.rsplit("/", 1)[-1].startswith(TINY_PREFIX)]
+
+
+def first_tiny_decoder(device: torch.device) -> TinyDecoder | None:
+    """The first of the tiny decoder's files on `device`, for previews; None, and a line in the log, without one."""
+    names = list_tiny_decoders()
+    if not names:
+        logging.warning(
+            f"Previews of method taesd need {TINY_PREFIX}.pth or {TINY_PREFIX}.safetensors (repository "
+            f"madebyollin/taehv) in models/{TINY_FOLDER}; CogVideoX's previews are rough without it."
+        )
+        return None
+    try:
+        return open_tiny_decoder(find(names[0], TINY_FOLDER), device, one_per_latent=True).to(device)
+    except (CheckpointError, OSError, RuntimeError) as error:
+        logging.warning(f"CogVideoX's previews are rough, without the tiny decoder: {error}")
+        return None
+
+
 def check_tiny_decoder(path: Path) -> None:
     """Raises CheckpointError for what load_tiny_decoder would refuse."""
     build_tiny_decoder(_read(path), str(path))
@@ -47,33 +68,6 @@ def load_tiny_decoder(path: Path) -> comfy.model_patcher.ModelPatcher:
     decoder = open_tiny_decoder(path, device)
     # 20 MB need no loading on demand
     return model_patcher_class(True)(decoder, load_device=device, offload_device=mm.vae_offload_device())
-
-
-def decode_draft(patcher: comfy.model_patcher.ModelPatcher, samples: torch.Tensor) -> torch.Tensor:
-    """Unscaled latents [B, 16, n, h, w] to frames [B, 4 n - 3, 8 h, 8 w, 3] in 0 .. 1, one at a time.
-
-    Raises GeometryError for another model's latent, NumericsError for one that is not a number.
-    """
-    check_latents(samples)
-    decoder, device = patcher.model, patcher.load_device
-    dtype = next(decoder.parameters()).dtype
-    batch, _, count, height, width = samples.shape
-    size = height * SPATIAL, width * SPATIAL
-    mm.load_models_gpu([patcher], memory_required=VALUES_PER_PIXEL * size[0] * size[1] * dtype.itemsize)
-    out = torch.empty((batch, video_frames(count), *size, 3), device=mm.intermediate_device())
-    bar = comfy.utils.ProgressBar(batch * len(out[0]))
-    with torch.no_grad():
-        for video, latents in zip(out, samples.split(1)):
-            for index, frame in enumerate(decoder.stream(latents.to(device, dtype))):
-                throw_if_interrupted()
-                video[index] = frame.movedim(0, -1)  # [3, H, W] -> [H, W, 3]
-                bar.update(1)
-    if not torch.isfinite(out).all():
-        raise NumericsError(
-            f"The draft is not a number (NaN or infinity) in {dtype}, though its latent is. Fetch the tiny decoder "
-            "again, or decode with CogVideoX Decode."
-        )
-    return out
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

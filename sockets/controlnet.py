@@ -1,28 +1,18 @@
-"""A CogVideoX control net as a ComfyUI CONTROL_NET."""
+"""CONTROL_NET: a CogVideoX control net behind ComfyUI's socket."""
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Callable
 
 import comfy.controlnet
 import comfy.model_management as mm
 import comfy.model_patcher
-import comfy.ops
-import comfy.utils
 import torch
 
-from ..host.compat import is_dynamic, model_patcher_class
-from ..host.errors import CheckpointError, ConditioningError, GeometryError
-from ..host.ops import adopt_ops
-from ..vae.geometry import CHANNELS, SPATIAL, latent_frames, video_frames
-from ..vae.pictures import fit_pictures
-from .checkpoints import open_component
-from .model import CogVideoXModel, assign_weights
-from .precision import choose_dtypes, parameter_dtype
-from .variants import FAMILIES, Family
-
-PIXEL_CHANNELS = 3
+from ..errors import ConditioningError, GeometryError
+from ..media.pictures import fit_pictures
+from ..vae.geometry import SPATIAL, latent_frames, video_frames
+from .families import FAMILIES, Family
+from .model import CogVideoXModel
 
 
 class CogVideoXControl(comfy.controlnet.ControlBase):
@@ -164,130 +154,6 @@ def base_family(config: object) -> Family:
     """The text to video model whose positions a control net with `config` has."""
     rotary = config.use_rotary_positional_embeddings
     return next(f for f in FAMILIES if f.task == "text" and f.patch_size_t is None and f.rotary == rotary)
-
-
-def load_controlnet(path: Path, weight_dtype: str = "default") -> CogVideoXControl:
-    """Load the control net at `path` (see checkpoints.open_component) as a CONTROL_NET.
-
-    weight_dtype: a key of precision.WEIGHT_DTYPES.
-
-    Raises CheckpointError where the weights are not a CogVideoX control net, or one that no model could use.
-    """
-    return CogVideoXControl(_load_patcher(path, weight_dtype))
-
-
-def _load_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    weights = open_component(path, "controlnet")
-    state_dict, source = weights.state_dict, str(weights.path)
-    config = resolve_control_config(state_dict, weights.config, source)
-    load_device = mm.get_torch_device()
-    storage, compute = choose_dtypes(
-        weight_dtype,
-        base_family(config).trained_dtype,
-        comfy.utils.weight_dtype(state_dict),
-        comfy.utils.calculate_parameters(state_dict),
-        load_device,
-    )
-    net = build_control_net(config, storage, compute)
-    patcher = model_patcher_class(disable_dynamic)(
-        net, load_device=load_device, offload_device=mm.unet_offload_device()
-    )
-    assign_weights(net, state_dict, cast=not is_dynamic(patcher), source=source)
-    patcher.cached_patcher_init = (_load_patcher, (path, weight_dtype))
-    return patcher
-
-
-def build_control_net(config: object, storage: torch.dtype, compute: torch.dtype | None) -> torch.nn.Module:
-    """An empty CogVideoXControlNet on the meta device, every leaf a ComfyUI operation, every parameter of its final
-    type."""
-    from ..transformer.controlnet import CogVideoXControlNet
-
-    with torch.device("meta"):
-        net = CogVideoXControlNet(config)
-    net.dtype = compute or storage
-    for name, parameter in net.named_parameters():
-        parameter.data = parameter.data.to(parameter_dtype(name, parameter.ndim, storage, compute))
-    adopt_ops(net, comfy.ops.pick_operations(storage, compute))
-    return net.eval()
-
-
-def resolve_control_config(state_dict: Mapping[str, torch.Tensor], config: Mapping | None, source: str) -> object:
-    """The ControlConfig of some weights.
-
-    config: the config.json beside the weights; None takes that of the published control nets, from the shapes.
-    source: path for messages.
-
-    Raises CheckpointError where config and weights contradict each other, or for a control net that cannot run here.
-    """
-    from ..transformer.controlnet import ControlConfig
-
-    shape = control_shape(state_dict)
-    if config is None:
-        config = _published_config(shape, source)
-    known = {f.name for f in fields(ControlConfig)}
-    claimed = ControlConfig(**{k: v for k, v in config.items() if k in known})
-    pairs = {"width": (claimed.dim, shape.pop("dim"))}
-    pairs["pixels a latent"] = (claimed.in_channels * claimed.downscale_coef**2, shape.pop("pixels"))
-    pairs |= {k: (config[k], v) for k, v in shape.items() if k in config}
-    found = [f"{name} {ours} against {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
-    if found:
-        raise CheckpointError(
-            f"config.json and the weights in {source} do not belong together: {'; '.join(found)} (config against "
-            "weights). Put the config.json of this very control net beside its weights."
-        )
-    _require_runnable(claimed, source)
-    return ControlConfig(**{k: v for k, v in config.items() if k in known} | shape)
-
-
-def control_shape(state_dict: Mapping[str, torch.Tensor]) -> dict:
-    """The part of a control net's config that weights tell by their shapes alone; "pixels" is channels times pixels
-    that go into one latent pixel."""
-    dim, text_embed_dim = state_dict["patch_embed.text_proj.weight"].shape
-    pixels = state_dict["controlnet_encode_first.0.weight"].shape[1]
-    projector = state_dict.get("out_projectors.0.weight")
-    return {
-        "dim": dim,
-        "pixels": pixels,
-        "vae_channels": state_dict["patch_embed.proj.weight"].shape[1] - pixels // 4,
-        "num_layers": 1 + max(int(k.split(".")[1]) for k in state_dict if k.startswith("transformer_blocks.")),
-        "time_embed_dim": state_dict["time_embedding.linear_1.weight"].shape[0],
-        "text_embed_dim": text_embed_dim,
-        "out_proj_dim": None if projector is None else projector.shape[0],
-    }
-
-
-def _published_config(shape: dict, source: str) -> dict:
-    """Heads of 64 channels, and the positions of the text to video model whose width the outputs have."""
-    output_dim = shape["out_proj_dim"] or shape["dim"]
-    for family in FAMILIES:
-        if family.task == "text" and family.patch_size_t is None and family.heads * 64 == output_dim:
-            return {
-                "num_attention_heads": shape["dim"] // 64,
-                "attention_head_dim": 64,
-                "use_rotary_positional_embeddings": family.rotary,
-            }
-    raise CheckpointError(
-        f"{source} has no config.json beside it, and no CogVideoX model has its width of {output_dim}. Put the control "
-        "net's config.json beside its weights, and choose the folder."
-    )
-
-
-def _require_runnable(config: object, source: str) -> None:
-    problems = []
-    if config.downscale_coef != SPATIAL:
-        problems.append(f"shrinks the control video by {config.downscale_coef}, not by {SPATIAL} as CogVideoX's VAE")
-    if (config.in_channels, config.vae_channels) != (PIXEL_CHANNELS, CHANNELS):
-        problems.append(
-            f"takes {config.in_channels} colour and {config.vae_channels} latent channels, not {PIXEL_CHANNELS} and "
-            f"{CHANNELS}"
-        )
-    if config.use_learned_positional_embeddings:
-        problems.append("has a learned position table, which no text to video model has")
-    if problems:
-        raise CheckpointError(
-            f"The control net in {source} {' and '.join(problems)}, so it fits no CogVideoX model. Choose a control "
-            "net made for CogVideoX-2b or CogVideoX-5b."
-        )
 
 
 def chain_control(

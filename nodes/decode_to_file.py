@@ -9,9 +9,9 @@ import folder_paths
 import torch
 from comfy_api.latest import InputImpl, io, ui
 
-from ..host import video_file as files
 from ..host.messages import show_on_node
-from ..model_loaders.autoencoder import CogVideoXVAE
+from ..media import video_file as files
+from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SPATIAL, check_latents, video_frames
 from .decode import MEMORY_MODES
 from .validation import problem, require_vae

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from .geometry import video_frames
-from .tiny import TinyDecoder
+from ..vae.geometry import video_frames
+from ..vae.tiny_decoder import TinyDecoder
 
 MAX_FRAMES = 24
 

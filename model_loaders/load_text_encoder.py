@@ -1,18 +1,17 @@
-"""A T5 encoder as ComfyUI's CLIP."""
+"""From a T5 encoder on disk to a CLIP."""
 
-from functools import partial
 from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.sd
-import comfy.sd1_clip
-import comfy.text_encoders.t5
 import comfy.utils
 import torch
 
-from ..host.errors import CheckpointError, NumericsError
+from ..errors import CheckpointError
 from ..host.quantized import is_quantized
 from ..host.quantized_patcher import adopt_patcher
+from ..sockets.clip import TextEncoderTarget
+from ..sockets.tokenizer import MAX_TOKENS, CogVideoXTokenizer
 from .checkpoints import Weights, open_component, require_fit
 from .precision import (
     FAST_MODES,
@@ -24,7 +23,6 @@ from .precision import (
     quantized_mode,
 )
 from .quantization import any_gguf, convert_t5_weights
-from .tokenizer import CLIP_NAME, MAX_TOKENS, CogVideoXTokenizer
 
 _T5_BUCKETS = 32  # of distances between tokens, in every T5
 T5_PRECISIONS = tuple(name for name in PRECISIONS if name not in FAST_MODES)
@@ -42,45 +40,6 @@ T5_XXL = {
     "output_past": True,
     "layer_norm_epsilon": 1e-6,
 }
-
-
-class CogVideoXT5(comfy.sd1_clip.SDClipModel):
-    """T5 without attention masks: padding is attended to, as in diffusers' pipelines."""
-
-    def __init__(self, config: dict, device: torch.device, dtype: torch.dtype, model_options: dict):
-        super().__init__(
-            device=device,
-            dtype=dtype,
-            textmodel_json_config=dict(config),
-            special_tokens={"end": 1, "pad": 0},
-            model_class=comfy.text_encoders.t5.T5,
-            enable_attention_masks=False,
-            return_attention_masks=False,
-            model_options={**model_options, "model_name": CLIP_NAME},
-        )
-
-
-class CogVideoXTextModel(comfy.sd1_clip.SD1ClipModel):
-    """The one-encoder wrapper that comfy.sd.CLIP drives."""
-
-    def __init__(self, config: dict, device: torch.device = None, dtype: torch.dtype = None, model_options: dict = {}):
-        super().__init__(
-            device=device,
-            dtype=dtype,
-            name=CLIP_NAME,
-            clip_model=partial(CogVideoXT5, config),
-            model_options=model_options,
-        )
-
-
-class _Target:
-    """comfy.sd.CLIP's recipe: how to build the model and its tokenizer."""
-
-    params: dict = {}
-
-    def __init__(self, config: dict, tokenizer: CogVideoXTokenizer):
-        self.clip = partial(CogVideoXTextModel, config)
-        self.tokenizer = lambda **_: tokenizer
 
 
 def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False) -> comfy.sd.CLIP:
@@ -109,7 +68,7 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     if precision.operations:
         options["custom_operations"] = precision.operations
     clip = comfy.sd.CLIP(
-        _Target(config, tokenizer),
+        TextEncoderTarget(config, tokenizer),
         parameters=parameters,
         state_dict=[convert_t5_weights(state_dict, precision)],
         model_options=options,
@@ -204,15 +163,6 @@ def t5_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": (_T5_BUCKETS, config["num_heads"]),
         "encoder.final_layer_norm.weight": (width,),
     }
-
-
-def require_finite_text(conditioning: list) -> None:
-    """Raises NumericsError where an encoded prompt is not a number, before anything is sampled with it."""
-    if not all(torch.isfinite(text).all() for text, _ in conditioning):
-        raise NumericsError(
-            "The text encoder's output is not a number (NaN or infinity). Load it with weight_dtype bf16 or fp32; if "
-            "that is set already, its file is damaged: fetch it again."
-        )
 
 
 def _tokenizer_folder(weights: Weights) -> Path | None:

@@ -2,8 +2,8 @@
 
 import torch
 
-from ..host.errors import GeometryError
-from .geometry import TEMPORAL, latent_frames
+from ..errors import GeometryError
+from ..vae.geometry import TEMPORAL, latent_frames
 from .pictures import check_pictures
 
 

@@ -2,12 +2,12 @@
 
 import torch
 
-from ..host.errors import GeometryError
+from ..errors import GeometryError
+from ..media.masks import fun_mask
+from ..media.pictures import augment_pictures, check_pictures, fit_clip, fit_pictures
 from ..samplers.noise import DRAWN
 from ..vae.geometry import CHANNELS, SPATIAL, latent_frames
-from ..vae.masks import fun_mask
-from ..vae.pictures import augment_pictures, check_pictures, fit_clip, fit_pictures
-from .autoencoder import CogVideoXVAE
+from .vae import CogVideoXVAE
 
 
 def encode_start_and_end(

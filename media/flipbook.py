@@ -10,8 +10,6 @@ import weakref
 from collections.abc import Callable
 
 import torch
-from comfy_execution.progress import get_progress_state
-from comfy_execution.utils import get_executing_context
 from PIL import Image
 
 MIN_SECONDS = 0.1  # that a picture stands
@@ -62,54 +60,3 @@ def _play(reference: "weakref.ref[Flipbook]", dropped: threading.Event, seconds:
         if seconds is None:
             return
         del flipbook
-
-
-def preview_sender(max_side_px: int) -> Callable[[Image.Image], bool]:
-    """What sends pictures to the node that runs now and to the client that queued it, for as long as the node runs.
-
-    ComfyUI's own way, ProgressBar's hook, is for the thread that samples: it would catch the user's cancelling here.
-    """
-    context = get_executing_context()
-    if context is None:  # a script: nobody to see it
-        return lambda image: False
-    from server import PromptServer
-
-    server = PromptServer.instance
-    running_node = server.last_node_id
-
-    def send(image: Image.Image) -> bool:
-        registry = get_progress_state()
-        is_over = server.last_node_id != running_node or registry.prompt_id != context.prompt_id
-        if is_over or server.client_id is None:
-            return False
-        _send_preview(server, registry.dynprompt, context, ("JPEG", image, max_side_px))
-        _redraw(registry, context.node_id)
-        return True
-
-    return send
-
-
-def _redraw(registry: object, node_id: str) -> None:
-    """Tell the frontend once more how far each node is: its classic canvas draws a preview when that comes in."""
-    to_frontend = registry.handlers.get("webui")
-    if to_frontend is not None and node_id in registry.nodes:
-        to_frontend.start_handler(node_id, registry.nodes[node_id], registry.prompt_id)
-
-
-def _send_preview(server: object, dynprompt: object, context: object, picture: tuple) -> None:
-    """Source of the messages: ComfyUI's comfy_execution/progress.py (WebUIProgressHandler) and main.py."""
-    from comfy_api import feature_flags
-    from protocol import BinaryEventTypes
-
-    if not feature_flags.supports_feature(server.sockets_metadata, server.client_id, "supports_preview_metadata"):
-        server.send_sync(BinaryEventTypes.UNENCODED_PREVIEW_IMAGE, picture, server.client_id)
-        return
-    node_id = context.node_id
-    metadata = {
-        "node_id": node_id,
-        "prompt_id": context.prompt_id,
-        "display_node_id": dynprompt.get_display_node_id(node_id),
-        "parent_node_id": dynprompt.get_parent_node_id(node_id),
-        "real_node_id": dynprompt.get_real_node_id(node_id),
-    }
-    server.send_sync(BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA, (picture, metadata), server.client_id)

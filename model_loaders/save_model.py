@@ -8,11 +8,12 @@ import comfy.lora
 import comfy.model_patcher
 import torch
 
-from ..host.errors import CheckpointError
+from ..errors import CheckpointError
 from ..host.quantized import dequantized, is_gguf, is_quantized, quantize, quantized_state_dict, requantize
-from ..host.writer import Shapes, write_safetensors
-from .model import CogVideoXModel, require_cogvideox_model
-from .precision import WEIGHT_DTYPES, is_block_matrix, quantized_mode
+from ..sockets.model import CogVideoXModel, require_cogvideox_model
+from ..transformer.parameter_types import is_block_matrix
+from .files.safetensors_writer import Shapes, write_safetensors
+from .precision import WEIGHT_DTYPES, quantized_mode
 
 AS_LOADED = "as loaded"
 SAVE_DTYPES = (AS_LOADED, "fp32", "bf16", "fp16", "fp8_e4m3fn", "int8")
@@ -102,7 +103,7 @@ def _pieces(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     """What stands in the file for one weight; GGUF blocks as bytes under the name of their type."""
     module = name.rpartition(".")[0]
     if is_gguf(tensor):
-        return {f"{module}.{tensor._params.qtype}_qweight": tensor._qdata}
+        return {f"{module}.{tensor._params.block_format.name}_qweight": tensor._qdata}
     return quantized_state_dict(tensor, f"{module}.") if is_quantized(tensor) else {name: tensor}
 
 

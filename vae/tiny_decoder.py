@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..host.errors import CheckpointError
+from ..errors import CheckpointError
 from .geometry import CHANNELS, TEMPORAL
 
 _WIDTHS = (256, 128, 64)  # of its three stages, each of which doubles height and width

@@ -4,32 +4,14 @@ Source of the layouts: ggml's ggml-common.h and ggml-quants.c (ggml-org/llama.cp
 the `gguf` package's numpy code, so that results are equal to the bit.
 """
 
-from collections.abc import Callable
-
 import torch
+
+from ...host.quantized import BlockFormat, block_tensor
 
 K = 256  # weights in a block of the K formats
 _SCALES_4K = 12  # bytes that hold eight 6-bit scales and eight 6-bit minima
 # ggml's kvalues_iq4nl: the 16 values that a 4-bit code of the IQ4 formats stands for
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-
-
-def unpack_blocks(blocks: torch.Tensor, qtype: str) -> torch.Tensor:
-    """Rows of blocks, uint8 [rows, bytes per row] -> the weights they stand for, fp32 [rows, columns]."""
-    size, unpack = _FORMATS[qtype]
-    return unpack(blocks.reshape(-1, size)).reshape(blocks.shape[0], -1)
-
-
-def row_bytes(columns: int, qtype: str) -> int | None:
-    """Bytes of a row of `columns` weights; None where they fill no whole number of blocks."""
-    weights, size = _BLOCK_WEIGHTS[qtype], _FORMATS[qtype][0]
-    return columns // weights * size if columns % weights == 0 else None
-
-
-def row_columns(size: int, qtype: str) -> int | None:
-    """Weights in a row of `size` bytes; None where it holds no whole number of blocks."""
-    weights, block = _BLOCK_WEIGHTS[qtype], _FORMATS[qtype][0]
-    return size // block * weights if size % block == 0 else None
 
 
 def _split(blocks: torch.Tensor, *sizes: int) -> tuple[torch.Tensor, ...]:
@@ -139,20 +121,34 @@ def _iq4_xs(blocks: torch.Tensor) -> torch.Tensor:
     return (_half(d) * scale).unsqueeze(-1) * _iq4_values(_codes(q, 4, 16)).reshape(-1, K // 32, 32)
 
 
-# format -> (bytes of a block, how to unpack blocks [n, bytes])
-_FORMATS: dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = {
-    "Q8_0": (34, _q8_0),
-    "Q4_0": (18, _q4_0),
-    "Q4_1": (20, _q4_1),
-    "Q5_0": (22, _q5_0),
-    "Q5_1": (24, _q5_1),
-    "Q2_K": (84, _q2_k),
-    "Q3_K": (110, _q3_k),
-    "Q4_K": (144, _q4_k),
-    "Q5_K": (176, _q5_k),
-    "Q6_K": (210, _q6_k),
-    "IQ4_NL": (18, _iq4_nl),
-    "IQ4_XS": (136, _iq4_xs),
+# name -> its block: 256 weights in the formats called K and XS, 32 in the others
+BLOCK_FORMATS = {
+    name: BlockFormat(name, K if name.endswith(("_K", "_XS")) else 32, size, unpack)
+    for name, size, unpack in (
+        ("Q8_0", 34, _q8_0),
+        ("Q4_0", 18, _q4_0),
+        ("Q4_1", 20, _q4_1),
+        ("Q5_0", 22, _q5_0),
+        ("Q5_1", 24, _q5_1),
+        ("Q2_K", 84, _q2_k),
+        ("Q3_K", 110, _q3_k),
+        ("Q4_K", 144, _q4_k),
+        ("Q5_K", 176, _q5_k),
+        ("Q6_K", 210, _q6_k),
+        ("IQ4_NL", 18, _iq4_nl),
+        ("IQ4_XS", 136, _iq4_xs),
+    )
 }
-_BLOCK_WEIGHTS = {name: K if name.endswith(("_K", "_XS")) else 32 for name in _FORMATS}
-BLOCK_TYPES = frozenset(_FORMATS)
+GGUF_TYPES = frozenset(BLOCK_FORMATS) | {"BF16"}
+
+
+def gguf_tensor(blocks: torch.Tensor, qtype: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A matrix of `shape` from GGUF blocks, uint8 [rows, bytes per row] of type `qtype` (one of GGUF_TYPES).
+
+    BF16 is a type of torch's own: those blocks are viewed as a plain tensor.
+
+    Raises CheckpointError where the blocks do not fill the shape, or this ComfyUI has no quantised tensors.
+    """
+    if qtype == "BF16":
+        return blocks.view(torch.bfloat16).reshape(shape)
+    return block_tensor(blocks, BLOCK_FORMATS[qtype], shape, dtype)

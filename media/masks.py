@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from ..host.errors import GeometryError
-from .geometry import SPATIAL, TEMPORAL, video_frames
+from ..errors import GeometryError
+from ..vae.geometry import SPATIAL, TEMPORAL, video_frames
 
 
 def latent_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, latent_width: int) -> torch.Tensor:

@@ -1,9 +1,7 @@
-"""A CogVideoX VAE as ComfyUI's VAE."""
+"""VAE: a CogVideoX autoencoder behind ComfyUI's socket."""
 
-import logging
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.ops
@@ -11,29 +9,28 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..host.compat import is_dynamic, model_patcher_class
-from ..host.errors import CheckpointError, NumericsError
+from ..errors import NumericsError
+from ..host.compat import model_patcher_class
 from ..host.messages import show_on_running_node
 from ..host.ops import adopt_ops
+from ..host.patches import without_warnings
 from ..vae.activation import modulated_silu
 from ..vae.compiled import compiled_modulated_silu
 from ..vae.geometry import CHANNELS, SPATIAL, TEMPORAL, check_latents, latent_frames, video_frames
 from ..vae.memory import decode_bytes, encode_bytes
 from ..vae.plan import FAST, LADDER, LEAST, LOW, Plan, in_bands
 from ..vae.streaming import decode_stream, encode_stream
-from .checkpoints import open_component
-from .model import assign_weights, non_finite_weights
-from .precision import WEIGHT_DTYPES
-
-VAE_DTYPES = tuple(name for name in WEIGHT_DTYPES if name != "fp8_e4m3fn")
+from .model import non_finite_weights
 
 
 class CogVideoXVAE(comfy.sd.VAE):
     """Stock VAE socket over CogVideoXAutoencoder: exact in every mode, at a memory that does not grow with length."""
 
-    def __init__(
-        self, state_dict: dict[str, torch.Tensor], config: dict, weight_dtype: str, source: str, disable_dynamic: bool
-    ):
+    def __init__(self, config: dict, dtype: torch.dtype | None, disable_dynamic: bool):
+        """An empty VAE; weights_assigned has to be called when its weights are there.
+
+        config: the VAE's config.json. dtype: of the weights and what is computed in; None lets ComfyUI choose.
+        """
         _set_host_defaults(self)
         self.latent_channels, self.latent_dim = CHANNELS, 3
         self.upscale_ratio = (video_frames, SPATIAL, SPATIAL)
@@ -42,15 +39,17 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]
         self.not_video, self.handles_tiling = False, True
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
-        self.vae_dtype = WEIGHT_DTYPES[weight_dtype] or mm.vae_dtype(self.device, self.working_dtypes)
+        self.vae_dtype = dtype or mm.vae_dtype(self.device, self.working_dtypes)
         self.first_stage_model = build_autoencoder(config, self.vae_dtype)
         mm.archive_model_dtypes(self.first_stage_model)
         self.patcher = model_patcher_class(disable_dynamic)(
             self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
         )
-        assign_weights(self.first_stage_model, state_dict, cast=not is_dynamic(self.patcher), source=source)
         counted = {"on_cpu": self.device.type == "cpu", "config": dict(self.first_stage_model.config)}
         self.memory_used_decode, self.memory_used_encode = (partial(f, **counted) for f in (decode_bytes, encode_bytes))
+
+    def weights_assigned(self) -> None:
+        """The size that ComfyUI counts with is that of the weights as they are now."""
         self.size = None
         self.model_size()
 
@@ -217,11 +216,8 @@ def _report_fallback(what: str, plan: Plan, leaner: Plan) -> None:
 
 def _set_host_defaults(vae: comfy.sd.VAE) -> None:
     """comfy.sd.VAE given no weights sets every attribute that this host version has, warns and returns."""
-    logging.disable(logging.WARNING)
-    try:
+    with without_warnings():
         comfy.sd.VAE.__init__(vae, sd={})
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def build_autoencoder(config: dict, dtype: torch.dtype) -> torch.nn.Module:
@@ -233,31 +229,3 @@ def build_autoencoder(config: dict, dtype: torch.dtype) -> torch.nn.Module:
     torch.nn.Module.to(model, dtype)  # ModelMixin.to warns at every cast
     adopt_ops(model, comfy.ops.disable_weight_init)
     return model.eval()
-
-
-def check_vae_dtype(weight_dtype: str) -> None:
-    """Raises CheckpointError for a precision that a VAE cannot have."""
-    if weight_dtype not in VAE_DTYPES:
-        raise CheckpointError(
-            f"A CogVideoX VAE cannot run in {weight_dtype}: its convolutions have kernels for fp32, bf16 and fp16 "
-            f"only. Choose {', '.join(VAE_DTYPES)}."
-        )
-
-
-def load_vae(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False) -> CogVideoXVAE:
-    """Load the VAE at `path` (see checkpoints.open_component).
-
-    weight_dtype: "default" lets ComfyUI choose for the device; fp8 is refused.
-
-    Raises CheckpointError where the weights are not a CogVideoX VAE.
-    """
-    check_vae_dtype(weight_dtype)
-    weights = open_component(path, "vae")
-    config = {k: v for k, v in (weights.config or {}).items() if not k.startswith("_")}
-    vae = CogVideoXVAE(weights.state_dict, config, weight_dtype, str(weights.path), disable_dynamic)
-    vae.patcher.cached_patcher_init = (_load_vae_patcher, (path, weight_dtype))
-    return vae
-
-
-def _load_vae_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) -> object:
-    return load_vae(path, weight_dtype, disable_dynamic).patcher

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import CheckpointError
+from ...errors import CheckpointError
 
 # names of the types in the format's header (the safetensors repository's README)
 _NAMES = {

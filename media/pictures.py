@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from ..host.errors import GeometryError
-from .geometry import SIZE_STEP
+from ..errors import GeometryError
+from ..vae.geometry import SIZE_STEP
 
 FITS = ("crop", "letterbox")
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -3.0, 0.5  # of the noise on the first frame that image to video was trained with

@@ -1,0 +1,67 @@
+"""From a transformer on disk to a MODEL."""
+
+from pathlib import Path
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.patcher_extension
+
+from ..host.compat import is_dynamic, model_patcher_class
+from ..host.quantized_patcher import adopt_patcher
+from ..samplers.outer_sample import sample_checked
+from ..sockets.model import CogVideoXConfig, CogVideoXModel
+from ..sockets.previews import enable_previews
+from .assign import assign_weights
+from .checkpoints import Weights, open_component
+from .load_tiny_decoder import first_tiny_decoder
+from .lora.stock import enable_stock_lora_nodes
+from .precision import check_precision, choose_precision
+from .quantization import any_gguf
+from .variants import detect_family, resolve_config, resolve_snr_shift
+
+
+def load_model(
+    path: Path, weight_dtype: str = "default", disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """Load the transformer at `path` (see checkpoints.open_component) as a MODEL.
+
+    weight_dtype: one of precision.PRECISIONS. disable_dynamic: ComfyUI asks for it when it clones a model.
+
+    Raises CheckpointError where the weights are not a CogVideoX transformer, or the device cannot run the precision.
+    """
+    check_precision(weight_dtype, mm.get_torch_device())
+    weights = open_component(path, "transformer")
+    patcher = _build_patcher(weights, weight_dtype, disable_dynamic)
+    patcher.cached_patcher_init = (load_model, (path, weight_dtype))
+    return patcher
+
+
+def _build_patcher(weights: Weights, weight_dtype: str, disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
+    state_dict = weights.state_dict
+    config = resolve_config(state_dict, weights.config, str(weights.path))
+    family = detect_family(config)
+    load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
+    precision = choose_precision(weight_dtype, family.trained_dtype, state_dict, load_device)
+    gguf = precision.keeps and any_gguf(state_dict)
+    vae_config = weights.siblings.get("vae", {})
+    model_config = CogVideoXConfig(
+        config,
+        family,
+        vae_config.get("scaling_factor", family.vae_scaling_factor),
+        resolve_snr_shift(weights.siblings.get("scheduler"), family, str(weights.path)),
+        vae_config.get("invert_scale_latents", family.inverts_image_scale),
+    )
+    model_config.set_inference_dtype(precision.storage, precision.compute)
+    model_config.custom_operations = precision.operations
+    enable_stock_lora_nodes(CogVideoXModel)
+    fps = 16.0 if family.patch_size_t else 8.0  # as the models were trained
+    enable_previews(model_config.latent_format, fps, first_tiny_decoder)
+    model = CogVideoXModel(model_config)
+    patcher_class = model_patcher_class(disable_dynamic or gguf)
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    if precision.operations:
+        adopt_patcher(patcher)
+    source = str(weights.path)
+    assign_weights(model.diffusion_model, state_dict, not is_dynamic(patcher), source, precision)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox", sample_checked)
+    return patcher

@@ -1,0 +1,43 @@
+"""From a VAE on disk to a VAE."""
+
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..host.compat import is_dynamic
+from ..sockets.vae import CogVideoXVAE
+from .assign import assign_weights
+from .checkpoints import open_component
+from .precision import WEIGHT_DTYPES
+
+VAE_DTYPES = tuple(name for name in WEIGHT_DTYPES if name != "fp8_e4m3fn")
+
+
+def check_vae_dtype(weight_dtype: str) -> None:
+    """Raises CheckpointError for a precision that a VAE cannot have."""
+    if weight_dtype not in VAE_DTYPES:
+        raise CheckpointError(
+            f"A CogVideoX VAE cannot run in {weight_dtype}: its convolutions have kernels for fp32, bf16 and fp16 "
+            f"only. Choose {', '.join(VAE_DTYPES)}."
+        )
+
+
+def load_vae(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False) -> CogVideoXVAE:
+    """Load the VAE at `path` (see checkpoints.open_component).
+
+    weight_dtype: "default" lets ComfyUI choose for the device; fp8 is refused.
+
+    Raises CheckpointError where the weights are not a CogVideoX VAE.
+    """
+    check_vae_dtype(weight_dtype)
+    weights = open_component(path, "vae")
+    config = {k: v for k, v in (weights.config or {}).items() if not k.startswith("_")}
+    vae = CogVideoXVAE(config, WEIGHT_DTYPES[weight_dtype], disable_dynamic)
+    cast = not is_dynamic(vae.patcher)
+    assign_weights(vae.first_stage_model, weights.state_dict, cast, str(weights.path))
+    vae.weights_assigned()
+    vae.patcher.cached_patcher_init = (_load_vae_patcher, (path, weight_dtype))
+    return vae
+
+
+def _load_vae_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) -> object:
+    return load_vae(path, weight_dtype, disable_dynamic).patcher
