@@ -1,29 +1,55 @@
-"""What a user can do something about. Every message says what was found, what is expected and what to do."""
+"""What a user can do something about. Every message says what was found, what is expected and what to do.
+
+The rooms below the nodes say what is wrong with what they were given and know no node. Which node to take next is
+looked up by `advice` in one table, nodes/advice.py, when the message is read: the same error is complete in a graph,
+where stock nodes raise it too, and does not speak of graphs in a script.
+"""
+
+from collections.abc import Mapping
+
+_advice: dict[str, str] = {}
 
 
 class UserError(Exception):
-    """A mistake in what a user has given, or something that went wrong outside of the pack."""
+    """A mistake in what a user has given, or something that went wrong outside of the pack.
+
+    advice: a key of the table of next steps.
+    """
+
+    def __init__(self, message: str, advice: str | None = None):
+        super().__init__(message, advice)
+        self.message, self.advice = message, advice
+
+    def __str__(self) -> str:
+        step = _advice.get(self.advice or "")
+        return f"{self.message} {step}" if step else self.message
+
+
+def set_advice(table: Mapping[str, str]) -> None:
+    """Complete the messages of errors with these next steps, sentences by UserError's `advice`."""
+    _advice.clear()
+    _advice.update(table)
 
 
 class CheckpointError(UserError):
-    """A file or folder does not hold the weights that were asked for."""
+    """Being replaced by UserError."""
 
 
 class GeometryError(UserError):
-    """Width, height, frames or latent channels do not fit the model."""
+    """Being replaced by UserError."""
 
 
 class ScheduleError(UserError):
-    """No run of the model has these steps."""
+    """Being replaced by UserError."""
 
 
 class ConditioningError(UserError):
-    """CONDITIONING does not come from this model family's text encoder."""
+    """Being replaced by UserError."""
 
 
 class NumericsError(UserError):
-    """The model's output is no longer a number."""
+    """Being replaced by UserError."""
 
 
 class TrainingError(UserError):
-    """A dataset, a recipe or a checkpoint that nothing can be trained with."""
+    """Being replaced by UserError."""

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.downloads import manifest as manifest_files
 from cogvideox.model_loaders.downloads import repositories
 
@@ -83,7 +83,7 @@ def fetch(name: str, target: Path) -> None:
         say(entry.describe())
         say(f"into {folder}; Ctrl-C ends it, and the same command goes on")
         fetched = download(entry.repository, folder, _Lines())
-    except CheckpointError as error:
+    except UserError as error:
         raise DevError(str(error)) from error
     say(f"Complete and verified: {folder} ({fetched / 1e9:.2f} GB fetched)")
 
@@ -122,7 +122,7 @@ def _interpreter(name: str) -> Path:
     """A Python that can download: this one, or the venv's. Raises: DevError."""
     try:
         repositories.find_repository(name)  # before anything is installed
-    except CheckpointError as error:
+    except UserError as error:
         raise DevError(str(error)) from error
     if all(importlib.util.find_spec(module) for module in _NEEDED):
         return Path(sys.executable)

@@ -11,7 +11,7 @@ import torch
 from comfy.cli_args import args
 from comfy.ldm.flux.math import apply_rope1
 
-from ..errors import ConditioningError
+from ..errors import UserError
 
 try:
     from comfy import model_prefetch
@@ -77,13 +77,13 @@ def patch_context_windows(
 
     options: of comfy.context_windows.IndexListContextHandler; causal_window_fix is left out where this host has none.
 
-    Raises ConditioningError for another option that is switched on and that this host does not know.
+    Raises UserError for another option that is switched on and that this host does not know.
     """
     windows = comfy.context_windows
     known = inspect.signature(windows.IndexListContextHandler.__init__).parameters
     unknown = [name for name, value in options.items() if value and name not in known and name != "causal_window_fix"]
     if unknown:
-        raise ConditioningError(
+        raise UserError(
             f"This ComfyUI's context windows have no {', '.join(unknown)} yet. Update ComfyUI, or switch off what "
             "needs it (retain_start_image, split_prompts)."
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..errors import CheckpointError
+from ..errors import UserError
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".bin", ".pt", ".pth", ".ckpt")  # best first
@@ -73,30 +73,30 @@ def list_control_nets() -> list[str]:
 def find(name: str, *categories: str) -> Path:
     """Where `name` lies: the first of the model folders of `categories` that has it.
 
-    Raises CheckpointError for a name that is nowhere, or that leads out of the model folders.
+    Raises UserError for a name that is nowhere, or that leads out of the model folders.
     """
     parts = Path(name.replace("\\", "/")).parts if isinstance(name, str) else ()
     if not parts or Path(name).is_absolute() or ".." in parts or ":" in parts[0]:
-        raise CheckpointError(f"{name!r} is not the name of a model. Choose one from the list.")
+        raise UserError(f"{name!r} is not the name of a model. Choose one from the list.")
     for category in categories:
         for root in _roots(category):
             if _exists(root / name):
                 return root / name
     folders = ", ".join(str(root) for category in categories for root in _roots(category)) or "any model folder"
-    raise CheckpointError(f"There is no {name[:100]!r} in {folders}. Put it there, or choose another from the list.")
+    raise UserError(f"There is no {name[:100]!r} in {folders}. Put it there, or choose another from the list.")
 
 
 def new_file(name: str, category: str, suffix: str) -> Path:
     """Where a new file called `name` belongs: the first model folder of `category`. Folders in `name` are made later.
 
-    Raises CheckpointError for a name that leads out of the model folders or that is none.
+    Raises UserError for a name that leads out of the model folders or that is none.
     """
     plain = name.strip().replace("\\", "/") if isinstance(name, str) else ""
     parts = Path(plain).parts
     outside = Path(plain).is_absolute() or ".." in parts
     bad = not parts or plain.endswith("/") or outside or set(plain) & set('\0:*?"<>|')
     if bad:
-        raise CheckpointError(f"{name!r} is no name for a file. Use letters, digits, - and _, and / for folders.")
+        raise UserError(f"{name!r} is no name for a file. Use letters, digits, - and _, and / for folders.")
     return first_root(category) / (plain if plain.endswith(suffix) else plain + suffix)
 
 

@@ -1,6 +1,9 @@
 """Words for the user while a node runs."""
 
 import logging
+from collections.abc import Callable
+
+Notify = Callable[[str], object]  # takes a sentence for the user
 
 
 def show_on_node(text: str, node_id: str | None) -> None:

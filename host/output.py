@@ -5,20 +5,20 @@ from pathlib import Path
 
 import folder_paths
 
-from ..errors import CheckpointError
+from ..errors import UserError
 
 
 def new_output_path(prefix: str, suffix: str, example: str = "loras/cogvideox") -> Path:
     """The next free `<output>/<prefix>_00001_<suffix>`, counted as ComfyUI's own save nodes count.
 
-    Raises CheckpointError for a prefix that leads out of the output folder or names no file.
+    Raises UserError for a prefix that leads out of the output folder or names no file.
     """
     name = os.path.basename(os.path.normpath(prefix)) if isinstance(prefix, str) and prefix.strip() else ""
     if name in ("", ".", "..") or "\0" in prefix or prefix.replace("\\", "/").endswith("/"):
-        raise CheckpointError(f"{prefix!r} names no file. Use a prefix such as {example}.")
+        raise UserError(f"{prefix!r} names no file. Use a prefix such as {example}.")
     root = Path(folder_paths.get_output_directory()).resolve()
     subfolder = os.path.dirname(os.path.normpath(prefix))
     if not (root / subfolder).resolve().is_relative_to(root):
-        raise CheckpointError(f"{prefix!r} leads out of ComfyUI's output folder. Use a prefix such as {example}.")
+        raise UserError(f"{prefix!r} leads out of ComfyUI's output folder. Use a prefix such as {example}.")
     folder, filename, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     return Path(folder) / f"{filename}_{counter:05}_{suffix}"

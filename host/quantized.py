@@ -11,7 +11,7 @@ import torch
 from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter import WeightAdapterBase
 
-from ..errors import CheckpointError
+from ..errors import UserError
 from .patches import register_layout
 
 # a host without comfy_kitchen has an empty class in its place
@@ -61,7 +61,7 @@ def fp8_tensor(data: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtyp
 
     dtype: the type it counts as, and is multiplied in.
 
-    Raises CheckpointError where this ComfyUI has no such type.
+    Raises UserError where this ComfyUI has no such type.
     """
     layout = FP8_LAYOUTS[data.dtype]
     _require(layout)
@@ -72,7 +72,7 @@ def fp8_tensor(data: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtyp
 def int8_tensor(data: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> QuantizedTensor:
     """`data` int8 [out, in] times `scale`, one number or one a row ([out] or [out, 1]).
 
-    Raises CheckpointError where this ComfyUI has no such type.
+    Raises UserError where this ComfyUI has no such type.
     """
     _require(INT8_LAYOUT)
     # a copy in ComfyUI's own shape: it writes requantised weights over this one
@@ -87,11 +87,11 @@ def block_tensor(
 
     dtype: the type it counts as, and is multiplied in.
 
-    Raises CheckpointError where the blocks do not fill the shape, or this ComfyUI has no quantised tensors.
+    Raises UserError where the blocks do not fill the shape, or this ComfyUI has no quantised tensors.
     """
     _require(GGUF_LAYOUT)
     if len(shape) != 2 or tuple(blocks.shape) != (shape[0], block_format.row_bytes(shape[1])):
-        raise CheckpointError(
+        raise UserError(
             f"Blocks of type {block_format.name} with {list(blocks.shape)} bytes do not make a matrix {list(shape)}. "
             "The file is damaged: fetch it again."
         )
@@ -101,7 +101,7 @@ def block_tensor(
 def quantize(weight: torch.Tensor, mode: str, dtype: torch.dtype) -> QuantizedTensor:
     """A matrix [out, in] in `mode` ("fp8_e4m3fn": one scale; "int8": one scale a row), rounded to nearest.
 
-    Raises CheckpointError where the matrix holds NaN or infinity, or this ComfyUI lacks the type.
+    Raises UserError where the matrix holds NaN or infinity, or this ComfyUI lacks the type.
     """
     weight = dequantized(weight, torch.float32)
     if mode == "int8":
@@ -112,7 +112,7 @@ def quantize(weight: torch.Tensor, mode: str, dtype: torch.dtype) -> QuantizedTe
         _require(layout)
         quantized = QuantizedTensor.from_float(weight, layout, scale=fp8_scale(weight, torch.float8_e4m3fn))
     if not torch.isfinite(quantized._params.scale).all():
-        raise CheckpointError(
+        raise UserError(
             f"A weight of shape {list(weight.shape)} holds NaN or infinity. The file is damaged: fetch it again."
         )
     return counted_as(quantized, dtype)
@@ -186,7 +186,7 @@ def _require(layout: str) -> None:
         return
     what = {GGUF_LAYOUT: "GGUF", INT8_LAYOUT: "int8"}.get(layout, "fp8")
     lack = "this version of ComfyUI has no such type" if _AVAILABLE else "its package comfy-kitchen is not installed"
-    raise CheckpointError(
+    raise UserError(
         f"{what} weights cannot be held: {lack}. Update ComfyUI and its requirements, or use a checkpoint in fp16 or "
         "bf16."
     )

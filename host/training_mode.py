@@ -9,7 +9,7 @@ import comfy.model_patcher
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 
-from ..errors import TrainingError
+from ..errors import UserError
 from .compat import is_out_of_memory
 from .patches import training_switches
 
@@ -33,18 +33,18 @@ def fresh_copy(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.M
 
     Call it inside training_mode: what is loaded elsewhere takes no gradients.
 
-    Raises TrainingError where `model` cannot be loaded anew.
+    Raises UserError where `model` cannot be loaded anew.
     """
     load, arguments, *_ = getattr(model, "cached_patcher_init", None) or (None, ())
     if load is None:
-        raise TrainingError(
-            "The model cannot be loaded anew for training. Connect the MODEL of Load CogVideoX Model or Load CogVideoX "
-            "Pipeline."
+        raise UserError(
+            "This model cannot be loaded a second time for training.",
+            advice="load with this pack",
         )
     if getattr(model, "injections", None) or getattr(model, "weight_wrapper_patches", None):
-        raise TrainingError(
-            "The model carries a LoRA in bypass mode or another injected layer, which the copy for training would "
-            "lose. Take that node off, or apply the LoRA with Apply CogVideoX LoRA."
+        raise UserError(
+            "The model carries a LoRA in bypass mode or another injected layer; its copy for training would lose it.",
+            advice="apply the LoRA to weights",
         )
     copy = load(*arguments, disable_dynamic=True)
     copy.patches = {key: list(patches) for key, patches in model.patches.items()}
@@ -76,10 +76,10 @@ InterruptProcessingException = mm.InterruptProcessingException
 
 @contextmanager
 def explained_out_of_memory(advice: str) -> Iterator[None]:
-    """Raises TrainingError with `advice` in the place of an out of memory error."""
+    """Raises UserError with `advice` in the place of an out of memory error."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(f"The device has no memory left for training ({str(error)[:120]}). {advice}") from error
+        raise UserError(f"The device has no memory left for training ({str(error)[:120]}). {advice}") from error

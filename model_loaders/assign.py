@@ -19,7 +19,7 @@ def assign_weights(
     cast: to the types that the module has on the meta device; what has its type already is not copied.
     precision: what is quantised, or stays so; plain by default.
 
-    Raises CheckpointError naming what is missing, left over or of another shape.
+    Raises UserError naming what is missing, left over or of another shape.
     """
     require_fit({name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}, state_dict, source)
     module.load_state_dict(convert_transformer_weights(module, state_dict, precision, cast), assign=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import UserError
 from ..host.folders import COMPONENTS, WEIGHT_SUFFIXES
 from .downloads.manifest import require_complete
 from .files.gguf_files import looks_like_gguf, open_gguf, read_gguf_header
@@ -65,25 +65,25 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def require_pipeline(path: Path) -> None:
-    """Raises CheckpointError unless `path` is a complete diffusers pipeline of the CogVideoX family, or one file."""
+    """Raises UserError unless `path` is a complete diffusers pipeline of the CogVideoX family, or one file."""
     require_complete(path)
     if path.is_file():
         return
     if not is_pipeline(path):
-        raise CheckpointError(
+        raise UserError(
             f"{path} has no model_index.json, so it is not a diffusers pipeline. Put the whole repository there "
             "(model_index.json, transformer, vae, text_encoder, tokenizer, scheduler), or load its parts one by one "
             "with the CogVideoX model, text encoder and VAE loaders."
         )
     kind = str(read_json(path / "model_index.json").get("_class_name", ""))
     if not kind.startswith("CogVideoX"):
-        raise CheckpointError(
+        raise UserError(
             f"{path} is a {kind or 'pipeline of unknown kind'}, not a CogVideoX pipeline. "
             "Choose the folder of a CogVideoX checkpoint."
         )
     missing = [name for name in COMPONENTS if not (path / name).is_dir()]
     if missing:
-        raise CheckpointError(
+        raise UserError(
             f"{path} lacks {', '.join(missing)}: the download is not complete. Fetch the missing folders again."
         )
 
@@ -93,7 +93,7 @@ def open_component(path: Path, component: str) -> Weights:
 
     path: a pipeline folder, the component's own folder, or one file; of any layout and any dialect (key_maps.py).
 
-    Raises CheckpointError for anything missing, cut short, unreadable or of another model, naming the file.
+    Raises UserError for anything missing, cut short, unreadable or of another model, naming the file.
     """
     found = find_weights(path, component)
     source = str(path)
@@ -117,7 +117,7 @@ def open_component(path: Path, component: str) -> Weights:
 def find_weights(path: Path, component: str) -> Found:
     """Where `component` lies; path as in open_component. Only the files' headers are read.
 
-    Raises CheckpointError for what open_component would refuse.
+    Raises UserError for what open_component would refuse.
     """
     files = component_files(path, component)
     entries: dict[str, Entry] = {}
@@ -126,7 +126,7 @@ def find_weights(path: Path, component: str) -> Found:
         header = read_header(file)
         twice = entries.keys() & header.entries.keys()
         if twice:
-            raise CheckpointError(f"{file} repeats {min(twice)} of another shard. Fetch these files again.")
+            raise UserError(f"{file} repeats {min(twice)} of another shard. Fetch these files again.")
         entries |= header.entries
         metadata |= header.metadata
     source = str(files[0].parent if path.is_dir() else path)
@@ -148,13 +148,13 @@ def _rows(entry: Entry, parts: int, taken: int) -> Entry:
 def check_component(path: Path, component: str) -> list[Path]:
     """The files that hold `component`; path as in open_component.
 
-    Raises CheckpointError for what open_component would refuse, reading only the files' headers.
+    Raises UserError for what open_component would refuse, reading only the files' headers.
     """
     return list(find_weights(path, component).files)
 
 
 def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, torch.Tensor], source: str) -> None:
-    """Raises CheckpointError naming what of `expected`, shapes by name, is missing in `found`, left over or of another
+    """Raises UserError naming what of `expected`, shapes by name, is missing in `found`, left over or of another
     shape; half a model must not load as noise.
 
     source: path for messages.
@@ -167,7 +167,7 @@ def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tor
         if names
     ]
     if problems:
-        raise CheckpointError(
+        raise UserError(
             f"The weights in {source} do not fit the model: {'; '.join(problems)}. Fetch the checkpoint again, or "
             "put its own config.json beside it."
         )
@@ -176,24 +176,24 @@ def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tor
 def component_files(path: Path, component: str) -> list[Path]:
     """The files that hold `component`; path as in open_component.
 
-    Raises CheckpointError where there are none, or not all.
+    Raises UserError where there are none, or not all.
     """
     require_complete(path)
     if path.is_file():
         return _shards(path) if _SHARD.match(path.name) else [path]
     if path.is_symlink() and not path.exists():
-        raise CheckpointError(f"{path} is a link to {path.readlink()}, which is gone. Fetch the file again.")
+        raise UserError(f"{path} is a link to {path.readlink()}, which is gone. Fetch the file again.")
     if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{path} is neither a file nor a folder. Choose the checkpoint's {component}.")
+        raise UserError(f"{path} is neither a file nor a folder. Choose the checkpoint's {component}.")
     if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist. Choose a file or folder that is there.")
+        raise UserError(f"{path} does not exist. Choose a file or folder that is there.")
     return weight_files(path / component if (path / component).is_dir() else path)
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that together hold the component in `folder`, from its index if it has one.
 
-    Raises CheckpointError naming every shard that is missing.
+    Raises UserError naming every shard that is missing.
     """
     indexes = _plainest_first(folder, ".index.json")
     if indexes:
@@ -206,7 +206,7 @@ def weight_files(folder: Path) -> list[Path]:
         found = _plainest_first(folder, suffix)
         if found:
             return _shards(found[0]) if _SHARD.match(found[0].name) else found[:1]
-    raise CheckpointError(
+    raise UserError(
         f"{folder} holds no weights ({', '.join(WEIGHT_SUFFIXES)}). Put the component's weights there, or choose "
         "another folder."
     )
@@ -217,12 +217,12 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
     names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     strange = [name for name in names if Path(name).name != name or "\\" in name]
     if strange:
-        raise CheckpointError(
+        raise UserError(
             f"{index} names {strange[0][:100]!r}, which is no file of its own folder. Fetch the checkpoint again."
         )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
-        raise CheckpointError(
+        raise UserError(
             f"{folder} lacks {', '.join(missing) or 'every shard'}, named in {index.name}: the download is not "
             "complete. Fetch the missing files again."
         )
@@ -237,7 +237,7 @@ def _shards(path: Path) -> list[Path]:
     names = [f"{match['stem']}-{n:05d}-of-{match['count']}{match['suffix']}" for n in range(1, min(count, 1000) + 1)]
     missing = [name for name in names if not path.with_name(name).is_file()]
     if missing:
-        raise CheckpointError(
+        raise UserError(
             f"{path.parent} lacks {', '.join(missing[:5])} of {count} parts: the download is not complete. Fetch the "
             "missing files again."
         )
@@ -253,7 +253,7 @@ def _plainest_first(folder: Path, suffix: str) -> list[Path]:
 def read_header(path: Path) -> Header:
     """The tensors of a file of any format by name, without reading them.
 
-    Raises CheckpointError where the file is not whole or of no known format.
+    Raises UserError where the file is not whole or of no known format.
     """
     status = _regular(path)
     return _read_header(path, status.st_size, status.st_mtime_ns)
@@ -275,8 +275,8 @@ def _format(path: Path) -> tuple:
     # afterwards: the length with which a .safetensors file begins may have any bytes, "<" too
     what = next((what for beginning, what in _BEGINNINGS if start.startswith(beginning)), None)
     if what or not size:
-        raise CheckpointError(f"{path} {what or 'is empty'} ({size} bytes). Fetch it again.")
-    raise CheckpointError(
+        raise UserError(f"{path} {what or 'is empty'} ({size} bytes). Fetch it again.")
+    raise UserError(
         f"{path} is no weight file that this version reads (safetensors, PyTorch, GGUF), or only the beginning of one "
         f"({size} bytes). Fetch it again."
     )
@@ -287,20 +287,20 @@ def _regular(path: Path) -> "stat.os.stat_result":
     try:
         status = path.stat()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened: {error.strerror}. Fetch it again.") from error
+        raise UserError(f"{path} cannot be opened: {error.strerror}. Fetch it again.") from error
     if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path} is not an ordinary file. Choose a file with weights.")
+        raise UserError(f"{path} is not an ordinary file. Choose a file with weights.")
     return status
 
 
 def read_json(path: Path) -> dict:
-    """Raises CheckpointError where the file is not a JSON object."""
+    """Raises UserError where the file is not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}. Fetch it again.") from error
+        raise UserError(f"{path} cannot be read as JSON: {error}. Fetch it again.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object. Fetch it again.")
+        raise UserError(f"{path} is not a JSON object. Fetch it again.")
     return value
 
 

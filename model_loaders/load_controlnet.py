@@ -10,7 +10,7 @@ import comfy.ops
 import comfy.utils
 import torch
 
-from ..errors import CheckpointError
+from ..errors import UserError
 from ..host.compat import is_dynamic, model_patcher_class
 from ..host.ops import adopt_ops
 from ..sockets.controlnet import CogVideoXControl, base_family
@@ -29,7 +29,7 @@ def load_controlnet(path: Path, weight_dtype: str = "default") -> CogVideoXContr
 
     weight_dtype: a key of precision.WEIGHT_DTYPES.
 
-    Raises CheckpointError where the weights are not a CogVideoX control net, or one that no model could use.
+    Raises UserError where the weights are not a CogVideoX control net, or one that no model could use.
     """
     return CogVideoXControl(_load_patcher(path, weight_dtype))
 
@@ -75,7 +75,7 @@ def resolve_control_config(state_dict: Mapping[str, torch.Tensor], config: Mappi
     config: the config.json beside the weights; None takes that of the published control nets, from the shapes.
     source: path for messages.
 
-    Raises CheckpointError where config and weights contradict each other, or for a control net that cannot run here.
+    Raises UserError where config and weights contradict each other, or for a control net that cannot run here.
     """
     from ..transformer.control_net import ControlConfig
 
@@ -89,7 +89,7 @@ def resolve_control_config(state_dict: Mapping[str, torch.Tensor], config: Mappi
     pairs |= {k: (config[k], v) for k, v in shape.items() if k in config}
     found = [f"{name} {ours} against {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
     if found:
-        raise CheckpointError(
+        raise UserError(
             f"config.json and the weights in {source} do not belong together: {'; '.join(found)} (config against "
             "weights). Put the config.json of this very control net beside its weights."
         )
@@ -124,7 +124,7 @@ def _published_config(shape: dict, source: str) -> dict:
                 "attention_head_dim": 64,
                 "use_rotary_positional_embeddings": family.rotary,
             }
-    raise CheckpointError(
+    raise UserError(
         f"{source} has no config.json beside it, and no CogVideoX model has its width of {output_dim}. Put the control "
         "net's config.json beside its weights, and choose the folder."
     )
@@ -142,7 +142,7 @@ def _require_runnable(config: object, source: str) -> None:
     if config.use_learned_positional_embeddings:
         problems.append("has a learned position table, which no text to video model has")
     if problems:
-        raise CheckpointError(
+        raise UserError(
             f"The control net in {source} {' and '.join(problems)}, so it fits no CogVideoX model. Choose a control "
             "net made for CogVideoX-2b or CogVideoX-5b."
         )

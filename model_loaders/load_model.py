@@ -1,5 +1,7 @@
 """From a transformer on disk to a MODEL."""
 
+import logging
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -7,6 +9,7 @@ import comfy.model_patcher
 import comfy.patcher_extension
 
 from ..host.compat import is_dynamic, model_patcher_class
+from ..host.messages import Notify
 from ..host.quantized_patcher import adopt_patcher
 from ..samplers.outer_sample import sample_checked
 from ..sockets.model import CogVideoXConfig, CogVideoXModel
@@ -21,22 +24,25 @@ from .variants import detect_family, resolve_config, resolve_snr_shift
 
 
 def load_model(
-    path: Path, weight_dtype: str = "default", disable_dynamic: bool = False
+    path: Path, weight_dtype: str = "default", notify: Notify = logging.warning, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
     """Load the transformer at `path` (see checkpoints.open_component) as a MODEL.
 
-    weight_dtype: one of precision.PRECISIONS. disable_dynamic: ComfyUI asks for it when it clones a model.
+    weight_dtype: one of precision.PRECISIONS. notify: is told, in sentences for the user, what a run or a LoRA on this
+    model should be known for. disable_dynamic: ComfyUI asks for it when it clones a model.
 
-    Raises CheckpointError where the weights are not a CogVideoX transformer, or the device cannot run the precision.
+    Raises UserError where the weights are not a CogVideoX transformer, or the device cannot run the precision.
     """
     check_precision(weight_dtype, mm.get_torch_device())
     weights = open_component(path, "transformer")
-    patcher = _build_patcher(weights, weight_dtype, disable_dynamic)
-    patcher.cached_patcher_init = (load_model, (path, weight_dtype))
+    patcher = _build_patcher(weights, weight_dtype, notify, disable_dynamic)
+    patcher.cached_patcher_init = (load_model, (path, weight_dtype, notify))
     return patcher
 
 
-def _build_patcher(weights: Weights, weight_dtype: str, disable_dynamic: bool) -> comfy.model_patcher.ModelPatcher:
+def _build_patcher(
+    weights: Weights, weight_dtype: str, notify: Notify, disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
     state_dict = weights.state_dict
     config = resolve_config(state_dict, weights.config, str(weights.path))
     family = detect_family(config)
@@ -53,9 +59,8 @@ def _build_patcher(weights: Weights, weight_dtype: str, disable_dynamic: bool) -
     )
     model_config.set_inference_dtype(precision.storage, precision.compute)
     model_config.custom_operations = precision.operations
-    enable_stock_lora_nodes(CogVideoXModel)
-    fps = 16.0 if family.patch_size_t else 8.0  # as the models were trained
-    enable_previews(model_config.latent_format, fps, first_tiny_decoder)
+    enable_stock_lora_nodes(CogVideoXModel, notify)
+    enable_previews(first_tiny_decoder)
     model = CogVideoXModel(model_config)
     patcher_class = model_patcher_class(disable_dynamic or gguf)
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
@@ -63,5 +68,6 @@ def _build_patcher(weights: Weights, weight_dtype: str, disable_dynamic: bool) -
         adopt_patcher(patcher)
     source = str(weights.path)
     assign_weights(model.diffusion_model, state_dict, not is_dynamic(patcher), source, precision)
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox", sample_checked)
+    wrapper = partial(sample_checked, notify)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox", wrapper)
     return patcher

@@ -7,7 +7,7 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..errors import CheckpointError
+from ..errors import UserError
 from ..host.quantized import is_quantized
 from ..host.quantized_patcher import adopt_patcher
 from ..sockets.clip import TextEncoderTarget
@@ -47,7 +47,7 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
 
     weight_dtype: the type weights are stored in (see choose_t5_precision); ComfyUI computes T5 in fp32.
 
-    Raises CheckpointError where the weights are not a T5 encoder, not of the width that the checkpoint's own
+    Raises UserError where the weights are not a T5 encoder, not of the width that the checkpoint's own
     transformer reads, or too few for the tokenizer.
     """
     check_t5_precision(weight_dtype)
@@ -57,7 +57,7 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     max_tokens = weights.siblings.get("transformer", {}).get("max_text_seq_length", MAX_TOKENS)
     tokenizer = CogVideoXTokenizer(_tokenizer_folder(weights), max_tokens)
     if tokenizer.vocab_size > config["vocab_size"]:
-        raise CheckpointError(
+        raise UserError(
             f"The text encoder in {weights.path} knows {config['vocab_size']} tokens, its tokenizer has "
             f"{tokenizer.vocab_size}. Put the checkpoint's own tokenizer folder beside its text_encoder."
         )
@@ -81,9 +81,9 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
 
 
 def check_t5_precision(weight_dtype: str) -> None:
-    """Raises CheckpointError for a precision that T5 cannot have."""
+    """Raises UserError for a precision that T5 cannot have."""
     if weight_dtype in FAST_MODES:
-        raise CheckpointError(
+        raise UserError(
             f"T5 cannot run in {weight_dtype}: ComfyUI computes text encoders in fp32. Choose "
             f"{quantized_mode(weight_dtype)}, which takes as little memory."
         )
@@ -112,7 +112,7 @@ def _load_text_encoder_patcher(path: Path, weight_dtype: str, disable_dynamic: b
 def t5_config(weights: Weights) -> dict:
     """ComfyUI's T5 config for these weights, from their shapes and the config.json beside them.
 
-    Raises CheckpointError where the width is not what the pipeline's transformer reads, or, without a config, not
+    Raises UserError where the width is not what the pipeline's transformer reads, or, without a config, not
     T5-XXL's.
     """
     sd = weights.state_dict
@@ -123,7 +123,7 @@ def t5_config(weights: Weights) -> dict:
     if wanted is None and weights.config is None:
         wanted = T5_XXL["d_model"]
     if wanted is not None and 0 < width != wanted:  # 0: there is no embedding, as require_fit will say
-        raise CheckpointError(
+        raise UserError(
             f"The text encoder in {weights.path} is {width} wide; the transformer reads {wanted}. CogVideoX uses the "
             "T5-XXL v1.1 encoder (width 4096): fetch the checkpoint's own text_encoder."
         )

@@ -8,7 +8,7 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ..errors import CheckpointError
+from ..errors import UserError
 from ..host.compat import model_patcher_class
 from ..host.folders import find, list_files
 from ..host.ops import adopt_ops
@@ -24,7 +24,7 @@ def open_tiny_decoder(path: Path, device: torch.device, one_per_latent: bool = F
 
     one_per_latent: see build_tiny_decoder.
 
-    Raises CheckpointError where the file is damaged or holds something else.
+    Raises UserError where the file is damaged or holds something else.
     """
     dtype = mm.vae_dtype(device, [torch.float16, torch.bfloat16, torch.float32])
     decoder, weights = build_tiny_decoder(_read(path), str(path), one_per_latent)
@@ -49,20 +49,20 @@ def first_tiny_decoder(device: torch.device) -> TinyDecoder | None:
         return None
     try:
         return open_tiny_decoder(find(names[0], TINY_FOLDER), device, one_per_latent=True).to(device)
-    except (CheckpointError, OSError, RuntimeError) as error:
+    except (UserError, OSError, RuntimeError) as error:
         logging.warning(f"CogVideoX's previews are rough, without the tiny decoder: {error}")
         return None
 
 
 def check_tiny_decoder(path: Path) -> None:
-    """Raises CheckpointError for what load_tiny_decoder would refuse."""
+    """Raises UserError for what load_tiny_decoder would refuse."""
     build_tiny_decoder(_read(path), str(path))
 
 
 def load_tiny_decoder(path: Path) -> comfy.model_patcher.ModelPatcher:
     """The tiny decoder for `decode_draft`, under ComfyUI's memory management.
 
-    Raises CheckpointError: see open_tiny_decoder.
+    Raises UserError: see open_tiny_decoder.
     """
     device = mm.vae_device()
     decoder = open_tiny_decoder(path, device)
@@ -72,13 +72,13 @@ def load_tiny_decoder(path: Path) -> comfy.model_patcher.ModelPatcher:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise CheckpointError(f"There is no file {path}. Choose another from the list.")
+        raise UserError(f"There is no file {path}. Choose another from the list.")
     if looks_like_safetensors(path):
         read_safetensors_header(path)  # which refuses what is cut short
         return open_safetensors(path)
     if looks_like_torch(path):
         return open_torch(path)
-    raise CheckpointError(
+    raise UserError(
         f"{path} ({path.stat().st_size} bytes) is no weight file (safetensors or PyTorch), or only the beginning of "
         "one. Fetch it again."
     )

@@ -1,9 +1,13 @@
 """From a VAE on disk to a VAE."""
 
+import logging
 from pathlib import Path
 
-from ..errors import CheckpointError
+import comfy.model_patcher
+
+from ..errors import UserError
 from ..host.compat import is_dynamic
+from ..host.messages import Notify
 from ..sockets.vae import CogVideoXVAE
 from .assign import assign_weights
 from .checkpoints import open_component
@@ -13,31 +17,36 @@ VAE_DTYPES = tuple(name for name in WEIGHT_DTYPES if name != "fp8_e4m3fn")
 
 
 def check_vae_dtype(weight_dtype: str) -> None:
-    """Raises CheckpointError for a precision that a VAE cannot have."""
+    """Raises UserError for a precision that a VAE cannot have."""
     if weight_dtype not in VAE_DTYPES:
-        raise CheckpointError(
+        raise UserError(
             f"A CogVideoX VAE cannot run in {weight_dtype}: its convolutions have kernels for fp32, bf16 and fp16 "
             f"only. Choose {', '.join(VAE_DTYPES)}."
         )
 
 
-def load_vae(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False) -> CogVideoXVAE:
+def load_vae(
+    path: Path, weight_dtype: str = "default", notify: Notify = logging.warning, disable_dynamic: bool = False
+) -> CogVideoXVAE:
     """Load the VAE at `path` (see checkpoints.open_component).
 
-    weight_dtype: "default" lets ComfyUI choose for the device; fp8 is refused.
+    weight_dtype: "default" lets ComfyUI choose for the device; fp8 is refused. notify: is told, in a sentence for the
+    user, when memory runs out and a leaner mode takes over. disable_dynamic: ComfyUI asks for it when it clones a VAE.
 
-    Raises CheckpointError where the weights are not a CogVideoX VAE.
+    Raises UserError where the weights are not a CogVideoX VAE.
     """
     check_vae_dtype(weight_dtype)
     weights = open_component(path, "vae")
     config = {k: v for k, v in (weights.config or {}).items() if not k.startswith("_")}
-    vae = CogVideoXVAE(config, WEIGHT_DTYPES[weight_dtype], disable_dynamic)
+    vae = CogVideoXVAE(config, WEIGHT_DTYPES[weight_dtype], notify, disable_dynamic)
     cast = not is_dynamic(vae.patcher)
     assign_weights(vae.first_stage_model, weights.state_dict, cast, str(weights.path))
     vae.weights_assigned()
-    vae.patcher.cached_patcher_init = (_load_vae_patcher, (path, weight_dtype))
+    vae.patcher.cached_patcher_init = (_load_vae_patcher, (path, weight_dtype, notify))
     return vae
 
 
-def _load_vae_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) -> object:
-    return load_vae(path, weight_dtype, disable_dynamic).patcher
+def _load_vae_patcher(
+    path: Path, weight_dtype: str, notify: Notify, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    return load_vae(path, weight_dtype, notify, disable_dynamic).patcher

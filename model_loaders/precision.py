@@ -8,7 +8,7 @@ import comfy.quant_ops
 import comfy.utils
 import torch
 
-from ..errors import CheckpointError
+from ..errors import UserError
 from ..host.quantized import FP8_LAYOUTS, QUANTIZED_MODES, is_quantized
 from ..host.quantized_ops import FastQuantizedOps, QuantizedOps
 
@@ -55,7 +55,7 @@ def choose_precision(
 
     weight_dtype: one of PRECISIONS; "default" keeps what is quantised in the file. trained: the checkpoint's own type.
 
-    Raises CheckpointError where the device cannot run it.
+    Raises UserError where the device cannot run it.
     """
     check_precision(weight_dtype, device)
     mode, keeps = quantized_mode(weight_dtype), weight_dtype == "default" and holds_quantized(state_dict)
@@ -77,10 +77,10 @@ def choose_dtypes(
     trained: the checkpoint's own precision, preferred where the device computes in it.
     stored: the type most weights have on disk.
 
-    Raises CheckpointError for a precision that needs quantised weights.
+    Raises UserError for a precision that needs quantised weights.
     """
     if weight_dtype not in WEIGHT_DTYPES:
-        raise CheckpointError(f"{weight_dtype} is for the transformer only. Choose {', '.join(WEIGHT_DTYPES)}.")
+        raise UserError(f"{weight_dtype} is for the transformer only. Choose {', '.join(WEIGHT_DTYPES)}.")
     other = torch.float16 if trained == torch.bfloat16 else torch.bfloat16
     supported = [trained, other, torch.float32] if trained != torch.float32 else [torch.float32]
     storage = WEIGHT_DTYPES[weight_dtype]
@@ -108,15 +108,15 @@ def holds_quantized(state_dict: Mapping[str, torch.Tensor]) -> bool:
 
 
 def check_precision(weight_dtype: str, device: torch.device) -> None:
-    """Raises CheckpointError where `device` cannot multiply in the type that `weight_dtype` asks for."""
+    """Raises UserError where `device` cannot multiply in the type that `weight_dtype` asks for."""
     if weight_dtype not in PRECISIONS:
-        raise CheckpointError(f"There is no precision {weight_dtype}. Choose one of {', '.join(PRECISIONS)}.")
+        raise UserError(f"There is no precision {weight_dtype}. Choose one of {', '.join(PRECISIONS)}.")
     if weight_dtype not in FAST_MODES:
         return
     mode = quantized_mode(weight_dtype)
     lack = _lacks_fp8(device) if mode == "fp8_e4m3fn" else _lacks_int8(device)
     if lack:
-        raise CheckpointError(
+        raise UserError(
             f"{weight_dtype} multiplies in {mode.split('_')[0]}, and {lack}. Choose {mode}: it takes as little memory "
             "and multiplies in the usual type."
         )

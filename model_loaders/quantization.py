@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import UserError
 from ..host.quantized import FORMATS, FP8_LAYOUTS, counted_as, dequantized, fp8_tensor, is_gguf, is_quantized, quantize
 from ..host.quantized_ops import QuantizedLinear
 from ..transformer.parameter_types import is_block_matrix
@@ -57,15 +57,15 @@ def _convert(
     can_hold: its layer takes quantised weights. is_matrix: it is one of those that a mode quantises. plain: the type
     of one that is not quantised. cast: whether one that is plain in the file takes that type.
 
-    Raises CheckpointError naming a weight that cannot be quantised.
+    Raises UserError naming a weight that cannot be quantised.
     """
     if precision.mode and is_matrix and can_hold:
         if _is_stored_as(value, precision.mode):
             return _as_quantized(value, precision.compute)
         try:
             return quantize(value, precision.mode, precision.compute)
-        except CheckpointError as error:
-            raise CheckpointError(f"{name}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
     if is_quantized(value) or value.dtype in FP8_LAYOUTS:
         keep = precision.keeps and can_hold
         return _as_quantized(value, precision.compute) if keep else dequantized(value, plain)

@@ -8,7 +8,7 @@ import comfy.lora
 import comfy.model_patcher
 import torch
 
-from ..errors import CheckpointError
+from ..errors import UserError
 from ..host.quantized import dequantized, is_gguf, is_quantized, quantize, quantized_state_dict, requantize
 from ..sockets.model import CogVideoXModel, require_cogvideox_model
 from ..transformer.parameter_types import is_block_matrix
@@ -32,7 +32,7 @@ def save_model(
     packed again, becomes bf16. fp8 and int8 are written as ComfyUI's own quantised files are.
     on_progress(bytes done, bytes in all) may raise to stop.
 
-    Raises CheckpointError for a model of another pack, a file that is there already, a full disk, or weights that the
+    Raises UserError for a model of another pack, a file that is there already, a full disk, or weights that the
     type cannot hold.
     """
     require_cogvideox_model(model)
@@ -94,7 +94,7 @@ def _converted(name: str, weight_and_patches: tuple[torch.Tensor, list], plan: t
     if isinstance(plan, torch.dtype):
         rounded = merged.to(plan)
         if not torch.isfinite(rounded).all():
-            raise CheckpointError(f"{name} holds values that are no numbers in {plan}. Save it in bf16 or fp32.")
+            raise UserError(f"{name} holds values that are no numbers in {plan}. Save it in bf16 or fp32.")
         return rounded
     return requantize(weight, merged) if plan == "kept" else quantize(merged, plan, torch.bfloat16)
 

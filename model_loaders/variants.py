@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import UserError
 from ..sockets.families import FAMILIES, Family
 
 # component -> what it is, and keys that together only CogVideoX's has
@@ -84,7 +84,7 @@ def describe_weights(keys: Collection[str]) -> str:
 
 
 def require_component(keys: Collection[str], component: str, source: str) -> None:
-    """Raises CheckpointError unless weights with these keys, in diffusers' names, are a CogVideoX `component`.
+    """Raises UserError unless weights with these keys, in diffusers' names, are a CogVideoX `component`.
 
     component: "transformer", "vae", "text_encoder" or "controlnet". source: path for the message.
     """
@@ -93,11 +93,11 @@ def require_component(keys: Collection[str], component: str, source: str) -> Non
     # Flux and others share names with a transformer of CogVideoX: only what has its own as well is one
     is_most = describe_weights(keys).replace("-like", "") == name and all(key in keys for key in needed[:2])
     if missing and is_most:
-        raise CheckpointError(
+        raise UserError(
             f"{source} is {name} without {', '.join(missing)}: the file is damaged or not whole. Fetch it again."
         )
     if missing:
-        raise CheckpointError(
+        raise UserError(
             f"{source} looks like {describe_weights(keys)}, not {name}. Choose the checkpoint's {component}."
         )
 
@@ -134,7 +134,7 @@ def transformer_shape(state_dict: Mapping[str, torch.Tensor]) -> dict:
 def detect_family(config: Mapping) -> Family:
     """The official family with this architecture (a transformer config of any size).
 
-    Raises CheckpointError for an architecture that no family has.
+    Raises UserError for an architecture that no family has.
     """
     rotary = bool(config.get("use_rotary_positional_embeddings"))
     learned = bool(config.get("use_learned_positional_embeddings"))
@@ -143,7 +143,7 @@ def detect_family(config: Mapping) -> Family:
     for f in FAMILIES:
         if found == (f.in_channels, f.patch_size_t, f.rotary, f.learned_positions, bool(f.ofs_embed_dim)):
             return f
-    raise CheckpointError(
+    raise UserError(
         f"No CogVideoX model has {config['in_channels']} input channels with patch_size_t {patch_size_t}, "
         f"{'rotary' if rotary else 'sincos'} and {'learned' if learned else 'no learned'} positions, "
         f"{'with' if ofs else 'without'} an ofs embedding. This version runs {', '.join(f.name for f in FAMILIES)}."
@@ -156,7 +156,7 @@ def resolve_config(state_dict: Mapping[str, torch.Tensor], config: Mapping | Non
     config: the config.json beside the weights; None takes the official family of exactly this size.
     source: path for messages.
 
-    Raises CheckpointError where config and weights contradict each other or nothing official has this size.
+    Raises UserError where config and weights contradict each other or nothing official has this size.
     """
     shape = transformer_shape(state_dict)
     dim = shape.pop("dim")
@@ -167,7 +167,7 @@ def resolve_config(state_dict: Mapping[str, torch.Tensor], config: Mapping | Non
     found = [f"width {claimed} against {dim}"] if claimed != dim else []
     found += [f"{k} {merged[k]} against {v}" for k, v in shape.items() if k in merged and merged[k] != v]
     if found:
-        raise CheckpointError(
+        raise UserError(
             f"config.json and the weights in {source} do not belong together: {'; '.join(found)} (config against "
             "weights). Put the config.json of this very checkpoint beside its weights."
         )
@@ -193,7 +193,7 @@ def _official_config(shape: dict, dim: int, source: str) -> dict:
                 "sample_height": sample[1],
                 "sample_frames": sample[2],
             }
-    raise CheckpointError(
+    raise UserError(
         f"{source} has no config.json and is no official size: {shape['num_layers']} layers of width {dim} with "
         f"{shape['in_channels']} input channels. Put the checkpoint's config.json beside its weights."
     )
@@ -218,13 +218,13 @@ def resolve_snr_shift(scheduler_config: Mapping | None, family: Family, source: 
     source: path for messages. Anything else in the config that differs from the official ones is warned of, for it is
     not followed.
 
-    Raises CheckpointError for a model that does not predict v.
+    Raises UserError for a model that does not predict v.
     """
     if scheduler_config is None:
         return family.snr_shift_scale
     other = {k: scheduler_config[k] for k, v in _OFFICIAL_SCHEDULE.items() if scheduler_config.get(k, v) != v}
     if "prediction_type" in other:
-        raise CheckpointError(
+        raise UserError(
             f"The scheduler beside {source} says prediction_type {other['prediction_type']}; CogVideoX models predict "
             "v_prediction. Put the checkpoint's own scheduler_config.json there."
         )

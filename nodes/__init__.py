@@ -2,6 +2,8 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..errors import set_advice
+from .advice import ADVICE
 from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
 from .decode import CogVideoXDecode
 from .decode_to_file import CogVideoXDecodeToFile
@@ -57,6 +59,9 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXTrainLora,
     CogVideoXSaveTrainedLora,
 ]
+
+
+set_advice(ADVICE)
 
 
 class CogVideoXExtension(ComfyExtension):

@@ -8,7 +8,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..errors import CheckpointError
+from ..errors import UserError
 from ..host.messages import show_on_node
 from ..model_loaders.downloads.download import Progress, download
 from ..model_loaders.downloads.hub import Stopped
@@ -22,10 +22,10 @@ _CHOICES = "\n".join(f"{entry.describe()}, made for {entry.made_for}" for entry 
 
 
 def _folder(name: str) -> Path:
-    """Where the checkpoint of that name lies, or would lie. Raises CheckpointError where ComfyUI has no place."""
+    """Where the checkpoint of that name lies, or would lie. Raises UserError where ComfyUI has no place."""
     roots = [Path(root) for root in folder_paths.get_folder_paths("diffusers")]
     if not roots:
-        raise CheckpointError("This ComfyUI has no models/diffusers folder. Check its extra_model_paths.yaml.")
+        raise UserError("This ComfyUI has no models/diffusers folder. Check its extra_model_paths.yaml.")
     return next((root / name for root in roots if (root / name).is_dir()), roots[0] / name)
 
 

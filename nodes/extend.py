@@ -116,6 +116,6 @@ class CogVideoXJoinVideos(io.ComfyNode):
 
 
 def _require(frames: int, overlap: int, width: int, height: int) -> None:
-    """Raises GeometryError; a width or height of 0 is the clip's own."""
+    """Raises UserError; a width or height of 0 is the clip's own."""
     require_size(width or SIZE_STEP, height or SIZE_STEP, frames)
     check_overlap(overlap, frames)

@@ -3,10 +3,11 @@
 import torch
 from comfy_api.latest import io
 
-from ..errors import ConditioningError
+from ..errors import UserError
+from ..keys import control_concat, inpaint_concat
 from ..media.masks import hold_last
 from ..media.pictures import check_pictures, fit_pictures
-from ..sockets.conditioning_images import encode_masked_video, place_known, require_length
+from ..sockets.conditioning_images import encode_masked_video, known_clip, require_length
 from ..vae.geometry import empty_latent
 from .inputs import (
     MAX_STRENGTH,
@@ -91,11 +92,13 @@ class CogVideoXFunInpaint(io.ComfyNode):
         require_number("noise_augmentation", noise_augmentation, 1)
         if video is not None and hold_last_frame:
             video = hold_last(video, frames)
-        clip, anew = place_known(video, mask, start_image, end_image, (width, height, frames), fit)
-        if not (anew >= 0.5).any():
-            raise ConditioningError("Nothing is to be made anew. Connect a mask that is white where the video changes.")
-        latents, known = encode_masked_video(vae, clip, anew, noise_augmentation, seed)
-        values = {"concat_latent_image": latents, "cogvideox_known": known, "cogvideox_task": "inpaint"}
+        clip, inpainted = known_clip(video, mask, start_image, end_image, (width, height, frames), fit)
+        if not (inpainted >= 0.5).any():
+            raise UserError(
+                "The mask is empty: there is nothing to inpaint. Connect a mask that is white where the video changes."
+            )
+        latents, known = encode_masked_video(vae, clip, inpainted, noise_augmentation, seed)
+        values = inpaint_concat(latents, known)
         return conditioned(positive, negative, values, {"samples": empty_latent(width, height, frames, batch_size)})
 
 
@@ -154,9 +157,5 @@ class CogVideoXFunControl(io.ComfyNode):
             control_video = hold_last(control_video, frames)
         require_length(control_video, frames, "The control video")
         latents = vae.encode(fit_pictures(control_video[:frames], width, height, fit)) * strength
-        values = {
-            "concat_latent_image": latents,
-            "cogvideox_task": "control",
-            "cogvideox_range": (start_percent, end_percent),
-        }
+        values = control_concat(latents, (start_percent, end_percent))
         return conditioned(positive, negative, values, {"samples": empty_latent(width, height, frames, batch_size)})

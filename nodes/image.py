@@ -3,8 +3,8 @@
 import torch
 from comfy_api.latest import io
 
+from ..keys import image_concat, with_rng_offset
 from ..samplers.conditioning import IMAGE_SCALES
-from ..samplers.noise import DRAWN
 from ..sockets.conditioning_images import encode_start_and_end
 from ..vae.geometry import empty_latent
 from .inputs import (
@@ -102,11 +102,5 @@ class CogVideoXImageToVideo(io.ComfyNode):
         latents, drawn = encode_start_and_end(
             vae, start_image, end_image, (width, height, frames), fit, sigma, seed, posterior_seed
         )
-        values = {
-            "concat_latent_image": latents,
-            "cogvideox_task": "image",
-            "cogvideox_scale": image_scale,
-            "cogvideox_end": end_image is not None,
-        }
-        latent = {"samples": empty_latent(width, height, frames, batch_size)}
-        return conditioned(positive, negative, values, latent | ({DRAWN: (seed, drawn)} if drawn else {}))
+        latent = with_rng_offset({"samples": empty_latent(width, height, frames, batch_size)}, seed, drawn)
+        return conditioned(positive, negative, image_concat(latents, image_scale, end_image is not None), latent)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import node_helpers
 from comfy_api.latest import io
 
-from ..errors import ConditioningError, GeometryError, ScheduleError
+from ..errors import UserError
 from ..media.pictures import FITS
 from ..vae.geometry import SIZE_STEP, check_size
 from .validation import problem
@@ -127,18 +127,18 @@ def range_inputs(what: str) -> list[io.Float.Input]:
 
 
 def require_range(start_percent: float, end_percent: float) -> None:
-    """Raises ScheduleError for a part of a run that is none."""
+    """Raises UserError for a part of a run that is none."""
     if not 0 <= start_percent < end_percent <= 1:
-        raise ScheduleError(
+        raise UserError(
             f"start_percent {start_percent} and end_percent {end_percent} are no part of a run: use 0 to 1, the start "
             "below the end. For no effect at all set strength 0."
         )
 
 
 def require_number(name: str, value: float, most: float) -> None:
-    """Raises ConditioningError unless `value` is in 0 .. `most`; ComfyUI does not hold linked values to limits."""
+    """Raises UserError unless `value` is in 0 .. `most`; ComfyUI does not hold linked values to limits."""
     if not 0 <= value <= most:  # NaN neither
-        raise ConditioningError(f"{name} is {value}: use 0 to {most:g}.")
+        raise UserError(f"{name} is {value}: use 0 to {most:g}.")
 
 
 def size_problem(width: int | None, height: int | None, frames: int | None) -> bool | str:
@@ -148,7 +148,7 @@ def size_problem(width: int | None, height: int | None, frames: int | None) -> b
 
 
 def require_size(width: int, height: int, frames: int, batch_size: int = 1) -> None:
-    """Raises GeometryError where no video has this size.
+    """Raises UserError where no video has this size.
 
     ComfyUI holds neither linked values nor those that validate_inputs takes to their limits, and a million frames too
     many take the whole server down.
@@ -156,4 +156,4 @@ def require_size(width: int, height: int, frames: int, batch_size: int = 1) -> N
     check_size(width, height, frames)
     for (name, most), value in zip(_LIMITS.items(), (width, height, frames, batch_size)):
         if not 1 <= value <= most:
-            raise GeometryError(f"{name} is {value}: use 1 to {most}.")
+            raise UserError(f"{name} is {value}: use 1 to {most}.")

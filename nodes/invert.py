@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..samplers.follow import follow_video, read_trajectory
-from ..samplers.inversion import TRAJECTORY, inversion_sigmas, record_inversion
+from ..samplers.inversion import inversion_sigmas, record_inversion
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule
 from .inputs import range_inputs
 from .validation import problem
@@ -73,7 +73,7 @@ class CogVideoXInvert(io.ComfyNode):
             callback=latent_preview.prepare_callback(model, steps),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         )
-        return io.NodeOutput({**latent_image, "samples": samples, TRAJECTORY: trajectory})
+        return io.NodeOutput({**latent_image, "samples": samples, "cogvideox_trajectory": trajectory})
 
 
 class CogVideoXFollowVideo(io.ComfyNode):

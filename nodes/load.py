@@ -6,6 +6,7 @@ import comfy.model_management as mm
 from comfy_api.latest import io
 
 from ..host import folders
+from ..host.messages import show_on_running_node
 from ..model_loaders.checkpoints import check_component, require_pipeline
 from ..model_loaders.load_model import load_model
 from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, load_text_encoder
@@ -82,7 +83,11 @@ class CogVideoXLoadPipeline(io.ComfyNode):
         require_pipeline(path)
         # what eight bits save in the transformer they would cost in T5 and the VAE
         rest = "default" if quantized_mode(weight_dtype) else weight_dtype
-        return io.NodeOutput(load_model(path, weight_dtype), load_text_encoder(path, rest), load_vae(path, rest))
+        return io.NodeOutput(
+            load_model(path, weight_dtype, show_on_running_node),
+            load_text_encoder(path, rest),
+            load_vae(path, rest, show_on_running_node),
+        )
 
 
 class CogVideoXLoadModel(io.ComfyNode):
@@ -113,7 +118,7 @@ class CogVideoXLoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_model(_find_model(model_name), weight_dtype))
+        return io.NodeOutput(load_model(_find_model(model_name), weight_dtype, show_on_running_node))
 
 
 class CogVideoXLoadTextEncoder(io.ComfyNode):
@@ -176,7 +181,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name: str, weight_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_vae(_find_vae(vae_name), weight_dtype))
+        return io.NodeOutput(load_vae(_find_vae(vae_name), weight_dtype, show_on_running_node))
 
 
 def _find_pipeline(name: str) -> Path:

@@ -3,7 +3,7 @@
 import comfy.context_windows
 from comfy_api.latest import io
 
-from ..errors import GeometryError
+from ..errors import UserError
 from ..host.compat import patch_context_windows
 from ..samplers.comfy_sampler import require_cogvideox
 from ..sockets.model import patch_positions
@@ -120,7 +120,7 @@ class CogVideoXContextWindows(io.ComfyNode):
 
 def _require_windows(context_frames: int, overlap_frames: int) -> None:
     if context_frames < 5 or (context_frames - 1) % TEMPORAL or not 0 <= overlap_frames < context_frames - 1:
-        raise GeometryError(
+        raise UserError(
             f"Windows of {context_frames} frames with an overlap of {overlap_frames} are not possible. Use 4k + 1 "
             "frames, 5 or more (49 for CogVideoX, 81 for 1.5), and an overlap of fewer frames."
         )

@@ -9,11 +9,11 @@ import torch
 from comfy_api.latest import io
 
 from ..host.messages import show_on_node
+from ..keys import rng_offset, without_rng_offset
 from ..media.masks import latent_mask
 from ..samplers.comfy_sampler import SAMPLERS, build_sampler, schedule_sigmas
 from ..samplers.comfy_sampler import CogVideoXNoise as SeededNoise
 from ..samplers.guidance import patch_dynamic_cfg
-from ..samplers.noise import DRAWN, drawn_before
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
 from .inputs import MAX_SEED
 from .validation import problem
@@ -129,7 +129,7 @@ class CogVideoXSample(io.ComfyNode):
             model,
             SeededNoise(seed).generate_noise(latent),
             cfg,
-            build_sampler(sampler, total_steps(steps, denoise) if denoise > 0 else None, drawn_before(latent, seed)),
+            build_sampler(sampler, total_steps(steps, denoise) if denoise > 0 else None, rng_offset(latent, seed)),
             sigmas,
             positive,
             negative,
@@ -139,8 +139,8 @@ class CogVideoXSample(io.ComfyNode):
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        # another run on this latent starts the stream anew
-        return io.NodeOutput({key: value for key, value in latent.items() if key != DRAWN} | {"samples": samples})
+        # another run on this latent begins the seed's stream at its start
+        return io.NodeOutput({**without_rng_offset(latent), "samples": samples})
 
 
 class CogVideoXSampler(io.ComfyNode):

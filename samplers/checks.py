@@ -1,26 +1,32 @@
 """What a run is refused for, before any work."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 
-from ..errors import ConditioningError, GeometryError, ScheduleError
-from ..host.messages import show_on_running_node
+from ..errors import UserError
+from ..host.protocols import BaseModel, ContextHandler
+from ..keys import Concat, read_concat
 from .conditioning import TASKS
 
-TASK_CHANNELS = {channels: task for task, (channels, _, _) in TASKS.items() if task != "control"}
+# the task that as many concatenated channels are for, where the conditioning does not say: 16 may be image or control
+TASK_OF_CHANNELS = {task.channels: name for name, task in TASKS.items() if name != "control"}
 
 
-def check_latent(model: torch.nn.Module, latent_image: torch.Tensor) -> None:
-    """Raises GeometryError unless the latent is [B, 16, T, H, W]."""
+def check_latent(model: BaseModel, latent_image: torch.Tensor) -> None:
+    """Raises UserError unless the latent is [B, 16, T, H, W]."""
     channels = model.latent_format.latent_channels
     if latent_image.ndim != 5 or latent_image.shape[1] != channels or 0 in latent_image.shape:
-        raise GeometryError(
+        raise UserError(
             f"The latent has shape {list(latent_image.shape)}; CogVideoX needs [batch, {channels}, frames, height / 8, "
-            "width / 8]. Make it with Empty CogVideoX Latent or encode it with a CogVideoX VAE."
+            "width / 8].",
+            advice="make a latent",
         )
 
 
-def check_size(model: torch.nn.Module, latent_size: tuple[int, int, int], model_options: dict) -> None:
-    """Raises GeometryError unless the model has positions for latents of this (T, H, W).
+def check_size(model: BaseModel, latent_size: tuple[int, int, int], model_options: dict[str, Any]) -> None:
+    """Raises UserError unless the model has positions for latents of this (T, H, W).
 
     Under ComfyUI's context windows the model sees one window at a time.
     """
@@ -30,108 +36,117 @@ def check_size(model: torch.nn.Module, latent_size: tuple[int, int, int], model_
         model.diffusion_model.token_grid((frames, *latent_size[1:]), options)
 
 
-def _lengths_seen(frames: int, handler: object | None) -> set[int]:
+def _lengths_seen(frames: int, handler: ContextHandler | None) -> set[int]:
     """How many latent frames the model sees at once of a video of `frames`, under ComfyUI's context `handler`."""
-    length = getattr(handler, "context_length", frames)
-    if frames <= length:
+    if handler is None or frames <= handler.context_length:
         return {frames}
-    lengths = {length}
-    if handler.context_schedule.name == "batched" and frames % length:
-        lengths.add(frames % length)
+    lengths = {handler.context_length}
+    # the schedule called "batched" ends with a shorter window, the others move the last one back
+    if handler.context_schedule.name == "batched" and frames % handler.context_length:
+        lengths.add(frames % handler.context_length)
+    # this option puts one more frame in front of every window but the first
     if getattr(handler, "causal_window_fix", False):
         lengths |= {count + 1 for count in lengths}
     return lengths
 
 
 def check_sampler(sampler: object) -> None:
-    """Raises ScheduleError for ComfyUI's VOIDSampler, which takes its own model's unscaled input for granted."""
+    """Raises UserError for the sampler of ComfyUI's own CogVideoX code, which takes an unscaled input for granted."""
     if type(sampler).__name__ == "VOID_DDIM":
-        raise ScheduleError(
-            "VOIDSampler belongs to ComfyUI's own CogVideoX loader. With this model take CogVideoX Sampler Select "
-            "(ddim), which runs the same equations; the VOID conditioning and noise nodes stay as they are."
+        raise UserError(
+            "This sampler belongs to ComfyUI's own CogVideoX loader, whose models take another input.",
+            advice="sample VOID with this pack",
         )
 
 
-def check_conditioning(model: torch.nn.Module, conds: dict[str, list[dict]], latent_shape: torch.Size) -> None:
-    """Raises ConditioningError or GeometryError unless every entry has text of the model's width and, beside the
-    video, what the model was trained with, at the size of the latent [B, 16, T, H, W]."""
+def check_conditioning(
+    model: BaseModel,
+    conds: dict[str, list[dict[str, Any]]],
+    latent_shape: Sequence[int],
+    notify: Callable[[str], object],
+) -> None:
+    """Raises UserError unless every entry has text of the model's width and the channel-concatenated conditioning that
+    the model was trained with, at the size of the latent [B, 16, T, H, W].
+
+    conds: ComfyUI's, by name ("positive", "negative"). notify: is told what will run and may disappoint.
+    """
     for name, entries in conds.items():
         for entry in entries:
+            concat = read_concat(entry)
             _check_text(model, name, entry)
             _check_area(name, entry)
-            _check_task(model, name, entry)
-            if entry.get("concat_latent_image") is not None:
-                _check_channels(model, name, entry, latent_shape)
-    ends = any(entry.get("cogvideox_end") for entries in conds.values() for entry in entries)
-    if ends and model.model_config.family.task == "image":
-        show_on_running_node(
-            f"{model.model_config.family.name} was not trained for an end image: the video's end may turn grey or "
-            "stand still. A Fun InP model takes start and end images."
+            _check_task(model, name, concat)
+            if "concat_latent_image" in concat:
+                _check_concat_size(model, name, concat, latent_shape)
+    has_end = any(entry.get("cogvideox_end") for entries in conds.values() for entry in entries)
+    if has_end and model.model_config.family.task == "image":
+        notify(
+            f"{model.model_config.family.name} was not trained for an end image: the end of the video may turn grey or "
+            "freeze. A Fun InP model takes start and end images."
         )
 
 
-def _check_text(model: torch.nn.Module, name: str, entry: dict) -> None:
-    width, text = model.diffusion_model.config.text_embed_dim, entry.get("cross_attn")
+def _check_text(model: BaseModel, name: str, entry: dict[str, Any]) -> None:
+    config, text = model.diffusion_model.config, entry.get("cross_attn")
+    width = config.text_embed_dim
     if text is None or text.ndim != 3 or text.shape[-1] != width:
-        found = "no text" if text is None else f"shape {list(text.shape)}"
-        raise ConditioningError(
-            f"The {name} conditioning has {found}; this model needs [batch, tokens, {width}], from the T5 "
-            "text encoder of its own family. Encode the prompt with Load CogVideoX Text Encoder."
+        found = "no text" if text is None else f"text of shape {list(text.shape)}"
+        raise UserError(
+            f"The {name} conditioning has {found}; this model needs [batch, tokens, {width}], from the T5 text encoder "
+            "of its own family.",
+            advice="encode the prompt",
         )
-
-    config = model.diffusion_model.config
     if config.use_learned_positional_embeddings and text.shape[1] > config.max_text_seq_length:
-        raise ConditioningError(
+        raise UserError(
             f"The {name} conditioning has {text.shape[1]} text tokens; {model.model_config.family.name} has positions "
-            f"for {config.max_text_seq_length}. Join prompts with Conditioning (Combine) instead of Conditioning "
-            "(Concat)."
+            f"for {config.max_text_seq_length}.",
+            advice="combine prompts",
         )
 
 
-def _check_area(name: str, entry: dict) -> None:
+def _check_area(name: str, entry: dict[str, Any]) -> None:
     """ComfyUI's own code for areas of pictures fails on videos, with an error that names nothing."""
     area = entry.get("area")
     sides = () if area is None else tuple(side for side in area if side != "percentage")
     if (area is not None and len(sides) != 6) or entry.get("set_area_to_bounds"):
-        raise ConditioningError(
-            f"The {name} conditioning has an area of a picture; a video's has time as well. Use Conditioning (Set Area "
-            "with Percentage for Video), or a mask with set_cond_area default."
+        raise UserError(
+            f"The {name} conditioning has an area of a picture; an area of a video has a duration as well.",
+            advice="set an area of a video",
         )
 
 
-def _check_task(model: torch.nn.Module, name: str, entry: dict) -> None:
+def _check_task(model: BaseModel, name: str, concat: Concat) -> None:
     family = model.model_config.family
-    channels, shows, node = TASKS[family.task]
-    latents, known = entry.get("concat_latent_image"), entry.get("cogvideox_known")
-    found = sum(0 if part is None else part.shape[1] for part in (latents, known))
-    made_for = entry.get("cogvideox_task", family.task if found == channels else TASK_CHANNELS.get(found))
-    if found == channels and made_for == family.task:
+    task = TASKS[family.task]
+    parts = (concat.get("concat_latent_image"), concat.get("cogvideox_known"))
+    found = sum(part.shape[1] for part in parts if part is not None)
+    made_for = concat.get("cogvideox_task", family.task if found == task.channels else TASK_OF_CHANNELS.get(found))
+    if found == task.channels and made_for == family.task:
         return
     if not found:
-        raise ConditioningError(
-            f"{family.name} takes {shows} beside the prompt, and the {name} conditioning has none. Pass positive and "
-            f"negative through {node}, or choose a text to video model."
+        raise UserError(
+            f"{family.name} takes {task.shows} in addition to the prompt, and the {name} conditioning has none.",
+            advice=f"condition for {family.task}",
         )
-    what = f"is made for {TASKS[made_for][1]}" if made_for else f"has {found} channels beside the video"
-    raise ConditioningError(
-        f"The {name} conditioning {what}; {family.name} takes {shows}. Use {node}, or choose the model that this "
-        "conditioning is for."
+    what = f"is made for {TASKS[made_for].shows}" if made_for else f"has {found} concatenated channels"
+    raise UserError(
+        f"The {name} conditioning {what}; {family.name} takes {task.shows}.", advice=f"condition for {family.task}"
     )
 
 
-def _check_channels(model: torch.nn.Module, name: str, entry: dict, latent_shape: torch.Size) -> None:
+def _check_concat_size(model: BaseModel, name: str, concat: Concat, latent_shape: Sequence[int]) -> None:
     frames, height, width = latent_shape[2:]
-    latents, known = entry["concat_latent_image"], entry.get("cogvideox_known")
-    one_frame = model.model_config.family.task == "image" and latents.shape[2] == 1
-    for part in (latents, latents if known is None else known):
-        fits = part.ndim == 5 and part.shape[3:] == (height, width) and (one_frame or part.shape[2] == frames)
+    latents = concat["concat_latent_image"]
+    is_one_frame = model.model_config.family.task == "image" and latents.shape[2] == 1
+    for part in (latents, concat.get("cogvideox_known", latents)):
+        fits = part.ndim == 5 and part.shape[3:] == (height, width) and (is_one_frame or part.shape[2] == frames)
         if not fits:
-            raise GeometryError(
+            raise UserError(
                 f"The {name} conditioning was made for {_describe(part.shape)}; the latent is "
                 f"{_describe(latent_shape)}. Set the same width, height and frames in both, or take the latent from "
                 "the node that made the conditioning."
             )
 
 
-def _describe(shape: torch.Size) -> str:
+def _describe(shape: Sequence[int]) -> str:
     return f"{shape[-1] * 8} x {shape[-2] * 8} pixels and {4 * shape[-3] - 3} frames ({shape[-3]} latent frames)"

@@ -1,12 +1,17 @@
 """The DDIM and DPM equations as ComfyUI SAMPLER, SIGMAS and NOISE objects."""
 
+from collections.abc import Callable
+from typing import Any
+
 import comfy.samplers
 import torch
 
-from ..errors import ScheduleError
+from ..errors import UserError
+from ..host.protocols import ModelSampling
+from ..keys import Latent, rng_offset
 from .ddim import sample_ddim
 from .dpm import sample_dpm
-from .noise import draw_noise, drawn_before, seeded_noise, start_stream
+from .noise import draw_noise, seeded_noise, start_stream
 from .schedule import next_timesteps, require_schedule, total_steps, trailing_timesteps
 
 SAMPLERS = ("ddim", "dpm")
@@ -18,17 +23,17 @@ class CogVideoXNoise:
     def __init__(self, seed: int):
         self.seed = seed
 
-    def generate_noise(self, input_latent: dict) -> torch.Tensor:
+    def generate_noise(self, input_latent: Latent) -> torch.Tensor:
         """Noise shaped like the latent's samples [B, C, T, H, W] (a single frame where T is missing)."""
         samples = input_latent["samples"]
         shape = samples.shape if samples.ndim == 5 else (*samples.shape[:2], 1, *samples.shape[2:])
-        return seeded_noise(shape, self.seed, input_latent.get("batch_index"), drawn_before(input_latent, self.seed))
+        return seeded_noise(shape, self.seed, input_latent.get("batch_index"), rng_offset(input_latent, self.seed))
 
 
-def schedule_sigmas(model_sampling: torch.nn.Module, steps: int, denoise: float) -> torch.Tensor:
+def schedule_sigmas(model_sampling: ModelSampling, steps: int, denoise: float) -> torch.Tensor:
     """SIGMAS of the last `steps` timesteps of CogVideoX's schedule of int(steps / denoise): [steps + 1], ends in 0.
 
-    Empty for denoise 0, which makes ComfyUI return the latent as it is. Raises ScheduleError: see require_cogvideox,
+    Empty for denoise 0, which makes ComfyUI return the latent as it is. Raises UserError: see require_cogvideox,
     require_schedule.
     """
     require_cogvideox(model_sampling)
@@ -39,54 +44,56 @@ def schedule_sigmas(model_sampling: torch.nn.Module, steps: int, denoise: float)
     return torch.cat([model_sampling.sigmas.cpu()[timesteps], torch.zeros(1)])
 
 
-def require_cogvideox(model_sampling: torch.nn.Module) -> None:
-    """Raises ScheduleError for a model whose noise levels are not CogVideoX's."""
+def require_cogvideox(model_sampling: ModelSampling) -> None:
+    """Raises UserError for a model whose noise levels are not CogVideoX's."""
     if not hasattr(model_sampling, "alphas"):
-        raise ScheduleError(
-            f"This model samples with {type(model_sampling).__name__}; CogVideoX's schedule and samplers need a model "
-            "from Load CogVideoX Model or Load CogVideoX Pipeline, without a ModelSampling patch. Use KSampler for "
-            "other models."
+        raise UserError(
+            f"This model samples with {type(model_sampling).__name__}; CogVideoX's schedule and samplers need a "
+            "CogVideoX model without a ModelSampling patch.",
+            advice="take a model of this pack to sample",
         )
 
 
-def build_sampler(name: str, schedule_steps: int | None = None, drawn: int = 0) -> comfy.samplers.KSAMPLER:
+def build_sampler(name: str, schedule_steps: int | None = None, rng_offset: int = 0) -> comfy.samplers.KSAMPLER:
     """SAMPLER that runs CogVideoX's own equations along whatever SIGMAS it is given.
 
     name: "ddim" or "dpm".
     schedule_steps: length of the schedule whose end the sigmas are; None finds it from the sigmas.
-    drawn: numbers drawn from the seed's stream before the run's noise, see noise.drawn_before.
+    rng_offset: how many numbers of the seed's stream are used up before the run's noise, see keys.rng_offset.
     """
-    return comfy.samplers.KSAMPLER(sample_along, {"name": name, "schedule_steps": schedule_steps, "drawn": drawn})
+    options = {"name": name, "schedule_steps": schedule_steps, "rng_offset": rng_offset}
+    return comfy.samplers.KSAMPLER(sample_along, options)
 
 
 @torch.no_grad()
 def sample_along(
-    model: object,
+    model: Any,
     x: torch.Tensor,
     sigmas: torch.Tensor,
-    extra_args: dict | None = None,
-    callback: object = None,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
     disable: bool | None = None,
     name: str = "ddim",
     schedule_steps: int | None = None,
-    drawn: int = 0,
+    rng_offset: int = 0,
 ) -> torch.Tensor:
     """A k-diffusion style sampler function (ComfyUI calls it through KSAMPLER).
 
     x: [B, C, T, H, W] at sigmas[0], variance exploding, as ComfyUI keeps it. Each sigma is taken as the nearest of
-    the model's 1000 timesteps. Returns x at sigmas[-1]. Raises ScheduleError: see require_cogvideox.
+    the model's 1000 timesteps. Returns x at sigmas[-1]. Raises UserError: see require_cogvideox.
     """
     extra_args = extra_args or {}
     model_sampling = model.inner_model.inner_model.model_sampling
     require_cogvideox(model_sampling)
     steps = plan_steps(model_sampling, sigmas, schedule_steps)
-    unit = x.new_ones([x.shape[0]])
+    s_in = x.new_ones([x.shape[0]])
 
     def predict_x0(x: torch.Tensor, timestep: int) -> torch.Tensor:
         sigma = model_sampling.sigmas[timestep].to(x)
-        x0 = model(x * (1 + sigma**2) ** 0.5, sigma * unit, **extra_args)
+        x0 = model(x * (1 + sigma**2) ** 0.5, sigma * s_in, **extra_args)
         if model_sampling.alphas[timestep] == 0:
-            # ComfyUI stands a sigma of 4500 in for infinity; take out the trace of x that leaves: x0 = -v
+            # At zero terminal SNR x0 = -v. ComfyUI stands a sigma of 4500 in for the infinite one, which leaves a trace
+            # of x in what it makes of v: take that out.
             root_alpha = 1 / (1 + sigma**2) ** 0.5
             x0 = (x0 - root_alpha * x) / (1 - root_alpha**2) ** 0.5
         return x0
@@ -97,7 +104,7 @@ def sample_along(
 
     x = x / (1 + sigmas[0] ** 2) ** 0.5
     if name == "dpm":
-        generator = start_stream(extra_args.get("seed") or 0, drawn)
+        generator = start_stream(extra_args.get("seed") or 0, rng_offset)
         draw_noise(x.shape, generator)  # the run's first draw was its starting noise
         x = sample_dpm(predict_x0, x, steps, lambda: draw_noise(x.shape, generator).to(x), report)
     else:
@@ -106,7 +113,7 @@ def sample_along(
 
 
 def plan_steps(
-    model_sampling: torch.nn.Module, sigmas: torch.Tensor, schedule_steps: int | None
+    model_sampling: ModelSampling, sigmas: torch.Tensor, schedule_steps: int | None
 ) -> list[tuple[int, float, float]]:
     """(timestep, alpha there, alpha to go to) for each step along `sigmas`."""
     timesteps = [int(t) for t in model_sampling.timestep(sigmas[:-1].cpu())]

@@ -1,25 +1,27 @@
-"""What a model takes beside the noisy video: a start image, a masked video, a control video.
+"""Channel-concatenated conditioning: the start image, masked video or control video that some models take.
 
-CONDITIONING carries these as further entries of ComfyUI's dictionary, so that they pass through every stock node:
-
-concat_latent_image  [B, 16 or 32, n, h, w], unscaled latents. n is the clip's latent frames, or 1: then the first
-                     frame, and nothing is known of the others.
-cogvideox_task       a key of TASKS: what the latents are for. ComfyUI's own VOID nodes leave it out.
-cogvideox_known      [B, 1, n, h, w], 0 .. 1, "inpaint" only: 1 where the latents show what the video shall keep.
-cogvideox_scale      a key of IMAGE_SCALES, "image" only.
-cogvideox_end        True where an end image is among the latents.
-cogvideox_range      (start, end) in 0 .. 1 of the run: outside the model sees zeros.
+What travels in CONDITIONING is listed in keys.Concat. Here it becomes the channels that the model sees.
 """
+
+from dataclasses import dataclass
 
 import torch
 
-# task -> (the channels beside the video's 16, what they show, the node that makes them)
+
+@dataclass(frozen=True)
+class Task:
+    """What a model's input channels beyond the video's 16 are for."""
+
+    channels: int
+    shows: str  # in messages
+
+
 TASKS = {
-    "text": (0, "nothing", "CogVideoX Text Encode alone"),
-    "image": (16, "a start image", "CogVideoX Image to Video"),
-    "inpaint": (17, "a masked video", "CogVideoX Fun Inpaint"),
-    "control": (16, "a control video", "CogVideoX Fun Control"),
-    "void": (32, "a masked video and its quad mask", "ComfyUI's VOID Inpaint Conditioning"),
+    "text": Task(0, "nothing but the prompt"),
+    "image": Task(16, "a start image"),
+    "inpaint": Task(17, "a masked video"),  # 16 latent channels and the mask
+    "control": Task(16, "a control video"),
+    "void": Task(32, "a masked video and its quad mask"),
 }
 IMAGE_SCALES = ("checkpoint", "multiplied", "divided", "unscaled")
 
@@ -38,10 +40,11 @@ def image_scale(how: str, scale_factor: float, inverted: bool) -> float:
 def concat_channels(
     latents: torch.Tensor, known: torch.Tensor | None, shape: torch.Size, scale: float, known_scale: float
 ) -> torch.Tensor:
-    """The channels that stand beside the noisy video.
+    """The channels to concatenate with the noisy video.
 
-    latents, known: see the head of this file. shape: of the noise, [B, 16, T, h, w], T with CogVideoX 1.5's frames in
-    front. Returns [B, C, T, h, w].
+    latents, known: concat_latent_image and cogvideox_known of keys.Concat. shape: of the noise, [B, 16, T, h, w], where
+    T includes the frames that CogVideoX 1.5 gets in front. scale, known_scale: what both are multiplied by.
+    Returns [B, C, T, h, w].
 
     Source: diffusers pipeline_cogvideox_image2video.py, prepare_latents: the image stands in the first of all frames,
     those in front included. A whole clip's latents have their first frame repeated in front instead.
@@ -52,7 +55,11 @@ def concat_channels(
 
 
 def fit_frames(channels: torch.Tensor, frames: int) -> torch.Tensor:
-    """[B, C, n, h, w] -> [B, C, frames, h, w]; zeros after a single frame, the first one repeated before a clip."""
+    """[B, C, n, h, w] -> [B, C, frames, h, w].
+
+    A single frame is followed by zeros, for nothing is known of the others. A clip gets its first frame repeated in
+    front.
+    """
     missing = frames - channels.shape[2]
     if missing <= 0:
         return channels[:, :, :frames]

@@ -4,27 +4,25 @@ from collections.abc import Callable
 
 import torch
 
+PredictX0 = Callable[[torch.Tensor, int], torch.Tensor]  # (x, timestep) -> predicted clean sample, shaped like x
+Steps = list[tuple[int, float, float]]  # (timestep, alpha there, alpha to go to), cumulative products in 0 .. 1
+OnStep = Callable[[int, torch.Tensor, torch.Tensor], object]  # (step index, x, x0), after each prediction
 
-def sample_ddim(
-    predict_x0: Callable[[torch.Tensor, int], torch.Tensor],
-    x: torch.Tensor,
-    steps: list[tuple[int, float, float]],
-    callback: Callable | None = None,
-) -> torch.Tensor:
+
+def sample_ddim(predict_x0: PredictX0, x: torch.Tensor, steps: Steps, callback: OnStep | None = None) -> torch.Tensor:
     """DDIM (Song et al. 2020, eq. 12, eta = 0).
 
-    predict_x0: (x, timestep) -> predicted clean sample, same shape as x.
     x: [B, C, T, H, W], noisy at the first step's alpha, variance preserving.
-    steps: (timestep, alpha there, alpha to go to), cumulative products in 0 .. 1.
-    callback: called as callback(step index, x, x0) after each prediction.
-    Returns [B, C, T, H, W].
+    Returns [B, C, T, H, W] at the last step's alpha to go to.
 
-    Source: diffusers scheduling_ddim_cogvideox.py, step().
+    Source: diffusers scheduling_ddim_cogvideox.py, step(). With eps written out of x and x0, equation 12 is
+    x' = c_x * x + c_x0 * x0.
     """
     for i, (timestep, alpha, alpha_next) in enumerate(steps):
         x0 = predict_x0(x, timestep)
         if callback is not None:
             callback(i, x, x0)
-        keep = ((1 - alpha_next) / (1 - alpha)) ** 0.5
-        x = keep * x + (alpha_next**0.5 - alpha**0.5 * keep) * x0
+        c_x = ((1 - alpha_next) / (1 - alpha)) ** 0.5
+        c_x0 = alpha_next**0.5 - alpha**0.5 * c_x
+        x = c_x * x + c_x0 * x0
     return x

@@ -5,40 +5,44 @@ from collections.abc import Callable
 
 import torch
 
+from .ddim import OnStep, PredictX0, Steps
+
 
 def sample_dpm(
-    predict_x0: Callable[[torch.Tensor, int], torch.Tensor],
+    predict_x0: PredictX0,
     x: torch.Tensor,
-    steps: list[tuple[int, float, float]],
+    steps: Steps,
     draw_noise: Callable[[], torch.Tensor],
-    callback: Callable | None = None,
+    callback: OnStep | None = None,
 ) -> torch.Tensor:
     """Second-order multistep SDE solver (Lu et al. 2022, DPM-Solver++, algorithm 2 in its SDE form).
 
-    predict_x0, x, steps, callback: as in ddim.sample_ddim.
+    x: [B, C, T, H, W], noisy at the first step's alpha, variance preserving.
     draw_noise: one unit-variance sample shaped like x from the run's random stream.
-    Returns [B, C, T, H, W].
+    Returns [B, C, T, H, W] at the last step's alpha to go to.
+
+    The paper's h is the step in lambda = log(sqrt(alpha / (1 - alpha))), r the last step's share of it.
 
     Source: diffusers scheduling_dpm_cogvideox.py, step(). It draws a first-order noise at every step and, where the
     second order applies, throws it away and draws again; the stream is kept in step with that.
     """
-    previous_x0, alpha_back = None, None
+    previous_x0, previous_alpha = None, 0.0
     for i, (timestep, alpha, alpha_next) in enumerate(steps):
         x0 = predict_x0(x, timestep)
         if callback is not None:
             callback(i, x, x0)
-        span = half_log_snr(alpha_next) - half_log_snr(alpha)
+        h = half_log_snr(alpha_next) - half_log_snr(alpha)
         noise = draw_noise()
-        target = x0
+        d = x0
         if previous_x0 is not None and alpha_next < 1:
-            ratio = (half_log_snr(alpha) - half_log_snr(alpha_back)) / span
-            target = (1 + 1 / (2 * ratio)) * x0 - 1 / (2 * ratio) * previous_x0
+            r = (half_log_snr(alpha) - half_log_snr(previous_alpha)) / h
+            d = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * previous_x0
             noise = draw_noise()
-        keep = ((1 - alpha_next) / (1 - alpha)) ** 0.5 * math.exp(-span)
-        pull = -math.expm1(-2 * span) * alpha_next**0.5
-        fresh = (1 - alpha_next) ** 0.5 * (1 - math.exp(-2 * span)) ** 0.5
-        x = keep * x + pull * target + fresh * noise
-        previous_x0, alpha_back = x0, alpha
+        c_x = ((1 - alpha_next) / (1 - alpha)) ** 0.5 * math.exp(-h)
+        c_x0 = -math.expm1(-2 * h) * alpha_next**0.5
+        c_noise = (1 - alpha_next) ** 0.5 * (1 - math.exp(-2 * h)) ** 0.5
+        x = c_x * x + c_x0 * d + c_noise * noise
+        previous_x0, previous_alpha = x0, alpha
     return x
 
 

@@ -12,17 +12,18 @@ import comfy.patcher_extension
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..errors import GeometryError, ScheduleError
+from ..errors import UserError
+from ..host.protocols import Guider, LatentFormat, ModelSampling
+from ..keys import ATTENTION_OVERRIDE, Latent
 from .comfy_sampler import require_cogvideox
-from .inversion import CLEAN, TRAJECTORY
+from .inversion import CLEAN
 from .schedule import TRAIN_TIMESTEPS
 
-KEY = "cogvideox_follow"
-OVERRIDE = "optimized_attention_override"  # ComfyUI's attention functions look for it in transformer_options
+KEY = "cogvideox_follow"  # of the wrappers on a MODEL
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Followed:
     """An inverted video: `samples` [B, 16, T, H, W] at each of the ascending `timesteps`, followed while the run's
     timestep lies in `first` .. `last`."""
 
@@ -39,49 +40,50 @@ class Trajectory:
         return self.last <= timestep <= self.first
 
 
-def read_trajectory(latent: dict, start_percent: float, end_percent: float) -> Trajectory:
-    """What *Invert CogVideoX Video* left in its LATENT. Raises ScheduleError where there is nothing."""
-    record = latent.get(TRAJECTORY)
-    if record is None:
-        raise ScheduleError(
-            "This latent has no trajectory to follow. Connect the latent of Invert CogVideoX Video itself; saving a "
-            "latent to a file loses the trajectory."
+def read_trajectory(latent: Latent, start_percent: float, end_percent: float) -> Followed:
+    """What an inversion left in its LATENT. Raises UserError where there is nothing."""
+    trajectory = latent.get("cogvideox_trajectory")
+    if trajectory is None:
+        raise UserError(
+            "This latent has no trajectory to follow: it does not come from an inversion, or was saved to a file in "
+            "between, which loses the trajectory.",
+            advice="connect an inverted latent",
         )
     if not start_percent < end_percent:
-        raise ScheduleError(
+        raise UserError(
             f"start_percent {start_percent} is not below end_percent {end_percent}: no step would follow the video. "
             "Use 0 and 1 to follow it throughout."
         )
     last = TRAIN_TIMESTEPS - 1
-    # as ModelSamplingDiscrete.percent_to_sigma counts: 0 is the start of a whole run
+    # as ModelSamplingDiscrete.percent_to_sigma counts: 0 is the start of a run at denoise 1
     bounds = last * (1 - start_percent), last * (1 - end_percent)
-    return Trajectory(tuple(record["timesteps"]), tuple(record["samples"]), *bounds)
+    return Followed(tuple(trajectory["timesteps"]), tuple(trajectory["samples"]), *bounds)
 
 
-def follow_video(model: comfy.model_patcher.ModelPatcher, trajectory: Trajectory) -> comfy.model_patcher.ModelPatcher:
+def follow_video(model: comfy.model_patcher.ModelPatcher, followed: Followed) -> comfy.model_patcher.ModelPatcher:
     """A clone of `model` whose every run also sees the inverted video; it replaces one that was followed before.
 
-    Raises ScheduleError: see require_cogvideox. Its runs raise GeometryError and ScheduleError, see check_run.
+    Raises UserError: see require_cogvideox. Its runs raise UserError, see check_run.
     """
     require_cogvideox(model.get_model_object("model_sampling"))
     patched = model.clone()
     patched.object_patches.pop("memory_required", None)
     memory_required = patched.get_model_object("memory_required")
 
-    def twice(input_shape: list[int], cond_shapes: dict = {}) -> float:
+    def doubled(input_shape: list[int], cond_shapes: dict = {}) -> float:
         return memory_required([2 * input_shape[0], *input_shape[1:]], cond_shapes=cond_shapes)
 
     def prepare(executor: Callable, patcher: object, shape: list[int], *args: object, **kwargs: object) -> tuple:
         # before the first load the model does not have the patch yet
-        if patcher.model.memory_required is not twice:
+        if patcher.model.memory_required is not doubled:
             shape = [2 * shape[0], *shape[1:]]
         return executor(patcher, shape, *args, **kwargs)
 
-    patched.add_object_patch("memory_required", twice)
+    patched.add_object_patch("memory_required", doubled)
     for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, partial(_sample_following, trajectory)),
+        (WrappersMP.OUTER_SAMPLE, partial(_sample_following, followed)),
         (WrappersMP.PREPARE_SAMPLING, prepare),
-        (WrappersMP.DIFFUSION_MODEL, partial(_forward_following, trajectory)),
+        (WrappersMP.DIFFUSION_MODEL, partial(_forward_following, followed)),
     ):
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
@@ -89,7 +91,7 @@ def follow_video(model: comfy.model_patcher.ModelPatcher, trajectory: Trajectory
 
 
 def _sample_following(
-    trajectory: Trajectory,
+    followed: Followed,
     executor: comfy.patcher_extension.WrapperExecutor,
     noise: torch.Tensor,
     latent_image: torch.Tensor,
@@ -99,59 +101,59 @@ def _sample_following(
     **kwargs: object,
 ) -> torch.Tensor:
     """OUTER_SAMPLE wrapper, inside sample_checked: the latent has CogVideoX 1.5's extra frame by now."""
-    guider = executor.class_obj
+    guider: Guider = executor.class_obj
     if guider.model_options.get("context_handler") is not None:
-        raise GeometryError(
-            "CogVideoX Follow Video needs the whole video at once and cannot be combined with context windows. "
-            "Remove the context windows, or follow a shorter video."
+        raise UserError(
+            "Following a video needs all of its frames at once and cannot be combined with context windows. Remove the "
+            "context windows, or follow a shorter video."
         )
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
     timesteps = [float(t) for t in model_sampling.timestep(sigmas.cpu())]
     if sigmas[-1] == 0:
         timesteps[-1] = CLEAN
-    check_run(trajectory, latent_image.shape, timesteps)
-    latent_image = _restore_front(trajectory, latent_image, model_sampling, guider.model_patcher.model.latent_format)
+    check_run(followed, latent_image.shape, timesteps)
+    latent_image = _restore_front(followed, latent_image, model_sampling, guider.model_patcher.model.latent_format)
     return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 
-def check_run(trajectory: Trajectory, shape: torch.Size, timesteps: list[float]) -> None:
+def check_run(followed: Followed, shape: torch.Size, timesteps: list[float]) -> None:
     """Raises where a run on latents of `shape` through `timesteps` (-1 for a clean sample) cannot follow.
 
-    GeometryError: the video has another size, length or batch. ScheduleError: at some step its nearest noise level is
+    UserError: the video has another size, length or batch. UserError: at some step its nearest noise level is
     more than half a step of the run away.
     """
-    known = trajectory.samples[0].shape
+    known = followed.samples[0].shape
     if shape[1:] != known[1:] or known[0] not in (1, shape[0]):
-        raise GeometryError(
+        raise UserError(
             f"The video to follow is {_describe(known)}; this run's latent is {_describe(shape)}. Set the same width, "
             "height, frames and batch size, or invert a video of this size."
         )
     if timesteps[-1] > timesteps[0]:
-        raise ScheduleError(
-            "This run adds noise, and its model follows another video. Give Invert CogVideoX Video the model as it is "
-            "before CogVideoX Follow Video."
+        raise UserError(
+            "This run adds noise, as an inversion does, and its model follows another video.",
+            advice="invert with the plain model",
         )
     half_step = (timesteps[0] - timesteps[-1]) / (2 * max(1, len(timesteps) - 1))
     for timestep in timesteps[:-1]:
-        found = trajectory.timesteps[trajectory.nearest(timestep)]
-        if trajectory.is_followed(timestep) and abs(found - timestep) > half_step + 0.5:
-            raise ScheduleError(
-                f"The run stops at timestep {timestep:g}, and the nearest of the {len(trajectory.timesteps) - 1} steps "
+        found = followed.timesteps[followed.nearest(timestep)]
+        if followed.is_followed(timestep) and abs(found - timestep) > half_step + 0.5:
+            raise UserError(
+                f"The run stops at timestep {timestep:g}, and the nearest of the {len(followed.timesteps) - 1} steps "
                 f"that the video was inverted in is {found}. Invert it in as many steps as the sampler runs (at "
                 "denoise below 1: steps / denoise)."
             )
 
 
 def _restore_front(
-    trajectory: Trajectory, latent_image: torch.Tensor, model_sampling: torch.nn.Module, latent_format: object
+    followed: Followed, latent_image: torch.Tensor, model_sampling: ModelSampling, latent_format: LatentFormat
 ) -> torch.Tensor:
     """The inverted latent with the front frame that it had where the inversion ended.
 
     CogVideoX 1.5 inverts an odd count with a frame in front, which the LATENT loses; a run that goes on from there
     gets its first frame in front again, and from two equal frames of noise no run leads back to the video.
     """
-    end = trajectory.samples[-1].to(latent_image)
-    end = latent_format.process_out(end * (1 + model_sampling.sigmas[trajectory.timesteps[-1]].to(end) ** 2) ** 0.5)
+    end = followed.samples[-1].to(latent_image)
+    end = latent_format.process_out(end * (1 + model_sampling.sigmas[followed.timesteps[-1]].to(end) ** 2) ** 0.5)
     if end.shape == latent_image.shape and torch.allclose(end[:, :, 1:], latent_image[:, :, 1:], rtol=1e-3):
         return end
     return latent_image
@@ -163,7 +165,7 @@ def _describe(shape: torch.Size) -> str:
 
 
 def _forward_following(
-    trajectory: Trajectory,
+    followed: Followed,
     executor: Callable,
     x: torch.Tensor,
     timestep: torch.Tensor,
@@ -175,23 +177,23 @@ def _forward_following(
 ) -> torch.Tensor:
     """DIFFUSION_MODEL wrapper: a second half of the batch, [run, video], carries the inverted video through the model.
 
-    x: [B * conditions, in_channels, T, H, W]; channels beside the video are the run's own in both halves.
+    x: [B * conditions, in_channels, T, H, W]; concatenated channels are the run's own in both halves.
     """
     now = float(timestep[0])
-    if not trajectory.is_followed(now):
+    if not followed.is_followed(now):
         return executor(x, timestep, context, ofs, transformer_options, control=control, **kwargs)
-    video = trajectory.samples[trajectory.nearest(now)]
+    video = followed.samples[followed.nearest(now)]
     if video.shape[2:] != x.shape[2:] or x.shape[0] % video.shape[0]:
-        raise GeometryError(
+        raise UserError(
             f"The model is asked for a part of the video of {_describe(x.shape)}; the video to follow is "
-            f"{_describe(video.shape)}. CogVideoX Follow Video needs the whole video at once: remove areas from the "
-            "conditioning."
+            f"{_describe(video.shape)}. Following needs all of the video at once: remove areas from the conditioning."
         )
     video = video.to(x).repeat(x.shape[0] // video.shape[0], 1, 1, 1, 1)
     video = torch.cat([video, x[:, video.shape[1] :]], dim=1)
     if control is not None:
         control = {name: [_twice(value) for value in values] for name, values in control.items()}
-    options = {**transformer_options, OVERRIDE: partial(share_attention, transformer_options.get(OVERRIDE))}
+    shared = partial(share_attention, transformer_options.get(ATTENTION_OVERRIDE))
+    options = {**transformer_options, ATTENTION_OVERRIDE: shared}
     batch = torch.cat([x, video])
     out = executor(batch, _twice(timestep), _twice(context), _twice(ofs), options, control=control, **kwargs)
     return out[: x.shape[0]]

@@ -1,6 +1,7 @@
 """Guidance that changes over the run."""
 
 import math
+from typing import Any
 
 import comfy.model_patcher
 import torch
@@ -25,7 +26,7 @@ def patch_dynamic_cfg(
     """
     patched = model.clone()
 
-    def guide(args: dict) -> torch.Tensor:
+    def guide(args: dict[str, Any]) -> torch.Tensor:
         timestep = int(patched.get_model_object("model_sampling").timestep(args["sigma"][:1]))
         scale = dynamic_cfg_scale(timestep, steps, cfg)
         return args["uncond_denoised"] + scale * (args["cond_denoised"] - args["uncond_denoised"])

@@ -1,15 +1,17 @@
 """DDIM run backwards: from a video's latents to the noise that they come from."""
 
 from collections.abc import Callable
+from typing import Any
 
 import comfy.samplers
 import torch
 
+from ..host.protocols import ModelSampling
+from ..keys import Trajectory
 from .comfy_sampler import require_cogvideox
+from .ddim import OnStep, Steps
 from .schedule import TRAIN_TIMESTEPS, require_schedule, trailing_timesteps
 
-# LATENT key: {"timesteps": [steps + 1] ascending ints, "samples": as many [B, 16, T, H, W]}. See record_inversion.
-TRAJECTORY = "cogvideox_trajectory"
 CLEAN = -1  # stands for the timestep of a sample without noise
 
 
@@ -27,8 +29,8 @@ def inversion_steps(steps: int) -> list[tuple[int, int]]:
 def invert_ddim(
     predict_v: Callable[[torch.Tensor, int], torch.Tensor],
     x: torch.Tensor,
-    steps: list[tuple[int, float, float]],
-    callback: Callable | None = None,
+    steps: Steps,
+    callback: OnStep | None = None,
 ) -> torch.Tensor:
     """DDIM (Song et al. 2020, eq. 12, eta = 0) towards the noise, for a model that predicts v.
 
@@ -50,10 +52,10 @@ def invert_ddim(
     return x
 
 
-def inversion_sigmas(model_sampling: torch.nn.Module, steps: int) -> torch.Tensor:
+def inversion_sigmas(model_sampling: ModelSampling, steps: int) -> torch.Tensor:
     """SIGMAS of an inversion: [steps + 1], from 0 up.
 
-    Raises ScheduleError: see require_cogvideox, require_schedule.
+    Raises UserError: see require_cogvideox, require_schedule.
     """
     require_cogvideox(model_sampling)
     require_schedule(steps, 1.0)
@@ -61,46 +63,46 @@ def inversion_sigmas(model_sampling: torch.nn.Module, steps: int) -> torch.Tenso
     return torch.cat([torch.zeros(1), model_sampling.sigmas.cpu()[timesteps]])
 
 
-def record_inversion(steps: int) -> tuple[comfy.samplers.KSAMPLER, dict]:
+def record_inversion(steps: int) -> tuple[comfy.samplers.KSAMPLER, Trajectory]:
     """SAMPLER that inverts along inversion_sigmas(steps), and the trajectory that it fills.
 
     The trajectory's samples are fp32 on the CPU, in the model's own scale and of unit variance: the clean ones first,
     then those after each step, so that samples[i] has the noise level of timesteps[i]. With CogVideoX 1.5 they keep
     the frame that an odd count gets in front (outer_sample.py); the run's result does not.
     """
-    trajectory = {"timesteps": [CLEAN, *(timestep for _, timestep in inversion_steps(steps))], "samples": []}
+    trajectory: Trajectory = {"timesteps": [CLEAN, *(t for _, t in inversion_steps(steps))], "samples": []}
     return comfy.samplers.KSAMPLER(invert_along, {"record": trajectory["samples"].append}), trajectory
 
 
 @torch.no_grad()
 def invert_along(
-    model: object,
+    model: Any,
     x: torch.Tensor,
     sigmas: torch.Tensor,
-    extra_args: dict | None = None,
-    callback: Callable | None = None,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
     disable: bool | None = None,
     record: Callable[[torch.Tensor], object] | None = None,
 ) -> torch.Tensor:
     """A k-diffusion style sampler function (ComfyUI calls it through KSAMPLER) that adds the noise instead.
 
     x: [B, C, T, H, W], clean. sigmas: from inversion_sigmas. record: called with the clean x and with each step's, on
-    the CPU. Returns x at sigmas[-1], variance exploding, as ComfyUI keeps it. Raises ScheduleError: see
+    the CPU. Returns x at sigmas[-1], variance exploding, as ComfyUI keeps it. Raises UserError: see
     require_cogvideox.
     """
     extra_args = extra_args or {}
     model_sampling = model.inner_model.inner_model.model_sampling
     require_cogvideox(model_sampling)
-    unit = x.new_ones([x.shape[0]])
+    s_in = x.new_ones([x.shape[0]])
     alphas = [float(alpha) for alpha in model_sampling.alphas]
     steps = [(t, alphas[below] if below >= 0 else 1.0, alphas[t]) for below, t in inversion_steps(len(sigmas) - 1)]
 
     def predict_v(x: torch.Tensor, timestep: int) -> torch.Tensor:
-        # what ComfyUI made of v for this sigma, undone
+        # ComfyUI takes x at variance 1 + sigma^2 and returns x0: v is what it has made x0 of
         sigma = model_sampling.sigmas[timestep].to(x)
-        spread = (1 + sigma**2) ** 0.5
-        x0 = model(x * spread, sigma * unit, **extra_args)
-        return (x - x0 * spread) / sigma
+        scale = (1 + sigma**2) ** 0.5
+        x0 = model(x * scale, sigma * s_in, **extra_args)
+        return (x - x0 * scale) / sigma
 
     def report(i: int, x: torch.Tensor, x0: torch.Tensor) -> None:
         if record is not None:

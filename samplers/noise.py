@@ -1,5 +1,7 @@
 """Random numbers in the order in which diffusers draws them."""
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -13,35 +15,29 @@ def draw_noise(shape: torch.Size | tuple[int, ...], generator: torch.Generator) 
     return noise.transpose(1, 2)
 
 
-# LATENT key: (seed, count). So many normal numbers were drawn from this seed's stream before the noise.
-DRAWN = "cogvideox_drawn"
-
-
-def drawn_before(latent: dict, seed: int) -> int:
-    """How far the stream of `seed` is used up: diffusers takes a sample of the VAE's posterior before the noise."""
-    drawn_seed, count = latent.get(DRAWN, (None, 0))
-    return count if drawn_seed == seed else 0
-
-
 def seeded_noise(
-    shape: torch.Size | tuple[int, ...], seed: int, batch_index: list[int] | None = None, drawn: int = 0
+    shape: torch.Size | tuple[int, ...], seed: int, batch_index: Sequence[int] | None = None, rng_offset: int = 0
 ) -> torch.Tensor:
     """The noise that a run with `seed` starts from: [B, C, T, H, W], fp32 on the CPU.
 
     batch_index: which members of a larger batch these latents are (ComfyUI's LatentFromBatch); each keeps the noise
-        it had there.
-    drawn: numbers that were drawn from the stream before, a multiple of 16.
+        that it had there.
+    rng_offset: how many numbers were drawn from the stream before, a multiple of 16 (see keys.rng_offset).
     """
-    generator = start_stream(seed, drawn)
+    generator = start_stream(seed, rng_offset)
     if batch_index is None:
         return draw_noise(shape, generator)
-    whole = draw_noise((max(batch_index) + 1, *shape[1:]), generator)
-    return whole[batch_index]
+    noise = draw_noise((max(batch_index) + 1, *shape[1:]), generator)
+    return noise[list(batch_index)]
 
 
-def start_stream(seed: int, drawn: int = 0) -> torch.Generator:
-    """A run's random stream after its first `drawn` numbers."""
+def start_stream(seed: int, rng_offset: int = 0) -> torch.Generator:
+    """A run's random stream after its first `rng_offset` numbers.
+
+    torch draws 16 or more normal numbers in blocks of 16, so that one draw of n and two draws that make up n give the
+    same numbers only where the first is a multiple of 16, as all latents are.
+    """
     generator = torch.Generator().manual_seed(seed)
-    if drawn:
-        torch.randn(drawn, generator=generator)
+    if rng_offset:
+        torch.randn(rng_offset, generator=generator)
     return generator

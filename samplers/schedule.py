@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from ..errors import ScheduleError
+from ..errors import UserError
 
 TRAIN_TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012
@@ -49,17 +49,17 @@ def total_steps(steps: int, denoise: float) -> int:
 
 
 def require_schedule(steps: int, denoise: float) -> None:
-    """Raises ScheduleError where the model has no such schedule.
+    """Raises UserError where the model has no such schedule.
 
     ComfyUI checks limits neither of linked values nor of inputs that validate_inputs takes.
     """
     if not 1 <= steps <= TRAIN_TIMESTEPS or not 0 <= denoise <= 1:
-        raise ScheduleError(
+        raise UserError(
             f"No run has {steps} steps at denoise {denoise}. Use 1 to {TRAIN_TIMESTEPS} steps and denoise 0 to 1."
         )
     if denoise and total_steps(steps, denoise) > TRAIN_TIMESTEPS:
         least = -(-steps * 100 // TRAIN_TIMESTEPS) / 100
-        raise ScheduleError(
+        raise UserError(
             f"{steps} steps at denoise {denoise} are the end of a schedule of {total_steps(steps, denoise)}; the "
             f"model has {TRAIN_TIMESTEPS} timesteps. Use denoise {least} or more, or fewer steps."
         )

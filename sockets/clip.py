@@ -6,7 +6,7 @@ import comfy.sd1_clip
 import comfy.text_encoders.t5
 import torch
 
-from ..errors import NumericsError
+from ..errors import UserError
 from .tokenizer import CLIP_NAME, CogVideoXTokenizer
 
 
@@ -50,9 +50,9 @@ class TextEncoderTarget:
 
 
 def require_finite_text(conditioning: list) -> None:
-    """Raises NumericsError where an encoded prompt is not a number, before anything is sampled with it."""
+    """Raises UserError where an encoded prompt is not a number, before anything is sampled with it."""
     if not all(torch.isfinite(text).all() for text, _ in conditioning):
-        raise NumericsError(
-            "The text encoder's output is not a number (NaN or infinity). Load it with weight_dtype bf16 or fp32; if "
-            "that is set already, its file is damaged: fetch it again."
+        raise UserError(
+            "The text encoder's output contains NaN or Inf. Load it with weight_dtype bf16 or fp32; if that is set "
+            "already, its file is damaged: download it again."
         )

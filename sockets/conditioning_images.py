@@ -2,10 +2,10 @@
 
 import torch
 
-from ..errors import GeometryError
+from ..errors import UserError
+from ..keys import Latent, with_rng_offset
 from ..media.masks import fun_mask
 from ..media.pictures import augment_pictures, check_pictures, fit_clip, fit_pictures
-from ..samplers.noise import DRAWN
 from ..vae.geometry import CHANNELS, SPATIAL, latent_frames
 from .vae import CogVideoXVAE
 
@@ -20,14 +20,15 @@ def encode_start_and_end(
     noise_seed: int,
     posterior_seed: int | None,
 ) -> tuple[torch.Tensor, int]:
-    """The channels beside an image to video model's video, unscaled, and how many numbers the posterior's seed drew.
+    """The channels to concatenate with an image to video model's video, unscaled, and how many random numbers were
+    drawn from the posterior's seed.
 
     start: [F, H, W, C], 4k + 1 frames; end: [1, H, W, C]. size: (width, height, frames) of the clip.
     sigma: of the noise on both, see augment_pictures. posterior_seed: None takes the posterior's mode.
     Returns [1, 16, 1, h, w] for one start image alone or none at all (zeros follow, see samplers.conditioning), else
     [1, 16, T, h, w] with zeros where nothing is known.
 
-    Raises GeometryError. Source: diffusers pipeline_cogvideox_image2video.py, prepare_latents.
+    Raises UserError. Source: diffusers pipeline_cogvideox_image2video.py, prepare_latents.
     """
     width, height, frames = size
     _check_start_and_end(start, end, frames)
@@ -55,9 +56,9 @@ def _check_start_and_end(start: torch.Tensor | None, end: torch.Tensor | None, f
         if pictures is not None:
             check_pictures(pictures)
     if end is not None and end.shape[0] != 1:
-        raise GeometryError(f"end_image has {end.shape[0]} pictures: use one, the last frame.")
+        raise UserError(f"end_image has {end.shape[0]} pictures: use one, the last frame.")
     if start is not None and ((start.shape[0] - 1) % 4 or start.shape[0] >= max(frames, 2)):
-        raise GeometryError(
+        raise UserError(
             f"start_image has {start.shape[0]} pictures; the video has {frames} frames. Use one picture, or the last "
             "5, 9, ... (4k + 1) frames of a clip, fewer than the video has."
         )
@@ -65,13 +66,14 @@ def _check_start_and_end(start: torch.Tensor | None, end: torch.Tensor | None, f
 
 def encode_video(
     vae: CogVideoXVAE, images: torch.Tensor, width: int, height: int, fit: str, posterior_seed: int | None
-) -> dict:
+) -> Latent:
     """LATENT of a video [F, H, W, C], F = 4k + 1: samples [1, 16, T, h, w], unscaled.
 
-    width, height: 0 takes the video's own, cut to the next multiple of 16. Raises GeometryError.
+    width, height: 0 takes the video's own, cut to the next multiple of 16. Raises UserError.
     """
     samples = vae.encode(fit_clip(images, width, height, fit), posterior_seed)
-    return {"samples": samples} | ({} if posterior_seed is None else {DRAWN: (posterior_seed, samples.numel())})
+    latent: Latent = {"samples": samples}
+    return latent if posterior_seed is None else with_rng_offset(latent, posterior_seed, samples.numel())
 
 
 def encode_masked_video(
@@ -81,25 +83,25 @@ def encode_masked_video(
     sigma: float | None,
     noise_seed: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The channels beside a Fun InP model's video, both unscaled.
+    """The channels to concatenate with a Fun InP model's video, both unscaled.
 
-    video: [F, H, W, 3] in 0 .. 1, F = 4k + 1. mask: [F, H, W], 1 where the video is made anew.
+    video: [F, H, W, 3] in 0 .. 1, F = 4k + 1. mask: [F, H, W], 1 where the video is inpainted.
     Returns the masked video's latents [1, 16, T, h, w] and what of them is known [1, 1, T, h, w]; zeros both where
-    everything is made anew.
+    everything is inpainted.
 
     Source: CogVideoX-Fun pipeline_cogvideox_inpaint.py, __call__: what is masked is black (-1 to the VAE).
     """
     frames, height, width = mask.shape
     size = latent_frames(frames), height // SPATIAL, width // SPATIAL
-    anew = mask >= 0.5
-    if anew.all():
+    inpainted = mask >= 0.5
+    if inpainted.all():
         return torch.zeros(1, CHANNELS, *size), torch.zeros(1, 1, *size)
-    masked = video.masked_fill(anew[..., None], 0.0)
+    masked = video.masked_fill(inpainted[..., None], 0.0)
     masked = augment_pictures(masked, sigma, torch.Generator().manual_seed(noise_seed), skip_black=True)
     return vae.encode(masked), fun_mask(mask, *size)
 
 
-def place_known(
+def known_clip(
     video: torch.Tensor | None,
     mask: torch.Tensor | None,
     start: torch.Tensor | None,
@@ -110,30 +112,30 @@ def place_known(
     """A clip and its mask from all that may be known of it.
 
     video: [F, H, W, C], as long as the clip or longer. mask: [1 or F, H, W] of the video's own size or the clip's, 1
-    where it is made anew; None takes all of the video. start, end: pictures [n, H, W, C] that stand at the clip's
-    start and end. size: (width, height, frames) of the clip.
+    where it is inpainted; None keeps all of the video. start, end: pictures [n, H, W, C] for the clip's start and end.
+    size: (width, height, frames) of the clip.
     Returns [frames, height, width, 3] in 0 .. 1 and [frames, height, width].
 
-    Raises GeometryError.
+    Raises UserError.
     """
     width, height, frames = size
-    clip, anew = torch.zeros(frames, height, width, 3), torch.ones(frames, height, width)
+    clip, mask_out = torch.zeros(frames, height, width, 3), torch.ones(frames, height, width)
     if video is not None:
         check_pictures(video)
         require_length(video, frames, "The video")
         clip[:] = fit_pictures(video[:frames], width, height, fit)
-        anew[:] = 0.0 if mask is None else _fit_mask(mask, video, size, fit)
+        mask_out[:] = 0.0 if mask is None else _fit_mask(mask, video, size, fit)
     elif mask is not None:
-        raise GeometryError("There is a mask and no video that it could mask. Connect the video as well.")
+        raise UserError("There is a mask and no video to apply it to. Connect the video as well.")
     for name, pictures, at_end in (("start_image", start, False), ("end_image", end, True)):
         if pictures is not None:
             check_pictures(pictures)
             count = pictures.shape[0]
             if count > frames:
-                raise GeometryError(f"{name} has {count} pictures, the clip {frames} frames: use fewer pictures.")
-            place = slice(frames - count, frames) if at_end else slice(0, count)
-            clip[place], anew[place] = fit_pictures(pictures, width, height, fit), 0.0
-    return clip, anew
+                raise UserError(f"{name} has {count} pictures, the clip {frames} frames: use fewer pictures.")
+            covered = slice(frames - count, frames) if at_end else slice(0, count)
+            clip[covered], mask_out[covered] = fit_pictures(pictures, width, height, fit), 0.0
+    return clip, mask_out
 
 
 def _fit_mask(mask: torch.Tensor, video: torch.Tensor, size: tuple[int, int, int], fit: str) -> torch.Tensor:
@@ -141,7 +143,7 @@ def _fit_mask(mask: torch.Tensor, video: torch.Tensor, size: tuple[int, int, int
     mask = mask.reshape(-1, *mask.shape[-2:])
     counts, sizes = (1, frames, video.shape[0]), ((height, width), tuple(video.shape[1:3]))
     if mask.shape[0] not in counts or tuple(mask.shape[1:]) not in sizes:
-        raise GeometryError(
+        raise UserError(
             f"The mask is {mask.shape[2]} x {mask.shape[1]} pixels with {mask.shape[0]} frames; the video is "
             f"{video.shape[2]} x {video.shape[1]} with {video.shape[0]}, the clip {width} x {height} with {frames}. "
             "Make the mask of the video's or the clip's size, with one frame or as many as they have."
@@ -150,9 +152,9 @@ def _fit_mask(mask: torch.Tensor, video: torch.Tensor, size: tuple[int, int, int
 
 
 def require_length(images: torch.Tensor, frames: int, what: str) -> None:
-    """Raises GeometryError where `images` [F, H, W, C] are fewer than `frames`."""
+    """Raises UserError where `images` [F, H, W, C] are fewer than `frames`."""
     if images.shape[0] < frames:
-        raise GeometryError(
+        raise UserError(
             f"{what} has {images.shape[0]} frames, the clip {frames}. Use a longer one, make the clip shorter, or "
-            "switch hold_last_frame on to let the last frame stand."
+            "switch on hold_last_frame, which repeats the last frame."
         )

@@ -8,7 +8,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 
-from ..errors import ConditioningError, GeometryError
+from ..errors import UserError
 from ..media.pictures import fit_pictures
 from ..vae.geometry import SPATIAL, latent_frames, video_frames
 from .families import FAMILIES, Family
@@ -19,7 +19,8 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
     """CONTROL_NET: what ComfyUI chains to CONDITIONING, and asks at every step what to add to the model's blocks."""
 
     def __init__(self, patcher: comfy.model_patcher.ModelPatcher, hold_last_frame: bool = False):
-        """patcher: holds a transformer/controlnet.py CogVideoXControlNet. hold_last_frame: see _require_frames."""
+        """patcher: holds a transformer.control_net.CogVideoXControlNet. hold_last_frame: repeat the last frame of a
+        control video that is too short, instead of refusing it."""
         super().__init__()
         self.patcher = patcher
         self.hold_last_frame = hold_last_frame
@@ -54,7 +55,7 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
         return own + super().inference_memory_requirements(dtype)
 
     def pre_run(self, model: torch.nn.Module, percent_to_timestep_function: Callable) -> None:
-        """Called before the first step. Raises ConditioningError for a model that this control net is not for."""
+        """Called before the first step. Raises UserError for a model that this control net is not for."""
         check_model(self.patcher.model.config, model)
         super().pre_run(model, percent_to_timestep_function)
         self.model_sampling = model.model_sampling
@@ -72,7 +73,7 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
         chained before; None outside the range of steps.
 
         x_noisy: [B, 16, T, H, W] at sigmas t [B], as ComfyUI keeps it.
-        Raises GeometryError for a guide video that is too short, at the first step even where the range begins later.
+        Raises UserError for a guide video that is too short, at the first step even where the range begins later.
         """
         previous = None
         if self.previous_controlnet is not None:
@@ -95,10 +96,10 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
     def _require_frames(self, needed: int) -> None:
         found = self.cond_hint_original.shape[0]
         if found < needed and not (self.hold_last_frame and found):
-            raise GeometryError(
-                f"The control video has {found} frame{'' if found == 1 else 's'} and the video to make has {needed}. "
-                f"Give it {needed} frames or more, make the video shorter, or switch hold_last_frame of Apply "
-                "CogVideoX ControlNet on, which repeats the last one."
+            raise UserError(
+                f"The control video has {found} frame{'' if found == 1 else 's'}; the video to generate has {needed}. "
+                f"Use {needed} frames or more, or generate a shorter video.",
+                advice="hold the last control frame",
             )
 
     def _encoded_guide(self, size: tuple[int, int, int], device: torch.device) -> torch.Tensor:
@@ -134,7 +135,7 @@ def _window_of(guide: torch.Tensor, window: object | None) -> torch.Tensor:
 
 
 def check_model(config: object, model: torch.nn.Module) -> None:
-    """Raises ConditioningError unless a control net with `config` is made for `model` (a ComfyUI BaseModel)."""
+    """Raises UserError unless a control net with `config` is made for `model` (a ComfyUI BaseModel)."""
     base = base_family(config)
     found, fits = type(model).__name__, False
     if isinstance(model, CogVideoXModel):
@@ -143,7 +144,7 @@ def check_model(config: object, model: torch.nn.Module) -> None:
         found = f"{family.name} of width {width}, with text of width {c.text_embed_dim}"
         fits = (family.name, width, c.text_embed_dim) == (base.name, config.output_dim, config.text_embed_dim)
     if not fits:
-        raise ConditioningError(
+        raise UserError(
             f"This control net is for {base.name} and its fine-tunes of width {config.output_dim}, with text of width "
             f"{config.text_embed_dim}; the model is {found}. Choose the control net or the model that belongs to the "
             "other."
@@ -166,21 +167,22 @@ def chain_control(
 ) -> list[list]:
     """Each CONDITIONING of `conditioning` with `control_net` behind the control nets that it already has.
 
-    control_video: [F, H, W, C] in 0 .. 1. percent_range: start and end of the run's part it acts in, 0 .. 1.
+    control_video: [F, H, W, C] in 0 .. 1. percent_range: start and end, 0 .. 1, of the part of the run that it acts in.
 
-    Raises ConditioningError for a CONTROL_NET of another kind.
+    Raises UserError for a CONTROL_NET of another kind.
 
     Source: ComfyUI nodes.py, ControlNetApplyAdvanced.
     """
     if not isinstance(control_net, CogVideoXControl):
-        raise ConditioningError(
-            f"The control net is a {type(control_net).__name__}, not a CogVideoX control net. Load one with Load "
-            "CogVideoX ControlNet."
+        raise UserError(
+            f"The control net is a {type(control_net).__name__}, not a CogVideoX control net of this pack.",
+            advice="load a control net",
         )
     hint = control_video.movedim(-1, 1)  # [F, H, W, C] -> [F, C, H, W]
-    chained: dict[object, CogVideoXControl] = {}  # positive and negative share one, so that they run as one batch
+    # positive and negative share one, so that they run as one batch
+    chained: dict[comfy.controlnet.ControlBase | None, CogVideoXControl] = {}
 
-    def with_control(previous: object) -> CogVideoXControl:
+    def with_control(previous: comfy.controlnet.ControlBase | None) -> CogVideoXControl:
         if previous not in chained:
             control = control_net.copy().set_cond_hint(hint, strength, percent_range)
             control.hold_last_frame = hold_last_frame

@@ -5,7 +5,7 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
-from ..errors import NumericsError
+from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..vae.geometry import SPATIAL, check_latents, video_frames
 from ..vae.tiny_decoder import VALUES_PER_PIXEL
@@ -14,7 +14,7 @@ from ..vae.tiny_decoder import VALUES_PER_PIXEL
 def decode_draft(patcher: comfy.model_patcher.ModelPatcher, samples: torch.Tensor) -> torch.Tensor:
     """Unscaled latents [B, 16, n, h, w] to frames [B, 4 n - 3, 8 h, 8 w, 3] in 0 .. 1, one at a time.
 
-    Raises GeometryError for another model's latent, NumericsError for one that is not a number.
+    Raises UserError for another model's latent, and for one that contains NaN or Inf.
     """
     check_latents(samples)
     decoder, device = patcher.model, patcher.load_device
@@ -31,8 +31,8 @@ def decode_draft(patcher: comfy.model_patcher.ModelPatcher, samples: torch.Tenso
                 video[index] = frame.movedim(0, -1)  # [3, H, W] -> [H, W, 3]
                 bar.update(1)
     if not torch.isfinite(out).all():
-        raise NumericsError(
-            f"The draft is not a number (NaN or infinity) in {dtype}, though its latent is. Fetch the tiny decoder "
-            "again, or decode with CogVideoX Decode."
+        raise UserError(
+            f"The draft contains NaN or Inf in {dtype}, though its latent does not. Download the tiny decoder again.",
+            advice="decode exactly",
         )
     return out

@@ -1,6 +1,7 @@
 """MODEL: a CogVideoX transformer as ComfyUI's BaseModel, its noise levels and its latent format."""
 
 import inspect
+from typing import Any
 
 import comfy.conds
 import comfy.latent_formats
@@ -11,12 +12,12 @@ import comfy.model_sampling
 import comfy.supported_models_base
 import torch
 
-from ..errors import CheckpointError, ConditioningError, NumericsError
+from ..errors import UserError
 from ..host.ops import adopt_ops
 from ..host.quantized import dequantized
+from ..keys import read_concat, with_positions
 from ..samplers.conditioning import concat_channels, image_scale
 from ..samplers.schedule import alphas_cumprod
-from ..transformer import POSITIONS
 from ..transformer.parameter_types import parameter_dtype
 from .families import Family
 
@@ -41,8 +42,9 @@ LATENT_RGB_FACTORS = [
     [-0.0152, -0.0058, 0.0722],
 ]
 # Peak activations of one forward in units of [B, tokens, dim] tensors: 12.04 counted on the meta device at 5b's width
-# (tests/model_loaders/test_memory.py), most of it the feed-forward's fourfold width before and after its activation.
+# (tests/sockets/test_memory.py), most of it the feed-forward's fourfold width before and after its activation.
 ACTIVATION_COPIES = 13
+OFS = 2.0  # of CogVideoX 1.5's image to video models (diffusers pipeline_cogvideox_image2video.py)
 
 
 class CogVideoXLatent(comfy.latent_formats.LatentFormat):
@@ -53,15 +55,17 @@ class CogVideoXLatent(comfy.latent_formats.LatentFormat):
     spacial_downscale_ratio = 8
     temporal_downscale_ratio = 4
 
-    def __init__(self, scale_factor: float):
+    def __init__(self, scale_factor: float, fps: float):
+        """scale_factor: the VAE's. fps: frames a second at which previews play."""
         self.scale_factor = scale_factor
+        self.preview_fps = fps
         self.latent_rgb_factors = LATENT_RGB_FACTORS
 
 
 class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
     """CogVideoX's noise levels for every ComfyUI sampler: v-prediction, SNR shift, zero terminal SNR."""
 
-    def __init__(self, model_config: object = None):
+    def __init__(self, model_config: "CogVideoXConfig"):
         super().__init__(model_config)
         alphas = alphas_cumprod(model_config.sampling_settings["snr_shift_scale"])
         # Not a buffer: stays on the CPU in float64 for our own samplers.
@@ -73,32 +77,34 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
     ) -> torch.Tensor:
-        """The sample a run starts from. At zero terminal SNR nothing of the latent is left in fresh noise; a run that
-        adds no noise goes on from its latent as it is."""
+        """The sample that a run starts from. At zero terminal SNR nothing of the latent is left in fresh noise; a run
+        that adds no noise goes on from its latent as it is."""
         if max_denoise and torch.count_nonzero(noise) > 0:
             latent_image = torch.zeros_like(latent_image)
         return super().noise_scaling(sigma, noise, latent_image, max_denoise)
 
 
 class CogVideoXConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI's BaseModel wants to know, filled from diffusers' configs."""
+    """What ComfyUI's BaseModel asks for, filled from diffusers' configs."""
 
     unet_extra_config = {}
     memory_usage_factor = 1.0
 
     def __init__(
         self,
-        transformer_config: dict,
+        transformer_config: dict[str, Any],
         family: Family,
         scale_factor: float,
         snr_shift_scale: float,
         inverts_image_scale: bool = False,
     ):
+        """transformer_config: diffusers' config.json. scale_factor: the VAE's scaling_factor, which latents are
+        multiplied by. inverts_image_scale: a start image's latents are divided by it instead."""
         super().__init__({"in_channels": transformer_config["in_channels"]})
         self.transformer_config = transformer_config
         self.family = family
         self.inverts_image_scale = inverts_image_scale
-        self.latent_format = CogVideoXLatent(scale_factor)
+        self.latent_format = CogVideoXLatent(scale_factor, fps=16.0 if family.patch_size_t else 8.0)  # as trained
         self.sampling_settings = {"snr_shift_scale": snr_shift_scale}
 
 
@@ -106,7 +112,7 @@ class CogVideoXModel(comfy.model_base.BaseModel):
     """BaseModel around CogVideoXDiT."""
 
     def __init__(self, model_config: CogVideoXConfig):
-        def build(dtype: torch.dtype, device: torch.device | None, operations: type, **_: object) -> torch.nn.Module:
+        def build(dtype: torch.dtype, device: torch.device | None, operations: type, **_: Any) -> torch.nn.Module:
             return build_dit(model_config.transformer_config, dtype, model_config.manual_cast_dtype, operations)
 
         super().__init__(model_config, comfy.model_base.ModelType.V_PREDICTION, unet_model=build)
@@ -117,81 +123,88 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         x: torch.Tensor,
         t: torch.Tensor,
         c_concat: torch.Tensor | None = None,
-        *args: object,
+        *args: Any,
         concat_sigmas: tuple[float, float] | None = None,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        """Raises NumericsError as soon as a prediction is not a number, instead of a black video an hour later."""
-        if concat_sigmas is not None and not concat_sigmas[1] <= float(t[0]) <= concat_sigmas[0]:
+        """ComfyUI's, with the concatenated channels zeroed outside of concat_sigmas (from the highest to the lowest).
+
+        Raises UserError as soon as a prediction contains NaN or Inf, instead of a black video an hour later.
+        """
+        if (
+            c_concat is not None
+            and concat_sigmas is not None
+            and not concat_sigmas[1] <= float(t[0]) <= concat_sigmas[0]
+        ):
             c_concat = torch.zeros_like(c_concat)
         denoised = super()._apply_model(x, t, c_concat, *args, **kwargs)
         if not torch.isfinite(denoised).all():
-            raise NumericsError(self._not_a_number(t))
+            raise UserError(self._describe_non_finite(t))
         return denoised
 
-    def _not_a_number(self, t: torch.Tensor) -> str:
+    def _describe_non_finite(self, t: torch.Tensor) -> str:
         """What to tell a user whose run went wrong at `t`: which weights are broken, or what the likely cause is."""
         timestep = int(self.model_sampling.timestep(t[:1]))
-        found = f"The model's prediction at timestep {timestep} is not a number (NaN or infinity)."
+        found = f"The model's prediction at timestep {timestep} contains NaN or Inf."
         broken = non_finite_weights(self.diffusion_model)
         if broken:
             return (
-                f"{found} The model's own weights are not: {', '.join(broken[:3])}"
-                f"{f' and {len(broken) - 3} more' if len(broken) > 3 else ''}. Fetch the checkpoint again, or take off "
-                "the LoRA that was applied last."
+                f"{found} So do weights of the model: {', '.join(broken[:3])}"
+                f"{f' and {len(broken) - 3} more' if len(broken) > 3 else ''}. Download the checkpoint again, or take "
+                "away the LoRA that was applied last."
             )
         family = self.model_config.family
         return (
-            f"{found} The likely cause is the precision: it computes in {self.get_dtype_inference()}, {family.name} "
-            f"was trained in {family.trained_dtype}. Load it with weight_dtype bf16 or fp32; if that is set already, "
-            "the weights or a LoRA are damaged."
+            f"{found} The likely cause is the precision: the model computes in {self.get_dtype_inference()}, and "
+            f"{family.name} was trained in {family.trained_dtype}. Load it with weight_dtype bf16 or fp32; if that is "
+            "set already, the weights or a LoRA are damaged."
         )
 
-    def extra_conds(self, **kwargs: object) -> dict:
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """ComfyUI's conditions, with the text as it is: CONDCrossAttn would repeat tokens to match lengths."""
         out = super().extra_conds(**kwargs)
         if kwargs.get("cross_attn") is not None:
             out["c_crossattn"] = comfy.conds.CONDRegular(kwargs["cross_attn"])
         if self.model_config.transformer_config.get("ofs_embed_dim"):
-            out["ofs"] = comfy.conds.CONDRegular(torch.full((1,), float(kwargs.get("ofs", 2.0))))
-        start, end = kwargs.get("cogvideox_range", (0.0, 1.0))
+            out["ofs"] = comfy.conds.CONDRegular(torch.full((1,), float(kwargs.get("ofs", OFS))))
+        start, end = read_concat(kwargs).get("cogvideox_range", (0.0, 1.0))
         if "c_concat" in out and (start, end) != (0.0, 1.0):
             sigmas = tuple(float(self.model_sampling.percent_to_sigma(percent)) for percent in (start, end))
             out["concat_sigmas"] = comfy.conds.CONDConstant(sigmas)
         return out
 
-    def concat_cond(self, **kwargs: object) -> torch.Tensor | None:
-        """The channels beside the noisy video, [B, C, T, h, w]; None for a text to video model.
+    def concat_cond(self, **kwargs: Any) -> torch.Tensor | None:
+        """The channels to concatenate with the noisy video, [B, C, T, h, w]; None for a text to video model.
 
         samplers/checks.py has refused what does not fit.
         """
-        config, latents = self.model_config, kwargs.get("concat_latent_image")
+        config, concat = self.model_config, read_concat(kwargs)
         if config.family.task == "text":
             return None
         factor = config.latent_format.scale_factor
         scale = factor
         if config.family.task == "image":
-            scale = image_scale(kwargs.get("cogvideox_scale", "checkpoint"), factor, config.inverts_image_scale)
-        known = kwargs.get("cogvideox_known")
+            scale = image_scale(concat.get("cogvideox_scale", "checkpoint"), factor, config.inverts_image_scale)
+        latents, known = concat["concat_latent_image"], concat.get("cogvideox_known")
         return concat_channels(latents, known, kwargs["noise"].shape, scale, factor).to(kwargs["device"])
 
     def resize_cond_for_context_window(
         self,
         cond_key: str,
-        cond_value: object,
-        window: object,
+        cond_value: Any,
+        window: Any,
         x_in: torch.Tensor,
         device: torch.device,
         retain_index_list: list[int] = [],
-    ) -> object:
-        """What ComfyUI's context windows see of each condition: their own frames of the channels beside the video,
-        the whole of everything else (its guess by length may take a text's width for frames)."""
+    ) -> Any:
+        """What ComfyUI's context windows see of each condition: their own frames of the concatenated channels, and all
+        of everything else. (ComfyUI's guess, by length, may take a text's width for frames.)"""
         if cond_key == "c_concat":
             frames = window.get_tensor(cond_value.cond, device, dim=2, retain_index_list=retain_index_list)
             return cond_value._copy_with(frames)
         return cond_value
 
-    def memory_required(self, input_shape: list[int], cond_shapes: dict = {}) -> float:
+    def memory_required(self, input_shape: list[int], cond_shapes: dict[str, Any] = {}) -> float:
         """Bytes of activations for one forward on latents of `input_shape` [B, C, T, H, W]."""
         c = self.diffusion_model.config
         batch, _, frames, height, width = input_shape
@@ -202,25 +215,32 @@ class CogVideoXModel(comfy.model_base.BaseModel):
 
 
 def non_finite_weights(module: torch.nn.Module) -> list[str]:
-    """The names of parameters and tables that hold NaN or infinity."""
+    """The names of parameters and tables that contain NaN or Inf."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     return [name for name, tensor in tensors if not torch.isfinite(dequantized(tensor, torch.float32)).all()]
 
 
-def build_dit(config: dict, storage: torch.dtype, compute: torch.dtype | None, operations: type) -> torch.nn.Module:
-    """An empty CogVideoXDiT on the meta device, every leaf a ComfyUI operation, every parameter of its final type."""
-    # diffusers takes seconds to import: only when a model is loaded
+def build_dit(
+    config: dict[str, Any], storage: torch.dtype, compute: torch.dtype | None, operations: type
+) -> torch.nn.Module:
+    """An empty CogVideoXDiT on the meta device, every leaf a ComfyUI operation, every parameter of its final type.
+
+    config: diffusers' config.json. storage, compute: see parameter_dtype.
+
+    Raises UserError where the config describes no CogVideoX model.
+    """
+    # importing diffusers takes seconds: only when a model is loaded
     from ..transformer.dit import CogVideoXDiT
 
     known = inspect.signature(CogVideoXDiT.__init__).parameters
-    # fine-tunes keep notes of their own in their configs
+    # the configs of fine-tunes hold entries of their own
     config = {key: value for key, value in config.items() if key in known}
     try:
         with torch.device("meta"):
             model = CogVideoXDiT.from_config(config)
-    # values that a damaged config.json gives it make diffusers stumble anywhere
+    # wrong values in a damaged config.json raise anything, anywhere in diffusers
     except Exception as error:
-        raise CheckpointError(
+        raise UserError(
             f"The transformer's config does not describe a CogVideoX model ({type(error).__name__}: "
             f"{str(error)[:200]}). Fetch its config.json again."
         ) from error
@@ -235,11 +255,11 @@ def build_dit(config: dict, storage: torch.dtype, compute: torch.dtype | None, o
 
 
 def require_cogvideox_model(model: object) -> None:
-    """Raises CheckpointError for a MODEL that our loaders did not make."""
+    """Raises UserError for a MODEL that our loaders did not make."""
     if not isinstance(getattr(model, "model", None), CogVideoXModel):
-        raise CheckpointError(
-            f"The model is a {type(getattr(model, 'model', model)).__name__}, not CogVideoX from this pack's loaders. "
-            "Connect the MODEL of Load CogVideoX Model or Load CogVideoX Pipeline."
+        raise UserError(
+            f"The model is a {type(getattr(model, 'model', model)).__name__}, not a CogVideoX model of this pack.",
+            advice="load with this pack",
         )
 
 
@@ -248,7 +268,7 @@ def patch_positions(
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of `model` that counts positions otherwise; see transformer.positions.
 
-    Raises ConditioningError where the model has no such positions.
+    Raises UserError where the model has no such positions.
     """
     config = getattr(model.get_model_object("diffusion_model"), "config", {})
     lacks = {
@@ -257,8 +277,8 @@ def patch_positions(
     }
     for what, is_lacking in lacks.items():
         if is_lacking:
-            raise ConditioningError(f"This model has no {what}. Switch that off, or choose another model.")
+            raise UserError(f"This model has no {what}. Switch that off, or choose another model.")
     patched = model.clone()
     options = patched.model_options.get("transformer_options", {})
-    patched.model_options["transformer_options"] = {**options, POSITIONS: {"riflex": riflex, "resample": resample}}
+    patched.model_options["transformer_options"] = with_positions(options, {"riflex": riflex, "resample": resample})
     return patched

@@ -9,25 +9,28 @@ from ..host.previews import Renderer, hook_previews
 from ..media.flipbook import Flipbook
 from ..media.preview_frames import rgb_frames, seconds_per_frame, tiny_frames
 from ..vae.tiny_decoder import TinyDecoder
+from .model import CogVideoXLatent
 
-DEFAULT_FPS = 8.0
 OpenDecoder = Callable[[torch.device], TinyDecoder | None]
 
 
-def enable_previews(latent_format: object, fps: float, open_decoder: OpenDecoder) -> None:
-    """Let every sampler preview latents of this format as a clip at `fps` frames a second; see host.previews.
+def enable_previews(open_decoder: OpenDecoder) -> None:
+    """Let every sampler preview CogVideoX's latents as a clip that plays; see host.previews.
 
     open_decoder: gives the tiny decoder on a device, None where there is none.
     """
-    latent_format.preview_fps = fps
-    hook_previews(type(latent_format), partial(make_renderers, open_decoder), Flipbook)
+    hook_previews(CogVideoXLatent, partial(make_renderers, open_decoder), Flipbook)
 
 
 def make_renderers(
-    open_decoder: OpenDecoder, device: torch.device, latent_format: object, with_decoder: bool, max_side_px: int
+    open_decoder: OpenDecoder,
+    device: torch.device,
+    latent_format: CogVideoXLatent,
+    with_decoder: bool,
+    max_side_px: int,
 ) -> list[Renderer]:
     """Ways to picture latents as the model sees them, the best first; with_decoder: by the tiny decoder, if any."""
-    fps = getattr(latent_format, "preview_fps", DEFAULT_FPS)
+    fps = latent_format.preview_fps
     renderers = [partial(_render_colours, torch.tensor(latent_format.latent_rgb_factors), fps)]
     decoder = open_decoder(device) if with_decoder else None
     if decoder is not None:
@@ -41,7 +44,12 @@ def _render_colours(factors: torch.Tensor, fps: float, x0: torch.Tensor) -> tupl
 
 
 def _render_pictures(
-    decoder: TinyDecoder, device: torch.device, latent_format: object, fps: float, max_side_px: int, x0: torch.Tensor
+    decoder: TinyDecoder,
+    device: torch.device,
+    latent_format: CogVideoXLatent,
+    fps: float,
+    max_side_px: int,
+    x0: torch.Tensor,
 ) -> tuple[torch.Tensor, float]:
     dtype = next(decoder.parameters()).dtype
     # the decoder was trained on the VAE's own latents: without the scale that the model sees

@@ -9,9 +9,9 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..errors import NumericsError
+from ..errors import UserError
 from ..host.compat import model_patcher_class
-from ..host.messages import show_on_running_node
+from ..host.messages import Notify
 from ..host.ops import adopt_ops
 from ..host.patches import without_warnings
 from ..vae.activation import modulated_silu
@@ -26,12 +26,14 @@ from .model import non_finite_weights
 class CogVideoXVAE(comfy.sd.VAE):
     """Stock VAE socket over CogVideoXAutoencoder: exact in every mode, at a memory that does not grow with length."""
 
-    def __init__(self, config: dict, dtype: torch.dtype | None, disable_dynamic: bool):
+    def __init__(self, config: dict, dtype: torch.dtype | None, notify: Notify, disable_dynamic: bool):
         """An empty VAE; weights_assigned has to be called when its weights are there.
 
         config: the VAE's config.json. dtype: of the weights and what is computed in; None lets ComfyUI choose.
+        notify: is told when memory runs out and a leaner mode takes over.
         """
         _set_host_defaults(self)
+        self.notify = notify
         self.latent_channels, self.latent_dim = CHANNELS, 3
         self.upscale_ratio = (video_frames, SPATIAL, SPATIAL)
         self.downscale_ratio = (latent_frames, SPATIAL, SPATIAL)
@@ -57,7 +59,7 @@ class CogVideoXVAE(comfy.sd.VAE):
         """Latents [B, 16, n, h, w], unscaled, to frames [B, 4 n - 3, 8 h, 8 w, 3] in 0 .. 1.
 
         vae_options: memory = "auto", "fast" or "low"; compile = True to go through torch.compile.
-        Raises GeometryError for another model's latent, NumericsError instead of returning black frames.
+        Raises UserError for another model's latent, UserError instead of returning black frames.
         """
         return self._decode(samples_in, **(vae_options or {}))
 
@@ -93,7 +95,7 @@ class CogVideoXVAE(comfy.sd.VAE):
     ) -> Iterator[torch.Tensor]:
         """Frames [t, H, W, 3] in 0 .. 1 of latents [1, 16, n, h, w], at most 9 at a time, on the output device."""
         plan = self._load(memory, band_pixels, latents.shape, self.memory_used_decode)
-        network, fell_back = self.first_stage_model, partial(_report_fallback, "Decoding")
+        network, fell_back = self.first_stage_model, partial(self._report_fallback, "Decoding")
         activation = compiled_modulated_silu(self.device, self.vae_dtype) if compile else modulated_silu
         for frames in decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation):
             # [1, 3, t, H, W] -> [t, H, W, 3]
@@ -147,7 +149,7 @@ class CogVideoXVAE(comfy.sd.VAE):
             plan,
             self.device,
             self.vae_dtype,
-            partial(_report_fallback, "Encoding"),
+            partial(self._report_fallback, "Encoding"),
             self.process_input,
         ):
             parts.append(part.to(self.output_device))
@@ -164,18 +166,24 @@ class CogVideoXVAE(comfy.sd.VAE):
         mm.load_models_gpu([self.patcher], memory_required=sizes[plan])
         return plan
 
+    def _report_fallback(self, what: str, plan: Plan, leaner: Plan) -> None:
+        self.notify(
+            f"{what} in memory mode {plan.name} needs more memory than there is: it continues in mode {leaner.name}, "
+            "slower and with the same result."
+        )
+
     def _checked(self, result: torch.Tensor, what: str) -> torch.Tensor:
         if torch.isfinite(result).all():
             return result
         broken = non_finite_weights(self.first_stage_model)
         if broken:
-            raise NumericsError(
-                f"What the VAE {what} is not a number (NaN or infinity), nor are its weights: {', '.join(broken[:3])}. "
-                "Fetch the VAE again."
+            raise UserError(
+                f"What the VAE has {what} contains NaN or Inf, and so do its weights: {', '.join(broken[:3])}. "
+                "Download the VAE again."
             )
-        raise NumericsError(
-            f"What the VAE {what} is not a number (NaN or infinity). It computes in {self.vae_dtype}: load it with "
-            "weight_dtype bf16 or fp32; if that is set already, what it was given is not a number."
+        raise UserError(
+            f"What the VAE has {what} contains NaN or Inf. It computes in {self.vae_dtype}: load it with weight_dtype "
+            "bf16 or fp32; if that is set already, its input contains NaN or Inf."
         )
 
 
@@ -205,13 +213,6 @@ def output_dtype(vae: comfy.sd.VAE) -> torch.dtype:
 def tile_pixels(tile_x: int | None, tile_y: int | None, zoom: int) -> int | None:
     """Pixels of a tile, given in units of `zoom` pixels."""
     return tile_x * tile_y * zoom**2 if tile_x and tile_y else None
-
-
-def _report_fallback(what: str, plan: Plan, leaner: Plan) -> None:
-    show_on_running_node(
-        f"{what} in memory mode {plan.name} needs more memory than there is: it goes on in mode {leaner.name}, slower "
-        "and with the same result."
-    )
 
 
 def _set_host_defaults(vae: comfy.sd.VAE) -> None:

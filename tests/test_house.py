@@ -18,7 +18,7 @@ ORDER = (
     {"media"},
     {"transformer", "samplers", "vae"},
     {"host"},
-    {"errors"},
+    {"errors", "keys"},
 )
 COMFYUI = {"comfy", "comfy_extras", "comfy_execution", "latent_preview", "nodes", "execution", "server"}
 HOST_ONLY = {"comfy_api", "folder_paths", "nodes", "server", "latent_preview"}
@@ -55,8 +55,8 @@ def imports(module: str) -> tuple[set[str], set[str]]:
 
 
 def test_imports_point_downwards() -> None:
-    """nodes -> training -> model_loaders -> sockets -> media -> the networks -> host -> errors, or nothing below can be
-    reused or tested alone. Absolute imports count, late ones too."""
+    """nodes -> training -> model_loaders -> sockets -> media -> the networks -> host -> errors and keys, or nothing
+    below can be reused or tested alone. Absolute imports count, late ones too."""
     level = {room: number for number, line in enumerate(ORDER) for room in line}
     wrong = []
     for module in FILES:
@@ -138,7 +138,7 @@ def test_any_folder_name_is_the_package_in_comfyui(tmp_path: Path) -> None:
         f"assert asyncio.run(nodes.load_custom_node({str(folder)!r}))\n"
         "import cogvideox.nodes.sample, cogvideox.errors\n"
         "assert nodes.NODE_CLASS_MAPPINGS['CogVideoXSample'] is cogvideox.nodes.sample.CogVideoXSample\n"
-        "assert cogvideox.errors.CheckpointError.__module__ == 'cogvideox.errors'\n"
+        "assert cogvideox.errors.UserError.__module__ == 'cogvideox.errors'\n"
         "print([name for name in sys.modules if 'ComfyUI-CogVideoX' in name])"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

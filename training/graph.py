@@ -160,7 +160,7 @@ def _compute_dtype(model: comfy.model_patcher.ModelPatcher, precision: str) -> t
 
 def _describe(model: comfy.model_patcher.ModelPatcher, samples: Samples, settings: LoraSettings) -> dict:
     """All that decides the result and is not in the loop's plan: kept beside checkpoints, and in the LoRA's header."""
-    path, weight_dtype = model.cached_patcher_init[1] if model.cached_patcher_init else ("", "")
+    path, weight_dtype, *_ = model.cached_patcher_init[1] if model.cached_patcher_init else ("", "")
     described = {
         "model": "/".join(Path(path).parts[-2:]),  # no more: it is told to whoever gets the LoRA
         "weight_dtype": weight_dtype,

@@ -8,7 +8,7 @@ from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding, 
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 
 from ..host.compat import prefetched
-from . import POSITIONS
+from ..keys import read_positions
 from .dit import block_forward
 from .positions import rotary_table, sincos_table
 
@@ -137,7 +137,7 @@ class CogVideoXControlNet(nn.Module):
         c = self.config
         if c.use_rotary_positional_embeddings:
             base = c.sample_height // c.patch_size, c.sample_width // c.patch_size
-            riflex = transformer_options.get(POSITIONS, {}).get("riflex", False)
+            riflex = read_positions(transformer_options)["riflex"]
             return video, rotary_table(c.attention_head_dim, grid, base, text_tokens, video.device, riflex=riflex)
         scales = c.spatial_interpolation_scale, c.temporal_interpolation_scale
         return video + sincos_table(c.dim, grid, *scales, video.device).to(video.dtype), None

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import CogVideoXTransformer3DModel
 
-from ..errors import GeometryError
+from ..errors import UserError
 from ..host.compat import prefetched
-from . import POSITIONS
+from ..keys import read_positions
 from .attention import joint_attention
 from .positions import resampled_table, rotary_table, sincos_table
 
@@ -37,7 +37,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         timestep: [B], 0 .. 999. context: [B, text tokens, text width]. ofs: [B], CogVideoX 1.5 I2V only.
         Returns [B, out_channels, T, H, W].
 
-        Raises GeometryError where H or W do not divide by the patch, or a learned table does not fit.
+        Raises UserError where H or W do not divide by the patch, or a learned table does not fit.
         """
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
@@ -64,7 +64,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         grid = self.token_grid(x.shape[2:], transformer_options)
         embedding = self._embed_time(timestep, ofs, x.dtype)
         text, video = self._add_positions(self.patch_embed.text_proj(context), self._embed_patches(x, grid), grid)
-        riflex = transformer_options.get(POSITIONS, {}).get("riflex", False)
+        riflex = read_positions(transformer_options)["riflex"]
         rotary = self._rotary(grid, text.shape[1], riflex, x.device)
         text, video = self._run_blocks(text, video, embedding, rotary, control, transformer_options)
         shift, scale = self.norm_out.linear(F.silu(embedding)).chunk(2, dim=1)
@@ -74,18 +74,18 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     def token_grid(self, latent_size: tuple[int, int, int], transformer_options: dict = {}) -> tuple[int, int, int]:
         """Latent (T, H, W) -> tokens in (time, height, width).
 
-        Raises GeometryError, naming the nearest sizes that fit.
+        Raises UserError, naming the nearest sizes that fit.
         """
         patch, patch_t = self.config.patch_size, self.config.patch_size_t or 1
         frames, height, width = latent_size
         for name, size in (("height", height), ("width", width)):
             if size % patch:
                 below, above = (size - size % patch) * 8, (size - size % patch + patch) * 8
-                raise GeometryError(
+                raise UserError(
                     f"The latent's {name} of {size * 8} pixels does not divide by {8 * patch}: "
                     f"use {below or above} or {above}."
                 )
-        resample = transformer_options.get(POSITIONS, {}).get("resample", False)
+        resample = read_positions(transformer_options)["resample"]
         if self.config.use_learned_positional_embeddings and not resample:
             self._require_learned_size(frames, height, width)
         return frames // patch_t, height // patch, width // patch
@@ -98,11 +98,12 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     def _require_learned_size(self, frames: int, height: int, width: int) -> None:
         fits = self.native_size()
         if (frames, height, width) != fits:
-            raise GeometryError(
+            raise UserError(
                 f"This model's learned position table fits {fits[2] * 8} x {fits[1] * 8} pixels and "
                 f"{fits[0]} latent frames ({self.config.sample_frames} frames); the latent is {width * 8} x "
-                f"{height * 8} with {frames} latent frames. Use the model's own size, or let CogVideoX Positions "
-                "stretch the table, at some loss."
+                f"{height * 8} with {frames} latent frames. Use the model's own size, or stretch the table, which loses "
+                "some quality.",
+                advice="stretch positions",
             )
 
     def _embed_time(self, timestep: torch.Tensor, ofs: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

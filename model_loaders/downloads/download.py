@@ -17,13 +17,13 @@ from pathlib import Path
 
 from .hub import (
     Beginning,
-    DownloadError,
     Hub,
     NotThereError,
     PassingError,
     RangeError,
     RemoteFile,
     Stopped,
+    UserError,
     in_background,
 )
 from .manifest import (
@@ -74,7 +74,7 @@ def download(
     What lies there with the right size and hash is kept, half files are continued, and a folder that is complete
     needs no network. pause_s: before the second try; it doubles from try to try.
 
-    Raises DownloadError saying what to do, and Stopped when should_stop says so; both leave what was fetched.
+    Raises UserError saying what to do, and Stopped when should_stop says so; both leave what was fetched.
     """
     if is_complete(folder) and read_manifest(folder).repository == repository:
         return 0
@@ -83,7 +83,7 @@ def download(
         with _locked(folder):
             return _Download(repository, folder, on_progress, should_stop, pause_s).run()
     except OSError as error:
-        raise DownloadError(_describe_disk(folder, error)) from error
+        raise UserError(_describe_disk(folder, error)) from error
 
 
 class _Download:
@@ -109,19 +109,19 @@ class _Download:
         return self.fetched
 
     def manifest(self) -> tuple[Manifest, bool]:
-        """The manifest in the folder, or a new one; and whether it was there. Raises DownloadError."""
+        """The manifest in the folder, or a new one; and whether it was there. Raises UserError."""
         old = read_manifest(self.folder)
         if old is None:
             return self.new_manifest(None), False
         if old.repository != self.repository:
-            raise DownloadError(
+            raise UserError(
                 f"{self.folder} holds a download of {old.repository}, not of {self.repository}. "
                 "Choose another folder, or delete that one."
             )
         return old, True
 
     def new_manifest(self, old: Manifest | None) -> Manifest:
-        """What the hub holds now. Raises DownloadError."""
+        """What the hub holds now. Raises UserError."""
         revision = self.ask(lambda: self.hub.revision(self.repository))
         files = select_files(self.ask(lambda: self.hub.files(self.repository, revision)))
         manifest = Manifest(self.repository, revision, files)
@@ -132,7 +132,7 @@ class _Download:
         return manifest
 
     def ask(self, question: Callable[[], object]) -> object:
-        """The hub's answer to a short question, asked again while it is busy. Raises DownloadError."""
+        """The hub's answer to a short question, asked again while it is busy. Raises UserError."""
         failures = 0
         while True:
             try:
@@ -144,7 +144,7 @@ class _Download:
                 self.wait(error, failures, None)
 
     def finish(self, manifest: Manifest) -> None:
-        """Bring every file of the manifest to the folder. Raises DownloadError, Stopped."""
+        """Bring every file of the manifest to the folder. Raises UserError, Stopped."""
         manifest.complete = False
         manifest.save(self.folder)
         self.total = sum(file.size for file in manifest.files)
@@ -190,11 +190,11 @@ class _Download:
                 self.report(file.path, read, checking=True)
 
     def check_room(self, missing: list[RemoteFile]) -> None:
-        """Raises DownloadError where the disk has too little room for what is missing."""
+        """Raises UserError where the disk has too little room for what is missing."""
         needed = sum(file.size for file in missing) - half_done(self.folder, missing)
         free = shutil.disk_usage(self.folder).free
         if missing and free < needed + _RESERVE:
-            raise DownloadError(
+            raise UserError(
                 f"The disk of {self.folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are still to be "
                 f"fetched: free some space, or choose a folder on another disk."
             )
@@ -213,7 +213,7 @@ class _Download:
                 part.restart()
             else:
                 part.discard()
-                raise DownloadError(
+                raise UserError(
                     f"{file.path} arrived with wrong bytes from {self.hub.endpoint} twice, and is deleted. Check the "
                     "proxy and HF_ENDPOINT, or fetch that file with a browser."
                 )
@@ -223,7 +223,7 @@ class _Download:
         manifest.save(self.folder)
 
     def complete_part(self, manifest: Manifest, part: "_Part") -> None:
-        """Let a half file grow to its size, in as many requests as it takes. Raises DownloadError, Stopped."""
+        """Let a half file grow to its size, in as many requests as it takes. Raises UserError, Stopped."""
         failures = refusals = 0
         while part.size < part.file.size:
             before = part.size
@@ -232,7 +232,7 @@ class _Download:
             except RangeError:
                 refusals += 1
                 if refusals > 2 or not before:
-                    raise DownloadError(
+                    raise UserError(
                         f"{self.hub.endpoint} does not send {part.file.path} from byte {before} on. Check HF_ENDPOINT."
                     ) from None
                 part.restart()
@@ -241,7 +241,7 @@ class _Download:
                 self.wait(error, failures, manifest)
 
     def append(self, manifest: Manifest, part: "_Part") -> None:
-        """Add to a half file what one request brings. Raises DownloadError, PassingError, RangeError, Stopped."""
+        """Add to a half file what one request brings. Raises UserError, PassingError, RangeError, Stopped."""
         file, etag = part.file, manifest.etags.get(part.file.path)
         offset = part.size
 
@@ -267,10 +267,10 @@ class _Download:
             raise PassingError("the connection was cut", answered=True)
 
     def wait(self, error: PassingError, failures: int, manifest: Manifest | None) -> None:
-        """Be patient before the next try. Raises DownloadError after the last one, Stopped."""
+        """Be patient before the next try. Raises UserError after the last one, Stopped."""
         self.answered |= error.answered
         if failures > (_TRIES if self.answered else 1):
-            raise DownloadError(self.describe_failure(error, manifest)) from None
+            raise UserError(self.describe_failure(error, manifest)) from None
         pause = error.wait_s if error.wait_s is not None else self.pause_s * 2 ** (failures - 1)
         until = time.monotonic() + pause
         while (left := until - time.monotonic()) > 0:
@@ -370,7 +370,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise DownloadError(
+        raise UserError(
             f"Another download into {folder} is running, in this ComfyUI or in another process. Wait for it, or end it."
         ) from None
     try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
-from ...errors import CheckpointError
+from ...errors import UserError
 
 ENDPOINT = "https://huggingface.co"
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -21,11 +21,7 @@ CHUNK = 128 << 10  # bytes; what a kill loses at most, beside what waits in the 
 _MAX_REDIRECTS, _MAX_PAGES, _MAX_WAIT_S = 5, 50, 60.0
 
 
-class DownloadError(CheckpointError):
-    """Weights could not be fetched."""
-
-
-class NotThereError(DownloadError):
+class NotThereError(UserError):
     """The hub answers, and has no such repository, revision or file."""
 
 
@@ -66,18 +62,18 @@ class Beginning:
 class Hub:
     """The hub that HF_ENDPOINT names, with the token of HF_TOKEN, which goes to that host alone.
 
-    Raises DownloadError for an endpoint or a token that cannot be one.
+    Raises UserError for an endpoint or a token that cannot be one.
     """
 
     def __init__(self) -> None:
         self.endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).strip().rstrip("/")
         parts = urlsplit(self.endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise DownloadError("HF_ENDPOINT is not the address of a hub. Unset it, or set it like https://host.")
+            raise UserError("HF_ENDPOINT is not the address of a hub. Unset it, or set it like https://host.")
         self._token = next((value for name in TOKEN_VARIABLES if (value := os.environ.get(name, "").strip())), None)
         if self._token and not re.fullmatch(r"[!-~]+", self._token):
             # the request would be refused with the header's value in the message
-            raise DownloadError("The token in HF_TOKEN holds characters that no token has. Copy it again, or unset it.")
+            raise UserError("The token in HF_TOKEN holds characters that no token has. Copy it again, or unset it.")
         self._session = None
 
     def page(self, repository: str) -> str:
@@ -85,14 +81,14 @@ class Hub:
         return f"{self.endpoint}/{repository}/tree/main"
 
     def revision(self, repository: str) -> str:
-        """The commit that `main` is now. Raises DownloadError, PassingError."""
+        """The commit that `main` is now. Raises UserError, PassingError."""
         sha = _json(self._open(f"{self.endpoint}/api/models/{quote(repository)}")).get("sha")
         if not isinstance(sha, str) or not re.fullmatch(r"[0-9a-f]{40}", sha):
-            raise DownloadError(f"{self.endpoint} gives no revision of {repository}: is HF_ENDPOINT a model hub?")
+            raise UserError(f"{self.endpoint} gives no revision of {repository}: is HF_ENDPOINT a model hub?")
         return sha
 
     def files(self, repository: str, revision: str) -> list[RemoteFile]:
-        """Everything in a revision. Raises DownloadError, PassingError."""
+        """Everything in a revision. Raises UserError, PassingError."""
         url = f"{self.endpoint}/api/models/{quote(repository)}/tree/{revision}?recursive=true"
         found: list[RemoteFile] = []
         for _ in range(_MAX_PAGES):
@@ -103,14 +99,14 @@ class Hub:
             if not following:
                 return found
             url = urljoin(url, following)
-        raise DownloadError(f"{self.endpoint} lists {repository} without end. Is HF_ENDPOINT a model hub?")
+        raise UserError(f"{self.endpoint} lists {repository} without end. Is HF_ENDPOINT a model hub?")
 
     def read(
         self, repository: str, revision: str, file: RemoteFile, offset: int, etag: str | None
     ) -> Iterator[Beginning | bytes]:
         """The bytes of a file from `offset` on, after a Beginning, which is at 0 where the server starts again.
 
-        Raises DownloadError, PassingError, RangeError where there is nothing at `offset`.
+        Raises UserError, PassingError, RangeError where there is nothing at `offset`.
         """
         import urllib3
 
@@ -134,7 +130,7 @@ class Hub:
                 raise PassingError(f"the connection was cut ({_reason(error)})", answered=True) from None
 
     def _open(self, url: str, headers: dict[str, str] | None = None) -> object:
-        """The answer to a GET, its body not read yet. Raises DownloadError, PassingError, RangeError."""
+        """The answer to a GET, its body not read yet. Raises UserError, PassingError, RangeError."""
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise PassingError("HF_HUB_OFFLINE is set", wait_s=0.0)
         asked = url
@@ -146,9 +142,9 @@ class Hub:
             answer.close()
             following = urljoin(url, answer.headers.get("Location", ""))
             if urlsplit(following).scheme not in ("https", urlsplit(url).scheme):
-                raise DownloadError(f"{asked} is redirected to an address without encryption. Check HF_ENDPOINT.")
+                raise UserError(f"{asked} is redirected to an address without encryption. Check HF_ENDPOINT.")
             url = following
-        raise DownloadError(f"{asked} is redirected without end. Check HF_ENDPOINT.")
+        raise UserError(f"{asked} is redirected without end. Check HF_ENDPOINT.")
 
     def _get(self, url: str, headers: dict[str, str]) -> object:
         import requests
@@ -168,14 +164,14 @@ class Hub:
                 auth=lambda request: request,  # else it puts the password of a ~/.netrc in the token's place
             )
         except requests.exceptions.SSLError as error:
-            raise DownloadError(
+            raise UserError(
                 f"{_host(url)} has no certificate that this machine trusts ({_reason(error)}). "
                 "Check the clock, the proxy and HF_ENDPOINT."
             ) from None
         except (requests.ConnectionError, requests.Timeout) as error:
             raise PassingError(f"{_host(url)} cannot be reached ({_reason(error)})") from None
         except requests.RequestException as error:  # its own text may hold a signed address
-            raise DownloadError(f"{_host(url)} cannot be asked ({type(error).__name__}). Check HF_ENDPOINT.") from None
+            raise UserError(f"{_host(url)} cannot be asked ({type(error).__name__}). Check HF_ENDPOINT.") from None
 
 
 def in_background(produce: Callable[[], Iterator], should_stop: Callable[[], bool]) -> Iterator:
@@ -231,7 +227,7 @@ def _check_status(answer: object, asked: str, own: bool, ranged: bool) -> None:
     if status == 416 and ranged:
         raise RangeError
     if status in (401, 403) and own:
-        raise DownloadError(
+        raise UserError(
             f"{asked} is refused ({status}). Accept the model's licence on its page if it asks for that, and set a "
             "token of your account in the environment variable HF_TOKEN; if one is set, it may be wrong or expired. "
             "The hub answers so for a repository that does not exist as well."
@@ -241,7 +237,7 @@ def _check_status(answer: object, asked: str, own: bool, ranged: bool) -> None:
     # signed addresses of other hosts expire: asking again gives a new one
     if status in (401, 403, 404, 408, 425, 429) or status >= 500:
         raise PassingError(f"{_host(asked)} answers {status}", _retry_after(answer), answered=True)
-    raise DownloadError(f"{asked} answers {status}, which is no file. Check HF_ENDPOINT.")
+    raise UserError(f"{asked} answers {status}, which is no file. Check HF_ENDPOINT.")
 
 
 def _retry_after(answer: object) -> float | None:
@@ -267,7 +263,7 @@ def _json(answer: object, kind: type = dict) -> dict | list:
     except requests.RequestException as error:
         raise PassingError(f"the connection was cut ({_reason(error)})", answered=True) from None
     if not isinstance(value, kind):
-        raise DownloadError(f"{_host(answer.url)} does not answer as a model hub. Check HF_ENDPOINT and the proxy.")
+        raise UserError(f"{_host(answer.url)} does not answer as a model hub. Check HF_ENDPOINT and the proxy.")
     return value
 
 
@@ -276,24 +272,22 @@ def _is_file(entry: object) -> bool:
 
 
 def _remote_file(entry: dict) -> RemoteFile:
-    """Raises DownloadError for a name that leads out of a folder, or an entry without size and hash."""
+    """Raises UserError for a name that leads out of a folder, or an entry without size and hash."""
     path, size = entry.get("path"), entry.get("size")
     check_path(path)
     lfs = entry.get("lfs")
     digest = f"sha256:{lfs.get('oid')}" if isinstance(lfs, dict) else f"git-sha1:{entry.get('oid')}"
     size = lfs.get("size", size) if isinstance(lfs, dict) else size
     if isinstance(size, bool) or not isinstance(size, int) or size < 0 or not is_digest(digest):
-        raise DownloadError(f"The hub gives no size and hash for {path!r}. Check HF_ENDPOINT.")
+        raise UserError(f"The hub gives no size and hash for {path!r}. Check HF_ENDPOINT.")
     return RemoteFile(path, size, digest)
 
 
 def check_path(path: object) -> None:
-    """Raises DownloadError unless `path` is a relative one that stays in its folder, on every system."""
+    """Raises UserError unless `path` is a relative one that stays in its folder, on every system."""
     parts = path.split("/") if isinstance(path, str) else [""]
     if any(part in ("", ".", "..") or "\\" in part or part[1:2] == ":" for part in parts):
-        raise DownloadError(
-            f"The hub names a file {str(path)[:100]!r}, which leads out of the folder. Check HF_ENDPOINT."
-        )
+        raise UserError(f"The hub names a file {str(path)[:100]!r}, which leads out of the folder. Check HF_ENDPOINT.")
 
 
 def is_digest(digest: object) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...errors import CheckpointError
+from ...errors import UserError
 from .hub import RemoteFile, is_digest
 
 MANIFEST = ".cogvideox-download.json"
@@ -99,7 +99,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def require_complete(path: Path) -> None:
-    """Raises CheckpointError where a download is not finished: of `path`, or of the pipeline that `path` belongs to.
+    """Raises UserError where a download is not finished: of `path`, or of the pipeline that `path` belongs to.
 
     path: a pipeline, one of its folders, or a file in one. What something else than the pack has put there passes.
     """
@@ -108,7 +108,7 @@ def require_complete(path: Path) -> None:
             continue
         manifest = read_manifest(place)
         if manifest is None or not manifest.complete:
-            raise CheckpointError(_describe_half(place, manifest))
+            raise UserError(_describe_half(place, manifest))
         return
 
 
@@ -137,7 +137,7 @@ def part_size(place: Path) -> int:
 
 
 def select_files(files: Iterable[RemoteFile]) -> list[RemoteFile]:
-    """What the pack needs of a repository, small files first. Raises CheckpointError where a part is missing."""
+    """What the pack needs of a repository, small files first. Raises UserError where a part is missing."""
     wanted = {file.path: file for file in files if _WANTED.fullmatch(file.path)}
     plain = {file.path.split("/")[0] for file in wanted.values() if _is_weights(file) and not _is_variant(file)}
     chosen = [file for file in wanted.values() if not (_is_variant(file) and file.path.split("/")[0] in plain)]
@@ -149,7 +149,7 @@ def select_files(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     ]
     if "model_index.json" not in wanted or lacking or weightless:
         what = ", ".join(["model_index.json"] * ("model_index.json" not in wanted) + lacking + weightless)
-        raise CheckpointError(
+        raise UserError(
             f"The repository is no diffusers pipeline with safetensors weights: it lacks {what}. Choose another one."
         )
     return sorted(chosen, key=lambda file: (_is_weights(file), file.path))
@@ -175,6 +175,6 @@ def _describe_half(folder: Path, manifest: Manifest | None) -> str:
     left = sum(file.size for file in missing) - half_done(folder, missing)
     return (
         f"{folder} holds a half-finished download of {manifest.repository}: {len(missing)} of {len(manifest.files)} "
-        f"files are missing ({left / 1e9:.1f} GB). Queue the CogVideoX Download node again, or run "
-        f"`python3 dev.py models fetch {folder.name}`; it goes on where it ended."
+        f"files are missing ({left / 1e9:.1f} GB). Start the download again, in the graph or with "
+        f"`python3 dev.py models fetch {folder.name}`; it continues where it ended."
     )

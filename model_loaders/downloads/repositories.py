@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...errors import CheckpointError
+from ...errors import UserError
 
 APACHE = ("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 COGVIDEOX = ("CogVideoX LICENSE", "https://huggingface.co/zai-org/CogVideoX-5b/blob/main/LICENSE")
@@ -62,9 +62,9 @@ REPOSITORIES = (
 
 
 def find_repository(name: str) -> Repository:
-    """The checkpoint of that name, in any case of letters. Raises CheckpointError naming all there are."""
+    """The checkpoint of that name, in any case of letters. Raises UserError naming all there are."""
     for entry in REPOSITORIES:
         if entry.name.lower() == str(name).lower():
             return entry
     known = ", ".join(entry.name for entry in REPOSITORIES)
-    raise CheckpointError(f"There is no checkpoint {str(name)[:100]!r} to download. Choose one of: {known}.")
+    raise UserError(f"There is no checkpoint {str(name)[:100]!r} to download. Choose one of: {known}.")

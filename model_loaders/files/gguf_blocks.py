@@ -147,7 +147,7 @@ def gguf_tensor(blocks: torch.Tensor, qtype: str, shape: tuple[int, ...], dtype:
 
     BF16 is a type of torch's own: those blocks are viewed as a plain tensor.
 
-    Raises CheckpointError where the blocks do not fill the shape, or this ComfyUI has no quantised tensors.
+    Raises UserError where the blocks do not fill the shape, or this ComfyUI has no quantised tensors.
     """
     if qtype == "BF16":
         return blocks.view(torch.bfloat16).reshape(shape)

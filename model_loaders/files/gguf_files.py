@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...errors import CheckpointError
+from ...errors import UserError
 from .gguf_blocks import GGUF_TYPES, gguf_tensor
 from .gguf_guard import check_gguf_header
 from .headers import Entry, Header, damaged
@@ -35,7 +35,7 @@ def looks_like_gguf(path: Path) -> bool:
 def read_gguf_header(path: Path) -> Header:
     """The tensors of a GGUF file; their bytes are not read.
 
-    Raises CheckpointError where the file is cut short or damaged, or the `gguf` package is missing.
+    Raises UserError where the file is cut short or damaged, or the `gguf` package is missing.
     """
     reader = _reader(path)
     return Header({t.name: Entry(_shape(reader, t), _torch_type(t)) for t in reader.tensors}, {})
@@ -44,7 +44,7 @@ def read_gguf_header(path: Path) -> Header:
 def open_gguf(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a GGUF file, mapped. Block types that torch has no code for here are unpacked to bf16.
 
-    Raises CheckpointError as read_gguf_header does.
+    Raises UserError as read_gguf_header does.
     """
     reader = _reader(path)
     with warnings.catch_warnings():
@@ -56,7 +56,7 @@ def _reader(path: Path) -> "GGUFReader":
     try:
         import gguf
     except ImportError as error:
-        raise CheckpointError(
+        raise UserError(
             f"{path} is a GGUF file, which the Python package `gguf` reads, and it is not installed. Install this "
             "pack's requirements again (pip install -r requirements.txt)."
         ) from error

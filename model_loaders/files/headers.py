@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...errors import CheckpointError
+from ...errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def damaged(path: Path, what: str) -> CheckpointError:
+def damaged(path: Path, what: str) -> UserError:
     """The error for a file that is not whole."""
-    return CheckpointError(f"{path} {what}: the download was cut short or the file is damaged. Fetch it again.")
+    return UserError(f"{path} {what}: the download was cut short or the file is damaged. Fetch it again.")
 
 
 def json_metadata(metadata: Mapping[str, str], key: str) -> dict:

@@ -43,7 +43,7 @@ def looks_like_safetensors(path: Path) -> bool:
 def read_safetensors_header(path: Path) -> Header:
     """The tensors of a .safetensors file, whose bytes are compared with what its header promises.
 
-    Raises CheckpointError where the file is cut short, too long, names a tensor twice or contradicts itself.
+    Raises UserError where the file is cut short, too long, names a tensor twice or contradicts itself.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

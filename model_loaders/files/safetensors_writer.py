@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ...errors import CheckpointError
+from ...errors import UserError
 
 # names of the types in the format's header (the safetensors repository's README)
 _NAMES = {
@@ -46,7 +46,7 @@ def write_safetensors(
 
     overwrite: take the place of a file that is there, once the new one is whole.
 
-    Raises CheckpointError where `path` is taken and `overwrite` is not set, or the disk has no room, before the first
+    Raises UserError where `path` is taken and `overwrite` is not set, or the disk has no room, before the first
     tensor is asked for.
     """
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
@@ -82,16 +82,16 @@ def write_tensors(
 
 
 def refuse_taken(path: Path) -> None:
-    """Raises CheckpointError where `path` is there already."""
+    """Raises UserError where `path` is there already."""
     if path.exists() or path.is_symlink():
-        raise CheckpointError(f"{path} is there already and is not overwritten. Choose another name, or move it away.")
+        raise UserError(f"{path} is there already and is not overwritten. Choose another name, or move it away.")
 
 
 def require_space(path: Path, size_bytes: int) -> None:
-    """Raises CheckpointError where the disk of `path` has no room for a file of `size_bytes`."""
+    """Raises UserError where the disk of `path` has no room for a file of `size_bytes`."""
     free = shutil.disk_usage(path.parent).free
     if size_bytes > free:
-        raise CheckpointError(
+        raise UserError(
             f"{path.parent} has {free / 1e9:.1f} GB left and {path.name} needs {size_bytes / 1e9:.1f} GB. Free some "
             "space, or choose a smaller weight_dtype."
         )

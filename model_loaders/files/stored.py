@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...errors import CheckpointError
+from ...errors import UserError
 from ...host.quantized import dequantized, fp8_tensor, int8_tensor
 from .gguf_blocks import BLOCK_FORMATS, gguf_tensor
 from .headers import Entry, Header
@@ -43,7 +43,7 @@ def collect(header: Header, source: str) -> dict[str, Stored]:
 
     source: path for messages.
 
-    Raises CheckpointError for a quantisation that this version does not read.
+    Raises UserError for a quantisation that this version does not read.
     """
     entries = header.entries
     found: dict[str, Stored] = {}
@@ -82,7 +82,7 @@ def _refuse_unknown(header: Header, found: Mapping[str, Stored], source: str) ->
     unknown += [str(s.entry.dtype) for s in found.values() if s.entry.dtype == torch.int8 and s.scale is None][:1]
     unknown += [name for name in header.entries if name.endswith(".weight_scale_2")][:1]
     if unknown:
-        raise CheckpointError(
+        raise UserError(
             f"{source} is quantised in a way that this version does not read ({', '.join(unknown)}). It reads bf16, "
             "fp16, fp32, fp8 with and without scales, int8 with a scale a tensor or a row, and GGUF."
         )
@@ -91,7 +91,7 @@ def _refuse_unknown(header: Header, found: Mapping[str, Stored], source: str) ->
 def check_formats(stored: Mapping[str, Stored], tensors: Mapping[str, torch.Tensor], source: str) -> None:
     """The notes that ComfyUI leaves beside each quantised layer are tensors; they can be read only now.
 
-    Raises CheckpointError for a format that this version does not read.
+    Raises UserError for a format that this version does not read.
     """
     for name in stored:
         note = tensors.get(name.removesuffix(".weight") + ".comfy_quant")
@@ -99,7 +99,7 @@ def check_formats(stored: Mapping[str, Stored], tensors: Mapping[str, torch.Tens
             continue
         layer = _json(bytes(note.flatten().to(torch.uint8).tolist()))
         if layer.get("format") not in _FORMATS or layer.get("convrot") or layer.get("params"):
-            raise CheckpointError(
+            raise UserError(
                 f"{source} holds {name} as {layer.get('format')}{' with rotation' if layer.get('convrot') else ''}, "
                 f"which this version does not read. It reads {', '.join(_FORMATS)}; choose another file of this model."
             )
@@ -108,7 +108,7 @@ def check_formats(stored: Mapping[str, Stored], tensors: Mapping[str, torch.Tens
 def put_together(stored: Stored, tensors: Mapping[str, torch.Tensor], source: str) -> torch.Tensor:
     """The tensor itself, quantised where the file holds it quantised and a layer can use that.
 
-    Raises CheckpointError where scale and data do not fit.
+    Raises UserError where scale and data do not fit.
     """
     data = tensors[stored.data]
     scale = tensors[stored.scale] if stored.scale is not None else None
@@ -120,7 +120,7 @@ def put_together(stored: Stored, tensors: Mapping[str, torch.Tensor], source: st
         scale = scale.to(torch.float32)
         rows = data.shape[0]
         if scale.numel() not in (1, rows) and (data.ndim != 2 or data.numel() % scale.numel()):
-            raise CheckpointError(
+            raise UserError(
                 f"The scale of {stored.data} in {source} has shape {list(scale.shape)}, its weight {list(data.shape)}: "
                 "they do not belong together. Fetch the file again."
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ...errors import CheckpointError
+from ...errors import UserError
 from .headers import Entry, Header, damaged
 
 # where trainers put the weights: PyTorch Lightning, DeepSpeed (SAT's mp_rank_00_model_states.pt), others
@@ -26,7 +26,7 @@ def looks_like_torch(path: Path) -> bool:
 def read_torch_header(path: Path) -> Header:
     """The tensors of a PyTorch file; their bytes are not read.
 
-    Raises CheckpointError where the file is damaged, is compressed, or holds objects other than tensors and plain data.
+    Raises UserError where the file is damaged, is compressed, or holds objects other than tensors and plain data.
     """
     tensors = _load(path, "meta")
     return Header({name: Entry(tuple(t.shape), t.dtype) for name, t in tensors.items()}, {})
@@ -35,7 +35,7 @@ def read_torch_header(path: Path) -> Header:
 def open_torch(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a PyTorch file, mapped where the format allows it.
 
-    Raises CheckpointError as read_torch_header does.
+    Raises UserError as read_torch_header does.
     """
     return _load(path, "cpu")
 
@@ -51,7 +51,7 @@ def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
             source, mapped = (file, False) if is_misnamed else (path, is_zip)
             loaded = torch.load(source, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
+        raise UserError(
             f"{path} holds Python objects besides tensors{_named(error)}, which can run code; nothing of it was "
             "executed. Use a .safetensors file of these weights."
         ) from error
@@ -62,7 +62,7 @@ def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
         raise damaged(path, f"cannot be read as a PyTorch file ({_first_line(error)})") from error
     tensors = _unwrap(loaded)
     if not tensors:
-        raise CheckpointError(f"{path} is a PyTorch file without named tensors. Choose the file with the weights.")
+        raise UserError(f"{path} is a PyTorch file without named tensors. Choose the file with the weights.")
     return tensors
 
 
@@ -75,7 +75,7 @@ def _require_stored(path: Path) -> None:
         raise damaged(path, f"is a broken zip file ({error})") from error
     size = path.stat().st_size
     if any(record.compress_type != zipfile.ZIP_STORED or record.file_size > size for record in records):
-        raise CheckpointError(
+        raise UserError(
             f"{path} is a compressed zip file; PyTorch writes its files uncompressed, so this is no checkpoint. "
             "Unpack it if it is an archive of one, or fetch the checkpoint again."
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import comfy.model_patcher
 import torch
 
-from ...errors import CheckpointError
+from ...errors import UserError
 from ...sockets.model import require_cogvideox_model
 from ..checkpoints import read_header
 from ..files.safetensors_files import looks_like_safetensors, open_safetensors
@@ -39,21 +39,21 @@ class Lora:
 def open_lora(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
     """The tensors of a LoRA file and the strings of its header ({} where the format has none).
 
-    Raises CheckpointError for a file that is not whole, holds code, or is no safetensors or PyTorch file.
+    Raises UserError for a file that is not whole, holds code, or is no safetensors or PyTorch file.
     """
     metadata = read_header(path).metadata
     if looks_like_safetensors(path):
         return open_safetensors(path), metadata
     if looks_like_torch(path):
         return open_torch(path), {}
-    raise CheckpointError(f"{path} is no LoRA that this version reads. Use a .safetensors file.")
+    raise UserError(f"{path} is no LoRA that this version reads. Use a .safetensors file.")
 
 
 def check_lora(path: Path) -> None:
-    """Raises CheckpointError for a file that is no LoRA of any model, reading only its header."""
+    """Raises UserError for a file that is no LoRA of any model, reading only its header."""
     keys = list(read_header(path).entries)
     if not any(split_key(key) for key in keys):
-        raise CheckpointError(zero_match_message(str(path), keys, {}))
+        raise UserError(zero_match_message(str(path), keys, {}))
 
 
 def apply_lora(
@@ -63,11 +63,11 @@ def apply_lora(
 
     scale: one of SCALES. "as trained" is alpha / rank, from the tensors or the header, and 1 where neither has alpha.
 
-    Raises CheckpointError for a file that is no LoRA for this model.
+    Raises UserError for a file that is no LoRA for this model.
     """
     require_strength(strength)
     if scale not in SCALES:
-        raise CheckpointError(f"There is no LoRA scale {scale!r}. Choose {' or '.join(SCALES)}.")
+        raise UserError(f"There is no LoRA scale {scale!r}. Choose {' or '.join(SCALES)}.")
     require_cogvideox_model(model)
     state_dict, metadata = open_lora(path)
     lora = read_lora(state_dict, metadata, model, scale, str(path))
@@ -75,7 +75,7 @@ def apply_lora(
     patches = load_patches(lora.tensors, spell_layers(weight_shapes(model)))
     lost = patches.keys() - set(patched.add_patches(patches, strength))
     if lost:
-        raise CheckpointError(
+        raise UserError(
             f"{path} changes {name_some(sorted(lost))}, which this model does not have. Load the model that the LoRA "
             "was made for."
         )
@@ -83,9 +83,9 @@ def apply_lora(
 
 
 def require_strength(strength: float) -> None:
-    """Raises CheckpointError for a strength that is no sensible number; linked values are not held to limits."""
+    """Raises UserError for a strength that is no sensible number; linked values are not held to limits."""
     if not (math.isfinite(strength) and abs(strength) <= MAX_STRENGTH):
-        raise CheckpointError(f"LoRA strength is {strength}: use {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}.")
+        raise UserError(f"LoRA strength is {strength}: use {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}.")
 
 
 def weight_shapes(model: comfy.model_patcher.ModelPatcher) -> dict[str, tuple[int, ...]]:
@@ -106,14 +106,14 @@ def read_lora(
 
     allow_none: give an empty Lora, whose report says why, where nothing fits, instead of raising.
 
-    Raises CheckpointError where nothing fits, a layer has another size, is incomplete, or holds NaN.
+    Raises UserError where nothing fits, a layer has another size, is incomplete, or holds NaN.
     """
     shapes = weight_shapes(model)
     found = sort_keys(state_dict, spell_layers(shapes))
     if not found.layers:
         reason = zero_match_message(source, list(state_dict), found.skipped)
         if not allow_none:
-            raise CheckpointError(reason)
+            raise UserError(reason)
         nothing = LoraReport(len(state_dict), unmatched=tuple(found.unmatched), skipped=found.skipped, hint=reason)
         return Lora({}, nothing)
     layers = _describe_layers(state_dict, found, source)
@@ -137,7 +137,7 @@ def _describe_layers(state_dict: Mapping[str, torch.Tensor], found: SortedKeys, 
         try:
             layers[layer] = describe_layer({part: state_dict[key] for part, key in keys.items()})
         except ValueError as error:
-            raise CheckpointError(
+            raise UserError(
                 f"{source}: the layer {layer.removeprefix(OWN_PREFIX)} {error}. The LoRA is damaged or of a kind that "
                 "cannot be applied; fetch it again, or choose another."
             ) from error
@@ -149,7 +149,7 @@ def _drop_misfits(
 ) -> None:
     """Move the layers that models of another task have in another shape to the skipped ones.
 
-    Raises CheckpointError for any other layer of another size.
+    Raises UserError for any other layer of another size.
     """
     misfits = {}
     for layer, described in layers.items():
@@ -159,7 +159,7 @@ def _drop_misfits(
             misfits[layer] = described.shape, expected
     if any(layer not in _TASK_LAYERS for layer in misfits) or len(misfits) == len(layers):
         widths = _lora_width(layers), shapes.get(f"{OWN_PREFIX}patch_embed.text_proj.weight", (None,))[0]
-        raise CheckpointError(misfit_message(source, misfits, widths, keys))
+        raise UserError(misfit_message(source, misfits, widths, keys))
     for layer, (theirs, ours) in misfits.items():
         del layers[layer]
         why = f"of another shape, {list(theirs)} against this model's {list(ours)} (made for a model of another task)"
@@ -180,7 +180,7 @@ def _require_finite(state_dict: Mapping[str, torch.Tensor], found: SortedKeys, s
             else:
                 good = tensor.is_floating_point() and _is_finite(tensor)
             if not good:
-                raise CheckpointError(
+                raise UserError(
                     f"{source}: {key} ({tensor.dtype}, {list(tensor.shape)}) holds values that are no numbers (NaN or "
                     "infinity) or of a type that no LoRA has. The training diverged or the file is damaged; choose "
                     "another."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...errors import CheckpointError
+from ...errors import UserError
 from ..files.headers import json_metadata
 from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS
 
@@ -98,7 +98,7 @@ def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict
 
     ranks: layer -> rank. diffusers writes peft's settings (lora_alpha, alpha_pattern, use_rslora), kohya its own.
 
-    Raises CheckpointError for an alpha that is no number.
+    Raises UserError for an alpha that is no number.
     """
     config = json_metadata(metadata, HEADER_KEY)
     own = {key.removeprefix("transformer."): v for key, v in config.items() if key.startswith("transformer.")}
@@ -109,7 +109,7 @@ def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict
         default = None if kohya in (None, "", "None", "null") else kohya
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        raise CheckpointError(f"The LoRA's header has {str(patterns)[:80]!r} as alpha_pattern, which is no table.")
+        raise UserError(f"The LoRA's header has {str(patterns)[:80]!r} as alpha_pattern, which is no table.")
     alphas = {}
     for layer, rank in ranks.items():
         alpha = _of_pattern(patterns, layer.removeprefix(OWN_PREFIX), default)
@@ -123,14 +123,14 @@ def _of_pattern(patterns: Mapping[str, object], layer: str, default: object) -> 
     """The value of the first pattern that fits, as peft's get_pattern_key (utils/other.py) finds it."""
     for pattern, value in patterns.items():
         if not _PLAIN_PATTERN.fullmatch(pattern) or pattern.count("*") > 2:
-            raise CheckpointError(
+            raise UserError(
                 f"The LoRA's header names layers by the expression {pattern[:80]!r}, which this version does not read. "
                 "Save the LoRA again with plain layer names in alpha_pattern."
             )
         try:
             fits = re.match(rf"(.*\.)?({pattern})$", layer)
         except re.error as error:
-            raise CheckpointError(f"The LoRA's header has a broken expression {pattern[:80]!r}: {error}.") from error
+            raise UserError(f"The LoRA's header has a broken expression {pattern[:80]!r}: {error}.") from error
         if fits:
             return value
     return default
@@ -142,7 +142,7 @@ def _number(value: object) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
-        raise CheckpointError(f"The LoRA's header has {str(value)[:80]!r} as alpha, which is no number.")
+        raise UserError(f"The LoRA's header has {str(value)[:80]!r} as alpha, which is no number.")
     return number
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ...errors import CheckpointError
+from ...errors import UserError
 
 OWN_PREFIX = "diffusion_model."  # of a layer in ComfyUI's MODEL
 # Spelled by our key map alone, never by that of another model: a key map with this name is a CogVideoX model's.
@@ -114,7 +114,7 @@ def sort_keys(keys: Iterable[str], names: Mapping[str, str]) -> SortedKeys:
 
     names: as spell_layers gives it, or a stock key map that holds it.
 
-    Raises CheckpointError where two keys stand for the same part of a layer.
+    Raises UserError where two keys stand for the same part of a layer.
     """
     keys = list(keys)
     found = SortedKeys(is_sat=any(_SAT.search(key) for key in keys))
@@ -124,7 +124,7 @@ def sort_keys(keys: Iterable[str], names: Mapping[str, str]) -> SortedKeys:
         if isinstance(weight, str) and weight.startswith(OWN_PREFIX):
             parts = found.layers.setdefault(weight.removesuffix(".weight"), {})
             if part in parts:
-                raise CheckpointError(
+                raise UserError(
                     f"The LoRA has two values for one part of a layer: {parts[part]} and {key}. Two LoRAs may have "
                     "been put into one file; use each of them alone."
                 )

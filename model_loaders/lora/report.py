@@ -63,7 +63,7 @@ def zero_match_message(source: str, keys: Sequence[str], skipped: Mapping[str, S
     if len(text) == len(keys):
         return (
             f"{source} changes a text encoder alone (all {len(keys)} keys, such as {keys[0]}), nothing of the model. "
-            "Connect it to the CLIP with ComfyUI's Load LoRA, or choose another."
+            "Connect it to the CLIP with ComfyUI's own LoRA loader, or choose another."
         )
     if family := guess_family(keys):
         return f"{source} looks like a LoRA for {family}; none of its {len(keys)} keys fits CogVideoX. {advice}"

@@ -8,7 +8,7 @@ import comfy.model_patcher
 import torch
 from comfy.weight_adapter import LoRAAdapter
 
-from ...errors import CheckpointError
+from ...errors import UserError
 from ...sockets.model import require_cogvideox_model
 from .layers import HEADER_KEY
 from .names import OWN_PREFIX
@@ -29,17 +29,17 @@ def merge_loras(
     rank: the most to keep of it, by singular values; 0 keeps all. dtype: one of SAVE_DTYPES; "default" is the LoRA's
     own type where nothing had to be computed, fp32 otherwise. progress(done, total) is called after each layer.
 
-    Raises CheckpointError where there is no LoRA, or a patch is something else than a LoRA.
+    Raises UserError where there is no LoRA, or a patch is something else than a LoRA.
     """
     require_cogvideox_model(model)
     if dtype not in SAVE_DTYPES or rank < 0:
-        raise CheckpointError(f"No LoRA is saved with rank {rank} in {dtype!r}. Use {', '.join(SAVE_DTYPES)}.")
+        raise UserError(f"No LoRA is saved with rank {rank} in {dtype!r}. Use {', '.join(SAVE_DTYPES)}.")
     pairs = {key: _factors(key, patches) for key, patches in model.patches.items()}
     pairs = {key: factors for key, factors in pairs.items() if factors}
     if not pairs:
-        raise CheckpointError(
-            "The model carries no LoRA: there is nothing to save. Connect the model after Apply CogVideoX LoRA or "
-            "another LoRA loader, with a strength other than 0."
+        raise UserError(
+            "The model carries no LoRA with a strength other than 0: there is nothing to save.",
+            advice="apply a LoRA first",
         )
     parameters = dict(model.model.diffusion_model.named_parameters())
     merged = {}
@@ -48,7 +48,7 @@ def merge_loras(
         layer = key.removeprefix(OWN_PREFIX).removesuffix(".weight")
         merged[layer] = _joined(factors, rank, SAVE_DTYPES[dtype], shape)
         if not all(torch.isfinite(tensor).all() for tensor in merged[layer]):
-            raise CheckpointError(f"{layer} of the LoRA is too large for {dtype}. Choose fp32 or bf16.")
+            raise UserError(f"{layer} of the LoRA is too large for {dtype}. Choose fp32 or bf16.")
         progress(done, len(pairs))
     return merged
 
@@ -79,14 +79,14 @@ def diffusers_lora(
 
 
 def _factors(key: str, patches: list[tuple]) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-    """(down, up, scale) of every patch of a weight. Raises CheckpointError for a patch that is no LoRA."""
+    """(down, up, scale) of every patch of a weight. Raises UserError for a patch that is no LoRA."""
     found = []
     for strength, patch, strength_model, offset, function in patches:
         kind = _other_kind(patch)
         if strength_model != 1.0 or offset is not None or function is not None:
             kind = "part of a model merge"
         if kind:
-            raise CheckpointError(
+            raise UserError(
                 f"The patch of {key.removeprefix(OWN_PREFIX)} is {kind}, not a plain LoRA, and cannot be saved as one. "
                 "Take the node that adds it off the model; to save the weights with everything in them, save the model "
                 "instead."

@@ -1,15 +1,20 @@
 """The same reading of LoRAs behind ComfyUI's own nodes: Load LoRA, its model-only form, hooks and bypass."""
 
-from ...host.messages import show_on_running_node
+from functools import partial
+
+from ...host.messages import Notify
 from ...host.patches import wrap_stock_lora_nodes
 from .apply import read_lora
 from .names import OWN_PREFIX, TELLTALE_NAME, spell_layers
 from .patches import load_patches
 
 
-def enable_stock_lora_nodes(model_class: type) -> None:
-    """Teach ComfyUI's LoRA functions the layers of `model_class`, once; see host.patches."""
-    wrap_stock_lora_nodes(model_class, _is_ours, _spell, load_patches, _prepare)
+def enable_stock_lora_nodes(model_class: type, notify: Notify) -> None:
+    """Teach ComfyUI's LoRA functions the layers of `model_class`, once; see host.patches.
+
+    notify: is told why nothing of a LoRA fits.
+    """
+    wrap_stock_lora_nodes(model_class, _is_ours, _spell, load_patches, partial(_prepare, notify))
 
 
 def _is_ours(key_map: dict) -> bool:
@@ -20,12 +25,12 @@ def _spell(model: object) -> dict[str, str]:
     return spell_layers(OWN_PREFIX + name for name, _ in model.diffusion_model.named_parameters())
 
 
-def _prepare(model: object, lora: dict, header: dict | None) -> dict:
+def _prepare(notify: Notify, model: object, lora: dict, header: dict | None) -> dict:
     """The LoRA with what fits `model` checked and renamed; what is for a text encoder stays as it is."""
     read = read_lora(lora, header, model, allow_none=True)
     text = read.report.skipped.get("for a text encoder", ())
     if not read.tensors:
         if len(text) < len(lora):
-            show_on_running_node(read.report.hint)
+            notify(read.report.hint)
         return lora
     return read.tensors | {key: lora[key] for key in (*read.report.unmatched, *text)}

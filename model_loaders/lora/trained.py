@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ...errors import CheckpointError
+from ...errors import UserError
 from .names import ALPHA, DOWN, OWN_PREFIX, UP, split_key
 from .save import diffusers_lora
 
@@ -18,13 +18,13 @@ def convert_trained(lora: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.T
     lora: of ComfyUI's Train LoRA or of the pack's. alpha / rank is multiplied into B where it is not 1. What is no
     LoRA layer, whole differences of norms and biases, has no place in diffusers' layout and keeps ComfyUI's name.
 
-    Raises CheckpointError for a LoRA of another kind, a half layer, or values that are no numbers.
+    Raises UserError for a LoRA of another kind, a half layer, or values that are no numbers.
     """
     layers: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in lora.items():
         layer, part = split_key(key) or (key, "")
         if part not in (DOWN, UP, ALPHA, *_DIFFERENCES):
-            raise CheckpointError(
+            raise UserError(
                 f"{key} belongs to no plain LoRA, the one kind that diffusers' layout has. Train with algorithm LoRA, "
                 "or save this one with ComfyUI's Save LoRA Weights."
             )
@@ -35,12 +35,12 @@ def convert_trained(lora: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.T
             pairs[layer] = _pair(layer, parts)
         others |= {f"{OWN_PREFIX}{layer}.{part}": parts[part] for part in _DIFFERENCES if part in parts}
     if not pairs:
-        raise CheckpointError("There is no LoRA layer in what was trained: there is nothing to save.")
+        raise UserError("There is no LoRA layer in what was trained: there is nothing to save.")
     tensors, header = diffusers_lora(pairs)
     tensors |= {key: tensor.detach().cpu().contiguous() for key, tensor in others.items()}
     broken = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise CheckpointError(
+        raise UserError(
             f"{broken[0]} holds NaN or infinity: the training has diverged. Train again with a lower learning rate."
         )
     return tensors, header, len(others)
@@ -55,7 +55,7 @@ def _plain(layer: str) -> str:
 def _pair(layer: str, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """A [rank, in] and B [out, rank], whose product is the whole change."""
     if DOWN not in parts or UP not in parts:
-        raise CheckpointError(f"{layer} of the LoRA lacks one of its halves. Train it again.")
+        raise UserError(f"{layer} of the LoRA lacks one of its halves. Train it again.")
     a, b = (parts[part].detach().cpu() for part in (DOWN, UP))
     scale = float(parts[ALPHA]) / a.shape[0] if ALPHA in parts else 1.0
     if scale != 1.0:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from gguf import quants
 
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.files.gguf_blocks import GGUF_TYPES, gguf_tensor
 
 
@@ -49,5 +49,5 @@ def test_blocks_of_another_size_are_refused() -> None:
     """A damaged file must be named, not fail in a reshape in the middle of a run."""
 
     for shape, size in (((4, 64), 34), ((4, 48), 51), ((4, 4, 64), 68), ((5, 64), 68)):
-        with pytest.raises(CheckpointError, match="do not make a matrix.*damaged"):
+        with pytest.raises(UserError, match="do not make a matrix.*damaged"):
             gguf_tensor(torch.zeros(4, size, dtype=torch.uint8), "Q8_0", shape, torch.float32)

@@ -6,7 +6,7 @@ import comfy.ops
 import pytest
 import torch
 
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import UserError
 from cogvideox.host import quantized
 from cogvideox.host import quantized_ops as ops
 from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
@@ -80,7 +80,7 @@ def test_no_number_is_refused(mode: str, value: float) -> None:
     """In int8 a NaN would become an innocent zero."""
     weight = matrix()
     weight[7, 7] = value
-    with pytest.raises(CheckpointError, match=r"shape \[48, 64\] holds NaN or infinity"):
+    with pytest.raises(UserError, match=r"shape \[48, 64\] holds NaN or infinity"):
         quantized.quantize(weight, mode, torch.float32)
 
 
@@ -104,11 +104,11 @@ def test_host_without_the_types_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         lambda: quantized.quantize(torch.ones(2, 2), "int8", torch.float32),
         lambda: quantized.fp8_tensor(codes.to(torch.float8_e4m3fn), None, torch.float32),
     ):
-        with pytest.raises(CheckpointError, match="this version of ComfyUI has no such type. Update ComfyUI"):
+        with pytest.raises(UserError, match="this version of ComfyUI has no such type. Update ComfyUI"):
             make()
     monkeypatch.setattr(quantized, "_AVAILABLE", False)
     assert not quantized.is_quantized(codes)
-    with pytest.raises(CheckpointError, match="GGUF weights cannot be held: its package comfy-kitchen"):
+    with pytest.raises(UserError, match="GGUF weights cannot be held: its package comfy-kitchen"):
         gguf_tensor(torch.zeros(2, 34, dtype=torch.uint8), "Q8_0", (2, 32), torch.float32)
 
 

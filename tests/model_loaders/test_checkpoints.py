@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import UserError
 from cogvideox.host.folders import find
 from cogvideox.model_loaders import checkpoints
 from cogvideox.model_loaders import load_text_encoder as text_encoder
@@ -45,7 +45,7 @@ def test_missing_shard_is_named(pipeline: Path) -> None:
     """An unfinished download must say which file to fetch."""
     gone = shards(pipeline)[1]
     gone.unlink()
-    with pytest.raises(CheckpointError, match=f"lacks {gone.name}"):
+    with pytest.raises(UserError, match=f"lacks {gone.name}"):
         checkpoints.check_component(pipeline, "transformer")
 
 
@@ -65,7 +65,7 @@ def test_damaged_shard_is_named(pipeline: Path, damage: callable, message: str) 
     """A file that is not what it claims must be named before anything maps it."""
     bad = shards(pipeline)[0]
     bad.write_bytes(damage(bad.read_bytes()))
-    with pytest.raises(CheckpointError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         checkpoints.check_component(pipeline, "transformer")
     assert bad.name in str(error.value)
 
@@ -73,17 +73,17 @@ def test_damaged_shard_is_named(pipeline: Path, damage: callable, message: str) 
 def test_what_is_no_pipeline(pipeline: Path) -> None:
     """The folder's own problem, not a stack trace from deep inside."""
     shutil.rmtree(pipeline / "vae")
-    with pytest.raises(CheckpointError, match="lacks vae: the download is not complete"):
+    with pytest.raises(UserError, match="lacks vae: the download is not complete"):
         checkpoints.require_pipeline(pipeline)
     index = pipeline / "model_index.json"
     index.write_text(json.dumps({"_class_name": "WanPipeline"}))
-    with pytest.raises(CheckpointError, match="is a WanPipeline, not a CogVideoX pipeline"):
+    with pytest.raises(UserError, match="is a WanPipeline, not a CogVideoX pipeline"):
         checkpoints.require_pipeline(pipeline)
     index.write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+    with pytest.raises(UserError, match="cannot be read as JSON"):
         checkpoints.require_pipeline(pipeline)
     index.unlink()
-    with pytest.raises(CheckpointError, match="has no model_index.json"):
+    with pytest.raises(UserError, match="has no model_index.json"):
         checkpoints.require_pipeline(pipeline)
 
 
@@ -93,13 +93,13 @@ def test_swapped_components_are_named(pipeline: Path) -> None:
     from cogvideox.model_loaders.load_text_encoder import load_text_encoder
     from cogvideox.model_loaders.load_vae import load_vae
 
-    with pytest.raises(CheckpointError, match="looks like a CogVideoX-like transformer, not a CogVideoX VAE"):
+    with pytest.raises(UserError, match="looks like a CogVideoX-like transformer, not a CogVideoX VAE"):
         load_vae(pipeline / "transformer")
-    with pytest.raises(CheckpointError, match="looks like a CogVideoX VAE, not a CogVideoX transformer"):
+    with pytest.raises(UserError, match="looks like a CogVideoX VAE, not a CogVideoX transformer"):
         load_model(pipeline / "vae")
-    with pytest.raises(CheckpointError, match="looks like a T5 text encoder, not a CogVideoX transformer"):
+    with pytest.raises(UserError, match="looks like a T5 text encoder, not a CogVideoX transformer"):
         load_model(pipeline / "text_encoder")
-    with pytest.raises(CheckpointError, match="looks like a CogVideoX VAE, not a T5 text encoder"):
+    with pytest.raises(UserError, match="looks like a CogVideoX VAE, not a T5 text encoder"):
         load_text_encoder(pipeline / "vae")
 
 
@@ -107,14 +107,14 @@ def test_text_encoder_of_another_width(pipeline: Path) -> None:
     """A smaller T5 would fail deep inside the transformer."""
     config = pipeline / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"text_embed_dim": 4096}))
-    with pytest.raises(CheckpointError, match="is 32 wide; the transformer reads 4096"):
+    with pytest.raises(UserError, match="is 32 wide; the transformer reads 4096"):
         text_encoder.load_text_encoder(pipeline)
 
 
 def test_tokenizer_of_another_text_encoder(pipeline: Path) -> None:
     """Ids beyond the embedding would end in an index error in the middle of a graph."""
     shutil.rmtree(pipeline / "tokenizer")  # T5's own is taken instead, with 32100 tokens
-    with pytest.raises(CheckpointError, match="knows 104 tokens, its tokenizer has 32100"):
+    with pytest.raises(UserError, match="knows 104 tokens, its tokenizer has 32100"):
         text_encoder.load_text_encoder(pipeline)
 
 
@@ -126,12 +126,12 @@ def test_missing_and_unknown_weights_are_named(pipeline: Path) -> None:
     weights = load_file(file)
     weights["stray.weight"] = weights.pop("decoder.conv_out.conv.weight")
     save_file(weights, file)
-    with pytest.raises(CheckpointError, match="missing decoder.conv_out.conv.weight; unknown stray.weight"):
+    with pytest.raises(UserError, match="missing decoder.conv_out.conv.weight; unknown stray.weight"):
         autoencoder.load_vae(pipeline)
 
 
 @pytest.mark.parametrize("name", ("../secret", "/etc", "a/../../b", "", "C:\\windows"))
 def test_names_stay_in_the_model_folders(name: str) -> None:
     """A shared workflow must not reach files outside the models folder."""
-    with pytest.raises(CheckpointError, match="is not the name of a model"):
+    with pytest.raises(UserError, match="is not the name of a model"):
         find(name, "diffusers")

@@ -196,10 +196,10 @@ def test_longer_is_cut_shorter_is_held_or_refused(run_5b: Run) -> None:
     model.set_model_sampler_post_cfg_function(lambda args: steps_run.append(1) or args["denoised"])
     for count, found in ((6, "6 frames"), (1, "1 frame")):
         short = apply(run_5b.text, run_5b.net, video[:count], start_percent=0.9)
-        with pytest.raises(errors.GeometryError, match=f"has {found} and the video to make has 9.*hold_last_frame"):
+        with pytest.raises(errors.UserError, match=f"has {found} and the video to make has 9.*hold_last_frame"):
             run_5b.ours(short, model=model)
     assert not steps_run
-    with pytest.raises(errors.GeometryError, match="no picture"):
+    with pytest.raises(errors.UserError, match="no picture"):
         apply(run_5b.text, run_5b.net, video[:0], hold_last_frame=True)
 
 
@@ -207,7 +207,7 @@ def test_longer_is_cut_shorter_is_held_or_refused(run_5b: Run) -> None:
 def test_models_it_is_not_for_are_refused(run_5b: Run, tiny_pipelines: dict[str, Path], variant: str) -> None:
     """On another model the outputs are noise, or an error about shapes from deep inside."""
     model = load_model(tiny_pipelines[variant], "fp32").model
-    with pytest.raises(errors.ConditioningError, match=r"is for CogVideoX-5b and .* width 64.*the model is CogVideoX"):
+    with pytest.raises(errors.UserError, match=r"is for CogVideoX-5b and .* width 64.*the model is CogVideoX"):
         check_model(run_5b.net.patcher.model.config, model)
 
 
@@ -215,11 +215,11 @@ def test_refusals_reach_the_user_before_the_first_step(run_5b: Run, tmp_path: Pa
     """A model of another width, through the sampler node."""
     folder = write_fp32(tmp_path / "wide", "5b", num_attention_heads=6)
     wide = load_model(folder, "fp32")
-    with pytest.raises(errors.ConditioningError, match="of width 64.*the model is CogVideoX-5b of width 96"):
+    with pytest.raises(errors.UserError, match="of width 64.*the model is CogVideoX-5b of width 96"):
         run_5b.ours(apply(run_5b.text, run_5b.net), model=wide)
-    with pytest.raises(errors.ConditioningError, match="the model is SimpleNamespace"):
+    with pytest.raises(errors.UserError, match="the model is SimpleNamespace"):
         check_model(run_5b.net.patcher.model.config, SimpleNamespace())
-    with pytest.raises(errors.ConditioningError, match="is a ControlBase, not a CogVideoX control net"):
+    with pytest.raises(errors.UserError, match="is a ControlBase, not a CogVideoX control net"):
         apply(run_5b.text, comfy.controlnet.ControlBase())
 
 
@@ -257,7 +257,7 @@ def test_windows_see_their_part_of_the_guide(run_5b: Run, monkeypatch: pytest.Mo
         want = net(scaled, whole[:, :, seen], sampling.timestep(sigma).float(), cond["c_crossattn"])
         assert len(got) == 1 and relative_error(got[0], want[0]) < 1e-6
     assert calls == [21]
-    with pytest.raises(errors.GeometryError, match="has 21 frames and the video to make has 25"):
+    with pytest.raises(errors.UserError, match="has 21 frames and the video to make has 25"):
         window = comfy.context_windows.IndexListContextWindow([0, 1], dim=2, total_frames=7)
         control.get_control(x[:, :, :2], sigma, cond, 1, {"context_window": window})
 

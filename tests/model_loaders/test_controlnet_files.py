@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cogvideox.devtools.embedded_checkpoint import controlnet_config, empty_controlnet, write_controlnet
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import UserError
 from cogvideox.host.folders import list_control_nets
 from cogvideox.model_loaders import load_controlnet as controlnet
 from cogvideox.model_loaders.checkpoints import check_component
@@ -34,7 +34,7 @@ def test_control_nets_that_cannot_run_are_refused(tmp_path: Path, changes: dict,
     """A config of another checkpoint, or a control net of another kind, would steer wrongly without a word."""
     folder = write_controlnet(tmp_path / "net", "5b")
     rewrite_config(folder, **changes)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(UserError, match=message):
         controlnet.load_controlnet(folder)
 
 
@@ -42,12 +42,12 @@ def test_wrong_files_are_named(tiny_pipelines: dict[str, Path], tmp_path: Path) 
     """A control net in the model loader, and a model in the control net loader, must be called by their names."""
     check = check_component
     net = write_controlnet(tmp_path / "net", "5b")
-    with pytest.raises(CheckpointError, match="looks like a CogVideoX control net, not a CogVideoX transformer"):
+    with pytest.raises(UserError, match="looks like a CogVideoX control net, not a CogVideoX transformer"):
         check(net, "transformer")
-    with pytest.raises(CheckpointError, match="looks like a CogVideoX-like.*, not a CogVideoX control net"):
+    with pytest.raises(UserError, match="looks like a CogVideoX-like.*, not a CogVideoX control net"):
         check(tiny_pipelines["5b"] / "transformer", "controlnet")
     lone = net / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(CheckpointError, match="no config.json beside it, and no CogVideoX model has its width"):
+    with pytest.raises(UserError, match="no config.json beside it, and no CogVideoX model has its width"):
         controlnet.load_controlnet(lone)
 
 

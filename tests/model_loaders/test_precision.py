@@ -6,7 +6,7 @@ import comfy.model_management as mm
 import pytest
 import torch
 
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders import precision
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.tests.quantized_models import (
@@ -137,20 +137,20 @@ def test_fast_modes_are_refused_with_the_reason(wide: Path, monkeypatch: pytest.
     """A card without the units would run them slower than bf16, or not at all."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     for dtype, reason in (("fp8_e4m3fn_fast", "fp8, and a CPU has"), ("int8_fast", "int8, and this CPU has")):
-        with pytest.raises(CheckpointError, match=f"multiplies in {reason} no such units.*Choose"):
+        with pytest.raises(UserError, match=f"multiplies in {reason} no such units.*Choose"):
             model_loader.load_model(wide, dtype)
-        with pytest.raises(CheckpointError, match="T5 cannot run in .*_fast: ComfyUI computes text encoders in fp32"):
+        with pytest.raises(UserError, match="T5 cannot run in .*_fast: ComfyUI computes text encoders in fp32"):
             text_loader.load_text_encoder(wide, dtype)
-        with pytest.raises(CheckpointError, match="VAE cannot run in"):
+        with pytest.raises(UserError, match="VAE cannot run in"):
             load_vae(wide, dtype)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True}, raising=False)
     precision.check_precision("int8_fast", torch.device("cpu"))
     monkeypatch.setattr(mm, "supports_fp8_compute", lambda device: False)
-    with pytest.raises(CheckpointError, match="cuda:0 has no such units"):
+    with pytest.raises(UserError, match="cuda:0 has no such units"):
         precision.check_precision("fp8_e4m3fn_fast", torch.device("cuda:0"))
     monkeypatch.setattr(mm, "supports_fp8_compute", lambda device: True)
     precision.check_precision("fp8_e4m3fn_fast", torch.device("cuda:0"))
-    with pytest.raises(CheckpointError, match="There is no precision int4. Choose one of default, fp32"):
+    with pytest.raises(UserError, match="There is no precision int4. Choose one of default, fp32"):
         model_loader.load_model(wide, "int4")
 
 
@@ -160,7 +160,7 @@ def test_weights_that_are_no_numbers_are_named(wide: Path, monkeypatch: pytest.M
     def damage(name: str, weight: torch.Tensor) -> torch.Tensor:
         return torch.full_like(weight, float("nan")) if name == f"{LAYER}.weight" else weight
 
-    with pytest.raises(CheckpointError, match=rf"{LAYER}.weight: .*NaN"):
+    with pytest.raises(UserError, match=rf"{LAYER}.weight: .*NaN"):
         load_changed(wide, monkeypatch, damage, weight_dtype="fp8_e4m3fn")
 
 

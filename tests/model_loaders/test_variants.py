@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config, transformer_config
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders import variants
 from cogvideox.model_loaders.checkpoints import open_component
 from cogvideox.sockets.model import build_dit
@@ -62,20 +62,20 @@ def test_smaller_models_belong_to_their_family(variant: str) -> None:
 def test_config_of_another_checkpoint_is_refused(tiny_pipelines: dict[str, Path]) -> None:
     """A config.json copied from elsewhere would build another model than the weights are of."""
     weights = open_component(tiny_pipelines["5b"], "transformer")
-    with pytest.raises(CheckpointError, match="do not belong together: num_layers 42 against 2"):
+    with pytest.raises(UserError, match="do not belong together: num_layers 42 against 2"):
         variants.resolve_config(weights.state_dict, weights.config | {"num_layers": 42}, "here")
 
 
 def test_unknown_size_without_config_is_refused(tiny_pipelines: dict[str, Path]) -> None:
     """Guessing a head size would give noise."""
     weights = open_component(tiny_pipelines["5b"], "transformer")
-    with pytest.raises(CheckpointError, match="no official size: 2 layers of width 64.*config.json"):
+    with pytest.raises(UserError, match="no official size: 2 layers of width 64.*config.json"):
         variants.resolve_config(weights.state_dict, None, "here")
 
 
 def test_unknown_architecture_is_refused() -> None:
     """A model with other input channels needs conditions that this version does not make."""
-    with pytest.raises(CheckpointError, match="34 input channels"):
+    with pytest.raises(UserError, match="34 input channels"):
         variants.detect_family(transformer_config("5b", in_channels=34))
 
 
@@ -110,5 +110,5 @@ def test_scheduler_beside_the_weights(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         variants.resolve_snr_shift(official | {"timestep_spacing": "leading"}, family, "here")
     assert "timestep_spacing leading (official: trailing)" in caplog.text
-    with pytest.raises(CheckpointError, match="prediction_type epsilon"):
+    with pytest.raises(UserError, match="prediction_type epsilon"):
         variants.resolve_snr_shift(official | {"prediction_type": "epsilon"}, family, "here")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.errors import GeometryError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
@@ -146,7 +146,7 @@ def test_what_cannot_be_continued(
     vae: object, images: tuple[int, int, int], frames: int, overlap: int, more: dict, words: str
 ) -> None:
     """Each slip must say what to type instead, before anything is encoded."""
-    with pytest.raises(GeometryError) as error:
+    with pytest.raises(UserError) as error:
         extend.CogVideoXContinueVideo.execute(vae, clip_of(*images), frames, overlap, **more)
     assert words in str(error.value)
 
@@ -165,7 +165,7 @@ def test_problems_are_told_before_the_run() -> None:
 
 def test_vae_of_another_loader() -> None:
     """ComfyUI's own VAE code encodes these frames to other numbers."""
-    with pytest.raises(GeometryError, match="Load CogVideoX VAE"):
+    with pytest.raises(UserError, match="Load CogVideoX VAE"):
         extend.CogVideoXContinueVideo.execute(object(), clip_of(9), 9, 1)
 
 
@@ -206,6 +206,6 @@ def test_blend_fades_from_one_into_the_other() -> None:
 )
 def test_videos_that_cannot_be_joined(before: tuple, after: tuple, overlap: int, words: str) -> None:
     """An overlap that one video does not have would silently cut the other short."""
-    with pytest.raises(GeometryError) as error:
+    with pytest.raises(UserError) as error:
         join(clip_of(*before), clip_of(*after), overlap)
     assert words in str(error.value)

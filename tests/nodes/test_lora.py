@@ -6,7 +6,7 @@ import folder_paths
 import pytest
 import torch
 
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.files.safetensors_writer import write_tensors
 from cogvideox.nodes import lora as nodes
 from cogvideox.tests.lora_files import (
@@ -75,7 +75,7 @@ def test_bad_choices_are_known_before_the_run(subject: Subject, tmp_path: Path) 
     assert "not the name" in check("../loras/model.safetensors")
     assert "no 'nothing'" in check("nothing")
     assert check(None) is True
-    with pytest.raises(CheckpointError, match="no LoRA scale"):
+    with pytest.raises(UserError, match="no LoRA scale"):
         save(tmp_path / "loras" / "good.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
         apply(subject.model, "good.safetensors", scale="1/r")
 
@@ -115,7 +115,7 @@ def test_nothing_half_written_is_left(subject: Subject, tmp_path: Path, monkeypa
     assert not list((tmp_path / "output" / "loras").iterdir())
     monkeypatch.setattr(writer, "_write_tensor", write)
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(CheckpointError, match="Free some space"):
+    with pytest.raises(UserError, match="Free some space"):
         nodes.CogVideoXSaveLora.execute(model, "loras/cogvideox")
 
 
@@ -124,7 +124,7 @@ def test_save_stays_in_the_output_folder(subject: Subject, tmp_path: Path, prefi
     """A workflow from the internet may not write where it likes."""
     save(tmp_path / "loras" / "a.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
     model = apply(subject.model, "a.safetensors")
-    with pytest.raises(CheckpointError, match="prefix"):
+    with pytest.raises(UserError, match="prefix"):
         nodes.CogVideoXSaveLora.execute(model, prefix)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loras", "output"]
 
@@ -133,6 +133,6 @@ def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     """Two runs at once may come to the same number."""
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"precious")
-    with pytest.raises(CheckpointError, match="not overwritten"):
+    with pytest.raises(UserError, match="not overwritten"):
         write_tensors(path, {"a": torch.ones(1)}, {})
     assert path.read_bytes() == b"precious" and len(list(tmp_path.glob("*"))) == 3

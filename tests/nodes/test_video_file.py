@@ -175,20 +175,20 @@ def broken_in(frame: int) -> torch.Tensor:
 
 
 REFUSED = [
-    (torch.zeros(1, CHANNELS, 0, 8, 12), {}, errors.GeometryError, "nothing in it to decode"),
-    (torch.zeros(0, CHANNELS, 3, 8, 12), {}, errors.GeometryError, "nothing in it to decode"),
-    (torch.zeros(1, 4, 3, 8, 12), {}, errors.GeometryError, r"shape \[1, 4, 3, 8, 12\]"),
-    (torch.zeros(1, CHANNELS, 8, 12), {}, errors.GeometryError, r"shape \[1, 16, 8, 12\]"),
-    (broken_in(3), {}, errors.NumericsError, r"in latent frame 3 of 5 \(video frames 9 to 12\)"),
-    (latents(1), {"fps": 0}, errors.GeometryError, "fps is 0: use 0.01 to 1000"),
-    (latents(1), {"crf": 63}, errors.GeometryError, "crf is 63"),
-    (latents(1), {"format": "avi"}, errors.CheckpointError, "'avi' is no format"),
-    (latents(1), {"filename_prefix": "../up"}, errors.CheckpointError, "leads out"),
-    (latents(1), {"filename_prefix": "taken/video"}, errors.CheckpointError, "There is no folder"),
+    (torch.zeros(1, CHANNELS, 0, 8, 12), {}, errors.UserError, "nothing in it to decode"),
+    (torch.zeros(0, CHANNELS, 3, 8, 12), {}, errors.UserError, "nothing in it to decode"),
+    (torch.zeros(1, 4, 3, 8, 12), {}, errors.UserError, r"shape \[1, 4, 3, 8, 12\]"),
+    (torch.zeros(1, CHANNELS, 8, 12), {}, errors.UserError, r"shape \[1, 16, 8, 12\]"),
+    (broken_in(3), {}, errors.UserError, r"in latent frame 3 of 5 \(video frames 9 to 12\)"),
+    (latents(1), {"fps": 0}, errors.UserError, "fps is 0: use 0.01 to 1000"),
+    (latents(1), {"crf": 63}, errors.UserError, "crf is 63"),
+    (latents(1), {"format": "avi"}, errors.UserError, "'avi' is no format"),
+    (latents(1), {"filename_prefix": "../up"}, errors.UserError, "leads out"),
+    (latents(1), {"filename_prefix": "taken/video"}, errors.UserError, "There is no folder"),
     (
         latents(1),
         {"audio": {"waveform": torch.zeros(1, 5, 9), "sample_rate": 8}},
-        errors.GeometryError,
+        errors.UserError,
         "audio has shape",
     ),
 ]
@@ -219,14 +219,14 @@ def test_no_room(monkeypatch: pytest.MonkeyPatch, vae: object, output: Path) -> 
     free = files.shutil.disk_usage(output)._replace(free=49_000_000)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: free)
     monkeypatch.setattr(vae, "decode_stream", lambda *a: pytest.fail("decoding has begun"))
-    with pytest.raises(errors.CheckpointError, match="has 49 MB left; 10 frames of 96 x 64 may need 50 MB"):
+    with pytest.raises(errors.UserError, match="has 49 MB left; 10 frames of 96 x 64 may need 50 MB"):
         decode_to_file(vae, latents(2, batch=2))
     assert left_in(output) == []
 
 
 def test_another_vae(output: Path) -> None:
     """ComfyUI's own VAE has no such stream and other numbers."""
-    with pytest.raises(errors.GeometryError, match="from another loader"):
+    with pytest.raises(errors.UserError, match="from another loader"):
         decode_to_file(object(), latents(1))
 
 

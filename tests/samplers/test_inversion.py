@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cogvideox import errors as errors_module
-from cogvideox.errors import GeometryError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.nodes import sample as sample_module
@@ -339,21 +339,21 @@ def test_refusals(bench: Bench) -> None:
     errors, follow = errors_module, CogVideoXFollowVideo
     inverted = bench.invert(video(4, batch=2), 5)
     patched = bench.following(inverted)
-    with pytest.raises(errors.ScheduleError, match="has no trajectory.*Invert CogVideoX Video itself"):
+    with pytest.raises(errors.UserError, match="has no trajectory.*Invert CogVideoX Video itself"):
         follow.execute(bench.model, {"samples": video(4)}, 0.0, 1.0)
-    with pytest.raises(errors.ScheduleError, match="start_percent 0.5 is not below end_percent 0.5"):
+    with pytest.raises(errors.UserError, match="start_percent 0.5 is not below end_percent 0.5"):
         follow.execute(bench.model, inverted, 0.5, 0.5)
     for other in (video(2, 2), video(4, 3), video(4, 2)[..., :8]):
-        with pytest.raises(errors.GeometryError, match="video to follow is 96 x 64 pixels, 4 latent frames, batch 2"):
+        with pytest.raises(errors.UserError, match="video to follow is 96 x 64 pixels, 4 latent frames, batch 2"):
             bench.sample(patched, other, 5)
-    with pytest.raises(errors.ScheduleError, match="nearest of the 5 steps.*in as many steps as the sampler runs"):
+    with pytest.raises(errors.UserError, match="nearest of the 5 steps.*in as many steps as the sampler runs"):
         bench.sample(patched, video(4, 2), 20)
-    with pytest.raises(errors.ScheduleError, match="This run adds noise"):
+    with pytest.raises(errors.UserError, match="This run adds noise"):
         bench.invert(video(4, 2), 5, model=patched)
-    with pytest.raises(errors.ScheduleError, match="1001 steps"):
+    with pytest.raises(errors.UserError, match="1001 steps"):
         bench.invert(video(4), 1001)
     assert "0 steps" in CogVideoXInvert.validate_inputs(0)
-    with pytest.raises(errors.GeometryError, match="CogVideoX needs"):
+    with pytest.raises(errors.UserError, match="CogVideoX needs"):
         bench.invert(torch.ones(1, 4, 4, 8, 12), 5)
 
 
@@ -361,7 +361,7 @@ def test_parts_of_the_video_are_refused(bench: Bench) -> None:
     """A context window or an area sees a part of the video, and would follow another part."""
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 
-    error, inverted = GeometryError, bench.invert(video(4), 5)
+    error, inverted = UserError, bench.invert(video(4), 5)
     sizes = {"context_length": 2, "context_overlap": 0, "context_stride": 1, "dim": 2}
     ways = {"context_schedule": "standard_static", "closed_loop": False, "fuse_method": "flat", "freenoise": False}
     windows = ContextWindowsManualNode.execute(bench.following(inverted), **sizes, **ways).args[0]

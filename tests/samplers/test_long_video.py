@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.errors import ConditioningError, GeometryError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.sockets.model import patch_positions
 from cogvideox.tests.support import check_parity, reference_transformer, relative_error, write_fp32
@@ -179,7 +179,7 @@ def test_learned_table_in_windows_of_its_own_length(tiny_pipelines: dict[str, Pa
         stock.model_options["context_handler"].causal_window_fix = True  # as ContextWindowsManual has it
         for model in (windowed(task, 13, 4), windowed(task, 9, 0, schedule="batched"), stock):
             watched, calls = seen_by(model, lambda a: a)
-            with pytest.raises(GeometryError, match="learned position table"):
+            with pytest.raises(UserError, match="learned position table"):
                 task.sample(*given, steps=2, model=watched)
             assert not calls
 
@@ -194,14 +194,14 @@ def test_options_that_an_older_comfyui_lacks_are_said(task: Task, monkeypatch: p
 
     monkeypatch.setattr(windows, "IndexListContextHandler", OlderHandler)
     assert windowed(task).model_options["context_handler"].dim == 2
-    with pytest.raises(ConditioningError, match="have no split_conds_to_windows yet. Update ComfyUI"):
+    with pytest.raises(UserError, match="have no split_conds_to_windows yet. Update ComfyUI"):
         windowed(task, split_prompts=True)
 
 
 @pytest.mark.parametrize(("context", "overlap"), ((10, 4), (1, 0), (9, 8), (9, -4)))
 def test_impossible_windows_are_refused(task: Task, context: int, overlap: int) -> None:
     """Said by the node, not by an endless or empty run."""
-    with pytest.raises(GeometryError, match="are not possible"):
+    with pytest.raises(UserError, match="are not possible"):
         windowed(task, context, overlap)
 
 
@@ -254,7 +254,7 @@ def test_positions_that_a_model_lacks_are_refused(tiny_pipelines: dict[str, Path
     """An option without effect would look like one that works."""
     with torch.inference_mode():
         two_b = load_model(tiny_pipelines["2b"], "fp32")
-        with pytest.raises(ConditioningError, match="no rotary positions"):
+        with pytest.raises(UserError, match="no rotary positions"):
             patch_positions(two_b, riflex=True, resample=False)
-        with pytest.raises(ConditioningError, match="no learned position table"):
+        with pytest.raises(UserError, match="no learned position table"):
             patch_positions(two_b, riflex=False, resample=True)

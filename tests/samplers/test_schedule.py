@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config
-from cogvideox.errors import ScheduleError
+from cogvideox.errors import UserError
 from cogvideox.samplers import comfy_sampler as comfy_sampler_module
 from cogvideox.samplers.schedule import alphas_cumprod, next_timesteps, trailing_timesteps
 
@@ -93,7 +93,7 @@ def test_other_models_are_refused() -> None:
     """Another model's noise levels under CogVideoX's timesteps would sample noise."""
     from comfy.model_sampling import ModelSamplingDiscrete
 
-    comfy_sampler, error = comfy_sampler_module, ScheduleError
+    comfy_sampler, error = comfy_sampler_module, UserError
     foreign = _LinearModel(alphas_cumprod(1.0))
     foreign.inner_model.inner_model.model_sampling = ModelSamplingDiscrete()
     with pytest.raises(error, match="samples with ModelSamplingDiscrete.*without a ModelSampling patch"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.errors import GeometryError
+from cogvideox.errors import UserError
 from cogvideox.nodes import sample, video
 from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, relative_error, write_fp32
 from cogvideox.tests.tasks import HEIGHT, SEED, WIDTH, Task, as_frames, pictures, posterior_mode  # noqa: F401
@@ -100,7 +100,7 @@ def test_size_of_the_video(task: Task) -> None:
     )
     assert latent.shape[3:] == (8, 12) and asked.shape[3:] == (6, 12)
     assert torch.equal(latent, task.vae.encode(images[:, 3:67, 2:98]))
-    with pytest.raises(GeometryError, match="10 x 10 pixels"):
+    with pytest.raises(UserError, match="10 x 10 pixels"):
         task.node("video", "CogVideoXEncodeVideo", vae=task.vae, images=pictures(5, height=10, width=10))
 
 
@@ -142,7 +142,7 @@ class TestMasks:
     def test_mask_of_another_shape_is_refused(self, task: Task) -> None:
         """ComfyUI would stretch any mask over the video."""
         latent = task.node("video", "CogVideoXEncodeVideo", vae=task.vae, images=pictures(9))[0]
-        with pytest.raises(GeometryError, match="7 frames of 96 x 64"):
+        with pytest.raises(UserError, match="7 frames of 96 x 64"):
             task.sample(task.positive, task.negative, latent | {"noise_mask": torch.ones(7, 1, HEIGHT, WIDTH)})
-        with pytest.raises(GeometryError, match="of 50 x 50"):
+        with pytest.raises(UserError, match="of 50 x 50"):
             task.sample(task.positive, task.negative, latent | {"noise_mask": torch.ones(1, 1, 50, 50)})

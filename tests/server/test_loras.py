@@ -180,7 +180,7 @@ def test_lora_of_another_model(comfyui, exact, refused, name):
     loras.save(comfyui.base / "models" / "loras" / f"{name}.safetensors", files)
     graph = with_lora(latent_only(short(exact)), f"{name}.safetensors")
     error = refused(graph, OURS, f"{name}.safetensors", reason, "hoose")
-    assert error.exception_type.endswith("CheckpointError")
+    assert error.exception_type.endswith("UserError")
 
 
 def test_no_lora_at_all(comfyui, exact, refused):

@@ -29,8 +29,8 @@ def latent_format(monkeypatch: pytest.MonkeyPatch) -> object:
     stock = getattr(latent_preview.get_previewer, "__wrapped__", latent_preview.get_previewer)
     monkeypatch.setattr(latent_preview, "get_previewer", stock)
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
-    made = CogVideoXLatent(SCALE)
-    enable_previews(made, 8.0, first_tiny_decoder)
+    made = CogVideoXLatent(SCALE, 8.0)
+    enable_previews(first_tiny_decoder)
     return made
 
 
@@ -58,7 +58,7 @@ def clip(count: int = 5, height: int = 4, width: int = 6) -> torch.Tensor:
 def frames_of(found: object, x0: torch.Tensor) -> torch.Tensor:
     """What a previewer's flipbook plays after one preview, uint8 [t, H, W, 3]."""
     assert found.decode_latent_to_preview_image("JPEG", x0) is not None
-    return found._flipbook._frames
+    return found._player._frames
 
 
 def test_colours_are_those_of_comfyui_in_every_frame(latent_format: object) -> None:
@@ -113,7 +113,7 @@ def test_other_models_and_packs_keep_their_previewers(latent_format: object, mon
     assert type(previewer(comfy.latent_formats.HunyuanVideo())) is latent_preview.Latent2RGBPreviewer
     other = SimpleNamespace(decode_latent_to_preview=None)
     monkeypatch.setattr(latent_preview, "get_previewer", lambda device, latent_format: other)
-    enable_previews(latent_format, 8.0, first_tiny_decoder)
+    enable_previews(first_tiny_decoder)
     assert previewer(latent_format) is other
 
 
@@ -159,7 +159,7 @@ def test_a_preview_that_fails_midway_falls_back(latent_format: object, caplog: p
     found._renderers.insert(0, fail)
     assert len(frames_of(found, clip())) == 5 and "rougher" in caplog.text
     found._renderers[:] = [fail]
-    found._flipbook = None
+    found._player = None
     for _ in range(2):
         assert found.decode_latent_to_preview_image("JPEG", clip()) is None
 

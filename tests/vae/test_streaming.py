@@ -13,7 +13,6 @@ import torch
 from cogvideox.errors import GeometryError, NumericsError
 from cogvideox.host.ops import adopt_ops
 from cogvideox.model_loaders.load_vae import load_vae
-from cogvideox.sockets import vae as vae_socket
 from cogvideox.tests.fake_card import CARD, fake_card
 from cogvideox.tests.peak_bytes import PeakBytes
 from cogvideox.tests.support import check_parity, relative_error
@@ -209,14 +208,14 @@ def vae(tiny_pipelines: dict[str, Path]) -> object:
 def test_fallback_is_said(vae: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a word the user would wonder why this run is slow, and why that one was not."""
     said: list[str] = []
-    monkeypatch.setattr(vae_socket, "show_on_running_node", said.append)
+    monkeypatch.setattr(vae, "notify", said.append)
     z = video(1, 16, 3, 8, 12)
     want = vae.decode(z)
     failing(monkeypatch, lambda plan, number: number == 3)
     assert torch.equal(vae.decode(z), want)
     assert said == [
-        "Decoding in memory mode fast needs more memory than there is: it goes on in mode medium, slower and with the "
-        "same result."
+        "Decoding in memory mode fast needs more memory than there is: it continues in mode medium, slower and with "
+        "the same result."
     ]
 
 

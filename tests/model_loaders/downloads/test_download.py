@@ -18,7 +18,7 @@ from cogvideox.model_loaders.downloads import hub as hub_module
 from cogvideox.model_loaders.downloads import manifest as manifests
 from cogvideox.tests.file_server import BIG, REPOSITORY, VAE, Fault, FileServer, running_hub
 
-DownloadError, Stopped = hub_module.DownloadError, hub_module.Stopped
+UserError, Stopped = hub_module.UserError, hub_module.Stopped
 TOKEN = "hf_secretSECRETsecret"
 NOT_NEEDED = {
     "vae/diffusion_pytorch_model.fp16.safetensors",
@@ -47,8 +47,8 @@ def check_whole(folder: Path, hub: FileServer) -> None:
 
 
 def failure(folder: Path, **more: object) -> str:
-    """The message of the DownloadError; the folder is then known as unfinished."""
-    with pytest.raises(DownloadError) as raised:
+    """The message of the UserError; the folder is then known as unfinished."""
+    with pytest.raises(UserError) as raised:
         fetch(folder, **more)
     return str(raised.value)
 
@@ -271,7 +271,7 @@ def test_two_downloads_into_one_folder(tmp_path: Path, hub: FileServer) -> None:
 def test_another_checkpoint_in_the_folder_is_not_mixed_in(tmp_path: Path, hub: FileServer) -> None:
     """Else 2b's T5 lies beside 5b's transformer."""
     fetch(tmp_path / "x")
-    with pytest.raises(DownloadError, match="holds a download of zai-org/CogVideoX-2b, not of zai-org/CogVideoX-5b"):
+    with pytest.raises(UserError, match="holds a download of zai-org/CogVideoX-2b, not of zai-org/CogVideoX-5b"):
         downloads.download("zai-org/CogVideoX-5b", tmp_path / "x")
 
 

@@ -15,7 +15,7 @@ from cogvideox.model_loaders.downloads import manifest as manifests
 from cogvideox.sockets.families import FAMILIES
 from cogvideox.tests.file_server import BIG, REPOSITORY, Fault, FileServer, running_hub
 
-DownloadError = hub_module.DownloadError
+UserError = hub_module.UserError
 TOKEN = "hf_secretSECRETsecret"
 
 
@@ -30,8 +30,8 @@ def fetch(folder: Path) -> None:
 
 
 def failure(folder: Path) -> str:
-    """The message of the DownloadError."""
-    with pytest.raises(DownloadError) as raised:
+    """The message of the UserError."""
+    with pytest.raises(UserError) as raised:
         fetch(folder)
     return str(raised.value)
 
@@ -47,7 +47,7 @@ def test_a_refusal_tells_of_licence_and_token(tmp_path: Path, hub: FileServer, s
 
 def test_what_is_not_there_is_said(tmp_path: Path, hub: FileServer) -> None:
     """A wrong HF_ENDPOINT must not look like a broken pack."""
-    with pytest.raises(DownloadError, match="is not there.*HF_ENDPOINT"):
+    with pytest.raises(UserError, match="is not there.*HF_ENDPOINT"):
         downloads.download("nobody/nothing", tmp_path / "x", pause_s=0.01)
     hub.fail(BIG, Fault(404), always=True)
     assert BIG in failure(tmp_path / "y")
@@ -67,7 +67,7 @@ def test_the_token_goes_to_the_hub_alone(
     assert all("authorization" not in asked.headers for asked in other.asked)
     assert all(asked.headers["authorization"] == f"Bearer {TOKEN}" for asked in hub.asked)
     other.fail(BIG, Fault(500), always=True)
-    with pytest.raises(DownloadError) as raised:
+    with pytest.raises(UserError) as raised:
         fetch(tmp_path / "y")
     other.close()
     told = "".join(traceback.format_exception(raised.value)) + caplog.text
@@ -81,12 +81,12 @@ def test_the_token_stays_out_of_every_message(
     """requests itself quotes a header that it refuses: a token with a line break would be in the log."""
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", f"{TOKEN}\nX: y")
     caplog.set_level(logging.DEBUG)
-    with pytest.raises(DownloadError, match="HF_TOKEN") as raised:
+    with pytest.raises(UserError, match="HF_TOKEN") as raised:
         fetch(tmp_path / "x")
     assert not hub.asked and TOKEN not in "".join(traceback.format_exception(raised.value)) + caplog.text
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", TOKEN)
     hub.fail("", Fault(403))
-    with pytest.raises(DownloadError) as raised:
+    with pytest.raises(UserError) as raised:
         fetch(tmp_path / "x")
     assert TOKEN not in "".join(traceback.format_exception(raised.value)) + caplog.text
 
@@ -158,7 +158,7 @@ def test_a_redirect_without_encryption_or_end_is_refused(monkeypatch: pytest.Mon
     client = hub_module.Hub()
     client._get = lambda url, headers: Answer(url)
     for name, what in (("a", "without encryption"), ("b", "without end")):
-        with pytest.raises(DownloadError, match=what):
+        with pytest.raises(UserError, match=what):
             client._open(f"https://hub/{name}/resolve/r/f")
 
 

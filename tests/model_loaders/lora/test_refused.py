@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.lora import apply as lora
 from cogvideox.model_loaders.lora.report import misfit_message
 from cogvideox.model_loaders.lora.stock import enable_stock_lora_nodes
@@ -92,7 +92,7 @@ OTHERS = {
 def test_loras_of_other_models_are_named(subject: Subject, tmp_path: Path, family: str) -> None:
     """Nothing matched is the commonest mistake; silence costs the user a run and a search."""
     path = save(tmp_path / "l.safetensors", {OTHERS[family]: torch.ones(4, 64)})
-    with pytest.raises(CheckpointError, match=f"looks like a LoRA for {family}; none of its 1 keys"):
+    with pytest.raises(UserError, match=f"looks like a LoRA for {family}; none of its 1 keys"):
         apply(subject.model, path)
 
 
@@ -100,7 +100,7 @@ def test_zero_matches_say_why(subject: Subject, tmp_path: Path) -> None:
     """The other reasons for a LoRA that does nothing."""
 
     def reason(files: Files) -> str:
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(UserError) as caught:
             apply(subject.model, save(tmp_path / "l.safetensors", files))
         return str(caught.value)
 
@@ -119,14 +119,14 @@ def test_lora_of_another_size_is_refused(subject: Subject, tmp_path: Path) -> No
     files, _, _ = write_dialect("diffusers", random_factors(wide, ATTENTION))
     message = r"to_[qkv] is \[96, 96\] in the LoRA and \[64, 64\] in the model \(7 more do not fit\)"
     path = save(tmp_path / "l.safetensors", files)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(UserError, match=message):
         apply(subject.model, path)
     import comfy.sd
 
-    with pytest.raises(CheckpointError, match=message):  # in the stock nodes as well
+    with pytest.raises(UserError, match=message):  # in the stock nodes as well
         comfy.sd.load_lora_for_models(subject.model, None, files, 1.0, 0)
     one_wrong = write_dialect("diffusers", random_factors(subject.shapes | {ATTENTION[3]: (96, 64)}, ATTENTION))[0]
-    with pytest.raises(CheckpointError, match="attn1.to_out.0 is"):
+    with pytest.raises(UserError, match="attn1.to_out.0 is"):
         apply(subject.model, save(tmp_path / "m.safetensors", one_wrong))
     assert_weights(subject.model, subject.weights)
 
@@ -145,7 +145,7 @@ def test_damaged_loras_are_refused(subject: Subject, tmp_path: Path) -> None:
     first = f"transformer.{ATTENTION[0]}"
 
     def refused(message: str, files: Files, header: dict | None = None) -> None:
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(UserError, match=message):
             apply(subject.model, save(tmp_path / "l.safetensors", files, header))
 
     for bad in (float("nan"), float("inf")):
@@ -168,7 +168,7 @@ def test_damaged_loras_are_refused(subject: Subject, tmp_path: Path) -> None:
     refused("does not read", good | {f"{first}.lora_mid.weight": torch.ones(4, 4, 1, 1)})
     whole = save(tmp_path / "l.safetensors", good).read_bytes()
     (tmp_path / "l.safetensors").write_bytes(whole[:-10])
-    with pytest.raises(CheckpointError, match="cut short"):
+    with pytest.raises(UserError, match="cut short"):
         apply(subject.model, tmp_path / "l.safetensors")
     assert_weights(subject.model, subject.weights)
 
@@ -176,12 +176,12 @@ def test_damaged_loras_are_refused(subject: Subject, tmp_path: Path) -> None:
 def test_other_models_are_refused(subject: Subject, tmp_path: Path) -> None:
     """The node is for CogVideoX; another MODEL belongs to the stock loader."""
     path = save(tmp_path / "l.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
-    with pytest.raises(CheckpointError, match="not CogVideoX"):
+    with pytest.raises(UserError, match="not CogVideoX"):
         apply(type("Flux", (), {"model": object()})(), path)
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), 1000.0])
 def test_senseless_strengths_are_refused(subject: Subject, tmp_path: Path, strength: float) -> None:
     """Linked values are not held to a widget's limits."""
-    with pytest.raises(CheckpointError, match="strength"):
+    with pytest.raises(UserError, match="strength"):
         apply(subject.model, tmp_path / "none.safetensors", strength)

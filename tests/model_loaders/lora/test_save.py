@@ -9,7 +9,7 @@ import pytest
 import torch
 from comfy.weight_adapter import LoHaAdapter
 
-from cogvideox.errors import CheckpointError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.lora import apply as lora
 from cogvideox.model_loaders.lora import save as lora_save
 from cogvideox.tests.lora_files import (
@@ -146,22 +146,22 @@ def test_what_is_no_lora_is_refused(subject: Subject, put: Callable, tmp_path: P
     for patch, name in ((("diff", (torch.ones(64, 64),)), "'diff'"), ((torch.ones(64, 64),), "'diff'"), (hada, "LoHa")):
         model = put(subject.model)[0]
         model.add_patches({key: patch}, 1.0)
-        with pytest.raises(CheckpointError, match=f"patch of {ATTENTION[0]}.weight is .*{name}"):
+        with pytest.raises(UserError, match=f"patch of {ATTENTION[0]}.weight is .*{name}"):
             lora_save.merge_loras(model)
     model = put(subject.model)[0]
     model.add_patches({key: model.patches[key][0][1]}, 1.0, 0.5)
-    with pytest.raises(CheckpointError, match="model merge"):
+    with pytest.raises(UserError, match="model merge"):
         lora_save.merge_loras(model)
     files: Files = write_dialect("diffusers", subject.factors(ATTENTION))[0]
     files[f"transformer.{ATTENTION[0]}.lora_magnitude_vector"] = torch.ones(64)
     path = save(tmp_path / "dora.safetensors", files, adapter_header({"r": RANK, "lora_alpha": RANK}))
-    with pytest.raises(CheckpointError, match="DoRA"):
+    with pytest.raises(UserError, match="DoRA"):
         lora_save.merge_loras(lora.apply_lora(subject.model, path, 1.0)[0])
-    with pytest.raises(CheckpointError, match="carries no LoRA"):
+    with pytest.raises(UserError, match="carries no LoRA"):
         lora_save.merge_loras(subject.model)
-    with pytest.raises(CheckpointError, match="too large for fp16"):
+    with pytest.raises(UserError, match="too large for fp16"):
         lora_save.merge_loras(_huge(subject, tmp_path), dtype="fp16")
-    with pytest.raises(CheckpointError, match="not CogVideoX"):
+    with pytest.raises(UserError, match="not CogVideoX"):
         lora_save.merge_loras(object())
 
 

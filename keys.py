@@ -1,0 +1,115 @@
+"""Every entry of ours that travels inside ComfyUI's sockets, and the functions that build and read them.
+
+LATENT is a dictionary, CONDITIONING a list of [text, dictionary] and a model's options a dictionary. Stock nodes pass
+on entries that they do not know, so that ours survive any graph. Names of ours begin with `cogvideox_`; the others
+are ComfyUI's own.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypedDict, cast
+
+import torch
+
+ATTENTION_OVERRIDE = "optimized_attention_override"  # ComfyUI's attention functions look for it in transformer_options
+_POSITIONS = "cogvideox_positions"
+
+
+class Trajectory(TypedDict):
+    """What an inversion leaves behind: the samples [B, 16, T, H, W] at each of the ascending timesteps, -1 for the
+    clean video, in the model's own scale and of unit variance."""
+
+    timesteps: list[int]
+    samples: list[torch.Tensor]
+
+
+class _Samples(TypedDict):
+    samples: torch.Tensor  # [B, 16, T, H / 8, W / 8], unscaled
+
+
+class Latent(_Samples, total=False):
+    """ComfyUI's LATENT."""
+
+    noise_mask: torch.Tensor  # 1 where the video is regenerated, 0 where it stays
+    batch_index: list[int]  # which members of a larger batch these are (LatentFromBatch)
+    cogvideox_drawn: tuple[int, int]  # (seed, how many normal numbers its stream has given already)
+    cogvideox_trajectory: Trajectory
+    # for training, of each clip:
+    cogvideox_std: torch.Tensor  # the posterior's standard deviation, shaped like samples
+    cogvideox_images: torch.Tensor  # [1 + V, 16, 1, h, w], latents of its first frame, V of them with noise
+    cogvideox_empty_text: torch.Tensor  # [1, L, D], the encoded empty caption
+    cogvideox_dataset: str  # a hash
+
+
+class Concat(TypedDict, total=False):
+    """What a CONDITIONING entry holds for models that take channels concatenated with the noisy video."""
+
+    concat_latent_image: torch.Tensor  # [B, 16 or 32, n, h, w], unscaled; n is the clip's latent frames or 1, the first
+    cogvideox_task: str  # a key of samplers.conditioning.TASKS; ComfyUI's own VOID nodes leave it out
+    cogvideox_known: torch.Tensor  # [B, 1, n, h, w] in 0 .. 1, inpainting only: 1 where the video stays
+    cogvideox_scale: str  # a key of samplers.conditioning.IMAGE_SCALES, image to video only
+    cogvideox_end: bool  # an end image is among the latents
+    cogvideox_range: tuple[float, float]  # start and end of the run, 0 .. 1; outside of it the model sees zeros
+
+
+class PositionOptions(TypedDict):
+    """How a model counts positions otherwise than it was trained: see transformer.positions."""
+
+    riflex: bool
+    resample: bool
+
+
+def with_rng_offset(latent: Latent, seed: int, count: int) -> Latent:
+    """`latent` with a note that `count` numbers of the stream of `seed` are used up; without one for a count of 0."""
+    out = without_rng_offset(latent)
+    if count:
+        out["cogvideox_drawn"] = seed, count
+    return out
+
+
+def without_rng_offset(latent: Latent) -> Latent:
+    """`latent` without that note: the next run on it begins its stream at the start."""
+    return cast(Latent, {key: value for key, value in latent.items() if key != "cogvideox_drawn"})
+
+
+def rng_offset(latent: Latent, seed: int) -> int:
+    """How many numbers of the stream of `seed` are used up before the noise is drawn.
+
+    diffusers draws a sample of the VAE's posterior from the run's generator before it draws the noise.
+    """
+    drawn_seed, count = latent.get("cogvideox_drawn", (None, 0))
+    return count if drawn_seed == seed else 0
+
+
+def image_concat(latents: torch.Tensor, scale: str, has_end: bool) -> Concat:
+    """A start image (and an end image) for an image to video model; see Concat."""
+    return {
+        "concat_latent_image": latents,
+        "cogvideox_task": "image",
+        "cogvideox_scale": scale,
+        "cogvideox_end": has_end,
+    }
+
+
+def inpaint_concat(latents: torch.Tensor, known: torch.Tensor) -> Concat:
+    """A masked video for a Fun InP model; see Concat."""
+    return {"concat_latent_image": latents, "cogvideox_known": known, "cogvideox_task": "inpaint"}
+
+
+def control_concat(latents: torch.Tensor, percent_range: tuple[float, float]) -> Concat:
+    """A control video for a Fun Control model; see Concat."""
+    return {"concat_latent_image": latents, "cogvideox_task": "control", "cogvideox_range": percent_range}
+
+
+def read_concat(entry: Mapping[str, Any]) -> Concat:
+    """The entries of Concat in the dictionary of a CONDITIONING entry, or in what ComfyUI makes of it."""
+    return cast(Concat, {key: entry[key] for key in Concat.__annotations__ if entry.get(key) is not None})
+
+
+def with_positions(transformer_options: Mapping[str, Any], positions: PositionOptions) -> dict[str, Any]:
+    """A model's transformer_options with these positions in the place of others."""
+    return {**transformer_options, _POSITIONS: positions}
+
+
+def read_positions(transformer_options: Mapping[str, Any]) -> PositionOptions:
+    """What with_positions has put there; nothing is changed by default."""
+    return transformer_options.get(_POSITIONS, {"riflex": False, "resample": False})
