@@ -101,8 +101,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
             raise UserError(
                 f"This model's learned position table fits {fits[2] * 8} x {fits[1] * 8} pixels and "
                 f"{fits[0]} latent frames ({self.config.sample_frames} frames); the latent is {width * 8} x "
-                f"{height * 8} with {frames} latent frames. Use the model's own size, or stretch the table, which loses "
-                "some quality.",
+                f"{height * 8} with {frames} latent frames. Use the model's own size, or stretch the table (at some "
+                "loss).",
                 advice="stretch positions",
             )
 
