@@ -5,7 +5,16 @@ from collections.abc import Mapping
 import torch
 
 from ..errors import UserError
-from ..host.quantized import FORMATS, FP8_LAYOUTS, with_logical_dtype, dequantized, fp8_tensor, is_gguf, is_quantized, quantize
+from ..host.quantized import (
+    FORMATS,
+    FP8_LAYOUTS,
+    dequantized,
+    fp8_tensor,
+    is_gguf,
+    is_quantized,
+    quantize,
+    with_logical_dtype,
+)
 from ..host.quantized_ops import QuantizedLinear
 from ..transformer.parameter_types import is_block_matrix
 from .precision import Precision, is_t5_matrix
