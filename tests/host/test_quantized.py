@@ -76,11 +76,11 @@ def test_fp8_is_exact_in_every_type_it_is_multiplied_in() -> None:
 
 @EACH_MODE
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))
-def test_no_number_is_refused(mode: str, value: float) -> None:
+def test_nan_and_inf_are_refused(mode: str, value: float) -> None:
     """In int8 a NaN would become an innocent zero."""
     weight = matrix()
     weight[7, 7] = value
-    with pytest.raises(UserError, match=r"shape \[48, 64\] holds NaN or infinity"):
+    with pytest.raises(UserError, match=r"shape \[48, 64\] contains NaN or Inf"):
         quantized.quantize(weight, mode, torch.float32)
 
 
@@ -91,7 +91,7 @@ def test_packing_again_what_was_unpacked_changes_nothing(mode: str) -> None:
     again = quantized.requantize(tensor, tensor.dequantize(), seed=11)
     assert again.dtype == tensor.dtype
     changed = (again._qdata.float() != tensor._qdata.float()).float().mean()
-    # a code that comes out a hair beside itself may round to its neighbour
+    # a code that comes out just off its value may round to its neighbour
     assert changed < 5e-3
 
 
@@ -108,7 +108,7 @@ def test_host_without_the_types_says_so(monkeypatch: pytest.MonkeyPatch) -> None
             make()
     monkeypatch.setattr(quantized, "_AVAILABLE", False)
     assert not quantized.is_quantized(codes)
-    with pytest.raises(UserError, match="GGUF weights cannot be held: its package comfy-kitchen"):
+    with pytest.raises(UserError, match="Weights in GGUF cannot be loaded: its package comfy-kitchen"):
         gguf_tensor(torch.zeros(2, 34, dtype=torch.uint8), "Q8_0", (2, 32), torch.float32)
 
 
