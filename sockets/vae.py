@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 import comfy.ops
@@ -22,15 +23,20 @@ from ..vae.plan import FAST, LADDER, LEAST, LOW, Plan, in_bands
 from ..vae.streaming import decode_stream, encode_stream
 from .model import non_finite_weights
 
+if TYPE_CHECKING:  # importing it loads diffusers
+    from ..vae.network import CogVideoXAutoencoder
+
 
 class CogVideoXVAE(comfy.sd.VAE):
     """Stock VAE socket over CogVideoXAutoencoder: exact in every mode, at a memory that does not grow with length."""
 
-    def __init__(self, config: dict, dtype: torch.dtype | None, notify: Notify, disable_dynamic: bool):
-        """An empty VAE; weights_assigned has to be called when its weights are there.
+    first_stage_model: "CogVideoXAutoencoder"
 
-        config: the VAE's config.json. dtype: of the weights and what is computed in; None lets ComfyUI choose.
-        notify: is told when memory runs out and a leaner mode takes over.
+    def __init__(self, config: dict[str, Any], dtype: torch.dtype | None, notify: Notify, disable_dynamic: bool):
+        """A VAE without weights. Call weights_assigned once they are loaded.
+
+        config: the VAE's config.json. dtype: of the weights and of the computation; None lets ComfyUI choose.
+        notify: gets a sentence when memory runs out and a leaner mode takes over.
         """
         _set_host_defaults(self)
         self.notify = notify
@@ -51,7 +57,7 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.memory_used_decode, self.memory_used_encode = (partial(f, **counted) for f in (decode_bytes, encode_bytes))
 
     def weights_assigned(self) -> None:
-        """The size that ComfyUI counts with is that of the weights as they are now."""
+        """Have ComfyUI count the size of the weights again: it was computed without them."""
         self.size = None
         self.model_size()
 
@@ -59,16 +65,17 @@ class CogVideoXVAE(comfy.sd.VAE):
         """Latents [B, 16, n, h, w], unscaled, to frames [B, 4 n - 3, 8 h, 8 w, 3] in 0 .. 1.
 
         vae_options: memory = "auto", "fast" or "low"; compile = True to go through torch.compile.
-        Raises UserError for another model's latent, UserError instead of returning black frames.
+        Raises UserError for another model's latent, and for a result that contains NaN or Inf.
         """
         return self._decode(samples_in, **(vae_options or {}))
 
     def decode_tiled(
-        self, samples: torch.Tensor, tile_x: int | None = None, tile_y: int | None = None, *_: object, **__: object
+        self, samples: torch.Tensor, tile_x: int | None = None, tile_y: int | None = None, *_: Any, **__: Any
     ) -> torch.Tensor:
-        """decode, working on tile_x x tile_y latents at once: bands of as many pixels, and the same numbers.
+        """decode in bands that hold as many pixels as a tile of tile_x x tile_y latents, with the same result.
 
-        There is nothing to overlap, for neighbours see each other; time is never cut.
+        The tiles' overlap is ignored: bands leave no seams, because each is computed with the rows next to it. Time is
+        never cut.
         """
         return self._decode(samples, "low", tile_pixels(tile_x, tile_y, SPATIAL))
 
@@ -123,16 +130,16 @@ class CogVideoXVAE(comfy.sd.VAE):
         pixel_samples: torch.Tensor,
         tile_x: int | None = None,
         tile_y: int | None = None,
-        *_: object,
-        **__: object,
+        *_: Any,
+        **__: Any,
     ) -> torch.Tensor:
-        """encode, working on tile_x x tile_y pixels at once; see decode_tiled."""
+        """encode in bands that hold tile_x x tile_y pixels, with the same result, as decode_tiled."""
         return self._encode(pixel_samples, "low", tile_pixels(tile_x, tile_y, 1))
 
     def _encode(
         self, images: torch.Tensor, memory: str, band_pixels: int | None = None, posterior_seed: int | None = None
     ) -> torch.Tensor:
-        # one by one, for ComfyUI's crop would take the frames of several for another side of the picture
+        # One by one: of a batch, ComfyUI's function would crop the frames instead of a side of the pictures.
         videos = [self.vae_encode_crop_pixels(video) for video in (images if images.ndim == 5 else images[None])]
         # [F, H, W, 3] -> [1, 3, F, H, W]
         moments = torch.cat([self._moments(video.movedim(-1, 0)[None], memory, band_pixels) for video in videos])
@@ -206,7 +213,7 @@ def mean_and_deviation(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def output_dtype(vae: comfy.sd.VAE) -> torch.dtype:
-    """The type of IMAGE and LATENT on this host (newer ones have an option for it)."""
+    """The type of IMAGE and LATENT in this ComfyUI; newer versions have an option for it."""
     return vae.vae_output_dtype() if hasattr(vae, "vae_output_dtype") else torch.float32
 
 
@@ -216,17 +223,19 @@ def tile_pixels(tile_x: int | None, tile_y: int | None, zoom: int) -> int | None
 
 
 def _set_host_defaults(vae: comfy.sd.VAE) -> None:
-    """comfy.sd.VAE given no weights sets every attribute that this host version has, warns and returns."""
+    """Set every attribute that comfy.sd.VAE has in this version of ComfyUI: given no weights, its __init__ sets them,
+    warns and returns."""
     with without_warnings():
         comfy.sd.VAE.__init__(vae, sd={})
 
 
-def build_autoencoder(config: dict, dtype: torch.dtype) -> torch.nn.Module:
+def build_autoencoder(config: dict[str, Any], dtype: torch.dtype) -> "CogVideoXAutoencoder":
     """An empty CogVideoXAutoencoder on the meta device, every leaf a ComfyUI operation."""
     from ..vae.network import CogVideoXAutoencoder
 
     with torch.device("meta"):
-        model = CogVideoXAutoencoder.from_config(config)
+        made: Any = CogVideoXAutoencoder.from_config(config)
+    model: CogVideoXAutoencoder = made
     torch.nn.Module.to(model, dtype)  # ModelMixin.to warns at every cast
     adopt_ops(model, comfy.ops.disable_weight_init)
     return model.eval()

@@ -10,7 +10,7 @@ from cogvideox.errors import UserError
 from cogvideox.host import quantized
 from cogvideox.host import quantized_ops as ops
 from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
-from cogvideox.tests.support import relative_error
+from cogvideox.tests.support import relative_error, stored_bytes
 
 MODES = quantized.QUANTIZED_MODES
 needs_int8 = pytest.mark.skipif("TensorWiseINT8Layout" not in quantized.FORMATS, reason="this ComfyUI has no int8")
@@ -35,7 +35,7 @@ def test_fp8_stands_for_its_codes_times_the_scale(dtype: torch.dtype) -> None:
     assert tensor.shape == codes.shape and tensor.dtype == dtype
     assert torch.equal(quantized.dequantized(tensor, dtype), (codes.float() * scale).to(dtype))
     assert torch.equal(quantized.dequantized(quantized.fp8_tensor(codes, None, dtype), torch.float32), codes.float())
-    assert quantized.stored_bytes(tensor) == codes.numel() + 4
+    assert stored_bytes(tensor) == codes.numel() + 4
 
 
 @needs_int8
@@ -62,7 +62,7 @@ def test_quantizing_rounds_once(mode: str) -> None:
     # e4m3: three bits after the leading one, and below 2^-6 steps of 2^-9
     half = step / 2 if mode == "int8" else torch.maximum(weight.abs() * 2.0**-4, step * 2.0**-10)
     assert (off <= half * 1.0001).all() and off.max() > 0
-    assert quantized.stored_bytes(tensor) == weight.numel() + step.numel() * 4
+    assert stored_bytes(tensor) == weight.numel() + step.numel() * 4
 
 
 def test_fp8_is_exact_in_every_type_it_is_multiplied_in() -> None:
@@ -76,11 +76,11 @@ def test_fp8_is_exact_in_every_type_it_is_multiplied_in() -> None:
 
 @EACH_MODE
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))
-def test_no_number_is_refused(mode: str, value: float) -> None:
+def test_nan_and_inf_are_refused(mode: str, value: float) -> None:
     """In int8 a NaN would become an innocent zero."""
     weight = matrix()
     weight[7, 7] = value
-    with pytest.raises(UserError, match=r"shape \[48, 64\] holds NaN or infinity"):
+    with pytest.raises(UserError, match=r"shape \[48, 64\] contains NaN or Inf"):
         quantized.quantize(weight, mode, torch.float32)
 
 
@@ -91,7 +91,7 @@ def test_packing_again_what_was_unpacked_changes_nothing(mode: str) -> None:
     again = quantized.requantize(tensor, tensor.dequantize(), seed=11)
     assert again.dtype == tensor.dtype
     changed = (again._qdata.float() != tensor._qdata.float()).float().mean()
-    # a code that comes out a hair beside itself may round to its neighbour
+    # a code that comes out just off its value may round to its neighbour
     assert changed < 5e-3
 
 
@@ -108,7 +108,7 @@ def test_host_without_the_types_says_so(monkeypatch: pytest.MonkeyPatch) -> None
             make()
     monkeypatch.setattr(quantized, "_AVAILABLE", False)
     assert not quantized.is_quantized(codes)
-    with pytest.raises(UserError, match="GGUF weights cannot be held: its package comfy-kitchen"):
+    with pytest.raises(UserError, match="Weights in GGUF cannot be loaded: its package comfy-kitchen"):
         gguf_tensor(torch.zeros(2, 34, dtype=torch.uint8), "Q8_0", (2, 32), torch.float32)
 
 
