@@ -17,8 +17,8 @@ from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
 
 HAS_INT8 = "TensorWiseINT8Layout" in quantized.FORMATS
 needs_int8 = pytest.mark.skipif(not HAS_INT8, reason="this ComfyUI has no int8")
-_LACK = precision._lacks_int8(torch.device("cpu"))
-needs_int8_units = pytest.mark.skipif(_LACK is not None, reason=str(_LACK))
+_OBSTACLE = precision.int8_matmul_obstacle(torch.device("cpu"))
+needs_int8_matmul = pytest.mark.skipif(_OBSTACLE is not None, reason=f"needs int8 matmul support, {_OBSTACLE}")
 GGUF_FILES = ("Q8_0", "Q4_0")
 KINDS = ("fp8_e4m3fn", pytest.param("int8", marks=needs_int8), *GGUF_FILES)
 LAYER = "transformer_blocks.1.ff.net.2"

@@ -69,7 +69,9 @@ def test_config_of_another_checkpoint_is_refused(tiny_pipelines: dict[str, Path]
 def test_unknown_size_without_config_is_refused(tiny_pipelines: dict[str, Path]) -> None:
     """Guessing a head size would give noise."""
     weights = open_component(tiny_pipelines["5b"], "transformer")
-    with pytest.raises(UserError, match="no official size: 2 layers of width 64.*config.json"):
+    with pytest.raises(
+        UserError, match="not the size of an official checkpoint: it has 2 layers of width 64.*config.json"
+    ):
         variants.resolve_config(weights.state_dict, None, "here")
 
 

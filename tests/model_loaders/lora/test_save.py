@@ -157,7 +157,7 @@ def test_what_is_no_lora_is_refused(subject: Subject, put: Callable, tmp_path: P
     path = save(tmp_path / "dora.safetensors", files, adapter_header({"r": RANK, "lora_alpha": RANK}))
     with pytest.raises(UserError, match="DoRA"):
         lora_save.merge_loras(lora.apply_lora(subject.model, path, 1.0)[0])
-    with pytest.raises(UserError, match="carries no LoRA"):
+    with pytest.raises(UserError, match="has no LoRA with a strength"):
         lora_save.merge_loras(subject.model)
     with pytest.raises(UserError, match="too large for fp16"):
         lora_save.merge_loras(_huge(subject, tmp_path), dtype="fp16")
