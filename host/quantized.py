@@ -115,7 +115,7 @@ def quantize(weight: torch.Tensor, mode: str, dtype: torch.dtype) -> QuantizedTe
         raise UserError(
             f"A weight of shape {list(weight.shape)} holds NaN or infinity. The file is damaged: fetch it again."
         )
-    return counted_as(quantized, dtype)
+    return with_logical_dtype(quantized, dtype)
 
 
 def requantize(old: QuantizedTensor, weight: torch.Tensor, seed: int | None = None) -> QuantizedTensor:
@@ -125,7 +125,7 @@ def requantize(old: QuantizedTensor, weight: torch.Tensor, seed: int | None = No
     else:
         scale = fp8_scale(weight, old._qdata.dtype)
         new = QuantizedTensor.from_float(weight, old._layout_cls, scale=scale, stochastic_rounding=seed or 0)
-    return counted_as(new, old.dtype)
+    return with_logical_dtype(new, old.dtype)
 
 
 def fp8_scale(weight: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
@@ -140,7 +140,7 @@ def fp8_scale(weight: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
     return torch.where(largest == 0, torch.ones_like(scale), scale.clamp(min=2.0**-15))
 
 
-def counted_as(tensor: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
+def with_logical_dtype(tensor: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
     """`tensor` as one that counts as `dtype`, on the same codes; its own `to` copies them, mapped ones into memory."""
     params = dataclasses.replace(tensor._params, orig_dtype=dtype)
     return QuantizedTensor(tensor._qdata, tensor._layout_cls, params)
@@ -150,15 +150,7 @@ def dequantized(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The numbers that `tensor` stands for, as a plain tensor of `dtype`; a plain tensor is cast."""
     if not is_quantized(tensor):
         return tensor.to(dtype)
-    return counted_as(tensor, torch.float32).dequantize().to(dtype)
-
-
-def stored_bytes(tensor: torch.Tensor) -> int:
-    """Bytes that `tensor` takes in memory, scales included."""
-    if not is_quantized(tensor):
-        return tensor.numel() * tensor.element_size()
-    names, _ = tensor.__tensor_flatten__()
-    return sum(getattr(tensor, name).numel() * getattr(tensor, name).element_size() for name in names)
+    return with_logical_dtype(tensor, torch.float32).dequantize().to(dtype)
 
 
 def quantized_state_dict(tensor: QuantizedTensor, prefix: str) -> dict[str, torch.Tensor]:

@@ -5,7 +5,16 @@ from collections.abc import Mapping
 import torch
 
 from ..errors import UserError
-from ..host.quantized import FORMATS, FP8_LAYOUTS, counted_as, dequantized, fp8_tensor, is_gguf, is_quantized, quantize
+from ..host.quantized import (
+    FORMATS,
+    FP8_LAYOUTS,
+    dequantized,
+    fp8_tensor,
+    is_gguf,
+    is_quantized,
+    quantize,
+    with_logical_dtype,
+)
 from ..host.quantized_ops import QuantizedLinear
 from ..transformer.parameter_types import is_block_matrix
 from .precision import Precision, is_t5_matrix
@@ -106,4 +115,4 @@ def _is_in_mode(value: torch.Tensor, mode: str) -> bool:
 
 
 def _as_quantized(value: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
-    return counted_as(value, compute) if is_quantized(value) else fp8_tensor(value, None, compute)
+    return with_logical_dtype(value, compute) if is_quantized(value) else fp8_tensor(value, None, compute)

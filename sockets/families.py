@@ -3,7 +3,7 @@
 Source of the numbers: the config.json files of the official repositories (THUDM, now zai-org).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,8 +12,12 @@ import torch
 class Family:
     """One official checkpoint; a fine-tune or a smaller model of the same architecture belongs to it as well.
 
-    task: what its channels beyond the 16 of the video hold, see samplers.conditioning.TASKS.
-    inverts_image_scale: its start image's latent is divided by the VAE's scaling factor, not multiplied.
+    layers, heads: of the transformer; a head is 64 wide. in_channels: the video's 16 latent channels and those
+    concatenated with them. rotary: positions are rotations of queries and keys; otherwise a sincos table is added.
+    learned_positions: a learned table is added as well. patch_size_t: latent frames in one token, None for one.
+    ofs_embed_dim: width of the embedding of CogVideoX 1.5's `ofs` number, None where there is none.
+    task: what the concatenated channels hold, a key of samplers.conditioning.TASKS.
+    inverts_image_scale: the start image's latent is divided by the VAE's scaling factor, not multiplied.
     """
 
     name: str
@@ -21,30 +25,60 @@ class Family:
     heads: int
     in_channels: int
     rotary: bool
-    learned_positions: bool
-    patch_size_t: int | None
-    ofs_embed_dim: int | None
     trained_dtype: torch.dtype
     vae_scaling_factor: float
     snr_shift_scale: float
+    learned_positions: bool = False
+    patch_size_t: int | None = None
+    ofs_embed_dim: int | None = None
     task: str = "text"
     inverts_image_scale: bool = False
 
 
-_FP16, _BF16 = torch.float16, torch.bfloat16
+_2B = Family(
+    name="CogVideoX-2b",
+    layers=30,
+    heads=30,
+    in_channels=16,
+    rotary=False,
+    trained_dtype=torch.float16,
+    vae_scaling_factor=1.15258426,
+    snr_shift_scale=3.0,
+)
+_5B = Family(
+    name="CogVideoX-5b",
+    layers=42,
+    heads=48,
+    in_channels=16,
+    rotary=True,
+    trained_dtype=torch.bfloat16,
+    vae_scaling_factor=0.7,
+    snr_shift_scale=1.0,
+)
+_5B_V15 = replace(_5B, name="CogVideoX1.5-5B", patch_size_t=2)
+_FUN_2B = replace(_2B, name="CogVideoX-Fun-2b", trained_dtype=torch.bfloat16)  # never published without a task
+
 FAMILIES = (
-    Family("CogVideoX-2b", 30, 30, 16, False, False, None, None, _FP16, 1.15258426, 3.0),
-    Family("CogVideoX-5b", 42, 48, 16, True, False, None, None, _BF16, 0.7, 1.0),
-    Family("CogVideoX-5b-I2V", 42, 48, 32, True, True, None, None, _BF16, 0.7, 1.0, "image"),
-    Family("CogVideoX1.5-5B", 42, 48, 16, True, False, 2, None, _BF16, 0.7, 1.0),
-    Family("CogVideoX1.5-5B-I2V", 42, 48, 32, True, False, 2, 512, _BF16, 0.7, 1.0, "image", True),
-    # aigc-apps/CogVideoX-Fun: fine-tunes of the above, their channels from its pipelines
-    Family("CogVideoX-Fun-2b-InP", 30, 30, 33, False, False, None, None, _BF16, 1.15258426, 3.0, "inpaint"),
-    Family("CogVideoX-Fun-5b-InP", 42, 48, 33, True, False, None, None, _BF16, 0.7, 1.0, "inpaint"),
-    Family("CogVideoX-Fun-V1.5-5b-InP", 42, 48, 33, True, False, 2, None, _BF16, 0.7, 1.0, "inpaint"),
-    Family("CogVideoX-Fun-2b-Control", 30, 30, 32, False, False, None, None, _BF16, 1.15258426, 3.0, "control"),
-    Family("CogVideoX-Fun-5b-Control", 42, 48, 32, True, False, None, None, _BF16, 0.7, 1.0, "control"),
-    Family("CogVideoX-Fun-V1.5-5b-Control", 42, 48, 32, True, False, 2, None, _BF16, 0.7, 1.0, "control"),
-    # Netflix/void-model: a fine-tune of CogVideoX-Fun-V1.5-5b-InP
-    Family("VOID", 42, 48, 48, True, False, 2, None, _BF16, 0.7, 1.0, "void"),
+    _2B,
+    _5B,
+    replace(_5B, name="CogVideoX-5b-I2V", task="image", in_channels=32, learned_positions=True),
+    _5B_V15,
+    replace(
+        _5B_V15,
+        name="CogVideoX1.5-5B-I2V",
+        task="image",
+        in_channels=32,
+        ofs_embed_dim=512,
+        inverts_image_scale=True,
+    ),
+    # aigc-apps/CogVideoX-Fun: fine-tunes of the text to video models above. What the further channels are for stands in
+    # the pipelines of its repository.
+    replace(_FUN_2B, name="CogVideoX-Fun-2b-InP", task="inpaint", in_channels=33),
+    replace(_5B, name="CogVideoX-Fun-5b-InP", task="inpaint", in_channels=33),
+    replace(_5B_V15, name="CogVideoX-Fun-V1.5-5b-InP", task="inpaint", in_channels=33),
+    replace(_FUN_2B, name="CogVideoX-Fun-2b-Control", task="control", in_channels=32),
+    replace(_5B, name="CogVideoX-Fun-5b-Control", task="control", in_channels=32),
+    replace(_5B_V15, name="CogVideoX-Fun-V1.5-5b-Control", task="control", in_channels=32),
+    # Netflix/void-model: a fine-tune of CogVideoX-Fun-V1.5-5b-InP.
+    replace(_5B_V15, name="VOID", task="void", in_channels=48),
 )

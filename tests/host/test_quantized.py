@@ -10,7 +10,7 @@ from cogvideox.errors import UserError
 from cogvideox.host import quantized
 from cogvideox.host import quantized_ops as ops
 from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
-from cogvideox.tests.support import relative_error
+from cogvideox.tests.support import relative_error, stored_bytes
 
 MODES = quantized.QUANTIZED_MODES
 needs_int8 = pytest.mark.skipif("TensorWiseINT8Layout" not in quantized.FORMATS, reason="this ComfyUI has no int8")
@@ -35,7 +35,7 @@ def test_fp8_stands_for_its_codes_times_the_scale(dtype: torch.dtype) -> None:
     assert tensor.shape == codes.shape and tensor.dtype == dtype
     assert torch.equal(quantized.dequantized(tensor, dtype), (codes.float() * scale).to(dtype))
     assert torch.equal(quantized.dequantized(quantized.fp8_tensor(codes, None, dtype), torch.float32), codes.float())
-    assert quantized.stored_bytes(tensor) == codes.numel() + 4
+    assert stored_bytes(tensor) == codes.numel() + 4
 
 
 @needs_int8
@@ -62,7 +62,7 @@ def test_quantizing_rounds_once(mode: str) -> None:
     # e4m3: three bits after the leading one, and below 2^-6 steps of 2^-9
     half = step / 2 if mode == "int8" else torch.maximum(weight.abs() * 2.0**-4, step * 2.0**-10)
     assert (off <= half * 1.0001).all() and off.max() > 0
-    assert quantized.stored_bytes(tensor) == weight.numel() + step.numel() * 4
+    assert stored_bytes(tensor) == weight.numel() + step.numel() * 4
 
 
 def test_fp8_is_exact_in_every_type_it_is_multiplied_in() -> None:

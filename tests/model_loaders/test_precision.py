@@ -25,7 +25,7 @@ from cogvideox.tests.quantized_models import (
     quantized,
     text_loader,
 )
-from cogvideox.tests.support import record_error, relative_error
+from cogvideox.tests.support import record_error, relative_error, stored_bytes
 from cogvideox.transformer.parameter_types import is_block_matrix
 
 
@@ -67,7 +67,7 @@ def test_only_large_matrices_are_quantized(wide: Path, kind: str, monkeypatch: p
 def test_size_is_that_of_the_stored_bytes(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted at full size, ComfyUI would unload other models for nothing and stream what fits."""
     model = load(wide, kind, monkeypatch)
-    stored = sum(quantized.stored_bytes(value) for value in model.model.diffusion_model.parameters())
+    stored = sum(stored_bytes(value) for value in model.model.diffusion_model.parameters())
     sampling = sum(buffer.nbytes for buffer in model.model.buffers())
     assert stored <= model.model_size() <= 1.01 * (stored + sampling)
 

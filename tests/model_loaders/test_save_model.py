@@ -16,7 +16,7 @@ from cogvideox.model_loaders import save_model as save
 from cogvideox.model_loaders.files import safetensors_writer as writer
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests import layout_files as layouts
-from cogvideox.tests.support import ALL_VARIANTS
+from cogvideox.tests.support import ALL_VARIANTS, stored_bytes
 
 
 def weights_of(model: object) -> dict[str, torch.Tensor]:
@@ -59,7 +59,7 @@ def test_converted(tiny_pipelines: dict[str, Path], tmp_path: Path, weight_dtype
     again = load_model(path)
     assert_equal(again, expected, 0 if weight_dtype in ("bf16", "fp16") else 2**-8)
     if weight_dtype in ("fp8_e4m3fn", "int8"):  # and as small
-        stored = sum(quantized.stored_bytes(p) for p in again.model.diffusion_model.parameters())
+        stored = sum(stored_bytes(p) for p in again.model.diffusion_model.parameters())
         assert stored <= path.stat().st_size
 
 

@@ -7,7 +7,9 @@ import torch
 from gguf import quants
 
 from cogvideox.errors import UserError
+from cogvideox.host import quantized
 from cogvideox.model_loaders.files.gguf_blocks import GGUF_TYPES, gguf_tensor
+from cogvideox.tests.support import stored_bytes
 
 
 def random_blocks(qtype: str, rows: int = 6, blocks: int = 3, seed: int = 0) -> tuple[np.ndarray, int]:
@@ -28,11 +30,9 @@ def test_unpacked_weights_equal_the_gguf_package(qtype: str, dtype: torch.dtype)
     data, columns = random_blocks(qtype)
     want = quants.dequantize(data, gguf.GGMLQuantizationType[qtype])
     assert np.isfinite(want).all() and len(np.unique(want)) > 16
-    from cogvideox.host import quantized
-
     tensor = gguf_tensor(torch.from_numpy(data), qtype, (6, columns), dtype)
     assert tensor.shape == (6, columns)
-    assert quantized.stored_bytes(tensor) == data.nbytes
+    assert stored_bytes(tensor) == data.nbytes
     assert torch.equal(quantized.dequantized(tensor, torch.float32), torch.from_numpy(want))
     assert torch.equal(quantized.dequantized(tensor, dtype), torch.from_numpy(want).to(dtype))
     if qtype != "BF16":
