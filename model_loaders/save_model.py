@@ -111,7 +111,10 @@ def _convert(name: str, patched: PatchedWeight, file_format: torch.dtype | str) 
         if not torch.isfinite(rounded).all():
             raise UserError(f"{name} contains NaN or Inf after rounding to {file_format}. Save it in bf16 or fp32.")
         return rounded
-    return requantize(weight, merged) if file_format == _KEEP else quantize(merged, file_format, torch.bfloat16)
+    if file_format == _KEEP:
+        assert is_quantized(weight)
+        return requantize(weight, merged)
+    return quantize(merged, file_format, torch.bfloat16)
 
 
 def _file_tensors(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:

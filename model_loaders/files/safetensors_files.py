@@ -8,7 +8,7 @@ import json
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import comfy.utils
 import safetensors.torch
@@ -76,8 +76,8 @@ def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file that read_safetensors_header has accepted, memory-mapped."""
     if path.suffix.lower() in _SUFFIXES:
         # ComfyUI's own function, which maps the file in the way that dynamic VRAM needs where that is in use
-        state_dict: dict[str, torch.Tensor] = comfy.utils.load_torch_file(str(path), safe_load=True)
-        return state_dict
+        # which without return_metadata returns the tensors only, as its inferred type does not say
+        return cast(dict[str, torch.Tensor], comfy.utils.load_torch_file(str(path), safe_load=True))
     return safetensors.torch.load_file(path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_missing_shard_is_named(pipeline: Path) -> None:
         (lambda data: data[:8] + b"{" * 9 + data[17:], "has no valid safetensors header"),
     ],
 )
-def test_damaged_shard_is_named(pipeline: Path, damage: callable, message: str) -> None:
+def test_damaged_shard_is_named(pipeline: Path, damage: Callable[[bytes], bytes], message: str) -> None:
     """A file that is not what it claims must be named before anything maps it."""
     bad = shards(pipeline)[0]
     bad.write_bytes(damage(bad.read_bytes()))

@@ -84,4 +84,4 @@ def test_loader_lists_and_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in ("canny", "depth"):
         assert node.validate_inputs(name) is True
         assert isinstance(node.execute(name, "default").args[0], controlnet.CogVideoXControl)
-    assert "There is no 'pose'" in node.validate_inputs("pose")
+    assert "There is no 'pose'" in str(node.validate_inputs("pose"))

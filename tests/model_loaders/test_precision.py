@@ -20,6 +20,7 @@ from cogvideox.tests.quantized_models import (
     four_steps,
     load,
     load_changed,
+    load_clip,
     model_loader,
     needs_int8,
     quantized,
@@ -167,7 +168,7 @@ def test_weights_that_are_no_numbers_are_named(wide: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_encoder(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """T5 is nine of the pipeline's twenty gigabytes: quantised it must still say the same."""
-    full, clip = (load(wide, k, monkeypatch, "text_encoder") for k in ("fp32", kind))
+    full, clip = (load_clip(wide, k, monkeypatch) for k in ("fp32", kind))
     error, size = relative_error(encode(clip), encode(full)), clip.patcher.model_size() / full.patcher.model_size()
     record_error(f"T5 {kind}", error, "embeddings")
     record_error(f"T5 {kind}", size, "size")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 from safetensors import safe_open
 
 from cogvideox.errors import UserError
@@ -19,15 +20,15 @@ from cogvideox.tests import layout_files as layouts
 from cogvideox.tests.support import ALL_VARIANTS, stored_bytes
 
 
-def weights_of(model: object) -> dict[str, torch.Tensor]:
+def weights_of(model: ModelPatcher) -> dict[str, torch.Tensor]:
     """In fp32, by diffusers' names."""
     module = model.model.diffusion_model
     named = dict(module.named_parameters()) | {k: v for k, v in module.named_buffers() if k in module.state_dict()}
     return {name: quantized.dequantized(weight, torch.float32) for name, weight in named.items()}
 
 
-def assert_equal(ours: object, theirs: object, tolerance: float = 0.0) -> None:
-    ours, theirs = weights_of(ours), weights_of(theirs)
+def assert_equal(our_model: ModelPatcher, their_model: ModelPatcher, tolerance: float = 0.0) -> None:
+    ours, theirs = weights_of(our_model), weights_of(their_model)
     assert ours.keys() == theirs.keys()
     worst = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
     assert worst <= tolerance, worst
@@ -63,7 +64,7 @@ def test_converted(tiny_pipelines: dict[str, Path], tmp_path: Path, weight_dtype
         assert stored <= path.stat().st_size
 
 
-def with_lora(model: object, strength: float = 0.7) -> tuple[object, dict[str, torch.Tensor]]:
+def with_lora(model: ModelPatcher, strength: float = 0.7) -> tuple[ModelPatcher, dict[str, torch.Tensor]]:
     """A clone with a LoRA on two layers, and what their weights become."""
     patches, merged = {}, {}
     generator = torch.Generator().manual_seed(3)

@@ -7,6 +7,7 @@ from pathlib import Path
 import comfy.sd
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.lora import apply as lora
@@ -55,7 +56,7 @@ def subject(tiny_pipelines: dict[str, Path]) -> Subject:
     return Subject(tiny_pipelines["5b"])
 
 
-def apply(model: object, path: Path, strength: float = 1.0, scale: str = AS_TRAINED) -> object:
+def apply(model: ModelPatcher, path: Path, strength: float = 1.0, scale: str = AS_TRAINED) -> ModelPatcher:
     return lora.apply_lora(model, path, strength, scale)[0]
 
 

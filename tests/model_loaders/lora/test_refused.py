@@ -1,9 +1,11 @@
 """What of a LoRA does not fit, and what is refused before any work."""
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.lora import apply as lora
@@ -28,7 +30,7 @@ def subject(tiny_pipelines: dict[str, Path]) -> Subject:
     return Subject(tiny_pipelines["5b"])
 
 
-def apply(model: object, path: Path, strength: float = 1.0) -> object:
+def apply(model: ModelPatcher, path: Path, strength: float = 1.0) -> ModelPatcher:
     return lora.apply_lora(model, path, strength)[0]
 
 
@@ -37,11 +39,9 @@ def test_hooks_leave_other_models_alone() -> None:
     import comfy.lora
     import comfy.sd
 
-    model_class = CogVideoXModel
-    hook = enable_stock_lora_nodes
-    hook(model_class)
+    enable_stock_lora_nodes(CogVideoXModel, logging.warning)
     once = comfy.lora.load_lora, comfy.lora.model_lora_keys_unet, comfy.sd.load_lora_for_models
-    hook(model_class)
+    enable_stock_lora_nodes(CogVideoXModel, logging.warning)
     assert once == (comfy.lora.load_lora, comfy.lora.model_lora_keys_unet, comfy.sd.load_lora_for_models)
     up, down = torch.ones(3, 2), torch.ones(2, 3)
     # a model of another family with a layer of the same name
@@ -154,7 +154,7 @@ def test_damaged_loras_are_refused(subject: Subject, tmp_path: Path) -> None:
         refused("NaN", good | {f"{first}.lora_A.weight": broken})
         refused("NaN", good | {f"{first}.alpha": torch.tensor(bad)})
     refused("NaN", good | {f"{first}.alpha": torch.ones(3)})
-    refused("of a type", good | {f"{first}.lora_A.weight": torch.ones(4, 64, dtype=torch.int8)})
+    refused("of a dtype", good | {f"{first}.lora_A.weight": torch.ones(4, 64, dtype=torch.int8)})
     refused("lacks lora_down", {key: t for key, t in good.items() if key != f"{first}.lora_A.weight"})
     refused("a lora_down of rank 3 and a lora_up of rank 4", good | {f"{first}.lora_A.weight": torch.ones(3, 64)})
     refused("shape", good | {f"{first}.lora_A.weight": torch.ones(4)})
@@ -176,7 +176,7 @@ def test_damaged_loras_are_refused(subject: Subject, tmp_path: Path) -> None:
 def test_other_models_are_refused(subject: Subject, tmp_path: Path) -> None:
     """The node is for CogVideoX; another MODEL belongs to the stock loader."""
     path = save(tmp_path / "l.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
-    with pytest.raises(UserError, match="not CogVideoX"):
+    with pytest.raises(UserError, match="not a CogVideoX model"):
         apply(type("Flux", (), {"model": object()})(), path)
 
 
