@@ -10,8 +10,8 @@ from comfy_api.latest import io
 
 from ..errors import UserError
 from ..host.messages import show_on_node
+from ..model_loaders.downloads.background import Cancelled
 from ..model_loaders.downloads.download import Progress, download
-from ..model_loaders.downloads.hub import Stopped
 from ..model_loaders.downloads.manifest import MANIFEST, is_complete
 from ..model_loaders.downloads.repositories import REPOSITORIES, find_repository
 from .validation import problem
@@ -96,7 +96,7 @@ class CogVideoXDownload(io.ComfyNode):
                 _Display(cls.hidden.unique_id),
                 comfy.model_management.processing_interrupted,
             )
-        except Stopped:
+        except Cancelled:
             comfy.model_management.throw_exception_if_processing_interrupted()
             raise
         what = f"{fetched / 1e9:.2f} GB fetched, every file verified" if fetched else "complete, nothing to fetch"

@@ -13,7 +13,7 @@ from ..host.output import new_output_path
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora, require_strength
 from ..model_loaders.lora.layers import SCALES
-from ..model_loaders.lora.report import span
+from ..model_loaders.lora.report import format_range
 from ..model_loaders.lora.save import SAVE_DTYPES, diffusers_lora, merge_loras
 from ..sockets.model import require_cogvideox_model
 from .validation import problem
@@ -127,7 +127,7 @@ class CogVideoXSaveLora(io.ComfyNode):
         path = new_output_path(filename_prefix, ".safetensors")
         layers = merge_loras(model, rank, dtype, comfy.utils.ProgressBar(1).update_absolute)
         write_tensors(path, *diffusers_lora(layers))
-        rank_text = span([a.shape[0] for a, _ in layers.values()])
+        rank_text = format_range([a.shape[0] for a, _ in layers.values()])
         text = f"Saved {path.name} in {path.parent.name}: {len(layers)} layers, rank {rank_text}."
         show_on_node(text, cls.hidden.unique_id)
         return io.NodeOutput()
