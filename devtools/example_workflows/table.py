@@ -1,9 +1,10 @@
-"""What an example is made of, and the nodes that nearly all of them have.
+"""The parts of an example workflow, and the nodes that nearly all of them have.
 
-The embedded checkpoints stand in for the real ones, so sizes are tiny, and a note says what to set for real videos:
-CogVideoX-nano, which paints, where it can do a task, random weights elsewhere.
+They use the embedded checkpoints, so sizes are tiny, and a note says what to set for real videos: CogVideoX-nano, whose
+videos show what the prompt says, where it can do the task, random weights elsewhere.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..embedded_checkpoint import folder_name, is_nano
@@ -26,8 +27,8 @@ class Node:
 
     name: str
     type: str
-    widgets: dict[str, object] = field(default_factory=dict)
-    links: dict[str, str] = field(default_factory=dict)
+    widgets: Mapping[str, object] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
     height: int = 0
     color: str = ""
@@ -36,7 +37,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Column:
-    """Nodes below one another in a group. width, px: of each node."""
+    """Nodes below one another in a group. width: of each node, in px."""
 
     title: str
     width: int
@@ -94,8 +95,8 @@ def load_video(title: str = "Your video", height: int = 290) -> tuple[Node, Node
 
 def sampler(
     name: str = "sample",
-    links: dict[str, str] | None = None,
-    widgets: dict[str, object] | None = None,
+    links: Mapping[str, str] | None = None,
+    widgets: Mapping[str, object] | None = None,
     title: str = "",
     height: int = 470,
 ) -> Node:
@@ -105,7 +106,7 @@ def sampler(
     """
     wired = {"model": "pipeline.MODEL", **BOTH_PROMPTS, "latent_image": "latent.LATENT"}
     settings = {"seed": 42, "control_after_generate": "fixed", "steps": 20, "sampler": "dpm", "dynamic_cfg": True}
-    return Node(name, "CogVideoXSample", settings | (widgets or {}), wired | (links or {}), title, height)
+    return Node(name, "CogVideoXSample", settings | dict(widgets or {}), wired | dict(links or {}), title, height)
 
 
 def decode(name: str = "decode", samples: str = "sample.LATENT", title: str = "") -> Node:
