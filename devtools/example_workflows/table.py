@@ -63,8 +63,8 @@ def checkpoint(variant: str, note: str, *more: Node, title: str = "Your own chec
     a word on the embedded one."""
     name = folder_name(variant)
     ready = (
-        f"**{name}** is a toy: of everything in the world it knows coloured shapes that move. Tell it a size, a "
-        "colour, a shape (circle, square, triangle, star), where it goes and what is behind it."
+        f"**{name}** is a toy: it was trained on coloured shapes that move, and on nothing else. Write a size, a "
+        "colour, a shape (circle, square, triangle, star), where it moves and its background."
         if is_nano(variant)
         else f"**{name}** holds random weights: Run makes coloured noise, and shows that everything works."
     )
@@ -81,7 +81,7 @@ def prompts(text: str, height: int = 170) -> tuple[Node, Node]:
     """What the video shows, and an empty negative prompt."""
     return (
         prompt("positive", "What the video shows", text, height),
-        prompt("negative", "What to keep away from", "", 130, NEGATIVE),
+        prompt("negative", "Negative prompt", "", 130, NEGATIVE),
     )
 
 
