@@ -220,10 +220,11 @@ def take_pictures(frontend: Frontend, pictures: dict[str, Path], name: str) -> N
     frontend.settle()
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     shot.save(pictures["documentation" if name in QUEUED else "screenshot"] / f"{name}.png", optimize=True)
-    parts = [shot.crop([round(edge) for edge in box]) for box in page.evaluate(_IN_AND_OUT)]
+    boxes = [tuple(round(edge) for edge in box) for box in page.evaluate(_IN_AND_OUT)]
+    parts = [shot.crop((left, top, right, bottom)) for left, top, right, bottom in boxes]
     gap, side = 8, 512
     width, height = sum(part.width for part in parts) + gap, parts[0].height
-    card = Image.new("RGB", (max(width, height),) * 2, _BACKGROUND)
+    card = Image.new("RGB", (max(width, height), max(width, height)), _BACKGROUND)
     left, top = (card.width - width) // 2, (card.height - height) // 2
     for part in parts:
         card.paste(part, (left, top))

@@ -11,6 +11,7 @@ from cogvideox.devtools import cli, environment, paths, server
 @pytest.fixture
 def dev():
     spec = importlib.util.spec_from_file_location("dev_under_test", paths.ROOT / "dev.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
