@@ -2,11 +2,14 @@
 
 from comfy_api.latest import io
 
-from .validation import require_vae
+from ..keys import Latent
+from ..sockets.vae import CogVideoXVAE
+from .checks import check_vae, checked
 
 MEMORY_MODES = ("auto", "fast", "low")
 
 
+@checked(check_vae)
 class CogVideoXDecode(io.ComfyNode):
     """IMAGE out: [B * (4 n - 3), H, W, 3] in 0 .. 1 for n latent frames."""
 
@@ -42,8 +45,7 @@ class CogVideoXDecode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae: object, samples: dict, memory: str, compile: bool = False) -> io.NodeOutput:
-        require_vae(vae)
+    def execute(cls, vae: CogVideoXVAE, samples: Latent, memory: str, compile: bool = False) -> io.NodeOutput:
         frames = vae.decode(samples["samples"], vae_options={"memory": memory, "compile": compile})
         # [B, T, H, W, C] -> [B * T, H, W, C]
         return io.NodeOutput(frames.flatten(0, 1))

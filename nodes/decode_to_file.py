@@ -10,15 +10,25 @@ import torch
 from comfy_api.latest import InputImpl, io, ui
 
 from ..host.messages import show_on_node
+from ..keys import Latent
 from ..media import video_file as files
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SPATIAL, check_latents, video_frames
+from .checks import check_vae, checked
 from .decode import MEMORY_MODES
-from .validation import problem, require_vae
 
 _FORMAT = next(iter(files.FORMATS))
 
 
+def _check_quality(format: str, crf: int = 0) -> None:
+    files.check_crf(crf, format)
+
+
+def _check_prefix(filename_prefix: str) -> None:
+    files.new_video_path(filename_prefix, ".mp4")
+
+
+@checked(check_vae, files.frame_rate, _check_quality, _check_prefix)
 class CogVideoXDecodeToFile(io.ComfyNode):
     """LATENT [B, 16, n, h, w] -> B files of 4 n - 3 frames in the output folder. VIDEO out: the first of them."""
 
@@ -78,16 +88,10 @@ class CogVideoXDecodeToFile(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, fps: float | None, filename_prefix: str | None, format: str | None, crf: int | None
-    ) -> bool | str:
-        return problem(lambda: _check(fps, filename_prefix, format, crf))
-
-    @classmethod
     def execute(
         cls,
         vae: CogVideoXVAE,
-        samples: dict,
+        samples: Latent,
         fps: float,
         filename_prefix: str,
         format: str,
@@ -95,7 +99,6 @@ class CogVideoXDecodeToFile(io.ComfyNode):
         memory: str,
         audio: dict | None = None,
     ) -> io.NodeOutput:
-        require_vae(vae)
         check_latents(samples["samples"])
         metadata = files.workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         settings = files.video_settings(format, fps, crf, metadata)
@@ -103,16 +106,6 @@ class CogVideoXDecodeToFile(io.ComfyNode):
         names = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in paths)
         show_on_node(f"Saved {names}.", cls.hidden.unique_id)
         return io.NodeOutput(InputImpl.VideoFromFile(str(paths[0])), ui=ui.PreviewVideo([*map(_saved, paths)]))
-
-
-def _check(fps: float | None, prefix: str | None, format_name: str | None, crf: int | None) -> None:
-    """Raises what is wrong with the widgets. None is a linked value, known only when the node runs."""
-    if fps is not None:
-        files.frame_rate(fps)
-    if format_name is not None:
-        files.check_crf(0 if crf is None else crf, format_name)
-    if prefix is not None:
-        files.new_video_path(prefix, ".mp4")
 
 
 def _decode(

@@ -14,7 +14,7 @@ from ..model_loaders.downloads.download import Progress, download
 from ..model_loaders.downloads.hub import Stopped
 from ..model_loaders.downloads.manifest import MANIFEST, is_complete
 from ..model_loaders.downloads.repositories import REPOSITORIES, find_repository
-from .validation import problem
+from .checks import checked
 
 _MB = 10**6
 _SHOW_S = 0.5
@@ -43,6 +43,7 @@ class _Display:
             show_on_node(progress.describe(), self.node_id)
 
 
+@checked()
 class CogVideoXDownload(io.ComfyNode):
     """A checkpoint of the model hub -> the name of its folder under models/diffusers."""
 
@@ -71,10 +72,6 @@ class CogVideoXDownload(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
-
-    @classmethod
-    def validate_inputs(cls, checkpoint: str | None) -> bool | str:
-        return checkpoint is None or problem(lambda: find_repository(checkpoint))
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str | None) -> float:

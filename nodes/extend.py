@@ -5,11 +5,19 @@ from comfy_api.latest import io
 
 from ..media.continuation import check_overlap, continuation_latent, join_videos, last_frames
 from ..media.pictures import fit_clip
-from ..vae.geometry import SIZE_STEP
-from .inputs import MAX_FRAMES, fit_input, own_size_inputs, require_size
-from .validation import problem, require_vae
+from ..sockets.vae import CogVideoXVAE
+from ..vae.geometry import SIZE_STEP, check_size
+from .checks import check_vae, checked
+from .inputs import MAX_FRAMES, fit_input, own_size_inputs
 
 
+def _check_continuation(frames: int = MAX_FRAMES, overlap: int = 1, width: int = 0, height: int = 0) -> None:
+    """Raises UserError; a width or height of 0 is the clip's own."""
+    check_size(width or SIZE_STEP, height or SIZE_STEP, frames)
+    check_overlap(overlap, frames)
+
+
+@checked(_check_continuation, check_vae)
 class CogVideoXContinueVideo(io.ComfyNode):
     """LATENT out: samples [1, 16, T, h, w], the overlap in front; noise_mask [1, 1, T, h, w], 0 there and 1 after."""
 
@@ -53,17 +61,9 @@ class CogVideoXContinueVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, frames: int | None, overlap: int | None, width: int | None = 0, height: int | None = 0
-    ) -> bool | str:
-        # None is a linked value, known only when the node runs: anything that fits stands in for it
-        frames, overlap = MAX_FRAMES if frames is None else frames, 1 if overlap is None else overlap
-        return problem(lambda: _require(frames, overlap, width or 0, height or 0))
-
-    @classmethod
     def execute(
         cls,
-        vae: object,
+        vae: CogVideoXVAE,
         images: torch.Tensor,
         frames: int,
         overlap: int,
@@ -71,12 +71,11 @@ class CogVideoXContinueVideo(io.ComfyNode):
         height: int = 0,
         fit: str = "crop",
     ) -> io.NodeOutput:
-        _require(frames, overlap, width, height)
-        require_vae(vae)
         pictures = fit_clip(last_frames(images, overlap), width, height, fit)
         return io.NodeOutput(continuation_latent(vae.encode(pictures), frames), pictures, overlap)
 
 
+@checked()
 class CogVideoXJoinVideos(io.ComfyNode):
     """IMAGE out: [A + B - overlap, H, W, C]."""
 
@@ -113,9 +112,3 @@ class CogVideoXJoinVideos(io.ComfyNode):
         cls, images_before: torch.Tensor, images_after: torch.Tensor, overlap: int, blend: bool
     ) -> io.NodeOutput:
         return io.NodeOutput(join_videos(images_before, images_after, overlap, blend))
-
-
-def _require(frames: int, overlap: int, width: int, height: int) -> None:
-    """Raises UserError; a width or height of 0 is the clip's own."""
-    require_size(width or SIZE_STEP, height or SIZE_STEP, frames)
-    check_overlap(overlap, frames)

@@ -8,26 +8,23 @@ from ..keys import control_concat, inpaint_concat
 from ..media.masks import hold_last
 from ..media.pictures import check_pictures, fit_pictures
 from ..sockets.conditioning_images import encode_masked_video, known_clip, require_length
+from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import empty_latent
+from .checks import check_percent_range, check_vae, check_video_size, checked
 from .inputs import (
-    MAX_STRENGTH,
     conditioned,
     conditioned_outputs,
     fit_input,
     hold_input,
     noise_augmentation_input,
     range_inputs,
-    require_number,
-    require_range,
-    require_size,
     seed_input,
     size_inputs,
-    size_problem,
     strength_input,
 )
-from .validation import require_vae
 
 
+@checked(check_video_size, check_vae)
 class CogVideoXFunInpaint(io.ComfyNode):
     """CONDITIONING with a masked video's latents and mask beside the text; an empty LATENT."""
 
@@ -65,15 +62,11 @@ class CogVideoXFunInpaint(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
-        return size_problem(width, height, frames)
-
-    @classmethod
     def execute(
         cls,
         positive: list,
         negative: list,
-        vae: object,
+        vae: CogVideoXVAE,
         width: int,
         height: int,
         frames: int,
@@ -87,9 +80,6 @@ class CogVideoXFunInpaint(io.ComfyNode):
         fit: str = "crop",
         hold_last_frame: bool = False,
     ) -> io.NodeOutput:
-        require_size(width, height, frames, batch_size)
-        require_vae(vae)
-        require_number("noise_augmentation", noise_augmentation, 1)
         if video is not None and hold_last_frame:
             video = hold_last(video, frames)
         clip, inpainted = known_clip(video, mask, start_image, end_image, (width, height, frames), fit)
@@ -102,6 +92,7 @@ class CogVideoXFunInpaint(io.ComfyNode):
         return conditioned(positive, negative, values, {"samples": empty_latent(width, height, frames, batch_size)})
 
 
+@checked(check_video_size, check_percent_range, check_vae)
 class CogVideoXFunControl(io.ComfyNode):
     """CONDITIONING with a control video's latents beside the text; an empty LATENT."""
 
@@ -128,15 +119,11 @@ class CogVideoXFunControl(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
-        return size_problem(width, height, frames)
-
-    @classmethod
     def execute(
         cls,
         positive: list,
         negative: list,
-        vae: object,
+        vae: CogVideoXVAE,
         control_video: torch.Tensor,
         width: int,
         height: int,
@@ -148,10 +135,6 @@ class CogVideoXFunControl(io.ComfyNode):
         fit: str = "crop",
         hold_last_frame: bool = False,
     ) -> io.NodeOutput:
-        require_size(width, height, frames, batch_size)
-        require_vae(vae)
-        require_number("strength", strength, MAX_STRENGTH)
-        require_range(start_percent, end_percent)
         check_pictures(control_video)
         if hold_last_frame:
             control_video = hold_last(control_video, frames)

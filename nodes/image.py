@@ -6,21 +6,20 @@ from comfy_api.latest import io
 from ..keys import image_concat, with_rng_offset
 from ..samplers.conditioning import IMAGE_SCALES
 from ..sockets.conditioning_images import encode_start_and_end
+from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import empty_latent
+from .checks import check_vae, check_video_size, checked
 from .inputs import (
     conditioned,
     conditioned_outputs,
     fit_input,
     noise_augmentation_input,
     posterior_inputs,
-    require_number,
-    require_size,
     size_inputs,
-    size_problem,
 )
-from .validation import require_vae
 
 
+@checked(check_video_size, check_vae)
 class CogVideoXImageToVideo(io.ComfyNode):
     """CONDITIONING with the latents of a start image (and an end image) beside the text; an empty LATENT."""
 
@@ -72,15 +71,11 @@ class CogVideoXImageToVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
-        return size_problem(width, height, frames)
-
-    @classmethod
     def execute(
         cls,
         positive: list,
         negative: list,
-        vae: object,
+        vae: CogVideoXVAE,
         width: int,
         height: int,
         frames: int,
@@ -94,9 +89,6 @@ class CogVideoXImageToVideo(io.ComfyNode):
         sample_posterior: bool = False,
         seed: int = 0,
     ) -> io.NodeOutput:
-        require_size(width, height, frames, batch_size)
-        require_vae(vae)
-        require_number("noise_augmentation", noise_augmentation, 1)
         sigma = None if training_noise else noise_augmentation
         posterior_seed = seed if sample_posterior else None
         latents, drawn = encode_start_and_end(

@@ -6,6 +6,7 @@ import node_helpers
 from comfy_api.latest import io
 
 from ..errors import UserError
+from ..keys import Concat, Latent
 from ..media.pictures import FITS
 from ..vae.geometry import SIZE_STEP, check_size
 from .validation import problem
@@ -104,7 +105,7 @@ def conditioned_outputs() -> list[io.Output]:
     ]
 
 
-def conditioned(positive: list, negative: list, values: dict, latent: dict) -> io.NodeOutput:
+def conditioned(positive: list, negative: list, values: Concat, latent: Latent) -> io.NodeOutput:
     """`values` (see samplers.conditioning) added to both prompts, and the latent."""
     both = (node_helpers.conditioning_set_values(conditioning, values) for conditioning in (positive, negative))
     return io.NodeOutput(*both, latent)
@@ -124,21 +125,6 @@ def range_inputs(what: str) -> list[io.Float.Input]:
             "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip=f"When in the run {what} ends."
         ),
     ]
-
-
-def require_range(start_percent: float, end_percent: float) -> None:
-    """Raises UserError for a part of a run that is none."""
-    if not 0 <= start_percent < end_percent <= 1:
-        raise UserError(
-            f"start_percent {start_percent} and end_percent {end_percent} are no part of a run: use 0 to 1, the start "
-            "below the end. For no effect at all set strength 0."
-        )
-
-
-def require_number(name: str, value: float, most: float) -> None:
-    """Raises UserError unless `value` is in 0 .. `most`; ComfyUI does not hold linked values to limits."""
-    if not 0 <= value <= most:  # NaN neither
-        raise UserError(f"{name} is {value}: use 0 to {most:g}.")
 
 
 def size_problem(width: int | None, height: int | None, frames: int | None) -> bool | str:

@@ -4,15 +4,18 @@ import comfy.sample
 import comfy.utils
 import latent_preview
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..keys import Latent
 from ..samplers.follow import follow_video, read_trajectory
 from ..samplers.inversion import inversion_sigmas, record_inversion
-from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule
+from ..samplers.schedule import TRAIN_TIMESTEPS
+from .checks import check_percent_range, checked
 from .inputs import range_inputs
-from .validation import problem
 
 
+@checked()
 class CogVideoXInvert(io.ComfyNode):
     """LATENT out: samples [B, 16, T, H/8, W/8] at the highest noise level, and the trajectory that led there."""
 
@@ -50,12 +53,8 @@ class CogVideoXInvert(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: int | None) -> bool | str:
-        return problem(lambda: require_schedule(1 if steps is None else steps, 1.0))
-
-    @classmethod
     def execute(
-        cls, model: object, positive: list, negative: list, latent_image: dict, steps: int, cfg: float
+        cls, model: ModelPatcher, positive: list, negative: list, latent_image: Latent, steps: int, cfg: float
     ) -> io.NodeOutput:
         sigmas = inversion_sigmas(model.get_model_object("model_sampling"), steps)
         latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
@@ -76,6 +75,7 @@ class CogVideoXInvert(io.ComfyNode):
         return io.NodeOutput({**latent_image, "samples": samples, "cogvideox_trajectory": trajectory})
 
 
+@checked(check_percent_range)
 class CogVideoXFollowVideo(io.ComfyNode):
     """MODEL out, a patched clone."""
 
@@ -96,5 +96,5 @@ class CogVideoXFollowVideo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: object, inverted: dict, start_percent: float, end_percent: float) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, inverted: Latent, start_percent: float, end_percent: float) -> io.NodeOutput:
         return io.NodeOutput(follow_video(model, read_trajectory(inverted, start_percent, end_percent)))

@@ -3,9 +3,11 @@
 from comfy_api.latest import io
 
 from ..vae.geometry import empty_latent
-from .inputs import require_size, size_inputs, size_problem
+from .checks import check_video_size, checked
+from .inputs import size_inputs
 
 
+@checked(check_video_size)
 class CogVideoXEmptyLatent(io.ComfyNode):
     """LATENT out: samples [B, 16, (frames - 1) / 4 + 1, height / 8, width / 8], zeros."""
 
@@ -22,10 +24,5 @@ class CogVideoXEmptyLatent(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
-        return size_problem(width, height, frames)
-
-    @classmethod
     def execute(cls, width: int, height: int, frames: int, batch_size: int) -> io.NodeOutput:
-        require_size(width, height, frames, batch_size)
         return io.NodeOutput({"samples": empty_latent(width, height, frames, batch_size)})

@@ -12,42 +12,50 @@ from ..model_loaders.load_model import load_model
 from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, load_text_encoder
 from ..model_loaders.load_vae import check_vae_dtype, load_vae
 from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision, quantized_mode
+from .checks import checked
 from .inputs import dtype_input
-from .validation import problem
 
 
-def _check_vae(name: str | None, weight_dtype: str | None) -> None:
-    """None stands for a linked value, here as below, known only when the node runs."""
-    if name is not None:
-        check_component(_find_vae(name), "vae")
-    if weight_dtype is not None:
-        check_vae_dtype(weight_dtype)
+def _find_pipeline(name: str) -> Path:
+    return folders.find(name, "diffusers", "checkpoints")
 
 
-def _check_model(name: str | None, weight_dtype: str | None) -> None:
-    if weight_dtype is not None:
-        check_precision(weight_dtype, mm.get_torch_device())
-    if name is not None:
-        check_component(_find_model(name), "transformer")
+def _find_model(name: str) -> Path:
+    return folders.find(name, "diffusers", "diffusion_models")
 
 
-def _check_text_encoder(name: str | None, weight_dtype: str | None) -> None:
-    if weight_dtype is not None:
-        check_t5_precision(weight_dtype)
-    if name is not None:
-        check_component(_find_text_encoder(name), "text_encoder")
+def _find_text_encoder(name: str) -> Path:
+    return folders.find(name, "diffusers", "text_encoders")
 
 
-def _check_pipeline(folder: str | None, weight_dtype: str | None) -> None:
-    if weight_dtype is not None:
-        check_precision(weight_dtype, mm.get_torch_device())
-    if folder is not None:
-        path = _find_pipeline(folder)
-        require_pipeline(path)
-        for component in folders.COMPONENTS:
-            check_component(path, component)
+def _find_vae(name: str) -> Path:
+    return folders.find(name, "diffusers", "vae")
 
 
+def _check_device_precision(weight_dtype: str) -> None:
+    check_precision(weight_dtype, mm.get_torch_device())
+
+
+def _check_pipeline(folder: str) -> None:
+    path = _find_pipeline(folder)
+    require_pipeline(path)
+    for component in folders.COMPONENTS:
+        check_component(path, component)
+
+
+def _check_model(model_name: str) -> None:
+    check_component(_find_model(model_name), "transformer")
+
+
+def _check_text_encoder(text_encoder_name: str) -> None:
+    check_component(_find_text_encoder(text_encoder_name), "text_encoder")
+
+
+def _check_vae(vae_name: str) -> None:
+    check_component(_find_vae(vae_name), "vae")
+
+
+@checked(_check_device_precision, _check_pipeline)
 class CogVideoXLoadPipeline(io.ComfyNode):
     """A whole diffusers folder, or one file with everything -> MODEL, CLIP, VAE."""
 
@@ -74,13 +82,8 @@ class CogVideoXLoadPipeline(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None, weight_dtype: str | None) -> bool | str:
-        return problem(lambda: _check_pipeline(folder, weight_dtype))
-
-    @classmethod
     def execute(cls, folder: str, weight_dtype: str) -> io.NodeOutput:
         path = _find_pipeline(folder)
-        require_pipeline(path)
         # what eight bits save in the transformer they would cost in T5 and the VAE
         rest = "default" if quantized_mode(weight_dtype) else weight_dtype
         return io.NodeOutput(
@@ -90,6 +93,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
         )
 
 
+@checked(_check_device_precision, _check_model)
 class CogVideoXLoadModel(io.ComfyNode):
     """A transformer -> MODEL."""
 
@@ -113,14 +117,11 @@ class CogVideoXLoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str | None, weight_dtype: str | None) -> bool | str:
-        return problem(lambda: _check_model(model_name, weight_dtype))
-
-    @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
         return io.NodeOutput(load_model(_find_model(model_name), weight_dtype, show_on_running_node))
 
 
+@checked(check_t5_precision, _check_text_encoder)
 class CogVideoXLoadTextEncoder(io.ComfyNode):
     """A T5 encoder -> CLIP."""
 
@@ -144,14 +145,12 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, text_encoder_name: str | None, weight_dtype: str | None) -> bool | str:
-        return problem(lambda: _check_text_encoder(text_encoder_name, weight_dtype))
-
-    @classmethod
     def execute(cls, text_encoder_name: str, weight_dtype: str) -> io.NodeOutput:
         return io.NodeOutput(load_text_encoder(_find_text_encoder(text_encoder_name), weight_dtype))
 
 
+# A VAE is loaded after sampling: what is wrong with its file must be known before, when the prompt is queued.
+@checked(_check_vae, check_vae_dtype)
 class CogVideoXLoadVAE(io.ComfyNode):
     """A VAE -> VAE."""
 
@@ -175,26 +174,5 @@ class CogVideoXLoadVAE(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, vae_name: str | None, weight_dtype: str | None) -> bool | str:
-        # a VAE is loaded after sampling: what is wrong with it must be known before
-        return problem(lambda: _check_vae(vae_name, weight_dtype))
-
-    @classmethod
     def execute(cls, vae_name: str, weight_dtype: str) -> io.NodeOutput:
         return io.NodeOutput(load_vae(_find_vae(vae_name), weight_dtype, show_on_running_node))
-
-
-def _find_pipeline(name: str) -> Path:
-    return folders.find(name, "diffusers", "checkpoints")
-
-
-def _find_model(name: str) -> Path:
-    return folders.find(name, "diffusers", "diffusion_models")
-
-
-def _find_text_encoder(name: str) -> Path:
-    return folders.find(name, "diffusers", "text_encoders")
-
-
-def _find_vae(name: str) -> Path:
-    return folders.find(name, "diffusers", "vae")

@@ -8,12 +8,21 @@ from ..host.compat import patch_context_windows
 from ..samplers.comfy_sampler import require_cogvideox
 from ..sockets.model import patch_positions
 from ..vae.geometry import TEMPORAL, latent_frames
+from .checks import checked
 from .inputs import MAX_FRAMES
-from .validation import problem
 
 SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform", "batched")
 
 
+def _check_windows(context_frames: int, overlap_frames: int) -> None:
+    if (context_frames - 1) % TEMPORAL or overlap_frames >= context_frames - 1:
+        raise UserError(
+            f"Windows of {context_frames} frames with an overlap of {overlap_frames} are not possible. Use 4k + 1 "
+            "frames, 5 or more (49 for CogVideoX, 81 for 1.5), and an overlap of fewer frames."
+        )
+
+
+@checked(_check_windows)
 class CogVideoXContextWindows(io.ComfyNode):
     """MODEL out, a patched clone."""
 
@@ -80,12 +89,6 @@ class CogVideoXContextWindows(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, context_frames: int | None, overlap_frames: int | None) -> bool | str:
-        if context_frames is None or overlap_frames is None:
-            return True
-        return problem(lambda: _require_windows(context_frames, overlap_frames))
-
-    @classmethod
     def execute(
         cls,
         model: object,
@@ -97,7 +100,6 @@ class CogVideoXContextWindows(io.ComfyNode):
         retain_start_image: bool = False,
         split_prompts: bool = False,
     ) -> io.NodeOutput:
-        _require_windows(context_frames, overlap_frames)
         require_cogvideox(model.get_model_object("model_sampling"))
         config = model.get_model_object("diffusion_model").config
         pairs = config.patch_size_t or 1
@@ -116,14 +118,6 @@ class CogVideoXContextWindows(io.ComfyNode):
             causal_window_fix=not config.use_learned_positional_embeddings,
         )
         return io.NodeOutput(patched)
-
-
-def _require_windows(context_frames: int, overlap_frames: int) -> None:
-    if context_frames < 5 or (context_frames - 1) % TEMPORAL or not 0 <= overlap_frames < context_frames - 1:
-        raise UserError(
-            f"Windows of {context_frames} frames with an overlap of {overlap_frames} are not possible. Use 4k + 1 "
-            "frames, 5 or more (49 for CogVideoX, 81 for 1.5), and an overlap of fewer frames."
-        )
 
 
 class CogVideoXPositions(io.ComfyNode):

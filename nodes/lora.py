@@ -11,14 +11,25 @@ from ..host import folders
 from ..host.messages import show_on_node
 from ..host.output import new_output_path
 from ..model_loaders.files.safetensors_writer import write_tensors
-from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora, require_strength
+from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora
 from ..model_loaders.lora.layers import SCALES
 from ..model_loaders.lora.report import span
 from ..model_loaders.lora.save import SAVE_DTYPES, diffusers_lora, merge_loras
 from ..sockets.model import require_cogvideox_model
-from .validation import problem
+from .checks import checked
 
 
+def _find_lora(name: str) -> Path:
+    return folders.find(name, "loras")
+
+
+def _check_file(lora_name: str, strength: float = 1.0) -> None:
+    """A LoRA of strength 0 is not opened."""
+    if strength != 0:
+        check_lora(_find_lora(lora_name))
+
+
+@checked(require_cogvideox_model, _check_file)
 class CogVideoXApplyLora(io.ComfyNode):
     """MODEL out, a clone with the LoRA among its patches."""
 
@@ -61,15 +72,9 @@ class CogVideoXApplyLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None) -> bool | str:
-        return lora_name is None or problem(lambda: check_lora(_find_lora(lora_name)))
-
-    @classmethod
     def execute(
         cls, model: comfy.model_patcher.ModelPatcher, lora_name: str, strength: float, scale: str = SCALES[0]
     ) -> io.NodeOutput:
-        require_strength(strength)
-        require_cogvideox_model(model)
         if strength == 0:
             show_on_node("Strength 0: the model stays as it is.", cls.hidden.unique_id)
             return io.NodeOutput(model)
@@ -78,6 +83,7 @@ class CogVideoXApplyLora(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
+@checked()
 class CogVideoXSaveLora(io.ComfyNode):
     """A file in the output folder."""
 
@@ -131,7 +137,3 @@ class CogVideoXSaveLora(io.ComfyNode):
         text = f"Saved {path.name} in {path.parent.name}: {len(layers)} layers, rank {rank_text}."
         show_on_node(text, cls.hidden.unique_id)
         return io.NodeOutput()
-
-
-def _find_lora(name: str) -> Path:
-    return folders.find(name, "loras")

@@ -6,17 +6,18 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..host.messages import show_on_node
-from ..keys import rng_offset, without_rng_offset
+from ..keys import Latent, rng_offset, without_rng_offset
 from ..media.masks import latent_mask
 from ..samplers.comfy_sampler import SAMPLERS, build_sampler, schedule_sigmas
 from ..samplers.comfy_sampler import CogVideoXNoise as SeededNoise
 from ..samplers.guidance import patch_dynamic_cfg
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
+from .checks import checked
 from .inputs import MAX_SEED
-from .validation import problem
 
 _SAMPLER_TOOLTIP = "ddim for CogVideoX-2b, dpm for the 5b models, as their model cards recommend."
 
@@ -59,12 +60,7 @@ def _denoise_input() -> io.Float.Input:
     )
 
 
-def _check_schedule(steps: int | None, denoise: float | None) -> bool | str:
-    """What validate_inputs returns: True, or why the schedule cannot be. A linked value is None: it is known later."""
-    return problem(lambda: require_schedule(1 if steps is None else steps, 1.0 if denoise is None else denoise))
-
-
-def _fitted_mask(latent: dict) -> torch.Tensor | None:
+def _fitted_mask(latent: Latent) -> torch.Tensor | None:
     """The latent's noise mask in latent frames. (ComfyUI would stretch one of any shape over the video.)"""
     mask, samples = latent.get("noise_mask"), latent["samples"]
     if mask is None or samples.ndim != 5 or (mask.ndim == 5 and mask.shape[2:] == samples.shape[2:]):
@@ -72,6 +68,7 @@ def _fitted_mask(latent: dict) -> torch.Tensor | None:
     return latent_mask(mask, *samples.shape[2:])
 
 
+@checked(require_schedule)
 class CogVideoXSample(io.ComfyNode):
     """LATENT out: samples [B, 16, T, H/8, W/8], unscaled."""
 
@@ -102,16 +99,12 @@ class CogVideoXSample(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: int | None, denoise: float | None) -> bool | str:
-        return _check_schedule(steps, denoise)
-
-    @classmethod
     def execute(
         cls,
-        model: object,
+        model: ModelPatcher,
         positive: list,
         negative: list,
-        latent_image: dict,
+        latent_image: Latent,
         seed: int,
         steps: int,
         cfg: float,
@@ -143,6 +136,7 @@ class CogVideoXSample(io.ComfyNode):
         return io.NodeOutput({**without_rng_offset(latent), "samples": samples})
 
 
+@checked()
 class CogVideoXSampler(io.ComfyNode):
     """SAMPLER out, for SamplerCustomAdvanced."""
 
@@ -162,6 +156,7 @@ class CogVideoXSampler(io.ComfyNode):
         return io.NodeOutput(build_sampler(sampler))
 
 
+@checked(require_schedule)
 class CogVideoXScheduler(io.ComfyNode):
     """SIGMAS out: [steps + 1]."""
 
@@ -177,14 +172,11 @@ class CogVideoXScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: int | None, denoise: float | None) -> bool | str:
-        return _check_schedule(steps, denoise)
-
-    @classmethod
-    def execute(cls, model: object, steps: int, denoise: float) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, steps: int, denoise: float) -> io.NodeOutput:
         return io.NodeOutput(schedule_sigmas(model.get_model_object("model_sampling"), steps, denoise))
 
 
+@checked()
 class CogVideoXNoise(io.ComfyNode):
     """NOISE out, for SamplerCustomAdvanced."""
 
@@ -204,6 +196,7 @@ class CogVideoXNoise(io.ComfyNode):
         return io.NodeOutput(SeededNoise(seed))
 
 
+@checked()
 class CogVideoXDynamicCFG(io.ComfyNode):
     """MODEL out, a patched clone."""
 
@@ -219,6 +212,5 @@ class CogVideoXDynamicCFG(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: object, steps: int, cfg: float) -> io.NodeOutput:
-        require_schedule(steps, 1.0)
+    def execute(cls, model: ModelPatcher, steps: int, cfg: float) -> io.NodeOutput:
         return io.NodeOutput(patch_dynamic_cfg(model, steps, cfg))

@@ -4,17 +4,27 @@ from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.utils
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..host import folders
 from ..host.messages import show_on_node
 from ..model_loaders.files.safetensors_writer import refuse_taken
 from ..model_loaders.save_model import AS_LOADED, SAVE_DTYPES, save_model
-from .validation import problem
+from .checks import checked
 
 _CATEGORY = "diffusion_models"
 
 
+def _path(name: str) -> Path:
+    return folders.new_file(name, _CATEGORY, ".safetensors")
+
+
+def _check_name(name: str) -> None:
+    refuse_taken(_path(name))
+
+
+@checked(_check_name)
 class CogVideoXSaveModel(io.ComfyNode):
     """MODEL -> one .safetensors file under models/diffusion_models."""
 
@@ -53,11 +63,7 @@ class CogVideoXSaveModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
-        return name is None or problem(lambda: refuse_taken(_path(name)))
-
-    @classmethod
-    def execute(cls, model: object, name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, name: str, weight_dtype: str) -> io.NodeOutput:
         path, bar = _path(name), comfy.utils.ProgressBar(1)
 
         def on_progress(done: int, total: int) -> None:
@@ -67,7 +73,3 @@ class CogVideoXSaveModel(io.ComfyNode):
         size = save_model(model, path, weight_dtype, on_progress)
         show_on_node(f"Saved {path.name}, {size / 1e6:.1f} MB.", cls.hidden.unique_id)
         return io.NodeOutput(path.relative_to(folders.first_root(_CATEGORY)).as_posix())
-
-
-def _path(name: str) -> Path:
-    return folders.new_file(name, _CATEGORY, ".safetensors")

@@ -7,11 +7,13 @@ from ..host.messages import show_on_node
 from ..media.masks import latent_mask
 from ..media.pictures import check_pictures
 from ..sockets.conditioning_images import encode_video
-from ..vae.geometry import SIZE_STEP, latent_frames, video_frames
-from .inputs import fit_input, own_size_inputs, posterior_inputs, require_size, size_problem
-from .validation import require_vae
+from ..sockets.vae import CogVideoXVAE
+from ..vae.geometry import latent_frames, video_frames
+from .checks import check_own_size, check_vae, checked
+from .inputs import fit_input, own_size_inputs, posterior_inputs
 
 
+@checked(check_own_size, check_vae)
 class CogVideoXEncodeVideo(io.ComfyNode):
     """LATENT out: samples [1, 16, T, H / 8, W / 8], unscaled, the posterior's mode."""
 
@@ -41,13 +43,9 @@ class CogVideoXEncodeVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None = 0, height: int | None = 0) -> bool | str:
-        return size_problem(width or SIZE_STEP, height or SIZE_STEP, 1)
-
-    @classmethod
     def execute(
         cls,
-        vae: object,
+        vae: CogVideoXVAE,
         images: torch.Tensor,
         width: int = 0,
         height: int = 0,
@@ -56,8 +54,6 @@ class CogVideoXEncodeVideo(io.ComfyNode):
         sample_posterior: bool = False,
         seed: int = 0,
     ) -> io.NodeOutput:
-        require_size(width or SIZE_STEP, height or SIZE_STEP, 1)
-        require_vae(vae)
         check_pictures(images)
         kept = video_frames(latent_frames(images.shape[0]))
         latent = encode_video(vae, images[:kept], width, height, fit, seed if sample_posterior else None)

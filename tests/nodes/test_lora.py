@@ -75,7 +75,7 @@ def test_bad_choices_are_known_before_the_run(subject: Subject, tmp_path: Path) 
     assert "not the name" in check("../loras/model.safetensors")
     assert "no 'nothing'" in check("nothing")
     assert check(None) is True
-    with pytest.raises(UserError, match="no LoRA scale"):
+    with pytest.raises(UserError, match="scale is '1/r': use as trained or 1 / rank"):
         save(tmp_path / "loras" / "good.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
         apply(subject.model, "good.safetensors", scale="1/r")
 

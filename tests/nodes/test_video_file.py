@@ -182,7 +182,7 @@ REFUSED = [
     (broken_in(3), {}, errors.UserError, r"in latent frame 3 of 5 \(video frames 9 to 12\)"),
     (latents(1), {"fps": 0}, errors.UserError, "fps is 0: use 0.01 to 1000"),
     (latents(1), {"crf": 63}, errors.UserError, "crf is 63"),
-    (latents(1), {"format": "avi"}, errors.UserError, "'avi' is no format"),
+    (latents(1), {"format": "avi"}, errors.UserError, "format is 'avi': use mp4 .h264., webm .vp9. or webm .av1."),
     (latents(1), {"filename_prefix": "../up"}, errors.UserError, "leads out"),
     (latents(1), {"filename_prefix": "taken/video"}, errors.UserError, "There is no folder"),
     (
@@ -238,7 +238,7 @@ def test_another_vae(output: Path) -> None:
         ((8.0, "video/x", None, 63), None),
         ((0.0, "video/x", "mp4 (h264)", 18), "fps is 0"),
         ((8.0, "../x", "mp4 (h264)", 18), "leads out"),
-        ((8.0, "video/x", "gif", 18), "no format"),
+        ((8.0, "video/x", "gif", 18), "format is 'gif': use mp4 (h264), webm (vp9) or webm (av1)."),
         ((8.0, "video/x", "mp4 (h264)", 60), "crf is 60"),
     ],
 )
