@@ -80,7 +80,7 @@ def prompts(text: str, height: int = 170) -> tuple[Node, Node]:
     """What the video shows, and an empty negative prompt."""
     return (
         prompt("positive", "What the video shows", text, height),
-        prompt("negative", "What to keep away from", "", 130, NEGATIVE),
+        prompt("negative", "Negative prompt", "", 130, NEGATIVE),
     )
 
 
