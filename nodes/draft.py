@@ -1,4 +1,4 @@
-"""From latents to frames, quickly and nearly."""
+"""Decode latents to frames with the tiny decoder: fast and approximate."""
 
 from comfy_api.latest import io
 
@@ -24,7 +24,7 @@ class CogVideoXDraftDecode(io.ComfyNode):
             display_name="CogVideoX Draft Decode",
             category="CogVideoX/decode",
             search_aliases=["taecvx", "taehv", "tiny vae", "taesd", "preview"],
-            description="Decode a video latent with the tiny decoder taecvx: quick, small and close, not exact.",
+            description="Decode a video latent with the tiny decoder taecvx: fast, small and close, but not exact.",
             inputs=[
                 io.Latent.Input("samples", tooltip="From CogVideoX Sampler or any other sampler."),
                 io.Combo.Input(

@@ -26,7 +26,7 @@ from .inputs import (
 
 @checked(check_video_size, check_vae)
 class CogVideoXFunInpaint(io.ComfyNode):
-    """CONDITIONING with a masked video's latents and mask beside the text; an empty LATENT."""
+    """CONDITIONING with a masked video's latents and mask as concat conditioning; an empty LATENT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,26 +35,26 @@ class CogVideoXFunInpaint(io.ComfyNode):
             display_name="CogVideoX Fun Inpaint",
             category="CogVideoX/condition",
             search_aliases=["inp", "fun inpaint", "start end frame", "i2v"],
-            description="Keep parts of a video and make the rest anew, for CogVideoX-Fun InP models: a start image, an "
-            "end image, a region, or any of them together.",
+            description="Keep parts of a video and regenerate the rest, with CogVideoX-Fun InP models: a start image, "
+            "an end image, a region, or any of them together.",
             inputs=[
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 io.Vae.Input("vae"),
                 *size_inputs(),
-                io.Image.Input("video", optional=True, tooltip="The video to keep parts of."),
+                io.Image.Input("video", optional=True, tooltip="The video of which parts are kept."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White is made anew, black is kept; one for all frames or one for each.",
+                    tooltip="White is regenerated, black is kept. One mask for all frames, or one for each.",
                 ),
                 io.Image.Input("start_image", optional=True, tooltip="The first frame or frames, kept."),
                 io.Image.Input("end_image", optional=True, tooltip="The last frame or frames, kept."),
                 noise_augmentation_input(
-                    "Standard deviation of noise on what is kept (-1 .. 1), for more motion. CogVideoX-Fun V1.1 and "
-                    "later were trained with it; its own programs take 0.0563."
+                    "Standard deviation of noise added to what is kept (pixels from -1 to 1), for more motion. "
+                    "CogVideoX-Fun V1.1 and later were trained with it; their own programs use 0.0563."
                 ),
-                seed_input("Of that noise."),
+                seed_input("The seed of that noise."),
                 fit_input(),
                 hold_input("the video"),
             ],
@@ -94,7 +94,7 @@ class CogVideoXFunInpaint(io.ComfyNode):
 
 @checked(check_video_size, check_percent_range, check_vae)
 class CogVideoXFunControl(io.ComfyNode):
-    """CONDITIONING with a control video's latents beside the text; an empty LATENT."""
+    """CONDITIONING with a control video's latents as concat conditioning; an empty LATENT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -103,7 +103,7 @@ class CogVideoXFunControl(io.ComfyNode):
             display_name="CogVideoX Fun Control",
             category="CogVideoX/condition",
             search_aliases=["pose", "canny", "depth", "fun control"],
-            description="Let a control video (pose, edges, depth) lead a CogVideoX-Fun Control or Pose model.",
+            description="Guide a CogVideoX-Fun Control or Pose model with a control video (poses, edges, depth).",
             inputs=[
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),

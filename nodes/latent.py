@@ -1,4 +1,4 @@
-"""Latents to start from."""
+"""Empty latents."""
 
 from comfy_api.latest import io
 
@@ -18,7 +18,7 @@ class CogVideoXEmptyLatent(io.ComfyNode):
             display_name="Empty CogVideoX Latent",
             category="CogVideoX/latent",
             search_aliases=["empty video latent", "video size", "frames"],
-            description="An empty video to paint: 720 x 480 with 49 frames for CogVideoX, 1360 x 768 with 81 for 1.5.",
+            description="An empty video latent: 720 x 480 with 49 frames for CogVideoX, 1360 x 768 with 81 for 1.5.",
             inputs=size_inputs(),
             outputs=[io.Latent.Output()],
         )

@@ -57,7 +57,7 @@ def _check_vae(vae_name: str) -> None:
 
 @checked(_check_device_precision, _check_pipeline)
 class CogVideoXLoadPipeline(io.ComfyNode):
-    """A whole diffusers folder, or one file with everything -> MODEL, CLIP, VAE."""
+    """A diffusers pipeline folder, or one file with all parts -> MODEL, CLIP, VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -66,14 +66,14 @@ class CogVideoXLoadPipeline(io.ComfyNode):
             display_name="Load CogVideoX Pipeline",
             category="CogVideoX/load",
             search_aliases=["diffusers loader", "checkpoint", "text to video"],
-            description="Load transformer, text encoder and VAE of a CogVideoX checkpoint.",
+            description="Load the transformer, text encoder and VAE of a CogVideoX checkpoint.",
             inputs=[
                 io.Combo.Input(
                     "folder",
                     options=folders.list_pipelines() + folders.list_files("checkpoints"),
                     tooltip=(
-                        "A folder under models/diffusers that holds the whole checkpoint (model_index.json), or a file "
-                        "under models/checkpoints that holds transformer, text encoder and VAE."
+                        "A folder under models/diffusers with the complete checkpoint (model_index.json), or a file "
+                        "under models/checkpoints with transformer, text encoder and VAE."
                     ),
                 ),
                 dtype_input(PRECISIONS),
@@ -84,7 +84,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, weight_dtype: str) -> io.NodeOutput:
         path = _find_pipeline(folder)
-        # what eight bits save in the transformer they would cost in T5 and the VAE
+        # T5 has a precision of its own and the VAE none in eight bits: only the transformer is quantised
         rest = "default" if quantized_mode(weight_dtype) else weight_dtype
         return io.NodeOutput(
             load_model(path, weight_dtype, show_on_running_node),
@@ -104,7 +104,7 @@ class CogVideoXLoadModel(io.ComfyNode):
             display_name="Load CogVideoX Model",
             category="CogVideoX/load",
             search_aliases=["transformer", "diffusion model"],
-            description="Load the transformer of a CogVideoX checkpoint alone.",
+            description="Load only the transformer of a CogVideoX checkpoint.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -132,7 +132,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
             display_name="Load CogVideoX Text Encoder",
             category="CogVideoX/load",
             search_aliases=["clip", "t5"],
-            description="Load the T5 text encoder of a CogVideoX checkpoint alone.",
+            description="Load only the T5 text encoder of a CogVideoX checkpoint.",
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
@@ -161,7 +161,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
             display_name="Load CogVideoX VAE",
             category="CogVideoX/load",
             search_aliases=["vae"],
-            description="Load the VAE of a CogVideoX checkpoint alone.",
+            description="Load only the VAE of a CogVideoX checkpoint.",
             inputs=[
                 io.Combo.Input(
                     "vae_name",

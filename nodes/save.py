@@ -1,4 +1,4 @@
-"""Write a converted model, so that slow conversions happen once."""
+"""Save a converted model, so that a slow conversion happens only once."""
 
 from pathlib import Path
 
@@ -36,8 +36,8 @@ class CogVideoXSaveModel(io.ComfyNode):
             category="CogVideoX/load",
             search_aliases=["convert", "quantize", "merge lora", "export"],
             description=(
-                "Write the transformer, with its LoRAs merged and in the precision chosen here, as one .safetensors "
-                "file that Load CogVideoX Model opens. Nothing is overwritten."
+                "Save the transformer, with its LoRAs merged and in the precision chosen here, as one .safetensors "
+                "file for Load CogVideoX Model. No file is overwritten."
             ),
             inputs=[
                 io.Model.Input("model"),
@@ -56,7 +56,7 @@ class CogVideoXSaveModel(io.ComfyNode):
                     ),
                 ),
             ],
-            # COMBO, for a STRING cannot be linked to the loaders' lists
+            # COMBO, because ComfyUI links no STRING to the loaders' lists
             outputs=[io.Combo.Output(display_name="model_name")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,

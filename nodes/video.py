@@ -1,4 +1,4 @@
-"""Videos to change."""
+"""Encode videos for video to video."""
 
 import torch
 from comfy_api.latest import io
@@ -15,7 +15,7 @@ from .inputs import fit_input, own_size_inputs, posterior_inputs
 
 @checked(check_own_size, check_vae)
 class CogVideoXEncodeVideo(io.ComfyNode):
-    """LATENT out: samples [1, 16, T, H / 8, W / 8], unscaled, the posterior's mode."""
+    """LATENT out: samples [1, 16, T, H / 8, W / 8], unscaled: the posterior's mode, or a sample of it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -24,17 +24,19 @@ class CogVideoXEncodeVideo(io.ComfyNode):
             display_name="CogVideoX Encode Video",
             category="CogVideoX/latent",
             search_aliases=["vae encode", "v2v", "video to video"],
-            description="Encode a video exactly as diffusers does; sample it with denoise below 1 to change it.",
+            description="Encode a video exactly as diffusers does. Sample it with denoise below 1 to change it.",
             inputs=[
                 io.Vae.Input("vae"),
-                io.Image.Input("images", tooltip="The frames: 4k + 1 of them, what is beyond is left out."),
+                io.Image.Input(
+                    "images", tooltip="The frames. The last ones are left out where their number is not 4k + 1."
+                ),
                 *own_size_inputs(),
                 fit_input(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White is made anew, black is kept. One mask for all frames, or one for each, of the "
-                    "encoded size.",
+                    tooltip="White is regenerated, black is kept. One mask for all frames or one for each, as large as "
+                    "the encoded video.",
                 ),
                 *posterior_inputs(),
             ],

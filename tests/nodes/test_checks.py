@@ -131,12 +131,13 @@ def test_what_comfyui_reads() -> None:
 def test_typed_values_when_a_prompt_is_queued(queue: Callable[..., list[dict]]) -> None:
     """A mistake must be known before an hour of sampling, in the same words as at execution."""
     assert queue() == [] and ran == ["even", "sum"]
-    for given, words in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"width": 9}, "width 9 is odd. Use an even one."),
         ({"width": 40, "height": 40}, "40 and 40 are too much together. Use less."),
         ({"width": 200}, "width is 200: use 4 to 40."),
         ({"width": 3, "height": 41}, "width is 3: use 4 to 40. height is 41: use 4 to 40."),
-    ):
+    ]
+    for given, words in cases:
         assert {error["details"].partition(" - ")[2] for error in queue(**given)} == {words}
         with pytest.raises(UserError) as error:
             run(**given)
@@ -157,7 +158,9 @@ def test_linked_values_wait_until_they_are_known(queue: Callable[..., list[dict]
     assert queue(width=["1", 1]) == [] and ran == []  # both need the width
     assert queue(width=8, height=["1", 1]) == [] and ran == ["even", "sum"]
     assert "odd" in queue(width=9, height=["1", 1])[0]["details"]
-    assert Node.validate_inputs() is True and Node.validate_inputs(None, 41) == "height is 41: use 4 to 40."
+    assert (
+        Node.validate_inputs() is True and Node.validate_inputs(width=None, height=41) == "height is 41: use 4 to 40."
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,11 +208,17 @@ def test_other_errors_are_not_swallowed() -> None:
         raise OSError("disk")
 
     @checked(check_width)
-    class Broken(Node):
-        execute = classmethod(lambda cls, width: io.NodeOutput())
+    class Broken(io.ComfyNode):
+        @classmethod
+        def define_schema(cls) -> io.Schema:
+            return Node.define_schema()
+
+        @classmethod
+        def execute(cls, width: int) -> io.NodeOutput:
+            return io.NodeOutput()
 
     with pytest.raises(OSError, match="disk"):
-        Broken.validate_inputs(8)
+        Broken.validate_inputs(width=8)
     with pytest.raises(OSError, match="disk"):
         Broken.execute(8)
 
