@@ -1,5 +1,6 @@
 """Helpers that several tests share: tiny weights in both implementations, and the distance between results."""
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -37,6 +38,26 @@ ERRORS: dict[str, list[tuple[float, str]]] = {}  # precision -> (relative error,
 def record_error(precision: str, error: float, note: str) -> None:
     """Keep how far a lossy precision is from fp32, for the table at the end."""
     ERRORS.setdefault(precision, []).append((error, note))
+
+
+_MEASURED = {"LAYOUT_MATRIX": LAYOUT_MATRIX, "FUZZ": FUZZ, "PARITY": PARITY, "ERRORS": ERRORS}
+
+
+def dump_measured() -> str:
+    """All that this process has measured, as JSON: a worker's tests count for the tables of the whole run."""
+    return json.dumps(_MEASURED, default=sorted)  # the only values that JSON has no word for are sets
+
+
+def merge_measured(text: str) -> None:
+    """Add what `dump_measured` said in another process."""
+    other = json.loads(text)
+    for layout, variants in other.get("LAYOUT_MATRIX", {}).items():
+        LAYOUT_MATRIX.setdefault(layout, set()).update(variants)
+    for what, (counts, slowest_s) in other.get("FUZZ", {}).items():
+        FUZZ[what] = (Counter(counts), slowest_s)
+    for name, table in (("PARITY", PARITY), ("ERRORS", ERRORS)):
+        for what, cases in other.get(name, {}).items():
+            table.setdefault(what, []).extend(tuple(case) for case in cases)
 
 
 def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: object) -> Path:
