@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(python: Path, environ: Mapping[str, str], arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the tier that `arguments` ask for; returns the exit status. rest: arguments for pytest."""
     if arguments.faults:
-        return run_foreground([str(python), "-m", "cogvideox.devtools.faults", *rest], cwd=paths.ROOT, env=environ)
+        return run_foreground([str(python), "-m", "cogvideox.tests.faults.run", *rest], cwd=paths.ROOT, env=environ)
     say(f"Running pytest, the {arguments.tier} tier")
     options = [f"--tier={arguments.tier}", *worker_options(rest, os.cpu_count() or 1), *rest]
     if any(option.startswith("-n") for option in options):
