@@ -27,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)  # two workers on two cores: more threads would wait for each other
+    elif config.getoption("tier") == "fast":
+        # what has become slow is named, for tiers.SLOW
+        config.option.durations, config.option.durations_min = 10, 3.0
 
 
 @pytest.hookimpl(trylast=True)  # after the folders' conftests have marked their tests
