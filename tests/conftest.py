@@ -99,11 +99,10 @@ def inference() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of the tiny fp32 pipelines by variant, written once a run."""
-    from cogvideox.tests.support import ALL_VARIANTS, write_fp32
+    """Folders of the tiny fp32 pipelines by variant, each written when it is first asked for, once a run."""
+    from cogvideox.tests.support import TinyPipelines
 
-    root = tmp_path_factory.mktemp("pipelines")
-    return {variant: write_fp32(root / variant, variant) for variant in ALL_VARIANTS}
+    return TinyPipelines(tmp_path_factory.mktemp("pipelines"))
 
 
 @pytest.fixture(scope="session")

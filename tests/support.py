@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -63,6 +64,24 @@ def merge_measured(text: str) -> None:
 def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: object) -> Path:
     """A tiny pipeline of `variant` whose weights are fp32 on disk."""
     return write_pipeline(folder, variant, seed, torch.float32, **overrides)
+
+
+class TinyPipelines(Mapping[str, Path]):
+    """Variant -> folder of its tiny fp32 pipeline, which is written at the first look-up."""
+
+    def __init__(self, root: Path):
+        self._root, self._written = root, {}
+
+    def __getitem__(self, variant: str) -> Path:
+        if variant not in self._written:
+            self._written[variant] = write_fp32(self._root / variant, variant)
+        return self._written[variant]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ALL_VARIANTS)
+
+    def __len__(self) -> int:
+        return len(ALL_VARIANTS)
 
 
 def reference_pipeline(folder: Path) -> object:

@@ -24,6 +24,7 @@ SLOW = (
     "nano/test_weights.py::test_image_to_video_keeps_the_picture_and_moves_as_told",
     "nano/test_weights.py::test_text_to_video_paints_what_the_prompt_says",
     "samplers/test_inversion.py::test_way_back_leads_to_the_video",
+    "test_house.py::test_any_folder_name_is_the_package_in_comfyui",
     "test_house.py::test_importing_the_pack_loads_no_diffusers",
     "training/test_dataset.py",
     "training/test_loop.py::test_killed_training_ends_in_the_same_lora",
