@@ -192,3 +192,11 @@ def test_coverage_is_combined_and_printed(untouched_clone, monkeypatch):
     arguments, rest = cli.parse(["test", "--coverage", "-n0"])
     assert suite.run(cli.Path("python"), {}, arguments, rest) == 8
     assert commands == [["run", "-m"], ["combine", "--quiet"], ["report"]]
+
+
+def test_faults_are_run_instead_of_the_suite(monkeypatch):
+    commands = []
+    monkeypatch.setattr(suite, "run_foreground", lambda command, cwd, env: commands.append(command) or 3)
+    arguments, rest = cli.parse(["test", "--faults", "--write", "DDIM"])
+    assert suite.run(cli.Path("python"), {}, arguments, rest) == 3
+    assert commands == [["python", "-m", "cogvideox.tests.faults.run", "--write", "DDIM"]]
