@@ -199,10 +199,10 @@ FAULTS = (
     ),
     # TODO(lead): nine that survived at the baseline, to be entered with the texts and the tests of the rewritten rooms.
     # As they were: file, text -> replacement.
-    #   a plan that needs twice the free memory   sockets/vae.py   sizes[plan] <= free -> sizes[plan] <= 2 * free
-    #   weights still to load ignored             sockets/vae.py   - (self.size - self.patcher.loaded_size()) -> (nothing)
+    #   a plan that needs twice the free memory   sockets/vae.py   <= free -> <= 2 * free
+    #   weights still to load ignored             sockets/vae.py   - (self.size - ...) -> nothing
     #   ComfyUI asked to free 0 bytes             sockets/vae.py   memory_required=sizes[plan] -> memory_required=0
-    #   tiles ignored                             sockets/vae.py   return tile_x * tile_y * zoom**2 if ... -> return None
+    #   tiles ignored                             sockets/vae.py   return tile_x * ... -> return None
     #   LEAST is LOW                              vae/plan.py      name="least", hidden_on_host=True -> name="least"
     #   MEDIUM is FAST                            vae/plan.py      Plan("medium", caches_on_host=True) -> Plan("medium")
     #   encode never falls back                   vae/streaming.py the except clause of encode_stream -> raise
