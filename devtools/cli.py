@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import browser, comfyui, environment, models, paths, server
+from . import browser, comfyui, environment, models, paths, server, suite
 from .console import say
 from .errors import DevError, describe_full_disk, is_disk_full
 from .process import run_foreground, run_logged
@@ -62,12 +62,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, explanation in (
         ("demo", demo, "paint a prompt, and a picture, with the toy checkpoint that comes along"),
-        ("test", test, "run the tests; further arguments go to pytest"),
+        ("test", test, "run the tests: a fast, a standard or a long tier; further arguments go to pytest"),
         ("serve", serve, "keep ComfyUI running for your browser"),
         ("bench", bench, "run the benchmarks, or the one named, with further arguments"),
     ):
         command = commands.add_parser(name, help=explanation, parents=[common], allow_abbrev=False)
         command.set_defaults(run=run)
+        if run is test:
+            suite.add_arguments(command)
         if run is demo:
             command.add_argument("--prompt", metavar="TEXT", help="what to paint: a shape, its colour, where it goes")
             command.add_argument("--image", metavar="FILE", type=Path, help="the first frame: image to video")
@@ -122,12 +124,11 @@ def serve(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def test(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Run pytest inside the venv."""
+    """Run a tier of the test suite inside the venv."""
     setup = prepare(arguments, for_tests=True)
     chromium = browser.ensure_browser(paths.LOGS)
     environ = setup.environ(**({"CHROMIUM": chromium} if chromium else {}))
-    say("Running pytest")
-    return run_foreground([str(setup.python), "-m", "pytest", *rest], cwd=paths.ROOT, env=environ)
+    return suite.run(setup.python, environ, arguments, rest)
 
 
 def bench(arguments: argparse.Namespace, rest: list[str]) -> int:

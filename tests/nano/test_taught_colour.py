@@ -83,7 +83,7 @@ def before(folder: Path) -> dict[str, float]:
     return shares(paint.load_pipeline(folder))
 
 
-@pytest.mark.parametrize("trainer", LEAST_AFTER)
+@pytest.mark.parametrize("trainer", ["pack", pytest.param("core", marks=pytest.mark.long)])
 def test_sixteen_clips_teach_a_new_colour(host: Path, folder: Path, before: dict[str, float], trainer: str) -> None:
     """What users train LoRAs for; the whole way through the nodes: clips, training, file, Apply LoRA, sampler."""
     train_with = {"pack": train_with_the_pack, "core": train_with_core}[trainer]

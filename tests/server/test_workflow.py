@@ -85,6 +85,7 @@ def test_denoise_keeps_some_of_the_latent(comfyui):
     assert 0.01 < distance[1] < distance[2]
 
 
+@pytest.mark.fast
 def test_progress_and_previews(comfyui):
     """A run takes an hour on a small card: without a moving bar and pictures nobody knows whether it works."""
     steps = 5
