@@ -1,4 +1,4 @@
-"""The real ComfyUI beside the package, for every test."""
+"""A real ComfyUI for every test."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +47,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fp32(tmp_path_factory.mktemp("wide"), "5b", **shape)
 
 
-def pytest_terminal_summary(terminalreporter: object) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what this run has measured: the matrices, and the worst case of everything compared with diffusers."""
     from cogvideox.tests.support import ERRORS, FUZZ, LAYOUT_MATRIX, PARITY
 

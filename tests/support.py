@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,12 +49,12 @@ def stored_bytes(tensor: torch.Tensor) -> int:
     return sum(stored_bytes(getattr(tensor, name)) for name in names)
 
 
-def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: object) -> Path:
+def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Path:
     """A tiny pipeline of `variant` whose weights are fp32 on disk."""
     return write_pipeline(folder, variant, seed, torch.float32, **overrides)
 
 
-def reference_pipeline(folder: Path) -> object:
+def reference_pipeline(folder: Path) -> Any:
     """diffusers' own text to video pipeline on the weights in `folder`, in fp32."""
     from diffusers import CogVideoXPipeline
 
@@ -62,7 +63,7 @@ def reference_pipeline(folder: Path) -> object:
     return pipeline
 
 
-def reference_transformer(folder: Path) -> torch.nn.Module:
+def reference_transformer(folder: Path) -> Any:
     """diffusers' transformer on the weights in `folder`, in fp32."""
     from diffusers import CogVideoXTransformer3DModel
 
