@@ -11,8 +11,7 @@ from comfy_api.latest import io
 from ..host.messages import show_on_node
 from ..keys import rng_offset, without_rng_offset
 from ..media.masks import latent_mask
-from ..samplers.comfy_sampler import SAMPLERS, build_sampler, schedule_sigmas
-from ..samplers.comfy_sampler import CogVideoXNoise as SeededNoise
+from ..samplers.comfy_sampler import SAMPLERS, SeededNoise, build_sampler, schedule_sigmas
 from ..samplers.guidance import patch_dynamic_cfg
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
 from .inputs import MAX_SEED

@@ -217,7 +217,7 @@ def test_wrong_number_of_pictures(refused):
     whole = with_inputs(graph, LATENT, start_image=[CLIP, 0])
     refused(whole, "CogVideoXImageToVideo", "start_image has 13 pictures", "fewer than the video has")
     inpaint = with_inputs(fun_inpaint(INPAINT), LATENT, start_image=[CLIP, 0])
-    refused(inpaint, "CogVideoXFunInpaint", "start_image has 13 pictures", "the clip 9 frames", "use fewer pictures")
+    refused(inpaint, "CogVideoXFunInpaint", "start_image has 13 pictures", "the clip 9 frames", "Use fewer pictures")
 
 
 def test_clips_of_two_sizes(refused):
