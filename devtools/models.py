@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.downloads import manifest as manifest_files
@@ -16,18 +17,21 @@ from .console import say
 from .errors import DevError
 from .process import run_foreground
 
-_NEEDED = ("requests", "filelock")  # ComfyUI's own requirements, and all that a download takes
-_SAY_S = 10.0
+if TYPE_CHECKING:
+    from cogvideox.model_loaders.downloads.download import Progress
+
+_NEEDED = ("requests", "filelock")  # what a download imports; ComfyUI requires both
+_REPORT_S = 10.0  # between two lines where the output is not a terminal
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The arguments of `dev.py models`."""
     command.add_argument("action", nargs="?", choices=("list", "fetch"), default="list", help="list is the default")
-    command.add_argument("name", nargs="?", metavar="NAME", help="the checkpoint to fetch")
+    command.add_argument("name", nargs="?", metavar="NAME", help="the checkpoint to download")
     command.add_argument(
         "--to",
         metavar="DIR",
-        help="the folder that gets, or holds, a folder for each checkpoint; by default ComfyUI's models/diffusers",
+        help="the folder in which each checkpoint has a folder of its own; by default ComfyUI's models/diffusers",
     )
 
 
@@ -36,7 +40,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     target = _target(arguments)
     if arguments.action == "list":
         if arguments.name:
-            raise DevError(f"`models list` takes no name: `models fetch {arguments.name}` downloads it.")
+            raise DevError(f"`models list` takes no name. `models fetch {arguments.name}` downloads that checkpoint.")
         list_models(target)
         return 0
     if not arguments.name:
@@ -50,7 +54,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def list_models(target: Path) -> None:
-    """Print every checkpoint, and whether `target` has it."""
+    """Print every checkpoint and whether it is in `target`."""
     print(f"{'checkpoint':31} {'about':>6}  {'licence':17}  {'made for':37}  in {target}")
     for entry in repositories.REPOSITORIES:
         state = describe_state(target / entry.name)
@@ -60,13 +64,13 @@ def list_models(target: Path) -> None:
 
 
 def describe_state(folder: Path) -> str:
-    """Whether a checkpoint's folder is there, in a few words."""
+    """The state of a checkpoint's folder in a few words; "-" where there is no checkpoint."""
     manifest = manifest_files.read_manifest(folder)
     if manifest is not None:
         missing = manifest.missing(folder)
         if manifest.complete and not missing:
             return "complete"
-        left = sum(file.size for file in missing) - manifest_files.half_done(folder, missing)
+        left = sum(file.size for file in missing) - manifest_files.partial_bytes(folder, missing)
         return f"partial, {left / 1e9:.1f} GB to go"
     if (folder / manifest_files.MANIFEST).exists():
         return "partial"
@@ -81,31 +85,31 @@ def fetch(name: str, target: Path) -> None:
         entry = repositories.find_repository(name)
         folder = target / entry.name
         say(entry.describe())
-        say(f"into {folder}; Ctrl-C ends it, and the same command goes on")
-        fetched = download(entry.repository, folder, _Lines())
+        say(f"into {folder}; Ctrl-C stops the download, and the same command continues it")
+        downloaded = download(entry.repository, folder, _ProgressLines())
     except UserError as error:
         raise DevError(str(error)) from error
-    say(f"Complete and verified: {folder} ({fetched / 1e9:.2f} GB fetched)")
+    say(f"Complete and verified: {folder} ({downloaded / 1e9:.2f} GB downloaded)")
 
 
-class _Lines:
-    """Progress on a terminal, as one line that changes; elsewhere a line now and then."""
+class _ProgressLines:
+    """Shows progress: on a terminal as one line that changes, elsewhere as a line every _REPORT_S seconds."""
 
     def __init__(self) -> None:
         self.same_line = sys.stdout.isatty()
-        self.said = time.monotonic()
+        self.reported_at = time.monotonic()
 
-    def __call__(self, progress: object) -> None:
-        last = progress.done >= progress.total
+    def __call__(self, progress: "Progress") -> None:
+        is_last = progress.done >= progress.total
         if self.same_line:
-            print(f"\r{progress.describe()[:100]:100}", end="\n" if last else "", flush=True)
-        elif last or time.monotonic() - self.said >= _SAY_S:
-            self.said = time.monotonic()
+            print(f"\r{progress.describe()[:100]:100}", end="\n" if is_last else "", flush=True)
+        elif is_last or time.monotonic() - self.reported_at >= _REPORT_S:
+            self.reported_at = time.monotonic()
             say(f"  ... {progress.describe()}")
 
 
 def _target(arguments: argparse.Namespace) -> Path:
-    """The folder of checkpoints. Raises: DevError for a ComfyUI that is none."""
+    """The folder of the checkpoints. Raises: DevError where the given folder is not a ComfyUI."""
     if arguments.to:
         return Path(arguments.to).expanduser().resolve()
     checkout = getattr(arguments, "comfyui", None) or os.environ.get("COMFYUI_PATH")
@@ -119,9 +123,9 @@ def _target(arguments: argparse.Namespace) -> Path:
 
 
 def _interpreter(name: str) -> Path:
-    """A Python that can download: this one, or the venv's. Raises: DevError."""
+    """A Python that has the packages in _NEEDED: this one, or the venv's. Raises: DevError."""
     try:
-        repositories.find_repository(name)  # before anything is installed
+        repositories.find_repository(name)  # a wrong name must be found before anything is installed
     except UserError as error:
         raise DevError(str(error)) from error
     if all(importlib.util.find_spec(module) for module in _NEEDED):

@@ -1,4 +1,4 @@
-"""ComfyUI's model folders: what they offer to the loaders, and where a chosen name lies."""
+"""ComfyUI's model folders: the names that the loaders list, and the paths of these names."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from ..errors import UserError
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".bin", ".pt", ".pth", ".ckpt")  # best first
-CONTROL_NET_CLASS = "CogVideoXControlnet"  # as TheDenk's checkpoints name themselves in config.json
+CONTROL_NET_CLASS = "CogVideoXControlnet"  # _class_name in the config.json of TheDenk's checkpoints
 
 
 def list_pipelines() -> list[str]:
-    """Folders under models/diffusers that hold a pipeline, whole or not (the loader says what is missing)."""
+    """Folders under models/diffusers with a pipeline, complete or not (the loader says what is missing)."""
     return sorted(
         {
             entry.name
@@ -26,7 +26,7 @@ def list_pipelines() -> list[str]:
 
 
 def list_components(component: str, category: str) -> list[str]:
-    """What can hold a `component`: pipelines that have it, then folders and weight files of `category`."""
+    """Names of everything that may contain a `component`: pipelines, then folders and weight files of `category`."""
     pipelines = [
         name for name in list_pipelines() if any((root / name / component).is_dir() for root in _roots("diffusers"))
     ]
@@ -40,18 +40,19 @@ def list_components(component: str, category: str) -> list[str]:
 
 
 def list_files(category: str) -> list[str]:
-    """Weight files of `category` and its folders. ComfyUI's own list leaves out .gguf."""
+    """Weight files of `category`, subfolders included. ComfyUI's own list leaves out .gguf."""
     names = set(folder_paths.get_filename_list(category))
     for root in _roots(category):
         names |= {name for name in _walk(str(root)) if name.endswith(".gguf")}
     return sorted(name.replace(os.sep, "/") for name in names if name.lower().endswith(WEIGHT_SUFFIXES))
 
 
-_walked: dict[str, tuple[list[str], dict[str, float]]] = {}  # root -> files, and when each folder last changed
+# root -> (its files, the modification time of each of its folders when they were listed)
+_walked: dict[str, tuple[list[str], dict[str, float]]] = {}
 
 
 def _walk(root: str) -> list[str]:
-    """Every file below `root`, walked again only when a folder has changed; ComfyUI asks at every page load."""
+    """All files below `root`. The folder is walked again only after a change: ComfyUI lists at every page load."""
     if root not in _walked or any(_changed(folder) != when for folder, when in _walked[root][1].items()):
         _walked[root] = folder_paths.recursive_search(root, [".git"])
     return _walked[root][0]
@@ -65,15 +66,15 @@ def _changed(folder: str) -> float | None:
 
 
 def list_control_nets() -> list[str]:
-    """What can hold a control net: what list_components finds, and folders under models/diffusers that are one."""
+    """Names of everything that may be a control net: those of list_components, and folders under models/diffusers."""
     folders = {entry.name for root in _roots("diffusers") for entry in _directories(root) if _is_control_net(entry)}
     return sorted(folders | set(list_components("controlnet", "controlnet")))
 
 
 def find(name: str, *categories: str) -> Path:
-    """Where `name` lies: the first of the model folders of `categories` that has it.
+    """The path of `name` in the first model folder of `categories` that has it.
 
-    Raises UserError for a name that is nowhere, or that leads out of the model folders.
+    Raises UserError for a name that no folder has, or that leads out of the model folders.
     """
     parts = Path(name.replace("\\", "/")).parts if isinstance(name, str) else ()
     if not parts or Path(name).is_absolute() or ".." in parts or ":" in parts[0]:
@@ -83,25 +84,25 @@ def find(name: str, *categories: str) -> Path:
             if _exists(root / name):
                 return root / name
     folders = ", ".join(str(root) for category in categories for root in _roots(category)) or "any model folder"
-    raise UserError(f"There is no {name[:100]!r} in {folders}. Put it there, or choose another from the list.")
+    raise UserError(f"There is no {name[:100]!r} in {folders}. Put it there, or choose another one from the list.")
 
 
 def new_file(name: str, category: str, suffix: str) -> Path:
-    """Where a new file called `name` belongs: the first model folder of `category`. Folders in `name` are made later.
+    """The path of a new file `name` in the model folder of `category`; its subfolders are not created yet.
 
-    Raises UserError for a name that leads out of the model folders or that is none.
+    Raises UserError for a name that leads out of the model folder or is not a valid file name.
     """
     plain = name.strip().replace("\\", "/") if isinstance(name, str) else ""
     parts = Path(plain).parts
     outside = Path(plain).is_absolute() or ".." in parts
-    bad = not parts or plain.endswith("/") or outside or set(plain) & set('\0:*?"<>|')
-    if bad:
-        raise UserError(f"{name!r} is no name for a file. Use letters, digits, - and _, and / for folders.")
+    is_invalid = not parts or plain.endswith("/") or outside or set(plain) & set('\0:*?"<>|')
+    if is_invalid:
+        raise UserError(f"{name!r} is not a valid file name. Use letters, digits, - and _, and / for folders.")
     return first_root(category) / (plain if plain.endswith(suffix) else plain + suffix)
 
 
 def first_root(category: str) -> Path:
-    """The model folder of `category` that new files go to: the one of its own name, where it has several."""
+    """The model folder of `category` for new files: the one with the category's name, where there are several."""
     roots = [Path(root) for root in folder_paths.get_folder_paths(category)]
     return next((root for root in roots if root.name == category), roots[0])
 
@@ -121,7 +122,7 @@ def _is_control_net(folder: Path) -> bool:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # no name that this file system could have
+    except (OSError, ValueError):  # a name that this file system does not allow
         return False
 
 

@@ -1,4 +1,4 @@
-"""New files in ComfyUI's output folder, numbered as its own nodes number them."""
+"""New files in ComfyUI's output folder, numbered as ComfyUI's own save nodes do."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,13 @@ from ..errors import UserError
 def new_output_path(prefix: str, suffix: str, example: str = "loras/cogvideox") -> Path:
     """The next free `<output>/<prefix>_00001_<suffix>`, counted as ComfyUI's own save nodes count.
 
-    Raises UserError for a prefix that leads out of the output folder or names no file.
+    example: a valid prefix, for messages.
+
+    Raises UserError for a prefix that leads out of the output folder or contains no file name.
     """
     name = os.path.basename(os.path.normpath(prefix)) if isinstance(prefix, str) and prefix.strip() else ""
     if name in ("", ".", "..") or "\0" in prefix or prefix.replace("\\", "/").endswith("/"):
-        raise UserError(f"{prefix!r} names no file. Use a prefix such as {example}.")
+        raise UserError(f"{prefix!r} does not contain a file name. Use a prefix such as {example}.")
     root = Path(folder_paths.get_output_directory()).resolve()
     subfolder = os.path.dirname(os.path.normpath(prefix))
     if not (root / subfolder).resolve().is_relative_to(root):

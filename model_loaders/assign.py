@@ -1,4 +1,4 @@
-"""The tensors of a file become a module's parameters."""
+"""Make the tensors of a file the parameters of a module."""
 
 import torch
 
@@ -14,12 +14,12 @@ def assign_weights(
     source: str,
     precision: Precision = Precision(torch.float32, None),
 ) -> None:
-    """Make the mapped tensors, which are taken out of `state_dict`, the module's parameters.
+    """Make the memory-mapped tensors of `state_dict`, which is emptied, the parameters of `module`.
 
-    cast: to the types that the module has on the meta device; what has its type already is not copied.
-    precision: what is quantised, or stays so; plain by default.
+    cast: to the dtypes that the module has on the meta device; a tensor that has its dtype already is not copied.
+    precision: which weights are quantised; none by default.
 
-    Raises UserError naming what is missing, left over or of another shape.
+    Raises UserError, which names tensors that are missing, unknown or of another shape.
     """
     require_fit({name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}, state_dict, source)
     module.load_state_dict(convert_transformer_weights(module, state_dict, precision, cast), assign=True)

@@ -1,12 +1,14 @@
 """Open weights on disk: a diffusers folder, one component of it, or a file of any layout."""
 
 import json
+import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,47 +17,59 @@ from ..host.folders import COMPONENTS, WEIGHT_SUFFIXES
 from .downloads.manifest import require_complete
 from .files.gguf_files import looks_like_gguf, open_gguf, read_gguf_header
 from .files.headers import Entry, Header, json_metadata
-from .files.key_maps import Layout, find_component
+from .files.key_maps import Layout, TensorLocation, find_component
 from .files.safetensors_files import looks_like_safetensors, open_safetensors, read_safetensors_header
-from .files.stored import Stored, check_formats, collect, put_together, take_rows
+from .files.tensor_specs import TensorSpec, assemble, check_quantization_notes, collect_specs, split_fused_rows
 from .files.torch_files import looks_like_torch, open_torch, read_torch_header
-from .variants import is_fixed_table, require_component
+from .variants import has_computed_positions, require_component
 
-# (looks like, header, tensors) of every format; a file's content tells which it is, not its name
+
+class FileFormat(NamedTuple):
+    """How a format is recognised, by the content of a file and not by its name, and read."""
+
+    looks_like: Callable[[Path], bool]
+    read_header: Callable[[Path], Header]
+    open: Callable[[Path], dict[str, torch.Tensor]]
+
+
 _FORMATS = (
-    (looks_like_gguf, read_gguf_header, open_gguf),
-    (looks_like_safetensors, read_safetensors_header, open_safetensors),
-    (looks_like_torch, read_torch_header, open_torch),
+    FileFormat(looks_like_gguf, read_gguf_header, open_gguf),
+    FileFormat(looks_like_safetensors, read_safetensors_header, open_safetensors),
+    FileFormat(looks_like_torch, read_torch_header, open_torch),
 )
-# how files begin that a failed or half download leaves in the place of weights
-_BEGINNINGS = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not the file it stands for"),
-    (b"<", "is a web page, not weights"),
-)
+# first bytes of files that a failed download saves under the name of weights -> what the file is
+_FAILED_DOWNLOADS = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the file that it points to",
+    b"<": "is a web page, not weights",
+}
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)$")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Lazily mapped tensors of one component in diffusers' names, and what stands beside them.
+    """The memory-mapped tensors of one component under diffusers' names, and the configs found with them.
 
-    A tensor may be a ComfyUI QuantizedTensor of its logical shape (host/quantized.py).
+    state_dict: a value may be a ComfyUI QuantizedTensor of its logical shape (host/quantized.py). config: of this
+    component. siblings: configs of the other components of the pipeline, by their folders' names.
     """
 
     path: Path
     state_dict: dict[str, torch.Tensor]
-    config: dict | None = None
-    siblings: dict[str, dict] = field(default_factory=dict)  # configs of the other components, by folder
+    config: dict[str, Any] | None = None
+    siblings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A component as the headers of its files tell it: which tensors lie where."""
+class FoundComponent:
+    """A component as the headers of its files describe it.
+
+    specs: by name in the files. entries: by diffusers' name.
+    """
 
     files: tuple[Path, ...]
     layout: Layout
-    stored: Mapping[str, Stored]  # by name in the files
-    entries: Mapping[str, Entry]  # by diffusers' name
+    specs: Mapping[str, TensorSpec]
+    entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
 
 
@@ -72,50 +86,50 @@ def require_pipeline(path: Path) -> None:
     if not is_pipeline(path):
         raise UserError(
             f"{path} has no model_index.json, so it is not a diffusers pipeline. Put the whole repository there "
-            "(model_index.json, transformer, vae, text_encoder, tokenizer, scheduler), or load its parts one by one "
-            "with the CogVideoX model, text encoder and VAE loaders."
+            "(model_index.json, transformer, vae, text_encoder, tokenizer, scheduler), or load its components one by "
+            "one with the loaders of the model, the text encoder and the VAE."
         )
     kind = str(read_json(path / "model_index.json").get("_class_name", ""))
     if not kind.startswith("CogVideoX"):
         raise UserError(
-            f"{path} is a {kind or 'pipeline of unknown kind'}, not a CogVideoX pipeline. "
+            f"{path} is a {kind or 'pipeline of an unknown class'}, not a CogVideoX pipeline. "
             "Choose the folder of a CogVideoX checkpoint."
         )
     missing = [name for name in COMPONENTS if not (path / name).is_dir()]
     if missing:
         raise UserError(
-            f"{path} lacks {', '.join(missing)}: the download is not complete. Fetch the missing folders again."
+            f"{path} lacks {', '.join(missing)}: the download is not complete. Download the missing folders again."
         )
 
 
 def open_component(path: Path, component: str) -> Weights:
-    """Map the weights of `component` ("transformer", "vae", "text_encoder" or "controlnet").
+    """Memory-map the weights of `component` ("transformer", "vae", "text_encoder" or "controlnet").
 
-    path: a pipeline folder, the component's own folder, or one file; of any layout and any dialect (key_maps.py).
+    path: a pipeline folder, the component's own folder, or one file; of any format and any dialect (key_maps.py).
 
-    Raises UserError for anything missing, cut short, unreadable or of another model, naming the file.
+    Raises UserError, which names the file, for weights that are missing, cut short, unreadable or of another model.
     """
     found = find_weights(path, component)
     source = str(path)
     tensors: dict[str, torch.Tensor] = {}
     for file in found.files:
-        tensors.update(_format(file)[2](file))
-    check_formats(found.stored, tensors, source)
+        tensors.update(_find_format(file).open(file))
+    check_quantization_notes(found.specs, tensors, source)
     state_dict = {
-        name: take_rows(put_together(found.stored[at.name], tensors, source), at.parts, at.taken)
-        for name, at in found.layout.sources.items()
+        name: split_fused_rows(assemble(found.specs[at.name], tensors, source), at.parts, at.indices)
+        for name, at in found.layout.locations.items()
         if name in found.entries
     }
     folder = found.files[0].parent
     configs = json_metadata(found.metadata, "config")
-    # a lone file may lie among files of other models, whose config.json says nothing about it
+    # A single file may be in a folder with files of other models; a config.json there need not be its own.
     config = _optional_json(folder / "config.json") if path.is_dir() else configs.get(component)
     siblings = _sibling_configs(folder) or {name: c for name, c in configs.items() if isinstance(c, dict)}
     return Weights(folder if path.is_dir() else path, state_dict, config, siblings)
 
 
-def find_weights(path: Path, component: str) -> Found:
-    """Where `component` lies; path as in open_component. Only the files' headers are read.
+def find_weights(path: Path, component: str) -> FoundComponent:
+    """The files and tensors of `component`; path as in open_component. Only the headers of the files are read.
 
     Raises UserError for what open_component would refuse.
     """
@@ -124,40 +138,42 @@ def find_weights(path: Path, component: str) -> Found:
     metadata: dict[str, str] = {}
     for file in files:
         header = read_header(file)
-        twice = entries.keys() & header.entries.keys()
-        if twice:
-            raise UserError(f"{file} repeats {min(twice)} of another shard. Fetch these files again.")
+        repeated = entries.keys() & header.entries.keys()
+        if repeated:
+            raise UserError(f"{file} repeats {min(repeated)} of another shard. Download these files again.")
         entries |= header.entries
         metadata |= header.metadata
     source = str(files[0].parent if path.is_dir() else path)
-    stored = collect(Header(entries, metadata), source)
-    layout = find_component(stored, component)
-    require_component(stored if layout is None else layout.sources, component, source)
-    shapes = {name: _rows(stored[at.name].entry, at.parts, len(at.taken)) for name, at in layout.sources.items()}
-    if component == "transformer" and is_fixed_table(shapes):
-        del shapes["patch_embed.pos_embedding"]
-    return Found(tuple(files), layout, stored, shapes, metadata)
+    specs = collect_specs(Header(entries, metadata), source)
+    layout = find_component(specs, component)
+    require_component(specs if layout is None else layout.locations, component, source)
+    assert layout is not None, "every dialect's signature key is among the keys that require_component requires"
+    found = {name: _entry_at(specs[at.name].entry, at) for name, at in layout.locations.items()}
+    if component == "transformer" and has_computed_positions(found):
+        del found["patch_embed.pos_embedding"]
+    return FoundComponent(tuple(files), layout, specs, found, metadata)
 
 
-def _rows(entry: Entry, parts: int, taken: int) -> Entry:
-    if parts == 1:
+def _entry_at(entry: Entry, location: TensorLocation) -> Entry:
+    """The entry of those rows of a file's tensor that are at `location`."""
+    if location.parts == 1:
         return entry
-    return Entry((entry.shape[0] // parts * taken, *entry.shape[1:]), entry.dtype)
+    rows = entry.shape[0] // location.parts * len(location.indices)
+    return Entry((rows, *entry.shape[1:]), entry.dtype)
 
 
 def check_component(path: Path, component: str) -> list[Path]:
-    """The files that hold `component`; path as in open_component.
+    """The files of `component`; path as in open_component.
 
-    Raises UserError for what open_component would refuse, reading only the files' headers.
+    Raises UserError for what open_component would refuse. Only the headers of the files are read.
     """
     return list(find_weights(path, component).files)
 
 
 def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, torch.Tensor], source: str) -> None:
-    """Raises UserError naming what of `expected`, shapes by name, is missing in `found`, left over or of another
-    shape; half a model must not load as noise.
+    """Raises UserError where `found` lacks a tensor of `expected`, has another one, or one of another shape.
 
-    source: path for messages.
+    An incomplete model would load and paint noise. expected: name -> shape. source: path for messages.
     """
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     misshapen = [name for name in expected.keys() & found.keys() if expected[name] != tuple(found[name].shape)]
@@ -168,84 +184,86 @@ def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tor
     ]
     if problems:
         raise UserError(
-            f"The weights in {source} do not fit the model: {'; '.join(problems)}. Fetch the checkpoint again, or "
-            "put its own config.json beside it."
+            f"The weights in {source} do not fit the model: {'; '.join(problems)}. Download the checkpoint again, "
+            "or put its own config.json into the folder of its weights."
         )
 
 
 def component_files(path: Path, component: str) -> list[Path]:
-    """The files that hold `component`; path as in open_component.
+    """The files of `component`; path as in open_component.
 
-    Raises UserError where there are none, or not all.
+    Raises UserError where there are none, or some are missing.
     """
     require_complete(path)
     if path.is_file():
-        return _shards(path) if _SHARD.match(path.name) else [path]
+        return _shards(path)
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{path} is a link to {path.readlink()}, which is gone. Fetch the file again.")
+        raise UserError(f"{path} is a link to {path.readlink()}, which does not exist. Download the file again.")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is neither a file nor a folder. Choose the checkpoint's {component}.")
     if not path.is_dir():
-        raise UserError(f"{path} does not exist. Choose a file or folder that is there.")
+        raise UserError(f"{path} does not exist. Choose an existing file or folder.")
     return weight_files(path / component if (path / component).is_dir() else path)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that together hold the component in `folder`, from its index if it has one.
+    """The files of the component in `folder`, as its index lists them if it has one.
 
     Raises UserError naming every shard that is missing.
     """
-    indexes = _plainest_first(folder, ".index.json")
+    indexes = _without_variant_first(folder, ".index.json")
     if indexes:
-        return _indexed(folder, indexes[0])
-    # DeepSpeed, and with it SAT, names the folder of the last checkpoint in a file
+        return _indexed_files(folder, indexes[0])
+    # DeepSpeed, and therefore SAT, writes the name of the last checkpoint's folder into a file "latest".
     latest = folder / "latest"
     if latest.is_file() and latest.stat().st_size < 100:
         folder = folder / Path(latest.read_text(encoding="utf-8", errors="replace").strip()).name
     for suffix in WEIGHT_SUFFIXES:
-        found = _plainest_first(folder, suffix)
+        found = _without_variant_first(folder, suffix)
         if found:
-            return _shards(found[0]) if _SHARD.match(found[0].name) else found[:1]
+            return _shards(found[0])
     raise UserError(
-        f"{folder} holds no weights ({', '.join(WEIGHT_SUFFIXES)}). Put the component's weights there, or choose "
+        f"{folder} contains no weights ({', '.join(WEIGHT_SUFFIXES)}). Put the component's weights there, or choose "
         "another folder."
     )
 
 
-def _indexed(folder: Path, index: Path) -> list[Path]:
+def _indexed_files(folder: Path, index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
-    strange = [name for name in names if Path(name).name != name or "\\" in name]
-    if strange:
+    outside = [name for name in names if Path(name).name != name or "\\" in name]
+    if outside:
         raise UserError(
-            f"{index} names {strange[0][:100]!r}, which is no file of its own folder. Fetch the checkpoint again."
+            f"{index} names {outside[0][:100]!r}, which is not a file of its own folder. Download the checkpoint again."
         )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
         raise UserError(
             f"{folder} lacks {', '.join(missing) or 'every shard'}, named in {index.name}: the download is not "
-            "complete. Fetch the missing files again."
+            "complete. Download the missing files again."
         )
     return [folder / name for name in names]
 
 
 def _shards(path: Path) -> list[Path]:
-    """All files of the set that `path` is one of."""
+    """All shards of the set that `path` is one of, or `path` alone. Raises UserError where some are missing."""
     match = _SHARD.match(path.name)
+    if match is None:
+        return [path]
     count = int(match["count"])
-    # a hostile name could promise very many
+    # A hostile name could announce 99999 of them.
     names = [f"{match['stem']}-{n:05d}-of-{match['count']}{match['suffix']}" for n in range(1, min(count, 1000) + 1)]
     missing = [name for name in names if not path.with_name(name).is_file()]
     if missing:
         raise UserError(
-            f"{path.parent} lacks {', '.join(missing[:5])} of {count} parts: the download is not complete. Fetch the "
-            "missing files again."
+            f"{path.parent} lacks {', '.join(missing[:5])} of {count} parts: the download is not complete. Download "
+            "the missing files again."
         )
     return [path.with_name(name) for name in names]
 
 
-def _plainest_first(folder: Path, suffix: str) -> list[Path]:
-    """Files by name, those without a variant such as ".fp16" first."""
+def _without_variant_first(folder: Path, suffix: str) -> list[Path]:
+    """Files with `suffix` by name, those without a variant such as ".fp16" first."""
     names = [path for path in folder.glob("*") if path.name.lower().endswith(suffix)] if folder.is_dir() else []
     return sorted(names, key=lambda path: (path.name.count("."), path.name))
 
@@ -253,63 +271,67 @@ def _plainest_first(folder: Path, suffix: str) -> list[Path]:
 def read_header(path: Path) -> Header:
     """The tensors of a file of any format by name, without reading them.
 
-    Raises UserError where the file is not whole or of no known format.
+    Raises UserError where the file is incomplete, damaged or of an unknown format.
     """
-    status = _regular(path)
+    status = _stat_file(path)
     return _read_header(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
 def _read_header(path: Path, size: int, modified_ns: int) -> Header:
-    """Read again only when the file has changed; validation asks several times for each run."""
-    return _format(path)[1](path)
+    """The header, read again only when size or time have changed: ComfyUI validates a graph several times per run."""
+    return _find_format(path).read_header(path)
 
 
-def _format(path: Path) -> tuple:
-    size = _regular(path).st_size
+def _find_format(path: Path) -> FileFormat:
+    """Raises UserError where the file is of no format that this version reads."""
+    size = _stat_file(path).st_size
     with path.open("rb") as file:
         start = file.read(32)
-    for reader in _FORMATS:
-        if reader[0](path):
-            return reader
-    # afterwards: the length with which a .safetensors file begins may have any bytes, "<" too
-    what = next((what for beginning, what in _BEGINNINGS if start.startswith(beginning)), None)
-    if what or not size:
-        raise UserError(f"{path} {what or 'is empty'} ({size} bytes). Fetch it again.")
+    for file_format in _FORMATS:
+        if file_format.looks_like(path):
+            return file_format
+    # Only now, because the length with which a .safetensors file begins may have any bytes, "<" too.
+    failure = next((what for first_bytes, what in _FAILED_DOWNLOADS.items() if start.startswith(first_bytes)), None)
+    if failure or not size:
+        raise UserError(f"{path} {failure or 'is empty'} ({size} bytes). Download it again.")
     raise UserError(
-        f"{path} is no weight file that this version reads (safetensors, PyTorch, GGUF), or only the beginning of one "
-        f"({size} bytes). Fetch it again."
+        f"{path} is not a weight file that this version reads (safetensors, PyTorch, GGUF), or only the beginning of "
+        f"one ({size} bytes). Download it again."
     )
 
 
-def _regular(path: Path) -> "stat.os.stat_result":
-    """The file's status. Links are followed, for many people keep their models on another disk."""
+def _stat_file(path: Path) -> os.stat_result:
+    """The status of a regular file. Links are followed: many people keep their models on another disk.
+
+    Raises UserError for anything else; opening a named pipe would block for ever.
+    """
     try:
         status = path.stat()
     except OSError as error:
-        raise UserError(f"{path} cannot be opened: {error.strerror}. Fetch it again.") from error
+        raise UserError(f"{path} cannot be opened: {error.strerror}. Download it again.") from error
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is not an ordinary file. Choose a file with weights.")
+        raise UserError(f"{path} is not a regular file. Choose a file with weights.")
     return status
 
 
-def read_json(path: Path) -> dict:
-    """Raises UserError where the file is not a JSON object."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError where it contains something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}. Fetch it again.") from error
+        raise UserError(f"{path} cannot be read as JSON: {error}. Download it again.") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object. Fetch it again.")
+        raise UserError(f"{path} is not a JSON object. Download it again.")
     return value
 
 
-def _optional_json(path: Path) -> dict | None:
+def _optional_json(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def _sibling_configs(folder: Path) -> dict[str, dict]:
-    """Configs of the other components, where `folder` is a part of a whole pipeline."""
+def _sibling_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Configs of all components by folder name, where `folder` is a component's folder in a pipeline; {} otherwise."""
     if not is_pipeline(folder.parent):
         return {}
     files = {

@@ -1,8 +1,9 @@
-"""From a control net on disk to a CONTROL_NET."""
+"""Load a control net from disk as a CONTROL_NET."""
 
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -21,6 +22,9 @@ from .assign import assign_weights
 from .checkpoints import open_component
 from .precision import choose_dtypes
 
+if TYPE_CHECKING:
+    from ..transformer.control_net import CogVideoXControlNet, ControlConfig
+
 PIXEL_CHANNELS = 3
 
 
@@ -29,7 +33,7 @@ def load_controlnet(path: Path, weight_dtype: str = "default") -> CogVideoXContr
 
     weight_dtype: a key of precision.WEIGHT_DTYPES.
 
-    Raises UserError where the weights are not a CogVideoX control net, or one that no model could use.
+    Raises UserError where the weights are not a CogVideoX control net, or one that no CogVideoX model can use.
     """
     return CogVideoXControl(_load_patcher(path, weight_dtype))
 
@@ -55,9 +59,10 @@ def _load_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) 
     return patcher
 
 
-def build_control_net(config: object, storage: torch.dtype, compute: torch.dtype | None) -> torch.nn.Module:
-    """An empty CogVideoXControlNet on the meta device, every leaf a ComfyUI operation, every parameter of its final
-    type."""
+def build_control_net(
+    config: "ControlConfig", storage: torch.dtype, compute: torch.dtype | None
+) -> "CogVideoXControlNet":
+    """An empty control net on the meta device: leaves are ComfyUI operations, parameters have their final dtypes."""
     from ..transformer.control_net import CogVideoXControlNet
 
     with torch.device("meta"):
@@ -69,10 +74,12 @@ def build_control_net(config: object, storage: torch.dtype, compute: torch.dtype
     return net.eval()
 
 
-def resolve_control_config(state_dict: Mapping[str, torch.Tensor], config: Mapping | None, source: str) -> object:
-    """The ControlConfig of some weights.
+def resolve_control_config(
+    state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None, source: str
+) -> "ControlConfig":
+    """The config of some weights.
 
-    config: the config.json beside the weights; None takes that of the published control nets, from the shapes.
+    config: the config.json of the weights; None takes that of the published control nets of this size.
     source: path for messages.
 
     Raises UserError where config and weights contradict each other, or for a control net that cannot run here.
@@ -84,22 +91,24 @@ def resolve_control_config(state_dict: Mapping[str, torch.Tensor], config: Mappi
         config = _published_config(shape, source)
     known = {f.name for f in fields(ControlConfig)}
     claimed = ControlConfig(**{k: v for k, v in config.items() if k in known})
-    pairs = {"width": (claimed.dim, shape.pop("dim"))}
-    pairs["pixels a latent"] = (claimed.in_channels * claimed.downscale_coef**2, shape.pop("pixels"))
+    pairs: dict[str, tuple[Any, Any]] = {"width": (claimed.dim, shape.pop("dim"))}
+    pairs["pixels per latent"] = (claimed.in_channels * claimed.downscale_coef**2, shape.pop("pixels"))
     pairs |= {k: (config[k], v) for k, v in shape.items() if k in config}
-    found = [f"{name} {ours} against {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
-    if found:
+    differences = [f"{name} {ours} against {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+    if differences:
         raise UserError(
-            f"config.json and the weights in {source} do not belong together: {'; '.join(found)} (config against "
-            "weights). Put the config.json of this very control net beside its weights."
+            f"config.json and the weights in {source} do not belong together: {'; '.join(differences)} (config against "
+            "weights). Put the config.json of this control net into the folder of its weights."
         )
     _require_runnable(claimed, source)
     return ControlConfig(**{k: v for k, v in config.items() if k in known} | shape)
 
 
-def control_shape(state_dict: Mapping[str, torch.Tensor]) -> dict:
-    """The part of a control net's config that weights tell by their shapes alone; "pixels" is channels times pixels
-    that go into one latent pixel."""
+def control_shape(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The part of a control net's config that follows from the shapes of its weights, "dim" and "pixels".
+
+    dim: the width. pixels: the values of the control video that go into one latent pixel, channels included.
+    """
     dim, text_embed_dim = state_dict["patch_embed.text_proj.weight"].shape
     pixels = state_dict["controlnet_encode_first.0.weight"].shape[1]
     projector = state_dict.get("out_projectors.0.weight")
@@ -114,8 +123,11 @@ def control_shape(state_dict: Mapping[str, torch.Tensor]) -> dict:
     }
 
 
-def _published_config(shape: dict, source: str) -> dict:
-    """Heads of 64 channels, and the positions of the text to video model whose width the outputs have."""
+def _published_config(shape: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The config of a published control net: heads of 64 channels, positions of the model that it is for.
+
+    That is the text to video model whose width the outputs have. Raises UserError where there is none.
+    """
     output_dim = shape["out_proj_dim"] or shape["dim"]
     for family in FAMILIES:
         if family.task == "text" and family.patch_size_t is None and family.heads * 64 == output_dim:
@@ -125,24 +137,27 @@ def _published_config(shape: dict, source: str) -> dict:
                 "use_rotary_positional_embeddings": family.rotary,
             }
     raise UserError(
-        f"{source} has no config.json beside it, and no CogVideoX model has its width of {output_dim}. Put the control "
-        "net's config.json beside its weights, and choose the folder."
+        f"{source} has no config.json, and no CogVideoX model has its width of {output_dim}. Put the control net's "
+        "config.json into the folder of its weights, and choose the folder."
     )
 
 
-def _require_runnable(config: object, source: str) -> None:
+def _require_runnable(config: "ControlConfig", source: str) -> None:
+    """Raises UserError for a control net whose outputs fit no CogVideoX model."""
     problems = []
     if config.downscale_coef != SPATIAL:
-        problems.append(f"shrinks the control video by {config.downscale_coef}, not by {SPATIAL} as CogVideoX's VAE")
+        problems.append(
+            f"downscales the control video by {config.downscale_coef} instead of {SPATIAL} (as CogVideoX's VAE does)"
+        )
     if (config.in_channels, config.vae_channels) != (PIXEL_CHANNELS, CHANNELS):
         problems.append(
-            f"takes {config.in_channels} colour and {config.vae_channels} latent channels, not {PIXEL_CHANNELS} and "
-            f"{CHANNELS}"
+            f"takes {config.in_channels} colour and {config.vae_channels} latent channels instead of {PIXEL_CHANNELS} "
+            f"and {CHANNELS}"
         )
     if config.use_learned_positional_embeddings:
-        problems.append("has a learned position table, which no text to video model has")
+        problems.append("has a learned position table, which no CogVideoX text to video model has")
     if problems:
         raise UserError(
             f"The control net in {source} {' and '.join(problems)}, so it fits no CogVideoX model. Choose a control "
-            "net made for CogVideoX-2b or CogVideoX-5b."
+            "net that was trained for CogVideoX-2b or CogVideoX-5b."
         )

@@ -1,4 +1,4 @@
-"""From a transformer on disk to a MODEL."""
+"""Load a transformer from disk as a MODEL."""
 
 import logging
 from functools import partial
@@ -28,8 +28,8 @@ def load_model(
 ) -> comfy.model_patcher.ModelPatcher:
     """Load the transformer at `path` (see checkpoints.open_component) as a MODEL.
 
-    weight_dtype: one of precision.PRECISIONS. notify: is told, in sentences for the user, what a run or a LoRA on this
-    model should be known for. disable_dynamic: ComfyUI asks for it when it clones a model.
+    weight_dtype: one of precision.PRECISIONS. notify: called with sentences for the user, about runs of this model and
+    LoRAs on it. disable_dynamic: without dynamic VRAM, as ComfyUI requests for some clones of a model.
 
     Raises UserError where the weights are not a CogVideoX transformer, or the device cannot run the precision.
     """
@@ -48,7 +48,7 @@ def _build_patcher(
     family = detect_family(config)
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     precision = choose_precision(weight_dtype, family.trained_dtype, state_dict, load_device)
-    gguf = precision.keeps and any_gguf(state_dict)
+    has_gguf = precision.keeps_quantized and any_gguf(state_dict)
     vae_config = weights.siblings.get("vae", {})
     model_config = CogVideoXConfig(
         config,
@@ -62,7 +62,7 @@ def _build_patcher(
     enable_stock_lora_nodes(CogVideoXModel, notify)
     enable_previews(first_tiny_decoder)
     model = CogVideoXModel(model_config)
-    patcher_class = model_patcher_class(disable_dynamic or gguf)
+    patcher_class = model_patcher_class(disable_dynamic or has_gguf)
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
     if precision.operations:
         adopt_patcher(patcher)

@@ -1,8 +1,11 @@
-"""From a T5 encoder on disk to a CLIP."""
+"""Load a T5 encoder from disk as a CLIP."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management as mm
+import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
@@ -24,7 +27,7 @@ from .precision import (
 )
 from .quantization import any_gguf, convert_t5_weights
 
-_T5_BUCKETS = 32  # of distances between tokens, in every T5
+_T5_BUCKETS = 32  # buckets of the relative position bias, in every T5
 T5_PRECISIONS = tuple(name for name in PRECISIONS if name not in FAST_MODES)
 # T5-XXL v1.1, which every official checkpoint carries (its text_encoder/config.json)
 T5_XXL = {
@@ -45,10 +48,10 @@ T5_XXL = {
 def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """Load the T5 encoder at `path` (see checkpoints.open_component), all shards as one.
 
-    weight_dtype: the type weights are stored in (see choose_t5_precision); ComfyUI computes T5 in fp32.
+    weight_dtype: how weights are stored, see choose_t5_precision; ComfyUI computes T5 in fp32.
 
-    Raises UserError where the weights are not a T5 encoder, not of the width that the checkpoint's own
-    transformer reads, or too few for the tokenizer.
+    Raises UserError where the weights are not a T5 encoder, have another width than the checkpoint's own transformer
+    reads, or a vocabulary smaller than the tokenizer's.
     """
     check_t5_precision(weight_dtype)
     weights = open_component(path, "text_encoder")
@@ -59,12 +62,12 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     if tokenizer.vocab_size > config["vocab_size"]:
         raise UserError(
             f"The text encoder in {weights.path} knows {config['vocab_size']} tokens, its tokenizer has "
-            f"{tokenizer.vocab_size}. Put the checkpoint's own tokenizer folder beside its text_encoder."
+            f"{tokenizer.vocab_size}. Put the checkpoint's own tokenizer folder next to its text_encoder folder."
         )
     precision = choose_t5_precision(weight_dtype, state_dict)
     parameters = comfy.utils.calculate_parameters(state_dict)
-    gguf = precision.keeps and any_gguf(state_dict)
-    options = {"dtype": precision.storage}
+    has_gguf = precision.keeps_quantized and any_gguf(state_dict)
+    options: dict[str, Any] = {"dtype": precision.storage}
     if precision.operations:
         options["custom_operations"] = precision.operations
     clip = comfy.sd.CLIP(
@@ -72,7 +75,7 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
         parameters=parameters,
         state_dict=[convert_t5_weights(state_dict, precision)],
         model_options=options,
-        disable_dynamic=disable_dynamic or gguf,
+        disable_dynamic=disable_dynamic or has_gguf,
     )
     if precision.operations:
         adopt_patcher(clip.patcher)
@@ -81,7 +84,7 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
 
 
 def check_t5_precision(weight_dtype: str) -> None:
-    """Raises UserError for a precision that T5 cannot have."""
+    """Raises UserError for a precision that T5 does not support."""
     if weight_dtype in FAST_MODES:
         raise UserError(
             f"T5 cannot run in {weight_dtype}: ComfyUI computes text encoders in fp32. Choose "
@@ -90,42 +93,48 @@ def check_t5_precision(weight_dtype: str) -> None:
     check_precision(weight_dtype, mm.text_encoder_device())
 
 
-def choose_t5_precision(weight_dtype: str, state_dict: dict[str, torch.Tensor]) -> Precision:
-    """How to store T5: the file's own type for "default"; fp8 and int8 hold its attention and feed-forward matrices,
-    the rest stays in the type that the file has for them."""
+def choose_t5_precision(weight_dtype: str, state_dict: Mapping[str, torch.Tensor]) -> Precision:
+    """How to store and compute T5.
+
+    "default" keeps the dtype of the file. fp8 and int8 quantise the attention and feed-forward matrices; all other
+    weights keep the dtype that the file has for them.
+    """
     mode, keeps = quantized_mode(weight_dtype), weight_dtype == "default" and holds_quantized(state_dict)
     if not mode and not keeps:
-        return Precision(WEIGHT_DTYPES[weight_dtype] or comfy.utils.weight_dtype(state_dict), torch.float32)
+        storage = WEIGHT_DTYPES[weight_dtype] or comfy.utils.weight_dtype(state_dict) or torch.float32
+        return Precision(storage, torch.float32)
     plain = {
         name: value
         for name, value in state_dict.items()
         if value.ndim == 2 and not is_quantized(value) and value.dtype.is_floating_point and value.dtype.itemsize > 1
     }
-    # a file whose every matrix is quantised has less than fp16's eleven bits
-    return Precision(comfy.utils.weight_dtype(plain) or torch.float16, torch.float32, mode, keeps)
+    # Where every matrix of the file is quantised, none of its values has more than the 11 bits of fp16.
+    return Precision(comfy.utils.weight_dtype(plain) or torch.float16, torch.float32, mode, keeps_quantized=keeps)
 
 
-def _load_text_encoder_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) -> object:
+def _load_text_encoder_patcher(
+    path: Path, weight_dtype: str, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
     return load_text_encoder(path, weight_dtype, disable_dynamic).patcher
 
 
-def t5_config(weights: Weights) -> dict:
-    """ComfyUI's T5 config for these weights, from their shapes and the config.json beside them.
+def t5_config(weights: Weights) -> dict[str, Any]:
+    """ComfyUI's T5 config for these weights, from their shapes.
 
-    Raises UserError where the width is not what the pipeline's transformer reads, or, without a config, not
-    T5-XXL's.
+    Raises UserError where the width is not the one that the pipeline's transformer reads, or, for weights without a
+    config.json, not T5-XXL's.
     """
     sd = weights.state_dict
-    # the shared embedding stands under one or both of two names
+    # The embedding is stored under one or both of two names.
     sd.setdefault("shared.weight", sd.pop("encoder.embed_tokens.weight", torch.empty(0, 0)))
     vocab_size, width = sd["shared.weight"].shape
     wanted = weights.siblings.get("transformer", {}).get("text_embed_dim")
     if wanted is None and weights.config is None:
         wanted = T5_XXL["d_model"]
-    if wanted is not None and 0 < width != wanted:  # 0: there is no embedding, as require_fit will say
+    if wanted is not None and 0 < width != wanted:  # width 0: no embedding at all, which require_fit reports
         raise UserError(
-            f"The text encoder in {weights.path} is {width} wide; the transformer reads {wanted}. CogVideoX uses the "
-            "T5-XXL v1.1 encoder (width 4096): fetch the checkpoint's own text_encoder."
+            f"The text encoder in {weights.path} has width {width}; the transformer reads width {wanted}. CogVideoX "
+            "uses the T5-XXL v1.1 encoder (width 4096). Download the checkpoint's own text_encoder."
         )
     heads = sd["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].shape[1]
     config = T5_XXL | {
@@ -140,8 +149,8 @@ def t5_config(weights: Weights) -> dict:
     return config
 
 
-def t5_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """The tensors of a T5 v1.1 encoder; ComfyUI would leave what is missing at random values.
+def t5_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors of a T5 v1.1 encoder. ComfyUI would leave missing ones at random values.
 
     Source: transformers modeling_t5.py.
     """
@@ -166,5 +175,6 @@ def t5_shapes(config: dict) -> dict[str, tuple[int, ...]]:
 
 
 def _tokenizer_folder(weights: Weights) -> Path | None:
+    """The pipeline's tokenizer; None where it has none."""
     folder = weights.path.parent / "tokenizer"
     return folder if folder.is_dir() else None

@@ -1,4 +1,4 @@
-"""taecvx, CogVideoX's tiny decoder, from its file to a module or a patcher."""
+"""Load CogVideoX's tiny decoder (taecvx) from its file as a module or a ModelPatcher."""
 
 import logging
 from pathlib import Path
@@ -16,15 +16,15 @@ from ..vae.tiny_decoder import TinyDecoder, build_tiny_decoder
 from .files.safetensors_files import looks_like_safetensors, open_safetensors, read_safetensors_header
 from .files.torch_files import looks_like_torch, open_torch
 
-TINY_FOLDER, TINY_PREFIX = "vae_approx", "taecvx"  # as madebyollin/taehv names the files
+TINY_FOLDER, TINY_PREFIX = "vae_approx", "taecvx"  # the names of the files in the repository madebyollin/taehv
 
 
 def open_tiny_decoder(path: Path, device: torch.device, one_per_latent: bool = False) -> TinyDecoder:
-    """The tiny decoder in a .safetensors or PyTorch file, in host memory, in the type that suits `device`.
+    """The tiny decoder in a .safetensors or PyTorch file, in host memory, in ComfyUI's VAE dtype of `device`.
 
     one_per_latent: see build_tiny_decoder.
 
-    Raises UserError where the file is damaged or holds something else.
+    Raises UserError where the file is damaged or is not the tiny decoder.
     """
     dtype = mm.vae_dtype(device, [torch.float16, torch.bfloat16, torch.float32])
     decoder, weights = build_tiny_decoder(_read(path), str(path), one_per_latent)
@@ -39,23 +39,24 @@ def list_tiny_decoders() -> list[str]:
 
 
 def first_tiny_decoder(device: torch.device) -> TinyDecoder | None:
-    """The first of the tiny decoder's files on `device`, for previews; None, and a line in the log, without one."""
+    """The tiny decoder of the first of its files, on `device`, for previews; None, with a warning, where there is "
+    "none."""
     names = list_tiny_decoders()
     if not names:
         logging.warning(
             f"Previews of method taesd need {TINY_PREFIX}.pth or {TINY_PREFIX}.safetensors (repository "
-            f"madebyollin/taehv) in models/{TINY_FOLDER}; CogVideoX's previews are rough without it."
+            f"madebyollin/taehv) in models/{TINY_FOLDER}; without it, CogVideoX's previews are coarse."
         )
         return None
     try:
         return open_tiny_decoder(find(names[0], TINY_FOLDER), device, one_per_latent=True).to(device)
     except (UserError, OSError, RuntimeError) as error:
-        logging.warning(f"CogVideoX's previews are rough, without the tiny decoder: {error}")
+        logging.warning(f"The tiny decoder cannot be loaded, so CogVideoX's previews are coarse: {error}")
         return None
 
 
 def check_tiny_decoder(path: Path) -> None:
-    """Raises UserError for what load_tiny_decoder would refuse."""
+    """Raises UserError for a file that load_tiny_decoder would refuse."""
     build_tiny_decoder(_read(path), str(path))
 
 
@@ -66,19 +67,19 @@ def load_tiny_decoder(path: Path) -> comfy.model_patcher.ModelPatcher:
     """
     device = mm.vae_device()
     decoder = open_tiny_decoder(path, device)
-    # 20 MB need no loading on demand
+    # Dynamic VRAM is disabled: 20 MB fit on every card.
     return model_patcher_class(True)(decoder, load_device=device, offload_device=mm.vae_offload_device())
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise UserError(f"There is no file {path}. Choose another from the list.")
+        raise UserError(f"There is no file {path}. Choose another one from the list.")
     if looks_like_safetensors(path):
-        read_safetensors_header(path)  # which refuses what is cut short
+        read_safetensors_header(path)  # refuses a file that is cut short
         return open_safetensors(path)
     if looks_like_torch(path):
         return open_torch(path)
     raise UserError(
-        f"{path} ({path.stat().st_size} bytes) is no weight file (safetensors or PyTorch), or only the beginning of "
-        "one. Fetch it again."
+        f"{path} ({path.stat().st_size} bytes) is not a weight file (safetensors or PyTorch), or only the beginning of "
+        "one. Download it again."
     )

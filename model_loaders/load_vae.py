@@ -1,4 +1,4 @@
-"""From a VAE on disk to a VAE."""
+"""Load a VAE from disk as a VAE."""
 
 import logging
 from pathlib import Path
@@ -17,7 +17,7 @@ VAE_DTYPES = tuple(name for name in WEIGHT_DTYPES if name != "fp8_e4m3fn")
 
 
 def check_vae_dtype(weight_dtype: str) -> None:
-    """Raises UserError for a precision that a VAE cannot have."""
+    """Raises UserError for a precision that VAEs do not support."""
     if weight_dtype not in VAE_DTYPES:
         raise UserError(
             f"A CogVideoX VAE cannot run in {weight_dtype}: its convolutions have kernels for fp32, bf16 and fp16 "
@@ -30,8 +30,9 @@ def load_vae(
 ) -> CogVideoXVAE:
     """Load the VAE at `path` (see checkpoints.open_component).
 
-    weight_dtype: "default" lets ComfyUI choose for the device; fp8 is refused. notify: is told, in a sentence for the
-    user, when memory runs out and a leaner mode takes over. disable_dynamic: ComfyUI asks for it when it clones a VAE.
+    weight_dtype: "default" lets ComfyUI choose for the device; fp8 is refused. notify: called with a sentence for the
+    user when memory runs out and a mode that needs less takes over. disable_dynamic: without dynamic VRAM, as ComfyUI
+    requests for some clones of a VAE.
 
     Raises UserError where the weights are not a CogVideoX VAE.
     """

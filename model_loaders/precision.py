@@ -1,7 +1,8 @@
-"""From the user's `weight_dtype` to the types weights are stored and computed in."""
+"""From the user's `weight_dtype` to the dtypes in which weights are stored and computed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.quant_ops
@@ -12,7 +13,7 @@ from ..errors import UserError
 from ..host.quantized import FP8_LAYOUTS, QUANTIZED_MODES, is_quantized
 from ..host.quantized_ops import FastQuantizedOps, QuantizedOps
 
-# what a VAE and a control net can be stored in: types of torch's own
+# The precisions of VAEs and control nets: dtypes of torch. None: chosen for the device.
 WEIGHT_DTYPES = {
     "default": None,
     "fp32": torch.float32,
@@ -21,9 +22,9 @@ WEIGHT_DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 _FAST = "_fast"
-_CPU_INT8_UNITS = ("avx512_vnni", "avx_vnni", "amx_int8")  # as torch.cpu.get_capabilities names them
+_CPU_INT8_INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8")  # keys of torch.cpu.get_capabilities()
 FAST_MODES = tuple(mode + _FAST for mode in QUANTIZED_MODES)
-# what a transformer and T5 can be stored in
+# the precisions of transformers; T5 has these without FAST_MODES
 PRECISIONS = (
     *(name for name in WEIGHT_DTYPES if name not in QUANTIZED_MODES),
     *(name for pair in zip(QUANTIZED_MODES, FAST_MODES) for name in pair),
@@ -32,18 +33,23 @@ PRECISIONS = (
 
 @dataclass(frozen=True)
 class Precision:
-    """How one model is stored and computed."""
+    """How one model is stored and computed.
 
-    storage: torch.dtype  # of all that is not quantised
-    compute: torch.dtype | None  # None where it is the storage type
-    mode: str | None = None  # one of QUANTIZED_MODES: the blocks' matrices are converted to it
-    keeps: bool = False  # matrices that are quantised in the file stay so
-    fast: bool = False  # matrices are multiplied in their quantised type
+    storage: the dtype of all weights that are not quantised. compute: the dtype of the arithmetic, None where it is
+    the storage dtype. mode: one of QUANTIZED_MODES, to which the blocks' matrices are converted. keeps_quantized:
+    matrices that are quantised in the file stay quantised. fast: matrices are multiplied in their quantised type.
+    """
+
+    storage: torch.dtype
+    compute: torch.dtype | None
+    mode: str | None = None
+    keeps_quantized: bool = False
+    fast: bool = False
 
     @property
-    def operations(self) -> type | None:
-        """ComfyUI operations that can hold these weights; None leaves the choice to ComfyUI."""
-        if not self.mode and not self.keeps:
+    def operations(self) -> Any:
+        """The class of ComfyUI operations that hold these weights; None leaves the choice to ComfyUI."""
+        if not self.mode and not self.keeps_quantized:
             return None
         return FastQuantizedOps if self.fast else QuantizedOps
 
@@ -53,9 +59,10 @@ def choose_precision(
 ) -> Precision:
     """How to store and compute a transformer on `device`.
 
-    weight_dtype: one of PRECISIONS; "default" keeps what is quantised in the file. trained: the checkpoint's own type.
+    weight_dtype: one of PRECISIONS; "default" keeps weights that are quantised in the file. trained: the dtype in which
+    the checkpoint was trained.
 
-    Raises UserError where the device cannot run it.
+    Raises UserError where the device cannot run this precision.
     """
     check_precision(weight_dtype, device)
     mode, keeps = quantized_mode(weight_dtype), weight_dtype == "default" and holds_quantized(state_dict)
@@ -63,24 +70,24 @@ def choose_precision(
     if not mode and not keeps:
         stored = comfy.utils.weight_dtype(state_dict)
         return Precision(*choose_dtypes(weight_dtype, trained, stored, parameters, device))
-    # what is not quantised weighs little: in the type that is computed in, nothing has to be cast in every step
+    # The weights that are not quantised are few. Stored in the compute dtype, they need no cast in every step.
     storage, compute = choose_dtypes("default", trained, trained, parameters, device)
     compute = compute or storage
-    return Precision(compute, compute, mode, keeps, weight_dtype.endswith(_FAST))
+    return Precision(compute, compute, mode, keeps_quantized=keeps, fast=weight_dtype.endswith(_FAST))
 
 
 def choose_dtypes(
-    weight_dtype: str, trained: torch.dtype, stored: torch.dtype, parameters: int, device: torch.device
+    weight_dtype: str, trained: torch.dtype, stored: torch.dtype | None, parameters: int, device: torch.device
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    """(storage type, compute type or None where it is the same) for a model of plain weights on `device`.
+    """(storage dtype, compute dtype or None where it is the same) for a model of plain weights on `device`.
 
-    trained: the checkpoint's own precision, preferred where the device computes in it.
-    stored: the type most weights have on disk.
+    trained: the dtype in which the checkpoint was trained, preferred where the device computes in it.
+    stored: the dtype of most weights on disk.
 
     Raises UserError for a precision that needs quantised weights.
     """
     if weight_dtype not in WEIGHT_DTYPES:
-        raise UserError(f"{weight_dtype} is for the transformer only. Choose {', '.join(WEIGHT_DTYPES)}.")
+        raise UserError(f"weight_dtype {weight_dtype} is for transformers only. Choose {', '.join(WEIGHT_DTYPES)}.")
     other = torch.float16 if trained == torch.bfloat16 else torch.bfloat16
     supported = [trained, other, torch.float32] if trained != torch.float32 else [torch.float32]
     storage = WEIGHT_DTYPES[weight_dtype]
@@ -97,48 +104,51 @@ def is_t5_matrix(name: str) -> bool:
 
 
 def quantized_mode(weight_dtype: str) -> str | None:
-    """The one of QUANTIZED_MODES that `weight_dtype` asks for."""
+    """The one of QUANTIZED_MODES that `weight_dtype` selects; None for a plain dtype or "default"."""
     mode = weight_dtype.removesuffix(_FAST)
     return mode if mode in QUANTIZED_MODES else None
 
 
 def holds_quantized(state_dict: Mapping[str, torch.Tensor]) -> bool:
-    """Whether any of the weights is quantised, or in fp8."""
+    """Whether any of the weights are quantised, or in plain fp8."""
     return any(is_quantized(value) or value.dtype in FP8_LAYOUTS for value in state_dict.values())
 
 
 def check_precision(weight_dtype: str, device: torch.device) -> None:
-    """Raises UserError where `device` cannot multiply in the type that `weight_dtype` asks for."""
+    """Raises UserError for an unknown `weight_dtype`, or one whose matrix multiplication `device` does not support."""
     if weight_dtype not in PRECISIONS:
         raise UserError(f"There is no precision {weight_dtype}. Choose one of {', '.join(PRECISIONS)}.")
     if weight_dtype not in FAST_MODES:
         return
-    mode = quantized_mode(weight_dtype)
-    lack = _lacks_fp8(device) if mode == "fp8_e4m3fn" else _lacks_int8(device)
-    if lack:
+    mode = weight_dtype.removesuffix(_FAST)
+    obstacle = fp8_matmul_obstacle(device) if mode == "fp8_e4m3fn" else int8_matmul_obstacle(device)
+    if obstacle:
         raise UserError(
-            f"{weight_dtype} multiplies in {mode.split('_')[0]}, and {lack}. Choose {mode}: it takes as little memory "
-            "and multiplies in the usual type."
+            f"{weight_dtype} needs {mode.split('_')[0]} matmul support, {obstacle}. Choose {mode}: it takes as little "
+            "memory and multiplies in bf16, fp16 or fp32."
         )
 
 
-def _lacks_fp8(device: torch.device) -> str | None:
+def fp8_matmul_obstacle(device: torch.device) -> str | None:
+    """Why `device` has no fp8 matrix multiplication, as a relative clause for a message; None where it has."""
     if device.type == "cpu":
-        return "a CPU has no such units"
+        return "which this CPU does not have"
     if not getattr(mm, "supports_fp8_compute", lambda device: False)(device):
-        return f"{_device_name(device)} has no such units (NVIDIA's Ada and Hopper, and later, have)"
+        return f"which {_device_name(device)} does not have (NVIDIA's Ada, Hopper and later cards have it)"
     return None
 
 
-def _lacks_int8(device: torch.device) -> str | None:
+def int8_matmul_obstacle(device: torch.device) -> str | None:
+    """Why `device` has no int8 matrix multiplication, as a relative clause for a message; None where it has."""
     if device.type == "cpu":
-        # without them torch multiplies int8 in ordinary steps, slower than fp32
-        known = getattr(torch.cpu, "get_capabilities", dict)()
-        return None if any(known.get(unit) for unit in _CPU_INT8_UNITS) else "this CPU has no such units (VNNI or AMX)"
+        # Without these instructions torch emulates int8 matmul, slower than fp32.
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        has_instructions = any(capabilities.get(name) for name in _CPU_INT8_INSTRUCTIONS)
+        return None if has_instructions else "which this CPU does not have (VNNI or AMX)"
     layout = getattr(comfy.quant_ops, "TensorWiseINT8Layout", None)
     supports = getattr(layout, "supports_fast_matmul", None)
     if device.type != "cuda" or supports is None or not supports():
-        return f"{_device_name(device)} has no such units that ComfyUI can use (NVIDIA's Turing, and later, have)"
+        return f"which ComfyUI does not have for {_device_name(device)} (NVIDIA's Turing and later cards have it)"
     return None
 
 

@@ -1,4 +1,4 @@
-"""One weight of a file -> what stands in the model: kept, cast, quantised or unpacked."""
+"""Weights of a file -> weights of a model: kept, cast, quantised or unpacked."""
 
 from collections.abc import Mapping
 
@@ -19,24 +19,32 @@ from ..host.quantized_ops import QuantizedLinear
 from ..transformer.parameter_types import is_block_matrix
 from .precision import Precision, is_t5_matrix
 
-_STORED_AS = {"fp8_e4m3fn": "float8_e4m3fn", "int8": "int8_tensorwise"}  # ComfyUI's names of our modes
+# our modes -> ComfyUI's names of them
+_COMFYUI_FORMATS = {"fp8_e4m3fn": "float8_e4m3fn", "int8": "int8_tensorwise"}
 
 
 def convert_transformer_weights(
     module: torch.nn.Module, state_dict: dict[str, torch.Tensor], precision: Precision, cast: bool
 ) -> dict[str, torch.Tensor]:
-    """The weights of `state_dict`, which is emptied on the way, as they stand in `module`.
+    """The weights of `state_dict`, which is emptied, as `module` is to hold them.
 
-    cast: whether plain weights take the type that the module has; if not, they stay mapped in the file.
+    cast: whether plain weights are cast to the dtypes that the module has; otherwise they stay memory-mapped.
     """
-    types = {name: parameter.dtype for name, parameter in module.named_parameters()}
-    holders = {f"{name}.weight" for name, leaf in module.named_modules() if isinstance(leaf, QuantizedLinear)}
+    dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
+    quantizable = {f"{name}.weight" for name, leaf in module.named_modules() if isinstance(leaf, QuantizedLinear)}
     converted = {}
     for name in list(state_dict):
         value = state_dict.pop(name)
-        if name in types:
-            matrix = is_block_matrix(name)
-            value = _convert(name, value, precision, name in holders, matrix, types[name], cast)
+        if name in dtypes:
+            value = _convert(
+                name,
+                value,
+                precision,
+                can_be_quantized=name in quantizable,
+                is_mode_target=is_block_matrix(name),
+                plain=dtypes[name],
+                cast=cast,
+            )
         elif is_quantized(value):  # a buffer
             value = dequantized(value, torch.float32)
         converted[name] = value
@@ -44,11 +52,19 @@ def convert_transformer_weights(
 
 
 def convert_t5_weights(state_dict: dict[str, torch.Tensor], precision: Precision) -> dict[str, torch.Tensor]:
-    """The weights of a T5 encoder, which are emptied on the way; plain ones are left to ComfyUI, which casts them."""
+    """The weights of a T5 encoder from `state_dict`, which is emptied. Plain ones are not cast; ComfyUI casts them."""
     converted = {}
     for name in list(state_dict):
-        matrix = is_t5_matrix(name)
-        converted[name] = _convert(name, state_dict.pop(name), precision, matrix, matrix, precision.storage, False)
+        is_matrix = is_t5_matrix(name)
+        converted[name] = _convert(
+            name,
+            state_dict.pop(name),
+            precision,
+            can_be_quantized=is_matrix,
+            is_mode_target=is_matrix,
+            plain=precision.storage,
+            cast=False,
+        )
     return converted
 
 
@@ -56,42 +72,45 @@ def _convert(
     name: str,
     value: torch.Tensor,
     precision: Precision,
-    can_hold: bool,
-    is_matrix: bool,
+    *,
+    can_be_quantized: bool,
+    is_mode_target: bool,
     plain: torch.dtype,
     cast: bool,
 ) -> torch.Tensor:
     """One weight.
 
-    can_hold: its layer takes quantised weights. is_matrix: it is one of those that a mode quantises. plain: the type
-    of one that is not quantised. cast: whether one that is plain in the file takes that type.
+    can_be_quantized: whether its layer can hold quantised weights. is_mode_target: whether it is one of the weights
+    that a mode quantises. plain: its dtype where it is not quantised. cast: whether a weight that is plain in the file
+    is cast to that dtype.
 
-    Raises UserError naming a weight that cannot be quantised.
+    Raises UserError, which names a weight that cannot be quantised.
     """
-    if precision.mode and is_matrix and can_hold:
-        if _is_stored_as(value, precision.mode):
-            return _as_quantized(value, precision.compute)
+    compute = precision.compute or precision.storage
+    if precision.mode and is_mode_target and can_be_quantized:
+        if _is_in_mode(value, precision.mode):
+            return _as_quantized(value, compute)
         try:
-            return quantize(value, precision.mode, precision.compute)
+            return quantize(value, precision.mode, compute)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
     if is_quantized(value) or value.dtype in FP8_LAYOUTS:
-        keep = precision.keeps and can_hold
-        return _as_quantized(value, precision.compute) if keep else dequantized(value, plain)
+        keep = precision.keeps_quantized and can_be_quantized
+        return _as_quantized(value, compute) if keep else dequantized(value, plain)
     return value.to(plain) if cast else value
 
 
 def any_gguf(state_dict: Mapping[str, torch.Tensor]) -> bool:
-    """Whether GGUF blocks are among the weights.
+    """Whether any of the weights are GGUF blocks.
 
-    ComfyUI's loading on demand packs patched weights again, which they do not allow.
+    Such a model cannot use ComfyUI's dynamic VRAM, which packs patched weights again: blocks cannot be packed again.
     """
     return any(is_gguf(value) for value in state_dict.values())
 
 
-def _is_stored_as(value: torch.Tensor, mode: str) -> bool:
+def _is_in_mode(value: torch.Tensor, mode: str) -> bool:
     if is_quantized(value):
-        return FORMATS.get(value._layout_cls) == _STORED_AS[mode]
+        return FORMATS.get(value._layout_cls) == _COMFYUI_FORMATS[mode]
     return mode == "fp8_e4m3fn" and value.dtype == torch.float8_e4m3fn
 
 

@@ -1,8 +1,9 @@
-"""A MODEL as one .safetensors file: converted, quantised and with its LoRAs merged, so that this happens once."""
+"""Save a MODEL as one .safetensors file, with its LoRAs merged, and converted or quantised."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import comfy.lora
 import comfy.model_patcher
@@ -18,6 +19,7 @@ from .precision import WEIGHT_DTYPES, quantized_mode
 AS_LOADED = "as loaded"
 SAVE_DTYPES = (AS_LOADED, "fp32", "bf16", "fp16", "fp8_e4m3fn", "int8")
 _PREFIX = "diffusion_model."
+_KEEP = "keep"  # as a weight's format: the quantisation that it has
 
 
 def save_model(
@@ -26,51 +28,61 @@ def save_model(
     weight_dtype: str = AS_LOADED,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Write the transformer of `model` under diffusers' names, with every patch that `model` carries; returns bytes.
+    """Write the transformer of `model` under diffusers' names, its patches merged; returns the size in bytes.
 
-    weight_dtype: one of SAVE_DTYPES. "as loaded" keeps each weight's own type; a patched GGUF weight, which cannot be
-    packed again, becomes bf16. fp8 and int8 are written as ComfyUI's own quantised files are.
-    on_progress(bytes done, bytes in all) may raise to stop.
+    weight_dtype: one of SAVE_DTYPES. "as loaded" keeps each weight's dtype or quantisation; a patched GGUF weight,
+    which cannot be packed again, becomes bf16. fp8 and int8 have the format of ComfyUI's own quantised files.
+    on_progress(bytes done, bytes in total) may raise to stop; then no file is left behind.
 
-    Raises UserError for a model of another pack, a file that is there already, a full disk, or weights that the
-    type cannot hold.
+    Raises UserError for a model of another pack, an existing file, a full disk, or weights beyond the range of the
+    dtype.
     """
     require_cogvideox_model(model)
-    weights = _weights(model)
-    plans = {name: _plan(name, patches, weight_dtype) for name, patches in weights.items()}
-    shapes, owner = {}, {}
-    for name, plan in plans.items():
-        pieces = _shapes(name, weights[name], plan)
-        shapes |= pieces
-        owner |= dict.fromkeys(pieces, name)
-    held: dict[str, torch.Tensor] = {}  # what is left to write of one weight
+    weights = _patched_weights(model)
+    formats = {name: _choose_format(name, weight, weight_dtype) for name, weight in weights.items()}
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    weight_of: dict[str, str] = {}  # tensor in the file -> the weight that it is a part of
+    for name, file_format in formats.items():
+        parts = _file_shapes(name, weights[name], file_format)
+        shapes |= parts
+        weight_of |= dict.fromkeys(parts, name)
+    # A quantised weight is several tensors in the file. It is converted once, when the first of them is written.
+    converted: dict[str, torch.Tensor] = {}
 
-    def piece(name: str) -> torch.Tensor:
-        if name not in held:
-            whole = owner[name]
-            held.update(_pieces(whole, _converted(whole, weights[whole], plans[whole])))
-        return held.pop(name)
+    def file_tensor(name: str) -> torch.Tensor:
+        if name not in converted:
+            weight = weight_of[name]
+            converted.update(_file_tensors(weight, _convert(weight, weights[weight], formats[weight])))
+        return converted.pop(name)
 
-    return write_safetensors(path, shapes, piece, _metadata(model.model, weight_dtype), on_progress)
+    return write_safetensors(path, shapes, file_tensor, _metadata(model.model, weight_dtype), on_progress)
 
 
-def _weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, tuple[torch.Tensor, list]]:
-    """Each weight as it was loaded, and the patches that `model` puts on it, by diffusers' name."""
+class PatchedWeight(NamedTuple):
+    """A weight as it was loaded, and the patches of ModelPatcher on it."""
+
+    tensor: torch.Tensor
+    patches: list[Any]
+
+
+def _patched_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, PatchedWeight]:
+    """The weights of the transformer by diffusers' names, without buffers that are computed, such as position "
+    "tables."""
     transformer = model.model.diffusion_model
-    kept = transformer.state_dict().keys()  # without the tables that are computed
+    saved = transformer.state_dict().keys()
     found = {}
     for name, tensor in [*transformer.named_parameters(), *transformer.named_buffers()]:
         key = _PREFIX + name
-        # what ComfyUI replaced while the model is loaded, it keeps aside
-        before = model.hook_backup.get(key) or model.backup.get(key)
-        if name in kept:
-            found[name] = before[0] if before else tensor, model.patches.get(key, [])
+        # While a model is loaded, its weights are patched, and ComfyUI keeps the originals here.
+        backup = model.hook_backup.get(key) or model.backup.get(key)
+        if name in saved:
+            found[name] = PatchedWeight(backup[0] if backup else tensor, model.patches.get(key, []))
     return found
 
 
-def _plan(name: str, weight_and_patches: tuple[torch.Tensor, list], weight_dtype: str) -> torch.dtype | str:
-    """How one weight is written: a plain type, a quantised mode, or "kept" as it is quantised now."""
-    weight, patches = weight_and_patches
+def _choose_format(name: str, patched: PatchedWeight, weight_dtype: str) -> torch.dtype | str:
+    """How one weight is written: a plain dtype, one of QUANTIZED_MODES, or _KEEP for its present quantisation."""
+    weight, patches = patched
     mode = quantized_mode(weight_dtype)
     if mode and is_block_matrix(name):
         return mode
@@ -78,63 +90,69 @@ def _plan(name: str, weight_and_patches: tuple[torch.Tensor, list], weight_dtype
         return WEIGHT_DTYPES[weight_dtype]
     if not is_quantized(weight):
         return weight.dtype
-    return torch.bfloat16 if mode or (patches and is_gguf(weight)) else "kept"
+    return torch.bfloat16 if mode or (patches and is_gguf(weight)) else _KEEP
 
 
-def _converted(name: str, weight_and_patches: tuple[torch.Tensor, list], plan: torch.dtype | str) -> torch.Tensor:
-    """One weight with its patches merged in fp32, rounded once."""
-    weight, patches = weight_and_patches
-    # a quantised weight calls itself the type that it is computed in
-    as_it_is = plan == "kept" or (plan == weight.dtype and not is_quantized(weight))
-    if not patches and as_it_is:
+def _convert(name: str, patched: PatchedWeight, file_format: torch.dtype | str) -> torch.Tensor:
+    """One weight in `file_format`, its patches merged in fp32 and rounded once.
+
+    Raises UserError where a plain dtype cannot represent its values.
+    """
+    weight, patches = patched
+    # The dtype of a QuantizedTensor is the one that it is computed in, not the one that it is stored in.
+    is_unchanged = file_format == _KEEP or (file_format == weight.dtype and not is_quantized(weight))
+    if not patches and is_unchanged:
         return weight
     merged = dequantized(weight.to("cpu"), torch.float32)
     if patches:
         merged = comfy.lora.calculate_weight(patches, merged.clone(), _PREFIX + name, intermediate_dtype=torch.float32)
-    if isinstance(plan, torch.dtype):
-        rounded = merged.to(plan)
+    if isinstance(file_format, torch.dtype):
+        rounded = merged.to(file_format)
         if not torch.isfinite(rounded).all():
-            raise UserError(f"{name} holds values that are no numbers in {plan}. Save it in bf16 or fp32.")
+            raise UserError(f"{name} contains NaN or Inf after rounding to {file_format}. Save it in bf16 or fp32.")
         return rounded
-    return requantize(weight, merged) if plan == "kept" else quantize(merged, plan, torch.bfloat16)
+    if file_format == _KEEP:
+        assert is_quantized(weight)
+        return requantize(weight, merged)
+    return quantize(merged, file_format, torch.bfloat16)
 
 
-def _pieces(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What stands in the file for one weight; GGUF blocks as bytes under the name of their type."""
+def _file_tensors(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of the file that one weight consists of. GGUF blocks are bytes under a name with their block type."""
     module = name.rpartition(".")[0]
     if is_gguf(tensor):
         return {f"{module}.{tensor._params.block_format.name}_qweight": tensor._qdata}
     return quantized_state_dict(tensor, f"{module}.") if is_quantized(tensor) else {name: tensor}
 
 
-def _shapes(name: str, weight_and_patches: tuple[torch.Tensor, list], plan: torch.dtype | str) -> Shapes:
-    """The pieces that _pieces will give, before anything is converted."""
-    weight, _ = weight_and_patches
-    if isinstance(plan, torch.dtype):
-        return {name: (tuple(weight.shape), plan)}
-    if plan == "kept":
-        return {piece: (tuple(t.shape), t.dtype) for piece, t in _pieces(name, weight).items()}
-    # one row tells all but how many rows there are
-    row = _pieces(name, quantize(torch.ones(1, 32), plan, torch.bfloat16))
+def _file_shapes(name: str, patched: PatchedWeight, file_format: torch.dtype | str) -> Shapes:
+    """The shapes and dtypes of _file_tensors, without converting the weight."""
+    weight = patched.tensor
+    if isinstance(file_format, torch.dtype):
+        return {name: (tuple(weight.shape), file_format)}
+    if file_format == _KEEP:
+        return {part: (tuple(t.shape), t.dtype) for part, t in _file_tensors(name, weight).items()}
+    # A quantised matrix of one row has all the parts; only their number of rows is another.
+    row = _file_tensors(name, quantize(torch.ones(1, 32), file_format, torch.bfloat16))
     rows = weight.shape[0]
-    shapes = {piece: ((rows, 1) if t.ndim == 2 else tuple(t.shape), t.dtype) for piece, t in row.items()}
+    shapes = {part: ((rows, 1) if t.ndim == 2 else tuple(t.shape), t.dtype) for part, t in row.items()}
     return shapes | {name: (tuple(weight.shape), row[name].dtype)}
 
 
 def _metadata(model: CogVideoXModel, weight_dtype: str) -> dict[str, str]:
-    """What a lone file needs to be loaded again: the configs that otherwise stand beside it (checkpoints.py)."""
-    known = model.model_config
+    """The header of the file: the configs that checkpoints.py reads where a file has no folder with a config.json."""
+    model_config = model.model_config
     configs = {
-        "transformer": {"_class_name": "CogVideoXTransformer3DModel", **known.transformer_config},
-        "scheduler": {"snr_shift_scale": known.sampling_settings["snr_shift_scale"]},
+        "transformer": {"_class_name": "CogVideoXTransformer3DModel", **model_config.transformer_config},
+        "scheduler": {"snr_shift_scale": model_config.sampling_settings["snr_shift_scale"]},
         "vae": {
-            "scaling_factor": known.latent_format.scale_factor,
-            "invert_scale_latents": known.inverts_image_scale,
+            "scaling_factor": model_config.latent_format.scale_factor,
+            "invert_scale_latents": model_config.inverts_image_scale,
         },
     }
     return {
         "format": "pt",
         "config": json.dumps(configs),
-        "modelspec.architecture": known.family.name,
+        "modelspec.architecture": model_config.family.name,
         "weight_dtype": weight_dtype,
     }

@@ -1,18 +1,37 @@
-"""Which official checkpoint some weights belong to, and the config that they have."""
+"""Which official checkpoint some weights belong to, and their complete config."""
 
 import logging
 from collections.abc import Collection, Mapping
-
-import torch
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from ..errors import UserError
 from ..sockets.families import FAMILIES, Family
 
-# component -> what it is, and keys that together only CogVideoX's has
-COMPONENTS = {
-    "transformer": (
-        "a CogVideoX transformer",
-        (
+
+class HasShape(Protocol):
+    """A tensor, or the entry of one in a header: detection looks at shapes only."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class ComponentSignature:
+    """How a component of CogVideoX is recognised.
+
+    description: in words for messages. required_keys: names that together only CogVideoX's component has; the first
+    two tell it from every other kind in _SIGNATURE_KEYS, so that weights that have these are an incomplete component.
+    """
+
+    description: str
+    required_keys: tuple[str, ...]
+
+
+SIGNATURES = {
+    "transformer": ComponentSignature(
+        description="a CogVideoX transformer",
+        required_keys=(
             "patch_embed.proj.weight",
             "patch_embed.text_proj.weight",
             "proj_out.weight",
@@ -20,24 +39,24 @@ COMPONENTS = {
             "transformer_blocks.0.norm1.linear.weight",
         ),
     ),
-    "vae": (
-        "a CogVideoX VAE",
-        ("decoder.conv_in.conv.weight", "decoder.mid_block.resnets.0.norm1.conv_y.conv.weight"),
+    "vae": ComponentSignature(
+        description="a CogVideoX VAE",
+        required_keys=(
+            "decoder.conv_in.conv.weight",
+            "decoder.mid_block.resnets.0.norm1.conv_y.conv.weight",
+        ),
     ),
-    "text_encoder": (
-        "a T5 text encoder",
-        (
+    "text_encoder": ComponentSignature(
+        description="a T5 text encoder",
+        required_keys=(
             "encoder.block.0.layer.0.SelfAttention.q.weight",
             "encoder.block.0.layer.1.DenseReluDense.wo.weight",
             "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
         ),
     ),
-}
-# as COMPONENTS, for what a pipeline does not need to have
-ADDITIONS = {
-    "controlnet": (
-        "a CogVideoX control net",
-        (
+    "controlnet": ComponentSignature(
+        description="a CogVideoX control net",
+        required_keys=(
             "controlnet_encode_first.0.weight",
             "patch_embed.text_proj.weight",
             "time_embedding.linear_1.weight",
@@ -45,8 +64,8 @@ ADDITIONS = {
         ),
     ),
 }
-# A key that only this kind of model has, so that a wrong file can be called by its name. First match wins.
-_TELLTALE_KEYS = (
+# A key that only this kind of model has, and what to call it in a message about a wrong file. The first match wins.
+_SIGNATURE_KEYS = (
     ("controlnet_encode_first.0.weight", "a CogVideoX control net"),
     ("transformer_blocks.0.norm1.linear.weight", "a CogVideoX-like transformer"),
     ("encoder.block.0.layer.0.SelfAttention.q.weight", "a T5 text encoder"),
@@ -64,7 +83,7 @@ _TELLTALE_KEYS = (
     ("transformer_blocks.0.attn.norm_added_k.weight", "a Flux, Qwen-Image or HunyuanVideo model in diffusers layout"),
     ("blocks.0.attn.qkv_x.weight", "a Mochi model"),
     ("down_blocks.0.resnets.0.norm1.weight", "a Stable Diffusion UNet in diffusers layout"),
-    ("model.diffusion_model.input_blocks.0.0.weight", "a whole Stable Diffusion checkpoint"),
+    ("model.diffusion_model.input_blocks.0.0.weight", "a complete Stable Diffusion checkpoint"),
     ("input_blocks.0.0.weight", "a Stable Diffusion UNet"),
     ("text_model.embeddings.token_embedding.weight", "a CLIP text encoder"),
     ("model.embed_tokens.weight", "a language model"),
@@ -72,9 +91,9 @@ _TELLTALE_KEYS = (
 
 
 def describe_weights(keys: Collection[str]) -> str:
-    """What weights with these keys look like, in words for a message."""
+    """The kind of model that weights with these keys are, in words for a message."""
     names = {key.removeprefix("model.diffusion_model.") for key in keys} | set(keys)
-    for key, looks_like in _TELLTALE_KEYS:
+    for key, looks_like in _SIGNATURE_KEYS:
         if key in names:
             return looks_like
     if any(".lora_" in key or key.startswith("lora_") for key in keys):
@@ -88,40 +107,42 @@ def require_component(keys: Collection[str], component: str, source: str) -> Non
 
     component: "transformer", "vae", "text_encoder" or "controlnet". source: path for the message.
     """
-    name, needed = (COMPONENTS | ADDITIONS)[component]
-    missing = [key for key in needed if key not in keys]
-    # Flux and others share names with a transformer of CogVideoX: only what has its own as well is one
-    is_most = describe_weights(keys).replace("-like", "") == name and all(key in keys for key in needed[:2])
-    if missing and is_most:
+    expected = SIGNATURES[component]
+    missing = [key for key in expected.required_keys if key not in keys]
+    if not missing:
+        return
+    found = describe_weights(keys)
+    # Flux and others share names with CogVideoX's transformer ("-like"): it is one only with CogVideoX's own names too.
+    is_expected_kind = found.replace("-like", "") == expected.description
+    if is_expected_kind and all(key in keys for key in expected.required_keys[:2]):
         raise UserError(
-            f"{source} is {name} without {', '.join(missing)}: the file is damaged or not whole. Fetch it again."
+            f"{source} is {expected.description} without {', '.join(missing)}: the file is damaged or incomplete. "
+            "Download it again."
         )
-    if missing:
-        raise UserError(
-            f"{source} looks like {describe_weights(keys)}, not {name}. Choose the checkpoint's {component}."
-        )
+    raise UserError(f"{source} looks like {found}, not {expected.description}. Choose the checkpoint's {component}.")
 
 
-def is_fixed_table(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a transformer's position table is 2b's computed one, which some files carry along.
+def has_computed_positions(tensors: Mapping[str, HasShape]) -> bool:
+    """Whether a transformer's position table is the computed one of 2b, which SAT saves with the weights.
 
-    No text to video model has learned positions (16 input channels; tensors are asked for their shapes alone).
+    It must not be taken for a learned one. No text to video model (16 input channels) has learned positions.
     """
     proj = tensors["patch_embed.proj.weight"]
     return "patch_embed.pos_embedding" in tensors and len(proj.shape) == 4 and proj.shape[1] == 16
 
 
-def transformer_shape(state_dict: Mapping[str, torch.Tensor]) -> dict:
-    """The part of diffusers' transformer config that weights tell by their shapes alone."""
+def transformer_shape(state_dict: Mapping[str, HasShape]) -> dict[str, Any]:
+    """The part of diffusers' transformer config that follows from the shapes of the weights, and "dim", their width."""
     proj = state_dict["patch_embed.proj.weight"]
     dim, text_embed_dim = state_dict["patch_embed.text_proj.weight"].shape
     layers = len({k.split(".")[1] for k in state_dict if k.startswith("transformer_blocks.")})
+    # CogVideoX 1.0 embeds patches of 2 x 2 latents by a convolution, 1.5 patches of 2 x 2 x 2 by a linear layer.
     patch_size, patch_size_t = 2, None if len(proj.shape) == 4 else 2
     ofs = state_dict.get("ofs_embedding.linear_1.weight")
     return {
         "dim": dim,
         "num_layers": layers,
-        "in_channels": proj.shape[1] if len(proj.shape) == 4 else proj.shape[1] // (patch_size**2 * patch_size_t),
+        "in_channels": proj.shape[1] if patch_size_t is None else proj.shape[1] // (patch_size**2 * patch_size_t),
         "out_channels": state_dict["proj_out.weight"].shape[0] // (patch_size**2 * (patch_size_t or 1)),
         "time_embed_dim": state_dict["time_embedding.linear_1.weight"].shape[0],
         "text_embed_dim": text_embed_dim,
@@ -131,10 +152,10 @@ def transformer_shape(state_dict: Mapping[str, torch.Tensor]) -> dict:
     }
 
 
-def detect_family(config: Mapping) -> Family:
+def detect_family(config: Mapping[str, Any]) -> Family:
     """The official family with this architecture (a transformer config of any size).
 
-    Raises UserError for an architecture that no family has.
+    Raises UserError for an architecture that belongs to no family.
     """
     rotary = bool(config.get("use_rotary_positional_embeddings"))
     learned = bool(config.get("use_learned_positional_embeddings"))
@@ -146,17 +167,19 @@ def detect_family(config: Mapping) -> Family:
     raise UserError(
         f"No CogVideoX model has {config['in_channels']} input channels with patch_size_t {patch_size_t}, "
         f"{'rotary' if rotary else 'sincos'} and {'learned' if learned else 'no learned'} positions, "
-        f"{'with' if ofs else 'without'} an ofs embedding. This version runs {', '.join(f.name for f in FAMILIES)}."
+        f"{'with' if ofs else 'without'} an ofs embedding. This version runs "
+        f"{', '.join(f.name for f in FAMILIES)}. "
+        "Choose a checkpoint of one of these."
     )
 
 
-def resolve_config(state_dict: Mapping[str, torch.Tensor], config: Mapping | None, source: str) -> dict:
+def resolve_config(state_dict: Mapping[str, HasShape], config: Mapping[str, Any] | None, source: str) -> dict[str, Any]:
     """A complete diffusers transformer config, checked against the weights.
 
-    config: the config.json beside the weights; None takes the official family of exactly this size.
+    config: the config.json of the weights; None takes the config of the official checkpoint of exactly this size.
     source: path for messages.
 
-    Raises UserError where config and weights contradict each other or nothing official has this size.
+    Raises UserError where config and weights contradict each other, or no official checkpoint has this size.
     """
     shape = transformer_shape(state_dict)
     dim = shape.pop("dim")
@@ -169,37 +192,41 @@ def resolve_config(state_dict: Mapping[str, torch.Tensor], config: Mapping | Non
     if found:
         raise UserError(
             f"config.json and the weights in {source} do not belong together: {'; '.join(found)} (config against "
-            "weights). Put the config.json of this very checkpoint beside its weights."
+            "weights). Put the config.json of this checkpoint into the folder of its weights."
         )
     return merged | shape
 
 
-def _official_config(shape: dict, dim: int, source: str) -> dict:
+def _official_config(shape: Mapping[str, Any], dim: int, source: str) -> dict[str, Any]:
     for f in FAMILIES:
-        if (dim, shape["num_layers"], shape["in_channels"], shape["patch_size_t"], shape["ofs_embed_dim"]) == (
-            f.heads * 64,
-            f.layers,
-            f.in_channels,
-            f.patch_size_t,
-            f.ofs_embed_dim,
-        ) and shape["use_learned_positional_embeddings"] == f.learned_positions:
-            sample = (300, 300, 81) if f.patch_size_t else (90, 60, 49)
-            return shape | {
+        official = {
+            "num_layers": f.layers,
+            "in_channels": f.in_channels,
+            "patch_size_t": f.patch_size_t,
+            "ofs_embed_dim": f.ofs_embed_dim,
+            "use_learned_positional_embeddings": f.learned_positions,
+        }
+        if dim == f.heads * 64 and all(shape[name] == value for name, value in official.items()):
+            # the size that position tables are made for: latent width and height, video frames
+            sample_width, sample_height, sample_frames = (300, 300, 81) if f.patch_size_t else (90, 60, 49)
+            return {
+                **shape,
                 "num_attention_heads": f.heads,
                 "attention_head_dim": 64,
                 "use_rotary_positional_embeddings": f.rotary,
                 "patch_bias": f.patch_size_t is None,
-                "sample_width": sample[0],
-                "sample_height": sample[1],
-                "sample_frames": sample[2],
+                "sample_width": sample_width,
+                "sample_height": sample_height,
+                "sample_frames": sample_frames,
             }
     raise UserError(
-        f"{source} has no config.json and is no official size: {shape['num_layers']} layers of width {dim} with "
-        f"{shape['in_channels']} input channels. Put the checkpoint's config.json beside its weights."
+        f"{source} has no config.json and not the size of an official checkpoint: it has {shape['num_layers']} layers "
+        f"of width {dim} with {shape['in_channels']} input channels. Put the checkpoint's config.json into the folder "
+        "of its weights."
     )
 
 
-# What every official scheduler_config.json says, and the samplers take for granted.
+# The entries of every official scheduler_config.json on which the samplers rely.
 _OFFICIAL_SCHEDULE = {
     "prediction_type": "v_prediction",
     "beta_schedule": "scaled_linear",
@@ -212,11 +239,10 @@ _OFFICIAL_SCHEDULE = {
 }
 
 
-def resolve_snr_shift(scheduler_config: Mapping | None, family: Family, source: str) -> float:
-    """The SNR shift of a checkpoint's noise levels: its scheduler's, or the family's where it brings no scheduler.
+def resolve_snr_shift(scheduler_config: Mapping[str, Any] | None, family: Family, source: str) -> float:
+    """The SNR shift of a checkpoint's noise levels: its scheduler's, or the family's where it has no scheduler config.
 
-    source: path for messages. Anything else in the config that differs from the official ones is warned of, for it is
-    not followed.
+    source: path for messages. Any other entry that differs from the official ones is ignored, with a warning.
 
     Raises UserError for a model that does not predict v.
     """
@@ -225,12 +251,12 @@ def resolve_snr_shift(scheduler_config: Mapping | None, family: Family, source: 
     other = {k: scheduler_config[k] for k, v in _OFFICIAL_SCHEDULE.items() if scheduler_config.get(k, v) != v}
     if "prediction_type" in other:
         raise UserError(
-            f"The scheduler beside {source} says prediction_type {other['prediction_type']}; CogVideoX models predict "
+            f"The scheduler config of {source} says prediction_type {other['prediction_type']}; CogVideoX models have "
             "v_prediction. Put the checkpoint's own scheduler_config.json there."
         )
     if other:
         found = ", ".join(f"{k} {v} (official: {_OFFICIAL_SCHEDULE[k]})" for k, v in other.items())
         logging.warning(
-            f"The scheduler beside {source} differs from CogVideoX's: {found}. CogVideoX's own schedule is used."
+            f"The scheduler config of {source} differs from CogVideoX's: {found}. CogVideoX's own schedule is used."
         )
     return scheduler_config.get("snr_shift_scale", family.snr_shift_scale)

@@ -1,6 +1,6 @@
 """VAE: a CogVideoX autoencoder behind ComfyUI's socket."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +99,7 @@ class CogVideoXVAE(comfy.sd.VAE):
 
     def decode_stream(
         self, latents: torch.Tensor, memory: str = "auto", band_pixels: int | None = None, compile: bool = False
-    ) -> Iterator[torch.Tensor]:
+    ) -> Generator[torch.Tensor, None, None]:
         """Frames [t, H, W, 3] in 0 .. 1 of latents [1, 16, n, h, w], at most 9 at a time, on the output device."""
         plan = self._load(memory, band_pixels, latents.shape, self.memory_used_decode)
         network, fell_back = self.first_stage_model, partial(self._report_fallback, "Decoding")

@@ -111,7 +111,8 @@ def official_vae() -> dict[str, torch.Tensor]:
     from diffusers import AutoencoderKLCogVideoX
 
     with torch.device("meta"):
-        return dict(AutoencoderKLCogVideoX().to(torch.bfloat16).state_dict())
+        weights = AutoencoderKLCogVideoX().state_dict()
+    return {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
 
 
 def official_t5() -> dict[str, torch.Tensor]:
@@ -122,8 +123,9 @@ def official_t5() -> dict[str, torch.Tensor]:
         d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu", vocab_size=32128
     )
     with torch.device("meta"):
-        weights = T5EncoderModel(config).to(torch.bfloat16).state_dict()
-    return {name: weight for name, weight in weights.items() if name != "encoder.embed_tokens.weight"}
+        weights = T5EncoderModel(config).state_dict()
+    embedding = "encoder.embed_tokens.weight"  # a second name of shared.weight
+    return {name: weight.to(torch.bfloat16) for name, weight in weights.items() if name != embedding}
 
 
 def write_hollow_gguf(path: Path, weights: dict[str, torch.Tensor], kind: str) -> Path:
@@ -146,6 +148,7 @@ def write_hollow_gguf(path: Path, weights: dict[str, torch.Tensor], kind: str) -
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     sizes = [writer.ggml_pad(info.nbytes, writer.data_alignment) for info in writer.tensors[0].values()]
+    assert writer.fout is not None
     start = writer.ggml_pad(writer.fout[0].tell(), writer.data_alignment)
     writer.fout[0].truncate(start + sum(sizes))
     writer.close()

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import reference_transformer
@@ -128,6 +130,7 @@ def write_dialect(dialect: str, factors: Factors, alpha: str = "none") -> tuple[
     write, _, alpha_name = DIALECTS[dialect]
     files, header = write(factors), {}
     if alpha == "tensor":
+        assert alpha_name is not None, f"{dialect} has no alpha tensors"
         for layer in factors:
             files[alpha_name.format(layer, _=layer.replace(".", "_"))] = torch.tensor(ALPHA)
     elif alpha == "header":
@@ -172,7 +175,7 @@ class Subject:
         return random_factors(self.shapes, layers, ranks, seed)
 
 
-def patched_weights(model: object) -> Files:
+def patched_weights(model: ModelPatcher) -> Files:
     """The transformer's weights as a run uses them; the model is left as it was."""
     model.patch_model(torch.device("cpu"))
     now = {name: p.detach().clone() for name, p in model.model.diffusion_model.named_parameters()}
@@ -180,7 +183,7 @@ def patched_weights(model: object) -> Files:
     return now
 
 
-def assert_weights(model: object, expected: Files) -> None:
+def assert_weights(model: ModelPatcher, expected: Files) -> None:
     """Bit-equal, every one of them."""
     now = patched_weights(model)
     wrong = [name for name, weight in now.items() if not torch.equal(weight, expected[name])]
@@ -192,7 +195,14 @@ def in_diffusers(folder: Path, path: Path, strength: float) -> Files:
     pytest.importorskip("peft")
     from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
 
-    pipeline = CogVideoXPipeline(None, None, None, reference_transformer(folder), CogVideoXDDIMScheduler())
+    # Only the transformer is used; the pipeline's annotations do not allow for missing components.
+    components: dict[str, Any] = {
+        "tokenizer": None,
+        "text_encoder": None,
+        "vae": None,
+        "transformer": reference_transformer(folder),
+    }
+    pipeline = CogVideoXPipeline(**components, scheduler=CogVideoXDDIMScheduler())
     pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="tested")
     assert pipeline.get_list_adapters(), "diffusers ignored the file: this test would show nothing"
     pipeline.fuse_lora(lora_scale=strength, components=["transformer"])

@@ -1,24 +1,29 @@
 """Models in every precision, for the tests of how they are stored, loaded and patched."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import gguf
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from gguf import quants
 
 from cogvideox.host import quantized
 from cogvideox.model_loaders import load_model as model_loader
 from cogvideox.model_loaders import load_text_encoder as text_loader
 from cogvideox.model_loaders import precision
+from cogvideox.model_loaders.checkpoints import Weights
 from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
 
 HAS_INT8 = "TensorWiseINT8Layout" in quantized.FORMATS
 needs_int8 = pytest.mark.skipif(not HAS_INT8, reason="this ComfyUI has no int8")
-_LACK = precision._lacks_int8(torch.device("cpu"))
-needs_int8_units = pytest.mark.skipif(_LACK is not None, reason=str(_LACK))
+_OBSTACLE = precision.int8_matmul_obstacle(torch.device("cpu"))
+needs_int8_matmul = pytest.mark.skipif(_OBSTACLE is not None, reason=f"needs int8 matmul support, {_OBSTACLE}")
 GGUF_FILES = ("Q8_0", "Q4_0")
 KINDS = ("fp8_e4m3fn", pytest.param("int8", marks=needs_int8), *GGUF_FILES)
 LAYER = "transformer_blocks.1.ff.net.2"
@@ -46,39 +51,47 @@ def to_gguf(name: str, weight: torch.Tensor, qtype: str) -> torch.Tensor:
     return gguf_tensor(torch.from_numpy(blocks), qtype, tuple(weight.shape), torch.float32)
 
 
-def load(path: Path, kind: str, patch: pytest.MonkeyPatch, component: str = "transformer", **options: object) -> object:
-    """The model at `path` in `kind`: a weight_dtype, or the type of a GGUF file made of its weights."""
-    module = model_loader if component == "transformer" else text_loader
-    function = module.load_model if component == "transformer" else module.load_text_encoder
-    if kind not in GGUF_FILES:
-        return function(path, kind, **options)
-    return load_changed(path, patch, lambda name, weight: to_gguf(name, weight, kind), component, **options)
+Change = Callable[[str, torch.Tensor], torch.Tensor]
 
 
-def load_changed(
-    path: Path,
-    patch: pytest.MonkeyPatch,
-    change: Callable[[str, torch.Tensor], torch.Tensor],
-    component: str = "transformer",
-    weight_dtype: str = "default",
-    **options: object,
-) -> object:
-    """The model whose file holds what `change` makes of each weight."""
-    module = model_loader if component == "transformer" else text_loader
-    function = module.load_model if component == "transformer" else module.load_text_encoder
-    opened = module.open_component
+@contextmanager
+def changed_weights(patch: pytest.MonkeyPatch, loader: ModuleType, change: Change) -> Iterator[None]:
+    """Let `loader` find in a file what `change` makes of each weight."""
+    opened = loader.open_component
 
-    def open_changed(*arguments: object) -> object:
-        weights = opened(*arguments)
+    def open_changed(path: Path, component: str) -> Weights:
+        weights = opened(path, component)
         return replace(weights, state_dict={name: change(name, w) for name, w in weights.state_dict.items()})
 
     with patch.context() as context:
-        context.setattr(module, "open_component", open_changed)
-        return function(path, weight_dtype, **options)
+        context.setattr(loader, "open_component", open_changed)
+        yield
+
+
+def load(path: Path, kind: str, patch: pytest.MonkeyPatch, disable_dynamic: bool = False) -> ModelPatcher:
+    """The MODEL at `path` in `kind`: a weight_dtype, or the type of a GGUF file made of its weights."""
+    if kind not in GGUF_FILES:
+        return model_loader.load_model(path, kind, disable_dynamic=disable_dynamic)
+    with changed_weights(patch, model_loader, lambda name, weight: to_gguf(name, weight, kind)):
+        return model_loader.load_model(path, disable_dynamic=disable_dynamic)
+
+
+def load_changed(path: Path, patch: pytest.MonkeyPatch, change: Change, weight_dtype: str = "default") -> ModelPatcher:
+    """The MODEL whose file contains what `change` makes of each weight."""
+    with changed_weights(patch, model_loader, change):
+        return model_loader.load_model(path, weight_dtype)
+
+
+def load_clip(path: Path, kind: str, patch: pytest.MonkeyPatch) -> CLIP:
+    """The CLIP at `path` in `kind`, as of `load`."""
+    if kind not in GGUF_FILES:
+        return text_loader.load_text_encoder(path, kind)
+    with changed_weights(patch, text_loader, lambda name, weight: to_gguf(name, weight, kind)):
+        return text_loader.load_text_encoder(path)
 
 
 @torch.inference_mode()
-def forward(model: object, seed: int = 2) -> torch.Tensor:
+def forward(model: ModelPatcher, seed: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     dit = model.model.diffusion_model
     latents = torch.randn(1, dit.config.in_channels, 2, 8, 12, generator=generator)
@@ -87,7 +100,7 @@ def forward(model: object, seed: int = 2) -> torch.Tensor:
     return dit(latents.to(dtype), torch.tensor([500.0]), context=context.to(dtype)).float()
 
 
-def four_steps(model: object) -> torch.Tensor:
+def four_steps(model: ModelPatcher) -> torch.Tensor:
     from cogvideox.nodes import sample as nodes
 
     context = [[torch.randn(1, 226, 32, generator=torch.Generator().manual_seed(n)), {}] for n in (3, 4)]
@@ -96,6 +109,6 @@ def four_steps(model: object) -> torch.Tensor:
     return out.args[0]["samples"]
 
 
-def encode(clip: object) -> torch.Tensor:
+def encode(clip: CLIP) -> torch.Tensor:
     with torch.inference_mode():
         return clip.encode_from_tokens_scheduled(clip.tokenize("A panda plays a guitar."))[0][0]

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -21,7 +22,7 @@ def write_pictures(folder: Path) -> dict[str, np.ndarray]:
     """Write one picture of every kind; returns name -> what a viewer shows, uint8 [H, W, 3]."""
     shown = {}
 
-    def write(name: str, picture: Image.Image, seen: np.ndarray, **options: object) -> None:
+    def write(name: str, picture: Image.Image, seen: np.ndarray, **options: Any) -> None:
         picture.save(folder / name, **options)
         shown[name] = seen
 

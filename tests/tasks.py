@@ -33,6 +33,7 @@ class Task:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._parts: dict[str, object] | None = None
         self.model = load_model(folder, "fp32")
         self.vae = load_vae(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")
@@ -61,8 +62,7 @@ class Task:
         """Latents [B, 16, T, h, w] of a diffusers pipeline, unscaled; T includes CogVideoX 1.5's frames in front."""
         import diffusers
 
-        pipe = getattr(diffusers, pipeline).from_pretrained(self.folder, torch_dtype=torch.float32)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = self._reference_pipeline(getattr(diffusers, pipeline))
         scheduler = diffusers.CogVideoXDPMScheduler if sampler == "dpm" else diffusers.CogVideoXDDIMScheduler
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
         defaults = {
@@ -76,6 +76,14 @@ class Task:
         }
         latents = pipe(**defaults | arguments).frames.transpose(1, 2)
         return latents / pipe.vae.config.scaling_factor
+
+    def _reference_pipeline(self, kind: type) -> object:
+        """diffusers' pipeline of this kind, its parts read from the folder once for all tests of this checkpoint."""
+        if self._parts is None:
+            self._parts = kind.from_pretrained(self.folder, torch_dtype=torch.float32).components
+        pipe = kind(**self._parts)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Checkpoints from the model hub: resumable, verified. Nothing here needs torch or ComfyUI."""
+"""Download checkpoints from the model hub: resumable, verified. Nothing here needs torch or ComfyUI."""

@@ -1,65 +1,51 @@
-"""Fetch a checkpoint's folder from the model hub: resumed after a kill, verified, never half taken for whole.
+"""Download a checkpoint's folder from the model hub: resumable, verified, never mistaken for complete too early.
 
-No import of torch or ComfyUI, so that dev.py can do it alone. huggingface_hub does none of what matters here: it drops
-the half file when a download ends early, and does not compare the hash of what it fetched (2.4.0, file_download.py).
+No import of torch or ComfyUI, so that dev.py can run it alone. huggingface_hub was not used: it deletes the partial
+file when a download ends early, and does not compare the hash of what it downloaded (2.4.0, file_download.py).
 """
 
 import contextlib
 import errno
-import hashlib
-import os
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from .hub import (
-    Beginning,
-    Hub,
-    NotThereError,
-    PassingError,
-    RangeError,
-    RemoteFile,
-    Stopped,
-    UserError,
-    in_background,
-)
-from .manifest import (
-    FOLDERS,
-    Manifest,
-    half_done,
-    is_complete,
-    part_path,
-    part_size,
-    read_manifest,
-    select_files,
-)
+from ...errors import UserError
+from .background import Cancelled, in_background
+from .hub import Hub, NotFoundError, RangeError, RemoteFile, ResponseStart, TransientError
+from .manifest import FOLDERS, Manifest, is_complete, partial_bytes, read_manifest, select_files
+from .part_file import PartFile, equals_digest, new_digest
 
+T = TypeVar("T")
 LOCK = ".cogvideox-download.lock"
-_TRIES = 5  # in a row without progress
-_PROGRESS = 1 << 20  # bytes that count as one
-_RESERVE = 100 << 20  # bytes of disk left to others
-_SYNC = 64 << 20  # bytes between two flushes, so that none takes long
-_HASH_CHUNK = 4 << 20
+_MAX_FAILURES = 5  # in a row without progress
+_PROGRESS_BYTES = 1 << 20  # bytes that a request must bring to count as progress
+_RESERVE_BYTES = 100 << 20  # bytes of the disk that are left free
+_HASH_CHUNK_BYTES = 4 << 20
 _REPORT_S = 0.2
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a download is. done and total: bytes of all files; rate: bytes a second, lately."""
+    """How far a download is. done and total: bytes of all files. rate: bytes per second over the last reports.
+
+    checking: `file` is being hashed on the disk, not downloaded.
+    """
 
     file: str
     done: int
     total: int
     rate: float
-    checking: bool = False  # reading a file from the disk, not from the hub
+    checking: bool = False
 
     def describe(self) -> str:
         """One line for the user."""
-        doing = "checking" if self.checking else f"{self.rate / 1e6:.1f} MB/s"
-        return f"{self.done / 1e6:.0f} MB of {self.total / 1e9:.2f} GB, {doing}, {self.file}"
+        activity = "checking" if self.checking else f"{self.rate / 1e6:.1f} MB/s"
+        return f"{self.done / 1e6:.0f} MB of {self.total / 1e9:.2f} GB, {activity}, {self.file}"
 
 
 def download(
@@ -69,47 +55,59 @@ def download(
     should_stop: Callable[[], bool] = lambda: False,
     pause_s: float = 1.0,
 ) -> int:
-    """Make `folder` the diffusers pipeline `repository` of the hub; returns the bytes that were fetched.
+    """Make `folder` the diffusers pipeline `repository` of the hub; returns the number of bytes downloaded.
 
-    What lies there with the right size and hash is kept, half files are continued, and a folder that is complete
-    needs no network. pause_s: before the second try; it doubles from try to try.
+    Files with the right size and hash are kept, partial files are continued, and a complete folder needs no network.
+    pause_s: before the second try of a request; it doubles from try to try.
 
-    Raises UserError saying what to do, and Stopped when should_stop says so; both leave what was fetched.
+    Raises UserError saying what to do, and Cancelled when should_stop() is true; both keep what was downloaded.
     """
-    if is_complete(folder) and read_manifest(folder).repository == repository:
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.repository == repository and is_complete(folder):
         return 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             return _Download(repository, folder, on_progress, should_stop, pause_s).run()
     except OSError as error:
-        raise UserError(_describe_disk(folder, error)) from error
+        raise UserError(_describe_disk_error(folder, error)) from error
 
 
 class _Download:
-    """One run: the folder, the hub, and how far it is."""
+    """One run of `download`: the folder, the hub, and the bytes so far."""
 
-    def __init__(self, repository: str, folder: Path, on_progress: Callable, should_stop: Callable, pause_s: float):
+    def __init__(
+        self,
+        repository: str,
+        folder: Path,
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        pause_s: float,
+    ):
         self.repository, self.folder = repository, folder
         self.on_progress, self.should_stop, self.pause_s = on_progress, should_stop, pause_s
         self.hub = Hub()
-        self.fetched, self.answered = 0, False
-        self.recent: deque[tuple[float, int]] = deque(maxlen=25)  # (seconds, bytes fetched) of the last reports
-        self.reported = 0.0
+        self.total = self.done = 0  # bytes of all files, and of those that are complete
+        self.downloaded = 0  # bytes received in this run
+        self.answered = False  # whether any server has answered in this run
+        self.recent: deque[tuple[float, int]] = deque(maxlen=25)  # (time, bytes received) of the last reports
+        self.reported_at = 0.0
 
     def run(self) -> int:
-        manifest, known = self.manifest()
+        """Download everything; returns the number of bytes received. Raises UserError, Cancelled."""
+        manifest, is_old = self.open_manifest()
         try:
-            self.finish(manifest)
-        except NotThereError:
-            if not known:
+            self.download_all(manifest)
+        except NotFoundError:
+            if not is_old:
                 raise
-            # the revision of an earlier day is gone: take today's, and keep what it shares with the old one
-            self.finish(self.new_manifest(manifest))
-        return self.fetched
+            # The hub no longer has the revision of an earlier run. Take the current one and keep the files that both
+            # have in common.
+            self.download_all(self.new_manifest(manifest))
+        return self.downloaded
 
-    def manifest(self) -> tuple[Manifest, bool]:
-        """The manifest in the folder, or a new one; and whether it was there. Raises UserError."""
+    def open_manifest(self) -> tuple[Manifest, bool]:
+        """The folder's manifest, or a new one, and whether it is from an earlier run. Raises UserError, Cancelled."""
         old = read_manifest(self.folder)
         if old is None:
             return self.new_manifest(None), False
@@ -121,109 +119,110 @@ class _Download:
         return old, True
 
     def new_manifest(self, old: Manifest | None) -> Manifest:
-        """What the hub holds now. Raises UserError."""
-        revision = self.ask(lambda: self.hub.revision(self.repository))
-        files = select_files(self.ask(lambda: self.hub.files(self.repository, revision)))
+        """A manifest of what the hub holds now, saved in the folder. Raises UserError, Cancelled."""
+        revision = self.query(lambda: self.hub.revision(self.repository))
+        files = select_files(self.query(lambda: self.hub.files(self.repository, revision)))
         manifest = Manifest(self.repository, revision, files)
         if old is not None:
-            same = {file.path for file in files if file in old.files}
-            manifest.verified = {path: seen for path, seen in old.verified.items() if path in same}
+            unchanged = {file.path for file in files if file in old.files}
+            manifest.verified = {path: stat for path, stat in old.verified.items() if path in unchanged}
         manifest.save(self.folder)
         return manifest
 
-    def ask(self, question: Callable[[], object]) -> object:
-        """The hub's answer to a short question, asked again while it is busy. Raises UserError."""
+    def query(self, request: Callable[[], T]) -> T:
+        """The result of a short request, which is repeated after a TransientError. Raises UserError, Cancelled."""
         failures = 0
         while True:
             try:
-                answer = next(in_background(lambda: iter([question()]), self.should_stop))
+                answer = next(in_background(lambda: iter([request()]), self.should_stop))
                 self.answered = True
                 return answer
-            except PassingError as error:
+            except TransientError as error:
                 failures += 1
-                self.wait(error, failures, None)
+                self.wait_before_retry(error, failures, None)
 
-    def finish(self, manifest: Manifest) -> None:
-        """Bring every file of the manifest to the folder. Raises UserError, Stopped."""
+    def download_all(self, manifest: Manifest) -> None:
+        """Bring every file of the manifest into the folder. Raises UserError, Cancelled."""
         manifest.complete = False
         manifest.save(self.folder)
         self.total = sum(file.size for file in manifest.files)
         self.done = 0
         missing = []
         for file in manifest.files:
-            if self.is_right(manifest, file):
+            if self.matches_digest(manifest, file):
                 self.done += file.size
             else:
                 missing.append(file)
-        self.check_room(missing)
+        self.require_disk_space(missing)
         for file in missing:
-            self.fetch(manifest, file)
+            self.download_file(manifest, file)
         manifest.complete = True
         manifest.save(self.folder)
         self.report("", force=True)
 
-    def is_right(self, manifest: Manifest, file: RemoteFile) -> bool:
-        """Whether a file is there with the right hash, which is computed once."""
+    def matches_digest(self, manifest: Manifest, file: RemoteFile) -> bool:
+        """Whether the folder holds a file with the right hash; the result is kept, for hashing 20 GB takes minutes."""
         if manifest.is_verified(self.folder, file):
             return True
-        place = self.folder / file.path
-        if not place.is_file() or place.stat().st_size != file.size:
+        path = self.folder / file.path
+        if not path.is_file() or path.stat().st_size != file.size:
             return False
         digest = new_digest(file)
-        for chunk in self.read_disk(place, file):
+        for chunk in self.read_disk(path, file):
             digest.update(chunk)
-        if digest.hexdigest() != file.digest.partition(":")[2]:
+        if not equals_digest(digest, file):
             return False
         manifest.verify(self.folder, file)
         manifest.save(self.folder)
         return True
 
-    def read_disk(self, place: Path, file: RemoteFile) -> Iterator[bytes]:
-        """The bytes of a file on disk, with progress. Raises Stopped."""
+    def read_disk(self, path: Path, file: RemoteFile) -> Iterator[bytes]:
+        """The bytes of a file on the disk, with progress. Raises Cancelled."""
         read = 0
-        with place.open("rb") as source:
-            while chunk := source.read(_HASH_CHUNK):
+        with path.open("rb") as source:
+            while chunk := source.read(_HASH_CHUNK_BYTES):
                 if self.should_stop():
-                    raise Stopped
+                    raise Cancelled
                 yield chunk
                 read += len(chunk)
                 self.report(file.path, read, checking=True)
 
-    def check_room(self, missing: list[RemoteFile]) -> None:
-        """Raises UserError where the disk has too little room for what is missing."""
-        needed = sum(file.size for file in missing) - half_done(self.folder, missing)
+    def require_disk_space(self, missing: list[RemoteFile]) -> None:
+        """Raises UserError where the disk has too little room for the files that are missing."""
+        needed = sum(file.size for file in missing) - partial_bytes(self.folder, missing)
         free = shutil.disk_usage(self.folder).free
-        if missing and free < needed + _RESERVE:
+        if missing and free < needed + _RESERVE_BYTES:
             raise UserError(
-                f"The disk of {self.folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are still to be "
-                f"fetched: free some space, or choose a folder on another disk."
+                f"The disk of {self.folder} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are still to be "
+                "downloaded. Free some space, or choose a folder on another disk."
             )
 
-    def fetch(self, manifest: Manifest, file: RemoteFile) -> None:
-        """Bring one file, whose bytes are compared with the hub's hash before it gets its name."""
-        place = self.folder / file.path
-        place.parent.mkdir(exist_ok=True)
-        with _Part(place, file) as part:
+    def download_file(self, manifest: Manifest, file: RemoteFile) -> None:
+        """Download one file and compare it with the hub's hash before it gets its name. Raises UserError, Cancelled."""
+        target = self.folder / file.path
+        target.parent.mkdir(exist_ok=True)
+        with PartFile(target, file) as part:
             for chunk in self.read_disk(part.path, file):
-                part.take(chunk)
+                part.add_existing(chunk)
             for _ in range(2):
                 self.complete_part(manifest, part)
-                if part.is_right():
+                if part.matches_digest():
                     break
                 part.restart()
             else:
                 part.discard()
                 raise UserError(
-                    f"{file.path} arrived with wrong bytes from {self.hub.endpoint} twice, and is deleted. Check the "
-                    "proxy and HF_ENDPOINT, or fetch that file with a browser."
+                    f"{file.path} was downloaded twice from {self.hub.endpoint}, both times with another content than "
+                    "the hub announces (wrong hash), and was deleted. Check the proxy and HF_ENDPOINT, or download "
+                    "that file with a browser."
                 )
-            part.become(place)
+            part.finalize()
         self.done += file.size
         manifest.verify(self.folder, file)
         manifest.save(self.folder)
 
-    def complete_part(self, manifest: Manifest, part: "_Part") -> None:
-        """Let a half file grow to its size, in as many requests as it takes. Raises UserError, Stopped."""
+    def complete_part(self, manifest: Manifest, part: PartFile) -> None:
+        """Let a partial file grow to its size, in as many requests as it takes. Raises UserError, Cancelled."""
         failures = refusals = 0
         while part.size < part.file.size:
             before = part.size
@@ -236,134 +235,79 @@ class _Download:
                         f"{self.hub.endpoint} does not send {part.file.path} from byte {before} on. Check HF_ENDPOINT."
                     ) from None
                 part.restart()
-            except PassingError as error:
-                failures = 1 if part.size - before >= _PROGRESS else failures + 1
-                self.wait(error, failures, manifest)
+            except TransientError as error:
+                failures = 1 if part.size - before >= _PROGRESS_BYTES else failures + 1
+                self.wait_before_retry(error, failures, manifest)
 
-    def append(self, manifest: Manifest, part: "_Part") -> None:
-        """Add to a half file what one request brings. Raises UserError, PassingError, RangeError, Stopped."""
+    def append(self, manifest: Manifest, part: PartFile) -> None:
+        """Append the bytes of one request. Raises UserError, TransientError, RangeError, Cancelled."""
         file, etag = part.file, manifest.etags.get(part.file.path)
         offset = part.size
 
-        def read() -> Iterator[Beginning | bytes]:
+        def read() -> Iterator[ResponseStart | bytes]:
             return self.hub.read(self.repository, manifest.revision, file, offset, etag)
 
         self.report(file.path, offset, force=True)
         for item in in_background(read, self.should_stop):
-            if isinstance(item, Beginning):
+            if isinstance(item, ResponseStart):
                 self.answered = True
                 if item.offset != part.size:
                     part.restart()
                 if item.etag != etag:
-                    manifest.etags[file.path] = item.etag
+                    manifest.set_etag(file, item.etag)
                     manifest.save(self.folder)
                 continue
             part.write(item)
-            self.fetched += len(item)
+            self.downloaded += len(item)
             self.report(file.path, part.size)
             if part.size > file.size:
-                return  # and the hash will not be right
+                return  # too long, so that its hash cannot match
         if part.size < file.size:
-            raise PassingError("the connection was cut", answered=True)
+            raise TransientError("the connection was cut", answered=True)
 
-    def wait(self, error: PassingError, failures: int, manifest: Manifest | None) -> None:
-        """Be patient before the next try. Raises UserError after the last one, Stopped."""
+    def wait_before_retry(self, error: TransientError, failures: int, manifest: Manifest | None) -> None:
+        """Sleep until the next try. Raises UserError after the last one, Cancelled."""
         self.answered |= error.answered
-        if failures > (_TRIES if self.answered else 1):
+        # Where no server has answered at all, this machine is offline: a user need not wait for five tries.
+        if failures > (_MAX_FAILURES if self.answered else 1):
             raise UserError(self.describe_failure(error, manifest)) from None
         pause = error.wait_s if error.wait_s is not None else self.pause_s * 2 ** (failures - 1)
         until = time.monotonic() + pause
         while (left := until - time.monotonic()) > 0:
             if self.should_stop():
-                raise Stopped
+                raise Cancelled
             time.sleep(min(left, 0.1))
 
-    def describe_failure(self, error: PassingError, manifest: Manifest | None) -> str:
-        """What to do now: later again, or by hand on another machine."""
+    def describe_failure(self, error: TransientError, manifest: Manifest | None) -> str:
+        """What to do now: try again later, or download the files by hand on another machine."""
         if error.answered:
-            return f"{self.repository} could not be fetched: {error}. What is there is kept: try again later."
+            return (
+                f"The download of {self.repository} failed: {error}. What was downloaded is kept. Try again later; the "
+                "download continues there."
+            )
         missing = [] if manifest is None else manifest.missing(self.folder)
-        what = ", ".join(f"{file.path} ({file.size / 1e6:.1f} MB)" for file in missing)
-        what = what or f"model_index.json and the folders {', '.join(FOLDERS)}, with .safetensors weights"
+        names = ", ".join(f"{file.path} ({file.size / 1e6:.1f} MB)" for file in missing)
+        names = names or f"model_index.json and the folders {', '.join(FOLDERS)}, with .safetensors weights"
         return (
-            f"{error}: is this machine offline? Fetch the following on another one from "
-            f"{self.hub.page(self.repository)} and put it into {self.folder}: {what}. Or try again with a network."
+            f"{error}. This machine may be offline. Try again with a network, or download these files on another "
+            f"machine from {self.hub.page(self.repository)} and put them into {self.folder}: {names}."
         )
 
     def report(self, file: str, of_file: int = 0, checking: bool = False, force: bool = False) -> None:
+        """Call on_progress, at most every _REPORT_S seconds unless forced. of_file: bytes of the current file."""
         now = time.monotonic()
-        if not force and now - self.reported < _REPORT_S:
+        if not force and now - self.reported_at < _REPORT_S:
             return
-        self.reported = now
-        self.recent.append((now, self.fetched))
-        seconds, count = now - self.recent[0][0], self.fetched - self.recent[0][1]
+        self.reported_at = now
+        self.recent.append((now, self.downloaded))
+        seconds, count = now - self.recent[0][0], self.downloaded - self.recent[0][1]
         rate = count / seconds if seconds else 0.0
         self.on_progress(Progress(file, min(self.done + of_file, self.total), self.total, rate, checking))
 
 
-class _Part:
-    """A file that is not whole yet, and the hash of what is there; a context that closes it."""
-
-    def __init__(self, place: Path, file: RemoteFile):
-        self.path, self.file = part_path(place), file
-        if part_size(place) > file.size:
-            self.path.unlink()
-        self.out = self.path.open("ab")
-        self.digest, self.size, self.synced = new_digest(file), 0, 0
-
-    def __enter__(self) -> "_Part":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.out.close()
-
-    def take(self, chunk: bytes) -> None:
-        """Count bytes that are on the disk already."""
-        self.digest.update(chunk)
-        self.size += len(chunk)
-        self.synced = self.size
-
-    def write(self, chunk: bytes) -> None:
-        self.out.write(chunk)
-        self.digest.update(chunk)
-        self.size += len(chunk)
-        if self.size - self.synced >= _SYNC:
-            self.sync()
-
-    def sync(self) -> None:
-        self.out.flush()
-        os.fsync(self.out.fileno())
-        self.synced = self.size
-
-    def restart(self) -> None:
-        """Forget what is there."""
-        self.out.truncate(0)
-        self.digest, self.size, self.synced = new_digest(self.file), 0, 0
-
-    def discard(self) -> None:
-        self.out.close()
-        self.path.unlink()
-
-    def is_right(self) -> bool:
-        return self.size == self.file.size and self.digest.hexdigest() == self.file.digest.partition(":")[2]
-
-    def become(self, place: Path) -> None:
-        """Give the file its name; after a power cut it is whole or not there."""
-        self.sync()
-        self.out.close()
-        os.replace(self.path, place)
-
-
-def new_digest(file: RemoteFile) -> object:
-    """The hash that the hub gives for this file, of nothing yet."""
-    if file.digest.startswith("sha256:"):
-        return hashlib.sha256()
-    # what git names a blob: the hash of its length and its bytes
-    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. Raises UserError where another download holds it."""
     import filelock
 
     lock = filelock.FileLock(str(folder / LOCK))
@@ -371,7 +315,8 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise UserError(
-            f"Another download into {folder} is running, in this ComfyUI or in another process. Wait for it, or end it."
+            f"Another download into {folder} is running, in this ComfyUI or in another process. Wait until it has "
+            "finished, or cancel it."
         ) from None
     try:
         yield
@@ -379,7 +324,12 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _describe_disk(folder: Path, error: OSError) -> str:
+def _describe_disk_error(folder: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        return f"The disk of {folder} is full. Free some space and start the download again; what is there is kept."
-    return f"{error.filename or folder} cannot be written or read ({error.strerror or error}). Check its permissions."
+        return (
+            f"The disk of {folder} is full. Free some space and start the download again; what was downloaded is kept."
+        )
+    return (
+        f"{error.filename or folder} cannot be read or written ({error.strerror or error}). Check the permissions of "
+        "the folder."
+    )

@@ -5,41 +5,43 @@ their sha256 there, the others git's own hash of a blob.
 """
 
 import os
-import queue
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from ...errors import UserError
 
+if TYPE_CHECKING:
+    import requests
+
 ENDPOINT = "https://huggingface.co"
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 TIMEOUT_S = (10, 30)  # to connect; without a byte
-CHUNK = 128 << 10  # bytes; what a kill loses at most, beside what waits in the queue
+CHUNK = 128 << 10  # bytes; a killed process loses at most this and what is queued between the threads
 _MAX_REDIRECTS, _MAX_PAGES, _MAX_WAIT_S = 5, 50, 60.0
+T = TypeVar("T", dict, list)
 
 
-class NotThereError(UserError):
-    """The hub answers, and has no such repository, revision or file."""
+class NotFoundError(UserError):
+    """The hub has answered that it has no such repository, revision or file."""
 
 
-class PassingError(Exception):
-    """What may be over in a moment: a cut connection, a busy server. wait_s: how long the server asks for patience."""
+class TransientError(Exception):
+    """A failure that a second try may not meet: a connection that was cut, a busy server.
+
+    wait_s: seconds that the server asks to wait. answered: whether a server has answered; if not, this machine may be
+    offline.
+    """
 
     def __init__(self, reason: str, wait_s: float | None = None, answered: bool = False):
         super().__init__(reason)
-        self.wait_s = wait_s
-        self.answered = answered  # by a server, so that this machine is not offline
+        self.wait_s, self.answered = wait_s, answered
 
 
 class RangeError(Exception):
-    """The server cannot go on where the file on disk ends."""
-
-
-class Stopped(Exception):
-    """The user wants no more of it."""
+    """The server cannot continue at the byte where the file on disk ends."""
 
 
 @dataclass(frozen=True)
@@ -52,61 +54,76 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """How the server answered a request for a file: where in the file its bytes begin, and their entity tag."""
+class ResponseStart:
+    """How the server answered a request for a file.
+
+    offset: of the first byte that it sends, in the file. etag: the version of these bytes, None where it gives none.
+    """
 
     offset: int
     etag: str | None
 
 
 class Hub:
-    """The hub that HF_ENDPOINT names, with the token of HF_TOKEN, which goes to that host alone.
+    """The hub at HF_ENDPOINT. The token in HF_TOKEN is sent to that host only.
 
-    Raises UserError for an endpoint or a token that cannot be one.
+    Raises UserError where HF_ENDPOINT is not an http address, or the token contains characters that no token has.
     """
 
     def __init__(self) -> None:
         self.endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).strip().rstrip("/")
         parts = urlsplit(self.endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise UserError("HF_ENDPOINT is not the address of a hub. Unset it, or set it like https://host.")
+            raise UserError(
+                "HF_ENDPOINT is not the address of a model hub. Unset it, or set it to an address such as https://host."
+            )
         self._token = next((value for name in TOKEN_VARIABLES if (value := os.environ.get(name, "").strip())), None)
         if self._token and not re.fullmatch(r"[!-~]+", self._token):
-            # the request would be refused with the header's value in the message
-            raise UserError("The token in HF_TOKEN holds characters that no token has. Copy it again, or unset it.")
-        self._session = None
+            # requests would refuse the header, and its message would quote the token
+            raise UserError(
+                "The token in HF_TOKEN contains characters that no token has. Copy it again, or unset the variable."
+            )
+        self._session: requests.Session | None = None
 
     def page(self, repository: str) -> str:
-        """Where a browser shows the repository's files."""
+        """The address where a browser shows the repository's files."""
         return f"{self.endpoint}/{repository}/tree/main"
 
     def revision(self, repository: str) -> str:
-        """The commit that `main` is now. Raises UserError, PassingError."""
-        sha = _json(self._open(f"{self.endpoint}/api/models/{quote(repository)}")).get("sha")
+        """The current commit of the branch `main`. Raises UserError, TransientError."""
+        sha = _read_json(self._open(f"{self.endpoint}/api/models/{quote(repository)}"), dict).get("sha")
         if not isinstance(sha, str) or not re.fullmatch(r"[0-9a-f]{40}", sha):
-            raise UserError(f"{self.endpoint} gives no revision of {repository}: is HF_ENDPOINT a model hub?")
+            raise UserError(
+                f"{self.endpoint} names no revision of {repository}, so it does not answer as a model hub. Check "
+                "HF_ENDPOINT."
+            )
         return sha
 
     def files(self, repository: str, revision: str) -> list[RemoteFile]:
-        """Everything in a revision. Raises UserError, PassingError."""
+        """All files of a revision. Raises UserError, TransientError."""
         url = f"{self.endpoint}/api/models/{quote(repository)}/tree/{revision}?recursive=true"
         found: list[RemoteFile] = []
         for _ in range(_MAX_PAGES):
             answer = self._open(url)
-            entries = _json(answer, list)
+            entries = _read_json(answer, list)
             found += [_remote_file(entry) for entry in entries if _is_file(entry)]
             following = answer.links.get("next", {}).get("url")
             if not following:
                 return found
             url = urljoin(url, following)
-        raise UserError(f"{self.endpoint} lists {repository} without end. Is HF_ENDPOINT a model hub?")
+        raise UserError(
+            f"{self.endpoint} lists the files of {repository} on more than {_MAX_PAGES} pages, so it does not answer "
+            "as a model hub. Check HF_ENDPOINT."
+        )
 
     def read(
         self, repository: str, revision: str, file: RemoteFile, offset: int, etag: str | None
-    ) -> Iterator[Beginning | bytes]:
-        """The bytes of a file from `offset` on, after a Beginning, which is at 0 where the server starts again.
+    ) -> Iterator[ResponseStart | bytes]:
+        """A ResponseStart, then the bytes of a file from its offset on: `offset`, or 0 where the server starts again.
 
-        Raises UserError, PassingError, RangeError where there is nothing at `offset`.
+        etag: of the bytes before `offset`; where the file has another one now, the server starts again.
+
+        Raises UserError, TransientError, and RangeError where the server cannot continue at `offset`.
         """
         import urllib3
 
@@ -115,42 +132,47 @@ class Hub:
             headers["If-Range"] = etag
         url = f"{self.endpoint}/{quote(repository)}/resolve/{revision}/{quote(file.path)}"
         with self._open(url, headers) as answer:
-            begins = _first_byte(answer) if answer.status_code == 206 else 0
-            if begins not in (0, offset):
+            first_byte = _first_byte(answer) if answer.status_code == 206 else 0
+            if first_byte not in (0, offset):
                 raise RangeError
             tag = answer.headers.get("ETag", "")
-            # a weak tag is no promise that the bytes are the same
-            yield Beginning(begins, tag if tag.startswith('"') else None)
-            packed = answer.headers.get("Content-Encoding", "identity") != "identity"
+            # A weak tag (W/"...") does not promise that the bytes are the same.
+            yield ResponseStart(first_byte, tag if tag.startswith('"') else None)
+            is_compressed = answer.headers.get("Content-Encoding", "identity") != "identity"
             try:
-                # not iter_content: it keeps what it has of a chunk to itself when the connection is cut
-                while chunk := answer.raw.read(CHUNK, decode_content=packed):
+                # Not iter_content, which drops the chunk that it has begun when the connection is cut.
+                while chunk := answer.raw.read(CHUNK, decode_content=is_compressed):
                     yield chunk
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise PassingError(f"the connection was cut ({_reason(error)})", answered=True) from None
+                raise TransientError(f"the connection was cut ({_reason(error)})", answered=True) from None
 
-    def _open(self, url: str, headers: dict[str, str] | None = None) -> object:
-        """The answer to a GET, its body not read yet. Raises UserError, PassingError, RangeError."""
+    def _open(self, url: str, headers: Mapping[str, str] | None = None) -> "requests.Response":
+        """The answer to a GET after all redirects, its body not read yet.
+
+        Raises UserError, TransientError, RangeError.
+        """
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise PassingError("HF_HUB_OFFLINE is set", wait_s=0.0)
-        asked = url
+            raise TransientError("HF_HUB_OFFLINE is set", wait_s=0.0)
+        requested = url
         for _ in range(_MAX_REDIRECTS):
             answer = self._get(url, headers or {})
             if answer.status_code not in (301, 302, 303, 307, 308):
-                _check_status(answer, asked, _origin(url) == _origin(self.endpoint), "Range" in (headers or {}))
+                _check_status(answer, requested, _origin(url) == _origin(self.endpoint), "Range" in (headers or {}))
                 return answer
             answer.close()
             following = urljoin(url, answer.headers.get("Location", ""))
             if urlsplit(following).scheme not in ("https", urlsplit(url).scheme):
-                raise UserError(f"{asked} is redirected to an address without encryption. Check HF_ENDPOINT.")
+                raise UserError(
+                    f"{requested} is redirected to an address without encryption. Check HF_ENDPOINT and the proxy."
+                )
             url = following
-        raise UserError(f"{asked} is redirected without end. Check HF_ENDPOINT.")
+        raise UserError(f"{requested} is redirected more than {_MAX_REDIRECTS} times. Check HF_ENDPOINT.")
 
-    def _get(self, url: str, headers: dict[str, str]) -> object:
+    def _get(self, url: str, headers: Mapping[str, str]) -> "requests.Response":
         import requests
 
         self._session = self._session or requests.Session()
-        # what is stored packed cannot be resumed by bytes
+        # Byte offsets of a compressed answer are not offsets in the file: it could not be resumed.
         headers = {"Accept-Encoding": "identity", "User-Agent": "cogvideox-comfyui", **headers}
         if self._token and _origin(url) == _origin(self.endpoint):
             headers["Authorization"] = f"Bearer {self._token}"
@@ -159,109 +181,74 @@ class Hub:
                 url,
                 headers=headers,
                 stream=True,
-                allow_redirects=False,  # requests keeps a token on a redirect to another port of the host
+                allow_redirects=False,  # requests sends the token on to another port of the same host
                 timeout=TIMEOUT_S,
-                auth=lambda request: request,  # else it puts the password of a ~/.netrc in the token's place
+                auth=lambda request: request,  # without it, requests replaces the token by a password of ~/.netrc
             )
         except requests.exceptions.SSLError as error:
             raise UserError(
-                f"{_host(url)} has no certificate that this machine trusts ({_reason(error)}). "
+                f"This machine does not trust the certificate of {_host(url)} ({_reason(error)}). "
                 "Check the clock, the proxy and HF_ENDPOINT."
             ) from None
         except (requests.ConnectionError, requests.Timeout) as error:
-            raise PassingError(f"{_host(url)} cannot be reached ({_reason(error)})") from None
-        except requests.RequestException as error:  # its own text may hold a signed address
-            raise UserError(f"{_host(url)} cannot be asked ({type(error).__name__}). Check HF_ENDPOINT.") from None
+            raise TransientError(f"{_host(url)} cannot be reached ({_reason(error)})") from None
+        except requests.RequestException as error:  # whose own text may contain a signed address
+            raise UserError(
+                f"The request to {_host(url)} failed ({type(error).__name__}). Check HF_ENDPOINT."
+            ) from None
 
 
-def in_background(produce: Callable[[], Iterator], should_stop: Callable[[], bool]) -> Iterator:
-    """What the iterator that `produce` makes yields, made in a thread of its own.
+def _check_status(answer: "requests.Response", requested: str, is_hub: bool, has_range: bool) -> None:
+    """Raise the error for any status but 200 and 206.
 
-    A server that is silent can so be left at once. Raises Stopped when should_stop says so, and what `produce` raises.
+    is_hub: the hub itself has answered, not a host that it redirected to. has_range: a part of a file was requested.
     """
-    items: queue.Queue = queue.Queue(maxsize=8)
-    left = threading.Event()
-
-    def put(item: tuple) -> bool:
-        while not left.is_set():
-            try:
-                items.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for value in produce():
-                if not put((value, None, False)):
-                    return
-            put((None, None, True))
-        except Exception as error:  # raised again below, where someone can catch it
-            put((None, error, True))
-
-    threading.Thread(target=work, name="cogvideox-download", daemon=True).start()
-    try:
-        while True:
-            if should_stop():
-                raise Stopped
-            try:
-                value, error, last = items.get(timeout=0.1)
-            except queue.Empty:
-                continue
-            if error is not None:
-                raise error
-            if last:
-                return
-            yield value
-    finally:
-        left.set()
-
-
-def _check_status(answer: object, asked: str, own: bool, ranged: bool) -> None:
-    """own: the hub itself answers, not a host that it sent us to. ranged: a part of a file was asked for."""
     status = answer.status_code
     if status in (200, 206):
         return
     answer.close()
-    if status == 416 and ranged:
+    if status == 416 and has_range:
         raise RangeError
-    if status in (401, 403) and own:
+    if status in (401, 403) and is_hub:
         raise UserError(
-            f"{asked} is refused ({status}). Accept the model's licence on its page if it asks for that, and set a "
-            "token of your account in the environment variable HF_TOKEN; if one is set, it may be wrong or expired. "
-            "The hub answers so for a repository that does not exist as well."
+            f"The hub refuses {requested} (status {status}). Accept the model's licence on its page if the page asks "
+            "for that, and set the environment variable HF_TOKEN to a token of your account; a token that is set may "
+            "be wrong or expired. The hub gives the same answer for a repository that does not exist."
         )
-    if status in (404, 410) and own:
-        raise NotThereError(f"{asked} is not there ({status}). Check HF_ENDPOINT, or fetch the checkpoint elsewhere.")
-    # signed addresses of other hosts expire: asking again gives a new one
+    if status in (404, 410) and is_hub:
+        raise NotFoundError(
+            f"{requested} does not exist (status {status}). Check HF_ENDPOINT, or download the checkpoint elsewhere."
+        )
+    # The signed address of another host expires; the next request gets a new one from the hub.
     if status in (401, 403, 404, 408, 425, 429) or status >= 500:
-        raise PassingError(f"{_host(asked)} answers {status}", _retry_after(answer), answered=True)
-    raise UserError(f"{asked} answers {status}, which is no file. Check HF_ENDPOINT.")
+        raise TransientError(f"{_host(requested)} answers with status {status}", _retry_after(answer), answered=True)
+    raise UserError(f"{requested} answers with status {status} instead of a file. Check HF_ENDPOINT.")
 
 
-def _retry_after(answer: object) -> float | None:
+def _retry_after(answer: "requests.Response") -> float | None:
     try:
         return min(max(float(answer.headers.get("Retry-After", "")), 0.0), _MAX_WAIT_S)
     except ValueError:
         return None
 
 
-def _first_byte(answer: object) -> int:
+def _first_byte(answer: "requests.Response") -> int:
+    """The offset at which a part of a file begins, by its Content-Range; -1 where that says nothing."""
     found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
     return int(found[1]) if found else -1
 
 
-def _json(answer: object, kind: type = dict) -> dict | list:
+def _read_json(answer: "requests.Response", kind: type[T]) -> T:
+    """The JSON value in an answer. Raises UserError where it is not a `kind`, TransientError."""
     import requests
 
     try:
         with answer:
             value = answer.json()
-    except ValueError:  # requests' own error for what is not JSON is one too
+    except ValueError:  # as is requests' own error for an answer that is not JSON
         value = None
     except requests.RequestException as error:
-        raise PassingError(f"the connection was cut ({_reason(error)})", answered=True) from None
+        raise TransientError(f"the connection was cut ({_reason(error)})", answered=True) from None
     if not isinstance(value, kind):
         raise UserError(f"{_host(answer.url)} does not answer as a model hub. Check HF_ENDPOINT and the proxy.")
     return value
@@ -271,27 +258,30 @@ def _is_file(entry: object) -> bool:
     return isinstance(entry, dict) and entry.get("type") == "file"
 
 
-def _remote_file(entry: dict) -> RemoteFile:
-    """Raises UserError for a name that leads out of a folder, or an entry without size and hash."""
-    path, size = entry.get("path"), entry.get("size")
-    check_path(path)
+def _remote_file(entry: Mapping[str, Any]) -> RemoteFile:
+    """One entry of the hub's list of files.
+
+    Raises UserError for a path that leads out of its folder, or an entry without size and hash.
+    """
+    path, size = check_path(entry.get("path")), entry.get("size")
     lfs = entry.get("lfs")
     digest = f"sha256:{lfs.get('oid')}" if isinstance(lfs, dict) else f"git-sha1:{entry.get('oid')}"
     size = lfs.get("size", size) if isinstance(lfs, dict) else size
     if isinstance(size, bool) or not isinstance(size, int) or size < 0 or not is_digest(digest):
-        raise UserError(f"The hub gives no size and hash for {path!r}. Check HF_ENDPOINT.")
+        raise UserError(f"The hub names no size and hash of {path!r}. Check HF_ENDPOINT.")
     return RemoteFile(path, size, digest)
 
 
-def check_path(path: object) -> None:
-    """Raises UserError unless `path` is a relative one that stays in its folder, on every system."""
+def check_path(path: object) -> str:
+    """`path`, a relative path with slashes. Raises UserError where it leads out of its folder on any system."""
     parts = path.split("/") if isinstance(path, str) else [""]
     if any(part in ("", ".", "..") or "\\" in part or part[1:2] == ":" for part in parts):
         raise UserError(f"The hub names a file {str(path)[:100]!r}, which leads out of the folder. Check HF_ENDPOINT.")
+    return str(path)
 
 
 def is_digest(digest: object) -> bool:
-    """Whether this is a hash as RemoteFile holds it."""
+    """Whether `digest` has the form of RemoteFile.digest."""
     return isinstance(digest, str) and bool(re.fullmatch(r"sha256:[0-9a-f]{64}|git-sha1:[0-9a-f]{40}", digest))
 
 
@@ -305,7 +295,7 @@ def _host(url: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause. The outer ones tell whole addresses, signatures included."""
+    """The innermost cause in words. The outer ones would print complete addresses, signatures included."""
     while True:
         inner = [getattr(error, "reason", None), *error.args]
         found = next((cause for cause in inner if isinstance(cause, BaseException)), None)

@@ -1,7 +1,7 @@
-"""What a download has written down beside the files: which revision, which files, what of them is verified.
+"""The manifest of a download, a JSON file in its folder: which revision, which files, which of them are verified.
 
-The manifest is there before the first file and says "complete" after the last, so a folder that was left half way is
-never taken for a whole one. No import of torch or ComfyUI.
+It is written before the first file and says "complete" only after the last, so that the loaders can refuse a partial
+download. No import of torch or ComfyUI.
 """
 
 import json
@@ -18,7 +18,8 @@ MANIFEST = ".cogvideox-download.json"
 PART = ".part"
 _FORMAT = 1
 FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-# all that the pack reads, and what one should keep beside it; each part of a name begins like a plain file's
+# What the pack reads, and the licence that belongs to it. No part of a path may begin with a dot, as ".." does: the
+# manifest may have been changed, and it names files to write.
 _WANTED = re.compile(
     r"model_index\.json|LICENSE(?:\.md|\.txt)?|README\.md"
     rf"|(?:{'|'.join(FOLDERS)})/\w[\w.-]{{0,120}}\.(?:json|safetensors|model|txt)",
@@ -28,17 +29,21 @@ _WANTED = re.compile(
 
 @dataclass
 class Manifest:
-    """verified: path -> (size, modification time in ns) of the file on disk whose hash was right."""
+    """What one download consists of.
+
+    verified: path -> (size, modification time in ns) that a file had when its hash was found to be right.
+    etags: path -> entity tag of a partial file, with which the server checks that it still sends the same bytes.
+    """
 
     repository: str
     revision: str
     files: list[RemoteFile]
     verified: dict[str, tuple[int, int]] = field(default_factory=dict)
-    etags: dict[str, str] = field(default_factory=dict)  # of the half files, by path
+    etags: dict[str, str] = field(default_factory=dict)
     complete: bool = False
 
     def is_verified(self, folder: Path, file: RemoteFile) -> bool:
-        """Whether the file lies there as it was when its hash was computed."""
+        """Whether the file is in `folder`, unchanged since its hash was found to be right."""
         try:
             stat = (folder / file.path).stat()
         except OSError:
@@ -46,17 +51,24 @@ class Manifest:
         return self.verified.get(file.path) == (stat.st_size, stat.st_mtime_ns) and stat.st_size == file.size
 
     def verify(self, folder: Path, file: RemoteFile) -> None:
-        """Remember that the file lies there with the right hash."""
+        """Record that the file in `folder` has the right hash."""
         stat = (folder / file.path).stat()
         self.verified[file.path] = (stat.st_size, stat.st_mtime_ns)
         self.etags.pop(file.path, None)
 
+    def set_etag(self, file: RemoteFile, etag: str | None) -> None:
+        """Record the entity tag of a partial file; None deletes it."""
+        if etag is None:
+            self.etags.pop(file.path, None)
+        else:
+            self.etags[file.path] = etag
+
     def missing(self, folder: Path) -> list[RemoteFile]:
-        """The files that are not known to be right."""
+        """The files that are missing in `folder` or not verified."""
         return [file for file in self.files if not self.is_verified(folder, file)]
 
     def save(self, folder: Path) -> None:
-        """Replace the manifest in `folder`, all of it or nothing."""
+        """Replace the manifest in `folder` in one step: a killed process leaves the old one or the new one."""
         value = {
             "format": _FORMAT,
             "repository": self.repository,
@@ -79,7 +91,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in `folder`; None where there is none, or none that can be used."""
+    """The manifest in `folder`; None where there is none, or it is damaged or of another format."""
     try:
         value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         entries = value["files"]
@@ -93,51 +105,58 @@ def read_manifest(folder: Path) -> Manifest | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    # what lies on a disk may have been changed: it names files to write
-    sound = all(_WANTED.fullmatch(file.path) and is_digest(file.digest) and file.size >= 0 for file in manifest.files)
-    return manifest if sound and value.get("format") == _FORMAT else None
+    # The file may have been changed by anyone, and it names files to write.
+    is_sound = all(
+        _WANTED.fullmatch(file.path) and is_digest(file.digest) and file.size >= 0 for file in manifest.files
+    )
+    return manifest if is_sound and value.get("format") == _FORMAT else None
 
 
 def require_complete(path: Path) -> None:
-    """Raises UserError where a download is not finished: of `path`, or of the pipeline that `path` belongs to.
+    """Raises UserError where `path` is, or belongs to, a pipeline whose download is not finished.
 
-    path: a pipeline, one of its folders, or a file in one. What something else than the pack has put there passes.
+    path: a pipeline, one of its folders, or a file in one. A folder without a manifest, which the pack did not
+    download, is not checked.
     """
-    for place in (path, *path.parents[:2]):
-        if not (place / MANIFEST).is_file():
+    for folder in (path, *path.parents[:2]):
+        if not (folder / MANIFEST).is_file():
             continue
-        manifest = read_manifest(place)
+        manifest = read_manifest(folder)
         if manifest is None or not manifest.complete:
-            raise UserError(_describe_half(place, manifest))
+            raise UserError(_describe_partial(folder, manifest))
         return
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a download into `folder` was finished and all its files still lie there unchanged."""
+    """Whether a download into `folder` was finished and all its files are still there, unchanged."""
     manifest = read_manifest(folder)
     return manifest is not None and manifest.complete and not manifest.missing(folder)
 
 
-def half_done(folder: Path, files: Iterable[RemoteFile]) -> int:
-    """Bytes that lie in half files."""
+def partial_bytes(folder: Path, files: Iterable[RemoteFile]) -> int:
+    """Bytes of `files` that their .part files hold."""
     return sum(min(part_size(folder / file.path), file.size) for file in files)
 
 
-def part_path(place: Path) -> Path:
-    """Where a file grows before it is whole."""
-    return place.with_name(place.name + PART)
+def part_path(target: Path) -> Path:
+    """The path at which the file `target` grows until it is complete."""
+    return target.with_name(target.name + PART)
 
 
-def part_size(place: Path) -> int:
-    """Bytes that are there of a file that is not whole."""
+def part_size(target: Path) -> int:
+    """The size of the .part file of `target` in bytes, 0 without one."""
     try:
-        return part_path(place).stat().st_size
+        return part_path(target).stat().st_size
     except OSError:
         return 0
 
 
 def select_files(files: Iterable[RemoteFile]) -> list[RemoteFile]:
-    """What the pack needs of a repository, small files first. Raises UserError where a part is missing."""
+    """The files of a repository that the pack needs, small ones first.
+
+    Weights of a variant (fp16) are left out where the folder has plain ones. Raises UserError where a component or its
+    weights are missing.
+    """
     wanted = {file.path: file for file in files if _WANTED.fullmatch(file.path)}
     plain = {file.path.split("/")[0] for file in wanted.values() if _is_weights(file) and not _is_variant(file)}
     chosen = [file for file in wanted.values() if not (_is_variant(file) and file.path.split("/")[0] in plain)]
@@ -148,9 +167,10 @@ def select_files(files: Iterable[RemoteFile]) -> list[RemoteFile]:
         if name not in lacking and not any(_is_weights(file) and file.path.startswith(f"{name}/") for file in chosen)
     ]
     if "model_index.json" not in wanted or lacking or weightless:
-        what = ", ".join(["model_index.json"] * ("model_index.json" not in wanted) + lacking + weightless)
+        names = ", ".join(["model_index.json"] * ("model_index.json" not in wanted) + lacking + weightless)
         raise UserError(
-            f"The repository is no diffusers pipeline with safetensors weights: it lacks {what}. Choose another one."
+            f"The repository is not a diffusers pipeline with safetensors weights: it lacks {names}. Choose another "
+            "checkpoint."
         )
     return sorted(chosen, key=lambda file: (_is_weights(file), file.path))
 
@@ -160,21 +180,21 @@ def _is_weights(file: RemoteFile) -> bool:
 
 
 def _is_variant(file: RemoteFile) -> bool:
-    """Weights, or their index, in another precision: model.fp16.safetensors beside model.safetensors."""
+    """Weights, or their index, in another precision: model.fp16.safetensors next to model.safetensors."""
     name = file.path.rsplit("/", 1)[-1].removesuffix(".index.json")
     return name.endswith(".safetensors") and name.count(".") > 1
 
 
-def _describe_half(folder: Path, manifest: Manifest | None) -> str:
+def _describe_partial(folder: Path, manifest: Manifest | None) -> str:
     if manifest is None:
         return (
-            f"{folder} holds a download whose {MANIFEST} cannot be read. Start the download again, which keeps what is "
-            "right, or delete that file if you know that the folder is whole."
+            f"{folder} holds a download whose {MANIFEST} cannot be read. Start the download again, which keeps all "
+            "files with the right content, or delete that file if you know that the folder is complete."
         )
     missing = manifest.missing(folder)
-    left = sum(file.size for file in missing) - half_done(folder, missing)
+    left = sum(file.size for file in missing) - partial_bytes(folder, missing)
     return (
         f"{folder} holds a half-finished download of {manifest.repository}: {len(missing)} of {len(manifest.files)} "
         f"files are missing ({left / 1e9:.1f} GB). Start the download again, in the graph or with "
-        f"`python3 dev.py models fetch {folder.name}`; it continues where it ended."
+        f"`python3 dev.py models fetch {folder.name}`; it continues where it stopped."
     )

@@ -1,4 +1,4 @@
-"""The published checkpoints: where they are, how large, under which licence. No import of torch or ComfyUI."""
+"""The published checkpoints: their repositories, sizes and licences. No import of torch or ComfyUI."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ COGVIDEOX = ("CogVideoX LICENSE", "https://huggingface.co/zai-org/CogVideoX-5b/b
 class Repository:
     """One checkpoint on the model hub.
 
-    name: of its folder under models/diffusers, and what workflows hold.
-    gigabytes: about, transformer, text encoder and VAE together; the exact size is the hub's list of files.
-    made_for: pixels, frames and frames a second it was trained on.
+    name: its folder under models/diffusers, and the value that workflows contain.
+    gigabytes: about 10^9 bytes, transformer, text encoder and VAE together; the hub's list of files has exact sizes.
+    made_for: the pixels, frames and frames per second that it was trained on.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Repository:
     made_for: str
 
     def describe(self) -> str:
-        """One line: what comes, how much, under which licence."""
+        """One line for the user: name, size, licence."""
         return f"{self.name}: about {self.gigabytes:.0f} GB, {self.licence} ({self.licence_url})"
 
 
@@ -40,9 +40,9 @@ def _fun(name: str, gigabytes: float, licence: tuple[str, str], made_for: str) -
 _480P = "720 x 480, 49 frames, 8 fps"
 _768P = "1360 x 768, 81 frames, 16 fps"
 _FUN = "512 to 1280 pixels, 49 frames, 8 fps"
-# Gigabytes (10^9 bytes) of the official ones: 1.69 or 5.57 billion parameters of the transformer, 4.76 of T5 and 0.22
-# of the VAE, two bytes each. Of the Fun models and all licences: the READMEs of THUDM/CogVideo and
-# aigc-apps/CogVideoX-Fun.
+# The sizes of the official checkpoints are computed: 1.69 or 5.57 billion parameters of the transformer, 4.76 of T5 and
+# 0.22 of the VAE, two bytes each. Source of the Fun models' sizes and of all licences: the READMEs of THUDM/CogVideo
+# and aigc-apps/CogVideoX-Fun.
 REPOSITORIES = (
     _official("CogVideoX-2b", 13.3, APACHE, _480P),
     _official("CogVideoX-5b", 21.1, COGVIDEOX, _480P),
@@ -62,7 +62,7 @@ REPOSITORIES = (
 
 
 def find_repository(name: str) -> Repository:
-    """The checkpoint of that name, in any case of letters. Raises UserError naming all there are."""
+    """The checkpoint with this name, in upper or lower case. Raises UserError, which lists all names."""
     for entry in REPOSITORIES:
         if entry.name.lower() == str(name).lower():
             return entry

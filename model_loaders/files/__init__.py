@@ -1,1 +1,1 @@
-"""Weight files of every format: what their headers say, what their names mean, their tensors."""
+"""Weight files of every format: their headers, the names of their tensors in each dialect, the tensors."""

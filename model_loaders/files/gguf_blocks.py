@@ -1,7 +1,7 @@
-"""The block formats of GGUF files, unpacked in torch on whatever device the blocks are.
+"""The block formats of GGUF files, unpacked in torch on the device that holds the blocks.
 
-Source of the layouts: ggml's ggml-common.h and ggml-quants.c (ggml-org/llama.cpp). The arithmetic follows the order of
-the `gguf` package's numpy code, so that results are equal to the bit.
+Source of the layouts: ggml's ggml-common.h and ggml-quants.c (ggml-org/llama.cpp). The operations are in the
+order of the `gguf` package's numpy code, so that the results are bit-equal to its own.
 """
 
 import torch
@@ -24,9 +24,10 @@ def _half(data: torch.Tensor) -> torch.Tensor:
 
 
 def _codes(data: torch.Tensor, bits: int, run: int) -> torch.Tensor:
-    """Codes of `bits` bits, uint8 [n, bytes * 8 / bits].
+    """Codes of `bits` bits each, uint8 [n, bytes] -> uint8 [n, bytes * 8 / bits].
 
-    Every `run` bytes hold first the low bits of `run` codes, then the next bits of the following `run`, and so on.
+    Each group of `run` bytes holds `run` codes in its lowest bits, the following `run` codes in the next higher bits,
+    and so on.
     """
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=data.device).view(-1, 1)
     codes = data.reshape(data.shape[0], -1, 1, run) >> shifts
@@ -69,14 +70,17 @@ def _q3_k(blocks: torch.Tensor) -> torch.Tensor:
     high, low, scales, d = _split(blocks, K // 8, K // 4, 12)
     scales_low, scales_high = _split(scales, 8)
     scale = (_codes(scales_low, 4, 8) | _codes(scales_high, 2, 4) << 4).float() - 32
-    # a set bit in the mask means that 4 is NOT taken off
+    # A set bit of the mask means that 4 is NOT subtracted.
     q = _codes(low, 2, 32).float() - ((_codes(high, 1, 32) ^ 1) << 2).float()
     return (_half(d) * scale).unsqueeze(-1) * q.reshape(-1, K // 16, 16)
 
 
 def _scales_and_minima(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eight 6-bit scales and minima of Q4_K and Q5_K, fp32 [n, 8] each; the last four bytes hold the later ones' low
-    bits, the top bits of the first eight bytes their high bits."""
+    """The 6-bit scales and minima of Q4_K and Q5_K, uint8 [n, 12] -> fp32 [n, 8] each.
+
+    Bytes 0-3 hold scales 0-3 and bytes 4-7 minima 0-3, in their low six bits. Bytes 8-11 hold the low four bits of
+    scales 4-7 (low nibble) and minima 4-7 (high nibble); their two high bits are the top bits of bytes 0-3 and 4-7.
+    """
     scale, minimum, low = data.split(4, dim=1)
     scales = torch.cat([scale & 63, low & 15 | scale >> 2 & 48], dim=1)
     minima = torch.cat([minimum & 63, low >> 4 | minimum >> 2 & 48], dim=1)
@@ -121,10 +125,10 @@ def _iq4_xs(blocks: torch.Tensor) -> torch.Tensor:
     return (_half(d) * scale).unsqueeze(-1) * _iq4_values(_codes(q, 4, 16)).reshape(-1, K // 32, 32)
 
 
-# name -> its block: 256 weights in the formats called K and XS, 32 in the others
+# Blocks have 256 weights in the formats whose names end in _K or _XS, and 32 in the others.
 BLOCK_FORMATS = {
-    name: BlockFormat(name, K if name.endswith(("_K", "_XS")) else 32, size, unpack)
-    for name, size, unpack in (
+    name: BlockFormat(name, K if name.endswith(("_K", "_XS")) else 32, block_bytes, unpack)
+    for name, block_bytes, unpack in (
         ("Q8_0", 34, _q8_0),
         ("Q4_0", 18, _q4_0),
         ("Q4_1", 20, _q4_1),
@@ -145,7 +149,7 @@ GGUF_TYPES = frozenset(BLOCK_FORMATS) | {"BF16"}
 def gguf_tensor(blocks: torch.Tensor, qtype: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """A matrix of `shape` from GGUF blocks, uint8 [rows, bytes per row] of type `qtype` (one of GGUF_TYPES).
 
-    BF16 is a type of torch's own: those blocks are viewed as a plain tensor.
+    BF16 needs no unpacking: these blocks are viewed as a plain tensor.
 
     Raises UserError where the blocks do not fill the shape, or this ComfyUI has no quantised tensors.
     """

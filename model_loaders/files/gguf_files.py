@@ -1,4 +1,4 @@
-"""Read .gguf files through the `gguf` package, whose blocks stay as they are until a layer is used."""
+"""Read .gguf files through the `gguf` package. Blocks stay packed until a layer is used."""
 
 import math
 import warnings
@@ -27,7 +27,7 @@ _PLAIN = {
 
 
 def looks_like_gguf(path: Path) -> bool:
-    """Whether the file begins as one does."""
+    """Whether the file begins with GGUF's magic bytes."""
     with path.open("rb") as file:
         return file.read(4) == b"GGUF"
 
@@ -42,7 +42,7 @@ def read_gguf_header(path: Path) -> Header:
 
 
 def open_gguf(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a GGUF file, mapped. Block types that torch has no code for here are unpacked to bf16.
+    """The tensors of a GGUF file, memory-mapped. Block types outside gguf_blocks.GGUF_TYPES are unpacked to bf16.
 
     Raises UserError as read_gguf_header does.
     """
@@ -57,8 +57,8 @@ def _reader(path: Path) -> "GGUFReader":
         import gguf
     except ImportError as error:
         raise UserError(
-            f"{path} is a GGUF file, which the Python package `gguf` reads, and it is not installed. Install this "
-            "pack's requirements again (pip install -r requirements.txt)."
+            f"{path} is a GGUF file. Reading it takes the Python package `gguf`, which is not installed. Install this "
+            "pack's requirements (pip install -r requirements.txt)."
         ) from error
     size = path.stat().st_size
     try:
@@ -66,7 +66,7 @@ def _reader(path: Path) -> "GGUFReader":
         reader = gguf.GGUFReader(path)
         spans = sorted((tensor.data_offset, tensor.data_offset + int(tensor.n_bytes)) for tensor in reader.tensors)
         shapes = [_shape(reader, tensor) for tensor in reader.tensors]
-    # whatever else the reader stumbles on
+    # A damaged header makes the package raise nearly anything, from struct.error to UnicodeDecodeError.
     except Exception as error:
         raise damaged(path, f"cannot be read as a GGUF file ({type(error).__name__}: {str(error)[:200]})") from error
     end = reader.data_offset
@@ -77,7 +77,7 @@ def _reader(path: Path) -> "GGUFReader":
     if size not in (end, _aligned(end, reader.alignment)):
         raise damaged(path, f"has {size} bytes and its tensors end at {end}")
     if any(math.prod(shape) != tensor.n_elements for shape, tensor in zip(shapes, reader.tensors)):
-        raise damaged(path, "notes a shape that does not fit its tensor")
+        raise damaged(path, "has a tensor whose recorded shape does not fit its size")
     return reader
 
 
@@ -91,7 +91,11 @@ def _torch_type(tensor: "ReaderTensor") -> torch.dtype | str:
 
 
 def _shape(reader: "GGUFReader", tensor: "ReaderTensor") -> tuple[int, ...]:
-    """GGUF counts from the innermost dimension and has four at most; converters note what they flattened."""
+    """The logical shape of a tensor.
+
+    GGUF lists dimensions from the innermost one and has at most four; converters flatten tensors with more and record
+    the original shape (5-dimensional convolutions of the VAE).
+    """
     field = reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}")
     if field is not None:
         return tuple(int(field.parts[index][0]) for index in field.data)
@@ -102,7 +106,7 @@ def _open(reader: "GGUFReader", tensor: "ReaderTensor") -> torch.Tensor:
     shape, kind = _shape(reader, tensor), tensor.tensor_type.name
     if kind in _PLAIN:
         return torch.from_numpy(tensor.data).reshape(shape)
-    if kind == "BF16":  # numpy has no such type and hands out its bytes
+    if kind == "BF16":  # numpy has no bf16, so the package returns the bytes
         return torch.from_numpy(tensor.data).view(torch.bfloat16).reshape(shape)
     if kind in GGUF_TYPES and len(shape) == 2:
         return gguf_tensor(torch.from_numpy(tensor.data).reshape(shape[0], -1), kind, shape, torch.float32)

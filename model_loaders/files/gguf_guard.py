@@ -1,4 +1,4 @@
-"""Walk through a GGUF header before the `gguf` package does, which trusts every length in it and may count for ever.
+"""Check a GGUF header before the `gguf` package reads it: the package trusts every length and can loop for hours.
 
 Source of the format: ggml's docs/gguf.md (ggml-org/ggml).
 """
@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import BinaryIO
 
 _STRING, _ARRAY = 8, 9
-# bytes of the other types of a note's value, by their number
+# metadata value type -> bytes
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-# the package keeps every element of an array as an object of its own; the largest tokenizers have a quarter of this
-_MOST_ELEMENTS = 1_000_000
-_MOST_DIMENSIONS = 8
+# The package keeps every element of an array as a Python object. The largest tokenizers have 250,000 elements.
+_MAX_ELEMENTS = 1_000_000
+_MAX_DIMENSIONS = 8
 
 
 def check_gguf_header(path: Path) -> None:
-    """Raises ValueError where the header of `path` promises more than there are bytes for."""
+    """Raises ValueError where the header of `path` announces more data than the file has bytes."""
     with path.open("rb") as file:
         size = path.stat().st_size
         file.seek(4)
-        version, tensors, notes = _unpack(file, "<IQQ")
+        version, tensors, fields = _unpack(file, "<IQQ")
         if version not in (2, 3):
             raise ValueError(f"version {version} of the format")
-        for _ in range(_counted(notes, file, size)):
+        for _ in range(_possible_count(fields, file, size)):
             _skip_string(file, size)
             _skip_value(file, size, *_unpack(file, "<I"))
-        for _ in range(_counted(tensors, file, size)):
+        for _ in range(_possible_count(tensors, file, size)):
             _skip_string(file, size)
             (dimensions,) = _unpack(file, "<I")
-            if dimensions > _MOST_DIMENSIONS:
+            if dimensions > _MAX_DIMENSIONS:
                 raise ValueError(f"a tensor of {dimensions} dimensions")
             _skip(file, size, 8 * dimensions + 4 + 8)  # shape, type, offset
 
@@ -39,9 +39,9 @@ def _skip_value(file: BinaryIO, size: int, kind: int) -> None:
         _skip_string(file, size)
     elif kind == _ARRAY:
         inner, count = _unpack(file, "<IQ")
-        if inner == _ARRAY or count > _MOST_ELEMENTS:
+        if inner == _ARRAY or count > _MAX_ELEMENTS:
             raise ValueError(f"a list of {count} elements of type {inner}")
-        for _ in range(_counted(count, file, size) if inner == _STRING else 0):
+        for _ in range(_possible_count(count, file, size) if inner == _STRING else 0):
             _skip_string(file, size)
         _skip(file, size, 0 if inner == _STRING else count * _SIZES[inner])
     else:
@@ -54,12 +54,12 @@ def _skip_string(file: BinaryIO, size: int) -> None:
 
 def _skip(file: BinaryIO, size: int, length: int) -> None:
     if file.tell() + length > size:
-        raise ValueError("a length that leads out of the file")
+        raise ValueError("a length beyond the end of the file")
     file.seek(length, 1)
 
 
-def _counted(count: int, file: BinaryIO, size: int) -> int:
-    """`count` things follow, which take a byte each at the least."""
+def _possible_count(count: int, file: BinaryIO, size: int) -> int:
+    """`count`, where that many items of at least one byte each can follow."""
     if count > size - file.tell():
         raise ValueError(f"a count of {count} in a file of {size} bytes")
     return count

@@ -1,9 +1,10 @@
-"""What a weight file's header says of a tensor, in words that every format shares."""
+"""The header of a weight file, in the same terms for every format."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from ...errors import UserError
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: its logical shape, and torch's type or the name of a GGUF block type."""
+    """One tensor of a file: its logical shape, and its torch dtype or the name of its GGUF block type."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | str
@@ -20,21 +21,26 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """The tensors of a file by name, and the strings that stand beside them."""
+    """The tensors of a file by name, and the strings of its metadata."""
 
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
 
 
 def damaged(path: Path, what: str) -> UserError:
-    """The error for a file that is not whole."""
-    return UserError(f"{path} {what}: the download was cut short or the file is damaged. Fetch it again.")
+    """The error for a file that is incomplete or damaged. what: continues the sentence that begins with the path."""
+    return UserError(f"{path} {what}: the download was cut short or the file is damaged. Download it again.")
 
 
-def json_metadata(metadata: Mapping[str, str], key: str) -> dict:
-    """The JSON object under `key` of a header's strings, {} where there is none or it is something else."""
+def json_metadata(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The JSON object under `key` of a header's metadata, {} where there is none or it is something else."""
+    return json_object(metadata.get(key))
+
+
+def json_object(text: str | bytes | None) -> dict[str, Any]:
+    """The JSON object that `text` is, {} where it is something else."""
     try:
-        value = json.loads(metadata.get(key) or "{}")
+        value = json.loads(text or "{}")
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""The names that each dialect gives to CogVideoX's tensors -> diffusers' names. Nothing here reads a file.
+"""The names of CogVideoX's tensors in each dialect -> diffusers' names. Nothing here reads a file.
 
 Sources of the names: SAT from THUDM/CogVideo tools/convert_weight_sat2hf.py, ComfyUI's own from comfy/ldm/cogvideo,
 T5 in GGUF from llama.cpp's naming (gguf-py/gguf/constants.py).
@@ -10,17 +10,21 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a diffusers tensor lies: of `parts` equal parts of the rows of `name`, those in `taken`, in this order."""
+class TensorLocation:
+    """Which rows of which tensor of a file are one tensor of diffusers.
+
+    name: of the tensor in the file. parts: its rows are this many equal parts. indices: of the parts that belong to
+    diffusers' tensor, in its order.
+    """
 
     name: str
     parts: int = 1
-    taken: tuple[int, ...] = (0,)
+    indices: tuple[int, ...] = (0,)
 
 
-Dialect = Callable[[str], dict[str, Source]]  # one name of a file -> the diffusers tensors that lie in it
+Dialect = Callable[[str], dict[str, TensorLocation]]  # a name in a file -> the diffusers tensors in it
 
-# What stands before a component's names, alone or in a file with all components. The longest that fits wins.
+# Prefixes of a component's names, in a file of its own or in one with all components. The longest that fits wins.
 PREFIXES = {
     "transformer": ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module."),
     "vae": ("", "first_stage_model.", "vae."),
@@ -39,14 +43,14 @@ PREFIXES = {
 
 
 def _renamer(*rules: tuple[str, str]) -> Dialect:
-    """Regular expressions and what they become, each applied once, in order."""
+    """A dialect of rules (regular expression, replacement), each applied at most once, in order."""
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
-    def rename(name: str) -> dict[str, Source]:
+    def rename(name: str) -> dict[str, TensorLocation]:
         new = name
         for pattern, replacement in compiled:
             new = pattern.sub(replacement, new, count=1)
-        return {new: Source(name)}
+        return {new: TensorLocation(name)}
 
     return rename
 
@@ -83,20 +87,20 @@ _SAT_ADALN = re.compile(r"^mixins\.adaln_layer\.adaLN_modulations\.(\d+)\.1\.(we
 _SAT_COMPUTED = re.compile(r"(embed_tokens|word_embeddings|freqs_sin|freqs_cos|position_embeddings?)(\.|$)")
 
 
-def _sat_transformer(name: str) -> dict[str, Source]:
-    """SAT fuses q, k and v, and both modulations of a block, and keeps tables that are computed elsewhere."""
+def _sat_transformer(name: str) -> dict[str, TensorLocation]:
+    """SAT fuses q, k and v, fuses both modulations of a block, and saves tables that this pack computes."""
     if match := _SAT_FUSED.match(name):
         stem = f"transformer_blocks.{match[1]}.attn1.to_"
-        return {f"{stem}{part}.{match[2]}": Source(name, 3, (index,)) for index, part in enumerate("qkv")}
+        return {f"{stem}{part}.{match[2]}": TensorLocation(name, 3, (index,)) for index, part in enumerate("qkv")}
     if match := _SAT_ADALN.match(name):
-        # twelve parts: shift, scale, gate of attention and feed-forward for the video, then the same for the text
+        # Twelve parts: shift, scale, gate of attention, then of feed-forward, for the video; the same six for the text.
         stem = f"transformer_blocks.{match[1]}."
         return {
-            f"{stem}norm1.linear.{match[2]}": Source(name, 12, (0, 1, 2, 6, 7, 8)),
-            f"{stem}norm2.linear.{match[2]}": Source(name, 12, (3, 4, 5, 9, 10, 11)),
+            f"{stem}norm1.linear.{match[2]}": TensorLocation(name, 12, (0, 1, 2, 6, 7, 8)),
+            f"{stem}norm2.linear.{match[2]}": TensorLocation(name, 12, (3, 4, 5, 9, 10, 11)),
         }
     if match := _SAT_NORM.match(name):
-        return {f"transformer_blocks.{match[2]}.attn1.norm_{match[1][0]}.{match[3]}": Source(name)}
+        return {f"transformer_blocks.{match[2]}.attn1.norm_{match[1][0]}.{match[3]}": TensorLocation(name)}
     return {} if _SAT_COMPUTED.search(name) else _sat_plain(name)
 
 
@@ -112,12 +116,12 @@ _sat_vae_plain = _renamer(
 _SAT_UP = re.compile(r"^decoder\.up\.(\d+)\.")
 
 
-def _sat_vae(name: str) -> dict[str, Source]:
-    """SAT counts the decoder's blocks from the smallest picture's end, and keeps the loss in the same file."""
+def _sat_vae(name: str) -> dict[str, TensorLocation]:
+    """SAT numbers the decoder's blocks in reverse order, and saves the loss in the same file."""
     if name.startswith("loss."):
         return {}
     renamed = _SAT_UP.sub(lambda match: f"decoder.up_blocks.{3 - int(match[1])}.", name)
-    return {next(iter(_sat_vae_plain(renamed))): Source(name)}
+    return {next(iter(_sat_vae_plain(renamed))): TensorLocation(name)}
 
 
 _gguf_t5 = _renamer(
@@ -132,7 +136,7 @@ _gguf_t5 = _renamer(
     (r"\.ffn_down\.", ".layer.1.DenseReluDense.wo."),
     (r"\.ffn_norm\.", ".layer.1.layer_norm."),
 )
-# a T5 with its decoder, a tokenizer beside the weights: of no use here
+# the decoder of a complete T5, and a tokenizer in the same file: not needed for text embeddings
 _T5_UNUSED = re.compile(r"^(decoder\.|dec\.|lm_head\.|output\.|logit_scale$|spiece_model$|tekken_model$)")
 
 
@@ -141,57 +145,105 @@ def _t5(rename: Dialect) -> Dialect:
 
 
 _same = _renamer()
-# component -> a name that only this dialect has, and the dialect
-DIALECTS: dict[str, tuple[tuple[str, str, Dialect], ...]] = {
+
+
+@dataclass(frozen=True)
+class NamedDialect:
+    """A dialect of one component. signature_key: a name that, of this component, only this dialect has."""
+
+    signature_key: str
+    name: str
+    rename: Dialect
+
+
+# component -> its dialects
+DIALECTS = {
     "transformer": (
-        ("transformer_blocks.0.norm1.linear.weight", "diffusers", _same),
-        ("blocks.0.norm1.linear.weight", "ComfyUI", _comfyui_transformer),
-        ("transformer.layers.0.attention.query_key_value.weight", "SAT", _sat_transformer),
+        NamedDialect(
+            signature_key="transformer_blocks.0.norm1.linear.weight",
+            name="diffusers",
+            rename=_same,
+        ),
+        NamedDialect(
+            signature_key="blocks.0.norm1.linear.weight",
+            name="ComfyUI",
+            rename=_comfyui_transformer,
+        ),
+        NamedDialect(
+            signature_key="transformer.layers.0.attention.query_key_value.weight",
+            name="SAT",
+            rename=_sat_transformer,
+        ),
     ),
     "vae": (
-        ("decoder.mid_block.resnets.0.norm1.conv_y.conv.weight", "diffusers", _same),
-        ("decoder.mid.block_1.norm1.conv_y.conv.weight", "SAT", _sat_vae),
+        NamedDialect(
+            signature_key="decoder.mid_block.resnets.0.norm1.conv_y.conv.weight",
+            name="diffusers",
+            rename=_same,
+        ),
+        NamedDialect(
+            signature_key="decoder.mid.block_1.norm1.conv_y.conv.weight",
+            name="SAT",
+            rename=_sat_vae,
+        ),
     ),
     "text_encoder": (
-        ("encoder.block.0.layer.0.SelfAttention.q.weight", "Hugging Face", _t5(_same)),
-        ("enc.blk.0.attn_q.weight", "GGUF", _t5(_gguf_t5)),
+        NamedDialect(
+            signature_key="encoder.block.0.layer.0.SelfAttention.q.weight",
+            name="Hugging Face",
+            rename=_t5(_same),
+        ),
+        NamedDialect(
+            signature_key="enc.blk.0.attn_q.weight",
+            name="GGUF",
+            rename=_t5(_gguf_t5),
+        ),
     ),
-    "controlnet": (("controlnet_encode_first.0.weight", "diffusers", _same),),
+    "controlnet": (
+        NamedDialect(
+            signature_key="controlnet_encode_first.0.weight",
+            name="diffusers",
+            rename=_same,
+        ),
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file's names turned out to be: a dialect behind a prefix, and where each diffusers tensor lies."""
+    """The dialect and the prefix of a file's names, and the location of each diffusers tensor in the file."""
 
     dialect: str
     prefix: str
-    sources: Mapping[str, Source]
+    locations: Mapping[str, TensorLocation]
 
 
 def find_component(names: Iterable[str], component: str) -> Layout | None:
-    """The tensors of `component` among `names`; None where there are none."""
+    """The layout of `component` among `names`; None where none of its dialects is there."""
     names = list(names)
     known = set(names)
     for prefix in sorted(PREFIXES[component], key=len, reverse=True):
-        for telltale, dialect, rename in DIALECTS[component]:
-            if prefix + telltale in known:
-                return Layout(dialect, prefix, _rename(names, prefix, component, rename))
+        for dialect in DIALECTS[component]:
+            if prefix + dialect.signature_key in known:
+                return Layout(dialect.name, prefix, _rename(names, prefix, component, dialect.rename))
     return None
 
 
-def _rename(names: list[str], prefix: str, component: str, rename: Dialect) -> dict[str, Source]:
+def _rename(names: list[str], prefix: str, component: str, rename: Dialect) -> dict[str, TensorLocation]:
     others = () if prefix else _other_prefixes(component)
-    found: dict[str, Source] = {}
+    found: dict[str, TensorLocation] = {}
     for name in names:
         if name.startswith(prefix) and not name.startswith(others):
-            for new, source in rename(name.removeprefix(prefix)).items():
-                found[new] = Source(prefix + source.name, source.parts, source.taken)
+            for new, location in rename(name.removeprefix(prefix)).items():
+                found[new] = TensorLocation(prefix + location.name, location.parts, location.indices)
     return found
 
 
 def _other_prefixes(component: str) -> tuple[str, ...]:
-    """How names of other components begin; a file may hold `component` without a prefix and the others with one."""
+    """Prefixes of other components: a file may contain `component` without a prefix and the others with one."""
+    # "transformer." is a prefix of text encoders too, but here it begins SAT's own names of the transformer
     own = {"transformer": ("transformer.",), "vae": (), "text_encoder": (), "controlnet": ()}[component]
-    begins = {prefix for other, prefixes in PREFIXES.items() if other != component for prefix in prefixes if prefix}
-    return tuple(begins - set(own))
+    prefixes_of_others = {
+        prefix for other, prefixes in PREFIXES.items() if other != component for prefix in prefixes if prefix
+    }
+    return tuple(prefixes_of_others - set(own))

@@ -1,13 +1,14 @@
-"""Read .safetensors files; nothing of a file is believed before its length has been compared with its header.
+"""Read .safetensors files. A header is trusted only after it has been compared with the length of the file.
 
-Source of the format: the safetensors repository's README (8 bytes of length, a JSON header, then the tensors' bytes
-without gaps or overlaps).
+Source of the format: the safetensors repository's README (8 bytes with the length of the header, a JSON header, then
+the tensors' bytes without gaps or overlaps).
 """
 
 import json
 import math
 import struct
 from pathlib import Path
+from typing import Any, cast
 
 import comfy.utils
 import safetensors.torch
@@ -29,11 +30,11 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_SUFFIXES = (".safetensors", ".sft")  # by which ComfyUI knows them
+_SUFFIXES = (".safetensors", ".sft")  # the ones that comfy.utils.load_torch_file takes for safetensors
 
 
 def looks_like_safetensors(path: Path) -> bool:
-    """Whether the file begins as one does: a length that fits in it, then a JSON object."""
+    """Whether the file begins with a length that fits into it and a JSON object."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(9)
@@ -41,7 +42,7 @@ def looks_like_safetensors(path: Path) -> bool:
 
 
 def read_safetensors_header(path: Path) -> Header:
-    """The tensors of a .safetensors file, whose bytes are compared with what its header promises.
+    """The tensors of a .safetensors file. Its length is compared with its header; the tensors are not read.
 
     Raises UserError where the file is cut short, too long, names a tensor twice or contradicts itself.
     """
@@ -56,15 +57,14 @@ def read_safetensors_header(path: Path) -> Header:
         header = json.loads(text, object_pairs_hook=_unique)
         metadata = header.pop("__metadata__", {})
         entries = {name: Entry(tuple(e["shape"]), _DTYPES[e["dtype"]]) for name, e in header.items()}
-        spans = sorted((*e["data_offsets"], name) for name, e in header.items())
         end = 0
-        for first, last, name in spans:
-            entry = entries[name]
-            if first != end or last - first != math.prod(entry.shape) * entry.dtype.itemsize:
+        for first, last, name in sorted((*e["data_offsets"], name) for name, e in header.items()):
+            size_bytes = math.prod(entries[name].shape) * _DTYPES[header[name]["dtype"]].itemsize
+            if first != end or last - first != size_bytes:
                 raise ValueError(f"the bytes of {name} do not fit its shape")
             end = last
         if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
-            raise ValueError("its metadata holds more than strings")
+            raise ValueError("its metadata contains values that are not strings")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, f"has no valid safetensors header ({type(error).__name__}: {str(error)[:200]})") from error
     if size != 8 + length + end:
@@ -73,15 +73,17 @@ def read_safetensors_header(path: Path) -> Header:
 
 
 def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file that read_safetensors_header has passed, mapped, not read."""
+    """The tensors of a file that read_safetensors_header has accepted, memory-mapped."""
     if path.suffix.lower() in _SUFFIXES:
-        return comfy.utils.load_torch_file(str(path), safe_load=True)
+        # ComfyUI's own function, which maps the file in the way that dynamic VRAM needs where that is in use
+        # which without return_metadata returns the tensors only, as its inferred type does not say
+        return cast(dict[str, torch.Tensor], comfy.utils.load_torch_file(str(path), safe_load=True))
     return safetensors.torch.load_file(path)
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object that names everything once."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where a name occurs twice, of which json.loads would keep the last."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name occurs twice")
     return found

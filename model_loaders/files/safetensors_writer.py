@@ -1,4 +1,4 @@
-"""Write .safetensors files of any size: one tensor in memory at a time, whole or not there at all."""
+"""Write .safetensors files of any size: one tensor in memory at a time, and no partial file under the final name."""
 
 import json
 import math
@@ -7,12 +7,13 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from ...errors import UserError
 
-# names of the types in the format's header (the safetensors repository's README)
+# dtypes as the format's header names them (the safetensors repository's README)
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -41,13 +42,12 @@ def write_safetensors(
 ) -> int:
     """Write `path` and return its size in bytes.
 
-    shapes: what will be written, by name. tensor(name) is called once for each, in order, when its turn has come.
-    on_progress(bytes done, bytes in all) is called after each and may raise to stop: nothing is left behind then.
+    shapes: name -> (shape, dtype) of every tensor, in the order of writing. tensor(name) is called once for each, when
+    it is to be written. on_progress(bytes done, bytes in total) is called after each; it may raise to stop, and then
+    no file is left behind. overwrite: replace an existing file, once the new one is complete.
 
-    overwrite: take the place of a file that is there, once the new one is whole.
-
-    Raises UserError where `path` is taken and `overwrite` is not set, or the disk has no room, before the first
-    tensor is asked for.
+    Raises UserError where `path` exists and `overwrite` is not set, or the disk has too little room; both before the
+    first call of `tensor`.
     """
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
     header = _header(shapes, sizes, metadata)
@@ -76,24 +76,24 @@ def write_safetensors(
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], overwrite: bool = False
 ) -> int:
-    """write_safetensors for tensors that are there already."""
+    """write_safetensors for tensors that are all in memory."""
     shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     return write_safetensors(path, shapes, tensors.__getitem__, metadata, overwrite=overwrite)
 
 
 def refuse_taken(path: Path) -> None:
-    """Raises UserError where `path` is there already."""
+    """Raises UserError where `path` exists."""
     if path.exists() or path.is_symlink():
-        raise UserError(f"{path} is there already and is not overwritten. Choose another name, or move it away.")
+        raise UserError(f"{path} exists already and is not overwritten. Choose another name, or move the file away.")
 
 
 def require_space(path: Path, size_bytes: int) -> None:
-    """Raises UserError where the disk of `path` has no room for a file of `size_bytes`."""
+    """Raises UserError where the disk of `path` has too little room for a file of `size_bytes`."""
     free = shutil.disk_usage(path.parent).free
     if size_bytes > free:
         raise UserError(
-            f"{path.parent} has {free / 1e9:.1f} GB left and {path.name} needs {size_bytes / 1e9:.1f} GB. Free some "
-            "space, or choose a smaller weight_dtype."
+            f"The disk of {path.parent} has {free / 1e9:.1f} GB free, and {path.name} needs {size_bytes / 1e9:.1f} GB. "
+            "Free some space, or choose a smaller weight_dtype."
         )
 
 
@@ -104,13 +104,13 @@ def _header(shapes: Shapes, sizes: Mapping[str, int], metadata: Mapping[str, str
         entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [end, end + sizes[name]]}
         end += sizes[name]
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # readers map the numbers where they lie: aligned
+    text += b" " * (-len(text) % 8)  # readers map the tensors in place, which therefore have to be aligned
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_tensor(file: object, name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def _write_tensor(file: BinaryIO, name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
         raise ValueError(f"{name} was announced as {dtype} {shape} and is {tensor.dtype} {tuple(tensor.shape)}")
-    data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     for start in range(0, len(data), _CHUNK_BYTES):
-        file.write(data[start : start + _CHUNK_BYTES])
+        file.write(data[start : start + _CHUNK_BYTES].data)

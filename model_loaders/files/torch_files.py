@@ -1,17 +1,18 @@
-"""Read PyTorch's .pt, .pth, .bin and .ckpt files without ever running what is in them."""
+"""Read PyTorch's .pt, .pth, .bin and .ckpt files without executing the code that they may contain."""
 
 import pickle
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...errors import UserError
 from .headers import Entry, Header, damaged
 
-# where trainers put the weights: PyTorch Lightning, DeepSpeed (SAT's mp_rank_00_model_states.pt), others
+# keys under which trainers save the weights: PyTorch Lightning, DeepSpeed (SAT's mp_rank_00_model_states.pt), others
 _WRAPPERS = ("state_dict", "module", "model", "ema", "weights")
 _PICKLE_MAGIC = b"\x80\x02"
 
@@ -33,7 +34,7 @@ def read_torch_header(path: Path) -> Header:
 
 
 def open_torch(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a PyTorch file, mapped where the format allows it.
+    """The tensors of a PyTorch file, memory-mapped where the format allows it.
 
     Raises UserError as read_torch_header does.
     """
@@ -43,31 +44,31 @@ def open_torch(path: Path) -> dict[str, torch.Tensor]:
 def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
-        _require_stored(path)
-    # by a path torch goes by the suffix, which need not be true; only a path can be mapped
+        _require_uncompressed(path)
+    # Given a path, torch.load chooses the format by the suffix, which may be wrong; given an open file, it cannot map.
     is_misnamed = path.suffix.lower() in (".safetensors", ".sft")
     try:
         with path.open("rb") as file:
-            source, mapped = (file, False) if is_misnamed else (path, is_zip)
-            loaded = torch.load(source, map_location=device, weights_only=True, mmap=mapped)
+            source, can_map = (file, False) if is_misnamed else (path, is_zip)
+            loaded = torch.load(source, map_location=device, weights_only=True, mmap=can_map)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds Python objects besides tensors{_named(error)}, which can run code; nothing of it was "
-            "executed. Use a .safetensors file of these weights."
+            f"{path} contains Python objects besides tensors{_refused_object(error)}, which can run code. Nothing of "
+            "it was executed. Use a .safetensors file of these weights."
         ) from error
     except MemoryError as error:
-        raise damaged(path, "asks for more memory than there is") from error
-    # whatever else the parser stumbles on; a damaged pickle can make it raise nearly anything
+        raise damaged(path, "needs more memory than this machine has") from error
+    # A damaged pickle can make the parser raise nearly anything.
     except Exception as error:
         raise damaged(path, f"cannot be read as a PyTorch file ({_first_line(error)})") from error
     tensors = _unwrap(loaded)
     if not tensors:
-        raise UserError(f"{path} is a PyTorch file without named tensors. Choose the file with the weights.")
+        raise UserError(f"{path} is a PyTorch file without named tensors. Choose the file that contains the weights.")
     return tensors
 
 
-def _require_stored(path: Path) -> None:
-    """torch.save writes its zip records as they are; a compressed one could unpack to any size."""
+def _require_uncompressed(path: Path) -> None:
+    """Raises UserError for a compressed zip file, which torch.save never writes and which could unpack to any size."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
@@ -76,13 +77,13 @@ def _require_stored(path: Path) -> None:
     size = path.stat().st_size
     if any(record.compress_type != zipfile.ZIP_STORED or record.file_size > size for record in records):
         raise UserError(
-            f"{path} is a compressed zip file; PyTorch writes its files uncompressed, so this is no checkpoint. "
-            "Unpack it if it is an archive of one, or fetch the checkpoint again."
+            f"{path} is a compressed zip file. PyTorch writes its files uncompressed, so this is not a checkpoint. "
+            "Unpack it if it is an archive of one, or download the checkpoint again."
         )
 
 
-def _unwrap(loaded: object) -> dict[str, torch.Tensor]:
-    """The named tensors of what a trainer saved, however deep they lie."""
+def _unwrap(loaded: Any) -> dict[str, torch.Tensor]:
+    """The named tensors of what a trainer saved, at any depth of nested dicts."""
     while isinstance(loaded, Mapping):
         tensors = {
             name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
@@ -94,8 +95,8 @@ def _unwrap(loaded: object) -> dict[str, torch.Tensor]:
     return {}
 
 
-def _named(error: BaseException) -> str:
-    """The object that torch would not load; its own advice, to load it all the same, is not passed on."""
+def _refused_object(error: BaseException) -> str:
+    """The name of the object that torch refused to load. torch's message also advises to load it; that is left out."""
     match = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f" ({match[1]})" if match else ""
 

@@ -15,42 +15,46 @@ from ..checkpoints import read_header
 from ..files.safetensors_files import looks_like_safetensors, open_safetensors
 from ..files.torch_files import looks_like_torch, open_torch
 from .layers import HEADER_KEY, SCALES, Layer, describe_layer, missing_alphas
-from .names import ALPHA, OWN_PREFIX, SortedKeys, sort_keys, spell_layers, split_key
+from .names import ALPHA, OWN_PREFIX, SortedKeys, sort_keys, split_key, weights_by_alias
 from .patches import load_patches
 from .report import LoraReport, misfit_message, name_some, zero_match_message
 
 MAX_STRENGTH = 100.0
-# what a model of another task has in another shape, though the rest is the same: more channels, pairs of frames
+# Layers whose shapes depend on the task of a model, through its input channels and its pairs of frames. All other
+# layers have the same shapes in every task.
 _TASK_LAYERS = {OWN_PREFIX + layer for layer in ("patch_embed.proj", "proj_out")}
 _SAT_HINT = (
-    "This file comes from SAT's trainer without an alpha. SAT trains with alpha 1: if the effect is far too strong, "
-    f"set scale to “{SCALES[1]}”."
+    "This file comes from SAT's trainer, which writes no alpha. SAT trains with alpha 1: if the effect is far too "
+    f"strong, set scale to “{SCALES[1]}”."
 )
 
 
 @dataclass(frozen=True)
 class Lora:
-    """tensors: what fits the model, named "diffusion_model.<layer>.<part>", each layer with its alpha if it has one."""
+    """A LoRA as it fits a model.
+
+    tensors: "diffusion_model.<layer>.<part>" -> tensor, with the alpha of each layer that has one.
+    """
 
     tensors: dict[str, torch.Tensor]
     report: LoraReport
 
 
 def open_lora(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
-    """The tensors of a LoRA file and the strings of its header ({} where the format has none).
+    """The tensors of a LoRA file and the metadata of its header ({} where the format has none).
 
-    Raises UserError for a file that is not whole, holds code, or is no safetensors or PyTorch file.
+    Raises UserError for a file that is incomplete, contains code, or is neither a safetensors nor a PyTorch file.
     """
     metadata = read_header(path).metadata
     if looks_like_safetensors(path):
         return open_safetensors(path), metadata
     if looks_like_torch(path):
         return open_torch(path), {}
-    raise UserError(f"{path} is no LoRA that this version reads. Use a .safetensors file.")
+    raise UserError(f"{path} is not a LoRA in a format that this version reads. Use a .safetensors file.")
 
 
 def check_lora(path: Path) -> None:
-    """Raises UserError for a file that is no LoRA of any model, reading only its header."""
+    """Raises UserError for a file that is not a LoRA of any model. Only its header is read."""
     keys = list(read_header(path).entries)
     if not any(split_key(key) for key in keys):
         raise UserError(zero_match_message(str(path), keys, {}))
@@ -59,11 +63,11 @@ def check_lora(path: Path) -> None:
 def apply_lora(
     model: comfy.model_patcher.ModelPatcher, path: Path, strength: float, scale: str = SCALES[0]
 ) -> tuple[comfy.model_patcher.ModelPatcher, LoraReport]:
-    """A clone of `model` with the LoRA at `path` among its patches, and what became of the LoRA's keys.
+    """A clone of `model` with the LoRA at `path` among its patches, and a report on the LoRA's keys.
 
     scale: one of SCALES. "as trained" is alpha / rank, from the tensors or the header, and 1 where neither has alpha.
 
-    Raises UserError for a file that is no LoRA for this model.
+    Raises UserError for a file that is not a LoRA for this model.
     """
     require_strength(strength)
     if scale not in SCALES:
@@ -72,24 +76,25 @@ def apply_lora(
     state_dict, metadata = open_lora(path)
     lora = read_lora(state_dict, metadata, model, scale, str(path))
     patched = model.clone()
-    patches = load_patches(lora.tensors, spell_layers(weight_shapes(model)))
+    patches = load_patches(lora.tensors, weights_by_alias(weight_shapes(model)))
     lost = patches.keys() - set(patched.add_patches(patches, strength))
     if lost:
         raise UserError(
-            f"{path} changes {name_some(sorted(lost))}, which this model does not have. Load the model that the LoRA "
-            "was made for."
+            f"{path} changes {name_some(sorted(lost))}, which this model does not have. Load the model for which the "
+            "LoRA was trained."
         )
     return patched, lora.report
 
 
 def require_strength(strength: float) -> None:
-    """Raises UserError for a strength that is no sensible number; linked values are not held to limits."""
+    """Raises UserError for a strength beyond MAX_STRENGTH, NaN or Inf: a widget's limits do not apply to linked "
+    "values."""
     if not (math.isfinite(strength) and abs(strength) <= MAX_STRENGTH):
-        raise UserError(f"LoRA strength is {strength}: use {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}.")
+        raise UserError(f"The LoRA strength is {strength}. Use {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}.")
 
 
 def weight_shapes(model: comfy.model_patcher.ModelPatcher) -> dict[str, tuple[int, ...]]:
-    """The logical shape of every parameter of the transformer, quantised ones too, by its key in the MODEL."""
+    """The logical shape of every parameter of the transformer, quantised or not, by its key in the MODEL."""
     named = model.model.diffusion_model.named_parameters()
     return {OWN_PREFIX + name: tuple(parameter.shape) for name, parameter in named}
 
@@ -102,14 +107,14 @@ def read_lora(
     source: str = "The LoRA",
     allow_none: bool = False,
 ) -> Lora:
-    """What of a LoRA fits `model`.
+    """The part of a LoRA that fits `model`.
 
-    allow_none: give an empty Lora, whose report says why, where nothing fits, instead of raising.
+    allow_none: where nothing fits, return an empty Lora whose report has the reason as its hint, instead of raising.
 
-    Raises UserError where nothing fits, a layer has another size, is incomplete, or holds NaN.
+    Raises UserError where nothing fits, or a layer has another size, is incomplete, or contains NaN or Inf.
     """
     shapes = weight_shapes(model)
-    found = sort_keys(state_dict, spell_layers(shapes))
+    found = sort_keys(state_dict, weights_by_alias(shapes))
     if not found.layers:
         reason = zero_match_message(source, list(state_dict), found.skipped)
         if not allow_none:
@@ -122,7 +127,7 @@ def read_lora(
     ranks = {layer: described.rank for layer, described in layers.items() if described.rank}
     alphas = missing_alphas(found.layers, ranks, metadata or {}, scale)
     tensors = {f"{layer}.{part}": state_dict[key] for layer, keys in found.layers.items() for part, key in keys.items()}
-    # float64: an alpha of 0.1 in fp32 would be another one than the header's
+    # In float64, because an alpha of 0.1 rounded to fp32 is not the one of the header.
     tensors |= {f"{layer}.{ALPHA}": torch.tensor(alpha, dtype=torch.float64) for layer, alpha in alphas.items()}
     report = _report(found, layers, tensors, len(state_dict), _scale_source(found, alphas, metadata or {}, scale))
     logging.info(f"{source}: {report.message()}")
@@ -132,6 +137,7 @@ def read_lora(
 
 
 def _describe_layers(state_dict: Mapping[str, torch.Tensor], found: SortedKeys, source: str) -> dict[str, Layer]:
+    """Layer -> its kind, rank and shape. Raises UserError for a layer that is incomplete or contradicts itself."""
     layers = {}
     for layer, keys in found.layers.items():
         try:
@@ -139,7 +145,7 @@ def _describe_layers(state_dict: Mapping[str, torch.Tensor], found: SortedKeys, 
         except ValueError as error:
             raise UserError(
                 f"{source}: the layer {layer.removeprefix(OWN_PREFIX)} {error}. The LoRA is damaged or of a kind that "
-                "cannot be applied; fetch it again, or choose another."
+                "cannot be applied. Download it again, or choose another one."
             ) from error
     return layers
 
@@ -147,9 +153,9 @@ def _describe_layers(state_dict: Mapping[str, torch.Tensor], found: SortedKeys, 
 def _drop_misfits(
     layers: dict[str, Layer], found: SortedKeys, shapes: Mapping[str, tuple[int, ...]], source: str, keys: list[str]
 ) -> None:
-    """Move the layers that models of another task have in another shape to the skipped ones.
+    """Move the layers whose shapes differ only because of the model's task to `found.skipped`.
 
-    Raises UserError for any other layer of another size.
+    Raises UserError for any other layer of another shape.
     """
     misfits = {}
     for layer, described in layers.items():
@@ -162,41 +168,45 @@ def _drop_misfits(
         raise UserError(misfit_message(source, misfits, widths, keys))
     for layer, (theirs, ours) in misfits.items():
         del layers[layer]
-        why = f"of another shape, {list(theirs)} against this model's {list(ours)} (made for a model of another task)"
+        why = (
+            f"of another shape, {list(theirs)} against this model's {list(ours)} (trained for a model of another task)"
+        )
         found.skipped.setdefault(why, []).extend(found.layers.pop(layer).values())
 
 
 def _lora_width(layers: Mapping[str, Layer]) -> int | None:
+    """The width of the model for which a LoRA was trained; None where it has no attention layers."""
     inner = (".attn1.to_q", ".attn1.to_k", ".attn1.to_v")
     return next((d.shape[1] for layer, d in layers.items() if d.shape and layer.endswith(inner)), None)
 
 
 def _require_finite(state_dict: Mapping[str, torch.Tensor], found: SortedKeys, source: str) -> None:
+    """Raises UserError where a tensor contains NaN or Inf, or has a dtype or shape that no LoRA has."""
     for keys in found.layers.values():
         for part, key in keys.items():
             tensor = state_dict[key]
             if part == ALPHA:
-                good = tensor.numel() == 1 and math.isfinite(tensor.item())
+                is_valid = tensor.numel() == 1 and math.isfinite(tensor.item())
             else:
-                good = tensor.is_floating_point() and _is_finite(tensor)
-            if not good:
+                is_valid = tensor.is_floating_point() and _is_finite(tensor)
+            if not is_valid:
                 raise UserError(
-                    f"{source}: {key} ({tensor.dtype}, {list(tensor.shape)}) holds values that are no numbers (NaN or "
-                    "infinity) or of a type that no LoRA has. The training diverged or the file is damaged; choose "
-                    "another."
+                    f"{source}: {key} ({tensor.dtype}, {list(tensor.shape)}) contains NaN or Inf, or is of a dtype or "
+                    "shape that no LoRA has. The training diverged or the file is damaged. Choose another LoRA."
                 )
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
     if not tensor.numel():
         return True
-    # fp8 has no such operation of its own; NaN takes both extremes, and finding them is 20 times faster than a test
-    # of every value
+    # NaN propagates to both extremes, and finding these is 20 times faster than isfinite on every value. fp8 has no
+    # aminmax.
     extremes = torch.aminmax(tensor.float() if tensor.element_size() == 1 else tensor)
     return all(bool(torch.isfinite(extreme)) for extreme in extremes)
 
 
 def _scale_source(found: SortedKeys, alphas: Mapping[str, float], metadata: Mapping[str, str], scale: str) -> str:
+    """Where the scales come from, in words. alphas: those that the header or the user's choice gives."""
     if scale == SCALES[1]:
         return "1 / rank, as chosen"
     sources = ["alpha of the tensors"] if any(ALPHA in keys for keys in found.layers.values()) else []
@@ -208,15 +218,15 @@ def _scale_source(found: SortedKeys, alphas: Mapping[str, float], metadata: Mapp
 def _report(
     found: SortedKeys, layers: Mapping[str, Layer], tensors: Mapping[str, torch.Tensor], total: int, source: str
 ) -> LoraReport:
-    ranked = {layer: described.rank for layer, described in layers.items() if described.rank}
-    alphas = {layer: tensors.get(f"{layer}.{ALPHA}") for layer in ranked}
-    scales = {1.0 if alphas[layer] is None else alphas[layer].item() / rank for layer, rank in ranked.items()}
+    ranks = {layer: described.rank for layer, described in layers.items() if described.rank}
+    alphas = {layer: tensors[f"{layer}.{ALPHA}"].item() for layer in ranks if f"{layer}.{ALPHA}" in tensors}
+    scales = {alphas.get(layer, rank) / rank for layer, rank in ranks.items()}  # 1 without an alpha
     return LoraReport(
         total=total,
         matched=sum(map(len, found.layers.values())),
         layers=len(layers),
         kinds=tuple(dict.fromkeys(described.kind for described in layers.values())),
-        ranks=tuple(sorted(set(ranked.values()))),
+        ranks=tuple(sorted(set(ranks.values()))),
         scales=tuple(sorted(scales)),
         scale_source=source,
         unmatched=tuple(found.unmatched),

@@ -1,9 +1,10 @@
-"""One layer of a LoRA: what kind it is, the shape of the change it makes, its rank and its scale."""
+"""One layer of a LoRA: its kind, the shape of its weight delta, its rank and its scale."""
 
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,13 +16,14 @@ SCALES = ("as trained", "1 / rank (DimensionX)")
 HEADER_KEY = "lora_adapter_metadata"  # diffusers 0.34 and later (loaders/lora_base.py)
 _TUCKER = ("lora_mid.weight", "hada_t1", "hada_t2", "lokr_t2", "reshape_weight")
 _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-# what an expression of a header may hold, so that matching it takes no more than a moment
+# A header's regular expressions are accepted only in this form, without groups. Nested quantifiers in a hostile header
+# could make matching take hours.
 _PLAIN_PATTERN = re.compile(r"[\w.^$\\|*-]{0,200}")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """kind: "LoRA", "DoRA", "LoHa", "LoKr" or "difference". shape: [out, in] of the change it makes to a weight."""
+    """kind: "LoRA", "DoRA", "LoHa", "LoKr" or "difference". shape: [out, in] of the weight delta, None without one."""
 
     kind: str
     rank: int | None
@@ -29,11 +31,14 @@ class Layer:
 
 
 def describe_layer(parts: Mapping[str, torch.Tensor]) -> Layer:
-    """Raises ValueError, saying what is wrong, where the parts are incomplete or do not fit each other."""
+    """The kind, rank and shape of a layer from its tensors by part (names.py).
+
+    Raises ValueError where parts are missing or do not fit each other; its text continues "the layer ...".
+    """
     layer = _describe(parts)
     dora = parts.get("dora_scale")
     if dora is not None and (layer.shape is None or dora.numel() not in layer.shape):
-        raise ValueError(f"has {dora.numel()} values in dora_scale for a change of shape {layer.shape}")
+        raise ValueError(f"has {dora.numel()} values in dora_scale for a weight delta of shape {layer.shape}")
     return layer
 
 
@@ -50,18 +55,18 @@ def _describe(parts: Mapping[str, torch.Tensor]) -> Layer:
     if any(part.startswith("lokr_") for part in parts):
         (out1, in1, rank1), (out2, in2, rank2) = _kronecker_factor(parts, 1), _kronecker_factor(parts, 2)
         return Layer("LoKr", rank2 or rank1, (out1 * out2, in1 * in2))
-    whole = next((parts[part] for part in ("diff", "set_weight", "w_norm") if part in parts), None)
-    if whole is not None:
-        return Layer("difference", None, (whole.shape[0], math.prod(whole.shape[1:])))
+    delta = next((parts[part] for part in ("diff", "set_weight", "w_norm") if part in parts), None)
+    if delta is not None:
+        return Layer("difference", None, (delta.shape[0], math.prod(delta.shape[1:])))
     if "diff_b" in parts or "b_norm" in parts:
         return Layer("difference", None, None)
-    raise ValueError(f"has {' and '.join(sorted(parts))} alone")
+    raise ValueError(f"has only {' and '.join(sorted(parts))}")
 
 
 def _describe_lora(parts: Mapping[str, torch.Tensor]) -> Layer:
     down, up = (_matrix(parts, part) for part in (DOWN, UP))
     if up[0].numel() != down.shape[0]:
-        raise ValueError(f"has halves of rank {down.shape[0]} and {up[0].numel()}")
+        raise ValueError(f"has a lora_down of rank {down.shape[0]} and a lora_up of rank {up[0].numel()}")
     out, rank = up.shape[0], down.shape[0]
     for part in (MAGNITUDE, UP_BIAS):
         if part in parts and parts[part].numel() != out:
@@ -84,21 +89,22 @@ def _require_chain(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def _kronecker_factor(parts: Mapping[str, torch.Tensor], number: int) -> tuple[int, int, int | None]:
+    """(out, in, rank or None where it is not factorised) of factor 1 or 2 of a LoKr layer."""
     name = f"lokr_w{number}"
     if name in parts:
-        whole = _matrix(parts, name)
-        return whole.shape[0], math.prod(whole.shape[1:]), None
+        factor = _matrix(parts, name)
+        return factor.shape[0], math.prod(factor.shape[1:]), None
     a, b = _matrix(parts, name + "_a"), _matrix(parts, name + "_b")
     _require_chain(a, b)
     return a.shape[0], math.prod(b.shape[1:]), a.shape[1]
 
 
 def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict[str, float]:
-    """The alpha of each layer as the file's header tells it; {} where it tells none.
+    """Layer -> alpha as the file's header has it; {} where it has none.
 
     ranks: layer -> rank. diffusers writes peft's settings (lora_alpha, alpha_pattern, use_rslora), kohya its own.
 
-    Raises UserError for an alpha that is no number.
+    Raises UserError for an alpha that is not a finite number.
     """
     config = json_metadata(metadata, HEADER_KEY)
     own = {key.removeprefix("transformer."): v for key, v in config.items() if key.startswith("transformer.")}
@@ -109,18 +115,21 @@ def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict
         default = None if kohya in (None, "", "None", "null") else kohya
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        raise UserError(f"The LoRA's header has {str(patterns)[:80]!r} as alpha_pattern, which is no table.")
+        raise UserError(
+            f"The LoRA's header has {str(patterns)[:80]!r} as alpha_pattern, which is not a table of layers. "
+            "Save the LoRA again without alpha_pattern."
+        )
     alphas = {}
     for layer, rank in ranks.items():
-        alpha = _of_pattern(patterns, layer.removeprefix(OWN_PREFIX), default)
+        alpha = _match_pattern(patterns, layer.removeprefix(OWN_PREFIX), default)
         if alpha is not None:
             # peft's rank-stabilised LoRA divides by the root of the rank (tuners/lora/layer.py)
             alphas[layer] = _number(alpha) * (math.sqrt(rank) if config.get("use_rslora") is True else 1)
     return alphas
 
 
-def _of_pattern(patterns: Mapping[str, object], layer: str, default: object) -> object:
-    """The value of the first pattern that fits, as peft's get_pattern_key (utils/other.py) finds it."""
+def _match_pattern(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+    """The value of the first pattern that matches `layer`, as peft's get_pattern_key (utils/other.py) finds it."""
     for pattern, value in patterns.items():
         if not _PLAIN_PATTERN.fullmatch(pattern) or pattern.count("*") > 2:
             raise UserError(
@@ -128,30 +137,36 @@ def _of_pattern(patterns: Mapping[str, object], layer: str, default: object) -> 
                 "Save the LoRA again with plain layer names in alpha_pattern."
             )
         try:
-            fits = re.match(rf"(.*\.)?({pattern})$", layer)
+            matches = re.match(rf"(.*\.)?({pattern})$", layer)
         except re.error as error:
-            raise UserError(f"The LoRA's header has a broken expression {pattern[:80]!r}: {error}.") from error
-        if fits:
+            raise UserError(
+                f"The LoRA's header has an invalid expression {pattern[:80]!r}: {error}. Save the LoRA again."
+            ) from error
+        if matches:
             return value
     return default
 
 
-def _number(value: object) -> float:
+def _number(value: Any) -> float:
+    """Raises UserError for anything but a finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
-        raise UserError(f"The LoRA's header has {str(value)[:80]!r} as alpha, which is no number.")
+        raise UserError(
+            f"The LoRA's header has {str(value)[:80]!r} as alpha, which is not a finite number. Save the LoRA again."
+        )
     return number
 
 
 def missing_alphas(
     layers: Mapping[str, Iterable[str]], ranks: Mapping[str, int], metadata: Mapping[str, str], scale: str
 ) -> dict[str, float]:
-    """Layer -> the alpha to use instead of what the tensors say; layers that are not named keep what they have.
+    """Layer -> the alpha that the tensors do not give: from the header, or 1 where `scale` is "1 / rank".
 
-    layers: the parts that each one has. scale: one of SCALES.
+    layers: layer -> its parts. ranks: layer -> rank. Layers that have an alpha tensor are left out unless `scale`
+    overrides it.
     """
     if scale == SCALES[1]:
         return dict.fromkeys(ranks, 1.0)

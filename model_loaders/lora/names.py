@@ -1,4 +1,4 @@
-"""The names that each LoRA dialect gives to CogVideoX's layers and to the parts of a LoRA. Nothing here reads a file.
+"""The names of CogVideoX's layers and of the parts of a LoRA in each LoRA dialect. Nothing here reads a file.
 
 Sources of the names: diffusers' loaders/peft.py and utils/state_dict_utils.py; THUDM/CogVideo tools/
 export_sat_lora_weight.py; aigc-apps/CogVideoX-Fun cogvideox/utils/lora_utils.py; ComfyUI's comfy/weight_adapter.
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from ...errors import UserError
 
 OWN_PREFIX = "diffusion_model."  # of a layer in ComfyUI's MODEL
-# Spelled by our key map alone, never by that of another model: a key map with this name is a CogVideoX model's.
-TELLTALE_NAME = "lora_unet__patch_embed_text_proj"
+# Only the key map of a CogVideoX model has this name, so that a key map with it is recognised as one.
+SIGNATURE_KEY = "lora_unet__patch_embed_text_proj"
 
 _DOTTED_PREFIXES = (
     "",
@@ -25,7 +25,7 @@ _DOTTED_PREFIXES = (
     "unet.",
 )
 _FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
-# diffusers' layers -> the same in ComfyUI's own CogVideoX model (comfy/ldm/cogvideo/model.py)
+# diffusers' layers -> the names of ComfyUI's own CogVideoX model (comfy/ldm/cogvideo/model.py)
 _COMFYUI_LAYERS = (
     (re.compile(r"^transformer_blocks\."), "blocks."),
     (re.compile(r"\.attn1\.to_([qkv])$"), r".\1"),
@@ -36,7 +36,7 @@ _COMFYUI_LAYERS = (
 )
 _PROCESSOR = re.compile(r"\.(to_[qkv]|to_out)(?:\.0)?$")
 
-_ADAPTER = r"(?:\.(?!weight$|bias$)\w+)?"  # peft writes its adapter's name into the key: lora_A.default.weight
+_ADAPTER = r"(?:\.(?!weight$|bias$)\w+)?"  # peft puts the adapter's name into the key: lora_A.default.weight
 DOWN, UP, UP_BIAS, ALPHA, MAGNITUDE = "lora_down.weight", "lora_up.weight", "lora_up.bias", "alpha", "magnitude"
 _PARTS = tuple(
     (re.compile(pattern), part)
@@ -62,16 +62,20 @@ _OFS = re.compile(r"(?:^|[._])ofs_embedding")
 
 @dataclass
 class SortedKeys:
-    """A LoRA file's keys: by layer ("diffusion_model.…" without ".weight") and part, and those of no layer."""
+    """The keys of a LoRA file.
+
+    layers: layer ("diffusion_model.…" without ".weight") -> part -> key. unmatched: keys of no layer. skipped: reason
+    -> keys that are left out on purpose. is_sat: whether the file comes from SAT's trainer.
+    """
 
     layers: dict[str, dict[str, str]] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
-    skipped: dict[str, list[str]] = field(default_factory=dict)  # why -> keys
+    skipped: dict[str, list[str]] = field(default_factory=dict)
     is_sat: bool = False
 
 
-def spell_layer(layer: str) -> Iterator[str]:
-    """Every name that some dialect gives to a layer of diffusers' transformer ("transformer_blocks.0.attn1.to_q")."""
+def layer_aliases(layer: str) -> Iterator[str]:
+    """The names of a layer of diffusers' transformer ("transformer_blocks.0.attn1.to_q") in all dialects."""
     native = layer
     for pattern, replacement in _COMFYUI_LAYERS:
         native = pattern.sub(replacement, native)
@@ -81,22 +85,22 @@ def spell_layer(layer: str) -> Iterator[str]:
     if ".attn1.to_" in layer:
         old = _PROCESSOR.sub(r".processor.\1", layer)
         yield from (prefix + old for prefix in _DOTTED_PREFIXES)
-        # old diffusers' "attn1.to_out_lora.down" leaves out the 0
+        # Old diffusers' "attn1.to_out_lora.down" has no index 0.
         yield from (prefix + layer.removesuffix(".0") for prefix in _DOTTED_PREFIXES if layer.endswith(".0"))
 
 
-def spell_layers(weights: Iterable[str]) -> dict[str, str]:
-    """Every dialect's name -> the weight of a MODEL ("diffusion_model.….weight") it stands for."""
+def weights_by_alias(weights: Iterable[str]) -> dict[str, str]:
+    """Name of a layer in any dialect -> the weight of a MODEL ("diffusion_model.….weight") that it means."""
     return {
         name: weight
         for weight in weights
         if weight.startswith(OWN_PREFIX) and weight.endswith(".weight")
-        for name in spell_layer(weight[len(OWN_PREFIX) : -len(".weight")])
+        for name in layer_aliases(weight[len(OWN_PREFIX) : -len(".weight")])
     }
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """(a layer as the dialect spells it, part) of a LoRA's key; None for a key of no LoRA."""
+    """(layer in the key's dialect, part) of a LoRA's key; None for a key that does not belong to a LoRA."""
     if match := _SAT.search(key):
         number, module, matrix, index = match.groups()
         layer = "attn1.to_out.0" if module == "dense" else f"attn1.to_{'qkv'[int(index)]}"
@@ -112,42 +116,44 @@ def split_key(key: str) -> tuple[str, str] | None:
 def sort_keys(keys: Iterable[str], names: Mapping[str, str]) -> SortedKeys:
     """Find the layer and part of each key.
 
-    names: as spell_layers gives it, or a stock key map that holds it.
+    names: of weights_by_alias, or a key map of ComfyUI that contains these.
 
-    Raises UserError where two keys stand for the same part of a layer.
+    Raises UserError where two keys mean the same part of a layer.
     """
     keys = list(keys)
     found = SortedKeys(is_sat=any(_SAT.search(key) for key in keys))
     for key in keys:
-        stem, part = split_key(key) or (None, None)
-        weight = names.get(stem)
+        split = split_key(key)
+        layer, part = split or ("", "")
+        weight = names.get(layer) if split else None
         if isinstance(weight, str) and weight.startswith(OWN_PREFIX):
             parts = found.layers.setdefault(weight.removesuffix(".weight"), {})
             if part in parts:
                 raise UserError(
-                    f"The LoRA has two values for one part of a layer: {parts[part]} and {key}. Two LoRAs may have "
-                    "been put into one file; use each of them alone."
+                    f"The LoRA has two values for one part of a layer: {parts[part]} and {key}. The file may contain "
+                    "two LoRAs. Use a file for each of them."
                 )
             parts[part] = key
-        elif reason := _skip_reason(key, stem is None, found.is_sat):
+        elif reason := _skip_reason(key, split is not None, found.is_sat):
             found.skipped.setdefault(reason, []).append(key)
         else:
             found.unmatched.append(key)
     return found
 
 
-def _skip_reason(key: str, is_no_part: bool, is_sat: bool) -> str | None:
+def _skip_reason(key: str, is_lora_key: bool, is_sat: bool) -> str | None:
+    """Why a key that matches no layer may be left out without harm; None where it may not."""
     if _TEXT.search(key):
         return "for a text encoder"
     if _OFS.search(key):
         return "for the ofs embedding, which only CogVideoX1.5-5B-I2V has"
-    if is_sat and is_no_part and _SAT_BASE.search(key):
-        return "the checkpoint's own weights beside the LoRA"
+    if is_sat and not is_lora_key and _SAT_BASE.search(key):
+        return "of the checkpoint itself, which SAT saves in the same file"
     return None
 
 
-# A part of a name that only this family's LoRAs have. First match wins.
-_FAMILIES = (
+# A pattern that only the keys of this family's LoRAs match. The first match wins.
+_OTHER_FAMILIES = (
     (re.compile(r"(?:^|[._])(?:double_blocks|single_blocks)[._]"), "Flux or HunyuanVideo"),
     (re.compile(r"single_transformer_blocks[._]"), "Flux"),
     (re.compile(r"(?:^|[._])joint_blocks[._]"), "Stable Diffusion 3"),
@@ -162,6 +168,6 @@ _FAMILIES = (
 
 
 def guess_family(keys: Iterable[str]) -> str | None:
-    """The other model family that a LoRA with these keys was made for, in words; None where nothing tells."""
+    """The other model family for which a LoRA with these keys was trained, in words; None where it is unknown."""
     keys = [key for key in keys if not _SAT.search(key)]
-    return next((name for pattern, name in _FAMILIES if any(pattern.search(key) for key in keys)), None)
+    return next((name for pattern, name in _OTHER_FAMILIES if any(pattern.search(key) for key in keys)), None)

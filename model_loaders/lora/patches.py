@@ -1,6 +1,7 @@
-"""From a LoRA's tensors to the patches that ComfyUI's ModelPatcher keeps."""
+"""From the tensors of a LoRA to the patches of ComfyUI's ModelPatcher."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import comfy.lora
 import comfy.model_management as mm
@@ -11,10 +12,10 @@ from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS, sort_keys
 
 
 class MagnitudeAdapter(LoRAAdapter):
-    """peft's DoRA: every row of W + scale * up @ down is brought to a learned length (Liu et al. 2024, eq. 5).
+    """peft's DoRA: every row of W + scale * up @ down is scaled to a learned norm (Liu et al. 2024, eq. 5).
 
-    The lengths stand in the place of `dora_scale`, from which ComfyUI's own adapter computes something else: it divides
-    by the length of W alone. `strength` goes linearly from W to the whole change, as with ComfyUI's other patches.
+    The norms take the place of `dora_scale` among the adapter's weights. ComfyUI's own adapter would divide by the norm
+    of W alone. `strength` interpolates linearly between W and the result, as with ComfyUI's other patches.
     """
 
     name = "dora"
@@ -25,12 +26,13 @@ class MagnitudeAdapter(LoRAAdapter):
         key: str,
         strength: float,
         strength_model: float,
-        offset: object,
-        function: Callable,
+        offset: Any,
+        function: Callable[[torch.Tensor], torch.Tensor],
         intermediate_dtype: torch.dtype = torch.float32,
-        original_weight: object = None,
+        original_weight: Any = None,
     ) -> torch.Tensor:
-        """weight [out, in] or [out, in, h, w], changed in place, as comfy.lora.calculate_weight expects."""
+        """weight [out, in] or [out, in, h, w], changed in place as comfy.lora.calculate_weight expects, and "
+        "returned."""
         up, down, magnitude = (mm.cast_to_device(self.weights[i], weight.device, intermediate_dtype) for i in (0, 1, 4))
         scale = 1.0 if self.weights[2] is None else self.weights[2] / down.shape[0]
         merged = weight + (up.flatten(1) @ down.flatten(1) * scale).reshape(weight.shape).to(weight.dtype)
@@ -42,13 +44,13 @@ class MagnitudeAdapter(LoRAAdapter):
 def load_patches(
     lora: Mapping[str, torch.Tensor],
     key_map: Mapping[str, str],
-    load_lora: Callable = comfy.lora.load_lora,
+    load_lora: Callable[..., dict[str, Any]] = comfy.lora.load_lora,
     log_missing: bool = True,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Weight of the MODEL -> patch, for a LoRA of any dialect.
 
-    key_map: with every dialect's name of the model's layers (names.spell_layers); what else it holds, for a text
-    encoder, is left to ComfyUI. load_lora: ComfyUI's own function, which makes all patches but those of peft's DoRA.
+    key_map: all dialects' names of the model's layers (names.weights_by_alias); other entries, of a text encoder, are
+    left to ComfyUI. load_lora: ComfyUI's own function, which makes all patches except those of peft's DoRA.
     """
     found = sort_keys(lora, key_map)
     tensors = {key: lora[key] for key in (*found.unmatched, *(k for keys in found.skipped.values() for k in keys))}
@@ -72,5 +74,5 @@ def _scale(parts: Mapping[str, torch.Tensor]) -> float:
     return parts[ALPHA].item() / parts[DOWN].shape[0] if ALPHA in parts and UP in parts else 1.0
 
 
-def _is_own_weight(weight: object) -> bool:
+def _is_own_weight(weight: Any) -> bool:
     return isinstance(weight, str) and weight.startswith(OWN_PREFIX) and weight.endswith(".weight")

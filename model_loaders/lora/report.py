@@ -1,4 +1,4 @@
-"""What to tell a user of a LoRA: what became of its keys, or why it does not fit."""
+"""Messages about a LoRA: how many of its keys matched, or why it does not fit the model."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,12 @@ from .names import OWN_PREFIX, guess_family, split_key
 
 @dataclass(frozen=True)
 class LoraReport:
-    """matched: keys of the file that change the model. skipped: why -> keys that were left out on purpose."""
+    """What became of the keys of a LoRA file.
+
+    total, matched: keys in the file, and of these the ones that change the model. layers, kinds, ranks, scales: of the
+    LoRA's layers. scale_source: where the scales come from, in words. unmatched: keys that belong to no layer of the
+    model. skipped: reason -> keys that were left out on purpose. hint: a further sentence for the user.
+    """
 
     total: int
     matched: int = 0
@@ -24,49 +29,49 @@ class LoraReport:
     hint: str = ""
 
     def message(self) -> str:
-        """A few lines for the node."""
+        """A few lines for the user."""
         about = f"{self.layers} layers, {' and '.join(self.kinds)}"
         if self.ranks:
-            about += f", rank {span(self.ranks)}, scale {span(self.scales)} ({self.scale_source})"
+            about += f", rank {format_range(self.ranks)}, scale {format_range(self.scales)} ({self.scale_source})"
         lines = [f"{self.matched} of {self.total} keys matched: {about}."]
         if self.unmatched:
-            lines.append(f"Not of this model: {name_some(self.unmatched)}.")
+            lines.append(f"Not in this model: {name_some(self.unmatched)}.")
         lines += [f"Skipped {len(keys)} {why}: {name_some(keys)}." for why, keys in self.skipped.items()]
         return "\n".join([*lines, *([self.hint] if self.hint else [])])
 
     def details(self) -> str:
-        """Every key that does nothing, for the log."""
-        lost = {"not of this model": self.unmatched, **self.skipped}
+        """One line for each key that has no effect, for the log."""
+        lost = {"not in this model": self.unmatched, **self.skipped}
         return "\n".join(f"LoRA key {key}: {why}" for why, keys in lost.items() for key in keys)
 
 
-def name_some(names: Sequence[str], most: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name[:100] for name in names[:most]) + more
+def name_some(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(name[:100] for name in names[:3]) + more
 
 
-def span(values: Collection[float]) -> str:
-    """The least and the greatest of some numbers, or the one that they all are."""
+def format_range(values: Collection[float]) -> str:
+    """The smallest and the largest value, or one number where all are equal."""
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def zero_match_message(source: str, keys: Sequence[str], skipped: Mapping[str, Sequence[str]]) -> str:
-    """Why a LoRA with these keys changes nothing of a CogVideoX model, and what to do."""
+    """Why a LoRA with these keys has no effect on a CogVideoX model, and what to do."""
     advice = "Choose a LoRA that was trained for CogVideoX."
     if not keys:
-        return f"{source} is empty: it holds no tensors. Fetch it again."
+        return f"{source} is empty: it contains no tensors. Download it again."
     if not any(split_key(key) for key in keys):
         return f"{source} looks like {describe_weights(keys)}, not a LoRA. {advice}"
     text = skipped.get("for a text encoder", ())
     if len(text) == len(keys):
         return (
-            f"{source} changes a text encoder alone (all {len(keys)} keys, such as {keys[0]}), nothing of the model. "
-            "Connect it to the CLIP with ComfyUI's own LoRA loader, or choose another."
+            f"{source} is for a text encoder only (all {len(keys)} keys, such as {keys[0]}) and does not change the "
+            "model. Apply it to the CLIP with ComfyUI's own LoRA loader, or choose another LoRA."
         )
     if family := guess_family(keys):
-        return f"{source} looks like a LoRA for {family}; none of its {len(keys)} keys fits CogVideoX. {advice}"
+        return f"{source} looks like a LoRA for {family}: none of its {len(keys)} keys fits CogVideoX. {advice}"
     return (
         f"None of the {len(keys)} keys in {source} names a layer of this CogVideoX model; the first is "
         f"{keys[0][:100]}. {advice}"
@@ -79,7 +84,10 @@ def misfit_message(
     widths: tuple[int | None, int | None],
     keys: Sequence[str],
 ) -> str:
-    """misfits: layer -> (shape in the LoRA, shape in the model). widths: the LoRA's and the model's."""
+    """Why a LoRA whose layers have other shapes than the model's does not fit, and what to do.
+
+    misfits: layer -> (shape in the LoRA, shape in the model). widths: of the LoRA and of the model, where known.
+    """
     layer, (found, expected) = next(iter(misfits.items()))
     more = f" ({len(misfits) - 1} more do not fit)" if len(misfits) > 1 else ""
     message = (
@@ -91,5 +99,5 @@ def misfit_message(
     if family:
         message += f" It looks like a LoRA for {family}."
     elif theirs and ours and theirs != ours:
-        message += f" It was made for a model of the width of {theirs}; this one has that of {ours}."
-    return message + " Choose a LoRA for this model, or load the model that it was made for."
+        message += f" It was trained for a model of the width of {theirs}; this model has the width of {ours}."
+    return message + " Choose a LoRA for this model, or load the model that it was trained for."

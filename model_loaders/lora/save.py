@@ -1,8 +1,9 @@
-"""The LoRA patches of a MODEL as one LoRA in diffusers' layout."""
+"""Save the LoRA patches of a MODEL as one LoRA in diffusers' layout."""
 
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import comfy.model_patcher
 import torch
@@ -14,7 +15,7 @@ from .layers import HEADER_KEY
 from .names import OWN_PREFIX
 
 SAVE_DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_COMPONENT = "transformer."  # how diffusers' pipelines name it
+_COMPONENT = "transformer."  # diffusers' prefix of the transformer's layers
 
 
 def merge_loras(
@@ -23,22 +24,26 @@ def merge_loras(
     dtype: str = "default",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Layer ("transformer_blocks.0.attn1.to_q") -> (A [rank, in], B [out, rank]) of all LoRAs that `model` carries.
+    """Layer ("transformer_blocks.0.attn1.to_q") -> (A [rank, in], B [out, rank]) of all LoRA patches of `model`.
 
-    B @ A is the whole change: strengths and scales are multiplied into B, and several LoRAs become one of summed rank.
-    rank: the most to keep of it, by singular values; 0 keeps all. dtype: one of SAVE_DTYPES; "default" is the LoRA's
-    own type where nothing had to be computed, fp32 otherwise. progress(done, total) is called after each layer.
+    B @ A is the complete weight delta: strengths and scales are multiplied into B, and several LoRAs become one of
+    their summed rank. rank: the largest rank to keep, by singular values; 0 keeps all. dtype: one of SAVE_DTYPES;
+    "default" is the LoRA's own dtype where nothing had to be computed, fp32 otherwise. progress(done, total) is called
+    after each layer.
 
-    Raises UserError where there is no LoRA, or a patch is something else than a LoRA.
+    Raises UserError where there is no LoRA, or a patch is not a plain LoRA.
     """
     require_cogvideox_model(model)
     if dtype not in SAVE_DTYPES or rank < 0:
-        raise UserError(f"No LoRA is saved with rank {rank} in {dtype!r}. Use {', '.join(SAVE_DTYPES)}.")
+        raise UserError(
+            f"A LoRA cannot be saved with rank {rank} in {dtype!r}. Use a rank of 0 or more and one of "
+            f"{', '.join(SAVE_DTYPES)}."
+        )
     pairs = {key: _factors(key, patches) for key, patches in model.patches.items()}
     pairs = {key: factors for key, factors in pairs.items() if factors}
     if not pairs:
         raise UserError(
-            "The model carries no LoRA with a strength other than 0: there is nothing to save.",
+            "The model has no LoRA with a strength other than 0: there is nothing to save.",
             advice="apply a LoRA first",
         )
     parameters = dict(model.model.diffusion_model.named_parameters())
@@ -46,9 +51,9 @@ def merge_loras(
     for done, (key, factors) in enumerate(pairs.items(), 1):
         shape = parameters[key.removeprefix(OWN_PREFIX)].shape
         layer = key.removeprefix(OWN_PREFIX).removesuffix(".weight")
-        merged[layer] = _joined(factors, rank, SAVE_DTYPES[dtype], shape)
+        merged[layer] = _sum_factors(factors, rank, SAVE_DTYPES[dtype], shape)
         if not all(torch.isfinite(tensor).all() for tensor in merged[layer]):
-            raise UserError(f"{layer} of the LoRA is too large for {dtype}. Choose fp32 or bf16.")
+            raise UserError(f"{layer} of the LoRA has values too large for {dtype}. Choose fp32 or bf16.")
         progress(done, len(pairs))
     return merged
 
@@ -58,14 +63,14 @@ def diffusers_lora(
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors and the header of a file that diffusers' load_lora_weights reads.
 
-    alpha is each layer's rank, so that readers who do not know of the header come to the same weights.
+    alpha is the rank of each layer, so that programs that ignore the header apply the same weights.
     """
     tensors = {}
     for layer, (a, b) in layers.items():
         tensors[f"{_COMPONENT}{layer}.lora_A.weight"], tensors[f"{_COMPONENT}{layer}.lora_B.weight"] = a, b
     ranks = {layer: a.shape[0] for layer, (a, _) in layers.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
-    # peft takes these for expressions; "^" keeps "proj_out" from fitting every layer whose name ends so
+    # peft matches these as regular expressions. Without "^", "proj_out" would match every layer whose name ends in it.
     others = {f"^{layer}": other for layer, other in ranks.items() if other != rank}
     config = {
         "r": rank,
@@ -78,8 +83,8 @@ def diffusers_lora(
     return tensors, {"format": "pt", HEADER_KEY: header}
 
 
-def _factors(key: str, patches: list[tuple]) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-    """(down, up, scale) of every patch of a weight. Raises UserError for a patch that is no LoRA."""
+def _factors(key: str, patches: list[tuple[Any, ...]]) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    """(down, up, scale) of every patch of a weight. Raises UserError for a patch that is not a plain LoRA."""
     found = []
     for strength, patch, strength_model, offset, function in patches:
         kind = _other_kind(patch)
@@ -88,8 +93,7 @@ def _factors(key: str, patches: list[tuple]) -> list[tuple[torch.Tensor, torch.T
         if kind:
             raise UserError(
                 f"The patch of {key.removeprefix(OWN_PREFIX)} is {kind}, not a plain LoRA, and cannot be saved as one. "
-                "Take the node that adds it off the model; to save the weights with everything in them, save the model "
-                "instead."
+                "Remove the node that adds it. To save the weights with all patches merged, save the model instead."
             )
         up, down, alpha = patch.weights[:3]
         if strength:
@@ -97,23 +101,27 @@ def _factors(key: str, patches: list[tuple]) -> list[tuple[torch.Tensor, torch.T
     return found
 
 
-def _other_kind(patch: object) -> str | None:
+def _other_kind(patch: Any) -> str | None:
+    """What a patch is if it is not a plain LoRA, in words; None for a plain LoRA."""
     if isinstance(patch, LoRAAdapter):
         _, _, _, mid, dora_scale, reshape = patch.weights
         if dora_scale is not None:
             return "DoRA"
         return None if mid is None and reshape is None else "a LoRA with a third factor"
-    name = getattr(patch, "name", None) or (patch[0] if isinstance(patch, tuple) and len(patch) == 2 else "diff")
+    name = str(getattr(patch, "name", None) or (patch[0] if isinstance(patch, tuple) and len(patch) == 2 else "diff"))
     return {"loha": "LoHa", "lokr": "LoKr"}.get(name, f"a {name!r} patch")
 
 
-def _joined(
+def _sum_factors(
     factors: list[tuple[torch.Tensor, torch.Tensor, float]],
     rank: int,
     dtype: torch.dtype | None,
     shape: torch.Size,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [rank, ...] and B [out, rank, ...] for a weight of `shape`, in the type that the factors have or fp32."""
+    """A [rank, ...] and B [out, rank, ...] of the sum of all factors, for a weight of `shape`.
+
+    dtype: None takes the dtype of the factors where nothing has to be computed, fp32 otherwise.
+    """
     own = {tensor.dtype for down, up, _ in factors for tensor in (down, up)}
     is_plain = len(own) == 1 and own <= set(SAVE_DTYPES.values()) and all(scale == 1.0 for _, _, scale in factors)
     a = torch.cat([down.flatten(1).float() for down, _, _ in factors])
@@ -121,14 +129,14 @@ def _joined(
     if 0 < rank < a.shape[0]:
         a, b, is_plain = *_truncated(a, b, rank), False
     dtype = dtype or (own.pop() if is_plain else torch.float32)
-    window = shape[2:]  # of a convolution: [out, in, h, w]
-    a, b = a.reshape(-1, *shape[1:]), b.reshape(*b.shape, *[1] * len(window))
-    # diffusers' state dicts are of one type and must not share memory with the LoRA they came from
+    kernel = shape[2:]  # of a convolution: [out, in, h, w]
+    a, b = a.reshape(-1, *shape[1:]), b.reshape(*b.shape, *[1] * len(kernel))
+    # Cloned, because the result must not share memory with the LoRA that is applied to the model.
     return a.to(dtype).contiguous().clone(), b.to(dtype).contiguous().clone()
 
 
 def _truncated(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best approximation of b @ a with this rank (Eckart, Young), without building the product."""
+    """The best approximation of b @ a with this rank (Eckart and Young 1936), without computing the product."""
     q_out, r_out = torch.linalg.qr(b)
     q_in, r_in = torch.linalg.qr(a.T)
     u, s, vh = torch.linalg.svd(r_out @ r_in.T)

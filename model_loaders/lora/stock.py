@@ -1,32 +1,43 @@
-"""The same reading of LoRAs behind ComfyUI's own nodes: Load LoRA, its model-only form, hooks and bypass."""
+"""Let ComfyUI's own LoRA nodes read every dialect: Load LoRA, its model-only form, hooks and bypass."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
+
+import comfy.model_patcher
+import torch
 
 from ...host.messages import Notify
 from ...host.patches import wrap_stock_lora_nodes
+from ...host.protocols import BaseModel
 from .apply import read_lora
-from .names import OWN_PREFIX, TELLTALE_NAME, spell_layers
+from .names import OWN_PREFIX, SIGNATURE_KEY, weights_by_alias
 from .patches import load_patches
 
 
 def enable_stock_lora_nodes(model_class: type, notify: Notify) -> None:
-    """Teach ComfyUI's LoRA functions the layers of `model_class`, once; see host.patches.
+    """Wrap ComfyUI's LoRA functions for models of `model_class`, once per process; see host.patches.
 
-    notify: is told why nothing of a LoRA fits.
+    notify: called with the reason where no key of a LoRA fits.
     """
-    wrap_stock_lora_nodes(model_class, _is_ours, _spell, load_patches, partial(_prepare, notify))
+    wrap_stock_lora_nodes(model_class, _is_ours, _key_map, load_patches, partial(_prepare, notify))
 
 
-def _is_ours(key_map: dict) -> bool:
-    return TELLTALE_NAME in key_map
+def _is_ours(key_map: Mapping[str, Any]) -> bool:
+    return SIGNATURE_KEY in key_map
 
 
-def _spell(model: object) -> dict[str, str]:
-    return spell_layers(OWN_PREFIX + name for name, _ in model.diffusion_model.named_parameters())
+def _key_map(model: BaseModel) -> dict[str, str]:
+    return weights_by_alias(OWN_PREFIX + name for name, _ in model.diffusion_model.named_parameters())
 
 
-def _prepare(notify: Notify, model: object, lora: dict, header: dict | None) -> dict:
-    """The LoRA with what fits `model` checked and renamed; what is for a text encoder stays as it is."""
+def _prepare(
+    notify: Notify,
+    model: comfy.model_patcher.ModelPatcher,
+    lora: dict[str, torch.Tensor],
+    header: Mapping[str, str] | None,
+) -> dict[str, torch.Tensor]:
+    """`lora` with the keys that fit `model` checked and renamed; keys for a text encoder stay as they are."""
     read = read_lora(lora, header, model, allow_none=True)
     text = read.report.skipped.get("for a text encoder", ())
     if not read.tensors:

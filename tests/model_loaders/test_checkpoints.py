@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,11 +58,11 @@ def test_missing_shard_is_named(pipeline: Path) -> None:
         (lambda data: data[:6], "or only the beginning of one"),
         (lambda data: b"", "is empty"),
         (lambda data: b"<html><body>404 Not Found</body></html>" * 9, "is a web page, not weights"),
-        (lambda data: data[:8] + b"}" + data[9:], "is no weight file that this version reads"),
+        (lambda data: data[:8] + b"}" + data[9:], "is not a weight file that this version reads"),
         (lambda data: data[:8] + b"{" * 9 + data[17:], "has no valid safetensors header"),
     ],
 )
-def test_damaged_shard_is_named(pipeline: Path, damage: callable, message: str) -> None:
+def test_damaged_shard_is_named(pipeline: Path, damage: Callable[[bytes], bytes], message: str) -> None:
     """A file that is not what it claims must be named before anything maps it."""
     bad = shards(pipeline)[0]
     bad.write_bytes(damage(bad.read_bytes()))
@@ -107,7 +108,7 @@ def test_text_encoder_of_another_width(pipeline: Path) -> None:
     """A smaller T5 would fail deep inside the transformer."""
     config = pipeline / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"text_embed_dim": 4096}))
-    with pytest.raises(UserError, match="is 32 wide; the transformer reads 4096"):
+    with pytest.raises(UserError, match="has width 32; the transformer reads width 4096"):
         text_encoder.load_text_encoder(pipeline)
 
 

@@ -20,6 +20,7 @@ from cogvideox.tests.quantized_models import (
     four_steps,
     load,
     load_changed,
+    load_clip,
     model_loader,
     needs_int8,
     quantized,
@@ -31,8 +32,8 @@ from cogvideox.transformer.parameter_types import is_block_matrix
 
 def allow_fast_modes(patch: pytest.MonkeyPatch) -> None:
     """Any CPU runs them too, if slowly: enough to see their numbers."""
-    for lacks in ("_lacks_fp8", "_lacks_int8"):
-        patch.setattr(precision, lacks, lambda device: None)
+    for name in ("fp8_matmul_obstacle", "int8_matmul_obstacle"):
+        patch.setattr(precision, name, lambda device: None)
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=needs_int8 if "int8" in k else ()) for k in BOUNDS])
@@ -136,8 +137,8 @@ def test_weights_of_the_right_type_are_not_copied(wide: Path, monkeypatch: pytes
 def test_fast_modes_are_refused_with_the_reason(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A card without the units would run them slower than bf16, or not at all."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
-    for dtype, reason in (("fp8_e4m3fn_fast", "fp8, and a CPU has"), ("int8_fast", "int8, and this CPU has")):
-        with pytest.raises(UserError, match=f"multiplies in {reason} no such units.*Choose"):
+    for dtype, kind in (("fp8_e4m3fn_fast", "fp8"), ("int8_fast", "int8")):
+        with pytest.raises(UserError, match=f"needs {kind} matmul support, which this CPU does not have.*Choose"):
             model_loader.load_model(wide, dtype)
         with pytest.raises(UserError, match="T5 cannot run in .*_fast: ComfyUI computes text encoders in fp32"):
             text_loader.load_text_encoder(wide, dtype)
@@ -146,7 +147,7 @@ def test_fast_modes_are_refused_with_the_reason(wide: Path, monkeypatch: pytest.
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True}, raising=False)
     precision.check_precision("int8_fast", torch.device("cpu"))
     monkeypatch.setattr(mm, "supports_fp8_compute", lambda device: False)
-    with pytest.raises(UserError, match="cuda:0 has no such units"):
+    with pytest.raises(UserError, match="which cuda:0 does not have"):
         precision.check_precision("fp8_e4m3fn_fast", torch.device("cuda:0"))
     monkeypatch.setattr(mm, "supports_fp8_compute", lambda device: True)
     precision.check_precision("fp8_e4m3fn_fast", torch.device("cuda:0"))
@@ -167,7 +168,7 @@ def test_weights_that_are_no_numbers_are_named(wide: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_encoder(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """T5 is nine of the pipeline's twenty gigabytes: quantised it must still say the same."""
-    full, clip = (load(wide, k, monkeypatch, "text_encoder") for k in ("fp32", kind))
+    full, clip = (load_clip(wide, k, monkeypatch) for k in ("fp32", kind))
     error, size = relative_error(encode(clip), encode(full)), clip.patcher.model_size() / full.patcher.model_size()
     record_error(f"T5 {kind}", error, "embeddings")
     record_error(f"T5 {kind}", size, "size")

@@ -22,6 +22,7 @@ from cogvideox.tests.quantized_models import (
     forward,
     four_steps,
     load,
+    load_clip,
     model_loader,
     needs_int8,
     quantized,
@@ -231,7 +232,7 @@ def test_stock_merging(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -
 def test_lora_on_the_text_encoder(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """LoraLoader patches CLIP through the same interface."""
     with torch.inference_mode():  # as ComfyUI loads
-        clip = load(wide, kind, monkeypatch, "text_encoder")
+        clip = load_clip(wide, kind, monkeypatch)
     plain = encode(clip)
     parameters = dict(clip.cond_stage_model.named_parameters())
     key = next(name for name in parameters if name.endswith("block.1.layer.0.SelfAttention.v.weight"))

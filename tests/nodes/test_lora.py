@@ -1,10 +1,12 @@
 """The LoRA nodes as ComfyUI runs them."""
 
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.files.safetensors_writer import write_tensors
@@ -42,7 +44,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return lines
 
 
-def apply(model: object, name: str, strength: float = 1.0, **more: object) -> object:
+def apply(model: ModelPatcher, name: str, strength: float = 1.0, **more: Any) -> ModelPatcher:
     return nodes.CogVideoXApplyLora.execute(model, name, strength, **more).args[0]
 
 
@@ -51,7 +53,7 @@ def test_apply_tells_what_matched(subject: Subject, shown: list[str], tmp_path: 
     factors = subject.factors(LINEAR)
     files, header, scale = write_dialect("Fun", factors, "tensor")
     save(tmp_path / "loras" / "fun.safetensors", files | {"lora_te_x.lora_up.weight": torch.ones(1, 1)}, header)
-    assert nodes.CogVideoXApplyLora.validate_inputs("fun.safetensors") is True
+    assert nodes.CogVideoXApplyLora.validate_inputs(lora_name="fun.safetensors") is True
     assert_weights(apply(subject.model, "fun.safetensors", 0.5), fused(subject.weights, factors, 0.5 * scale))
     assert shown == [
         "45 of 46 keys matched: 15 layers, LoRA, rank 4, scale 2 (alpha of the tensors).\n"
@@ -70,12 +72,12 @@ def test_bad_choices_are_known_before_the_run(subject: Subject, tmp_path: Path) 
     (tmp_path / "loras" / "empty.safetensors").write_bytes(b"")
     save(tmp_path / "loras" / "model.safetensors", {"patch_embed.proj.weight": torch.ones(1)})
     check = nodes.CogVideoXApplyLora.validate_inputs
-    assert "empty" in check("empty.safetensors")
-    assert "not a LoRA" in check("model.safetensors")
-    assert "not the name" in check("../loras/model.safetensors")
-    assert "no 'nothing'" in check("nothing")
-    assert check(None) is True
-    with pytest.raises(UserError, match="no LoRA scale"):
+    assert "empty" in str(check(lora_name="empty.safetensors"))
+    assert "not a LoRA" in str(check(lora_name="model.safetensors"))
+    assert "not the name" in str(check(lora_name="../loras/model.safetensors"))
+    assert "no 'nothing'" in str(check(lora_name="nothing"))
+    assert check(lora_name=None) is True
+    with pytest.raises(UserError, match="scale is '1/r': use as trained or 1 / rank"):
         save(tmp_path / "loras" / "good.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
         apply(subject.model, "good.safetensors", scale="1/r")
 
@@ -105,8 +107,8 @@ def test_nothing_half_written_is_left(subject: Subject, tmp_path: Path, monkeypa
 
     write = writer._write_tensor
 
-    def fail(file: object, *args: object) -> None:
-        write(file, *args)
+    def fail(*args: Any) -> None:
+        write(*args)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(writer, "_write_tensor", fail)

@@ -367,7 +367,7 @@ def test_saving_what_diffusers_cannot_hold(models, shown) -> None:
     save(lora)
     assert "differences of norms and biases" in shown[-1]
     kronecker, _ = core_train(model, *data, 1e-3, steps=1, algorithm="LoKr")
-    with pytest.raises(errors.CheckpointError, match="belongs to no plain LoRA"):
+    with pytest.raises(errors.CheckpointError, match="does not belong to a plain LoRA"):
         Save.execute(kronecker, "made")
     with pytest.raises(errors.CheckpointError, match="no LoRA layer"):
         Save.execute({}, "made")

@@ -205,7 +205,7 @@ def test_inpaint_keeps_the_latents_themselves(inpaint: Task) -> None:
 
 def test_inpaint_needs_something_to_do(inpaint: Task) -> None:
     """A video without a mask would come back as it is, after minutes."""
-    with pytest.raises(UserError, match="Nothing is to be made anew"):
+    with pytest.raises(UserError, match="there is nothing to inpaint"):
         fun_inpaint(inpaint, 9, video=pictures(9))
 
 

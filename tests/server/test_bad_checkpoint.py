@@ -27,7 +27,7 @@ OTHER_MODELS = {  # what its keys are -> keys that its single file has, as its p
         "model.diffusion_model.transformer_blocks.0.attn1.k_norm.weight",
         "model.diffusion_model.patchify_proj.weight",
     ),
-    "a whole Stable Diffusion checkpoint": ("model.diffusion_model.input_blocks.0.0.weight",),
+    "a complete Stable Diffusion checkpoint": ("model.diffusion_model.input_blocks.0.0.weight",),
     "a T5 text encoder": ("encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight"),
     "a LoRA": ("transformer.transformer_blocks.0.attn1.to_q.lora_A.weight",),
 }
@@ -71,7 +71,7 @@ def test_pipeline_of_another_family(damaged, refused):
 def test_missing_component(damaged, refused, component):
     """A download that stopped between two folders would end in a path that does not exist."""
     name = damaged(lambda folder: shutil.rmtree(folder / component))
-    refused(text_to_video(name), "CogVideoXLoadPipeline", f"lacks {component}", "Fetch the missing folders again")
+    refused(text_to_video(name), "CogVideoXLoadPipeline", f"lacks {component}", "Download the missing folders again")
 
 
 @pytest.mark.parametrize("component", ["transformer", "text_encoder"])
@@ -84,7 +84,9 @@ def test_missing_shard(damaged, refused, component):
         missing[0].unlink()
 
     name = damaged(remove)
-    refused(text_to_video(name), "CogVideoXLoadPipeline", f"lacks {missing[0].name}", "Fetch the missing files again")
+    refused(
+        text_to_video(name), "CogVideoXLoadPipeline", f"lacks {missing[0].name}", "Download the missing files again"
+    )
 
 
 @pytest.mark.parametrize("component", ["transformer", "vae", "text_encoder"])
@@ -101,14 +103,14 @@ def test_file_cut_short(damaged, refused, component):
     pipeline = damaged(shorten)
     name, size = cut
     words = f"has {size - 1000} bytes and should have {size}"
-    refused(text_to_video(pipeline), "CogVideoXLoadPipeline", name, words, "Fetch it again")
+    refused(text_to_video(pipeline), "CogVideoXLoadPipeline", name, words, "Download it again")
 
 
 @pytest.mark.parametrize(
     ("content", "looks_like"),
     [
         (b"", "is empty"),
-        (b"\x07" * 5000, "is no weight file that this version reads"),
+        (b"\x07" * 5000, "is not a weight file that this version reads"),
         ((200).to_bytes(8, "little") + b"{not json" + b"." * 500, "has no valid safetensors header"),
         (b"<!DOCTYPE html><html><head><title>401</title></head></html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer"),
@@ -119,14 +121,16 @@ def test_file_cut_short(damaged, refused, component):
 def test_file_that_is_not_safetensors(damaged, refused, content, looks_like):
     """What a failed login or a clone without Git LFS leaves on the disk would be called a broken header."""
     pipeline = damaged(lambda folder: first_shard(folder / "transformer").write_bytes(content))
-    refused(text_to_video(pipeline), "CogVideoXLoadPipeline", "-00001-of-", looks_like, "Fetch it again")
+    refused(text_to_video(pipeline), "CogVideoXLoadPipeline", "-00001-of-", looks_like, "Download it again")
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "transformer/config.json"])
 def test_json_that_is_none(damaged, refused, file):
     """A config cut short would end in a JSON error without the file's name."""
     name = damaged(lambda folder: (folder / file).write_text('{"_class_name": ', "utf-8"))
-    refused(text_to_video(name), "CogVideoXLoadPipeline", Path(file).name, "cannot be read as JSON", "Fetch it again")
+    refused(
+        text_to_video(name), "CogVideoXLoadPipeline", Path(file).name, "cannot be read as JSON", "Download it again"
+    )
 
 
 def test_config_of_another_size(damaged, refused):
@@ -188,7 +192,7 @@ def test_text_encoder_of_the_wrong_width(comfyui, damaged, refused, wide):
         text_to_video(damaged(swap)),
         "CogVideoXLoadPipeline",
         "is 48 wide; the transformer reads 32",
-        "fetch the checkpoint's own text_encoder",
+        "Download the checkpoint's own text_encoder",
     )
 
 

@@ -14,7 +14,7 @@ from cogvideox.devtools import client
 from cogvideox.tests import layout_files as layouts
 from cogvideox.tests.graphs import PIPELINE, Made, with_inputs
 from cogvideox.tests.part_graphs import LOADERS, PARTS, component_weights, latent_only, short, with_part
-from cogvideox.tests.quantized_models import needs_int8, needs_int8_units
+from cogvideox.tests.quantized_models import needs_int8, needs_int8_matmul
 from cogvideox.tests.support import relative_error, write_fp32
 
 Write = Callable[[Path, layouts.StateDict], Path]
@@ -228,7 +228,7 @@ def test_conversion_to_eight_bits(comfyui, exact, plain, part, weight_dtype, mos
 
 
 @needs_int8
-@needs_int8_units
+@needs_int8_matmul
 def test_int8_is_multiplied_on_a_cpu(comfyui, exact, plain):
     """On CPUs with the units int8_fast is the quickest choice there is; it may not cost the picture."""
     error = relative_error(
@@ -244,7 +244,7 @@ def test_fast_fp8_needs_a_card(refused, exact, part):
     if part != PIPELINE:
         graph = with_part(short(exact), part, exact, "fp8_e4m3fn_fast")
     loader = graph[part]["class_type"]
-    words = "fp8_e4m3fn_fast multiplies in fp8", "a CPU has no such units", "Choose fp8_e4m3fn:"
+    words = "fp8_e4m3fn_fast needs fp8 matmul support", "which this CPU does not have", "Choose fp8_e4m3fn:"
     assert refused(latent_only(graph), loader, *words).kind == "rejected"
 
 

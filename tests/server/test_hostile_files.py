@@ -58,8 +58,8 @@ def crafted(header: dict | str, data: bytes = bytes(12)) -> bytes:
 # name of the file -> all that is in it, and what the answer says of it
 BYTES: dict[str, tuple[bytes, str]] = {
     "empty.safetensors": (b"", "is empty"),
-    "eight-zeros.gguf": (bytes(8), "is no weight file"),
-    "noise.pt": (random.Random(0).randbytes(5000), "is no weight file"),
+    "eight-zeros.gguf": (bytes(8), "is not a weight file"),
+    "noise.pt": (random.Random(0).randbytes(5000), "is not a weight file"),
     "lfs.safetensors": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
         "is a Git LFS pointer, not the file it stands for",
@@ -121,7 +121,7 @@ def harm_beside(path: Path) -> Harm:
 
 
 SAFETENSORS, SAT = layouts.write_safetensors, layouts.write_sat
-CODE = "can run code; nothing of it was executed"
+CODE = "can run code. Nothing of it was executed"
 # name of the file -> what makes it of good weights, and a pattern of the answer
 WRITTEN: dict[str, tuple[Callable[[Path, StateDict], object], str]] = {
     "cut.safetensors": (cut(SAFETENSORS), r"has \d+ bytes and should have \d+"),
@@ -133,14 +133,14 @@ WRITTEN: dict[str, tuple[Callable[[Path, StateDict], object], str]] = {
     "bomb.pt": (zip_bomb, "is a compressed zip file"),
     "link.safetensors": (lambda path, w: path.symlink_to("/nowhere/a.safetensors"), "cannot be opened|There is no"),
     # only their numbers are wrong, or what the model wants of them
-    "spread.pt": (changed(SAT, torch.zeros(1).expand(2**20, 2**20)), "of another shape|halves of rank"),
-    "shape.safetensors": (changed(SAFETENSORS, torch.zeros(7, 11)), "of another shape|halves of rank"),
+    "spread.pt": (changed(SAT, torch.zeros(1).expand(2**20, 2**20)), "of another shape|lora_down of rank"),
+    "shape.safetensors": (changed(SAFETENSORS, torch.zeros(7, 11)), "of another shape|lora_down of rank"),
     "half.safetensors": (
         lambda path, w: SAFETENSORS(path, {name: w[name] for name in sorted(w)[::2]}),
         "looks like an unknown model|missing|lacks|without",
     ),
     "one-less.safetensors": (without_one, "missing|lacks"),
-    "nan.safetensors": (changed(SAFETENSORS), "not a number|no numbers"),
+    "nan.safetensors": (changed(SAFETENSORS), "not a number|contains NaN or Inf"),
 }
 FOUND_LATER = {"spread.pt", "shape.safetensors", "half.safetensors", "one-less.safetensors", "nan.safetensors"}
 

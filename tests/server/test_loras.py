@@ -152,7 +152,7 @@ def test_key_of_nothing_is_named(comfyui, exact, shapes, latent):
     files |= {f"transformer.camera_blocks.0.to_q.lora_{letter}.weight": torch.ones(4, 4) for letter in "AB"}
     loras.save(comfyui.base / "models" / "loras" / "camera.safetensors", files)
     text = texts(comfyui.run(with_lora(latent_only(short(exact)), "camera.safetensors")), "lora")
-    assert "16 of 18 keys matched" in text and "Not of this model: transformer.camera_blocks.0.to_q" in text
+    assert "16 of 18 keys matched" in text and "Not in this model: transformer.camera_blocks.0.to_q" in text
     assert torch.equal(latent(("camera.safetensors", 1.0)), latent((ATTENTION, 1.0)))
 
 
@@ -167,7 +167,7 @@ OTHER_MODELS = {  # name -> a LoRA for another model, and what of the answer mus
         pairs("diffusion_model.blocks.0.self_attn.q", "diffusion_model.blocks.0.ffn.0"),
         "looks like a LoRA for Wan",
     ),
-    "text": (pairs("lora_te1_text_model_encoder_layers_0_mlp_fc1"), "changes a text encoder alone"),
+    "text": (pairs("lora_te1_text_model_encoder_layers_0_mlp_fc1"), "is for a text encoder only"),
     "unknown": (pairs("transformer.camera_blocks.0.to_q"), "names a layer of this CogVideoX model"),
     "larger": (pairs("transformer.transformer_blocks.0.attn1.to_q", width=3072), "is for layers of another size"),
 }

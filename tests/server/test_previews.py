@@ -70,7 +70,7 @@ def test_previews_without_the_file_or_with_a_broken_one(comfyui) -> None:
     finally:
         path.unlink()
     assert "need taecvx.pth" in comfyui.log()
-    assert "is no weight file" in comfyui.log()
+    assert "is not a weight file" in comfyui.log()
 
 
 def test_no_previews(comfyui) -> None:

@@ -143,7 +143,7 @@ def test_nothing_is_overwritten(comfyui, exact, refused, models):
 @pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../out", "", "out/", "C:\\out", "a\0b"])
 def test_names_that_lead_out(exact, refused, name):
     """A shared workflow could make a server write anywhere."""
-    assert refused(saving(short(exact), name), NODE, "is no name for a file").kind == "rejected"
+    assert refused(saving(short(exact), name), NODE, "is not a valid file name").kind == "rejected"
 
 
 @pytest.fixture

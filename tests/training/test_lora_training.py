@@ -119,8 +119,8 @@ def test_base_of_every_precision_trains(wide: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("kind", ["fp8_e4m3fn_fast", "int8_fast"])
 def test_model_without_gradients_is_refused(wide: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Products in fp8 and int8 have no gradient: training would fail at the first step, or learn nothing."""
-    monkeypatch.setattr(precision_module, "_lacks_fp8", lambda device: None)
-    monkeypatch.setattr(precision_module, "_lacks_int8", lambda device: None)
+    monkeypatch.setattr(precision_module, "fp8_matmul_obstacle", lambda device: None)
+    monkeypatch.setattr(precision_module, "int8_matmul_obstacle", lambda device: None)
     with pytest.raises(errors.TrainingError, match="weight_dtype without _fast"):
         lora.attach_lora(load_dit(wide, kind))
 

@@ -49,7 +49,7 @@ def test_code_in_a_pickle_is_never_run(folder: Path, weights: dict, write: Calla
     harm = folder / "harm"
     write({"state_dict": weights, "extra": Harm(harm)}, folder / "a.pt")
     for call in (lambda: checkpoints.check_component(folder, "transformer"), lambda: load_model(folder)):
-        with pytest.raises(UserError, match="can run code; nothing of it was executed"):
+        with pytest.raises(UserError, match="can run code. Nothing of it was executed"):
             call()
     assert not harm.exists()
 
@@ -90,7 +90,7 @@ HEADERS = {
 @pytest.mark.parametrize("what", HEADERS)
 def test_headers(folder: Path, what: str) -> None:
     (folder / "a.safetensors").write_bytes(HEADERS[what])
-    with pytest.raises(UserError, match="Fetch it again"):
+    with pytest.raises(UserError, match="Download it again"):
         checkpoints.check_component(folder, "transformer")
 
 
@@ -99,7 +99,7 @@ def crafted(entries: dict[str, dict], data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def entry(first: int, last: int, shape: list[int], dtype: str = "F32") -> dict:
+def entry(first: float, last: float, shape: list[int] | list[str], dtype: str = "F32") -> dict:
     return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
 
 
@@ -131,7 +131,7 @@ def test_a_name_that_stands_twice(folder: Path) -> None:
     one, two = (json.dumps({"a": entry(first, first + 4, [1])})[1:-1] for first in (0, 4))
     text = f"{{{one},{two}}}".encode()
     (folder / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
-    with pytest.raises(UserError, match="a name stands twice"):
+    with pytest.raises(UserError, match="a name occurs twice"):
         checkpoints.check_component(folder, "transformer")
 
 
@@ -148,14 +148,14 @@ def test_two_shards_with_one_name(tiny_pipelines: dict[str, Path], folder: Path)
 def test_an_index_that_leads_out_of_its_folder(folder: Path, name: str) -> None:
     """A downloaded index must not name files elsewhere."""
     (folder / "a.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
-    with pytest.raises(UserError, match="no file of its own folder|download is not complete"):
+    with pytest.raises(UserError, match="not a file of its own folder|download is not complete"):
         checkpoints.check_component(folder, "transformer")
 
 
 @pytest.mark.parametrize("index", ({}, {"weight_map": []}, {"weight_map": {"x": None}}, {"weight_map": {"x": {}}}))
 def test_an_index_of_nothing(folder: Path, index: dict) -> None:
     (folder / "a.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="download is not complete|no file of its own folder"):
+    with pytest.raises(UserError, match="download is not complete|not a file of its own folder"):
         checkpoints.check_component(folder, "transformer")
 
 
@@ -167,7 +167,7 @@ def test_links(folder: Path, weights: dict) -> None:
     (folder / "a.safetensors").symlink_to(elsewhere / "real.safetensors")
     assert checkpoints.open_component(folder, "transformer").state_dict.keys() == weights.keys()
     (elsewhere / "real.safetensors").unlink()
-    with pytest.raises(UserError, match="is a link to .* which is gone"):
+    with pytest.raises(UserError, match="is a link to .* which does not exist"):
         checkpoints.check_component(folder / "a.safetensors", "transformer")
     with pytest.raises(UserError, match="cannot be opened"):
         checkpoints.check_component(folder, "transformer")
@@ -177,7 +177,7 @@ def test_links(folder: Path, weights: dict) -> None:
 def test_a_pipe_does_not_hang_the_server(folder: Path) -> None:
     """Opening a pipe that nobody writes to waits for ever."""
     os.mkfifo(folder / "a.safetensors")
-    with pytest.raises(UserError, match="is not an ordinary file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         checkpoints.check_component(folder, "transformer")
     with pytest.raises(UserError, match="neither a file nor a folder"):
         checkpoints.check_component(folder / "a.safetensors", "transformer")
@@ -206,10 +206,10 @@ def test_weights_that_are_no_numbers(tiny_pipelines: dict[str, Path], tmp_path: 
             if name in held:
                 held[name].view(-1)[5] = float("nan")
                 layouts.write_safetensors(file, held)
-    from cogvideox.errors import UserError
-
     model = load_model(pipeline, "fp32")
-    with pytest.raises(UserError, match=f"timestep 999 is .*own weights are not: {broken['transformer']}"):
+    with pytest.raises(
+        UserError, match=f"timestep 999 contains NaN or Inf. So do weights of the model: {broken['transformer']}"
+    ):
         model.model.apply_model(
             torch.zeros(1, 16, 3, 8, 12),
             model.model.model_sampling.sigma_max.reshape(1),
@@ -217,10 +217,10 @@ def test_weights_that_are_no_numbers(tiny_pipelines: dict[str, Path], tmp_path: 
             transformer_options={},
         )
     vae = load_vae(pipeline, "fp32")
-    with pytest.raises(UserError, match=f"nor are its weights: {broken['vae']}"):
+    with pytest.raises(UserError, match=f"contains NaN or Inf, and so do its weights: {broken['vae']}"):
         vae.decode(torch.zeros(1, 16, 1, 8, 12))
     clip = load_text_encoder(pipeline, "fp32")
-    with pytest.raises(UserError, match="text encoder's output is not a number"):
+    with pytest.raises(UserError, match="text encoder's output contains NaN or Inf"):
         CogVideoXEncodeText.execute(clip, "a cat")
 
 
@@ -237,7 +237,7 @@ def test_missing_and_extra_names(folder: Path, weights: dict) -> None:
 @pytest.mark.parametrize("suffix", (".safetensors", ".pt", ".gguf", ".bin"))
 def test_files_of_hardly_any_bytes(folder: Path, size: int, suffix: str) -> None:
     (folder / f"a{suffix}").write_bytes(bytes(size))
-    with pytest.raises(UserError, match="Fetch it again"):
+    with pytest.raises(UserError, match="Download it again"):
         checkpoints.check_component(folder, "transformer")
 
 

@@ -1,5 +1,6 @@
 """The real checkpoints, told from the names and shapes in their headers alone; nothing of their size is allocated."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -7,20 +8,21 @@ import pytest
 import torch
 
 from cogvideox.model_loaders import checkpoints, variants
+from cogvideox.model_loaders.files.headers import Entry
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import t5_shapes
 from cogvideox.tests import hollow_files as hollow
 from cogvideox.tests import layout_files as layouts
 
 
-def assert_found(path: Path, component: str, weights: dict[str, torch.Tensor]) -> dict:
+def assert_found(path: Path, component: str, weights: dict[str, torch.Tensor]) -> Mapping[str, Entry]:
     """Every tensor of its full shape, none besides; returns what was found."""
     found = checkpoints.find_weights(path, component).entries
     assert {n: tuple(w.shape) for n, w in weights.items()} == {n: e.shape for n, e in found.items()}
     return found
 
 
-def assert_is(name: str, found: dict) -> None:
+def assert_is(name: str, found: Mapping[str, Entry]) -> None:
     """A lone file has no config.json beside it: its shapes must do."""
     assert variants.detect_family(variants.resolve_config(found, None, "test")).name == name
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import comfy.sd
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.lora import apply as lora
@@ -55,7 +56,7 @@ def subject(tiny_pipelines: dict[str, Path]) -> Subject:
     return Subject(tiny_pipelines["5b"])
 
 
-def apply(model: object, path: Path, strength: float = 1.0, scale: str = AS_TRAINED) -> object:
+def apply(model: ModelPatcher, path: Path, strength: float = 1.0, scale: str = AS_TRAINED) -> ModelPatcher:
     return lora.apply_lora(model, path, strength, scale)[0]
 
 
@@ -168,7 +169,7 @@ def test_raw_sat_without_alpha_says_so(subject: Subject, tmp_path: Path) -> None
     base = {"subject.model.diffusion_model.transformer.layers.0.attention.dense.bias": torch.zeros(64)}
     _, report = lora.apply_lora(subject.model, save(tmp_path / "l.safetensors", files | base), 1.0)
     assert "SAT trains with alpha 1" in report.message()
-    assert report.skipped == {"the checkpoint's own weights beside the LoRA": list(base)}
+    assert report.skipped == {"of the checkpoint itself, which SAT saves in the same file": list(base)}
 
 
 def test_sat_training_state(subject: Subject, tmp_path: Path) -> None:
@@ -304,9 +305,9 @@ def test_every_name_stands_for_one_layer(tiny_pipelines: dict[str, Path]) -> Non
 
     for folder in tiny_pipelines.values():
         layers = [n.removesuffix(".weight") for n in reference_transformer(folder).state_dict() if n.endswith("weight")]
-        spelled = [(name, layer) for layer in layers for name in set(names.spell_layer(layer))]
+        spelled = [(name, layer) for layer in layers for name in set(names.layer_aliases(layer))]
         assert len({name for name, _ in spelled}) == len(spelled)
-        assert names.TELLTALE_NAME in {name for name, _ in spelled}
+        assert names.SIGNATURE_KEY in {name for name, _ in spelled}
 
 
 @pytest.mark.parametrize("variant", ["2b", "1.5-5B", "1.5-5B-I2V", "Fun-V1.5-5b-InP"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import comfy.ops
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from cogvideox.host import quantized
 from cogvideox.model_loaders.lora.apply import apply_lora
@@ -32,12 +33,12 @@ def subject(
     return kind, Subject(folder, "default", file.parent)
 
 
-def now(model: object, layer: str) -> torch.Tensor:
+def now(model: ModelPatcher, layer: str) -> torch.Tensor:
     """The numbers that a weight stands for, in fp32."""
     return quantized.dequantized(model.model.diffusion_model.get_submodule(layer).weight, torch.float32).clone()
 
 
-def used(model: object, layer: str) -> torch.Tensor:
+def used(model: ModelPatcher, layer: str) -> torch.Tensor:
     """The weight as the forward pass of a streamed layer sees it, in fp32."""
     module = model.model.diffusion_model.get_submodule(layer)
     weight = comfy.ops.cast_bias_weight(module, torch.empty(1, dtype=torch.float32))[0]

@@ -1,9 +1,11 @@
 """What of a LoRA does not fit, and what is refused before any work."""
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.lora import apply as lora
@@ -28,7 +30,7 @@ def subject(tiny_pipelines: dict[str, Path]) -> Subject:
     return Subject(tiny_pipelines["5b"])
 
 
-def apply(model: object, path: Path, strength: float = 1.0) -> object:
+def apply(model: ModelPatcher, path: Path, strength: float = 1.0) -> ModelPatcher:
     return lora.apply_lora(model, path, strength)[0]
 
 
@@ -37,11 +39,9 @@ def test_hooks_leave_other_models_alone() -> None:
     import comfy.lora
     import comfy.sd
 
-    model_class = CogVideoXModel
-    hook = enable_stock_lora_nodes
-    hook(model_class)
+    enable_stock_lora_nodes(CogVideoXModel, logging.warning)
     once = comfy.lora.load_lora, comfy.lora.model_lora_keys_unet, comfy.sd.load_lora_for_models
-    hook(model_class)
+    enable_stock_lora_nodes(CogVideoXModel, logging.warning)
     assert once == (comfy.lora.load_lora, comfy.lora.model_lora_keys_unet, comfy.sd.load_lora_for_models)
     up, down = torch.ones(3, 2), torch.ones(2, 3)
     # a model of another family with a layer of the same name
@@ -73,7 +73,7 @@ def test_unmatched_keys_are_named(subject: Subject, tmp_path: Path) -> None:
     _, report = lora.apply_lora(subject.model, save(tmp_path / "l.safetensors", files), 1.0)
     text = report.message()
     assert "16 of 22 keys matched: 8 layers, LoRA, rank 4, scale 1 (the file has no alpha)." in text
-    assert "Not of this model: transformer.transformer_blocks.5.attn1.to_q.lora_A.weight" in text and "2 more" in text
+    assert "Not in this model: transformer.transformer_blocks.5.attn1.to_q.lora_A.weight" in text and "2 more" in text
     assert "Skipped 1 for a text encoder: lora_te_encoder_block_0.lora_up.weight" in text
     assert len(report.details().splitlines()) == 6
 
@@ -92,7 +92,7 @@ OTHERS = {
 def test_loras_of_other_models_are_named(subject: Subject, tmp_path: Path, family: str) -> None:
     """Nothing matched is the commonest mistake; silence costs the user a run and a search."""
     path = save(tmp_path / "l.safetensors", {OTHERS[family]: torch.ones(4, 64)})
-    with pytest.raises(UserError, match=f"looks like a LoRA for {family}; none of its 1 keys"):
+    with pytest.raises(UserError, match=f"looks like a LoRA for {family}: none of its 1 keys"):
         apply(subject.model, path)
 
 
@@ -106,7 +106,7 @@ def test_zero_matches_say_why(subject: Subject, tmp_path: Path) -> None:
 
     assert "is empty" in reason({})
     text = reason({"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(4, 64)})
-    assert "changes a text encoder alone" in text
+    assert "is for a text encoder only" in text
     assert "looks like a CogVideoX-like transformer, not a LoRA" in reason(dict(subject.weights))
     assert "not a LoRA" in reason({"hello": torch.ones(1)})
     text = reason({"transformer.layers_of_mine.0.lora_A.weight": torch.ones(4, 64)})
@@ -136,7 +136,7 @@ def test_the_official_sizes_are_named() -> None:
     text = misfit_message(
         "x", {"diffusion_model.transformer_blocks.0.attn1.to_q": ((1920, 1920), (3072, 3072))}, (1920, 3072), []
     )
-    assert "made for a model of the width of CogVideoX-2b; this one has that of CogVideoX-5b" in text
+    assert "trained for a model of the width of CogVideoX-2b; this model has the width of CogVideoX-5b" in text
 
 
 def test_damaged_loras_are_refused(subject: Subject, tmp_path: Path) -> None:
@@ -154,17 +154,17 @@ def test_damaged_loras_are_refused(subject: Subject, tmp_path: Path) -> None:
         refused("NaN", good | {f"{first}.lora_A.weight": broken})
         refused("NaN", good | {f"{first}.alpha": torch.tensor(bad)})
     refused("NaN", good | {f"{first}.alpha": torch.ones(3)})
-    refused("of a type", good | {f"{first}.lora_A.weight": torch.ones(4, 64, dtype=torch.int8)})
+    refused("of a dtype", good | {f"{first}.lora_A.weight": torch.ones(4, 64, dtype=torch.int8)})
     refused("lacks lora_down", {key: t for key, t in good.items() if key != f"{first}.lora_A.weight"})
-    refused("halves of rank 3 and 4", good | {f"{first}.lora_A.weight": torch.ones(3, 64)})
+    refused("a lora_down of rank 3 and a lora_up of rank 4", good | {f"{first}.lora_A.weight": torch.ones(3, 64)})
     refused("shape", good | {f"{first}.lora_A.weight": torch.ones(4)})
     refused("3 values in dora_scale", good | {f"{first}.dora_scale": torch.ones(3, 1)})
     refused("3 values in magnitude", good | {f"{first}.lora_magnitude_vector": torch.ones(3)})
     refused("two values for one part", good | {f"{ATTENTION[0]}.lora_A.weight": torch.ones(4, 64)})
-    refused("no number", good, adapter_header({"r": 4, "lora_alpha": "many"}))
-    refused("no number", good, {"ss_network_alpha": "1e999"})
+    refused("not a finite number", good, adapter_header({"r": 4, "lora_alpha": "many"}))
+    refused("not a finite number", good, {"ss_network_alpha": "1e999"})
     refused("does not read", good, adapter_header({"lora_alpha": 4, "alpha_pattern": {"(a+)+$": 1}}))
-    refused("no table", good, adapter_header({"lora_alpha": 4, "alpha_pattern": [1]}))
+    refused("not a table", good, adapter_header({"lora_alpha": 4, "alpha_pattern": [1]}))
     refused("does not read", good | {f"{first}.lora_mid.weight": torch.ones(4, 4, 1, 1)})
     whole = save(tmp_path / "l.safetensors", good).read_bytes()
     (tmp_path / "l.safetensors").write_bytes(whole[:-10])
@@ -176,7 +176,7 @@ def test_damaged_loras_are_refused(subject: Subject, tmp_path: Path) -> None:
 def test_other_models_are_refused(subject: Subject, tmp_path: Path) -> None:
     """The node is for CogVideoX; another MODEL belongs to the stock loader."""
     path = save(tmp_path / "l.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
-    with pytest.raises(UserError, match="not CogVideoX"):
+    with pytest.raises(UserError, match="not a CogVideoX model"):
         apply(type("Flux", (), {"model": object()})(), path)
 
 

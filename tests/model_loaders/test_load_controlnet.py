@@ -25,8 +25,8 @@ def rewrite_config(folder: Path, **changes: object) -> None:
     [
         ({"num_layers": 8}, "do not belong together: num_layers 8 against 1"),
         ({"num_attention_heads": 30}, "width 480 against 64"),
-        ({"downscale_coef": 4}, "pixels a latent 48 against 192"),
-        ({"in_channels": 12, "downscale_coef": 4}, "shrinks the control video by 4, not by 8.* takes 12 colour"),
+        ({"downscale_coef": 4}, "pixels per latent 48 against 192"),
+        ({"in_channels": 12, "downscale_coef": 4}, "downscales the control video by 4 instead of 8.* takes 12 colour"),
         ({"use_learned_positional_embeddings": True}, "has a learned position table"),
     ],
 )
@@ -47,7 +47,7 @@ def test_wrong_files_are_named(tiny_pipelines: dict[str, Path], tmp_path: Path) 
     with pytest.raises(UserError, match="looks like a CogVideoX-like.*, not a CogVideoX control net"):
         check(tiny_pipelines["5b"] / "transformer", "controlnet")
     lone = net / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(UserError, match="no config.json beside it, and no CogVideoX model has its width"):
+    with pytest.raises(UserError, match="no config.json, and no CogVideoX model has its width"):
         controlnet.load_controlnet(lone)
 
 
@@ -84,4 +84,4 @@ def test_loader_lists_and_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in ("canny", "depth"):
         assert node.validate_inputs(name) is True
         assert isinstance(node.execute(name, "default").args[0], controlnet.CogVideoXControl)
-    assert "There is no 'pose'" in node.validate_inputs("pose")
+    assert "There is no 'pose'" in str(node.validate_inputs("pose"))

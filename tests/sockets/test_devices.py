@@ -1,5 +1,6 @@
 """A card without a card: fake tensors that know their device, and dynamic VRAM's bookkeeping."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import comfy.memory_management
@@ -23,7 +24,9 @@ from cogvideox.transformer import attention
 CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
 
 
-def move_tensors(self: torch.nn.Module, function: callable, recurse: bool = True) -> torch.nn.Module:
+def move_tensors(
+    self: torch.nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+) -> torch.nn.Module:
     """nn.Module._apply without its in-place swaps, which fake tensors refuse."""
     for module in self.modules() if recurse else [self]:
         for name, value in module._parameters.items():

@@ -2,26 +2,29 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.model_loaders.precision import choose_dtypes
+from cogvideox.sockets.families import FAMILIES
 from cogvideox.tests.support import TEXT_TO_VIDEO, reference_transformer, relative_error, write_fp32
 
 CPU = torch.device("cpu")
 
 
-def load(folder: Path, dtype: str = "fp32") -> object:
+def load(folder: Path, dtype: str = "fp32") -> ModelPatcher:
     return load_model(folder, dtype)
 
 
-def inputs(model: object, dtype: torch.dtype = torch.float32) -> tuple:
+def inputs(model: ModelPatcher, dtype: torch.dtype = torch.float32) -> tuple:
     generator = torch.Generator().manual_seed(2)
     config = model.model.diffusion_model.config
     latents = torch.randn(1, config.in_channels, 2, 8, 12, generator=generator)
@@ -30,7 +33,7 @@ def inputs(model: object, dtype: torch.dtype = torch.float32) -> tuple:
 
 
 @torch.inference_mode()
-def forward(model: object, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def forward(model: ModelPatcher, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     latents, timestep, context = inputs(model, dtype)
     return model.model.diffusion_model(latents, timestep, context=context).float()
 
@@ -43,13 +46,19 @@ def latent(latent_frames: int = 2, channels: int = 16) -> torch.Tensor:
     return torch.zeros(1, channels, latent_frames, 8, 12)
 
 
-def ksample(model: object, sampler: str = "euler", scheduler: str = "simple", steps: int = 4, **kw: object):
+def ksample(
+    model: ModelPatcher, sampler: str = "euler", scheduler: str = "simple", steps: int = 4, **more: Any
+) -> torch.Tensor:
     """What the stock KSampler node runs."""
     from nodes import common_ksampler
 
-    arguments = {"positive": conditioning(seed=1), "negative": conditioning(seed=2), "latent": {"samples": latent()}}
+    arguments: dict[str, Any] = {
+        "positive": conditioning(seed=1),
+        "negative": conditioning(seed=2),
+        "latent": {"samples": latent()},
+    }
     return common_ksampler(
-        model, seed=7, steps=steps, cfg=6.0, sampler_name=sampler, scheduler=scheduler, **arguments | kw
+        model, seed=7, steps=steps, cfg=6.0, sampler_name=sampler, scheduler=scheduler, **arguments | more
     )[0]["samples"]
 
 
@@ -110,12 +119,9 @@ def test_half_precision_rounds_only_the_weights(tmp_path: Path, variant: str, dt
 
 def test_default_precision_is_the_trained_one(tmp_path: Path) -> None:
     """2b was trained in fp16, the others and its Fun fine-tunes in bf16: the other type gives noise or black frames."""
-    from cogvideox.model_loaders import variants
-
-    of_official = [f.trained_dtype for f in variants.FAMILIES]
+    of_official = [f.trained_dtype for f in FAMILIES]
     assert of_official == [torch.float16] + [torch.bfloat16] * 11
-    choose = choose_dtypes
-    storage, compute = choose("default", torch.bfloat16, torch.bfloat16, 10**6, CPU)
+    storage, compute = choose_dtypes("default", torch.bfloat16, torch.bfloat16, 10**6, CPU)
     assert compute or storage in (torch.float32, torch.bfloat16)
 
 
@@ -251,7 +257,7 @@ def test_interrupt_leaves_the_next_run_right(tiny_pipelines: dict[str, Path]) ->
     plain = ksample(model, steps=4, latent=latents)
     for at_step in (0, 2):
 
-        def stop(apply: object, args: dict, at_step: int = at_step, seen: list = []) -> torch.Tensor:
+        def stop(apply: Callable, args: dict, at_step: int = at_step, seen: list = []) -> torch.Tensor:
             seen.append(1)
             if len(seen) > at_step:
                 comfy.model_management.interrupt_current_processing(True)
@@ -267,28 +273,26 @@ def test_interrupt_leaves_the_next_run_right(tiny_pipelines: dict[str, Path]) ->
 
 def test_wrong_conditioning_is_refused_before_sampling(tiny_pipelines: dict[str, Path]) -> None:
     """Text from another model's encoder must be named, by stock samplers too."""
-    error = UserError
     model = load(tiny_pipelines["5b"])
-    with pytest.raises(error, match=r"positive conditioning has shape \[1, 226, 48\].*\[batch, tokens, 32\]"):
+    with pytest.raises(UserError, match=r"positive conditioning has shape \[1, 226, 48\].*\[batch, tokens, 32\]"):
         ksample(model, positive=conditioning(48))
-    with pytest.raises(error, match="takes a start image.*has none"):
+    with pytest.raises(UserError, match="takes a start image.*has none"):
         ksample(load(tiny_pipelines["5b-I2V"]))
 
 
 def test_wrong_latent_is_refused_before_sampling(tiny_pipelines: dict[str, Path]) -> None:
     """A latent with something in it and 4 channels comes from another VAE; an empty one is repaired by ComfyUI."""
-    error = UserError
     model = load(tiny_pipelines["5b"])
-    with pytest.raises(error, match=r"\[1, 4, 2, 8, 12\].*16"):
+    with pytest.raises(UserError, match=r"\[1, 4, 2, 8, 12\].*16"):
         ksample(model, latent={"samples": latent(channels=4) + 1})
     assert ksample(model, latent={"samples": latent(channels=4)}).shape[1] == 16
-    with pytest.raises(error, match="height of 72 pixels does not divide by 16: use 64 or 80"):
+    with pytest.raises(UserError, match="height of 72 pixels does not divide by 16: use 64 or 80"):
         ksample(model, latent={"samples": torch.zeros(1, 16, 2, 9, 12)})
 
 
 def test_nan_stops_with_the_likely_cause(tiny_pipelines: dict[str, Path]) -> None:
     """Fifty steps towards a black video are worse than a message after the first."""
     model = load(tiny_pipelines["5b"])
-    model.model.diffusion_model.proj_out.weight.data.fill_(3e38)  # a number, but what comes out is none
-    with pytest.raises(UserError, match="timestep 999 is not a number.*float32.*bfloat16"):
+    model.model.diffusion_model.proj_out.weight.data.fill_(3e38)  # finite, but the output is not
+    with pytest.raises(UserError, match="timestep 999 contains NaN or Inf.*float32.*bfloat16"):
         ksample(model)
