@@ -1,5 +1,7 @@
 """Previews that play the clip instead of showing its first frame, as ComfyUI's do, in every sampler node."""
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Callable
@@ -46,7 +48,7 @@ MakePlayer = Callable[[Callable[[Image.Image], bool]], Player]
 def hook_previews(format_class: type[Format], make_renderers: MakeRenderers[Format], make_player: MakePlayer) -> None:
     """Preview latents of `format_class` with what `make_renderers` returns; every other latent as before."""
 
-    def make_previewer(device: torch.device, latent_format: Format, with_decoder: bool) -> "ClipPreviewer":
+    def make_previewer(device: torch.device, latent_format: Format, with_decoder: bool) -> ClipPreviewer:
         side = latent_preview.MAX_PREVIEW_RESOLUTION
         return ClipPreviewer(latent_format, make_renderers(device, latent_format, with_decoder, side), make_player)
 
@@ -133,7 +135,7 @@ def preview_sender(max_side_px: int) -> Callable[[Image.Image], bool]:
     return send
 
 
-def _redraw(registry: "ProgressRegistry", node_id: str) -> None:
+def _redraw(registry: ProgressRegistry, node_id: str) -> None:
     """Send the node's progress once more: only then does the frontend's classic canvas draw the preview."""
     to_frontend = registry.handlers.get("webui")
     if to_frontend is not None and node_id in registry.nodes:
@@ -141,7 +143,7 @@ def _redraw(registry: "ProgressRegistry", node_id: str) -> None:
 
 
 def _send_preview(
-    server: PromptServer, dynprompt: "DynamicPrompt", context: "ExecutionContext", picture: tuple[str, Image.Image, int]
+    server: PromptServer, dynprompt: DynamicPrompt, context: ExecutionContext, picture: tuple[str, Image.Image, int]
 ) -> None:
     """Source of the messages: ComfyUI's comfy_execution/progress.py (WebUIProgressHandler) and main.py."""
     from comfy_api import feature_flags

@@ -13,8 +13,7 @@ from ..host.messages import show_on_node
 from ..host.protocols import ModelSampling
 from ..keys import Latent, rng_offset, without_rng_offset
 from ..media.masks import latent_mask
-from ..samplers.comfy_sampler import SAMPLERS, build_sampler, schedule_sigmas
-from ..samplers.comfy_sampler import CogVideoXNoise as SeededNoise
+from ..samplers.comfy_sampler import SAMPLERS, SeededNoise, build_sampler, schedule_sigmas
 from ..samplers.guidance import patch_dynamic_cfg
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
 from .checks import checked

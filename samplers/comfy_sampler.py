@@ -17,7 +17,7 @@ from .schedule import next_timesteps, require_schedule, total_steps, trailing_ti
 SAMPLERS = ("ddim", "dpm")
 
 
-class CogVideoXNoise:
+class SeededNoise:
     """NOISE: what diffusers draws from a CPU generator with this seed."""
 
     def __init__(self, seed: int):

@@ -33,7 +33,7 @@ def sample_checked(
 
     notify: for check_conditioning; it is bound when the loader puts the wrapper on the MODEL. The other arguments are
     those of comfy.samplers.CFGGuider.outer_sample: noise [B, 16, T, H, W] of unit variance, latent_image of the same
-    shape, scaled. Returns the samples, scaled.
+    shape, unscaled. Returns the samples, unscaled.
 
     Raises UserError.
     """

@@ -1,4 +1,4 @@
-"""The real ComfyUI beside the package, for every test; the tiers, the workers, and what a run has measured."""
+"""A real ComfyUI for every test; the tiers, the workers, and what a run has measured."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -114,7 +114,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fp32(tmp_path_factory.mktemp("wide"), "5b", **shape)
 
 
-def pytest_terminal_summary(terminalreporter: object, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print what this run has measured: the matrices, and the worst case of everything compared with diffusers; and
     what its tier has left out."""
     from cogvideox.tests.support import ERRORS, FUZZ, LAYOUT_MATRIX, PARITY

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -70,7 +71,7 @@ def merge_measured(text: str) -> None:
             table.setdefault(what, []).extend(tuple(case) for case in cases)
 
 
-def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: object) -> Path:
+def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Path:
     """A tiny pipeline of `variant` whose weights are fp32 on disk."""
     return write_pipeline(folder, variant, seed, torch.float32, **overrides)
 
@@ -93,7 +94,7 @@ class TinyPipelines(Mapping[str, Path]):
         return len(ALL_VARIANTS)
 
 
-def reference_pipeline(folder: Path) -> object:
+def reference_pipeline(folder: Path) -> Any:
     """diffusers' own text to video pipeline on the weights in `folder`, in fp32."""
     from diffusers import CogVideoXPipeline
 
@@ -102,7 +103,7 @@ def reference_pipeline(folder: Path) -> object:
     return pipeline
 
 
-def reference_transformer(folder: Path) -> torch.nn.Module:
+def reference_transformer(folder: Path) -> Any:
     """diffusers' transformer on the weights in `folder`, in fp32."""
     from diffusers import CogVideoXTransformer3DModel
 

@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,25 +40,25 @@ class Task:
         self.positive = self.node("text", "CogVideoXEncodeText", clip=clip, text=PROMPT)[0]
         self.negative = self.node("text", "CogVideoXEncodeText", clip=clip, text=NEGATIVE)[0]
 
-    def node(self, module: str, name: str, **inputs: object) -> tuple:
+    def node(self, module: str, name: str, **inputs: Any) -> tuple:
         """Run one node of the pack."""
-        cls = getattr(importlib.import_module(f"cogvideox.nodes.{module}"), name)
+        cls: Any = getattr(importlib.import_module(f"cogvideox.nodes.{module}"), name)
         cls.hidden = type("Hidden", (), {"unique_id": None})
         return cls.execute(**inputs).args
 
-    def sample(self, positive: list, negative: list, latent: dict, model: object = None, **inputs: object):
+    def sample(self, positive: Any, negative: Any, latent: Any, model: Any = None, **inputs: Any) -> torch.Tensor:
         """Latents [B, 16, T, h, w] of CogVideoXSample."""
         defaults = {"seed": SEED, "steps": 6, "cfg": 6.0, "sampler": "ddim", "dynamic_cfg": False, "denoise": 1.0}
         args = {"model": model or self.model, "positive": positive, "negative": negative, "latent_image": latent}
         return self.node("sample", "CogVideoXSample", **args, **defaults | inputs)[0]["samples"]
 
-    def condition(self, module: str, name: str, frames: int, batch_size: int = 1, **inputs: object) -> tuple:
+    def condition(self, module: str, name: str, frames: int, batch_size: int = 1, **inputs: Any) -> tuple:
         """positive, negative and latent of a conditioning node."""
         size = {"width": WIDTH, "height": HEIGHT, "frames": frames, "batch_size": batch_size}
         given = {"positive": self.positive, "negative": self.negative, "vae": self.vae}
         return self.node(module, name, **given, **size | inputs)
 
-    def reference(self, pipeline: str, sampler: str, **arguments: object) -> torch.Tensor:
+    def reference(self, pipeline: str, sampler: str, **arguments: Any) -> torch.Tensor:
         """Latents [B, 16, T, h, w] of a diffusers pipeline, unscaled; T includes CogVideoX 1.5's frames in front."""
         import diffusers
 

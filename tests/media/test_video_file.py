@@ -313,7 +313,7 @@ def test_sound(output: Path, name: str, seconds: float, rate: int, channels: int
 
 
 def test_bad_sound() -> None:
-    """Told before decoding, not by the encoder in the middle of the video."""
+    """Refused before decoding, not by the encoder in the middle of the video."""
     assert files.video_sound(None) is None
     assert files.video_sound({"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}) is None
     with pytest.raises(GeometryError, match=r"shape \[1, 3, 9\].* 1, 2 or 6 channels"):

@@ -1,5 +1,7 @@
 """Timesteps and noise levels against diffusers' schedulers."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def test_schedule_is_found_again_from_its_end() -> None:
         points = [*schedule.trailing_timesteps(total), -1]
         for start in range(total - 3):
             found = schedule.schedule_of(points[start:])
-            assert 1000 // found == 1000 // total
+            assert found is not None and 1000 // found == 1000 // total
 
 
 def test_foreign_schedule_steps_from_point_to_point() -> None:
@@ -74,16 +76,18 @@ def test_split_run_goes_on_where_it_stopped() -> None:
 
 
 class _LinearModel:
-    """Stands for the guider: predicts x0 as a fixed part of x."""
+    """A guider that predicts a fixed part of x as x0."""
 
     def __init__(self, alphas: torch.Tensor):
         from comfy.model_sampling import ModelSamplingDiscrete
 
-        self.sampling = ModelSamplingDiscrete()
+        self.sampling: Any = ModelSamplingDiscrete()
         self.sampling.alphas = alphas.clone()
         finite = alphas.clamp(min=4.8973451890853435e-08)
         self.sampling.set_sigmas(((1 - finite) / finite).sqrt())
-        self.inner_model = type("Guider", (), {"inner_model": type("Model", (), {"model_sampling": self.sampling})})
+        self.inner_model: Any = type(
+            "Guider", (), {"inner_model": type("Model", (), {"model_sampling": self.sampling})}
+        )
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **_: object) -> torch.Tensor:
         return 0.3 * x / (1 + sigma.view(-1, 1, 1, 1, 1) ** 2) ** 0.5

@@ -182,7 +182,7 @@ def test_mask_of_another_length(refused):
 def test_nothing_to_make_anew(refused):
     """A mask that is black everywhere is one painted the wrong way round."""
     graph = fun_inpaint(INPAINT) | {MASK: node("SolidMask", value=0.0, width=96, height=64)}
-    refused(graph, "CogVideoXFunInpaint", "Nothing is to be made anew", "white where the video changes")
+    refused(graph, "CogVideoXFunInpaint", "there is nothing to inpaint", "white where the video changes")
 
 
 def test_mask_without_a_video(refused):
@@ -217,7 +217,7 @@ def test_wrong_number_of_pictures(refused):
     whole = with_inputs(graph, LATENT, start_image=[CLIP, 0])
     refused(whole, "CogVideoXImageToVideo", "start_image has 13 pictures", "fewer than the video has")
     inpaint = with_inputs(fun_inpaint(INPAINT), LATENT, start_image=[CLIP, 0])
-    refused(inpaint, "CogVideoXFunInpaint", "start_image has 13 pictures", "the clip 9 frames", "use fewer pictures")
+    refused(inpaint, "CogVideoXFunInpaint", "start_image has 13 pictures", "the clip 9 frames", "Use fewer pictures")
 
 
 def test_clips_of_two_sizes(refused):
