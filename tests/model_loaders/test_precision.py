@@ -176,5 +176,5 @@ def test_text_encoder(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) ->
     parameters = dict(clip.cond_stage_model.named_parameters())
     packed = {name for name, value in parameters.items() if quantized.is_quantized(value)}
     assert packed == {name for name in parameters if precision.is_t5_matrix(name)} and packed
-    again = clip.patcher.cached_patcher_init[0]
-    assert again.__name__ == "_load_text_encoder_patcher"
+    assert clip.patcher.cached_patcher_init is not None
+    assert clip.patcher.cached_patcher_init[0].__name__ == "_load_text_encoder_patcher"

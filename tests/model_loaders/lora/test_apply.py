@@ -87,6 +87,7 @@ def test_stock_node_gives_the_same(subject: Subject, tmp_path: Path, dialect: st
     save(tmp_path / "l.safetensors", files, header)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
     patched = nodes.LoraLoaderModelOnly().load_lora_model_only(subject.model, "l.safetensors", 0.8)[0]
+    assert patched is not None
     assert_weights(patched, fused(subject.weights, factors, 0.8 * scale))
 
 
@@ -274,6 +275,7 @@ def test_dora_of_peft(subject: Subject, tmp_path: Path, strength: float, stock: 
     header = adapter_header({"r": RANK, "lora_alpha": ALPHA})
     if stock:
         patched = comfy.sd.load_lora_for_models(subject.model, None, files, strength, 0, lora_metadata=header)[0]
+        assert patched is not None
     else:
         patched = apply(subject.model, save(tmp_path / "l.safetensors", files, header), strength)
     assert_weights(patched, expected)
