@@ -70,7 +70,7 @@ def test_damaged_shard_is_named(pipeline: Path, damage: Callable[[bytes], bytes]
     assert bad.name in str(error.value)
 
 
-def test_what_is_no_pipeline(pipeline: Path) -> None:
+def test_folders_that_are_not_pipelines_are_refused(pipeline: Path) -> None:
     """The folder's own problem, not a stack trace from deep inside."""
     shutil.rmtree(pipeline / "vae")
     with pytest.raises(UserError, match="lacks vae: the download is not complete"):

@@ -155,7 +155,7 @@ def test_fast_modes_are_refused_with_the_reason(wide: Path, monkeypatch: pytest.
         model_loader.load_model(wide, "int4")
 
 
-def test_weights_that_are_no_numbers_are_named(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_with_nan_are_named(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged layer must be named at load: int8 would hide its NaN."""
 
     def damage(name: str, weight: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ def control_video(frames: int = FRAMES, seed: int = 3) -> torch.Tensor:
 def apply(
     conditioning: Text, net: ControlBase, video: torch.Tensor | None = None, strength: float = 1.0, **more: Any
 ) -> Text:
-    arguments = {"start_percent": 0.0, "end_percent": 1.0} | more
+    arguments: dict[str, Any] = {"start_percent": 0.0, "end_percent": 1.0} | more
     video = control_video() if video is None else video
     return CogVideoXApplyControlNet.execute(*conditioning, net, video, strength, **arguments).args
 
@@ -160,7 +160,7 @@ def test_two_control_nets_equal_the_reference(run_5b: Run, nets: dict[str, Path]
     assert relative_error(run_5b.ours(reverse), got) < 1e-5
 
 
-def test_strength_zero_is_no_control(run_5b: Run) -> None:
+def test_strength_zero_changes_nothing(run_5b: Run) -> None:
     """Switched off, a control net must not change a bit, neither by the node's shortcut nor in sampling."""
     plain = run_5b.ours(run_5b.text)
     assert apply(run_5b.text, run_5b.net, strength=0.0) == run_5b.text
@@ -244,7 +244,7 @@ def prepared(run: Run, frames: int = FRAMES, net: CogVideoXControl | None = None
     return control
 
 
-def step(control: ControlBase, run: Run, latent_frames: int = 3) -> list[torch.Tensor]:
+def step(control: Any, run: Run, latent_frames: int = 3) -> list[torch.Tensor]:
     """What `control` gives for one step."""
     x = torch.randn(1, 16, latent_frames, 8, 12, generator=torch.Generator().manual_seed(1))
     return control.get_control(x, torch.tensor([2.0]), {"c_crossattn": run.text[0][0][0]}, 1, {})["input"]

@@ -13,7 +13,7 @@ from cogvideox.tests.support import stored_bytes
 
 
 def random_blocks(qtype: str, rows: int = 6, blocks: int = 3, seed: int = 0) -> tuple[np.ndarray, int]:
-    """Rows of blocks of random bits, and the number of weights in a row; scales that are no numbers are left out."""
+    """Rows of blocks of random bits, and the number of weights in a row; no scale is NaN or Inf."""
     weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[qtype]]
     data = np.random.default_rng(seed).integers(0, 256, (rows, blocks * size), dtype=np.uint8)
     for start in range(size - 1):
