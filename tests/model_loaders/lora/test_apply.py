@@ -87,6 +87,7 @@ def test_stock_node_gives_the_same(subject: Subject, tmp_path: Path, dialect: st
     save(tmp_path / "l.safetensors", files, header)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
     patched = nodes.LoraLoaderModelOnly().load_lora_model_only(subject.model, "l.safetensors", 0.8)[0]
+    assert patched is not None
     assert_weights(patched, fused(subject.weights, factors, 0.8 * scale))
 
 
@@ -134,7 +135,7 @@ def test_rank_stabilised_lora(subject: Subject, tmp_path: Path, prefix: str) -> 
 
 
 def test_tensors_go_before_the_header(subject: Subject, tmp_path: Path) -> None:
-    """kohya writes alpha twice; what stands beside a layer is its own."""
+    """kohya writes alpha twice; the alpha tensor of a layer is the layer's own."""
     factors = subject.factors(ATTENTION)
     files, _, scale = write_dialect("kohya", factors, "tensor")
     del files["lora_unet_transformer_blocks_0_attn1_to_q.alpha"]
@@ -274,6 +275,7 @@ def test_dora_of_peft(subject: Subject, tmp_path: Path, strength: float, stock: 
     header = adapter_header({"r": RANK, "lora_alpha": ALPHA})
     if stock:
         patched = comfy.sd.load_lora_for_models(subject.model, None, files, strength, 0, lora_metadata=header)[0]
+        assert patched is not None
     else:
         patched = apply(subject.model, save(tmp_path / "l.safetensors", files, header), strength)
     assert_weights(patched, expected)
@@ -326,7 +328,7 @@ def test_every_layer_of_every_variant(tiny_pipelines: dict[str, Path], tmp_path:
 
 
 def test_header_of_json_that_is_none(subject: Subject, tmp_path: Path) -> None:
-    """A header that is no JSON is as good as none, as in diffusers before 0.34."""
+    """A header that is not JSON is ignored, as in diffusers before 0.34."""
     factors = subject.factors(ATTENTION)
     for text in ("{", "[]", "null", json.dumps({"transformer.lora_alpha": None})):
         path = save(tmp_path / "l.safetensors", write_dialect("diffusers", factors)[0], {"lora_adapter_metadata": text})
