@@ -6,14 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cogvideox import errors as errors_module
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
-from cogvideox.nodes import sample as sample_module
 from cogvideox.nodes.invert import CogVideoXFollowVideo, CogVideoXInvert
-from cogvideox.nodes.sample import CogVideoXSample
+from cogvideox.nodes.sample import CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from cogvideox.nodes.text import CogVideoXEncodeText
+from cogvideox.samplers.follow import follow_video, read_trajectory
 from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, reference_pipeline, relative_error
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -112,14 +111,12 @@ class Bench:
         self.reference = Reference(folder)
         self.model = load_model(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")
-        encode = CogVideoXEncodeText
-        encode.hidden = type("Hidden", (), {"unique_id": None})
-        self.text = {prompt: encode.execute(clip, prompt).args[0] for prompt in _PROMPTS}
+        CogVideoXEncodeText.hidden = type("Hidden", (), {"unique_id": None})
+        self.text = {prompt: CogVideoXEncodeText.execute(clip, prompt).args[0] for prompt in _PROMPTS}
 
     def invert(self, latent: torch.Tensor, steps: int, cfg: float = 1.0, prompt: str = PROMPT, model=None) -> dict:
-        node = CogVideoXInvert
-        samples = {"samples": latent}
-        return node.execute(model or self.model, self.text[prompt], self.text[""], samples, steps, cfg).args[0]
+        prompts = self.text[prompt], self.text[""]
+        return CogVideoXInvert.execute(model or self.model, *prompts, {"samples": latent}, steps, cfg).args[0]
 
     def following(self, inverted: dict, start: float = 0.0, end: float = 1.0) -> object:
         return CogVideoXFollowVideo.execute(self.model, inverted, start, end).args[0]
@@ -127,21 +124,19 @@ class Bench:
     def sample(self, model: object, latent: torch.Tensor, steps: int, cfg: float = 6.0, **kw: object) -> torch.Tensor:
         """A new video with the new prompt."""
         arguments = {"seed": SEED, "sampler": "ddim", "dynamic_cfg": False, "denoise": 1.0} | kw
-        node = CogVideoXSample
-        prompts = {"positive": self.text[NEW_PROMPT], "negative": self.text[""]}
-        out = node.execute(model=model, latent_image={"samples": latent}, steps=steps, cfg=cfg, **prompts, **arguments)
-        return out.args[0]["samples"]
+        arguments |= {"positive": self.text[NEW_PROMPT], "negative": self.text[""], "steps": steps, "cfg": cfg}
+        return CogVideoXSample.execute(model=model, latent_image={"samples": latent}, **arguments).args[0]["samples"]
 
     def resample(self, inverted: dict, steps: int, model: object = None) -> torch.Tensor:
         """The way back from an inverted latent, through stock nodes: the old prompt, no guidance, no fresh noise."""
         from comfy_extras.nodes_custom_sampler import CFGGuider, DisableNoise, SamplerCustomAdvanced
 
-        nodes, model = sample_module, model or self.model
+        model = model or self.model
         return SamplerCustomAdvanced.execute(
             DisableNoise.execute().args[0],
             CFGGuider.execute(model, self.text[PROMPT], self.text[""], 1.0).args[0],
-            nodes.CogVideoXSampler.execute("ddim").args[0],
-            nodes.CogVideoXScheduler.execute(model, steps, 1.0).args[0],
+            CogVideoXSampler.execute("ddim").args[0],
+            CogVideoXScheduler.execute(model, steps, 1.0).args[0],
             inverted,
         ).args[0]["samples"]
 
@@ -320,10 +315,8 @@ def test_memory_for_the_video_is_asked_for(bench: Bench) -> None:
     """The second half of the batch needs its activations too; unasked, a full card runs out of memory. Asked twice,
     ComfyUI would move out weights that fit."""
     asked, shape = [], (1, 16, 4, HEIGHT // 8, WIDTH // 8)
-    from cogvideox.samplers import follow
-
     inverted = bench.invert(video(4), 2)
-    again = follow.follow_video(bench.following(inverted), follow.read_trajectory(inverted, 0.0, 1.0))
+    again = follow_video(bench.following(inverted), read_trajectory(inverted, 0.0, 1.0))
     plain = bench.model.get_model_object("memory_required")(list(shape))
     assert again.get_model_object("memory_required")(list(shape)) == 2 * plain
     (prepare,) = again.get_wrappers("prepare_sampling", "cogvideox_follow")
@@ -336,24 +329,23 @@ def test_memory_for_the_video_is_asked_for(bench: Bench) -> None:
 
 def test_refusals(bench: Bench) -> None:
     """What cannot be followed must be said before the run, with what to do."""
-    errors, follow = errors_module, CogVideoXFollowVideo
     inverted = bench.invert(video(4, batch=2), 5)
     patched = bench.following(inverted)
-    with pytest.raises(errors.UserError, match="has no trajectory.*Invert CogVideoX Video itself"):
-        follow.execute(bench.model, {"samples": video(4)}, 0.0, 1.0)
-    with pytest.raises(errors.UserError, match="start_percent 0.5 is not below end_percent 0.5"):
-        follow.execute(bench.model, inverted, 0.5, 0.5)
+    with pytest.raises(UserError, match="has no trajectory.*Invert CogVideoX Video itself"):
+        CogVideoXFollowVideo.execute(bench.model, {"samples": video(4)}, 0.0, 1.0)
+    with pytest.raises(UserError, match="start_percent 0.5 is not below end_percent 0.5"):
+        CogVideoXFollowVideo.execute(bench.model, inverted, 0.5, 0.5)
     for other in (video(2, 2), video(4, 3), video(4, 2)[..., :8]):
-        with pytest.raises(errors.UserError, match="video to follow is 96 x 64 pixels, 4 latent frames, batch 2"):
+        with pytest.raises(UserError, match="video to follow is 96 x 64 pixels, 4 latent frames, batch 2"):
             bench.sample(patched, other, 5)
-    with pytest.raises(errors.UserError, match="nearest of the 5 steps.*in as many steps as the sampler runs"):
+    with pytest.raises(UserError, match="nearest of the 5 steps.*in as many steps as the sampler runs"):
         bench.sample(patched, video(4, 2), 20)
-    with pytest.raises(errors.UserError, match="This run adds noise"):
+    with pytest.raises(UserError, match="This run adds noise"):
         bench.invert(video(4, 2), 5, model=patched)
-    with pytest.raises(errors.UserError, match="1001 steps"):
+    with pytest.raises(UserError, match="1001 steps"):
         bench.invert(video(4), 1001)
     assert "0 steps" in CogVideoXInvert.validate_inputs(0)
-    with pytest.raises(errors.UserError, match="CogVideoX needs"):
+    with pytest.raises(UserError, match="CogVideoX needs"):
         bench.invert(torch.ones(1, 4, 4, 8, 12), 5)
 
 
@@ -361,16 +353,16 @@ def test_parts_of_the_video_are_refused(bench: Bench) -> None:
     """A context window or an area sees a part of the video, and would follow another part."""
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 
-    error, inverted = UserError, bench.invert(video(4), 5)
+    inverted = bench.invert(video(4), 5)
     sizes = {"context_length": 2, "context_overlap": 0, "context_stride": 1, "dim": 2}
     ways = {"context_schedule": "standard_static", "closed_loop": False, "fuse_method": "flat", "freenoise": False}
     windows = ContextWindowsManualNode.execute(bench.following(inverted), **sizes, **ways).args[0]
-    with pytest.raises(error, match="cannot be combined with context windows"):
+    with pytest.raises(UserError, match="cannot be combined with context windows"):
         bench.sample(windows, video(4), 5)
     patched, whole = bench.following(inverted), bench.text[NEW_PROMPT]
     bench.text[NEW_PROMPT] = [[whole[0][0], {**whole[0][1], "area": (4, 4, 6, 0, 0, 0)}]]
     try:
-        with pytest.raises(error, match="a part of the video.*remove areas"):
+        with pytest.raises(UserError, match="a part of the video.*remove areas"):
             bench.sample(patched, video(4), 5)
     finally:
         bench.text[NEW_PROMPT] = whole

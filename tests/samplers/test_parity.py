@@ -8,7 +8,7 @@ import torch
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.nodes.latent import CogVideoXEmptyLatent
-from cogvideox.nodes.sample import CogVideoXSample
+from cogvideox.nodes.sample import CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from cogvideox.nodes.text import CogVideoXEncodeText
 from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, reference_pipeline, relative_error
 
@@ -28,10 +28,9 @@ class Run:
         self.pipeline = reference_pipeline(folder)
         self.model = load_model(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")
-        encode = CogVideoXEncodeText
-        encode.hidden = type("Hidden", (), {"unique_id": None})
-        self.positive = encode.execute(clip, PROMPT).args[0]
-        self.negative = encode.execute(clip, NEGATIVE).args[0]
+        CogVideoXEncodeText.hidden = type("Hidden", (), {"unique_id": None})
+        self.positive = CogVideoXEncodeText.execute(clip, PROMPT).args[0]
+        self.negative = CogVideoXEncodeText.execute(clip, NEGATIVE).args[0]
 
     def theirs(self, sampler: str, frames: int, batch_size: int = 1, **arguments: object) -> torch.Tensor:
         """Latents [B, C, T, H, W], unscaled, without the frames that CogVideoX 1.5 drops."""
@@ -54,9 +53,8 @@ class Run:
 
     def ours(self, sampler: str, frames: int, steps: int, dynamic_cfg: bool = False, batch_size: int = 1, **kw: object):
         latent = CogVideoXEmptyLatent.execute(WIDTH, HEIGHT, frames, batch_size).args[0]
-        node = CogVideoXSample
         arguments = {"denoise": 1.0, "latent_image": latent} | kw
-        out = node.execute(
+        out = CogVideoXSample.execute(
             model=self.model,
             positive=self.positive,
             negative=self.negative,
@@ -113,13 +111,12 @@ def test_run_from_given_noise(run: Run) -> None:
     frames = 13
     noise = torch.randn(1, 16, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(5))
     source = type("Noise", (), {"seed": 0, "generate_noise": lambda self, latent: noise.clone()})()
-    from cogvideox.nodes import sample as nodes
 
     got = SamplerCustomAdvanced.execute(
         source,
         CFGGuider.execute(run.model, run.positive, run.negative, 6.0).args[0],
-        nodes.CogVideoXSampler.execute("ddim").args[0],
-        nodes.CogVideoXScheduler.execute(run.model, 7, 1.0).args[0],
+        CogVideoXSampler.execute("ddim").args[0],
+        CogVideoXScheduler.execute(run.model, 7, 1.0).args[0],
         {"samples": torch.zeros_like(noise)},
     ).args[0]["samples"]
     want = run.theirs("ddim", frames, num_inference_steps=7, latents=noise.transpose(1, 2).clone())
