@@ -31,17 +31,18 @@ class Models:
         self.model = load_model(folder, "fp32")
         self.vae = load_vae(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")
-        encode = CogVideoXEncodeText
-        encode.hidden = type("Hidden", (), {"unique_id": None})
-        self.positive, self.negative = (encode.execute(clip, text).args[0] for text in ("A panda walks", ""))
+        CogVideoXEncodeText.hidden = type("Hidden", (), {"unique_id": None})
+        self.positive, self.negative = (
+            CogVideoXEncodeText.execute(clip, text).args[0] for text in ("A panda walks", "")
+        )
 
     def continued(self, images: torch.Tensor, frames: int, overlap: int, **more: object) -> tuple:
         """latent, last_frames and overlap of CogVideoXContinueVideo."""
         return extend.CogVideoXContinueVideo.execute(self.vae, images, frames, overlap, **more).args
 
     def sample(self, latent: dict, sampler: str = "ddim") -> torch.Tensor:
-        node = CogVideoXSample
-        out = node.execute(self.model, self.positive, self.negative, latent, 7, 3, 6.0, sampler, False, 1.0)
+        settings = 7, 3, 6.0, sampler, False, 1.0
+        out = CogVideoXSample.execute(self.model, self.positive, self.negative, latent, *settings)
         return out.args[0]["samples"]
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
