@@ -14,6 +14,7 @@ from cogvideox.model_loaders import load_model as model_loader
 from cogvideox.model_loaders import load_text_encoder as text_loader
 from cogvideox.model_loaders import precision
 from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
+from cogvideox.nodes.sample import CogVideoXSample
 
 HAS_INT8 = "TensorWiseINT8Layout" in quantized.FORMATS
 needs_int8 = pytest.mark.skipif(not HAS_INT8, reason="this ComfyUI has no int8")
@@ -88,11 +89,9 @@ def forward(model: object, seed: int = 2) -> torch.Tensor:
 
 
 def four_steps(model: object) -> torch.Tensor:
-    from cogvideox.nodes import sample as nodes
-
     context = [[torch.randn(1, 226, 32, generator=torch.Generator().manual_seed(n)), {}] for n in (3, 4)]
     latent = {"samples": torch.zeros(1, 16, 2, 8, 12)}
-    out = nodes.CogVideoXSample.execute(model, [context[0]], [context[1]], latent, 7, 4, 6.0, "ddim", False, 1.0)
+    out = CogVideoXSample.execute(model, [context[0]], [context[1]], latent, 7, 4, 6.0, "ddim", False, 1.0)
     return out.args[0]["samples"]
 
 

@@ -7,6 +7,7 @@ import torch
 from gguf import quants
 
 from cogvideox.errors import UserError
+from cogvideox.host import quantized
 from cogvideox.model_loaders.files.gguf_blocks import GGUF_TYPES, gguf_tensor
 
 
@@ -28,8 +29,6 @@ def test_unpacked_weights_equal_the_gguf_package(qtype: str, dtype: torch.dtype)
     data, columns = random_blocks(qtype)
     want = quants.dequantize(data, gguf.GGMLQuantizationType[qtype])
     assert np.isfinite(want).all() and len(np.unique(want)) > 16
-    from cogvideox.host import quantized
-
     tensor = gguf_tensor(torch.from_numpy(data), qtype, (6, columns), dtype)
     assert tensor.shape == (6, columns)
     assert quantized.stored_bytes(tensor) == data.nbytes

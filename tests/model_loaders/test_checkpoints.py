@@ -9,8 +9,9 @@ import pytest
 from cogvideox.errors import UserError
 from cogvideox.host.folders import find
 from cogvideox.model_loaders import checkpoints
-from cogvideox.model_loaders import load_text_encoder as text_encoder
-from cogvideox.model_loaders import load_vae as autoencoder
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_vae import load_vae
 
 
 @pytest.fixture
@@ -89,10 +90,6 @@ def test_what_is_no_pipeline(pipeline: Path) -> None:
 
 def test_swapped_components_are_named(pipeline: Path) -> None:
     """A transformer in the VAE loader is an easy slip; the message must say what it is."""
-    from cogvideox.model_loaders.load_model import load_model
-    from cogvideox.model_loaders.load_text_encoder import load_text_encoder
-    from cogvideox.model_loaders.load_vae import load_vae
-
     with pytest.raises(UserError, match="looks like a CogVideoX-like transformer, not a CogVideoX VAE"):
         load_vae(pipeline / "transformer")
     with pytest.raises(UserError, match="looks like a CogVideoX VAE, not a CogVideoX transformer"):
@@ -108,14 +105,14 @@ def test_text_encoder_of_another_width(pipeline: Path) -> None:
     config = pipeline / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"text_embed_dim": 4096}))
     with pytest.raises(UserError, match="is 32 wide; the transformer reads 4096"):
-        text_encoder.load_text_encoder(pipeline)
+        load_text_encoder(pipeline)
 
 
 def test_tokenizer_of_another_text_encoder(pipeline: Path) -> None:
     """Ids beyond the embedding would end in an index error in the middle of a graph."""
     shutil.rmtree(pipeline / "tokenizer")  # T5's own is taken instead, with 32100 tokens
     with pytest.raises(UserError, match="knows 104 tokens, its tokenizer has 32100"):
-        text_encoder.load_text_encoder(pipeline)
+        load_text_encoder(pipeline)
 
 
 def test_missing_and_unknown_weights_are_named(pipeline: Path) -> None:
@@ -127,7 +124,7 @@ def test_missing_and_unknown_weights_are_named(pipeline: Path) -> None:
     weights["stray.weight"] = weights.pop("decoder.conv_out.conv.weight")
     save_file(weights, file)
     with pytest.raises(UserError, match="missing decoder.conv_out.conv.weight; unknown stray.weight"):
-        autoencoder.load_vae(pipeline)
+        load_vae(pipeline)
 
 
 @pytest.mark.parametrize("name", ("../secret", "/etc", "a/../../b", "", "C:\\windows"))

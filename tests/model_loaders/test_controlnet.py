@@ -23,8 +23,7 @@ from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.sockets.controlnet import chain_control, check_model
 from cogvideox.tests.controlnet_reference import Controlled, ReferenceControl
 from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
-from cogvideox.transformer import attention
-from cogvideox.transformer import control_net as controlnet_module
+from cogvideox.transformer import attention, control_net, positions
 
 pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT, FRAMES, SEED, STEPS = 96, 64, 9, 42, 10
@@ -39,8 +38,7 @@ def control_video(frames: int = FRAMES, seed: int = 3) -> torch.Tensor:
 def apply(conditioning: tuple, net: object, video: torch.Tensor | None = None, strength: float = 1.0, **kw) -> tuple:
     arguments = {"start_percent": 0.0, "end_percent": 1.0} | kw
     video = control_video() if video is None else video
-    node = CogVideoXApplyControlNet
-    return node.execute(*conditioning, net, video, strength, **arguments).args
+    return CogVideoXApplyControlNet.execute(*conditioning, net, video, strength, **arguments).args
 
 
 class Run:
@@ -342,11 +340,9 @@ def test_no_tensor_is_left_on_the_wrong_device(
     """A hint, table or index left on the CPU works in every test without a card and fails on every card."""
     card = torch.device("cuda:0")
     monkeypatch.setattr(attention, "attention_for", lambda device: attention_pytorch)
-    from cogvideox.transformer import positions
-
     # tables are cached by device: none of this test's fakes may reach another
     for name in ("rotary_table", "sincos_table"):
-        monkeypatch.setattr(controlnet_module, name, getattr(positions, name).__wrapped__.__wrapped__)
+        monkeypatch.setattr(control_net, name, getattr(positions, name).__wrapped__.__wrapped__)
     control = load_controlnet(nets[variant], "fp32")
     control.set_cond_hint(control_video(21).movedim(-1, 1))
     control.model_sampling = SimpleNamespace(timestep=lambda t: t, calculate_input=lambda t, x: x)

@@ -40,12 +40,11 @@ def test_control_nets_that_cannot_run_are_refused(tmp_path: Path, changes: dict,
 
 def test_wrong_files_are_named(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
     """A control net in the model loader, and a model in the control net loader, must be called by their names."""
-    check = check_component
     net = write_controlnet(tmp_path / "net", "5b")
     with pytest.raises(UserError, match="looks like a CogVideoX control net, not a CogVideoX transformer"):
-        check(net, "transformer")
+        check_component(net, "transformer")
     with pytest.raises(UserError, match="looks like a CogVideoX-like.*, not a CogVideoX control net"):
-        check(tiny_pipelines["5b"] / "transformer", "controlnet")
+        check_component(tiny_pipelines["5b"] / "transformer", "controlnet")
     lone = net / "diffusion_pytorch_model.safetensors"
     with pytest.raises(UserError, match="no config.json beside it, and no CogVideoX model has its width"):
         controlnet.load_controlnet(lone)
@@ -80,8 +79,7 @@ def test_loader_lists_and_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     names = list_control_nets()
     assert names == ["canny", "canny/diffusion_pytorch_model.safetensors", "depth"]
-    node = CogVideoXLoadControlNet
     for name in ("canny", "depth"):
-        assert node.validate_inputs(name) is True
-        assert isinstance(node.execute(name, "default").args[0], controlnet.CogVideoXControl)
-    assert "There is no 'pose'" in node.validate_inputs("pose")
+        assert CogVideoXLoadControlNet.validate_inputs(name) is True
+        assert isinstance(CogVideoXLoadControlNet.execute(name, "default").args[0], controlnet.CogVideoXControl)
+    assert "There is no 'pose'" in CogVideoXLoadControlNet.validate_inputs("pose")

@@ -18,7 +18,7 @@ from cogvideox.host.quantized_patcher import DynamicQuantizedPatcher, QuantizedP
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.samplers.comfy_sampler import schedule_sigmas
 from cogvideox.tests.support import ALL_VARIANTS
-from cogvideox.transformer import attention
+from cogvideox.transformer import attention, positions
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
 
@@ -53,9 +53,7 @@ def test_no_tensor_is_left_on_the_wrong_device(
     dit = model.model.diffusion_model
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     move_tensors(dit, fake.from_tensor)
-    # tables are cached by device: none of this test's fakes may reach another
-    from cogvideox.transformer import positions
-
+    # Tables are cached by device: none of this test's fake tensors may reach another test.
     tables = positions.rotary_table.__wrapped__, positions.sincos_table.__wrapped__
     with fake:
         if share is None:

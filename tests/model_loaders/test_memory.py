@@ -4,6 +4,7 @@ import comfy.ops
 import pytest
 import torch
 
+from cogvideox.sockets.model import CogVideoXModel, build_dit
 from cogvideox.tests.peak_bytes import PeakBytes
 from cogvideox.transformer import attention
 
@@ -24,10 +25,8 @@ def fused_attention(q: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
 @pytest.mark.parametrize("variant", SIZES)
 def test_estimate_covers_the_peak(variant: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too low an estimate overflows the card in the middle of a run; too high a one evicts models in vain."""
-    from cogvideox.sockets import model as model_module
-
     overrides, size = SIZES[variant]
-    dit = model_module.build_dit(FULL_WIDTH | overrides, torch.bfloat16, None, comfy.ops.disable_weight_init)
+    dit = build_dit(FULL_WIDTH | overrides, torch.bfloat16, None, comfy.ops.disable_weight_init)
     monkeypatch.setattr(attention, "attention_for", lambda device: fused_attention)
     latents = torch.empty(batch, 16, *size, device="meta", dtype=torch.bfloat16)
     context = torch.empty(batch, 226, 4096, device="meta", dtype=torch.bfloat16)
@@ -36,5 +35,5 @@ def test_estimate_covers_the_peak(variant: str, batch: int, monkeypatch: pytest.
 
     model = torch.nn.Module()
     model.diffusion_model, model.get_dtype_inference = dit, lambda: torch.bfloat16
-    estimate = model_module.CogVideoXModel.memory_required(model, list(latents.shape))
+    estimate = CogVideoXModel.memory_required(model, list(latents.shape))
     assert used.peak <= estimate <= 1.25 * used.peak

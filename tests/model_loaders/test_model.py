@@ -12,6 +12,8 @@ from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.model_loaders.precision import choose_dtypes
+from cogvideox.nodes.sample import CogVideoXSampler, CogVideoXScheduler
+from cogvideox.sockets.families import FAMILIES
 from cogvideox.tests.support import TEXT_TO_VIDEO, reference_transformer, relative_error, write_fp32
 
 CPU = torch.device("cpu")
@@ -110,12 +112,9 @@ def test_half_precision_rounds_only_the_weights(tmp_path: Path, variant: str, dt
 
 def test_default_precision_is_the_trained_one(tmp_path: Path) -> None:
     """2b was trained in fp16, the others and its Fun fine-tunes in bf16: the other type gives noise or black frames."""
-    from cogvideox.model_loaders import variants
-
-    of_official = [f.trained_dtype for f in variants.FAMILIES]
+    of_official = [f.trained_dtype for f in FAMILIES]
     assert of_official == [torch.float16] + [torch.bfloat16] * 11
-    choose = choose_dtypes
-    storage, compute = choose("default", torch.bfloat16, torch.bfloat16, 10**6, CPU)
+    storage, compute = choose_dtypes("default", torch.bfloat16, torch.bfloat16, 10**6, CPU)
     assert compute or storage in (torch.float32, torch.bfloat16)
 
 
@@ -138,14 +137,13 @@ def test_stock_euler_equals_our_ddim(tiny_pipelines: dict[str, Path]) -> None:
     from comfy_extras.nodes_custom_sampler import CFGGuider, RandomNoise, SamplerCustomAdvanced
 
     model = load(tiny_pipelines["5b"])
-    from cogvideox.nodes import sample as nodes
 
     guider = CFGGuider.execute(model, conditioning(seed=1), conditioning(seed=2), 6.0).args[0]
-    sigmas = nodes.CogVideoXScheduler.execute(model, 20, 1.0).args[0]
+    sigmas = CogVideoXScheduler.execute(model, 20, 1.0).args[0]
     noise = RandomNoise.execute(7).args[0]
     ours, stock = (
         SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, {"samples": latent()}).args[0]["samples"]
-        for sampler in (nodes.CogVideoXSampler.execute("ddim").args[0], sampler_object("euler"))
+        for sampler in (CogVideoXSampler.execute("ddim").args[0], sampler_object("euler"))
     )
     assert relative_error(stock, ours) < 2e-3
 
@@ -267,22 +265,20 @@ def test_interrupt_leaves_the_next_run_right(tiny_pipelines: dict[str, Path]) ->
 
 def test_wrong_conditioning_is_refused_before_sampling(tiny_pipelines: dict[str, Path]) -> None:
     """Text from another model's encoder must be named, by stock samplers too."""
-    error = UserError
     model = load(tiny_pipelines["5b"])
-    with pytest.raises(error, match=r"positive conditioning has shape \[1, 226, 48\].*\[batch, tokens, 32\]"):
+    with pytest.raises(UserError, match=r"positive conditioning has shape \[1, 226, 48\].*\[batch, tokens, 32\]"):
         ksample(model, positive=conditioning(48))
-    with pytest.raises(error, match="takes a start image.*has none"):
+    with pytest.raises(UserError, match="takes a start image.*has none"):
         ksample(load(tiny_pipelines["5b-I2V"]))
 
 
 def test_wrong_latent_is_refused_before_sampling(tiny_pipelines: dict[str, Path]) -> None:
     """A latent with something in it and 4 channels comes from another VAE; an empty one is repaired by ComfyUI."""
-    error = UserError
     model = load(tiny_pipelines["5b"])
-    with pytest.raises(error, match=r"\[1, 4, 2, 8, 12\].*16"):
+    with pytest.raises(UserError, match=r"\[1, 4, 2, 8, 12\].*16"):
         ksample(model, latent={"samples": latent(channels=4) + 1})
     assert ksample(model, latent={"samples": latent(channels=4)}).shape[1] == 16
-    with pytest.raises(error, match="height of 72 pixels does not divide by 16: use 64 or 80"):
+    with pytest.raises(UserError, match="height of 72 pixels does not divide by 16: use 64 or 80"):
         ksample(model, latent={"samples": torch.zeros(1, 16, 2, 9, 12)})
 
 

@@ -87,8 +87,7 @@ def test_as_many_tokens_as_the_transformer_reads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ("bf16", "fp16"))
 def test_low_precision_weights(tiny_pipelines: dict[str, Path], dtype: str) -> None:
     """Half the memory for T5 must cost no more than the rounding of its weights."""
-    loader = load_text_encoder
-    half, full = (loader(tiny_pipelines["5b"], d) for d in (dtype, "fp32"))
+    half, full = (load_text_encoder(tiny_pipelines["5b"], d) for d in (dtype, "fp32"))
     with torch.inference_mode():
         a, b = (c.encode_from_tokens_scheduled(c.tokenize("A panda."))[0][0] for c in (half, full))
     assert 0 < relative_error(a, b) < 0.02

@@ -206,8 +206,6 @@ def test_weights_that_are_no_numbers(tiny_pipelines: dict[str, Path], tmp_path: 
             if name in held:
                 held[name].view(-1)[5] = float("nan")
                 layouts.write_safetensors(file, held)
-    from cogvideox.errors import UserError
-
     model = load_model(pipeline, "fp32")
     with pytest.raises(UserError, match=f"timestep 999 is .*own weights are not: {broken['transformer']}"):
         model.model.apply_model(
