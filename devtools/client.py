@@ -163,9 +163,9 @@ async def _follow(socket: "aiohttp.ClientWebSocketResponse[bool]", result: RunRe
 
 
 def _record(result: RunResult, kind: str, data: dict[str, Any]) -> None:
-    node: Any = data.get("node")  # its id; None where ComfyUI says that no node runs any more
-    if kind == "executing" and node is not None:
-        result.executed.append(node)
+    node: Any = data.get("node")  # the node's id
+    if kind == "executing":
+        result.executed += [] if node is None else [node]  # None: no node runs any more
     elif kind == "execution_cached":
         result.cached += data["nodes"]
     elif kind == "executed":
