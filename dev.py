@@ -17,7 +17,7 @@ def main(argv=None):
         )
         return 1
     import_package()
-    # Imported late, for an old Python cannot even parse it.
+    # Imported late: an old Python could not even parse it, and would print a SyntaxError instead of the message above.
     from cogvideox.devtools import cli
 
     return cli.main(argv)
@@ -29,6 +29,7 @@ def import_package():
         return
     init = Path(__file__).resolve().with_name("__init__.py")
     spec = importlib.util.spec_from_file_location("cogvideox", init, submodule_search_locations=[str(init.parent)])
+    assert spec is not None and spec.loader is not None
     sys.modules["cogvideox"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["cogvideox"])
 

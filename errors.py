@@ -1,8 +1,8 @@
-"""What a user can do something about. Every message says what was found, what is expected and what to do.
+"""Errors that a user can correct. Every message says what was found, what is expected and what to do.
 
-The rooms below the nodes say what is wrong with what they were given and know no node. Which node to take next is
-looked up by `advice` in one table, nodes/advice.py, when the message is read: the same error is complete in a graph,
-where stock nodes raise it too, and does not speak of graphs in a script.
+The rooms below the nodes know no node: they say what is wrong with what they were given. The sentence about the node to
+take next is looked up by `advice` in one table, nodes/advice.py, when the message is read. In a graph, where stock
+nodes raise the same errors, the message is complete; in a script it does not speak of nodes.
 """
 
 from collections.abc import Mapping

@@ -15,11 +15,10 @@ _POSITIONS = "cogvideox_positions"
 
 
 class Trajectory(TypedDict):
-    """What an inversion leaves behind: the samples [B, 16, T, H, W] at each of the ascending timesteps, -1 for the
-    clean video, in the model's own scale and of unit variance."""
+    """What an inversion leaves behind: the video at every noise level that it went through."""
 
-    timesteps: list[int]
-    samples: list[torch.Tensor]
+    timesteps: list[int]  # ascending, -1 for the clean video
+    samples: list[torch.Tensor]  # [B, 16, T, H, W] at each timestep, scaled, variance preserving
 
 
 class _Samples(TypedDict):
@@ -31,31 +30,31 @@ class Latent(_Samples, total=False):
 
     noise_mask: torch.Tensor  # 1 where the video is regenerated, 0 where it stays
     batch_index: list[int]  # which members of a larger batch these are (LatentFromBatch)
-    cogvideox_drawn: tuple[int, int]  # (seed, how many normal numbers its stream has given already)
+    cogvideox_drawn: tuple[int, int]  # (seed, how many normal numbers of its stream are used up)
     cogvideox_trajectory: Trajectory
-    # for training, of each clip:
+    # In a training set, for each clip:
     cogvideox_std: torch.Tensor  # the posterior's standard deviation, shaped like samples
-    cogvideox_images: torch.Tensor  # [1 + V, 16, 1, h, w], latents of its first frame, V of them with noise
+    cogvideox_images: torch.Tensor  # [1 + V, 16, 1, h, w], latents of its first frame: clean, and V times with noise
     cogvideox_empty_text: torch.Tensor  # [1, L, D], the encoded empty caption
-    cogvideox_dataset: str  # a hash
+    cogvideox_dataset: str  # a hash of all clips and captions
 
 
 class Concat(TypedDict, total=False):
     """What a CONDITIONING entry holds for models that take channels concatenated with the noisy video."""
 
-    concat_latent_image: torch.Tensor  # [B, 16 or 32, n, h, w], unscaled; n is the clip's latent frames or 1, the first
+    concat_latent_image: torch.Tensor  # [B, 16 or 32, n, h, w], unscaled; n: the clip's latent frames, or 1, the first
     cogvideox_task: str  # a key of samplers.conditioning.TASKS; ComfyUI's own VOID nodes leave it out
     cogvideox_known: torch.Tensor  # [B, 1, n, h, w] in 0 .. 1, inpainting only: 1 where the video stays
     cogvideox_scale: str  # a key of samplers.conditioning.IMAGE_SCALES, image to video only
     cogvideox_end: bool  # an end image is among the latents
-    cogvideox_range: tuple[float, float]  # start and end of the run, 0 .. 1; outside of it the model sees zeros
+    cogvideox_range: tuple[float, float]  # start and end in the run, 0 .. 1; before and after it the channels are zero
 
 
 class PositionOptions(TypedDict):
-    """How a model counts positions otherwise than it was trained: see transformer.positions."""
+    """How positions differ from those that a model was trained with."""
 
-    riflex: bool
-    resample: bool
+    riflex: bool  # transformer.positions.slow_repetition
+    resample: bool  # transformer.positions.resampled_table
 
 
 def with_rng_offset(latent: Latent, seed: int, count: int) -> Latent:
@@ -67,7 +66,7 @@ def with_rng_offset(latent: Latent, seed: int, count: int) -> Latent:
 
 
 def without_rng_offset(latent: Latent) -> Latent:
-    """`latent` without that note: the next run on it begins its stream at the start."""
+    """`latent` without that note: the next run on it starts its stream at the beginning."""
     return cast(Latent, {key: value for key, value in latent.items() if key != "cogvideox_drawn"})
 
 
@@ -81,7 +80,7 @@ def rng_offset(latent: Latent, seed: int) -> int:
 
 
 def image_concat(latents: torch.Tensor, scale: str, has_end: bool) -> Concat:
-    """A start image (and an end image) for an image to video model; see Concat."""
+    """The entries of Concat for an image to video model: a start image, and an end image where `has_end`."""
     return {
         "concat_latent_image": latents,
         "cogvideox_task": "image",
@@ -91,25 +90,25 @@ def image_concat(latents: torch.Tensor, scale: str, has_end: bool) -> Concat:
 
 
 def inpaint_concat(latents: torch.Tensor, known: torch.Tensor) -> Concat:
-    """A masked video for a Fun InP model; see Concat."""
+    """The entries of Concat for a Fun InP model: a masked video."""
     return {"concat_latent_image": latents, "cogvideox_known": known, "cogvideox_task": "inpaint"}
 
 
 def control_concat(latents: torch.Tensor, percent_range: tuple[float, float]) -> Concat:
-    """A control video for a Fun Control model; see Concat."""
+    """The entries of Concat for a Fun Control model: a control video."""
     return {"concat_latent_image": latents, "cogvideox_task": "control", "cogvideox_range": percent_range}
 
 
 def read_concat(entry: Mapping[str, Any]) -> Concat:
-    """The entries of Concat in the dictionary of a CONDITIONING entry, or in what ComfyUI makes of it."""
+    """The entries of Concat in the dictionary of a CONDITIONING entry, or in the arguments that ComfyUI makes of it."""
     return cast(Concat, {key: entry[key] for key in Concat.__annotations__ if entry.get(key) is not None})
 
 
 def with_positions(transformer_options: Mapping[str, Any], positions: PositionOptions) -> dict[str, Any]:
-    """A model's transformer_options with these positions in the place of others."""
+    """A model's transformer_options with `positions`, which replace earlier ones."""
     return {**transformer_options, _POSITIONS: positions}
 
 
 def read_positions(transformer_options: Mapping[str, Any]) -> PositionOptions:
-    """What with_positions has put there; nothing is changed by default."""
+    """What with_positions has stored; without it, positions as the model was trained."""
     return transformer_options.get(_POSITIONS, {"riflex": False, "resample": False})

@@ -3,11 +3,17 @@
 import gc
 import re
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 from unittest import mock
+
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 
 from cogvideox.benchmarks.common import (
     Table,
@@ -18,8 +24,12 @@ from cogvideox.benchmarks.common import (
     report,
     use_comfyui,
 )
+from cogvideox.devtools.embedded_checkpoint import build_transformer, scheduler_config
 
-# Latent (T, H, W), each 1320 video tokens beside 226 of text.
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+# Latent (T, H, W); each gives 1320 video tokens, and 226 text tokens come before them.
 SIZES = {"2b": (4, 30, 44), "5b": (4, 30, 44), "1.5-5B": (8, 30, 44)}
 PRECISIONS = {
     "fp32": "fp32",
@@ -36,6 +46,16 @@ NATIVE_NAMES = (
     (r"^(time|ofs)_embedding\.linear_", r"\1_embedding_linear_"),
 )
 SEED, CFG = 5, 6.0
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # latents [1, 16, T, H, W], text [1, 226, width], timestep [1]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The same weights in each implementation. native: ComfyUI's own class."""
+
+    ours: "ModelPatcher"
+    diffusers: CogVideoXPipeline
+    native: "ModelPatcher"
 
 
 def main() -> None:
@@ -70,7 +90,7 @@ def main() -> None:
     report("forward", tables(options, forwards, runs), options.save)
 
 
-def tables(options: object, forwards: list, runs: list) -> list[Table]:
+def tables(options: Namespace, forwards: list[list[str]], runs: list[list[str]]) -> list[Table]:
     size = f"{options.layers} layers, {options.heads} heads of 64, {', '.join(f'{v} {s}' for v, s in SIZES.items())}"
     notes = [
         f"{size} (latent frames, height, width); random weights, the same in all columns.",
@@ -96,11 +116,7 @@ def tables(options: object, forwards: list, runs: list) -> list[Table]:
 
 
 def write_checkpoint(folder: Path, variant: str, layers: int, heads: int) -> None:
-    """The transformer of a pipeline in fp32, as wide as asked for; text is 512 wide."""
-    import torch
-
-    from cogvideox.devtools.embedded_checkpoint import build_transformer
-
+    """Write the transformer of a pipeline in fp32, `heads` x 64 wide; its text is 512 wide."""
     frames, height, width = SIZES[variant]
     sample = {"sample_frames": 4 * frames - 3, "sample_height": height, "sample_width": width}
     if variant.startswith("1.5"):
@@ -111,17 +127,15 @@ def write_checkpoint(folder: Path, variant: str, layers: int, heads: int) -> Non
     build_transformer(variant, generator, **wide, **sample).save_pretrained(folder / "transformer")
 
 
-def make_inputs(variant: str, config: object) -> tuple:
-    """Latents [1, 16, T, H, W], text [1, 226, width], timestep [1]."""
-    import torch
-
+def make_inputs(variant: str, config: Any) -> Inputs:
+    """Seeded inputs of one forward. config: of diffusers' transformer."""
     generator = torch.Generator().manual_seed(SEED)
     latents = torch.randn(1, config.in_channels, *SIZES[variant], generator=generator)
     return latents, torch.randn(1, 226, config.text_embed_dim, generator=generator), torch.tensor([700])
 
 
-def load_all(folder: Path, variant: str, precision: str) -> dict[str, object]:
-    """One model of each implementation: a pipeline of diffusers', ComfyUI patchers else."""
+def load_all(folder: Path, variant: str, precision: str) -> Models:
+    """Load the transformer in `folder` with each implementation."""
     import comfy.model_management as mm
 
     from cogvideox.model_loaders.load_model import load_model
@@ -131,28 +145,24 @@ def load_all(folder: Path, variant: str, precision: str) -> dict[str, object]:
         ours = load_model(folder, "fp32" if precision == "fp32" else "bf16")
         native = load_native(folder, precision)
         mm.load_models_gpu([ours, native])
-    return {"ours": ours, "diffusers": load_diffusers(folder, variant, precision), "native": native}
+    return Models(ours, load_diffusers(folder, variant, precision), native)
 
 
-def load_diffusers(folder: Path, variant: str, precision: str) -> object:
-    import torch
-    from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
-
-    from cogvideox.devtools.embedded_checkpoint import scheduler_config
-
+def load_diffusers(folder: Path, variant: str, precision: str) -> CogVideoXPipeline:
+    """diffusers' pipeline of the transformer in `folder` alone, without text encoder and VAE."""
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     transformer = CogVideoXTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype).eval()
     scheduler = CogVideoXDDIMScheduler(**scheduler_config(variant))
-    pipeline = CogVideoXPipeline(None, None, None, transformer, scheduler)
+    absent: Any = None  # text encoder and VAE: runs are given embeddings and return latents
+    pipeline = CogVideoXPipeline(absent, absent, absent, transformer, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def load_native(folder: Path, precision: str) -> object:
+def load_native(folder: Path, precision: str) -> "ModelPatcher":
     """ComfyUI's own loader on the same weights under the names it knows."""
     import comfy.sd
     import comfy.utils
-    import torch
 
     def native_name(name: str) -> str:
         for pattern, replacement in NATIVE_NAMES:
@@ -161,19 +171,22 @@ def load_native(folder: Path, precision: str) -> object:
 
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    weights = {native_name(k): v.to(dtype) for k, v in comfy.utils.load_torch_file(str(file)).items()}
-    return comfy.sd.load_diffusion_model_state_dict(weights, {"dtype": dtype})
+    stored: Any = comfy.utils.load_torch_file(str(file))
+    weights = {native_name(name): weight.to(dtype) for name, weight in stored.items()}
+    patcher = comfy.sd.load_diffusion_model_state_dict(weights, {"dtype": dtype})
+    assert patcher is not None, "ComfyUI no longer recognises CogVideoX under its own names."
+    return patcher
 
 
-def forward_diffusers(pipeline: object, latents: object, text: object, timestep: object) -> object:
+def forward_diffusers(
+    pipeline: CogVideoXPipeline, latents: torch.Tensor, text: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
     """diffusers' transformer as its pipeline calls it; returns [B, C, T, H, W] in fp32."""
-    import torch
-
     model = pipeline.transformer
     rotary = None
     if model.config.use_rotary_positional_embeddings:
         _, _, frames, height, width = latents.shape
-        with_geometry = SimpleNamespace(vae_scale_factor_spatial=8, transformer=model)
+        with_geometry: Any = SimpleNamespace(vae_scale_factor_spatial=8, transformer=model)
         rotary = type(pipeline)._prepare_rotary_positional_embeddings(
             with_geometry, height * 8, width * 8, frames, latents.device
         )
@@ -183,10 +196,10 @@ def forward_diffusers(pipeline: object, latents: object, text: object, timestep:
         return model(latents.transpose(1, 2).to(dtype), text.to(dtype), timestep, **call)[0].transpose(1, 2).float()
 
 
-def forward_comfy(patcher: object, latents: object, text: object, timestep: object) -> object:
+def forward_comfy(
+    patcher: "ModelPatcher", latents: torch.Tensor, text: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
     """A diffusion model as ComfyUI's BaseModel calls it; returns [B, C, T, H, W] in fp32."""
-    import torch
-
     dtype = patcher.model.get_dtype_inference()
     with torch.inference_mode():
         return patcher.model.diffusion_model(
@@ -194,52 +207,52 @@ def forward_comfy(patcher: object, latents: object, text: object, timestep: obje
         ).float()
 
 
-def with_sdpa(call: Callable) -> Callable:
-    """`call` while ComfyUI's native class uses torch's attention."""
+def with_sdpa(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """`call` while ComfyUI's native class uses torch's scaled_dot_product_attention."""
     import comfy.ldm.cogvideo.model
     import comfy.ldm.modules.attention as attention
 
-    def run() -> object:
+    def run() -> torch.Tensor:
         with mock.patch.object(comfy.ldm.cogvideo.model, "optimized_attention", attention.attention_pytorch):
             return call()
 
     return run
 
 
-def compare_forward(models: dict, inputs: tuple, reference: object, repeats: int) -> list[str]:
+def compare_forward(models: Models, inputs: Inputs, reference: torch.Tensor, repeats: int) -> list[str]:
+    """The cells of a row: times, ratios, and errors against `reference`."""
     calls = {
-        "ours": lambda: forward_comfy(models["ours"], *inputs),
-        "diffusers": lambda: forward_diffusers(models["diffusers"], *inputs),
-        "native": lambda: forward_comfy(models["native"], *inputs),
+        "ours": lambda: forward_comfy(models.ours, *inputs),
+        "diffusers": lambda: forward_diffusers(models.diffusers, *inputs),
+        "native": lambda: forward_comfy(models.native, *inputs),
     }
     calls["native SDPA"] = with_sdpa(calls["native"])
     errors = [relative_error(calls[name](), reference) for name in ("ours", "diffusers", "native")]
     return timing_cells(interleave(calls, repeats)) + [f"{error:.1e}" for error in errors]
 
 
-def compare_run(models: dict, inputs: tuple, reference: object, options: object) -> list[str]:
+def compare_run(models: Models, inputs: Inputs, reference: torch.Tensor, options: Namespace) -> list[str]:
+    """The cells of a row: times, ratios, and errors of the final latents against `reference`."""
     import comfy.sample
-    import torch
 
     from cogvideox.nodes.sample import CogVideoXSample
 
-    sample = CogVideoXSample.execute
     latents, text, _ = inputs
     positive, negative, empty = [[text, {}]], [[-text, {}]], torch.zeros_like(latents)
 
-    def ours() -> object:
-        latent = {"samples": empty}
-        out = sample(models["ours"], positive, negative, latent, SEED, options.steps, CFG, "ddim", False, 1.0)
-        return models["ours"].model.process_latent_in(out.result[0]["samples"])
+    def ours() -> torch.Tensor:
+        settings = SEED, options.steps, CFG, "ddim", False, 1.0
+        out = CogVideoXSample.execute(models.ours, positive, negative, {"samples": empty}, *settings)
+        return models.ours.model.process_latent_in(out.args[0]["samples"])
 
-    def native() -> object:
+    def native() -> torch.Tensor:
         noise = comfy.sample.prepare_noise(empty, SEED)
         how = CFG, "euler", "sgm_uniform", positive, negative, empty
-        return comfy.sample.sample(models["native"], noise, options.steps, *how, disable_pbar=True, seed=SEED)
+        return comfy.sample.sample(models.native, noise, options.steps, *how, disable_pbar=True, seed=SEED)
 
     calls = {
         "ours": ours,
-        "diffusers": lambda: run_diffusers(models["diffusers"], latents, text, options.steps),
+        "diffusers": lambda: run_diffusers(models.diffusers, latents, text, options.steps),
         "native": native,
     }
     with torch.inference_mode(), mock.patch("comfy.utils.PROGRESS_BAR_ENABLED", False):
@@ -248,14 +261,13 @@ def compare_run(models: dict, inputs: tuple, reference: object, options: object)
     return cells + [f"{error:.1e}" for error in errors]
 
 
-def run_diffusers(pipeline: object, latents: object, text: object, steps: int) -> object:
-    """diffusers' pipeline from SEED, for a latent of this shape; returns its last latents, [B, C, T, H, W] in fp32."""
-    import torch
-
+def run_diffusers(pipeline: CogVideoXPipeline, latents: torch.Tensor, text: torch.Tensor, steps: int) -> torch.Tensor:
+    """diffusers' pipeline from SEED, for latents of this shape; returns its final latents, [B, C, T, H, W] in fp32."""
     _, _, frames, height, width = latents.shape
     dtype = pipeline.transformer.dtype
+    run: Any = pipeline  # diffusers annotates FloatTensor where it takes any Tensor
     with torch.inference_mode():
-        out = pipeline(
+        out = run(
             prompt_embeds=text.to(dtype),
             negative_prompt_embeds=-text.to(dtype),
             height=height * 8,
@@ -269,7 +281,8 @@ def run_diffusers(pipeline: object, latents: object, text: object, steps: int) -
     return out.frames.transpose(1, 2).float()
 
 
-def relative_error(ours: object, theirs: object) -> float:
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """RMS of the difference over RMS of the reference."""
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 

@@ -2,12 +2,15 @@
 
 import statistics
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
-from bench_forward import forward_comfy
+import torch
+from safetensors.torch import save_file
 
+from cogvideox.benchmarks.bench_forward import forward_comfy
 from cogvideox.benchmarks.common import (
     Table,
     arguments,
@@ -19,18 +22,21 @@ from cogvideox.benchmarks.common import (
     unload_models,
     use_comfyui,
 )
+from cogvideox.tests import layout_files
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 LAYERS, HEADS, RANK = 4, 48, 128  # of 5b's 42 layers, at its width: 1.1 GB in bf16
 MODULES = ("to_q", "to_k", "to_v", "to_out.0")
 KINDS = {"fp32": "fp32", "bf16": "bf16", "int8": "int8", "GGUF Q8_0": "default"}  # -> weight_dtype
 LORA, STRENGTH = "benchmark.safetensors", 0.8
-LATENT = (2, 16, 24)  # (T, H, W): 192 video tokens beside 226 of text
+LATENT = (2, 16, 24)  # (T, H, W): 192 video tokens
 TEXT_TOKENS = 226
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]  # a layer's name -> A [rank, in], B [out, rank], bf16
 
 
 def main() -> None:
-    from cogvideox.model_loaders.load_model import load_model
-
     options = arguments(
         __doc__,
         repeats={"type": int, "default": 5},
@@ -39,9 +45,9 @@ def main() -> None:
         kinds={"nargs": "+", "choices": list(KINDS), "default": list(KINDS)},
     )
     use_comfyui()
-    import torch
+    from cogvideox.model_loaders.load_model import load_model
 
-    applied, merged, flying = [], [], []
+    applied, merged, on_the_fly = [], [], []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():  # as ComfyUI runs nodes
         factors = write_files(Path(folder), options)
         for kind in options.kinds:
@@ -49,16 +55,19 @@ def main() -> None:
             apply = apply_calls(model, Path(folder))
             applied.append([kind, *compare(interleave(apply, options.repeats), "stock", "ours")])
             merged.append([kind, *compare_loads(model, apply, factors, options.repeats)])
-            flying += [[kind, *cells] for cells in compare_forwards(model, apply["ours"](), options.repeats)]
-            for rows in (applied, merged, flying):
+            on_the_fly += [[kind, *cells] for cells in compare_forwards(model, apply["ours"](), options.repeats)]
+            for rows in (applied, merged, on_the_fly):
                 print(*rows[-1], flush=True)
             del model, apply
             unload_models()
     size = sum(a.numel() + b.numel() for a, b in factors.values()) * 2 / 1e6
-    report("lora", tables(options, applied, merged, flying, size), options.save)
+    report("lora", tables(options, applied, merged, on_the_fly, size), options.save)
 
 
-def tables(options: object, applied: list, merged: list, flying: list, size: float) -> list[Table]:
+def tables(
+    options: Namespace, applied: list[list[str]], merged: list[list[str]], on_the_fly: list[list[str]], size: float
+) -> list[Table]:
+    """size: MB of the LoRA."""
     what = (
         f"{options.layers} layers of 5b's width; rank {options.rank}, {', '.join(MODULES)} of every layer, {size:.0f} "
         f"MB in bf16. Medians (least - most) of {options.repeats}, in turn."
@@ -82,7 +91,7 @@ def tables(options: object, applied: list, merged: list, flying: list, size: flo
                 "LoRA.",
                 "loop: new = W + s * B @ A in fp32, for the same layers, packed again as W was; ComfyUI "
                 "rounds stochastically, which the loop does not. GGUF blocks cannot be "
-                "packed again: patches stay beside them and are applied in every forward.",
+                "packed again: their patches are kept and applied in every forward.",
             ],
             ["model", "without", "with ours", "with stock", "loop", "ours / stock", "ours / loop"],
             merged,
@@ -90,13 +99,13 @@ def tables(options: object, applied: list, merged: list, flying: list, size: flo
         Table(
             "Patches applied on the fly",
             [
-                f"One forward of {token_count()} tokens. streamed: every weight stays where ComfyUI unloads to and is "
-                "patched when it is used, as on a small card; loaded: as a card with room has it.",
-                "What is added does not depend on the number of tokens: 49 frames at 720x480 have 17776, so there it "
-                "is a 40th of the share that it is here.",
+                f"One forward of {token_count()} tokens. streamed: every weight stays on the offload device and is "
+                "patched when it is used, as on a GPU with little memory; loaded: as on a GPU with enough of it.",
+                "The time added does not depend on the number of tokens: 49 frames at 720x480 have 17776, so there "
+                "its share is a 40th of the one here.",
             ],
             ["model", "state", "without", "with", "with / without", "added"],
-            flying,
+            on_the_fly,
         ),
     ]
 
@@ -106,25 +115,20 @@ def token_count() -> int:
     return frames * height * width // 4 + TEXT_TOKENS
 
 
-def write_files(folder: Path, options: object) -> dict[str, tuple]:
-    """The model as bf16 safetensors (under the name of every kind that loads it) and GGUF, and the LoRA; returns the
-    LoRA's factors (A, B) by module."""
-    import torch
-    from safetensors.torch import save_file
-
-    from cogvideox.tests import layout_files as files
-
+def write_files(folder: Path, options: Namespace) -> Factors:
+    """Write the model as bf16 safetensors (linked under the name of every kind that loads it) and as GGUF, and the
+    LoRA; returns the LoRA's factors."""
     plain, blocks = folder / "bf16", folder / "GGUF"
     plain.mkdir()
     weights = random_weights(plain, options.layers, HEADS, text_embed_dim=4096, time_embed_dim=512)
-    files.TRANSFORMER_LAYOUTS["diffusers bf16"](plain, weights)
+    layout_files.TRANSFORMER_LAYOUTS["diffusers bf16"](plain, weights)
     for name in ("fp32", "int8"):
         (folder / name).symlink_to(plain)
     if "GGUF Q8_0" in options.kinds:
         blocks.mkdir()
         (blocks / "config.json").write_text((plain / "config.json").read_text())
-        files.TRANSFORMER_LAYOUTS["GGUF Q8_0"](blocks, weights)
-    factors = {}
+        layout_files.TRANSFORMER_LAYOUTS["GGUF Q8_0"](blocks, weights)
+    factors: Factors = {}
     for layer in range(options.layers):
         for module in MODULES:
             name = f"transformer_blocks.{layer}.attn1.{module}"
@@ -137,27 +141,32 @@ def write_files(folder: Path, options: object) -> dict[str, tuple]:
     return factors
 
 
-def apply_calls(model: object, folder: Path) -> dict[str, Callable]:
-    """The two nodes, each as ComfyUI runs it for the first time."""
+def apply_calls(model: "ModelPatcher", folder: Path) -> dict[str, Callable[[], Any]]:
+    """The two nodes, each as ComfyUI runs it for the first time, when the stock one has no file cached."""
     import folder_paths
+    from comfy_api.latest import io
 
     import nodes
     from cogvideox.nodes.lora import CogVideoXApplyLora
 
     folder_paths.add_model_folder_path("loras", str(folder / "loras"), is_default=True)
-    ours = CogVideoXApplyLora
-    ours.hidden = SimpleNamespace(unique_id=None)
+    CogVideoXApplyLora.hidden = io.HiddenHolder.from_dict(None)  # ComfyUI sets it on the class that it runs
     return {
-        "ours": lambda: ours.execute(model, LORA, STRENGTH).args[0],
+        "ours": lambda: CogVideoXApplyLora.execute(model, LORA, STRENGTH).args[0],
         "stock": lambda: nodes.LoraLoaderModelOnly().load_lora_model_only(model, LORA, STRENGTH)[0],
     }
 
 
-def compare_loads(model: object, apply: dict[str, Callable], factors: dict, repeats: int) -> list[str]:
+def compare_loads(
+    model: "ModelPatcher", apply: dict[str, Callable[[], Any]], factors: Factors, repeats: int
+) -> list[str]:
+    """The cells of a row of the table of loads."""
     import comfy.model_management as mm
 
     models = {"without": model} | {name: call() for name, call in apply.items()}
-    calls = {name: lambda patcher=patcher: mm.load_models_gpu([patcher]) for name, patcher in models.items()}
+    calls: dict[str, Callable] = {
+        name: lambda patcher=patcher: mm.load_models_gpu([patcher]) for name, patcher in models.items()
+    }
     loop = reference_loop(model, factors)
     if loop is not None:
         calls["loop"] = loop
@@ -169,33 +178,32 @@ def compare_loads(model: object, apply: dict[str, Callable], factors: dict, repe
     return [*cells, ratio(seconds["ours"], seconds["stock"]), against]
 
 
-def reference_loop(model: object, factors: dict[str, tuple]) -> Callable | None:
-    """new = W + s * B @ A for every layer of the LoRA; None for GGUF."""
+def reference_loop(model: "ModelPatcher", factors: Factors) -> Callable[[], list[torch.Tensor]] | None:
+    """new = W + s * B @ A for every layer of the LoRA; None for GGUF, whose blocks cannot be packed again."""
     from cogvideox.host import quantized
 
     layers = [(model.model.diffusion_model.get_submodule(name).weight.data, *pair) for name, pair in factors.items()]
 
-    def merge(weight: object, a: object, b: object) -> object:
-        import torch
-
+    def merge(weight: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         new = quantized.dequantized(weight, torch.float32).addmm(b.float(), a.float(), alpha=STRENGTH)
         return quantized.requantize(weight, new) if quantized.is_quantized(weight) else new.to(weight.dtype)
 
     return None if quantized.is_gguf(layers[0][0]) else lambda: [merge(*layer) for layer in layers]
 
 
-def compare_forwards(model: object, patched: object, repeats: int) -> list[list[str]]:
+def compare_forwards(model: "ModelPatcher", patched: "ModelPatcher", repeats: int) -> list[list[str]]:
     """Rows (state, without, with, ratio, added) of every state in which this model applies patches on the fly."""
     import comfy.model_management as mm
-    import torch
 
     generator = torch.Generator().manual_seed(0)
     config = model.model.diffusion_model.config
     latents = torch.randn(1, config.in_channels, *LATENT, generator=generator)
     inputs = latents, torch.randn(1, TEXT_TOKENS, config.text_embed_dim, generator=generator), torch.tensor([700])
     models, rows = {"without": model, "with": patched}, []
-    states = {"streamed": lambda patcher: patcher.partially_load(patcher.load_device, extra_memory=1)}
-    if is_gguf(model):
+    states: dict[str, Callable] = {
+        "streamed": lambda patcher: patcher.partially_load(patcher.load_device, extra_memory=1)
+    }
+    if holds_gguf(model):
         states["loaded"] = lambda patcher: mm.load_models_gpu([patcher])
     for state, enter in states.items():
         loaded = []
@@ -216,11 +224,10 @@ def compare_forwards(model: object, patched: object, repeats: int) -> list[list[
     return rows
 
 
-def is_gguf(model: object) -> bool:
-    from cogvideox.host import quantized as quantized_module
+def holds_gguf(model: "ModelPatcher") -> bool:
+    from cogvideox.host.quantized import is_gguf
 
-    weights = model.model.diffusion_model.parameters()
-    return any(quantized_module.is_gguf(weight) for weight in weights)
+    return any(map(is_gguf, model.model.diffusion_model.parameters()))
 
 
 def compare(seconds: dict[str, list[float]], first: str, second: str) -> list[str]:

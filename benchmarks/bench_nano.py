@@ -1,18 +1,19 @@
-"""What CogVideoX-nano paints, scored by rule against what prompts of never seen combinations asked for.
+"""Clips by CogVideoX-nano, scored by rule against their prompts, all of combinations that training never showed.
 
 The yardstick for everything that changes pictures: guidance, samplers, fewer steps, precision.
 """
 
-import sys
 import tempfile
 import time
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
-from cogvideox.benchmarks.common import ROOT, Table, arguments, report, use_comfyui
+from cogvideox.benchmarks.common import Table, arguments, report, use_comfyui
+from cogvideox.nano import folders, paint, score
 
 FIRST_FRAME_GOAL_DB = 25
-# row -> (variant, weight_dtype, changes of the settings)
+# row -> (variant, weight_dtype, settings that differ from the defaults)
 ROWS: dict[str, tuple[str, str, dict]] = {
     "text to video: ddim, 50 steps, cfg 6": ("5b", "default", {}),
     "cfg 1": ("5b", "default", {"cfg": 1.0}),
@@ -44,16 +45,13 @@ def main() -> None:
         weights={"help": "pipelines in diffusers' layout, a folder each, instead of the repository's own"},
     )
     use_comfyui()
-    sys.path.append(str(ROOT))
     with tempfile.TemporaryDirectory() as scratch:
         rows = [score_row(title, options, Path(scratch)) for title in options.rows]
     report("nano", [tabulate(rows, options)], options.save)
 
 
-def score_row(title: str, options: object, scratch: Path) -> list[str]:
+def score_row(title: str, options: Namespace, scratch: Path) -> list[str]:
     """A row of the table: shares by attribute, the first frame's PSNR for image to video, seconds a clip."""
-    from cogvideox.nano import folders, paint, score
-
     variant, weight_dtype, changes = ROWS[title]
     folder = Path(options.weights or scratch) / variant
     if not folder.exists():
@@ -73,16 +71,14 @@ def score_row(title: str, options: object, scratch: Path) -> list[str]:
     return row
 
 
-def tabulate(rows: list[list[str]], options: object) -> Table:
-    from cogvideox.nano import paint, score
-
+def tabulate(rows: list[list[str]], options: Namespace) -> Table:
     return Table(
-        f"CogVideoX-nano on {options.prompts} prompts of combinations that it never saw",
+        f"CogVideoX-nano on {options.prompts} prompts of combinations held out from training",
         [
-            f"Prompts and noise from seed {options.seed}; 17 frames of 64 x 64, ddim, 50 steps, cfg 6 where the row "
-            f"says nothing else; batches of {paint.BATCH}.",
-            "Read off the decoded frames by rule (nano/reading.py); chance is 1 in 8 for the colour, 1 in 4 for the "
-            "shape, 1 in 7 for the direction.",
+            f"Prompts and noise from seed {options.seed}; 17 frames of 64 x 64, ddim, 50 steps, cfg 6 unless the row "
+            f"says otherwise; batches of {paint.BATCH}.",
+            "Read off the decoded frames by rule (nano/reading.py); guessing would be right in 1 of 8 for the colour, "
+            "1 of 4 for the shape, 1 of 7 for the direction.",
             f"First frame: mean PSNR against the given picture, goal {FIRST_FRAME_GOAL_DB} dB.",
         ],
         ["", *score.ATTRIBUTES, "first frame", "s a clip"],

@@ -1,14 +1,20 @@
-"""Every precision against fp32: error, size, time of a product and of a forward, time to convert; beside torchao's."""
+"""Every precision, and torchao's, against fp32: error, size, time of a product and of a forward, time to convert."""
 
+import importlib
 import importlib.util
 import statistics
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from bench_forward import (
+import torch
+from diffusers import CogVideoXPipeline
+
+from cogvideox.benchmarks.bench_forward import (
     forward_comfy,
     forward_diffusers,
     load_diffusers,
@@ -16,7 +22,6 @@ from bench_forward import (
     relative_error,
     write_checkpoint,
 )
-
 from cogvideox.benchmarks.common import (
     Table,
     arguments,
@@ -26,6 +31,10 @@ from cogvideox.benchmarks.common import (
     report,
     use_comfyui,
 )
+from cogvideox.tests import layout_files
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 PLAIN = ("fp32", "bf16", "fp16")
 QUANTIZED = ("fp8_e4m3fn", "fp8_e4m3fn_fast", "int8", "int8_fast")
@@ -40,13 +49,14 @@ KINDS = (*PLAIN, *QUANTIZED, *(f"GGUF {kind}" for kind in GGUF), *TORCHAO)
 BASES = ("fp32", "bf16")
 SHAPES = ((3072, 3072), (12288, 3072))  # [out, in] of 5b's attention and feed-forward
 VARIANT = "5b"
+T = TypeVar("T")
 
 
 @dataclass
 class Case:
     """What is measured of one kind."""
 
-    run: Callable[[], object]  # returns what is compared with fp32's
+    run: Callable[[], torch.Tensor]  # returns what is compared with fp32's
     size: float  # in multiples of bf16's
     weight_error: float = 0.0
     seconds_per_gb: float | None = None  # of bf16 weights
@@ -54,19 +64,19 @@ class Case:
 
 @dataclass
 class Cases:
-    """Kind -> its case, or why there is none."""
+    """Kind -> its case, or why it is missing."""
 
     found: dict[str, Case] = field(default_factory=dict)
-    lacking: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
     def add(self, kind: str, make: Callable[[], Case]) -> None:
-        """What a device or a package cannot do is told in the table and stops nothing."""
+        """Try a kind. Where the device or a package lacks support, the table says why, and the others go on."""
         try:
             case = make()
             case.run()
         except Exception as error:
-            self.lacking[kind] = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            print(kind, self.lacking[kind], flush=True)
+            self.missing[kind] = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            print(kind, self.missing[kind], flush=True)
         else:
             self.found[kind] = case
 
@@ -81,21 +91,19 @@ def main() -> None:
         kinds={"nargs": "+", "choices": KINDS, "default": list(KINDS)},
         device={"choices": ("cpu", "cuda"), "help": "cuda by default where there is one"},
     )
-    options.kinds = list(dict.fromkeys([*BASES, *options.kinds]))  # what the others are compared with
-    import torch
-
+    options.kinds = list(dict.fromkeys([*BASES, *options.kinds]))  # the bases are what the others are compared with
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     use_comfyui(cpu=options.device == "cpu")
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():  # as ComfyUI runs nodes
         forwards = forward_cases(Path(folder), options)
         tables = [forward_table(forwards, options)]
-        del forwards.found
+        forwards.found.clear()  # frees the models
         for shape in SHAPES:
-            tables.append(matrix_table(shape, matrix_cases(shape, forwards.lacking, options), options))
+            tables.append(matrix_table(shape, matrix_cases(shape, forwards.missing, options), options))
     report("precision", tables, options.save, options.device)
 
 
-def forward_table(cases: Cases, options: object) -> Table:
+def forward_table(cases: Cases, options: Namespace) -> Table:
     header = ["precision", "error", "size", "forward", "of fp32's", "of bf16's"]
     rows = [
         [kind, f"{error:.1e}", f"{case.size:.2f}", *times]
@@ -103,13 +111,13 @@ def forward_table(cases: Cases, options: object) -> Table:
     ]
     what = [
         f"{options.layers} layers, {options.heads} heads of 64, 1546 tokens, seeded random weights; {options.device}.",
-        "What is not quantised (norms, embeddings, the time path) is stored in the type that is computed in. With 16 "
-        "heads it is over a third of the weights, with 5b's 48 a seventh: the matrices' own sizes stand below.",
+        "What is not quantised (norms, embeddings, the time path) is stored in the compute type. With 16 heads it is "
+        "over a third of the weights, with 5b's 48 a seventh: the matrices' own sizes are in the tables below.",
     ]
     return Table("One forward of a transformer", [*what, *notes(cases, options)], header, rows)
 
 
-def matrix_table(shape: tuple[int, int], cases: Cases, options: object) -> Table:
+def matrix_table(shape: tuple[int, int], cases: Cases, options: Namespace) -> Table:
     header = ["precision", "error of weights", "of the product", "size", "product", "of fp32's", "of bf16's"]
     rows = []
     for (kind, case), error, times in zip(cases.found.items(), *measure(cases, options)):
@@ -118,28 +126,25 @@ def matrix_table(shape: tuple[int, int], cases: Cases, options: object) -> Table
     more = [
         f"A Gaussian matrix {list(shape)} and {options.rows} Gaussian rows; {options.device}.",
         "to convert: seconds for a GB of bf16 weights; GGUF by the gguf package, as converters do it beforehand.",
-        "What is missing here was not possible above.",
+        "Kinds that the first table lacks are left out.",
     ]
     title = f"A matrix {shape[1]} x {shape[0]}"
     return Table(title, [*more, *notes(cases, options)], [*header, "to convert"], rows)
 
 
-def notes(cases: Cases, options: object) -> list[str]:
+def notes(cases: Cases, options: Namespace) -> list[str]:
     computes = "fp32" if options.device == "cpu" else "bf16"
     return [
         "Errors are RMS over RMS against fp32; sizes in multiples of bf16's, scales included; times are medians "
         f"(least - most) of {options.repeats}, in turn.",
-        f"All but fp32 compute in {computes}, as ComfyUI does on this device; fast and dynamic multiply in 8 bits with "
-        "an input that is quantised on the way. torchao quantises diffusers' model or torch's Linear, the same "
-        "matrices.",
-        *(f"{kind} is not here: {why}" for kind, why in cases.lacking.items()),
+        f"All but fp32 compute in {computes}, as ComfyUI does on this device; fast and dynamic quantise the input too "
+        "and multiply in 8 bits. torchao quantises diffusers' model or torch's Linear, the same matrices.",
+        *(f"{kind} is missing: {why}" for kind, why in cases.missing.items()),
     ]
 
 
-def measure(cases: Cases, options: object) -> tuple[list[float], list[list[str]]]:
+def measure(cases: Cases, options: Namespace) -> tuple[list[float], list[list[str]]]:
     """(errors against fp32, cells of time) of every case in order."""
-    import torch
-
     reference = cases.found["fp32"].run().float().cpu()
     errors = [relative_error(case.run().float().cpu(), reference) for case in cases.found.values()]
 
@@ -161,22 +166,24 @@ def measure(cases: Cases, options: object) -> tuple[list[float], list[list[str]]
     return errors, times
 
 
-def forward_cases(folder: Path, options: object) -> Cases:
+def forward_cases(folder: Path, options: Namespace) -> Cases:
+    """A forward of a transformer in every kind."""
     write_checkpoint(folder, VARIANT, options.layers, options.heads)
     exact = load_diffusers(folder, VARIANT, "fp32").transformer
     weights = {name: parameter.data for name, parameter in exact.named_parameters()}
     bf16_bytes = 2 * sum(weight.numel() for weight in weights.values())
-    inputs = tuple(value.to(options.device) for value in make_inputs(VARIANT, exact.config))
+    latents, text, timestep = (value.to(options.device) for value in make_inputs(VARIANT, exact.config))
+    inputs = latents, text, timestep
     del exact
 
     def make(kind: str) -> Case:
         if kind in TORCHAO:
             model = load_torchao(folder, kind, options.device)
-            run, parameters = (lambda: forward_diffusers(model, *inputs)), model.transformer.parameters()
-        else:
-            model = load_ours(folder, kind, weights)
-            run, parameters = (lambda: forward_comfy(model, *inputs)), model.model.diffusion_model.parameters()
-        return Case(run, sum(map(stored_bytes, parameters)) / bf16_bytes)
+            size = sum(map(stored_bytes, model.transformer.parameters()))
+            return Case(lambda: forward_diffusers(model, *inputs), size / bf16_bytes)
+        patcher = load_ours(folder, kind, weights)
+        size = sum(map(stored_bytes, patcher.model.diffusion_model.parameters()))
+        return Case(lambda: forward_comfy(patcher, *inputs), size / bf16_bytes)
 
     cases = Cases()
     for kind in options.kinds:
@@ -184,11 +191,11 @@ def forward_cases(folder: Path, options: object) -> Cases:
     return cases
 
 
-def load_ours(folder: Path, kind: str, weights: dict) -> object:
+def load_ours(folder: Path, kind: str, weights: dict[str, torch.Tensor]) -> "ModelPatcher":
+    """weights: the transformer's, for GGUF, which is written first."""
     import comfy.model_management as mm
 
     from cogvideox.model_loaders.load_model import load_model
-    from cogvideox.tests import layout_files
 
     path, weight_dtype = folder / "transformer", kind
     if kind.startswith("GGUF"):
@@ -201,32 +208,31 @@ def load_ours(folder: Path, kind: str, weights: dict) -> object:
     return patcher
 
 
-def load_torchao(folder: Path, kind: str, device: str) -> object:
-    """diffusers' pipeline with the blocks' matrices as torchao holds them."""
-    import torch
-
-    from cogvideox.tests.layout_files import is_matrix
-
+def load_torchao(folder: Path, kind: str, device: str) -> CogVideoXPipeline:
+    """diffusers' pipeline with the blocks' matrices quantised by torchao."""
     with torch.inference_mode(False):
         pipeline = load_diffusers(folder, VARIANT, "fp32" if device == "cpu" else "bf16")
         pipeline.transformer.requires_grad_(False).to(device)
         quantize_torchao(
             pipeline.transformer,
             kind,
-            lambda module, name: isinstance(module, torch.nn.Linear) and is_matrix(f"{name}.weight"),
+            lambda module, name: isinstance(module, torch.nn.Linear) and layout_files.is_matrix(f"{name}.weight"),
         )
     return pipeline
 
 
-def quantize_torchao(module: object, kind: str, choose: Callable | None = None) -> None:
+def quantize_torchao(
+    module: torch.nn.Module, kind: str, choose: Callable[[torch.nn.Module, str], bool] | None = None
+) -> None:
+    """Quantise, in place, the Linear layers that `choose` accepts, all of them by default."""
     if importlib.util.find_spec("torchao") is None:
         raise ModuleNotFoundError("the package torchao is not installed")
-    import torchao.quantization
+    # By name: torchao is no requirement, and a type checker could not find it.
+    torchao: Any = importlib.import_module("torchao.quantization")
+    torchao.quantize_(module, getattr(torchao, TORCHAO[kind])(), filter_fn=choose)
 
-    torchao.quantization.quantize_(module, getattr(torchao.quantization, TORCHAO[kind])(), filter_fn=choose)
 
-
-def matrix_cases(shape: tuple[int, int], lacking: dict[str, str], options: object) -> Cases:
+def matrix_cases(shape: tuple[int, int], missing: dict[str, str], options: Namespace) -> Cases:
     """Of every kind that a forward was possible in."""
     import torch
 
@@ -238,41 +244,36 @@ def matrix_cases(shape: tuple[int, int], lacking: dict[str, str], options: objec
     def make(kind: str) -> Case:
         dtype = torch.float32 if kind == "fp32" else compute
         layer, seconds = torchao_layer(kind, weight, dtype) if kind in TORCHAO else our_layer(kind, weight, dtype)
-        held = layer.weight.data
-        numbers = held.dequantize() if type(held) is not torch.Tensor else held
+        held: Any = layer.weight.data  # a plain tensor, or a subclass with dequantize()
+        values = held.dequantize() if type(held) is not torch.Tensor else held
         return Case(
             lambda: layer(rows.to(dtype)),
             stored_bytes(held) / (2 * weight.numel()),
-            relative_error(numbers.float(), weight),
+            relative_error(values.float(), weight),
             None if kind in PLAIN else seconds / (2 * weight.numel() / 1e9),
         )
 
     cases = Cases()
     for kind in options.kinds:
-        if kind not in lacking:
+        if kind not in missing:
             cases.add(kind, lambda kind=kind: make(kind))
     return cases
 
 
-def our_layer(kind: str, weight: object, compute: object) -> tuple[object, float]:
-    """(a Linear of the pack's operations, seconds that making its weight took)."""
-    import torch
-
-    from cogvideox.host import quantized_ops as operations
+def our_layer(kind: str, weight: torch.Tensor, compute: torch.dtype) -> tuple[torch.nn.Linear, float]:
+    """(a Linear of the pack's operations, seconds that converting its weight from bf16 took)."""
     from cogvideox.host.ops import adopt_ops
+    from cogvideox.host.quantized_ops import FastQuantizedOps, QuantizedOps
 
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    fast = kind.endswith("_fast")
-    adopt_ops(layer, operations.FastQuantizedOps if fast else operations.QuantizedOps)
+    adopt_ops(layer, FastQuantizedOps if kind.endswith("_fast") else QuantizedOps)
     layer.weight = torch.nn.Parameter(convert(kind, weight, compute), requires_grad=False)
     seconds = time_on(lambda: weight.to(torch.bfloat16), lambda source: convert(kind, source, compute), weight.is_cuda)
     return layer, seconds
 
 
-def convert(kind: str, weight: object, compute: object) -> object:
-    """The weight of `kind`."""
-    import torch
-
+def convert(kind: str, weight: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
+    """`weight` as `kind` stores it."""
     from cogvideox.host import quantized
     from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
 
@@ -287,11 +288,10 @@ def convert(kind: str, weight: object, compute: object) -> object:
     return gguf_tensor(blocks.to(weight.device), name, tuple(weight.shape), compute)
 
 
-def torchao_layer(kind: str, weight: object, compute: object) -> tuple[object, float]:
-    """(torch's Linear with a weight of torchao's, seconds that making it from one in bf16 took)."""
-    import torch
+def torchao_layer(kind: str, weight: torch.Tensor, compute: torch.dtype) -> tuple[torch.nn.Module, float]:
+    """(torch's Linear with a weight of torchao's, seconds that converting it from bf16 took)."""
 
-    def linear(dtype: object) -> object:
+    def linear(dtype: torch.dtype) -> torch.nn.Sequential:
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         layer.weight = torch.nn.Parameter(weight.clone().to(dtype), requires_grad=False)
         return torch.nn.Sequential(layer)
@@ -299,29 +299,27 @@ def torchao_layer(kind: str, weight: object, compute: object) -> tuple[object, f
     with torch.inference_mode(False):
         held = linear(compute)
         quantize_torchao(held, kind)
-        convert = time_on(lambda: linear(torch.bfloat16), lambda module: quantize_torchao(module, kind), weight.is_cuda)
-    return held[0], convert
+        seconds = time_on(lambda: linear(torch.bfloat16), lambda module: quantize_torchao(module, kind), weight.is_cuda)
+    return held[0], seconds
 
 
-def time_on(prepare: Callable[[], object], call: Callable[[object], object], on_card: bool) -> float:
+def time_on(prepare: Callable[[], T], call: Callable[[T], object], on_gpu: bool) -> float:
     """Seconds of `call` on what `prepare` returns: the median of three, after one that is not counted."""
-    import torch
-
     seconds = []
     for _ in range(4):
         prepared = prepare()
-        if on_card:
+        if on_gpu:
             torch.cuda.synchronize()
         began = time.perf_counter()
         call(prepared)
-        if on_card:
+        if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])
 
 
-def stored_bytes(tensor: object) -> int:
-    """Bytes of a tensor, or of the plain tensors that a subclass consists of."""
+def stored_bytes(tensor: Any) -> int:
+    """Bytes of a tensor, or of the plain tensors that a subclass consists of; torchao's subclasses too."""
     if hasattr(tensor, "__tensor_flatten__"):
         parts = [getattr(tensor, name, None) for name in tensor.__tensor_flatten__()[0]]
         return sum(stored_bytes(part) for part in parts if part is not None)

@@ -4,6 +4,10 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
 
 from cogvideox.benchmarks.common import (
     Table,
@@ -14,13 +18,18 @@ from cogvideox.benchmarks.common import (
     report,
     use_comfyui,
 )
+from cogvideox.vae.plan import FAST, LADDER
+
+if TYPE_CHECKING:
+    from cogvideox.vae.network import CogVideoXAutoencoder
 
 # latents (T, h, w), or (h, w)
 TIMED = (5, 10, 14)
-DIFFUSERS_TILE = 64, 64  # pixels; of tiles of most other sizes it makes a video of another size
+DIFFUSERS_TILE = 64, 64  # pixels; with most other sizes diffusers returns a video of another size
 GROWING = ((3, 6, 8), (5, 6, 8), (9, 6, 8), (17, 6, 8))
 COUNTED = {"49 frames, 480 x 720": (60, 90), "81 frames, 768 x 1360": (96, 170)}
-CHUNKS = 7  # latents whose three chunks are counted: those after the third are as it is
+CHUNKS = 7  # latents, of three chunks: every later chunk takes what the third takes
+COUNT_REPEATS = 5
 PUBLISHED = {"49 frames, 480 x 720": "14.7", "81 frames, 768 x 1360": "44.5"}
 PRECISIONS = ("fp32", "bf16")
 GIB = 1 << 30
@@ -28,7 +37,7 @@ GIB = 1 << 30
 
 def main() -> None:
     options = arguments(
-        __doc__,
+        str(__doc__),
         repeats={"type": int, "default": 3},
         precisions={"nargs": "+", "choices": PRECISIONS, "default": list(PRECISIONS)},
         parts={"nargs": "+", "choices": ("memory", "time", "growth"), "default": ["memory", "time", "growth"]},
@@ -44,12 +53,10 @@ def main() -> None:
     report("vae", tables, options.save)
 
 
-def networks() -> tuple:
+def networks() -> tuple[AutoencoderKLCogVideoX, "CogVideoXAutoencoder", Any]:
     """The official VAE with random weights: diffusers', ours and ComfyUI's own, in fp32."""
     import comfy.ops
     import comfy.sd
-    import torch
-    from diffusers import AutoencoderKLCogVideoX
 
     from cogvideox.host.ops import adopt_ops
     from cogvideox.vae.network import CogVideoXAutoencoder
@@ -59,13 +66,13 @@ def networks() -> tuple:
     ours = CogVideoXAutoencoder().eval().requires_grad_(False)
     ours.load_state_dict(theirs.state_dict())
     adopt_ops(ours, comfy.ops.disable_weight_init)
-    native = comfy.sd.VAE(sd=theirs.state_dict(), dtype=torch.float32).first_stage_model.requires_grad_(False)
-    return theirs, ours, native
+    native: Any = comfy.sd.VAE(sd=theirs.state_dict(), dtype=torch.float32).first_stage_model
+    return theirs, ours, native.requires_grad_(False)
 
 
 def time_tables(precisions: list[str], repeats: int) -> list[Table]:
-    import torch
-
+    """Time and error of a decode and of an encode, by precision."""
+    exact: Any  # diffusers' classes say tuples where they return objects with names
     exact, *_ = all_three = networks()
     latents = torch.randn(1, 16, *TIMED)
     pixels = torch.rand(1, 3, 4 * TIMED[0] - 3, 8 * TIMED[1], 8 * TIMED[2]) * 2 - 1
@@ -74,9 +81,9 @@ def time_tables(precisions: list[str], repeats: int) -> list[Table]:
     decodes, encodes = [], []
     for precision in precisions:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        cast = [torch.nn.Module.to(copy.deepcopy(network), dtype) for network in all_three]
-        decodes += compare(precision, decoders(*cast, latents.to(dtype)), frames, repeats)
-        encodes += compare(precision, encoders(*cast, pixels.to(dtype)), moments, repeats)
+        theirs, ours, native = (torch.nn.Module.to(copy.deepcopy(network), dtype) for network in all_three)
+        decodes += compare(precision, decoders(theirs, ours, native, latents.to(dtype)), frames, repeats)
+        encodes += compare(precision, encoders(theirs, ours, native, pixels.to(dtype)), moments, repeats)
     size = f"{pixels.shape[2]} frames of {pixels.shape[3]} x {pixels.shape[4]}, official size, random weights"
     notes = (
         f"{size}; medians (least - most) of {repeats}, in turn in one process.",
@@ -90,13 +97,10 @@ def time_tables(precisions: list[str], repeats: int) -> list[Table]:
     ]
 
 
-def decoders(theirs: object, ours: object, native: object, latents: object) -> dict[str, Callable]:
-    import torch
-
-    from cogvideox.vae.plan import LADDER
+def decoders(theirs: Any, ours: Any, native: Any, latents: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
+    """A call for each way to decode `latents`."""
     from cogvideox.vae.streaming import decode_stream
 
-    stream = decode_stream
     tiled = copy.deepcopy(theirs)
     tiled.enable_tiling(*DIFFUSERS_TILE, 0.25, 0.25)
     calls = {"diffusers": lambda: theirs.decode(latents).sample}
@@ -105,32 +109,30 @@ def decoders(theirs: object, ours: object, native: object, latents: object) -> d
     for plan in LADDER:
         if plan.name != "medium":  # on a CPU it is what fast is
             calls[f"ours, {plan.name}"] = lambda plan=plan: torch.cat(
-                list(stream(ours, latents, plan, latents.device, latents.dtype)), dim=2
+                list(decode_stream(ours, latents, plan, latents.device, latents.dtype)), dim=2
             )
     return calls
 
 
-def encoders(theirs: object, ours: object, native: object, pixels: object) -> dict[str, Callable]:
-    import torch
-
-    from cogvideox.vae.plan import LADDER
+def encoders(theirs: Any, ours: Any, native: Any, pixels: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
+    """A call for each way to encode `pixels`."""
     from cogvideox.vae.streaming import encode_stream
 
-    stream = encode_stream
     calls = {"diffusers": lambda: theirs.encode(pixels).latent_dist.parameters}
-    # ComfyUI's gives the mean alone
+    # ComfyUI's returns the mean alone, without the variance.
     calls["ComfyUI's own"] = lambda: native.encode(pixels)
     for plan in LADDER:
         if plan.name != "medium":
             calls[f"ours, {plan.name}"] = lambda plan=plan: torch.cat(
-                list(stream(ours, pixels, plan, pixels.device, pixels.dtype)), dim=2
+                list(encode_stream(ours, pixels, plan, pixels.device, pixels.dtype)), dim=2
             )
     return calls
 
 
-def compare(precision: str, calls: dict[str, Callable], exact: object, repeats: int) -> list[list[str]]:
-    import torch
-
+def compare(
+    precision: str, calls: dict[str, Callable[[], torch.Tensor]], exact: torch.Tensor, repeats: int
+) -> list[list[str]]:
+    """The rows of `calls`; exact: diffusers' result in fp32."""
     with torch.inference_mode():
         errors = {name: relative_error(call(), exact) for name, call in calls.items()}
         seconds = interleave(calls, repeats, warmup=0)
@@ -141,7 +143,8 @@ def compare(precision: str, calls: dict[str, Callable], exact: object, repeats: 
     return rows
 
 
-def relative_error(found: object, exact: object) -> str:
+def relative_error(found: torch.Tensor, exact: torch.Tensor) -> str:
+    """RMS of the difference over RMS, of the channels that `found` has."""
     exact = exact[:, : found.shape[1]].double()
     if found.shape != exact.shape:
         return f"another size, {list(found.shape)}"
@@ -150,26 +153,21 @@ def relative_error(found: object, exact: object) -> str:
 
 def growth_table() -> Table:
     """Time by number of frames."""
-    import torch
-
-    from cogvideox.vae.plan import FAST
     from cogvideox.vae.streaming import decode_stream
 
     _, ours, _ = networks()
-    stream, plan = decode_stream, FAST
     rows, points = [], []
 
-    def decode(size: tuple[int, int, int]) -> Callable:
+    def decode(size: tuple[int, int, int]) -> Callable[[], list[torch.Tensor]]:
         latents = torch.randn(1, 16, *size)
-        return lambda: list(stream(ours, latents, plan, latents.device, latents.dtype))
+        return lambda: list(decode_stream(ours, latents, FAST, latents.device, latents.dtype))
 
     with torch.inference_mode():
-        calls = {size: decode(size) for size in GROWING}
-        seconds = interleave(calls, 3)
-    for size, values in seconds.items():
-        frames = 4 * size[0] - 3
+        seconds = interleave({str(4 * size[0] - 3): decode(size) for size in GROWING}, 3)
+    for name, values in seconds.items():
+        frames = int(name)
         points.append((math.log(frames), math.log(min(values))))
-        rows.append([str(frames), median_spread(values), f"{1000 * min(values) / frames:.0f} ms"])
+        rows.append([name, median_spread(values), f"{1000 * min(values) / frames:.0f} ms"])
     x, y = (sum(axis) / len(points) for axis in zip(*points))
     slope = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
     notes = (
@@ -179,36 +177,41 @@ def growth_table() -> Table:
 
 
 def memory_table() -> Table:
-    import torch
+    """The peak of every plan at official sizes, counted on a fake card."""
+    from cogvideox.tests.fake_card import CARD, official_vae, peak_on_card
+    from cogvideox.vae.memory import PeakMemory, count_peak
+    from cogvideox.vae.streaming import decode_stream, encode_stream
 
-    from cogvideox.tests import fake_card as card
-    from cogvideox.vae import memory as memory_module
-    from cogvideox.vae import streaming as streaming_module
-    from cogvideox.vae.plan import LADDER
-
-    network = card.official_vae()
-    streaming, plans = streaming_module, LADDER
-    memory, rows = memory_module, []
+    network, rows = official_vae(), []
+    estimates = PeakMemory(network, CARD)
     for name, (height, width) in COUNTED.items():
         latents, pixels = (1, 16, CHUNKS, height, width), (1, 3, 4 * CHUNKS - 3, 8 * height, 8 * width)
-        for plan in plans:
+        for plan in LADDER:
             began, found = time.perf_counter(), []
             for stream, shape, estimate in (
-                (streaming.decode_stream, latents, memory.decode_bytes),
-                (streaming.encode_stream, pixels, memory.encode_bytes),
+                (decode_stream, latents, estimates.decode_bytes),
+                (encode_stream, pixels, estimates.encode_bytes),
             ):
-                peak = card.peak_on_card(network, stream, shape, plan, torch.bfloat16)
-                found += [f"{peak / GIB:.2f}", f"{estimate(torch.Size(shape), torch.bfloat16, plan) / peak:.2f}"]
+                peak = peak_on_card(network, stream, shape, plan, torch.bfloat16)
+                seconds = []
+                for _ in range(COUNT_REPEATS):
+                    started = time.thread_time()
+                    count_peak(stream, network, shape[1:], torch.bfloat16, plan, CARD)
+                    seconds.append(time.thread_time() - started)
+                ratio_text = f"{estimate(torch.Size(shape), torch.bfloat16, plan) / peak:.2f}"
+                found += [f"{peak / GIB:.2f}", ratio_text, f"{1000 * min(seconds):.0f} ms"]
             rows.append([name, f"ours, {plan.name}", *found])
             print(*rows[-1], f"{time.perf_counter() - began:.0f} s", flush=True)
-        rows.append([name, "diffusers (published)", PUBLISHED[name], "", "", ""])
+        rows.append([name, "diffusers (published)", PUBLISHED[name], *[""] * 5])
     notes = (
-        "bf16, GiB at the peak, counted tensor by tensor on a card that is not there. The weights, 0.40 GiB, and the "
-        "finished frames, which leave the card, are not in it. estimate: what ComfyUI is told, over what is used.",
+        "bf16, GiB at the peak, counted tensor by tensor on a simulated card. The weights, 0.40 GiB, and the finished "
+        "frames, which leave the card, are not in it. estimate: what ComfyUI is told, over what is used. count: the "
+        "CPU time that the estimate takes the first time it is asked for.",
         f"Counted over {CHUNKS} latents: the chunks after the third take what the third takes, however many there are.",
         "Goals for the decode, weights included: fast 5.5 and 16.5, low 2.0 and 5.5.",
     )
-    return Table("Memory", notes, ("video", "mode", "decode", "estimate", "encode", "estimate"), rows)
+    header = ("video", "mode", "decode", "estimate", "count", "encode", "estimate", "count")
+    return Table("Memory", notes, header, rows)
 
 
 if __name__ == "__main__":

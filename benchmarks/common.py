@@ -1,4 +1,9 @@
-"""What the benchmarks share: the pack inside a real ComfyUI, interleaved timing, and tables for people."""
+"""What the benchmarks share: the pack inside a real ComfyUI, interleaved timing, and tables for people.
+
+A benchmark imports `comfy`, and whatever of the package imports it, inside its functions: `use_comfyui` must be called
+before the first such import, and whether it selects the CPU depends on the command line. torch, diffusers and types
+(under TYPE_CHECKING) are imported at the top.
+"""
 
 import argparse
 import datetime
@@ -9,13 +14,18 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
+import torch
+
+from cogvideox.devtools.embedded_checkpoint import transformer_config
 from cogvideox.devtools.paths import ROOT
 from cogvideox.host.standalone import comfyui_from_environment
-from cogvideox.host.standalone import use_comfyui as use_comfyui  # to the scripts, from one place with the rest
+from cogvideox.host.standalone import use_comfyui as use_comfyui  # the scripts import it from here, with the rest
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -35,8 +45,8 @@ class Table:
         return "\n".join(lines)
 
 
-def arguments(description: str, **options: dict) -> argparse.Namespace:
-    """The command line: --save, and `options` as keyword arguments of add_argument by name."""
+def arguments(description: str | None, **options: dict[str, Any]) -> argparse.Namespace:
+    """Parse the command line: --save, and `options`, each the keyword arguments of add_argument under its name."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--save", action="store_true", help="write the tables to benchmarks/results as well")
     for name, option in options.items():
@@ -45,14 +55,15 @@ def arguments(description: str, **options: dict) -> argparse.Namespace:
 
 
 def interleave(
-    calls: dict[str, Callable[[], object]],
+    calls: Mapping[str, Callable[[], object]],
     repeats: int,
     warmup: int = 1,
     prepare: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[float]]:
-    """Seconds of every call by name: A B C B C A, so that neither a slow minute nor a neighbour hits only one.
+    """Time every call `repeats` times, in turn (A B C B C A), so that a slow minute hits all of them alike.
 
-    prepare(name) comes before each call, off the clock, when what the last one returned is gone.
+    prepare(name) is called before each call and is not timed; by then what the last call returned has been freed.
+    Returns the seconds of every call, by name, without the `warmup` first rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
@@ -70,7 +81,7 @@ def interleave(
 
 
 def unload_models() -> None:
-    """Free what ComfyUI has loaded and nothing else holds; LoRAs come off the weights."""
+    """Unload every model from ComfyUI, which takes merged LoRAs out of the weights, and free what that leaves."""
     import comfy.model_management as mm
 
     mm.unload_all_models()
@@ -78,12 +89,13 @@ def unload_models() -> None:
     gc.collect()
 
 
-def random_weights(folder: Path, layers: int, heads: int, **config: object) -> dict:
-    """config.json of a transformer like 5b's into `folder`; its weights in bf16, random, by diffusers' names."""
-    import torch
-    from diffusers import CogVideoXTransformer3DModel
+def random_weights(folder: Path, layers: int, heads: int, **config: Any) -> dict[str, torch.Tensor]:
+    """Write config.json of a transformer like 5b's to `folder`; returns random weights for it, by diffusers' names.
 
-    from cogvideox.devtools.embedded_checkpoint import transformer_config
+    Weights are bf16. config: further fields of diffusers' config.
+    """
+    # Imported late: `bench_start` must not load diffusers.
+    from diffusers import CogVideoXTransformer3DModel
 
     shape = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": 64, **config}
     with torch.device("meta"):
@@ -92,13 +104,13 @@ def random_weights(folder: Path, layers: int, heads: int, **config: object) -> d
     weights = {}
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, dtype=torch.bfloat16)
-        # matrices keep the size of what they multiply, vectors stay near their default, as in a trained model
+        # As in a trained model: a matrix keeps the magnitude of its input, a vector stays near its default.
         weights[name] = noise * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.05 * noise + ("norm" in name)
     return weights
 
 
 def median_spread(values: Sequence[float], unit: str = "s", digits: int = 2) -> str:
-    """`median (least - most)` in words."""
+    """The cell `median (least - most)` of a table."""
     median, least, most = statistics.median(values), min(values), max(values)
     return f"{median:.{digits}f} {unit} ({least:.{digits}f} - {most:.{digits}f})"
 
@@ -110,9 +122,6 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
 
 def machine() -> str:
     """The machine and the versions in one line."""
-    import psutil
-    import torch
-
     cores, memory = psutil.cpu_count(logical=True), psutil.virtual_memory().total / 2**30
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers")]
@@ -124,7 +133,7 @@ def machine() -> str:
 
 
 def report(benchmark: str, tables: Sequence[Table], save: bool, device: str = "cpu") -> None:
-    """Print the tables; with `save`, put them into today's results in place of an earlier run's."""
+    """Print the tables; with `save`, write them to today's file of results, in place of an earlier run's."""
     today = datetime.date.today().isoformat()
     body = "\n\n".join([f"{today}. {machine()}", *(table.markdown() for table in tables)])
     print(f"\n{body}\n", flush=True)
@@ -137,7 +146,7 @@ def report(benchmark: str, tables: Sequence[Table], save: bool, device: str = "c
 
 
 def replace_section(document: str, name: str, body: str) -> str:
-    """`document` with its section `## name` new, or added at the end."""
+    """`document` with `body` as its section `## name`, which is added at the end where there is none."""
     sections = dict(part.split("\n", 1) for part in f"\n{document}".split("\n## ")[1:])
     sections[name] = f"\n{body}\n"
     return "# Benchmark results\n\n" + "\n".join(f"## {title}\n{text.rstrip()}\n" for title, text in sections.items())

@@ -10,7 +10,7 @@ from .console import say
 from .process import run_logged
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_PLACES = {
+_USUAL_PATHS = {
     "darwin": ("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",),
     "win32": (r"C:\Program Files\Google\Chrome\Application\chrome.exe",),
 }
@@ -18,9 +18,9 @@ _PACKAGES = ("chromium", "fonts-dejavu-core")
 
 
 def find_browser() -> str | None:
-    """The path of a Chromium that starts: $CHROMIUM, on the PATH, or in its usual place. None if there is none."""
+    """The path of a Chromium that starts: $CHROMIUM, on the PATH, or at its usual path. None if there is none."""
     named = os.environ.get("CHROMIUM")
-    candidates = [named] if named else [*map(shutil.which, _NAMES), *_PLACES.get(sys.platform, ())]
+    candidates = [named] if named else [*map(shutil.which, _NAMES), *_USUAL_PATHS.get(sys.platform, ())]
     return next((path for path in candidates if path and _starts(path)), None)
 
 
@@ -37,7 +37,7 @@ def ensure_browser(logs: Path) -> str | None:
         browser = find_browser()
     if browser is None:
         say(
-            "WARNING: the browser tests will be skipped, for no Chromium starts here: "
+            "WARNING: the browser tests will be skipped because no Chromium starts here: "
             "install chromium or Google Chrome, or name one in the environment variable CHROMIUM"
         )
     return browser
@@ -48,7 +48,7 @@ def _may_install() -> bool:
 
 
 def _starts(path: str) -> bool:
-    # Ubuntu's chromium-browser may be a stub that only tells how to install a snap.
+    # It is run, since Ubuntu's chromium-browser may be a stub that only explains how to install a snap.
     if sys.platform == "win32":
         return Path(path).exists()  # chrome.exe --version opens a window there
     try:

@@ -27,8 +27,8 @@ from .server import running_server
 
 FOLDER = EXAMPLE_WORKFLOW.parent
 
-# In the page: [example, gap in px] -> what app.graph.serialize() gives, as JSON. A wrong name ends it, where the
-# frontend would go on.
+# Runs in the page: [example, gap in px] -> app.graph.serialize() as JSON. A wrong name is an error here, since the
+# frontend would ignore it and build the rest.
 _BUILD = """
 async ([example, gap]) => {
   const need = (found, what) => { if (!found) throw new Error(`there is no ${what}`); return found }
@@ -60,7 +60,7 @@ async ([example, gap]) => {
         const [from, output] = source.split('.')
         const slot = need(nodes[from], `node named ${from}`).findOutputSlot(output)
         if (slot < 0) throw new Error(`${from} has no output ${output}`)
-        need(nodes[from].connect(slot, nodes[spec.name], input), `way from ${source} to ${spec.name}.${input}`)
+        need(nodes[from].connect(slot, nodes[spec.name], input), `link from ${source} to ${spec.name}.${input}`)
       }
   const end = Math.max(...bottom)
   example.columns.forEach((column, i) => {
@@ -83,7 +83,7 @@ _GAP_PX = 20
 def build(frontend: Frontend, example: Example) -> dict:
     """The workflow as the frontend saves it. Raises: playwright's Error naming what the frontend does not know."""
     workflow = json.loads(frontend.page.evaluate(_BUILD, [asdict(example), _GAP_PX]))
-    # Random and per-machine values, replaced so that building again changes nothing.
+    # Random and per-machine values are replaced, so that building the same example again gives the same file.
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_NAME}/{example.name}"))
     workflow["extra"] = {"ds": {"scale": 0.8, "offset": [90, 150]}}
     return workflow

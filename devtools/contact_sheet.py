@@ -1,8 +1,8 @@
-"""Put frames of videos side by side, a row a video.
+"""Put frames of videos side by side, one row for each video.
 
     python -m cogvideox.devtools.contact_sheet PICTURE VIDEO [VIDEO ...]
 
-The README's pictures of what CogVideoX-nano paints are made so. Runs inside the venv.
+The pictures of CogVideoX-nano's videos in the README are made with it. Runs inside the venv.
 """
 
 import sys
@@ -12,11 +12,13 @@ import av
 import numpy as np
 from PIL import Image
 
-COLUMNS, ZOOM, GAP = 6, 2, 4  # frames a row, evenly spread from the first to the last; screen pixels a pixel; pixels
+COLUMNS = 6  # frames in a row, evenly spread from the first to the last
+ZOOM = 2  # times as large as in the video
+GAP = 4  # pixels
 
 
 def contact_sheet(videos: list[Path]) -> Image.Image:
-    """COLUMNS frames of each video on white; all videos have the first one's size."""
+    """COLUMNS frames of each video on white. All frames are scaled to ZOOM times the first video's size."""
     rows = [_frames(video) for video in videos]
     width, height = (side * ZOOM for side in rows[0][0].size)
     sheet = Image.new("RGB", (COLUMNS * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")

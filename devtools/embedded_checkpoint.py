@@ -1,7 +1,9 @@
 """Write tiny CogVideoX pipelines in diffusers' layout: the real architecture with random weights, or CogVideoX-nano's.
 
-They stand in for the 20 GB checkpoints: those of random weights wherever the numbers matter and the picture does not,
-CogVideoX-nano (see the folder nano) where it does. Run as `python -m cogvideox.devtools.embedded_checkpoint FOLDER`.
+They replace the 20 GB checkpoints in tests and examples: those with random weights wherever only numbers are compared,
+CogVideoX-nano (see the folder nano) wherever the picture matters.
+
+    python -m cogvideox.devtools.embedded_checkpoint FOLDER [FOLDER OF CONTROL NETS]
 """
 
 import json
@@ -13,16 +15,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from cogvideox.nano import folders as nano
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+    from transformers import T5EncoderModel, T5Tokenizer
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 LATENT_WIDTH, LATENT_HEIGHT = 12, 8  # 96 x 64 pixels
 _2B = ("2b", "Fun-2b-InP", "Fun-2b-Control")
-VAE_SCALING_FACTOR = dict.fromkeys(_2B, 1.15258426)
-SNR_SHIFT_SCALE = dict.fromkeys(_2B, 3.0)
-# part of a variant's name -> the pipeline that its checkpoint names; the others are text to video
+VAE_SCALING_FACTOR: dict[str, float] = dict.fromkeys(_2B, 1.15258426)
+SNR_SHIFT_SCALE: dict[str, float] = dict.fromkeys(_2B, 3.0)
+# A part of a variant's name -> the pipeline class in its model_index.json; the others are text to video.
 PIPELINES = {
     "I2V": "CogVideoXImageToVideoPipeline",
     "Control": "CogVideoXFunControlPipeline",
@@ -73,7 +81,7 @@ def folder_name(variant: str) -> str:
 
 
 def is_nano(variant: str) -> bool:
-    """Whether it is one of CogVideoX-nano's, whose weights are trained: "nano-5b" and so on."""
+    """Whether `variant` is one of CogVideoX-nano, whose weights are trained, such as "nano-5b"."""
     return variant.startswith("nano-")
 
 
@@ -81,7 +89,7 @@ def transformer_config(variant: str, **overrides: object) -> dict:
     """Arguments of diffusers' CogVideoXTransformer3DModel for a tiny `variant`."""
     config = {
         "num_attention_heads": 4,
-        "attention_head_dim": 16,  # the least that splits into RoPE's 1/4 time, 3/8 height, 3/8 width
+        "attention_head_dim": 16,  # the smallest that RoPE can split into 1/4 for time, 3/8 for height, 3/8 for width
         "in_channels": 16,
         "out_channels": 16,
         "time_embed_dim": 32,
@@ -100,14 +108,17 @@ def transformer_config(variant: str, **overrides: object) -> dict:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """torch's own stream, from which modules draw the biases that they start with; afterwards it is as before."""
+    """Seed torch's global generator, which modules draw their initial biases from, and restore it afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
-def randomize(module: torch.nn.Module, generator: torch.Generator, gain: float = 1.0) -> torch.nn.Module:
-    """Seeded weights that let every input reach the output: std gain / sqrt(fan in), vectors near their default."""
+def randomize(module: Module, generator: torch.Generator, gain: float = 1.0) -> Module:
+    """Give `module` seeded weights through which every input reaches the output; returns it, in eval mode.
+
+    Matrices have a standard deviation of gain / sqrt(fan in), vectors stay near their default.
+    """
     with torch.no_grad():
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -118,21 +129,25 @@ def randomize(module: torch.nn.Module, generator: torch.Generator, gain: float =
     return module.eval()
 
 
-def build_transformer(variant: str, generator: torch.Generator, **overrides: object) -> torch.nn.Module:
+def build_transformer(variant: str, generator: torch.Generator, **overrides: object) -> "CogVideoXTransformer3DModel":
+    """diffusers' transformer with seeded weights. overrides: fields of its config."""
     from diffusers import CogVideoXTransformer3DModel
 
-    model = randomize(CogVideoXTransformer3DModel(**transformer_config(variant, **overrides)), generator)
-    if model.config.use_learned_positional_embeddings:
-        # a learned table is no longer the sincos it started from
-        table = model.patch_embed.pos_embedding
+    config = transformer_config(variant, **overrides)
+    model = randomize(CogVideoXTransformer3DModel(**config), generator)
+    if config.get("use_learned_positional_embeddings"):
+        # A trained table differs from the sinusoidal one that it was initialised with.
+        table: Any = model.patch_embed.pos_embedding
         table.add_(0.1 * torch.randn(table.shape, generator=generator))
     return model
 
 
-def build_vae(variant: str, generator: torch.Generator) -> torch.nn.Module:
+def build_vae(variant: str, generator: torch.Generator) -> "AutoencoderKLCogVideoX":
+    """diffusers' VAE with seeded weights, whose frames lie around grey."""
     from diffusers import AutoencoderKLCogVideoX
 
-    vae = AutoencoderKLCogVideoX(
+    make: Any = AutoencoderKLCogVideoX  # diffusers annotates the four channel counts as one
+    vae = make(
         block_out_channels=(8, 8, 8, 8),  # four blocks: 2^3 = 8 times in space, 4 times in time
         layers_per_block=1,
         latent_channels=16,
@@ -148,9 +163,11 @@ def build_vae(variant: str, generator: torch.Generator) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def _center_frames(vae: torch.nn.Module, generator: torch.Generator, spread: float = 0.2) -> None:
-    """Scale the last convolution so that frames lie around grey with a standard deviation of `spread` in -1 .. 1:
-    clipped pixels would hide differences from whoever compares pictures."""
+def _center_frames(vae: Any, generator: torch.Generator, spread: float = 0.2) -> None:
+    """Scale the last convolution so that frames lie around grey with a standard deviation of `spread` in -1 .. 1.
+
+    Clipped pixels would hide differences from a test that compares pictures.
+    """
     latents = torch.randn(1, 16, 3, LATENT_HEIGHT, LATENT_WIDTH, generator=generator) / vae.config.scaling_factor
     frames = vae.decode(latents).sample
     scale = spread / frames.std(dim=(0, 2, 3, 4))
@@ -159,38 +176,41 @@ def _center_frames(vae: torch.nn.Module, generator: torch.Generator, spread: flo
     conv.bias.sub_(frames.mean(dim=(0, 2, 3, 4))).mul_(scale)
 
 
-def build_text_encoder(generator: torch.Generator, vocab_size: int, width: int = 32) -> torch.nn.Module:
+def build_text_encoder(generator: torch.Generator, vocab_size: int, width: int = 32) -> "T5EncoderModel":
+    """transformers' T5 encoder with seeded weights. width: of its embeddings, the transformer's text_embed_dim."""
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(
-        vocab_size=vocab_size,
-        d_model=width,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-    )
-    encoder = randomize(T5EncoderModel(config), generator)
+    key_width = 8
+    config: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "d_model": width,
+        "d_kv": key_width,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    }
+    encoder: Any = randomize(T5EncoderModel(T5Config(**config)), generator)
     with torch.no_grad():
         for block in encoder.encoder.block:
-            # T5 has no 1 / sqrt(d) in its attention; its queries start that much smaller instead
-            block.layer[0].SelfAttention.q.weight.mul_(config.d_kv**-0.5)
+            # T5's attention does not divide by sqrt(d); its queries are initialised that much smaller instead.
+            block.layer[0].SelfAttention.q.weight.mul_(key_width**-0.5)
     return encoder
 
 
-def build_tokenizer() -> object:
-    """A T5 tokenizer that spells: one token a character, </s> = 1 and <pad> = 0 as in the real one."""
-    from transformers import T5TokenizerFast
+def build_tokenizer() -> "T5Tokenizer":
+    """A T5 tokenizer with one token for each character, </s> = 1 and <pad> = 0 as in the real one."""
+    from transformers import T5Tokenizer
 
     characters = string.ascii_letters + string.digits + ".,!?-'():;\"/"
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     vocab += [(c, -3.0) for c in characters] + [("\u2581" + c, -2.5) for c in string.ascii_lowercase]
-    return T5TokenizerFast(vocab=vocab, extra_ids=0, additional_special_tokens=[])
+    return T5Tokenizer(vocab=vocab, extra_ids=0, additional_special_tokens=[])
 
 
-def scheduler_config(variant: str) -> dict:
+def scheduler_config(variant: str) -> dict[str, Any]:
+    """config of diffusers' CogVideoXDDIMScheduler, as in the official checkpoints."""
     return {
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -220,7 +240,8 @@ def write_pipeline(
     tokenizer = build_tokenizer()
     with _seeded(seed):
         transformer = build_transformer(variant, generator, **overrides)
-        text_encoder = build_text_encoder(generator, len(tokenizer), transformer.config.text_embed_dim)
+        text_width = transformer_config(variant, **overrides)["text_embed_dim"]
+        text_encoder = build_text_encoder(generator, len(tokenizer), text_width)
         vae = build_vae(variant, generator)
     for module in (transformer, vae, text_encoder):
         torch.nn.Module.to(module, dtype)  # ModelMixin.to warns at every cast
@@ -248,8 +269,10 @@ def write_index(folder: Path, variant: str) -> None:
 
 
 def write_all(root: Path, controlnet_root: Path | None = None, variants: Iterable[str] = tuple(VARIANTS)) -> list[Path]:
-    """Write `variants` below `root`, and a control net for 5b below `controlnet_root` (models/controlnet) where given;
-    what is already there stays. A folder appears whole or not at all."""
+    """Write `variants` below `root`, and a control net for 5b below `controlnet_root` (models/controlnet) where given.
+
+    Folders that exist already stay as they are; a new one appears complete or not at all. Returns all of them.
+    """
     folders = []
     for variant in variants:
         folders.append(root / folder_name(variant))
@@ -279,7 +302,7 @@ CONTROLNET_NAME = "CogVideoX-tiny-5b-controlnet"
 
 def controlnet_config(variant: str, **overrides: object) -> dict:
     """config.json of a control net for the tiny "2b" or "5b", as TheDenk's checkpoints write it."""
-    of_the_model = transformer_config(variant)
+    base = transformer_config(variant)
     same = "num_attention_heads attention_head_dim time_embed_dim sample_width sample_height sample_frames patch_size"
     return {
         "_class_name": "CogVideoXControlnet",
@@ -289,8 +312,8 @@ def controlnet_config(variant: str, **overrides: object) -> dict:
         "attention_bias": True,
         "num_layers": 1,
         "max_text_seq_length": 226,
-        "use_rotary_positional_embeddings": of_the_model["use_rotary_positional_embeddings"],
-        **{name: of_the_model[name] for name in same.split()},
+        "use_rotary_positional_embeddings": base["use_rotary_positional_embeddings"],
+        **{name: base[name] for name in same.split()},
         **overrides,
     }
 
@@ -340,7 +363,7 @@ def empty_controlnet(config: dict, text_embed_dim: int = 32) -> torch.nn.Module:
 def write_controlnet(
     folder: Path, variant: str, seed: int = 0, dtype: torch.dtype | None = None, **overrides: object
 ) -> Path:
-    """Write a control net for the tiny "2b" or "5b" to `folder`, as TheDenk's checkpoints lie on disk.
+    """Write a control net for the tiny "2b" or "5b" to `folder`, in the files of TheDenk's checkpoints.
 
     overrides: fields of its config. dtype: None takes the official precision of the model it is for.
     """
@@ -358,4 +381,4 @@ def write_controlnet(
 
 
 if __name__ == "__main__":
-    write_all(*map(Path, sys.argv[1:3]))
+    write_all(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -25,7 +25,7 @@ _OFFLINE_SIGNS = (
     "Could not fetch URL",
     "ConnectionResetError",
 )
-# pip's lines that say where it is; between them come pages of "Requirement already satisfied".
+# pip's lines that show its progress; between them are pages of "Requirement already satisfied".
 _PIP_STEPS = r"^(Collecting|Downloading|Building|Installing)"
 _DISK_FULL_SIGNS = ("No space left on device", "[Errno 28]", "Disk quota exceeded")
 
@@ -57,12 +57,12 @@ def create_venv(venv: Path, logs: Path) -> Path:
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         version = "{}.{}".format(*sys.version_info)
         raise DevError(
-            f"This Python {version} cannot create virtual environments, for its ensurepip is missing: "
+            f"This Python {version} cannot create virtual environments because its ensurepip is missing: "
             f"on Debian and Ubuntu run `apt-get install python{version}-venv`."
         )
     say(f"Creating the virtual environment {venv.name}")
     log = logs / "venv.log"
-    # --clear: what an interrupted run left behind is no base to build on.
+    # --clear, because an interrupted run may have left a broken environment behind.
     if run_logged([sys.executable, "-m", "venv", "--clear", str(venv)], log) or not _has_pip(python):
         raise DevError(describe_failure("the virtual environment", log))
     return python
@@ -71,7 +71,7 @@ def create_venv(venv: Path, logs: Path) -> Path:
 def install(
     python: Path, name: str, requirements: Sequence[Path], constraints: Path, stamps: Path, logs: Path, after: str = ""
 ) -> str:
-    """pip-install requirement files unless the stamp says that exactly these are in; returns their digest.
+    """pip-install requirement files unless the stamp says that exactly these are installed; returns their digest.
 
     name: of the stamp and in the messages. after: the digest of an install this one builds on.
     Raises: DevError when offline, when the disk is full, when pip finds no solution.
@@ -115,7 +115,7 @@ def digest_files(files: Iterable[Path], after: str = "") -> str:
 
 
 def run_pip(python: Path, arguments: Sequence[str], what: str, log: Path) -> None:
-    """Run pip with its output in `log`. Raises: DevError with the reason as far as pip's log tells it."""
+    """Run pip with its output in `log`. Raises: DevError with the reason, as far as pip's log has it."""
     command = [
         str(python),
         "-m",
@@ -127,7 +127,7 @@ def run_pip(python: Path, arguments: Sequence[str], what: str, log: Path) -> Non
         "off",
         *arguments[1:],
     ]
-    if run_logged(command, log, env={**os.environ, "PYTHONUNBUFFERED": "1"}, telling=_PIP_STEPS):
+    if run_logged(command, log, env={**os.environ, "PYTHONUNBUFFERED": "1"}, matching=_PIP_STEPS):
         raise DevError(describe_failure(what, log))
 
 
@@ -140,7 +140,7 @@ def describe_failure(what: str, log: Path) -> str:
     reason = errors[-1][:300] if errors else last_line(log)
     if any(sign in text for sign in _OFFLINE_SIGNS):
         return (
-            f"Could not download {what}, the package index did not answer (is this machine offline?): {reason} ({log})"
+            f"Could not download {what}: the package index did not answer (is this machine offline?): {reason} ({log})"
         )
     return f"Could not install {what}: {reason} ({log})"
 

@@ -18,23 +18,23 @@ from PIL import Image, ImageDraw
 from cogvideox.nano.captions import caption
 from cogvideox.nano.world import Scene, draw_scene, render
 
-PICTURE = "example.png"  # ComfyUI ships another one of this name in its own input folder
+PICTURE = "example.png"  # ComfyUI's own input folder has another file of this name
 VIDEO = "cogvideox_example.mp4"
 MASK = "cogvideox_example_mask.png"
 TOY_PICTURE = "cogvideox_toy.png"
-CLIPS = "cogvideox_example_clips"  # pink shapes, which CogVideoX-nano has never seen, and their captions
+CLIPS = "cogvideox_example_clips"  # pink shapes, a colour that CogVideoX-nano was not trained on, and their captions
 TOY_SCENE = Scene("square", "red", "large", "up", ("white",))
 _CLIP_COUNT, _CLIP_FRAMES, _TOY_SEED = 16, 17, 11
 WIDTH, HEIGHT, FRAMES, FPS = 384, 256, 17, 8
 
-_SMOOTH = 3  # drawn so many times as large and scaled down, for smooth edges
+_SMOOTH = 3  # drawn this many times as large and scaled down, for smooth edges
 _SKY, _HILLS, _CLOUD = (112, 178, 240), ((70, 160, 90), (104, 196, 96)), (250, 250, 250)
 _BALLOON, _STRIPE, _BASKET = (216, 56, 48), (250, 214, 90), (120, 78, 44)
 _BALLOON_FROM, _BALLOON_TO, _RADIUS = (0.26, 0.44), (0.68, 0.30), 0.20  # centre in widths and heights; in heights
 
 
 def write_media(folder: Path) -> list[Path]:
-    """Write the files that are not there yet; each appears whole or not at all. Returns all of them."""
+    """Write the files that do not exist yet; each appears complete or not at all. Returns all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     writers = {
         PICTURE: _write_picture,
@@ -78,7 +78,7 @@ def _write_picture(path: Path) -> None:
 
 
 def _write_mask(path: Path) -> None:
-    """White around the balloon's whole way, black elsewhere; of the video's size."""
+    """White around the balloon's whole path, black elsewhere; of the video's size."""
     mask = Image.new("L", (WIDTH * _SMOOTH, HEIGHT * _SMOOTH), 0)
     for time in np.linspace(0.0, 1.0, FRAMES):
         x, y = _balloon_centre(time)
@@ -116,12 +116,13 @@ def _write_mp4(path: Path, frames: list[Image.Image], crf: int) -> None:
 
 
 def _balloon_centre(time: float) -> tuple[float, float]:
-    return tuple(a + (b - a) * time for a, b in zip(_BALLOON_FROM, _BALLOON_TO))
+    (x0, y0), (x1, y1) = _BALLOON_FROM, _BALLOON_TO
+    return x0 + (x1 - x0) * time, y0 + (y1 - y0) * time
 
 
-def _point(place: tuple[float, float]) -> tuple[float, float]:
-    """A place in widths and heights of the picture -> canvas pixels."""
-    return place[0] * WIDTH * _SMOOTH, place[1] * HEIGHT * _SMOOTH
+def _point(position: tuple[float, float]) -> tuple[float, float]:
+    """A position in widths and heights of the picture -> canvas pixels."""
+    return position[0] * WIDTH * _SMOOTH, position[1] * HEIGHT * _SMOOTH
 
 
 def _box(centre: tuple[float, float], radius: float) -> tuple[float, float, float, float]:

@@ -1,7 +1,7 @@
-"""Give a ComfyUI what the example workflows load: python -m cogvideox.devtools.example_needs BASE [NAME ...].
+"""Write the files that the example workflows load: python -m cogvideox.devtools.example_needs BASE [NAME ...].
 
-BASE: its --base-directory. NAME: examples; without any, all of them, and the other official checkpoints as well. What
-is already there stays. Runs inside the venv.
+BASE: a ComfyUI's --base-directory. NAME: examples; by default all of them, and the other official checkpoints as well.
+Files that exist already stay. Runs inside the venv.
 """
 
 import sys
@@ -12,7 +12,7 @@ from .embedded_checkpoint import write_all
 from .example_media import write_media
 from .example_workflows import EXAMPLES, Example
 
-_OTHERS = ("2b", "5b-I2V", "1.5-5B", "1.5-5B-I2V", "nano-1.5-5B")  # that the examples' notes speak of
+_OTHERS = ("2b", "5b-I2V", "1.5-5B", "1.5-5B-I2V", "nano-1.5-5B")  # mentioned in the examples' notes
 
 
 def write_needs(base: Path, examples: Iterable[Example] = EXAMPLES, more_variants: Iterable[str] = ()) -> None:

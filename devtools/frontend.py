@@ -11,7 +11,7 @@ VIEWPORT = (1600, 900)
 _LAUNCH = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 _START_TIMEOUT_MS = 120_000
 
-# What a fresh installation asks the server for in vain: per-user files that nobody has written yet.
+# Per-user files that a fresh installation asks the server for although nobody has written them yet.
 _ABSENT_AT_FIRST = (
     "/user.css",
     "/api/userdata/user.css",
@@ -30,18 +30,18 @@ _FRONTEND_NOISE = (
 
 @dataclass
 class Frontend:
-    """An open page. console: its errors and warnings so far, less those that every fresh installation has."""
+    """An open page. console: its errors and warnings so far, except those that every fresh installation has."""
 
     page: Page
     console: list[str] = field(default_factory=list)
 
     def note(self, message: ConsoleMessage) -> None:
-        place = message.location.get("url", "")
+        url = message.location.get("url", "")
         if message.type not in ("error", "warning") or any(noise in message.text for noise in _FRONTEND_NOISE):
             return
-        if "404" in message.text and any(path in place for path in _ABSENT_AT_FIRST):
+        if "404" in message.text and any(path in url for path in _ABSENT_AT_FIRST):
             return
-        self.console.append(f"{message.type}: {message.text} ({place})")
+        self.console.append(f"{message.type}: {message.text} ({url})")
 
     def load(self, workflow: dict, name: str) -> None:
         """Open a workflow as File > Open does, checked against the frontend's schema."""
@@ -49,7 +49,7 @@ class Frontend:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until the frontend has drawn what it was last told."""
+        """Wait until the frontend has drawn the last change."""
         self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -77,7 +77,7 @@ def launched_browser(chromium: str) -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def open_frontend(browser: Browser, url: str) -> Iterator[Frontend]:
-    """The frontend of the server at `url` with an empty workflow, as a user sees it who has never been there."""
+    """The frontend of the server at `url` with an empty workflow, as a new user finds it."""
     width, height = VIEWPORT
     with contextlib.closing(browser.new_context(viewport={"width": width, "height": height})) as context:
         page = context.new_page()

@@ -1,4 +1,4 @@
-"""Where things lie in a clone. Everything made here is under `.venv` and `.dev`, both ignored by git."""
+"""The paths of a clone. Everything that the commands write is under `.venv` and `.dev`, both ignored by git."""
 
 from pathlib import Path
 

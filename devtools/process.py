@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .console import say
 from .errors import DevError
@@ -14,9 +15,9 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def last_line(log: Path, width: int = 160, matching: str = "") -> str:
-    """The last line of a log that holds anything and that the regular expression `matching` finds; "" if none does.
+    """The last line of a log that is not blank and that the regular expression `matching` finds; "" if there is none.
 
-    Cut to `width` characters, without colours.
+    It is cut to `width` characters; colour codes are removed.
     """
     text = _COLOURS.sub("", log.read_text("utf-8", "replace")) if log.exists() else ""
     lines = (line.strip() for line in reversed(text.splitlines()))
@@ -34,8 +35,8 @@ def stop(process: subprocess.Popen, patience_s: float = 10.0) -> None:
         process.wait()
 
 
-def start(command: Sequence[str], **options) -> subprocess.Popen:
-    """`subprocess.Popen`. Raises: DevError if the program cannot be started."""
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen:
+    """`subprocess.Popen` with `options`. Raises: DevError if the program cannot be started."""
     try:
         return subprocess.Popen(command, **options)
     except (FileNotFoundError, PermissionError) as error:
@@ -49,12 +50,12 @@ def run_logged(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     heartbeat_s: float = 10.0,
-    telling: str = "",
+    matching: str = "",
 ) -> int:
     """Run `command` with its output in `log`, printing a line of it every `heartbeat_s` seconds.
 
-    telling: a regular expression for the lines worth printing. Returns the exit status. The process is stopped when
-    we are interrupted.
+    matching: a regular expression for the lines worth printing. Returns the exit status. The process is stopped when
+    this one is interrupted.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -65,13 +66,13 @@ def run_logged(
                 try:
                     return process.wait(heartbeat_s)
                 except subprocess.TimeoutExpired:
-                    say(f"  ... {time.monotonic() - began:.0f} s: {last_line(log, 90, telling)}")
+                    say(f"  ... {time.monotonic() - began:.0f} s: {last_line(log, 90, matching)}")
         finally:
             stop(process)
 
 
-def run_foreground(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None) -> int:
-    """Run `command` on our own terminal; returns its exit status. It is stopped when we are."""
+def run_foreground(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> int:
+    """Run `command` on this terminal; returns its exit status. It is stopped when this process is interrupted."""
     process = start(command, cwd=cwd, env=env)
     try:
         return process.wait()

@@ -1,4 +1,4 @@
-"""Run a workflow file on a ComfyUI server and tell how it goes.
+"""Run a workflow file on a ComfyUI server and print its progress.
 
     python -m cogvideox.devtools.run_workflow FILE URL OUTPUT
 
@@ -20,7 +20,7 @@ from .workflow import convert_to_api
 
 @dataclass(frozen=True)
 class Video:
-    """What a player would find in a file. fps: frames per second."""
+    """What a decoder finds in a video file. fps: frames per second."""
 
     frames: int
     width: int
@@ -35,13 +35,13 @@ def inspect_video(file: Path) -> Video:
     with av.open(str(file)) as container:
         stream = container.streams.video[0]
         frames = sum(1 for _ in container.decode(stream))
-        return Video(frames, stream.width, stream.height, float(stream.average_rate))
+        return Video(frames, stream.width, stream.height, float(stream.average_rate or 0))
 
 
 def run(workflow: Path, url: str, output: Path, prompt: str | None = None, image: str | None = None) -> None:
     """Run a workflow file to its end, with a line per node and step, and name the files it saved.
 
-    Raises: DevError if the workflow is refused, fails or saves nothing, or has no place for prompt or image.
+    Raises: DevError if the workflow is refused, fails or saves nothing, or has no single node for prompt or image.
     """
     api = client_format(workflow, url)
     replace_widgets(api, prompt, image)
@@ -57,9 +57,9 @@ def run(workflow: Path, url: str, output: Path, prompt: str | None = None, image
 
     result = client.run_workflow(url, api, report)
     if result.error is not None:
-        raise DevError(f"The workflow {workflow.name} did not run through, {result.error}")
+        raise DevError(f"The workflow {workflow.name} did not run to its end: {result.error}")
     if result.previews:
-        say(f"  {len(result.previews)} live previews came along")
+        say(f"  {len(result.previews)} live previews were sent")
     files = result.files(output)
     if not files:
         raise DevError(f"The workflow {workflow.name} saved no file: it needs a node such as SaveVideo.")

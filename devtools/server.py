@@ -51,7 +51,7 @@ def check_port(port: int) -> None:
         if os.name == "nt":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         else:
-            # Else a port that a server left a minute ago would count as taken.
+            # Otherwise a port that a server released a minute ago would count as taken.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((ADDRESS, port))
@@ -76,7 +76,7 @@ def running_server(
     arguments: Sequence[str] = (),
     timeout_s: float = 300.0,
 ) -> Iterator[Server]:
-    """ComfyUI's server, from the moment it answers to the end of the `with` block.
+    """ComfyUI's server, from its first answer to the end of the `with` block.
 
     host: the ComfyUI checkout. base: its --base-directory. port: None for a free one. user_directory: None for a
     fresh one that is deleted afterwards. settings: written as the default user's comfy.settings.json. cpu: None to
@@ -95,7 +95,7 @@ def running_server(
             str(python), str(Path(host).resolve() / "main.py"), *(["--cpu"] if cpu else []),
             "--listen", ADDRESS, "--port", str(port), "--disable-auto-launch",
             "--base-directory", str(Path(base).resolve()), "--user-directory", str(user),
-            # Beside the checkout by default, and emptied by every start: two servers would disturb each other.
+            # In the checkout by default, and emptied by every start: two servers would disturb each other.
             "--database-url", f"sqlite:///{(user / 'comfyui.db').as_posix()}", "--temp-directory", str(scratch),
             # No calls to paid services, and a frontend that stays off the internet.
             "--disable-api-nodes", "--preview-method", "auto", *arguments,
@@ -136,7 +136,8 @@ def _wait_until_up(process: subprocess.Popen, url: str, log: Path, timeout_s: fl
     while True:
         if process.poll() is not None:
             raise DevError(
-                f"ComfyUI stopped while starting (exit status {process.returncode}), saying: {last_line(log)} ({log})"
+                f"ComfyUI stopped while starting (exit status {process.returncode}), "
+                f"its last line: {last_line(log)} ({log})"
             )
         try:
             request(f"{url}/system_stats", timeout_s=5.0)

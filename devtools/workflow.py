@@ -1,7 +1,7 @@
-"""From the format that ComfyUI's frontend saves to the one that its /prompt takes.
+"""Convert a workflow from the format that ComfyUI's frontend saves to the API format of /prompt.
 
-An own converter, since comfy-cli's brings two dozen packages, two for telemetry, which a demo has no use for; the
-tests compare the two. Left out, with a message: subgraphs.
+comfy-cli has a converter too, but depends on two dozen packages, two of them for telemetry, which a demo should not
+install; the tests compare the two. Subgraphs are not supported and lead to a message.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def _as_row(link: list | dict) -> list:
 
 
 def _trace(link: int | None, nodes: dict, sources: dict) -> list | None:
-    """[node id, output slot] that a link really comes from, through reroutes and bypassed nodes; None if nothing."""
+    """[node id, output slot] that a link comes from, followed through reroutes and bypassed nodes; None if nothing."""
     while link in sources:
         origin, slot = sources[link]
         node = nodes[origin]
@@ -78,12 +78,12 @@ def _widget_inputs(node: dict, schema: dict) -> Iterator[tuple[str, object]]:
 
 
 def _pair(specs: list, values: list) -> Iterator[tuple[str, object]]:
-    """Give each widget its value, in order; what a dynamic combo's choice adds follows that combo."""
+    """Give each widget its value, in order. The inputs that a dynamic combo's choice adds follow that combo."""
     pending = list(specs)
     while pending:
         name, spec = pending.pop(0)
         options = spec[1] if len(spec) > 1 else {}
-        # A widget newer than the file has no value there: the frontend gives it its default.
+        # A widget that is newer than the file has no value in it: the frontend uses the default.
         if not _is_widget(spec) or not (values or "default" in options):
             continue
         value = values.pop(0) if values else options["default"]

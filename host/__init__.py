@@ -1,1 +1,1 @@
-"""What the pack asks of ComfyUI itself: operations, version probes, folders, messages."""
+"""What depends on ComfyUI's versions and internals: operations, patchers, folders, previews, messages."""

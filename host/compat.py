@@ -1,7 +1,8 @@
-"""The one place that knows how ComfyUI versions and devices differ."""
+"""How ComfyUI's versions and the devices differ: no other module asks for either."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import comfy.context_windows
 import comfy.ldm.modules.attention as comfy_attention
@@ -15,15 +16,15 @@ from ..errors import UserError
 
 try:
     from comfy import model_prefetch
-except ImportError:  # hosts before dynamic VRAM
+except ImportError:  # ComfyUI before dynamic VRAM
     model_prefetch = None
 
 
-def attention_for(device: torch.device) -> Callable:
+def attention_for(device: torch.device) -> Callable[..., torch.Tensor]:
     """ComfyUI's attention function for `device`, called as f(q, k, v, heads, skip_reshape=True, ...).
 
-    On the CPU ComfyUI falls back to its sub-quadratic attention, made for cards with little memory; torch's fused
-    kernel is faster there and keeps memory flat as well.
+    On the CPU ComfyUI falls back to its sub-quadratic attention, made for cards with little memory. torch's fused
+    kernel is faster there, and its memory does not grow with the square of the tokens either.
     """
     if device.type == "cpu":
         return comfy_attention.attention_pytorch
@@ -31,35 +32,38 @@ def attention_for(device: torch.device) -> Callable:
 
 
 def rotate_pairs(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Rotate every pair of neighbours in x [..., D] by `matrices` [..., D / 2, 2, 2]; x may be overwritten where no
-    gradient is asked for.
+    """Rotate every pair of neighbours in x [..., D] by `matrices` [..., D / 2, 2, 2].
 
-    ComfyUI's kernels are for cards. On the CPU it falls back to strided passes; one complex multiplication gives the
-    same numbers 8 to 16 times faster.
+    Returns x's shape and type; x itself may be overwritten where no gradient is asked for.
+
+    ComfyUI's kernels are for cards. On the CPU it falls back to several passes over every second element; one complex
+    multiplication gives the same result 8 to 16 times faster.
     """
     if x.device.type != "cpu":
         return apply_rope1(x, matrices)
-    turns = torch.complex(matrices[..., 0, 0], matrices[..., 1, 0])
+    rotations = torch.complex(matrices[..., 0, 0], matrices[..., 1, 0])
     pairs = torch.view_as_complex(x.to(matrices.dtype).unflatten(-1, (-1, 2)))
-    turned = pairs * turns if torch.is_grad_enabled() and x.requires_grad else pairs.mul_(turns)
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    rotated = pairs * rotations if torch.is_grad_enabled() and x.requires_grad else pairs.mul_(rotations)
+    return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
 
 
-def model_patcher_class(disable_dynamic: bool) -> type:
-    """ComfyUI's patcher class, looked up now: ComfyUI rebinds the name when it starts with dynamic VRAM."""
+def model_patcher_class(disable_dynamic: bool) -> type[comfy.model_patcher.ModelPatcher]:
+    """ComfyUI's patcher class.
+
+    It is looked up at each call: ComfyUI's main.py assigns CoreModelPatcher once it knows whether dynamic VRAM works,
+    and a name that was imported before would go on meaning the other class.
+    """
     plain = comfy.model_patcher.ModelPatcher
     return plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
 
 
-def is_dynamic(patcher: object) -> bool:
-    """Whether `patcher` loads weights on demand (hosts before dynamic VRAM have no such method)."""
+def is_dynamic(patcher: comfy.model_patcher.ModelPatcher) -> bool:
+    """Whether `patcher` loads weights on demand. ComfyUI before dynamic VRAM has no such method."""
     return bool(getattr(patcher, "is_dynamic", lambda: False)())
 
 
-def prefetched(
-    blocks: Sequence[torch.nn.Module], device: torch.device, transformer_options: dict
-) -> Iterator[torch.nn.Module]:
-    """The blocks in order; where the host can, the next one's weights travel to `device` while one computes."""
+def prefetched(blocks: torch.nn.ModuleList, device: torch.device, transformer_options: dict[str, Any]) -> Iterator[Any]:
+    """The blocks in order. Where ComfyUI can, it copies the next one's weights to `device` while one computes."""
     if model_prefetch is None:
         yield from blocks
         return
@@ -71,30 +75,32 @@ def prefetched(
 
 
 def patch_context_windows(
-    model: comfy.model_patcher.ModelPatcher, schedule: str, fuse_method: str, freenoise: bool, **options: object
+    model: comfy.model_patcher.ModelPatcher, schedule: str, fuse_method: str, freenoise: bool, **options: Any
 ) -> comfy.model_patcher.ModelPatcher:
-    """A clone of `model` that sees a long video window by window, by ComfyUI's own context windows.
+    """A clone of `model` that is run on a long video window by window, with ComfyUI's own context windows.
 
-    options: of comfy.context_windows.IndexListContextHandler; causal_window_fix is left out where this host has none.
+    options: of comfy.context_windows.IndexListContextHandler. One that this ComfyUI does not know is left out if it is
+    switched off, and causal_window_fix in any case.
 
-    Raises UserError for another option that is switched on and that this host does not know.
+    Raises UserError for another option that is switched on and that this ComfyUI does not know.
     """
     windows = comfy.context_windows
     known = inspect.signature(windows.IndexListContextHandler.__init__).parameters
     unknown = [name for name, value in options.items() if value and name not in known and name != "causal_window_fix"]
     if unknown:
         raise UserError(
-            f"This ComfyUI's context windows have no {', '.join(unknown)} yet. Update ComfyUI, or switch off what "
-            "needs it (retain_start_image, split_prompts)."
+            f"This ComfyUI's context windows have no {', '.join(unknown)} yet. Update ComfyUI, or switch off "
+            "retain_start_image and split_prompts, which need it."
         )
     patched = model.clone()
-    patched.model_options["context_handler"] = windows.IndexListContextHandler(
+    model_options: dict[str, Any] = patched.model_options
+    model_options["context_handler"] = windows.IndexListContextHandler(
         context_schedule=windows.get_matching_context_schedule(schedule),
         fuse_method=windows.get_matching_fuse_method(fuse_method),
         freenoise=freenoise,
         **{name: value for name, value in options.items() if name in known},
     )
-    windows.create_prepare_sampling_wrapper(patched)  # so that memory is counted for one window
+    windows.create_prepare_sampling_wrapper(patched)  # has ComfyUI reserve memory for one window, not for the video
     if freenoise:
         windows.create_sampler_sample_wrapper(patched)
     return patched
@@ -106,24 +112,35 @@ def throw_if_interrupted() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that a device has no memory left (hosts differ in what they know of it)."""
+    """Whether `error` says that a device has no memory left.
+
+    torch names the error of a card; that of the CPU is a RuntimeError with the allocator's name in its text, and others
+    are known to newer versions of ComfyUI only.
+    """
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error):
         return True
     return hasattr(mm, "is_oom") and mm.OOM_EXCEPTION is not Exception and mm.is_oom(error)
 
 
 def free_after_out_of_memory() -> None:
-    """Give back what the allocator holds in pieces too small; for after an out of memory error only."""
+    """Give the memory that torch's allocator holds without using it back to the device.
+
+    For after an out of memory error only: the allocator would hold it in parts too small for the next try. Anywhere
+    else it slows ComfyUI down.
+    """
     mm.soft_empty_cache()
 
 
 def empty_on_host(
     shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format, device: torch.device
 ) -> torch.Tensor:
-    """Room in host memory, pinned where that makes copies to and from `device` quick and the system grants it."""
+    """An uninitialised tensor in host memory, pinned where that makes copies to and from `device` faster.
+
+    layout: its memory format.
+    """
     if device.type == "cuda" and torch.cuda.is_available() and not getattr(args, "disable_pinned_memory", False):
         try:
             return torch.empty(shape, dtype=dtype, memory_format=layout, pin_memory=True)
-        except RuntimeError:  # a limit of the driver or the system; ordinary memory is slower and as good
+        except RuntimeError:  # the driver or the system limits pinned memory; ordinary memory is only slower
             pass
     return torch.empty(shape, dtype=dtype, memory_format=layout)

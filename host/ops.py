@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.ops
 import torch
@@ -12,14 +13,18 @@ _adopted_subclasses: dict[tuple[type, type], type] = {}
 
 
 def adopt_ops(module: nn.Module, operations: type) -> int:
-    """Turn every torch.nn leaf of `module` (or subclass of one) into its class in `operations`, in place.
+    """Give every torch.nn leaf of `module`, subclasses included, its class in `operations`, in place.
 
-    ComfyUI streams, casts and patches only modules of its own classes; a leaf that stays plain is moved whole
-    and loses LoRA patches under dynamic VRAM. Parameters, names and hooks stay as they are.
+    operations: a namespace of layers such as comfy.ops.manual_cast.
+
+    ComfyUI streams, casts and patches only modules of its own classes. A leaf of another class has to be on the device
+    all the time, and under dynamic VRAM it silently loses its LoRA patches. Parameters, names and hooks stay as they
+    are.
 
     Returns the number of leaves changed.
     """
     changed = 0
+    leaf: Any
     for leaf in module.modules():
         cls = type(leaf)
         if issubclass(cls, comfy.ops.CastWeightBiasOp):
@@ -29,7 +34,7 @@ def adopt_ops(module: nn.Module, operations: type) -> int:
             continue
         leaf.__class__ = _adopted_class(cls, getattr(nn, name), getattr(operations, name))
         if name == "Linear":
-            # ComfyUI's own Linear.__init__ sets this where dynamic VRAM loads a bias lazily.
+            # As ComfyUI's own Linear.__init__ does where dynamic VRAM loads a bias only when it is used.
             leaf.comfy_need_lazy_init_bias = leaf.bias is not None
         changed += 1
     return changed
@@ -38,7 +43,8 @@ def adopt_ops(module: nn.Module, operations: type) -> int:
 def _adopted_class(cls: type, torch_class: type, operation: type) -> type:
     if cls is torch_class:
         return operation
-    # e.g. diffusers' CogVideoXSafeConv3d: keep its forward, take ComfyUI's for everything below it
+    # A subclass has a forward of its own, such as diffusers' CogVideoXSafeConv3d: it comes first, and what it calls is
+    # ComfyUI's instead of torch's.
     key = (cls, operation)
     if key not in _adopted_subclasses:
         _adopted_subclasses[key] = type(cls.__name__, (cls, operation), {})
@@ -49,7 +55,7 @@ def _adopted_class(cls: type, torch_class: type, operation: type) -> type:
 def weights_on(
     module: nn.Module, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Weight and bias of an adopted leaf, patched and cast, on `device` for as long as the context lasts."""
+    """Weight and bias of an adopted leaf, patched and cast to `dtype`, on `device` while the context lasts."""
     weight, bias, stream = comfy.ops.cast_bias_weight(
         module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
     )

@@ -1,20 +1,26 @@
-"""Every change that the pack makes to ComfyUI's own modules, for the whole process. There are no others.
+"""Every change that the pack makes to ComfyUI's own modules, for the process as a whole. There are no others.
 
-`load_lora`, `model_lora_keys_unet`, `load_lora_for_models`
-    wrapped by wrap_stock_lora_nodes when the first CogVideoX model is loaded: ComfyUI has no hook that tells its LoRA
-    nodes of a model's layers; comfy.lora.model_lora_keys_unet asks for its own model classes by name.
+`comfy.lora.load_lora`, `comfy.lora.model_lora_keys_unet`, `comfy.sd.load_lora_for_models`
+    are wrapped by wrap_stock_lora_nodes when the first CogVideoX model is loaded. ComfyUI has no hook through which its
+    LoRA nodes could learn the names of a model's layers: model_lora_keys_unet knows ComfyUI's own model classes only.
 `latent_preview.get_previewer`
-    wrapped by wrap_previewer at the same time: ComfyUI's own previewer shows a video's first frame. What another pack
-    has put there before stays.
-ComfyUI's registry of quantised layouts
-    gets the layout of GGUF blocks, under a name of ours (register_layout), when host.quantized is imported.
+    is wrapped by wrap_previewer at the same time, because ComfyUI's own previewer shows a video's first frame. While it
+    runs for a latent of ours, `comfy.cli_args.args.preview_method` may have another value. A previewer that another
+    pack has put there stays.
+`comfy.quant_ops`
+    learns the layout of GGUF blocks, under a name of ours, when host.quantized is imported (register_layout).
 `comfy.model_management.in_training`, `comfy.ops.run_every_op`
-    switched by training_switches for as long as a training runs in the graph, and put back.
-logging
-    is silent below errors while a VAE asks ComfyUI for its defaults (without_warnings), and put back.
+    are switched by training_switches while a training runs in the graph, and restored.
+`logging`
+    is silent below errors while a VAE asks ComfyUI for its defaults (without_warnings), and restored.
 
-A wrapper passes on what it was given for every model and latent format but ours. In a process of its own,
-host.standalone parses ComfyUI's options as its main.py does.
+A wrapper hands every call for other models and latent formats on, unchanged.
+
+Other process-wide state, none of it ComfyUI's: the package's __init__.py enters the package in `sys.modules` under its
+proper name; host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`, in processes that are
+not ComfyUI; the training room resets accelerate's AcceleratorState before and after a training in the graph, and sets
+torch's float32 matmul precision in the process of a headless one; model_loaders.files.gguf_files silences one of
+numpy's warnings while it maps a file.
 """
 
 import functools
@@ -22,9 +28,11 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any, TypeVar
 
 import comfy.lora
 import comfy.model_management as mm
+import comfy.model_patcher
 import comfy.ops
 import comfy.quant_ops
 import comfy.sd
@@ -32,7 +40,10 @@ import latent_preview
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
 
+from .protocols import LatentFormat
+
 _MARK = "_cogvideox_wrapped"
+Format = TypeVar("Format", bound=LatentFormat)
 
 
 def wrap_once(module: ModuleType, name: str, wrap: Callable[[Callable], Callable]) -> None:
@@ -45,30 +56,30 @@ def wrap_once(module: ModuleType, name: str, wrap: Callable[[Callable], Callable
 
 
 def wrap_stock_lora_nodes(
-    model_class: type,
-    is_ours: Callable[[dict], bool],
-    spell: Callable[[object], dict],
-    load: Callable[[dict, dict, Callable, bool], dict],
-    prepare: Callable[[object, dict, dict | None], dict],
+    model_class: type[torch.nn.Module],
+    is_ours: Callable[[dict[str, Any]], bool],
+    layer_aliases: Callable[[Any], dict[str, Any]],
+    load: Callable[[dict[str, Any], dict[str, Any], Callable, bool], dict[str, Any]],
+    prepare: Callable[[comfy.model_patcher.ModelPatcher, dict[str, Any], dict[str, str] | None], dict[str, Any]],
 ) -> None:
-    """Make Load LoRA and all that goes the same way work with models of `model_class`.
+    """Make Load LoRA, and every node that calls the same functions, work with models of `model_class`.
 
-    is_ours: whether a key map is that of such a model. spell: model -> every dialect's names of its weights, for the
-    key map. load: (LoRA, key map, ComfyUI's load_lora, log_missing) -> patches. prepare: (MODEL, LoRA, header) -> the
-    LoRA checked, with the header's alpha.
+    is_ours: whether a key map is that of such a model. layer_aliases: model -> the names that LoRA files have for its
+    weights, for the key map. load: (LoRA, key map, ComfyUI's load_lora, log_missing) -> patches. prepare: (MODEL, LoRA,
+    header of its file) -> the LoRA, checked, with the header's alpha.
     """
 
     def keys(original: Callable) -> Callable:
-        def model_lora_keys_unet(model: object, key_map: dict | None = None) -> dict:
-            key_map = original(model, {} if key_map is None else key_map)
+        def model_lora_keys_unet(model: Any, key_map: dict[str, Any] | None = None) -> dict[str, Any]:
+            names: dict[str, Any] = original(model, {} if key_map is None else key_map)
             if isinstance(model, model_class):
-                key_map.update(spell(model))
-            return key_map
+                names.update(layer_aliases(model))
+            return names
 
         return model_lora_keys_unet
 
     def patches(original: Callable) -> Callable:
-        def load_lora(lora: dict, to_load: dict, log_missing: bool = True) -> dict:
+        def load_lora(lora: dict[str, Any], to_load: dict[str, Any], log_missing: bool = True) -> dict[str, Any]:
             if is_ours(to_load):
                 return load(lora, to_load, original, log_missing)
             return original(lora, to_load, log_missing)
@@ -76,9 +87,11 @@ def wrap_stock_lora_nodes(
         return load_lora
 
     def apply(original: Callable) -> Callable:
-        def load_lora_for_models(model: object, clip: object, lora: dict, *args: object, **kwargs: object) -> tuple:
+        def load_lora_for_models(
+            model: comfy.model_patcher.ModelPatcher, clip: Any, lora: dict[str, Any], *args: Any, **kwargs: Any
+        ) -> tuple:
             if isinstance(getattr(model, "model", None), model_class):
-                # older hosts do not pass the file's header on
+                # Older versions of ComfyUI do not hand the file's header on.
                 header = kwargs.get("lora_metadata", args[2] if len(args) > 2 else None)
                 lora = prepare(model, lora, header)
             return original(model, clip, lora, *args, **kwargs)
@@ -91,7 +104,7 @@ def wrap_stock_lora_nodes(
 
 
 def wrap_previewer(
-    format_class: type, make_previewer: Callable[[torch.device, object, bool], latent_preview.LatentPreviewer]
+    format_class: type[Format], make_previewer: Callable[[torch.device, Format, bool], latent_preview.LatentPreviewer]
 ) -> None:
     """Preview latents of `format_class` with what `make_previewer` returns; every other latent as before.
 
@@ -99,17 +112,21 @@ def wrap_previewer(
     """
 
     def wrap(original: Callable) -> Callable:
-        def get_previewer(device: torch.device, latent_format: object, *rest: object, **more: object) -> object:
+        def get_previewer(
+            device: torch.device, latent_format: Any, *rest: Any, **more: Any
+        ) -> latent_preview.LatentPreviewer | None:
             if not isinstance(latent_format, format_class):
                 return original(device, latent_format, *rest, **more)
             method = args.preview_method
             with_decoder = method == LatentPreviewMethod.TAESD
-            if with_decoder:  # of which ComfyUI has none for our format, and would say that a file "None" is missing
+            if with_decoder:
+                # ComfyUI has no decoder for our format and would warn that a file called "None" is missing.
                 args.preview_method = LatentPreviewMethod.Latent2RGB
             try:
                 previewer = original(device, latent_format, *rest, **more)
             finally:
                 args.preview_method = method
+            # Previews are switched off, or another pack has put a previewer of its own here.
             if type(previewer) is not latent_preview.Latent2RGBPreviewer:
                 return previewer
             return make_previewer(device, latent_format, with_decoder)
@@ -120,18 +137,20 @@ def wrap_previewer(
 
 
 def register_layout(name: str, layout: type) -> None:
-    """Let ComfyUI's QuantizedTensor know of a layout of ours."""
+    """Make a layout of ours known to ComfyUI's QuantizedTensor."""
     comfy.quant_ops.register_layout_class(name, layout)
 
 
 @contextmanager
 def training_switches() -> Iterator[None]:
-    """ComfyUI's kernels that have no gradients put aside, and no cancelling in the middle of a step."""
-    was_training = getattr(mm, "in_training", False)  # hosts before it have nothing to switch
+    """While this lasts ComfyUI uses no kernels without gradients and does not cancel a run in the middle of a step."""
+    was_training = getattr(mm, "in_training", False)  # versions of ComfyUI without it have no such kernels
     every_op = getattr(comfy.ops, "run_every_op", None)
     try:
         mm.in_training = True
-        if every_op:  # it ends a cancelled run in the middle of a step, of which no checkpoint could be written
+        if every_op:
+            # Every layer calls it, and it raises once the user has cancelled. A training has to end its step first: a
+            # checkpoint of half a step could not be resumed.
             comfy.ops.run_every_op = lambda: None
         yield
     finally:
@@ -142,9 +161,10 @@ def training_switches() -> Iterator[None]:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Nothing below an error is logged."""
+    """While this lasts only errors are logged, by any code of the process."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

@@ -1,9 +1,11 @@
-"""Previews of a whole clip in the place of ComfyUI's, which show its first frame, wherever a sampler makes them."""
+"""Previews that play the clip instead of showing its first frame, as ComfyUI's do, in every sampler node."""
+
+from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import latent_preview
 import torch
@@ -11,32 +13,42 @@ from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
-from .patches import wrap_previewer
+from .messages import prompt_server
+from .patches import Format, wrap_previewer
+from .protocols import LatentFormat, PromptServer
 
-MAX_SHARE = 0.03  # of the time that sampling takes; after a clip that took longer than CHEAP_S
+if TYPE_CHECKING:
+    from comfy_execution.graph import DynamicPrompt
+    from comfy_execution.progress import ProgressRegistry
+    from comfy_execution.utils import ExecutionContext
+
+# A clip that took longer than CHEAP_S seconds to make is followed by a pause, so that previews take at most MAX_SHARE
+# of the time of a run.
+MAX_SHARE = 0.03
 CHEAP_S = 0.02
 
-# x0 [B, C, T, h, w] as the model sees it -> frames, uint8 [t, H, W, 3] on the CPU, and the seconds that each stands
+# x0 [B, C, T, h, w], scaled -> frames, uint8 [t, H, W, 3] on the CPU, and the seconds for which each is shown
 Renderer = Callable[[torch.Tensor], tuple[torch.Tensor, float]]
 # (device, latent format, whether the user wants a decoder's pictures, longest side in pixels) -> renderers, best first
-MakeRenderers = Callable[[torch.device, object, bool, int], list[Renderer]]
+MakeRenderers = Callable[[torch.device, Format, bool, int], list[Renderer]]
 
 
 class Player(Protocol):
-    """Plays a clip, picture by picture; see media.flipbook."""
+    """Plays a clip, picture by picture: media.flipbook.Flipbook."""
 
     def show(self, frames: torch.Tensor, seconds: float) -> Image.Image: ...
 
     def current(self) -> Image.Image: ...
 
 
+# what sends a picture, and returns whether it goes on sending -> player
 MakePlayer = Callable[[Callable[[Image.Image], bool]], Player]
 
 
-def hook_previews(format_class: type, make_renderers: MakeRenderers, make_player: MakePlayer) -> None:
+def hook_previews(format_class: type[Format], make_renderers: MakeRenderers[Format], make_player: MakePlayer) -> None:
     """Preview latents of `format_class` with what `make_renderers` returns; every other latent as before."""
 
-    def make_previewer(device: torch.device, latent_format: object, with_decoder: bool) -> "ClipPreviewer":
+    def make_previewer(device: torch.device, latent_format: Format, with_decoder: bool) -> ClipPreviewer:
         side = latent_preview.MAX_PREVIEW_RESOLUTION
         return ClipPreviewer(latent_format, make_renderers(device, latent_format, with_decoder, side), make_player)
 
@@ -44,9 +56,12 @@ def hook_previews(format_class: type, make_renderers: MakeRenderers, make_player
 
 
 class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
-    """Shows every frame of the clip, one after the other. To other packs it is the previewer that it replaces."""
+    """Shows every frame of the clip, one after the other.
 
-    def __init__(self, latent_format: object, renderers: list[Renderer], make_player: MakePlayer):
+    It derives from the previewer that it replaces, because other packs ask for that class.
+    """
+
+    def __init__(self, latent_format: LatentFormat, renderers: list[Renderer], make_player: MakePlayer):
         super().__init__(latent_format.latent_rgb_factors)
         self._renderers = renderers
         self._make_player = make_player
@@ -56,11 +71,11 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
     def decode_latent_to_preview_image(
         self, preview_format: str, x0: torch.Tensor
     ) -> tuple[str, Image.Image, int] | None:
-        """ComfyUI's preview of x0 [B, C, T, h, w]: a frame of the clip, which goes on playing; None where there is no
-        way to picture it.
+        """(format, picture, longest side in pixels) of x0 [B, C, T, h, w], scaled: a frame of the clip, whose other
+        frames follow by themselves. None where no renderer works.
 
-        Where a new clip would take too much of the time, the last one goes on. (None would do, but ComfyUI moves the
-        progress bar at every step only for those that have a preview.)
+        Where a new clip would take too much of the time, it is a frame of the last clip. None would be simpler, but
+        ComfyUI moves the progress bar at every step only for previewers that return a picture.
         """
         side = latent_preview.MAX_PREVIEW_RESOLUTION
         if time.perf_counter() < self._due:
@@ -73,7 +88,8 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
         return "JPEG", self._player.show(*clip), side
 
     def _render_timed(self, x0: torch.Tensor) -> tuple[torch.Tensor, float] | None:
-        x0.flatten()[:1].cpu()  # the step itself may still be under way on the device; its time is not the preview's
+        # Wait for the device: it may still be computing the step, whose time is not to be taken for the preview's.
+        x0.flatten()[:1].cpu()
         began = time.perf_counter()
         clip = self._render(x0)
         ended = time.perf_counter()
@@ -81,31 +97,30 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
         return clip
 
     def _render(self, x0: torch.Tensor) -> tuple[torch.Tensor, float] | None:
-        """By the best renderer that works: a preview that fails costs no more than the preview."""
+        """By the best renderer that works. One that fails is not asked again; the run goes on in any case."""
         while self._renderers:
             try:
                 return self._renderers[0](x0)
-            # out of memory, weights that do not compute, latents of another pack: nothing that should end a run
+            # Out of memory, a damaged decoder, latents of another pack: no such error should end a run for a picture.
             except Exception as error:
                 del self._renderers[0]
                 logging.warning(
-                    f"CogVideoX's preview failed ({type(error).__name__}: {str(error)[:200]}); the run goes on "
-                    f"{'with rougher previews' if self._renderers else 'without'}."
+                    f"CogVideoX's preview failed ({type(error).__name__}: {str(error)[:200]}). The run continues "
+                    f"{'with rougher previews' if self._renderers else 'without previews'}."
                 )
         return None
 
 
 def preview_sender(max_side_px: int) -> Callable[[Image.Image], bool]:
-    """What sends pictures to the node that runs now and to the client that queued it, for as long as the node runs.
+    """What shows a picture on the node that runs now, for the client that queued it, and returns whether that node is
+    still running.
 
-    ComfyUI's own way, ProgressBar's hook, is for the thread that samples: it would catch the user's cancelling here.
+    It is called from the player's own thread, in which ComfyUI's usual way cannot be used: the hook of its ProgressBar
+    raises the exception of a run that the user has cancelled, which has to reach the sampling thread.
     """
-    context = get_executing_context()
-    if context is None:  # a script: nobody to see it
+    context, server = get_executing_context(), prompt_server()
+    if context is None or server is None:  # a script has no client
         return lambda image: False
-    from server import PromptServer
-
-    server = PromptServer.instance
     running_node = server.last_node_id
 
     def send(image: Image.Image) -> bool:
@@ -120,20 +135,23 @@ def preview_sender(max_side_px: int) -> Callable[[Image.Image], bool]:
     return send
 
 
-def _redraw(registry: object, node_id: str) -> None:
-    """Tell the frontend once more how far each node is: its classic canvas draws a preview when that comes in."""
+def _redraw(registry: ProgressRegistry, node_id: str) -> None:
+    """Send the node's progress once more: only then does the frontend's classic canvas draw the preview."""
     to_frontend = registry.handlers.get("webui")
     if to_frontend is not None and node_id in registry.nodes:
         to_frontend.start_handler(node_id, registry.nodes[node_id], registry.prompt_id)
 
 
-def _send_preview(server: object, dynprompt: object, context: object, picture: tuple) -> None:
+def _send_preview(
+    server: PromptServer, dynprompt: DynamicPrompt, context: ExecutionContext, picture: tuple[str, Image.Image, int]
+) -> None:
     """Source of the messages: ComfyUI's comfy_execution/progress.py (WebUIProgressHandler) and main.py."""
     from comfy_api import feature_flags
     from protocol import BinaryEventTypes
 
-    if not feature_flags.supports_feature(server.sockets_metadata, server.client_id, "supports_preview_metadata"):
-        server.send_sync(BinaryEventTypes.UNENCODED_PREVIEW_IMAGE, picture, server.client_id)
+    client: Any = server.client_id
+    if not feature_flags.supports_feature(server.sockets_metadata, client, "supports_preview_metadata"):
+        server.send_sync(BinaryEventTypes.UNENCODED_PREVIEW_IMAGE, picture, client)
         return
     node_id = context.node_id
     metadata = {
@@ -143,4 +161,4 @@ def _send_preview(server: object, dynprompt: object, context: object, picture: t
         "parent_node_id": dynprompt.get_parent_node_id(node_id),
         "real_node_id": dynprompt.get_real_node_id(node_id),
     }
-    server.send_sync(BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA, (picture, metadata), server.client_id)
+    server.send_sync(BinaryEventTypes.PREVIEW_IMAGE_WITH_METADATA, (picture, metadata), client)

@@ -1,9 +1,22 @@
-"""What the pack relies on in ComfyUI's objects, where there is no class to name or a lower room must not import it."""
+"""What the pack relies on in objects that have no class to name: ComfyUI makes their attributes as it goes, or the room
+that needs them is below the one that defines them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+
+
+class PromptServer(Protocol):
+    """server.PromptServer: ComfyUI's connection to the browsers."""
+
+    last_node_id: str | None  # the node that runs
+    client_id: str | None  # of the browser that queued the prompt which runs
+    sockets_metadata: dict[str, Any]
+
+    def send_sync(self, event: Any, data: Any, sid: str | None = None) -> None: ...
+
+    def send_progress_text(self, text: str, node_id: str) -> None: ...
 
 
 class LatentFormat(Protocol):
@@ -11,31 +24,55 @@ class LatentFormat(Protocol):
 
     latent_channels: int
     scale_factor: float
+    latent_rgb_factors: Any  # one row a latent channel, one column a colour
 
     def process_out(self, latent: torch.Tensor) -> torch.Tensor: ...
 
 
-class Noise(Protocol):
-    """A NOISE."""
-
-    seed: int
-
-    def generate_noise(self, input_latent: Any) -> torch.Tensor: ...
-
-
 class ModelSampling(Protocol):
-    """The noise levels of a model; `alphas` only CogVideoX's has (sockets.model.CogVideoXSampling)."""
+    """The noise levels of a model, sockets.model.CogVideoXSampling. Models of other packs have no `alphas`."""
 
     sigmas: torch.Tensor  # [1000], ascending
     alphas: torch.Tensor  # [1000], float64 on the CPU, cumulative products, descending to 0
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor: ...
 
-    def sigma(self, timestep: torch.Tensor) -> torch.Tensor: ...
+    def calculate_input(self, sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor: ...
+
+
+class TransformerConfig(Protocol):
+    """A transformer's config.json. Sizes are those of latents; sample_frames counts frames of the video."""
+
+    num_attention_heads: int
+    attention_head_dim: int
+    in_channels: int
+    out_channels: int
+    patch_size: int
+    patch_size_t: int | None
+    text_embed_dim: int
+    max_text_seq_length: int
+    sample_width: int
+    sample_height: int
+    sample_frames: int
+    temporal_compression_ratio: int
+    spatial_interpolation_scale: float
+    temporal_interpolation_scale: float
+    use_rotary_positional_embeddings: bool
+    use_learned_positional_embeddings: bool
+
+
+class Transformer(Protocol):
+    """transformer.dit.CogVideoXDiT, whose module imports diffusers."""
+
+    config: TransformerConfig
+
+    def token_grid(
+        self, latent_size: tuple[int, int, int], transformer_options: dict[str, Any] = ...
+    ) -> tuple[int, int, int]: ...
 
 
 class Family(Protocol):
-    """What a run has to know of a model's family; see sockets.families."""
+    """sockets.families.Family."""
 
     @property
     def name(self) -> str: ...
@@ -56,7 +93,7 @@ class BaseModel(Protocol):
     model_config: ModelConfig
     latent_format: LatentFormat
     model_sampling: ModelSampling
-    diffusion_model: Any  # transformer.dit.CogVideoXDiT, importing which loads diffusers
+    diffusion_model: Transformer
 
 
 class Guider(Protocol):
@@ -67,8 +104,16 @@ class Guider(Protocol):
     conds: dict[str, list[dict[str, Any]]]
 
 
+class GuiderExecutor(Protocol):
+    """comfy.patcher_extension.WrapperExecutor around a method of a guider: the next wrapper, or the method itself."""
+
+    class_obj: Guider
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
 class ContextWindow(Protocol):
-    """comfy.context_windows.IndexListContextWindow: the frames of a video that the model sees at once."""
+    """comfy.context_windows.IndexListContextWindow: the frames that the model gets of a long video."""
 
     dim: int
     index_list: list[int]
@@ -81,4 +126,5 @@ class ContextHandler(Protocol):
     context_schedule: Any
 
 
-Options = Mapping[str, Any]
+# ComfyUI calls it as f(step, x0, x, total_steps)
+StepCallback = Callable[[int, torch.Tensor, torch.Tensor, int], object]

@@ -1,9 +1,14 @@
-"""Weights in fp8, int8 and GGUF blocks as ComfyUI's QuantizedTensor, in their logical shape."""
+"""Weights in fp8, int8 and GGUF blocks as ComfyUI's QuantizedTensor.
+
+Such a tensor has the shape and the type of the weight that it stands for, its logical ones, so that layers, LoRAs and
+state dicts treat it as any other weight. Stored are its codes and their scales.
+"""
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import comfy.lora
 import comfy.quant_ops
@@ -14,12 +19,12 @@ from comfy.weight_adapter import WeightAdapterBase
 from ..errors import UserError
 from .patches import register_layout
 
-# a host without comfy_kitchen has an empty class in its place
+# Without the package comfy-kitchen ComfyUI defines an empty class QuantizedTensor.
 _AVAILABLE = hasattr(QuantizedTensor, "from_float")
 _ALGORITHMS = getattr(comfy.quant_ops, "QUANT_ALGOS", {})
 FP8_LAYOUTS = {torch.float8_e4m3fn: "TensorCoreFP8E4M3Layout", torch.float8_e5m2: "TensorCoreFP8E5M2Layout"}
 INT8_LAYOUT, GGUF_LAYOUT = "TensorWiseINT8Layout", "CogVideoXGGUFLayout"
-# layout -> the name that ComfyUI's files have for it
+# layout -> its name in the files that ComfyUI writes
 FORMATS = {algorithm["comfy_tensor_layout"]: name for name, algorithm in _ALGORITHMS.items()}
 QUANTIZED_MODES = ("fp8_e4m3fn", "int8")
 
@@ -34,32 +39,32 @@ class BlockFormat:
     unpack: Callable[[torch.Tensor], torch.Tensor]  # uint8 [n, size] -> fp32, [n, weights] in all
 
     def row_bytes(self, columns: int) -> int | None:
-        """Bytes of a row of `columns` weights; None where they fill no whole number of blocks."""
+        """Bytes of a row of `columns` weights; None where the last block would not be full."""
         return columns // self.weights * self.size if columns % self.weights == 0 else None
 
     def row_columns(self, size: int) -> int | None:
-        """Weights in a row of `size` bytes; None where it holds no whole number of blocks."""
+        """Weights in a row of `size` bytes; None where the last block would not be complete."""
         return size // self.size * self.weights if size % self.size == 0 else None
 
     def unpack_rows(self, blocks: torch.Tensor) -> torch.Tensor:
-        """uint8 [rows, bytes per row] -> the weights that they stand for, fp32 [rows, columns]."""
+        """uint8 [rows, bytes per row] -> weights, fp32 [rows, columns]."""
         return self.unpack(blocks.reshape(-1, self.size)).reshape(blocks.shape[0], -1)
 
 
-def is_quantized(tensor: object) -> bool:
+def is_quantized(tensor: object) -> TypeGuard[QuantizedTensor]:
     """Whether `tensor` is a QuantizedTensor."""
     return _AVAILABLE and isinstance(tensor, QuantizedTensor)
 
 
-def is_gguf(tensor: object) -> bool:
-    """Whether `tensor` holds GGUF blocks."""
+def is_gguf(tensor: object) -> TypeGuard[QuantizedTensor]:
+    """Whether `tensor` is a QuantizedTensor of GGUF blocks."""
     return is_quantized(tensor) and tensor._layout_cls == GGUF_LAYOUT
 
 
 def fp8_tensor(data: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> QuantizedTensor:
     """`data` [out, in] in fp8, times `scale` (one number; None is 1).
 
-    dtype: the type it counts as, and is multiplied in.
+    dtype: the logical type, in which it is multiplied.
 
     Raises UserError where this ComfyUI has no such type.
     """
@@ -72,10 +77,12 @@ def fp8_tensor(data: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtyp
 def int8_tensor(data: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> QuantizedTensor:
     """`data` int8 [out, in] times `scale`, one number or one a row ([out] or [out, 1]).
 
+    dtype: the logical type, in which it is multiplied.
+
     Raises UserError where this ComfyUI has no such type.
     """
     _require(INT8_LAYOUT)
-    # a copy in ComfyUI's own shape: it writes requantised weights over this one
+    # The shape that ComfyUI's own quantisation gives the scales: a requantised weight is copied over this one.
     scale = scale.detach().float().reshape(() if scale.numel() == 1 else (data.shape[0], 1))
     return _wrap(data, INT8_LAYOUT, scale=scale, orig_dtype=dtype, orig_shape=tuple(data.shape))
 
@@ -85,7 +92,7 @@ def block_tensor(
 ) -> QuantizedTensor:
     """A matrix of `shape` from GGUF blocks, uint8 [rows, bytes per row].
 
-    dtype: the type it counts as, and is multiplied in.
+    dtype: the logical type, in which it is multiplied.
 
     Raises UserError where the blocks do not fill the shape, or this ComfyUI has no quantised tensors.
     """
@@ -93,7 +100,7 @@ def block_tensor(
     if len(shape) != 2 or tuple(blocks.shape) != (shape[0], block_format.row_bytes(shape[1])):
         raise UserError(
             f"Blocks of type {block_format.name} with {list(blocks.shape)} bytes do not make a matrix {list(shape)}. "
-            "The file is damaged: fetch it again."
+            "The file is damaged: download it again."
         )
     return _wrap(blocks, GGUF_LAYOUT, orig_dtype=dtype, orig_shape=tuple(shape), block_format=block_format)
 
@@ -101,7 +108,9 @@ def block_tensor(
 def quantize(weight: torch.Tensor, mode: str, dtype: torch.dtype) -> QuantizedTensor:
     """A matrix [out, in] in `mode` ("fp8_e4m3fn": one scale; "int8": one scale a row), rounded to nearest.
 
-    Raises UserError where the matrix holds NaN or infinity, or this ComfyUI lacks the type.
+    dtype: the logical type of the result.
+
+    Raises UserError where the matrix contains NaN or Inf, or this ComfyUI lacks the type.
     """
     weight = dequantized(weight, torch.float32)
     if mode == "int8":
@@ -113,13 +122,16 @@ def quantize(weight: torch.Tensor, mode: str, dtype: torch.dtype) -> QuantizedTe
         quantized = QuantizedTensor.from_float(weight, layout, scale=fp8_scale(weight, torch.float8_e4m3fn))
     if not torch.isfinite(quantized._params.scale).all():
         raise UserError(
-            f"A weight of shape {list(weight.shape)} holds NaN or infinity. The file is damaged: fetch it again."
+            f"A weight of shape {list(weight.shape)} contains NaN or Inf. The file is damaged: download it again."
         )
     return with_logical_dtype(quantized, dtype)
 
 
 def requantize(old: QuantizedTensor, weight: torch.Tensor, seed: int | None = None) -> QuantizedTensor:
-    """`weight` in the layout and type of `old`, its scales its own, rounded stochastically where a seed is given."""
+    """`weight` in the layout and logical type of `old`, with new scales, rounded stochastically where a seed is given.
+
+    weight: plain, of the shape of `old`.
+    """
     if old._layout_cls == INT8_LAYOUT:
         new = old.requantize_from_float(weight, scale="recalculate", stochastic_rounding=seed or 0)
     else:
@@ -131,30 +143,37 @@ def requantize(old: QuantizedTensor, weight: torch.Tensor, seed: int | None = No
 def fp8_scale(weight: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
     """The smallest power of two that brings `weight` into the range of `storage`.
 
-    A power of two is exact in every type that the matrix may be multiplied in: ComfyUI unpacks fp8 into bf16 with a
-    scale rounded to bf16, which would bend a whole matrix by up to 0.4 %. fp8 itself loses nothing by it.
+    A power of two is exact in every type that the matrix may be multiplied in. ComfyUI unpacks fp8 into bf16 with a
+    scale rounded to bf16; with any other scale every weight of the matrix would be off by up to 0.4 %. The codes lose
+    no precision by it, since fp8 is itself a floating point format.
     """
     largest = weight.abs().amax().float()
     scale = torch.exp2(torch.ceil(torch.log2(largest / torch.finfo(storage).max)))
-    # not below what fp16 can invert
+    # The lower bound is the smallest scale whose inverse fp16 can hold.
     return torch.where(largest == 0, torch.ones_like(scale), scale.clamp(min=2.0**-15))
 
 
 def with_logical_dtype(tensor: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
-    """`tensor` as one that counts as `dtype`, on the same codes; its own `to` copies them, mapped ones into memory."""
+    """`tensor` with another logical type, on the same codes.
+
+    QuantizedTensor.to would copy the codes, and so read those that are still mapped from a file into memory.
+    """
     params = dataclasses.replace(tensor._params, orig_dtype=dtype)
     return QuantizedTensor(tensor._qdata, tensor._layout_cls, params)
 
 
 def dequantized(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The numbers that `tensor` stands for, as a plain tensor of `dtype`; a plain tensor is cast."""
+    """`tensor` as a plain tensor of `dtype`: unpacked in fp32 and then cast. A plain tensor is only cast."""
     if not is_quantized(tensor):
         return tensor.to(dtype)
     return with_logical_dtype(tensor, torch.float32).dequantize().to(dtype)
 
 
 def quantized_state_dict(tensor: QuantizedTensor, prefix: str) -> dict[str, torch.Tensor]:
-    """fp8 and int8 as ComfyUI's files have them: the codes, their scales, and which format they are."""
+    """A weight in fp8 or int8 as ComfyUI's files hold it: the codes, their scales, and the name of the format.
+
+    prefix: of the layer, with its dot.
+    """
     note = {"format": FORMATS[tensor._layout_cls]}
     if getattr(tensor._params, "convrot", False):
         note |= {"convrot": True, "convrot_groupsize": tensor._params.convrot_groupsize}
@@ -162,15 +181,21 @@ def quantized_state_dict(tensor: QuantizedTensor, prefix: str) -> dict[str, torc
     return {**tensor.state_dict(f"{prefix}weight"), f"{prefix}comfy_quant": codes}
 
 
-def with_patches(tensor: QuantizedTensor, key: str, patches: list, device: torch.device | None) -> QuantizedTensor:
-    """A GGUF tensor on the same blocks that applies `patches` (a ModelPatcher's, of weight `key`) whenever it is
-    unpacked; GGUF blocks cannot be packed again."""
+def with_patches(
+    tensor: QuantizedTensor, key: str, patches: Sequence[tuple], device: torch.device | None
+) -> torch.Tensor:
+    """A GGUF tensor on the same blocks that applies `patches` whenever it is unpacked.
+
+    patches: a ModelPatcher's, of the weight `key`. There is no way to pack the patched weight again: this pack holds
+    no quantisation into GGUF's block formats, only their inverse.
+    """
     params = dataclasses.replace(tensor._params, key=key, patches=_moved(tuple(patches), device))
     return QuantizedTensor(tensor._qdata, GGUF_LAYOUT, params).to(device=device or tensor.device)
 
 
-def _wrap(data: torch.Tensor, layout: str, **params: object) -> QuantizedTensor:
-    return QuantizedTensor(data, layout, comfy.quant_ops.get_layout_class(layout).Params(**params))
+def _wrap(data: torch.Tensor, layout: str, **params: Any) -> QuantizedTensor:
+    layout_class: Any = comfy.quant_ops.get_layout_class(layout)
+    return QuantizedTensor(data, layout, layout_class.Params(**params))
 
 
 def _require(layout: str) -> None:
@@ -179,19 +204,20 @@ def _require(layout: str) -> None:
     what = {GGUF_LAYOUT: "GGUF", INT8_LAYOUT: "int8"}.get(layout, "fp8")
     lack = "this version of ComfyUI has no such type" if _AVAILABLE else "its package comfy-kitchen is not installed"
     raise UserError(
-        f"{what} weights cannot be held: {lack}. Update ComfyUI and its requirements, or use a checkpoint in fp16 or "
-        "bf16."
+        f"Weights in {what} cannot be loaded: {lack}. Update ComfyUI and its requirements, or use a checkpoint in fp16 "
+        "or bf16."
     )
 
 
-def _moved(value: object, device: torch.device | None) -> object:
-    """The patches' tensors on `device`, so that they travel once and not in every step."""
+def _moved(value: Any, device: torch.device | None) -> Any:
+    """A patch, or whatever it consists of, with its tensors on `device`: they are copied once and not at every step."""
     if device is None:
         return value
     if isinstance(value, torch.Tensor):
         return value.to(device=device)
     if isinstance(value, WeightAdapterBase):
-        return type(value)(value.loaded_keys, _moved(value.weights, device))
+        adapter: Any = type(value)  # ComfyUI's subclasses share a signature that their base lacks
+        return adapter(value.loaded_keys, _moved(value.weights, device))
     if isinstance(value, (tuple, list)):
         return type(value)(_moved(item, device) for item in value)
     return value
@@ -201,13 +227,17 @@ if _AVAILABLE:
 
     @dataclass(frozen=True)
     class GGUFParams:
-        """What turns blocks into a matrix; as comfy_kitchen's parameters of other layouts."""
+        """What turns blocks into a matrix.
+
+        orig_dtype, orig_shape: the logical type and shape. key, patches: see with_patches. The names of the first two
+        and the methods are those of comfy_kitchen.tensor.base.BaseLayoutParams, which every layout's parameters have.
+        """
 
         orig_dtype: torch.dtype
         orig_shape: tuple[int, ...]
         block_format: BlockFormat
         key: str = ""
-        patches: tuple = ()
+        patches: tuple[tuple, ...] = ()
 
         def to_device(self, device: torch.device) -> "GGUFParams":
             return dataclasses.replace(self, patches=_moved(self.patches, device))
@@ -225,15 +255,15 @@ if _AVAILABLE:
         Params = GGUFParams
 
         @classmethod
-        def quantize(cls, tensor: torch.Tensor, **_: object) -> tuple:
-            raise NotImplementedError("GGUF blocks cannot be packed again")
+        def quantize(cls, tensor: torch.Tensor, **_: Any) -> tuple:
+            raise NotImplementedError("There is no quantisation into GGUF blocks.")
 
         @classmethod
         def dequantize(cls, qdata: torch.Tensor, params: GGUFParams) -> torch.Tensor:
             weight = params.block_format.unpack_rows(qdata).to(params.orig_dtype)
             if not params.patches:
                 return weight
-            # as ComfyUI patches a weight that it streams
+            # ComfyUI patches a weight that it streams to the device in the same way.
             return comfy.lora.calculate_weight(
                 list(params.patches), weight, params.key, intermediate_dtype=weight.dtype
             )
@@ -244,7 +274,7 @@ if _AVAILABLE:
 
         @classmethod
         def state_dict_tensors(cls, qdata: torch.Tensor, params: GGUFParams) -> dict[str, torch.Tensor]:
-            """No file but GGUF has these blocks: saved as plain numbers."""
+            """The unpacked weight: safetensors files have no format for these blocks."""
             return {"": cls.dequantize(qdata, params)}
 
     register_layout(GGUF_LAYOUT, GGUFLayout)

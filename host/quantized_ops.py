@@ -1,5 +1,8 @@
 """ComfyUI operations whose Linear may hold a quantised weight."""
 
+from collections.abc import Callable
+from typing import Any
+
 import comfy.float
 import comfy.ops
 import torch
@@ -11,13 +14,15 @@ _FP8_INPUT = FP8_LAYOUTS[torch.float8_e4m3fn]
 
 
 class QuantizedLinear(comfy.ops.manual_cast.Linear):
-    """A Linear whose weight is a QuantizedTensor, unpacked whenever it is used; a plain weight works as ever.
+    """A Linear whose weight is a QuantizedTensor, unpacked whenever it is used; a plain weight works as usual.
 
-    Made for adopt_ops: it needs nothing that an __init__ would set.
+    ComfyUI's own Linear for quantised weights (comfy.ops.mixed_precision_ops) sets attributes in its __init__ and in
+    loading a state dict. host.ops.adopt_ops gives a class to layers that exist already, so that this one must do
+    without.
     """
 
-    # multiply in fp8 or int8 instead of unpacking
-    multiplies_quantized = False
+    weight: Any  # a Parameter of any kind; None while _apply replaces it
+    multiplies_quantized = False  # whether to multiply in fp8 or int8 instead of unpacking
 
     def forward_comfy_cast_weights(self, input: torch.Tensor) -> torch.Tensor:
         if not is_quantized(self.weight):
@@ -32,7 +37,8 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
         return output
 
     def _can_multiply_quantized(self) -> bool:
-        """Not with patches that are applied on the fly, nor where ComfyUI asks for full precision."""
+        """Patches that are applied on the fly need the unpacked weight, and so does ComfyUI where it asks for full
+        precision."""
         return (
             self.multiplies_quantized
             and not is_gguf(self.weight)
@@ -54,14 +60,14 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
         rows = input.reshape(-1, input.shape[-1])
         if not is_quantized(weight):
             weight = weight.to(input.dtype)
-        elif weight._layout_cls != INT8_LAYOUT:  # int8 scales its input itself, a row each
+        elif weight._layout_cls != INT8_LAYOUT:  # ComfyUI's int8 product quantises its input itself, row by row
             rows = QuantizedTensor.from_float(rows, _FP8_INPUT, scale="recalculate")
         output = torch.nn.functional.linear(rows, weight, bias).reshape(*input.shape[:-1], self.weight.shape[0])
         comfy.ops.uncast_bias_weight(self, weight, bias, offload_stream)
         return output
 
-    def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **_: object) -> torch.Tensor:
-        """What ComfyUI patches: the plain numbers."""
+    def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **_: Any) -> torch.Tensor:
+        """The plain weight, which ComfyUI adds patches to."""
         return weight.dequantize() if is_quantized(weight) else weight
 
     def set_weight(
@@ -70,11 +76,13 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
         inplace_update: bool = False,
         seed: int | None = None,
         return_weight: bool = False,
-        **_: object,
+        **_: Any,
     ) -> torch.Tensor | None:
-        """Take over a patched weight, packed again as the old one was.
+        """Replace the weight by a patched one, quantised as the old one was.
 
-        What ComfyUI asks to write in place (LoRA hooks) stays plain, as do GGUF blocks, which cannot be packed again.
+        ComfyUI asks for an update in place where a hook changes the weight in every step: quantising each time would
+        add up errors and cost time, so that the weight stays plain. A GGUF weight stays plain as well, since there is
+        no quantisation into its blocks.
         """
         old = self.weight
         if is_quantized(old) and not is_gguf(old) and not inplace_update:
@@ -89,24 +97,26 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
             self.weight = torch.nn.Parameter(weight, requires_grad=False)
         return None
 
-    def _apply(self, function: callable, recurse: bool = True) -> torch.nn.Module:
-        """Move or cast; torch would put the new numbers into the old wrapper."""
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> torch.nn.Module:
+        """Move or cast. torch would assign to the `data` of the old wrapper, which leaves its codes and scales as
+        they were."""
         weight = self.weight
         if not is_quantized(weight):
-            return super()._apply(function, recurse)
-        applied = function(weight)
+            return super()._apply(fn, recurse)
+        applied = fn(weight)
         self.weight = None
-        super()._apply(function, recurse)
+        super()._apply(fn, recurse)
         if applied.is_inference() and not torch.is_inference_mode_enabled():
             applied = applied.clone()
         self.weight = weight if applied is weight else torch.nn.Parameter(applied, requires_grad=False)
         return self
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        """ComfyUI's own layout of quantised weights, which its loaders read; GGUF blocks as they are."""
+        """As ComfyUI's loaders read quantised weights: codes, scales and format. GGUF blocks are left as they are."""
         if not is_quantized(self.weight):
             return super()._save_to_state_dict(destination, prefix, keep_vars)
-        # weights are no part of a graph, and one loaded outside inference_mode cannot be detached within it
+        # keep_vars=True leaves out detach(): it fails within inference_mode on a quantised weight that was loaded
+        # outside of it, and there is no gradient to detach from.
         super()._save_to_state_dict(destination, prefix, keep_vars=True)
         if self.weight._layout_cls in FORMATS:
             destination.update(quantized_state_dict(self.weight, prefix))
@@ -114,11 +124,12 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
 
     @property
     def weight_scale(self) -> torch.Tensor:
-        """ComfyUI looks every name of a state dict up in the module (merges, hooks)."""
+        """For ComfyUI's merges and hooks, which look up every name of a state dict in the module."""
         return self._in_state_dict("weight_scale")
 
     @property
     def comfy_quant(self) -> torch.Tensor:
+        """As weight_scale."""
         return self._in_state_dict("comfy_quant")
 
     def _in_state_dict(self, name: str) -> torch.Tensor:
@@ -129,15 +140,15 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
 
     def _load_from_state_dict(
         self,
-        state_dict: dict,
+        state_dict: dict[str, Any],
         prefix: str,
-        local_metadata: dict,
+        local_metadata: dict[str, Any],
         strict: bool,
         missing_keys: list[str],
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Takes a QuantizedTensor as it is; torch would unpack it into the old weight."""
+        """Assigns a QuantizedTensor; torch would copy it, unpacked, into the old weight."""
         key = f"{prefix}weight"
         weight, old = state_dict.get(key), self.weight
         rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)

@@ -2,44 +2,50 @@
 
 import collections
 from collections.abc import Iterator
+from typing import Any
 
 import comfy.model_patcher
 import comfy.utils
 import torch
+from comfy.quant_ops import QuantizedTensor
 
 from .quantized import is_gguf, is_quantized, quantized_state_dict, with_patches
 
-_Backup = collections.namedtuple("_Backup", ("weight", "inplace_update"))  # as ModelPatcher's own
-_Dynamic = getattr(comfy.model_patcher, "ModelPatcherDynamic", None)  # older hosts have none
+_Backup = collections.namedtuple("_Backup", ("weight", "inplace_update"))  # the fields that ModelPatcher reads
+_Dynamic = getattr(comfy.model_patcher, "ModelPatcherDynamic", None)  # None in ComfyUI before dynamic VRAM
+_DynamicBase: Any = _Dynamic or comfy.model_patcher.ModelPatcher
 
 
 def adopt_patcher(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Make ComfyUI's patcher one for quantised weights, in place; other packs' subclasses stay as they are."""
+    """Give ComfyUI's patcher the class for quantised weights, in place. Subclasses of other packs stay as they are."""
     adopted = {comfy.model_patcher.ModelPatcher: QuantizedPatcher, _Dynamic: DynamicQuantizedPatcher}
     patcher.__class__ = adopted.get(type(patcher), type(patcher))
 
 
-class _SavesQuantized:
+class _SavesQuantized(comfy.model_patcher.ModelPatcher):
     """Quantised weights in a state dict for saving.
 
-    ComfyUI's own way fails on int8 that is not loaded (it asks for gradients of integers), and knows no GGUF.
+    ComfyUI's own code makes a Parameter that requires gradients of every weight: torch refuses that for the integers of
+    int8, and the file would get GGUF blocks that no loader knows.
     """
 
-    def model_state_dict_for_saving(self, model: torch.nn.Module | None = None, prefix: str = "") -> dict:
-        """As ComfyUI's: patches applied, one weight at a time while they are written. GGUF is saved unpacked."""
+    def model_state_dict_for_saving(self, model: Any = None, prefix: str = "") -> dict[str, torch.Tensor]:
+        """As ComfyUI's: with patches applied, each weight computed when it is written. GGUF is saved unpacked."""
         model = self.model if model is None else model
         saved = super().model_state_dict_for_saving(_WithoutQuantized(model), prefix)
-        return saved | _quantized_pieces(self, model, prefix)
+        return saved | _deferred_tensors(self, model, prefix)
 
-    def state_dict_for_saving(self, *arguments: object, **options: object) -> dict:
+    def state_dict_for_saving(self, *arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+        """As ComfyUI's, with model_state_dict_for_saving's weights."""
         saved = super().state_dict_for_saving(*arguments, **options)
-        if not hasattr(super(), "model_state_dict_for_saving"):  # hosts before 0.24 build the whole of it here
-            pieces = _quantized_pieces(self, self.model.diffusion_model, "diffusion_model.")
-            saved |= self.model.model_config.process_unet_state_dict_for_saving(pieces)
+        if not hasattr(super(), "model_state_dict_for_saving"):  # before 0.24 ComfyUI had no such method to override
+            model: Any = self.model
+            deferred = _deferred_tensors(self, model.diffusion_model, "diffusion_model.")
+            saved |= model.model_config.process_unet_state_dict_for_saving(deferred)
         return saved
 
 
-class QuantizedPatcher(_SavesQuantized, comfy.model_patcher.ModelPatcher):
+class QuantizedPatcher(_SavesQuantized):
     """ModelPatcher of a model with quantised weights."""
 
     def patch_weight_to_device(
@@ -48,9 +54,9 @@ class QuantizedPatcher(_SavesQuantized, comfy.model_patcher.ModelPatcher):
         device_to: torch.device | None = None,
         inplace_update: bool = False,
         return_weight: bool = False,
-        **options: object,
+        **options: Any,
     ) -> torch.Tensor | None:
-        """As ComfyUI's; patches of a GGUF weight are kept beside its blocks and applied when it is unpacked."""
+        """As ComfyUI's; a GGUF weight keeps its patches next to its blocks and applies them when it is unpacked."""
         weight = comfy.utils.get_attr(self.model, key)
         if not is_gguf(weight):
             return super().patch_weight_to_device(key, device_to, inplace_update, return_weight, **options)
@@ -64,8 +70,8 @@ class QuantizedPatcher(_SavesQuantized, comfy.model_patcher.ModelPatcher):
         comfy.utils.set_attr_param(self.model, key, patched)
         return None
 
-    def patch_cached_hook_weights(self, cached_weights: dict, key: str, memory_counter: object) -> None:
-        """ComfyUI writes over the old weight, which a quantised one does not allow: put the new one in its place."""
+    def patch_cached_hook_weights(self, cached_weights: dict[str, Any], key: str, memory_counter: Any) -> None:
+        """ComfyUI copies into the old weight, which a quantised one does not allow: it is replaced instead."""
         weight = comfy.utils.get_attr(self.model, key)
         if not is_quantized(weight):
             return super().patch_cached_hook_weights(cached_weights, key, memory_counter)
@@ -74,7 +80,11 @@ class QuantizedPatcher(_SavesQuantized, comfy.model_patcher.ModelPatcher):
         comfy.utils.set_attr_param(self.model, key, patched.to(device=device, dtype=weight.dtype))
         return None
 
-    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
+    def unpatch_hooks(self, whitelist_keys_set: Any = None) -> None:
+        """As ComfyUI's, for the weights that patch_cached_hook_weights has replaced as well.
+
+        whitelist_keys_set: names of the weights to restore; None restores all.
+        """
         for key in [key for key, (weight, _) in self.hook_backup.items() if is_quantized(weight)]:
             if not whitelist_keys_set or key in whitelist_keys_set:
                 weight, device = self.hook_backup.pop(key)
@@ -82,84 +92,92 @@ class QuantizedPatcher(_SavesQuantized, comfy.model_patcher.ModelPatcher):
         super().unpatch_hooks(whitelist_keys_set)
 
 
-class DynamicQuantizedPatcher(_SavesQuantized, _Dynamic or comfy.model_patcher.ModelPatcher):
+class DynamicQuantizedPatcher(_SavesQuantized, _DynamicBase):
     """ComfyUI's patcher that loads on demand: it streams and patches fp8 and int8 itself."""
 
-    def clone(self, *arguments: object, **options: object) -> comfy.model_patcher.ModelPatcher:
-        """A clone that does not load on demand (ComfyUI makes one for hooks) is for quantised weights as well."""
+    def clone(self, *arguments: Any, **options: Any) -> comfy.model_patcher.ModelPatcher:
+        """As ComfyUI's. For hooks ComfyUI makes a clone of its other class, which needs adopting in turn."""
         cloned = super().clone(*arguments, **options)
         adopt_patcher(cloned)
         return cloned
 
 
-def _quantized_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    return (
-        (name, layer) for name, layer in model.named_modules() if is_quantized(layer._parameters.get("weight", None))
-    )
+def _quantized_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, QuantizedTensor]]:
+    """(name, layer, weight) of each layer with a quantised weight."""
+    for name, layer in model.named_modules():
+        weight = layer._parameters.get("weight", None)
+        if is_quantized(weight):
+            yield name, layer, weight
 
 
 class _WithoutQuantized:
-    """A model whose state dict lacks its quantised weights and what belongs to them."""
+    """A model whose state dict lacks its quantised weights, their scales and formats."""
 
     def __init__(self, model: torch.nn.Module):
         self._model = model
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         suffixes = ("weight", "weight_scale", "comfy_quant")
-        hidden = {f"{name}.{suffix}" for name, _ in _quantized_layers(self._model) for suffix in suffixes}
+        hidden = {f"{name}.{suffix}" for name, _, _ in _quantized_layers(self._model) for suffix in suffixes}
         return {name: value for name, value in self._model.state_dict().items() if name not in hidden}
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
 
-class _Packed:
-    """One quantised weight as a file has it, patched when the first of its tensors is written."""
+class _DeferredWeight:
+    """One quantised weight with its patches, computed when the first of its tensors is written."""
 
     def __init__(self, patcher: comfy.model_patcher.ModelPatcher, key: str, layer: torch.nn.Module, prefix: str):
+        """key: of the weight in the patcher's model. prefix: of the layer in the file, with its dot."""
         self.patcher, self.key, self.layer, self.prefix = patcher, key, layer, prefix
         self.tensors: dict[str, torch.Tensor] | None = None
 
     def take(self, name: str) -> torch.Tensor:
+        """The tensor called `name` in the file, on the CPU; each can be taken once."""
         if self.tensors is None:
-            weight = self.layer.weight
+            weight: Any = self.layer.weight
             if not getattr(self.layer, "comfy_patched_weights", False):
                 weight = self.patcher.patch_weight_to_device(self.key, self.patcher.load_device, return_weight=True)
-            self.tensors = {key: value.cpu() for key, value in _file_tensors(weight, self.prefix).items()}
+            if is_gguf(weight):
+                tensors = {f"{self.prefix}weight": weight.dequantize()}
+            else:
+                tensors = quantized_state_dict(weight, self.prefix)
+            self.tensors = {key: value.cpu() for key, value in tensors.items()}
         return self.tensors.pop(name)
 
 
-def _file_tensors(weight: torch.Tensor, prefix: str) -> dict[str, torch.Tensor]:
-    return {f"{prefix}weight": weight.dequantize()} if is_gguf(weight) else quantized_state_dict(weight, prefix)
-
-
-def _quantized_pieces(
+def _deferred_tensors(
     patcher: comfy.model_patcher.ModelPatcher, model: torch.nn.Module, prefix: str
 ) -> dict[str, torch.Tensor]:
-    """What stands for the quantised weights of `model` in its state dict, nothing of it computed yet.
+    """The quantised weights of `model` as its state dict for saving names them, none of them computed yet.
 
     prefix: the name of `model` within the patcher's model, with its dot.
     """
-    pieces = {}
-    for name, layer in _quantized_layers(model):
-        packed, weight = _Packed(patcher, f"{prefix}{name}.weight", layer, f"{name}."), layer.weight
+    tensors = {}
+    for name, layer, weight in _quantized_layers(model):
+        deferred = _DeferredWeight(patcher, f"{prefix}{name}.weight", layer, f"{name}.")
         forms = {f"{name}.weight": weight} if is_gguf(weight) else quantized_state_dict(weight, f"{name}.")
-        pieces |= {key: _ComputedWhenSaved(packed, key, form) for key, form in forms.items()}
-    return pieces
+        tensors |= {key: _DeferredTensor(deferred, key, form) for key, form in forms.items()}
+    return tensors
 
 
-class _ComputedWhenSaved(torch.nn.Parameter):
-    """Stands for a tensor; safetensors asks every tensor that is not on the CPU to come there."""
+class _DeferredTensor(torch.nn.Parameter):
+    """A tensor of a _DeferredWeight. safetensors moves every tensor that is not on the CPU there before it writes it;
+    this one says that it is on another device, and is computed when it is moved."""
 
-    def __new__(cls, packed: _Packed, name: str, form: torch.Tensor) -> "_ComputedWhenSaved":
+    def __new__(cls, deferred: _DeferredWeight, name: str, form: torch.Tensor) -> "_DeferredTensor":
+        """form: of the shape and type that the tensor will have."""
         return super().__new__(cls, torch.empty(form.shape, dtype=form.dtype, device="meta"), requires_grad=False)
 
-    def __init__(self, packed: _Packed, name: str, form: torch.Tensor):
-        self.packed, self.name_in_file = packed, name
+    def __init__(self, deferred: _DeferredWeight, name: str, form: torch.Tensor):
+        self.deferred, self.name_in_file = deferred, name
 
     @property
-    def device(self) -> object:
+    def device(self) -> Any:
+        """What ComfyUI's own deferred weights give."""
         return comfy.model_patcher.CustomTorchDevice
 
-    def to(self, *_: object, **__: object) -> torch.Tensor:
-        return self.packed.take(self.name_in_file)
+    def to(self, *_: Any, **__: Any) -> torch.Tensor:
+        """The computed tensor, on the CPU."""
+        return self.deferred.take(self.name_in_file)

@@ -1,4 +1,4 @@
-"""ComfyUI in a process of one's own: how scripts, trainings, tests and benchmarks come to its modules."""
+"""ComfyUI's modules in a process that is not ComfyUI: a script, a headless training, a test or a benchmark."""
 
 import importlib
 import os
@@ -11,16 +11,19 @@ from ..errors import UserError
 def use_comfyui(cpu: bool = True, comfyui: Path | None = None) -> None:
     """Make ComfyUI's modules importable, with its default options, whatever this program's own arguments are.
 
-    To be called before the first import of `comfy`, and so before most of the package. ComfyUI's `nodes` comes before
-    any other module of that name. comfyui: its checkout; None takes the one that COMFYUI_PATH names. Raises UserError.
+    Call it before the first import of `comfy`, and so before most of the package. comfyui: its checkout; None takes the
+    one that COMFYUI_PATH names.
+
+    Raises UserError where there is no ComfyUI.
     """
     comfyui = comfyui or comfyui_from_environment()
+    # It has to come first: ComfyUI's modules have common names, such as `nodes` and `server`.
     if str(comfyui) not in sys.path[:1]:
         sys.path.insert(0, str(comfyui))
     arguments, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if cpu else [])]
     try:
         importlib.import_module("comfy.options").enable_args_parsing()
-        importlib.import_module("comfy.cli_args")  # reads sys.argv now
+        importlib.import_module("comfy.cli_args")  # parses sys.argv when it is imported
     finally:
         sys.argv = arguments
 
@@ -30,6 +33,7 @@ def comfyui_from_environment() -> Path:
     path = os.environ.get("COMFYUI_PATH")
     if not path or not (Path(path) / "main.py").is_file():
         raise UserError(
-            f"COMFYUI_PATH is {path!r}; expected is the folder of a ComfyUI. Set it to yours, or use dev.py."
+            f"COMFYUI_PATH is {path!r}, which is not a folder with ComfyUI's main.py. Set it to the folder of your "
+            "ComfyUI, or use dev.py, which sets it."
         )
     return Path(path)

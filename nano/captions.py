@@ -1,8 +1,13 @@
 """Captions of CogVideoX-nano's world: a small grammar with paraphrases."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 
-from .world import Scene
+from .world import COLOURS, SHAPES, Scene
+
+T = TypeVar("T")
 
 _SIZES = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 _STRAIGHT = (
@@ -56,10 +61,8 @@ def partial_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption can have, capitalised where one can begin with it, and the comma."""
-    from . import world
-
-    phrases = [*_SENTENCES, *_PLAIN, *_SHADED, *_STRAIGHT, *world.COLOURS, *world.SHAPES, "a"]
+    """Every word of every caption, sentence beginnings capitalised as well, and the comma."""
+    phrases = [*_SENTENCES, *_PLAIN, *_SHADED, *_STRAIGHT, *COLOURS, *SHAPES, "a"]
     for table in (_SIZES, _TOWARDS, _IN_PLACE):
         phrases += [phrase for row in table.values() for phrase in row]
     words = {word for phrase in phrases for word in phrase.replace(",", " , ").split() if "{" not in word}
@@ -80,5 +83,5 @@ def _where(scene: Scene, rng: np.random.Generator) -> str:
     return _one(rng, _PLAIN if len(scene.background) == 1 else _SHADED).format(*scene.background)
 
 
-def _one(rng: np.random.Generator, phrases: tuple[str, ...]) -> str:
-    return phrases[rng.integers(len(phrases))]
+def _one(rng: np.random.Generator, choices: Sequence[T]) -> T:
+    return choices[int(rng.integers(len(choices)))]

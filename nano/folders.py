@@ -1,4 +1,4 @@
-"""Where CogVideoX-nano's trained weights lie, and whole pipelines in diffusers' layout made of them."""
+"""The folders of CogVideoX-nano's trained weights, and pipelines in diffusers' layout assembled from them."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ VARIANTS = ("5b", "5b-I2V", "1.5-5B")
 
 
 def write_pipeline(folder: Path, variant: str) -> Path:
-    """A whole pipeline of `variant`, copied to `folder`."""
+    """Copy a complete pipeline of `variant` to `folder`, which must not exist; returns it."""
     shutil.copytree(WEIGHTS / variant, folder)
     for part in SHARED:
         shutil.copytree(WEIGHTS / part, folder / part)

@@ -1,17 +1,22 @@
 """Paint prompts with CogVideoX-nano through the pack's own loaders, text encoder, sampler and decoder, in batches.
 
-Runs beside ComfyUI: call host.standalone.use_comfyui first.
+Call host.standalone.use_comfyui first: the functions import ComfyUI's modules.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from .captions import caption
 from .world import Scene, draw_scene, render
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
 
 BATCH = 25
 
@@ -20,9 +25,9 @@ BATCH = 25
 class Pipeline:
     """ComfyUI's MODEL, CLIP and VAE."""
 
-    model: object
-    clip: object
-    vae: object
+    model: "ModelPatcher"
+    clip: "CLIP"
+    vae: "VAE"
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Settings:
-    """Those of CogVideoX Sampler."""
+    """The settings of CogVideoX Sampler, and the size of a clip in pixels."""
 
     frames: int = 17
     width: int = 64
@@ -62,7 +67,7 @@ def load_pipeline(folder: Path, weight_dtype: str = "default") -> Pipeline:
 
 
 def held_out_requests(seed: int, count: int, settings: Settings) -> list[Request]:
-    """Scenes of combinations that training never showed, each with one of its captions."""
+    """Scenes of combinations held out from training, each with one of its captions. seed: of the scenes."""
     requests = []
     for index in range(count):
         rng = np.random.default_rng([seed, index])

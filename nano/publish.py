@@ -1,4 +1,4 @@
-"""Make CogVideoX-nano's checkpoint of what nano.train has left in WORK: python -m cogvideox.nano.publish WORK."""
+"""Write CogVideoX-nano's checkpoint from what nano.train has left in WORK: python -m cogvideox.nano.publish WORK."""
 
 import csv
 import shutil
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from transformers import T5EncoderModel, T5Tokenizer
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config, write_index
 from cogvideox.host.standalone import use_comfyui
@@ -17,16 +19,13 @@ LOGS = Path(__file__).resolve().parent / "training"
 
 
 def publish(work: Path) -> None:
-    """Write what all variants share and a transformer each below WEIGHTS, in fp16."""
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-    from transformers import T5EncoderModel, T5TokenizerFast
-
+    """Write the parts that all variants share, and each variant's transformer, to WEIGHTS in fp16."""
     shutil.rmtree(WEIGHTS, ignore_errors=True)
     vae = AutoencoderKLCogVideoX.from_pretrained(work / "decoder" / "trained").half()
-    vae.register_to_config(_name_or_path="")  # else diffusers writes where it was read from
+    vae.register_to_config(_name_or_path="")  # diffusers would write the folder it was read from
     vae.save_pretrained(WEIGHTS / "vae")
     T5EncoderModel.from_pretrained(work / "text" / "trained").half().save_pretrained(WEIGHTS / "text_encoder")
-    T5TokenizerFast.from_pretrained(work / "text" / "tokenizer").save_pretrained(WEIGHTS / "tokenizer")
+    T5Tokenizer.from_pretrained(work / "text" / "tokenizer").save_pretrained(WEIGHTS / "tokenizer")
     CogVideoXDDIMScheduler(**scheduler_config("5b")).save_pretrained(WEIGHTS / "scheduler")
     for variant, config in transformer.CONFIGS.items():
         trained = work / variant / "trained.pt"
@@ -35,13 +34,14 @@ def publish(work: Path) -> None:
         model = CogVideoXTransformer3DModel(**config)
         missing, unexpected = model.load_state_dict(torch.load(trained), strict=False)
         if unexpected or set(missing) - {"patch_embed.pos_embedding"}:
-            raise ValueError(f"{trained} does not fit its config: {missing}, {unexpected}")
-        torch.nn.Module.to(model, torch.float16).save_pretrained(WEIGHTS / variant / "transformer")
+            raise ValueError(f"{trained} does not fit its config. Missing: {missing}; unexpected: {unexpected}.")
+        torch.nn.Module.to(model, torch.float16)  # ModelMixin.to warns at every cast
+        model.save_pretrained(WEIGHTS / variant / "transformer")
         write_index(WEIGHTS / variant, variant)
 
 
-def keep_logs(work: Path) -> None:
-    """Each stage's log, ten steps a line, and its curve."""
+def write_logs(work: Path) -> None:
+    """Write each stage's log, the mean of ten steps a line, and its curve to LOGS."""
     from cogvideox.training.curve import draw_losses
 
     LOGS.mkdir(exist_ok=True)
@@ -54,7 +54,7 @@ def keep_logs(work: Path) -> None:
             for ten in tens:
                 mean = sum(row[1] for row in ten) / len(ten)
                 writer.writerow([int(ten[-1][0]), f"{mean:.4f}", f"{ten[-1][2]:.2e}", f"{ten[-1][3]:.0f}"])
-        # the first steps' loss would flatten the rest
+        # The loss of the first steps is so high that the rest of the curve would look flat.
         shown = [row[1] for row in rows[len(rows) // 100 :]]
         draw_losses(shown, len(shown)).save(LOGS / f"{log.parent.name}.png", optimize=True)
 
@@ -63,4 +63,4 @@ if __name__ == "__main__":
     work = Path(sys.argv[1])
     use_comfyui()
     publish(work)
-    keep_logs(work)
+    write_logs(work)

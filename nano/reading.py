@@ -1,30 +1,31 @@
 """What a clip of the nano world shows, read off its pixels by fixed rules: nothing here is learned.
 
-The rules allow for what a small diffusion model does to a picture: soft edges, colours a little off, flicker, faint
-ghosts. What they cannot find is None.
+The rules tolerate what a small diffusion model does to a picture: soft edges, colours a little off, flicker, faint
+ghosts. An attribute that they cannot find is None.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage, stats
 
 from . import world
 
-# colours are compared in sRGB, 0 .. 255; the closest two of the world's are 92 apart
-_FAR_COLOUR = 90.0  # from the nearest name: a colour that has none
-_LEAST_CONTRAST = 30.0  # between a shape and what is behind it
-_LEAST_AREA = 16  # pixels, half of the smallest shape the world draws
-_LEAST_OVERLAP = 0.6  # with a shape's ideal outline, intersection over union
-_LEAST_PATH = 0.12  # of the picture's shorter side; the world's shortest way is 0.28
-_MOST_STRAYING = 0.2  # from a steady way, RMS over the way's length; random places stray by more than the length
-_LEAST_GROWTH = 1.4  # last radius over first; the world's is 2.25
-_LEAST_TURN = 45.0  # degrees in a clip; the world's is 120
-_FITTED_FRAMES = 13  # outlines are compared in so many frames, evenly spread
-# degrees after which a shape looks the same
+# Colours are compared in sRGB, 0 .. 255; the closest two of the world's are 92 apart.
+_MAX_COLOUR_DISTANCE = 90.0  # to the nearest name; a colour farther from all of them has no name
+_MIN_CONTRAST = 30.0  # between a shape and the background
+_MIN_AREA = 16  # pixels, half of the smallest shape that the world draws
+_MIN_OVERLAP = 0.6  # with a shape's ideal outline, intersection over union
+_MIN_PATH = 0.12  # of the picture's shorter side; the world's shortest path is 0.28
+_MAX_DEVIATION = 0.2  # from a steady motion, RMS over the path's length; random positions deviate by more than 1
+_MIN_GROWTH = 1.4  # last radius over first; the world's is 2.25
+_MIN_TURN = 45.0  # degrees in a clip; the world's is 120
+_FITTED_FRAMES = 13  # outlines are compared in this many frames, evenly spread
+# Degrees after which a shape looks the same.
 _PERIODS = {"circle": 0.0, "square": 90.0, "triangle": 120.0, "star": 72.0}
 _SOFTNESS = (0.0, 0.8, 1.6)  # pixels, the blur of the outlines tried
-_TILT, _ANGLE_STEP = 6.0, 6.0  # degrees: an upright shape may lean so much; between angles tried
+_TILT, _ANGLE_STEP = 6.0, 6.0  # degrees: how far an upright shape may lean; between the angles tried
 
 
 @dataclass(frozen=True)
@@ -59,25 +60,26 @@ def read_clip(frames: np.ndarray) -> Reading:
     pixels = frames.astype(np.float32)
     if frames.dtype != np.uint8:
         pixels = np.nan_to_num(pixels).clip(0, 1) * 255
-    behind = _background(pixels)
-    background = _names(behind[0, 0], behind[-1, 0])
-    colour = _shape_colour(pixels, behind)
-    track = None if colour is None else _track(pixels, behind, colour)
-    if track is None:
+    backdrop = _background(pixels)
+    background = _names(backdrop[0, 0], backdrop[-1, 0])
+    colour = _shape_colour(pixels, backdrop)
+    track = None if colour is None else _track(pixels, backdrop, colour)
+    if colour is None or track is None:
         return Reading(None, None, None, None, background)
     motion = _path_motion(track, pixels.shape)
     shape, turn = _shape(track, upright=motion is not None)
-    if motion is None and shape is not None and turn >= _LEAST_TURN:
+    if motion is None and shape is not None and turn >= _MIN_TURN:
         motion = "rotating"
     size = None if shape is None else _size(track, shape, motion)
     return Reading(shape, _name(colour), size, motion, background)
 
 
 def _name(colour: np.ndarray) -> str | None:
-    """The nearest of the world's colours, the one that LoRAs teach among them."""
-    distances = {name: np.linalg.norm(colour - value) for name, value in {**world.COLOURS, **world.TAUGHT}.items()}
-    nearest = min(distances, key=distances.get)
-    return nearest if distances[nearest] < _FAR_COLOUR else None
+    """The name of the nearest of the world's colours, which include the one for LoRAs; None if all are far."""
+    named = {**world.COLOURS, **world.TAUGHT}
+    distances = {name: float(np.linalg.norm(colour - value)) for name, value in named.items()}
+    nearest = min(distances, key=lambda name: distances[name])
+    return nearest if distances[nearest] < _MAX_COLOUR_DISTANCE else None
 
 
 def _names(top: np.ndarray, bottom: np.ndarray) -> tuple[str, ...] | None:
@@ -88,44 +90,48 @@ def _names(top: np.ndarray, bottom: np.ndarray) -> tuple[str, ...] | None:
 
 
 def _background(pixels: np.ndarray) -> np.ndarray:
-    """[H, 1, 3]: a straight line through the colours of the outermost columns, where shapes seldom are."""
+    """[H, 1, 3]: a linear fit through the colours of the outermost columns, where shapes seldom are."""
     height, width = pixels.shape[1:3]
     edge = max(1, width // 32)
     columns = np.concatenate([pixels[:, :, :edge], pixels[:, :, -edge:]], axis=2)
     rows = np.median(columns, axis=(0, 2))
     if height == 1:
         return rows[:, None]
-    # Theil and Sen's line: a shape may hide a quarter of the rows
-    lines = [stats.theilslopes(rows[:, channel]) for channel in range(3)]
-    return np.stack([line[1] + line[0] * np.arange(height) for line in lines], axis=-1)[:, None].astype(np.float32)
+    # The Theil-Sen estimator, since a shape may hide a quarter of the rows: least squares would follow the shape.
+    lines = []
+    for channel in range(3):
+        fit: Any = stats.theilslopes(rows[:, channel])
+        lines.append(fit.intercept + fit.slope * np.arange(height))
+    return np.stack(lines, axis=-1)[:, None].astype(np.float32)
 
 
-def _shape_colour(pixels: np.ndarray, behind: np.ndarray) -> np.ndarray | None:
+def _shape_colour(pixels: np.ndarray, backdrop: np.ndarray) -> np.ndarray | None:
     """The median colour of what stands out most, away from its edges."""
-    distance = np.linalg.norm(pixels - behind, axis=-1)
-    # by frame: on a shaded background the contrast of a moving shape changes
-    strongest = np.sort(distance.reshape(len(distance), -1), axis=1)[:, -2 * _LEAST_AREA :].mean(axis=1)
-    bold = distance > np.maximum(0.8 * strongest, _LEAST_CONTRAST)[:, None, None]
+    distance = np.linalg.norm(pixels - backdrop, axis=-1)
+    # Frame by frame: on a shaded background the contrast of a moving shape changes.
+    strongest = np.sort(distance.reshape(len(distance), -1), axis=1)[:, -2 * _MIN_AREA :].mean(axis=1)
+    bold: np.ndarray = distance > np.maximum(0.8 * strongest, _MIN_CONTRAST)[:, None, None]
     across = np.ones((1, 3, 3), bool)
-    inner = ndimage.binary_erosion(bold, across)
-    chosen = inner if inner.sum() >= _LEAST_AREA else bold
-    return np.median(pixels[chosen], axis=0) if chosen.sum() >= _LEAST_AREA else None
+    inner: np.ndarray = ndimage.binary_erosion(bold, across)
+    chosen = inner if inner.sum() >= _MIN_AREA else bold
+    return np.median(pixels[chosen], axis=0) if chosen.sum() >= _MIN_AREA else None
 
 
-def _track(pixels: np.ndarray, behind: np.ndarray, colour: np.ndarray) -> _Track | None:
+def _track(pixels: np.ndarray, backdrop: np.ndarray, colour: np.ndarray) -> _Track | None:
     """Find the shape frame by frame: the largest patch nearer to its colour than to the background's."""
-    ahead = colour - behind
-    contrast = np.maximum((ahead**2).sum(-1), _LEAST_CONTRAST**2)
-    coverage = (((pixels - behind) * ahead).sum(-1) / contrast).clip(0, 1)
+    ahead = colour - backdrop
+    contrast = np.maximum((ahead**2).sum(-1), _MIN_CONTRAST**2)
+    coverage = (((pixels - backdrop) * ahead).sum(-1) / contrast).clip(0, 1)
     found = []
     for number, frame in enumerate(coverage):
-        patches, count = ndimage.label(frame > 0.5)
+        patches = np.empty(frame.shape, np.int32)
+        count = ndimage.label(frame > 0.5, output=patches)
         areas = np.bincount(patches.ravel(), minlength=2)[1:]
-        if count and areas.max() >= _LEAST_AREA:
-            # three pixels more on every side hold the soft edge, and points that faded in it
+        if count and areas.max() >= _MIN_AREA:
+            # Three more pixels on every side include the soft edge, and a star's points that have faded into it.
             shape = frame * ndimage.binary_dilation(patches == 1 + areas.argmax(), iterations=3)
-            y, x = ndimage.center_of_mass(shape)
-            found.append((number, x + 0.5, y + 0.5, shape.sum(), shape))
+            y, x = np.asarray(ndimage.center_of_mass(shape)) + 0.5
+            found.append((number, x, y, shape.sum(), shape))
     if 2 * len(found) < len(pixels):
         return None
     numbers, x, y, area, shapes = map(np.array, zip(*found))
@@ -133,37 +139,37 @@ def _track(pixels: np.ndarray, behind: np.ndarray, colour: np.ndarray) -> _Track
 
 
 def _path_motion(track: _Track, clip: tuple[int, ...]) -> str | None:
-    """The motion that centres and areas tell of; None for a shape that stays as and where it is."""
+    """The motion that the centres and areas show; None for a shape that neither moves nor grows."""
     if len(track.frames) < 2:
         return None
-    least = _LEAST_PATH * min(clip[1:3])
+    least = _MIN_PATH * min(clip[1:3])
     x_range, y_range = np.ptp(track.x), np.ptp(track.y)
     lowest = track.y.argmax()
     fall, rise = (track.y[lowest] - part.min() for part in (track.y[: lowest + 1], track.y[lowest:]))
     if y_range > max(least, 2 * x_range) and min(fall, rise) > 0.5 * y_range:
         return "bouncing"
-    ways = [np.polyfit(track.frames, centre, 1) for centre in (track.x, track.y)]
-    net = np.array([way[0] for way in ways]) * (track.frames[-1] - track.frames[0])
-    strays = [np.polyval(way, track.frames) - centre for way, centre in zip(ways, (track.x, track.y))]
+    fits = [np.polyfit(track.frames, centre, 1) for centre in (track.x, track.y)]
+    net = np.array([fit[0] for fit in fits]) * (track.frames[-1] - track.frames[0])
+    deviations = [np.polyval(fit, track.frames) - centre for fit, centre in zip(fits, (track.x, track.y))]
     across, along = sorted(abs(net))
-    if along > max(least, 2 * across) and np.sqrt(np.mean(np.square(strays))) < _MOST_STRAYING * along:
+    if along > max(least, 2 * across) and np.sqrt(np.mean(np.square(deviations))) < _MAX_DEVIATION * along:
         heading = tuple(int(sign) for sign in np.sign(net) * (abs(net) == along))
         return next(name for name, direction in world.DIRECTIONS.items() if direction == heading)
     some = max(1, len(track.frames) // 5)
     growth = np.sqrt(np.median(track.area[-some:]) / np.median(track.area[:some]))
-    return "growing" if growth > _LEAST_GROWTH and along <= least else None
+    return "growing" if growth > _MIN_GROWTH and along <= least else None
 
 
 def _shape(track: _Track, upright: bool) -> tuple[str | None, float]:
-    """The shape whose outline fits best, and by how many degrees it turns in the clip."""
+    """(the shape whose outline fits best, by how many degrees it turns in the clip)"""
     chosen = np.unique(np.linspace(0, len(track.frames) - 1, _FITTED_FRAMES).round().astype(int))
-    best, overlap, turn = None, _LEAST_OVERLAP, 0.0
+    best, overlap, turn = None, _MIN_OVERLAP, 0.0
     for shape, period in _PERIODS.items():
-        # a shape that rests may have turned: every angle there is
+        # A shape that does not move may rotate: every angle is tried.
         tried = np.array([-_TILT, 0.0, _TILT]) if upright else np.arange(0, period, _ANGLE_STEP)
         for softness in _SOFTNESS:
             fits = _overlaps(track, chosen, shape, tried if period else np.zeros(1), softness)
-            # larger patches tell more
+            # Larger patches are the more reliable ones.
             mean = np.average(fits.max(axis=1), weights=track.area[chosen])
             if mean > overlap:
                 best, overlap, turn = shape, mean, 0.0

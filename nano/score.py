@@ -1,6 +1,6 @@
-"""The scores of CogVideoX-nano: what its clips show, compared with what their prompts asked for."""
+"""The scores of CogVideoX-nano: its clips compared with their prompts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -11,7 +11,7 @@ ATTRIBUTES = ("colour", "shape", "size", "direction", "background")
 
 
 def score_clip(frames: np.ndarray, scene: Scene) -> dict[str, bool]:
-    """Which of ATTRIBUTES a clip shows as `scene` asks. frames: [F, H, W, 3], uint8 or float in 0 .. 1."""
+    """Which of ATTRIBUTES a clip shows as in `scene`. frames: [F, H, W, 3], uint8 or float in 0 .. 1."""
     found = read_clip(frames)
     return {
         "colour": found.colour == scene.colour,
@@ -23,33 +23,24 @@ def score_clip(frames: np.ndarray, scene: Scene) -> dict[str, bool]:
 
 
 def summarize(scores: Iterable[Mapping[str, bool]]) -> dict[str, float]:
-    """The share of clips that are right, by attribute. Raises ValueError where there is no clip."""
+    """The share of correct clips, by attribute. Raises ValueError for no clips."""
     scores = list(scores)
     if not scores:
         raise ValueError("There is no clip to score.")
     return {name: sum(score[name] for score in scores) / len(scores) for name in ATTRIBUTES}
 
 
-def score_clips(clips: Sequence[np.ndarray], scenes: Iterable[Scene]) -> dict[str, float]:
+def score_clips(clips: Iterable[np.ndarray], scenes: Iterable[Scene]) -> dict[str, float]:
     """The share of clips that show their scene, by attribute."""
     return summarize(score_clip(clip, scene) for clip, scene in zip(clips, scenes))
 
 
-def first_frame_db(clips: Sequence[np.ndarray], pictures: Iterable[np.ndarray]) -> float:
-    """Mean PSNR of the clips' first frames against the pictures that they were made from, all in 0 .. 1."""
+def first_frame_db(clips: Iterable[np.ndarray], pictures: Iterable[np.ndarray]) -> float:
+    """Mean PSNR in dB of the clips' first frames against the pictures that they started from, all in 0 .. 1."""
     return float(np.mean([psnr_db(clip[0], picture) for clip, picture in zip(clips, pictures)]))
 
 
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Summaries by their titles, as lines of per cent."""
-    width = max(len("clips"), *map(len, rows))
-    lines = [f"{'clips':{width}s} " + " ".join(f"{name:>10s}" for name in ATTRIBUTES)]
-    for title, shares in rows.items():
-        lines.append(f"{title:{width}s} " + " ".join(f"{100 * shares[name]:8.1f} %" for name in ATTRIBUTES))
-    return "\n".join(lines)
-
-
 def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
-    """Peak signal to noise ratio in dB of two pictures or clips in 0 .. 1; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB of two pictures or clips in 0 .. 1; infinite where they are equal."""
     error = float(np.mean((np.asarray(first, np.float64) - np.asarray(second, np.float64)) ** 2))
     return float("inf") if error == 0 else float(-10 * np.log10(error))

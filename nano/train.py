@@ -113,9 +113,9 @@ def train_transformer(work: Path, name: str, steps: int, learning_rate: float, s
     torch.manual_seed(SEED)
     variant = name.removesuffix("-first")
     model = CogVideoXDiT.from_config(transformer.CONFIGS[variant])
-    transformer.start_calm(model)
+    transformer.init_adaln_zero(model)
     if source:
-        transformer.start_from(model, torch.load(work / source / "trained.pt"))
+        transformer.init_from_variant(model, torch.load(work / source / "trained.pt"))
     plan = loop.Plan(
         steps=steps,
         batch_size=BATCH,

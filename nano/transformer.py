@@ -1,11 +1,11 @@
-"""CogVideoX-nano's transformers: CogVideoX's architectures at toy size, and the latents that they learn from."""
+"""CogVideoX-nano's transformers: CogVideoX's architectures at toy size, and the latents that they are trained on."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX
-from transformers import T5EncoderModel, T5TokenizerFast
+from transformers import T5EncoderModel, T5Tokenizer
 
 from . import text, vae
 from .captions import caption, partial_caption
@@ -24,13 +24,13 @@ _SHARED = {
 }
 _5B = {"in_channels": 16, "sample_width": 8, "sample_height": 8, "sample_frames": 17}
 _15 = {"patch_size_t": 2, "patch_bias": False, "sample_width": 40, "sample_height": 40}
-# by the part of its folder's name that follows CogVideoX-nano
+# A variant, as in the folder's name after "CogVideoX-nano-" -> diffusers' config.
 CONFIGS: dict[str, dict] = {
     "5b": _SHARED | _5B,
     "5b-I2V": _SHARED | _5B | {"in_channels": 32, "use_learned_positional_embeddings": True},
     "1.5-5B": _SHARED | _5B | _15,
 }
-PARTIAL_SHARE = 0.1  # of captions that leave something out
+PARTIAL_SHARE = 0.1  # the share of captions that leave something out
 _BATCH = 32
 
 
@@ -49,17 +49,20 @@ def draw_clips(
 
 @torch.inference_mode()
 def encode_clips(
-    autoencoder: AutoencoderKLCogVideoX,
+    autoencoder: Any,
     encoder: T5EncoderModel,
-    tokenizer: T5TokenizerFast,
+    tokenizer: T5Tokenizer,
     seed: int,
     count: int,
     frames: int,
     width: int = 64,
     height: int = 64,
 ) -> dict[str, torch.Tensor]:
-    """latents [N, 16, T, h, w] and texts [N, 32, width] of `count` clips, images [N, 16, 1, h, w] of their first
-    frames; all at the posterior's mode, in fp16."""
+    """`latents` [N, 16, T, h, w] and `text` [N, 32, width] of `count` clips, and `images` [N, 16, 1, h, w], the latents
+    of their first frames; latents are the posterior's mode, all in fp16.
+
+    autoencoder: an AutoencoderKLCogVideoX.
+    """
     columns: dict[str, list[torch.Tensor]] = {"latents": [], "text": [], "images": []}
     for start in range(0, count, _BATCH):
         pixels, captions = draw_clips(seed, range(start, min(start + _BATCH, count)), frames, width, height)
@@ -72,8 +75,11 @@ def encode_clips(
 
 
 @torch.no_grad()
-def start_calm(model: torch.nn.Module) -> None:
-    """Let every block begin as the identity and the output as zero (adaLN-Zero; Peebles and Xie 2023, section 3.2)."""
+def init_adaln_zero(model: Any) -> None:
+    """Make every block the identity and the output zero (adaLN-Zero; Peebles and Xie 2023, section 3.2).
+
+    model: a CogVideoXDiT.
+    """
     for block in model.transformer_blocks:
         for norm in (block.norm1, block.norm2):
             norm.linear.weight.zero_()
@@ -84,9 +90,12 @@ def start_calm(model: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def start_from(model: torch.nn.Module, trained: dict[str, torch.Tensor]) -> None:
-    """Take over what another variant has learned, as the official image to video models did: every tensor of the same
-    shape; further input channels start at nothing. A patch of two frames starts as two patches of one."""
+def init_from_variant(model: torch.nn.Module, trained: dict[str, torch.Tensor]) -> None:
+    """Initialise a model from another variant's weights, as the official image to video models were.
+
+    Tensors of the same shape are copied; further input channels start at zero. A patch of two frames starts as two
+    patches of one frame.
+    """
     for name, parameter in model.named_parameters():
         source = trained.get(name)
         if source is None:
@@ -96,7 +105,7 @@ def start_from(model: torch.nn.Module, trained: dict[str, torch.Tensor]) -> None
         elif name == "patch_embed.proj.weight" and parameter.ndim == 4:
             parameter.zero_()[:, : source.shape[1]].copy_(source)
         elif name == "patch_embed.proj.weight":
-            # [D, C, p, p] -> [D, C * pt * p * p], half from each frame
+            # [D, C, p, p] -> [D, C * pt * p * p], half of it for each frame
             parameter.copy_(source[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1) / 2)
         elif name.startswith("proj_out."):
             # rows [C * p * p] -> [C * pt * p * p]

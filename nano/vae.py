@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +23,17 @@ CONFIG = {
 SCALING_FACTOR = 0.7
 STEPS, BATCH = 5000, 8
 DECODER_STEPS, DECODER_BATCH = 700, 4
-_GRID = 4.0  # pixels; finer than the transformers' world, for the VAE to know a shape anywhere
+_GRID = 4.0  # pixels; finer than for the transformers, so that the VAE learns shapes at every position
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """until: the share of the steps done when it ends. crop: pixels of a side. kl_weight: of the posterior's divergence
-    from unit noise; the more, the smoother are latents, and the easier a transformer learns them."""
+class CurriculumStage:
+    """One stage of the VAE's training.
+
+    until: the share of all steps that are done when it ends. crop: the side of the crops in pixels. kl_weight: the
+    weight of the posterior's KL divergence from N(0, 1); the larger it is, the smoother are the latents, and the easier
+    it is for a transformer to learn them.
+    """
 
     until: float
     crop: int
@@ -36,8 +41,8 @@ class Lesson:
     kl_weight: float
 
 
-# first sharp, then smooth; crops are seen four times as fast as whole pictures
-_CURRICULUM = (Lesson(0.5, 32, 9, 1e-4), Lesson(0.94, 32, 9, 8e-3), Lesson(1.0, 64, 9, 8e-3))
+# First sharp, then smooth. Most of it on crops of a quarter of the picture, whose steps take a quarter of the time.
+_CURRICULUM = (CurriculumStage(0.5, 32, 9, 1e-4), CurriculumStage(0.94, 32, 9, 8e-3), CurriculumStage(1.0, 64, 9, 8e-3))
 
 
 class TrainedVAE(torch.nn.Module):
@@ -45,21 +50,20 @@ class TrainedVAE(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.vae = AutoencoderKLCogVideoX(**CONFIG)
+        self.vae: Any = AutoencoderKLCogVideoX(**CONFIG)
 
     def forward(self, pixels: torch.Tensor, noise: torch.Tensor, kl_weight: float) -> torch.Tensor:
         """pixels: [B, 3, F, H, W] in -1 .. 1; noise: [B, 16, T, h, w] for the posterior. Returns the loss."""
         posterior = self.vae.encode(pixels).latent_dist
-        painted = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
-        return F.l1_loss(painted, pixels) + 4 * F.mse_loss(painted, pixels) + kl_weight * divergence
+        return F.l1_loss(decoded, pixels) + 4 * F.mse_loss(decoded, pixels) + kl_weight * divergence
 
 
 class TrainedDecoder(torch.nn.Module):
-    """The decoder alone with its training loss as forward; the latents that transformers have learned stay as they
-    are."""
+    """The decoder with its training loss as forward. The encoder is frozen: transformers are trained on its latents."""
 
-    def __init__(self, vae: AutoencoderKLCogVideoX):
+    def __init__(self, vae: Any):
         super().__init__()
         self.vae = vae.requires_grad_(False)
         vae.decoder.requires_grad_(True)
@@ -68,8 +72,8 @@ class TrainedDecoder(torch.nn.Module):
         """pixels: [B, 3, F, H, W] in -1 .. 1. Returns the loss."""
         with torch.no_grad():
             latents = self.vae.encode(pixels).latent_dist.mode()
-        painted = self.vae.decode(latents).sample.float()
-        return F.l1_loss(painted, pixels) + 4 * F.mse_loss(painted, pixels)
+        decoded = self.vae.decode(latents).sample.float()
+        return F.l1_loss(decoded, pixels) + 4 * F.mse_loss(decoded, pixels)
 
 
 def clips(seed: int, indices: Sequence[int], frames: int, width: int = 64, height: int = 64) -> torch.Tensor:
@@ -91,30 +95,34 @@ def loss_of(seed: int) -> Callable[[torch.nn.Module, Sequence[int]], torch.Tenso
 
     def loss(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
         done = indices[0] / (STEPS * BATCH)
-        lesson = next(lesson for lesson in _CURRICULUM if done < lesson.until)
-        pixels = clips(seed, indices, lesson.frames)
+        stage = next(stage for stage in _CURRICULUM if done < stage.until)
+        pixels = clips(seed, indices, stage.frames)
         generator = torch.Generator().manual_seed(seed + indices[0])
-        if lesson.crop < pixels.shape[-1]:
-            pixels = torch.stack([_liveliest_crop(clip, lesson.crop, generator) for clip in pixels])
-        side = lesson.crop // 8
-        noise = torch.randn(len(indices), 16, (lesson.frames - 1) // 4 + 1, side, side, generator=generator)
-        return model(pixels, noise, lesson.kl_weight)
+        if stage.crop < pixels.shape[-1]:
+            pixels = torch.stack([_highest_variance_crop(clip, stage.crop, generator) for clip in pixels])
+        side = stage.crop // 8
+        noise = torch.randn(len(indices), 16, (stage.frames - 1) // 4 + 1, side, side, generator=generator)
+        return model(pixels, noise, stage.kl_weight)
 
     return loss
 
 
-def _liveliest_crop(clip: torch.Tensor, size: int, generator: torch.Generator, tries: int = 4) -> torch.Tensor:
-    """Of some random crops of `clip` [3, F, H, W] the one with most to see: most of a clip is plain background."""
+def _highest_variance_crop(clip: torch.Tensor, size: int, generator: torch.Generator, tries: int = 4) -> torch.Tensor:
+    """Of `tries` random crops of `clip` [3, F, H, W] the one with the highest variance: most of a clip is plain
+    background, from which the VAE would learn little."""
     corners = torch.randint(0, clip.shape[-1] - size + 1, (tries, 2), generator=generator).tolist()
     crops = [clip[..., top : top + size, left : left + size] for top, left in corners]
     return max(crops, key=lambda crop: float(crop.std(dim=(1, 2, 3)).sum()))
 
 
 @torch.no_grad()
-def standardize(vae: AutoencoderKLCogVideoX, pixels: torch.Tensor) -> None:
-    """Shift and scale each latent channel so that SCALING_FACTOR brings it to a mean of 0 and a standard deviation of
-    1, and everything that reads latents the other way: what is painted stays the same, but for the picture's edge,
-    where the decoder pads with zeros; its own training mends that."""
+def standardize(vae: Any, pixels: torch.Tensor) -> None:
+    """Shift and scale each latent channel so that SCALING_FACTOR brings it to mean 0 and standard deviation 1.
+
+    Every layer that reads latents is changed inversely, so that the decoded video stays the same, except at the edges,
+    where the decoder pads latents with zeros; training the decoder afterwards corrects that. vae: an
+    AutoencoderKLCogVideoX. pixels: what the statistics are taken from, [B, 3, F, H, W] in -1 .. 1.
+    """
     latents = vae.encode(pixels).latent_dist.mode()
     mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
     factor = 1 / (SCALING_FACTOR * std)
@@ -134,7 +142,10 @@ def standardize(vae: AutoencoderKLCogVideoX, pixels: torch.Tensor) -> None:
 
 
 @torch.inference_mode()
-def psnr_db(vae: AutoencoderKLCogVideoX, pixels: torch.Tensor) -> float:
-    """Peak signal to noise of encode and decode at the posterior's mode, in dB; pixels [B, 3, F, H, W] in -1 .. 1."""
-    painted = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
-    return float(10 * torch.log10(4 / F.mse_loss(painted, pixels)))
+def psnr_db(vae: Any, pixels: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio of encode and decode at the posterior's mode, in dB.
+
+    vae: an AutoencoderKLCogVideoX. pixels: [B, 3, F, H, W] in -1 .. 1.
+    """
+    decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+    return float(10 * torch.log10(4 / F.mse_loss(decoded, pixels)))

@@ -1,6 +1,7 @@
 """The synthetic world of CogVideoX-nano: coloured shapes that move over plain or shaded backgrounds.
 
-Everything is drawn by code, so nobody owns it, there is no end of it, and what a clip shows is known exactly.
+Everything is drawn by code: nobody owns it, there is as much of it as training asks for, and what a clip shows is known
+exactly.
 """
 
 import itertools
@@ -12,7 +13,7 @@ import numpy as np
 
 FPS = 8
 SHAPES = ("circle", "square", "triangle", "star")
-# sRGB in 0 .. 255, far apart
+# sRGB in 0 .. 255, far from one another.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "green": (30, 160, 60),
@@ -23,27 +24,28 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (60, 215, 225),
     "white": (245, 245, 245),
 }
-# shown in no training clip: what a LoRA can be seen to teach
+# Absent from every training clip, so that one can see whether a LoRA has taught it.
 TAUGHT = {"pink": (250, 120, 190)}
 SIZES = {"small": 12.0, "large": 17.0}  # nominal radius in pixels
 MOTIONS = ("left", "right", "up", "down", "bouncing", "rotating", "growing")
-# where a shape goes along x (right) and y (down) in one clip
+# The direction along x (right) and y (down).
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 HELD_OUT_SHARE = 0.125
 _MARGIN = 2.0  # pixels between a shape and the picture's edge
 _REACH = {"circle": 0.9, "square": 1.14, "triangle": 1.2, "star": 1.1}  # farthest corner in radii
-# pixels between the places where a way can begin: a transformer's patch, so that it meets few different patches
+# Pixels between the positions where a path can begin. It is the size of a transformer's patch: with few different
+# patches to learn, the transformer got shapes right earlier.
 GRID = 16.0
-_LEAST_CONTRAST = 70.0  # between a shape and any place of its background, a distance in RGB
-# No faster than this, so that four frames, which the VAE takes together, differ little.
-_TRAVEL_A_FRAME, _DROP_A_FRAME = 2.2, 1.3  # pixels
-_TURN_A_FRAME, _TURN = np.deg2rad(7.5), np.deg2rad(120)
+_MIN_CONTRAST = 70.0  # between a shape and any part of its background, a distance in RGB
+# The largest step of a frame: the VAE encodes four frames together, and they should differ little.
+_MAX_TRAVEL_PX, _MAX_DROP_PX = 2.2, 1.3
+_MAX_TURN_STEP, _TURN = np.deg2rad(7.5), np.deg2rad(120)
 GROWTH = (0.6, 1.35)  # a growing shape's first and last radius, in radii of its size
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption tells of a clip. background: the name of one colour, or of two from top to bottom."""
+    """What a caption says about a clip. background: the name of one colour, or of two from top to bottom."""
 
     shape: str
     colour: str
@@ -53,12 +55,12 @@ class Scene:
 
 
 def combinations() -> list[tuple[str, str, str, str]]:
-    """Every (shape, colour, size, motion) there is. A circle that turns looks as one that rests: it is left out."""
+    """Every possible (shape, colour, size, motion), except rotating circles, which look the same as resting ones."""
     return [c for c in itertools.product(SHAPES, COLOURS, SIZES, MOTIONS) if (c[0], c[3]) != ("circle", "rotating")]
 
 
 def is_held_out(combination: tuple[str, str, str, str]) -> bool:
-    """Whether no training clip shows this (shape, colour, size, motion): one in eight, fixed for ever."""
+    """Whether no training clip shows this (shape, colour, size, motion): one in eight, by a fixed hash."""
     return zlib.crc32(" ".join(combination).encode()) % 1000 < 1000 * HELD_OUT_SHARE
 
 
@@ -68,9 +70,9 @@ def _combinations(held_out: bool) -> list[tuple[str, str, str, str]]:
 
 
 def draw_scene(rng: np.random.Generator, held_out: bool = False, colour: str | None = None) -> Scene:
-    """A scene by chance: its combination from those for training, or from those never seen there.
+    """A random scene: its combination from those for training, or from those held out.
 
-    colour: what the shape has instead of its own, for example one of TAUGHT.
+    colour: replaces the shape's colour, for example by one of TAUGHT.
     """
     chosen = _combinations(held_out)
     shape, drawn, size, motion = chosen[rng.integers(len(chosen))]
@@ -84,7 +86,7 @@ def _backgrounds(colour: str, count: int) -> list[tuple[str, ...]]:
     """The backgrounds of `count` colours that a shape of `colour` stands out from."""
     shares = np.linspace(0, 1, 65)[:, None]
     shades = ((names, _shade(names, shares)) for names in itertools.permutations(COLOURS, count))
-    return [names for names, shade in shades if _contrast(shade, colour) >= _LEAST_CONTRAST]
+    return [names for names, shade in shades if _contrast(shade, colour) >= _MIN_CONTRAST]
 
 
 def _contrast(shade: np.ndarray, colour: str) -> float:
@@ -99,9 +101,11 @@ def rgb(colour: str) -> tuple[int, int, int]:
 def render(
     scene: Scene, rng: np.random.Generator, frames: int, width: int = 64, height: int = 64, grid: float = GRID
 ) -> np.ndarray:
-    """The scene as pixels: [frames, height, width, 3] in 0 .. 255, uint8. `rng` draws where a way begins.
+    """The scene as pixels: [frames, height, width, 3] in 0 .. 255, uint8. `rng` draws where the path begins.
 
-    Whatever moves makes its way once in the length of the clip, short clips only a part of it.
+    A motion takes the whole clip; in a short clip the shape covers only the part of its path that it reaches at its
+    largest step a frame.
+    grid: pixels between the positions where a path can begin.
     """
     time = np.linspace(0.0, 1.0, frames) if frames > 1 else np.zeros(1)
     radius = SIZES[scene.size] * _growth(scene, time)
@@ -121,27 +125,28 @@ def _growth(scene: Scene, time: np.ndarray) -> np.ndarray:
 def _path(
     scene: Scene, rng: np.random.Generator, time: np.ndarray, reach: float, width: int, height: int, grid: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The centre of the shape in pixels in every frame."""
+    """(x, y) of the shape's centre in every frame, in pixels."""
     room = np.array([width, height]) - 2 * (reach + _MARGIN)
     steps = len(time) - 1
-    course = np.zeros((2, len(time)))  # from the leftmost and topmost place of the way
+    course = np.zeros((2, len(time)))  # relative to the leftmost and topmost point of the path
     if scene.motion in DIRECTIONS:
         signs = np.array(DIRECTIONS[scene.motion])[:, None]
-        course = np.where(signs < 0, 1 - time, time) * abs(signs) * np.minimum(room, _TRAVEL_A_FRAME * steps)[:, None]
+        course = np.where(signs < 0, 1 - time, time) * abs(signs) * np.minimum(room, _MAX_TRAVEL_PX * steps)[:, None]
     elif scene.motion == "bouncing":
         bounces = max(1, round(steps / 16))
-        # from the top down to the floor and back
-        course[1] = min(room[1], _DROP_A_FRAME * steps / bounces) * (0.5 - 0.5 * np.cos(2 * np.pi * bounces * time))
-    places = np.floor((room - course.max(axis=1)) / grid + 1e-6) + 1
-    first = reach + _MARGIN + grid * np.floor(rng.random(2) * places)
-    return tuple(first[:, None] + course)
+        # From the top down and back up.
+        course[1] = min(room[1], _MAX_DROP_PX * steps / bounces) * (0.5 - 0.5 * np.cos(2 * np.pi * bounces * time))
+    starts = np.floor((room - course.max(axis=1)) / grid + 1e-6) + 1  # the number of possible ones, along x and y
+    first = reach + _MARGIN + grid * np.floor(rng.random(2) * starts)
+    x, y = first[:, None] + course
+    return x, y
 
 
 def _angle(scene: Scene, time: np.ndarray) -> np.ndarray:
-    """Radians; shapes stand upright, and those that rotate begin so and make a third of a turn in a clip."""
+    """Radians. Shapes are upright; those that rotate begin upright and make a third of a turn in a clip."""
     if scene.motion != "rotating":
         return np.zeros_like(time)
-    return min(_TURN, _TURN_A_FRAME * (len(time) - 1)) * time
+    return min(_TURN, _MAX_TURN_STEP * (len(time) - 1)) * time
 
 
 def shape_coverage(
@@ -157,7 +162,7 @@ def shape_coverage(
 
 
 def _background(scene: Scene, width: int, height: int) -> np.ndarray:
-    """[height, width, 3] in 0 .. 255: one colour, or a straight passage from the first at the top to the second."""
+    """[height, width, 3] in 0 .. 255: one colour, or a linear gradient from the first at the top to the second."""
     shares = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None, None]
     return np.broadcast_to(_shade(scene.background, shares), (height, width, 3))
 
@@ -191,7 +196,7 @@ def _star(x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
     turned = np.minimum(turned, 2 * tenth - turned)
     distance = np.hypot(x, y)
     px, py = distance * np.cos(turned), distance * np.sin(turned)
-    # the edge from the point (1.1 r, 0) to the inner corner
+    # The distance to the edge from the tip at (1.1 r, 0) to the inner corner.
     tip, inner = 1.1 * r, 0.46 * r
     ex, ey = inner * np.cos(tenth) - tip, inner * np.sin(tenth)
     return ((px - tip) * -ey + py * ex) / np.hypot(ex, ey) * -1

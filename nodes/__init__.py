@@ -1,4 +1,4 @@
-"""ComfyUI's face of the pack: schemas, sockets and messages."""
+"""The pack's nodes: their schemas, sockets and messages. Calculations are in the packages below."""
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -65,7 +65,7 @@ set_advice(ADVICE)
 
 
 class CogVideoXExtension(ComfyExtension):
-    """What ComfyUI asks for the pack's nodes."""
+    """The object that ComfyUI asks for the pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

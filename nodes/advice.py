@@ -1,14 +1,14 @@
-"""What a user can do next, in terms of nodes: the one table that completes the messages of the rooms below.
+"""What a user can do next, in terms of nodes: the one table that completes the messages of the packages below.
 
-UserError's `advice` is a key of it; see errors.py. tests/nodes/test_advice.py holds both sides to each other.
+UserError's `advice` is a key of it; see errors.py. tests/nodes/test_advice.py compares the keys with those in use.
 """
 
 ADVICE = {
     "apply a LoRA first": "Connect the model after Apply CogVideoX LoRA or another LoRA loader.",
-    "apply the LoRA to weights": "Remove that node, or apply the LoRA with Apply CogVideoX LoRA.",
+    "apply the LoRA to weights": "Remove the node that adds it, or apply the LoRA with Apply CogVideoX LoRA.",
     "combine prompts": "Join prompts with Conditioning (Combine) instead of Conditioning (Concat).",
     "condition for text": (
-        "Connect the output of CogVideoX Text Encode alone, or choose the model that this conditioning is for."
+        "Connect the output of CogVideoX Text Encode directly, or choose the model that this conditioning is for."
     ),
     "condition for image": (
         "Pass positive and negative through CogVideoX Image to Video, or choose the model that this conditioning is "
@@ -24,26 +24,28 @@ ADVICE = {
         "Pass positive and negative through ComfyUI's VOID Inpaint Conditioning, or choose the model that this "
         "conditioning is for."
     ),
-    "connect an inverted latent": "Connect the latent of Invert CogVideoX Video directly.",
-    "decode exactly": "Or decode with CogVideoX Decode.",
+    "connect an inverted latent": "Connect the output of Invert CogVideoX Video directly.",
+    "decode exactly": "You can also decode with CogVideoX Decode.",
     "encode the prompt": (
         "Load the text encoder with Load CogVideoX Text Encoder and encode the prompt with CogVideoX Text Encode."
     ),
     "hold the last control frame": (
-        "Or switch on hold_last_frame of Apply CogVideoX ControlNet, which repeats the last frame."
+        "You can also switch on hold_last_frame in Apply CogVideoX ControlNet, which repeats the last frame."
     ),
-    "invert with the plain model": "Give Invert CogVideoX Video the model as it is before CogVideoX Follow Video.",
-    "load a control net": "Load one with Load CogVideoX ControlNet.",
-    "load with this pack": "Connect the MODEL of Load CogVideoX Model or Load CogVideoX Pipeline.",
-    "make a latent": "Make it with Empty CogVideoX Latent, or encode a video with a CogVideoX VAE.",
+    "invert with the plain model": (
+        "Connect Invert CogVideoX Video to the model before CogVideoX Follow Video, not after it."
+    ),
+    "load a control net": "Load a control net with Load CogVideoX ControlNet.",
+    "load with this pack": "Connect a model from Load CogVideoX Model or Load CogVideoX Pipeline.",
+    "make a latent": "Create a latent with Empty CogVideoX Latent, or encode a video with a CogVideoX VAE.",
     "sample VOID with this pack": (
-        "Use CogVideoX Sampler Select (ddim) instead of VOIDSampler: it runs the same equations. The VOID conditioning "
-        "and noise nodes stay as they are."
+        "Use CogVideoX Sampler Select (ddim) instead of VOIDSampler: it runs the same equations. Keep the VOID "
+        "conditioning and noise nodes."
     ),
     "set an area of a video": (
-        "Use Conditioning (Set Area with Percentage for Video), or a mask with set_cond_area default."
+        "Use Conditioning (Set Area with Percentage for Video), or Conditioning (Set Mask) with set_cond_area default."
     ),
-    "stretch positions": "CogVideoX Positions stretches it.",
+    "stretch positions": "CogVideoX Positions stretches the table with resample_table.",
     "take a model of this pack to sample": (
         "Connect a model from Load CogVideoX Model or Load CogVideoX Pipeline. Use KSampler for other models."
     ),

@@ -1,7 +1,8 @@
-"""Control nets: guide a video by edges, depth or poses of another one."""
+"""Control nets: guide a video with the edges, depth or poses of another one."""
 
 from pathlib import Path
 
+import torch
 from comfy_api.latest import io
 
 from ..host import folders
@@ -9,13 +10,22 @@ from ..media.pictures import check_pictures
 from ..model_loaders.checkpoints import check_component
 from ..model_loaders.load_controlnet import load_controlnet
 from ..model_loaders.precision import WEIGHT_DTYPES
-from ..sockets.controlnet import chain_control
-from .inputs import MAX_STRENGTH, dtype_input, hold_input, range_inputs, require_number, require_range, strength_input
-from .validation import problem
+from ..sockets.controlnet import CogVideoXControl, chain_control
+from .checks import check_percent_range, checked
+from .inputs import dtype_input, hold_input, range_inputs, strength_input
 
 
+def _find_control_net(name: str) -> Path:
+    return folders.find(name, "diffusers", "controlnet")
+
+
+def _check_control_net(control_net_name: str) -> None:
+    check_component(_find_control_net(control_net_name), "controlnet")
+
+
+@checked(_check_control_net)
 class CogVideoXLoadControlNet(io.ComfyNode):
-    """A control net -> CONTROL_NET."""
+    """The name of a control net -> CONTROL_NET."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -38,15 +48,11 @@ class CogVideoXLoadControlNet(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, control_net_name: str | None) -> bool | str:
-        name = control_net_name
-        return name is None or problem(lambda: check_component(_find_control_net(name), "controlnet"))
-
-    @classmethod
     def execute(cls, control_net_name: str, weight_dtype: str) -> io.NodeOutput:
         return io.NodeOutput(load_controlnet(_find_control_net(control_net_name), weight_dtype))
 
 
+@checked(check_percent_range)
 class CogVideoXApplyControlNet(io.ComfyNode):
     """CONDITIONING out, positive and negative, with the control net chained to them."""
 
@@ -57,17 +63,17 @@ class CogVideoXApplyControlNet(io.ComfyNode):
             display_name="Apply CogVideoX ControlNet",
             category="CogVideoX/condition",
             search_aliases=["controlnet", "control net", "apply controlnet", "canny", "hed", "depth"],
-            description="Let a control video (edges, depth, ...) guide where things are and how they move.",
+            description="Guide where things are and how they move with a control video (edges, depth, ...).",
             inputs=[
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 io.ControlNet.Input("control_net", tooltip="From Load CogVideoX ControlNet."),
                 io.Image.Input(
                     "control_video",
-                    tooltip="One picture for each frame of the video, made by the preprocessor that the control net "
-                    "was trained with. Scaled and cropped to the video's size.",
+                    tooltip="One image for each frame of the video, made by the preprocessor that the control net "
+                    "was trained with. It is scaled and cropped to the video's size.",
                 ),
-                strength_input("0 leaves the video as it is."),
+                strength_input("How strongly the control net guides the video. 0 has no effect."),
                 *range_inputs("the control"),
                 hold_input("the control video"),
             ],
@@ -82,15 +88,13 @@ class CogVideoXApplyControlNet(io.ComfyNode):
         cls,
         positive: list,
         negative: list,
-        control_net: object,
-        control_video: object,
+        control_net: CogVideoXControl,
+        control_video: torch.Tensor,
         strength: float,
         start_percent: float,
         end_percent: float,
         hold_last_frame: bool = False,
     ) -> io.NodeOutput:
-        require_number("strength", strength, MAX_STRENGTH)
-        require_range(start_percent, end_percent)
         if strength == 0:
             return io.NodeOutput(positive, negative)
         check_pictures(control_video)
@@ -98,7 +102,3 @@ class CogVideoXApplyControlNet(io.ComfyNode):
         return io.NodeOutput(
             *chain_control([positive, negative], control_net, control_video, strength, percent_range, hold_last_frame)
         )
-
-
-def _find_control_net(name: str) -> Path:
-    return folders.find(name, "diffusers", "controlnet")

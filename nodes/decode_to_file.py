@@ -1,4 +1,4 @@
-"""From latents to video files, without the frames ever standing in memory together."""
+"""Decode latents to video files, with only a few frames in memory at a time."""
 
 import contextlib
 from functools import partial
@@ -10,15 +10,25 @@ import torch
 from comfy_api.latest import InputImpl, io, ui
 
 from ..host.messages import show_on_node
+from ..keys import Latent
 from ..media import video_file as files
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SPATIAL, check_latents, video_frames
+from .checks import check_vae, checked
 from .decode import MEMORY_MODES
-from .validation import problem, require_vae
 
 _FORMAT = next(iter(files.FORMATS))
 
 
+def _check_quality(format: str, crf: int = 0) -> None:
+    files.check_crf(crf, format)
+
+
+def _check_prefix(filename_prefix: str) -> None:
+    files.new_video_path(filename_prefix, ".mp4")
+
+
+@checked(check_vae, files.frame_rate, _check_quality, _check_prefix)
 class CogVideoXDecodeToFile(io.ComfyNode):
     """LATENT [B, 16, n, h, w] -> B files of 4 n - 3 frames in the output folder. VIDEO out: the first of them."""
 
@@ -30,8 +40,8 @@ class CogVideoXDecodeToFile(io.ComfyNode):
             category="CogVideoX/decode",
             search_aliases=["save video", "vae decode", "mp4", "webm", "long video", "low memory", "out of memory"],
             description=(
-                "Decode a video latent exactly as diffusers does and write the frames to a video file as they are "
-                "made: a few of them are in memory at a time, however long the video is."
+                "Decode a video latent exactly as diffusers does and write each frame to a video file as soon as it is "
+                "decoded: only a few frames are in memory at a time, however long the video is."
             ),
             inputs=[
                 io.Vae.Input("vae"),
@@ -42,52 +52,48 @@ class CogVideoXDecodeToFile(io.ComfyNode):
                     min=files.MIN_FPS,
                     max=files.MAX_FPS,
                     step=0.01,
-                    tooltip="Frames a second: 8 for CogVideoX, 16 for CogVideoX 1.5.",
+                    tooltip="Frames per second: 8 for CogVideoX, 16 for CogVideoX 1.5.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="video/CogVideoX",
-                    tooltip="Where in ComfyUI's output folder; a number is added. May hold %date:yyyy-MM-dd% and the "
-                    "like, as in Save Video.",
+                    tooltip="The file's path in ComfyUI's output folder; a number is added. It may contain "
+                    "placeholders such as %date:yyyy-MM-dd%, as in Save Video.",
                 ),
                 io.Combo.Input(
                     "format",
                     options=list(files.FORMATS),
                     default=_FORMAT,
-                    tooltip="h264 plays everywhere. vp9 and av1 make smaller files and take longer; av1 has 10 bits.",
+                    tooltip="h264 plays everywhere. vp9 and av1 make smaller files and take longer; av1 stores 10 bits "
+                    "per colour.",
                 ),
                 io.Int.Input(
                     "crf",
                     default=18,
                     min=0,
                     max=files.MAX_CRF,
-                    tooltip="Lower is better and larger. 18 can hardly be told from the frames; Save Video has 23 for "
-                    "h264, Save WEBM 32. h264 goes to 51, and its 0 is lossless, which browsers do not play.",
+                    tooltip="Quality: a lower value is better and makes a larger file. 18 is hard to distinguish from "
+                    "the frames; Save Video uses 23 for h264, Save WEBM 32. h264 goes up to 51, and its 0 is lossless, "
+                    "which browsers do not play.",
                 ),
                 io.Combo.Input(
                     "memory",
                     options=list(MEMORY_MODES),
                     default="auto",
-                    tooltip="As in CogVideoX Decode: the result is the same in each.",
+                    tooltip="As in CogVideoX Decode: the result is the same with each.",
                 ),
-                io.Audio.Input("audio", optional=True, tooltip="Sound for the video, cut to its length."),
+                io.Audio.Input("audio", optional=True, tooltip="The video's sound, cut to its length."),
             ],
-            outputs=[io.Video.Output(tooltip="The file; of a batch, the first.")],
+            outputs=[io.Video.Output(tooltip="The file; for a batch, the first one.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
-    def validate_inputs(
-        cls, fps: float | None, filename_prefix: str | None, format: str | None, crf: int | None
-    ) -> bool | str:
-        return problem(lambda: _check(fps, filename_prefix, format, crf))
-
-    @classmethod
     def execute(
         cls,
         vae: CogVideoXVAE,
-        samples: dict,
+        samples: Latent,
         fps: float,
         filename_prefix: str,
         format: str,
@@ -95,7 +101,6 @@ class CogVideoXDecodeToFile(io.ComfyNode):
         memory: str,
         audio: dict | None = None,
     ) -> io.NodeOutput:
-        require_vae(vae)
         check_latents(samples["samples"])
         metadata = files.workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         settings = files.video_settings(format, fps, crf, metadata)
@@ -103,16 +108,6 @@ class CogVideoXDecodeToFile(io.ComfyNode):
         names = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in paths)
         show_on_node(f"Saved {names}.", cls.hidden.unique_id)
         return io.NodeOutput(InputImpl.VideoFromFile(str(paths[0])), ui=ui.PreviewVideo([*map(_saved, paths)]))
-
-
-def _check(fps: float | None, prefix: str | None, format_name: str | None, crf: int | None) -> None:
-    """Raises what is wrong with the widgets. None is a linked value, known only when the node runs."""
-    if fps is not None:
-        files.frame_rate(fps)
-    if format_name is not None:
-        files.check_crf(0 if crf is None else crf, format_name)
-    if prefix is not None:
-        files.new_video_path(prefix, ".mp4")
 
 
 def _decode(
@@ -138,7 +133,7 @@ def _decode(
 
 
 def _saved(path: Path) -> ui.SavedResult:
-    """What the frontend shows the file by."""
+    """The file as the frontend looks it up."""
     root = Path(folder_paths.get_output_directory()).resolve()
     folder = path.parent.relative_to(root)
     return ui.SavedResult(path.name, "" if folder == Path() else str(folder), io.FolderType.output)

@@ -1,4 +1,4 @@
-"""From the model hub into ComfyUI's model folders."""
+"""Download checkpoints from the model hub into ComfyUI's model folders."""
 
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..model_loaders.downloads.background import Cancelled
 from ..model_loaders.downloads.download import Progress, download
 from ..model_loaders.downloads.manifest import MANIFEST, is_complete
 from ..model_loaders.downloads.repositories import REPOSITORIES, find_repository
-from .validation import problem
+from .checks import checked
 
 _MB = 10**6
 _SHOW_S = 0.5
@@ -22,7 +22,10 @@ _CHOICES = "\n".join(f"{entry.describe()}, made for {entry.made_for}" for entry 
 
 
 def _folder(name: str) -> Path:
-    """Where the checkpoint of that name lies, or would lie. Raises UserError where ComfyUI has no place."""
+    """The folder that the checkpoint of that name has, or will have.
+
+    Raises UserError where ComfyUI has no models/diffusers folder.
+    """
     roots = [Path(root) for root in folder_paths.get_folder_paths("diffusers")]
     if not roots:
         raise UserError("This ComfyUI has no models/diffusers folder. Check its extra_model_paths.yaml.")
@@ -43,6 +46,7 @@ class _Display:
             show_on_node(progress.describe(), self.node_id)
 
 
+@checked()
 class CogVideoXDownload(io.ComfyNode):
     """A checkpoint of the model hub -> the name of its folder under models/diffusers."""
 
@@ -54,9 +58,9 @@ class CogVideoXDownload(io.ComfyNode):
             category="CogVideoX/load",
             search_aliases=["fetch", "checkpoint", "weights", "hugging face"],
             description=(
-                "Fetch a checkpoint from the model hub into models/diffusers: 13 to 21 GB, under the licence of the "
-                "checkpoint, which you accept by fetching it (see the list at the input). It goes on where it ended "
-                "after an interruption, and compares every file with the hub's hash."
+                "Download a checkpoint from the model hub into models/diffusers: 13 to 21 GB, under the licence of the "
+                "checkpoint, which you accept by downloading it (the tooltip of the input lists them). An interrupted "
+                "download is resumed, and every file is compared with the hub's hash."
             ),
             inputs=[
                 io.Combo.Input(
@@ -66,20 +70,16 @@ class CogVideoXDownload(io.ComfyNode):
                     tooltip=_CHOICES,
                 )
             ],
-            # COMBO, for a STRING cannot be linked to the loaders' lists
+            # COMBO, because ComfyUI links no STRING to the loaders' lists
             outputs=[io.Combo.Output(display_name="folder")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint: str | None) -> bool | str:
-        return checkpoint is None or problem(lambda: find_repository(checkpoint))
-
-    @classmethod
     def fingerprint_inputs(cls, checkpoint: str | None) -> float:
-        """Another value as long as anything is missing, so that the node is not taken for done."""
-        if checkpoint is None:  # linked, so not known yet
+        """NaN, which equals nothing, as long as a file is missing: ComfyUI runs the node again until all are there."""
+        if checkpoint is None:  # linked: ComfyUI does not know the value yet
             return float("nan")
         folder = _folder(find_repository(checkpoint).name)
         return (folder / MANIFEST).stat().st_mtime if is_complete(folder) else float("nan")
@@ -90,7 +90,7 @@ class CogVideoXDownload(io.ComfyNode):
         folder = _folder(entry.name)
         show_on_node(f"{entry.describe()}, into {folder}", cls.hidden.unique_id)
         try:
-            fetched = download(
+            downloaded = download(
                 entry.repository,
                 folder,
                 _Display(cls.hidden.unique_id),
@@ -99,6 +99,9 @@ class CogVideoXDownload(io.ComfyNode):
         except Cancelled:
             comfy.model_management.throw_exception_if_processing_interrupted()
             raise
-        what = f"{fetched / 1e9:.2f} GB fetched, every file verified" if fetched else "complete, nothing to fetch"
-        show_on_node(f"{entry.name}: {what}. Licence: {entry.licence}, {entry.licence_url}", cls.hidden.unique_id)
+        what = f"{downloaded / 1e9:.2f} GB downloaded" if downloaded else "nothing to download"
+        show_on_node(
+            f"{entry.name} is complete and verified: {what}. Licence: {entry.licence}, {entry.licence_url}",
+            cls.hidden.unique_id,
+        )
         return io.NodeOutput(entry.name)

@@ -1,13 +1,19 @@
-"""From latents to frames, quickly and nearly."""
+"""Decode latents to frames with the tiny decoder: fast and approximate."""
 
 from comfy_api.latest import io
 
 from ..host import folders
+from ..keys import Latent
 from ..model_loaders.load_tiny_decoder import TINY_FOLDER, check_tiny_decoder, list_tiny_decoders, load_tiny_decoder
 from ..sockets.draft import decode_draft
-from .validation import problem
+from .checks import checked
 
 
+def _check_decoder(decoder: str) -> None:
+    check_tiny_decoder(folders.find(decoder, TINY_FOLDER))
+
+
+@checked(_check_decoder)
 class CogVideoXDraftDecode(io.ComfyNode):
     """IMAGE out: [B * (4 n - 3), H, W, 3] in 0 .. 1 for n latent frames."""
 
@@ -18,7 +24,7 @@ class CogVideoXDraftDecode(io.ComfyNode):
             display_name="CogVideoX Draft Decode",
             category="CogVideoX/decode",
             search_aliases=["taecvx", "taehv", "tiny vae", "taesd", "preview"],
-            description="Decode a video latent with the tiny decoder taecvx: quick, small and close, not exact.",
+            description="Decode a video latent with the tiny decoder taecvx: fast, small and close, but not exact.",
             inputs=[
                 io.Latent.Input("samples", tooltip="From CogVideoX Sampler or any other sampler."),
                 io.Combo.Input(
@@ -32,12 +38,7 @@ class CogVideoXDraftDecode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, decoder: str | None) -> bool | str:
-        # None stands for a linked value, known only when the node runs
-        return problem(lambda: None if decoder is None else check_tiny_decoder(folders.find(decoder, TINY_FOLDER)))
-
-    @classmethod
-    def execute(cls, samples: dict, decoder: str) -> io.NodeOutput:
+    def execute(cls, samples: Latent, decoder: str) -> io.NodeOutput:
         patcher = load_tiny_decoder(folders.find(decoder, TINY_FOLDER))
         # [B, T, H, W, C] -> [B * T, H, W, C]
         return io.NodeOutput(decode_draft(patcher, samples["samples"]).flatten(0, 1))

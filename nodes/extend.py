@@ -1,17 +1,25 @@
-"""Videos longer than a model makes at once: clip after clip."""
+"""Videos longer than a model makes in one run: clip after clip."""
 
 import torch
 from comfy_api.latest import io
 
 from ..media.continuation import check_overlap, continuation_latent, join_videos, last_frames
 from ..media.pictures import fit_clip
-from ..vae.geometry import SIZE_STEP
-from .inputs import MAX_FRAMES, fit_input, own_size_inputs, require_size
-from .validation import problem, require_vae
+from ..sockets.vae import CogVideoXVAE
+from ..vae.geometry import SIZE_STEP, check_size
+from .checks import check_vae, checked
+from .inputs import MAX_FRAMES, fit_input, own_size_inputs
 
 
+def _check_continuation(frames: int = MAX_FRAMES, overlap: int = 1, width: int = 0, height: int = 0) -> None:
+    """Raises UserError; a width or height of 0 is the clip's own."""
+    check_size(width or SIZE_STEP, height or SIZE_STEP, frames)
+    check_overlap(overlap, frames)
+
+
+@checked(_check_continuation, check_vae)
 class CogVideoXContinueVideo(io.ComfyNode):
-    """LATENT out: samples [1, 16, T, h, w], the overlap in front; noise_mask [1, 1, T, h, w], 0 there and 1 after."""
+    """LATENT out: samples [1, 16, T, h, w], the overlap first; noise_mask [1, 1, T, h, w], 0 there and 1 after it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,7 +28,7 @@ class CogVideoXContinueVideo(io.ComfyNode):
             display_name="CogVideoX Continue Video",
             category="CogVideoX/extend",
             search_aliases=["extend video", "longer video", "long video", "overlap", "last frame"],
-            description="Begin a new clip with the last frames of the one before. Text to video models paint on from "
+            description="Begin a new clip with the last frames of the previous one. Text to video models continue "
             "the latent; image to video models take last_frames as their start image.",
             inputs=[
                 io.Vae.Input("vae"),
@@ -31,7 +39,7 @@ class CogVideoXContinueVideo(io.ComfyNode):
                     min=1,
                     max=MAX_FRAMES,
                     step=8,
-                    tooltip="Frames of the new clip, the overlap among them: 8k + 1.",
+                    tooltip="Frames of the new clip, including the overlap: 8k + 1.",
                 ),
                 io.Int.Input(
                     "overlap",
@@ -39,8 +47,8 @@ class CogVideoXContinueVideo(io.ComfyNode):
                     min=1,
                     max=MAX_FRAMES,
                     step=4,
-                    tooltip="Frames taken over from the end of the clip, 4k + 1: 1 keeps the picture, 5 or more keep "
-                    "the motion too.",
+                    tooltip="Frames taken over from the end of the clip, 4k + 1: 1 keeps the image, 5 or more also "
+                    "keep the motion.",
                 ),
                 *own_size_inputs(),
                 fit_input(),
@@ -53,17 +61,9 @@ class CogVideoXContinueVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, frames: int | None, overlap: int | None, width: int | None = 0, height: int | None = 0
-    ) -> bool | str:
-        # None is a linked value, known only when the node runs: anything that fits stands in for it
-        frames, overlap = MAX_FRAMES if frames is None else frames, 1 if overlap is None else overlap
-        return problem(lambda: _require(frames, overlap, width or 0, height or 0))
-
-    @classmethod
     def execute(
         cls,
-        vae: object,
+        vae: CogVideoXVAE,
         images: torch.Tensor,
         frames: int,
         overlap: int,
@@ -71,12 +71,11 @@ class CogVideoXContinueVideo(io.ComfyNode):
         height: int = 0,
         fit: str = "crop",
     ) -> io.NodeOutput:
-        _require(frames, overlap, width, height)
-        require_vae(vae)
         pictures = fit_clip(last_frames(images, overlap), width, height, fit)
         return io.NodeOutput(continuation_latent(vae.encode(pictures), frames), pictures, overlap)
 
 
+@checked()
 class CogVideoXJoinVideos(io.ComfyNode):
     """IMAGE out: [A + B - overlap, H, W, C]."""
 
@@ -87,7 +86,7 @@ class CogVideoXJoinVideos(io.ComfyNode):
             display_name="CogVideoX Join Videos",
             category="CogVideoX/extend",
             search_aliases=["concatenate videos", "extend video", "append", "cross-fade"],
-            description="Put a clip and its continuation together, without the frames that both of them show.",
+            description="Join a clip and its continuation, without the frames that both of them show.",
             inputs=[
                 io.Image.Input("images_before", tooltip="The video so far."),
                 io.Image.Input("images_after", tooltip="The clip that continues it."),
@@ -96,13 +95,12 @@ class CogVideoXJoinVideos(io.ComfyNode):
                     default=1,
                     min=0,
                     max=MAX_FRAMES,
-                    tooltip="How many frames both show: the overlap of CogVideoX Continue Video. 0 only puts them "
-                    "one after the other.",
+                    tooltip="How many frames both show: the overlap of CogVideoX Continue Video. 0 concatenates them.",
                 ),
                 io.Boolean.Input(
                     "blend",
                     default=False,
-                    tooltip="Fade from the one clip's frames of the overlap into the other's, where colours jump.",
+                    tooltip="Cross-fade between the two clips over the overlap, which hides a jump in colour.",
                 ),
             ],
             outputs=[io.Image.Output()],
@@ -113,9 +111,3 @@ class CogVideoXJoinVideos(io.ComfyNode):
         cls, images_before: torch.Tensor, images_after: torch.Tensor, overlap: int, blend: bool
     ) -> io.NodeOutput:
         return io.NodeOutput(join_videos(images_before, images_after, overlap, blend))
-
-
-def _require(frames: int, overlap: int, width: int, height: int) -> None:
-    """Raises UserError; a width or height of 0 is the clip's own."""
-    require_size(width or SIZE_STEP, height or SIZE_STEP, frames)
-    check_overlap(overlap, frames)

@@ -8,28 +8,25 @@ from ..keys import control_concat, inpaint_concat
 from ..media.masks import hold_last
 from ..media.pictures import check_pictures, fit_pictures
 from ..sockets.conditioning_images import encode_masked_video, known_clip, require_length
+from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import empty_latent
+from .checks import check_percent_range, check_vae, check_video_size, checked
 from .inputs import (
-    MAX_STRENGTH,
     conditioned,
     conditioned_outputs,
     fit_input,
     hold_input,
     noise_augmentation_input,
     range_inputs,
-    require_number,
-    require_range,
-    require_size,
     seed_input,
     size_inputs,
-    size_problem,
     strength_input,
 )
-from .validation import require_vae
 
 
+@checked(check_video_size, check_vae)
 class CogVideoXFunInpaint(io.ComfyNode):
-    """CONDITIONING with a masked video's latents and mask beside the text; an empty LATENT."""
+    """CONDITIONING with a masked video's latents and mask as concat conditioning; an empty LATENT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -38,26 +35,26 @@ class CogVideoXFunInpaint(io.ComfyNode):
             display_name="CogVideoX Fun Inpaint",
             category="CogVideoX/condition",
             search_aliases=["inp", "fun inpaint", "start end frame", "i2v"],
-            description="Keep parts of a video and make the rest anew, for CogVideoX-Fun InP models: a start image, an "
-            "end image, a region, or any of them together.",
+            description="Keep parts of a video and regenerate the rest, with CogVideoX-Fun InP models: a start image, "
+            "an end image, a region, or any of them together.",
             inputs=[
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 io.Vae.Input("vae"),
                 *size_inputs(),
-                io.Image.Input("video", optional=True, tooltip="The video to keep parts of."),
+                io.Image.Input("video", optional=True, tooltip="The video of which parts are kept."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White is made anew, black is kept; one for all frames or one for each.",
+                    tooltip="White is regenerated, black is kept. One mask for all frames, or one for each.",
                 ),
                 io.Image.Input("start_image", optional=True, tooltip="The first frame or frames, kept."),
                 io.Image.Input("end_image", optional=True, tooltip="The last frame or frames, kept."),
                 noise_augmentation_input(
-                    "Standard deviation of noise on what is kept (-1 .. 1), for more motion. CogVideoX-Fun V1.1 and "
-                    "later were trained with it; its own programs take 0.0563."
+                    "Standard deviation of noise added to what is kept (pixels from -1 to 1), for more motion. "
+                    "CogVideoX-Fun V1.1 and later were trained with it; their own programs use 0.0563."
                 ),
-                seed_input("Of that noise."),
+                seed_input("The seed of that noise."),
                 fit_input(),
                 hold_input("the video"),
             ],
@@ -65,15 +62,11 @@ class CogVideoXFunInpaint(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
-        return size_problem(width, height, frames)
-
-    @classmethod
     def execute(
         cls,
         positive: list,
         negative: list,
-        vae: object,
+        vae: CogVideoXVAE,
         width: int,
         height: int,
         frames: int,
@@ -87,9 +80,6 @@ class CogVideoXFunInpaint(io.ComfyNode):
         fit: str = "crop",
         hold_last_frame: bool = False,
     ) -> io.NodeOutput:
-        require_size(width, height, frames, batch_size)
-        require_vae(vae)
-        require_number("noise_augmentation", noise_augmentation, 1)
         if video is not None and hold_last_frame:
             video = hold_last(video, frames)
         clip, inpainted = known_clip(video, mask, start_image, end_image, (width, height, frames), fit)
@@ -102,8 +92,9 @@ class CogVideoXFunInpaint(io.ComfyNode):
         return conditioned(positive, negative, values, {"samples": empty_latent(width, height, frames, batch_size)})
 
 
+@checked(check_video_size, check_percent_range, check_vae)
 class CogVideoXFunControl(io.ComfyNode):
-    """CONDITIONING with a control video's latents beside the text; an empty LATENT."""
+    """CONDITIONING with a control video's latents as concat conditioning; an empty LATENT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -112,7 +103,7 @@ class CogVideoXFunControl(io.ComfyNode):
             display_name="CogVideoX Fun Control",
             category="CogVideoX/condition",
             search_aliases=["pose", "canny", "depth", "fun control"],
-            description="Let a control video (pose, edges, depth) lead a CogVideoX-Fun Control or Pose model.",
+            description="Guide a CogVideoX-Fun Control or Pose model with a control video (poses, edges, depth).",
             inputs=[
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
@@ -128,15 +119,11 @@ class CogVideoXFunControl(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
-        return size_problem(width, height, frames)
-
-    @classmethod
     def execute(
         cls,
         positive: list,
         negative: list,
-        vae: object,
+        vae: CogVideoXVAE,
         control_video: torch.Tensor,
         width: int,
         height: int,
@@ -148,10 +135,6 @@ class CogVideoXFunControl(io.ComfyNode):
         fit: str = "crop",
         hold_last_frame: bool = False,
     ) -> io.NodeOutput:
-        require_size(width, height, frames, batch_size)
-        require_vae(vae)
-        require_number("strength", strength, MAX_STRENGTH)
-        require_range(start_percent, end_percent)
         check_pictures(control_video)
         if hold_last_frame:
             control_video = hold_last(control_video, frames)

@@ -6,23 +6,22 @@ from comfy_api.latest import io
 from ..keys import image_concat, with_rng_offset
 from ..samplers.conditioning import IMAGE_SCALES
 from ..sockets.conditioning_images import encode_start_and_end
+from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import empty_latent
+from .checks import check_vae, check_video_size, checked
 from .inputs import (
     conditioned,
     conditioned_outputs,
     fit_input,
     noise_augmentation_input,
     posterior_inputs,
-    require_number,
-    require_size,
     size_inputs,
-    size_problem,
 )
-from .validation import require_vae
 
 
+@checked(check_video_size, check_vae)
 class CogVideoXImageToVideo(io.ComfyNode):
-    """CONDITIONING with the latents of a start image (and an end image) beside the text; an empty LATENT."""
+    """CONDITIONING with the latents of a start image (and an end image) as concat conditioning; an empty LATENT."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -31,7 +30,7 @@ class CogVideoXImageToVideo(io.ComfyNode):
             display_name="CogVideoX Image to Video",
             category="CogVideoX/condition",
             search_aliases=["i2v", "start image", "first frame", "end image"],
-            description="Let a video begin with a picture: for CogVideoX-5b-I2V and CogVideoX1.5-5B-I2V.",
+            description="Start a video from an image: for CogVideoX-5b-I2V and CogVideoX1.5-5B-I2V.",
             inputs=[
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
@@ -40,21 +39,22 @@ class CogVideoXImageToVideo(io.ComfyNode):
                 io.Image.Input(
                     "start_image",
                     optional=True,
-                    tooltip="The first frame; or the last 4k + 1 frames of a clip that the video shall continue.",
+                    tooltip="The first frame; or the last 4k + 1 frames of a clip that the video continues.",
                 ),
                 io.Image.Input(
                     "end_image", optional=True, tooltip="The last frame. The official models were not trained for one."
                 ),
                 noise_augmentation_input(
-                    "Standard deviation of noise on the picture (-1 .. 1). Some noise gives more motion; training had "
-                    "0.05 in the middle."
+                    "Standard deviation of noise added to the image (pixels from -1 to 1). Some noise gives more "
+                    "motion; in training it was around 0.05."
                 ),
                 io.Boolean.Input(
                     "training_noise",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Draw the noise's strength as training did, exp(N(-3, 0.5)), instead of the value above.",
+                    tooltip="Draw the strength of the noise at random as in training, exp(N(-3, 0.5)), instead of the "
+                    "value above.",
                 ),
                 fit_input(),
                 io.Combo.Input(
@@ -63,8 +63,8 @@ class CogVideoXImageToVideo(io.ComfyNode):
                     default="checkpoint",
                     optional=True,
                     advanced=True,
-                    tooltip="What the image's latent is scaled by. checkpoint: as its VAE's config says. For "
-                    "CogVideoX1.5-5B-I2V diffusers has divided and the authors' own code unscaled.",
+                    tooltip="How the image's latent is scaled. checkpoint: as the VAE's config says. For "
+                    "CogVideoX1.5-5B-I2V diffusers uses divided, and the authors' own code unscaled.",
                 ),
                 *posterior_inputs(),
             ],
@@ -72,15 +72,11 @@ class CogVideoXImageToVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
-        return size_problem(width, height, frames)
-
-    @classmethod
     def execute(
         cls,
         positive: list,
         negative: list,
-        vae: object,
+        vae: CogVideoXVAE,
         width: int,
         height: int,
         frames: int,
@@ -94,9 +90,6 @@ class CogVideoXImageToVideo(io.ComfyNode):
         sample_posterior: bool = False,
         seed: int = 0,
     ) -> io.NodeOutput:
-        require_size(width, height, frames, batch_size)
-        require_vae(vae)
-        require_number("noise_augmentation", noise_augmentation, 1)
         sigma = None if training_noise else noise_augmentation
         posterior_seed = seed if sample_posterior else None
         latents, drawn = encode_start_and_end(

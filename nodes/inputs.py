@@ -1,45 +1,46 @@
-"""Inputs that several nodes share, and the checks that belong to them."""
+"""Inputs and outputs that several nodes share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import node_helpers
 from comfy_api.latest import io
 
-from ..errors import UserError
+from ..keys import Concat, Latent
 from ..media.pictures import FITS
-from ..vae.geometry import SIZE_STEP, check_size
-from .validation import problem
+from ..vae.geometry import SIZE_STEP
 
 MAX_SIDE, MAX_FRAMES, MAX_BATCH, MAX_SEED = 16384, 1025, 64, 0xFFFFFFFFFFFFFFFF
 MAX_STRENGTH = 10.0
 _DTYPE = (
-    "Precision of the weights in memory. default: as the file has them, or in the checkpoint's trained precision where "
-    "the device computes in it. fp8_e4m3fn and int8 halve the memory of the large matrices; int8 is the more exact of "
-    "the two. _fast multiplies in that type as well, where the device can: quicker and less exact."
+    "Precision of the weights in memory. default: quantised weights as in the file, others in the precision that the "
+    "checkpoint was trained in, where the device supports it. fp8_e4m3fn and int8 halve the memory of the large "
+    "matrices; int8 is the more exact of the two. _fast also multiplies in that type, where the device supports it: "
+    "faster and less exact."
 )
 _SIDE = "Pixels, a multiple of 16."
-_LIMITS = {"width": MAX_SIDE, "height": MAX_SIDE, "frames": MAX_FRAMES, "batch_size": MAX_BATCH}
 
 
-def dtype_input(choices: Sequence[str]) -> io.Combo.Input:
+def dtype_input(choices: Iterable[str]) -> io.Combo.Input:
     return io.Combo.Input("weight_dtype", options=list(choices), default="default", tooltip=_DTYPE)
 
 
-def size_inputs() -> list[io.Int.Input]:
+def size_inputs() -> list[io.Input]:
     """width, height, frames and batch_size of a video."""
     return [
         io.Int.Input("width", default=720, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=_SIDE),
         io.Int.Input("height", default=480, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=_SIDE),
         io.Int.Input("frames", default=49, min=1, max=MAX_FRAMES, step=8, tooltip="Video frames, 8k + 1."),
-        io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH, tooltip="Videos made at once."),
+        io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH, tooltip="Number of videos in one run."),
     ]
 
 
-def own_size_inputs() -> list[io.Int.Input]:
-    """width and height that may be those of the pictures."""
-    tooltip = "Pixels, a multiple of 16. 0: the pictures' own, cut to the next multiple."
-    limits = {"min": 0, "max": MAX_SIDE, "step": SIZE_STEP}
-    return [io.Int.Input(name, default=0, optional=True, tooltip=tooltip, **limits) for name in ("width", "height")]
+def own_size_inputs() -> list[io.Input]:
+    """width and height, where 0 stands for those of the images."""
+    tooltip = "Pixels, a multiple of 16. 0: the size of the images, cropped to a multiple of 16."
+    return [
+        io.Int.Input(name, default=0, min=0, max=MAX_SIDE, step=SIZE_STEP, optional=True, tooltip=tooltip)
+        for name in ("width", "height")
+    ]
 
 
 def fit_input() -> io.Combo.Input:
@@ -48,7 +49,8 @@ def fit_input() -> io.Combo.Input:
         options=list(FITS),
         default="crop",
         optional=True,
-        tooltip="Pictures of another shape: crop cuts the edges off, letterbox adds black bars. Nothing is stretched.",
+        tooltip="For images of another aspect ratio: crop cuts the edges off, letterbox adds black bars. Nothing is "
+        "stretched.",
     )
 
 
@@ -57,26 +59,27 @@ def hold_input(what: str) -> io.Boolean.Input:
         "hold_last_frame",
         default=False,
         optional=True,
-        tooltip=f"Where {what} is shorter than the clip, let its last frame stand instead of refusing it.",
+        tooltip=f"If {what} is shorter than the clip, repeat its last frame instead of stopping with an error.",
     )
 
 
 def posterior_inputs() -> list[io.Input]:
-    """sample_posterior and seed, for nodes that encode pictures."""
+    """sample_posterior and seed, for nodes that encode images."""
     return [
         io.Boolean.Input(
             "sample_posterior",
             default=False,
             optional=True,
             advanced=True,
-            tooltip="Take a random sample of the VAE's posterior, as diffusers' pipelines do, instead of its mode.",
+            tooltip="Draw a random sample from the VAE's posterior, as diffusers' pipelines do, instead of taking its "
+            "mode.",
         ),
-        seed_input("Of that sample and of added noise. The sampler's own seed here gives diffusers' video."),
+        seed_input("The seed of that sample and of added noise. Use the sampler's seed to get the video of diffusers."),
     ]
 
 
 def seed_input(tooltip: str) -> io.Int.Input:
-    """The seed of what is drawn before sampling: it stays as it is from run to run."""
+    """The seed of random numbers that a node draws before sampling. It does not change from run to run."""
     return io.Int.Input(
         "seed",
         default=0,
@@ -96,7 +99,7 @@ def noise_augmentation_input(tooltip: str) -> io.Float.Input:
 
 
 def conditioned_outputs() -> list[io.Output]:
-    """What a node gives that adds something to the prompts: positive, negative and the latent to sample."""
+    """Outputs of a node that adds to the prompts: positive, negative and the latent to sample."""
     return [
         io.Conditioning.Output(display_name="positive"),
         io.Conditioning.Output(display_name="negative"),
@@ -104,8 +107,8 @@ def conditioned_outputs() -> list[io.Output]:
     ]
 
 
-def conditioned(positive: list, negative: list, values: dict, latent: dict) -> io.NodeOutput:
-    """`values` (see samplers.conditioning) added to both prompts, and the latent."""
+def conditioned(positive: list, negative: list, values: Concat, latent: Latent) -> io.NodeOutput:
+    """Both prompts with `values` (see keys.Concat) added, and the latent."""
     both = (node_helpers.conditioning_set_values(conditioning, values) for conditioning in (positive, negative))
     return io.NodeOutput(*both, latent)
 
@@ -114,46 +117,23 @@ def strength_input(tooltip: str) -> io.Float.Input:
     return io.Float.Input("strength", default=1.0, min=0.0, max=MAX_STRENGTH, step=0.01, tooltip=tooltip)
 
 
-def range_inputs(what: str) -> list[io.Float.Input]:
-    """start_percent and end_percent of a run."""
+def range_inputs(what: str) -> list[io.Input]:
+    """start_percent and end_percent: the share of the run in which `what` has an effect."""
     return [
         io.Float.Input(
-            "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip=f"When in the run {what} sets in."
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip=f"When {what} starts: 0 is the first step of the run.",
         ),
         io.Float.Input(
-            "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip=f"When in the run {what} ends."
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip=f"When {what} ends: 1 is the end of the run.",
         ),
     ]
-
-
-def require_range(start_percent: float, end_percent: float) -> None:
-    """Raises UserError for a part of a run that is none."""
-    if not 0 <= start_percent < end_percent <= 1:
-        raise UserError(
-            f"start_percent {start_percent} and end_percent {end_percent} are no part of a run: use 0 to 1, the start "
-            "below the end. For no effect at all set strength 0."
-        )
-
-
-def require_number(name: str, value: float, most: float) -> None:
-    """Raises UserError unless `value` is in 0 .. `most`; ComfyUI does not hold linked values to limits."""
-    if not 0 <= value <= most:  # NaN neither
-        raise UserError(f"{name} is {value}: use 0 to {most:g}.")
-
-
-def size_problem(width: int | None, height: int | None, frames: int | None) -> bool | str:
-    """What validate_inputs returns for a size. None is a linked value, known only when the node runs."""
-    width, height = (SIZE_STEP if side is None else side for side in (width, height))
-    return problem(lambda: require_size(width, height, 1 if frames is None else frames))
-
-
-def require_size(width: int, height: int, frames: int, batch_size: int = 1) -> None:
-    """Raises UserError where no video has this size.
-
-    ComfyUI holds neither linked values nor those that validate_inputs takes to their limits, and a million frames too
-    many take the whole server down.
-    """
-    check_size(width, height, frames)
-    for (name, most), value in zip(_LIMITS.items(), (width, height, frames, batch_size)):
-        if not 1 <= value <= most:
-            raise UserError(f"{name} is {value}: use 1 to {most}.")

@@ -1,18 +1,22 @@
-"""Editing a video: find the noise it comes from, then make another video that follows it."""
+"""Editing a video: invert it to noise, then generate another video that follows it."""
 
 import comfy.sample
 import comfy.utils
 import latent_preview
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..keys import Latent
 from ..samplers.follow import follow_video, read_trajectory
 from ..samplers.inversion import inversion_sigmas, record_inversion
-from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule
+from ..samplers.schedule import TRAIN_TIMESTEPS
+from .checks import check_percent_range, checked
 from .inputs import range_inputs
-from .validation import problem
+from .sample import noise_levels
 
 
+@checked()
 class CogVideoXInvert(io.ComfyNode):
     """LATENT out: samples [B, 16, T, H/8, W/8] at the highest noise level, and the trajectory that led there."""
 
@@ -23,18 +27,18 @@ class CogVideoXInvert(io.ComfyNode):
             display_name="Invert CogVideoX Video",
             category="CogVideoX/sample",
             search_aliases=["ddim inversion", "video to noise", "unsample", "edit video"],
-            description="Run DDIM backwards: from an encoded video to the noise that it comes from.",
+            description="Run DDIM backwards: from an encoded video to the noise that would generate it.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load CogVideoX Model or Load CogVideoX Pipeline."),
-                io.Conditioning.Input("positive", tooltip="An empty prompt, or what the video shows."),
-                io.Conditioning.Input("negative", tooltip="An empty prompt; counts only where cfg is not 1."),
+                io.Conditioning.Input("positive", tooltip="An empty prompt, or one that describes the video."),
+                io.Conditioning.Input("negative", tooltip="An empty prompt. It has no effect at cfg 1."),
                 io.Latent.Input("latent_image", tooltip="The video, from a CogVideoX VAE."),
                 io.Int.Input(
                     "steps",
                     default=50,
                     min=1,
                     max=TRAIN_TIMESTEPS,
-                    tooltip="As many as the run that follows. More steps are closer to the exact noise.",
+                    tooltip="The number of steps of the run that follows. More steps come closer to the exact noise.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -43,24 +47,20 @@ class CogVideoXInvert(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="1 is the way back of a run at 1; with guidance no run leads back to the video.",
+                    tooltip="At 1 a run at cfg 1 restores the video; with guidance no run does.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
         )
 
     @classmethod
-    def validate_inputs(cls, steps: int | None) -> bool | str:
-        return problem(lambda: require_schedule(1 if steps is None else steps, 1.0))
-
-    @classmethod
     def execute(
-        cls, model: object, positive: list, negative: list, latent_image: dict, steps: int, cfg: float
+        cls, model: ModelPatcher, positive: list, negative: list, latent_image: Latent, steps: int, cfg: float
     ) -> io.NodeOutput:
-        sigmas = inversion_sigmas(model.get_model_object("model_sampling"), steps)
+        sigmas = inversion_sigmas(noise_levels(model), steps)
         latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
         sampler, trajectory = record_inversion(steps)
-        # a noise mask takes no part: the whole video is inverted
+        # a noise mask is left out: the whole video is inverted
         samples = comfy.sample.sample_custom(
             model,
             torch.zeros_like(latent),
@@ -76,6 +76,7 @@ class CogVideoXInvert(io.ComfyNode):
         return io.NodeOutput({**latent_image, "samples": samples, "cogvideox_trajectory": trajectory})
 
 
+@checked(check_percent_range)
 class CogVideoXFollowVideo(io.ComfyNode):
     """MODEL out, a patched clone."""
 
@@ -86,15 +87,16 @@ class CogVideoXFollowVideo(io.ComfyNode):
             display_name="CogVideoX Follow Video",
             category="CogVideoX/sample",
             search_aliases=["ddim inversion", "edit video", "attention sharing", "reference video"],
-            description="Let a run with a new prompt keep to an inverted video, by attention shared with it.",
+            description="Generate a video that follows an inverted one with a new prompt, by sharing attention with "
+            "it.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the video was inverted with."),
                 io.Latent.Input("inverted", tooltip="From Invert CogVideoX Video."),
-                *range_inputs("keeping to the video"),
+                *range_inputs("following the video"),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model: object, inverted: dict, start_percent: float, end_percent: float) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, inverted: Latent, start_percent: float, end_percent: float) -> io.NodeOutput:
         return io.NodeOutput(follow_video(model, read_trajectory(inverted, start_percent, end_percent)))

@@ -1,11 +1,13 @@
-"""Latents to start from."""
+"""Empty latents."""
 
 from comfy_api.latest import io
 
 from ..vae.geometry import empty_latent
-from .inputs import require_size, size_inputs, size_problem
+from .checks import check_video_size, checked
+from .inputs import size_inputs
 
 
+@checked(check_video_size)
 class CogVideoXEmptyLatent(io.ComfyNode):
     """LATENT out: samples [B, 16, (frames - 1) / 4 + 1, height / 8, width / 8], zeros."""
 
@@ -16,16 +18,11 @@ class CogVideoXEmptyLatent(io.ComfyNode):
             display_name="Empty CogVideoX Latent",
             category="CogVideoX/latent",
             search_aliases=["empty video latent", "video size", "frames"],
-            description="An empty video to paint: 720 x 480 with 49 frames for CogVideoX, 1360 x 768 with 81 for 1.5.",
+            description="An empty video latent: 720 x 480 with 49 frames for CogVideoX, 1360 x 768 with 81 for 1.5.",
             inputs=size_inputs(),
             outputs=[io.Latent.Output()],
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None, height: int | None, frames: int | None) -> bool | str:
-        return size_problem(width, height, frames)
-
-    @classmethod
     def execute(cls, width: int, height: int, frames: int, batch_size: int) -> io.NodeOutput:
-        require_size(width, height, frames, batch_size)
         return io.NodeOutput({"samples": empty_latent(width, height, frames, batch_size)})

@@ -12,176 +12,8 @@ from ..model_loaders.load_model import load_model
 from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, load_text_encoder
 from ..model_loaders.load_vae import check_vae_dtype, load_vae
 from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision, quantized_mode
+from .checks import checked
 from .inputs import dtype_input
-from .validation import problem
-
-
-def _check_vae(name: str | None, weight_dtype: str | None) -> None:
-    """None stands for a linked value, here as below, known only when the node runs."""
-    if name is not None:
-        check_component(_find_vae(name), "vae")
-    if weight_dtype is not None:
-        check_vae_dtype(weight_dtype)
-
-
-def _check_model(name: str | None, weight_dtype: str | None) -> None:
-    if weight_dtype is not None:
-        check_precision(weight_dtype, mm.get_torch_device())
-    if name is not None:
-        check_component(_find_model(name), "transformer")
-
-
-def _check_text_encoder(name: str | None, weight_dtype: str | None) -> None:
-    if weight_dtype is not None:
-        check_t5_precision(weight_dtype)
-    if name is not None:
-        check_component(_find_text_encoder(name), "text_encoder")
-
-
-def _check_pipeline(folder: str | None, weight_dtype: str | None) -> None:
-    if weight_dtype is not None:
-        check_precision(weight_dtype, mm.get_torch_device())
-    if folder is not None:
-        path = _find_pipeline(folder)
-        require_pipeline(path)
-        for component in folders.COMPONENTS:
-            check_component(path, component)
-
-
-class CogVideoXLoadPipeline(io.ComfyNode):
-    """A whole diffusers folder, or one file with everything -> MODEL, CLIP, VAE."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CogVideoXLoadPipeline",
-            display_name="Load CogVideoX Pipeline",
-            category="CogVideoX/load",
-            search_aliases=["diffusers loader", "checkpoint", "text to video"],
-            description="Load transformer, text encoder and VAE of a CogVideoX checkpoint.",
-            inputs=[
-                io.Combo.Input(
-                    "folder",
-                    options=folders.list_pipelines() + folders.list_files("checkpoints"),
-                    tooltip=(
-                        "A folder under models/diffusers that holds the whole checkpoint (model_index.json), or a file "
-                        "under models/checkpoints that holds transformer, text encoder and VAE."
-                    ),
-                ),
-                dtype_input(PRECISIONS),
-            ],
-            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
-        )
-
-    @classmethod
-    def validate_inputs(cls, folder: str | None, weight_dtype: str | None) -> bool | str:
-        return problem(lambda: _check_pipeline(folder, weight_dtype))
-
-    @classmethod
-    def execute(cls, folder: str, weight_dtype: str) -> io.NodeOutput:
-        path = _find_pipeline(folder)
-        require_pipeline(path)
-        # what eight bits save in the transformer they would cost in T5 and the VAE
-        rest = "default" if quantized_mode(weight_dtype) else weight_dtype
-        return io.NodeOutput(
-            load_model(path, weight_dtype, show_on_running_node),
-            load_text_encoder(path, rest),
-            load_vae(path, rest, show_on_running_node),
-        )
-
-
-class CogVideoXLoadModel(io.ComfyNode):
-    """A transformer -> MODEL."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CogVideoXLoadModel",
-            display_name="Load CogVideoX Model",
-            category="CogVideoX/load",
-            search_aliases=["transformer", "diffusion model"],
-            description="Load the transformer of a CogVideoX checkpoint alone.",
-            inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=folders.list_components("transformer", "diffusion_models"),
-                    tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models.",
-                ),
-                dtype_input(PRECISIONS),
-            ],
-            outputs=[io.Model.Output()],
-        )
-
-    @classmethod
-    def validate_inputs(cls, model_name: str | None, weight_dtype: str | None) -> bool | str:
-        return problem(lambda: _check_model(model_name, weight_dtype))
-
-    @classmethod
-    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_model(_find_model(model_name), weight_dtype, show_on_running_node))
-
-
-class CogVideoXLoadTextEncoder(io.ComfyNode):
-    """A T5 encoder -> CLIP."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CogVideoXLoadTextEncoder",
-            display_name="Load CogVideoX Text Encoder",
-            category="CogVideoX/load",
-            search_aliases=["clip", "t5"],
-            description="Load the T5 text encoder of a CogVideoX checkpoint alone.",
-            inputs=[
-                io.Combo.Input(
-                    "text_encoder_name",
-                    options=folders.list_components("text_encoder", "text_encoders"),
-                    tooltip="A pipeline under models/diffusers, or a folder or file under models/text_encoders.",
-                ),
-                dtype_input(T5_PRECISIONS),
-            ],
-            outputs=[io.Clip.Output()],
-        )
-
-    @classmethod
-    def validate_inputs(cls, text_encoder_name: str | None, weight_dtype: str | None) -> bool | str:
-        return problem(lambda: _check_text_encoder(text_encoder_name, weight_dtype))
-
-    @classmethod
-    def execute(cls, text_encoder_name: str, weight_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_text_encoder(_find_text_encoder(text_encoder_name), weight_dtype))
-
-
-class CogVideoXLoadVAE(io.ComfyNode):
-    """A VAE -> VAE."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CogVideoXLoadVAE",
-            display_name="Load CogVideoX VAE",
-            category="CogVideoX/load",
-            search_aliases=["vae"],
-            description="Load the VAE of a CogVideoX checkpoint alone.",
-            inputs=[
-                io.Combo.Input(
-                    "vae_name",
-                    options=folders.list_components("vae", "vae"),
-                    tooltip="A pipeline under models/diffusers, or a folder or file under models/vae.",
-                ),
-                dtype_input(WEIGHT_DTYPES),
-            ],
-            outputs=[io.Vae.Output()],
-        )
-
-    @classmethod
-    def validate_inputs(cls, vae_name: str | None, weight_dtype: str | None) -> bool | str:
-        # a VAE is loaded after sampling: what is wrong with it must be known before
-        return problem(lambda: _check_vae(vae_name, weight_dtype))
-
-    @classmethod
-    def execute(cls, vae_name: str, weight_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_vae(_find_vae(vae_name), weight_dtype, show_on_running_node))
 
 
 def _find_pipeline(name: str) -> Path:
@@ -198,3 +30,149 @@ def _find_text_encoder(name: str) -> Path:
 
 def _find_vae(name: str) -> Path:
     return folders.find(name, "diffusers", "vae")
+
+
+def _check_device_precision(weight_dtype: str) -> None:
+    check_precision(weight_dtype, mm.get_torch_device())
+
+
+def _check_pipeline(folder: str) -> None:
+    path = _find_pipeline(folder)
+    require_pipeline(path)
+    for component in folders.COMPONENTS:
+        check_component(path, component)
+
+
+def _check_model(model_name: str) -> None:
+    check_component(_find_model(model_name), "transformer")
+
+
+def _check_text_encoder(text_encoder_name: str) -> None:
+    check_component(_find_text_encoder(text_encoder_name), "text_encoder")
+
+
+def _check_vae(vae_name: str) -> None:
+    check_component(_find_vae(vae_name), "vae")
+
+
+@checked(_check_device_precision, _check_pipeline)
+class CogVideoXLoadPipeline(io.ComfyNode):
+    """A diffusers pipeline folder, or one file with all parts -> MODEL, CLIP, VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXLoadPipeline",
+            display_name="Load CogVideoX Pipeline",
+            category="CogVideoX/load",
+            search_aliases=["diffusers loader", "checkpoint", "text to video"],
+            description="Load the transformer, text encoder and VAE of a CogVideoX checkpoint.",
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=folders.list_pipelines() + folders.list_files("checkpoints"),
+                    tooltip=(
+                        "A folder under models/diffusers with the complete checkpoint (model_index.json), or a file "
+                        "under models/checkpoints with transformer, text encoder and VAE."
+                    ),
+                ),
+                dtype_input(PRECISIONS),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, folder: str, weight_dtype: str) -> io.NodeOutput:
+        path = _find_pipeline(folder)
+        # T5 has a precision of its own and the VAE none in eight bits: only the transformer is quantised
+        rest = "default" if quantized_mode(weight_dtype) else weight_dtype
+        return io.NodeOutput(
+            load_model(path, weight_dtype, show_on_running_node),
+            load_text_encoder(path, rest),
+            load_vae(path, rest, show_on_running_node),
+        )
+
+
+@checked(_check_device_precision, _check_model)
+class CogVideoXLoadModel(io.ComfyNode):
+    """A transformer -> MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXLoadModel",
+            display_name="Load CogVideoX Model",
+            category="CogVideoX/load",
+            search_aliases=["transformer", "diffusion model"],
+            description="Load only the transformer of a CogVideoX checkpoint.",
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=folders.list_components("transformer", "diffusion_models"),
+                    tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models.",
+                ),
+                dtype_input(PRECISIONS),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_model(_find_model(model_name), weight_dtype, show_on_running_node))
+
+
+@checked(check_t5_precision, _check_text_encoder)
+class CogVideoXLoadTextEncoder(io.ComfyNode):
+    """A T5 encoder -> CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXLoadTextEncoder",
+            display_name="Load CogVideoX Text Encoder",
+            category="CogVideoX/load",
+            search_aliases=["clip", "t5"],
+            description="Load only the T5 text encoder of a CogVideoX checkpoint.",
+            inputs=[
+                io.Combo.Input(
+                    "text_encoder_name",
+                    options=folders.list_components("text_encoder", "text_encoders"),
+                    tooltip="A pipeline under models/diffusers, or a folder or file under models/text_encoders.",
+                ),
+                dtype_input(T5_PRECISIONS),
+            ],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, text_encoder_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_text_encoder(_find_text_encoder(text_encoder_name), weight_dtype))
+
+
+# A VAE is loaded after sampling: what is wrong with its file must be known before, when the prompt is queued.
+@checked(_check_vae, check_vae_dtype)
+class CogVideoXLoadVAE(io.ComfyNode):
+    """A VAE -> VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXLoadVAE",
+            display_name="Load CogVideoX VAE",
+            category="CogVideoX/load",
+            search_aliases=["vae"],
+            description="Load only the VAE of a CogVideoX checkpoint.",
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=folders.list_components("vae", "vae"),
+                    tooltip="A pipeline under models/diffusers, or a folder or file under models/vae.",
+                ),
+                dtype_input(WEIGHT_DTYPES),
+            ],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_vae(_find_vae(vae_name), weight_dtype, show_on_running_node))

@@ -1,6 +1,9 @@
-"""Videos longer or larger than a model was made for."""
+"""Videos longer or larger than those a model was trained on."""
+
+from typing import Any
 
 import comfy.context_windows
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..errors import UserError
@@ -8,12 +11,22 @@ from ..host.compat import patch_context_windows
 from ..samplers.comfy_sampler import require_cogvideox
 from ..sockets.model import patch_positions
 from ..vae.geometry import TEMPORAL, latent_frames
+from .checks import checked
 from .inputs import MAX_FRAMES
-from .validation import problem
+from .sample import noise_levels
 
 SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform", "batched")
 
 
+def _check_windows(context_frames: int, overlap_frames: int) -> None:
+    if (context_frames - 1) % TEMPORAL or overlap_frames >= context_frames - 1:
+        raise UserError(
+            f"Windows of {context_frames} frames with an overlap of {overlap_frames} are not possible. Use 4k + 1 "
+            "frames, 5 or more (49 for CogVideoX, 81 for 1.5), and an overlap of fewer frames."
+        )
+
+
+@checked(_check_windows)
 class CogVideoXContextWindows(io.ComfyNode):
     """MODEL out, a patched clone."""
 
@@ -33,7 +46,7 @@ class CogVideoXContextWindows(io.ComfyNode):
                     min=5,
                     max=MAX_FRAMES,
                     step=4,
-                    tooltip="Frames of a window, 4k + 1: 49 for CogVideoX, 81 for 1.5.",
+                    tooltip="Frames per window, 4k + 1: 49 for CogVideoX, 81 for 1.5.",
                 ),
                 io.Int.Input(
                     "overlap_frames",
@@ -47,8 +60,8 @@ class CogVideoXContextWindows(io.ComfyNode):
                     "schedule",
                     options=list(SCHEDULES),
                     default="standard_static",
-                    tooltip="Where the windows lie: static the same at every step, uniform shifted from step to step, "
-                    "looped for videos without an end, batched without overlap.",
+                    tooltip="The positions of the windows. static: the same at every step. uniform: shifted from step "
+                    "to step. looped: the end continues at the start, for endless videos. batched: without overlap.",
                 ),
                 io.Combo.Input(
                     "fuse_method",
@@ -59,20 +72,20 @@ class CogVideoXContextWindows(io.ComfyNode):
                 io.Boolean.Input(
                     "freenoise",
                     default=True,
-                    tooltip="FreeNoise: later windows begin with the first window's noise, shuffled, for steadier "
-                    "content.",
+                    tooltip="FreeNoise: later windows start from the shuffled noise of the first one, which keeps the "
+                    "content consistent.",
                 ),
                 io.Boolean.Input(
                     "retain_start_image",
                     default=False,
                     optional=True,
-                    tooltip="Image to video: show the start image to every window, not to the first one alone.",
+                    tooltip="Image to video: give the start image to every window, not only to the first one.",
                 ),
                 io.Boolean.Input(
                     "split_prompts",
                     default=False,
                     optional=True,
-                    tooltip="Several prompts joined with Conditioning (Combine): one after the other over the video, "
+                    tooltip="Prompts joined with Conditioning (Combine) apply one after the other over the video, "
                     "instead of all at once.",
                 ),
             ],
@@ -80,15 +93,9 @@ class CogVideoXContextWindows(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, context_frames: int | None, overlap_frames: int | None) -> bool | str:
-        if context_frames is None or overlap_frames is None:
-            return True
-        return problem(lambda: _require_windows(context_frames, overlap_frames))
-
-    @classmethod
     def execute(
         cls,
-        model: object,
+        model: ModelPatcher,
         context_frames: int,
         overlap_frames: int,
         schedule: str,
@@ -97,33 +104,24 @@ class CogVideoXContextWindows(io.ComfyNode):
         retain_start_image: bool = False,
         split_prompts: bool = False,
     ) -> io.NodeOutput:
-        _require_windows(context_frames, overlap_frames)
-        require_cogvideox(model.get_model_object("model_sampling"))
-        config = model.get_model_object("diffusion_model").config
-        pairs = config.patch_size_t or 1
+        require_cogvideox(noise_levels(model))
+        dit: Any = model.get_model_object("diffusion_model")  # importing its class would load diffusers
+        pairs = dit.config.patch_size_t or 1
         patched = patch_context_windows(
             model,
             schedule,
             fuse_method,
             freenoise,
-            # CogVideoX 1.5 sees whole pairs: 81 frames are 21 latents and one in front
+            # CogVideoX 1.5 takes latents in pairs: 81 frames are 21 latents and one more in front
             context_length=-(-latent_frames(context_frames) // pairs) * pairs,
             context_overlap=overlap_frames // TEMPORAL,
             dim=2,
             cond_retain_index_list="0" if retain_start_image else "",
             split_conds_to_windows=split_prompts,
-            # a learned table has no place for the frame that ComfyUI puts in front of later windows
-            causal_window_fix=not config.use_learned_positional_embeddings,
+            # a learned table has no position for the frame that ComfyUI prepends to later windows
+            causal_window_fix=not dit.config.use_learned_positional_embeddings,
         )
         return io.NodeOutput(patched)
-
-
-def _require_windows(context_frames: int, overlap_frames: int) -> None:
-    if context_frames < 5 or (context_frames - 1) % TEMPORAL or not 0 <= overlap_frames < context_frames - 1:
-        raise UserError(
-            f"Windows of {context_frames} frames with an overlap of {overlap_frames} are not possible. Use 4k + 1 "
-            "frames, 5 or more (49 for CogVideoX, 81 for 1.5), and an overlap of fewer frames."
-        )
 
 
 class CogVideoXPositions(io.ComfyNode):
@@ -136,23 +134,26 @@ class CogVideoXPositions(io.ComfyNode):
             display_name="CogVideoX Positions",
             category="CogVideoX/sample",
             search_aliases=["riflex", "long video", "resolution"],
-            description="Change how a model counts frames and pixels, for sizes and lengths beyond its own.",
+            description="Change the position embeddings of a model, for sizes and lengths beyond those it was trained "
+            "on.",
             inputs=[
                 io.Model.Input("model"),
                 io.Boolean.Input(
                     "riflex",
                     default=False,
-                    tooltip="RIFLEx: keep single runs of over 20 latent frames from repeating themselves. Not for 2b.",
+                    tooltip="RIFLEx: keep a single run of more than 20 latent frames from repeating itself. Not for "
+                    "CogVideoX-2b.",
                 ),
                 io.Boolean.Input(
                     "resample_table",
                     default=False,
-                    tooltip="CogVideoX-5b-I2V: stretch its learned position table to any size, at some loss.",
+                    tooltip="CogVideoX-5b-I2V: interpolate its learned position table to any size, with some loss of "
+                    "quality.",
                 ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model: object, riflex: bool, resample_table: bool) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, riflex: bool, resample_table: bool) -> io.NodeOutput:
         return io.NodeOutput(patch_positions(model, riflex, resample_table))

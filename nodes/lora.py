@@ -1,4 +1,4 @@
-"""LoRAs: put one on a model, save what a model carries."""
+"""LoRAs: apply one to a model, and save those of a model."""
 
 from pathlib import Path
 
@@ -11,14 +11,25 @@ from ..host import folders
 from ..host.messages import show_on_node
 from ..host.output import new_output_path
 from ..model_loaders.files.safetensors_writer import write_tensors
-from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora, require_strength
+from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora
 from ..model_loaders.lora.layers import SCALES
 from ..model_loaders.lora.report import format_range
 from ..model_loaders.lora.save import SAVE_DTYPES, diffusers_lora, merge_loras
 from ..sockets.model import require_cogvideox_model
-from .validation import problem
+from .checks import checked
 
 
+def _find_lora(name: str) -> Path:
+    return folders.find(name, "loras")
+
+
+def _check_file(lora_name: str, strength: float = 1.0) -> None:
+    """A LoRA of strength 0 is not opened."""
+    if strength != 0:
+        check_lora(_find_lora(lora_name))
+
+
+@checked(require_cogvideox_model, _check_file)
 class CogVideoXApplyLora(io.ComfyNode):
     """MODEL out, a clone with the LoRA among its patches."""
 
@@ -29,7 +40,7 @@ class CogVideoXApplyLora(io.ComfyNode):
             display_name="Apply CogVideoX LoRA",
             category="CogVideoX/lora",
             search_aliases=["load lora", "lora loader", "DimensionX", "style", "camera motion", "dora", "lycoris"],
-            description="Put a LoRA on a CogVideoX model, whichever trainer made it, and say what of it fits.",
+            description="Apply a LoRA of any trainer to a CogVideoX model, and show which of its keys fit.",
             inputs=[
                 io.Model.Input("model"),
                 io.Combo.Input(
@@ -43,7 +54,7 @@ class CogVideoXApplyLora(io.ComfyNode):
                     min=-MAX_STRENGTH,
                     max=MAX_STRENGTH,
                     step=0.01,
-                    tooltip="How much of the LoRA. 0 leaves the model as it is, a negative number turns it round.",
+                    tooltip="Strength of the LoRA. 0 has no effect, a negative number inverts the effect.",
                 ),
                 io.Combo.Input(
                     "scale",
@@ -51,9 +62,9 @@ class CogVideoXApplyLora(io.ComfyNode):
                     default=SCALES[0],
                     optional=True,
                     advanced=True,
-                    tooltip="as trained: alpha / rank where the file or its header has an alpha, otherwise 1. "
-                    "1 / rank: for LoRAs trained with SAT, such as DimensionX's, whose alpha of 1 is not in the file; "
-                    "without it they are far too strong.",
+                    tooltip="as trained: alpha / rank if the file or its header has an alpha, otherwise 1. 1 / rank: "
+                    "for LoRAs trained with SAT, such as DimensionX's. Their alpha of 1 is missing in the file, and "
+                    'with "as trained" they are far too strong.',
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -61,23 +72,18 @@ class CogVideoXApplyLora(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None) -> bool | str:
-        return lora_name is None or problem(lambda: check_lora(_find_lora(lora_name)))
-
-    @classmethod
     def execute(
         cls, model: comfy.model_patcher.ModelPatcher, lora_name: str, strength: float, scale: str = SCALES[0]
     ) -> io.NodeOutput:
-        require_strength(strength)
-        require_cogvideox_model(model)
         if strength == 0:
-            show_on_node("Strength 0: the model stays as it is.", cls.hidden.unique_id)
+            show_on_node("Strength is 0: the model stays as it is.", cls.hidden.unique_id)
             return io.NodeOutput(model)
         patched, report = apply_lora(model, _find_lora(lora_name), strength, scale)
         show_on_node(report.message(), cls.hidden.unique_id)
         return io.NodeOutput(patched)
 
 
+@checked()
 class CogVideoXSaveLora(io.ComfyNode):
     """A file in the output folder."""
 
@@ -88,14 +94,14 @@ class CogVideoXSaveLora(io.ComfyNode):
             display_name="Save CogVideoX LoRA",
             category="CogVideoX/lora",
             search_aliases=["convert lora", "merge loras", "export lora", "diffusers lora"],
-            description="Save the LoRAs that a model carries as one LoRA file that diffusers and ComfyUI load.",
+            description="Save all LoRAs of a model as one LoRA file that diffusers and ComfyUI load.",
             inputs=[
-                io.Model.Input("model", tooltip="A CogVideoX model with one or more LoRAs on it."),
+                io.Model.Input("model", tooltip="A CogVideoX model to which one or more LoRAs are applied."),
                 io.String.Input(
                     "filename_prefix",
                     default="loras/cogvideox",
-                    tooltip="Where in ComfyUI's output folder. What lies in its loras folder is offered by the LoRA "
-                    "loaders.",
+                    tooltip="The file's path in ComfyUI's output folder; a number is added. LoRA loaders list the "
+                    "files in its loras folder.",
                 ),
                 io.Int.Input(
                     "rank",
@@ -104,8 +110,8 @@ class CogVideoXSaveLora(io.ComfyNode):
                     max=4096,
                     optional=True,
                     advanced=True,
-                    tooltip="The most that is kept, by singular values: smaller files, not exact. 0 keeps everything; "
-                    "several LoRAs add up their ranks.",
+                    tooltip="The largest rank to keep, by singular values: a smaller file that is not exact. 0 keeps "
+                    "everything; the ranks of several LoRAs add up.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -113,7 +119,7 @@ class CogVideoXSaveLora(io.ComfyNode):
                     default="default",
                     optional=True,
                     advanced=True,
-                    tooltip="default: the LoRA's own precision where nothing had to be computed, otherwise fp32.",
+                    tooltip="default: the LoRA's own precision if its tensors are saved unchanged, otherwise fp32.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -131,7 +137,3 @@ class CogVideoXSaveLora(io.ComfyNode):
         text = f"Saved {path.name} in {path.parent.name}: {len(layers)} layers, rank {rank_text}."
         show_on_node(text, cls.hidden.unique_id)
         return io.NodeOutput()
-
-
-def _find_lora(name: str) -> Path:
-    return folders.find(name, "loras")

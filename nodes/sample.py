@@ -1,22 +1,23 @@
-"""Sampling: one node that does it all, and its parts for ComfyUI's custom sampler nodes."""
+"""Sampling: one node for the complete run, and its parts for ComfyUI's custom sampling nodes."""
 
-import comfy.model_management
+from typing import Any
+
 import comfy.sample
-import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..host.messages import show_on_node
-from ..keys import rng_offset, without_rng_offset
+from ..host.protocols import ModelSampling
+from ..keys import Latent, rng_offset, without_rng_offset
 from ..media.masks import latent_mask
-from ..samplers.comfy_sampler import SAMPLERS, build_sampler, schedule_sigmas
-from ..samplers.comfy_sampler import CogVideoXNoise as SeededNoise
+from ..samplers.comfy_sampler import SAMPLERS, SeededNoise, build_sampler, schedule_sigmas
 from ..samplers.guidance import patch_dynamic_cfg
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
+from .checks import checked
 from .inputs import MAX_SEED
-from .validation import problem
 
 _SAMPLER_TOOLTIP = "ddim for CogVideoX-2b, dpm for the 5b models, as their model cards recommend."
 
@@ -33,7 +34,8 @@ def _cfg_input() -> io.Float.Input:
         max=100.0,
         step=0.1,
         round=0.01,
-        tooltip="How strongly the prompt pulls; 6 is the models' own. 1 leaves the negative prompt out, twice as fast.",
+        tooltip="Guidance strength; the models' authors use 6. At 1 the negative prompt has no effect and a step takes "
+        "half the time.",
     )
 
 
@@ -55,23 +57,29 @@ def _denoise_input() -> io.Float.Input:
         min=0.0,
         max=1.0,
         step=0.01,
-        tooltip="Below 1 the latent is changed, not replaced: the last `steps` of a schedule of steps / denoise run.",
+        tooltip="Below 1 the latent is changed instead of replaced: of a schedule of steps / denoise steps, the last "
+        "`steps` are run.",
     )
 
 
-def _check_schedule(steps: int | None, denoise: float | None) -> bool | str:
-    """What validate_inputs returns: True, or why the schedule cannot be. A linked value is None: it is known later."""
-    return problem(lambda: require_schedule(1 if steps is None else steps, 1.0 if denoise is None else denoise))
+def noise_levels(model: ModelPatcher) -> ModelSampling:
+    """The model's noise levels, as patches leave them."""
+    levels: Any = model.get_model_object("model_sampling")  # ComfyUI annotates torch.nn.Module
+    return levels
 
 
-def _fitted_mask(latent: dict) -> torch.Tensor | None:
-    """The latent's noise mask in latent frames. (ComfyUI would stretch one of any shape over the video.)"""
+def _fitted_mask(latent: Latent) -> torch.Tensor | None:
+    """The latent's noise mask [1, 1, T, h, w], or None. ComfyUI would stretch a mask of any shape over the video.
+
+    Raises UserError: see media.masks.latent_mask.
+    """
     mask, samples = latent.get("noise_mask"), latent["samples"]
     if mask is None or samples.ndim != 5 or (mask.ndim == 5 and mask.shape[2:] == samples.shape[2:]):
         return mask
     return latent_mask(mask, *samples.shape[2:])
 
 
+@checked(require_schedule)
 class CogVideoXSample(io.ComfyNode):
     """LATENT out: samples [B, 16, T, H/8, W/8], unscaled."""
 
@@ -82,18 +90,23 @@ class CogVideoXSample(io.ComfyNode):
             display_name="CogVideoX Sampler",
             category="CogVideoX/sample",
             search_aliases=["ksampler", "text to video", "t2v", "ddim", "dpm"],
-            description="Sample a video with CogVideoX's own schedule and equations, equal to diffusers' pipelines.",
+            description="Sample a video with CogVideoX's own schedule and equations. The result equals diffusers' "
+            "pipelines.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load CogVideoX Model or Load CogVideoX Pipeline."),
                 io.Conditioning.Input("positive", tooltip="What the video shows."),
-                io.Conditioning.Input("negative", tooltip="What it keeps away from; an empty prompt is usual."),
-                io.Latent.Input("latent_image", tooltip="Its size is the video's. Its content counts below denoise 1."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt, usually empty."),
+                io.Latent.Input(
+                    "latent_image", tooltip="Sets the size of the video. Its content has an effect below denoise 1."
+                ),
                 _seed_input(),
                 _steps_input(),
                 _cfg_input(),
                 io.Combo.Input("sampler", options=list(SAMPLERS), default="ddim", tooltip=_SAMPLER_TOOLTIP),
                 io.Boolean.Input(
-                    "dynamic_cfg", default=False, tooltip="Let the guidance change over the run, as diffusers can."
+                    "dynamic_cfg",
+                    default=False,
+                    tooltip="Change the guidance over the run, as use_dynamic_cfg does in diffusers.",
                 ),
                 _denoise_input(),
             ],
@@ -102,16 +115,12 @@ class CogVideoXSample(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: int | None, denoise: float | None) -> bool | str:
-        return _check_schedule(steps, denoise)
-
-    @classmethod
     def execute(
         cls,
-        model: object,
+        model: ModelPatcher,
         positive: list,
         negative: list,
-        latent_image: dict,
+        latent_image: Latent,
         seed: int,
         steps: int,
         cfg: float,
@@ -120,11 +129,14 @@ class CogVideoXSample(io.ComfyNode):
         denoise: float,
     ) -> io.NodeOutput:
         model = patch_dynamic_cfg(model, steps, cfg) if dynamic_cfg else model
-        sigmas = schedule_sigmas(model.get_model_object("model_sampling"), steps, denoise)
-        latent = {**latent_image, "samples": comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])}
+        sigmas = schedule_sigmas(noise_levels(model), steps, denoise)
+        latent: Latent = {
+            **latent_image,
+            "samples": comfy.sample.fix_empty_latent_channels(model, latent_image["samples"]),
+        }
         mask = _fitted_mask(latent)
         if denoise <= 0:
-            show_on_node("denoise 0 leaves no step to run: the latent stays as it is.", cls.hidden.unique_id)
+            show_on_node("denoise is 0, so no step is run: the latent stays as it is.", cls.hidden.unique_id)
         samples = comfy.sample.sample_custom(
             model,
             SeededNoise(seed).generate_noise(latent),
@@ -139,10 +151,11 @@ class CogVideoXSample(io.ComfyNode):
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        # another run on this latent begins the seed's stream at its start
+        # the next run on this latent starts its random stream from the beginning
         return io.NodeOutput({**without_rng_offset(latent), "samples": samples})
 
 
+@checked()
 class CogVideoXSampler(io.ComfyNode):
     """SAMPLER out, for SamplerCustomAdvanced."""
 
@@ -162,6 +175,7 @@ class CogVideoXSampler(io.ComfyNode):
         return io.NodeOutput(build_sampler(sampler))
 
 
+@checked(require_schedule)
 class CogVideoXScheduler(io.ComfyNode):
     """SIGMAS out: [steps + 1]."""
 
@@ -171,20 +185,17 @@ class CogVideoXScheduler(io.ComfyNode):
             node_id="CogVideoXScheduler",
             display_name="CogVideoX Scheduler",
             category="CogVideoX/sample",
-            description="The noise levels of CogVideoX's own schedule: trailing timesteps, zero terminal SNR.",
+            description="The noise levels of CogVideoX's own schedule: trailing timesteps with zero terminal SNR.",
             inputs=[io.Model.Input("model"), _steps_input(), _denoise_input()],
             outputs=[io.Sigmas.Output()],
         )
 
     @classmethod
-    def validate_inputs(cls, steps: int | None, denoise: float | None) -> bool | str:
-        return _check_schedule(steps, denoise)
-
-    @classmethod
-    def execute(cls, model: object, steps: int, denoise: float) -> io.NodeOutput:
-        return io.NodeOutput(schedule_sigmas(model.get_model_object("model_sampling"), steps, denoise))
+    def execute(cls, model: ModelPatcher, steps: int, denoise: float) -> io.NodeOutput:
+        return io.NodeOutput(schedule_sigmas(noise_levels(model), steps, denoise))
 
 
+@checked()
 class CogVideoXNoise(io.ComfyNode):
     """NOISE out, for SamplerCustomAdvanced."""
 
@@ -204,6 +215,7 @@ class CogVideoXNoise(io.ComfyNode):
         return io.NodeOutput(SeededNoise(seed))
 
 
+@checked()
 class CogVideoXDynamicCFG(io.ComfyNode):
     """MODEL out, a patched clone."""
 
@@ -213,12 +225,11 @@ class CogVideoXDynamicCFG(io.ComfyNode):
             node_id="CogVideoXDynamicCFG",
             display_name="CogVideoX Dynamic CFG",
             category="CogVideoX/sample",
-            description="Let the guidance change over the run as diffusers' use_dynamic_cfg does, with any sampler.",
+            description="Change the guidance over the run as diffusers' use_dynamic_cfg does, with any sampler.",
             inputs=[io.Model.Input("model"), _steps_input(), _cfg_input()],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model: object, steps: int, cfg: float) -> io.NodeOutput:
-        require_schedule(steps, 1.0)
+    def execute(cls, model: ModelPatcher, steps: int, cfg: float) -> io.NodeOutput:
         return io.NodeOutput(patch_dynamic_cfg(model, steps, cfg))

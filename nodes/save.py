@@ -1,20 +1,30 @@
-"""Write a converted model, so that slow conversions happen once."""
+"""Save a converted model, so that a slow conversion happens only once."""
 
 from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.utils
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..host import folders
 from ..host.messages import show_on_node
 from ..model_loaders.files.safetensors_writer import refuse_taken
 from ..model_loaders.save_model import AS_LOADED, SAVE_DTYPES, save_model
-from .validation import problem
+from .checks import checked
 
 _CATEGORY = "diffusion_models"
 
 
+def _path(name: str) -> Path:
+    return folders.new_file(name, _CATEGORY, ".safetensors")
+
+
+def _check_name(name: str) -> None:
+    refuse_taken(_path(name))
+
+
+@checked(_check_name)
 class CogVideoXSaveModel(io.ComfyNode):
     """MODEL -> one .safetensors file under models/diffusion_models."""
 
@@ -26,8 +36,8 @@ class CogVideoXSaveModel(io.ComfyNode):
             category="CogVideoX/load",
             search_aliases=["convert", "quantize", "merge lora", "export"],
             description=(
-                "Write the transformer, with its LoRAs merged and in the precision chosen here, as one .safetensors "
-                "file that Load CogVideoX Model opens. Nothing is overwritten."
+                "Save the transformer, with its LoRAs merged and in the precision chosen here, as one .safetensors "
+                "file for Load CogVideoX Model. No file is overwritten."
             ),
             inputs=[
                 io.Model.Input("model"),
@@ -46,18 +56,14 @@ class CogVideoXSaveModel(io.ComfyNode):
                     ),
                 ),
             ],
-            # COMBO, for a STRING cannot be linked to the loaders' lists
+            # COMBO, because ComfyUI links no STRING to the loaders' lists
             outputs=[io.Combo.Output(display_name="model_name")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
-        return name is None or problem(lambda: refuse_taken(_path(name)))
-
-    @classmethod
-    def execute(cls, model: object, name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, name: str, weight_dtype: str) -> io.NodeOutput:
         path, bar = _path(name), comfy.utils.ProgressBar(1)
 
         def on_progress(done: int, total: int) -> None:
@@ -67,7 +73,3 @@ class CogVideoXSaveModel(io.ComfyNode):
         size = save_model(model, path, weight_dtype, on_progress)
         show_on_node(f"Saved {path.name}, {size / 1e6:.1f} MB.", cls.hidden.unique_id)
         return io.NodeOutput(path.relative_to(folders.first_root(_CATEGORY)).as_posix())
-
-
-def _path(name: str) -> Path:
-    return folders.new_file(name, _CATEGORY, ".safetensors")

@@ -1,5 +1,6 @@
 """Prompts."""
 
+import comfy.sd
 from comfy_api.latest import io
 
 from ..host.messages import show_on_node
@@ -17,18 +18,22 @@ class CogVideoXEncodeText(io.ComfyNode):
             display_name="CogVideoX Text Encode",
             category="CogVideoX/text",
             search_aliases=["prompt", "text encode", "t5"],
-            description="Encode a prompt exactly as diffusers does: 226 tokens, parentheses and colons are plain text.",
+            description="Encode a prompt exactly as diffusers does: 226 tokens; parentheses and colons are plain text.",
             inputs=[
                 io.Clip.Input("clip"),
                 io.String.Input(
-                    "text", multiline=True, dynamic_prompts=True, tooltip="English, long and descriptive works best."
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="A long, descriptive English prompt works best.",
                 ),
                 io.Boolean.Input(
                     "prompt_weights",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Read (word:1.2) as a weight, as ComfyUI does for other models. CogVideoX does not.",
+                    tooltip="Read (word:1.2) as a weight, as ComfyUI does for other models. CogVideoX was not trained "
+                    "for it.",
                 ),
             ],
             outputs=[io.Conditioning.Output()],
@@ -36,7 +41,7 @@ class CogVideoXEncodeText(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: object, text: str, prompt_weights: bool = False) -> io.NodeOutput:
+    def execute(cls, clip: comfy.sd.CLIP, text: str, prompt_weights: bool = False) -> io.NodeOutput:
         tokens = clip.tokenize(text, prompt_weights=prompt_weights)
         if isinstance(clip.tokenizer, CogVideoXTokenizer) and (lost := clip.tokenizer.lost_text(text, prompt_weights)):
             show_on_node(lost_text_message(lost, clip.tokenizer.max_tokens), cls.hidden.unique_id)

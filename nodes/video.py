@@ -1,4 +1,4 @@
-"""Videos to change."""
+"""Encode videos for video to video."""
 
 import torch
 from comfy_api.latest import io
@@ -7,13 +7,15 @@ from ..host.messages import show_on_node
 from ..media.masks import latent_mask
 from ..media.pictures import check_pictures
 from ..sockets.conditioning_images import encode_video
-from ..vae.geometry import SIZE_STEP, latent_frames, video_frames
-from .inputs import fit_input, own_size_inputs, posterior_inputs, require_size, size_problem
-from .validation import require_vae
+from ..sockets.vae import CogVideoXVAE
+from ..vae.geometry import latent_frames, video_frames
+from .checks import check_own_size, check_vae, checked
+from .inputs import fit_input, own_size_inputs, posterior_inputs
 
 
+@checked(check_own_size, check_vae)
 class CogVideoXEncodeVideo(io.ComfyNode):
-    """LATENT out: samples [1, 16, T, H / 8, W / 8], unscaled, the posterior's mode."""
+    """LATENT out: samples [1, 16, T, H / 8, W / 8], unscaled: the posterior's mode, or a sample of it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -22,17 +24,19 @@ class CogVideoXEncodeVideo(io.ComfyNode):
             display_name="CogVideoX Encode Video",
             category="CogVideoX/latent",
             search_aliases=["vae encode", "v2v", "video to video"],
-            description="Encode a video exactly as diffusers does; sample it with denoise below 1 to change it.",
+            description="Encode a video exactly as diffusers does. Sample it with denoise below 1 to change it.",
             inputs=[
                 io.Vae.Input("vae"),
-                io.Image.Input("images", tooltip="The frames: 4k + 1 of them, what is beyond is left out."),
+                io.Image.Input(
+                    "images", tooltip="The frames. The last ones are left out where their number is not 4k + 1."
+                ),
                 *own_size_inputs(),
                 fit_input(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White is made anew, black is kept. One mask for all frames, or one for each, of the "
-                    "encoded size.",
+                    tooltip="White is regenerated, black is kept. One mask for all frames or one for each, as large as "
+                    "the encoded video.",
                 ),
                 *posterior_inputs(),
             ],
@@ -41,13 +45,9 @@ class CogVideoXEncodeVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None = 0, height: int | None = 0) -> bool | str:
-        return size_problem(width or SIZE_STEP, height or SIZE_STEP, 1)
-
-    @classmethod
     def execute(
         cls,
-        vae: object,
+        vae: CogVideoXVAE,
         images: torch.Tensor,
         width: int = 0,
         height: int = 0,
@@ -56,8 +56,6 @@ class CogVideoXEncodeVideo(io.ComfyNode):
         sample_posterior: bool = False,
         seed: int = 0,
     ) -> io.NodeOutput:
-        require_size(width or SIZE_STEP, height or SIZE_STEP, 1)
-        require_vae(vae)
         check_pictures(images)
         kept = video_frames(latent_frames(images.shape[0]))
         latent = encode_video(vae, images[:kept], width, height, fit, seed if sample_posterior else None)

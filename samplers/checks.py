@@ -1,8 +1,9 @@
-"""What a run is refused for, before any work."""
+"""Checks of a run before its first step: each raises UserError for what the model cannot be run with."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import comfy.samplers
 import torch
 
 from ..errors import UserError
@@ -10,7 +11,8 @@ from ..host.protocols import BaseModel, ContextHandler
 from ..keys import Concat, read_concat
 from .conditioning import TASKS
 
-# the task that as many concatenated channels are for, where the conditioning does not say: 16 may be image or control
+# The task that a number of concatenated channels is for, where the conditioning does not say. 16 channels may be those
+# of an image or of a control video: a model of either kind takes them for its own.
 TASK_OF_CHANNELS = {task.channels: name for name, task in TASKS.items() if name != "control"}
 
 
@@ -28,30 +30,32 @@ def check_latent(model: BaseModel, latent_image: torch.Tensor) -> None:
 def check_size(model: BaseModel, latent_size: tuple[int, int, int], model_options: dict[str, Any]) -> None:
     """Raises UserError unless the model has positions for latents of this (T, H, W).
 
-    Under ComfyUI's context windows the model sees one window at a time.
+    Under ComfyUI's context windows the size is that of each window.
     """
     handler = model_options.get("context_handler")
     options = model_options.get("transformer_options", {})
-    for frames in _lengths_seen(latent_size[0], handler):
+    for frames in _window_lengths(latent_size[0], handler):
         model.diffusion_model.token_grid((frames, *latent_size[1:]), options)
 
 
-def _lengths_seen(frames: int, handler: ContextHandler | None) -> set[int]:
-    """How many latent frames the model sees at once of a video of `frames`, under ComfyUI's context `handler`."""
+def _window_lengths(frames: int, handler: ContextHandler | None) -> set[int]:
+    """The numbers of latent frames that the model is called with for a video of `frames`, under ComfyUI's context
+    `handler`."""
     if handler is None or frames <= handler.context_length:
         return {frames}
     lengths = {handler.context_length}
-    # the schedule called "batched" ends with a shorter window, the others move the last one back
+    # The schedule called "batched" ends with a shorter window. The others move the last window back, so that it
+    # overlaps the one before.
     if handler.context_schedule.name == "batched" and frames % handler.context_length:
         lengths.add(frames % handler.context_length)
-    # this option puts one more frame in front of every window but the first
+    # This option puts one more frame in front of every window but the first.
     if getattr(handler, "causal_window_fix", False):
         lengths |= {count + 1 for count in lengths}
     return lengths
 
 
-def check_sampler(sampler: object) -> None:
-    """Raises UserError for the sampler of ComfyUI's own CogVideoX code, which takes an unscaled input for granted."""
+def check_sampler(sampler: comfy.samplers.Sampler) -> None:
+    """Raises UserError for the sampler of ComfyUI's own CogVideoX code: it works on samples in another scale."""
     if type(sampler).__name__ == "VOID_DDIM":
         raise UserError(
             "This sampler belongs to ComfyUI's own CogVideoX loader, whose models take another input.",
@@ -68,7 +72,8 @@ def check_conditioning(
     """Raises UserError unless every entry has text of the model's width and the channel-concatenated conditioning that
     the model was trained with, at the size of the latent [B, 16, T, H, W].
 
-    conds: ComfyUI's, by name ("positive", "negative"). notify: is told what will run and may disappoint.
+    conds: ComfyUI's, by name ("positive", "negative"). notify: gets a sentence about what the model was not trained for
+    and can still be run with.
     """
     for name, entries in conds.items():
         for entry in entries:
@@ -77,7 +82,8 @@ def check_conditioning(
             _check_area(name, entry)
             _check_task(model, name, concat)
             if "concat_latent_image" in concat:
-                _check_concat_size(model, name, concat, latent_shape)
+                parts = [concat["concat_latent_image"], concat.get("cogvideox_known", concat["concat_latent_image"])]
+                _check_concat_size(model, name, parts, latent_shape)
     has_end = any(entry.get("cogvideox_end") for entries in conds.values() for entry in entries)
     if has_end and model.model_config.family.task == "image":
         notify(
@@ -134,11 +140,10 @@ def _check_task(model: BaseModel, name: str, concat: Concat) -> None:
     )
 
 
-def _check_concat_size(model: BaseModel, name: str, concat: Concat, latent_shape: Sequence[int]) -> None:
+def _check_concat_size(model: BaseModel, name: str, parts: list[torch.Tensor], latent_shape: Sequence[int]) -> None:
     frames, height, width = latent_shape[2:]
-    latents = concat["concat_latent_image"]
-    is_one_frame = model.model_config.family.task == "image" and latents.shape[2] == 1
-    for part in (latents, concat.get("cogvideox_known", latents)):
+    is_one_frame = model.model_config.family.task == "image" and parts[0].shape[2] == 1
+    for part in parts:
         fits = part.ndim == 5 and part.shape[3:] == (height, width) and (is_one_frame or part.shape[2] == frames)
         if not fits:
             raise UserError(

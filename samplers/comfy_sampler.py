@@ -17,7 +17,7 @@ from .schedule import next_timesteps, require_schedule, total_steps, trailing_ti
 SAMPLERS = ("ddim", "dpm")
 
 
-class CogVideoXNoise:
+class SeededNoise:
     """NOISE: what diffusers draws from a CPU generator with this seed."""
 
     def __init__(self, seed: int):
@@ -33,8 +33,9 @@ class CogVideoXNoise:
 def schedule_sigmas(model_sampling: ModelSampling, steps: int, denoise: float) -> torch.Tensor:
     """SIGMAS of the last `steps` timesteps of CogVideoX's schedule of int(steps / denoise): [steps + 1], ends in 0.
 
-    Empty for denoise 0, which makes ComfyUI return the latent as it is. Raises UserError: see require_cogvideox,
-    require_schedule.
+    Empty for denoise 0, which makes ComfyUI return the latent as it is.
+
+    Raises UserError where the model's noise levels are not CogVideoX's, and where they have no such schedule.
     """
     require_cogvideox(model_sampling)
     require_schedule(steps, denoise)
@@ -59,7 +60,7 @@ def build_sampler(name: str, schedule_steps: int | None = None, rng_offset: int 
 
     name: "ddim" or "dpm".
     schedule_steps: length of the schedule whose end the sigmas are; None finds it from the sigmas.
-    rng_offset: how many numbers of the seed's stream are used up before the run's noise, see keys.rng_offset.
+    rng_offset: how many numbers of the seed's stream are used up before the run's noise is drawn (keys.rng_offset).
     """
     options = {"name": name, "schedule_steps": schedule_steps, "rng_offset": rng_offset}
     return comfy.samplers.KSAMPLER(sample_along, options)
@@ -79,8 +80,11 @@ def sample_along(
 ) -> torch.Tensor:
     """A k-diffusion style sampler function (ComfyUI calls it through KSAMPLER).
 
-    x: [B, C, T, H, W] at sigmas[0], variance exploding, as ComfyUI keeps it. Each sigma is taken as the nearest of
-    the model's 1000 timesteps. Returns x at sigmas[-1]. Raises UserError: see require_cogvideox.
+    model: ComfyUI's (x, sigma [B]) -> x0, with guidance; both variance exploding, x = x0 + sigma * noise.
+    x: [B, C, T, H, W] at sigmas[0], scaled, variance exploding. Each sigma is taken as the nearest of the model's 1000
+    timesteps. Returns x at sigmas[-1].
+
+    Raises UserError where the model's noise levels are not CogVideoX's.
     """
     extra_args = extra_args or {}
     model_sampling = model.inner_model.inner_model.model_sampling
@@ -92,8 +96,8 @@ def sample_along(
         sigma = model_sampling.sigmas[timestep].to(x)
         x0 = model(x * (1 + sigma**2) ** 0.5, sigma * s_in, **extra_args)
         if model_sampling.alphas[timestep] == 0:
-            # At zero terminal SNR x0 = -v. ComfyUI stands a sigma of 4500 in for the infinite one, which leaves a trace
-            # of x in what it makes of v: take that out.
+            # At zero terminal SNR sigma is infinite and x0 = -v. ComfyUI uses a sigma of 4500 instead, and so returns
+            # x0 = sqrt(alpha) x - sqrt(1 - alpha) v with a small alpha: solve that for -v.
             root_alpha = 1 / (1 + sigma**2) ** 0.5
             x0 = (x0 - root_alpha * x) / (1 - root_alpha**2) ** 0.5
         return x0
@@ -102,20 +106,21 @@ def sample_along(
         if callback is not None:
             callback({"i": i, "x": x, "denoised": x0, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
 
-    x = x / (1 + sigmas[0] ** 2) ** 0.5
+    x = x / (1 + sigmas[0] ** 2) ** 0.5  # variance exploding -> preserving
     if name == "dpm":
         generator = start_stream(extra_args.get("seed") or 0, rng_offset)
         draw_noise(x.shape, generator)  # the run's first draw was its starting noise
         x = sample_dpm(predict_x0, x, steps, lambda: draw_noise(x.shape, generator).to(x), report)
     else:
         x = sample_ddim(predict_x0, x, steps, report)
-    return x * (1 + sigmas[-1] ** 2) ** 0.5
+    return x * (1 + sigmas[-1] ** 2) ** 0.5  # variance preserving -> exploding
 
 
 def plan_steps(
     model_sampling: ModelSampling, sigmas: torch.Tensor, schedule_steps: int | None
 ) -> list[tuple[int, float, float]]:
-    """(timestep, alpha there, alpha to go to) for each step along `sigmas`."""
+    """(timestep, alpha there, alpha to go to) for each step along `sigmas`, which are the end of a schedule of
+    `schedule_steps` steps; None finds its length."""
     timesteps = [int(t) for t in model_sampling.timestep(sigmas[:-1].cpu())]
     end = int(model_sampling.timestep(sigmas[-1:].cpu())) if sigmas[-1] > 0 else -1
     targets = next_timesteps([*timesteps, end], schedule_steps)

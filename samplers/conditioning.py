@@ -1,6 +1,6 @@
 """Channel-concatenated conditioning: the start image, masked video or control video that some models take.
 
-What travels in CONDITIONING is listed in keys.Concat. Here it becomes the channels that the model sees.
+keys.Concat lists what CONDITIONING holds of it. Here it becomes the channels of the model's input.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Task:
     """What a model's input channels beyond the video's 16 are for."""
 
     channels: int
-    shows: str  # in messages
+    shows: str  # what the user gives for them, for messages
 
 
 TASKS = {
@@ -29,8 +29,10 @@ IMAGE_SCALES = ("checkpoint", "multiplied", "divided", "unscaled")
 def image_scale(how: str, scale_factor: float, inverted: bool) -> float:
     """What a start image's latents are multiplied by.
 
-    how: a key of IMAGE_SCALES. "checkpoint" follows its VAE's invert_scale_latents (`inverted`): CogVideoX1.5-5B-I2V
-    was published with latents divided by the scaling factor in diffusers and unscaled in its authors' own code.
+    how: one of IMAGE_SCALES. "checkpoint" follows invert_scale_latents in its VAE's config (`inverted`).
+    CogVideoX1.5-5B-I2V was published with two conventions: diffusers divides the latents by the scaling factor, its
+    authors' own code leaves them unscaled; the other values are there to choose between them.
+    scale_factor: the VAE's.
     """
     if how == "checkpoint":
         how = "divided" if inverted else "multiplied"
@@ -43,11 +45,11 @@ def concat_channels(
     """The channels to concatenate with the noisy video.
 
     latents, known: concat_latent_image and cogvideox_known of keys.Concat. shape: of the noise, [B, 16, T, h, w], where
-    T includes the frames that CogVideoX 1.5 gets in front. scale, known_scale: what both are multiplied by.
+    T includes the frame that CogVideoX 1.5 may get in front. scale, known_scale: what the two are multiplied by.
     Returns [B, C, T, h, w].
 
-    Source: diffusers pipeline_cogvideox_image2video.py, prepare_latents: the image stands in the first of all frames,
-    those in front included. A whole clip's latents have their first frame repeated in front instead.
+    Source: diffusers pipeline_cogvideox_image2video.py, prepare_latents: an image goes into the first of all frames,
+    the one in front included. Of a clip's latents the first frame is repeated in front instead.
     """
     parts = [latents * scale] if known is None else [known.to(latents) * known_scale, latents * scale]
     channels = fit_frames(torch.cat(parts, dim=1), shape[2])
@@ -57,8 +59,7 @@ def concat_channels(
 def fit_frames(channels: torch.Tensor, frames: int) -> torch.Tensor:
     """[B, C, n, h, w] -> [B, C, frames, h, w].
 
-    A single frame is followed by zeros, for nothing is known of the others. A clip gets its first frame repeated in
-    front.
+    A single frame is followed by zeros, as the models were trained. Of a clip the first frame is repeated in front.
     """
     missing = frames - channels.shape[2]
     if missing <= 0:

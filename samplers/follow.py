@@ -1,4 +1,4 @@
-"""Let a run look at a video while it makes another: attention shared with the video's inverted latents.
+"""Attention shared with another video: a run attends to its own tokens and to those of an inverted video.
 
 Source: THUDM/CogVideo inference/ddim_inversion.py, whose second run does this with an attention processor.
 """
@@ -6,14 +6,15 @@ Source: THUDM/CogVideo inference/ddim_inversion.py, whose second run does this w
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import comfy.model_patcher
-import comfy.patcher_extension
+import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..errors import UserError
-from ..host.protocols import Guider, LatentFormat, ModelSampling
+from ..host.protocols import GuiderExecutor, LatentFormat, ModelSampling
 from ..keys import ATTENTION_OVERRIDE, Latent
 from .comfy_sampler import require_cogvideox
 from .inversion import CLEAN
@@ -24,13 +25,12 @@ KEY = "cogvideox_follow"  # of the wrappers on a MODEL
 
 @dataclass(frozen=True)
 class Followed:
-    """An inverted video: `samples` [B, 16, T, H, W] at each of the ascending `timesteps`, followed while the run's
-    timestep lies in `first` .. `last`."""
+    """An inverted video, and the part of a run in which it is followed."""
 
-    timesteps: tuple[int, ...]
-    samples: tuple[torch.Tensor, ...]
-    first: float
-    last: float
+    timesteps: tuple[int, ...]  # ascending
+    samples: tuple[torch.Tensor, ...]  # [B, 16, T, H, W] at each of them, scaled, variance preserving
+    first: float  # timestep from which it is followed
+    last: float  # timestep until which it is followed, below `first`
 
     def nearest(self, timestep: float) -> int:
         """Index of the samples whose noise level is nearest."""
@@ -41,7 +41,12 @@ class Followed:
 
 
 def read_trajectory(latent: Latent, start_percent: float, end_percent: float) -> Followed:
-    """What an inversion left in its LATENT. Raises UserError where there is nothing."""
+    """The inverted video in the LATENT of an inversion.
+
+    start_percent, end_percent: the part of a run in which it is followed, 0 .. 1.
+
+    Raises UserError where the latent has no trajectory, and for an empty part.
+    """
     trajectory = latent.get("cogvideox_trajectory")
     if trajectory is None:
         raise UserError(
@@ -55,26 +60,29 @@ def read_trajectory(latent: Latent, start_percent: float, end_percent: float) ->
             "Use 0 and 1 to follow it throughout."
         )
     last = TRAIN_TIMESTEPS - 1
-    # as ModelSamplingDiscrete.percent_to_sigma counts: 0 is the start of a run at denoise 1
+    # As comfy.model_sampling.ModelSamplingDiscrete.percent_to_sigma: 0 is the start of a run at denoise 1.
     bounds = last * (1 - start_percent), last * (1 - end_percent)
     return Followed(tuple(trajectory["timesteps"]), tuple(trajectory["samples"]), *bounds)
 
 
 def follow_video(model: comfy.model_patcher.ModelPatcher, followed: Followed) -> comfy.model_patcher.ModelPatcher:
-    """A clone of `model` whose every run also sees the inverted video; it replaces one that was followed before.
+    """A clone of `model` whose runs follow the inverted video, instead of one that `model` may follow already.
 
-    Raises UserError: see require_cogvideox. Its runs raise UserError, see check_run.
+    Raises UserError where the model's noise levels are not CogVideoX's. Its runs raise UserError where check_run does.
     """
-    require_cogvideox(model.get_model_object("model_sampling"))
+    model_sampling: Any = model.get_model_object("model_sampling")
+    require_cogvideox(model_sampling)
     patched = model.clone()
     patched.object_patches.pop("memory_required", None)
-    memory_required = patched.get_model_object("memory_required")
+    memory_required: Any = patched.get_model_object("memory_required")
 
-    def doubled(input_shape: list[int], cond_shapes: dict = {}) -> float:
+    # The inverted video doubles the batch inside the model, which ComfyUI has to reserve memory for.
+    def doubled(input_shape: list[int], cond_shapes: dict[str, Any] = {}) -> float:
         return memory_required([2 * input_shape[0], *input_shape[1:]], cond_shapes=cond_shapes)
 
-    def prepare(executor: Callable, patcher: object, shape: list[int], *args: object, **kwargs: object) -> tuple:
-        # before the first load the model does not have the patch yet
+    def prepare(executor: Callable[..., tuple], patcher: Any, shape: list[int], *args: Any, **kwargs: Any) -> tuple:
+        # ComfyUI applies an object patch when it loads the model, and reserves memory before: without the patch the
+        # shape is doubled here instead.
         if patcher.model.memory_required is not doubled:
             shape = [2 * shape[0], *shape[1:]]
         return executor(patcher, shape, *args, **kwargs)
@@ -92,16 +100,16 @@ def follow_video(model: comfy.model_patcher.ModelPatcher, followed: Followed) ->
 
 def _sample_following(
     followed: Followed,
-    executor: comfy.patcher_extension.WrapperExecutor,
+    executor: GuiderExecutor,
     noise: torch.Tensor,
     latent_image: torch.Tensor,
-    sampler: object,
+    sampler: comfy.samplers.Sampler,
     sigmas: torch.Tensor,
-    *args: object,
-    **kwargs: object,
+    *args: Any,
+    **kwargs: Any,
 ) -> torch.Tensor:
-    """OUTER_SAMPLE wrapper, inside sample_checked: the latent has CogVideoX 1.5's extra frame by now."""
-    guider: Guider = executor.class_obj
+    """OUTER_SAMPLE wrapper within outer_sample.sample_checked, which has added CogVideoX 1.5's frame in front."""
+    guider = executor.class_obj
     if guider.model_options.get("context_handler") is not None:
         raise UserError(
             "Following a video needs all of its frames at once and cannot be combined with context windows. Remove the "
@@ -117,11 +125,8 @@ def _sample_following(
 
 
 def check_run(followed: Followed, shape: torch.Size, timesteps: list[float]) -> None:
-    """Raises where a run on latents of `shape` through `timesteps` (-1 for a clean sample) cannot follow.
-
-    UserError: the video has another size, length or batch. UserError: at some step its nearest noise level is
-    more than half a step of the run away.
-    """
+    """Raises UserError where a run on latents of `shape` through `timesteps` (-1 for a clean sample) cannot follow: the
+    video has another size, length or batch, or at some step its nearest noise level is more than half a step away."""
     known = followed.samples[0].shape
     if shape[1:] != known[1:] or known[0] not in (1, shape[0]):
         raise UserError(
@@ -147,10 +152,10 @@ def check_run(followed: Followed, shape: torch.Size, timesteps: list[float]) -> 
 def _restore_front(
     followed: Followed, latent_image: torch.Tensor, model_sampling: ModelSampling, latent_format: LatentFormat
 ) -> torch.Tensor:
-    """The inverted latent with the front frame that it had where the inversion ended.
+    """The inverted latent [B, 16, T, H, W] with the frame in front that it had at the end of the inversion.
 
-    CogVideoX 1.5 inverts an odd count with a frame in front, which the LATENT loses; a run that goes on from there
-    gets its first frame in front again, and from two equal frames of noise no run leads back to the video.
+    CogVideoX 1.5 inverts an odd count with a frame in front, which is missing in the LATENT. sample_checked puts the
+    first frame there a second time: from two equal frames of noise no run leads back to the video.
     """
     end = followed.samples[-1].to(latent_image)
     end = latent_format.process_out(end * (1 + model_sampling.sigmas[followed.timesteps[-1]].to(end) ** 2) ** 0.5)
@@ -166,18 +171,18 @@ def _describe(shape: torch.Size) -> str:
 
 def _forward_following(
     followed: Followed,
-    executor: Callable,
+    executor: Callable[..., torch.Tensor],
     x: torch.Tensor,
     timestep: torch.Tensor,
     context: torch.Tensor,
     ofs: torch.Tensor | None = None,
-    transformer_options: dict = {},
-    control: dict | None = None,
-    **kwargs: object,
+    transformer_options: dict[str, Any] = {},
+    control: dict[str, Any] | None = None,
+    **kwargs: Any,
 ) -> torch.Tensor:
-    """DIFFUSION_MODEL wrapper: a second half of the batch, [run, video], carries the inverted video through the model.
+    """DIFFUSION_MODEL wrapper: the model gets the run and the inverted video as one batch, [run, video].
 
-    x: [B * conditions, in_channels, T, H, W]; concatenated channels are the run's own in both halves.
+    x: [B * conditions, in_channels, T, H, W]; both halves get the run's concatenated channels.
     """
     now = float(timestep[0])
     if not followed.is_followed(now):
@@ -204,13 +209,13 @@ def _twice(x: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def share_attention(
-    previous: Callable | None,
-    attend: Callable,
+    previous: Callable[..., torch.Tensor] | None,
+    attend: Callable[..., torch.Tensor],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    *args: object,
-    **kwargs: object,
+    *args: Any,
+    **kwargs: Any,
 ) -> torch.Tensor:
     """ComfyUI's attention override: the first half of the batch attends to both halves, the second to itself.
 

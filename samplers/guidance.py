@@ -1,4 +1,4 @@
-"""Guidance that changes over the run."""
+"""Classifier-free guidance whose scale changes over the run."""
 
 import math
 from typing import Any
@@ -8,10 +8,11 @@ import torch
 
 
 def dynamic_cfg_scale(timestep: int, steps: int, cfg: float) -> float:
-    """CogVideoX's dynamic guidance at `timestep` (0 .. 999) of a run of `steps` steps.
+    """CogVideoX's guidance scale at `timestep` (0 .. 999) of a run of `steps` steps.
 
-    Source: diffusers pipeline_cogvideox.py, __call__ (use_dynamic_cfg). It compares the timestep, not the step's
-    index, with `steps`; results that people know were made that way.
+    Source: diffusers pipeline_cogvideox.py, __call__ (use_dynamic_cfg). The formula is made for the step's index, and
+    diffusers puts the timestep in, which is larger than `steps` most of the time: the scale oscillates. The videos that
+    people know were made that way.
     """
     return 1 + cfg * (1 - math.cos(math.pi * ((steps - timestep) / steps) ** 5.0)) / 2
 
@@ -19,15 +20,16 @@ def dynamic_cfg_scale(timestep: int, steps: int, cfg: float) -> float:
 def patch_dynamic_cfg(
     model: comfy.model_patcher.ModelPatcher, steps: int, cfg: float
 ) -> comfy.model_patcher.ModelPatcher:
-    """A clone of `model` whose guidance follows dynamic_cfg_scale, whatever scale its guider has.
+    """A clone of `model` whose guidance follows dynamic_cfg_scale instead of the scale of its guider.
 
-    Done after ComfyUI's own guidance: a sampler_cfg_function works on x - x0, and with x at a sigma of 4500 that costs
-    four digits of x0.
+    It replaces the result of ComfyUI's own guidance. The other hook, sampler_cfg_function, works on x - x0: with x at a
+    sigma of 4500, that subtraction costs four digits of x0.
     """
     patched = model.clone()
 
     def guide(args: dict[str, Any]) -> torch.Tensor:
-        timestep = int(patched.get_model_object("model_sampling").timestep(args["sigma"][:1]))
+        model_sampling: Any = patched.get_model_object("model_sampling")
+        timestep = int(model_sampling.timestep(args["sigma"][:1]))
         scale = dynamic_cfg_scale(timestep, steps, cfg)
         return args["uncond_denoised"] + scale * (args["cond_denoised"] - args["uncond_denoised"])
 

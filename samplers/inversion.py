@@ -1,4 +1,4 @@
-"""DDIM run backwards: from a video's latents to the noise that they come from."""
+"""DDIM run backwards: from a video's latents to the noise from which a run would make them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,15 @@ from .comfy_sampler import require_cogvideox
 from .ddim import OnStep, Steps
 from .schedule import TRAIN_TIMESTEPS, require_schedule, trailing_timesteps
 
-CLEAN = -1  # stands for the timestep of a sample without noise
+CLEAN = -1  # the timestep of a sample without noise
 
 
 def inversion_steps(steps: int) -> list[tuple[int, int]]:
-    """(timestep the sample is taken to be at, timestep it goes to) for each step, ascending to 999.
+    """(timestep of the sample, timestep that it goes to) for each step, ascending to 999; below 0 the sample is clean.
 
-    Below 0 the sample is clean. The first of a pair is `1000 // steps` below the second, off the grid where steps do
-    not divide 1000, exactly as the way back (schedule.next_timesteps) leaves it.
+    The first of a pair is `1000 // steps` below the second. Where `steps` does not divide 1000 it is therefore not the
+    second of the pair before, just as a run in the other direction (schedule.next_timesteps) does not arrive at its
+    next timestep.
 
     Source: diffusers scheduling_ddim_inverse.py, set_timesteps() with trailing spacing, and step().
     """
@@ -34,7 +35,7 @@ def invert_ddim(
 ) -> torch.Tensor:
     """DDIM (Song et al. 2020, eq. 12, eta = 0) towards the noise, for a model that predicts v.
 
-    predict_v: (x, timestep) -> v, same shape as x. The timestep is the one the step goes to, x still lies below it.
+    predict_v: (x, timestep) -> v, shaped like x. The timestep is the one that the step goes to; x is less noisy.
     x: [B, C, T, H, W], noisy at the first step's alpha, variance preserving.
     steps: (timestep, alpha of x, alpha to go to), cumulative products in 0 .. 1.
     callback: called as callback(step index, x after the step, x0) after each step.
@@ -55,7 +56,7 @@ def invert_ddim(
 def inversion_sigmas(model_sampling: ModelSampling, steps: int) -> torch.Tensor:
     """SIGMAS of an inversion: [steps + 1], from 0 up.
 
-    Raises UserError: see require_cogvideox, require_schedule.
+    Raises UserError where the model's noise levels are not CogVideoX's, and where they have no such schedule.
     """
     require_cogvideox(model_sampling)
     require_schedule(steps, 1.0)
@@ -66,9 +67,9 @@ def inversion_sigmas(model_sampling: ModelSampling, steps: int) -> torch.Tensor:
 def record_inversion(steps: int) -> tuple[comfy.samplers.KSAMPLER, Trajectory]:
     """SAMPLER that inverts along inversion_sigmas(steps), and the trajectory that it fills.
 
-    The trajectory's samples are fp32 on the CPU, in the model's own scale and of unit variance: the clean ones first,
-    then those after each step, so that samples[i] has the noise level of timesteps[i]. With CogVideoX 1.5 they keep
-    the frame that an odd count gets in front (outer_sample.py); the run's result does not.
+    The trajectory's samples are fp32 on the CPU, scaled and variance preserving: the clean ones first, then those after
+    each step, so that samples[i] has the noise level of timesteps[i]. With CogVideoX 1.5 they have the frame that an
+    odd count gets in front (samplers.outer_sample); the run's result does not.
     """
     trajectory: Trajectory = {"timesteps": [CLEAN, *(t for _, t in inversion_steps(steps))], "samples": []}
     return comfy.samplers.KSAMPLER(invert_along, {"record": trajectory["samples"].append}), trajectory
@@ -86,9 +87,10 @@ def invert_along(
 ) -> torch.Tensor:
     """A k-diffusion style sampler function (ComfyUI calls it through KSAMPLER) that adds the noise instead.
 
-    x: [B, C, T, H, W], clean. sigmas: from inversion_sigmas. record: called with the clean x and with each step's, on
-    the CPU. Returns x at sigmas[-1], variance exploding, as ComfyUI keeps it. Raises UserError: see
-    require_cogvideox.
+    x: [B, C, T, H, W], clean, scaled. sigmas: from inversion_sigmas. record: called with the clean x and then with each
+    step's, variance preserving, on the CPU. Returns x at sigmas[-1], variance exploding.
+
+    Raises UserError where the model's noise levels are not CogVideoX's.
     """
     extra_args = extra_args or {}
     model_sampling = model.inner_model.inner_model.model_sampling
@@ -98,11 +100,12 @@ def invert_along(
     steps = [(t, alphas[below] if below >= 0 else 1.0, alphas[t]) for below, t in inversion_steps(len(sigmas) - 1)]
 
     def predict_v(x: torch.Tensor, timestep: int) -> torch.Tensor:
-        # ComfyUI takes x at variance 1 + sigma^2 and returns x0: v is what it has made x0 of
+        # With sqrt(alpha) = 1 / sqrt(1 + sigma^2), ComfyUI makes x0 = (x - sigma v) / sqrt(1 + sigma^2) of the model's
+        # v, x variance preserving: solve that for v.
         sigma = model_sampling.sigmas[timestep].to(x)
-        scale = (1 + sigma**2) ** 0.5
-        x0 = model(x * scale, sigma * s_in, **extra_args)
-        return (x - x0 * scale) / sigma
+        inverse_root_alpha = (1 + sigma**2) ** 0.5
+        x0 = model(x * inverse_root_alpha, sigma * s_in, **extra_args)
+        return (x - x0 * inverse_root_alpha) / sigma
 
     def report(i: int, x: torch.Tensor, x0: torch.Tensor) -> None:
         if record is not None:

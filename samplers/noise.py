@@ -22,7 +22,7 @@ def seeded_noise(
 
     batch_index: which members of a larger batch these latents are (ComfyUI's LatentFromBatch); each keeps the noise
         that it had there.
-    rng_offset: how many numbers were drawn from the stream before, a multiple of 16 (see keys.rng_offset).
+    rng_offset: how many numbers were drawn from the stream before, a multiple of 16 (keys.rng_offset).
     """
     generator = start_stream(seed, rng_offset)
     if batch_index is None:
@@ -34,8 +34,8 @@ def seeded_noise(
 def start_stream(seed: int, rng_offset: int = 0) -> torch.Generator:
     """A run's random stream after its first `rng_offset` numbers.
 
-    torch draws 16 or more normal numbers in blocks of 16, so that one draw of n and two draws that make up n give the
-    same numbers only where the first is a multiple of 16, as all latents are.
+    torch draws normal numbers in blocks of 16. Two draws give the same numbers as one draw of both only where the first
+    is a multiple of 16, as the size of all latents is: they have 16 channels.
     """
     generator = torch.Generator().manual_seed(seed)
     if rng_offset:

@@ -1,40 +1,43 @@
-"""What every sampling run on a CogVideoX model passes through, whichever sampler node started it."""
+"""The wrapper around every sampling run on a CogVideoX model, whichever sampler node started it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import comfy.patcher_extension
+import comfy.samplers
 import torch
 
-from ..host.protocols import BaseModel, Guider
+from ..host.protocols import BaseModel, GuiderExecutor, StepCallback
 from .checks import check_conditioning, check_latent, check_sampler, check_size
 from .noise import seeded_noise
 
 
 def sample_checked(
     notify: Callable[[str], object],
-    executor: comfy.patcher_extension.WrapperExecutor,
+    executor: GuiderExecutor,
     noise: torch.Tensor,
     latent_image: torch.Tensor,
-    sampler: object,
+    sampler: comfy.samplers.Sampler,
     sigmas: torch.Tensor,
     denoise_mask: torch.Tensor | None = None,
-    callback: Callable | None = None,
+    callback: StepCallback | None = None,
     disable_pbar: bool = False,
     seed: int | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
     """OUTER_SAMPLE wrapper: refuse what does not fit before any work, and give CogVideoX 1.5 complete pairs of frames.
 
-    CogVideoX 1.5 patches two latent frames together. As in diffusers' pipelines an odd count gets real noise frames
-    in front, which take part in sampling and are dropped afterwards; repeating a frame inside the model instead
-    leaves the last latent wrong.
+    CogVideoX 1.5 makes one token of two latent frames. As in diffusers' pipelines an odd count gets one more frame of
+    noise in front, which takes part in sampling and is dropped afterwards. The alternative, to repeat a frame inside
+    the model, was tried: the last latent frame comes out wrong.
 
-    notify: see check_conditioning; bound when the wrapper is put on the MODEL. The other arguments are ComfyUI's.
+    notify: for check_conditioning; it is bound when the loader puts the wrapper on the MODEL. The other arguments are
+    those of comfy.samplers.CFGGuider.outer_sample: noise [B, 16, T, H, W] of unit variance, latent_image of the same
+    shape, unscaled. Returns the samples, unscaled.
 
     Raises UserError.
     """
-    guider: Guider = executor.class_obj
+    guider = executor.class_obj
     model: BaseModel = guider.model_patcher.model
     check_latent(model, latent_image)
     check_sampler(sampler)
@@ -51,18 +54,20 @@ def sample_checked(
         denoise_mask = None if denoise_mask is None else prepend_first(denoise_mask, extra)
         if "latent_shapes" in kwargs:
             kwargs["latent_shapes"] = [latent_image.shape]
-    without_extra = callback
-    if extra and callback is not None:
-
-        def without_extra(step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
-            callback(step, x0[:, :, extra:], x[:, :, extra:], total_steps)
-
-    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, without_extra, disable_pbar, seed, **kwargs)
+    report = None if callback is None else partial(_report_without, extra, callback)
+    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, report, disable_pbar, seed, **kwargs)
     if denoise_mask is not None and sigmas[-1] == 0:
-        # A schedule whose length does not divide 1000 ends a trace of noise short of the clean sample: what the mask
-        # keeps must come out exactly as it went in.
+        # A schedule whose length does not divide 1000 leaves a trace of noise in its last sample. What the mask keeps
+        # has to come out exactly as it went in.
         out = torch.where(denoise_mask.to(out) == 0, latent_image.to(out), out)
     return out[:, :, extra:]
+
+
+def _report_without(
+    extra: int, callback: StepCallback, step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int
+) -> None:
+    """`callback` without the first `extra` frames: a preview shows the video that the user gets."""
+    callback(step, x0[:, :, extra:], x[:, :, extra:], total_steps)
 
 
 def prepend_first(x: torch.Tensor, count: int) -> torch.Tensor:
@@ -71,10 +76,11 @@ def prepend_first(x: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def prepend_noise(noise: torch.Tensor, shape: torch.Size, count: int, seed: int, rng_offset: int = 0) -> torch.Tensor:
-    """`count` more frames of noise in front of `noise` [B, C, T, H, W].
+    """`noise` [B, C, T, H, W] of a run on latents of `shape`, with `count` more frames in front.
 
-    Noise of this pack's own order becomes what diffusers draws for the longer video. Any other noise stays as it is and
-    its seed's stream goes on; where a run adds no noise at all, none is added in front.
+    Where it is what this pack draws for the seed, the result is what diffusers draws for the longer video. Any other
+    noise stays as it is, and the frames in front are the next numbers of its seed's stream. Zeros, the noise of a run
+    that adds none, get zeros in front.
     """
     longer = (shape[0], shape[1], shape[2] + count, *shape[3:])
     if torch.equal(noise.cpu().float(), seeded_noise(shape, seed, rng_offset=rng_offset)):

@@ -1,6 +1,7 @@
 """CLIP: a T5 encoder behind ComfyUI's socket."""
 
 from functools import partial
+from typing import Any
 
 import comfy.sd1_clip
 import comfy.text_encoders.t5
@@ -13,13 +14,15 @@ from .tokenizer import CLIP_NAME, CogVideoXTokenizer
 class CogVideoXT5(comfy.sd1_clip.SDClipModel):
     """T5 without attention masks: padding is attended to, as in diffusers' pipelines."""
 
-    def __init__(self, config: dict, device: torch.device, dtype: torch.dtype, model_options: dict):
+    def __init__(self, config: dict[str, Any], device: Any, dtype: torch.dtype | None, model_options: dict[str, Any]):
+        """config: the encoder's config.json. device: a torch.device or its name, as ComfyUI passes it."""
+        t5: Any = comfy.text_encoders.t5.T5
         super().__init__(
             device=device,
             dtype=dtype,
             textmodel_json_config=dict(config),
             special_tokens={"end": 1, "pad": 0},
-            model_class=comfy.text_encoders.t5.T5,
+            model_class=t5,
             enable_attention_masks=False,
             return_attention_masks=False,
             model_options={**model_options, "model_name": CLIP_NAME},
@@ -27,30 +30,37 @@ class CogVideoXT5(comfy.sd1_clip.SDClipModel):
 
 
 class CogVideoXTextModel(comfy.sd1_clip.SD1ClipModel):
-    """The one-encoder wrapper that comfy.sd.CLIP drives."""
+    """What comfy.sd.CLIP calls: a wrapper around one encoder."""
 
-    def __init__(self, config: dict, device: torch.device = None, dtype: torch.dtype = None, model_options: dict = {}):
+    def __init__(
+        self,
+        config: dict[str, Any],
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        model_options: dict[str, Any] = {},
+    ):
+        encoder: Any = partial(CogVideoXT5, config)
         super().__init__(
             device=device,
             dtype=dtype,
             name=CLIP_NAME,
-            clip_model=partial(CogVideoXT5, config),
+            clip_model=encoder,
             model_options=model_options,
         )
 
 
 class TextEncoderTarget:
-    """comfy.sd.CLIP's recipe: how to build the model and its tokenizer."""
+    """What comfy.sd.CLIP asks for: how to make the model and its tokenizer."""
 
-    params: dict = {}
+    params: dict[str, Any] = {}
 
-    def __init__(self, config: dict, tokenizer: CogVideoXTokenizer):
+    def __init__(self, config: dict[str, Any], tokenizer: CogVideoXTokenizer):
         self.clip = partial(CogVideoXTextModel, config)
         self.tokenizer = lambda **_: tokenizer
 
 
-def require_finite_text(conditioning: list) -> None:
-    """Raises UserError where an encoded prompt is not a number, before anything is sampled with it."""
+def require_finite_text(conditioning: list[list[Any]]) -> None:
+    """Raises UserError where an encoded prompt in a CONDITIONING contains NaN or Inf."""
     if not all(torch.isfinite(text).all() for text, _ in conditioning):
         raise UserError(
             "The text encoder's output contains NaN or Inf. Load it with weight_dtype bf16 or fp32; if that is set "

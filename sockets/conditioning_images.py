@@ -1,4 +1,4 @@
-"""Pictures through the VAE: what image to video, video to video and the Fun models take beside the prompt."""
+"""Pictures through the VAE: what image to video, video to video and the Fun models take in addition to the prompt."""
 
 import torch
 
@@ -24,9 +24,9 @@ def encode_start_and_end(
     drawn from the posterior's seed.
 
     start: [F, H, W, C], 4k + 1 frames; end: [1, H, W, C]. size: (width, height, frames) of the clip.
-    sigma: of the noise on both, see augment_pictures. posterior_seed: None takes the posterior's mode.
-    Returns [1, 16, 1, h, w] for one start image alone or none at all (zeros follow, see samplers.conditioning), else
-    [1, 16, T, h, w] with zeros where nothing is known.
+    sigma: of the noise on both (media.pictures.augment_pictures). posterior_seed: None takes the posterior's mode.
+    Returns [1, 16, 1, h, w] where there is no more than one start image (samplers.conditioning.fit_frames adds the
+    zeros), else [1, 16, T, h, w] with zeros for the frames that are not given.
 
     Raises UserError. Source: diffusers pipeline_cogvideox_image2video.py, prepare_latents.
     """
@@ -56,7 +56,7 @@ def _check_start_and_end(start: torch.Tensor | None, end: torch.Tensor | None, f
         if pictures is not None:
             check_pictures(pictures)
     if end is not None and end.shape[0] != 1:
-        raise UserError(f"end_image has {end.shape[0]} pictures: use one, the last frame.")
+        raise UserError(f"end_image has {end.shape[0]} pictures. Use one picture, the video's last frame.")
     if start is not None and ((start.shape[0] - 1) % 4 or start.shape[0] >= max(frames, 2)):
         raise UserError(
             f"start_image has {start.shape[0]} pictures; the video has {frames} frames. Use one picture, or the last "
@@ -69,7 +69,9 @@ def encode_video(
 ) -> Latent:
     """LATENT of a video [F, H, W, C], F = 4k + 1: samples [1, 16, T, h, w], unscaled.
 
-    width, height: 0 takes the video's own, cut to the next multiple of 16. Raises UserError.
+    width, height: 0 takes the video's own, cropped to a multiple of 16.
+
+    Raises UserError.
     """
     samples = vae.encode(fit_clip(images, width, height, fit), posterior_seed)
     latent: Latent = {"samples": samples}
@@ -86,10 +88,10 @@ def encode_masked_video(
     """The channels to concatenate with a Fun InP model's video, both unscaled.
 
     video: [F, H, W, 3] in 0 .. 1, F = 4k + 1. mask: [F, H, W], 1 where the video is inpainted.
-    Returns the masked video's latents [1, 16, T, h, w] and what of them is known [1, 1, T, h, w]; zeros both where
-    everything is inpainted.
+    Returns the masked video's latents [1, 16, T, h, w] and the inverted mask [1, 1, T, h, w], 1 where the video is
+    given. Both are zeros where everything is inpainted.
 
-    Source: CogVideoX-Fun pipeline_cogvideox_inpaint.py, __call__: what is masked is black (-1 to the VAE).
+    Source: CogVideoX-Fun pipeline_cogvideox_inpaint.py, __call__: masked pixels are black, -1 for the VAE.
     """
     frames, height, width = mask.shape
     size = latent_frames(frames), height // SPATIAL, width // SPATIAL
@@ -109,7 +111,7 @@ def known_clip(
     size: tuple[int, int, int],
     fit: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A clip and its mask from all that may be known of it.
+    """A clip and its mask from the parts of it that are given.
 
     video: [F, H, W, C], as long as the clip or longer. mask: [1 or F, H, W] of the video's own size or the clip's, 1
     where it is inpainted; None keeps all of the video. start, end: pictures [n, H, W, C] for the clip's start and end.
@@ -132,7 +134,7 @@ def known_clip(
             check_pictures(pictures)
             count = pictures.shape[0]
             if count > frames:
-                raise UserError(f"{name} has {count} pictures, the clip {frames} frames: use fewer pictures.")
+                raise UserError(f"{name} has {count} pictures, the clip {frames} frames. Use fewer pictures.")
             covered = slice(frames - count, frames) if at_end else slice(0, count)
             clip[covered], mask_out[covered] = fit_pictures(pictures, width, height, fit), 0.0
     return clip, mask_out

@@ -2,21 +2,29 @@
 
 import copy
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import comfy.controlnet
+import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 
 from ..errors import UserError
+from ..host.protocols import ContextWindow, ModelSampling
 from ..media.pictures import fit_pictures
 from ..vae.geometry import SPATIAL, latent_frames, video_frames
 from .families import FAMILIES, Family
 from .model import CogVideoXModel
 
+if TYPE_CHECKING:  # importing it loads diffusers
+    from ..transformer.control_net import ControlConfig
+
 
 class CogVideoXControl(comfy.controlnet.ControlBase):
-    """CONTROL_NET: what ComfyUI chains to CONDITIONING, and asks at every step what to add to the model's blocks."""
+    """CONTROL_NET: it travels in CONDITIONING, and ComfyUI asks it at every step what to add to the model's blocks."""
+
+    cond_hint_original: Any  # the control video [F, C, H, W] in 0 .. 1, of set_cond_hint
 
     def __init__(self, patcher: comfy.model_patcher.ModelPatcher, hold_last_frame: bool = False):
         """patcher: holds a transformer.control_net.CogVideoXControlNet. hold_last_frame: repeat the last frame of a
@@ -24,8 +32,8 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
         super().__init__()
         self.patcher = patcher
         self.hold_last_frame = hold_last_frame
-        self.model_sampling = None
-        self.guides: dict[tuple, torch.Tensor] = {}  # encoded guide videos of this run by size and device
+        self.model_sampling: ModelSampling | None = None  # of the model that runs; None between runs
+        self.guides: dict[tuple, torch.Tensor] = {}  # encoded guide videos of this run, by size and device
 
     def copy(self) -> "CogVideoXControl":
         out = CogVideoXControl(self.patcher, self.hold_last_frame)
@@ -47,46 +55,60 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> int:
         """Bytes of the outputs, which stay until the model has used them: for prompt and negative prompt together, at
-        the size and length that the control net was trained with. What its blocks need for themselves is less than
-        the model does, and not at the same time."""
-        c = self.patcher.model.config
+        the size and length that the control net was trained with. The activations of its own blocks are not counted:
+        they are gone when those of the model, which are larger, are made."""
+        net: Any = self.patcher.model
+        c: ControlConfig = net.config
         tokens = latent_frames(c.sample_frames) * c.sample_height * c.sample_width // c.patch_size**2
-        own = 2 * c.num_layers * tokens * c.output_dim * mm.dtype_size(self.patcher.model.dtype)
+        own = 2 * c.num_layers * tokens * c.output_dim * mm.dtype_size(net.dtype)
         return own + super().inference_memory_requirements(dtype)
 
-    def pre_run(self, model: torch.nn.Module, percent_to_timestep_function: Callable) -> None:
-        """Called before the first step. Raises UserError for a model that this control net is not for."""
-        check_model(self.patcher.model.config, model)
+    def pre_run(
+        self, model: comfy.model_base.BaseModel, percent_to_timestep_function: Callable[[float], float]
+    ) -> None:
+        """Called before the first step. Raises UserError for a model that this control net was not trained for."""
+        net: Any = self.patcher.model
+        check_model(net.config, model)
         super().pre_run(model, percent_to_timestep_function)
-        self.model_sampling = model.model_sampling
-        self.guides = {}  # ComfyUI does not clean up after an interrupted run
+        sampling: Any = model.model_sampling
+        self.model_sampling = sampling
+        self.guides = {}  # of an interrupted run, after which ComfyUI does not call cleanup
 
     def cleanup(self) -> None:
+        """Called after the last step."""
         super().cleanup()
         self.model_sampling = None
         self.guides = {}
 
     def get_control(
-        self, x_noisy: torch.Tensor, t: torch.Tensor, cond: dict, batched_number: int, transformer_options: dict
-    ) -> dict | None:
-        """{"input": tensors to add to the video tokens after the first blocks}, together with those of control nets
-        chained before; None outside the range of steps.
+        self,
+        x_noisy: torch.Tensor,
+        t: torch.Tensor,
+        cond: dict[str, Any],
+        batched_number: int,
+        transformer_options: dict[str, Any],
+    ) -> dict[str, Any] | None:
+        """{"input": [B, video tokens, D] to add after each of the model's first blocks}: this control net's, added to
+        those of the control nets chained before it. Outside of its range of steps theirs alone, or None.
 
-        x_noisy: [B, 16, T, H, W] at sigmas t [B], as ComfyUI keeps it.
-        Raises UserError for a guide video that is too short, at the first step even where the range begins later.
+        x_noisy: [B, 16, T, H, W] at sigmas t [B], scaled, variance exploding. cond: the arguments of the model.
+        batched_number: how many conditionings the batch holds.
+
+        Raises UserError for a control video that is too short, at the first step even where the range begins later.
         """
-        previous = None
-        if self.previous_controlnet is not None:
-            previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
-        window = transformer_options.get("context_window")
-        size = _whole_size(x_noisy, window)
+        previous: Any = self.previous_controlnet
+        if previous is not None:
+            previous = previous.get_control(x_noisy, t, cond, batched_number, transformer_options)
+        window: ContextWindow | None = transformer_options.get("context_window")
+        size = _video_size(x_noisy, window)
         self._require_frames(video_frames(size[0]))
         if self.timestep_range is not None and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
             return previous
-        net = self.patcher.model
+        assert self.model_sampling is not None  # pre_run has been called
+        net: Any = self.patcher.model
         outputs = net(
             self.model_sampling.calculate_input(t, x_noisy).to(net.dtype),
-            _window_of(self._encoded_guide(size, x_noisy.device), window),
+            _window_frames(self._encoded_guide(size, x_noisy.device), window),
             self.model_sampling.timestep(t).float(),
             cond.get("crossattn_controlnet", cond["c_crossattn"]).to(x_noisy.device, net.dtype),
             transformer_options,
@@ -107,7 +129,7 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
         frames, height, width = size
         key = height, width, device
         if key not in self.guides or self.guides[key].shape[2] < frames:
-            net = self.patcher.model
+            net: Any = self.patcher.model
             # [F, C, H, W] -> [F, H, W, C]
             pictures = self.cond_hint_original[: video_frames(frames)].movedim(1, -1)
             pixels = fit_pictures(pictures, width * SPATIAL, height * SPATIAL).movedim(-1, 1)
@@ -117,25 +139,26 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
         return self.guides[key][:, :, :frames]
 
 
-def _whole_size(x: torch.Tensor, window: object | None) -> tuple[int, int, int]:
-    """Latent (T, H, W) of the whole video, where `x` [B, 16, T, H, W] is one of ComfyUI's context windows of it."""
+def _video_size(x: torch.Tensor, window: ContextWindow | None) -> tuple[int, int, int]:
+    """Latent (T, H, W) of the video, of which `x` [B, 16, T, H, W] may be one of ComfyUI's context windows."""
     size = list(x.shape[2:])
     if window is not None and window.dim >= 2:
         size[window.dim - 2] = getattr(window, "total_frames", 0) or 1 + max(window.index_list)
-    return tuple(size)
+    frames, height, width = size
+    return frames, height, width
 
 
-def _window_of(guide: torch.Tensor, window: object | None) -> torch.Tensor:
-    """The part of a whole video's guide [1, C, T, H, W] that a context window sees."""
+def _window_frames(guide: torch.Tensor, window: ContextWindow | None) -> torch.Tensor:
+    """The part of a video's encoded guide [1, C, T, H, W] that belongs to a context window."""
     if window is None or window.dim < 2:
         return guide
-    anchor = getattr(window, "causal_anchor_index", None)  # a frame that some models want in front
+    anchor = getattr(window, "causal_anchor_index", None)  # the frame that causal_window_fix puts in front
     indices = [] if anchor is None or anchor < 0 else [anchor]
     return guide.index_select(window.dim, torch.tensor(indices + list(window.index_list), device=guide.device))
 
 
-def check_model(config: object, model: torch.nn.Module) -> None:
-    """Raises UserError unless a control net with `config` is made for `model` (a ComfyUI BaseModel)."""
+def check_model(config: "ControlConfig", model: comfy.model_base.BaseModel) -> None:
+    """Raises UserError unless a control net with `config` was trained for `model`."""
     base = base_family(config)
     found, fits = type(model).__name__, False
     if isinstance(model, CogVideoXModel):
@@ -146,28 +169,29 @@ def check_model(config: object, model: torch.nn.Module) -> None:
     if not fits:
         raise UserError(
             f"This control net is for {base.name} and its fine-tunes of width {config.output_dim}, with text of width "
-            f"{config.text_embed_dim}; the model is {found}. Choose the control net or the model that belongs to the "
-            "other."
+            f"{config.text_embed_dim}; the model is {found}. Choose a control net for this model, or a model for this "
+            "control net."
         )
 
 
-def base_family(config: object) -> Family:
-    """The text to video model whose positions a control net with `config` has."""
+def base_family(config: "ControlConfig") -> Family:
+    """The text to video model that a control net with `config` was trained for, known by its kind of positions."""
     rotary = config.use_rotary_positional_embeddings
     return next(f for f in FAMILIES if f.task == "text" and f.patch_size_t is None and f.rotary == rotary)
 
 
 def chain_control(
-    conditioning: list[list],
-    control_net: CogVideoXControl,
+    conditioning: list[list[list[Any]]],
+    control_net: comfy.controlnet.ControlBase,
     control_video: torch.Tensor,
     strength: float,
     percent_range: tuple[float, float],
     hold_last_frame: bool,
-) -> list[list]:
-    """Each CONDITIONING of `conditioning` with `control_net` behind the control nets that it already has.
+) -> list[list[list[Any]]]:
+    """Each CONDITIONING of `conditioning` with a copy of `control_net`, chained after those that it already has.
 
     control_video: [F, H, W, C] in 0 .. 1. percent_range: start and end, 0 .. 1, of the part of the run that it acts in.
+    hold_last_frame: repeat the last frame of a control video that is too short.
 
     Raises UserError for a CONTROL_NET of another kind.
 
@@ -179,7 +203,7 @@ def chain_control(
             advice="load a control net",
         )
     hint = control_video.movedim(-1, 1)  # [F, H, W, C] -> [F, C, H, W]
-    # positive and negative share one, so that they run as one batch
+    # ComfyUI runs positive and negative as one batch only where both have the same control net object.
     chained: dict[comfy.controlnet.ControlBase | None, CogVideoXControl] = {}
 
     def with_control(previous: comfy.controlnet.ControlBase | None) -> CogVideoXControl:

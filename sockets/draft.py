@@ -1,5 +1,7 @@
 """A latent decoded quickly by taecvx, CogVideoX's tiny decoder: close, not exact."""
 
+from typing import Any
+
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.utils
@@ -8,7 +10,7 @@ import torch
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..vae.geometry import SPATIAL, check_latents, video_frames
-from ..vae.tiny_decoder import VALUES_PER_PIXEL
+from ..vae.tiny_decoder import VALUES_PER_PIXEL, TinyDecoder
 
 
 def decode_draft(patcher: comfy.model_patcher.ModelPatcher, samples: torch.Tensor) -> torch.Tensor:
@@ -17,7 +19,9 @@ def decode_draft(patcher: comfy.model_patcher.ModelPatcher, samples: torch.Tenso
     Raises UserError for another model's latent, and for one that contains NaN or Inf.
     """
     check_latents(samples)
-    decoder, device = patcher.model, patcher.load_device
+    model: Any = patcher.model
+    decoder: TinyDecoder = model
+    device = patcher.load_device
     dtype = next(decoder.parameters()).dtype
     batch, _, count, height, width = samples.shape
     size = height * SPATIAL, width * SPATIAL

@@ -1,7 +1,7 @@
 """MODEL: a CogVideoX transformer as ComfyUI's BaseModel, its noise levels and its latent format."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.conds
 import comfy.latent_formats
@@ -20,6 +20,9 @@ from ..samplers.conditioning import concat_channels, image_scale
 from ..samplers.schedule import alphas_cumprod
 from ..transformer.parameter_types import parameter_dtype
 from .families import Family
+
+if TYPE_CHECKING:  # importing it loads diffusers
+    from ..transformer.dit import CogVideoXDiT
 
 # One row a latent channel, one column a colour. Fitted for CogVideoX's 16-channel latent by the author of
 # ComfyUI-CogVideoXWrapper (kijai/ComfyUI-CogVideoXWrapper, latent_preview.py), rounded here.
@@ -41,14 +44,18 @@ LATENT_RGB_FACTORS = [
     [0.0808, 0.1155, -0.0215],
     [-0.0152, -0.0058, 0.0722],
 ]
-# Peak activations of one forward in units of [B, tokens, dim] tensors: 12.04 counted on the meta device at 5b's width
-# (tests/sockets/test_memory.py), most of it the feed-forward's fourfold width before and after its activation.
+# Peak activations of one forward in units of [B, tokens, dim] tensors. tests/model_loaders/test_memory.py counts 12.04
+# at 5b's width; most of it is the feed-forward's fourfold width before and after its activation.
 ACTIVATION_COPIES = 13
 OFS = 2.0  # of CogVideoX 1.5's image to video models (diffusers pipeline_cogvideox_image2video.py)
 
 
 class CogVideoXLatent(comfy.latent_formats.LatentFormat):
-    """16 channels, 8 times smaller in space, 4 times in time; latents are stored unscaled."""
+    """16 channels, 8 times smaller in space, 4 times in time.
+
+    LATENT holds latents as the VAE makes them, unscaled; process_in and process_out multiply and divide by the VAE's
+    scaling factor on the way into a run and out of it.
+    """
 
     latent_channels = 16
     latent_dimensions = 3
@@ -68,17 +75,20 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
     def __init__(self, model_config: "CogVideoXConfig"):
         super().__init__(model_config)
         alphas = alphas_cumprod(model_config.sampling_settings["snr_shift_scale"])
-        # Not a buffer: stays on the CPU in float64 for our own samplers.
+        # Not a buffer, so that no cast or move of the model touches it: our own samplers need float64.
         self.alphas = alphas.clone()
-        # ComfyUI's finite stand-in for the last alpha of 0 (comfy/model_sampling.py)
+        # ComfyUI's samplers need a finite sigma; this is the value that comfy/model_sampling.py puts for an alpha of 0.
         alphas[-1] = 4.8973451890853435e-08
         self.set_sigmas(((1 - alphas) / alphas).sqrt())
 
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
     ) -> torch.Tensor:
-        """The sample that a run starts from. At zero terminal SNR nothing of the latent is left in fresh noise; a run
-        that adds no noise goes on from its latent as it is."""
+        """The sample that a run starts from, variance exploding.
+
+        At zero terminal SNR it is pure noise: ComfyUI's own formula would leave a trace of the latent in it. A run that
+        adds no noise continues from its latent as it is.
+        """
         if max_denoise and torch.count_nonzero(noise) > 0:
             latent_image = torch.zeros_like(latent_image)
         return super().noise_scaling(sigma, noise, latent_image, max_denoise)
@@ -98,8 +108,8 @@ class CogVideoXConfig(comfy.supported_models_base.BASE):
         snr_shift_scale: float,
         inverts_image_scale: bool = False,
     ):
-        """transformer_config: diffusers' config.json. scale_factor: the VAE's scaling_factor, which latents are
-        multiplied by. inverts_image_scale: a start image's latents are divided by it instead."""
+        """transformer_config: diffusers' config.json. scale_factor: the VAE's scaling_factor, by which latents are
+        multiplied. inverts_image_scale: a start image's latents are divided by it instead."""
         super().__init__({"in_channels": transformer_config["in_channels"]})
         self.transformer_config = transformer_config
         self.family = family
@@ -111,11 +121,16 @@ class CogVideoXConfig(comfy.supported_models_base.BASE):
 class CogVideoXModel(comfy.model_base.BaseModel):
     """BaseModel around CogVideoXDiT."""
 
+    model_config: CogVideoXConfig
+    latent_format: CogVideoXLatent
+    diffusion_model: "CogVideoXDiT"
+
     def __init__(self, model_config: CogVideoXConfig):
         def build(dtype: torch.dtype, device: torch.device | None, operations: type, **_: Any) -> torch.nn.Module:
             return build_dit(model_config.transformer_config, dtype, model_config.manual_cast_dtype, operations)
 
-        super().__init__(model_config, comfy.model_base.ModelType.V_PREDICTION, unet_model=build)
+        unet_model: Any = build
+        super().__init__(model_config, comfy.model_base.ModelType.V_PREDICTION, unet_model=unet_model)
         self.model_sampling = CogVideoXSampling(model_config)
 
     def _apply_model(
@@ -127,9 +142,13 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         concat_sigmas: tuple[float, float] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """ComfyUI's, with the concatenated channels zeroed outside of concat_sigmas (from the highest to the lowest).
+        """ComfyUI's: x [B, 16, T, H, W] at sigmas t [B], scaled, variance exploding -> x0, same shape and scale.
 
-        Raises UserError as soon as a prediction contains NaN or Inf, instead of a black video an hour later.
+        c_concat: the channels to concatenate. They are zeroed where the sigma is not within concat_sigmas, (highest,
+        lowest).
+
+        Raises UserError as soon as a prediction contains NaN or Inf. Otherwise the user would get a black video after
+        the last step.
         """
         if (
             c_concat is not None
@@ -143,15 +162,15 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         return denoised
 
     def _describe_non_finite(self, t: torch.Tensor) -> str:
-        """What to tell a user whose run went wrong at `t`: which weights are broken, or what the likely cause is."""
+        """The message for a prediction at sigmas `t` [B]: which weights contain NaN or Inf, or the likely cause."""
         timestep = int(self.model_sampling.timestep(t[:1]))
         found = f"The model's prediction at timestep {timestep} contains NaN or Inf."
         broken = non_finite_weights(self.diffusion_model)
         if broken:
             return (
                 f"{found} So do weights of the model: {', '.join(broken[:3])}"
-                f"{f' and {len(broken) - 3} more' if len(broken) > 3 else ''}. Download the checkpoint again, or take "
-                "away the LoRA that was applied last."
+                f"{f' and {len(broken) - 3} more' if len(broken) > 3 else ''}. Download the checkpoint again, or "
+                "remove the LoRA that was applied last."
             )
         family = self.model_config.family
         return (
@@ -161,7 +180,11 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         )
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """ComfyUI's conditions, with the text as it is: CONDCrossAttn would repeat tokens to match lengths."""
+        """ComfyUI's: the arguments of _apply_model that come from CONDITIONING, as comfy.conds objects.
+
+        The text is a CONDRegular: ComfyUI's CONDCrossAttn would repeat tokens until prompt and negative prompt are of
+        the same length.
+        """
         out = super().extra_conds(**kwargs)
         if kwargs.get("cross_attn") is not None:
             out["c_crossattn"] = comfy.conds.CONDRegular(kwargs["cross_attn"])
@@ -174,9 +197,9 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         return out
 
     def concat_cond(self, **kwargs: Any) -> torch.Tensor | None:
-        """The channels to concatenate with the noisy video, [B, C, T, h, w]; None for a text to video model.
+        """The channels to concatenate with the noisy video, [B, C, T, h, w], scaled; None for a text to video model.
 
-        samplers/checks.py has refused what does not fit.
+        samplers.checks has refused conditionings that do not fit.
         """
         config, concat = self.model_config, read_concat(kwargs)
         if config.family.task == "text":
@@ -185,7 +208,8 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         scale = factor
         if config.family.task == "image":
             scale = image_scale(concat.get("cogvideox_scale", "checkpoint"), factor, config.inverts_image_scale)
-        latents, known = concat["concat_latent_image"], concat.get("cogvideox_known")
+        latents, known = concat.get("concat_latent_image"), concat.get("cogvideox_known")
+        assert latents is not None
         return concat_channels(latents, known, kwargs["noise"].shape, scale, factor).to(kwargs["device"])
 
     def resize_cond_for_context_window(
@@ -197,8 +221,11 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         device: torch.device,
         retain_index_list: list[int] = [],
     ) -> Any:
-        """What ComfyUI's context windows see of each condition: their own frames of the concatenated channels, and all
-        of everything else. (ComfyUI's guess, by length, may take a text's width for frames.)"""
+        """The part of a condition that belongs to one of ComfyUI's context windows: the window's frames of the
+        concatenated channels, and all of everything else.
+
+        ComfyUI's own code goes by a tensor's size: a text as wide as the video is long would be cut.
+        """
         if cond_key == "c_concat":
             frames = window.get_tensor(cond_value.cond, device, dim=2, retain_index_list=retain_index_list)
             return cond_value._copy_with(frames)
@@ -222,31 +249,32 @@ def non_finite_weights(module: torch.nn.Module) -> list[str]:
 
 def build_dit(
     config: dict[str, Any], storage: torch.dtype, compute: torch.dtype | None, operations: type
-) -> torch.nn.Module:
+) -> "CogVideoXDiT":
     """An empty CogVideoXDiT on the meta device, every leaf a ComfyUI operation, every parameter of its final type.
 
-    config: diffusers' config.json. storage, compute: see parameter_dtype.
+    config: diffusers' config.json. storage, compute: as for transformer.parameter_types.parameter_dtype.
 
-    Raises UserError where the config describes no CogVideoX model.
+    Raises UserError where the config does not describe a CogVideoX model.
     """
-    # importing diffusers takes seconds: only when a model is loaded
+    # Importing diffusers takes seconds, which ComfyUI's start should not wait for.
     from ..transformer.dit import CogVideoXDiT
 
     known = inspect.signature(CogVideoXDiT.__init__).parameters
-    # the configs of fine-tunes hold entries of their own
+    # Fine-tunes add entries of their own, which diffusers would warn about.
     config = {key: value for key, value in config.items() if key in known}
     try:
         with torch.device("meta"):
-            model = CogVideoXDiT.from_config(config)
-    # wrong values in a damaged config.json raise anything, anywhere in diffusers
+            made: Any = CogVideoXDiT.from_config(config)
+    # Wrong values in a damaged config.json raise all kinds of errors from within diffusers.
     except Exception as error:
         raise UserError(
             f"The transformer's config does not describe a CogVideoX model ({type(error).__name__}: "
-            f"{str(error)[:200]}). Fetch its config.json again."
+            f"{str(error)[:200]}). Download its config.json again."
         ) from error
+    model: CogVideoXDiT = made
     model.dtype = storage
     if not config.get("use_learned_positional_embeddings"):
-        # 2b's sincos table is computed for the size at hand instead
+        # CogVideoX-2b's sincos table: positions.sincos_table computes it for the video's size instead.
         model.patch_embed._buffers.pop("pos_embedding", None)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(parameter_dtype(name, parameter.ndim, storage, compute))
@@ -255,7 +283,7 @@ def build_dit(
 
 
 def require_cogvideox_model(model: object) -> None:
-    """Raises UserError for a MODEL that our loaders did not make."""
+    """Raises UserError for a MODEL that this pack has not loaded."""
     if not isinstance(getattr(model, "model", None), CogVideoXModel):
         raise UserError(
             f"The model is a {type(getattr(model, 'model', model)).__name__}, not a CogVideoX model of this pack.",
@@ -266,17 +294,20 @@ def require_cogvideox_model(model: object) -> None:
 def patch_positions(
     model: comfy.model_patcher.ModelPatcher, riflex: bool, resample: bool
 ) -> comfy.model_patcher.ModelPatcher:
-    """A clone of `model` that counts positions otherwise; see transformer.positions.
+    """A clone of `model` with other positions than those that it was trained with.
+
+    riflex: for rotary positions, transformer.positions.slow_repetition. resample: for a learned table,
+    transformer.positions.resampled_table.
 
     Raises UserError where the model has no such positions.
     """
     config = getattr(model.get_model_object("diffusion_model"), "config", {})
-    lacks = {
+    missing = {
         "rotary positions, which RIFLEx slows down": riflex and not config.get("use_rotary_positional_embeddings"),
         "learned position table to resample": resample and not config.get("use_learned_positional_embeddings"),
     }
-    for what, is_lacking in lacks.items():
-        if is_lacking:
+    for what, is_missing in missing.items():
+        if is_missing:
             raise UserError(f"This model has no {what}. Switch that off, or choose another model.")
     patched = model.clone()
     options = patched.model_options.get("transformer_options", {})

@@ -1,4 +1,4 @@
-"""What the user sees of a run under way: the latents' colours, or the tiny decoder's pictures where it is there."""
+"""Previews of a run: the tiny decoder's pictures where it is installed and asked for, else the latents' colours."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +15,9 @@ OpenDecoder = Callable[[torch.device], TinyDecoder | None]
 
 
 def enable_previews(open_decoder: OpenDecoder) -> None:
-    """Let every sampler preview CogVideoX's latents as a clip that plays; see host.previews.
+    """Let every sampler node preview CogVideoX's latents as a clip that plays, through host.previews.hook_previews.
 
-    open_decoder: gives the tiny decoder on a device, None where there is none.
+    open_decoder: returns the tiny decoder on a device, or None where it is not installed.
     """
     hook_previews(CogVideoXLatent, partial(make_renderers, open_decoder), Flipbook)
 
@@ -29,7 +29,10 @@ def make_renderers(
     with_decoder: bool,
     max_side_px: int,
 ) -> list[Renderer]:
-    """Ways to picture latents as the model sees them, the best first; with_decoder: by the tiny decoder, if any."""
+    """Ways to make pictures of scaled latents, the best first.
+
+    with_decoder: use the tiny decoder, where `open_decoder` finds one on `device`. max_side_px: of its pictures.
+    """
     fps = latent_format.preview_fps
     renderers = [partial(_render_colours, torch.tensor(latent_format.latent_rgb_factors), fps)]
     decoder = open_decoder(device) if with_decoder else None
@@ -52,7 +55,7 @@ def _render_pictures(
     x0: torch.Tensor,
 ) -> tuple[torch.Tensor, float]:
     dtype = next(decoder.parameters()).dtype
-    # the decoder was trained on the VAE's own latents: without the scale that the model sees
+    # The decoder was trained on latents as the VAE makes them, unscaled.
     latents = latent_format.process_out(x0[:1]).to(device, dtype)
     frames = tiny_frames(decoder, latents, max_side_px)
     return frames, seconds_per_frame(x0.shape[2], len(frames), fps)

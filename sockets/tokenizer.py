@@ -3,6 +3,7 @@
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import comfy.sd1_clip
 import comfy.text_encoders.sd3_clip
@@ -19,10 +20,13 @@ class CogVideoXTokenizer:
     """
 
     def __init__(self, folder: Path | None, max_tokens: int = MAX_TOKENS):
-        """folder: the checkpoint's `tokenizer`. ComfyUI's own copy of T5's tokenizer serves where that has no
-        tokenizer.json, as the official folders do not: it is the same vocabulary, and needs no protobuf.
-        max_tokens: the max_text_seq_length of the transformer that reads the text."""
-        from transformers import T5TokenizerFast
+        """folder: the checkpoint's `tokenizer`. The official ones have no tokenizer.json, and their other format would
+        need protobuf: without tokenizer.json, ComfyUI's own copy of T5's tokenizer is used, which has the same
+        vocabulary.
+        max_tokens: the max_text_seq_length of the transformer that gets the text.
+        """
+        # transformers defines its names when they are first asked for, unseen by a type checker
+        from transformers import T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
         found = folder if folder is not None and (folder / "tokenizer.json").is_file() else _COMFYUI_TOKENIZER
         self.tokenizer = T5TokenizerFast.from_pretrained(str(found))
@@ -30,11 +34,11 @@ class CogVideoXTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids that it can give."""
+        """Number of different token ids."""
         return len(self.tokenizer)
 
     def tokenize_with_weights(
-        self, text: str, return_word_ids: bool = False, prompt_weights: bool = False, **_: object
+        self, text: str, return_word_ids: bool = False, prompt_weights: bool = False, **_: Any
     ) -> dict[str, list[list[tuple]]]:
         """{"t5xxl": [max_tokens of (id, weight)]}, or (id, weight, word) with `return_word_ids`.
 
@@ -76,7 +80,7 @@ class CogVideoXTokenizer:
 
 
 def lost_text_message(lost: str, max_tokens: int) -> str:
-    """What to tell a user whose prompt was cut."""
+    """The message for a prompt that was cut: `lost` is its end."""
     return (
         f"This model reads {max_tokens} tokens; the prompt is longer and its end was left out: “{lost}”. "
         "Shorten the prompt to keep it."

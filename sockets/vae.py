@@ -1,7 +1,8 @@
 """VAE: a CogVideoX autoencoder behind ComfyUI's socket."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 import comfy.ops
@@ -17,20 +18,25 @@ from ..host.patches import without_warnings
 from ..vae.activation import modulated_silu
 from ..vae.compiled import compiled_modulated_silu
 from ..vae.geometry import CHANNELS, SPATIAL, TEMPORAL, check_latents, latent_frames, video_frames
-from ..vae.memory import decode_bytes, encode_bytes
-from ..vae.plan import FAST, LADDER, LEAST, LOW, Plan, in_bands
+from ..vae.memory import PeakMemory
+from ..vae.plan import FAST, LADDER, LEAST, LOW, OffloadPlan, in_bands
 from ..vae.streaming import decode_stream, encode_stream
 from .model import non_finite_weights
+
+if TYPE_CHECKING:  # importing it loads diffusers
+    from ..vae.network import CogVideoXAutoencoder
 
 
 class CogVideoXVAE(comfy.sd.VAE):
     """Stock VAE socket over CogVideoXAutoencoder: exact in every mode, at a memory that does not grow with length."""
 
-    def __init__(self, config: dict, dtype: torch.dtype | None, notify: Notify, disable_dynamic: bool):
-        """An empty VAE; weights_assigned has to be called when its weights are there.
+    first_stage_model: "CogVideoXAutoencoder"
 
-        config: the VAE's config.json. dtype: of the weights and what is computed in; None lets ComfyUI choose.
-        notify: is told when memory runs out and a leaner mode takes over.
+    def __init__(self, config: dict[str, Any], dtype: torch.dtype | None, notify: Notify, disable_dynamic: bool):
+        """A VAE without weights. Call weights_assigned once they are loaded.
+
+        config: the VAE's config.json. dtype: of the weights and of the computation; None lets ComfyUI choose.
+        notify: gets a sentence when memory runs out and a leaner mode takes over.
         """
         _set_host_defaults(self)
         self.notify = notify
@@ -47,11 +53,11 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.patcher = model_patcher_class(disable_dynamic)(
             self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
         )
-        counted = {"on_cpu": self.device.type == "cpu", "config": dict(self.first_stage_model.config)}
-        self.memory_used_decode, self.memory_used_encode = (partial(f, **counted) for f in (decode_bytes, encode_bytes))
+        peak_memory = PeakMemory(self.first_stage_model, self.device)
+        self.memory_used_decode, self.memory_used_encode = peak_memory.decode_bytes, peak_memory.encode_bytes
 
     def weights_assigned(self) -> None:
-        """The size that ComfyUI counts with is that of the weights as they are now."""
+        """Have ComfyUI count the size of the weights again: it was computed without them."""
         self.size = None
         self.model_size()
 
@@ -59,16 +65,17 @@ class CogVideoXVAE(comfy.sd.VAE):
         """Latents [B, 16, n, h, w], unscaled, to frames [B, 4 n - 3, 8 h, 8 w, 3] in 0 .. 1.
 
         vae_options: memory = "auto", "fast" or "low"; compile = True to go through torch.compile.
-        Raises UserError for another model's latent, UserError instead of returning black frames.
+        Raises UserError for another model's latent, and for a result that contains NaN or Inf.
         """
         return self._decode(samples_in, **(vae_options or {}))
 
     def decode_tiled(
-        self, samples: torch.Tensor, tile_x: int | None = None, tile_y: int | None = None, *_: object, **__: object
+        self, samples: torch.Tensor, tile_x: int | None = None, tile_y: int | None = None, *_: Any, **__: Any
     ) -> torch.Tensor:
-        """decode, working on tile_x x tile_y latents at once: bands of as many pixels, and the same numbers.
+        """decode in bands that hold as many pixels as a tile of tile_x x tile_y latents, with the same result.
 
-        There is nothing to overlap, for neighbours see each other; time is never cut.
+        The tiles' overlap is ignored: bands leave no seams, because each is computed with the rows next to it. Time is
+        never cut.
         """
         return self._decode(samples, "low", tile_pixels(tile_x, tile_y, SPATIAL))
 
@@ -92,11 +99,13 @@ class CogVideoXVAE(comfy.sd.VAE):
 
     def decode_stream(
         self, latents: torch.Tensor, memory: str = "auto", band_pixels: int | None = None, compile: bool = False
-    ) -> Iterator[torch.Tensor]:
+    ) -> Generator[torch.Tensor, None, None]:
         """Frames [t, H, W, 3] in 0 .. 1 of latents [1, 16, n, h, w], at most 9 at a time, on the output device."""
         plan = self._load(memory, band_pixels, latents.shape, self.memory_used_decode)
         network, fell_back = self.first_stage_model, partial(self._report_fallback, "Decoding")
-        activation = compiled_modulated_silu(self.device, self.vae_dtype) if compile else modulated_silu
+        activation = modulated_silu
+        if compile:
+            activation = compiled_modulated_silu(self.device, self.vae_dtype, self.notify)
         for frames in decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation):
             # [1, 3, t, H, W] -> [t, H, W, 3]
             frames = frames[0].movedim(0, -1).to(self.output_device, output_dtype(self))
@@ -123,16 +132,16 @@ class CogVideoXVAE(comfy.sd.VAE):
         pixel_samples: torch.Tensor,
         tile_x: int | None = None,
         tile_y: int | None = None,
-        *_: object,
-        **__: object,
+        *_: Any,
+        **__: Any,
     ) -> torch.Tensor:
-        """encode, working on tile_x x tile_y pixels at once; see decode_tiled."""
+        """encode in bands that hold tile_x x tile_y pixels, with the same result, as decode_tiled."""
         return self._encode(pixel_samples, "low", tile_pixels(tile_x, tile_y, 1))
 
     def _encode(
         self, images: torch.Tensor, memory: str, band_pixels: int | None = None, posterior_seed: int | None = None
     ) -> torch.Tensor:
-        # one by one, for ComfyUI's crop would take the frames of several for another side of the picture
+        # One by one: of a batch, ComfyUI's function would crop the frames instead of a side of the pictures.
         videos = [self.vae_encode_crop_pixels(video) for video in (images if images.ndim == 5 else images[None])]
         # [F, H, W, 3] -> [1, 3, F, H, W]
         moments = torch.cat([self._moments(video.movedim(-1, 0)[None], memory, band_pixels) for video in videos])
@@ -156,17 +165,16 @@ class CogVideoXVAE(comfy.sd.VAE):
             bar.update(part.shape[2])
         return torch.cat(parts, dim=2)
 
-    def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, needed: Callable[..., int]) -> Plan:
+    def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, needed: Callable[..., int]) -> OffloadPlan:
         """Bring the weights to the device with room for what the plan needs, and return the plan."""
         free = mm.get_free_memory(self.device) - (self.size - self.patcher.loaded_size())
         plans = {"fast": (FAST,), "low": (LOW,) if band_pixels is None else (LOW, LEAST), "auto": LADDER}[memory]
         plans = [in_bands(plan, band_pixels) for plan in plans]
-        sizes = {plan: needed(shape, self.vae_dtype, plan) for plan in plans}
-        plan = next((plan for plan in plans if sizes[plan] <= free), plans[-1])
-        mm.load_models_gpu([self.patcher], memory_required=sizes[plan])
+        plan = next((plan for plan in plans if needed(shape, self.vae_dtype, plan) <= free), plans[-1])
+        mm.load_models_gpu([self.patcher], memory_required=needed(shape, self.vae_dtype, plan))
         return plan
 
-    def _report_fallback(self, what: str, plan: Plan, leaner: Plan) -> None:
+    def _report_fallback(self, what: str, plan: OffloadPlan, leaner: OffloadPlan) -> None:
         self.notify(
             f"{what} in memory mode {plan.name} needs more memory than there is: it continues in mode {leaner.name}, "
             "slower and with the same result."
@@ -206,7 +214,7 @@ def mean_and_deviation(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def output_dtype(vae: comfy.sd.VAE) -> torch.dtype:
-    """The type of IMAGE and LATENT on this host (newer ones have an option for it)."""
+    """The type of IMAGE and LATENT in this ComfyUI; newer versions have an option for it."""
     return vae.vae_output_dtype() if hasattr(vae, "vae_output_dtype") else torch.float32
 
 
@@ -216,17 +224,19 @@ def tile_pixels(tile_x: int | None, tile_y: int | None, zoom: int) -> int | None
 
 
 def _set_host_defaults(vae: comfy.sd.VAE) -> None:
-    """comfy.sd.VAE given no weights sets every attribute that this host version has, warns and returns."""
+    """Set every attribute that comfy.sd.VAE has in this version of ComfyUI: given no weights, its __init__ sets them,
+    warns and returns."""
     with without_warnings():
         comfy.sd.VAE.__init__(vae, sd={})
 
 
-def build_autoencoder(config: dict, dtype: torch.dtype) -> torch.nn.Module:
+def build_autoencoder(config: dict[str, Any], dtype: torch.dtype) -> "CogVideoXAutoencoder":
     """An empty CogVideoXAutoencoder on the meta device, every leaf a ComfyUI operation."""
     from ..vae.network import CogVideoXAutoencoder
 
     with torch.device("meta"):
-        model = CogVideoXAutoencoder.from_config(config)
+        made: Any = CogVideoXAutoencoder.from_config(config)
+    model: CogVideoXAutoencoder = made
     torch.nn.Module.to(model, dtype)  # ModelMixin.to warns at every cast
     adopt_ops(model, comfy.ops.disable_weight_init)
     return model.eval()

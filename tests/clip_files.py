@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,7 +16,7 @@ def write_video(
     pix_fmt: str = "yuv420p",
     fps: int = 8,
     container: str | None = None,
-    prepare: Callable[[object], object] = lambda stream: None,
+    prepare: Callable[[Any], object] = lambda stream: None,
 ) -> Path:
     """Write `pictures` [F, H, W, 3], 0 .. 255. container: its format, by default the suffix's; prepare(stream) comes
     before the first frame. Lossless: codec "ffv1", pix_fmt "bgr0"."""

@@ -1,18 +1,76 @@
-"""The real ComfyUI beside the package, for every test."""
+"""A real ComfyUI for every test; the tiers, the workers, and what a run has measured."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import use_comfyui
+from cogvideox.tests.tiers import TIERS, heaviest_first, left_out, room_of, summary_lines
 
 try:
     use_comfyui()
 except UserError as error:
     raise pytest.UsageError(f"{error} Run the tests with: python3 dev.py test") from error
+
+LEFT_OUT: Counter = Counter()  # reason -> tests that this run's tier leaves out
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tier", choices=TIERS, default="standard", help="how much to run; see tests/README.md")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)  # two workers on two cores: more threads would wait for each other
+    elif config.getoption("tier") == "fast":
+        # what has become slow is named, for tiers.SLOW
+        config.option.durations, config.option.durations_min = 10, 3.0
+
+
+@pytest.hookimpl(trylast=True)  # after the folders' conftests have marked their tests
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = left_out(items, config.getoption("tier"))
+    LEFT_OUT.update(reasons.values())
+    config.hook.pytest_deselected(items=list(reasons))
+    items[:] = [item for item in items if item not in reasons]
+    if hasattr(config, "workerinput"):
+        items[:] = heaviest_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Share the tests out by room, in the order of `heaviest_first`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRoom(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return room_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByRoom(config, log)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker hands over what it has measured, for the tables at the end."""
+    if hasattr(session.config, "workeroutput"):
+        from cogvideox.tests.support import dump_measured
+
+        session.config.workeroutput |= {"measured": dump_measured(), "left_out": dict(LEFT_OUT)}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object, error: object) -> None:
+    """Take what a worker has measured; every worker leaves out the same tests. A crashed one hands over nothing."""
+    from cogvideox.tests.support import merge_measured
+
+    output = getattr(node, "workeroutput", {})
+    merge_measured(output.get("measured", "{}"))
+    LEFT_OUT.update({reason: count for reason, count in output.get("left_out", {}).items() if reason not in LEFT_OUT})
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +78,16 @@ def torch_as_it_was() -> Iterator[None]:
     """A test that leaves gradients off changes what the next ones test."""
     yield
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nodes_outside_graphs() -> Iterator[None]:
+    """Nodes may be executed as no part of a graph: ComfyUI tells each one in a graph its id."""
+    from comfy_api.latest import io
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(io.ComfyNode, "hidden", SimpleNamespace(unique_id=None))
+        yield
 
 
 @pytest.fixture
@@ -31,11 +99,10 @@ def inference() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of the tiny fp32 pipelines by variant, written once a run."""
-    from cogvideox.tests.support import ALL_VARIANTS, write_fp32
+    """Folders of the tiny fp32 pipelines by variant, each written when it is first asked for, once a run."""
+    from cogvideox.tests.support import TinyPipelines
 
-    root = tmp_path_factory.mktemp("pipelines")
-    return {variant: write_fp32(root / variant, variant) for variant in ALL_VARIANTS}
+    return TinyPipelines(tmp_path_factory.mktemp("pipelines"))
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +114,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fp32(tmp_path_factory.mktemp("wide"), "5b", **shape)
 
 
-def pytest_terminal_summary(terminalreporter: object) -> None:
-    """Print what this run has measured: the matrices, and the worst case of everything compared with diffusers."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what this run has measured: the matrices, and the worst case of everything compared with diffusers; and
+    what its tier has left out."""
     from cogvideox.tests.support import ERRORS, FUZZ, LAYOUT_MATRIX, PARITY
 
     if LAYOUT_MATRIX:
@@ -69,3 +137,8 @@ def pytest_terminal_summary(terminalreporter: object) -> None:
         terminalreporter.section("error per precision (relative to fp32)")
         for precision, measured in ERRORS.items():
             terminalreporter.write_line(f"{precision:24s} " + "   ".join(f"{note} {e:.1e}" for e, note in measured))
+    if LEFT_OUT:
+        tier = config.getoption("tier")
+        terminalreporter.section(f"left out of the {tier} tier")
+        for line in summary_lines(tier, LEFT_OUT):
+            terminalreporter.write_line(line)

@@ -4,6 +4,7 @@ diffusers' own pipeline with the control outputs added to its transformer's bloc
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ class ReferenceControl:
 
     def __init__(self, folder: Path):
         self.config = json.loads((folder / "config.json").read_text())
-        self.net = empty_controlnet(self.config)
+        self.net: Any = empty_controlnet(self.config)
         self.net.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
         self.net.float()
 
@@ -50,12 +51,12 @@ class ReferenceControl:
         return out
 
 
-def reference_rotary(transformer: torch.nn.Module, latent_size: tuple[int, int, int]) -> tuple | None:
+def reference_rotary(transformer: Any, latent_size: tuple[int, int, int]) -> tuple | None:
     """What diffusers' pipeline hands `transformer` as rotary embedding; the control net gets the same."""
     if not transformer.config.use_rotary_positional_embeddings:
         return None
     frames, height, width = latent_size
-    pipeline = SimpleNamespace(vae_scale_factor_spatial=8, transformer=transformer)
+    pipeline: Any = SimpleNamespace(vae_scale_factor_spatial=8, transformer=transformer)
     return CogVideoXPipeline._prepare_rotary_positional_embeddings(
         pipeline, height * 8, width * 8, frames, torch.device("cpu")
     )
@@ -79,7 +80,7 @@ class Controlled:
     [F, 3, H, W] in -1 .. 1, strength, (start, end)), each from its share of `steps` on, as TheDenk's pipeline does it:
     start < step / steps < end."""
 
-    def __init__(self, transformer: torch.nn.Module, steps: int, controls: list[tuple]):
+    def __init__(self, transformer: Any, steps: int, controls: list[tuple]):
         self.transformer, self.steps, self.controls = transformer, steps, controls
         self.step, self.added, self.hooks = 0, {}, []
 
@@ -93,7 +94,7 @@ class Controlled:
         for hook in self.hooks:
             hook.remove()
 
-    def _compute(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+    def _compute(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.added = {}
         for control, video, strength, (start, end) in self.controls:
             if not start < self.step / self.steps < end:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -22,7 +23,11 @@ def node(class_type: str, **inputs: object) -> dict:
 
 
 def text_to_video(
-    folder: str = "CogVideoX-tiny-5b", frames: int = 9, batch_size: int = 1, weight_dtype: str = "default", **sample
+    folder: str = "CogVideoX-tiny-5b",
+    frames: int = 9,
+    batch_size: int = 1,
+    weight_dtype: str = "default",
+    **sample: Any,
 ) -> dict:
     """The text to video graph; it saves the frames (PNG), the latent and an mp4. sample: inputs of CogVideoXSample."""
     inputs = {"seed": 1, "steps": 3, "cfg": 6.0, "sampler": "ddim", "dynamic_cfg": False, "denoise": 1.0} | sample

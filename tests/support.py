@@ -1,8 +1,11 @@
 """Helpers that several tests share: tiny weights in both implementations, and the distance between results."""
 
+import json
 import sys
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,12 +51,50 @@ def stored_bytes(tensor: torch.Tensor) -> int:
     return sum(stored_bytes(getattr(tensor, name)) for name in names)
 
 
-def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: object) -> Path:
+_MEASURED = {"LAYOUT_MATRIX": LAYOUT_MATRIX, "FUZZ": FUZZ, "PARITY": PARITY, "ERRORS": ERRORS}
+
+
+def dump_measured() -> str:
+    """All that this process has measured, as JSON: a worker's tests count for the tables of the whole run."""
+    return json.dumps(_MEASURED, default=sorted)  # the only values that JSON has no word for are sets
+
+
+def merge_measured(text: str) -> None:
+    """Add what `dump_measured` said in another process."""
+    other = json.loads(text)
+    for layout, variants in other.get("LAYOUT_MATRIX", {}).items():
+        LAYOUT_MATRIX.setdefault(layout, set()).update(variants)
+    for what, (counts, slowest_s) in other.get("FUZZ", {}).items():
+        FUZZ[what] = (Counter(counts), slowest_s)
+    for name, table in (("PARITY", PARITY), ("ERRORS", ERRORS)):
+        for what, cases in other.get(name, {}).items():
+            table.setdefault(what, []).extend(tuple(case) for case in cases)
+
+
+def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Path:
     """A tiny pipeline of `variant` whose weights are fp32 on disk."""
     return write_pipeline(folder, variant, seed, torch.float32, **overrides)
 
 
-def reference_pipeline(folder: Path) -> object:
+class TinyPipelines(Mapping[str, Path]):
+    """Variant -> folder of its tiny fp32 pipeline, which is written at the first look-up."""
+
+    def __init__(self, root: Path):
+        self._root, self._written = root, {}
+
+    def __getitem__(self, variant: str) -> Path:
+        if variant not in self._written:
+            self._written[variant] = write_fp32(self._root / variant, variant)
+        return self._written[variant]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ALL_VARIANTS)
+
+    def __len__(self) -> int:
+        return len(ALL_VARIANTS)
+
+
+def reference_pipeline(folder: Path) -> Any:
     """diffusers' own text to video pipeline on the weights in `folder`, in fp32."""
     from diffusers import CogVideoXPipeline
 
@@ -62,7 +103,7 @@ def reference_pipeline(folder: Path) -> object:
     return pipeline
 
 
-def reference_transformer(folder: Path) -> torch.nn.Module:
+def reference_transformer(folder: Path) -> Any:
     """diffusers' transformer on the weights in `folder`, in fp32."""
     from diffusers import CogVideoXTransformer3DModel
 

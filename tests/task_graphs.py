@@ -3,6 +3,7 @@ published contract alone, with stock nodes around it. They save the latent and d
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import torch
@@ -30,7 +31,7 @@ DPM, DPM_LATENTS = "dpm", "dpm latents"
 SIZE = {"width": WIDTH, "height": HEIGHT, "frames": 9}
 
 
-def saved_latent_only(folder: str, **sample: object) -> dict:
+def saved_latent_only(folder: str, **sample: Any) -> dict:
     """Text to video in fp32 that saves its latent and does not decode it. sample: inputs of CogVideoXSample."""
     graph = text_to_video(folder, weight_dtype="fp32", **sample)
     return {name: graph[name] for name in (PIPELINE, PROMPT, NEGATIVE, LATENT, SAMPLE, LATENTS)}
@@ -56,7 +57,7 @@ def video_to_video(folder: str, video: str = THE_CLIP, **sample: object) -> dict
 
 
 def fun_inpaint(folder: str, video: str = THE_CLIP, mask: str = THE_MASK, size: dict = SIZE, **sample: object) -> dict:
-    """A video of the server's input folder, made anew where the mask is white."""
+    """A video of the server's input folder, regenerated where the mask is white."""
     links = {"video": [CLIP, 0], "mask": [MASK, 0]}
     graph = conditioned(saved_latent_only(folder, **sample), "CogVideoXFunInpaint", **links, **size)
     return graph | clip(video) | {MASK: node("LoadImageMask", image=mask, channel="red")}
@@ -75,7 +76,7 @@ def clip(video: str) -> dict:
 
 
 def with_dpm_too(graph: dict) -> dict:
-    """`graph`, which samples with ddim, and beside it the same with dpm, saved by DPM_LATENTS."""
+    """`graph`, which samples with ddim, and, as well, the same with dpm, saved by DPM_LATENTS."""
     return graph | {
         DPM: with_inputs(graph, SAMPLE, sampler="dpm")[SAMPLE],
         DPM_LATENTS: node("SaveLatent", samples=[DPM, 0], filename_prefix="latent"),

@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,36 +33,36 @@ class Task:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._parts: dict[str, object] | None = None
         self.model = load_model(folder, "fp32")
         self.vae = load_vae(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")
         self.positive = self.node("text", "CogVideoXEncodeText", clip=clip, text=PROMPT)[0]
         self.negative = self.node("text", "CogVideoXEncodeText", clip=clip, text=NEGATIVE)[0]
 
-    def node(self, module: str, name: str, **inputs: object) -> tuple:
+    def node(self, module: str, name: str, **inputs: Any) -> tuple:
         """Run one node of the pack."""
-        cls = getattr(importlib.import_module(f"cogvideox.nodes.{module}"), name)
+        cls: Any = getattr(importlib.import_module(f"cogvideox.nodes.{module}"), name)
         cls.hidden = type("Hidden", (), {"unique_id": None})
         return cls.execute(**inputs).args
 
-    def sample(self, positive: list, negative: list, latent: dict, model: object = None, **inputs: object):
+    def sample(self, positive: Any, negative: Any, latent: Any, model: Any = None, **inputs: Any) -> torch.Tensor:
         """Latents [B, 16, T, h, w] of CogVideoXSample."""
         defaults = {"seed": SEED, "steps": 6, "cfg": 6.0, "sampler": "ddim", "dynamic_cfg": False, "denoise": 1.0}
         args = {"model": model or self.model, "positive": positive, "negative": negative, "latent_image": latent}
         return self.node("sample", "CogVideoXSample", **args, **defaults | inputs)[0]["samples"]
 
-    def condition(self, module: str, name: str, frames: int, batch_size: int = 1, **inputs: object) -> tuple:
+    def condition(self, module: str, name: str, frames: int, batch_size: int = 1, **inputs: Any) -> tuple:
         """positive, negative and latent of a conditioning node."""
         size = {"width": WIDTH, "height": HEIGHT, "frames": frames, "batch_size": batch_size}
         given = {"positive": self.positive, "negative": self.negative, "vae": self.vae}
         return self.node(module, name, **given, **size | inputs)
 
-    def reference(self, pipeline: str, sampler: str, **arguments: object) -> torch.Tensor:
+    def reference(self, pipeline: str, sampler: str, **arguments: Any) -> torch.Tensor:
         """Latents [B, 16, T, h, w] of a diffusers pipeline, unscaled; T includes CogVideoX 1.5's frames in front."""
         import diffusers
 
-        pipe = getattr(diffusers, pipeline).from_pretrained(self.folder, torch_dtype=torch.float32)
-        pipe.set_progress_bar_config(disable=True)
+        pipe = self._reference_pipeline(getattr(diffusers, pipeline))
         scheduler = diffusers.CogVideoXDPMScheduler if sampler == "dpm" else diffusers.CogVideoXDDIMScheduler
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
         defaults = {
@@ -75,6 +76,14 @@ class Task:
         }
         latents = pipe(**defaults | arguments).frames.transpose(1, 2)
         return latents / pipe.vae.config.scaling_factor
+
+    def _reference_pipeline(self, kind: type) -> object:
+        """diffusers' pipeline of this kind, its parts read from the folder once for all tests of this checkpoint."""
+        if self._parts is None:
+            self._parts = kind.from_pretrained(self.folder, torch_dtype=torch.float32).components
+        pipe = kind(**self._parts)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
 
 @pytest.fixture

@@ -19,6 +19,9 @@ README_WORDS = 1500
 # Keep a Changelog 1.1.0; ours needs no Deprecated and no Security so far
 SECTIONS = ("Added", "Changed", "Fixed", "Removed")
 
+# first parts of dotted names that belong to others
+FOREIGN = {"comfy", "io", "torch", "latent_preview", "transformer_options"}
+
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 _INLINE = re.compile(r"\[[^\[\]]*\]\(([^()\s]+)\)")
 _DEFINITION = re.compile(r"^\[([^\]]+)\]: (\S+)$", re.M)
@@ -129,6 +132,52 @@ def test_imports_in_documents_work(document: str) -> None:
             assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
     for module in re.findall(r"-m (cogvideox[\w.]*)", text):
         assert importlib.util.find_spec(module), module
+
+
+def definitions() -> dict[str, set[str]]:
+    """module or class -> the names defined in it, by every ending of its dotted name: "checkpoints",
+    "model_loaders.checkpoints"; a class by its own name too."""
+    found: dict[str, set[str]] = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[0].startswith("."):
+            continue
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for start in range(len(parts)):
+            found.setdefault(".".join(parts[start:]), set()).update(_defined(tree))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, set()).update(_defined(node))
+    return found
+
+
+def _defined(scope: ast.Module | ast.ClassDef) -> set[str]:
+    names = set()
+    for node in scope.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "tests/README.md"])
+def test_named_files_and_functions_exist(document: str, tracked: set[str]) -> None:
+    """A page that leads through the code and names what is gone sends its reader into the dark."""
+    known, missing = definitions(), []
+    names = {Path(file).name for file in tracked}
+    for span in re.findall(r"`([^`\n]+)`", _FENCE.sub("", read(document))):
+        if re.fullmatch(r"[\w./]+/|[\w./]+\.(py|md|toml|json|csv)", span):
+            if span.rstrip("/") not in tracked and ("/" in span.rstrip("/") or span not in names):
+                missing.append(span)
+        elif re.fullmatch(r"(\w+\.)+\w+", span) and span.split(".")[0] not in FOREIGN:
+            scope, _, name = span.rpartition(".")
+            # a function of a module or class, or a module itself
+            if name not in known.get(scope, set()) and span not in known:
+                missing.append(span)
+    assert not missing
 
 
 def test_changelog_has_its_form() -> None:

@@ -1,6 +1,7 @@
 """taecvx files of the real shapes with seeded random weights, and ComfyUI's own network for them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from comfy.taesd.taehv import TAEHV
@@ -17,8 +18,9 @@ def reference() -> TAEHV:
         for parameter in network.parameters():  # comfy.ops leaves them uninitialised
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
             parameter.copy_(torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else (1.5 / fan_in) ** 0.5))
-        network.decoder[22].bias.fill_(0.5)
-        network.decoder[22].weight.mul_(0.2)
+        decoder: Any = network.decoder
+        decoder[22].bias.fill_(0.5)
+        decoder[22].weight.mul_(0.2)
     return network
 
 

@@ -1,6 +1,7 @@
-"""The control net of TheDenk's checkpoints: the first blocks of a CogVideoX transformer that also sees a guide."""
+"""The control net of TheDenk's checkpoints: the first blocks of a transformer, with a guide video as input."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -15,8 +16,10 @@ from .positions import rotary_table, sincos_table
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """The fields of a control net's config.json that shape it, and two that only its weights tell (the widths of the
-    text and of the outputs). Sizes are latent ones, sample_frames is the video's.
+    """The fields of a control net's config.json that the network depends on. Sizes are those of latents; sample_frames
+    counts frames of the video.
+
+    text_embed_dim and out_proj_dim are missing in the files; the loader takes them from the weights' shapes.
 
     Source of the defaults: TheDenk/cogvideox-controlnet, cogvideo_controlnet.py, CogVideoXControlnet.
     """
@@ -59,10 +62,9 @@ class ControlConfig:
 
 
 class CogVideoXControlNet(nn.Module):
-    """Parameter names of the reference, our forward in two parts: the guide is encoded once, the rest runs at every
-    step."""
+    """The reference's parameter names with a forward in two parts: encode_control once a run, forward at every step."""
 
-    dtype = None  # ComfyUI reads it; the loader sets it
+    dtype: torch.dtype | None = None  # set by the loader; ComfyUI reads it
 
     def __init__(self, config: ControlConfig):
         super().__init__()
@@ -71,7 +73,7 @@ class CogVideoXControlNet(nn.Module):
         self.unshuffle = nn.PixelUnshuffle(c.downscale_coef)
         self.controlnet_encode_first = _encoder_stage(pixels, pixels // 2)
         self.controlnet_encode_second = _encoder_stage(pixels // 2, pixels // 4)
-        # positions are added in forward, for the size at hand
+        # Positions depend on the video's size: _add_positions adds them in forward.
         self.patch_embed = CogVideoXPatchEmbed(
             patch_size=c.patch_size,
             in_channels=c.vae_channels + pixels // 4,
@@ -90,7 +92,8 @@ class CogVideoXControlNet(nn.Module):
     def encode_control(self, frames: torch.Tensor) -> torch.Tensor:
         """Guide frames [B, F, 3, H, W] in -1 .. 1 -> [B, C, T, H / 8, W / 8], F = 4 T - 3.
 
-        A longer guide begins with what a shorter one gives: frames are averaged in pairs, counted from the start.
+        Frames are averaged in pairs counted from the start, so that the result for the first frames of a guide does not
+        depend on how many follow.
         """
         batch = frames.shape[0]
         x = self.controlnet_encode_first(self.unshuffle(frames.flatten(0, 1)))
@@ -105,17 +108,17 @@ class CogVideoXControlNet(nn.Module):
         control_latents: torch.Tensor,
         timestep: torch.Tensor,
         context: torch.Tensor,
-        transformer_options: dict = {},
+        transformer_options: dict[str, Any] = {},
     ) -> list[torch.Tensor]:
         """What to add to the model's video tokens after each of its first blocks: num_layers of [B, video tokens, D].
 
-        x: [B, 16, T, H, W], scaled latents as the model gets them. control_latents: encode_control's, one for each
-        video of the batch or one for all. timestep: [B], 0 .. 999. context: [B, text tokens, text width].
+        x: [B, 16, T, H, W], scaled, variance preserving, in the compute dtype. control_latents: encode_control's, of
+        batch B or 1. timestep: [B], 0 .. 999. context: [B, text tokens, text width].
 
         Source: TheDenk/cogvideox-controlnet, cogvideo_controlnet.py, forward.
         """
         guide = control_latents.expand(x.shape[0], -1, -1, -1, -1)
-        # each frame is a picture to the 2-D convolution: [B, C, T, H, W] -> [B * T, D, H / 2, W / 2]
+        # The convolution is two-dimensional and takes frame by frame: [B, C, T, H, W] -> [B * T, D, H / 2, W / 2].
         patches = self.patch_embed.proj(torch.cat([x, guide], dim=1).transpose(1, 2).flatten(0, 1))
         grid = x.shape[2], *patches.shape[2:]
         video = patches.flatten(2).transpose(1, 2).reshape(x.shape[0], -1, patches.shape[1])
@@ -131,9 +134,9 @@ class CogVideoXControlNet(nn.Module):
         return out
 
     def _add_positions(
-        self, video: torch.Tensor, grid: tuple[int, int, int], text_tokens: int, transformer_options: dict
+        self, video: torch.Tensor, grid: tuple[int, int, int], text_tokens: int, transformer_options: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(video with absolute positions, RoPE table): a control net has the one or the other, as its model."""
+        """(video tokens, RoPE table): like its model, a control net either adds positions or has a table."""
         c = self.config
         if c.use_rotary_positional_embeddings:
             base = c.sample_height // c.patch_size, c.sample_width // c.patch_size
@@ -144,7 +147,7 @@ class CogVideoXControlNet(nn.Module):
 
 
 def halve_frames(x: torch.Tensor) -> torch.Tensor:
-    """[B, F, ...] -> [B, ceil(F / 2), ...]: frames averaged in pairs; of an odd count the first stays alone."""
+    """[B, F, ...] -> [B, ceil(F / 2), ...]: frames averaged in pairs; of an odd count the first is kept as it is."""
     alone = x.shape[1] % 2
     pairs = x[:, alone:].unflatten(1, (x.shape[1] // 2, 2)).mean(2)
     return torch.cat([x[:, :1], pairs], dim=1) if alone else pairs

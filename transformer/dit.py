@@ -1,43 +1,52 @@
 """CogVideoX's diffusion transformer as ComfyUI calls it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import comfy.patcher_extension
 import torch
 import torch.nn.functional as F
 from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.normalization import CogVideoXLayerNormZero
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 
 from ..errors import UserError
 from ..host.compat import prefetched
+from ..host.protocols import TransformerConfig
 from ..keys import read_positions
 from .attention import joint_attention
 from .positions import resampled_table, rotary_table, sincos_table
 
 
 class CogVideoXDiT(CogVideoXTransformer3DModel):
-    """diffusers' modules and parameter names, ComfyUI's calling convention and operations."""
+    """diffusers' modules and parameter names with ComfyUI's calling convention.
 
-    # ModelMixin's are read-only properties; ComfyUI reads the dtype and assigns the device.
-    dtype = None
-    device = None
+    diffusers' own forward is not used: it calls neither ComfyUI's attention functions nor its hooks.
+    """
+
+    config: TransformerConfig
+    # ModelMixin defines both as read-only properties; ComfyUI reads the dtype and assigns the device.
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
 
     def forward(
         self,
         x: torch.Tensor,
         timestep: torch.Tensor,
         context: torch.Tensor,
-        control: dict | None = None,
-        transformer_options: dict = {},
+        control: dict[str, Any] | None = None,
+        transformer_options: dict[str, Any] = {},
         ofs: torch.Tensor | None = None,
-        **_: object,
+        **_: Any,
     ) -> torch.Tensor:
         """Predict v.
 
-        x: [B, in_channels, T, H, W], scaled latents (and image latents) in the compute dtype.
-        timestep: [B], 0 .. 999. context: [B, text tokens, text width]. ofs: [B], CogVideoX 1.5 I2V only.
+        x: [B, in_channels, T, H, W] in the compute dtype: scaled latents, variance preserving, and the concatenated
+        channels. timestep: [B], 0 .. 999. context: [B, text tokens, text width]. ofs: [B], CogVideoX 1.5 image to video
+        only. control: {"input": [B, video tokens, dim] for each of the first blocks}, added to their outputs.
         Returns [B, out_channels, T, H, W].
 
-        Raises UserError where H or W do not divide by the patch, or a learned table does not fit.
+        Raises UserError where H or W is not a multiple of the patch size, or a learned table does not fit.
         """
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
@@ -52,16 +61,18 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         timestep: torch.Tensor,
         context: torch.Tensor,
         ofs: torch.Tensor | None,
-        transformer_options: dict,
-        control: dict | None = None,
-        **_: object,
+        transformer_options: dict[str, Any],
+        control: dict[str, Any] | None = None,
+        **_: Any,
     ) -> torch.Tensor:
-        # An odd count reaches CogVideoX 1.5 only from ComfyUI's context windows, which put a frame in front that they
-        # drop again, or from training: repeated, it pairs with itself and the others stay paired as they were.
-        # Whole runs get real noise in front instead (samplers/outer_sample.py).
+        # CogVideoX 1.5 takes latent frames in pairs. A run gets a frame of noise in front where its count is odd
+        # (samplers.outer_sample). An odd count comes here only from training, or from ComfyUI's context windows, which
+        # put a frame in front of a window and drop it again. Repeated, that first frame is paired with itself, and the
+        # pairs of the others stay as they were.
         extra = -x.shape[2] % (self.config.patch_size_t or 1)
         x = torch.cat([x[:, :, :1].expand(-1, -1, extra, -1, -1), x], dim=2) if extra else x
-        grid = self.token_grid(x.shape[2:], transformer_options)
+        frames, height, width = x.shape[2:]
+        grid = self.token_grid((frames, height, width), transformer_options)
         embedding = self._embed_time(timestep, ofs, x.dtype)
         text, video = self._add_positions(self.patch_embed.text_proj(context), self._embed_patches(x, grid), grid)
         riflex = read_positions(transformer_options)["riflex"]
@@ -71,10 +82,12 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         video = modulate(self.norm_out.norm(self.norm_final(video)), scale, shift)
         return self._unpatchify(self.proj_out(video), grid)[:, :, extra:]
 
-    def token_grid(self, latent_size: tuple[int, int, int], transformer_options: dict = {}) -> tuple[int, int, int]:
+    def token_grid(
+        self, latent_size: tuple[int, int, int], transformer_options: dict[str, Any] = {}
+    ) -> tuple[int, int, int]:
         """Latent (T, H, W) -> tokens in (time, height, width).
 
-        Raises UserError, naming the nearest sizes that fit.
+        Raises UserError where the model cannot take this size, naming the nearest sizes that it can.
         """
         patch, patch_t = self.config.patch_size, self.config.patch_size_t or 1
         frames, height, width = latent_size
@@ -91,7 +104,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         return frames // patch_t, height // patch, width // patch
 
     def native_size(self) -> tuple[int, int, int]:
-        """The latent (T, H, W) that the model's own positions were made for."""
+        """The latent (T, H, W) that the model was trained with."""
         c = self.config
         return (c.sample_frames - 1) // c.temporal_compression_ratio + 1, c.sample_height, c.sample_width
 
@@ -101,14 +114,14 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
             raise UserError(
                 f"This model's learned position table fits {fits[2] * 8} x {fits[1] * 8} pixels and "
                 f"{fits[0]} latent frames ({self.config.sample_frames} frames); the latent is {width * 8} x "
-                f"{height * 8} with {frames} latent frames. Use the model's own size, or stretch the table (at some "
-                "loss).",
+                f"{height * 8} with {frames} latent frames. Use the model's own size, or stretch the table, at some "
+                "loss of quality.",
                 advice="stretch positions",
             )
 
     def _embed_time(self, timestep: torch.Tensor, ofs: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         embedding = self.time_embedding(self.time_proj(timestep).to(dtype))
-        if self.ofs_embedding is not None:
+        if self.ofs_proj is not None and self.ofs_embedding is not None:
             embedding = embedding + self.ofs_embedding(self.ofs_proj(ofs).to(dtype))
         return embedding
 
@@ -118,7 +131,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         c, embed = self.config, self.patch_embed
         p = c.patch_size
         if c.patch_size_t is None:
-            # the 2-D convolution sees every frame as one picture
+            # The convolution is two-dimensional and takes frame by frame: [B, C, T, H, W] -> [B * T, D, H / p, W / p].
             patches = embed.proj(x.transpose(1, 2).flatten(0, 1))
             return patches.flatten(2).transpose(1, 2).reshape(x.shape[0], frames * height * width, -1)
         # [B, C, T/pt, pt, H/p, p, W/p, p] -> [B, T/pt, H/p, W/p, C, pt, p, p]
@@ -134,14 +147,15 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         frames, height, width = self.native_size()
         native = frames, height // c.patch_size, width // c.patch_size
         if c.use_learned_positional_embeddings:
-            # ComfyUI leaves buffers where they were loaded
-            table = self.patch_embed.pos_embedding.to(video)
+            # ComfyUI moves parameters only: the buffer stays where it was loaded.
+            table = self.patch_embed.get_buffer("pos_embedding").to(video)
             text_table, video_table = table.split([c.max_text_seq_length, table.shape[1] - c.max_text_seq_length], 1)
             return text + text_table[:, : text.shape[1]], video + resampled_table(video_table[0], native, grid)
         if c.use_rotary_positional_embeddings:
             return text, video
-        # CogVideoX-Fun's fine-tunes of 2b stretch the table of their own size, 2b itself counts from 0 at any size
-        # (CogVideoX-Fun models/transformer3d.py and diffusers embeddings.py, CogVideoXPatchEmbed)
+        # CogVideoX-Fun's fine-tunes of 2b have further channels, and stretch the table of the size that they were
+        # trained with; 2b itself makes a table for any size. Source: CogVideoX-Fun models/transformer3d.py and
+        # diffusers embeddings.py, CogVideoXPatchEmbed.
         counted = (grid[0], *native[1:]) if c.in_channels > c.out_channels else grid
         scales = c.spatial_interpolation_scale, c.temporal_interpolation_scale
         table = sincos_table(video.shape[-1], counted, *scales, video.device)
@@ -162,10 +176,10 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         video: torch.Tensor,
         embedding: torch.Tensor,
         rotary: torch.Tensor | None,
-        control: dict | None,
-        transformer_options: dict,
+        control: dict[str, Any] | None,
+        transformer_options: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        additions = (control or {}).get("input", [])  # one for each of the first blocks, see controlnet.py
+        additions: Sequence[torch.Tensor | None] = (control or {}).get("input", [])  # of CogVideoXControl.get_control
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
         options = {**transformer_options, "total_blocks": len(self.transformer_blocks), "block_type": "double"}
         for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
@@ -176,8 +190,9 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
                 )
             else:
                 text, video = block_forward(block, text, video, embedding, rotary, options)
-            if index < len(additions) and additions[index] is not None:
-                video = video + additions[index].to(video)
+            addition = additions[index] if index < len(additions) else None
+            if addition is not None:
+                video = video + addition.to(video)
         return text, video
 
     def _unpatchify(self, patches: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
@@ -198,21 +213,29 @@ def modulate(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> 
 
 
 def block_forward(
-    block: torch.nn.Module,
+    block: CogVideoXBlock,
     text: torch.Tensor,
     video: torch.Tensor,
     embedding: torch.Tensor,
     rotary: torch.Tensor | None,
-    transformer_options: dict,
+    transformer_options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One expert-adaptive block. text [B, L, D], video [B, N, D], embedding [B, time width]; returns (text, video).
+    """One expert-adaptive block: attention and feed-forward over text and video together, with scales, shifts and gates
+    of their own from the time embedding.
+
+    text: [B, L, D]. video: [B, N, D]. embedding: [B, time width]. Returns (text, video).
 
     Source: diffusers cogvideox_transformer_3d.py, CogVideoXBlock, with each multiply and add fused into one pass.
     """
     text_tokens = text.shape[1]
     activated = F.silu(embedding)
 
-    def residual(norm: torch.nn.Module, sublayer: Callable, text: torch.Tensor, video: torch.Tensor) -> tuple:
+    def residual(
+        norm: CogVideoXLayerNormZero,
+        sublayer: Callable[[torch.Tensor], torch.Tensor],
+        text: torch.Tensor,
+        video: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         shift, scale, gate, text_shift, text_scale, text_gate = norm.linear(activated).chunk(6, dim=1)
         out = sublayer(
             torch.cat(
@@ -229,17 +252,20 @@ def block_forward(
 
 
 def _replaced_block(
-    replacement: Callable,
-    block: torch.nn.Module,
+    replacement: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
+    block: CogVideoXBlock,
     text: torch.Tensor,
     video: torch.Tensor,
     embedding: torch.Tensor,
     rotary: torch.Tensor | None,
-    transformer_options: dict,
+    transformer_options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let a `patches_replace` hook of kind ("double_block", i) run or skip the block, as in ComfyUI's own models."""
+    """Call a patch of ComfyUI's `patches_replace`, which may run the block or something else in its stead.
 
-    def original_block(args: dict) -> dict:
+    The names in its arguments are those of ComfyUI's other models with double blocks, such as comfy/ldm/flux/model.py.
+    """
+
+    def original_block(args: dict[str, Any]) -> dict[str, Any]:
         out = block_forward(block, args["txt"], args["img"], args["vec"], args["pe"], args["transformer_options"])
         return dict(zip(("txt", "img"), out))
 

@@ -4,7 +4,11 @@ import torch
 
 
 def parameter_dtype(name: str, ndim: int, storage: torch.dtype, compute: torch.dtype | None) -> torch.dtype:
-    """The type one parameter of a plain model is stored in: fp8 holds only the blocks' matrices."""
+    """The type that the parameter `name` with `ndim` dimensions is stored in, in a model without quantised tensors.
+
+    storage: the type asked for; with fp8 only the blocks' matrices have it, and the others have `compute`, the type
+    that the model computes in (None: fp32).
+    """
     if storage == torch.float8_e4m3fn and not (ndim == 2 and is_block_matrix(name)):
         return compute or torch.float32
     return storage
@@ -13,7 +17,7 @@ def parameter_dtype(name: str, ndim: int, storage: torch.dtype, compute: torch.d
 def is_block_matrix(name: str) -> bool:
     """Whether the weight `name` is one of a block's attention and feed-forward matrices.
 
-    They are most of the memory. Norms, biases, embeddings, the time path and the output layer lose too much in eight
-    bits and weigh little.
+    They are most of the memory. Norms, biases, embeddings, the time embedding and the output layer are small, and lose
+    too much precision in eight bits.
     """
     return name.endswith(".weight") and ((".attn1.to_" in name) or ".ff.net." in name)

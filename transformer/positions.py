@@ -1,15 +1,26 @@
-"""Where a token is: RoPE tables and sincos embeddings, computed once for each video size."""
+"""The positions of tokens: RoPE tables and sincos embeddings, computed once for each video size."""
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
+Function = TypeVar("Function", bound=Callable)
 
-@torch.compiler.disable  # a compiled model looks the table up instead of computing it at every step
+
+def _not_compiled(function: Function) -> Function:
+    """`function` for compiled models as well: torch.compile would trace past the cache and compute the table again at
+    every step."""
+    excluded: Any = torch.compiler.disable(function)
+    return excluded
+
+
+@_not_compiled
 @lru_cache(maxsize=8)
 def rotary_table(
     head_dim: int,
@@ -24,16 +35,16 @@ def rotary_table(
     Text tokens are not rotated (identity). The last two axes are the matrix that ComfyUI's apply_rope1 expects.
 
     grid: tokens in (time, height, width).
-    base_grid: (height, width) in tokens that CogVideoX 1.0 crops and stretches the positions to; None takes whole
-        numbers, as CogVideoX 1.5 does.
-    riflex: see slow_repetition.
+    base_grid: (height, width) in tokens. CogVideoX 1.0 stretches and crops the positions to this, its own size. None
+        counts them 0, 1, 2, ... as CogVideoX 1.5 does.
+    riflex: apply slow_repetition.
 
     Source: diffusers pipeline_cogvideox.py, _prepare_rotary_positional_embeddings. CogVideoX 1.5's table is cut from
     a larger one there, which raises for grids beyond sample_size // 2; counting from 0 gives the same numbers.
     """
     frames, height, width = grid
-    # Outside inference mode, so that training may use a table made while sampling; on the CPU, so that every
-    # device rotates by the same angles.
+    # Outside inference mode: a training may use a table that was made while sampling, and autograd refuses tensors made
+    # in inference mode. On the CPU: sine and cosine differ between devices in the last bits.
     with torch.inference_mode(False), torch.device("cpu"):
         if base_grid is None:
             cos, sin = get_3d_rotary_pos_embed(
@@ -42,7 +53,7 @@ def rotary_table(
         else:
             crop = get_resize_crop_region_for_grid((height, width), base_grid[1], base_grid[0])
             cos, sin = get_3d_rotary_pos_embed(head_dim, crop, (height, width), frames)
-        # both halves of a pair carry the same angle: keep one
+        # diffusers repeats the angle for both numbers of a pair.
         cos, sin = cos[:, ::2], sin[:, ::2]
         if riflex:
             slow_repetition(cos, sin, head_dim, grid)
@@ -52,7 +63,7 @@ def rotary_table(
         return table[None, :, None].to(device)
 
 
-@torch.compiler.disable  # a compiled model looks the table up instead of computing it at every step
+@_not_compiled
 @lru_cache(maxsize=8)
 def sincos_table(
     dim: int, grid: tuple[int, int, int], spatial_scale: float, temporal_scale: float, device: torch.device
@@ -62,7 +73,7 @@ def sincos_table(
     Source: diffusers embeddings.py, CogVideoXPatchEmbed._get_positional_embeddings (text tokens get zeros there).
     """
     frames, height, width = grid
-    with torch.inference_mode(False), torch.device("cpu"):
+    with torch.inference_mode(False), torch.device("cpu"):  # as in rotary_table
         table = get_3d_sincos_pos_embed(dim, (width, height), frames, spatial_scale, temporal_scale, output_type="pt")
         return table.flatten(0, 1).to(device, torch.float32)
 
@@ -71,10 +82,10 @@ REPETITION_FRAMES = 20  # latent frames after which CogVideoX-5b's videos begin 
 
 
 def slow_repetition(cos: torch.Tensor, sin: torch.Tensor, head_dim: int, grid: tuple[int, int, int]) -> None:
-    """RIFLEx: slow the one time frequency down, in place, that makes a video longer than its period repeat itself, so
-    that the whole video stays within 0.9 of a period. Shorter videos stay as they are.
+    """RIFLEx: a video that is longer than the period of one of the time frequencies repeats itself. Slow this frequency
+    down, in place, so that all of the video lies within 0.9 of a period. Shorter videos stay as they are.
 
-    cos, sin: [T * H * W, head_dim / 2], the time's pairs first.
+    cos, sin: [T * H * W, head_dim / 2], the pairs that turn with time first. grid: tokens in (time, height, width).
 
     Source: Zhao et al. 2025 (RIFLEx), eq. 7 and 8; the period and the factor 0.9 from its repository thu-ml/RIFLEx
     (cogvideox.py, riflex_utils.py).
@@ -90,7 +101,10 @@ def slow_repetition(cos: torch.Tensor, sin: torch.Tensor, head_dim: int, grid: t
 
 
 def resampled_table(table: torch.Tensor, native: tuple[int, int, int], grid: tuple[int, int, int]) -> torch.Tensor:
-    """A table of positions [T * H * W, dim] of `native` tokens, stretched to `grid` by trilinear interpolation."""
+    """A table of positions [T * H * W, dim] for `native` tokens, stretched to `grid` by trilinear interpolation.
+
+    native, grid: tokens in (time, height, width).
+    """
     if native == grid:
         return table
     volume = table.float().T.unflatten(1, native)[None]  # [1, dim, T, H, W]

@@ -1,4 +1,4 @@
-"""The example workflows as tables; devtools/build_example_workflow.py makes the files of them."""
+"""The example workflows as tables; devtools/build_example_workflow.py makes the JSON files from them."""
 
 from .clips import image_to_video, text_to_video, video_to_video
 from .fun import fun_control, fun_inpaint, start_end_frame

@@ -37,10 +37,10 @@ press **R** and choose it above.
 
 {_SETTINGS}
 
-Leave out the end image, or the start image, and the model makes that end up.
+Leave out the end image, or the start image, and the model generates that end.
 
-The official I2V checkpoints were not trained for an end image, though *CogVideoX Image to Video* has a place for one: \
-use Fun InP.
+The official I2V checkpoints were not trained for an end image, though *CogVideoX Image to Video* has an input \
+for one: use Fun InP.
 """
 
 _BREEZE = (
@@ -77,7 +77,7 @@ _FUN_INPAINT = f"""\
 ### For real videos
 1. Put the folder of a **CogVideoX-Fun InP** checkpoint (CogVideoX-Fun-V1.1-5b-InP, ...) into `models/diffusers`, \
 press **R** and choose it above.
-2. Choose your video, at least as long as the clip, and a mask: white is made anew, black is kept.
+2. Choose your video, at least as long as the clip, and a mask: white is regenerated, black is kept.
 3. Set:
 
 {_SETTINGS}
@@ -94,7 +94,7 @@ _BIRD = (
 
 
 def fun_inpaint() -> Example:
-    mask = Node("mask", "LoadImageMask", {"image": MASK, "channel": "red"}, {}, "What is made anew (white)", 340)
+    mask = Node("mask", "LoadImageMask", {"image": MASK, "channel": "red"}, {}, "What is regenerated (white)", 340)
     known = Node("known", "CogVideoXFunInpaint", SIZE, _INPAINT_LINKS | {"video": "frames.images", "mask": "mask.MASK"})
     return Example(
         "fun_inpaint",

@@ -74,7 +74,7 @@ _INVERSION_EDIT = """\
 The video is run backwards into noise; while the new one is made, every attention layer also looks at the old one. So \
 the layout and the motion stay, and the prompt says what is seen.
 
-**Prompt**: describe the new video as you would the old one, with what shall be another. The inversion takes an empty \
+**Prompt**: describe the new video as you would the old one, with the change you want. The inversion takes an empty \
 prompt.
 
 **More freedom**: raise `start_percent` or lower `end_percent` of *Follow Video*. A step costs about 2.5 times as much \

@@ -35,7 +35,7 @@ def extend_video() -> Example:
     texts = (
         prompt("positive", "The first clip", _FIRST),
         prompt("then", "How it goes on", _SECOND),
-        prompt("negative", "What to keep away from", "", 130, NEGATIVE),
+        prompt("negative", "Negative prompt", "", 130, NEGATIVE),
         Node("latent", "CogVideoXEmptyLatent", SIZE | {"frames": _CLIP}),
     )
     go_on = Node(
@@ -109,7 +109,7 @@ def long_video() -> Example:
             {"conditioning_1": "first.CONDITIONING", "conditioning_2": "then.CONDITIONING"},
             "One after the other",
         ),
-        prompt("negative", "What to keep away from", "", 130, NEGATIVE),
+        prompt("negative", "Negative prompt", "", 130, NEGATIVE),
         Node("latent", "CogVideoXEmptyLatent", SIZE | {"frames": 33}),
     )
     windows = Node(

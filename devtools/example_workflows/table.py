@@ -1,9 +1,10 @@
-"""What an example is made of, and the nodes that nearly all of them have.
+"""The parts of an example workflow, and the nodes that nearly all of them have.
 
-The embedded checkpoints stand in for the real ones, so sizes are tiny, and a note says what to set for real videos:
-CogVideoX-nano, which paints, where it can do a task, random weights elsewhere.
+They use the embedded checkpoints, so sizes are tiny, and a note says what to set for real videos: CogVideoX-nano, whose
+videos show what the prompt says, where it can do the task, random weights elsewhere.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..embedded_checkpoint import folder_name, is_nano
@@ -26,8 +27,8 @@ class Node:
 
     name: str
     type: str
-    widgets: dict[str, object] = field(default_factory=dict)
-    links: dict[str, str] = field(default_factory=dict)
+    widgets: Mapping[str, object] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
     height: int = 0
     color: str = ""
@@ -36,7 +37,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Column:
-    """Nodes below one another in a group. width, px: of each node."""
+    """Nodes below one another in a group. width: of each node, in px."""
 
     title: str
     width: int
@@ -62,8 +63,8 @@ def checkpoint(variant: str, note: str, *more: Node, title: str = "Your own chec
     a word on the embedded one."""
     name = folder_name(variant)
     ready = (
-        f"**{name}** is a toy: of everything in the world it knows coloured shapes that move. Tell it a size, a "
-        "colour, a shape (circle, square, triangle, star), where it goes and what is behind it."
+        f"**{name}** is a toy: it was trained on coloured shapes that move, and on nothing else. Write a size, a "
+        "colour, a shape (circle, square, triangle, star), where it moves and its background."
         if is_nano(variant)
         else f"**{name}** holds random weights: Run makes coloured noise, and shows that everything works."
     )
@@ -80,7 +81,7 @@ def prompts(text: str, height: int = 170) -> tuple[Node, Node]:
     """What the video shows, and an empty negative prompt."""
     return (
         prompt("positive", "What the video shows", text, height),
-        prompt("negative", "What to keep away from", "", 130, NEGATIVE),
+        prompt("negative", "Negative prompt", "", 130, NEGATIVE),
     )
 
 
@@ -94,8 +95,8 @@ def load_video(title: str = "Your video", height: int = 290) -> tuple[Node, Node
 
 def sampler(
     name: str = "sample",
-    links: dict[str, str] | None = None,
-    widgets: dict[str, object] | None = None,
+    links: Mapping[str, str] | None = None,
+    widgets: Mapping[str, object] | None = None,
     title: str = "",
     height: int = 470,
 ) -> Node:
@@ -105,7 +106,7 @@ def sampler(
     """
     wired = {"model": "pipeline.MODEL", **BOTH_PROMPTS, "latent_image": "latent.LATENT"}
     settings = {"seed": 42, "control_after_generate": "fixed", "steps": 20, "sampler": "dpm", "dynamic_cfg": True}
-    return Node(name, "CogVideoXSample", settings | (widgets or {}), wired | (links or {}), title, height)
+    return Node(name, "CogVideoXSample", settings | dict(widgets or {}), wired | dict(links or {}), title, height)
 
 
 def decode(name: str = "decode", samples: str = "sample.LATENT", title: str = "") -> Node:

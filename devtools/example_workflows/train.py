@@ -14,7 +14,7 @@ from .table import (
 )
 
 _TRAIN_LORA = """\
-The toy has never seen anything pink. Run teaches it from 16 clips, in less than a minute, and paints a pink star.
+The toy was not trained on anything pink. Run teaches it from 16 clips, in less than a minute, and samples a pink star.
 
 ### For a LoRA of your own
 1. Put the folder of **CogVideoX-5b** (or 2b, 5b-I2V, 1.5-5B, …) into `models/diffusers`, press **R** and choose it \

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from cogvideox.devtools import server
 from cogvideox.devtools.browser import find_browser
@@ -44,13 +45,13 @@ def comfyui(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 # Not for the whole session: while playwright runs, the asyncio.run of other folders' tests fails in this thread.
 @pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[object]:
+def browser(chromium: str) -> Iterator[Browser]:
     with launched_browser(chromium) as launched:
         yield launched
 
 
 @pytest.fixture(scope="module")
-def open_as(browser: object, comfyui: server.Server) -> Callable[..., AbstractContextManager[Frontend]]:
+def open_as(browser: Browser, comfyui: server.Server) -> Callable[..., AbstractContextManager[Frontend]]:
     """open_as(**settings) -> the frontend as a new user with these settings finds it, whatever a test did before."""
 
     def open_with(**more: object) -> AbstractContextManager[Frontend]:
@@ -79,7 +80,7 @@ def one_page(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterat
 def pictures() -> dict[str, Path]:
     """Where screenshots go: below .dev, and with COGVIDEOX_UPDATE_SCREENSHOTS=1 those that belong to the repository
     into it."""
-    folders = dict.fromkeys(("screenshot", "documentation", "thumbnail"), DEV / "screenshots")
+    folders: dict[str, Path] = dict.fromkeys(("screenshot", "documentation", "thumbnail"), DEV / "screenshots")
     if os.environ.get("COGVIDEOX_UPDATE_SCREENSHOTS") == "1":
         folders |= {"documentation": ROOT / "docs", "thumbnail": ROOT / "example_workflows"}
     for folder in folders.values():

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from cogvideox.devtools.client import object_info
 from cogvideox.devtools.frontend import Frontend
 from cogvideox.devtools.paths import PACK_NAME, ROOT
 from cogvideox.devtools.server import Server, request
+from cogvideox.devtools.workflow import convert_to_api
 
 FOLDER = ROOT / "example_workflows"
 SAVED = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
@@ -162,6 +164,19 @@ def test_queue_button_makes_a_video_that_plays(frontend: Frontend, pictures: dic
     assert frontend.console == []
 
 
+@pytest.mark.parametrize("name", SAVED)
+def test_frontend_converts_as_the_tools_do(one_page: Frontend, comfyui: Server, name: str) -> None:
+    # The frontend converts the saved workflow in its own way: a value in another's place runs to another video. What
+    # the tools make of each example is run by tests/server/test_example_workflows.py.
+    one_page.load(SAVED[name], name)
+    prompt = one_page.page.evaluate("async () => (await app.graphToPrompt()).output")
+    for node in prompt.values():
+        del node["_meta"]
+        node["inputs"].pop("video-preview", None)  # a widget of the frontend's own, which no server reads
+    assert prompt == convert_to_api(SAVED[name], object_info(comfyui.url))
+
+
+@pytest.mark.long  # what they would run is compared above, and run by tests/server/test_example_workflows.py
 @pytest.mark.parametrize("name", [name for name in SAVED if name not in QUEUED])
 def test_queue_button_runs_the_others(frontend: Frontend, pictures: dict[str, Path], name: str) -> None:
     # The frontend converts the saved workflow in its own way: a value in another's place runs to another video.
@@ -220,10 +235,11 @@ def take_pictures(frontend: Frontend, pictures: dict[str, Path], name: str) -> N
     frontend.settle()
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     shot.save(pictures["documentation" if name in QUEUED else "screenshot"] / f"{name}.png", optimize=True)
-    parts = [shot.crop([round(edge) for edge in box]) for box in page.evaluate(_IN_AND_OUT)]
+    boxes = [tuple(round(edge) for edge in box) for box in page.evaluate(_IN_AND_OUT)]
+    parts = [shot.crop((left, top, right, bottom)) for left, top, right, bottom in boxes]
     gap, side = 8, 512
     width, height = sum(part.width for part in parts) + gap, parts[0].height
-    card = Image.new("RGB", (max(width, height),) * 2, _BACKGROUND)
+    card = Image.new("RGB", (max(width, height), max(width, height)), _BACKGROUND)
     left, top = (card.width - width) // 2, (card.height - height) // 2
     for part in parts:
         card.paste(part, (left, top))

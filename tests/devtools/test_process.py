@@ -1,5 +1,6 @@
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from cogvideox.devtools.errors import DevError
 def test_long_step_shows_that_it_is_alive(tmp_path, capsys):
     code = "import time; print('Collecting torch', flush=True); print('noise', flush=True); time.sleep(1.5)"
     command = [sys.executable, "-c", code]
-    assert process.run_logged(command, tmp_path / "log", heartbeat_s=0.5, telling="^Collecting") == 0
+    assert process.run_logged(command, tmp_path / "log", heartbeat_s=0.5, matching="^Collecting") == 0
     assert "Collecting torch" in capsys.readouterr().out
 
 
@@ -27,6 +28,7 @@ def test_program_that_is_missing_is_one_sentence(tmp_path):
 def test_process_that_ignores_the_request_to_end_is_killed():
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
     stubborn = process.start([sys.executable, "-c", code], stdout=process.subprocess.PIPE)
+    assert stubborn.stdout is not None
     stubborn.stdout.readline()
     began = time.monotonic()
     process.stop(stubborn, patience_s=0.5)
@@ -34,6 +36,7 @@ def test_process_that_ignores_the_request_to_end_is_killed():
     assert stubborn.returncode is not None and time.monotonic() - began < 30
 
 
-def test_exit_status_of_a_foreground_program_is_ours(tmp_path):
+@pytest.mark.parametrize("options", [{}, {"cwd": Path.cwd()}], ids=["demo, train", "test, bench"])
+def test_exit_status_of_a_foreground_program_is_ours(options):
     # A failing pytest must fail `dev.py test`.
-    assert process.run_foreground([sys.executable, "-c", "raise SystemExit(5)"], cwd=tmp_path) == 5
+    assert process.run_foreground([sys.executable, "-c", "raise SystemExit(5)"], **options) == 5

@@ -43,7 +43,7 @@ def test_video_is_named_with_what_a_player_finds(monkeypatch, workflow, video, c
 def test_failed_workflow_ends_in_one_sentence_and_a_status(monkeypatch, workflow, capsys):
     assert run(monkeypatch, workflow, RunResult(error=RunError("failed", "1", "Save", "disk full"))) == 1
     assert capsys.readouterr().err == (
-        "error: The workflow graph.json did not run through, Save (node 1) failed: disk full\n"
+        "error: The workflow graph.json did not run to its end: Save (node 1) failed: disk full\n"
     )
 
 

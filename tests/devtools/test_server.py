@@ -128,13 +128,13 @@ def test_server_does_not_outlive_a_command_that_is_ended(tmp_path, name):
         (tmp_path / folder).mkdir()
     (tmp_path / "host" / "main.py").write_text(ANSWERING, "utf-8")
     code = (
-        "import time\nfrom pathlib import Path\nfrom devtools import cli, server\n"
+        "import time\nfrom pathlib import Path\nfrom cogvideox.devtools import cli, server\n"
         "with cli._stopping_when_asked(), server.running_server("
         "Path('host'), Path('base'), log=Path('log').resolve(), cpu=True) as running:\n"
         "    print(running.process.pid, flush=True)\n    time.sleep(60)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE)
+    assert command.stdout is not None
     pid = int(command.stdout.readline())
     number = getattr(signal, name)
     command.send_signal(number)

@@ -1,6 +1,7 @@
 """Quantised weights as numbers and as layers, against their formulas and ComfyUI's own operations."""
 
 from collections.abc import Callable
+from typing import Any
 
 import comfy.ops
 import pytest
@@ -21,7 +22,7 @@ def matrix(rows: int = 48, columns: int = 64, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.05
 
 
-def linear(weight: torch.Tensor, operations: type = ops.QuantizedOps) -> torch.nn.Module:
+def linear(weight: torch.Tensor, operations: Any = ops.QuantizedOps) -> Any:
     layer = operations.Linear(weight.shape[1], weight.shape[0], dtype=torch.float32)
     layer.load_state_dict({"weight": weight, "bias": torch.linspace(-1, 1, weight.shape[0])}, assign=True)
     return layer.requires_grad_(False)
@@ -76,11 +77,11 @@ def test_fp8_is_exact_in_every_type_it_is_multiplied_in() -> None:
 
 @EACH_MODE
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))
-def test_no_number_is_refused(mode: str, value: float) -> None:
+def test_nan_and_inf_are_refused(mode: str, value: float) -> None:
     """In int8 a NaN would become an innocent zero."""
     weight = matrix()
     weight[7, 7] = value
-    with pytest.raises(UserError, match=r"shape \[48, 64\] holds NaN or infinity"):
+    with pytest.raises(UserError, match=r"shape \[48, 64\] contains NaN or Inf"):
         quantized.quantize(weight, mode, torch.float32)
 
 
@@ -91,7 +92,7 @@ def test_packing_again_what_was_unpacked_changes_nothing(mode: str) -> None:
     again = quantized.requantize(tensor, tensor.dequantize(), seed=11)
     assert again.dtype == tensor.dtype
     changed = (again._qdata.float() != tensor._qdata.float()).float().mean()
-    # a code that comes out a hair beside itself may round to its neighbour
+    # a code that comes out just off its value may round to its neighbour
     assert changed < 5e-3
 
 
@@ -108,7 +109,7 @@ def test_host_without_the_types_says_so(monkeypatch: pytest.MonkeyPatch) -> None
             make()
     monkeypatch.setattr(quantized, "_AVAILABLE", False)
     assert not quantized.is_quantized(codes)
-    with pytest.raises(UserError, match="GGUF weights cannot be held: its package comfy-kitchen"):
+    with pytest.raises(UserError, match="Weights in GGUF cannot be loaded: its package comfy-kitchen"):
         gguf_tensor(torch.zeros(2, 34, dtype=torch.uint8), "Q8_0", (2, 32), torch.float32)
 
 
@@ -151,7 +152,7 @@ def test_state_dict_is_comfyui_s_own(mode: str) -> None:
 @pytest.mark.parametrize("assign", (True, False))
 def test_layer_takes_a_quantized_weight_as_it_is(mode: str, assign: bool) -> None:
     """torch copies into the old parameter, which would unpack the weight again."""
-    module = torch.nn.Sequential(ops.QuantizedOps.Linear(64, 48, dtype=torch.float32))
+    module: Any = torch.nn.Sequential(ops.QuantizedOps.Linear(64, 48, dtype=torch.float32))
     weight = quantized.quantize(matrix(), mode, torch.float32)
     module.load_state_dict({"0.weight": weight, "0.bias": torch.ones(48)}, assign=assign)
     assert quantized.is_quantized(module[0].weight) and (module[0].bias == 1).all()
@@ -171,7 +172,7 @@ def each_kind() -> dict[str, Callable[[], torch.Tensor]]:
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=needs_int8 if k == "int8" else ()) for k in each_kind()])
 def test_module_moves_with_its_quantized_weight(kind: str) -> None:
     """ComfyUI moves and casts whole modules; the weight's scales and blocks must go along."""
-    module = torch.nn.Sequential(linear(each_kind()[kind]()))
+    module: Any = torch.nn.Sequential(linear(each_kind()[kind]()))
     x, before = matrix(4, 64, seed=6), module[0].weight.dequantize()
     want = module(x)
     module.to(torch.bfloat16)

@@ -1,5 +1,6 @@
 """CogVideoX-nano's optimizer in the training loop."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def train(folder: Path, stop_after: int = 0) -> dict[str, torch.Tensor]:
     done = []
     plan = loop.Plan(steps=6, batch_size=4, learning_rate=1e-2, warmup_steps=2, final_learning_rate=1e-4)
 
-    def loss_of(model: torch.nn.Module, indices: range) -> torch.Tensor:
+    def loss_of(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
         x = torch.stack([torch.randn(8, generator=sample_generator(3, i)) for i in indices])
         return ((model(x) - x.cos()[:, :4]) ** 2).mean()
 

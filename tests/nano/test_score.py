@@ -4,6 +4,7 @@ from scipy import ndimage
 
 from cogvideox.nano import score, world
 from cogvideox.nano.reading import Reading, read_clip
+from cogvideox.tests.score_table import score_table
 
 LENGTHS, WIDTHS = (9, 17, 49), (64, 96)
 PER_SETTING = 20
@@ -37,7 +38,7 @@ def test_right_clips_score_right(painted: bool, least: float):
             rows[f"{width}x64, {frames} frames"] = score.summarize(scores)
             everything += scores
     shares = score.summarize(everything)
-    print("\n" + score.table({**rows, "all": shares}))
+    print("\n" + score_table({**rows, "all": shares}))
     assert min(shares.values()) >= least, shares
 
 
@@ -45,7 +46,7 @@ def test_clips_of_other_prompts_score_near_chance():
     """A model that ignores its prompt would get a good score: the table would prove nothing."""
     drawn = [draw(8, index, 9) for index in range(120)]
     shares = score.summarize([score.score_clip(drawn[i][1], drawn[(i + 1) % 120][0]) for i in range(120)])
-    print("\n" + score.table({"other prompts": shares}))
+    print("\n" + score_table({"other prompts": shares}))
     chances = {"colour": 1 / 8, "shape": 1 / 4, "size": 1 / 2, "direction": 1 / 7, "background": 0.05}
     for name, chance in chances.items():
         assert shares[name] < chance + 0.15, name

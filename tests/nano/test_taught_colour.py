@@ -6,6 +6,7 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from cogvideox.devtools.example_media import CLIPS, write_media
 from cogvideox.nano import folders, paint, score, world
@@ -14,6 +15,7 @@ from cogvideox.nodes import lora as loras
 from cogvideox.nodes import train
 from cogvideox.nodes import training_clips as clips
 from cogvideox.tests import core_trainer
+from cogvideox.tests.score_table import score_table
 
 COLOUR, PROMPTS = "pink", 20
 SETTINGS = paint.Settings(seed=5, steps=20)
@@ -52,18 +54,18 @@ def requests() -> list[paint.Request]:
 def shares(pipeline: paint.Pipeline) -> dict[str, float]:
     asked = requests()
     found = score.score_clips(paint.paint(pipeline, asked, SETTINGS), [request.scene for request in asked])
-    print(score.table({"": found}))
+    print(score_table({"": found}))
     return found
 
 
-def train_with_the_pack(model: object, latents: list, positive: list) -> dict:
+def train_with_the_pack(model: ModelPatcher, latents: list, positive: list) -> dict:
     settings = {"steps": 250, "batch_size": 8, "learning_rate": 5e-3, "rank": 16, "alpha": 16.0, "seed": 0}
     settings["timesteps"] = "stratified"
-    node = train.CogVideoXTrainLora
-    return node.execute([model], latents, positive, **{name: [value] for name, value in settings.items()}).args[0]
+    inputs = {name: [value] for name, value in settings.items()}
+    return train.CogVideoXTrainLora.execute([model], latents, positive, **inputs).args[0]
 
 
-def train_with_core(model: object, latents: list, positive: list) -> dict:
+def train_with_core(model: ModelPatcher, latents: list, positive: list) -> dict:
     torch.manual_seed(0)  # it draws noise levels and first weights from torch's own generator
     # its LoRAs have alpha 1: of so high a rank they learn slowly
     settings = {"steps": 400, "batch_size": 4, "learning_rate": 5e-3, "rank": 16, "training_dtype": "bf16"}
@@ -77,11 +79,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def before(folder: Path) -> dict[str, float]:
-    """What it paints untaught."""
+    """Its scores without the LoRA."""
     return shares(paint.load_pipeline(folder))
 
 
-@pytest.mark.parametrize("trainer", LEAST_AFTER)
+@pytest.mark.parametrize("trainer", ["pack", pytest.param("core", marks=pytest.mark.long)])
 def test_sixteen_clips_teach_a_new_colour(host: Path, folder: Path, before: dict[str, float], trainer: str) -> None:
     """What users train LoRAs for; the whole way through the nodes: clips, training, file, Apply LoRA, sampler."""
     train_with = {"pack": train_with_the_pack, "core": train_with_core}[trainer]

@@ -9,8 +9,11 @@ from pathlib import Path
 import comfy.model_management
 import folder_paths
 import pytest
+from comfy_api.internal import first_real_override
+from comfy_api.latest import io
 from comfy_execution.validation import validate_node_input
 
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.downloads.repositories import REPOSITORIES
 from cogvideox.nodes import download as module
 from cogvideox.nodes.load import CogVideoXLoadPipeline
@@ -51,7 +54,7 @@ def test_the_node_fetches_and_names_the_folder(models: Path, hub: FileServer, sh
     assert "verified" in shown[-1] and "Apache-2.0" in shown[-1]
     hub.close()
     assert Node.execute(NAME).args == (NAME,)
-    assert "nothing to fetch" in shown[-1]
+    assert "nothing to download" in shown[-1]
 
 
 def test_cancel_ends_it_at_once_and_the_next_run_goes_on(models: Path, hub: FileServer, shown: list[str]) -> None:
@@ -112,6 +115,7 @@ def test_a_checkpoint_lies_where_it_was_begun(models: Path, tmp_path: Path, monk
 def test_size_and_licence_of_each_are_told_beforehand() -> None:
     """Who accepts a licence and 21 GB must be able to read so first; the values in workflows are plain names."""
     entry = Node.GET_SCHEMA().inputs[0]
+    assert isinstance(entry, io.Combo.Input) and entry.tooltip and entry.options
     for repository in REPOSITORIES:
         line = next(line for line in entry.tooltip.splitlines() if line.startswith(f"{repository.name}:"))
         assert f"{repository.gigabytes:.0f} GB" in line and repository.licence in line
@@ -119,7 +123,10 @@ def test_size_and_licence_of_each_are_told_beforehand() -> None:
     assert "licence" in Node.GET_SCHEMA().description
 
 
-def test_an_unknown_checkpoint_is_refused_before_the_run() -> None:
+def test_an_unknown_checkpoint_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """An edited workflow must not make the server ask the hub for anything."""
-    assert Node.validate_inputs("CogVideoX-2b") is True
-    assert "Choose one of: CogVideoX-2b" in Node.validate_inputs("../../evil")
+    monkeypatch.setattr(module, "download", lambda *_: pytest.fail("the hub was asked"))
+    with pytest.raises(UserError, match="checkpoint is '../../evil': use CogVideoX-2b, "):
+        Node.execute("../../evil")
+    # when the prompt is queued, ComfyUI compares what validate_inputs does not name with the options
+    assert first_real_override(Node, "validate_inputs") is None

@@ -1,12 +1,15 @@
 """The LoRA nodes as ComfyUI runs them."""
 
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
+from cogvideox.model_loaders.files import safetensors_writer
 from cogvideox.model_loaders.files.safetensors_writer import write_tensors
 from cogvideox.nodes import lora as nodes
 from cogvideox.tests.lora_files import (
@@ -42,7 +45,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return lines
 
 
-def apply(model: object, name: str, strength: float = 1.0, **more: object) -> object:
+def apply(model: ModelPatcher, name: str, strength: float = 1.0, **more: Any) -> ModelPatcher:
     return nodes.CogVideoXApplyLora.execute(model, name, strength, **more).args[0]
 
 
@@ -51,7 +54,7 @@ def test_apply_tells_what_matched(subject: Subject, shown: list[str], tmp_path: 
     factors = subject.factors(LINEAR)
     files, header, scale = write_dialect("Fun", factors, "tensor")
     save(tmp_path / "loras" / "fun.safetensors", files | {"lora_te_x.lora_up.weight": torch.ones(1, 1)}, header)
-    assert nodes.CogVideoXApplyLora.validate_inputs("fun.safetensors") is True
+    assert nodes.CogVideoXApplyLora.validate_inputs(lora_name="fun.safetensors") is True
     assert_weights(apply(subject.model, "fun.safetensors", 0.5), fused(subject.weights, factors, 0.5 * scale))
     assert shown == [
         "45 of 46 keys matched: 15 layers, LoRA, rank 4, scale 2 (alpha of the tensors).\n"
@@ -70,12 +73,12 @@ def test_bad_choices_are_known_before_the_run(subject: Subject, tmp_path: Path) 
     (tmp_path / "loras" / "empty.safetensors").write_bytes(b"")
     save(tmp_path / "loras" / "model.safetensors", {"patch_embed.proj.weight": torch.ones(1)})
     check = nodes.CogVideoXApplyLora.validate_inputs
-    assert "empty" in check("empty.safetensors")
-    assert "not a LoRA" in check("model.safetensors")
-    assert "not the name" in check("../loras/model.safetensors")
-    assert "no 'nothing'" in check("nothing")
-    assert check(None) is True
-    with pytest.raises(UserError, match="no LoRA scale"):
+    assert "empty" in str(check(lora_name="empty.safetensors"))
+    assert "not a LoRA" in str(check(lora_name="model.safetensors"))
+    assert "not the name" in str(check(lora_name="../loras/model.safetensors"))
+    assert "no 'nothing'" in str(check(lora_name="nothing"))
+    assert check(lora_name=None) is True
+    with pytest.raises(UserError, match="scale is '1/r': use as trained or 1 / rank"):
         save(tmp_path / "loras" / "good.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
         apply(subject.model, "good.safetensors", scale="1/r")
 
@@ -101,20 +104,18 @@ def test_nothing_half_written_is_left(subject: Subject, tmp_path: Path, monkeypa
     """A disk that fills up or a run that is stopped must leave neither a broken LoRA nor a stray file."""
     save(tmp_path / "loras" / "a.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
     model = apply(subject.model, "a.safetensors")
-    from cogvideox.model_loaders.files import safetensors_writer as writer
+    write = safetensors_writer._write_tensor
 
-    write = writer._write_tensor
-
-    def fail(file: object, *args: object) -> None:
-        write(file, *args)
+    def fail(*args: Any) -> None:
+        write(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "_write_tensor", fail)
+    monkeypatch.setattr(safetensors_writer, "_write_tensor", fail)
     with pytest.raises(KeyboardInterrupt):
         nodes.CogVideoXSaveLora.execute(model, "loras/cogvideox")
     assert not list((tmp_path / "output" / "loras").iterdir())
-    monkeypatch.setattr(writer, "_write_tensor", write)
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(safetensors_writer, "_write_tensor", write)
+    monkeypatch.setattr(safetensors_writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(UserError, match="Free some space"):
         nodes.CogVideoXSaveLora.execute(model, "loras/cogvideox")
 

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import comfy.model_management as mm
@@ -13,19 +14,27 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from comfy_api.latest import InputImpl
+from comfy_api.latest import InputImpl, ui
 
 from cogvideox import errors
+from cogvideox.media import video_file
 from cogvideox.media.video_file import FORMATS
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nodes import decode_to_file as nodes
+from cogvideox.sockets.vae import CogVideoXVAE
 
 CHANNELS = 16
-SETTINGS = {"fps": 8.0, "filename_prefix": "video/test", "format": "mp4 (h264)", "crf": 1, "memory": "auto"}
+SETTINGS: dict[str, Any] = {
+    "fps": 8.0,
+    "filename_prefix": "video/test",
+    "format": "mp4 (h264)",
+    "crf": 1,
+    "memory": "auto",
+}
 
 
 @pytest.fixture(scope="module")
-def vae(tiny_pipelines: dict[str, Path]) -> object:
+def vae(tiny_pipelines: dict[str, Path]) -> CogVideoXVAE:
     return load_vae(tiny_pipelines["5b"], "fp32")
 
 
@@ -53,9 +62,10 @@ def latents(frames: int, batch: int = 1, height: int = 8, width: int = 12) -> to
     return torch.nn.functional.interpolate(coarse, (frames, height, width), mode="trilinear")
 
 
-def decode_to_file(vae: object, samples: torch.Tensor, **changes: object) -> tuple[object, list[dict]]:
+def decode_to_file(vae: CogVideoXVAE, samples: torch.Tensor, **changes: Any) -> tuple[Any, list[dict]]:
     """VIDEO, and the entries of the preview."""
     result = nodes.CogVideoXDecodeToFile.execute(vae, {"samples": samples}, **SETTINGS | changes)
+    assert isinstance(result.ui, ui.PreviewVideo)
     preview = result.ui.as_dict()
     assert preview["animated"] == (True,)
     return result.args[0], preview["images"]
@@ -73,7 +83,9 @@ def left_in(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_frames_are_those_of_decode(vae: object, output: Path, shown: list[str], format_name: str, count: int) -> None:
+def test_frames_are_those_of_decode(
+    vae: CogVideoXVAE, output: Path, shown: list[str], format_name: str, count: int
+) -> None:
     """The file must hold what CogVideoX Decode and Save Video would have made of the latent."""
     samples = latents(count)
     expected = vae.decode(samples)[0]
@@ -81,7 +93,7 @@ def test_frames_are_those_of_decode(vae: object, output: Path, shown: list[str],
     suffix = format_name.split()[0]
     assert preview == [{"filename": f"test_00001_.{suffix}", "subfolder": "video", "type": "output"}]
     assert isinstance(video, InputImpl.VideoFromFile)
-    assert Path(video.get_stream_source()) == output / "video" / f"test_00001_.{suffix}"
+    assert Path(str(video.get_stream_source())) == output / "video" / f"test_00001_.{suffix}"
     components = video.get_components()
     assert components.images.shape == expected.shape == (4 * count - 3, 64, 96, 3)
     assert psnr(components.images, expected) > 43
@@ -90,7 +102,7 @@ def test_frames_are_those_of_decode(vae: object, output: Path, shown: list[str],
     assert shown[0].startswith(f"Saved test_00001_.{suffix} (0.0 MB)")
 
 
-def test_workflow_is_in_the_file(vae: object, output: Path) -> None:
+def test_workflow_is_in_the_file(vae: CogVideoXVAE, output: Path) -> None:
     """Dropped on the canvas, the video brings its workflow back."""
     video, _ = decode_to_file(vae, latents(1))
     with av.open(video.get_stream_source()) as container:
@@ -98,7 +110,7 @@ def test_workflow_is_in_the_file(vae: object, output: Path) -> None:
         assert json.loads(container.metadata["workflow"]) == {"nodes": []}
 
 
-def test_a_batch_is_as_many_files(vae: object, output: Path) -> None:
+def test_a_batch_is_as_many_files(vae: CogVideoXVAE, output: Path) -> None:
     """Two videos in one file, or the second over the first."""
     samples = latents(2, batch=2)
     sound = {"waveform": torch.rand(1, 1, 44100) - 0.5, "sample_rate": 44100}
@@ -111,12 +123,12 @@ def test_a_batch_is_as_many_files(vae: object, output: Path) -> None:
         assert made.audio is not None
 
 
-def test_long_video_at_flat_memory(monkeypatch: pytest.MonkeyPatch, vae: object, output: Path) -> None:
+def test_long_video_at_flat_memory(monkeypatch: pytest.MonkeyPatch, vae: CogVideoXVAE, output: Path) -> None:
     """161 frames at 1360 x 768 are 2 GB: with the frames piling up, the node would be CogVideoXDecode again."""
     alive, written, counts = weakref.WeakSet(), [], []
     stream, update = vae.decode_stream, comfy.utils.ProgressBar.update
 
-    def counted(*arguments: object) -> Iterator[torch.Tensor]:
+    def counted(*arguments: Any) -> Iterator[torch.Tensor]:
         handed = 0
         for frames in stream(*arguments):
             assert len(written) == handed, "a chunk was asked for before the last one was written"
@@ -135,12 +147,14 @@ def test_long_video_at_flat_memory(monkeypatch: pytest.MonkeyPatch, vae: object,
 
 
 @pytest.mark.parametrize("frames", [0, 4, 12])
-def test_interrupt_leaves_nothing(monkeypatch: pytest.MonkeyPatch, vae: object, output: Path, frames: int) -> None:
+def test_interrupt_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, vae: CogVideoXVAE, output: Path, frames: int
+) -> None:
     """Cancel: no half video, no part, no generator that holds the VAE's caches; the videos before are kept."""
     done, closed = [], []
     stream = vae.decode_stream
 
-    def watched(*arguments: object) -> Iterator[torch.Tensor]:
+    def watched(*arguments: Any) -> Iterator[torch.Tensor]:
         try:
             yield from stream(*arguments)
         finally:
@@ -161,7 +175,7 @@ def test_interrupt_leaves_nothing(monkeypatch: pytest.MonkeyPatch, vae: object, 
     assert closed == [True] * (1 if frames == 4 else 2)
 
 
-def test_numbers_go_on(vae: object, output: Path) -> None:
+def test_numbers_go_on(vae: CogVideoXVAE, output: Path) -> None:
     """A second run writes beside the first, not over it."""
     decode_to_file(vae, latents(1))
     decode_to_file(vae, latents(1))
@@ -182,7 +196,7 @@ REFUSED = [
     (broken_in(3), {}, errors.UserError, r"in latent frame 3 of 5 \(video frames 9 to 12\)"),
     (latents(1), {"fps": 0}, errors.UserError, "fps is 0: use 0.01 to 1000"),
     (latents(1), {"crf": 63}, errors.UserError, "crf is 63"),
-    (latents(1), {"format": "avi"}, errors.UserError, "'avi' is no format"),
+    (latents(1), {"format": "avi"}, errors.UserError, "format is 'avi': use mp4 .h264., webm .vp9. or webm .av1."),
     (latents(1), {"filename_prefix": "../up"}, errors.UserError, "leads out"),
     (latents(1), {"filename_prefix": "taken/video"}, errors.UserError, "There is no folder"),
     (
@@ -197,7 +211,7 @@ REFUSED = [
 @pytest.mark.parametrize(("samples", "changes", "error", "words"), REFUSED)
 def test_bad_input(
     monkeypatch: pytest.MonkeyPatch,
-    vae: object,
+    vae: CogVideoXVAE,
     output: Path,
     samples: torch.Tensor,
     changes: dict,
@@ -212,12 +226,10 @@ def test_bad_input(
     assert left_in(output) == ["taken"]
 
 
-def test_no_room(monkeypatch: pytest.MonkeyPatch, vae: object, output: Path) -> None:
+def test_no_room(monkeypatch: pytest.MonkeyPatch, vae: CogVideoXVAE, output: Path) -> None:
     """A full disk is found before decoding, for all videos of a batch together."""
-    from cogvideox.media import video_file as files
-
-    free = files.shutil.disk_usage(output)._replace(free=49_000_000)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: free)
+    free = video_file.shutil.disk_usage(output)._replace(free=49_000_000)
+    monkeypatch.setattr(video_file.shutil, "disk_usage", lambda path: free)
     monkeypatch.setattr(vae, "decode_stream", lambda *a: pytest.fail("decoding has begun"))
     with pytest.raises(errors.UserError, match="has 49 MB left; 10 frames of 96 x 64 may need 50 MB"):
         decode_to_file(vae, latents(2, batch=2))
@@ -227,7 +239,8 @@ def test_no_room(monkeypatch: pytest.MonkeyPatch, vae: object, output: Path) -> 
 def test_another_vae(output: Path) -> None:
     """ComfyUI's own VAE has no such stream and other numbers."""
     with pytest.raises(errors.UserError, match="from another loader"):
-        decode_to_file(object(), latents(1))
+        another: Any = object()
+        decode_to_file(another, latents(1))
 
 
 @pytest.mark.parametrize(
@@ -238,11 +251,13 @@ def test_another_vae(output: Path) -> None:
         ((8.0, "video/x", None, 63), None),
         ((0.0, "video/x", "mp4 (h264)", 18), "fps is 0"),
         ((8.0, "../x", "mp4 (h264)", 18), "leads out"),
-        ((8.0, "video/x", "gif", 18), "no format"),
+        ((8.0, "video/x", "gif", 18), "format is 'gif': use mp4 (h264), webm (vp9) or webm (av1)."),
         ((8.0, "video/x", "mp4 (h264)", 60), "crf is 60"),
     ],
 )
 def test_widgets_are_checked_before_the_run(output: Path, widgets: tuple, words: str | None) -> None:
     """Else the message comes after minutes of sampling."""
-    answer = nodes.CogVideoXDecodeToFile.validate_inputs(*widgets)
-    assert answer is True if words is None else words in answer
+    answer = nodes.CogVideoXDecodeToFile.validate_inputs(
+        **dict(zip(("fps", "filename_prefix", "format", "crf"), widgets))
+    )
+    assert answer is True if words is None else words in str(answer)

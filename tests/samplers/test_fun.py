@@ -1,6 +1,7 @@
 """The CogVideoX-Fun models against diffusers: control, inpainting, and VOID."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,20 +29,22 @@ def inpaint(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> 
         return Task(tiny_pipelines[request.param])
 
 
-def fun_control(task: Task, video: torch.Tensor, frames: int = 13, batch_size: int = 1, **inputs: object):
-    given = RANGE | {key: inputs.pop(key) for key in list(inputs) if key in (*RANGE, "hold_last_frame", "width")}
+def fun_control(task: Task, video: torch.Tensor, frames: int = 13, batch_size: int = 1, **inputs: Any) -> torch.Tensor:
+    given: dict[str, Any] = RANGE | {
+        key: inputs.pop(key) for key in list(inputs) if key in (*RANGE, "hold_last_frame", "width")
+    }
     conditioned = task.condition("fun", "CogVideoXFunControl", frames, batch_size, control_video=video, **given)
     return task.sample(*conditioned, **inputs)
 
 
-def fun_inpaint(task: Task, frames: int, sampler: str = "ddim", **inputs: object) -> torch.Tensor:
+def fun_inpaint(task: Task, frames: int, sampler: str = "ddim", **inputs: Any) -> torch.Tensor:
     return task.sample(*task.condition("fun", "CogVideoXFunInpaint", frames, **inputs), sampler=sampler)
 
 
 def with_channels(
     task: Task, monkeypatch: pytest.MonkeyPatch, sampler: str, channels: torch.Tensor, latent_frames: int
 ) -> torch.Tensor:
-    """diffusers' image to video pipeline, given the channels that stand beside the video, [1, C, T, h, w]."""
+    """diffusers' image to video pipeline, given the channels to concatenate with the video, [1, C, T, h, w]."""
     from diffusers import CogVideoXImageToVideoPipeline as Pipeline
 
     def prepare(*args: object) -> tuple:
@@ -102,15 +105,13 @@ def test_control_at_another_size(tmp_path: Path) -> None:
 def test_control_strength_and_range(control: Task) -> None:
     """Strength 0 is no control; so is a range that no step falls into; half a range lies between."""
     video = pictures(13)
-    none, empty, first_half, whole = (
-        fun_control(control, video, **inputs)
-        for inputs in (
-            {"strength": 0.0},
-            {"start_percent": 0.999, "end_percent": 0.9991},
-            {"end_percent": 0.5},
-            {},
-        )
-    )
+    cases: list[dict[str, Any]] = [
+        {"strength": 0.0},
+        {"start_percent": 0.999, "end_percent": 0.9991},
+        {"end_percent": 0.5},
+        {},
+    ]
+    none, empty, first_half, whole = (fun_control(control, video, **inputs) for inputs in cases)
     assert torch.equal(none, empty)
     assert relative_error(none, whole) > 1e-3
     assert relative_error(first_half, whole) > 1e-6 and relative_error(first_half, none) > 1e-6
@@ -132,12 +133,12 @@ def test_short_control_video(control: Task) -> None:
 def test_inpaint_equals_its_formula(
     inpaint: Task, sampler: str, frames: int, known: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The masked video is black where it is made anew, the mask is 1 where it is known, both scaled; on diffusers'
+    """The masked video is black where it is inpainted, the mask is 1 where it is known, both scaled; on diffusers'
     transformer and schedulers."""
     video, mask = pictures(frames), torch.ones(frames, HEIGHT, WIDTH)
     if known == "region":
         mask[:, :40] = 0.0
-        given = {"video": video, "mask": mask}
+        given: dict[str, Any] = {"video": video, "mask": mask}
     else:
         given = {"start_image": video[:1]} if "start" in known else {}
         given |= {"end_image": video[-1:]} if "end" in known else {}
@@ -152,7 +153,8 @@ def test_inpaint_equals_its_formula(
     else:
         # [F, H, W, 3] -> [1, 3, F, H, W], -1 .. 1
         pixels = (2 * torch.where(mask[..., None] > 0.5, torch.zeros(()), video) - 1).permute(3, 0, 1, 2)[None]
-        latents = inpaint.vae.first_stage_model.encode(pixels)
+        network: Any = inpaint.vae.first_stage_model
+        latents = network.encode(pixels)
         is_known = 1 - mask[None, None]
         first = F.interpolate(is_known[:, :, :1], (1, *size), mode="trilinear")
         others = F.interpolate(is_known[:, :, 1:], (latent_frames - 1, *size), mode="trilinear")
@@ -165,7 +167,7 @@ def test_inpaint_equals_its_formula(
 
 def test_inpaint_noise_spares_what_is_masked(inpaint: Task) -> None:
     """Augmentation noise belongs on the pictures that are kept, by its seed."""
-    images = {"start_image": pictures(1)}
+    images: dict[str, Any] = {"start_image": pictures(1)}
     latents = [
         inpaint.condition("fun", "CogVideoXFunInpaint", 9, **images, noise_augmentation=sigma, seed=seed)[0][0][1]
         for sigma, seed in ((0.0, 0), (0.0563, 0), (0.0563, 1))
@@ -203,7 +205,7 @@ def test_inpaint_keeps_the_latents_themselves(inpaint: Task) -> None:
 
 def test_inpaint_needs_something_to_do(inpaint: Task) -> None:
     """A video without a mask would come back as it is, after minutes."""
-    with pytest.raises(UserError, match="Nothing is to be made anew"):
+    with pytest.raises(UserError, match="there is nothing to inpaint"):
         fun_inpaint(inpaint, 9, video=pictures(9))
 
 
@@ -237,6 +239,7 @@ def test_void_runs_with_comfyui_conditioning(tiny_pipelines: dict[str, Path], mo
 
         sigmas = task.node("sample", "CogVideoXScheduler", model=task.model, steps=4, denoise=1.0)[0]
         with pytest.raises(UserError, match="VOIDSampler belongs to ComfyUI's own"):
-            SamplerCustom.execute(
+            stock: Any = SamplerCustom
+            stock.execute(
                 task.model, True, 1, 6.0, *conditioned[:2], void.VOIDSampler.execute().args[0], sigmas, conditioned[2]
             )

@@ -1,6 +1,7 @@
 """Image to video against diffusers' CogVideoXImageToVideoPipeline."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +22,13 @@ def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Tas
         return Task(tiny_pipelines[request.param])
 
 
-def image_to_video(task: Task, frames: int, sampler: str = "ddim", batch_size: int = 1, **inputs: object):
+def image_to_video(task: Task, frames: int, sampler: str = "ddim", batch_size: int = 1, **inputs: Any) -> torch.Tensor:
     run = {key: inputs.pop(key) for key in ("steps", "dynamic_cfg", "model") if key in inputs}
     conditioned = task.condition("image", "CogVideoXImageToVideo", frames, batch_size, **inputs)
     return task.sample(*conditioned, sampler=sampler, **run)
 
 
-def reference(task: Task, sampler: str, frames: int, image: torch.Tensor, **arguments: object) -> torch.Tensor:
+def reference(task: Task, sampler: str, frames: int, image: torch.Tensor, **arguments: Any) -> torch.Tensor:
     want = task.reference(
         PIPELINE, sampler, image=image.permute(0, 3, 1, 2), num_frames=frames, num_inference_steps=6, **arguments
     )
@@ -153,15 +154,13 @@ def test_clips_chained_from_their_last_frames(task: Task, overlap: int) -> None:
 
 def test_noise_augmentation(task: Task) -> None:
     """Noise on the picture changes the video, by its own seed; none leaves it alone."""
-    plain, fixed, again, drawn = (
-        image_to_video(task, 9, start_image=pictures(1), **inputs)
-        for inputs in (
-            {},
-            {"noise_augmentation": 0.05, "seed": 1},
-            {"noise_augmentation": 0.05, "seed": 2},
-            {"training_noise": True},
-        )
-    )
+    cases: list[dict[str, Any]] = [
+        {},
+        {"noise_augmentation": 0.05, "seed": 1},
+        {"noise_augmentation": 0.05, "seed": 2},
+        {"training_noise": True},
+    ]
+    plain, fixed, again, drawn = (image_to_video(task, 9, start_image=pictures(1), **inputs) for inputs in cases)
     assert len({float(x.sum()) for x in (plain, fixed, again, drawn)}) == 4
 
 
@@ -173,7 +172,7 @@ def test_learned_table_fits_one_size(tiny_pipelines: dict[str, Path]) -> None:
             image_to_video(task, 13, start_image=pictures(1))
         stretched = task.node("long", "CogVideoXPositions", model=task.model, riflex=False, resample_table=True)[0]
         assert image_to_video(task, 13, start_image=pictures(1), model=stretched).shape[2] == 4
-        native = {"start_image": pictures(1)}
+        native: dict[str, Any] = {"start_image": pictures(1)}
         assert torch.equal(image_to_video(task, 9, model=stretched, **native), image_to_video(task, 9, **native))
 
 
@@ -215,7 +214,8 @@ def test_area_of_a_picture_is_refused(task: Task) -> None:
 
 
 def test_another_run_on_the_result_draws_its_own_noise(task: Task) -> None:
-    """A second run on a sampled latent starts its seed's stream anew; only the first continues the posterior's."""
+    """A second run on a sampled latent starts its seed's stream at the beginning; only the first run continues the
+    posterior's."""
     inputs = {"start_image": pictures(1), "sample_posterior": True, "seed": SEED}
     positive, negative, latent = task.condition("image", "CogVideoXImageToVideo", 9, **inputs)
     arguments = {"positive": positive, "negative": negative, "seed": SEED, "steps": 2, "cfg": 6.0, "sampler": "ddim"}

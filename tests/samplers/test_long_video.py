@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,13 +36,13 @@ def conditioned(task: Task, frames: int) -> tuple:
         latent = task.node("latent", "CogVideoXEmptyLatent", width=WIDTH, height=HEIGHT, frames=frames, batch_size=1)
         return task.positive, task.negative, latent[0]
     module, name, images = found
-    given = {images: pictures(frames if images == "control_video" else 1)}
+    given: dict[str, Any] = {images: pictures(frames if images == "control_video" else 1)}
     if images == "control_video":
         given |= {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
     return task.condition(module, name, frames, **given)
 
 
-def windowed(task: Task, context_frames: int = 9, overlap_frames: int = 4, **options: object) -> object:
+def windowed(task: Task, context_frames: int = 9, overlap_frames: int = 4, **options: Any) -> Any:
     defaults = {"schedule": "standard_static", "fuse_method": "flat", "freenoise": False}
     return task.node(
         "long",
@@ -53,7 +54,7 @@ def windowed(task: Task, context_frames: int = 9, overlap_frames: int = 4, **opt
     )[0]
 
 
-def seen_by(model: object, note: Callable[[dict], object]) -> tuple[object, list]:
+def seen_by(model: Any, note: Callable[[dict], object]) -> tuple[Any, list]:
     """A clone of `model` and a list that fills with note(arguments) of each of its calls."""
     watched, seen = model.clone(), []
 
@@ -205,16 +206,17 @@ def test_impossible_windows_are_refused(task: Task, context: int, overlap: int) 
         windowed(task, context, overlap)
 
 
-def slowed_rotary(model: torch.nn.Module, grid: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def slowed_rotary(model: Any, grid: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """diffusers' tables with RIFLEx's change, for a tiny head: its slow pair is the first, with a period of 6."""
     from diffusers import CogVideoXPipeline
 
     class Parts:
         vae_scale_factor_spatial, transformer = 8, model
 
+    parts: Any = Parts
     frames, height, width = grid
     cos, sin = CogVideoXPipeline._prepare_rotary_positional_embeddings(
-        Parts, height * 16, width * 16, frames * (model.config.patch_size_t or 1), torch.device("cpu")
+        parts, height * 16, width * 16, frames * (model.config.patch_size_t or 1), torch.device("cpu")
     )
     angle = torch.arange(frames).repeat_interleave(height * width)[:, None] * (0.9 * 2 * torch.pi / frames)
     cos[:, :2], sin[:, :2] = angle.cos(), angle.sin()

@@ -1,6 +1,7 @@
 """Whole sampling runs through the pack's nodes against diffusers' pipelines: same weights, same seed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,12 +29,12 @@ class Run:
         self.pipeline = reference_pipeline(folder)
         self.model = load_model(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")
-        encode = CogVideoXEncodeText
+        encode: Any = CogVideoXEncodeText
         encode.hidden = type("Hidden", (), {"unique_id": None})
         self.positive = encode.execute(clip, PROMPT).args[0]
         self.negative = encode.execute(clip, NEGATIVE).args[0]
 
-    def theirs(self, sampler: str, frames: int, batch_size: int = 1, **arguments: object) -> torch.Tensor:
+    def theirs(self, sampler: str, frames: int, batch_size: int = 1, **arguments: Any) -> torch.Tensor:
         """Latents [B, C, T, H, W], unscaled, without the frames that CogVideoX 1.5 drops."""
         from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
@@ -52,9 +53,11 @@ class Run:
         latent_frames = (frames - 1) // 4 + 1
         return latents[:, :, latents.shape[2] - latent_frames :] / self.pipeline.vae.config.scaling_factor
 
-    def ours(self, sampler: str, frames: int, steps: int, dynamic_cfg: bool = False, batch_size: int = 1, **kw: object):
+    def ours(
+        self, sampler: str, frames: int, steps: int, dynamic_cfg: bool = False, batch_size: int = 1, **kw: Any
+    ) -> torch.Tensor:
         latent = CogVideoXEmptyLatent.execute(WIDTH, HEIGHT, frames, batch_size).args[0]
-        node = CogVideoXSample
+        node: Any = CogVideoXSample
         arguments = {"denoise": 1.0, "latent_image": latent} | kw
         out = node.execute(
             model=self.model,
@@ -136,7 +139,7 @@ def test_denoise_equals_strength(run: Run, sampler: str) -> None:
     start = torch.randn(1, 16, 8, HEIGHT // 8, WIDTH // 8, generator=generator)
     got = run.ours(sampler, 29, 6, latent_image={"samples": start}, denoise=0.6)
 
-    pipeline = CogVideoXVideoToVideoPipeline(**run.pipeline.components)
+    pipeline: Any = CogVideoXVideoToVideoPipeline(**run.pipeline.components)
     pipeline.set_progress_bar_config(disable=True)
     run.theirs(sampler, 9, num_inference_steps=1)  # installs the scheduler
     pipeline.scheduler = run.pipeline.scheduler
@@ -182,6 +185,6 @@ def test_changing_a_video_with_an_odd_count(run: Run) -> None:
     if run.variant == "1.5-5B":
         from diffusers import CogVideoXVideoToVideoPipeline
 
-        pipeline = CogVideoXVideoToVideoPipeline(**run.pipeline.components)
+        pipeline: Any = CogVideoXVideoToVideoPipeline(**run.pipeline.components)
         with pytest.raises(ValueError, match="must be divisible by `patch_size_t=2`"):
             pipeline(video=[torch.zeros(3, HEIGHT, WIDTH)] * 9, prompt=PROMPT, height=HEIGHT, width=WIDTH)

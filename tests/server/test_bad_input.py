@@ -41,7 +41,8 @@ def test_size_that_does_not_fit(refused, wrong, found, nearest):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "found", "nearest"), [*SIZES, ({"width": 0}, "width 0", "16"), ({"frames": -3}, "frames -3", "use 1")]
+    ("wrong", "found", "nearest"),
+    [*SIZES, ({"width": 0}, "width is 0", "use 16 to"), ({"frames": -3}, "frames is -3", "use 1 to")],
 )
 def test_linked_size_that_does_not_fit(refused, wrong, found, nearest):
     """A value from another node is unknown while ComfyUI checks the workflow, and has no limits."""
@@ -79,16 +80,16 @@ def test_size_from_another_packs_latent(refused, sampler):
 @pytest.mark.parametrize("linked", [False, True], ids=["typed", "linked"])
 @pytest.mark.parametrize("node_type", ["CogVideoXSample", "CogVideoXScheduler"])
 @pytest.mark.parametrize(
-    ("steps", "denoise", "advice"),
+    ("steps", "denoise", "found", "advice"),
     [
-        (600, 0.5, "Use denoise 0.6 or more, or fewer steps"),
-        (0, 1.0, "Use 1 to 1000 steps"),
-        (1001, 1.0, "Use 1 to 1000 steps"),
-        (5, 1.5, "denoise 0 to 1"),
-        (5, -0.5, "denoise 0 to 1"),
+        (600, 0.5, "600 steps at denoise 0.5", "Use denoise 0.6 or more, or fewer steps"),
+        (0, 1.0, "steps is 0", "use 1 to 1000."),
+        (1001, 1.0, "steps is 1001", "use 1 to 1000."),
+        (5, 1.5, "denoise is 1.5", "use 0 to 1."),
+        (5, -0.5, "denoise is -0.5", "use 0 to 1."),
     ],
 )
-def test_schedule_that_cannot_be(refused, linked, node_type, steps, denoise, advice):
+def test_schedule_that_cannot_be(refused, linked, node_type, steps, denoise, found, advice):
     """More steps than the model has timesteps would repeat some of them; none would end in a division by zero."""
     graph = custom_sampling(text_to_video()) if node_type == "CogVideoXScheduler" else text_to_video()
     place = SAMPLE if node_type == "CogVideoXSample" else "sigmas"
@@ -97,13 +98,13 @@ def test_schedule_that_cannot_be(refused, linked, node_type, steps, denoise, adv
         graph |= {"steps": node("PrimitiveInt", value=steps), "denoise": node("PrimitiveFloat", value=denoise)}
     else:
         graph = with_inputs(graph, place, steps=steps, denoise=denoise)
-    refused(graph, node_type, f"{steps} steps at denoise {denoise}", advice)
+    refused(graph, node_type, found, advice)
 
 
 def test_dynamic_guidance_over_no_steps(refused):
     """Linked steps have no limits: 0 would end in a division by zero in the middle of a run."""
     graph = patched(text_to_video(), "CogVideoXDynamicCFG", steps=["steps", 0], cfg=6.0)
-    refused(graph | {"steps": node("PrimitiveInt", value=0)}, "CogVideoXDynamicCFG", "Use 1 to 1000 steps")
+    refused(graph | {"steps": node("PrimitiveInt", value=0)}, "CogVideoXDynamicCFG", "steps is 0: use 1 to 1000.")
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_from_nothing_to_a_video(comfyui, hub, weights):
     assert [asked.range for asked in hub.requests(weights)] == [None, "bytes=50000-"]
     count = len(hub.asked)
     comfyui.free()
-    assert "complete, nothing to fetch" in shown(comfyui.run(fetching()))
+    assert "verified: nothing to download" in shown(comfyui.run(fetching()))
     assert len(hub.asked) == count
     loader = client.object_info(comfyui.url)["CogVideoXLoadPipeline"]["input"]["required"]["folder"][1]
     assert NAME in loader["options"]
@@ -75,7 +75,7 @@ def test_it_says_what_comes(comfyui, hub):
     result = comfyui.run(fetching())
     text = shown(result)
     assert "about 13 GB, Apache-2.0" in text and str(comfyui.pipelines / NAME) in text
-    assert " MB/s, " in text and "every file verified" in text
+    assert " MB/s, " in text and "is complete and verified" in text
     assert [(value, most) for node_id, value, most in result.progress if node_id == GET][-1:] == [(0, 1)]  # megabytes
 
 
@@ -100,7 +100,7 @@ def test_cancel_and_again(comfyui, hub, weights):
     assert half is not None and half.kind == "rejected" and half.node_type == "CogVideoXLoadPipeline"
     for words in ("holds a half-finished download", "1 of 15 files", "Start the download again"):
         assert words in half.message
-    assert "every file verified" in shown(comfyui.run(linked()))
+    assert "is complete and verified" in shown(comfyui.run(linked()))
     assert [asked.range for asked in hub.requests(weights)] == [None, "bytes=50000-", "bytes=50000-"]
     latents = (comfyui.latent(latent_only(short(name))) for name in (NAME, TINY))
     assert (next(latents) == next(latents)).all()
@@ -120,7 +120,7 @@ def test_hub_that_refuses(comfyui, hub, refused, what):
     hub.fail("", fault)
     error = refused(fetching(), NODE, words)
     assert error.exception_type.startswith("cogvideox."), "not an error of our own"
-    assert "every file verified" in shown(comfyui.run(fetching()))
+    assert "is complete and verified" in shown(comfyui.run(fetching()))
 
 
 def test_wrong_bytes(comfyui, hub, weights):
@@ -130,13 +130,13 @@ def test_wrong_bytes(comfyui, hub, weights):
     error = comfyui.run(fetching()).error
     assert error is not None and f"{weights} was downloaded twice" in error.message and "wrong hash" in error.message
     assert not list((comfyui.pipelines / NAME / weights).parent.glob("*.safetensors*"))
-    assert "every file verified" in shown(comfyui.run(fetching()))
+    assert "is complete and verified" in shown(comfyui.run(fetching()))
 
 
 @pytest.mark.parametrize("name", ["../../evil", "zai-org/CogVideoX-2b", ""])
 def test_names_that_are_not_in_the_table(hub, refused, name):
     """A shared workflow must not make the server ask for anything else."""
-    assert refused(fetching(name), NODE, "Choose one of: CogVideoX-2b").kind == "rejected"
+    assert refused(fetching(name), NODE, f"checkpoint: {name!r} not in ['CogVideoX-2b'").kind == "rejected"
     assert not hub.asked
 
 

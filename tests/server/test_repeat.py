@@ -13,6 +13,7 @@ from cogvideox.tests.support import TEXT_TO_VIDEO
 
 
 def assert_same(ours: Made, theirs: Made) -> None:
+    assert ours.latent is not None and theirs.latent is not None
     assert torch.equal(ours.latent, theirs.latent)
     assert np.array_equal(ours.frames, theirs.frames)
 

@@ -1,6 +1,7 @@
 """Whole workflows on the real server: what comes out, and what a user sees while they run."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_both_samplers_with_and_without_dynamic_guidance(comfyui, sampler, dynam
     made = comfyui.make(text_to_video(sampler=sampler, dynamic_cfg=dynamic_cfg))
     assert_picture(made.frames)
     for other in ({"sampler": "ddim" if sampler == "dpm" else "dpm"}, {"dynamic_cfg": not dynamic_cfg}):
-        changed = {"sampler": sampler, "dynamic_cfg": dynamic_cfg} | other
+        changed: dict[str, Any] = {"sampler": sampler, "dynamic_cfg": dynamic_cfg} | other
         assert relative_error(comfyui.make(text_to_video(**changed)).latent, made.latent) > 0.01, changed
 
 
@@ -84,6 +85,7 @@ def test_denoise_keeps_some_of_the_latent(comfyui):
     assert 0.01 < distance[1] < distance[2]
 
 
+@pytest.mark.fast
 def test_progress_and_previews(comfyui):
     """A run takes an hour on a small card: without a moving bar and pictures nobody knows whether it works."""
     steps = 5

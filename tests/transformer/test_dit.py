@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,20 +15,20 @@ SIZES = {"native": (3, 8, 12), "other": (5, 12, 6)}
 LEARNED_OVERRIDES = {"native": {}, "other": {"sample_frames": 17, "sample_height": 12, "sample_width": 6}}
 
 
-def reference_rotary(model: torch.nn.Module, latent_size: tuple[int, int, int]) -> tuple | None:
+def reference_rotary(model: Any, latent_size: tuple[int, int, int]) -> tuple | None:
     """What diffusers' pipeline hands its transformer as rotary embedding."""
     from diffusers import CogVideoXPipeline
 
     if not model.config.use_rotary_positional_embeddings:
         return None
     frames, height, width = latent_size
-    pipeline = SimpleNamespace(vae_scale_factor_spatial=8, transformer=model)
+    pipeline: Any = SimpleNamespace(vae_scale_factor_spatial=8, transformer=model)
     return CogVideoXPipeline._prepare_rotary_positional_embeddings(
         pipeline, height * 8, width * 8, frames, torch.device("cpu")
     )
 
 
-def stretch_positions(model: torch.nn.Module, grid: tuple[int, int, int]) -> None:
+def stretch_positions(model: Any, grid: tuple[int, int, int]) -> None:
     """Give diffusers' model the positions that CogVideoX-Fun gives its fine-tunes of 2b: sincos of their own size,
     stretched over the picture."""
     c, frames = model.config, grid[0]

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.lora import apply as lora
+from cogvideox.model_loaders.lora import names
 from cogvideox.model_loaders.lora.layers import SCALES
 from cogvideox.tests.lora_files import (
     ALPHA,
@@ -303,8 +304,6 @@ def test_hooks_and_bypass_understand_sat(subject: Subject) -> None:
 
 def test_every_name_stands_for_one_layer(tiny_pipelines: dict[str, Path]) -> None:
     """Two layers with one spelling would give one of them the other's LoRA."""
-    from cogvideox.model_loaders.lora import names
-
     for folder in tiny_pipelines.values():
         layers = [n.removesuffix(".weight") for n in reference_transformer(folder).state_dict() if n.endswith("weight")]
         spelled = [(name, layer) for layer in layers for name in set(names.layer_aliases(layer))]

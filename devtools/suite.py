@@ -1,0 +1,56 @@
+"""`dev.py test`: the tiers of the test suite, two workers, and coverage. Standard library only."""
+
+import argparse
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from . import paths
+from .console import say
+from .process import run_foreground
+
+MAX_WORKERS = 2  # each holds torch, ComfyUI and the tests' models, 2 GB in all; a server takes a further one
+COVERAGE = paths.DEV / "coverage"
+# Options of pytest that need the tests in this process, or say themselves how they are to be shared out.
+_ONE_PROCESS = ("--pdb", "--trace", "-s", "--capture=no", "--co", "--collect-only", "--fixtures", "--markers")
+_OWN_WORKERS = ("-n", "--numprocesses", "-p", "--dist")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `dev.py test` that are not pytest's."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--fast", action="store_const", const="fast", dest="tier", help="what a minute can check")
+    which.add_argument("--long", action="store_const", const="long", dest="tier", help="everything, trainings included")
+    which.add_argument("--faults", action="store_true", help="put faults into a copy of the code: all must be caught")
+    parser.add_argument("--coverage", action="store_true", help="print which lines and branches were run")
+    parser.set_defaults(tier="standard", faults=False, coverage=False)
+
+
+def run(python: Path, environ: Mapping[str, str], arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run the tier that `arguments` ask for; returns the exit status. rest: arguments for pytest."""
+    if arguments.faults:
+        return run_foreground([str(python), "-m", "cogvideox.tests.faults.run", *rest], cwd=paths.ROOT, env=environ)
+    say(f"Running pytest, the {arguments.tier} tier")
+    options = [f"--tier={arguments.tier}", *worker_options(rest, os.cpu_count() or 1), *rest]
+    if any(option.startswith("-n") for option in options):
+        environ = {**environ, "OMP_NUM_THREADS": "1"}  # workers side by side: more threads would wait for each other
+    if not arguments.coverage:
+        return run_foreground([str(python), "-m", "pytest", *options], cwd=paths.ROOT, env=environ)
+    shutil.rmtree(COVERAGE, ignore_errors=True)
+    COVERAGE.mkdir(parents=True)
+    coverage = [str(python), "-m", "coverage"]
+    status = run_foreground([*coverage, "run", "-m", "pytest", *options], cwd=paths.ROOT, env=environ)
+    for command in (["combine", "--quiet"], ["report"]):
+        ended = run_foreground([*coverage, *command], cwd=paths.ROOT, env=environ)
+        status = status or ended
+    return status
+
+
+def worker_options(rest: Sequence[str], cores: int) -> list[str]:
+    """pytest-xdist's options: two workers for the suite, none for a file that is named or for a debugger."""
+    names_a_file = any(not argument.startswith("-") and ".py" in argument for argument in rest)
+    alone = names_a_file or any(argument.split("=")[0] in _ONE_PROCESS or argument in _ONE_PROCESS for argument in rest)
+    if cores < 2 or alone or any(argument.startswith(_OWN_WORKERS) for argument in rest):
+        return []
+    return ["-n", str(MAX_WORKERS)]

@@ -1,0 +1,205 @@
+"""Checks of a node's inputs: declared once on its class, run when a prompt is queued and again when the node runs.
+
+ComfyUI leaves gaps at both times. When a prompt is queued, the value of a linked input is not known yet; ComfyUI hands
+None to validate_inputs for it. It compares typed values with the limits in the schema, but not the inputs that
+validate_inputs names, and NaN passes each comparison. When a node runs, ComfyUI checks nothing at all: a linked
+million of frames would take the memory of the whole machine.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from comfy_api.latest import io
+
+from ..errors import UserError
+from ..sockets.vae import CogVideoXVAE
+from ..vae.geometry import SIZE_STEP, check_size
+
+Node = TypeVar("Node", bound=type[io.ComfyNode])
+Inputs = Mapping[str, io.Input]
+_TYPED = (bool, int, float, str)  # what a widget holds; everything else comes through a link
+_WIDGETS = (io.Boolean.Input, io.Int.Input, io.Float.Input, io.Combo.Input, io.String.Input)
+
+
+def checked(*checks: Callable[..., object]) -> Callable[[Node], Node]:
+    """Decorate a node class: compare its inputs with the limits in its schema, then run `checks` in this order.
+
+    A check is a function whose annotated parameters are named as inputs of the node, and which raises UserError. It
+    runs when the prompt is queued as soon as all of its inputs are known, and always before the body of `execute`. A
+    parameter with a default does not keep the check from running: the default stands in for a value that is not known
+    yet. A check of anything but bool, int, float and str (a VAE, say) runs only before `execute`.
+
+    The limits need no declaration: min and max of every Int and Float input, where NaN is refused, and the options of
+    every Combo that has a default. (A Combo without one lists files, which come and go: declare the check that finds
+    the file.) When a prompt is queued, ComfyUI itself compares the inputs that no check names with their limits; it
+    shows the answer of validate_inputs once for each input that this names, so we name no more than needed.
+
+    With is_input_list, a check gets the first element of each widget's list, and the whole list of a socket.
+    """
+
+    def decorate(node: Node) -> Node:
+        execute: Callable[..., Any] = node.__dict__["execute"].__func__
+        declared = [_read_check(check, execute) for check in checks]
+        methods = {"execute": _checked_execute(node, execute, declared)}
+        if typed := [check for check in declared if check.is_typed]:
+            methods["validate_inputs"] = _validate_inputs(node, execute, typed)
+        for name, method in methods.items():
+            setattr(node, name, classmethod(method))
+        return node
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class _Check:
+    run: Callable[..., object]
+    parameters: Mapping[str, inspect.Parameter]
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether all of its inputs can be known when a prompt is queued."""
+        return all(parameter.annotation in _TYPED for parameter in self.parameters.values())
+
+    def __call__(self, known: Mapping[str, Any]) -> None:
+        """Run with the values in `known`, unless one without a stand-in is missing."""
+        needed = {name for name, parameter in self.parameters.items() if parameter.default is parameter.empty}
+        if needed <= known.keys():
+            self.run(**{name: known[name] for name in self.parameters if name in known})
+
+
+def _read_check(check: Callable[..., object], execute: Callable[..., Any]) -> _Check:
+    """Raises TypeError for a check that could never run as declared."""
+    parameters = inspect.signature(check, eval_str=True).parameters
+    taken = inspect.signature(execute).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    for name, parameter in parameters.items():
+        if parameter.annotation is parameter.empty:
+            raise TypeError(f"{check.__name__}: {name} has no annotation")
+        if name not in taken and not takes_any:
+            raise TypeError(f"{check.__name__}: {name} is not an input of {execute.__qualname__}")
+    return _Check(check, parameters)
+
+
+def _checked_execute(node: type[io.ComfyNode], execute: Callable[..., Any], checks: list[_Check]) -> Callable[..., Any]:
+    """`execute` of `node`, after its limits and checks."""
+    signature = inspect.signature(execute)
+
+    @functools.wraps(execute)
+    def execute_checked(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
+        bound = signature.bind(cls, *args, **kwargs)
+        bound.apply_defaults()
+        given: dict[str, Any] = {}
+        for name, value in list(bound.arguments.items())[1:]:
+            given |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+        schema = node.define_schema()
+        inputs = {entry.id: entry for entry in schema.inputs}
+        values = _values(inputs, given, inputs, schema.is_input_list)
+        _check_limits(inputs, values)
+        for check in checks:
+            check(values)
+        return execute(cls, *args, **kwargs)
+
+    return execute_checked
+
+
+def _validate_inputs(
+    node: type[io.ComfyNode], execute: Callable[..., Any], checks: list[_Check]
+) -> Callable[..., bool | str]:
+    """A validate_inputs for `node` that names the inputs of `checks` and no others.
+
+    ComfyUI reads the names by inspect.getfullargspec, which goes by __signature__.
+    """
+    order = [*inspect.signature(execute).parameters]
+    named = {name for check in checks for name in check.parameters}
+    names = [name for name in order if name in named] + sorted(named.difference(order))
+
+    def validate_inputs(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> bool | str:
+        given = signature.bind(cls, *args, **kwargs).arguments
+        schema = node.define_schema()
+        inputs = {entry.id: entry for entry in schema.inputs}
+        values = _values(inputs, given, names, schema.is_input_list)
+        known = {name: value for name, value in values.items() if value is not None}
+        try:
+            _check_limits(inputs, known)
+            for check in checks:
+                check(known)
+        except UserError as error:
+            return str(error)
+        return True
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in names]
+    signature = inspect.Signature([inspect.Parameter("cls", inspect.Parameter.POSITIONAL_OR_KEYWORD), *parameters])
+    queued: Any = validate_inputs
+    queued.__signature__ = signature
+    return queued
+
+
+def _values(inputs: Inputs, given: Mapping[str, Any], names: Iterable[str], is_input_list: bool) -> dict[str, Any]:
+    """The values of the inputs `names`: those given, and the defaults of optional widgets that a prompt leaves out."""
+    values = {}
+    for name in names:
+        entry = inputs[name]
+        is_widget = isinstance(entry, _WIDGETS)
+        if name in given:
+            value = given[name]
+            # the trainers' nodes get a list for each input, and None for a linked one as (None,)
+            values[name] = next(iter(value), None) if is_input_list and is_widget else value
+        elif entry.optional and is_widget:
+            values[name] = entry.default
+    return values
+
+
+def _check_limits(inputs: Inputs, values: Mapping[str, Any]) -> None:
+    """Raises UserError that names each value outside of its input's limits."""
+    problems = [_limit_problem(inputs[name], value) for name, value in values.items()]
+    if any(problems):
+        raise UserError(" ".join(filter(None, problems)))
+
+
+def _limit_problem(entry: io.Input, value: Any) -> str | None:
+    """What is wrong with a value, in a sentence, or None."""
+    if isinstance(entry, (io.Int.Input, io.Float.Input)):
+        try:
+            is_inside = entry.min <= value <= entry.max  # False for NaN
+        except TypeError:  # a node of another pack gave None or a string
+            is_inside = False
+        low, high = (f"{limit:g}" if isinstance(limit, float) else limit for limit in (entry.min, entry.max))
+        return None if is_inside else f"{entry.id} is {value}: use {low} to {high}."
+    if isinstance(entry, io.Combo.Input) and entry.default is not None and value not in entry.options:
+        *others, last = map(str, entry.options)
+        return f"{entry.id} is {value!r}: use {', '.join(others)} or {last}."
+    return None
+
+
+# --- checks that several nodes declare -------------------------------------------------------------------------------
+
+
+def check_video_size(width: int = SIZE_STEP, height: int = SIZE_STEP, frames: int = 1) -> None:
+    """Raises UserError where width, height or frames do not fit the models: see vae.geometry.check_size."""
+    check_size(width, height, frames)
+
+
+def check_own_size(width: int = 0, height: int = 0) -> None:
+    """As check_video_size for a size in which 0 stands for that of the images."""
+    check_size(width or SIZE_STEP, height or SIZE_STEP, 1)
+
+
+def check_percent_range(start_percent: float, end_percent: float) -> None:
+    """Raises UserError where no step lies between the two shares of a run."""
+    if not start_percent < end_percent:
+        raise UserError(
+            f"start_percent {start_percent} is not below end_percent {end_percent}: no step of the run lies between "
+            "them. Use 0 and 1 for the whole run."
+        )
+
+
+def check_vae(vae: CogVideoXVAE) -> None:
+    """Raises UserError for a VAE that this pack's loaders did not make."""
+    if not isinstance(vae, CogVideoXVAE):
+        raise UserError(
+            f"The VAE is a {type(vae).__name__} from another loader; ComfyUI's own CogVideoX code gives other numbers. "
+            "Connect the VAE of Load CogVideoX VAE or Load CogVideoX Pipeline, or use ComfyUI's own VAE nodes for it."
+        )

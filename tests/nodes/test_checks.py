@@ -1,0 +1,290 @@
+"""One declaration of checks, run by ComfyUI when a prompt is queued and by the node before it works."""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import execution
+import pytest
+from comfy_api.internal import first_real_override
+from comfy_api.latest import io
+
+import nodes as host_nodes
+from cogvideox.errors import UserError
+from cogvideox.nodes import NODES, checks
+from cogvideox.nodes.checks import checked
+
+NOT_YET = ("CogVideoXTrainLora",)  # its limits are those of LoraSettings
+NAN = float("nan")
+ran: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    ran.clear()
+
+
+def check_even(width: int) -> None:
+    ran.append("even")
+    if width % 2:
+        raise UserError(f"width {width} is odd. Use an even one.")
+
+
+def check_sum(width: int, height: int = 8) -> None:
+    ran.append("sum")
+    if width + height > 60:
+        raise UserError(f"{width} and {height} are too much together. Use less.")
+
+
+def check_model(model: object) -> None:
+    ran.append("model")
+    if model == "bad":
+        raise UserError("The model is bad. Use a good one.")
+
+
+def inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model"),
+        io.Int.Input("width", default=8, min=4, max=40),
+        io.Int.Input("height", default=8, min=4, max=40, optional=True),
+        io.Float.Input("share", default=0.5, min=0.25, max=1.0),
+        io.Combo.Input("fit", options=["crop", "pad", "none"], default="crop"),
+        io.Combo.Input("file", options=["there"]),
+    ]
+
+
+@checked(check_even, check_sum, check_model)
+class Node(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CheckedNode", inputs=inputs(), outputs=[io.Int.Output()], hidden=[io.Hidden.unique_id]
+        )
+
+    @classmethod
+    def execute(cls, model: object, width: int, share: float, fit: str, file: str, height: int = 8) -> io.NodeOutput:
+        ran.append(f"body of {cls.hidden.unique_id}")
+        return io.NodeOutput(width)
+
+
+@checked(check_even, check_model)
+class ListNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="CheckedListNode", inputs=inputs(), outputs=[io.Int.Output()], is_input_list=True)
+
+    @classmethod
+    def execute(cls, model: list, **widgets: list) -> io.NodeOutput:
+        ran.append("body")
+        return io.NodeOutput(widgets["width"][0])
+
+
+class Source(io.ComfyNode):
+    """Something to link."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        outputs = [io.Model.Output(), io.Int.Output(), io.Float.Output(), io.Combo.Output()]
+        return io.Schema(node_id="CheckedSource", inputs=[], outputs=outputs)
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput("good", 8, 0.5, "crop")
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
+    """queue(node, inputs): what ComfyUI finds wrong with a prompt of that node when it is queued."""
+    for node in (Node, ListNode, Source):
+        monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, node.GET_SCHEMA().node_id, node)
+
+    def check(node: type[io.ComfyNode] = Node, **given: Any) -> list[dict]:
+        typed = {"model": ["1", 0], "width": 8, "share": 0.5, "fit": "crop", "file": "there"} | given
+        prompt = {
+            "1": {"class_type": "CheckedSource", "inputs": {}},
+            "2": {"class_type": node.GET_SCHEMA().node_id, "inputs": typed},
+        }
+        return asyncio.run(execution.validate_inputs("id", prompt, "2", {}))[1]
+
+    return check
+
+
+def run(node: type[io.ComfyNode] = Node, **given: Any) -> Any:
+    """Run a node as ComfyUI does: in a locked clone of its class, with hidden inputs."""
+    values = {"model": "good", "width": 8, "share": 0.5, "fit": "crop", "file": "there"} | given
+    data = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    v3_data: Any = {"hidden_inputs": {io.Hidden.unique_id: "7"}}
+    call = execution._async_map_node_over_list("id", "7", node, data, "EXECUTE_NORMALIZED", v3_data=v3_data)
+    (output,) = asyncio.run(call)
+    return output.args[0]
+
+
+def test_what_comfyui_reads() -> None:
+    """ComfyUI passes what getfullargspec names, and compares everything else with its limits itself."""
+    validate = first_real_override(Node, "validate_inputs")
+    assert inspect.getfullargspec(validate).args == ["cls", "width", "height"]
+    assert inspect.getfullargspec(validate).varkw is None
+    assert inspect.getfullargspec(first_real_override(ListNode, "validate_inputs")).args == ["cls", "width"]
+
+
+def test_typed_values_when_a_prompt_is_queued(queue: Callable[..., list[dict]]) -> None:
+    """A mistake must be known before an hour of sampling, in the same words as at execution."""
+    assert queue() == [] and ran == ["even", "sum"]
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"width": 9}, "width 9 is odd. Use an even one."),
+        ({"width": 40, "height": 40}, "40 and 40 are too much together. Use less."),
+        ({"width": 200}, "width is 200: use 4 to 40."),
+        ({"width": 3, "height": 41}, "width is 3: use 4 to 40. height is 41: use 4 to 40."),
+    ]
+    for given, words in cases:
+        assert {error["details"].partition(" - ")[2] for error in queue(**given)} == {words}
+        with pytest.raises(UserError) as error:
+            run(**given)
+        assert str(error.value) == words
+    assert not any(step.startswith("body") for step in ran)
+
+
+def test_inputs_that_no_check_names_when_a_prompt_is_queued(queue: Callable[..., list[dict]]) -> None:
+    """ComfyUI marks the one input that is wrong; named in validate_inputs, all of them would show the message."""
+    assert [(e["type"], e["extra_info"]["input_name"]) for e in queue(share=2.0)] == [
+        ("value_bigger_than_max", "share")
+    ]
+    assert [(e["type"], e["extra_info"]["input_name"]) for e in queue(fit="x")] == [("value_not_in_list", "fit")]
+
+
+def test_linked_values_wait_until_they_are_known(queue: Callable[..., list[dict]]) -> None:
+    """A link carries None when a prompt is queued: no check may fail on it, nor wait where a default stands in."""
+    assert queue(width=["1", 1]) == [] and ran == []  # both need the width
+    assert queue(width=8, height=["1", 1]) == [] and ran == ["even", "sum"]
+    assert "odd" in queue(width=9, height=["1", 1])[0]["details"]
+    assert (
+        Node.validate_inputs() is True and Node.validate_inputs(width=None, height=41) == "height is 41: use 4 to 40."
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"width": 9}, "width 9 is odd"),
+        ({"width": 41}, "width is 41: use 4 to 40."),
+        ({"width": None}, "width is None: use 4 to 40."),
+        ({"height": 3}, "height is 3: use 4 to 40."),
+        ({"share": 0.2}, "share is 0.2: use 0.25 to 1."),
+        ({"share": NAN}, "share is nan: use 0.25 to 1."),
+        ({"share": "much"}, "share is much: use 0.25 to 1."),
+        ({"fit": "stretch"}, "fit is 'stretch': use crop, pad or none."),
+        ({"model": "bad"}, "The model is bad"),
+    ],
+)
+def test_linked_values_when_the_node_runs(given: dict[str, Any], words: str) -> None:
+    """Nothing but this holds what another node gives to the limits of the widget."""
+    with pytest.raises(UserError) as error:
+        run(**given)
+    assert words in str(error.value) and not any(step.startswith("body") for step in ran)
+
+
+def test_order() -> None:
+    """Limits first, so that a check need not fear a size of 0; then the checks as declared; then the body."""
+    assert run(file="another") == 8  # a list of files is for the check that finds the file
+    assert ran == ["even", "sum", "model", "body of 7"]
+
+
+def test_lists(queue: Callable[..., list[dict]]) -> None:
+    """The training nodes get each widget as a list of one and sockets as lists of many."""
+    assert queue(ListNode) == [] and queue(ListNode, width=["1", 1]) == [] and ran == ["even"]
+    assert "odd" in queue(ListNode, width=9)[0]["details"]
+    ran.clear()
+    assert run(ListNode, model=["good", "better"]) == 8 and ran == ["even", "model", "body"]
+    for given, words in (({"width": 9}, "odd"), ({"width": 41}, "use 4 to 40"), ({"share": NAN}, "share is nan")):
+        with pytest.raises(UserError, match=words):
+            run(ListNode, **given)
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    """A bug that shows as a remark on the user's input would never be reported."""
+
+    def check_width(width: int) -> None:
+        raise OSError("disk")
+
+    @checked(check_width)
+    class Broken(io.ComfyNode):
+        @classmethod
+        def define_schema(cls) -> io.Schema:
+            return Node.define_schema()
+
+        @classmethod
+        def execute(cls, width: int) -> io.NodeOutput:
+            return io.NodeOutput()
+
+    with pytest.raises(OSError, match="disk"):
+        Broken.validate_inputs(width=8)
+    with pytest.raises(OSError, match="disk"):
+        Broken.execute(8)
+
+
+def test_a_check_that_could_never_run() -> None:
+    """A misspelt input would be a check that nobody misses until it was needed."""
+
+    def check_depth(depth: int) -> None: ...
+
+    def check_untyped(width) -> None: ...  # noqa: ANN001
+
+    for check, words in ((check_depth, "depth is not an input"), (check_untyped, "width has no annotation")):
+        with pytest.raises(TypeError, match=words):
+
+            @checked(check)
+            class _Never(io.ComfyNode):
+                @classmethod
+                def execute(cls, width: int) -> io.NodeOutput:
+                    return io.NodeOutput()
+
+
+# --- the pack's own nodes --------------------------------------------------------------------------------------------
+
+OURS = [node for node in NODES if node.GET_SCHEMA().node_id not in NOT_YET]
+LIMITED = [
+    pytest.param(node, entry, id=f"{node.__name__}-{entry.id}")
+    for node in OURS
+    for entry in node.GET_SCHEMA().inputs
+    if isinstance(entry, (io.Int.Input, io.Float.Input)) or (isinstance(entry, io.Combo.Input) and entry.default)
+]
+
+
+@pytest.mark.parametrize(("node", "entry"), LIMITED)
+def test_every_limit_holds_when_the_node_runs(node: type[io.ComfyNode], entry: Any) -> None:
+    """A linked million of frames takes the server down; a linked NaN makes a black video after an hour."""
+    given = {other.id: getattr(other, "default", None) for other in node.GET_SCHEMA().inputs}
+    wrong = ["nothing of the kind"] if isinstance(entry, io.Combo.Input) else [entry.min - 1, entry.max + 1, NAN]
+    for value in wrong:
+        with pytest.raises(UserError, match=f"^{entry.id} is .*: use "):
+            node.execute(**given | {entry.id: value})
+
+
+@pytest.mark.parametrize("node", OURS, ids=lambda node: node.__name__)
+def test_files_are_found_when_a_prompt_is_queued(node: type[io.ComfyNode]) -> None:
+    """A Combo of files has no fixed options: without a check that finds the file, nothing holds its value."""
+    files = {e.id for e in node.GET_SCHEMA().inputs if isinstance(e, io.Combo.Input) and e.default is None}
+    validate = first_real_override(node, "validate_inputs")
+    assert files <= set(inspect.getfullargspec(validate).args if validate else ())
+
+
+@pytest.mark.parametrize("node", OURS, ids=lambda node: node.__name__)
+def test_defaults_agree(node: type[io.ComfyNode]) -> None:
+    """An input that an old workflow leaves out is checked as its schema's default, and runs as execute's."""
+    parameters = inspect.signature(node.execute).parameters
+    for entry in node.GET_SCHEMA().inputs:
+        default = parameters[entry.id].default
+        assert entry.optional == (default is not inspect.Parameter.empty), entry.id
+        assert not entry.optional or default == getattr(entry, "default", None), entry.id
+
+
+def test_shared_checks() -> None:
+    """Their words, with one side known or both."""
+    with pytest.raises(UserError, match="width 100 .* use 96 or 112; frames 10 .* use 9 or 13"):
+        checks.check_video_size(width=100, frames=10)
+    checks.check_own_size(0, 0)
+    with pytest.raises(UserError, match="height 72"):
+        checks.check_own_size(height=72)
+    with pytest.raises(UserError, match="start_percent 0.5 is not below end_percent 0.5: no step"):
+        checks.check_percent_range(0.5, 0.5)

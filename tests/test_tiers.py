@@ -1,0 +1,105 @@
+"""The tiers leave out what they say, and nothing else."""
+
+from collections import Counter
+
+import pytest
+
+from cogvideox.tests import support, tiers
+
+
+class Case:
+    """A stand-in for a collected test."""
+
+    def __init__(self, file: str, function: str, number: int = 0, *markers: str):
+        self.path, self.nodeid = tiers.TESTS / file, f"tests/{file}::{function}[{number}]"
+        self.originalname, self.name = function, f"{function}[{number}]"
+        self.get_closest_marker = dict.fromkeys(markers, True).get
+
+
+def cases(*rows: tuple) -> list[Case]:
+    return [Case(*row) for row in rows]
+
+
+ROWS = (
+    ("vae/test_a.py", "test_x", 0),
+    ("vae/test_a.py", "test_x", 1),
+    ("vae/test_b.py", "test_x", 0),
+    ("vae/test_a.py", "test_minutes", 0, "long"),
+    ("server/test_c.py", "test_server", 0, "server"),
+    ("server/test_c.py", "test_end_to_end", 0, "server", "fast"),
+    ("browser/test_d.py", "test_browser", 0, "browser"),
+    ("nano/test_taught_colour.py", "test_any", 0),
+)
+
+
+@pytest.mark.parametrize(
+    "tier, ran",
+    [
+        ("long", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("standard", [0, 1, 2, 4, 5, 6, 7]),
+        ("fast", [0, 2, 5]),
+    ],
+)
+def test_each_tier_runs_what_it_says(tier: str, ran: list[int]) -> None:
+    """A test that no tier runs guards nothing."""
+    items = cases(*ROWS)
+    reasons = tiers.left_out(items, tier)
+    assert [index for index, item in enumerate(items) if item not in reasons] == ran
+
+
+def test_a_first_case_of_minutes_leaves_the_next_one_to_the_fast_tier() -> None:
+    items = cases(("vae/test_a.py", "test_x", 0, "long"), ("vae/test_a.py", "test_x", 1))
+    assert list(tiers.left_out(items, "fast")) == items[:1]
+
+
+@pytest.mark.parametrize("name", tiers.SLOW)
+def test_slow_tests_exist(name: str) -> None:
+    """A name that has gone hides that its test, under a new name, makes the fast tier slow."""
+    file, _, function = name.partition("::")
+    text = (tiers.TESTS / file).read_text("utf-8")
+    assert not function or f"def {function}(" in text
+
+
+def test_every_room_has_a_fast_test() -> None:
+    """Someone who edits a room and runs the fast tier must not be told that all is well by tests of other rooms."""
+    slow_files = {tiers.TESTS / name for name in tiers.SLOW if "::" not in name}
+    for room in ("devtools", "host", "locales", "model_loaders", "nano", "nodes", "samplers", "training", "transformer",
+                 "vae", "web"):  # fmt: skip
+        assert {*(tiers.TESTS / room).rglob("test_*.py")} - slow_files, room
+
+
+def test_servers_share_a_worker() -> None:
+    """Each worker that talks to a server starts one, which takes ten seconds and a gigabyte."""
+    rooms = {tiers.room_of(item.nodeid) for item in cases(*ROWS)}
+    assert rooms == {"tests/vae/test_a.py", "tests/vae/test_b.py", "server", "tests/nano/test_taught_colour.py"}
+    order = [tiers.room_of(item.nodeid) for item in tiers.heaviest_first(cases(*ROWS))]
+    assert order[:3] == ["server"] * 3 and order[-1] == "tests/vae/test_b.py"
+
+
+MEASURED = {
+    "LAYOUT_MATRIX": ("SAT", {"2b", "5b"}),
+    "FUZZ": ("SAT", (Counter(equal=2), 0.5)),
+    "PARITY": ("run", [(1e-6, 5e-6)]),
+    "ERRORS": ("fp8", [(1e-2, "forward")]),
+}
+
+
+def test_what_workers_measured_reaches_the_tables() -> None:
+    """The tables at the end of a run would show the half that one worker ran, or nothing."""
+    tables = {name: getattr(support, name) for name in MEASURED}
+    kept = {name: dict(table) for name, table in tables.items()}
+    try:
+        for name, (what, value) in MEASURED.items():
+            tables[name].clear()
+            tables[name][what] = value
+        text = support.dump_measured()
+        for table in tables.values():
+            table.clear()
+        for times in (1, 2):
+            support.merge_measured(text)
+            for name, (what, value) in MEASURED.items():
+                assert tables[name] == {what: value * times if isinstance(value, list) else value}
+    finally:
+        for name, table in tables.items():
+            table.clear()
+            table.update(kept[name])

@@ -1,0 +1,106 @@
+"""The tiers of the suite, what each leaves out, and how its tests are shared between workers. tests/README.md says
+what the tiers are for."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+TIERS = ("fast", "standard", "long")  # each runs all that the one before it runs
+TESTS = Path(__file__).resolve().parent
+# What the fast tier leaves out although it talks to no server: a first case takes more than about two seconds. Files,
+# or functions of files; tests/test_tiers.py knows whether they exist. A fast run names the tests that belong here.
+SLOW = (
+    "devtools/test_environment.py::test_half_made_venv_is_made_anew_and_a_working_one_kept",
+    "devtools/test_server.py::test_server_does_not_outlive_a_command_that_is_ended",
+    "model_loaders/files/test_fuzz.py",
+    "model_loaders/files/test_official_sizes.py::test_a_whole_model_is_mapped_not_read",
+    "model_loaders/test_model.py::test_torch_compile_node",
+    "nano/test_score.py::test_clips_of_other_prompts_score_near_chance",
+    "nano/test_score.py::test_right_clips_score_right",
+    "nano/test_taught_colour.py",
+    "nano/test_weights.py::test_1_5_paints_what_the_prompt_says",
+    "nano/test_weights.py::test_image_to_video_keeps_the_picture_and_moves_as_told",
+    "nano/test_weights.py::test_text_to_video_paints_what_the_prompt_says",
+    "samplers/test_inversion.py::test_way_back_leads_to_the_video",
+    "test_house.py::test_any_folder_name_is_the_package_in_comfyui",
+    "test_house.py::test_importing_the_pack_loads_no_diffusers",
+    "training/test_dataset.py",
+    "training/test_loop.py::test_killed_training_ends_in_the_same_lora",
+    "training/test_processes.py",
+    "training/test_recipe.py",
+    "vae/test_compiled.py",
+    "vae/test_fused.py",
+    "vae/test_memory.py",
+    "vae/test_network.py::test_tiled_decode_is_the_decode",
+    "vae/test_streaming.py::test_everything_is_where_it_is_computed",
+    "vae/test_streaming.py::test_half_precision_loses_no_more_than_diffusers",
+    "vae/test_streaming.py::test_memory_does_not_grow_with_length",
+    "vae/test_streaming.py::test_memory_of_an_encode_does_not_grow_with_length",
+    "vae/test_tiny.py::test_room_that_a_draft_asks_for",
+)
+
+
+def left_out(items: Iterable[pytest.Item], tier: str) -> dict[pytest.Item, str]:
+    """The tests that `tier` does not run, each with the reason."""
+    seen: set[tuple[Path, str]] = set()
+    reasons: dict[pytest.Item, str] = {}
+    for item in items:
+        reason = _reason(item, tier, seen)
+        if reason:
+            reasons[item] = reason
+    return reasons
+
+
+def _reason(item: pytest.Item, tier: str, seen: set[tuple[Path, str]]) -> str:
+    """Why `tier` leaves a test out; "" where it runs. seen: (file, function) of the cases that the fast tier runs."""
+    if tier == "long":
+        return ""
+    if item.get_closest_marker("long"):
+        return "of minutes, or that repeat what shorter ones cover (marked long)"
+    if tier == "standard" or item.get_closest_marker("fast"):
+        return ""
+    for marker in ("server", "browser"):
+        if item.get_closest_marker(marker):
+            return f"of a real {marker}"
+    if is_slow(item):
+        return "of some seconds each"
+    function = item.path, getattr(item, "originalname", None) or item.name
+    if function in seen:
+        return "that are further cases of a test"
+    seen.add(function)
+    return ""
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether SLOW names the test's function or file."""
+    file = item.path.relative_to(TESTS).as_posix()
+    return file in SLOW or f"{file}::{getattr(item, 'originalname', None) or item.name}" in SLOW
+
+
+def summary_lines(tier: str, counts: Counter) -> list[str]:
+    """What the end of a run says about the tests that its tier left out."""
+    lines = [f"{count:5d} tests {reason}" for reason, count in counts.most_common()]
+    wider = [name for name in TIERS[TIERS.index(tier) + 1 :]]
+    commands = " or ".join("`python3 dev.py test" + ("`" if name == "standard" else f" --{name}`") for name in wider)
+    return [*lines, f"They run with {commands}."]
+
+
+def room_of(node_id: str) -> str:
+    """What one worker runs: a file, or all that needs servers, since every worker would start its own."""
+    file = node_id.split("::", 1)[0]
+    return "server" if file.startswith(("tests/server/", "tests/browser/")) else file
+
+
+def heaviest_first(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The order in which workers take rooms: the server's, which is the largest, then files with slow tests, so that no
+    long test is left to one worker at the end."""
+    slow = {item.path for item in items if is_slow(item) or item.get_closest_marker("long")}
+
+    def weight(item: pytest.Item) -> int:
+        if room_of(item.nodeid) == "server":
+            return 0
+        return 1 if item.path in slow else 2
+
+    return sorted(items, key=weight)
