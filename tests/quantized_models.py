@@ -14,6 +14,7 @@ from comfy.sd import CLIP
 from gguf import quants
 
 from cogvideox.host import quantized
+from cogvideox.keys import Latent
 from cogvideox.model_loaders import load_model as model_loader
 from cogvideox.model_loaders import load_text_encoder as text_loader
 from cogvideox.model_loaders import precision
@@ -104,7 +105,7 @@ def four_steps(model: ModelPatcher) -> torch.Tensor:
     from cogvideox.nodes import sample as nodes
 
     context = [[torch.randn(1, 226, 32, generator=torch.Generator().manual_seed(n)), {}] for n in (3, 4)]
-    latent = {"samples": torch.zeros(1, 16, 2, 8, 12)}
+    latent: Latent = {"samples": torch.zeros(1, 16, 2, 8, 12)}
     out = nodes.CogVideoXSample.execute(model, [context[0]], [context[1]], latent, 7, 4, 6.0, "ddim", False, 1.0)
     return out.args[0]["samples"]
 

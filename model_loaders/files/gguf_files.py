@@ -1,5 +1,7 @@
 """Read .gguf files through the `gguf` package. Blocks stay packed until a layer is used."""
 
+from __future__ import annotations
+
 import math
 import warnings
 from pathlib import Path
@@ -52,7 +54,7 @@ def open_gguf(path: Path) -> dict[str, torch.Tensor]:
         return {tensor.name: _open(reader, tensor) for tensor in reader.tensors}
 
 
-def _reader(path: Path) -> "GGUFReader":
+def _reader(path: Path) -> GGUFReader:
     try:
         import gguf
     except ImportError as error:
@@ -85,12 +87,12 @@ def _aligned(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
 
 
-def _torch_type(tensor: "ReaderTensor") -> torch.dtype | str:
+def _torch_type(tensor: ReaderTensor) -> torch.dtype | str:
     kind = tensor.tensor_type.name
     return torch.bfloat16 if kind == "BF16" else _PLAIN.get(kind, kind)
 
 
-def _shape(reader: "GGUFReader", tensor: "ReaderTensor") -> tuple[int, ...]:
+def _shape(reader: GGUFReader, tensor: ReaderTensor) -> tuple[int, ...]:
     """The logical shape of a tensor.
 
     GGUF lists dimensions from the innermost one and has at most four; converters flatten tensors with more and record
@@ -102,7 +104,7 @@ def _shape(reader: "GGUFReader", tensor: "ReaderTensor") -> tuple[int, ...]:
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
-def _open(reader: "GGUFReader", tensor: "ReaderTensor") -> torch.Tensor:
+def _open(reader: GGUFReader, tensor: ReaderTensor) -> torch.Tensor:
     shape, kind = _shape(reader, tensor), tensor.tensor_type.name
     if kind in _PLAIN:
         return torch.from_numpy(tensor.data).reshape(shape)

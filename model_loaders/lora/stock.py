@@ -9,7 +9,7 @@ import torch
 
 from ...host.messages import Notify
 from ...host.patches import wrap_stock_lora_nodes
-from ...host.protocols import BaseModel
+from ...sockets.model import CogVideoXModel
 from .apply import read_lora
 from .names import OWN_PREFIX, SIGNATURE_KEY, weights_by_alias
 from .patches import load_patches
@@ -27,7 +27,7 @@ def _is_ours(key_map: Mapping[str, Any]) -> bool:
     return SIGNATURE_KEY in key_map
 
 
-def _key_map(model: BaseModel) -> dict[str, str]:
+def _key_map(model: CogVideoXModel) -> dict[str, str]:
     return weights_by_alias(OWN_PREFIX + name for name, _ in model.diffusion_model.named_parameters())
 
 

@@ -82,6 +82,6 @@ def test_loader_lists_and_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names == ["canny", "canny/diffusion_pytorch_model.safetensors", "depth"]
     node = CogVideoXLoadControlNet
     for name in ("canny", "depth"):
-        assert node.validate_inputs(name) is True
+        assert node.validate_inputs(control_net_name=name) is True
         assert isinstance(node.execute(name, "default").args[0], controlnet.CogVideoXControl)
-    assert "There is no 'pose'" in str(node.validate_inputs("pose"))
+    assert "There is no 'pose'" in str(node.validate_inputs(control_net_name="pose"))

@@ -250,7 +250,7 @@ def test_a_half_finished_folder_is_not_loaded(tmp_path: Path, hub: FileServer) -
     failure(folder)
     for path in (folder, folder / "transformer", folder / "text_encoder" / "model.safetensors"):
         with pytest.raises(
-            ValueError, match="half-finished download of zai-org/CogVideoX-2b.*models fetch CogVideoX-2b"
+            UserError, match="half-finished download of zai-org/CogVideoX-2b.*models fetch CogVideoX-2b"
         ):
             manifests.require_complete(path)
     hub.faults.clear()
