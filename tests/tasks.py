@@ -33,7 +33,7 @@ class Task:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._parts: dict[str, object] | None = None
+        self._parts: Any = None
         self.model = load_model(folder, "fp32")
         self.vae = load_vae(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")
