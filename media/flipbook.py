@@ -1,4 +1,4 @@
-"""Play a clip in ComfyUI's preview, picture by picture, while a node goes on working.
+"""Play a clip in ComfyUI's preview, frame by frame, while a node goes on working.
 
 ComfyUI shows one still a step, and its classic canvas draws no more than the first frame of an animated picture
 (browsers' drawImage does so by definition). Stills sent one after the other move in every frontend.
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-MIN_SECONDS = 0.1  # that a picture stands
+MIN_SECONDS = 0.1  # that a picture is shown for
 
 
 class Flipbook:
@@ -34,29 +34,31 @@ class Flipbook:
         """Go on with these frames, uint8 [t, H, W, 3], each for `seconds`; returns the one whose turn it is."""
         self._frames, self._seconds = frames, max(MIN_SECONDS, seconds)
         if len(frames) > 1 and self._thread is None:
-            # it must not keep the flipbook alive
+            # A weak reference: the thread must not keep the flipbook alive, or it would play forever.
             arguments = weakref.ref(self), self._dropped, self._seconds
             self._thread = threading.Thread(target=_play, args=arguments, name="CogVideoX preview", daemon=True)
             self._thread.start()
         return self.current()
 
     def turn(self) -> float | None:
-        """Send the next picture; returns for how many seconds it stands, None where nobody looks."""
+        """Send the next picture; returns for how many seconds it is shown, None where nobody looks."""
         self._position += 1
         return self._seconds if self._send(self.current()) else None
 
     def current(self) -> Image.Image:
         """The picture whose turn it is."""
+        assert self._frames is not None, "nothing was shown yet"
         return Image.fromarray(self._frames[self._position % len(self._frames)].numpy())
 
 
 def _play(reference: "weakref.ref[Flipbook]", dropped: threading.Event, seconds: float) -> None:
     turned = time.perf_counter()
-    # less what the last turn has cost, so that the clip keeps its speed
+    # It waits less by what the last turn has cost, so that the clip keeps its speed.
     while not dropped.wait(max(0.0, turned + seconds - time.perf_counter())):
         turned = time.perf_counter()
         flipbook = reference()
-        seconds = None if flipbook is None else flipbook.turn()
-        if seconds is None:
+        shown_for = None if flipbook is None else flipbook.turn()
+        if shown_for is None:
             return
-        del flipbook
+        seconds = shown_for
+        del flipbook  # or this thread would keep it alive

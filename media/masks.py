@@ -1,4 +1,4 @@
-"""From the masks a user paints to the ones that latents have."""
+"""Masks that a user painted, converted to masks of latents."""
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +8,12 @@ from ..vae.geometry import SPATIAL, TEMPORAL, video_frames
 
 
 def latent_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, latent_width: int) -> torch.Tensor:
-    """`mask` for a latent: [1, 1, latent_frames, latent_height, latent_width], 1 where the video is made anew.
+    """`mask` for a latent: [1, 1, latent_frames, latent_height, latent_width], 1 where the video is
+    regenerated.
 
     mask: [F, H, W], [H, W] or with further sides of 1, 0 .. 1. F is 1 (held over the clip), the latent's frames, or the
-    video's 4 n - 3: a latent is made anew where any of its frames is. H x W is the latent's size or the video's, 8
-    times that: 8 x 8 pixels become their mean.
+    video's 4 n - 3: a latent is regenerated where any of its frames is. H x W is the latent's size or the video's,
+    8 times that: each 8 x 8 pixels become their mean.
     Raises GeometryError for any other shape.
     """
     frames = _split_frames(mask)
@@ -30,7 +31,7 @@ def latent_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, late
     if frames.shape[0] == 1:
         frames = frames.expand(latent_frames, -1, -1)
     elif frames.shape[0] != latent_frames:
-        # the first frame has a latent of its own: [4 n - 3, h, w] -> [n - 1, 4, h, w]
+        # The first frame has a latent of its own. [4 n - 3, h, w] -> [n - 1, 4, h, w]
         groups = frames[1:].unflatten(0, (-1, TEMPORAL))
         frames = torch.cat([frames[:1], groups.amax(dim=1)])
     return frames[None, None]
@@ -40,8 +41,8 @@ def fun_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, latent_
     """The mask channel of CogVideoX-Fun's InP models: [1, 1, latent_frames, latent_height, latent_width], 1 where the
     video is known; unscaled.
 
-    mask: [F, H, W], 0 .. 1, 1 = to be made anew; 0.5 and more count as 1. F is 1 (held over the clip) or the video's
-    4 n - 3; H x W is any size.
+    mask: [F, H, W], 0 .. 1, 1 = to be regenerated; 0.5 and more count as 1. F is 1 (held over the clip) or the
+    video's 4 n - 3; H x W is any size.
     Raises GeometryError. Source: CogVideoX-Fun cogvideox/pipeline/pipeline_cogvideox_inpaint.py, resize_mask.
     """
     frames = _split_frames(mask)
@@ -60,7 +61,7 @@ def fun_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, latent_
 
 
 def hold_last(frames: torch.Tensor, count: int) -> torch.Tensor:
-    """`frames` [F, ...] with the last one repeated up to `count`; as they are where there are as many already.
+    """`frames` [F, ...] with the last one repeated up to `count`; unchanged where there are as many already.
 
     Raises GeometryError where there is no frame to repeat.
     """
@@ -71,7 +72,7 @@ def hold_last(frames: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _split_frames(mask: torch.Tensor) -> torch.Tensor:
-    """[..., H, W] -> [F, H, W], fp32; of the sides in front only one, the frames, may be longer than 1."""
+    """[..., H, W] -> [F, H, W], fp32; of the leading dimensions only one, the frames, may be larger than 1."""
     lead = mask.shape[:-2]
     if mask.ndim < 2 or 0 in mask.shape or sum(side > 1 for side in lead) > 1:
         raise GeometryError(

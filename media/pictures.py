@@ -1,4 +1,4 @@
-"""From the pictures a user has to the pixels that a VAE takes: sizes, channels, and the noise of image to video."""
+"""A user's pictures, converted to the pixels that a VAE takes: sizes, channels, and the noise of image to video."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ def fit_pictures(images: torch.Tensor, width: int, height: int, fit: str = "crop
 
     images: 1 (grey, repeated), 3 or 4 (alpha, dropped) channels.
     fit: "crop" cuts what is too wide or too high off both sides alike; "letterbox" shows all of it on black.
-    Pictures that have the size already come back with the values they have.
+    Pictures that already have this size keep their values.
     Raises GeometryError where there is no picture.
     """
     check_pictures(images)
@@ -33,7 +33,7 @@ def fit_pictures(images: torch.Tensor, width: int, height: int, fit: str = "crop
         inner_height = min(height, max(1, round(rows * scale)))
     left, top = (width - inner_width) // 2, (height - inner_height) // 2
     fitted = torch.zeros([count, height, width, 3], dtype=torch.float32, device=images.device)
-    for picture, out in zip(images, fitted):  # one by one: a long video of large frames would need all of them twice
+    for picture, out in zip(images, fitted):  # one by one, or a long video would be in memory twice at its full size
         out[top : top + inner_height, left : left + inner_width] = _resize(picture, inner_width, inner_height)
     return fitted
 
@@ -49,7 +49,7 @@ def fit_clip(images: torch.Tensor, width: int, height: int, fit: str = "crop") -
     if (not width and columns < SIZE_STEP) or (not height and rows < SIZE_STEP):
         raise GeometryError(
             f"The pictures have {columns} x {rows} pixels, less than {SIZE_STEP} x {SIZE_STEP}. Set the width and "
-            "height that they shall be enlarged to."
+            "the height to enlarge them to."
         )
     own_width, own_height = columns // SIZE_STEP * SIZE_STEP, rows // SIZE_STEP * SIZE_STEP
     if not width and not height:

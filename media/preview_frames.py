@@ -14,7 +14,7 @@ def rgb_frames(x0: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
     factors: [16, 3], one row a channel. Every latent pixel is one pixel; at most MAX_FRAMES frames.
     """
-    latents = x0[0, :, spread(x0.shape[2])].float()  # [16, t, h, w]
+    latents = x0[0, :, shown_frames(x0.shape[2])].float()  # [16, t, h, w]
     colours = torch.einsum("ctyx,cr->tyxr", latents, factors.to(latents))
     return _to_bytes((colours + 1) / 2)
 
@@ -25,7 +25,7 @@ def tiny_frames(decoder: TinyDecoder, latents: torch.Tensor, max_side_px: int) -
     decoder: one that gives one frame for each latent. The frames' longer side is at most `max_side_px`; there are at
     most MAX_FRAMES.
     """
-    shown = set(spread(latents.shape[2]))
+    shown = set(shown_frames(latents.shape[2]))
     with torch.no_grad():
         return torch.cat(
             [
@@ -37,15 +37,15 @@ def tiny_frames(decoder: TinyDecoder, latents: torch.Tensor, max_side_px: int) -
         )
 
 
-def spread(count: int, most: int = MAX_FRAMES) -> list[int]:
-    """At most `most` of `count` frames, the first and the last among them, as evenly as can be."""
-    if count <= most:
+def shown_frames(count: int) -> list[int]:
+    """Which of `count` frames a preview shows: at most MAX_FRAMES, evenly spaced from the first to the last."""
+    if count <= MAX_FRAMES:
         return list(range(count))
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+    return [round(i * (count - 1) / (MAX_FRAMES - 1)) for i in range(MAX_FRAMES)]
 
 
 def seconds_per_frame(latent_count: int, frames: int, fps: float) -> float:
-    """How long each of `frames` pictures stands so that the clip of `latent_count` latents plays at its own speed."""
+    """How long each of `frames` pictures is shown so that a clip of `latent_count` latents plays at its own speed."""
     return video_frames(latent_count) / fps / max(frames, 1)
 
 

@@ -1,4 +1,4 @@
-"""Video files in ComfyUI's output folder: written while their frames are made, whole or not there at all."""
+"""Video files in ComfyUI's output folder: written while their frames are made; only a complete file is left there."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from comfy.cli_args import args
@@ -18,9 +19,13 @@ from ..errors import CheckpointError, GeometryError, NumericsError
 from ..host.compat import throw_if_interrupted
 from ..host.output import new_output_path
 
+if TYPE_CHECKING:  # PyAV is imported where it is needed: it takes part of a second, and not every run writes a video
+    from av.audio.stream import AudioStream
+    from av.video.stream import VideoStream
+
 MIN_FPS, MAX_FPS, MAX_CRF = 0.01, 1000.0, 63
-_LEAST_ROOM = 50_000_000
-_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # of a sound, by channels
+_MIN_FREE_BYTES = 50_000_000
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # FFmpeg's channel layouts, by number of channels
 _ANY_RATE = 48000  # samples a second that every audio encoder here takes
 _BT709, _LIMITED = 1, 1  # ITU-T H.273, tables 2 to 4; FFmpeg's pixfmt.h, AVCOL_RANGE_MPEG
 
@@ -46,7 +51,7 @@ FORMATS = {
     "mp4 (h264)": VideoFormat(
         "mp4", "libx264", "aac", "yuv420p", 51, container_options={"movflags": "use_metadata_tags+faststart"}
     ),
-    # libvpx's defaults keep to one thread
+    # by default libvpx encodes with one thread
     "webm (vp9)": VideoFormat("webm", "libvpx-vp9", "libopus", "yuv420p", 63, {"row-mt": "1", "cpu-used": "2"}),
     "webm (av1)": VideoFormat("webm", "libsvtav1", "libopus", "yuv420p10le", 63, {"preset": "6"}),
 }
@@ -73,8 +78,7 @@ class Sound:
 def video_settings(name: str, fps: float, crf: int, metadata: Mapping[str, str] | None = None) -> VideoSettings:
     """The settings by their values on a node.
 
-    Raises CheckpointError for a format that is none or that PyAV cannot write here, GeometryError for a rate or a crf
-    that it cannot have.
+    Raises UserError for an unknown format, one that PyAV cannot write here, or a rate or crf out of range.
     """
     kind = find_format(name)
     check_crf(crf, name)
@@ -84,10 +88,10 @@ def video_settings(name: str, fps: float, crf: int, metadata: Mapping[str, str] 
 def find_format(name: str) -> VideoFormat:
     """The format of this name.
 
-    Raises CheckpointError for one that there is not, or that this machine's PyAV has no encoder for.
+    Raises UserError for an unknown one, and for one that this machine's PyAV has no encoder for.
     """
     if name not in FORMATS:
-        raise CheckpointError(f"{name!r} is no format for a video. Choose {', '.join(FORMATS)}.")
+        raise CheckpointError(f"{name!r} is not a video format. Choose one of {', '.join(FORMATS)}.")
     kind = FORMATS[name]
     if not can_encode(kind.encoder):
         import av
@@ -102,10 +106,10 @@ def find_format(name: str) -> VideoFormat:
 
 def can_encode(encoder: str) -> bool:
     """Whether this machine's PyAV has this encoder."""
-    import av
+    from av.codec import Codec
 
     try:
-        return bool(av.codec.Codec(encoder, "w"))
+        return bool(Codec(encoder, "w"))
     except ValueError:  # UnknownCodecError, which older versions keep elsewhere
         return False
 
@@ -113,7 +117,7 @@ def can_encode(encoder: str) -> bool:
 def frame_rate(fps: float) -> Fraction:
     """Frames a second, in thousandths as SaveVideo has them.
 
-    Raises GeometryError for a rate that no video has.
+    Raises UserError for a rate that no video has.
     """
     if not MIN_FPS <= fps <= MAX_FPS:  # NaN neither
         raise GeometryError(
@@ -123,7 +127,7 @@ def frame_rate(fps: float) -> Fraction:
 
 
 def check_crf(crf: int, format_name: str) -> None:
-    """Raises GeometryError for a quality that the encoder of this format does not know."""
+    """Raises UserError for a quality that the encoder of this format does not know."""
     most = find_format(format_name).max_crf
     if not 0 <= crf <= most:
         raise GeometryError(f"crf is {crf}: for {format_name} use 0 (best) to {most}.")
@@ -143,7 +147,7 @@ def workflow_metadata(prompt: dict | None, extra_pnginfo: dict | None) -> dict[s
 def video_sound(audio: dict | None, index: int = 0) -> Sound | None:
     """The sound of video `index` from an AUDIO of one or several, or None.
 
-    Raises GeometryError for channels that have no layout, NumericsError for what is not a number.
+    Raises UserError for a number of channels without a layout, and for NaN or Inf.
     """
     if audio is None or 0 in audio["waveform"].shape:
         return None
@@ -153,14 +157,14 @@ def video_sound(audio: dict | None, index: int = 0) -> Sound | None:
             f"The audio has shape {list(waveforms.shape)}; expected [batch, channels, samples] with 1, 2 or 6 channels."
         )
     if not torch.isfinite(waveforms).all():
-        raise NumericsError("The audio is not a number (NaN or infinity) in places. Check the node it comes from.")
+        raise NumericsError("The audio contains NaN or Inf. Check the node it comes from.")
     return Sound(waveforms[min(index, len(waveforms) - 1)].float().cpu(), int(audio["sample_rate"]))
 
 
 def new_video_path(prefix: str, suffix: str, width: int = 0, height: int = 0) -> Path:
     """new_output_path for a video of this size, in a folder that can be written to.
 
-    Raises CheckpointError, which also says where a folder cannot be made.
+    Raises UserError, which also says where a folder cannot be made.
     """
     if isinstance(prefix, str):
         prefix = prefix.replace("%width%", str(width)).replace("%height%", str(height))
@@ -179,8 +183,8 @@ def new_video_path(prefix: str, suffix: str, width: int = 0, height: int = 0) ->
 
 
 def require_room(folder: Path, width: int, height: int, frames: int) -> None:
-    """Raises CheckpointError where the disk of `folder` would hardly hold a video of this size."""
-    free, needed = shutil.disk_usage(folder).free, max(_LEAST_ROOM, width * height * 3 * frames // 20)
+    """Raises UserError where the disk of `folder` would hardly hold a video of this size."""
+    free, needed = shutil.disk_usage(folder).free, max(_MIN_FREE_BYTES, width * height * 3 * frames // 20)
     if free < needed:
         raise CheckpointError(
             f"{folder} has {free / 1e6:.0f} MB left; {frames} frames of {width} x {height} may need "
@@ -202,7 +206,7 @@ def write_video(
     written and let go before the next is asked for. size: (width, height). sound: cut to the length of the video.
     on_frame() is called after each frame. Whatever it or `chunks` raises, nothing is left behind.
 
-    Raises CheckpointError where the file cannot be written, as far as can be known before the first chunk is asked for.
+    Raises UserError where the file cannot be written, as far as can be known before the first chunk is asked for.
     """
     path = new_path()
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -243,29 +247,30 @@ class _Encoder:
             with _explained(path):
                 self.container.metadata.update(settings.metadata)
                 self.video = self._add_video(size, settings)
-                self.audio = None if sound is None else self._add_audio(kind.audio_encoder)
+                self.audio = None if sound is None else self._add_audio(kind.audio_encoder, sound)
                 self.container.start_encoding()
         except BaseException:
             self.close()
             raise
 
-    def _add_video(self, size: tuple[int, int], settings: VideoSettings) -> object:
-        stream = self.container.add_stream(settings.format.encoder, rate=settings.rate)
+    def _add_video(self, size: tuple[int, int], settings: VideoSettings) -> "VideoStream":
+        stream = cast("VideoStream", self.container.add_stream(settings.format.encoder, rate=settings.rate))
         stream.width, stream.height = size
         stream.pix_fmt = settings.format.pixel_format
-        stream.bit_rate = 0  # else VP9 takes it for a limit
+        stream.bit_rate = 0  # any other value limits VP9's quality, whatever its crf
         stream.options = {"crf": str(settings.crf), **settings.format.options}
-        colours = stream.codec_context  # untold, a player guesses them by the size of the picture
+        colours = stream.codec_context  # without them a player guesses by the size of the picture
         colours.colorspace = colours.color_primaries = colours.color_trc = _BT709
         colours.color_range = _LIMITED
         return stream
 
-    def _add_audio(self, encoder: str) -> object:
-        import av
+    def _add_audio(self, encoder: str, sound: Sound) -> "AudioStream":
+        from av.codec import Codec
 
-        rates = av.codec.Codec(encoder, "w").audio_rates
-        rate = self.sound.rate if not rates or self.sound.rate in rates else _ANY_RATE
-        return self.container.add_stream(encoder, rate=rate, layout=_LAYOUTS[len(self.sound.waveform)])
+        rates = Codec(encoder, "w").audio_rates
+        rate = sound.rate if not rates or sound.rate in rates else _ANY_RATE
+        stream = self.container.add_stream(encoder, rate=rate, layout=_LAYOUTS[len(sound.waveform)])
+        return cast("AudioStream", stream)
 
     def add(self, frame: torch.Tensor) -> None:
         """Write one frame [H, W, 3] in 0 .. 1, and the sound up to its end."""
@@ -278,18 +283,20 @@ class _Encoder:
         with _explained(self.path):
             self.container.mux(self.video.encode(picture))
             self.frames += 1
-            if self.audio is not None:
-                self._add_sound(math.ceil(self.frames / self.rate * self.sound.rate))
+            if self.audio is not None and self.sound is not None:
+                until = math.ceil(self.frames / self.rate * self.sound.rate)
+                self._add_sound(self.audio, self.sound, until)
 
-    def _add_sound(self, until: int) -> None:
+    def _add_sound(self, stream: "AudioStream", sound: Sound, until: int) -> None:
+        """Write the samples from the last one written up to `until`."""
         import av
 
-        part = self.sound.waveform[:, self.samples : until]
+        part = sound.waveform[:, self.samples : until]
         if part.shape[1]:
             frame = av.AudioFrame.from_ndarray(part.contiguous().numpy(), format="fltp", layout=_LAYOUTS[len(part)])
-            frame.sample_rate, frame.time_base, frame.pts = self.sound.rate, Fraction(1, self.sound.rate), self.samples
+            frame.sample_rate, frame.time_base, frame.pts = sound.rate, Fraction(1, sound.rate), self.samples
             self.samples += part.shape[1]
-            self.container.mux(self.audio.encode(frame))
+            self.container.mux(stream.encode(frame))
 
     def finish(self) -> None:
         """Write what the encoders still hold, and the index."""
@@ -300,21 +307,21 @@ class _Encoder:
             self.container.close()
 
     def close(self) -> None:
-        """Let go of the file, whole or not; after `finish` it does nothing."""
-        import av
+        """Close the file, complete or not; after `finish` this does nothing."""
+        from av.error import FFmpegError
 
-        with contextlib.suppress(OSError, av.error.FFmpegError):  # the reason is on its way up already
+        with contextlib.suppress(OSError, FFmpegError):  # the error that matters is being raised already
             self.container.close()
 
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turns what the system or FFmpeg say while `path` is written into a CheckpointError."""
-    import av
+    """Turns errors of the system or of FFmpeg while `path` is written into a UserError."""
+    from av.error import FFmpegError
 
     try:
         yield
-    except (OSError, av.error.FFmpegError) as error:
+    except (OSError, FFmpegError) as error:
         raise CheckpointError(
             f"{path} cannot be written: {error}. Check the free space and the permissions of its folder, or choose "
             "another filename_prefix or format."

@@ -39,8 +39,7 @@ def list_tiny_decoders() -> list[str]:
 
 
 def first_tiny_decoder(device: torch.device) -> TinyDecoder | None:
-    """The tiny decoder of the first of its files, on `device`, for previews; None, with a warning, where there is "
-    "none."""
+    """The first tiny decoder in models/vae_approx on `device`, for previews; None, with a warning, without one."""
     names = list_tiny_decoders()
     if not names:
         logging.warning(

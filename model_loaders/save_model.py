@@ -66,8 +66,7 @@ class PatchedWeight(NamedTuple):
 
 
 def _patched_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, PatchedWeight]:
-    """The weights of the transformer by diffusers' names, without buffers that are computed, such as position "
-    "tables."""
+    """The weights of the transformer by diffusers' names, without computed buffers such as position tables."""
     transformer = model.model.diffusion_model
     saved = transformer.state_dict().keys()
     found = {}

@@ -1,15 +1,13 @@
-"""Inputs that several nodes share, and the checks that belong to them."""
+"""Inputs and outputs that several nodes share."""
 
 from collections.abc import Iterable
 
 import node_helpers
 from comfy_api.latest import io
 
-from ..errors import UserError
 from ..keys import Concat, Latent
 from ..media.pictures import FITS
-from ..vae.geometry import SIZE_STEP, check_size
-from .validation import problem
+from ..vae.geometry import SIZE_STEP
 
 MAX_SIDE, MAX_FRAMES, MAX_BATCH, MAX_SEED = 16384, 1025, 64, 0xFFFFFFFFFFFFFFFF
 MAX_STRENGTH = 10.0
@@ -20,7 +18,6 @@ _DTYPE = (
     "faster and less exact."
 )
 _SIDE = "Pixels, a multiple of 16."
-_LIMITS = {"width": MAX_SIDE, "height": MAX_SIDE, "frames": MAX_FRAMES, "batch_size": MAX_BATCH}
 
 
 def dtype_input(choices: Iterable[str]) -> io.Combo.Input:
@@ -140,21 +137,3 @@ def range_inputs(what: str) -> list[io.Input]:
             tooltip=f"When {what} ends: 1 is the end of the run.",
         ),
     ]
-
-
-def size_problem(width: int | None, height: int | None, frames: int | None) -> bool | str:
-    """What validate_inputs returns for a size. None is a linked value, known only when the node runs."""
-    width, height = (SIZE_STEP if side is None else side for side in (width, height))
-    return problem(lambda: require_size(width, height, 1 if frames is None else frames))
-
-
-def require_size(width: int, height: int, frames: int, batch_size: int = 1) -> None:
-    """Raises UserError where no video has this size.
-
-    ComfyUI holds neither linked values nor those that validate_inputs takes to their limits, and a million frames too
-    many take the whole server down.
-    """
-    check_size(width, height, frames)
-    for (name, most), value in zip(_LIMITS.items(), (width, height, frames, batch_size)):
-        if not 1 <= value <= most:
-            raise UserError(f"{name} is {value}: use 1 to {most}.")

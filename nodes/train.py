@@ -16,8 +16,8 @@ from ..host.messages import show_on_node
 from ..host.training_mode import InterruptProcessingException
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.trained import convert_trained
+from .checks import checked
 from .inputs import MAX_SEED
-from .validation import problem
 
 _CHECKPOINTS = "cogvideox_training"  # in ComfyUI's output folder
 # the trainer's own names; training is imported only when the node runs
@@ -70,6 +70,21 @@ class CogVideoXTrainLora(io.ComfyNode):
         return io.NodeOutput(trained.lora, {"loss": trained.losses}, settings.steps)
 
 
+def new_lora_path(name: str) -> Path:
+    """The next free `<models/loras>/<name>_00001.safetensors`.
+
+    Raises CheckpointError for a name that leads out of the folder or that is none.
+    """
+    plain = folders.new_file(name, "loras", ".safetensors")
+    if plain.stem.startswith("."):
+        raise CheckpointError(f"{name!r} is no name for a file. Use letters, digits, - and _, and / for folders.")
+    pattern = re.compile(re.escape(plain.stem) + r"_(\d+)\.safetensors")
+    there = plain.parent.iterdir() if plain.parent.is_dir() else ()
+    numbers = [int(match[1]) for path in there if (match := pattern.fullmatch(path.name))]
+    return plain.with_name(f"{plain.stem}_{max(numbers, default=0) + 1:05}.safetensors")
+
+
+@checked(new_lora_path)
 class CogVideoXSaveTrainedLora(io.ComfyNode):
     """LORA_MODEL -> one .safetensors file under models/loras."""
 
@@ -97,10 +112,6 @@ class CogVideoXSaveTrainedLora(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
-
-    @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
-        return name is None or problem(lambda: new_lora_path(name))
 
     @classmethod
     def execute(cls, lora: dict, name: str) -> io.NodeOutput:
@@ -209,20 +220,6 @@ def checkpoint_folder_name(name: str) -> str:
             f"checkpoint_name is {name[:200]!r}: use letters, digits, spaces, - and _, or leave it empty."
         )
     return name
-
-
-def new_lora_path(name: str) -> Path:
-    """The next free `<models/loras>/<name>_00001.safetensors`.
-
-    Raises CheckpointError for a name that leads out of the folder or that is none.
-    """
-    plain = folders.new_file(name, "loras", ".safetensors")
-    if plain.stem.startswith("."):
-        raise CheckpointError(f"{name!r} is no name for a file. Use letters, digits, - and _, and / for folders.")
-    pattern = re.compile(re.escape(plain.stem) + r"_(\d+)\.safetensors")
-    there = plain.parent.iterdir() if plain.parent.is_dir() else ()
-    numbers = [int(match[1]) for path in there if (match := pattern.fullmatch(path.name))]
-    return plain.with_name(f"{plain.stem}_{max(numbers, default=0) + 1:05}.safetensors")
 
 
 class _Progress:

@@ -10,13 +10,18 @@ from comfy_api.latest import io
 
 from ..errors import TrainingError
 from ..host.messages import show_on_node
-from .inputs import MAX_FRAMES, MAX_SIDE, require_size, size_problem
-from .validation import require_vae
+from .checks import check_vae, check_video_size, checked
+from .inputs import MAX_FRAMES, MAX_SIDE
 
 _SHORTER, _BUCKETS = ("skip", "bucket"), ("fixed", "auto")  # training is imported only when the node runs
 _MAX_VARIANTS = 64
 
 
+def _check_folder(folder: str) -> None:
+    dataset_folder(folder)
+
+
+@checked(_check_folder, check_video_size, check_vae)
 class CogVideoXTrainingClips(io.ComfyNode):
     """Lists out, one entry a clip: LATENT samples [1, 16, T, h, w], unscaled, and CONDITIONING [1, 226, text width].
 
@@ -85,17 +90,6 @@ class CogVideoXTrainingClips(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, folder: str | None, width: int | None, height: int | None, frames: int | None
-    ) -> bool | str:
-        try:
-            if folder is not None:  # else linked: known when the node runs
-                dataset_folder(folder)
-        except TrainingError as error:
-            return str(error)
-        return size_problem(width, height, frames)
-
-    @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, **_: object) -> str:
         return "" if folder is None else listing_hash(dataset_folder(folder))
 
@@ -116,8 +110,6 @@ class CogVideoXTrainingClips(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..training.dataset import DatasetSpec, build_dataset
 
-        require_size(width, height, frames)
-        require_vae(vae)
         spec = DatasetSpec(
             frames=frames,
             width=width,

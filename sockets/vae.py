@@ -18,8 +18,8 @@ from ..host.patches import without_warnings
 from ..vae.activation import modulated_silu
 from ..vae.compiled import compiled_modulated_silu
 from ..vae.geometry import CHANNELS, SPATIAL, TEMPORAL, check_latents, latent_frames, video_frames
-from ..vae.memory import decode_bytes, encode_bytes
-from ..vae.plan import FAST, LADDER, LEAST, LOW, Plan, in_bands
+from ..vae.memory import PeakMemory
+from ..vae.plan import FAST, LADDER, LEAST, LOW, OffloadPlan, in_bands
 from ..vae.streaming import decode_stream, encode_stream
 from .model import non_finite_weights
 
@@ -53,8 +53,8 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.patcher = model_patcher_class(disable_dynamic)(
             self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
         )
-        counted = {"on_cpu": self.device.type == "cpu", "config": dict(self.first_stage_model.config)}
-        self.memory_used_decode, self.memory_used_encode = (partial(f, **counted) for f in (decode_bytes, encode_bytes))
+        peak_memory = PeakMemory(self.first_stage_model, self.device)
+        self.memory_used_decode, self.memory_used_encode = peak_memory.decode_bytes, peak_memory.encode_bytes
 
     def weights_assigned(self) -> None:
         """Have ComfyUI count the size of the weights again: it was computed without them."""
@@ -103,7 +103,9 @@ class CogVideoXVAE(comfy.sd.VAE):
         """Frames [t, H, W, 3] in 0 .. 1 of latents [1, 16, n, h, w], at most 9 at a time, on the output device."""
         plan = self._load(memory, band_pixels, latents.shape, self.memory_used_decode)
         network, fell_back = self.first_stage_model, partial(self._report_fallback, "Decoding")
-        activation = compiled_modulated_silu(self.device, self.vae_dtype) if compile else modulated_silu
+        activation = modulated_silu
+        if compile:
+            activation = compiled_modulated_silu(self.device, self.vae_dtype, self.notify)
         for frames in decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation):
             # [1, 3, t, H, W] -> [t, H, W, 3]
             frames = frames[0].movedim(0, -1).to(self.output_device, output_dtype(self))
@@ -163,17 +165,16 @@ class CogVideoXVAE(comfy.sd.VAE):
             bar.update(part.shape[2])
         return torch.cat(parts, dim=2)
 
-    def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, needed: Callable[..., int]) -> Plan:
+    def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, needed: Callable[..., int]) -> OffloadPlan:
         """Bring the weights to the device with room for what the plan needs, and return the plan."""
         free = mm.get_free_memory(self.device) - (self.size - self.patcher.loaded_size())
         plans = {"fast": (FAST,), "low": (LOW,) if band_pixels is None else (LOW, LEAST), "auto": LADDER}[memory]
         plans = [in_bands(plan, band_pixels) for plan in plans]
-        sizes = {plan: needed(shape, self.vae_dtype, plan) for plan in plans}
-        plan = next((plan for plan in plans if sizes[plan] <= free), plans[-1])
-        mm.load_models_gpu([self.patcher], memory_required=sizes[plan])
+        plan = next((plan for plan in plans if needed(shape, self.vae_dtype, plan) <= free), plans[-1])
+        mm.load_models_gpu([self.patcher], memory_required=needed(shape, self.vae_dtype, plan))
         return plan
 
-    def _report_fallback(self, what: str, plan: Plan, leaner: Plan) -> None:
+    def _report_fallback(self, what: str, plan: OffloadPlan, leaner: OffloadPlan) -> None:
         self.notify(
             f"{what} in memory mode {plan.name} needs more memory than there is: it continues in mode {leaner.name}, "
             "slower and with the same result."

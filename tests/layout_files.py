@@ -81,7 +81,7 @@ def sat_names(weights: StateDict) -> StateDict:
 
 
 def sat_vae_names(weights: StateDict) -> StateDict:
-    """The VAE as THUDM trained it: blocks of the decoder counted from the other end, the loss beside them."""
+    """The VAE as THUDM trained it: blocks of the decoder numbered in reverse order, the loss in the same file."""
     words = {
         "mid_block.resnets.0.": "mid.block_1.",
         "mid_block.resnets.1.": "mid.block_2.",

@@ -141,7 +141,7 @@ def write_dialect(dialect: str, factors: Factors, alpha: str = "none") -> tuple[
 
 
 def adapter_header(config: dict, prefix: str = "transformer.") -> dict[str, str]:
-    """What diffusers 0.34 and later writes beside the tensors."""
+    """The header that diffusers 0.34 and later writes."""
     return {"format": "pt", "lora_adapter_metadata": json.dumps({prefix + k: v for k, v in config.items()})}
 
 

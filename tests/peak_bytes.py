@@ -1,6 +1,8 @@
 """Memory counted tensor by tensor, on devices that need not be there."""
 
 import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,7 +18,9 @@ class PeakBytes(TorchDispatchMode):
         self.peak = self.now = 0
         self.references: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         out = func(*args, **kwargs or {})
         for tensor in {id(leaf): leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)}.values():
             if self.device_type in (None, tensor.device.type):

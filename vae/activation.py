@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from ..host.compat import is_out_of_memory
-from .norms import Modulation
+from .modulation import Modulation
 
-Activation = Callable[[torch.Tensor, Modulation, int, torch.Tensor], None]  # modulated_silu, or what stands for it
-# of fp32 numbers that wait to be rounded, where the result has fewer digits
+# modulated_silu, or another function with the same result
+Activation = Callable[[torch.Tensor, Modulation, int, torch.Tensor], None]
+# of fp32 values that are held before they are rounded to a shorter type
 SPAN_BYTES = {"cpu": 1 << 21, "other": 1 << 26}
 _WITHOUT_TRITON: set[torch.device] = set()
 
@@ -22,24 +23,27 @@ def modulated_silu(x: torch.Tensor, modulation: Modulation, top: int, out: torch
     """
     if x.is_cuda and _fused(x, modulation, top, out):
         return
-    step = x.shape[2]
-    if out.dtype != torch.float32:
-        span_bytes = SPAN_BYTES.get(x.device.type, SPAN_BYTES["other"])
-        step = max(1, span_bytes // (4 * x.shape[1] * x.shape[3]))
+    step = rows_at_once(x) if out.dtype != torch.float32 else x.shape[2]
     for start, stop in _spans(top, top + x.shape[2], modulation.zoom_y, step):
         rows = slice(start - top, stop - top)
         _modulate_span(x[:, :, rows], modulation, start, out[:, :, rows])
 
 
+def rows_at_once(x: torch.Tensor) -> int:
+    """How many rows of x [1, C, r, W] modulated_silu computes in fp32 before it rounds them to a shorter type."""
+    span_bytes = SPAN_BYTES.get(x.device.type, SPAN_BYTES["other"])
+    return max(1, span_bytes // (4 * x.shape[1] * x.shape[3]))
+
+
 def _fused(x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor) -> bool:
-    """modulated_silu in one pass over memory; False where that cannot be, and then nothing was done."""
+    """modulated_silu in one pass over memory; False, with nothing done, where that is not possible."""
     if x.device in _WITHOUT_TRITON or x.stride(1) != 1 or out.stride(1) != 1:
         return False
     try:
         from .fused import fused_modulated_silu
 
         fused_modulated_silu(x, modulation, top, out)
-    except Exception as error:  # whatever a compiler, a driver or a half installed package may raise
+    except Exception as error:  # a compiler, a driver or a half installed package may raise anything
         if is_out_of_memory(error):
             raise
         _WITHOUT_TRITON.add(x.device)
@@ -54,7 +58,7 @@ def _fused(x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor)
 
 
 def _modulate_span(x: torch.Tensor, modulation: Modulation, start: int, out: torch.Tensor) -> None:
-    """modulated_silu for rows that lie within one row of the modulation, or fill some of them."""
+    """modulated_silu for rows within one row of the modulation, or for all rows of several."""
     first = start // modulation.zoom_y
     count = (start + x.shape[2] - 1) // modulation.zoom_y - first + 1
     # [1, C, n, m] -> [1, C, n, 1, m, 1]

@@ -6,37 +6,49 @@ from collections.abc import Callable
 
 import torch
 
-from ..host.messages import show_on_running_node
 from .activation import Activation, modulated_silu
 from .layout import empty_frame, empty_frames, memory_format
-from .norms import Modulation
+from .modulation import Modulation
 
-SAMPLE = 32, 12, 20  # channels, height and width, none of them 1: what is compiled for it holds for all sizes
+# Channels, height and width of what it is compiled with. None of them is 1: torch.compile would take a 1 for a constant
+# and compile again for every other size.
+SAMPLE = 32, 12, 20
 SAMPLE_ZOOM = 2
 
 
-@functools.cache
-def compiled_modulated_silu(device: torch.device, dtype: torch.dtype) -> Activation:
-    """modulated_silu, compiled for frames of `dtype` on `device`; how long that took stands on the node that runs.
+_COMPILED: dict[tuple[torch.device, torch.dtype], Activation] = {}
 
-    Where torch.compile does not work it says so there, and this is modulated_silu itself.
+
+def compiled_modulated_silu(device: torch.device, dtype: torch.dtype, notify: Callable[[str], None]) -> Activation:
+    """modulated_silu, compiled once for frames of `dtype` on `device`.
+
+    Where torch.compile does not work, this is modulated_silu itself. notify: told how long compiling took, or why it
+    did not work; not called again for the same device and type.
     """
+    key = device, dtype
+    if key not in _COMPILED:
+        _COMPILED[key], message = _compile(device, dtype)
+        notify(message)
+    return _COMPILED[key]
+
+
+def _compile(device: torch.device, dtype: torch.dtype) -> tuple[Activation, str]:
+    """The activation to use, and what the user should know about it."""
     start = time.perf_counter()
     activation = functools.partial(_modulated_silu, torch.compile(_modulate, dynamic=True))
     try:
-        _try_out(activation, device, dtype)
+        _call_once(activation, device, dtype)
     except Exception as error:  # it depends on compilers, drivers and versions of Python, and each fails in its own way
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        show_on_running_node(
+        return modulated_silu, (
             f"torch.compile does not work here ({reason}): the VAE goes on without it, with the same result. It needs "
             "a C++ compiler for the CPU (on Windows that of Visual Studio) and Triton for a card."
         )
-        return modulated_silu
-    show_on_running_node(
-        f"Compiled the VAE's activation for {device} and {dtype} in {time.perf_counter() - start:.1f} s, for as long "
-        "as ComfyUI runs."
+    seconds = time.perf_counter() - start
+    return activation, (
+        f"Compiled the VAE's activation for {device} and {dtype} in {seconds:.1f} s. It stays compiled for as long as "
+        "ComfyUI runs."
     )
-    return activation
 
 
 def _modulated_silu(
@@ -45,7 +57,7 @@ def _modulated_silu(
     """See activation.modulated_silu. modulate: _modulate, compiled."""
     rows = torch.arange(top, top + x.shape[2], device=x.device) // modulation.zoom_y
     columns = None
-    if x.stride(1) == 1:  # with channels first there is a value for each pixel, see Modulation.laid_out
+    if x.stride(1) == 1:  # with channels first there is a value for each pixel, see Modulation.in_layout
         columns = torch.arange(x.shape[3], device=x.device) // modulation.zoom_x
     modulate(x, modulation.scale, modulation.shift, rows, columns, out)
 
@@ -58,7 +70,7 @@ def _modulate(
     columns: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """out = SiLU(x * scale + shift). rows [r], columns [W]: where in scale and shift [1, C, n, m] a pixel's are."""
+    """out = SiLU(x * scale + shift). rows [r], columns [W]: the indices into scale and shift [1, C, n, m]."""
     scale, shift = scale[:, :, rows], shift[:, :, rows]
     if columns is not None:
         scale, shift = scale[..., columns], shift[..., columns]
@@ -66,13 +78,13 @@ def _modulate(
     out.copy_(value * torch.sigmoid(value))
 
 
-def _try_out(activation: Activation, device: torch.device, dtype: torch.dtype) -> None:
-    """Compile by calling; sizes are left open."""
+def _call_once(activation: Activation, device: torch.device, dtype: torch.dtype) -> None:
+    """Call it, which is what compiles it; sizes are left open."""
     channels, height, width = SAMPLE
     layout = memory_format(device, dtype)
     x = empty_frame(*SAMPLE, dtype, device, layout).zero_()
     patches = empty_frame(channels, height // SAMPLE_ZOOM, width // SAMPLE_ZOOM, torch.float32, device, layout).zero_()
     slots = empty_frames(3, channels, height + 2, width, dtype, device, layout)
-    modulation = Modulation(patches, patches.clone(), SAMPLE_ZOOM, SAMPLE_ZOOM).laid_out(layout)
+    modulation = Modulation(patches, patches.clone(), SAMPLE_ZOOM, SAMPLE_ZOOM).in_layout(layout)
     with torch.no_grad():
         activation(x, modulation, 0, slots[:, 1, :, 1:-1])

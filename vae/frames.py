@@ -3,39 +3,40 @@
 import torch
 import torch.nn.functional as F
 
-from ..host.ops import weights_on
-from .layout import empty_frame, memory_format
+from .stream import Stream
 
 
 class KeptFrames:
-    """Frames [1, C, H, W], on the device that computes or on the host. A frame that stands twice is kept once."""
+    """Frames [1, C, H, W], on the device that computes or on the host. A frame that is shown twice is kept once."""
 
-    def __init__(self, count: int, height: int, width: int, device: torch.device, on_host: bool = False):
+    def __init__(self, stream: Stream, count: int, height: int, width: int, on_host: bool):
         self.count, self.height, self.width = count, height, width
-        self.device, self.on_host = device, on_host
+        self.on_host = on_host
+        self._stream = stream
         self._frames: list[torch.Tensor | None] = [None] * count
 
     def read(self, t: int, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of frame t, on the device that computes."""
         frame = self._frames[t]
-        return (frame if stop - start == self.height else frame[:, :, start:stop]).to(self.device, non_blocking=True)
+        assert frame is not None, f"frame {t} was released"
+        rows = frame if stop - start == self.height else frame[:, :, start:stop]
+        return rows.to(self._stream.device, non_blocking=True)
 
     def write(self, t: int, start: int, rows: torch.Tensor) -> None:
-        """Set rows from `start` on; a whole frame is taken over as it is."""
+        """Set rows from `start` on. A tensor of all rows is kept itself, where frames are on the device."""
         if rows.shape[2] == self.height and not self.on_host:
             self._frames[t] = rows
             return
         frame = self._frames[t]
-        if frame is None or self._stands_twice(t):
-            layout = memory_format(self.device, rows.dtype)
-            size = rows.shape[1], self.height, self.width
-            fresh = empty_frame(*size, rows.dtype, self.device, layout, self.on_host)
+        if frame is None or self._is_shared(t):
+            own = self._stream.empty(rows.shape[1], self.height, self.width, self.on_host)
             if frame is not None and rows.shape[2] < self.height:
-                fresh.copy_(frame)
-            frame = self._frames[t] = fresh
+                own.copy_(frame)
+            frame = self._frames[t] = own
         frame[:, :, start : start + rows.shape[2]].copy_(rows, non_blocking=True)
 
-    def _stands_twice(self, t: int) -> bool:
+    def _is_shared(self, t: int) -> bool:
+        """Whether frame t and one next to it are the same tensor."""
         near = (other for other in (t - 1, t + 1) if 0 <= other < self.count)
         return any(self._frames[t] is self._frames[other] for other in near)
 
@@ -51,17 +52,16 @@ class KeptFrames:
 class UpsampledFrames:
     """Frames twice as large, and up to twice as many, as those they are computed from whenever they are read."""
 
-    def __init__(self, source: KeptFrames, sources: list[int], conv: torch.nn.Conv2d):
+    def __init__(self, stream: Stream, source: KeptFrames, sources: list[int], conv: torch.nn.Conv2d):
         self.count, self.height, self.width = len(sources), 2 * source.height, 2 * source.width
-        self.device = source.device
-        self._source, self._sources, self._conv = source, sources, conv
+        self._stream, self._source, self._sources, self._conv = stream, source, sources, conv
 
     def read(self, t: int, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of frame t."""
         # rows of the source that the convolution's 3 x 3 window reaches
         first, last = max(start - 1, 0) // 2, min(stop // 2 + 1, self._source.height)
         rows = F.interpolate(self._source.read(self._sources[t], first, last), scale_factor=2.0)
-        with weights_on(self._conv, rows.device, rows.dtype) as (weight, bias):
+        with self._stream.weights(self._conv) as (weight, bias):
             rows = F.conv2d(rows, weight, bias, padding=1)
         if stop - start == self.height:
             return rows

@@ -4,14 +4,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .norms import Modulation
+from .modulation import Modulation
 
-# of the patch of one row that a program works on: 16 numbers for each of its threads
+# Values of the patch of one row that a program works on: 16 for each of its threads.
 TILE, MOST_CHANNELS, WARPS = 4096, 128, 8
 
 
 def fused_modulated_silu(x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor) -> None:
-    """See activation.modulated_silu. Channels of a pixel lie side by side in x and out; rows and pixels lie anyhow."""
+    """See activation.modulated_silu. In x and out the channels of a pixel are contiguous."""
     _, channels, height, width = x.shape
     scale, shift = (
         values.contiguous(memory_format=torch.channels_last) for values in (modulation.scale, modulation.shift)
@@ -22,10 +22,12 @@ def fused_modulated_silu(x: torch.Tensor, modulation: Modulation, top: int, out:
     sizes = channels, width, scale.shape[3], modulation.zoom_y, modulation.zoom_x, top
     strides = x.stride(2), x.stride(3), out.stride(2), out.stride(3)
     with torch.cuda.device_of(x):
-        _kernel[grid](x, scale, shift, out, *sizes, *strides, pixels_at_once, channels_at_once, num_warps=WARPS)
+        _kernel[grid](x, scale, shift, out, *sizes, *strides, pixels_at_once, channels_at_once, num_warps=WARPS)  # type: ignore[call-arg]
 
 
-@triton.jit(do_not_specialize=["width", "columns", "zoom_y", "zoom_x", "top"])  # or each value compiles anew
+@triton.jit(
+    do_not_specialize=["width", "columns", "zoom_y", "zoom_x", "top"]
+)  # else it is compiled again for each value
 def _kernel(
     x,
     scale,
@@ -48,7 +50,7 @@ def _kernel(
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)[:, None]
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     inside = (pixel < width) & (channel < channels)
-    # a large frame has more than 2^31 numbers, a row of one has not
+    # a large frame has more than 2^31 values, a row of one does not
     patch_row = ((top + row) // zoom_y).to(tl.int64) * columns * channels
     patch = pixel // zoom_x * channels + channel
     factor = tl.load(scale + patch_row + patch, mask=inside)

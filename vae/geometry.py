@@ -19,11 +19,11 @@ def video_frames(latent_frames: int) -> int:
 
 
 def check_size(width: int, height: int, frames: int) -> None:
-    """Raises GeometryError naming the nearest sizes that fit, where width, height or frames do not."""
+    """Raises UserError naming the nearest sizes that fit, where width, height or frames do not."""
     problems = []
     for name, value in (("width", width), ("height", height)):
         if value < SIZE_STEP or value % SIZE_STEP:
-            problems.append(f"{name} {value} does not divide by {SIZE_STEP}: use {_nearest(value, SIZE_STEP, 0)}")
+            problems.append(f"{name} {value} is not divisible by {SIZE_STEP}: use {_nearest(value, SIZE_STEP, 0)}")
     if frames < 1 or (frames - 1) % TEMPORAL:
         problems.append(
             f"frames {frames} is not 4k + 1 (8k + 1 as the models were trained): use {_nearest(frames, TEMPORAL, 1)}"
@@ -40,15 +40,15 @@ def _nearest(value: int, step: int, offset: int) -> str:
 def empty_latent(width: int, height: int, frames: int, batch_size: int) -> torch.Tensor:
     """Zeros [batch_size, 16, (frames - 1) / 4 + 1, height / 8, width / 8].
 
-    Raises GeometryError.
+    Raises UserError.
     """
     check_size(width, height, frames)
     return torch.zeros([batch_size, CHANNELS, latent_frames(frames), height // SPATIAL, width // SPATIAL])
 
 
 def check_latents(samples: torch.Tensor) -> None:
-    """Raises GeometryError unless `samples` is a CogVideoX latent [B, 16, T, H, W] with something in it, NumericsError
-    where it holds what is not a number."""
+    """Raises UserError unless `samples` is a CogVideoX latent [B, 16, T, H, W] with something in it, and
+    where it contains NaN or Inf."""
     check_latent_channels(samples)
     if 0 in samples.shape:
         raise GeometryError(
@@ -60,7 +60,7 @@ def check_latents(samples: torch.Tensor) -> None:
         broken = [t for t in range(samples.shape[2]) if not finite[:, t].all()]
         first, last = (max(0, TEMPORAL * broken[0] - 3), TEMPORAL * broken[-1])
         raise NumericsError(
-            f"The latent is not a number (NaN or infinity) in latent frame{'s' if len(broken) > 1 else ''} "
+            f"The latent contains NaN or Inf in latent frame{'s' if len(broken) > 1 else ''} "
             f"{', '.join(map(str, broken[:8]))}{' ...' if len(broken) > 8 else ''} of {samples.shape[2]} (video frames "
             f"{first} to {last}). Something went wrong before the VAE: check the sampler's settings and the model's "
             "weight_dtype."
@@ -68,7 +68,7 @@ def check_latents(samples: torch.Tensor) -> None:
 
 
 def check_latent_channels(samples: torch.Tensor) -> None:
-    """Raises GeometryError unless `samples` is a CogVideoX latent [B, 16, T, H, W]."""
+    """Raises UserError unless `samples` is a CogVideoX latent [B, 16, T, H, W]."""
     if samples.ndim != 5 or samples.shape[1] != CHANNELS:
         raise GeometryError(
             f"The latent has shape {list(samples.shape)}; a CogVideoX VAE decodes [batch, {CHANNELS}, frames, "

@@ -1,4 +1,4 @@
-"""How frames lie in memory: what is fastest, and most exact, on the device that computes."""
+"""The memory format of frames: what is fastest, and most exact, on the device that computes."""
 
 import torch
 
@@ -6,8 +6,8 @@ from ..host.compat import empty_on_host
 
 
 def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
-    """Channels last, but for fp32 on CPUs: torch's convolutions (oneDNN) are as fast there with channels first and add
-    up in another order that loses half as many digits."""
+    """Channels last, except for fp32 on CPUs: torch's convolutions (oneDNN) are as fast there with channels first, and
+    sum in another order, whose rounding error is half as large."""
     if device.type == "cpu" and dtype == torch.float32:
         return torch.contiguous_format
     return torch.channels_last
@@ -29,6 +29,14 @@ def empty_frame(
     return torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
 
 
-def empty_frames(count: int, channels: int, *rest: object) -> torch.Tensor:
+def empty_frames(
+    count: int,
+    channels: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: torch.memory_format,
+) -> torch.Tensor:
     """[1, count, channels, height, width], of which flatten(1, 2) is a view: empty_frame of count * channels."""
-    return empty_frame(count * channels, *rest).unflatten(1, (count, channels))
+    return empty_frame(count * channels, height, width, dtype, device, layout).unflatten(1, (count, channels))

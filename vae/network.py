@@ -1,7 +1,7 @@
 """diffusers' CogVideoX VAE with our way through it."""
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
 from .plan import FAST
 from .streaming import decode_stream, encode_stream
@@ -14,7 +14,7 @@ class CogVideoXAutoencoder(AutoencoderKLCogVideoX):
     """
 
     # ModelMixin's is a read-only property; ModelPatcher assigns it.
-    device = None
+    device = None  # type: ignore[assignment]
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Latents [B, 16, n, h, w], unscaled, to frames [B, 3, 4 n - 3, 8 h, 8 w], about -1 .. 1."""

@@ -1,25 +1,26 @@
 """Group norms of a whole chunk of frames, one frame (or some rows of one) at a time."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from ..host.ops import weights_on
+from .modulation import Modulation
+from .modules import SpatialNorm
+from .stream import Stream
 
-CPU_VALUES = 1 << 19  # that fit a CPU's cache, and are few enough to add up without losing digits
+CPU_VALUES = 1 << 19  # at once: they fit a CPU's cache, and are few enough to be summed in fp32 without losing digits
 
 
 class GroupStatistics:
-    """Mean and variance of each channel of what passes by, in fp32, from which those of a group norm follow."""
+    """Mean and variance of each channel of all rows that were added, in fp32: a group norm's follow from them."""
 
     def __init__(self) -> None:
         self._moments: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._weights: list[int] = []
 
     def add(self, rows: torch.Tensor, times: int = 1) -> None:
-        """Count `rows` [1, C, r, W] in, `times` times."""
+        """Include `rows` [1, C, r, W], `times` times."""
         step = rows.shape[2]
         if rows.device.type == "cpu":
             step = max(1, CPU_VALUES // (rows.shape[1] * rows.shape[3]))
@@ -28,7 +29,7 @@ class GroupStatistics:
             self._weights.append(times * part.shape[2] * part.shape[3])
 
     def of_groups(self, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance [groups] of all that was counted in: Chan et al. 1979, all parts at once."""
+        """Mean and variance [groups] of all rows that were added: Chan et al. 1979, all parts at once."""
         means, variances = (torch.stack(parts).unflatten(1, (groups, -1)) for parts in zip(*self._moments))
         total = sum(self._weights) * means.shape[2]
         weights = means.new_tensor([weight / total for weight in self._weights]).view(-1, 1, 1)
@@ -38,7 +39,7 @@ class GroupStatistics:
 
 
 def _channel_moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and (biased) variance [C] of [1, C, r, W], fp32. On CPUs torch's own var_mean takes ten times as long."""
+    """Mean and (biased) variance [C] of [1, C, r, W], fp32; torch's own var_mean takes ten times as long on a CPU."""
     if rows.device.type in ("cuda", "xpu"):
         return torch.batch_norm_update_stats(rows, None, None, 0.0)
     if rows.stride(1) == 1:  # channels last
@@ -51,63 +52,42 @@ def _channel_moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.flatten(), variance.flatten()
 
 
-@dataclass(frozen=True)
-class Modulation:
-    """x * scale + shift. scale, shift: [1, C, n, m] fp32, each value for zoom_y x zoom_x pixels."""
-
-    scale: torch.Tensor
-    shift: torch.Tensor
-    zoom_y: int
-    zoom_x: int
-
-    def laid_out(self, layout: torch.memory_format) -> "Modulation":
-        """The same, for frames that lie so: with channels first, torch is quick only with a value for each pixel."""
-        if layout == torch.channels_last:
-            return self
-        scale, shift = (values.repeat_interleave(self.zoom_x, dim=3) for values in (self.scale, self.shift))
-        return Modulation(scale, shift, self.zoom_y, 1)
-
-
 def group_norm(
-    norm: torch.nn.GroupNorm, statistics: GroupStatistics, height: int, width: int, layout: torch.memory_format
+    stream: Stream, norm: torch.nn.GroupNorm, statistics: GroupStatistics, height: int, width: int
 ) -> Callable[[int], Modulation]:
-    """What `norm` does to frame t of the chunk that `statistics` saw."""
-    scale, shift = _channel_affine(norm, statistics)
-    modulation = Modulation(scale, shift, height, width).laid_out(layout)
+    """What `norm` does to frame t of the chunk of which `statistics` are."""
+    scale, shift = _channel_affine(stream, norm, statistics)
+    modulation = Modulation(scale, shift, height, width).in_layout(stream.layout)
     return lambda t: modulation
 
 
 def spatial_norm(
-    norm: torch.nn.Module,
-    statistics: GroupStatistics,
-    frame_count: int,
-    height: int,
-    latents: torch.Tensor,
-    layout: torch.memory_format,
+    stream: Stream, norm: SpatialNorm, statistics: GroupStatistics, frame_count: int, height: int, latents: torch.Tensor
 ) -> Callable[[int], Modulation]:
     """What a CogVideoXSpatialNorm3D does to frame t: a group norm, then scale and shift by the latents.
 
-    latents: [1, 16, T, h, w]. Its two 1 x 1 x 1 convolutions come before the enlargement here, not after: they commute
-    with it.
+    latents: [1, 16, T, h, w]. The reference enlarges them to the frame's size and then applies two 1 x 1 x 1
+    convolutions. These commute with the enlargement, so here they come first, at the latents' size.
     """
-    scale, shift = _channel_affine(norm.norm_layer, statistics)
-    device, zoom = latents.device, height // latents.shape[-2]
+    scale, shift = _channel_affine(stream, norm.norm_layer, statistics)
+    zoom = height // latents.shape[-2]
     modulations: dict[int, Modulation] = {}
 
-    def modulation(t: int) -> Modulation:
+    def modulation_of(t: int) -> Modulation:
         index = latent_of_frame(t, frame_count, latents.shape[2])
         if index not in modulations:
-            latent = latents[:, :, index].float().contiguous(memory_format=layout)
+            latent = latents[:, :, index].float().contiguous(memory_format=stream.layout)
             with (
-                weights_on(norm.conv_y.conv, device, torch.float32) as (weight_y, bias_y),
-                weights_on(norm.conv_b.conv, device, torch.float32) as (weight_b, bias_b),
+                stream.weights(norm.conv_y.conv, torch.float32) as (weight_y, bias_y),
+                stream.weights(norm.conv_b.conv, torch.float32) as (weight_b, bias_b),
             ):
                 y = F.conv2d(latent, weight_y[:, :, 0], bias_y)
                 b = F.conv2d(latent, weight_b[:, :, 0], bias_b)
-            modulations[index] = Modulation(y * scale, torch.addcmul(b, y, shift), zoom, zoom).laid_out(layout)
+            modulation = Modulation(y * scale, torch.addcmul(b, y, shift), zoom, zoom)
+            modulations[index] = modulation.in_layout(stream.layout)
         return modulations[index]
 
-    return modulation
+    return modulation_of
 
 
 def latent_of_frame(t: int, frame_count: int, latent_count: int) -> int:
@@ -120,12 +100,15 @@ def latent_of_frame(t: int, frame_count: int, latent_count: int) -> int:
     return t * latent_count // frame_count
 
 
-def _channel_affine(norm: torch.nn.GroupNorm, statistics: GroupStatistics) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift [1, C, 1, 1] that are `norm`, given the statistics of what it shall act on."""
+def _channel_affine(
+    stream: Stream, norm: torch.nn.GroupNorm, statistics: GroupStatistics
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift [1, C, 1, 1] that `norm` comes to on frames with these statistics."""
     mean, variance = statistics.of_groups(norm.num_groups)
-    each = norm.num_channels // norm.num_groups
-    rstd = torch.rsqrt(variance + norm.eps).repeat_interleave(each)
-    with weights_on(norm, mean.device, torch.float32) as (weight, bias):
+    channels_per_group = norm.num_channels // norm.num_groups
+    rstd = torch.rsqrt(variance + norm.eps).repeat_interleave(channels_per_group)
+    with stream.weights(norm, torch.float32) as (weight, bias):
+        assert bias is not None, "a group norm has one"
         scale = rstd * weight
-        shift = bias - mean.repeat_interleave(each) * scale
+        shift = bias - mean.repeat_interleave(channels_per_group) * scale
     return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)

@@ -1,21 +1,21 @@
-"""Memory modes: where a pass through the VAE keeps its tensors. None of them changes a number."""
+"""Memory modes: where a pass through the VAE keeps its tensors. None of them changes a value of the result."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-BAND_PIXELS = 1 << 16  # of the frame that a lean mode works on at once
-LEAST_ROWS = 8  # of a band: two more are computed with it each time
+BAND_PIXELS = 1 << 16  # of a frame, worked on at once in a lean mode
+LEAST_ROWS = 8  # of a band; two more are read with it each time, so fewer would be mostly overlap
 
 
 @dataclass(frozen=True)
-class Plan:
+class OffloadPlan:
     """One way to go through the network, from the fastest to the leanest: see LADDER."""
 
     name: str
     caches_on_host: bool = False  # what a causal convolution keeps from one chunk of frames to the next
-    blocks_on_host: bool = False  # the frames between two blocks, to which what a block computes is added
-    hidden_on_host: bool = False  # the frames within a block: with the others, all but the rows that are worked on
-    recompute: bool = False  # the widest frames are computed each time they are looked at instead of kept
+    blocks_on_host: bool = False  # the frames that one block hands to the next
+    hidden_on_host: bool = False  # the frames between the two convolutions of a block
+    recompute: bool = False  # the widest frames are computed whenever they are read instead of kept
     band_pixels: int | None = None  # None: whole frames
 
     def bands(self, height: int, width: int) -> Iterator[tuple[int, int]]:
@@ -25,23 +25,23 @@ class Plan:
             yield start, min(start + rows, height)
 
 
-FAST = Plan("fast")
-MEDIUM = Plan("medium", caches_on_host=True)
-LOW = Plan("low", caches_on_host=True, blocks_on_host=True, recompute=True, band_pixels=BAND_PIXELS)
+FAST = OffloadPlan("fast")
+MEDIUM = OffloadPlan("medium", caches_on_host=True)
+LOW = OffloadPlan("low", caches_on_host=True, blocks_on_host=True, recompute=True, band_pixels=BAND_PIXELS)
 LEAST = replace(LOW, name="least", hidden_on_host=True)
 LADDER = (FAST, MEDIUM, LOW, LEAST)
 
 
-def leaner(plan: Plan) -> Plan | None:
+def leaner(plan: OffloadPlan) -> OffloadPlan | None:
     """The next plan that needs less memory, in bands no larger than `plan`'s; None after the leanest."""
     names = [each.name for each in LADDER]
-    place = names.index(plan.name) + 1
-    if place == len(LADDER):
+    following = names.index(plan.name) + 1
+    if following == len(LADDER):
         return None
-    return in_bands(LADDER[place], plan.band_pixels)
+    return in_bands(LADDER[following], plan.band_pixels)
 
 
-def in_bands(plan: Plan, pixels: int | None) -> Plan:
+def in_bands(plan: OffloadPlan, pixels: int | None) -> OffloadPlan:
     """`plan`, working on at most `pixels` of a frame at once."""
     if pixels is None:
         return plan

@@ -1,39 +1,42 @@
 """Decode and encode a video chunk by chunk, at a memory that does not grow with its length."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 
 from ..host.compat import free_after_out_of_memory, is_out_of_memory
-from ..host.ops import weights_on
 from .activation import Activation, modulated_silu
 from .blocks import Chunk, convolve, downsample, normalise_and_convolve, resnet, upsample
-from .causal import Stream
 from .geometry import latent_frames, video_frames
-from .plan import Plan, leaner
+from .modules import Autoencoder, Coder
+from .plan import OffloadPlan, leaner
+from .stream import Stream
 
 LATENTS_AT_ONCE = 2  # diffusers' chunks: GroupNorm statistics depend on them
 FRAMES_AT_ONCE = 8
-OnFallback = Callable[[Plan, Plan], None]
-Step = Callable[[torch.nn.Module, Stream, torch.Tensor], torch.Tensor]
+OnFallback = Callable[[OffloadPlan, OffloadPlan], None]
+MakeStream = Callable[[OffloadPlan, torch.device, torch.dtype, Activation], Stream]
+Step = Callable[[Autoencoder, Stream, torch.Tensor], torch.Tensor]
 
 
 def decode_stream(
     network: torch.nn.Module,
     latents: torch.Tensor,
-    plan: Plan,
+    plan: OffloadPlan,
     device: torch.device,
     dtype: torch.dtype,
     on_fallback: OnFallback | None = None,
     activation: Activation = modulated_silu,
+    make_stream: MakeStream = Stream,
 ) -> Iterator[torch.Tensor]:
     """Latents [1, 16, n, h, w], unscaled, to 4 n - 3 frames [1, 3, t, 8 h, 8 w], about -1 .. 1, at most 9 at a time.
 
     Computed on `device` in `dtype`. Where memory runs out, on_fallback(plan, leaner plan) is called and the decode goes
-    on with the other; with None, or after the leanest, the error is raised.
+    on with the other; with None, or after the leanest, the error is raised. make_stream: see vae/memory.py.
 
-    diffusers decodes an even number n of latents to 4 n frames, the first of which stands still; here the last latent
+    diffusers decodes an even number n of latents to 4 n frames, the first of which is repeated; here the last latent
     is repeated and what that adds is left out.
     """
     left = video_frames(latents.shape[2])
@@ -41,57 +44,63 @@ def decode_stream(
         latents = torch.cat([latents, latents[:, :, -1:]], dim=2)
     chunks = split_chunks(latents, LATENTS_AT_ONCE)
     for frames in _chunk_by_chunk(
-        network, _decode_chunk, chunks, plan, device, dtype, on_fallback, activation=activation
+        network, _decode_chunk, chunks, plan, device, dtype, on_fallback, make_stream, activation=activation
     ):
+        # No name may hold a chunk's frames while those of the next are computed.
         new, left, frames = frames[:, :, : max(left, 0)], left - frames.shape[2], None
         if new.shape[2]:
             yield new
-        new = None  # before the next ones are made
+        new = None
 
 
 def encode_stream(
     network: torch.nn.Module,
     pixels: torch.Tensor,
-    plan: Plan,
+    plan: OffloadPlan,
     device: torch.device,
     dtype: torch.dtype,
     on_fallback: OnFallback | None = None,
     process_input: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels,
+    make_stream: MakeStream = Stream,
 ) -> Iterator[torch.Tensor]:
     """Frames [1, 3, t, H, W] to the moments of their posterior, [1, 32, n, H / 8, W / 8], a few at a time.
 
     Frames beyond 4 k + 1 are left out. process_input: brings a few frames to -1 .. 1.
-    device, dtype, on_fallback: see decode_stream.
+    device, dtype, on_fallback, make_stream: see decode_stream.
     """
     pixels = pixels[:, :, : video_frames(latent_frames(pixels.shape[2]))]
     chunks = split_chunks(pixels, FRAMES_AT_ONCE)
-    yield from _chunk_by_chunk(network, _encode_chunk, chunks, plan, device, dtype, on_fallback, process_input)
+    yield from _chunk_by_chunk(
+        network, _encode_chunk, chunks, plan, device, dtype, on_fallback, make_stream, process_input
+    )
 
 
 def _chunk_by_chunk(
     network: torch.nn.Module,
     step: Step,
     chunks: Sequence[torch.Tensor],
-    plan: Plan,
+    plan: OffloadPlan,
     device: torch.device,
     dtype: torch.dtype,
     on_fallback: OnFallback | None,
+    make_stream: MakeStream,
     prepare: Callable[[torch.Tensor], torch.Tensor] = lambda chunk: chunk,
     activation: Activation = modulated_silu,
 ) -> Iterator[torch.Tensor]:
     """step(network, stream, prepare(chunk)) of each chunk.
 
-    Out of memory, it starts anew with a leaner plan and hands out what has not been handed out yet: each chunk builds
-    on all that were before, and the one that failed has used up half of what they left.
+    Out of memory, it starts again with a leaner plan and yields what was not yielded yet. It has to start with the
+    first chunk, because each chunk builds on the caches of those before it, and the chunk that failed has already
+    consumed some of them.
     """
     done = 0
     while True:
-        stream = Stream(plan, device, dtype, activation)
+        stream = make_stream(plan, device, dtype, activation)
         try:
             for index, chunk in enumerate(chunks):
                 stream.last = index == len(chunks) - 1
                 with torch.no_grad():
-                    result = step(network, stream, prepare(chunk).to(device, dtype))
+                    result = step(cast(Autoencoder, network), stream, prepare(chunk).to(device, dtype))
                 if index == done:
                     done += 1
                     yield result
@@ -99,20 +108,21 @@ def _chunk_by_chunk(
             return
         except Exception as error:
             following = leaner(plan) if on_fallback is not None and is_out_of_memory(error) else None
-            if following is None:
+            if on_fallback is None or following is None:
                 raise
-        # here and not above, where the exception still holds all the tensors of the functions it came through
+        # This is not done inside `except`: there the exception's traceback still keeps alive the tensors of every
+        # function that it came through.
         del stream
         free_after_out_of_memory()
         on_fallback(plan, following)
         plan = following
 
 
-def _decode_chunk(network: torch.nn.Module, stream: Stream, latents: torch.Tensor) -> torch.Tensor:
+def _decode_chunk(network: Autoencoder, stream: Stream, latents: torch.Tensor) -> torch.Tensor:
     """Source: diffusers autoencoder_kl_cogvideox.py, CogVideoXDecoder3D."""
     decoder = network.decoder
     if network.post_quant_conv is not None:
-        latents = _pointwise(network.post_quant_conv, latents)
+        latents = _pointwise(stream, network.post_quant_conv, latents)
     chunk = convolve(stream, decoder.conv_in.conv, latents)
     for block in decoder.mid_block.resnets:
         chunk = resnet(stream, block, chunk, latents)
@@ -125,7 +135,7 @@ def _decode_chunk(network: torch.nn.Module, stream: Stream, latents: torch.Tenso
     return _finish(stream, decoder, chunk, latents)
 
 
-def _encode_chunk(network: torch.nn.Module, stream: Stream, pixels: torch.Tensor) -> torch.Tensor:
+def _encode_chunk(network: Autoencoder, stream: Stream, pixels: torch.Tensor) -> torch.Tensor:
     """Source: diffusers autoencoder_kl_cogvideox.py, CogVideoXEncoder3D."""
     encoder = network.encoder
     chunk = convolve(stream, encoder.conv_in.conv, pixels)
@@ -137,21 +147,23 @@ def _encode_chunk(network: torch.nn.Module, stream: Stream, pixels: torch.Tensor
     for block in encoder.mid_block.resnets:
         chunk = resnet(stream, block, chunk, None)
     moments = _finish(stream, encoder, chunk, None)
-    return moments if network.quant_conv is None else _pointwise(network.quant_conv, moments)
+    return moments if network.quant_conv is None else _pointwise(stream, network.quant_conv, moments)
 
 
-def _finish(stream: Stream, coder: torch.nn.Module, chunk: Chunk, latents: torch.Tensor | None) -> torch.Tensor:
+def _finish(stream: Stream, coder: Coder, chunk: Chunk, latents: torch.Tensor | None) -> torch.Tensor:
     """The last norm and convolution, as one tensor [1, C, T, H, W]."""
-    size = chunk.frames.count, chunk.frames.height, chunk.frames.width
-    channels = coder.conv_out.conv.out_channels
-    out = torch.empty((1, channels, *size), dtype=stream.dtype, device=stream.device)
-    for t, start, rows in normalise_and_convolve(stream, coder.norm_out, coder.conv_out.conv, chunk, latents):
+    count, height, width = chunk.frames.count, chunk.frames.height, chunk.frames.width
+    conv = coder.conv_out.conv
+    # [1, C, T H, W] -> [1, C, T, H, W]
+    out = stream.empty(conv.out_channels, count * height, width).unflatten(2, (count, height))
+    for t, start, rows in normalise_and_convolve(stream, coder.norm_out, conv, chunk, latents):
         out[:, :, t, start : start + rows.shape[2]] = rows
     return out
 
 
-def _pointwise(conv: torch.nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
-    with weights_on(conv, x.device, x.dtype) as (weight, bias):
+def _pointwise(stream: Stream, conv: torch.nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
+    """A convolution over nothing but channels of a chunk [1, C, T, H, W]."""
+    with stream.weights(conv) as (weight, bias):
         return F.conv3d(x, weight, bias)
 
 

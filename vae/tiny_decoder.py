@@ -1,4 +1,4 @@
-"""The tiny decoder of CogVideoX's latents, taecvx: pictures to look at while the exact ones are not worth the wait.
+"""The tiny decoder of CogVideoX's latents, taecvx: approximate frames in a fraction of the time.
 
 Source of the architecture and of its way through time: madebyollin/taehv, taehv.py (MIT).
 """
@@ -16,7 +16,7 @@ _WIDTHS = (256, 128, 64)  # of its three stages, each of which doubles height an
 _LAST_WIDTH = 64
 _PREFIX = "decoder."
 _GROW_LAYERS = (7, 13, 19)  # which of its layers multiply frames, as the weights' names count
-VALUES_PER_PIXEL = 420  # at the peak of one frame: tests/vae/test_tiny.py counts them
+VALUES_PER_PIXEL = 420  # at the peak of one frame: tests/vae/test_tiny_decoder.py counts them
 
 
 class SoftClamp(nn.Module):
@@ -68,7 +68,7 @@ class TinyDecoder(nn.Module):
         layers = [SoftClamp(), nn.Conv2d(CHANNELS, _WIDTHS[0], 3, padding=1), nn.ReLU(inplace=True)]
         for width, following, factor in zip(_WIDTHS, (*_WIDTHS[1:], _LAST_WIDTH), factors):
             layers += [MemoryBlock(width) for _ in range(3)]
-            layers += [nn.Identity(), Grow(width, factor)]  # Identity: a layer of taehv's that Grow sees to
+            layers += [nn.Identity(), Grow(width, factor)]  # Identity: taehv enlarges here, Grow does it later
             layers += [nn.Conv2d(width, following, 3, padding=1, bias=False)]
         self.decoder = nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Conv2d(_LAST_WIDTH, 3, 3, padding=1))
         self.frames_per_latent = factors[0] * factors[1] * factors[2]
@@ -80,16 +80,16 @@ class TinyDecoder(nn.Module):
         number of latents gives the frames that they have with the last one repeated: those of vae.streaming.
         """
         past: dict[int, torch.Tensor] = {}
-        ahead = self.frames_per_latent - 1  # what the first latent gives too much
+        surplus = self.frames_per_latent - 1  # of the first latent, which stands for one frame only
         for latent in latents.unbind(2):
             for frame in self._walk(0, latent, past):
-                if ahead:
-                    ahead -= 1
+                if surplus:
+                    surplus -= 1
                     continue
                 yield frame[0].clamp(0, 1)
 
     def _walk(self, start: int, x: torch.Tensor, past: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
-        """What comes of x [1, C, h, w] from layer `start` on; past: what each layer saw last."""
+        """The frames that layers from `start` on make of x [1, C, h, w]. past: each memory block's previous input."""
         for index in range(start, len(self.decoder)):
             layer = self.decoder[index]
             if isinstance(layer, MemoryBlock):
@@ -108,27 +108,27 @@ class TinyDecoder(nn.Module):
 def build_tiny_decoder(
     tensors: Mapping[str, torch.Tensor], source: str, one_per_latent: bool = False
 ) -> tuple[TinyDecoder, dict[str, torch.Tensor]]:
-    """The decoder that a file's tensors are of, on the meta device, and its weights by name.
+    """The decoder that fits a file's tensors, on the meta device, and its weights by name.
 
-    one_per_latent: leave out what multiplies frames, as taehv's README does for cheaper previews: each latent gives
-    the last of its four frames, nearly.
+    one_per_latent: leave out what multiplies frames, as taehv's README suggests for cheaper previews: each latent then
+    gives one frame, close to the last of its four.
     source: path for messages.
 
     Raises CheckpointError for weights of something else.
     """
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)}
-    factors = tuple(
+    first, second, third = (
         _growth(weights.get(f"{_PREFIX}{layer}.conv.weight"), width) for layer, width in zip(_GROW_LAYERS, _WIDTHS)
     )
     with torch.device("meta"):
-        whole = TinyDecoder(factors)
-    expected = {name: tuple(parameter.shape) for name, parameter in whole.named_parameters()}
+        decoder = TinyDecoder((first, second, third))
+    expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if wrong or whole.frames_per_latent != TEMPORAL:
+    if wrong or decoder.frames_per_latent != TEMPORAL:
         raise CheckpointError(_not_taecvx(source, weights, wrong))
     if not one_per_latent:
-        return whole, weights
+        return decoder, weights
     for layer, width in zip(_GROW_LAYERS, _WIDTHS):
         name = f"{_PREFIX}{layer}.conv.weight"
         weights[name] = weights[name][-width:]
@@ -137,7 +137,7 @@ def build_tiny_decoder(
 
 
 def _growth(weight: torch.Tensor | None, width: int) -> int:
-    """How many frames a weight of Grow makes of one: 1 where it is none."""
+    """How many frames a weight of Grow makes of one: 1 where the weight is missing or has another shape."""
     if weight is None or weight.ndim != 4 or weight.shape[0] % width:
         return 1
     return max(1, weight.shape[0] // width)

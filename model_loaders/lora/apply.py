@@ -87,8 +87,10 @@ def apply_lora(
 
 
 def require_strength(strength: float) -> None:
-    """Raises UserError for a strength beyond MAX_STRENGTH, NaN or Inf: a widget's limits do not apply to linked "
-    "values."""
+    """Raises UserError for a strength beyond MAX_STRENGTH, NaN or Inf.
+
+    A widget's limits do not apply to linked values.
+    """
     if not (math.isfinite(strength) and abs(strength) <= MAX_STRENGTH):
         raise UserError(f"The LoRA strength is {strength}. Use {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}.")
 

@@ -31,8 +31,7 @@ class MagnitudeAdapter(LoRAAdapter):
         intermediate_dtype: torch.dtype = torch.float32,
         original_weight: Any = None,
     ) -> torch.Tensor:
-        """weight [out, in] or [out, in, h, w], changed in place as comfy.lora.calculate_weight expects, and "
-        "returned."""
+        """weight [out, in] or [out, in, h, w], changed in place and returned, as comfy.lora.calculate_weight needs."""
         up, down, magnitude = (mm.cast_to_device(self.weights[i], weight.device, intermediate_dtype) for i in (0, 1, 4))
         scale = 1.0 if self.weights[2] is None else self.weights[2] / down.shape[0]
         merged = weight + (up.flatten(1) @ down.flatten(1) * scale).reshape(weight.shape).to(weight.dtype)

@@ -1,10 +1,11 @@
-"""What the loaders offer."""
+"""ComfyUI's model folders: what the loaders offer, and names that lead out of them."""
 
 from pathlib import Path
 
 import folder_paths
 import pytest
 
+from cogvideox.errors import UserError
 from cogvideox.host import folders
 
 
@@ -18,3 +19,17 @@ def test_files_of_every_kind_are_offered(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "sub" / "later.gguf").touch()
     (tmp_path / "a.safetensors").unlink()
     assert folders.list_files("vae") == ["c.pt", "sub/b.gguf", "sub/later.gguf"]
+
+
+@pytest.mark.parametrize("name", ("../secret", "/etc", "a/../../b", "", "C:\\windows"))
+def test_names_stay_in_the_model_folders(name: str) -> None:
+    """A shared workflow must not reach files outside the models folder."""
+    with pytest.raises(UserError, match="is not the name of a model"):
+        folders.find(name, "diffusers")
+
+
+@pytest.mark.parametrize("name", ("", " ", "../a", "/etc/a", "a/", "C:/a", "a\0b", "a/../b"))
+def test_new_names_stay_in_the_model_folder(name: str) -> None:
+    """A shared workflow must not write elsewhere."""
+    with pytest.raises(UserError, match="is not a valid file name"):
+        folders.new_file(name, "diffusion_models", ".safetensors")

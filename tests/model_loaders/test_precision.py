@@ -155,7 +155,7 @@ def test_fast_modes_are_refused_with_the_reason(wide: Path, monkeypatch: pytest.
         model_loader.load_model(wide, "int4")
 
 
-def test_weights_that_are_no_numbers_are_named(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_with_nan_are_named(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged layer must be named at load: int8 would hide its NaN."""
 
     def damage(name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -176,5 +176,5 @@ def test_text_encoder(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) ->
     parameters = dict(clip.cond_stage_model.named_parameters())
     packed = {name for name, value in parameters.items() if quantized.is_quantized(value)}
     assert packed == {name for name in parameters if precision.is_t5_matrix(name)} and packed
-    again = clip.patcher.cached_patcher_init[0]
-    assert again.__name__ == "_load_text_encoder_patcher"
+    assert clip.patcher.cached_patcher_init is not None
+    assert clip.patcher.cached_patcher_init[0].__name__ == "_load_text_encoder_patcher"

@@ -1,6 +1,7 @@
 """Quantised models alike however they are loaded, patched, hooked, merged and saved."""
 
 from pathlib import Path
+from typing import Any
 
 import comfy.hooks
 import comfy.memory_management
@@ -126,6 +127,7 @@ def test_hooks_and_back(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) 
     group.add(hook := comfy.hooks.WeightHook())
     patches, delta = lora()
     model.add_hook_patches(hook, patches, 0.5)
+    no_hooks: Any = None  # as ComfyUI calls it, against its own annotation
     model.patch_model(device_to=CPU)
     plain, layer = forward(model), model.model.diffusion_model.get_submodule(LAYER)
     want = layer.weight.dequantize() + 0.5 * delta
@@ -133,7 +135,7 @@ def test_hooks_and_back(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) 
         model.patch_hooks(group)
         torch.testing.assert_close(quantized.dequantized(layer.weight, torch.float32), want, rtol=1e-6, atol=1e-7)
         assert not torch.equal(forward(model), plain)
-        model.patch_hooks(None)
+        model.patch_hooks(no_hooks)
         assert quantized.is_quantized(layer.weight) and torch.equal(forward(model), plain)
 
 
@@ -177,6 +179,7 @@ def test_dynamic_vram_streams_and_patches(
         weight, bias = comfy.ops.resolve_cast_module_with_vbar(
             layer, torch.float32, CPU, torch.float32, torch.float32, False
         )
+        assert weight is not None and bias is not None
         assert torch.equal(quantized.dequantized(weight, torch.float32), want) and torch.equal(bias, layer.bias)
         if resident and function:  # what the next step finds, packed again
             step = layer._v_weight._params.scale

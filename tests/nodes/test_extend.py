@@ -141,7 +141,7 @@ def test_size_of_the_continuation(
         ((3, 96, 64), 9, 5, {}, "has 3 frames; overlap 5 takes more. Use an overlap of 1 or less"),
         ((0, 96, 64), 9, 1, {}, "no picture in the images"),
         ((9, 96, 64), 10, 1, {}, "frames 10 is not 4k + 1"),
-        ((9, 96, 64), 9, 1, {"width": 40}, "width 40 does not divide by 16: use 32 or 48"),
+        ((9, 96, 64), 9, 1, {"width": 40}, "width 40 is not divisible by 16: use 32 or 48"),
         ((9, 96, 64), 9, 1, {"height": -16}, "height is -16: use 0 to 16384."),
         ((9, 96, 64), 2001, 1, {}, "frames is 2001: use 1 to 1025"),
         ((9, 96, 8), 9, 1, {}, "96 x 8 pixels, less than 16 x 16. Set the width and height"),

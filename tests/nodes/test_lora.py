@@ -9,6 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
+from cogvideox.model_loaders.files import safetensors_writer
 from cogvideox.model_loaders.files.safetensors_writer import write_tensors
 from cogvideox.nodes import lora as nodes
 from cogvideox.tests.lora_files import (
@@ -103,20 +104,18 @@ def test_nothing_half_written_is_left(subject: Subject, tmp_path: Path, monkeypa
     """A disk that fills up or a run that is stopped must leave neither a broken LoRA nor a stray file."""
     save(tmp_path / "loras" / "a.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
     model = apply(subject.model, "a.safetensors")
-    from cogvideox.model_loaders.files import safetensors_writer as writer
-
-    write = writer._write_tensor
+    write = safetensors_writer._write_tensor
 
     def fail(*args: Any) -> None:
         write(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "_write_tensor", fail)
+    monkeypatch.setattr(safetensors_writer, "_write_tensor", fail)
     with pytest.raises(KeyboardInterrupt):
         nodes.CogVideoXSaveLora.execute(model, "loras/cogvideox")
     assert not list((tmp_path / "output" / "loras").iterdir())
-    monkeypatch.setattr(writer, "_write_tensor", write)
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(safetensors_writer, "_write_tensor", write)
+    monkeypatch.setattr(safetensors_writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(UserError, match="Free some space"):
         nodes.CogVideoXSaveLora.execute(model, "loras/cogvideox")
 

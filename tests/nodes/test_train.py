@@ -379,5 +379,5 @@ def test_saving_what_diffusers_cannot_hold(models, shown) -> None:
 @pytest.mark.parametrize("name", ["", "../out", "/tmp/x", "a/"])
 def test_names_that_are_none_are_refused(name) -> None:
     """The queue says so at once, before anything is trained."""
-    assert "no name for a file" in Save.validate_inputs(name)
-    assert Save.validate_inputs(None) is True and Save.validate_inputs("a/b") is True
+    assert "no name for a file" in str(Save.validate_inputs(name=name))
+    assert Save.validate_inputs(name=None) is True and Save.validate_inputs(name="a/b") is True

@@ -117,13 +117,13 @@ def test_edits_run_the_node_again(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["nowhere", "", "clips/a.mp4", "/no/such/folder", "x" * 5000, "a\0b"])
 def test_folder_that_is_none_is_refused(folder: Path, name: str) -> None:
     """The queue says at once that there is no such folder, before models are loaded."""
-    assert "There is no folder" in Node.validate_inputs(name, 64, 64, 9)
+    assert "There is no folder" in str(Node.validate_inputs(folder=name, width=64, height=64, frames=9))
     with pytest.raises(TrainingError, match="There is no folder"):
         nodes.dataset_folder(name)
 
 
 def test_valid_inputs_pass(folder: Path) -> None:
     """Linked values are not known yet; sizes are checked as everywhere."""
-    assert Node.validate_inputs("clips", 64, 64, 9) is True
-    assert Node.validate_inputs(None, None, None, None) is True
-    assert "use 9 or 13" in Node.validate_inputs("clips", 64, 64, 10)
+    assert Node.validate_inputs(folder="clips", width=64, height=64, frames=9) is True
+    assert Node.validate_inputs(folder=None, width=None, height=None, frames=None) is True
+    assert "use 9 or 13" in str(Node.validate_inputs(folder="clips", width=64, height=64, frames=10))

@@ -17,6 +17,7 @@ import torch
 from comfy_api.latest import InputImpl, ui
 
 from cogvideox import errors
+from cogvideox.media import video_file
 from cogvideox.media.video_file import FORMATS
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nodes import decode_to_file as nodes
@@ -227,10 +228,8 @@ def test_bad_input(
 
 def test_no_room(monkeypatch: pytest.MonkeyPatch, vae: CogVideoXVAE, output: Path) -> None:
     """A full disk is found before decoding, for all videos of a batch together."""
-    from cogvideox.media import video_file as files
-
-    free = files.shutil.disk_usage(output)._replace(free=49_000_000)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: free)
+    free = video_file.shutil.disk_usage(output)._replace(free=49_000_000)
+    monkeypatch.setattr(video_file.shutil, "disk_usage", lambda path: free)
     monkeypatch.setattr(vae, "decode_stream", lambda *a: pytest.fail("decoding has begun"))
     with pytest.raises(errors.UserError, match="has 49 MB left; 10 frames of 96 x 64 may need 50 MB"):
         decode_to_file(vae, latents(2, batch=2))

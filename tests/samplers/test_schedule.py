@@ -7,8 +7,8 @@ import torch
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config
 from cogvideox.errors import UserError
-from cogvideox.samplers import comfy_sampler as comfy_sampler_module
-from cogvideox.samplers.schedule import alphas_cumprod, next_timesteps, trailing_timesteps
+from cogvideox.samplers import comfy_sampler, schedule
+from cogvideox.samplers.schedule import alphas_cumprod, next_timesteps, total_steps, trailing_timesteps
 
 # diffusers' arange makes one timestep too many at these counts (the last is -1), up to 200 steps
 ONE_TOO_MANY = (61, 103, 121, 122)
@@ -41,10 +41,8 @@ def test_timesteps_equal_diffusers() -> None:
 
 def test_schedule_is_found_again_from_its_end() -> None:
     """The SAMPLER node sees only sigmas; from any run of 4 or more steps it must find diffusers' step width."""
-    from cogvideox.samplers import schedule
-
     for total in (7, 20, 28, 50, 61):
-        points = [*schedule.trailing_timesteps(total), -1]
+        points = [*trailing_timesteps(total), -1]
         for start in range(total - 3):
             found = schedule.schedule_of(points[start:])
             assert found is not None and 1000 // found == 1000 // total
@@ -57,19 +55,15 @@ def test_foreign_schedule_steps_from_point_to_point() -> None:
 
 def test_denoise_counts_as_in_comfyui() -> None:
     """Rounding 9 / 0.9 down to 9 would skip the denoise that was asked for."""
-    from cogvideox.samplers.schedule import total_steps
-
     cases = {(6, 0.6): 10, (9, 0.9): 10, (7, 0.7): 10, (20, 1.0): 20, (20, 0.35): 57, (1, 0.1): 10}
     assert {case: total_steps(*case) for case in cases} == cases
 
 
 def test_split_run_goes_on_where_it_stopped() -> None:
     """SplitSigmas must give the same video as one run (DDIM keeps no memory between steps)."""
-    from cogvideox.samplers import comfy_sampler, schedule
-
-    model = _LinearModel(schedule.alphas_cumprod(1.0))
+    model = _LinearModel(alphas_cumprod(1.0))
     x = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 4000
-    sigmas = torch.cat([model.sampling.sigmas[schedule.trailing_timesteps(12)], torch.zeros(1)])
+    sigmas = torch.cat([model.sampling.sigmas[trailing_timesteps(12)], torch.zeros(1)])
     whole = comfy_sampler.sample_along(model, x, sigmas)
     half = comfy_sampler.sample_along(model, x, sigmas[:6])
     torch.testing.assert_close(comfy_sampler.sample_along(model, half, sigmas[5:]), whole, rtol=1e-5, atol=1e-6)
@@ -97,10 +91,9 @@ def test_other_models_are_refused() -> None:
     """Another model's noise levels under CogVideoX's timesteps would sample noise."""
     from comfy.model_sampling import ModelSamplingDiscrete
 
-    comfy_sampler, error = comfy_sampler_module, UserError
     foreign = _LinearModel(alphas_cumprod(1.0))
     foreign.inner_model.inner_model.model_sampling = ModelSamplingDiscrete()
-    with pytest.raises(error, match="samples with ModelSamplingDiscrete.*without a ModelSampling patch"):
+    with pytest.raises(UserError, match="samples with ModelSamplingDiscrete.*without a ModelSampling patch"):
         comfy_sampler.sample_along(foreign, torch.zeros(1, 16, 1, 2, 2), torch.tensor([1.0, 0.0]))
-    with pytest.raises(error, match="samples with ModelSamplingDiscrete"):
+    with pytest.raises(UserError, match="samples with ModelSamplingDiscrete"):
         comfy_sampler.schedule_sigmas(ModelSamplingDiscrete(), 7, 1.0)

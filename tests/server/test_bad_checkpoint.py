@@ -191,7 +191,7 @@ def test_text_encoder_of_the_wrong_width(comfyui, damaged, refused, wide):
     refused(
         text_to_video(damaged(swap)),
         "CogVideoXLoadPipeline",
-        "is 48 wide; the transformer reads 32",
+        "has width 48; the transformer reads width 32",
         "Download the checkpoint's own text_encoder",
     )
 

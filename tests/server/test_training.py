@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cogvideox.devtools import client
+from cogvideox.devtools.embedded_checkpoint import folder_name
 from cogvideox.nano import world
 from cogvideox.tests import core_trainer
 from cogvideox.tests.clip_files import write_video
@@ -106,8 +107,6 @@ def test_cancelled_training_goes_on(comfyui, exact):
 @pytest.mark.parametrize("variant", ["5b-I2V", "1.5-5B"])
 def test_cores_trainer(comfyui, variant):
     """ComfyUI's own Train LoRA on our dataset and our model, saved by our node and applied by it."""
-    from cogvideox.devtools.embedded_checkpoint import folder_name
-
     is_image = "I2V" in variant
     graph = with_clips(latent_only(short(folder_name(variant))), image_to_video=is_image)
     if is_image:

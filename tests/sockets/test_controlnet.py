@@ -2,13 +2,16 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.context_windows
 import comfy.controlnet
 import comfy.model_management
 import pytest
 import torch
+from comfy.controlnet import ControlBase
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_patcher import ModelPatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cogvideox import errors
@@ -20,7 +23,7 @@ from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.nodes.controlnet import CogVideoXApplyControlNet
 from cogvideox.nodes.latent import CogVideoXEmptyLatent
 from cogvideox.nodes.sample import CogVideoXSample
-from cogvideox.sockets.controlnet import chain_control, check_model
+from cogvideox.sockets.controlnet import CogVideoXControl, chain_control, check_model
 from cogvideox.tests.controlnet_reference import Controlled, ReferenceControl
 from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
 from cogvideox.transformer import attention
@@ -29,6 +32,7 @@ from cogvideox.transformer import control_net as controlnet_module
 pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT, FRAMES, SEED, STEPS = 96, 64, 9, 42, 10
 PROMPT, NEGATIVE = "A panda plays a guitar.", ""
+Text = tuple[list[Any], list[Any]]  # positive and negative conditioning
 
 
 def control_video(frames: int = FRAMES, seed: int = 3) -> torch.Tensor:
@@ -36,23 +40,25 @@ def control_video(frames: int = FRAMES, seed: int = 3) -> torch.Tensor:
     return torch.rand(frames, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def apply(conditioning: tuple, net: object, video: torch.Tensor | None = None, strength: float = 1.0, **kw) -> tuple:
-    arguments = {"start_percent": 0.0, "end_percent": 1.0} | kw
+def apply(
+    conditioning: Text, net: ControlBase, video: torch.Tensor | None = None, strength: float = 1.0, **more: Any
+) -> Text:
+    arguments: dict[str, Any] = {"start_percent": 0.0, "end_percent": 1.0} | more
     video = control_video() if video is None else video
-    node = CogVideoXApplyControlNet
-    return node.execute(*conditioning, net, video, strength, **arguments).args
+    return CogVideoXApplyControlNet.execute(*conditioning, net, video, strength, **arguments).args
 
 
 class Run:
     """MODEL, text and a control net of ours, and diffusers' pipeline and the reference's control net."""
 
     def __init__(self, variant: str, pipeline: Path, folder: Path):
-        self.pipeline = reference_pipeline(pipeline)
+        self.pipeline: Any = reference_pipeline(pipeline)
         self.reference = ReferenceControl(folder)
         self.model = load_model(pipeline, "fp32")
         self.net = load_controlnet(folder, "fp32")
         clip = load_text_encoder(pipeline, "fp32")
-        self.text = tuple(clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (PROMPT, NEGATIVE))
+        positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (PROMPT, NEGATIVE))
+        self.text: Text = (positive, negative)
 
     def theirs(self, sampler: str, controls: list[tuple]) -> torch.Tensor:
         """Latents [1, 16, T, H, W], unscaled; controls as in Controlled."""
@@ -74,7 +80,14 @@ class Run:
             ).frames
         return latents.transpose(1, 2) / self.pipeline.vae.config.scaling_factor
 
-    def ours(self, conditioning: tuple, sampler: str = "ddim", frames: int = FRAMES, model: object = None, steps=STEPS):
+    def ours(
+        self,
+        conditioning: Text,
+        sampler: str = "ddim",
+        frames: int = FRAMES,
+        model: ModelPatcher | None = None,
+        steps: int = STEPS,
+    ) -> torch.Tensor:
         latent = CogVideoXEmptyLatent.execute(WIDTH, HEIGHT, frames, 1).args[0]
         out = CogVideoXSample.execute(
             model=model or self.model,
@@ -147,12 +160,12 @@ def test_two_control_nets_equal_the_reference(run_5b: Run, nets: dict[str, Path]
     assert relative_error(run_5b.ours(reverse), got) < 1e-5
 
 
-def test_strength_zero_is_no_control(run_5b: Run) -> None:
+def test_strength_zero_changes_nothing(run_5b: Run) -> None:
     """Switched off, a control net must not change a bit, neither by the node's shortcut nor in sampling."""
     plain = run_5b.ours(run_5b.text)
     assert apply(run_5b.text, run_5b.net, strength=0.0) == run_5b.text
     chained = chain_control(list(run_5b.text), run_5b.net, control_video(), 0.0, (0.0, 1.0), False)
-    assert torch.equal(run_5b.ours(tuple(chained)), plain)
+    assert torch.equal(run_5b.ours((chained[0], chained[1])), plain)
     never = apply(run_5b.text, run_5b.net, start_percent=0.999)
     assert torch.equal(run_5b.ours(never), plain)
 
@@ -217,20 +230,21 @@ def test_refusals_reach_the_user_before_the_first_step(run_5b: Run, tmp_path: Pa
     wide = load_model(folder, "fp32")
     with pytest.raises(errors.UserError, match="of width 64.*the model is CogVideoX-5b of width 96"):
         run_5b.ours(apply(run_5b.text, run_5b.net), model=wide)
+    another_model: Any = SimpleNamespace()
     with pytest.raises(errors.UserError, match="the model is SimpleNamespace"):
-        check_model(run_5b.net.patcher.model.config, SimpleNamespace())
+        check_model(run_5b.net.patcher.model.config, another_model)
     with pytest.raises(errors.UserError, match="is a ControlBase, not a CogVideoX control net"):
         apply(run_5b.text, comfy.controlnet.ControlBase())
 
 
-def prepared(run: Run, frames: int = FRAMES, net: object = None) -> object:
+def prepared(run: Run, frames: int = FRAMES, net: CogVideoXControl | None = None) -> Any:
     """A control as it is after pre_run."""
     control = apply(run.text, net or run.net, control_video(frames))[0][0][1]["control"]
     control.pre_run(run.model.model, run.model.model.model_sampling.percent_to_sigma)
     return control
 
 
-def step(control: object, run: Run, latent_frames: int = 3) -> list[torch.Tensor]:
+def step(control: Any, run: Run, latent_frames: int = 3) -> list[torch.Tensor]:
     """What `control` gives for one step."""
     x = torch.randn(1, 16, latent_frames, 8, 12, generator=torch.Generator().manual_seed(1))
     return control.get_control(x, torch.tensor([2.0]), {"c_crossattn": run.text[0][0][0]}, 1, {})["input"]
@@ -251,7 +265,8 @@ def test_windows_see_their_part_of_the_guide(run_5b: Run, monkeypatch: pytest.Mo
         window = comfy.context_windows.IndexListContextWindow(indices, dim=2, total_frames=6)
         seen = indices
         if anchor is not None:
-            window.causal_anchor_index, seen = anchor, [anchor, *indices]
+            setattr(window, "causal_anchor_index", anchor)  # noqa: B010 - an attribute that only newer ComfyUIs have
+            seen = [anchor, *indices]
         got = control.get_control(x[:, :, seen], sigma, cond, 1, {"context_window": window})["input"]
         scaled = sampling.calculate_input(sigma, x[:, :, seen])
         want = net(scaled, whole[:, :, seen], sampling.timestep(sigma).float(), cond["c_crossattn"])
@@ -265,7 +280,8 @@ def test_windows_see_their_part_of_the_guide(run_5b: Run, monkeypatch: pytest.Mo
 def test_run_in_context_windows(run_5b: Run) -> None:
     """ComfyUI's context windows node and a control net must work together in a whole run."""
     model = run_5b.model.clone()
-    model.model_options["context_handler"] = comfy.context_windows.IndexListContextHandler(
+    options: dict[str, Any] = model.model_options
+    options["context_handler"] = comfy.context_windows.IndexListContextHandler(
         comfy.context_windows.get_matching_context_schedule("standard_static"),
         comfy.context_windows.get_matching_fuse_method("pyramid"),
         context_length=3,
@@ -347,7 +363,7 @@ def test_no_tensor_is_left_on_the_wrong_device(
     # tables are cached by device: none of this test's fakes may reach another
     for name in ("rotary_table", "sincos_table"):
         monkeypatch.setattr(controlnet_module, name, getattr(positions, name).__wrapped__.__wrapped__)
-    control = load_controlnet(nets[variant], "fp32")
+    control: Any = load_controlnet(nets[variant], "fp32")
     control.set_cond_hint(control_video(21).movedim(-1, 1))
     control.model_sampling = SimpleNamespace(timestep=lambda t: t, calculate_input=lambda t, x: x)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:

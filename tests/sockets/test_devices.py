@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import comfy.memory_management
 import comfy.model_management as mm
@@ -59,7 +60,7 @@ def test_no_tensor_is_left_on_the_wrong_device(
     # tables are cached by device: none of this test's fakes may reach another
     from cogvideox.transformer import positions
 
-    tables = positions.rotary_table.__wrapped__, positions.sincos_table.__wrapped__
+    tables: list[Any] = [getattr(positions, name).__wrapped__ for name in ("rotary_table", "sincos_table")]
     with fake:
         if share is None:
             model.patch_model(device_to=CARD)

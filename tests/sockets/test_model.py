@@ -161,7 +161,7 @@ def test_1_5_gets_real_noise_in_front_from_stock_samplers_too(tiny_pipelines: di
     model = load(tiny_pipelines["1.5-5B"])
     seen = []
 
-    def watch(apply: Callable, args: dict) -> torch.Tensor:
+    def watch(apply: Callable, args: Any) -> torch.Tensor:
         seen.append(args["input"].shape[2])
         return apply(args["input"], args["timestep"], **args["c"])
 
@@ -184,7 +184,7 @@ def test_easy_cache_and_context_windows(tiny_pipelines: dict[str, Path]) -> None
     assert torch.equal(ksample(model, steps=8, latent=long), plain), "the cache leaked into the next run"
 
     def windowed(length: int) -> torch.Tensor:
-        node = windows.ContextWindowsManualNode
+        node: Any = windows.ContextWindowsManualNode
         patched = node.execute(model, length, 1, "standard_static", 1, False, "pyramid", 2, False).args[0]
         return ksample(patched, steps=4, latent=long)
 
@@ -203,6 +203,7 @@ def test_stock_lora_loader(tiny_pipelines: dict[str, Path]) -> None:
     down, up = torch.randn(4, 64, generator=generator), torch.randn(64, 4, generator=generator)
     lora = {f"diffusion_model.{name}.lora_down.weight": down, f"diffusion_model.{name}.lora_up.weight": up}
     patched, _ = load_lora_for_models(model, None, lora, 0.5, 0)
+    assert patched is not None
     before = model.model.diffusion_model.get_submodule(name).weight.clone()
     patched.patch_model(CPU)
     after = patched.model.diffusion_model.get_submodule(name).weight.clone()
@@ -243,7 +244,8 @@ def test_clone_by_reloading(tiny_pipelines: dict[str, Path]) -> None:
         load_text_encoder(folder, "fp32").patcher,
         load_vae(folder, "fp32").patcher,
     ):
-        factory, arguments = patcher.cached_patcher_init
+        cached: Any = patcher.cached_patcher_init
+        factory, arguments = cached[:2]
         again = factory(*arguments, disable_dynamic=True)
         assert again.model is not patcher.model
         for a, b in zip(again.model.parameters(), patcher.model.parameters(), strict=True):
@@ -257,7 +259,7 @@ def test_interrupt_leaves_the_next_run_right(tiny_pipelines: dict[str, Path]) ->
     plain = ksample(model, steps=4, latent=latents)
     for at_step in (0, 2):
 
-        def stop(apply: Callable, args: dict, at_step: int = at_step, seen: list = []) -> torch.Tensor:
+        def stop(apply: Callable, args: Any, at_step: int = at_step, seen: list = []) -> torch.Tensor:
             seen.append(1)
             if len(seen) > at_step:
                 comfy.model_management.interrupt_current_processing(True)

@@ -1,5 +1,8 @@
 """The memory that the pack asks ComfyUI to free, against what a forward really takes: at full width, without memory."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import comfy.ops
 import pytest
 import torch
@@ -34,7 +37,6 @@ def test_estimate_covers_the_peak(variant: str, batch: int, monkeypatch: pytest.
     with torch.inference_mode(), PeakBytes() as used:
         dit(latents, torch.empty(batch, device="meta"), context=context)
 
-    model = torch.nn.Module()
-    model.diffusion_model, model.get_dtype_inference = dit, lambda: torch.bfloat16
+    model: Any = SimpleNamespace(diffusion_model=dit, get_dtype_inference=lambda: torch.bfloat16)
     estimate = model_module.CogVideoXModel.memory_required(model, list(latents.shape))
     assert used.peak <= estimate <= 1.25 * used.peak

@@ -15,7 +15,7 @@ from cogvideox.vae import activation as activation_module
 from cogvideox.vae.activation import modulated_silu
 from cogvideox.vae.fused import fused_modulated_silu
 from cogvideox.vae.layout import empty_frames
-from cogvideox.vae.norms import Modulation
+from cogvideox.vae.modulation import Modulation
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # channels, height and width of a frame; first row and last + 1 of the band; pixels of one row and column of patches
@@ -46,13 +46,13 @@ def both_ways(case: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[t
         function(x, modulation, start, ring[:, 1, :, 1:-1])
         around = ring.clone()
         around[:, 1, :, 1:-1] = 7
-        assert (around == 7).all(), "something beside the slot was written"
+        assert (around == 7).all(), "something outside the slot was written"
         slots.append(ring[:, 1, :, 1:-1].float())
     return slots[0], slots[1]
 
 
 def ulps(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> float:
-    """The largest difference, in units of the last place that `dtype` has at a number of this size."""
+    """The largest difference, in units of the last digit that `dtype` has at a number of this size."""
     tiny = torch.finfo(dtype).tiny
     exponent = torch.floor(torch.log2(theirs.abs().maximum(ours.abs()).clamp_min(tiny)))
     return float(((ours - theirs).abs() / (torch.finfo(dtype).eps * 2**exponent)).max())

@@ -15,11 +15,11 @@ def test_frames_round_trip() -> None:
 @pytest.mark.parametrize(
     ("size", "named"),
     [
-        ((721, 480, 49), "width 721 does not divide by 16: use 720 or 736"),
-        ((720, 488, 49), "height 488 does not divide by 16: use 480 or 496"),
+        ((721, 480, 49), "width 721 is not divisible by 16: use 720 or 736"),
+        ((720, 488, 49), "height 488 is not divisible by 16: use 480 or 496"),
         ((720, 480, 48), "frames 48 is not 4k + 1 (8k + 1 as the models were trained): use 45 or 49"),
         ((720, 480, 0), "frames 0 is not 4k + 1 (8k + 1 as the models were trained): use 1"),
-        ((8, 480, 49), "width 8 does not divide by 16: use 16"),
+        ((8, 480, 49), "width 8 is not divisible by 16: use 16"),
     ],
 )
 def test_sizes_that_do_not_fit_name_the_nearest(size: tuple[int, int, int], named: str) -> None:

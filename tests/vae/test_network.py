@@ -1,6 +1,7 @@
 """Decode and encode against diffusers' AutoencoderKLCogVideoX."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from cogvideox.tests.support import check_parity, relative_error
 
 @pytest.fixture(scope="module", params=("2b", "1.5-5B"))
 def vaes(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> tuple:
-    from diffusers import AutoencoderKLCogVideoX
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
     folder = tiny_pipelines[request.param]
     theirs = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
@@ -43,7 +44,7 @@ def test_decode_equals_diffusers(vaes: tuple, count: int, memory: str) -> None:
 
 
 def test_decode_of_an_even_count(vaes: tuple) -> None:
-    """diffusers decodes 4 latents to 16 frames, of which the first stands still; ComfyUI's contract is 13, the frames
+    """diffusers decodes 4 latents to 16 frames, of which the first is repeated; ComfyUI's contract is 13, the frames
     that the latents have with the last one repeated."""
     ours, theirs = vaes
     z = latents(4)
@@ -78,11 +79,11 @@ def test_encode_equals_diffusers(vaes: tuple, frames: int) -> None:
 @pytest.mark.parametrize("memory", ("fast", "low"))
 def test_bf16_error_is_diffusers_own(tiny_pipelines: dict[str, Path], memory: str) -> None:
     """In bf16 the decode may not lose more than the reference does."""
-    from diffusers import AutoencoderKLCogVideoX
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
     folder = tiny_pipelines["5b"]
-    exact = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
-    rounded = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.bfloat16).eval()
+    exact: Any = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    rounded: Any = AutoencoderKLCogVideoX.from_pretrained(folder / "vae", torch_dtype=torch.bfloat16).eval()
     ours = load_vae(folder, "bf16")
     z = latents(5)
     with torch.inference_mode():

@@ -1,9 +1,9 @@
 """Every way through the VAE gives diffusers' numbers, at a memory that does not grow, and goes on when it runs out."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.ops
@@ -13,26 +13,29 @@ import torch
 from cogvideox.errors import GeometryError, NumericsError
 from cogvideox.host.ops import adopt_ops
 from cogvideox.model_loaders.load_vae import load_vae
-from cogvideox.tests.fake_card import CARD, fake_card
+from cogvideox.sockets.vae import CogVideoXVAE
+from cogvideox.tests.fake_card import CARD, failing_convolutions, fake_card
 from cogvideox.tests.peak_bytes import PeakBytes
 from cogvideox.tests.support import check_parity, relative_error
 from cogvideox.vae import blocks, streaming
 from cogvideox.vae import plan as plans
 from cogvideox.vae.network import CogVideoXAutoencoder
+from cogvideox.vae.plan import OffloadPlan
 
 CPU = torch.device("cpu")
+Networks = tuple[CogVideoXAutoencoder, Any]  # ours and diffusers'
 WAYS = (*plans.LADDER, plans.in_bands(plans.LOW, 1), plans.in_bands(plans.LEAST, 500))
 names = pytest.mark.parametrize("plan", WAYS, ids=lambda plan: f"{plan.name}-{plan.band_pixels}")
 
 
 @pytest.fixture(scope="module")
-def networks() -> tuple[torch.nn.Module, torch.nn.Module]:
+def networks() -> Networks:
     """Ours and diffusers', with unlike widths and groups of several channels, as the official one has."""
-    from diffusers import AutoencoderKLCogVideoX
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
     torch.manual_seed(0)
-    theirs = AutoencoderKLCogVideoX(block_out_channels=(16, 32, 32, 48), layers_per_block=1, norm_num_groups=8).eval()
-    ours = CogVideoXAutoencoder.from_config(theirs.config).eval()
+    config: dict[str, Any] = {"block_out_channels": (16, 32, 32, 48), "layers_per_block": 1, "norm_num_groups": 8}
+    theirs, ours = AutoencoderKLCogVideoX(**config).eval(), CogVideoXAutoencoder(**config).eval()
     ours.load_state_dict(theirs.state_dict())
     adopt_ops(ours, comfy.ops.disable_weight_init)
     return ours, theirs
@@ -42,12 +45,12 @@ def video(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def decode(network: torch.nn.Module, z: torch.Tensor, plan: object, **options: object) -> torch.Tensor:
+def decode(network: torch.nn.Module, z: torch.Tensor, plan: OffloadPlan, **options: Any) -> torch.Tensor:
     with torch.inference_mode():
         return torch.cat(list(streaming.decode_stream(network, z, plan, CPU, z.dtype, **options)), dim=2)
 
 
-def reference_decode(network: torch.nn.Module, z: torch.Tensor) -> torch.Tensor:
+def reference_decode(network: Any, z: torch.Tensor) -> torch.Tensor:
     """diffusers' decode; of an even number of latents, with the last one repeated."""
     even = z.shape[2] % 2 == 0
     with torch.inference_mode():
@@ -57,15 +60,15 @@ def reference_decode(network: torch.nn.Module, z: torch.Tensor) -> torch.Tensor:
 
 @names
 @pytest.mark.parametrize("size", ((1, 6, 4), (2, 5, 7), (3, 4, 9), (6, 3, 5), (9, 4, 4), (25, 2, 3)))
-def test_decode(networks: tuple, plan: object, size: tuple[int, int, int]) -> None:
-    """A band, a cache or a frame in the wrong place shows as a seam, a jump or a shift of colours."""
+def test_decode(networks: Networks, plan: OffloadPlan, size: tuple[int, int, int]) -> None:
+    """A band, a cache or a frame at the wrong index shows as a seam, a jump or a shift of colours."""
     z = video(1, 16, *size)
     check_parity(f"VAE decode, {plan.name}", decode(networks[0], z, plan), reference_decode(networks[1], z), 1e-6)
 
 
 @names
 @pytest.mark.parametrize("size", ((1, 48, 32), (5, 40, 56), (9, 24, 72), (13, 32, 32), (17, 40, 24), (49, 16, 24)))
-def test_encode(networks: tuple, plan: object, size: tuple[int, int, int]) -> None:
+def test_encode(networks: Networks, plan: OffloadPlan, size: tuple[int, int, int]) -> None:
     """Image to video and every edit start from these numbers. These weights blow rounding up to 1e-6 in diffusers as
     well, so both are compared with float64; test_network.py compares them with each other."""
     ours, theirs = networks
@@ -79,7 +82,7 @@ def test_encode(networks: tuple, plan: object, size: tuple[int, int, int]) -> No
 
 
 @pytest.mark.parametrize("frames", (2, 3, 8, 12, 16, 20))
-def test_frames_that_fill_no_latent_are_left_out(networks: tuple, frames: int) -> None:
+def test_frames_that_fill_no_latent_are_left_out(networks: Networks, frames: int) -> None:
     """diffusers cuts such a video in a way that depends on its length, and loses frames in the middle."""
     pixels, kept = video(1, 3, frames, 16, 24), (frames - 1) // 4 * 4 + 1
     with torch.inference_mode():
@@ -88,7 +91,7 @@ def test_frames_that_fill_no_latent_are_left_out(networks: tuple, frames: int) -
 
 
 @pytest.fixture(scope="module", params=(torch.bfloat16, torch.float16), ids=("bf16", "fp16"))
-def half(request: pytest.FixtureRequest, networks: tuple) -> SimpleNamespace:
+def half(request: pytest.FixtureRequest, networks: Networks) -> SimpleNamespace:
     """Our network in half precision, latents, what they are in fp32, and diffusers' error on them."""
     ours, theirs = networks
     z = video(1, 16, 5, 6, 8)
@@ -96,19 +99,19 @@ def half(request: pytest.FixtureRequest, networks: tuple) -> SimpleNamespace:
     theirs = torch.nn.Module.to(copy.deepcopy(theirs), request.param)
     error = relative_error(reference_decode(theirs, z.to(request.param)), want)
     rounded = {name: value.to(request.param) for name, value in ours.state_dict().items()}
-    network = CogVideoXAutoencoder.from_config(ours.config).eval()
+    network = CogVideoXAutoencoder(**ours.config).eval()
     torch.nn.Module.to(network, request.param).load_state_dict(rounded)
     adopt_ops(network, comfy.ops.disable_weight_init)
     return SimpleNamespace(network=network, z=z.to(request.param), want=want, reference_error=error)
 
 
 @pytest.mark.parametrize("plan", plans.LADDER, ids=lambda plan: plan.name)
-def test_half_precision_loses_no_more_than_diffusers(half: SimpleNamespace, plan: object) -> None:
+def test_half_precision_loses_no_more_than_diffusers(half: SimpleNamespace, plan: OffloadPlan) -> None:
     """Rounding once where the reference rounds five times; the other way round colours would band."""
     assert relative_error(decode(half.network, half.z, plan), half.want) <= 1.02 * half.reference_error
 
 
-def test_memory_does_not_grow_with_length(networks: tuple) -> None:
+def test_memory_does_not_grow_with_length(networks: Networks) -> None:
     """161 frames must fit where 49 do."""
     peaks = []
     for count in (5, 13, 41):
@@ -121,7 +124,7 @@ def test_memory_does_not_grow_with_length(networks: tuple) -> None:
     assert peaks[2] <= 1.02 * peaks[1] <= 1.2 * peaks[0]  # the latents themselves grow
 
 
-def test_memory_of_an_encode_does_not_grow_with_length(networks: tuple) -> None:
+def test_memory_of_an_encode_does_not_grow_with_length(networks: Networks) -> None:
     """A clip of hundreds of frames to be changed must fit where a short one does."""
     peaks = []
     for count in (25, 241):
@@ -136,8 +139,8 @@ def test_memory_of_an_encode_does_not_grow_with_length(networks: tuple) -> None:
 
 @pytest.mark.parametrize("plan", plans.LADDER, ids=lambda plan: plan.name)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("fp32", "bf16"))
-def test_everything_is_where_it_is_computed(networks: tuple, plan: object, dtype: torch.dtype) -> None:
-    """What was put aside in host memory must come back to the card, and the frames must leave from there: with weights
+def test_everything_is_where_it_is_computed(networks: Networks, plan: OffloadPlan, dtype: torch.dtype) -> None:
+    """What was offloaded to host memory must come back to the card, and the frames must leave from there: with weights
     on the host too, as ComfyUI streams them."""
     ours = networks[0]
     with fake_card():
@@ -149,25 +152,12 @@ def test_everything_is_where_it_is_computed(networks: tuple, plan: object, dtype
                 assert part.device == CARD and part.dtype == dtype
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[object, int], bool]) -> None:
-    """Let the convolutions for which fails(plan, number so far) run out of memory."""
-    seen, convolution = [], blocks.causal_convolution
-
-    def convolve(stream: object, *rest: object) -> object:
-        seen.append(stream)
-        if fails(stream.plan, len(seen)):
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return convolution(stream, *rest)
-
-    monkeypatch.setattr(blocks, "causal_convolution", convolve)
-
-
 @pytest.mark.parametrize("at", (1, 30, 50, 66))
-def test_out_of_memory_goes_on_leaner(networks: tuple, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_goes_on_leaner(networks: Networks, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour of sampling must not be lost for the last frames; and none may come twice, or be missing."""
     z = video(1, 16, 7, 4, 4)
     want = reference_decode(networks[1], z)
-    failing(monkeypatch, lambda plan, number: number == at)
+    failing_convolutions(monkeypatch, lambda plan, number: number == at)
     fallbacks: list[tuple[str, str]] = []
     got = decode(
         networks[0], z, plans.FAST, on_fallback=lambda plan, leaner: fallbacks.append((plan.name, leaner.name))
@@ -176,20 +166,41 @@ def test_out_of_memory_goes_on_leaner(networks: tuple, at: int, monkeypatch: pyt
     assert relative_error(got, want) <= 1e-6
 
 
-def test_out_of_memory_goes_down_the_ladder(networks: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_goes_down_the_ladder(networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each mode in turn, the leanest too, and then the error as it is."""
     z = video(1, 16, 3, 4, 4)
     want = reference_decode(networks[1], z)
-    failing(monkeypatch, lambda plan, number: plan.name != "least")
+    failing_convolutions(monkeypatch, lambda plan, number: plan.name != "least")
     fallbacks: list[str] = []
     got = decode(networks[0], z, plans.FAST, on_fallback=lambda plan, leaner: fallbacks.append(leaner.name))
     assert fallbacks == ["medium", "low", "least"] and relative_error(got, want) <= 1e-6
-    failing(monkeypatch, lambda plan, number: True)
+    failing_convolutions(monkeypatch, lambda plan, number: True)
     with pytest.raises(torch.OutOfMemoryError):
         decode(networks[0], z, plans.FAST, on_fallback=lambda plan, leaner: None)
 
 
-def test_other_errors_are_not_taken_for_it(networks: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at", (1, 20, 44))
+def test_an_encode_out_of_memory_goes_on_leaner(networks: Networks, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on the way in, in the first chunk and in those after it."""
+    pixels = video(1, 3, 17, 16, 24)
+    with torch.inference_mode():
+        want = torch.cat(list(streaming.encode_stream(networks[0], pixels, plans.FAST, CPU, pixels.dtype)), dim=2)
+        failing_convolutions(monkeypatch, lambda plan, number: number == at)
+        fallbacks: list[tuple[str, str]] = []
+        parts = streaming.encode_stream(
+            networks[0],
+            pixels,
+            plans.FAST,
+            CPU,
+            pixels.dtype,
+            lambda *two: fallbacks.append((two[0].name, two[1].name)),
+        )
+        got = torch.cat(list(parts), dim=2)
+    assert fallbacks == [("fast", "medium")]
+    assert torch.equal(got, want)
+
+
+def test_other_errors_are_not_taken_for_it(networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect must not send the user through four modes."""
 
     def broken(*_: object) -> object:
@@ -201,36 +212,8 @@ def test_other_errors_are_not_taken_for_it(networks: tuple, monkeypatch: pytest.
 
 
 @pytest.fixture(scope="module")
-def vae(tiny_pipelines: dict[str, Path]) -> object:
+def vae(tiny_pipelines: dict[str, Path]) -> CogVideoXVAE:
     return load_vae(tiny_pipelines["5b"], "fp32")
-
-
-def test_fallback_is_said(vae: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a word the user would wonder why this run is slow, and why that one was not."""
-    said: list[str] = []
-    monkeypatch.setattr(vae, "notify", said.append)
-    z = video(1, 16, 3, 8, 12)
-    want = vae.decode(z)
-    failing(monkeypatch, lambda plan, number: number == 3)
-    assert torch.equal(vae.decode(z), want)
-    assert said == [
-        "Decoding in memory mode fast needs more memory than there is: it continues in mode medium, slower and with "
-        "the same result."
-    ]
-
-
-@pytest.mark.parametrize(
-    ("memory", "free", "want"),
-    (("auto", 1.01, "fast"), ("auto", 0.0, "least"), ("fast", 0.0, "fast"), ("low", 1e9, "low"), ("low", 0.0, "low")),
-)
-def test_memory_mode(vae: object, memory: str, free: float, want: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """auto takes the fastest mode that fits into what ComfyUI reports free; the others are taken at their word."""
-    z = video(1, 16, 3, 8, 12)
-    needed = vae.memory_used_decode(z.shape, vae.vae_dtype)
-    weights = vae.model_size() - vae.patcher.loaded_size()
-    monkeypatch.setattr(mm, "get_free_memory", lambda device=None, **_: int(weights + free * needed))
-    plan = vae._load(memory, None, z.shape, vae.memory_used_decode)
-    assert plan.name == want
 
 
 @pytest.mark.parametrize(
@@ -242,14 +225,14 @@ def test_memory_mode(vae: object, memory: str, free: float, want: str, monkeypat
         ((1, 16, 8, 8), r"\[1, 16, 8, 8\].*frames"),
     ),
 )
-def test_latents_that_are_none(vae: object, shape: tuple[int, ...], words: str) -> None:
+def test_invalid_latents(vae: CogVideoXVAE, shape: tuple[int, ...], words: str) -> None:
     """Named before any work, not as a failure inside a convolution."""
     for decode_with in (vae.decode, vae.decode_tiled):
         with pytest.raises(GeometryError, match=words):
             decode_with(torch.zeros(shape))
 
 
-def test_broken_latents_are_named_by_frame(vae: object) -> None:
+def test_broken_latents_are_named_by_frame(vae: CogVideoXVAE) -> None:
     """Which frame is broken tells whether the sampler or what it was given is at fault."""
     z = torch.zeros(2, 16, 5, 8, 8)
     z[1, 3, 2, 0, 0], z[0, 0, 4, 1, 1] = float("nan"), float("inf")
@@ -258,7 +241,7 @@ def test_broken_latents_are_named_by_frame(vae: object) -> None:
         vae.decode(z)
 
 
-def test_interrupt_stops_at_once(vae: object) -> None:
+def test_interrupt_stops_at_once(vae: CogVideoXVAE) -> None:
     """A long decode on a slow machine must stop when told to, and the next one must work."""
     z = video(1, 16, 3, 8, 12)
     want = vae.decode(z)
@@ -268,7 +251,7 @@ def test_interrupt_stops_at_once(vae: object) -> None:
     assert torch.equal(vae.decode(z), want)
 
 
-def test_batches_of_clips_are_encoded_each_by_itself(vae: object) -> None:
+def test_batches_of_clips_are_encoded_each_by_itself(vae: CogVideoXVAE) -> None:
     """[B, F, H, W, 3]: as many latents, none knowing of the other."""
     clips = torch.rand(2, 9, 32, 48, 3, generator=torch.Generator().manual_seed(1))
     assert torch.equal(vae.encode(clips), torch.cat([vae.encode(clip) for clip in clips]))

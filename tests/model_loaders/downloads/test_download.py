@@ -40,7 +40,7 @@ def fetch(folder: Path, **more: Any) -> int:
     return downloads.download(REPOSITORY, folder, pause_s=0.01, **more)
 
 
-def check_whole(folder: Path, hub: FileServer) -> None:
+def check_complete(folder: Path, hub: FileServer) -> None:
     """Exactly the needed files lie there, byte for byte, and the loaders may take the folder."""
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert found - {manifests.MANIFEST, downloads.LOCK} == set(hub.files) - NOT_NEEDED
@@ -62,12 +62,12 @@ def failure(folder: Path, **more: Any) -> str:
     return str(raised.value)
 
 
-def test_a_checkpoint_is_fetched_whole_and_only_once(tmp_path: Path, hub: FileServer) -> None:
+def test_a_checkpoint_is_downloaded_completely_and_once(tmp_path: Path, hub: FileServer) -> None:
     """Else a user waits for 20 GB again, or gets the .bin and fp16 doubles on top."""
     folder = tmp_path / "CogVideoX-2b"
     needed = sum(len(data) for path, data in hub.files.items() if path not in NOT_NEEDED)
     assert fetch(folder) == needed
-    check_whole(folder, hub)
+    check_complete(folder, hub)
     before = len(hub.asked)
     hub.close()
     assert fetch(folder) == 0
@@ -91,7 +91,7 @@ def test_files_that_are_right_already_stay(tmp_path: Path, hub: FileServer) -> N
         (folder / path).parent.mkdir(parents=True)
         (folder / path).write_bytes(data)
     fetch(folder)
-    check_whole(folder, hub)
+    check_complete(folder, hub)
     assert not hub.requests(BIG)
     assert len(hub.requests(VAE)) == 1  # of the right size, but not the hub's
 
@@ -117,7 +117,7 @@ def test_cut_connections_are_continued(tmp_path: Path, hub: FileServer) -> None:
     """One dropped packet must not cost the gigabytes before it."""
     hub.fail(BIG, Fault(cut_after=200_000), Fault(cut_after=0), Fault(cut_after=100_000))
     fetch(tmp_path / "x")
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
     ranges = [asked.range for asked in hub.requests(BIG)]
     assert ranges == [None, "bytes=200000-", "bytes=200000-", "bytes=300000-"]
     assert all(asked.headers.get("if-range") for asked in hub.requests(BIG)[1:])
@@ -130,7 +130,7 @@ def test_a_busy_server_is_asked_again(tmp_path: Path, hub: FileServer, status: i
     hub.fail("", Fault(status, headers))
     hub.fail(BIG, Fault(cut_after=5000), Fault(status, headers), Fault(status, headers))
     fetch(tmp_path / "x")
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
     assert hub.requests(BIG)[-1].range == "bytes=5000-"
 
 
@@ -143,14 +143,14 @@ def test_a_server_that_stays_broken_is_left_with_what_there_is(tmp_path: Path, h
     hub.faults.clear()
     fetched = fetch(tmp_path / "x")
     assert fetched < len(hub.files[BIG]) + 200_000
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
 
 
 def test_416_starts_the_file_again(tmp_path: Path, hub: FileServer) -> None:
     """A part that the server cannot continue must not stay in the way for ever."""
     hub.fail(BIG, Fault(cut_after=7000), Fault(416))
     fetch(tmp_path / "x")
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
     assert [asked.range for asked in hub.requests(BIG)] == [None, "bytes=7000-", None]
     hub.fail(VAE, *[Fault(cut_after=7000), Fault(416)] * 9)
     assert "from byte" in failure(tmp_path / "y")
@@ -160,7 +160,7 @@ def test_a_server_without_ranges_starts_the_file_again(tmp_path: Path, hub: File
     """Appending a whole file to half of one gives weights that are noise."""
     hub.fail(BIG, Fault(cut_after=7000), Fault(ignore_range=True))
     fetch(tmp_path / "x")
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
     assert len(hub.requests(BIG)) == 2
 
 
@@ -168,15 +168,15 @@ def test_another_part_of_the_file_than_asked_for_is_not_appended(tmp_path: Path,
     """A cache that answers with its own range would shift every weight behind it."""
     hub.fail(BIG, Fault(cut_after=7000), Fault(headers={"Content-Range": "bytes 5-9/10"}))
     fetch(tmp_path / "x")
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
     assert [asked.range for asked in hub.requests(BIG)] == [None, "bytes=7000-", None]
 
 
 def test_an_answer_without_a_length_is_not_taken_for_the_whole(tmp_path: Path, hub: FileServer) -> None:
-    """Some proxies just close: that is no end of the file, and no reason to ask for ever."""
+    """Some proxies just close the connection: that is not the end of the file, and no reason to ask for ever."""
     hub.fail(BIG, Fault(unsized=True, cut_after=5000))
     fetch(tmp_path / "x")
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
     hub.fail(BIG, Fault(unsized=True, cut_after=5000), always=True)
     assert "was cut" in failure(tmp_path / "y")
 
@@ -186,19 +186,19 @@ def test_a_wrong_content_length_does_no_harm(tmp_path: Path, hub: FileServer, cl
     """A proxy that miscounts must give neither a short file nor a hang."""
     hub.fail(BIG, Fault(claim=claim))
     fetch(tmp_path / "x")
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
 
 
 @pytest.mark.parametrize("change", [lambda d: d[:-1] + b"!", lambda d: d + b"more", lambda d: b"<html>" + d[6:]])
 @pytest.mark.parametrize("path", [BIG, "model_index.json"])
-def test_wrong_bytes_are_fetched_again_and_then_refused(
+def test_wrong_bytes_are_downloaded_again_and_then_refused(
     tmp_path: Path, hub: FileServer, path: str, change: Callable[[bytes], bytes]
 ) -> None:
     """A damaged file in the models folder gives noise, or an error that nobody understands; small ones as well."""
     wrong = Fault(body=change(hub.files[path]))
     hub.fail(path, wrong)
     fetch(tmp_path / "x")
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
     hub.fail(path, wrong, always=True)
     message = failure(tmp_path / "y")
     assert path in message and "wrong hash" in message
@@ -212,7 +212,7 @@ def test_a_damaged_half_file_is_found(tmp_path: Path, hub: FileServer) -> None:
     part = tmp_path / "x" / f"{BIG}.part"
     part.write_bytes(bytes(1000) + part.read_bytes()[1000:])
     fetch(tmp_path / "x")
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
 
 
 def test_a_file_that_changed_on_the_hub_is_not_mixed(tmp_path: Path, hub: FileServer) -> None:
@@ -223,7 +223,7 @@ def test_a_file_that_changed_on_the_hub_is_not_mixed(tmp_path: Path, hub: FileSe
     old, hub.revision = hub.revision, "f" * 40
     hub.files[BIG] = hub.files[BIG][::-1]
     fetch(tmp_path / "x")  # the old revision is gone by now
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
     assert pinned == old and revision_in(tmp_path / "x") == hub.revision
 
 
@@ -274,11 +274,11 @@ def test_two_downloads_into_one_folder(tmp_path: Path, hub: FileServer) -> None:
         time.sleep(0.01)
     assert "Another download" in failure(tmp_path / "x")
     first.join()
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
 
 
 def test_another_checkpoint_in_the_folder_is_not_mixed_in(tmp_path: Path, hub: FileServer) -> None:
-    """Else 2b's T5 lies beside 5b's transformer."""
+    """Otherwise 2b's T5 would be next to 5b's transformer."""
     fetch(tmp_path / "x")
     with pytest.raises(UserError, match="holds a download of zai-org/CogVideoX-2b, not of zai-org/CogVideoX-5b"):
         downloads.download("zai-org/CogVideoX-5b", tmp_path / "x")
@@ -301,7 +301,7 @@ def test_stop_is_heard_within_a_second(tmp_path: Path, hub: FileServer, fault: F
     assert time.monotonic() - asked[0] < 1.0
     hub.faults.clear()
     fetch(tmp_path / "x")
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)
 
 
 def test_stop_is_heard_while_the_hub_is_silent(tmp_path: Path, hub: FileServer) -> None:
@@ -313,7 +313,7 @@ def test_stop_is_heard_while_the_hub_is_silent(tmp_path: Path, hub: FileServer) 
     assert time.monotonic() - began < 1.2
 
 
-def test_a_killed_process_leaves_what_it_fetched(tmp_path: Path, hub: FileServer) -> None:
+def test_a_killed_process_keeps_what_it_downloaded(tmp_path: Path, hub: FileServer) -> None:
     """After kill -9 only the missing bytes are fetched, and the lock is free."""
     folder = tmp_path / "CogVideoX-2b"
     hub.fail(BIG, Fault(slow_s=0.02))
@@ -332,7 +332,7 @@ def test_a_killed_process_leaves_what_it_fetched(tmp_path: Path, hub: FileServer
         manifests.require_complete(folder)
     size, before = part.stat().st_size, len(hub.asked)
     fetched = fetch(folder)
-    check_whole(folder, hub)
+    check_complete(folder, hub)
     assert [asked.range for asked in hub.requests(BIG)] == [None, f"bytes={size}-"]
     resumed = hub.asked[before:]
     assert not any("/api/" in asked.path or asked.path.endswith(".json") for asked in resumed)
@@ -356,4 +356,4 @@ def test_a_disk_that_fills_up_is_one_sentence(tmp_path: Path, hub: FileServer, m
         broken.setattr(PartFile, "write", full)
         assert "is full" in failure(tmp_path / "x")
     fetch(tmp_path / "x")
-    check_whole(tmp_path / "x", hub)
+    check_complete(tmp_path / "x", hub)

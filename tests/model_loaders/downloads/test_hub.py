@@ -46,7 +46,7 @@ def test_a_refusal_tells_of_licence_and_token(tmp_path: Path, hub: FileServer, s
     assert len(hub.requests(BIG)) == 1
 
 
-def test_what_is_not_there_is_said(tmp_path: Path, hub: FileServer) -> None:
+def test_a_missing_repository_is_named(tmp_path: Path, hub: FileServer) -> None:
     """A wrong HF_ENDPOINT must not look like a broken pack."""
     with pytest.raises(UserError, match="does not exist.*HF_ENDPOINT"):
         downloads.download("nobody/nothing", tmp_path / "x", pause_s=0.01)
@@ -101,7 +101,7 @@ def test_no_password_of_a_netrc_is_sent(tmp_path: Path, hub: FileServer, monkeyp
 
 
 @pytest.mark.parametrize("body", [b"<html>Sign in to the hotel's network</html>", b"[]", b'{"sha": "../x"}'])
-def test_what_is_no_hub_is_said(tmp_path: Path, hub: FileServer, body: bytes) -> None:
+def test_an_answer_of_another_server_is_refused(tmp_path: Path, hub: FileServer, body: bytes) -> None:
     """A captive portal answers 200 to everything."""
     hub.fail("", Fault(body=body), always=True)
     assert "hub" in failure(tmp_path / "x")
@@ -132,7 +132,7 @@ def test_a_manifest_that_was_tampered_with_writes_nothing_outside(tmp_path: Path
 
 
 def test_a_repository_without_weights_is_refused_before_any_byte(tmp_path: Path, hub: FileServer) -> None:
-    """SAT checkpoints and LoRAs are no pipelines: said before gigabytes, not after."""
+    """SAT checkpoints and LoRAs are not pipelines: a user must learn that before gigabytes are downloaded."""
     del hub.files["text_encoder/model.safetensors"], hub.files["model_index.json"]
     with pytest.raises(UserError, match="lacks model_index.json, text_encoder"):
         fetch(tmp_path / "x")
@@ -164,7 +164,7 @@ def test_a_redirect_without_encryption_or_end_is_refused(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("endpoint", ["huggingface.co", "file:///etc", "https://me:pass@mirror"])
-def test_an_endpoint_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint: str) -> None:
+def test_an_invalid_endpoint_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint: str) -> None:
     """And its password is not repeated."""
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     message = failure(tmp_path / "x")

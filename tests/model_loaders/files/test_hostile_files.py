@@ -192,7 +192,7 @@ def test_mixed_precisions(folder: Path, weights: dict) -> None:
     assert all(torch.equal(loaded[name], mixed[name].float()) for name in mixed)
 
 
-def test_weights_that_are_no_numbers(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_with_nan_are_named(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
     """A bad disk or a diverged training: an error that names the tensor, not a black video an hour later."""
     pipeline = Path(shutil.copytree(tiny_pipelines["5b"], tmp_path / "pipeline"))
     broken = {

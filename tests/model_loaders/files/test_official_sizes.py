@@ -23,7 +23,7 @@ def assert_found(path: Path, component: str, weights: dict[str, torch.Tensor]) -
 
 
 def assert_is(name: str, found: Mapping[str, Entry]) -> None:
-    """A lone file has no config.json beside it: its shapes must do."""
+    """A single file has no config.json: its shapes must suffice."""
     assert variants.detect_family(variants.resolve_config(found, None, "test")).name == name
 
 
@@ -36,7 +36,7 @@ def test_transformer(tmp_path: Path, layout: str, name: str) -> None:
     assert_is(name, assert_found(path, "transformer", weights))
 
 
-# 2b's width of 1920 is no multiple of 256, which the K types pack together
+# 2b's width of 1920 is not a multiple of 256, the block size of the K types
 PACKED = [
     (name, kind) for name in hollow.OFFICIAL for kind in ("Q4_0", "Q8_0", "Q6_K") if kind != "Q6_K" or "2b" not in name
 ]

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.lora import apply as lora
+from cogvideox.model_loaders.lora import names
 from cogvideox.model_loaders.lora.layers import SCALES
 from cogvideox.tests.lora_files import (
     ALPHA,
@@ -87,6 +88,7 @@ def test_stock_node_gives_the_same(subject: Subject, tmp_path: Path, dialect: st
     save(tmp_path / "l.safetensors", files, header)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
     patched = nodes.LoraLoaderModelOnly().load_lora_model_only(subject.model, "l.safetensors", 0.8)[0]
+    assert patched is not None
     assert_weights(patched, fused(subject.weights, factors, 0.8 * scale))
 
 
@@ -134,7 +136,7 @@ def test_rank_stabilised_lora(subject: Subject, tmp_path: Path, prefix: str) -> 
 
 
 def test_tensors_go_before_the_header(subject: Subject, tmp_path: Path) -> None:
-    """kohya writes alpha twice; what stands beside a layer is its own."""
+    """kohya writes alpha twice; the alpha tensor of a layer is the layer's own."""
     factors = subject.factors(ATTENTION)
     files, _, scale = write_dialect("kohya", factors, "tensor")
     del files["lora_unet_transformer_blocks_0_attn1_to_q.alpha"]
@@ -274,6 +276,7 @@ def test_dora_of_peft(subject: Subject, tmp_path: Path, strength: float, stock: 
     header = adapter_header({"r": RANK, "lora_alpha": ALPHA})
     if stock:
         patched = comfy.sd.load_lora_for_models(subject.model, None, files, strength, 0, lora_metadata=header)[0]
+        assert patched is not None
     else:
         patched = apply(subject.model, save(tmp_path / "l.safetensors", files, header), strength)
     assert_weights(patched, expected)
@@ -301,8 +304,6 @@ def test_hooks_and_bypass_understand_sat(subject: Subject) -> None:
 
 def test_every_name_stands_for_one_layer(tiny_pipelines: dict[str, Path]) -> None:
     """Two layers with one spelling would give one of them the other's LoRA."""
-    from cogvideox.model_loaders.lora import names
-
     for folder in tiny_pipelines.values():
         layers = [n.removesuffix(".weight") for n in reference_transformer(folder).state_dict() if n.endswith("weight")]
         spelled = [(name, layer) for layer in layers for name in set(names.layer_aliases(layer))]
@@ -326,7 +327,7 @@ def test_every_layer_of_every_variant(tiny_pipelines: dict[str, Path], tmp_path:
 
 
 def test_header_of_json_that_is_none(subject: Subject, tmp_path: Path) -> None:
-    """A header that is no JSON is as good as none, as in diffusers before 0.34."""
+    """A header that is not JSON is ignored, as in diffusers before 0.34."""
     factors = subject.factors(ATTENTION)
     for text in ("{", "[]", "null", json.dumps({"transformer.lora_alpha": None})):
         path = save(tmp_path / "l.safetensors", write_dialect("diffusers", factors)[0], {"lora_adapter_metadata": text})

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,8 +177,9 @@ def test_damaged_loras_are_refused(subject: Subject, tmp_path: Path) -> None:
 def test_other_models_are_refused(subject: Subject, tmp_path: Path) -> None:
     """The node is for CogVideoX; another MODEL belongs to the stock loader."""
     path = save(tmp_path / "l.safetensors", write_dialect("diffusers", subject.factors(ATTENTION))[0])
+    another_model: Any = type("Flux", (), {"model": object()})()
     with pytest.raises(UserError, match="not a CogVideoX model"):
-        apply(type("Flux", (), {"model": object()})(), path)
+        apply(another_model, path)
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf"), 1000.0])

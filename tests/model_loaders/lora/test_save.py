@@ -139,7 +139,7 @@ def test_dtype(subject: Subject, put: Callable, tmp_path: Path, dtype: str, expe
     assert {t.dtype for pair in lora_save.merge_loras(scaled).values() for t in pair} == {torch.float32}
 
 
-def test_what_is_no_lora_is_refused(subject: Subject, put: Callable, tmp_path: Path) -> None:
+def test_patches_that_are_not_loras_are_refused(subject: Subject, put: Callable, tmp_path: Path) -> None:
     """A file that leaves out a patch without a word would not give the video that the user saw."""
     key = f"diffusion_model.{ATTENTION[0]}.weight"
     hada = LoHaAdapter(

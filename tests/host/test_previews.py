@@ -1,9 +1,10 @@
-"""Previews of the whole clip: their colours, their scale, their pace, and that they never end a run."""
+"""Previews of the clip under way: their colours, their scale, their pace, and that they never end a run."""
 
 import logging
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.latent_formats
 import latent_preview
@@ -24,7 +25,7 @@ SCALE = 0.7
 
 
 @pytest.fixture
-def latent_format(monkeypatch: pytest.MonkeyPatch) -> object:
+def latent_format(monkeypatch: pytest.MonkeyPatch) -> CogVideoXLatent:
     """CogVideoX's latent format, its previews enabled on an untouched latent_preview."""
     stock = getattr(latent_preview.get_previewer, "__wrapped__", latent_preview.get_previewer)
     monkeypatch.setattr(latent_preview, "get_previewer", stock)
@@ -36,7 +37,7 @@ def latent_format(monkeypatch: pytest.MonkeyPatch) -> object:
 
 @pytest.fixture
 def approximations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """models/vae_approx, empty, and the user's wish for a decoder's previews."""
+    """models/vae_approx, empty, and the setting that asks for a decoder's previews."""
     import folder_paths
 
     folder = tmp_path / "vae_approx"
@@ -47,7 +48,7 @@ def approximations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def previewer(latent_format: object) -> object:
+def previewer(latent_format: comfy.latent_formats.LatentFormat) -> Any:
     return latent_preview.get_previewer(torch.device("cpu"), latent_format)
 
 
@@ -55,13 +56,13 @@ def clip(count: int = 5, height: int = 4, width: int = 6) -> torch.Tensor:
     return torch.randn(2, 16, count, height, width, generator=torch.Generator().manual_seed(count))
 
 
-def frames_of(found: object, x0: torch.Tensor) -> torch.Tensor:
+def frames_of(found: Any, x0: torch.Tensor) -> torch.Tensor:
     """What a previewer's flipbook plays after one preview, uint8 [t, H, W, 3]."""
     assert found.decode_latent_to_preview_image("JPEG", x0) is not None
     return found._player._frames
 
 
-def test_colours_are_those_of_comfyui_in_every_frame(latent_format: object) -> None:
+def test_colours_are_those_of_comfyui_in_every_frame(latent_format: CogVideoXLatent) -> None:
     """ComfyUI shows the first frame; the others must have the same colours, of the first video of a batch."""
     x0 = clip()
     got = frames_of(previewer(latent_format), x0)
@@ -73,7 +74,7 @@ def test_colours_are_those_of_comfyui_in_every_frame(latent_format: object) -> N
 
 
 @pytest.mark.parametrize("count", (1, 2, 5))
-def test_tiny_decoder_sees_unscaled_latents(latent_format: object, approximations: Path, count: int) -> None:
+def test_tiny_decoder_sees_unscaled_latents(latent_format: CogVideoXLatent, approximations: Path, count: int) -> None:
     """A sampler's x0 is scaled for the model, taecvx was trained on the VAE's own latents: forgotten, previews of 5b
     are too flat and those of 2b too harsh."""
     write_tiny_decoder(approximations / NAME)
@@ -85,7 +86,7 @@ def test_tiny_decoder_sees_unscaled_latents(latent_format: object, approximation
     check_parity("preview by the tiny decoder", got / 255, want, 0.01)
 
 
-def test_pictures_fit_comfyuis_preview_size(latent_format: object, approximations: Path) -> None:
+def test_pictures_fit_comfyuis_preview_size(latent_format: CogVideoXLatent, approximations: Path) -> None:
     """A full size clip would take seconds to send."""
     write_tiny_decoder(approximations / NAME)
     frames, _ = make_renderers(first_tiny_decoder, torch.device("cpu"), latent_format, True, 20)[0](clip(3))
@@ -97,18 +98,20 @@ def test_long_clips_are_thinned_out_at_their_own_speed(count: int, shown: int) -
     """161 frames at 16 a second last 10 seconds, in the preview too."""
     from cogvideox.media import preview_frames as preview
 
-    indices = preview.spread(count)
+    indices = preview.shown_frames(count)
     assert len(indices) == shown and indices[0] == 0 and indices[-1] == count - 1 and len(set(indices)) == shown
     assert preview.seconds_per_frame(count, shown, 8) * shown == pytest.approx((4 * count - 3) / 8)
 
 
-def test_no_previews_where_the_user_wants_none(latent_format: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_previews_where_the_user_wants_none(latent_format: CogVideoXLatent, monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI's setting counts."""
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.NoPreviews)
     assert previewer(latent_format) is None
 
 
-def test_other_models_and_packs_keep_their_previewers(latent_format: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_models_and_packs_keep_their_previewers(
+    latent_format: CogVideoXLatent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another model's latents, or a pack that has put its own previewer there, must not notice us."""
     assert type(previewer(comfy.latent_formats.HunyuanVideo())) is latent_preview.Latent2RGBPreviewer
     other = SimpleNamespace(decode_latent_to_preview=None)
@@ -117,14 +120,16 @@ def test_other_models_and_packs_keep_their_previewers(latent_format: object, mon
     assert previewer(latent_format) is other
 
 
-def test_a_pack_that_looks_inside_finds_what_it_knows(latent_format: object) -> None:
+def test_a_pack_that_looks_inside_finds_what_it_knows(latent_format: CogVideoXLatent) -> None:
     """Packs that animate previews themselves (VideoHelperSuite) read the colours off ComfyUI's previewer."""
     found = previewer(latent_format)
     assert isinstance(found, latent_preview.Latent2RGBPreviewer) and found.latent_rgb_factors.shape == (3, 16)
     assert found.decode_latent_to_preview(clip()).size == (6, 4)
 
 
-def test_missing_decoder_says_so(latent_format: object, approximations: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_decoder_says_so(
+    latent_format: CogVideoXLatent, approximations: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Without the file a run has rough previews, and one line tells how to have better ones."""
     with caplog.at_level(logging.WARNING):
         assert len(frames_of(previewer(latent_format), clip())) == 5
@@ -133,14 +138,14 @@ def test_missing_decoder_says_so(latent_format: object, approximations: Path, ca
 
 @pytest.mark.parametrize("what", ("rubbish", "cut short", "other channels", "not a number", "empty"))
 def test_broken_decoder_ends_no_run(
-    latent_format: object, approximations: Path, caplog: pytest.LogCaptureFixture, what: str
+    latent_format: CogVideoXLatent, approximations: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     """Nobody loses an hour of sampling to a preview."""
     path = approximations / NAME
     if what == "other channels":
-        write_tiny_decoder(path, **{"decoder__1__weight": torch.zeros(256, 48, 3, 3)})
+        write_tiny_decoder(path, decoder__1__weight=torch.zeros(256, 48, 3, 3))
     elif what == "not a number":
-        write_tiny_decoder(path, **{"decoder__1__weight": torch.full((256, 16, 3, 3), float("nan"))})
+        write_tiny_decoder(path, decoder__1__weight=torch.full((256, 16, 3, 3), float("nan")))
     else:
         write_tiny_decoder(path)
         path.write_bytes({"rubbish": b"<html>not found</html>", "empty": b""}.get(what, path.read_bytes()[:1000]))
@@ -149,7 +154,9 @@ def test_broken_decoder_ends_no_run(
     assert what == "not a number" or len(caplog.records) == 1
 
 
-def test_a_preview_that_fails_midway_falls_back(latent_format: object, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_preview_that_fails_midway_falls_back(
+    latent_format: CogVideoXLatent, caplog: pytest.LogCaptureFixture
+) -> None:
     """Out of memory in a preview: the next is the rough one, and with nothing left there is none."""
     found = previewer(latent_format)
 
@@ -164,7 +171,7 @@ def test_a_preview_that_fails_midway_falls_back(latent_format: object, caplog: p
         assert found.decode_latent_to_preview_image("JPEG", clip()) is None
 
 
-def test_previews_take_a_small_share_of_the_time(latent_format: object) -> None:
+def test_previews_take_a_small_share_of_the_time(latent_format: CogVideoXLatent) -> None:
     """A slow preview at each of a model's steps would hold up sampling; the last clip goes on instead."""
     found = previewer(latent_format)
     rendered = []
@@ -182,7 +189,7 @@ def test_previews_take_a_small_share_of_the_time(latent_format: object) -> None:
     assert 1.5 < found._due - time.perf_counter() < 30  # 0.06 s are 3 % of 2 s
 
 
-def test_cheap_previews_come_at_every_step(latent_format: object) -> None:
+def test_cheap_previews_come_at_every_step(latent_format: CogVideoXLatent) -> None:
     """Latent colours take a millisecond, and who waits wants to see the last step."""
     found = previewer(latent_format)
     found._renderers.insert(0, lambda x0: (torch.full((1, 4, 6, 3), int(x0), dtype=torch.uint8), 0.5))
@@ -201,10 +208,12 @@ def test_flipbook_plays_every_frame_in_turn_until_dropped() -> None:
     while len(sent) < 6 and time.perf_counter() < deadline:
         time.sleep(0.02)
     thread = book._thread
+    assert thread is not None
     del book
     thread.join(5)
     assert not thread.is_alive()
-    assert [image.getpixel((0, 0))[0] for image in sent[:6]] == [1, 2, 3, 0, 1, 2] and sent[0].size == (3, 2)
+    assert [image.getpixel((0, 0)) for image in sent[:6]] == [(t, t, t) for t in (1, 2, 3, 0, 1, 2)]
+    assert sent[0].size == (3, 2)
 
 
 def test_flipbook_stops_when_nobody_looks_and_a_still_needs_none() -> None:
@@ -214,8 +223,10 @@ def test_flipbook_stops_when_nobody_looks_and_a_still_needs_none() -> None:
     book.show(frames[:1], 0.1)
     assert book._thread is None
     book.show(frames, 0.1)
-    book._thread.join(5)
-    assert not book._thread.is_alive()
+    thread = book._thread
+    assert thread is not None
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_sender_sends_to_nobody_outside_a_run() -> None:

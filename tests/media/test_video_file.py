@@ -1,4 +1,4 @@
-"""Video files: what is in them is what was handed over, and what could not be written whole is not there."""
+"""Video files: what is in them is what was handed over, and a video that could not be finished leaves no file."""
 
 import json
 import math
@@ -31,7 +31,7 @@ FORMATS = [
 
 @pytest.fixture
 def output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """ComfyUI's output folder, in a temporary place."""
+    """ComfyUI's output folder, in a temporary folder."""
     folder = tmp_path / "output"
     folder.mkdir()
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(folder))
@@ -158,7 +158,7 @@ class Stop(BaseException):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("after", [0, 5, 17])
 def test_what_is_stopped_leaves_nothing(output: Path, name: str, error: type, after: int) -> None:
-    """Half a video that looks like a whole one, or gigabytes of parts that nobody sees."""
+    """Half a video that looks complete, or gigabytes of hidden partial files."""
 
     def chunks() -> Iterator[torch.Tensor]:
         yield from clip(after).split(1)
@@ -188,7 +188,7 @@ def test_nothing_is_written_over(output: Path) -> None:
 
     def chunks() -> Iterator[torch.Tensor]:
         yield clip(9)
-        assert [name[0] for name in left_in(output)] == ["."], "no name before it is whole"
+        assert [name[0] for name in left_in(output)] == ["."], "no name before it is complete"
         (output / "a" / "b_00001_.mp4").write_text("theirs")
 
     assert write(chunks()).name == "b_00002_.mp4"
@@ -263,7 +263,7 @@ def test_size_of_the_video_in_the_prefix(output: Path) -> None:
 
 def test_unknown_format_and_missing_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyAV is built in many ways; the message names what this one can write."""
-    with pytest.raises(CheckpointError, match=r"'gif' is no format for a video. Choose mp4 \(h264\), webm"):
+    with pytest.raises(CheckpointError, match=r"'gif' is not a video format. Choose one of mp4 \(h264\), webm"):
         files.video_settings("gif", 8, 18)
     monkeypatch.setattr(files, "can_encode", lambda encoder: encoder == "libvpx-vp9")
     with pytest.raises(CheckpointError, match=r"without libx264 and cannot write mp4 .* It can write webm \(vp9\): "):
@@ -318,7 +318,7 @@ def test_bad_sound() -> None:
     assert files.video_sound({"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}) is None
     with pytest.raises(GeometryError, match=r"shape \[1, 3, 9\].* 1, 2 or 6 channels"):
         files.video_sound({"waveform": torch.zeros(1, 3, 9), "sample_rate": 44100})
-    with pytest.raises(NumericsError, match="not a number"):
+    with pytest.raises(NumericsError, match="audio contains NaN or Inf"):
         files.video_sound({"waveform": torch.full((1, 1, 9), torch.nan), "sample_rate": 44100})
 
 

@@ -1,17 +1,14 @@
 """The tiny decoder against ComfyUI's TAEHV on the same weights, and the files that it refuses."""
 
-import weakref
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from cogvideox.errors import NumericsError
 from cogvideox.model_loaders.load_tiny_decoder import load_tiny_decoder, open_tiny_decoder
 from cogvideox.sockets.draft import decode_draft
+from cogvideox.tests.peak_bytes import PeakBytes
 from cogvideox.tests.support import check_parity, relative_error
 from cogvideox.tests.tiny_decoders import NAME, reference, write_tiny_decoder
 from cogvideox.vae.tiny_decoder import VALUES_PER_PIXEL
@@ -77,36 +74,15 @@ def test_one_frame_a_latent(file: Path) -> None:
     z = latents(5)
     decoder = open_tiny_decoder(file, torch.device("cpu"), one_per_latent=True)
     got = torch.stack(list(decoder.stream(z)))
-    whole = reference()
-    theirs = type(whole)(16, decoder_time_upscale=(False, False, False)).eval().requires_grad_(False)
-    weights = whole.state_dict()
+    full = reference()
+    theirs = type(full)(16, decoder_time_upscale=(False, False, False)).eval().requires_grad_(False)
+    weights = full.state_dict()
     for name, parameter in theirs.state_dict().items():
         weights[name] = weights[name][-len(parameter) :]
     theirs.load_state_dict(weights)
     with torch.no_grad():
         want = theirs.decode(z).clamp(0, 1)[0].movedim(1, 0)
     check_parity("tiny decoder, one frame a latent", got, want, 5e-6)
-
-
-class Tracker(TorchDispatchMode):
-    """The most bytes that lay in tensors at once."""
-
-    def __init__(self):
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(
-        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self.sizes:
-                self.sizes[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self.sizes.pop, storage._cdata, None)
-        self.peak = max(self.peak, sum(self.sizes.values()))
-        return out
 
 
 def test_room_that_a_draft_asks_for(file: Path) -> None:
@@ -116,10 +92,11 @@ def test_room_that_a_draft_asks_for(file: Path) -> None:
     height, width = 16, 24
     peaks = []
     for count in (2, 5):
-        with Tracker() as tracker, torch.no_grad():
-            for _ in decoder.stream(torch.randn(1, 16, count, height, width)):
+        latents = torch.randn(1, 16, count, height, width)
+        with PeakBytes() as used, torch.no_grad():
+            for _ in decoder.stream(latents):
                 pass
-        peaks.append(tracker.peak / (64 * height * width * 4))
+        peaks.append(used.peak / (64 * height * width * 4))
     assert peaks[0] <= VALUES_PER_PIXEL <= 1.25 * peaks[0], peaks
     assert peaks[1] <= 1.02 * peaks[0], peaks
 
@@ -129,10 +106,10 @@ def test_what_is_no_taecvx_is_refused_with_its_name(tmp_path: Path) -> None:
     from cogvideox import errors
     from cogvideox.model_loaders import load_tiny_decoder as tiny
 
-    whole = write_tiny_decoder(tmp_path / NAME)
+    complete = write_tiny_decoder(tmp_path / NAME)
     page, half, other = (tmp_path / name for name in ("taecvx_page.pth", "taecvx_half.safetensors", "taecvx_48.pth"))
     page.write_bytes(b"<html>")
-    half.write_bytes(whole.read_bytes()[:5000])
+    half.write_bytes(complete.read_bytes()[:5000])
     write_tiny_decoder(other, decoder__1__weight=torch.zeros(256, 48, 3, 3))
     missing_layer = write_tiny_decoder(tmp_path / "taecvx_7.pth", decoder__13__conv__weight=torch.zeros(128, 128, 1, 1))
     unlike = tmp_path / "taecvx_vae.pth"

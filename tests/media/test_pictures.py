@@ -167,7 +167,7 @@ def test_noise_is_that_of_training(sigma: float | None, skip_black: bool) -> Non
     got = pictures.augment_pictures(images, sigma, torch.Generator().manual_seed(9), skip_black)
     generator = torch.Generator().manual_seed(9)
     if sigma is None:
-        sigma = torch.exp(-3 + 0.5 * torch.randn([], generator=generator))
+        sigma = float(torch.exp(-3 + 0.5 * torch.randn([], generator=generator)))
     want = reference_noise(
         images * 2 - 1, torch.as_tensor(sigma), torch.randn(images.shape, generator=generator), skip_black
     )

@@ -16,12 +16,12 @@ def random_mask(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("frame", range(9))
-def test_latent_is_made_anew_where_one_of_its_frames_is(frame: int) -> None:
+def test_latent_is_regenerated_where_one_of_its_frames_is(frame: int) -> None:
     """A latent holds four frames (the first one): kept for a mask on one of them, the change would not be seen."""
     mask = torch.zeros(9, H, W)
     mask[frame] = 1
-    made_anew = masks.latent_mask(mask, T, H, W).amax(dim=(0, 1, 3, 4))
-    assert made_anew.nonzero().flatten().tolist() == [0 if frame == 0 else 1 + (frame - 1) // 4]
+    regenerated = masks.latent_mask(mask, T, H, W).amax(dim=(0, 1, 3, 4))
+    assert regenerated.nonzero().flatten().tolist() == [0 if frame == 0 else 1 + (frame - 1) // 4]
 
 
 @pytest.mark.parametrize("frames", [1, 3, 9])
@@ -54,7 +54,7 @@ def test_mask_without_frames() -> None:
     ],
 )
 def test_mask_that_does_not_fit(shape: tuple[int, ...], found: str) -> None:
-    """Stretched without a word it would lie beside what was painted."""
+    """Stretched silently, it would no longer cover what was painted."""
     with pytest.raises(GeometryError) as error:
         masks.latent_mask(torch.zeros(shape), T, H, W)
     for words in (found, "1, 3 or 9 frames of 96 x 64 pixels", "12 x 8", "Resize the mask"):
@@ -88,7 +88,7 @@ def test_fun_mask_equals_its_pipeline(latent_frames: int, size: tuple[int, int])
 
 
 def test_fun_mask_of_one_frame_holds_for_the_clip() -> None:
-    """A painted mask is one picture: the whole clip is known and unknown there."""
+    """A painted mask is one picture: every frame of the clip is known and unknown there."""
     mask = random_mask(1, 64, 96)
     assert torch.equal(masks.fun_mask(mask, T, H, W), masks.fun_mask(mask.expand(9, -1, -1), T, H, W))
 

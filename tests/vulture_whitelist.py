@@ -1,0 +1,34 @@
+"""Names that no code of ours uses, and who uses them instead."""
+
+UNUSED = {
+    "ComfyUI calls or reads it on a custom node": """
+        WEB_DIRECTORY comfy_entrypoint get_node_list define_schema validate_inputs fingerprint_inputs
+    """,
+    "ComfyUI calls or reads it on a model, a VAE, a CLIP, a control net, a latent format or a previewer": """
+        concat_cond resize_cond_for_context_window deepclone_multigpu unet_extra_config memory_usage_factor
+        latent_dimensions spacial_downscale_ratio temporal_downscale_ratio custom_operations
+        latent_dim upscale_ratio downscale_ratio upscale_index_formula downscale_index_formula handles_tiling not_video
+        decode_tiled encode_tiled tokenize_with_weights untokenize decode_latent_to_preview_image
+    """,
+    "ComfyUI or torch calls or reads it on a layer, a quantised tensor or its layout": """
+        __class__ comfy_cast_weights comfy_need_lazy_init_bias convert_weight set_weight weight_scale comfy_quant
+        orig_shape to_device copy_from get_plain_tensors state_dict_tensors
+    """,
+    "a parameter that a function has because ComfyUI passes it": """
+        preview_format non_blocking inplace x_in original_weight
+    """,
+    "a key of a TypedDict: it is read by a name that is put together, or by ComfyUI": """
+        cogvideox_drawn cogvideox_trajectory cogvideox_std cogvideox_images cogvideox_empty_text cogvideox_dataset
+        concat_latent_image cogvideox_task cogvideox_known cogvideox_scale cogvideox_end cogvideox_range
+    """,
+    "a parameter that is part of the key of a functools cache": "modified_ns",
+    "PyAV reads it on a stream": """
+        bit_rate color_primaries color_trc colorspace color_range sample_rate thread_type
+    """,
+    "accelerate, peft or torch's DDP reads it": """
+        base_model_prefix transformer_cls_names_to_wrap cpu_ram_efficient_loading _ddp_params_and_buffers_to_ignore
+        cast_input_dtype_enabled
+    """,
+    "the script that builds the example workflows in the browser reads it": "stretch",
+    "the tests, whose client of a server devtools/client.py is as well": "exception_type cached interrupt history",
+}

@@ -1,0 +1,51 @@
+"""What a pass through the network needs from its surroundings: memory, weights, and bands of rows to work on."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+
+from ..host.compat import throw_if_interrupted
+from ..host.ops import weights_on
+from .activation import Activation, modulated_silu
+from .layout import empty_frame, memory_format
+from .plan import OffloadPlan
+
+
+@dataclass
+class Stream:
+    """One video's pass through one network: how it is computed, and what the next chunk needs of the last one.
+
+    Everything that the pass allocates of its own accord, and every weight that it uses, comes from here. That is what
+    vae/memory.py replaces to go the same way without computing.
+    """
+
+    plan: OffloadPlan
+    device: torch.device
+    dtype: torch.dtype
+    activation: Activation = modulated_silu
+    last: bool = False  # no chunk comes after this one: nothing is kept for it
+    # by convolution: the last two frames that it saw, each [1, C, H, W]
+    caches: dict[torch.nn.Module, list[torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """The memory format of this video's frames."""
+        return memory_format(self.device, self.dtype)
+
+    def empty(self, channels: int, height: int, width: int, on_host: bool = False) -> torch.Tensor:
+        """An uninitialised frame [1, channels, height, width], on the device or on the host."""
+        return empty_frame(channels, height, width, self.dtype, self.device, self.layout, on_host)
+
+    def weights(
+        self, module: torch.nn.Module, dtype: torch.dtype | None = None
+    ) -> AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Weight and bias of `module` on the device, in `dtype` or else in the stream's, while the context lasts."""
+        return weights_on(module, self.device, dtype or self.dtype)
+
+    def bands(self, height: int, width: int) -> Iterator[tuple[int, int]]:
+        """First row and last + 1 of each band of a frame; the user can interrupt between two of them."""
+        for band in self.plan.bands(height, width):
+            throw_if_interrupted()
+            yield band
