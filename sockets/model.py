@@ -44,7 +44,7 @@ LATENT_RGB_FACTORS = [
     [0.0808, 0.1155, -0.0215],
     [-0.0152, -0.0058, 0.0722],
 ]
-# Peak activations of one forward in units of [B, tokens, dim] tensors. tests/model_loaders/test_memory.py counts 12.04
+# Peak activations of one forward in units of [B, tokens, dim] tensors. tests/sockets/test_model_memory.py counts 12.04
 # at 5b's width; most of it is the feed-forward's fourfold width before and after its activation.
 ACTIVATION_COPIES = 13
 OFS = 2.0  # of CogVideoX 1.5's image to video models (diffusers pipeline_cogvideox_image2video.py)

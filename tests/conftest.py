@@ -1,9 +1,10 @@
 """A real ComfyUI for every test; the tiers, the workers, and what a run has measured."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)  # after the folders' conftests have marked their tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    reasons = left_out(items, config.getoption("tier"))
+    reasons = left_out(items, str(config.getoption("tier")))
     LEFT_OUT.update(reasons.values())
     config.hook.pytest_deselected(items=list(reasons))
     items[:] = [item for item in items if item not in reasons]
@@ -43,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Share the tests out by room, in the order of `heaviest_first`."""
     from xdist.scheduler import LoadScopeScheduling
 
@@ -57,14 +58,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A worker hands over what it has measured, for the tables at the end."""
-    if hasattr(session.config, "workeroutput"):
+    config: Any = session.config  # xdist adds an attribute to it
+    if hasattr(config, "workeroutput"):
         from cogvideox.tests.support import dump_measured
 
-        session.config.workeroutput |= {"measured": dump_measured(), "left_out": dict(LEFT_OUT)}
+        config.workeroutput |= {"measured": dump_measured(), "left_out": dict(LEFT_OUT)}
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: object, error: object) -> None:
+def pytest_testnodedown(node: Any, error: Any) -> None:
     """Take what a worker has measured; every worker leaves out the same tests. A crashed one hands over nothing."""
     from cogvideox.tests.support import merge_measured
 
@@ -98,7 +100,7 @@ def inference() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Folders of the tiny fp32 pipelines by variant, each written when it is first asked for, once a run."""
     from cogvideox.tests.support import TinyPipelines
 
@@ -138,7 +140,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for precision, measured in ERRORS.items():
             terminalreporter.write_line(f"{precision:24s} " + "   ".join(f"{note} {e:.1e}" for e, note in measured))
     if LEFT_OUT:
-        tier = config.getoption("tier")
+        tier = str(config.getoption("tier"))
         terminalreporter.section(f"left out of the {tier} tier")
         for line in summary_lines(tier, LEFT_OUT):
             terminalreporter.write_line(line)

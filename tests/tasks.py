@@ -33,7 +33,7 @@ class Task:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._parts: dict[str, object] | None = None
+        self._parts: Any = None
         self.model = load_model(folder, "fp32")
         self.vae = load_vae(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")
@@ -77,7 +77,7 @@ class Task:
         latents = pipe(**defaults | arguments).frames.transpose(1, 2)
         return latents / pipe.vae.config.scaling_factor
 
-    def _reference_pipeline(self, kind: type) -> object:
+    def _reference_pipeline(self, kind: Any) -> Any:
         """diffusers' pipeline of this kind, its parts read from the folder once for all tests of this checkpoint."""
         if self._parts is None:
             self._parts = kind.from_pretrained(self.folder, torch_dtype=torch.float32).components

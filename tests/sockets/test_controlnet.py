@@ -206,7 +206,7 @@ def test_longer_is_cut_shorter_is_held_or_refused(run_5b: Run) -> None:
     model.set_model_sampler_post_cfg_function(lambda args: steps_run.append(1) or args["denoised"])
     for count, found in ((6, "6 frames"), (1, "1 frame")):
         short = apply(run_5b.text, run_5b.net, video[:count], start_percent=0.9)
-        with pytest.raises(errors.UserError, match=f"has {found} and the video to make has 9.*hold_last_frame"):
+        with pytest.raises(errors.UserError, match=f"has {found}; the video to generate has 9.*hold_last_frame"):
             run_5b.ours(short, model=model)
     assert not steps_run
     with pytest.raises(errors.UserError, match="no picture"):
@@ -269,7 +269,7 @@ def test_windows_see_their_part_of_the_guide(run_5b: Run, monkeypatch: pytest.Mo
         want = net(scaled, whole[:, :, seen], sampling.timestep(sigma).float(), cond["c_crossattn"])
         assert len(got) == 1 and relative_error(got[0], want[0]) < 1e-6
     assert calls == [21]
-    with pytest.raises(errors.UserError, match="has 21 frames and the video to make has 25"):
+    with pytest.raises(errors.UserError, match="has 21 frames; the video to generate has 25"):
         window = comfy.context_windows.IndexListContextWindow([0, 1], dim=2, total_frames=7)
         control.get_control(x[:, :, :2], sigma, cond, 1, {"context_window": window})
 
