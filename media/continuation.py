@@ -2,28 +2,28 @@
 
 import torch
 
-from ..errors import GeometryError
+from ..errors import UserError
 from ..vae.geometry import TEMPORAL, latent_frames
 from .pictures import check_pictures
 
 
 def check_overlap(overlap: int, frames: int) -> None:
-    """Raises GeometryError unless a clip of `frames` can begin with `overlap` frames of another."""
+    """Raises UserError unless a clip of `frames` can begin with `overlap` frames of another."""
     if overlap < 1 or (overlap - 1) % TEMPORAL:
         below = max(1, (overlap - 1) // TEMPORAL * TEMPORAL + 1)
         nearest = f"{below} or {below + TEMPORAL}" if overlap > 1 else "1"
-        raise GeometryError(f"overlap {overlap} is not 4k + 1 (1, 5, 9, ...): use {nearest}.")
+        raise UserError(f"overlap {overlap} is not 4k + 1 (1, 5, 9, ...): use {nearest}.")
     if overlap >= frames:
-        raise GeometryError(
+        raise UserError(
             f"overlap {overlap} leaves nothing new in a clip of {frames} frames: use a smaller overlap or more frames."
         )
 
 
 def last_frames(images: torch.Tensor, overlap: int) -> torch.Tensor:
-    """The last `overlap` of `images` [F, H, W, C]. Raises GeometryError where there are fewer."""
+    """The last `overlap` of `images` [F, H, W, C]. Raises UserError where there are fewer."""
     check_pictures(images)
     if images.shape[0] < overlap:
-        raise GeometryError(
+        raise UserError(
             f"The clip so far has {images.shape[0]} frames; overlap {overlap} takes more. Use an overlap of "
             f"{(images.shape[0] - 1) // TEMPORAL * TEMPORAL + 1} or less."
         )
@@ -49,15 +49,15 @@ def join_videos(before: torch.Tensor, after: torch.Tensor, overlap: int, blend: 
 
     overlap: so many first frames of `after` show what the last ones of `before` do. They are left out; with `blend`
     they fade in over the others instead.
-    Raises GeometryError where the sizes differ or a video is shorter than the overlap.
+    Raises UserError where the sizes differ or a video is shorter than the overlap.
     """
     for images in (before, after):
         check_pictures(images)
     if before.shape[1:] != after.shape[1:]:
         found = " and ".join(f"{v.shape[2]} x {v.shape[1]} pixels with {v.shape[3]} channels" for v in (before, after))
-        raise GeometryError(f"The videos have {found}. Resize one of them: joined videos have one size.")
+        raise UserError(f"The videos have {found}. Resize one of them: joined videos have one size.")
     if not 0 <= overlap <= min(len(before), len(after)):
-        raise GeometryError(
+        raise UserError(
             f"overlap is {overlap}, the videos have {len(before)} and {len(after)} frames: use 0 to "
             f"{min(len(before), len(after))}, the overlap that the second video was made with."
         )

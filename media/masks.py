@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from ..errors import GeometryError
+from ..errors import UserError
 from ..vae.geometry import SPATIAL, TEMPORAL, video_frames
 
 
@@ -14,14 +14,14 @@ def latent_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, late
     mask: [F, H, W], [H, W] or with further sides of 1, 0 .. 1. F is 1 (held over the clip), the latent's frames, or the
     video's 4 n - 3: a latent is regenerated where any of its frames is. H x W is the latent's size or the video's,
     8 times that: each 8 x 8 pixels become their mean.
-    Raises GeometryError for any other shape.
+    Raises UserError for any other shape.
     """
     frames = _split_frames(mask)
     counts = {1, latent_frames, video_frames(latent_frames)}
     sizes = ((latent_height, latent_width), (latent_height * SPATIAL, latent_width * SPATIAL))
     if frames.shape[0] not in counts or tuple(frames.shape[1:]) not in sizes:
         (h, w), (height, width) = sizes
-        raise GeometryError(
+        raise UserError(
             f"The mask has {frames.shape[0]} frames of {frames.shape[2]} x {frames.shape[1]}; this latent takes "
             f"{_any_of(counts)} frames of {width} x {height} pixels (or {w} x {h}, the latent's own size). Resize the "
             "mask to the video, and give it one frame or as many as the video has."
@@ -43,12 +43,12 @@ def fun_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, latent_
 
     mask: [F, H, W], 0 .. 1, 1 = to be regenerated; 0.5 and more count as 1. F is 1 (held over the clip) or the
     video's 4 n - 3; H x W is any size.
-    Raises GeometryError. Source: CogVideoX-Fun cogvideox/pipeline/pipeline_cogvideox_inpaint.py, resize_mask.
+    Raises UserError. Source: CogVideoX-Fun cogvideox/pipeline/pipeline_cogvideox_inpaint.py, resize_mask.
     """
     frames = _split_frames(mask)
     count = video_frames(latent_frames)
     if frames.shape[0] not in (1, count):
-        raise GeometryError(
+        raise UserError(
             f"The mask has {frames.shape[0]} frames and the video {count}. Give the mask {_any_of({1, count})} frames."
         )
     known = 1 - (hold_last(frames, count) >= 0.5).float()[None, None]  # [F, H, W] -> [1, 1, F, H, W]
@@ -63,10 +63,10 @@ def fun_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, latent_
 def hold_last(frames: torch.Tensor, count: int) -> torch.Tensor:
     """`frames` [F, ...] with the last one repeated up to `count`; unchanged where there are as many already.
 
-    Raises GeometryError where there is no frame to repeat.
+    Raises UserError where there is no frame to repeat.
     """
     if frames.shape[0] == 0:
-        raise GeometryError("There is no frame in the video: check the range of frames that it comes from.")
+        raise UserError("There is no frame in the video: check the range of frames that it comes from.")
     missing = max(0, count - frames.shape[0])
     return torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])]) if missing else frames
 
@@ -75,7 +75,7 @@ def _split_frames(mask: torch.Tensor) -> torch.Tensor:
     """[..., H, W] -> [F, H, W], fp32; of the leading dimensions only one, the frames, may be larger than 1."""
     lead = mask.shape[:-2]
     if mask.ndim < 2 or 0 in mask.shape or sum(side > 1 for side in lead) > 1:
-        raise GeometryError(
+        raise UserError(
             f"The mask has shape {list(mask.shape)}; expected is [frames, height, width] with at least one frame. "
             "Connect a MASK output (Convert Image to Mask makes one of pictures)."
         )

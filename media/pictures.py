@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from ..errors import GeometryError
+from ..errors import UserError
 from ..vae.geometry import SIZE_STEP
 
 FITS = ("crop", "letterbox")
@@ -16,11 +16,11 @@ def fit_pictures(images: torch.Tensor, width: int, height: int, fit: str = "crop
     images: 1 (grey, repeated), 3 or 4 (alpha, dropped) channels.
     fit: "crop" cuts what is too wide or too high off both sides alike; "letterbox" shows all of it on black.
     Pictures that already have this size keep their values.
-    Raises GeometryError where there is no picture.
+    Raises UserError where there is no picture.
     """
     check_pictures(images)
     if fit not in FITS:
-        raise GeometryError(f"fit is {fit!r}: use {' or '.join(FITS)}.")
+        raise UserError(f"fit is {fit!r}: use {' or '.join(FITS)}.")
     count, rows, columns, channels = images.shape
     if (rows, columns) == (height, width):
         return _rgb(images)
@@ -42,12 +42,12 @@ def fit_clip(images: torch.Tensor, width: int, height: int, fit: str = "crop") -
     """`images` as fit_pictures gives them, where a width or height of 0 means: as they are, less what is beyond a
     multiple of 16. With both 0 nothing is resized.
 
-    Raises GeometryError where there is no picture, or one below 16 pixels has no size to be enlarged to.
+    Raises UserError where there is no picture, or one below 16 pixels has no size to be enlarged to.
     """
     check_pictures(images)
     rows, columns = images.shape[1:3]
     if (not width and columns < SIZE_STEP) or (not height and rows < SIZE_STEP):
-        raise GeometryError(
+        raise UserError(
             f"The pictures have {columns} x {rows} pixels, less than {SIZE_STEP} x {SIZE_STEP}. Set the width and "
             "the height to enlarge them to."
         )
@@ -58,15 +58,15 @@ def fit_clip(images: torch.Tensor, width: int, height: int, fit: str = "crop") -
 
 
 def check_pictures(images: torch.Tensor) -> None:
-    """Raises GeometryError unless `images` is [F, H, W, C] with at least one pixel and 1, 3 or 4 channels."""
+    """Raises UserError unless `images` is [F, H, W, C] with at least one pixel and 1, 3 or 4 channels."""
     expected = "expected are pictures [frames, height, width, channels] with 1, 3 or 4 channels"
     if images.ndim == 4 and 0 in images.shape:  # [0, 0, 0, 3], or [0, 3, 0, 0], from stock nodes for a damaged video
-        raise GeometryError(
+        raise UserError(
             f"There is no picture in the images: their shape is {list(images.shape)}; {expected} and at least one "
             "frame. Check the video or the range of frames that they come from."
         )
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
-        raise GeometryError(f"The images have shape {list(images.shape)}; {expected}. Connect an IMAGE output.")
+        raise UserError(f"The images have shape {list(images.shape)}; {expected}. Connect an IMAGE output.")
 
 
 def augment_pictures(

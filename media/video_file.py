@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from comfy.cli_args import args
 
-from ..errors import CheckpointError, GeometryError, NumericsError
+from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.output import new_output_path
 
@@ -91,13 +91,13 @@ def find_format(name: str) -> VideoFormat:
     Raises UserError for an unknown one, and for one that this machine's PyAV has no encoder for.
     """
     if name not in FORMATS:
-        raise CheckpointError(f"{name!r} is not a video format. Choose one of {', '.join(FORMATS)}.")
+        raise UserError(f"{name!r} is not a video format. Choose one of {', '.join(FORMATS)}.")
     kind = FORMATS[name]
     if not can_encode(kind.encoder):
         import av
 
         others = ", ".join(other for other in FORMATS if can_encode(FORMATS[other].encoder)) or "none of the others"
-        raise CheckpointError(
+        raise UserError(
             f"PyAV {av.__version__} was built without {kind.encoder} and cannot write {name}. It can write {others}: "
             "choose that, or install PyAV as ComfyUI's requirements.txt asks."
         )
@@ -120,7 +120,7 @@ def frame_rate(fps: float) -> Fraction:
     Raises UserError for a rate that no video has.
     """
     if not MIN_FPS <= fps <= MAX_FPS:  # NaN neither
-        raise GeometryError(
+        raise UserError(
             f"fps is {fps}: use {MIN_FPS:g} to {MAX_FPS:g}; CogVideoX makes 8 frames a second, CogVideoX 1.5 16."
         )
     return Fraction(round(fps * 1000), 1000)
@@ -130,7 +130,7 @@ def check_crf(crf: int, format_name: str) -> None:
     """Raises UserError for a quality that the encoder of this format does not know."""
     most = find_format(format_name).max_crf
     if not 0 <= crf <= most:
-        raise GeometryError(f"crf is {crf}: for {format_name} use 0 (best) to {most}.")
+        raise UserError(f"crf is {crf}: for {format_name} use 0 (best) to {most}.")
 
 
 def workflow_metadata(prompt: dict | None, extra_pnginfo: dict | None) -> dict[str, str]:
@@ -153,11 +153,11 @@ def video_sound(audio: dict | None, index: int = 0) -> Sound | None:
         return None
     waveforms = audio["waveform"]  # [B, C, S]
     if waveforms.ndim != 3 or waveforms.shape[1] not in _LAYOUTS:
-        raise GeometryError(
+        raise UserError(
             f"The audio has shape {list(waveforms.shape)}; expected [batch, channels, samples] with 1, 2 or 6 channels."
         )
     if not torch.isfinite(waveforms).all():
-        raise NumericsError("The audio contains NaN or Inf. Check the node it comes from.")
+        raise UserError("The audio contains NaN or Inf. Check the node it comes from.")
     return Sound(waveforms[min(index, len(waveforms) - 1)].float().cpu(), int(audio["sample_rate"]))
 
 
@@ -171,12 +171,12 @@ def new_video_path(prefix: str, suffix: str, width: int = 0, height: int = 0) ->
     try:
         path = new_output_path(prefix, suffix, example="video/CogVideoX")
     except OSError as error:
-        raise CheckpointError(
+        raise UserError(
             f"There is no folder for {prefix!r}: {error}. Check the permissions of ComfyUI's output folder, or choose "
             "another filename_prefix."
         ) from error
     if not os.access(path.parent, os.W_OK):
-        raise CheckpointError(
+        raise UserError(
             f"{path.parent} cannot be written to. Change its permissions, or choose another filename_prefix."
         )
     return path
@@ -186,7 +186,7 @@ def require_room(folder: Path, width: int, height: int, frames: int) -> None:
     """Raises UserError where the disk of `folder` would hardly hold a video of this size."""
     free, needed = shutil.disk_usage(folder).free, max(_MIN_FREE_BYTES, width * height * 3 * frames // 20)
     if free < needed:
-        raise CheckpointError(
+        raise UserError(
             f"{folder} has {free / 1e6:.0f} MB left; {frames} frames of {width} x {height} may need "
             f"{needed / 1e6:.0f} MB. Free some space, or move ComfyUI's output folder."
         )
@@ -322,7 +322,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, FFmpegError) as error:
-        raise CheckpointError(
+        raise UserError(
             f"{path} cannot be written: {error}. Check the free space and the permissions of its folder, or choose "
             "another filename_prefix or format."
         ) from error

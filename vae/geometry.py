@@ -2,7 +2,7 @@
 
 import torch
 
-from ..errors import GeometryError, NumericsError
+from ..errors import UserError
 
 SPATIAL, TEMPORAL, CHANNELS = 8, 4, 16
 SIZE_STEP = 16  # a patch of 2 x 2 latents
@@ -29,7 +29,7 @@ def check_size(width: int, height: int, frames: int) -> None:
             f"frames {frames} is not 4k + 1 (8k + 1 as the models were trained): use {_nearest(frames, TEMPORAL, 1)}"
         )
     if problems:
-        raise GeometryError("; ".join(problems) + ".")
+        raise UserError("; ".join(problems) + ".")
 
 
 def _nearest(value: int, step: int, offset: int) -> str:
@@ -51,7 +51,7 @@ def check_latents(samples: torch.Tensor) -> None:
     where it contains NaN or Inf."""
     check_latent_channels(samples)
     if 0 in samples.shape:
-        raise GeometryError(
+        raise UserError(
             f"The latent has shape {list(samples.shape)}: there is nothing in it to decode. Check the node it comes "
             "from; a video has at least one latent frame."
         )
@@ -59,7 +59,7 @@ def check_latents(samples: torch.Tensor) -> None:
     if not finite.all():
         broken = [t for t in range(samples.shape[2]) if not finite[:, t].all()]
         first, last = (max(0, TEMPORAL * broken[0] - 3), TEMPORAL * broken[-1])
-        raise NumericsError(
+        raise UserError(
             f"The latent contains NaN or Inf in latent frame{'s' if len(broken) > 1 else ''} "
             f"{', '.join(map(str, broken[:8]))}{' ...' if len(broken) > 8 else ''} of {samples.shape[2]} (video frames "
             f"{first} to {last}). Something went wrong before the VAE: check the sampler's settings and the model's "
@@ -70,7 +70,7 @@ def check_latents(samples: torch.Tensor) -> None:
 def check_latent_channels(samples: torch.Tensor) -> None:
     """Raises UserError unless `samples` is a CogVideoX latent [B, 16, T, H, W]."""
     if samples.ndim != 5 or samples.shape[1] != CHANNELS:
-        raise GeometryError(
+        raise UserError(
             f"The latent has shape {list(samples.shape)}; a CogVideoX VAE decodes [batch, {CHANNELS}, frames, "
             "height / 8, width / 8]. Use the VAE that belongs to the model that made this latent."
         )

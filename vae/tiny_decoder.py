@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ..errors import CheckpointError
+from ..errors import UserError
 from .geometry import CHANNELS, TEMPORAL
 
 _WIDTHS = (256, 128, 64)  # of its three stages, each of which doubles height and width
@@ -114,7 +114,7 @@ def build_tiny_decoder(
     gives one frame, close to the last of its four.
     source: path for messages.
 
-    Raises CheckpointError for weights of something else.
+    Raises UserError for weights of something else.
     """
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)}
     first, second, third = (
@@ -126,7 +126,7 @@ def build_tiny_decoder(
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong or decoder.frames_per_latent != TEMPORAL:
-        raise CheckpointError(_not_taecvx(source, weights, wrong))
+        raise UserError(_not_taecvx(source, weights, wrong))
     if not one_per_latent:
         return decoder, weights
     for layer, width in zip(_GROW_LAYERS, _WIDTHS):

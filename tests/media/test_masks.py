@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cogvideox.errors import GeometryError
+from cogvideox.errors import UserError
 from cogvideox.media import masks
 from cogvideox.tests.support import check_parity
 
@@ -55,7 +55,7 @@ def test_mask_without_frames() -> None:
 )
 def test_mask_that_does_not_fit(shape: tuple[int, ...], found: str) -> None:
     """Stretched silently, it would no longer cover what was painted."""
-    with pytest.raises(GeometryError) as error:
+    with pytest.raises(UserError) as error:
         masks.latent_mask(torch.zeros(shape), T, H, W)
     for words in (found, "1, 3 or 9 frames of 96 x 64 pixels", "12 x 8", "Resize the mask"):
         assert words in str(error.value)
@@ -65,7 +65,7 @@ def test_mask_that_does_not_fit(shape: tuple[int, ...], found: str) -> None:
 def test_what_is_no_mask(shape: tuple[int, ...]) -> None:
     """No frames at all, or a batch of masks: a message, not an error of torch."""
     for make in (masks.latent_mask, masks.fun_mask):
-        with pytest.raises(GeometryError, match="expected is .frames, height, width."):
+        with pytest.raises(UserError, match="expected is .frames, height, width."):
             make(torch.zeros(shape), T, H, W)
 
 
@@ -95,7 +95,7 @@ def test_fun_mask_of_one_frame_holds_for_the_clip() -> None:
 
 def test_fun_mask_of_another_length() -> None:
     """Its frames would slide against the video's."""
-    with pytest.raises(GeometryError, match="5 frames and the video 9.*1 or 9"):
+    with pytest.raises(UserError, match="5 frames and the video 9.*1 or 9"):
         masks.fun_mask(torch.zeros(5, 64, 96), T, H, W)
 
 
@@ -105,5 +105,5 @@ def test_last_frame_is_held() -> None:
     held = masks.hold_last(frames, 5)
     assert torch.equal(held[:3], frames) and torch.equal(held[3:], frames[[2, 2]])
     assert torch.equal(masks.hold_last(frames, 2), frames)
-    with pytest.raises(GeometryError, match="no frame"):
+    with pytest.raises(UserError, match="no frame"):
         masks.hold_last(frames[:0], 5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cogvideox.errors import GeometryError
+from cogvideox.errors import UserError
 from cogvideox.media import pictures
 from cogvideox.tests.support import relative_error
 
@@ -126,7 +126,7 @@ def test_a_large_photo_does_not_shimmer() -> None:
 )
 def test_what_is_no_picture(shape: tuple[int, ...], found: str) -> None:
     """A video of no frames must say so, not fail inside the VAE."""
-    with pytest.raises(GeometryError) as error:
+    with pytest.raises(UserError) as error:
         pictures.fit_pictures(torch.zeros(shape), 96, 64)
     assert found in str(error.value) and "channels" in str(error.value)
 
@@ -144,7 +144,7 @@ def test_clip_of_its_own_size_is_only_cut() -> None:
 
 def test_clip_too_small_to_be_cut() -> None:
     """There is no multiple of 16 below 16: the message must say what to do."""
-    with pytest.raises(GeometryError, match="100 x 8 pixels.*Set the width and height"):
+    with pytest.raises(UserError, match="100 x 8 pixels.*Set the width and height"):
         pictures.fit_clip(torch.zeros(1, 8, 100, 3), 0, 0)
     assert pictures.fit_clip(torch.zeros(1, 8, 100, 3), 96, 64).shape == (1, 64, 96, 3)
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from comfy_api.latest import InputImpl, Types
 
-from cogvideox.errors import CheckpointError, GeometryError, NumericsError
+from cogvideox.errors import UserError
 from cogvideox.media import video_file as files
 
 WIDTH, HEIGHT = 96, 64
@@ -203,7 +203,7 @@ def test_a_disk_that_fills_up(output: Path) -> None:
     noise = torch.rand(17, HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
     try:
-        with pytest.raises(CheckpointError, match=r"b_00001_.mp4 cannot be written: .*free space"):
+        with pytest.raises(UserError, match=r"b_00001_.mp4 cannot be written: .*free space"):
             write(noise, crf=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -214,9 +214,9 @@ def test_a_disk_with_no_room(monkeypatch: pytest.MonkeyPatch, output: Path) -> N
     """Found before minutes of decoding, with the folder and both sizes."""
     usage = shutil.disk_usage(output)._replace(free=49_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(CheckpointError, match="has 49 MB left; 1 frames of 96 x 64 may need 50 MB"):
+    with pytest.raises(UserError, match="has 49 MB left; 1 frames of 96 x 64 may need 50 MB"):
         files.require_room(output, WIDTH, HEIGHT, 1)
-    with pytest.raises(CheckpointError, match="1025 frames of 1360 x 768 may need 161 MB"):
+    with pytest.raises(UserError, match="1025 frames of 1360 x 768 may need 161 MB"):
         files.require_room(output, 1360, 768, 1025)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=51_000_000))
     files.require_room(output, WIDTH, HEIGHT, 49)
@@ -244,7 +244,7 @@ def never() -> Iterator[torch.Tensor]:
 def test_bad_prefix(output: Path, prefix: str, words: str) -> None:
     """Before the first frame is decoded."""
     (output / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(UserError, match=words):
         write(never(), prefix=prefix)
     assert left_in(output.parent) == ["file"]
 
@@ -252,7 +252,7 @@ def test_bad_prefix(output: Path, prefix: str, words: str) -> None:
 def test_folder_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, output: Path) -> None:
     """Before the first frame is decoded. (Tests may run as root, whom no permission stops.)"""
     monkeypatch.setattr(files.os, "access", lambda path, mode: False)
-    with pytest.raises(CheckpointError, match="output/a cannot be written to. Change its permissions"):
+    with pytest.raises(UserError, match="output/a cannot be written to. Change its permissions"):
         write(never())
 
 
@@ -263,10 +263,10 @@ def test_size_of_the_video_in_the_prefix(output: Path) -> None:
 
 def test_unknown_format_and_missing_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyAV is built in many ways; the message names what this one can write."""
-    with pytest.raises(CheckpointError, match=r"'gif' is not a video format. Choose one of mp4 \(h264\), webm"):
+    with pytest.raises(UserError, match=r"'gif' is not a video format. Choose one of mp4 \(h264\), webm"):
         files.video_settings("gif", 8, 18)
     monkeypatch.setattr(files, "can_encode", lambda encoder: encoder == "libvpx-vp9")
-    with pytest.raises(CheckpointError, match=r"without libx264 and cannot write mp4 .* It can write webm \(vp9\): "):
+    with pytest.raises(UserError, match=r"without libx264 and cannot write mp4 .* It can write webm \(vp9\): "):
         files.video_settings("mp4 (h264)", 8, 18)
     monkeypatch.undo()
     assert not files.can_encode("libnone")
@@ -275,16 +275,16 @@ def test_unknown_format_and_missing_encoder(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("fps", [0, -8, 1000.5, float("nan"), float("inf")])
 def test_bad_rate(fps: float) -> None:
     """A linked number has no limits."""
-    with pytest.raises(GeometryError, match="fps is .*: use 0.01 to 1000"):
+    with pytest.raises(UserError, match="fps is .*: use 0.01 to 1000"):
         files.video_settings("mp4 (h264)", fps, 18)
 
 
 def test_bad_crf() -> None:
     """x264 takes 52 and more for 51 without a word."""
-    with pytest.raises(GeometryError, match=r"crf is 52: for mp4 \(h264\) use 0 \(best\) to 51"):
+    with pytest.raises(UserError, match=r"crf is 52: for mp4 \(h264\) use 0 \(best\) to 51"):
         files.video_settings("mp4 (h264)", 8, 52)
     files.video_settings("webm (vp9)", 8, 63)
-    with pytest.raises(GeometryError, match="crf is -1"):
+    with pytest.raises(UserError, match="crf is -1"):
         files.video_settings("webm (vp9)", 8, -1)
 
 
@@ -316,9 +316,9 @@ def test_bad_sound() -> None:
     """Refused before decoding, not by the encoder in the middle of the video."""
     assert files.video_sound(None) is None
     assert files.video_sound({"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}) is None
-    with pytest.raises(GeometryError, match=r"shape \[1, 3, 9\].* 1, 2 or 6 channels"):
+    with pytest.raises(UserError, match=r"shape \[1, 3, 9\].* 1, 2 or 6 channels"):
         files.video_sound({"waveform": torch.zeros(1, 3, 9), "sample_rate": 44100})
-    with pytest.raises(NumericsError, match="audio contains NaN or Inf"):
+    with pytest.raises(UserError, match="audio contains NaN or Inf"):
         files.video_sound({"waveform": torch.full((1, 1, 9), torch.nan), "sample_rate": 44100})
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cogvideox.errors import GeometryError
+from cogvideox.errors import UserError
 from cogvideox.vae import geometry
 
 
@@ -24,14 +24,14 @@ def test_frames_round_trip() -> None:
 )
 def test_sizes_that_do_not_fit_name_the_nearest(size: tuple[int, int, int], named: str) -> None:
     """A user must be told what to type instead, before anything runs."""
-    with pytest.raises(GeometryError) as error:
+    with pytest.raises(UserError) as error:
         geometry.check_size(*size)
     assert named in str(error.value)
 
 
 def test_all_problems_at_once() -> None:
     """Three wrong numbers must not take three attempts."""
-    with pytest.raises(GeometryError, match="width.*height.*frames"):
+    with pytest.raises(UserError, match="width.*height.*frames"):
         geometry.empty_latent(1, 2, 3, 1)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cogvideox.errors import GeometryError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nodes.decode import CogVideoXDecode
 from cogvideox.tests.support import check_parity, relative_error
@@ -119,5 +119,5 @@ def test_tiled_encode_is_the_encode(vaes: tuple, tile_x: int, tile_y: int) -> No
 
 def test_latent_of_another_model_is_refused(vaes: tuple) -> None:
     """A 4-channel latent must be called by its name, not fail inside a convolution."""
-    with pytest.raises(GeometryError, match=r"\[1, 4, 3, 8, 12\].*16"):
+    with pytest.raises(UserError, match=r"\[1, 4, 3, 8, 12\].*16"):
         CogVideoXDecode.execute(vaes[0], {"samples": torch.ones(1, 4, 3, 8, 12)}, "auto")
