@@ -1,8 +1,10 @@
 """Training a LoRA: a step of ours against one of diffusers' official recipe, on the same model, batch and noise."""
 
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cogvideox.benchmarks.common import (
     Table,
@@ -15,8 +17,13 @@ from cogvideox.benchmarks.common import (
     use_comfyui,
 )
 
+if TYPE_CHECKING:  # what imports ComfyUI and torch has to wait for use_comfyui
+    import torch
+
+    from cogvideox.training.objective import Batch, Sample
+
 LAYERS, HEADS, RANK, ALPHA = 4, 8, 64, 64.0
-LATENT = (3, 16, 24)  # (T, H, W): 288 video tokens beside 226 of text
+LATENT = (3, 16, 24)  # (T, H, W): 288 video tokens and 226 of text
 TEXT_TOKENS, SEED, LEARNING_RATE = 226, 0, 1e-4
 CASES = {
     "fp32": ("no", False),
@@ -29,7 +36,7 @@ LOSS_TOLERANCE = {"no": 1e-5, "bf16": 2e-2}  # relative, over all steps
 
 def main() -> None:
     options = arguments(
-        __doc__,
+        __doc__ or "",
         repeats={"type": int, "default": 10},
         layers={"type": int, "default": LAYERS},
         heads={"type": int, "default": HEADS},
@@ -57,19 +64,19 @@ def main() -> None:
     report("train", [Table("One training step", notes, header, rows)], options.save)
 
 
-def write_model(folder: Path, options: object) -> None:
+def write_model(folder: Path, options: Namespace) -> None:
     import safetensors.torch
 
     weights = random_weights(folder, options.layers, options.heads, text_embed_dim=64)
     safetensors.torch.save_file(weights, folder / "diffusion_pytorch_model.safetensors")
 
 
-def compare(folder: Path, precision: str, checkpointing: bool, options: object) -> list[str]:
+def compare(folder: Path, precision: str, checkpointing: bool, options: Namespace) -> list[str]:
     """Both trained for the same steps: the cells of a row."""
     ours, samples = our_trainer(folder, precision, checkpointing, options.batch)
     theirs = official_trainer(folder, precision, checkpointing, ours.dit)
     losses: dict[str, list[float]] = {"diffusers": [], "ours": []}
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "diffusers": lambda: losses["diffusers"].append(theirs(samples(len(losses["diffusers"])))),
         "ours": lambda: losses["ours"].append(ours(samples(len(losses["ours"])))),
     }
@@ -92,15 +99,17 @@ def compare(folder: Path, precision: str, checkpointing: bool, options: object) 
 class Trainer:
     """One training step: batch -> loss."""
 
-    def __init__(self, dit: object, loss_of: Callable, fused: bool):
+    def __init__(self, dit: "torch.nn.Module", loss_of: "Callable[[Batch], torch.Tensor]", fused: bool):
         import torch
 
         self.dit, self._loss_of = dit, loss_of
         self._trained = [p for p in dit.parameters() if p.requires_grad]
-        options = {"betas": (0.9, 0.95), "weight_decay": 1e-4, "fused": fused}
-        self._optimizer = torch.optim.AdamW(self._trained, LEARNING_RATE, **options)
+        betas, weight_decay = (0.9, 0.95), 1e-4
+        self._optimizer = torch.optim.AdamW(
+            self._trained, LEARNING_RATE, betas=betas, weight_decay=weight_decay, fused=fused
+        )
 
-    def __call__(self, batch: object) -> float:
+    def __call__(self, batch: "Batch") -> float:
         import torch
 
         loss = self._loss_of(batch)
@@ -111,14 +120,17 @@ class Trainer:
         return float(loss.detach())
 
 
-def our_trainer(folder: Path, precision: str, checkpointing: bool, count: int) -> tuple[Trainer, Callable]:
-    """As training.headless sets it up; and batches by the number of the step."""
+def our_trainer(
+    folder: Path, precision: str, checkpointing: bool, count: int
+) -> tuple[Trainer, "Callable[[int], Batch]"]:
+    """As training.trainer sets it up; and batches by the number of the step."""
     import comfy.ops
     import torch
 
     from cogvideox.model_loaders.load_model import load_model
     from cogvideox.training import objective as objectives
     from cogvideox.training.blocks import call_blocks
+    from cogvideox.training.config import TrainConfig
     from cogvideox.training.lora import attach_lora
 
     stored = "bf16" if precision == "bf16" else "fp32"
@@ -127,12 +139,12 @@ def our_trainer(folder: Path, precision: str, checkpointing: bool, count: int) -
     for leaf in dit.modules():
         if isinstance(leaf, comfy.ops.CastWeightBiasOp):
             leaf.comfy_cast_weights = True
-    attach_lora(dit, RANK, ALPHA, seed=SEED)
+    attach_lora(dit, TrainConfig(rank=RANK, alpha=ALPHA, seed=SEED))
     call_blocks(dit, checkpointing)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     objective = objectives.objective_for(model, dtype=dtype)
     generator = torch.Generator().manual_seed(SEED)
-    entries = [
+    entries: list[Sample] = [
         {
             "latents": torch.randn(16, *LATENT, generator=generator),
             "text": torch.randn(TEXT_TOKENS, 64, generator=generator),
@@ -140,19 +152,20 @@ def our_trainer(folder: Path, precision: str, checkpointing: bool, count: int) -
         for _ in range(count)
     ]
 
-    def samples(step: int) -> object:
+    def samples(step: int) -> "Batch":
         numbers = range(step * count, (step + 1) * count)
         return objectives.draw_batch(entries, numbers, SEED, objective, entries[0]["text"][None])
 
     return Trainer(dit, lambda batch: objectives.denoising_loss(dit, batch, objective), fused=True), samples
 
 
-def official_trainer(folder: Path, precision: str, checkpointing: bool, dit: object) -> Trainer:
+def official_trainer(folder: Path, precision: str, checkpointing: bool, dit: "torch.nn.Module") -> Trainer:
     """As diffusers examples/cogvideo/train_cogvideox_lora.py trains, from the LoRA that is on `dit`."""
     import peft
     import torch
-    from diffusers import CogVideoXDPMScheduler, CogVideoXTransformer3DModel
     from diffusers.models.embeddings import get_3d_rotary_pos_embed
+    from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
+    from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 
     from cogvideox.devtools.embedded_checkpoint import scheduler_config
 
@@ -161,13 +174,15 @@ def official_trainer(folder: Path, precision: str, checkpointing: bool, dit: obj
     if checkpointing:
         transformer.enable_gradient_checkpointing()
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
-    transformer.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=ALPHA, init_lora_weights=True, target_modules=targets))
+    transformer.add_adapter(
+        peft.LoraConfig(r=RANK, lora_alpha=int(ALPHA), init_lora_weights=True, target_modules=targets)
+    )
     start = {name: p.detach() for name, p in dit.named_parameters() if p.requires_grad}
     for name, parameter in transformer.named_parameters():
         if parameter.requires_grad:
             parameter.data = start[name].clone()
-    scheduler = CogVideoXDPMScheduler.from_config(scheduler_config("5b"))
-    config = transformer.config
+    scheduler: Any = CogVideoXDPMScheduler.from_config(scheduler_config("5b"))
+    config: Any = transformer.config
     grid = LATENT[1] // config.patch_size, LATENT[2] // config.patch_size
     base = config.sample_height // config.patch_size, config.sample_width // config.patch_size
     rotary = get_3d_rotary_pos_embed(
@@ -177,7 +192,7 @@ def official_trainer(folder: Path, precision: str, checkpointing: bool, dit: obj
         temporal_size=LATENT[0],
     )
 
-    def loss_of(batch: object) -> torch.Tensor:
+    def loss_of(batch: "Batch") -> torch.Tensor:
         clean, noise = batch.clean.transpose(1, 2).to(dtype), batch.noise.transpose(1, 2).to(dtype)
         noisy = scheduler.add_noise(clean, noise, batch.timesteps)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

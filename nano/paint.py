@@ -6,12 +6,17 @@ Runs beside ComfyUI: call host.standalone.use_comfyui first.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from .captions import caption
 from .world import Scene, draw_scene, render
+
+if TYPE_CHECKING:  # ComfyUI can be imported only after use_comfyui
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
 
 BATCH = 25
 
@@ -20,9 +25,9 @@ BATCH = 25
 class Pipeline:
     """ComfyUI's MODEL, CLIP and VAE."""
 
-    model: object
-    clip: object
-    vae: object
+    model: "ModelPatcher"
+    clip: "CLIP"
+    vae: "VAE"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from cogvideox.devtools.embedded_checkpoint import scheduler_config, write_index
 from cogvideox.host.standalone import use_comfyui
 
-from . import transformer
+from . import text, transformer
 from .folders import WEIGHTS
 
 LOGS = Path(__file__).resolve().parent / "training"
@@ -18,15 +18,17 @@ LOGS = Path(__file__).resolve().parent / "training"
 
 def publish(work: Path) -> None:
     """Write what all variants share and a transformer each below WEIGHTS, in fp16."""
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-    from transformers import T5EncoderModel, T5TokenizerFast
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
+    from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
+    from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
+    from transformers.models.t5 import T5EncoderModel
 
     shutil.rmtree(WEIGHTS, ignore_errors=True)
     vae = AutoencoderKLCogVideoX.from_pretrained(work / "decoder" / "trained").half()
     vae.register_to_config(_name_or_path="")  # else diffusers writes where it was read from
     vae.save_pretrained(WEIGHTS / "vae")
     T5EncoderModel.from_pretrained(work / "text" / "trained").half().save_pretrained(WEIGHTS / "text_encoder")
-    T5TokenizerFast.from_pretrained(work / "text" / "tokenizer").save_pretrained(WEIGHTS / "tokenizer")
+    text.T5TokenizerFast.from_pretrained(work / "text" / "tokenizer").save_pretrained(WEIGHTS / "tokenizer")
     CogVideoXDDIMScheduler(**scheduler_config("5b")).save_pretrained(WEIGHTS / "scheduler")
     for variant, config in transformer.CONFIGS.items():
         trained = work / variant / "trained.pt"
@@ -36,7 +38,7 @@ def publish(work: Path) -> None:
         missing, unexpected = model.load_state_dict(torch.load(trained), strict=False)
         if unexpected or set(missing) - {"patch_embed.pos_embedding"}:
             raise ValueError(f"{trained} does not fit its config: {missing}, {unexpected}")
-        torch.nn.Module.to(model, torch.float16).save_pretrained(WEIGHTS / variant / "transformer")
+        model.half().save_pretrained(WEIGHTS / variant / "transformer")
         write_index(WEIGHTS / variant, variant)
 
 

@@ -5,6 +5,7 @@ ghosts. What they cannot find is None.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage, stats
@@ -70,13 +71,15 @@ def read_clip(frames: np.ndarray) -> Reading:
     if motion is None and shape is not None and turn >= _LEAST_TURN:
         motion = "rotating"
     size = None if shape is None else _size(track, shape, motion)
-    return Reading(shape, _name(colour), size, motion, background)
+    return Reading(shape, None if colour is None else _name(colour), size, motion, background)
 
 
 def _name(colour: np.ndarray) -> str | None:
     """The nearest of the world's colours, the one that LoRAs teach among them."""
-    distances = {name: np.linalg.norm(colour - value) for name, value in {**world.COLOURS, **world.TAUGHT}.items()}
-    nearest = min(distances, key=distances.get)
+    distances = {
+        name: float(np.linalg.norm(colour - value)) for name, value in {**world.COLOURS, **world.TAUGHT}.items()
+    }
+    nearest = min(distances, key=lambda name: distances[name])
     return nearest if distances[nearest] < _FAR_COLOUR else None
 
 
@@ -107,7 +110,7 @@ def _shape_colour(pixels: np.ndarray, behind: np.ndarray) -> np.ndarray | None:
     strongest = np.sort(distance.reshape(len(distance), -1), axis=1)[:, -2 * _LEAST_AREA :].mean(axis=1)
     bold = distance > np.maximum(0.8 * strongest, _LEAST_CONTRAST)[:, None, None]
     across = np.ones((1, 3, 3), bool)
-    inner = ndimage.binary_erosion(bold, across)
+    inner = np.asarray(ndimage.binary_erosion(bold, across))
     chosen = inner if inner.sum() >= _LEAST_AREA else bold
     return np.median(pixels[chosen], axis=0) if chosen.sum() >= _LEAST_AREA else None
 
@@ -119,12 +122,14 @@ def _track(pixels: np.ndarray, behind: np.ndarray, colour: np.ndarray) -> _Track
     coverage = (((pixels - behind) * ahead).sum(-1) / contrast).clip(0, 1)
     found = []
     for number, frame in enumerate(coverage):
-        patches, count = ndimage.label(frame > 0.5)
+        labelled: Any = ndimage.label(frame > 0.5)
+        patches, count = labelled
         areas = np.bincount(patches.ravel(), minlength=2)[1:]
         if count and areas.max() >= _LEAST_AREA:
             # three pixels more on every side hold the soft edge, and points that faded in it
             shape = frame * ndimage.binary_dilation(patches == 1 + areas.argmax(), iterations=3)
-            y, x = ndimage.center_of_mass(shape)
+            centre: Any = ndimage.center_of_mass(shape)
+            y, x = centre
             found.append((number, x + 0.5, y + 0.5, shape.sum(), shape))
     if 2 * len(found) < len(pixels):
         return None

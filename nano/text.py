@@ -6,11 +6,13 @@ its output. The pools are thrown away; what they could read, the transformer can
 
 import string
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  # made when it is imported
+from transformers.models.t5 import T5Config, T5EncoderModel
 
 from . import world
 from .captions import caption, vocabulary
@@ -44,19 +46,18 @@ def build_tokenizer() -> T5TokenizerFast:
 
 
 def build_encoder(vocab_size: int) -> T5EncoderModel:
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=vocab_size,
-            d_model=WIDTH,
-            d_kv=16,
-            d_ff=128,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-        )
-    )
+    config: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "d_model": WIDTH,
+        "d_kv": 16,
+        "d_ff": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "dropout_rate": 0.0,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+    }
+    return T5EncoderModel(T5Config(**config))
 
 
 def token_ids(tokenizer: T5TokenizerFast, captions: Sequence[str]) -> torch.Tensor:
@@ -84,7 +85,8 @@ class TrainedText(torch.nn.Module):
 
     def forward(self, ids: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """ids: [B, tokens]; truth: [B, attributes]. Returns the loss."""
-        return sum(F.cross_entropy(scores, truth[:, i]) for i, scores in enumerate(self.read(ids)))
+        losses = [F.cross_entropy(scores, truth[:, i]) for i, scores in enumerate(self.read(ids))]
+        return torch.stack(losses).sum()
 
 
 def truth_of(scene: world.Scene) -> list[int]:

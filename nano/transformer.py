@@ -1,11 +1,13 @@
 """CogVideoX-nano's transformers: CogVideoX's architectures at toy size, and the latents that they learn from."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX
-from transformers import T5EncoderModel, T5TokenizerFast
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
+from transformers.models.t5 import T5EncoderModel
 
 from . import text, vae
 from .captions import caption, partial_caption
@@ -51,7 +53,7 @@ def draw_clips(
 def encode_clips(
     autoencoder: AutoencoderKLCogVideoX,
     encoder: T5EncoderModel,
-    tokenizer: T5TokenizerFast,
+    tokenizer: text.T5TokenizerFast,
     seed: int,
     count: int,
     frames: int,
@@ -64,17 +66,18 @@ def encode_clips(
     for start in range(0, count, _BATCH):
         pixels, captions = draw_clips(seed, range(start, min(start + _BATCH, count)), frames, width, height)
         with torch.autocast("cpu", torch.bfloat16):
-            columns["latents"].append(autoencoder.encode(pixels).latent_dist.mode())
-            columns["images"].append(autoencoder.encode(pixels[:, :, :1]).latent_dist.mode())
+            columns["latents"].append(vae.posterior_of(autoencoder, pixels).mode())
+            columns["images"].append(vae.posterior_of(autoencoder, pixels[:, :, :1]).mode())
         columns["text"].append(encoder(input_ids=text.token_ids(tokenizer, captions)).last_hidden_state)
         print(f"encoded {start + len(captions)} of {count} clips of {frames} frames", flush=True)
     return {name: torch.cat(parts).half() for name, parts in columns.items()}
 
 
 @torch.no_grad()
-def start_calm(model: torch.nn.Module) -> None:
+def init_adaln_zero(model: CogVideoXTransformer3DModel) -> None:
     """Let every block begin as the identity and the output as zero (adaLN-Zero; Peebles and Xie 2023, section 3.2)."""
-    for block in model.transformer_blocks:
+    blocks: Any = model.transformer_blocks
+    for block in blocks:
         for norm in (block.norm1, block.norm2):
             norm.linear.weight.zero_()
             norm.linear.bias.zero_()

@@ -3,17 +3,20 @@
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import command_of
 from cogvideox.training.blocks import call_blocks
+from cogvideox.training.config import TrainConfig
+from cogvideox.training.parallelize import shard_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 3, 4
@@ -69,8 +72,6 @@ def test_two_processes_train_as_one(results: dict[str, dict], mode: str) -> None
 
 def work(kind: str, folder: str, pipeline: str) -> None:
     """One process, in all modes."""
-    from accelerate import Accelerator
-
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == (1 if kind == "one" else 2)
     for mode in MODES:
@@ -82,7 +83,7 @@ def work(kind: str, folder: str, pipeline: str) -> None:
         torch.distributed.destroy_process_group()
 
 
-def train(accelerator: object, kind: str, folder: Path, pipeline: Path, mode: str) -> None:
+def train(accelerator: Accelerator, kind: str, folder: Path, pipeline: Path, mode: str) -> None:
     """Three steps on a few samples; the main process writes the first gradients and the trained weights."""
 
     from cogvideox.training import loop
@@ -92,12 +93,12 @@ def train(accelerator: object, kind: str, folder: Path, pipeline: Path, mode: st
     model = load_model(pipeline, "fp32", disable_dynamic=True)
     dit = model.model.diffusion_model
     if mode == "lora":
-        loras.attach_lora(dit, 4, 8.0, seed=1)
+        loras.attach_lora(dit, TrainConfig(rank=4, alpha=8.0, seed=1))
     else:
         dit.requires_grad_(True)
     call_blocks(dit)
     generator = torch.Generator().manual_seed(0)
-    samples = [
+    samples: list[objectives.Sample] = [
         {
             "latents": torch.randn(16, 3, 8, 12, generator=generator),
             "text": torch.randn(226, 32, generator=generator),
@@ -106,13 +107,16 @@ def train(accelerator: object, kind: str, folder: Path, pipeline: Path, mode: st
     ]
     objective = objectives.objective_for(model)
 
-    def loss_of(module: torch.nn.Module, indices: range) -> torch.Tensor:
+    def loss_of(module: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
         batch = objectives.draw_batch([samples[i] for i in indices], indices, 7, objective, samples[0]["text"][None])
         return objectives.denoising_loss(module, batch, objective)
 
-    plan = loop.Plan(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, seed=7)
+    micro_batch_size = BATCH // accelerator.num_processes
+    config = TrainConfig(
+        max_steps=STEPS, global_batch_size=BATCH, micro_batch_size=micro_batch_size, learning_rate=1e-3, seed=7
+    )
     with first_gradients(accelerator, kind) as gradients:
-        weights = loop.train(accelerator, dit, loss_of, plan, folder)
+        weights = loop.train(accelerator, dit, loss_of, config, folder)
     if accelerator.is_main_process:
         state = torch.load(folder / f"step-{STEPS:06d}" / "training.pt", weights_only=True)
         torch.save(
@@ -120,23 +124,19 @@ def train(accelerator: object, kind: str, folder: Path, pipeline: Path, mode: st
         )
 
 
-def shard(accelerator: object) -> None:
+def shard(accelerator: Accelerator) -> None:
     """FSDP, as `accelerate launch --use_fsdp --fsdp_version 2` sets it; accelerate itself offers it for cards only."""
     from accelerate import DistributedType, FullyShardedDataParallelPlugin
     from accelerate.state import AcceleratorState
 
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["CogVideoXBlock"],
-        cpu_ram_efficient_loading=False,
-    )
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    shard_blocks(plugin)
     AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
     assert accelerator.is_fsdp2
 
 
 @contextmanager
-def first_gradients(accelerator: object, kind: str) -> Iterator[dict[str, torch.Tensor]]:
+def first_gradients(accelerator: Accelerator, kind: str) -> Iterator[dict[str, torch.Tensor]]:
     """Filled when the loop clips for the first time: all gradients of the step, whole."""
     gradients, clip = {}, accelerator.clip_grad_norm_
 
