@@ -19,7 +19,7 @@ _ALL_MEMORY_BYTES = 10**20  # more than any device has
 
 @contextmanager
 def training_mode() -> Iterator[None]:
-    """Gradients inside a node (ComfyUI runs nodes without), and ComfyUI's kernels that have none put aside.
+    """Gradients inside a node (ComfyUI runs nodes without), and ComfyUI's kernels without gradients switched off.
 
     A cancelled run goes on until is_interrupted is asked.
     """

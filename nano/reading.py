@@ -110,7 +110,7 @@ def _shape_colour(pixels: np.ndarray, behind: np.ndarray) -> np.ndarray | None:
     strongest = np.sort(distance.reshape(len(distance), -1), axis=1)[:, -2 * _LEAST_AREA :].mean(axis=1)
     bold = distance > np.maximum(0.8 * strongest, _LEAST_CONTRAST)[:, None, None]
     across = np.ones((1, 3, 3), bool)
-    inner = np.asarray(ndimage.binary_erosion(bold, across))
+    inner: Any = ndimage.binary_erosion(bold, across)
     chosen = inner if inner.sum() >= _LEAST_AREA else bold
     return np.median(pixels[chosen], axis=0) if chosen.sum() >= _LEAST_AREA else None
 

@@ -46,7 +46,7 @@ class CogVideoXTrainingClips(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae"),
                 io.Clip.Input("clip"),
-                io.String.Input("folder", default="", tooltip="A folder in ComfyUI's input folder, or a whole path."),
+                io.String.Input("folder", default="", tooltip="A folder in ComfyUI's input folder, or a full path."),
                 *(widget(DatasetSpec, name) for name in _SETTINGS),
             ],
             outputs=[
@@ -121,7 +121,7 @@ def dataset_folder(name: str) -> Path:
     except (OSError, ValueError):  # not a name that this file system could have
         pass
     raise UserError(
-        f"There is no folder {name[:200]!r}. Give the name of a folder in {inputs}, or a whole path, that holds clips "
+        f"There is no folder {name[:200]!r}. Give the name of a folder in {inputs}, or a full path, that holds clips "
         "with their captions (clip.mp4 and clip.txt)."
     )
 

@@ -20,7 +20,7 @@ from .config import MODES, TrainConfig
 from .fields import check_setting, kind_of, setting, settings_of
 
 T = TypeVar("T")
-# Keys of recipes before version 0.6, and where what they said is said now.
+# Keys that recipes had once, and where what they said is said now.
 _RENAMED = {
     "training.steps": "It is called max_steps now.",
     "training.batch_size": "It is called global_batch_size now.",

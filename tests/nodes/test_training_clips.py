@@ -63,14 +63,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return clips
 
 
-@pytest.mark.parametrize("name", ["clips", "whole path"])
+@pytest.mark.parametrize("name", ["clips", "full path"])
 def test_lists_for_training(
     models: tuple[comfy.sd.VAE, comfy.sd.CLIP], folder: Path, shown: list[str], name: str
 ) -> None:
     """Both trainers take one LATENT and one CONDITIONING a clip; the user reads what was left out on the node."""
     with torch.inference_mode():
         latents, positive, report = Node.execute(
-            models[0], models[1], str(folder) if name == "whole path" else name, **SETTINGS
+            models[0], models[1], str(folder) if name == "full path" else name, **SETTINGS
         ).args
     assert len(latents) == len(positive) == 2
     for latent, conditioning in zip(latents, positive):

@@ -112,7 +112,7 @@ def test_base_of_every_precision_trains(wide: Path, monkeypatch: pytest.MonkeyPa
     flat = []
     for precision in ("fp32", kind):
         patcher: Any = load(wide, precision, monkeypatch, disable_dynamic=True)
-        dit = trained(patcher.model.diffusion_model)
+        dit: Any = trained(patcher.model.diffusion_model)
         for leaf in dit.modules():
             leaf.comfy_cast_weights = True
         assert all(p.dtype == torch.float32 for p in dit.parameters() if p.requires_grad)

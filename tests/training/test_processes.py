@@ -1,5 +1,6 @@
 """Many processes must train as one does: gradients and LoRA over gloo, on the CPU."""
 
+import json
 import os
 import socket
 import subprocess
@@ -8,14 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
 
 from cogvideox.model_loaders.load_model import load_model
-from cogvideox.tests.support import command_of
+from cogvideox.tests.support import command_of, relative_error
 from cogvideox.training.blocks import call_blocks
 from cogvideox.training.config import TrainConfig
+from cogvideox.training.launch import main
 from cogvideox.training.parallelize import shard_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +31,12 @@ MODES = ("lora", "full")
 
 def run_workers(kind: str, folder: Path, pipeline: Path) -> dict[str, dict]:
     """Train in one process, or in two; returns what the main one has written, by mode."""
-    count = 1 if kind == "one" else 2
+    start(command_of("training.test_processes.work", kind, folder / kind, pipeline), 1 if kind == "one" else 2)
+    return {mode: torch.load(folder / kind / mode / "result.pt", weights_only=True) for mode in MODES}
+
+
+def start(command: list[str], count: int) -> str:
+    """Run a command in so many processes that find each other, as accelerate launch does it; what they printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -35,7 +45,6 @@ def run_workers(kind: str, folder: Path, pipeline: Path) -> dict[str, dict]:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
         environ |= {name: str(value) for name, value in places.items()} if count > 1 else {}
-        command = command_of("training.test_processes.work", kind, folder / kind, pipeline)
         workers.append(
             subprocess.Popen(
                 command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -47,7 +56,7 @@ def run_workers(kind: str, folder: Path, pipeline: Path) -> dict[str, dict]:
         for worker in workers:
             worker.kill()
     assert [worker.returncode for worker in workers] == [0] * count, "\n".join(said)[-3000:]
-    return {mode: torch.load(folder / kind / mode / "result.pt", weights_only=True) for mode in MODES}
+    return "\n".join(said)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +68,6 @@ def results(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_train_as_one(results: dict[str, dict], mode: str) -> None:
     """Whoever trains on two cards must get the LoRA that one card would have made, sharded (FSDP) or not."""
-    from cogvideox.tests.support import relative_error
-
     one, *others = (results[kind][mode] for kind in KINDS)
     for kind, other in zip(KINDS[1:], others):
         for what in ("gradients", "weights"):
@@ -68,6 +75,37 @@ def test_two_processes_train_as_one(results: dict[str, dict], mode: str) -> None
             ours, theirs = (torch.cat([t.flatten() for t in r[what].values()]) for r in (other, one))
             assert relative_error(ours, theirs) <= 1e-6, f"{what}, {kind}"
         assert other["checkpoint"].keys() == one["checkpoint"].keys(), "one process could not go on with it"
+
+
+def test_recipe_in_two_processes_is_the_recipe_in_one(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """The program that accelerate launch starts: one process encodes the dataset and writes, both train."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        clip = tmp_path / "clips" / str(number)
+        clip.mkdir(parents=True)
+        for frame in range(5):
+            Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(clip / f"{frame}.png")
+        (tmp_path / "clips" / f"{number}.txt").write_text(f"clip number {number}")
+    loras = []
+    for count in (1, 2):
+        sections = {
+            "model": {"path": str(tiny_pipelines["5b"])},
+            "dataset": {"folder": "clips", "frames": 5, "width": 96, "height": 64, "fps": 0},
+            "training": {"max_steps": STEPS, "global_batch_size": 2, "learning_rate": 1e-2, "rank": 2, "alpha": 2},
+            "output": {"folder": ".", "name": f"{count}"},
+        }
+        recipe = tmp_path / f"recipe-{count}.json"
+        recipe.write_text(json.dumps(sections))
+        said = start(command_of("training.test_processes.launch_recipe", recipe), count)
+        assert said.count("Step 3 of 3") == 1 and f"{count} process" in said, said
+        loras.append(load_file(tmp_path / f"{count}" / f"{count}.safetensors"))
+    one, two = (torch.cat([tensor.flatten() for _, tensor in sorted(lora.items())]) for lora in loras)
+    assert relative_error(two, one) <= 1e-6
+
+
+def launch_recipe(recipe: str) -> None:
+    """One process of a training, as training.launch runs it."""
+    assert main([recipe]) == 0
 
 
 def work(kind: str, folder: str, pipeline: str) -> None:
