@@ -29,27 +29,3 @@ def set_advice(table: Mapping[str, str]) -> None:
     """Complete the messages of errors with these next steps, sentences by UserError's `advice`."""
     _advice.clear()
     _advice.update(table)
-
-
-class CheckpointError(UserError):
-    """Being replaced by UserError."""
-
-
-class GeometryError(UserError):
-    """Being replaced by UserError."""
-
-
-class ScheduleError(UserError):
-    """Being replaced by UserError."""
-
-
-class ConditioningError(UserError):
-    """Being replaced by UserError."""
-
-
-class NumericsError(UserError):
-    """Being replaced by UserError."""
-
-
-class TrainingError(UserError):
-    """Being replaced by UserError."""

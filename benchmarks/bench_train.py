@@ -27,7 +27,7 @@ from cogvideox.devtools.embedded_checkpoint import scheduler_config
 from cogvideox.tests.peak_bytes import PeakBytes
 
 if TYPE_CHECKING:
-    from cogvideox.training.objective import Batch
+    from cogvideox.training.objective import Batch, Sample
 
 LAYERS, HEADS, RANK, ALPHA = 4, 8, 64, 64.0
 LATENT = (3, 16, 24)  # (T, H, W): 288 video tokens
@@ -119,11 +119,12 @@ class Trainer:
 def our_trainer(
     folder: Path, precision: str, checkpointing: bool, count: int
 ) -> tuple[Trainer, Callable[[int], "Batch"]]:
-    """(our trainer as training.headless sets it up, a function from a step's number to its batch of `count` samples)"""
+    """(our trainer as training.trainer sets it up, a function from a step's number to its batch of `count` samples)"""
     import comfy.ops
 
     from cogvideox.model_loaders.load_model import load_model
     from cogvideox.training.blocks import call_blocks
+    from cogvideox.training.config import TrainConfig
     from cogvideox.training.lora import attach_lora
     from cogvideox.training.objective import denoising_loss, draw_batch, objective_for
 
@@ -133,12 +134,12 @@ def our_trainer(
     for leaf in dit.modules():
         if isinstance(leaf, comfy.ops.CastWeightBiasOp):
             leaf.comfy_cast_weights = True
-    attach_lora(dit, RANK, ALPHA, seed=SEED)
+    attach_lora(dit, TrainConfig(rank=RANK, alpha=ALPHA, seed=SEED))
     call_blocks(dit, checkpointing)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     objective = objective_for(model, dtype=dtype)
     generator = torch.Generator().manual_seed(SEED)
-    entries = [
+    entries: list[Sample] = [
         {
             "latents": torch.randn(16, *LATENT, generator=generator),
             "text": torch.randn(TEXT_TOKENS, 64, generator=generator),

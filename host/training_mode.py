@@ -1,8 +1,9 @@
-"""ComfyUI while something is trained in it: gradients on, and nothing of it left afterwards."""
+"""ComfyUI while something is trained in it: gradients on, and nothing of the training left afterwards."""
 
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -13,10 +14,12 @@ from ..errors import UserError
 from .compat import is_out_of_memory
 from .patches import training_switches
 
+_ALL_MEMORY_BYTES = 10**20  # more than any device has
+
 
 @contextmanager
 def training_mode() -> Iterator[None]:
-    """Gradients inside a node (ComfyUI runs nodes without), and ComfyUI's kernels that have none put aside.
+    """Gradients inside a node (ComfyUI runs nodes without), and ComfyUI's kernels without gradients switched off.
 
     A cancelled run goes on until is_interrupted is asked.
     """
@@ -24,16 +27,16 @@ def training_mode() -> Iterator[None]:
         with torch.inference_mode(False), torch.enable_grad(), training_switches():
             yield
     finally:
-        gc.collect()  # a trained model holds itself in circles
+        gc.collect()  # a trained model is part of a reference cycle
         mm.cleanup_models()
 
 
 def fresh_copy(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL loaded anew with its own weights, which may be trained with, and the LoRAs that `model` carries.
+    """The MODEL loaded again, with weights that may be changed, and the LoRAs that `model` carries.
 
     Call it inside training_mode: what is loaded elsewhere takes no gradients.
 
-    Raises UserError where `model` cannot be loaded anew.
+    Raises UserError where `model` cannot be loaded again.
     """
     load, arguments, *_ = getattr(model, "cached_patcher_init", None) or (None, ())
     if load is None:
@@ -52,22 +55,22 @@ def fresh_copy(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.M
     return copy
 
 
-def load_whole(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Bring all of `patcher` onto its device; every other model gives way, for training needs what there is."""
-    mm.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
+def load_fully(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Bring all of `patcher` onto its device; every other model is unloaded, for training needs all memory there is."""
+    mm.load_models_gpu([patcher], memory_required=_ALL_MEMORY_BYTES, force_full_load=True)
 
 
 def differentiable_options(transformer_options: dict) -> dict:
     """`transformer_options` with torch's attention: not every one that ComfyUI may be started with has gradients."""
 
-    def override(_: Callable, *args: object, **kwargs: object) -> torch.Tensor:
+    def override(_: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         return attention_pytorch(*args, **kwargs)
 
     return {**transformer_options, "optimized_attention_override": override}
 
 
 def is_interrupted() -> bool:
-    """Whether the user has cancelled the run; the wish stays noted until compat.throw_if_interrupted."""
+    """Whether the user has cancelled the run; the interrupt flag stays set until compat.throw_if_interrupted."""
     return mm.processing_interrupted()
 
 
@@ -76,7 +79,7 @@ InterruptProcessingException = mm.InterruptProcessingException
 
 @contextmanager
 def explained_out_of_memory(advice: str) -> Iterator[None]:
-    """Raises UserError with `advice` in the place of an out of memory error."""
+    """Raises UserError with `advice` instead of an out of memory error."""
     try:
         yield
     except Exception as error:

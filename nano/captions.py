@@ -49,7 +49,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     thing = f"a {_one(rng, _SIZES[scene.size])} {scene.colour} {scene.shape}"
     where = _where(scene, rng)
     sentence = _one(rng, _SENTENCES).format(thing=thing, does=_action(scene, rng), where=where)
-    return _one(rng, _SPELLINGS)(sentence)
+    return _SPELLINGS[rng.integers(len(_SPELLINGS))](sentence)
 
 
 def partial_caption(scene: Scene, rng: np.random.Generator) -> str:

@@ -8,15 +8,21 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cogvideox.host.standalone import use_comfyui
+from cogvideox.training.config import TrainConfig
 
 from . import text, transformer, vae
 from .optimizer import MuonAndAdamW
+
+if TYPE_CHECKING:  # what imports ComfyUI has to wait for use_comfyui
+    from cogvideox.training.objective import Sample
 
 SEED = 20261121
 # (clips, frames, width) of the latents that the transformers learn from; the first are most of what they see
@@ -29,9 +35,10 @@ def train_vae(work: Path) -> None:
     from cogvideox.training import loop
 
     torch.manual_seed(SEED)
-    plan = loop.Plan(
-        steps=vae.STEPS,
-        batch_size=vae.BATCH,
+    config = TrainConfig(
+        max_steps=vae.STEPS,
+        global_batch_size=vae.BATCH,
+        micro_batch_size=vae.BATCH,
         learning_rate=2e-3,
         final_learning_rate=2e-5,
         seed=SEED,
@@ -40,22 +47,23 @@ def train_vae(work: Path) -> None:
         save_every=200,
     )
     model = vae.TrainedVAE()
-    weights = loop.train(_accelerator("bf16"), model, vae.loss_of(SEED), plan, work / "vae", on_step=tell)
+    weights = loop.train(
+        _accelerator("bf16"), model, vae.loss_of(SEED), config, work / "vae", callbacks=loop.Callbacks(on_step=log)
+    )
     model.load_state_dict(weights)
     vae.standardize(model.vae, vae.clips(SEED + 1, range(256), 17))
     model.vae.save_pretrained(work / "vae" / "trained")
-    tell_psnr(model.vae)
+    print_psnr(model.vae)
 
 
 def train_decoder(work: Path) -> None:
     """Sharpen what the VAE paints, on whole clips; at any time after its own training."""
-    from diffusers import AutoencoderKLCogVideoX
-
     from cogvideox.training import loop
 
-    plan = loop.Plan(
-        steps=vae.DECODER_STEPS,
-        batch_size=vae.DECODER_BATCH,
+    config = TrainConfig(
+        max_steps=vae.DECODER_STEPS,
+        global_batch_size=vae.DECODER_BATCH,
+        micro_batch_size=vae.DECODER_BATCH,
         learning_rate=1e-3,
         final_learning_rate=1e-5,
         seed=SEED,
@@ -69,13 +77,15 @@ def train_decoder(work: Path) -> None:
         # indices that the VAE's own training has not seen
         return model(vae.clips(SEED + 2, indices, 17 if indices[0] // vae.DECODER_BATCH % 4 == 0 else 9))
 
-    weights = loop.train(_accelerator("bf16"), model, loss_of, plan, work / "decoder", on_step=tell)
+    weights = loop.train(
+        _accelerator("bf16"), model, loss_of, config, work / "decoder", callbacks=loop.Callbacks(on_step=log)
+    )
     model.load_state_dict(weights, strict=False)
     model.vae.save_pretrained(work / "decoder" / "trained")
-    tell_psnr(model.vae)
+    print_psnr(model.vae)
 
 
-def tell_psnr(autoencoder: torch.nn.Module) -> None:
+def print_psnr(autoencoder: AutoencoderKLCogVideoX) -> None:
     for frames in (9, 17):
         psnr_db = vae.psnr_db(autoencoder, vae.clips(SEED + 1, range(64), frames))
         print(f"PSNR on {frames} frames that training has not seen: {psnr_db:.1f} dB", flush=True)
@@ -86,9 +96,10 @@ def train_text(work: Path) -> None:
 
     torch.manual_seed(SEED)
     tokenizer = text.build_tokenizer()
-    plan = loop.Plan(
-        steps=text.STEPS,
-        batch_size=text.BATCH,
+    config = TrainConfig(
+        max_steps=text.STEPS,
+        global_batch_size=text.BATCH,
+        micro_batch_size=text.BATCH,
         learning_rate=3e-3,
         final_learning_rate=1e-5,
         seed=SEED,
@@ -96,7 +107,14 @@ def train_text(work: Path) -> None:
         weight_decay=1e-2,
     )
     model = text.TrainedText(text.build_encoder(len(tokenizer)))
-    loop.train(_accelerator("no"), model, text.loss_of(tokenizer, SEED), plan, work / "text", on_step=tell)
+    loop.train(
+        _accelerator("no"),
+        model,
+        text.loss_of(tokenizer, SEED),
+        config,
+        work / "text",
+        callbacks=loop.Callbacks(on_step=log),
+    )
     model.encoder.save_pretrained(work / "text" / "trained")
     tokenizer.save_pretrained(work / "text" / "tokenizer")
     print("captions of held-out scenes read right:", text.read_share(model, tokenizer, SEED + 1))
@@ -112,18 +130,19 @@ def train_transformer(work: Path, name: str, steps: int, learning_rate: float, s
     empty = empty_text(work)
     torch.manual_seed(SEED)
     variant = name.removesuffix("-first")
-    model = CogVideoXDiT.from_config(transformer.CONFIGS[variant])
+    model = CogVideoXDiT(**transformer.CONFIGS[variant])
     transformer.init_adaln_zero(model)
     if source:
         transformer.init_from_variant(model, torch.load(work / source / "trained.pt"))
-    plan = loop.Plan(
-        steps=steps,
-        batch_size=BATCH,
+    config = TrainConfig(
+        max_steps=steps,
+        global_batch_size=BATCH,
+        micro_batch_size=BATCH,
         learning_rate=learning_rate,
         final_learning_rate=learning_rate / 100,
         seed=SEED,
         warmup_steps=200,
-        betas=(0.9, 0.99),
+        adam_beta2=0.99,
         ema_decay=0.999,
         save_every=250,
     )
@@ -132,9 +151,9 @@ def train_transformer(work: Path, name: str, steps: int, learning_rate: float, s
         alphas=alphas_cumprod(1.0).float(),
         latent_scale=vae.SCALING_FACTOR,
         image_scale=vae.SCALING_FACTOR if is_image else None,
-        patch_size_t=model.config.patch_size_t,
+        patch_size_t=transformer.CONFIGS[variant].get("patch_size_t"),
         timesteps="logit-normal",
-        batch_size=BATCH,
+        global_batch_size=BATCH,
         caption_dropout=0.1,
     )
 
@@ -146,13 +165,20 @@ def train_transformer(work: Path, name: str, steps: int, learning_rate: float, s
             return objective.denoising_loss(model, objective.draw_batch(samples, indices, SEED, goal, empty), goal)
 
     weights = loop.train(
-        _accelerator("bf16"), model, loss_of, plan, work / name, on_step=tell, optimizer_of=_muon_and_adamw
+        _accelerator("bf16"),
+        model,
+        loss_of,
+        config,
+        work / name,
+        callbacks=loop.Callbacks(on_step=log),
+        optimizer_of=muon_and_adamw,
     )
     torch.save(weights, work / name / "trained.pt")
 
 
-def _muon_and_adamw(model: torch.nn.Module, plan: object) -> MuonAndAdamW:
-    return MuonAndAdamW(model, plan.learning_rate, plan.betas, plan.weight_decay)
+def muon_and_adamw(model: torch.nn.Module, config: TrainConfig) -> MuonAndAdamW:
+    betas = config.adam_beta1, config.adam_beta2
+    return MuonAndAdamW(model, config.learning_rate, betas, config.weight_decay)
 
 
 def kind_of(step: int, steps: int) -> int:
@@ -162,12 +188,12 @@ def kind_of(step: int, steps: int) -> int:
     return 1 + step // 2 % (len(CLIPS) - 1)
 
 
-def sample_at(clips: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
+def sample_at(clips: dict[str, torch.Tensor], index: int) -> "Sample":
     """The clip that a training's draw `index` takes: all of them once before any comes again."""
     count = len(clips["latents"])
     clip = _order(count, index // count)[index % count]
-    sample = {name: column[clip].float() for name, column in clips.items()}
-    return sample | {"images": sample["images"][None]}
+    latents, text_states, image = (clips[name][clip].float() for name in ("latents", "text", "images"))
+    return {"latents": latents, "text": text_states, "images": image[None]}
 
 
 @cache
@@ -181,7 +207,8 @@ def latents_of(work: Path) -> list[dict[str, torch.Tensor]]:
     for count, frames, width in CLIPS:
         path = work / f"latents-{frames}x{width}.pt"
         if not path.exists():
-            clips = transformer.encode_clips(*_encoders(work), SEED, count, frames, width)
+            autoencoder, encoder, tokenizer = _encoders(work)
+            clips = transformer.encode_clips(autoencoder, encoder, tokenizer, SEED, count, frames, width)
             unfinished = path.with_name(f".part-{path.name}")
             torch.save(clips, unfinished)
             unfinished.rename(path)
@@ -198,13 +225,12 @@ def empty_text(work: Path) -> torch.Tensor:
 
 @cache
 def _encoders(work: Path) -> tuple:
-    from diffusers import AutoencoderKLCogVideoX
-    from transformers import T5EncoderModel, T5TokenizerFast
+    from transformers import T5EncoderModel, T5Tokenizer
 
     return (
         AutoencoderKLCogVideoX.from_pretrained(work / "vae" / "trained").eval(),
         T5EncoderModel.from_pretrained(work / "text" / "trained").eval(),
-        T5TokenizerFast.from_pretrained(work / "text" / "tokenizer"),
+        T5Tokenizer.from_pretrained(work / "text" / "tokenizer"),
     )
 
 
@@ -212,7 +238,7 @@ def _accelerator(precision: str) -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
 
 
-def tell(step: int, loss: float) -> None:
+def log(step: int, loss: float) -> None:
     if step % 50 == 0:
         print(step, f"{loss:.4f}", flush=True)
 

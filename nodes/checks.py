@@ -174,9 +174,6 @@ def _limit_problem(entry: io.Input, value: Any) -> str | None:
     return None
 
 
-# --- checks that several nodes declare -------------------------------------------------------------------------------
-
-
 def check_video_size(width: int = SIZE_STEP, height: int = SIZE_STEP, frames: int = 1) -> None:
     """Raises UserError where width, height or frames do not fit the models: see vae.geometry.check_size."""
     check_size(width, height, frames)

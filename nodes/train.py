@@ -2,33 +2,57 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import comfy.model_patcher
 import comfy.utils
 import folder_paths
+import torch
 from comfy_api.latest import io
 
-from ..errors import CheckpointError, TrainingError
+from ..errors import UserError
 from ..host import folders
 from ..host.compat import throw_if_interrupted
 from ..host.messages import show_on_node
-from ..host.training_mode import InterruptProcessingException
+from ..host.training_mode import InterruptProcessingException, explained_out_of_memory
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.trained import convert_trained
+from ..training.config import MAX_BATCH, TrainConfig
+from ..training.fields import check_setting, settings_of
 from .checks import checked
-from .inputs import MAX_SEED
+from .setting_inputs import widget
+
+if TYPE_CHECKING:  # training's drivers are imported only when the node runs: they need accelerate and peft
+    from ..training.graph import Trained
 
 _CHECKPOINTS = "cogvideox_training"  # in ComfyUI's output folder
-# the trainer's own names; training is imported only when the node runs
-_TARGETS = ("attention", "attention and feed-forward")
-_TIMESTEPS = ("uniform", "stratified", "logit-normal")
-_PRECISIONS = ("default", "bf16", "fp16", "fp32")
-_MAX_STEPS, _MAX_RANK, _MAX_BATCH = 1_000_000, 1024, 1024
+_SETTINGS = settings_of(TrainConfig)
+# Inputs that were published under other names than the settings have; every other input is called as its setting.
+_PUBLISHED = {"steps": "max_steps", "batch_size": "micro_batch_size"}
 _PICTURE_EVERY_S, _TEXT_EVERY_S = 1.0, 0.5
 _LORA, _LOSSES = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")  # the sockets of ComfyUI's own trainer
+_OUT_OF_MEMORY = (
+    "Switch gradient_checkpointing on, lower batch_size (and raise accumulate instead), train with fewer frames or "
+    "smaller clips, or load the model with weight_dtype int8."
+)
 
 
+def checkpoint_folder_name(name: str) -> str:
+    """`name` without spaces around it. Raises UserError where it cannot be the name of one folder."""
+    name = name.strip()
+    if name and (not re.fullmatch(r"[\w .()+-]{1,100}", name) or name.startswith(".")):
+        raise UserError(f"checkpoint_name is {name[:200]!r}: use letters, digits, spaces, - and _, or leave it empty.")
+    return name
+
+
+def check_checkpoint_name(checkpoint_name: str) -> None:
+    """Raises UserError for a name that cannot be a folder's."""
+    checkpoint_folder_name(checkpoint_name)
+
+
+@checked(check_checkpoint_name)
 class CogVideoXTrainLora(io.ComfyNode):
     """LORA_MODEL, LOSS_MAP and the steps trained, as ComfyUI's Train LoRA gives them."""
 
@@ -40,8 +64,8 @@ class CogVideoXTrainLora(io.ComfyNode):
             category="CogVideoX/train",
             search_aliases=["finetune", "fine-tune", "train lora", "dreambooth", "training"],
             description=(
-                "Train a LoRA with CogVideoX's own objective. Cancelled or killed, it goes on from its last checkpoint "
-                "when it is queued again."
+                "Train a LoRA with CogVideoX's own objective. After a cancel or a crash, queue it again: it continues from "
+                "its last checkpoint."
             ),
             is_input_list=True,
             inputs=[*_required_inputs(), *_optional_inputs()],
@@ -54,30 +78,37 @@ class CogVideoXTrainLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: list, latents: list[dict], positive: list[list], **widgets: list) -> io.NodeOutput:
-        from ..training.graph import LoraSettings, train_lora
+    def execute(
+        cls,
+        model: list[comfy.model_patcher.ModelPatcher],
+        latents: list[dict],
+        positive: list[list],
+        **widgets: list,
+    ) -> io.NodeOutput:
+        from ..training.graph import train_lora
 
         values = {name: listed[0] for name, listed in widgets.items()}
         name = checkpoint_folder_name(values.pop("checkpoint_name", ""))
-        settings = LoraSettings(**values)
-        shown = _Progress(settings.steps, cls.hidden.unique_id)
+        config = config_of(values)
+        progress = _Progress(config.max_steps, cls.hidden.unique_id)
         folder = Path(folder_paths.get_output_directory()) / _CHECKPOINTS
-        trained = train_lora(model[0], latents, positive, settings, folder, name, shown.step)
-        shown.end(trained)
+        with explained_out_of_memory(_OUT_OF_MEMORY):
+            trained = train_lora(model[0], latents, positive, config, folder, name, progress.on_step)
+        progress.end(trained)
         if trained.stopped:
             throw_if_interrupted()
-            raise InterruptProcessingException  # the progress bar has taken the wish already
-        return io.NodeOutput(trained.lora, {"loss": trained.losses}, settings.steps)
+            raise InterruptProcessingException  # the progress bar has cleared the interrupt flag already
+        return io.NodeOutput(trained.lora, {"loss": trained.losses}, config.max_steps)
 
 
 def new_lora_path(name: str) -> Path:
     """The next free `<models/loras>/<name>_00001.safetensors`.
 
-    Raises CheckpointError for a name that leads out of the folder or that is none.
+    Raises UserError for a name that leads out of the folder or that cannot be a file's.
     """
     plain = folders.new_file(name, "loras", ".safetensors")
     if plain.stem.startswith("."):
-        raise CheckpointError(f"{name!r} is no name for a file. Use letters, digits, - and _, and / for folders.")
+        raise UserError(f"{name!r} is no name for a file. Use letters, digits, - and _, and / for folders.")
     pattern = re.compile(re.escape(plain.stem) + r"_(\d+)\.safetensors")
     there = plain.parent.iterdir() if plain.parent.is_dir() else ()
     numbers = [int(match[1]) for path in there if (match := pattern.fullmatch(path.name))]
@@ -114,7 +145,7 @@ class CogVideoXSaveTrainedLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lora: dict, name: str) -> io.NodeOutput:
+    def execute(cls, lora: Mapping[str, torch.Tensor], name: str) -> io.NodeOutput:
         tensors, header, differences = convert_trained(lora)
         path = new_lora_path(name)
         size = write_tensors(path, tensors, {**header, **getattr(lora, "metadata", {})})
@@ -133,97 +164,70 @@ def _required_inputs() -> list[io.Input]:
         io.Model.Input("model", tooltip="From Load CogVideoX Model or Load CogVideoX Pipeline. It stays as it is."),
         io.Latent.Input("latents", tooltip="A list of clips, from CogVideoX Training Clips."),
         io.Conditioning.Input("positive", tooltip="A list of captions, one a clip, or one for all of them."),
-        io.Int.Input("steps", default=500, min=1, max=_MAX_STEPS, tooltip="Some hundreds for a style or a subject."),
-        io.Int.Input("batch_size", default=1, min=1, max=_MAX_BATCH, tooltip="Clips at once, all of one size."),
-        io.Float.Input(
-            "learning_rate",
-            default=1e-4,
-            min=1e-8,
-            max=1.0,
-            step=1e-6,
-            round=False,
-            tooltip="Up to 1e-3 (diffusers' example at rank 64) for a quick style, down to 2e-5 (the official code at "
-            "rank 128). It falls to 0 along half a cosine.",
-        ),
-        io.Int.Input("rank", default=64, min=1, max=_MAX_RANK, tooltip="How much a LoRA can hold, and its size."),
-        io.Float.Input(
-            "alpha",
-            default=64.0,
-            min=0.01,
-            max=4096.0,
-            step=0.01,
-            tooltip="What is learnt is scaled by alpha / rank. Equal to rank: 1.",
-        ),
-        io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=False),
+        _widget("steps"),
+        _widget("batch_size"),
+        _widget("learning_rate", round=False),
+        _widget("rank"),
+        _widget("alpha"),
+        _widget("seed", control_after_generate=False),
     ]
 
 
 def _optional_inputs() -> list[io.Input]:
-    share = {"min": 0.0, "max": 1.0, "step": 0.01, "optional": True, "advanced": True}
-    count = {"optional": True, "advanced": True}
     return [
-        io.Combo.Input(
-            "targets",
-            options=list(_TARGETS),
-            default=_TARGETS[0],
-            optional=True,
-            tooltip="Which layers get a LoRA; attention is what the official trainers take.",
-        ),
-        io.Combo.Input(
-            "timesteps",
-            options=list(_TIMESTEPS),
-            default=_TIMESTEPS[0],
-            tooltip="uniform: each clip's noise level on its own. stratified: spread evenly over the clips of a step. "
-            "logit-normal: the same, most of them in the middle, where shapes are decided.",
-            **count,
-        ),
-        io.Float.Input("caption_dropout", default=0.0, tooltip="Share of clips that see the empty caption.", **share),
-        io.Float.Input("image_dropout", default=0.05, tooltip="Share of clips that see no first frame.", **share),
-        io.Int.Input("warmup_steps", default=0, min=0, max=_MAX_STEPS, tooltip="Of rising learning rate.", **count),
-        io.Boolean.Input(
-            "gradient_checkpointing",
-            default=False,
-            optional=True,
-            tooltip="Far less memory for about a third more time.",
-        ),
-        io.Int.Input("save_every", default=250, min=1, max=_MAX_STEPS, tooltip="Steps between checkpoints.", **count),
+        _widget("targets", optional=True),
+        _widget("timesteps", optional=True, advanced=True),
+        _widget("caption_dropout", optional=True, advanced=True),
+        _widget("image_dropout", optional=True, advanced=True),
+        _widget("warmup_steps", optional=True, advanced=True),
+        _widget("gradient_checkpointing", optional=True),
+        _widget("save_every", optional=True, advanced=True),
         io.String.Input(
             "checkpoint_name",
             default="",
             tooltip="Folder of the checkpoints in output/cogvideox_training. Empty: named by settings, clips and "
             "model, so that the same training goes on where it was.",
-            **count,
+            optional=True,
+            advanced=True,
         ),
         io.Int.Input(
             "accumulate",
             default=1,
             min=1,
-            max=_MAX_BATCH,
+            max=MAX_BATCH,
             tooltip="Batches in one step: as a larger batch_size, without its memory.",
-            **count,
+            optional=True,
+            advanced=True,
         ),
-        io.Combo.Input(
-            "precision",
-            options=list(_PRECISIONS),
-            default=_PRECISIONS[0],
-            tooltip="default: what the model computes in. The LoRA itself is always kept in fp32.",
-            **count,
-        ),
+        _widget("precision", optional=True, advanced=True),
     ]
 
 
-def checkpoint_folder_name(name: str) -> str:
-    """Raises TrainingError for what is no name of one folder."""
-    name = name.strip()
-    if name and (not re.fullmatch(r"[\w .()+-]{1,100}", name) or name.startswith(".")):
-        raise TrainingError(
-            f"checkpoint_name is {name[:200]!r}: use letters, digits, spaces, - and _, or leave it empty."
-        )
-    return name
+def _widget(name: str, **options: Any) -> io.Input:
+    return widget(TrainConfig, _PUBLISHED.get(name, name), name, **options)
+
+
+def config_of(widgets: Mapping[str, Any]) -> TrainConfig:
+    """The settings that a node's inputs stand for.
+
+    Raises UserError for a value outside its limits: ComfyUI does not hold linked values to them.
+    """
+    values: dict[str, Any] = {"micro_batch_size": TrainConfig.micro_batch_size}
+    for name, value in widgets.items():
+        if name == "accumulate":
+            continue
+        field = _SETTINGS[_PUBLISHED.get(name, name)]
+        value = field.metadata["presets"].get(value, value)
+        check_setting(field, value, name)  # here, so that the message calls the input by its published name
+        values[field.name] = value
+    accumulate = widgets.get("accumulate", 1)
+    if not 1 <= accumulate <= MAX_BATCH:
+        raise UserError(f"accumulate is {accumulate}: use a whole number from 1 to {MAX_BATCH}.")
+    return TrainConfig(**values, global_batch_size=values["micro_batch_size"] * accumulate)
 
 
 class _Progress:
-    """The bar, a picture of the loss and a line of text on the node, each no more often than one can look."""
+    """The bar, a picture of the loss and a line of text on the node, each no more often than a person can look."""
 
     def __init__(self, steps: int, node_id: str | None):
         self._steps, self._node_id = steps, node_id
@@ -231,14 +235,14 @@ class _Progress:
         self._first: tuple[int, float] | None = None  # steps done and the time when the first step had ended
         self._next_picture = self._next_text = 0.0
 
-    def step(self, done: int, losses: Sequence[float]) -> None:
+    def on_step(self, done: int, losses: Sequence[float]) -> None:
         """Raises InterruptProcessingException where the user has cancelled the run."""
         now, is_last = time.monotonic(), done == self._steps
-        self._first = self._first or (done, now)
+        first = self._first = self._first or (done, now)
         preview = None
         if now >= self._next_text or is_last:
             self._next_text = now + _TEXT_EVERY_S
-            show_on_node(self._text(done, losses[-1], now), self._node_id)
+            show_on_node(self._text(done, losses[-1], now, *first), self._node_id)
         if now >= self._next_picture or is_last:
             from ..training.curve import WIDTH, draw_losses
 
@@ -246,7 +250,7 @@ class _Progress:
             self._next_picture = time.monotonic() + _PICTURE_EVERY_S
         self._bar.update_absolute(done, self._steps, preview)
 
-    def end(self, trained: object) -> None:
+    def end(self, trained: "Trained") -> None:
         """Say how it ended."""
         done = len(trained.losses)
         if trained.stopped:
@@ -262,9 +266,8 @@ class _Progress:
                 text += f" It went on from a checkpoint at step {trained.done_before}."
         show_on_node(text, self._node_id)
 
-    def _text(self, done: int, loss: float, now: float) -> str:
+    def _text(self, done: int, loss: float, now: float, first: int, began: float) -> str:
         text = f"Step {done} of {self._steps}, loss {loss:.4g}"
-        first, began = self._first
         if done == first or now <= began:
             return text
         rate = (done - first) / (now - began)

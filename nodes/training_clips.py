@@ -3,18 +3,25 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+import comfy.sd
 import comfy.utils
 import folder_paths
+import torch
 from comfy_api.latest import io
 
-from ..errors import TrainingError
+from ..errors import UserError
 from ..host.messages import show_on_node
+from ..training.clips import DatasetSpec
 from .checks import check_vae, check_video_size, checked
-from .inputs import MAX_FRAMES, MAX_SIDE
+from .setting_inputs import widget
 
-_SHORTER, _BUCKETS = ("skip", "bucket"), ("fixed", "auto")  # training is imported only when the node runs
-_MAX_VARIANTS = 64
+if TYPE_CHECKING:  # it needs PyAV and more, which ComfyUI's start must not wait for
+    from ..training.dataset import Dataset
+
+
+_SETTINGS = ("frames", "width", "height", "fps", "buckets", "shorter", "image_to_video", "image_variants")
 
 
 def _check_folder(folder: str) -> None:
@@ -31,7 +38,6 @@ class CogVideoXTrainingClips(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        side = {"min": 16, "max": MAX_SIDE, "step": 16, "tooltip": "Pixels, a multiple of 16."}
         return io.Schema(
             node_id="CogVideoXTrainingClips",
             display_name="CogVideoX Training Clips",
@@ -39,47 +45,13 @@ class CogVideoXTrainingClips(io.ComfyNode):
             search_aliases=["dataset", "finetune", "fine-tune", "lora training", "captions", "make training dataset"],
             description=(
                 "Encode a folder of clips and captions for training. What is encoded stays on disk: the next time only "
-                "what has changed is encoded anew."
+                "what has changed is encoded again."
             ),
             inputs=[
                 io.Vae.Input("vae"),
                 io.Clip.Input("clip"),
-                io.String.Input("folder", default="", tooltip="A folder in ComfyUI's input folder, or a whole path."),
-                io.Int.Input("frames", default=49, min=1, max=MAX_FRAMES, step=8, tooltip="Frames a clip, 8k + 1."),
-                io.Int.Input("width", default=720, **side),
-                io.Int.Input("height", default=480, **side),
-                io.Float.Input(
-                    "fps",
-                    default=8.0,
-                    min=0.0,
-                    max=120.0,
-                    step=0.01,
-                    tooltip="Frames a second that are taken: 8 for CogVideoX, 16 for CogVideoX 1.5. 0: all there are.",
-                ),
-                io.Combo.Input(
-                    "buckets",
-                    options=list(_BUCKETS),
-                    default="fixed",
-                    tooltip="fixed: every clip is cut to width x height. auto: it keeps its own shape, at that area.",
-                ),
-                io.Combo.Input(
-                    "shorter",
-                    options=list(_SHORTER),
-                    default="skip",
-                    tooltip="Clips with fewer frames: leave them out, or take the next lower 8k + 1 of them.",
-                ),
-                io.Boolean.Input(
-                    "image_to_video",
-                    default=False,
-                    tooltip="Keep latents of each clip's first frame as well, for image to video models.",
-                ),
-                io.Int.Input(
-                    "image_variants",
-                    default=4,
-                    min=0,
-                    max=_MAX_VARIANTS,
-                    tooltip="How many of them have noise on the picture, as in the official training.",
-                ),
+                io.String.Input("folder", default="", tooltip="A folder in ComfyUI's input folder, or a full path."),
+                *(widget(DatasetSpec, name) for name in _SETTINGS),
             ],
             outputs=[
                 io.Latent.Output(display_name="latents", is_output_list=True),
@@ -90,14 +62,14 @@ class CogVideoXTrainingClips(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str | None = None, **_: object) -> str:
+    def fingerprint_inputs(cls, folder: str | None = None, **_: Any) -> str:
         return "" if folder is None else listing_hash(dataset_folder(folder))
 
     @classmethod
     def execute(
         cls,
-        vae: object,
-        clip: object,
+        vae: comfy.sd.VAE,
+        clip: comfy.sd.CLIP,
         folder: str,
         frames: int,
         width: int,
@@ -108,7 +80,7 @@ class CogVideoXTrainingClips(io.ComfyNode):
         image_to_video: bool,
         image_variants: int,
     ) -> io.NodeOutput:
-        from ..training.dataset import DatasetSpec, build_dataset
+        from ..training.dataset import build_dataset
 
         spec = DatasetSpec(
             frames=frames,
@@ -130,17 +102,17 @@ class CogVideoXTrainingClips(io.ComfyNode):
 def dataset_folder(name: str) -> Path:
     """The folder that a user means: a path, or a folder in ComfyUI's input folder.
 
-    Raises TrainingError where there is none.
+    Raises UserError where there is none.
     """
     inputs = Path(folder_paths.get_input_directory())
     name = name.strip().strip('"')
     try:
         if name and (inputs / name).is_dir():  # an absolute path stays as it is
             return inputs / name
-    except (OSError, ValueError):  # no name that this file system could have
+    except (OSError, ValueError):  # not a name that this file system could have
         pass
-    raise TrainingError(
-        f"There is no folder {name[:200]!r}. Give the name of a folder in {inputs}, or a whole path, that holds clips "
+    raise UserError(
+        f"There is no folder {name[:200]!r}. Give the name of a folder in {inputs}, or a full path, that holds clips "
         "with their captions (clip.mp4 and clip.txt)."
     )
 
@@ -156,24 +128,25 @@ def listing_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _sockets(dataset: object) -> tuple[list[dict], list[list]]:
+def _sockets(dataset: "Dataset") -> tuple[list[dict], list[list]]:
     """LATENT and CONDITIONING of each sample."""
     latents, positive = [], []
     empty_text = dataset.empty_text
     for index in range(len(dataset)):
         sample = dataset.load(index)
+        std, images = cast(torch.Tensor, sample.get("std")), sample.get("images")
         latent = {
             "samples": sample["latents"][None],
-            "cogvideox_std": sample["std"][None],
+            "cogvideox_std": std[None],
             "cogvideox_empty_text": empty_text,
             "cogvideox_dataset": dataset.hash,
         }
-        values = {"pooled_output": None}
-        if sample["images"] is not None:
-            latent["cogvideox_images"] = sample["images"]
+        values: dict[str, Any] = {"pooled_output": None}
+        if images is not None:
+            latent["cogvideox_images"] = images
             # as CogVideoX Image to Video gives it: the first frame alone, nothing is known of the others
             values |= {
-                "concat_latent_image": sample["images"][:1],
+                "concat_latent_image": images[:1],
                 "cogvideox_task": "image",
                 "cogvideox_scale": "checkpoint",
                 "cogvideox_end": False,

@@ -1,22 +1,25 @@
 """A transformer's blocks as modules that are called, which gradient checkpointing and FSDP need."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from ..transformer.dit import block_forward
 
 
 @dataclass(frozen=True)
-class _AsIs:
-    """What FSDP's mixed precision must not cast: positions in bf16 would be others."""
+class NoCast:
+    """Wraps rotary positions, or FSDP's mixed precision would cast them: in bf16 they would be other positions."""
 
     rotary: torch.Tensor | None
 
 
-def call_blocks(dit: torch.nn.Module, recompute: bool = False) -> object:
+def call_blocks(dit: torch.nn.Module, recompute: bool = False) -> RemovableHandle:
     """Let `dit`, a CogVideoXDiT, call each of its blocks as a module, in every forward from now on.
 
     recompute: keep only what enters a block, and run it again when its gradient is due (gradient checkpointing): about
@@ -24,10 +27,9 @@ def call_blocks(dit: torch.nn.Module, recompute: bool = False) -> object:
 
     Returns a handle whose remove() ends it; the blocks compute the same either way.
     """
-    # accelerate's FSDP looks there for a last norm to wrap, and would take norm_out, whose parts are called one by one
-    dit.base_model_prefix = "none"
-    replacements = {}
-    for index, block in enumerate(dit.transformer_blocks):
+    blocks: Any = dit.transformer_blocks
+    replacements: dict[tuple[str, int], Callable] = {}
+    for index, block in enumerate(blocks):
         block.forward = partial(_forward, block)
         replacements["double_block", index] = partial(_call, block, recompute)
 
@@ -45,7 +47,7 @@ def _forward(
     text: torch.Tensor,
     video: torch.Tensor,
     embedding: torch.Tensor,
-    positions: _AsIs,
+    positions: NoCast,
     transformer_options: dict,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return block_forward(block, text, video, embedding, positions.rotary, transformer_options)
@@ -53,9 +55,10 @@ def _forward(
 
 def _call(block: torch.nn.Module, recompute: bool, args: dict, extra: dict) -> dict:
     """A `patches_replace` hook, as transformer.dit calls it."""
-    inputs = args["txt"], args["img"], args["vec"], _AsIs(args["pe"]), args["transformer_options"]
+    inputs = args["txt"], args["img"], args["vec"], NoCast(args["pe"]), args["transformer_options"]
     if recompute and torch.is_grad_enabled():
-        text, video = checkpoint(block, *inputs, use_reentrant=False)
+        output: Any = checkpoint(block, *inputs, use_reentrant=False)
     else:
-        text, video = block(*inputs)
+        output = block(*inputs)
+    text, video = output
     return {"txt": text, "img": video}

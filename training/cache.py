@@ -1,8 +1,11 @@
-"""What a VAE and a text encoder have made of a dataset, on disk: one file for each piece of a clip and each caption.
+"""What a VAE and a text encoder have made of a dataset, on disk: one file for each segment of a clip and each caption.
 
 A file's name is the hash of all that decides what is in it, so a file that is there is right, whatever was edited.
 Latents are kept in the precision that the VAE computes in, which loses nothing. Texts are kept in fp32 up to 1 MiB,
 above that in fp16 (T5's last norm bounds them; the official trainer keeps bf16, which is coarser).
+
+Each file's header holds a digest of its numbers: the same that samples.py takes of tensors that came through ComfyUI's
+sockets, so that a training begun with the one can go on with the other.
 """
 
 import hashlib
@@ -10,11 +13,13 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import comfy.model_patcher
 import comfy.sd
 import torch
 
-from ..errors import CheckpointError, TrainingError
+from ..errors import UserError
 from ..host.quantized import is_quantized
 from ..model_loaders.files.safetensors_writer import write_tensors
 from .clips import pictures_in
@@ -23,7 +28,8 @@ FOLDER = ".cogvideox_cache"
 _FORMAT = "1"  # of what the files hold: with another number, older ones are not taken
 _INDEX = "clips.json"
 _BLOCK_BYTES = 1 << 22
-_SAMPLED = 64  # numbers of each weight
+_SAMPLED_WEIGHTS, _SAMPLED_NUMBERS = 64, 4096  # of each weight, of each tensor of a sample
+_DIGEST = "digest"  # its key in a file's header
 _SMALL_TEXT_BYTES = 1 << 20
 
 
@@ -45,13 +51,14 @@ def hash_clip(path: Path) -> str:
 
 def identify_vae(vae: comfy.sd.VAE) -> str:
     """A hash of the VAE's weights and of the precision that it computes in."""
-    return key_of(str(vae.vae_dtype), _weights_hash(vae.first_stage_model, vae.patcher))
+    model: Any = vae.first_stage_model
+    return key_of(str(vae.vae_dtype), weights_hash(model, vae.patcher))
 
 
 def identify_text_encoder(clip: comfy.sd.CLIP) -> str:
     """A hash of the text encoder's weights, what patches them, and how many words and tokens its tokenizer has."""
     words, tokens = (getattr(clip.tokenizer, name, 0) for name in ("vocab_size", "max_tokens"))
-    return key_of(words, tokens, _weights_hash(clip.cond_stage_model, clip.patcher))
+    return key_of(words, tokens, weights_hash(clip.cond_stage_model, clip.patcher))
 
 
 def text_dtype(text: torch.Tensor) -> torch.dtype:
@@ -59,7 +66,7 @@ def text_dtype(text: torch.Tensor) -> torch.dtype:
     return torch.float32 if text.numel() * 4 <= _SMALL_TEXT_BYTES else torch.float16
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether a file of the cache is there and has the length that its header announces."""
     from safetensors import SafetensorError, safe_open
 
@@ -71,23 +78,24 @@ def is_whole(path: Path) -> bool:
 
 
 def write_cached(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write `path` under another name and rename it: it is there whole or not at all.
+    """Write `path` under another name and rename it: it is there complete or not at all.
 
-    Raises TrainingError where the disk is full or cannot be written to.
+    Raises UserError where the disk is full or cannot be written to.
     """
     try:
-        path.unlink(missing_ok=True)  # is_whole has found it broken
-        write_tensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
-    except (OSError, CheckpointError) as error:
-        if not is_whole(path):  # else another process was quicker
-            raise TrainingError(
-                f"What was encoded cannot be kept in {path.parent}: {error} What was written before stays and is taken "
-                "again. Free some space, or put the cache elsewhere (cache_folder)."
+        path.unlink(missing_ok=True)  # is_complete has found it broken
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        write_tensors(path, contiguous, {"format": "pt", _DIGEST: digest_of(contiguous)})
+    except (OSError, UserError) as error:
+        if not is_complete(path):  # else another process was quicker
+            raise UserError(
+                f"The encoded dataset cannot be written to {path.parent}: {error} What was written before is kept and "
+                "will be used. Free some space, or choose another folder for the cache."
             ) from error
 
 
 def read_cached(path: Path) -> dict[str, torch.Tensor]:
-    """A file's tensors in fp32, on the CPU. Raises TrainingError where it is gone or broken."""
+    """A file's tensors in fp32, on the CPU. Raises UserError where it is gone or broken."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -95,9 +103,29 @@ def read_cached(path: Path) -> dict[str, torch.Tensor]:
         with torch.inference_mode(False):  # else no training step can take them
             return {name: tensor.float() for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"{path} cannot be read any more ({error}). Prepare the dataset anew; only what is missing is encoded."
+        raise UserError(
+            f"{path} cannot be read any more ({error}). Encode the dataset again; only what is missing is encoded."
         ) from error
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor | None]) -> str:
+    """A hash of some numbers of each tensor, which must not depend on the type that it is stored in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        if tensor is not None:
+            flat = tensor.reshape(-1)
+            numbers = flat[:: max(1, flat.numel() // _SAMPLED_NUMBERS)].to("cpu", torch.float32)
+            digest.update(f"{name} {tuple(tensor.shape)} ".encode() + numbers.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def read_digest(path: Path) -> str:
+    """digest_of a file's tensors; from its header, or computed where an older version of the pack has written it."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        known = (file.metadata() or {}).get(_DIGEST)
+    return known or digest_of(read_cached(path))
 
 
 def read_index(folder: Path) -> dict[str, list[str]]:
@@ -110,41 +138,45 @@ def read_index(folder: Path) -> dict[str, list[str]]:
 
 
 def write_index(folder: Path, index: Mapping[str, Iterable[str]]) -> None:
-    """Raises TrainingError where it cannot be written."""
+    """Raises UserError where it cannot be written."""
     part = folder / f".{_INDEX}.{os.getpid()}.part"
     try:
         part.write_text(json.dumps(index, indent=0), encoding="utf-8")
         os.replace(part, folder / _INDEX)
     except OSError as error:
-        raise TrainingError(f"{folder / _INDEX} cannot be written: {error}. Free some space.") from error
+        raise UserError(f"{folder / _INDEX} cannot be written: {error}. Free some space.") from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def _weights_hash(model: torch.nn.Module, patcher: object) -> str:
-    """Of names, shapes, types and some numbers of each weight: all of a T5's 9 GB would take longer than to encode."""
+def weights_hash(model: torch.nn.Module, patcher: comfy.model_patcher.ModelPatcher) -> str:
+    """Of a model's weights and of the LoRAs on it: names, shapes, types and some numbers of each tensor.
+
+    All numbers of a T5 (9 GB) would take longer to hash than a dataset to encode.
+    """
     digest = hashlib.sha256()
-    _digest(digest, model.state_dict())
-    _digest(digest, getattr(patcher, "patches", {}))
+    _update(digest, model.state_dict())
+    _update(digest, patcher.patches)
     return digest.hexdigest()
 
 
-def _digest(digest: object, value: object) -> None:
+def _update(digest: "hashlib._Hash", value: Any) -> None:
     if isinstance(value, torch.Tensor) and is_quantized(value):
-        for name in value.__tensor_flatten__()[0]:
-            _digest(digest, getattr(value, name))
+        parts: Any = value
+        for name in parts.__tensor_flatten__()[0]:
+            _update(digest, getattr(value, name))
     elif isinstance(value, torch.Tensor):
         flat = value.detach().reshape(-1)
-        numbers = flat[:: max(1, flat.numel() // _SAMPLED)][: 2 * _SAMPLED].to("cpu", torch.float32)
+        numbers = flat[:: max(1, flat.numel() // _SAMPLED_WEIGHTS)][: 2 * _SAMPLED_WEIGHTS].to("cpu", torch.float32)
         digest.update(f"{tuple(value.shape)} {value.dtype} ".encode() + numbers.numpy().tobytes())
     elif isinstance(value, Mapping):
         for name in sorted(value, key=str):
             digest.update(f"{name}:".encode())
-            _digest(digest, value[name])
+            _update(digest, value[name])
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _digest(digest, item)
+            _update(digest, item)
     elif hasattr(value, "weights"):  # a LoRA or the like
-        _digest(digest, value.weights)
+        _update(digest, value.weights)
     elif isinstance(value, (str, int, float, type(None))):
         digest.update(repr(value).encode())

@@ -1,7 +1,7 @@
-"""Checkpoints of a training: what is trained and its optimizer, not the frozen weights; whole or not there at all.
+"""Checkpoints of a training: what is trained and its optimizer, not the frozen weights; complete or not there at all.
 
 A folder step-000500 holds training.pt and settings.json. It does not tell how many processes wrote it, so any number
-of them, with FSDP or without, can go on with it.
+of them, with FSDP or without, and either driver can go on with it.
 """
 
 import json
@@ -9,52 +9,56 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.optim.swa_utils import AveragedModel
 
-from ..errors import TrainingError
+from ..errors import UserError
+from .config import MAY_DIFFER_ON_RESUME
+from .parallelize import copy_into_sharded, gather_full_tensor
 
 _STEP_FOLDER = "step-{:06d}"
 _STATE, _SETTINGS = "training.pt", "settings.json"
 _UNFINISHED = ".part-"
-# changes nothing of the result
-_FREE_SETTINGS = ("save_every",)
 
 
 def resume(
     accelerator: Accelerator,
     folder: Path,
-    settings: dict,
+    settings: Mapping[str, object],
     trained: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    average: torch.optim.swa_utils.AveragedModel | None,
+    average: AveragedModel | None,
 ) -> int:
     """Load the newest checkpoint in `folder` into what is trained; returns the number of steps done, 0 without one.
 
-    Raises TrainingError where the checkpoint was made with other settings, or cannot be read.
+    Raises UserError where the checkpoint was made with other settings, or cannot be read.
     """
-    found = finished(folder)
+    found = finished_checkpoints(folder)
     if not found:
         return 0
     newest = found[-1]
-    _require_same(newest, settings)
+    _require_same_settings(newest, settings)
     state = _read(newest / _STATE)
     if state["parameters"].keys() != trained.keys():
         other = sorted(state["parameters"].keys() ^ trained.keys())
-        raise TrainingError(
+        raise UserError(
             f"{newest} is of another model: {other[0]} and {len(other) - 1} more parameters are in one of the two. "
-            "Choose another folder to start anew."
+            "Choose another folder to start from the beginning."
         )
     with torch.no_grad():
         for name, parameter in trained.items():
-            _put(parameter, state["parameters"][name])
+            copy_into_sharded(parameter, state["parameters"][name])
             moments = state["optimizer"].get(name, {})
-            optimizer.state[parameter] = {key: _put(_like(parameter, key), value) for key, value in moments.items()}
+            optimizer.state[parameter] = {
+                key: copy_into_sharded(_empty_state_like(parameter, key), value) for key, value in moments.items()
+            }
         if average:
             average.n_averaged.fill_(state["averaged"])
-            for name, parameter in zip(trained, average.module):
-                _put(parameter, state["average"][name])
+            for name, parameter in zip(trained, average.module.parameters()):
+                copy_into_sharded(parameter, state["average"][name])
     if accelerator.scaler is not None and state.get("scaler"):
         accelerator.scaler.load_state_dict(state["scaler"])
     return _steps_of(newest)
@@ -64,27 +68,27 @@ def save(
     accelerator: Accelerator,
     folder: Path,
     step: int,
-    settings: dict,
+    settings: Mapping[str, object],
     trained: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    average: torch.optim.swa_utils.AveragedModel | None,
+    average: AveragedModel | None,
 ) -> dict[str, torch.Tensor]:
     """Write a checkpoint under a temporary name, rename it, and only then delete the one before.
 
     Returns the trained parameters by name, averaged where there is an average, on the CPU.
 
-    Raises TrainingError where it cannot be written; the one before is still there then.
+    Raises UserError where it cannot be written; the one before is still there then.
     """
-    # all processes take part in this: with FSDP each has a piece
-    state = {
-        "parameters": {name: whole(parameter) for name, parameter in trained.items()},
+    # All processes take part in gathering: with FSDP each holds a shard.
+    state: dict[str, Any] = {
+        "parameters": {name: gather_full_tensor(parameter) for name, parameter in trained.items()},
         "optimizer": {
-            name: {key: whole(value) for key, value in optimizer.state[parameter].items()}
+            name: {key: gather_full_tensor(value) for key, value in optimizer.state[parameter].items()}
             for name, parameter in trained.items()
         },
     }
     if average:
-        state["average"] = {name: whole(parameter) for name, parameter in zip(trained, average.module)}
+        state["average"] = averaged_parameters(trained, average)
         state["averaged"] = int(average.n_averaged)
     if accelerator.scaler is not None:
         state["scaler"] = accelerator.scaler.state_dict()
@@ -94,28 +98,29 @@ def save(
     return state["average" if average else "parameters"]
 
 
-def finished(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, the newest last."""
+def averaged_parameters(
+    trained: Mapping[str, torch.nn.Parameter], average: AveragedModel | None
+) -> dict[str, torch.Tensor]:
+    """The trained parameters by name, or their average where there is one; complete, on the CPU."""
+    source = trained.values() if average is None else average.module.parameters()
+    return {name: gather_full_tensor(parameter) for name, parameter in zip(trained, source)}
+
+
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, the newest last."""
     return sorted(folder.glob(_STEP_FOLDER.replace("{:06d}", "*")), key=_steps_of)
 
 
 def steps_done(folder: Path) -> int:
     """Of the newest checkpoint in a folder; 0 without one."""
-    found = finished(folder)
+    found = finished_checkpoints(folder)
     return _steps_of(found[-1]) if found else 0
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU, in one piece where FSDP has spread it over the processes."""
-    tensor = tensor.detach()
-    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return tensor.to("cpu", copy=True)
-
-
-def _write(folder: Path, step: int, settings: dict, state: dict) -> None:
+def _write(folder: Path, step: int, settings: Mapping[str, object], state: dict[str, Any]) -> None:
     final = folder / _STEP_FOLDER.format(step)
     unfinished = folder / f"{_UNFINISHED}{final.name}"
-    older = finished(folder) if folder.exists() else []
+    older = finished_checkpoints(folder) if folder.exists() else []
     try:
         for left in folder.glob(f"{_UNFINISHED}*"):  # by a kill
             shutil.rmtree(left, ignore_errors=True)
@@ -129,7 +134,7 @@ def _write(folder: Path, step: int, settings: dict, state: dict) -> None:
     except (OSError, RuntimeError) as error:  # torch makes RuntimeErrors of what it meets on a full disk
         shutil.rmtree(unfinished, ignore_errors=True)
         kept = f"{older[-1].name} is kept" if older else "there is none before it"
-        raise TrainingError(
+        raise UserError(
             f"The checkpoint of step {step} cannot be written to {folder}: {error}. Free some space and start again "
             f"({kept})."
         ) from error
@@ -137,31 +142,31 @@ def _write(folder: Path, step: int, settings: dict, state: dict) -> None:
         shutil.rmtree(path)
 
 
-def _require_same(checkpoint: Path, settings: dict) -> None:
+def _require_same_settings(checkpoint: Path, settings: Mapping[str, object]) -> None:
     try:
         saved = json.loads((checkpoint / _SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _unreadable(checkpoint, error) from error
-    names = [name for name in {**saved, **settings} if name not in _FREE_SETTINGS]
+    names = [name for name in {**saved, **settings} if name not in MAY_DIFFER_ON_RESUME]
     other = [f"{n}: {saved.get(n)} there, {settings.get(n)} now" for n in names if saved.get(n) != settings.get(n)]
     if other:
-        raise TrainingError(
-            f"{checkpoint} was trained with other settings ({'; '.join(other)}). Take those again to go on with it, "
-            "or choose another folder to start anew."
+        raise UserError(
+            f"{checkpoint} was trained with other settings ({'; '.join(other)}). Set those again to go on with it, "
+            "or choose another folder to start from the beginning."
         )
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch stumble anywhere
+    except Exception as error:  # a damaged file can raise anything from anywhere in torch
         raise _unreadable(path.parent, error) from error
 
 
-def _unreadable(checkpoint: Path, error: Exception) -> TrainingError:
-    return TrainingError(
-        f"{checkpoint} cannot be read ({type(error).__name__}: {str(error)[:200]}). Delete it to start anew, or bring "
-        "it back from a copy."
+def _unreadable(checkpoint: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{checkpoint} cannot be read ({type(error).__name__}: {str(error)[:200]}). Delete it to start from the "
+        "beginning, or restore it from a copy."
     )
 
 
@@ -169,15 +174,6 @@ def _steps_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _like(parameter: torch.Tensor, key: str) -> torch.Tensor:
-    """Room for one of the optimizer's numbers on `parameter`: its count of steps, or a moment of its shape."""
+def _empty_state_like(parameter: torch.Tensor, key: str) -> torch.Tensor:
+    """Room for an entry of the optimizer's state of `parameter`: its count of steps, or a moment of its shape."""
     return torch.zeros((), device=parameter.device) if key == "step" else torch.empty_like(parameter)
-
-
-def _put(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Copy a whole tensor into one that may be spread over the processes."""
-    if hasattr(target, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
-
-        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
-    return target.copy_(value)

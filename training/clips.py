@@ -7,52 +7,79 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import GeometryError, TrainingError
-from ..vae.geometry import check_size
+from ..errors import UserError
+from ..vae.geometry import SIZE_STEP, check_size
+from .config import MAX_SEED
+from .fields import check_settings, setting
 
 CLIP_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".webp")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")  # of the numbered pictures in a folder that is one clip
 CROPS = ("center", "random")
 SHORTER = ("skip", "bucket")
 BUCKETS = ("fixed", "auto")
+MAX_SIDE, MAX_FRAMES = 16384, 1025
 _COLUMNS = ("file_name", "text")
 _EXPECTED = (
-    "Expected are clips (mp4, webm, mov, mkv, avi, gif, animated webp, or folders of numbered pictures) with captions "
-    "beside them (clip.txt for clip.mp4), a metadata.csv or metadata.jsonl with file_name and text, or prompts.txt and "
+    "It should hold clips (mp4, webm, mov, mkv, avi, gif, animated webp, or folders of numbered pictures) and their "
+    "captions: clip.txt next to clip.mp4, a metadata.csv or metadata.jsonl with file_name and text, or prompts.txt and "
     "videos.txt"
 )
+
+
+class UnusableClipError(UserError):
+    """One clip of a dataset cannot be used: it is left out by name, and the others are taken."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
     """What becomes of each clip.
 
-    frames (4k + 1; the models were trained with 8k + 1), width, height (multiples of 16): the size asked for.
     choices: further (width, height, frames). A clip goes to the nearest aspect ratio, then to the longest it fills.
-    fps: frames a second that the model is trained at; 0 takes each clip's frames as they are.
-    crop: what is cut off where the aspect ratio is another, "center" or "random" (by clip and seed).
-    segments: take up to so many pieces of a long clip, evenly spaced, none over another; 1 takes its first frames.
-    shorter: a clip that fills no choice is left out ("skip"), or takes the next lower 8k + 1 frames ("bucket").
-    buckets: "fixed" sizes, or "auto": each clip's own aspect ratio, at the area of the size asked for.
-    image_to_video: keep latents of the first frame: the clean one, and image_variants with noise on it.
+    image_to_video: keep latents of the first frame as well: the clean one, and image_variants with noise on it.
     """
 
-    frames: int = 49
-    width: int = 720
-    height: int = 480
-    fps: float = 8.0
+    frames: int = setting(
+        49, "Frames of each clip, 8k + 1: 49 for CogVideoX, 81 for CogVideoX 1.5.", least=1, most=MAX_FRAMES, step=8
+    )
+    width: int = setting(720, "Pixels, a multiple of 16.", least=SIZE_STEP, most=MAX_SIDE, step=SIZE_STEP)
+    height: int = setting(480, "Pixels, a multiple of 16.", least=SIZE_STEP, most=MAX_SIDE, step=SIZE_STEP)
+    fps: float = setting(
+        8.0,
+        "Frames a second that are taken: 8 for CogVideoX, 16 for CogVideoX 1.5. 0: all there are.",
+        least=0.0,
+        most=120.0,
+        step=0.01,
+    )
+    buckets: str = setting(
+        "fixed",
+        "fixed: every clip is cut to width x height. auto: it keeps its own shape, at that area.",
+        choices=BUCKETS,
+    )
+    shorter: str = setting(
+        "skip",
+        "Clips with fewer frames: skip leaves them out, bucket takes the next lower 8k + 1 of their frames.",
+        choices=SHORTER,
+    )
+    crop: str = setting(
+        "center", "What is kept of a clip of another shape: its center, or a random part.", choices=CROPS
+    )
+    segments: int = setting(1, "Segments that are cut from a long clip, at most; 1 takes its first frames.", least=1)
+    image_to_video: bool = setting(
+        False, "Keep latents of each clip's first frame as well, for image to video models.", from_recipe=False
+    )
+    image_variants: int = setting(
+        4,
+        "Image to video: how many more latents of the first frame to keep, with noise on the picture, as in the "
+        "official training.",
+        least=0,
+        most=64,
+    )
+    seed: int = setting(0, "Random crops and the noise on first frames come from it.", least=0, most=MAX_SEED)
     choices: tuple[tuple[int, int, int], ...] = ()
-    crop: str = "center"
-    segments: int = 1
-    shorter: str = "skip"
-    buckets: str = "fixed"
-    image_to_video: bool = False
-    image_variants: int = 4
-    seed: int = 0
 
     def sizes(self) -> tuple[tuple[int, int, int], ...]:
         """Every (width, height, frames) that a clip may go to, the one asked for first."""
-        return ((self.width, self.height, self.frames), *(tuple(size) for size in self.choices))
+        return ((self.width, self.height, self.frames), *self.choices)
 
 
 @dataclass(frozen=True)
@@ -65,32 +92,26 @@ class Clip:
 
 
 def check_spec(spec: DatasetSpec) -> None:
-    """Raises GeometryError for a size that no video has, TrainingError for another setting that is none."""
+    """Raises UserError for a setting outside its limits, or a size that no video has."""
+    check_settings(spec)
     for width, height, frames in spec.sizes():
         try:
             check_size(width, height, frames)
-        except GeometryError as error:
-            raise GeometryError(f"The clips' size {width} x {height}, {frames} frames: {error}") from error
-    choices = {"crop": CROPS, "shorter": SHORTER, "buckets": BUCKETS}
-    for name, known in choices.items():
-        if getattr(spec, name) not in known:
-            raise TrainingError(f"{name} is {getattr(spec, name)!r}: use {' or '.join(known)}.")
-    for name, least in (("fps", 0), ("segments", 1), ("image_variants", 0)):
-        if not least <= getattr(spec, name) < float("inf"):  # NaN neither
-            raise TrainingError(f"{name} is {getattr(spec, name)}: use {least} or more.")
+        except UserError as error:
+            raise UserError(f"The clips cannot be {width} x {height} with {frames} frames: {error}") from error
 
 
 def find_clips(folder: Path) -> tuple[list[Clip], list[str]]:
     """The clips of a dataset that have a caption, and a sentence on each that cannot be taken.
 
-    Raises TrainingError where there is no such folder, no clip in it, or its list of captions cannot be read.
+    Raises UserError where there is no such folder, no clip in it, or its list of captions cannot be read.
     """
     if not folder.is_dir():
-        raise TrainingError(f"There is no folder {folder}. Name the folder that holds the clips and their captions.")
+        raise UserError(f"There is no folder {folder}. Name the folder that holds the clips and their captions.")
     listed = _listed(folder)
-    clips, problems = _beside(folder) if listed is None else _resolved(folder, *listed)
+    clips, problems = _with_captions(folder) if listed is None else _resolved(folder, *listed)
     if not clips and not problems:
-        raise TrainingError(f"There is no clip in {folder}. {_EXPECTED}.")
+        raise UserError(f"There is no clip in {folder}. {_EXPECTED}.")
     return clips, problems
 
 
@@ -110,7 +131,7 @@ def _listed(folder: Path) -> tuple[str, list[tuple[str, str]]] | None:
         return None
     captions, names = (_text(path).strip("\n").split("\n") for path in (prompts, videos))
     if len(captions) != len(names):
-        raise TrainingError(
+        raise UserError(
             f"{prompts} has {len(captions)} lines and {videos.name} {len(names)}. Line by line they name a caption and "
             "its clip: give both as many lines."
         )
@@ -123,11 +144,11 @@ def _json_rows(path: Path) -> list[tuple[str, str]]:
         if line.strip():
             try:
                 row = json.loads(line)
-                rows.append(tuple(str(row[column]) for column in _COLUMNS))
+                rows.append((str(row["file_name"]), str(row["text"])))
             except (ValueError, KeyError, TypeError) as error:
-                raise TrainingError(
+                raise UserError(
                     f'{path}, line {number}, is not {{"file_name": "clip.mp4", "text": "a caption"}} '
-                    f"({type(error).__name__}: {error}). Mend or delete that line."
+                    f"({type(error).__name__}: {error}). Correct or delete that line."
                 ) from error
     return rows
 
@@ -136,20 +157,21 @@ def _csv_rows(path: Path) -> list[tuple[str, str]]:
     reader = csv.DictReader(_text(path).splitlines())
     missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
     if missing:
-        raise TrainingError(
+        raise UserError(
             f"{path} has no column {' and no column '.join(missing)}; its first line names "
             f"{', '.join(reader.fieldnames or ['nothing'])}. Let it be: file_name,text"
         )
-    return [tuple(row[column] or "" for column in _COLUMNS) for row in reader]
+    return [(row["file_name"] or "", row["text"] or "") for row in reader]
 
 
 def _resolved(folder: Path, list_name: str, rows: list[tuple[str, str]]) -> tuple[list[Clip], list[str]]:
-    clips, problems = [], []
+    clips: list[Clip] = []
+    problems: list[str] = []
     for name, caption in rows:
         name, caption = name.strip(), caption.strip()
         path = folder / name
         if not name or not path.exists():
-            problems.append(f"{name or 'A clip without a name'}: {list_name} names it and there is no such file.")
+            problems.append(f"{name or 'A clip without a name'}: {list_name} names it, but there is no such file.")
         elif not caption:
             problems.append(f"{name}: it has no caption in {list_name}.")
         else:
@@ -157,19 +179,19 @@ def _resolved(folder: Path, list_name: str, rows: list[tuple[str, str]]) -> tupl
     return clips, problems
 
 
-def _beside(folder: Path) -> tuple[list[Clip], list[str]]:
+def _with_captions(folder: Path) -> tuple[list[Clip], list[str]]:
     clips, problems = [], []
     for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
         try:
             caption = _caption_of(path)
-        except TrainingError as error:
+        except UnusableClipError as error:
             problems.append(f"{name}: {error}")
             continue
         if caption:
             clips.append(Clip(name, path, caption))
         else:
-            problems.append(f"{name}: it has no caption. Write one into {_caption_files(path)[0].name} beside it.")
+            problems.append(f"{name}: it has no caption. Write one into {_caption_files(path)[0].name} next to it.")
     return clips, problems
 
 
@@ -200,8 +222,8 @@ def _is_shown(name: str, suffixes: tuple[str, ...]) -> bool:
 
 
 def _text(path: Path) -> str:
-    """Raises TrainingError where `path` is no text."""
+    """Raises UnusableClipError where `path` is not UTF-8 text."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path} cannot be read as UTF-8 text ({error}). Save it anew as UTF-8.") from error
+        raise UnusableClipError(f"{path} cannot be read as UTF-8 text ({error}). Save it again as UTF-8.") from error

@@ -2,30 +2,33 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import comfy.sd
 import torch
 
-from ..errors import TrainingError
+from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..media.pictures import augment_pictures
 from ..sockets.clip import require_finite_text
+from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import CHANNELS, SPATIAL, latent_frames
 from . import cache
-from .clips import Clip, DatasetSpec, check_spec, find_clips
-from .frames import Piece, probe_clip, read_piece, take_pieces
+from .clips import Clip, DatasetSpec, UnusableClipError, check_spec, find_clips
+from .frames import Segment, cut_segments, probe_clip, read_segment
+from .objective import Sample
 
 _FILES_IN_MEMORY = 16
 _REASONS_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One piece of a clip. path: its file in the cache. latent_shape: (16, T, h, w). text_path: its caption's."""
+class CachedSample:
+    """A segment of a clip. path: its file in the cache. latent_shape: (16, T, h, w). text_path: its caption's."""
 
     name: str
     caption: str
@@ -38,7 +41,7 @@ class Sample:
 class Dataset:
     """samples: those of one shape stand together. report: sentences for the user. hash: of all that is in it."""
 
-    samples: tuple[Sample, ...]
+    samples: tuple[CachedSample, ...]
     empty_text_path: Path
     report: tuple[str, ...]
     hash: str
@@ -51,34 +54,38 @@ class Dataset:
         """The empty caption, [1, L, D]: what a dropped caption becomes."""
         return _read(self.empty_text_path)["text"][None]
 
-    def load(self, index: int) -> dict[str, torch.Tensor | None]:
+    def shapes(self) -> tuple[Hashable, ...]:
+        """What samples must share to be in one batch; each sample's."""
+        return tuple(sample.latent_shape for sample in self.samples)
+
+    def load(self, index: int) -> Sample:
         """A sample's tensors in fp32, to be read only: the next to ask may get the same ones.
 
-        latents, std [16, T, h, w]: mean and standard deviation of the VAE's posterior, unscaled. text [L, D].
-        images [1 + V, 16, 1, h, w]: the first frame's latents, clean (the posterior's mode), then V times with noise
-        on the pixels (a sample of the posterior); None unless the dataset is for image to video.
+        latents, std: mean and standard deviation of the VAE's posterior, unscaled. images: the first frame's latents,
+        clean (the posterior's mode), then with noise on the pixels (a sample of the posterior); None unless the
+        dataset is for image to video.
         """
         sample = self.samples[index]
-        piece = _read(sample.path)
+        cached = _read(sample.path)
         return {
-            "latents": piece["latents"],
-            "std": piece["std"],
+            "latents": cached["latents"],
+            "std": cached["std"],
             "text": _read(sample.text_path)["text"],
-            "images": piece.get("images"),
+            "images": cached.get("images"),
         }
 
 
 @dataclass(frozen=True)
 class _Planned:
     clip: Clip
-    number: int  # of the piece in its clip
-    piece: Piece
+    number: int  # of the segment in its clip
+    segment: Segment
     content: str  # hash of the clip's bytes
     path: Path
 
 
 @dataclass
-class _Counts:
+class _Progress:
     """What a build has done so far. edited: clips whose bytes or caption have changed since the last one."""
 
     skipped: list[str] = field(default_factory=list)
@@ -98,45 +105,45 @@ def build_dataset(
     """The dataset in `folder`, as `spec` asks for it; what the cache does not hold yet is encoded now.
 
     vae: a CogVideoXVAE. report(sentence) is called for each clip that is left out, and at the end with what was done.
-    progress(done, total) is called after each caption and piece of a clip. cache_folder: default
+    progress(done, total) is called after each caption and segment of a clip. cache_folder: default
     `folder`/.cogvideox_cache.
 
-    Raises TrainingError where not one clip can be taken, the cache cannot be written, or `spec` or `folder` is none;
-    GeometryError for a size that no video has. Interrupted, it keeps what is encoded.
+    Raises UserError where no clip can be used, the cache cannot be written, there is no such folder, or `spec` has a
+    setting outside its limits. Interrupted, it keeps what is encoded.
     """
     check_spec(spec)
     clips, skipped = find_clips(folder)
-    counts = _Counts(skipped=skipped)
+    so_far = _Progress(skipped=skipped)
     store = _open_store(cache_folder or folder / cache.FOLDER)
-    planned = _plan(clips, spec, cache.identify_vae(vae), store, counts)
+    planned = _plan(clips, spec, cache.identify_vae(vae), store, so_far)
     known = cache.read_index(store)
     index = {p.clip.name: [p.content, hashlib.sha256(p.clip.caption.encode()).hexdigest()] for p in planned}
-    counts.edited = {name for name in index if name in known and known[name] != index[name]}
+    so_far.edited = {name for name in index if name in known and known[name] != index[name]}
     texts = _text_paths([p.clip.caption for p in planned], clip, store)
     total = len(texts) + len(planned)
     for done, (caption, path) in enumerate(texts.items() if planned else (), 1):
         throw_if_interrupted()
-        _keep_text(caption, path, clip, counts)
+        _cache_text_embedding(caption, path, clip, so_far)
         progress(done, total)
     kept = []
     for done, plan in enumerate(planned, len(texts) + 1):
         throw_if_interrupted()
-        if _keep_piece(plan, spec, vae, counts):
+        if _cache_segment(plan, spec, vae, so_far):
             kept.append(plan)
         progress(done, total)
     if not kept:
-        raise TrainingError(_none_usable(folder, spec, counts.skipped))
+        raise UserError(_none_usable(folder, spec, so_far.skipped))
     cache.write_index(store, index)
     samples = sorted((_sample(plan, texts) for plan in kept), key=lambda s: (s.latent_shape, s.name))
-    sentences = _sentences(samples, counts, texts, clip)
+    sentences = _summary_lines(samples, so_far, texts, clip)
     for sentence in sentences:
         report(sentence)
-    everything = cache.key_of([(s.path.name, s.text_path.name) for s in samples], texts[""].name)
-    return Dataset(tuple(samples), texts[""], tuple(sentences), everything)
+    digests = [(cache.read_digest(sample.path), cache.read_digest(sample.text_path)) for sample in samples]
+    return Dataset(tuple(samples), texts[""], tuple(sentences), cache.key_of(digests))
 
 
-def encode_piece(vae: comfy.sd.VAE, frames: torch.Tensor, spec: DatasetSpec, seed: int) -> dict[str, torch.Tensor]:
-    """What is kept of a piece of a clip, in the precision that the VAE computes in.
+def encode_segment(vae: comfy.sd.VAE, frames: torch.Tensor, spec: DatasetSpec, seed: int) -> dict[str, torch.Tensor]:
+    """What is cached of a segment of a clip, in the precision that the VAE computes in.
 
     frames: [F, H, W, 3] in 0 .. 1. seed: of the noise on the first frame.
     Returns latents, std [16, T, h, w] and for image to video images [1 + V, 16, 1, h, w], see Dataset.load.
@@ -145,14 +152,15 @@ def encode_piece(vae: comfy.sd.VAE, frames: torch.Tensor, spec: DatasetSpec, see
     -1 .. 1, a sample of the posterior.
     """
     with torch.inference_mode():
-        mean, std = vae.encode_posterior(frames)
+        mean, std = cast(CogVideoXVAE, vae).encode_posterior(frames)
         kept = {"latents": mean[0], "std": std[0]}
         if spec.image_to_video:
             generator = torch.Generator().manual_seed(seed)
             images = [vae.encode(frames[:1])]
             for variant in range(spec.image_variants):
                 noised = augment_pictures(frames[:1], None, generator)
-                images.append(vae.encode(noised, posterior_seed=(seed + variant + 1) % 2**63))
+                posterior_seed = (seed + variant + 1) % 2**63
+                images.append(cast(CogVideoXVAE, vae).encode(noised, posterior_seed=posterior_seed))
             kept["images"] = torch.cat(images)
         return {name: tensor.to("cpu", vae.vae_dtype) for name, tensor in kept.items()}
 
@@ -161,12 +169,12 @@ def _open_store(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingError(f"The cache {folder} cannot be made: {error}. Choose another cache_folder.") from error
+        raise UserError(f"The cache {folder} cannot be made: {error}. Choose another folder for it.") from error
     return folder
 
 
-def _plan(clips: list[Clip], spec: DatasetSpec, vae_id: str, store: Path, counts: _Counts) -> list[_Planned]:
-    """What will be taken of each clip; the others are named in counts.skipped."""
+def _plan(clips: list[Clip], spec: DatasetSpec, vae_id: str, store: Path, so_far: _Progress) -> list[_Planned]:
+    """What will be taken of each clip; the others are named in so_far.skipped."""
     planned = []
     for clip in clips:
         throw_if_interrupted()
@@ -174,20 +182,21 @@ def _plan(clips: list[Clip], spec: DatasetSpec, vae_id: str, store: Path, counts
             content = cache.hash_clip(clip.path)
             source = probe_clip(clip.path)
         except OSError as error:
-            counts.skipped.append(f"{clip.name}: it cannot be read ({error}).")
+            so_far.skipped.append(f"{clip.name}: it cannot be read ({error}).")
             continue
-        except TrainingError as error:
-            counts.skipped.append(f"{clip.name}: {error}")
+        except UnusableClipError as error:
+            so_far.skipped.append(f"{clip.name}: {error}")
             continue
-        chance = random.Random(f"{spec.seed} {clip.name}")
-        place = (chance.random(), chance.random()) if spec.crop == "random" else (0.5, 0.5)
-        pieces = take_pieces(spec, source, place)
-        if not pieces:
-            counts.skipped.append(f"{clip.name}: {_too_short(spec, source.frames)}")
+        rng = random.Random(f"{spec.seed} {clip.name}")
+        crop_offset = (rng.random(), rng.random()) if spec.crop == "random" else (0.5, 0.5)
+        segments = cut_segments(spec, source, crop_offset)
+        if not segments:
+            so_far.skipped.append(f"{clip.name}: {_too_short(spec, source.frames)}")
         images = (spec.image_variants, spec.seed) if spec.image_to_video else None
-        for number, piece in enumerate(pieces, 1):
-            key = cache.key_of(content, vae_id, piece.indices, piece.width, piece.height, piece.place, images)
-            planned.append(_Planned(clip, number, piece, content, store / f"clip-{key}.safetensors"))
+        for number, segment in enumerate(segments, 1):
+            size = segment.width, segment.height
+            key = cache.key_of(content, vae_id, segment.indices, *size, segment.crop_offset, images)
+            planned.append(_Planned(clip, number, segment, content, store / f"clip-{key}.safetensors"))
     return planned
 
 
@@ -204,62 +213,66 @@ def _text_paths(captions: Iterable[str], clip: comfy.sd.CLIP, store: Path) -> di
     return {c: store / f"text-{cache.key_of(text_id, c)}.safetensors" for c in ("", *captions)}
 
 
-def _keep_text(caption: str, path: Path, clip: comfy.sd.CLIP, counts: _Counts) -> None:
-    if cache.is_whole(path):
+def _cache_text_embedding(caption: str, path: Path, clip: comfy.sd.CLIP, so_far: _Progress) -> None:
+    if cache.is_complete(path):
         return
     with torch.inference_mode():
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(caption))
         require_finite_text(conditioning)
         text = conditioning[0][0][0]
         cache.write_cached(path, {"text": text.to("cpu", cache.text_dtype(text))})
-    counts.encoded["caption"] += 1
+    so_far.encoded["caption"] += 1
 
 
-def _keep_piece(plan: _Planned, spec: DatasetSpec, vae: comfy.sd.VAE, counts: _Counts) -> bool:
-    """Whether the piece is in the cache now; a clip that proves damaged is named in counts.skipped."""
-    if cache.is_whole(plan.path):
+def _cache_segment(plan: _Planned, spec: DatasetSpec, vae: comfy.sd.VAE, so_far: _Progress) -> bool:
+    """Whether the segment is in the cache now; a clip that turns out to be damaged is named in so_far.skipped."""
+    if cache.is_complete(plan.path):
         return True
     try:
-        frames = read_piece(plan.clip.path, plan.piece)
-    except TrainingError as error:
-        counts.skipped.append(f"{_name(plan)}: {error}")
+        frames = read_segment(plan.clip.path, plan.segment)
+    except UnusableClipError as error:
+        so_far.skipped.append(f"{_name(plan)}: {error}")
         return False
     seed = int(cache.key_of(plan.content, plan.number, spec.seed)[:15], 16)
-    cache.write_cached(plan.path, encode_piece(vae, frames, spec, seed))
-    counts.encoded["clip"] += 1
+    cache.write_cached(plan.path, encode_segment(vae, frames, spec, seed))
+    so_far.encoded["clip"] += 1
     return True
 
 
 def _name(plan: _Planned) -> str:
-    return plan.clip.name if plan.number == 1 else f"{plan.clip.name} (piece {plan.number})"
+    return plan.clip.name if plan.number == 1 else f"{plan.clip.name} (segment {plan.number})"
 
 
-def _sample(plan: _Planned, texts: dict[str, Path]) -> Sample:
-    piece = plan.piece
-    shape = (CHANNELS, latent_frames(len(piece.indices)), piece.height // SPATIAL, piece.width // SPATIAL)
-    return Sample(_name(plan), plan.clip.caption, plan.path, shape, texts[plan.clip.caption])
+def _sample(plan: _Planned, texts: dict[str, Path]) -> CachedSample:
+    segment = plan.segment
+    shape = (CHANNELS, latent_frames(len(segment.indices)), segment.height // SPATIAL, segment.width // SPATIAL)
+    return CachedSample(_name(plan), plan.clip.caption, plan.path, shape, texts[plan.clip.caption])
 
 
-def _sentences(samples: list[Sample], counts: _Counts, texts: dict[str, Path], clip: comfy.sd.CLIP) -> list[str]:
+def _summary_lines(
+    samples: list[CachedSample], so_far: _Progress, texts: dict[str, Path], clip: comfy.sd.CLIP
+) -> list[str]:
     """What was left out, what was cut, what was edited, and what there is now."""
-    said = [f"Left out: {reason}" for reason in counts.skipped]
-    lost = [caption for caption in texts if getattr(clip.tokenizer, "lost_text", lambda caption: "")(caption)]
+    said = [f"Left out: {reason}" for reason in so_far.skipped]
+    tokenizer: Any = clip.tokenizer
+    lost = [caption for caption in texts if getattr(tokenizer, "lost_text", lambda caption: "")(caption)]
     if lost:
+        verb = "is" if len(lost) == 1 else "are"
         said.append(
-            f"{_count(len(lost), 'caption')} longer than {clip.tokenizer.max_tokens} tokens, cut there: "
+            f"{_count(len(lost), 'caption')} {verb} longer than {tokenizer.max_tokens} tokens and cut there: "
             f"{lost[0][:60]}..."
         )
-    if counts.edited:
-        names = ", ".join(sorted(counts.edited)[:_REASONS_SHOWN])
-        said.append(f"{_count(len(counts.edited), 'clip')} edited since the last time (file or caption): {names}.")
+    if so_far.edited:
+        names = ", ".join(sorted(so_far.edited)[:_REASONS_SHOWN])
+        said.append(f"{_count(len(so_far.edited), 'clip')} edited since the last time (file or caption): {names}.")
     shapes: dict[tuple, int] = {}
     for sample in samples:
         shapes[sample.latent_shape] = shapes.get(sample.latent_shape, 0) + 1
     sizes = ", ".join(
         f"{count} of {SPATIAL * w} x {SPATIAL * h} with {4 * t - 3} frames" for (_, t, h, w), count in shapes.items()
     )
-    said.append(f"{_count(len(samples), 'sample')}: {sizes}. {_count(len(counts.skipped), 'clip')} left out.")
-    encoded = counts.encoded
+    said.append(f"{_count(len(samples), 'sample')}: {sizes}. {_count(len(so_far.skipped), 'clip')} left out.")
+    encoded = so_far.encoded
     said.append(
         f"Encoded now: {_count(encoded['clip'], 'sample')} and {_count(encoded['caption'], 'caption')} (the empty one "
         f"counts); from the cache: {len(samples) - encoded['clip']} and {len(texts) - encoded['caption']}."
@@ -274,9 +287,9 @@ def _count(number: int, what: str) -> str:
 def _none_usable(folder: Path, spec: DatasetSpec, reasons: list[str]) -> str:
     more = f" And {len(reasons) - _REASONS_SHOWN} more." if len(reasons) > _REASONS_SHOWN else ""
     return (
-        f"None of the clips in {folder} ({len(reasons)} found) can be trained with. "
-        f"{' '.join(reasons[:_REASONS_SHOWN])}{more} Expected are clips with a caption each, of at least "
-        f"{min(size[2] for size in spec.sizes())} frames. Mend these, or change the settings."
+        f"None of the clips in {folder} ({len(reasons)} found) can be used for training. "
+        f"{' '.join(reasons[:_REASONS_SHOWN])}{more} Each clip needs a caption and at least "
+        f"{min(size[2] for size in spec.sizes())} frames. Correct the clips, or change the settings."
     )
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.error import FFmpegError
 from PIL import Image, ImageOps, ImageSequence
 
-from ..errors import TrainingError
 from ..media.pictures import fit_pictures
 from ..vae.geometry import SIZE_STEP
-from .clips import DatasetSpec, pictures_in
+from .clips import DatasetSpec, UnusableClipError, pictures_in
 
 _LEAST_FRAMES = 9  # of a clip that is shorter than asked: one picture does not move
 _CLOCK_S = 0.002  # webm and gif round times to 1 and 10 ms; no frame is shown so shortly
@@ -34,17 +34,20 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What is taken of a clip. indices: of its frames, ascending. place: what the crop keeps, 0 .. 1 of the room."""
+class Segment:
+    """What is taken of a clip. indices: of its frames, ascending.
+
+    crop_offset: where the crop begins, from left and from above, as shares 0 .. 1 of what is cut off.
+    """
 
     indices: tuple[int, ...]
     width: int
     height: int
-    place: tuple[float, float]
+    crop_offset: tuple[float, float]
 
 
 def probe_clip(path: Path) -> Source:
-    """Raises TrainingError where nothing can be read from it."""
+    """Raises UnusableClipError where nothing can be read from it."""
     with _readable(path):
         if path.is_dir():
             frames = len(pictures_in(path))
@@ -88,62 +91,65 @@ def choose_size(spec: DatasetSpec, source: Source, available: int) -> tuple[int,
     return width, height, (available - 1) // 8 * 8 + 1
 
 
-def take_pieces(spec: DatasetSpec, source: Source, place: tuple[float, float]) -> list[Piece]:
-    """What is taken of a clip, in order; nothing where it is too short. place: see Piece."""
+def cut_segments(spec: DatasetSpec, source: Source, crop_offset: tuple[float, float]) -> list[Segment]:
+    """What is taken of a clip, in order; nothing where it is too short. crop_offset: see Segment."""
     shown = shown_frames(source.times, source.frames, spec.fps)
     size = choose_size(spec, source, len(shown))
     if size is None:
         return []
     width, height, frames = size
     room = len(shown) - frames
-    pieces = min(spec.segments, len(shown) // frames)
-    starts = [round(i * room / (pieces - 1)) for i in range(pieces)] if pieces > 1 else [0]
-    return [Piece(tuple(shown[start : start + frames]), width, height, place) for start in starts]
+    count = min(spec.segments, len(shown) // frames)
+    starts = [round(i * room / (count - 1)) for i in range(count)] if count > 1 else [0]
+    return [Segment(tuple(shown[start : start + frames]), width, height, crop_offset) for start in starts]
 
 
-def read_piece(path: Path, piece: Piece) -> torch.Tensor:
+def read_segment(path: Path, segment: Segment) -> torch.Tensor:
     """Frames [F, height, width, 3] in 0 .. 1, one frame of the file in memory at a time.
 
-    Raises TrainingError where the file is damaged.
+    Raises UnusableClipError where the file is damaged.
     """
-    out = torch.empty(len(piece.indices), piece.height, piece.width, 3)
+    out = torch.empty(len(segment.indices), segment.height, segment.width, 3)
     done, number = 0, -1
     with _readable(path):
         for number, frame in enumerate(_frames_of(path)):
-            if number == piece.indices[done]:
-                pixels = _window(torch.from_numpy(frame()), piece)[None].float() / 255
-                again = piece.indices.count(number)
-                out[done : done + again] = fit_pictures(pixels, piece.width, piece.height)
+            if number == segment.indices[done]:
+                pixels = _window(torch.from_numpy(frame()), segment)[None].float() / 255
+                again = segment.indices.count(number)
+                out[done : done + again] = fit_pictures(pixels, segment.width, segment.height)
                 done += again
                 if done == len(out):
                     return out
-        raise ValueError(f"it ends after {number + 1} frames, before what is announced")
+        raise ValueError(f"it ends after {number + 1} frames, fewer than it announces")
 
 
 def _own_aspect(width: int, height: int, log_aspect: float) -> tuple[int, int]:
     """The multiples of 16 of about the same area that come nearest to an aspect ratio."""
-    side = math.sqrt(width * height)
-    sides = side * math.exp(log_aspect / 2), side * math.exp(-log_aspect / 2)
-    return tuple(max(SIZE_STEP, round(s / SIZE_STEP) * SIZE_STEP) for s in sides)
+    side, stretch = math.sqrt(width * height), math.exp(log_aspect / 2)
+    return _nearest_multiple(side * stretch), _nearest_multiple(side / stretch)
 
 
-def _window(pixels: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """The part of a frame [H, W, 3] that has the bucket's aspect ratio, at the piece's place."""
+def _nearest_multiple(side: float) -> int:
+    return max(SIZE_STEP, round(side / SIZE_STEP) * SIZE_STEP)
+
+
+def _window(pixels: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """The part of a frame [H, W, 3] that has the bucket's aspect ratio, at the segment's offset."""
     rows, columns, _ = pixels.shape
-    kept_columns = min(columns, max(1, round(rows * piece.width / piece.height)))
-    kept_rows = min(rows, max(1, round(columns * piece.height / piece.width)))
-    left = int(piece.place[0] * (columns - kept_columns))
-    top = int(piece.place[1] * (rows - kept_rows))
+    kept_columns = min(columns, max(1, round(rows * segment.width / segment.height)))
+    kept_rows = min(rows, max(1, round(columns * segment.height / segment.width)))
+    left = int(segment.crop_offset[0] * (columns - kept_columns))
+    top = int(segment.crop_offset[1] * (rows - kept_rows))
     return pixels[top : top + kept_rows, left : left + kept_columns]
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """What decoders raise for a file that they cannot read, as TrainingError."""
+    """What decoders raise for a file that they cannot read, as UnusableClipError."""
     try:
         yield
-    except (av.FFmpegError, OSError, ValueError, LookupError, EOFError, SyntaxError, Image.DecompressionBombError) as e:
-        raise TrainingError(f"it cannot be read ({e}). Replace the file, or take it out of the dataset.") from e
+    except (FFmpegError, OSError, ValueError, LookupError, EOFError, SyntaxError, Image.DecompressionBombError) as e:
+        raise UnusableClipError(f"it cannot be read ({e}). Replace the file, or take it out of the dataset.") from e
 
 
 def _frames_of(path: Path) -> Iterator[Callable[[], np.ndarray]]:
@@ -194,7 +200,8 @@ def _video_times(path: Path) -> tuple[float, ...]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         packets = [p for p in container.demux(stream) if p.size and not getattr(p, "is_discard", False)]
-        if any(packet.pts is None for packet in packets):
+        times = [p.pts * p.time_base for p in packets if p.pts is not None and p.time_base is not None]
+        if len(times) < len(packets):
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             return tuple(number / rate for number in range(len(packets)))
-        return tuple(sorted(float(packet.pts * packet.time_base) for packet in packets))
+        return tuple(sorted(float(time) for time in times))

@@ -10,6 +10,7 @@ several machines they need one file system for the recipe, the dataset and the o
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
         use_comfyui(cpu=not torch.cuda.is_available())
         from .headless import train_recipe
 
-        return train_recipe(recipe)
+        return train_recipe(recipe, partial(print, flush=True))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

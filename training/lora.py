@@ -3,49 +3,41 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import comfy.ops
 import torch
 
-from ..errors import TrainingError
+from ..errors import UserError
 from ..host.ops import adopt_ops
 from ..host.quantized import is_quantized
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.layers import HEADER_KEY
 from ..model_loaders.lora.save import diffusers_lora
+from .config import TrainConfig
 
-TARGETS = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0"),  # as the official trainer has it
-    "attention and feed-forward": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
-}
-ALL_TARGETS = TARGETS["attention and feed-forward"]
 _ADAPTER = "default"  # peft's name for the only one
 _PREFIX = "transformer."
 
 
-def attach_lora(
-    dit: torch.nn.Module,
-    rank: int = 64,
-    alpha: float = 64.0,
-    targets: Sequence[str] = TARGETS["attention"],
-    seed: int = 0,
-) -> None:
-    """Freeze `dit`, a CogVideoXDiT, and put a LoRA of scale alpha / rank on the layers whose names end in `targets`.
+def attach_lora(dit: torch.nn.Module, config: TrainConfig = TrainConfig()) -> None:
+    """Freeze `dit`, a CogVideoXDiT, and put a LoRA on the layers whose names end in one of config.targets.
 
-    A is drawn from `seed` as torch draws a Linear's weight, B is zero: the model computes what it did. The layers
+    A is drawn from config.seed as torch draws a Linear's weight, B is zero: the model computes what it did. The layers
     beneath may be of any type, quantised ones too.
 
-    Raises TrainingError where peft is not installed, or the model multiplies in fp8 or int8 and has no gradients.
+    Raises UserError where peft is not installed, or the model multiplies in fp8 or int8 and has no gradients.
     """
     peft = _peft()
-    _require_sensible(rank, alpha, targets)
-    _require_gradients(dit, targets)
+    _require_gradients(dit, config.targets)
     dit.requires_grad_(False)
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
-    peft.inject_adapter_in_model(config, dit)
-    generator = torch.Generator().manual_seed(seed)
+    adapter = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), init_lora_weights=True
+    )
+    peft.inject_adapter_in_model(adapter, dit)
+    generator = torch.Generator().manual_seed(config.seed)
     for layer in lora_layers(dit).values():
-        # computed in the type of what comes in, as under autocast, and kept in fp32; peft would cast the input instead
+        # Computed in the type of the input, as under autocast, and stored in fp32; peft would cast the input instead.
         layer.cast_input_dtype_enabled = False
         adopt_ops(layer.lora_A, comfy.ops.manual_cast)
         adopt_ops(layer.lora_B, comfy.ops.manual_cast)
@@ -63,7 +55,7 @@ def detach_lora(dit: torch.nn.Module) -> None:
         del dit.peft_config
 
 
-def lora_layers(dit: torch.nn.Module) -> dict[str, torch.nn.Module]:
+def lora_layers(dit: torch.nn.Module) -> dict[str, Any]:
     """peft's layers by the name of the layer beneath: "transformer_blocks.0.attn1.to_q"."""
     return {name: module for name, module in dit.named_modules() if hasattr(module, "lora_A")}
 
@@ -86,54 +78,46 @@ def export_lora(dit: torch.nn.Module, weights: Mapping[str, torch.Tensor] | None
 def save_lora(
     path: Path, state_dict: Mapping[str, torch.Tensor], metadata: Mapping[str, str] = {}, overwrite: bool = False
 ) -> Path:
-    """Write what export_lora gives, with the header that diffusers reads; whole or not at all.
+    """Write what export_lora gives, with the header that diffusers reads; the file is complete or not there.
 
     metadata: further strings for the header.
 
-    Raises CheckpointError where `path` is taken and `overwrite` is not set, or the disk has no room.
+    Raises UserError where `path` is taken and `overwrite` is not set, or the disk has no room.
     """
-    halves = ("lora_A", "lora_B")
     names = {key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0]: None for key in state_dict}
-    pairs = {name: tuple(state_dict[f"{_PREFIX}{name}.{half}.weight"] for half in halves) for name in names}
+    pairs = {
+        name: (state_dict[f"{_PREFIX}{name}.lora_A.weight"], state_dict[f"{_PREFIX}{name}.lora_B.weight"])
+        for name in names
+    }
     tensors, header = diffusers_lora(pairs)
     header = {**metadata, "format": header["format"], HEADER_KEY: header[HEADER_KEY]}
     write_tensors(path, tensors, header, overwrite=overwrite)
     return path
 
 
-def _peft() -> object:
+def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise TrainingError(
+        raise UserError(
             f"LoRAs are trained with peft, which cannot be imported ({error}). Install it into ComfyUI's Python: "
             "python -m pip install peft accelerate"
         ) from error
     return peft
 
 
-def _require_sensible(rank: int, alpha: float, targets: Sequence[str]) -> None:
-    if rank < 1 or not 0 < alpha < math.inf:
-        raise TrainingError(f"The LoRA has rank {rank} and alpha {alpha}: use a rank of 1 or more and alpha above 0.")
-    unknown = [target for target in targets if target not in ALL_TARGETS]
-    if unknown or not targets:
-        raise TrainingError(
-            f"The LoRA's targets are {', '.join(targets) or 'none'}: choose among {', '.join(ALL_TARGETS)}."
-        )
-
-
 def _require_gradients(dit: torch.nn.Module, targets: Sequence[str]) -> None:
     if lora_layers(dit):
-        raise TrainingError("The model carries a LoRA that is being trained already. Load the model anew.")
+        raise UserError("The model carries a LoRA that is being trained already. Load the model again.")
     fast = [
         name
         for name, module in dit.named_modules()
         if getattr(module, "multiplies_quantized", False) and is_quantized(module.weight)
     ]
     if fast:
-        raise TrainingError(
-            f"The model multiplies in its quantised type ({fast[0]} and {len(fast) - 1} more layers), and there is no "
-            "gradient of that. Load it with a weight_dtype without _fast."
+        raise UserError(
+            f"The model multiplies in its quantised type ({fast[0]} and {len(fast) - 1} more layers), which has no "
+            "gradients. Load it with a weight_dtype without _fast."
         )
     if not any(name.endswith(tuple(f".{target}" for target in targets)) for name, _ in dit.named_modules()):
-        raise TrainingError(f"The model has no layer named {' or '.join(targets)}: it is no CogVideoX transformer.")
+        raise UserError(f"The model has no layer named {' or '.join(targets)}: it is not a CogVideoX transformer.")

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict, cast
 
+import comfy.model_patcher
 import torch
 
-from ..errors import TrainingError
+from ..errors import UserError
 from ..samplers.conditioning import concat_channels, image_scale
+from ..sockets.model import CogVideoXModel
+from .config import TrainConfig
 
-TIMESTEP_SAMPLINGS = ("uniform", "stratified", "logit-normal")
 _OFS = 2.0  # what CogVideoX 1.5's image to video pipeline gives (diffusers pipeline_cogvideox_image2video.py)
 
 
@@ -20,7 +23,7 @@ class Objective:
     latent_scale: the VAE's scaling factor. image_scale: what a first frame's latents are multiplied by; None for text
     to video. patch_size_t, ofs: of the transformer (None where it has none).
     timesteps: "uniform" draws one for each sample on its own, as the official scripts do; "stratified" one from each
-    of `batch_size` equal parts of 0 .. 999, so that every step sees them all (the CogVideoX paper's
+    of `global_batch_size` equal parts of 0 .. 999, so that every step sees them all (the CogVideoX paper's
     "explicit uniform sampling"); "logit-normal" the same with most of them in the middle, where the content of a
     picture is decided (Esser and others 2024, "Scaling rectified flow transformers", section 3.1).
     caption_dropout, image_dropout: the share of samples that see the empty caption, or no image.
@@ -33,75 +36,103 @@ class Objective:
     patch_size_t: int | None = None
     ofs: float | None = None
     timesteps: str = "uniform"
-    batch_size: int = 1
+    global_batch_size: int = 1
     caption_dropout: float = 0.0
     image_dropout: float = 0.05
     dtype: torch.dtype = torch.float32
 
 
+class _ClipAndCaption(TypedDict):
+    latents: torch.Tensor
+    text: torch.Tensor
+
+
+class Sample(_ClipAndCaption, total=False):
+    """A clip and its caption, as a dataset or ComfyUI's sockets give them; fp32, on the CPU.
+
+    latents: [16, T, h, w], unscaled. text: [L, D]. std: of the VAE's posterior, [16, T, h, w]; None where it is not
+    known: then the latents are taken as they are. images: for image to video [V, 16, 1, h, w], latents of the first
+    frame.
+    """
+
+    std: torch.Tensor | None
+    images: torch.Tensor | None
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one forward needs. clean, noise: [B, 16, T, h, w], scaled; timesteps: [B], int64; text: [B, L, D];
-    beside: channels that stand beside the noisy video, [B, 16, T, h, w], or None."""
+    c_concat: channel-concatenated conditioning, [B, 16, T, h, w], or None."""
 
     clean: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
     text: torch.Tensor
-    beside: torch.Tensor | None
+    c_concat: torch.Tensor | None
 
     def to(self, device: torch.device) -> "Batch":
-        beside = None if self.beside is None else self.beside.to(device)
-        return Batch(*(x.to(device) for x in (self.clean, self.noise, self.timesteps, self.text)), beside)
-
-
-def objective_for(model: object, **choices: object) -> Objective:
-    """The objective of a loaded MODEL, CogVideoXModel inside; choices: Objective's fields from `timesteps` on.
-
-    Raises TrainingError for a model of another task than text or image to video.
-    """
-    inner = model.model
-    config, family = inner.model_config.transformer_config, inner.model_config.family
-    if family.task not in ("text", "image"):
-        raise TrainingError(
-            f"The model is {family.name}, made for {family.task}: there is no training for that here. Load a text to "
-            "video or image to video model."
+        return Batch(
+            self.clean.to(device),
+            self.noise.to(device),
+            self.timesteps.to(device),
+            self.text.to(device),
+            None if self.c_concat is None else self.c_concat.to(device),
         )
-    if choices.get("timesteps", TIMESTEP_SAMPLINGS[0]) not in TIMESTEP_SAMPLINGS:
-        raise TrainingError(f"timesteps is {choices['timesteps']!r}: use {' or '.join(TIMESTEP_SAMPLINGS)}.")
-    factor = inner.model_config.latent_format.scale_factor
-    inverted = inner.model_config.inverts_image_scale
+
+
+def cogvideox_inside(model: comfy.model_patcher.ModelPatcher) -> CogVideoXModel:
+    """The model in a MODEL that our loaders made; only its type is new to a checker."""
+    return cast(CogVideoXModel, model.model)
+
+
+def objective_for(
+    model: comfy.model_patcher.ModelPatcher, config: TrainConfig = TrainConfig(), dtype: torch.dtype = torch.float32
+) -> Objective:
+    """The objective of a loaded MODEL. dtype: what the model is given.
+
+    Raises UserError for a model of another task than text or image to video.
+    """
+    model_config = cogvideox_inside(model).model_config
+    family, transformer = model_config.family, model_config.transformer_config
+    if family.task not in ("text", "image"):
+        raise UserError(
+            f"The model is {family.name}, made for {family.task}: there is no training for that here. Choose a text to "
+            "video or an image to video model."
+        )
+    factor, is_inverted = model_config.latent_format.scale_factor, model_config.inverts_image_scale
     return Objective(
-        alphas=inner.model_sampling.alphas.float(),
+        alphas=cogvideox_inside(model).model_sampling.alphas.float(),
         latent_scale=factor,
-        image_scale=image_scale("checkpoint", factor, inverted) if family.task == "image" else None,
-        patch_size_t=config.get("patch_size_t"),
-        ofs=_OFS if config.get("ofs_embed_dim") else None,
-        **choices,
+        image_scale=image_scale("checkpoint", factor, is_inverted) if family.task == "image" else None,
+        patch_size_t=transformer.get("patch_size_t"),
+        ofs=_OFS if transformer.get("ofs_embed_dim") else None,
+        timesteps=config.timesteps,
+        global_batch_size=config.global_batch_size,
+        caption_dropout=config.caption_dropout,
+        image_dropout=config.image_dropout,
+        dtype=dtype,
     )
 
 
 def draw_batch(
-    samples: Sequence[dict], indices: Sequence[int], seed: int, objective: Objective, empty_text: torch.Tensor
+    samples: Sequence[Sample], indices: Sequence[int], seed: int, objective: Objective, empty_text: torch.Tensor
 ) -> Batch:
     """Noise, timesteps and dropouts for `samples`, all of one shape.
 
-    samples: dicts of latents and, where the posterior is to be sampled, std [16, T, h, w]; text [L, D]; images
-    [V, 16, 1, h, w], latents of the first frame, for image to video. indices: one a sample, the numbers of these
-    draws in the whole training; the same number draws the same. empty_text: [1, L, D].
+    indices: one a sample, the numbers of these draws in all of the training; the same number draws the same.
+    empty_text: [1, L, D].
     """
     drawn = [
         _draw(sample, index, sample_generator(seed, index), objective, empty_text)
         for sample, index in zip(samples, indices)
     ]
-    clean, noise, text, beside = (list(column) for column in zip(*(d[:4] for d in drawn)))
-    timesteps = torch.tensor([d[4] for d in drawn])
+    concat = [one.c_concat for one in drawn if one.c_concat is not None]
     return Batch(
-        torch.stack(clean),
-        torch.stack(noise),
-        timesteps,
-        torch.stack(text),
-        torch.stack(beside) if objective.image_scale is not None else None,
+        torch.stack([one.clean for one in drawn]),
+        torch.stack([one.noise for one in drawn]),
+        torch.stack([one.timesteps for one in drawn]),
+        torch.stack([one.text for one in drawn]),
+        torch.stack(concat) if concat else None,
     )
 
 
@@ -113,26 +144,27 @@ def sample_generator(seed: int, index: int) -> torch.Generator:
 
 
 def _draw(
-    sample: dict, index: int, generator: torch.Generator, objective: Objective, empty_text: torch.Tensor
-) -> tuple:
-    latents = sample["latents"]
-    if sample.get("std") is not None:
-        latents = latents + sample["std"] * torch.randn(latents.shape, generator=generator)
+    sample: Sample, index: int, generator: torch.Generator, objective: Objective, empty_text: torch.Tensor
+) -> Batch:
+    """One sample of a batch, without the batch dimension."""
+    latents, std = sample["latents"], sample.get("std")
+    if std is not None:
+        latents = latents + std * torch.randn(latents.shape, generator=generator)
     clean = pad_front(latents * objective.latent_scale, objective.patch_size_t)
-    drops_caption, drops_image, place, variant = torch.rand(4, generator=generator).tolist()
+    drops_caption, drops_image, level, variant = torch.rand(4, generator=generator).tolist()
     noise = torch.randn(clean.shape, generator=generator)
     if objective.timesteps != "uniform":
-        place = (index % objective.batch_size + place) / objective.batch_size
+        level = (index % objective.global_batch_size + level) / objective.global_batch_size
     if objective.timesteps == "logit-normal":
-        place = float(torch.special.ndtri(torch.tensor(place, dtype=torch.float64)).sigmoid())
-    timestep = min(int(place * len(objective.alphas)), len(objective.alphas) - 1)
+        level = float(torch.special.ndtri(torch.tensor(level, dtype=torch.float64)).sigmoid())
+    timestep = torch.tensor(min(int(level * len(objective.alphas)), len(objective.alphas) - 1))
     text = empty_text[0] if drops_caption < objective.caption_dropout else sample["text"]
-    beside = None
+    c_concat = None
     if objective.image_scale is not None:
-        images = sample["images"]
+        images = cast(torch.Tensor, sample.get("images"))
         image = images[int(variant * len(images))] * float(drops_image >= objective.image_dropout)
-        beside = concat_channels(image[None], None, clean[None].shape, objective.image_scale, 1.0)[0]
-    return clean, noise, text, beside, timestep
+        c_concat = concat_channels(image[None], None, clean[None].shape, objective.image_scale, 1.0)[0]
+    return Batch(clean, noise, timestep, text, c_concat)
 
 
 def pad_front(latents: torch.Tensor, patch_size_t: int | None) -> torch.Tensor:
@@ -151,7 +183,7 @@ def denoising_loss(model: torch.nn.Module, batch: Batch, objective: Objective) -
     """
     alpha = objective.alphas.to(batch.clean)[batch.timesteps].view(-1, 1, 1, 1, 1)
     noisy = alpha.sqrt() * batch.clean + (1 - alpha).sqrt() * batch.noise
-    x = noisy if batch.beside is None else torch.cat([noisy, batch.beside], dim=1)
+    x = noisy if batch.c_concat is None else torch.cat([noisy, batch.c_concat], dim=1)
     x, text = x.to(objective.dtype), batch.text.to(objective.dtype)
     ofs = None if objective.ofs is None else x.new_full((x.shape[0],), objective.ofs)
     v = model(x, batch.timesteps, text, ofs=ofs).to(noisy)

@@ -1,164 +1,140 @@
 """What ComfyUI's sockets bring to a training: LATENT and CONDITIONING as samples, checked before any work."""
 
-import hashlib
-import random
+import logging
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import comfy.model_patcher
 import torch
 
-from ..errors import GeometryError, TrainingError
+from ..errors import UserError
 from ..samplers.checks import check_conditioning, check_latent, check_size
 from ..samplers.conditioning import image_scale
-
-_HASHED = 4096  # numbers of each tensor
+from . import cache
+from .objective import Sample, cogvideox_inside
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Clips and captions, as objective.draw_batch takes them.
+    """Clips and captions in memory, as trainer.ClipSource asks for them.
 
-    entries: dicts of latents, std [16, T, h, w] or None, text [L, D], images [V, 16, 1, h, w] or None.
-    empty_text: [1, L, D], None where nobody gave it. image_scale: what images are multiplied by, None for text to
-    video. hash: of all that is in them.
+    empty_text: what a dropped caption becomes, [1, L, D]. image_scale: what images are multiplied by, None for text to
+    video. hash: of all that is in the samples.
     """
 
-    entries: tuple[dict, ...]
-    empty_text: torch.Tensor | None
+    entries: tuple[Sample, ...]
+    empty_text: torch.Tensor
     image_scale: float | None
     hash: str
 
     def shapes(self) -> tuple[Hashable, ...]:
-        """What entries must share to be in one batch."""
+        """What samples must share to be in one batch; each sample's."""
         return tuple((tuple(e["latents"].shape), tuple(e["text"].shape)) for e in self.entries)
 
+    def load(self, index: int) -> Sample:
+        return self.entries[index]
 
-def read_samples(model: comfy.model_patcher.ModelPatcher, latents: Sequence[dict], positive: Sequence[list]) -> Samples:
+
+def read_samples(
+    model: comfy.model_patcher.ModelPatcher,
+    latents: Sequence[dict],
+    positive: Sequence[list],
+    caption_dropout: float = 0.0,
+) -> Samples:
     """`latents` (LATENTs, each of one or more clips) and `positive` (CONDITIONINGs, one for all or one a clip) for
     training `model`, a MODEL of ours.
 
-    Raises TrainingError, GeometryError or ConditioningError for what the model cannot be trained with.
+    Raises UserError for what the model cannot be trained with.
     """
-    base = model.model
-    if base.model_config.family.task not in ("text", "image"):
-        raise TrainingError(
-            f"{base.model_config.family.name} takes more than a prompt and a first frame, which this training does not "
-            "prepare. Choose a text to video or an image to video model."
-        )
-    pieces = [piece for latent in latents for piece in _pieces(base, latent)]
+    clips = [clip for latent in latents for clip in _clips_in(model, latent)]
     captions = [entry for conditioning in positive for entry in conditioning]
-    captions = captions * len(pieces) if len(captions) == 1 else captions
-    if not pieces or len(captions) != len(pieces):
-        raise TrainingError(
-            f"There are {len(pieces)} clips in latents and {len(captions)} captions in positive: each clip needs its "
-            "own caption, or all of them one. Take both from the same CogVideoX Training Clips."
+    captions = captions * len(clips) if len(captions) == 1 else captions
+    if not clips or len(captions) != len(clips):
+        raise UserError(
+            f"There are {len(clips)} clips in latents and {len(captions)} captions in positive: each clip needs its "
+            "own caption, or all clips share one. Take both from the same dataset."
         )
-    entries = tuple(_entry(model, *both) for both in enumerate(zip(pieces, captions), 1))
+    entries = tuple(_entry(model, *both) for both in enumerate(zip(clips, captions), 1))
+    digests = [(_digest_of_clip(entry), cache.digest_of({"text": entry["text"]})) for entry in entries]
     empty = next((latent["cogvideox_empty_text"] for latent in latents if "cogvideox_empty_text" in latent), None)
-    return Samples(entries, empty, _image_scale(base, captions), _hash(entries))
+    return Samples(
+        entries, _empty_text(entries, empty, caption_dropout), _image_scale(model, captions), cache.key_of(digests)
+    )
 
 
-def require_empty_text(samples: Samples, caption_dropout: float) -> torch.Tensor:
+def _digest_of_clip(entry: Sample) -> str:
+    """The same as a dataset's file in the cache has."""
+    return cache.digest_of({name: entry.get(name) for name in ("latents", "std", "images")})
+
+
+def _empty_text(entries: Sequence[Sample], given: torch.Tensor | None, caption_dropout: float) -> torch.Tensor:
     """The empty caption, [1, L, D]; where no caption is ever dropped, anything of that shape.
 
-    Raises TrainingError where it is needed and not there, or not as long as the captions.
+    Raises UserError where it is needed and not there, or not as long as the captions.
     """
-    lengths = {entry["text"].shape[0] for entry in samples.entries}
     if not caption_dropout:
-        return samples.entries[0]["text"][None]
-    if samples.empty_text is None or {samples.empty_text.shape[1]} != lengths:
-        raise TrainingError(
-            f"caption_dropout is {caption_dropout:g} and there is no empty caption of the same number of tokens to put "
-            "in a caption's place. Take latents and positive from CogVideoX Training Clips, or set it to 0."
+        return entries[0]["text"][None]
+    lengths = {entry["text"].shape[0] for entry in entries}
+    if given is None or {given.shape[1]} != lengths:
+        raise UserError(
+            f"caption_dropout is {caption_dropout:g}, and there is no empty caption with as many tokens as the others "
+            "to replace a caption with. Use latents that carry one, as datasets of this pack do, or set it to 0."
         )
-    return samples.empty_text
+    return given.float().cpu()
 
 
-def batch_samples(shapes: tuple[Hashable, ...], number: int, count: int, seed: int) -> list[int]:
-    """Which samples the batch `number` of a whole training takes: `count` of one shape.
-
-    An epoch shows every sample once, and some twice where `count` does not divide how many there are of a shape.
-    """
-    batches = sum(-(-shapes.count(shape) // count) for shape in set(shapes))
-    epoch, place = divmod(number, batches)
-    return _epoch(shapes, count, seed, epoch)[place]
-
-
-@lru_cache(4)
-def _epoch(shapes: tuple[Hashable, ...], count: int, seed: int, epoch: int) -> list[list[int]]:
-    chance = random.Random(f"{seed} {epoch}")
-    batches = []
-    for shape in dict.fromkeys(shapes):
-        bucket = [index for index, other in enumerate(shapes) if other == shape]
-        chance.shuffle(bucket)
-        starts = range(0, len(bucket), count)
-        batches += [[bucket[(start + i) % len(bucket)] for i in range(count)] for start in starts]
-    chance.shuffle(batches)
-    return batches
-
-
-def _pieces(base: torch.nn.Module, latent: dict) -> Iterator[dict]:
+def _clips_in(model: comfy.model_patcher.ModelPatcher, latent: dict) -> Iterator[dict[str, torch.Tensor | None]]:
     samples, std = latent["samples"], latent.get("cogvideox_std")
-    check_latent(base, samples)
+    check_latent(model.model, samples)
     images = latent.get("cogvideox_images") if len(samples) == 1 else None
     if std is not None and std.shape != samples.shape:
-        raise GeometryError(
-            f"The latent has shape {list(samples.shape)} and the deviation beside it {list(std.shape)}. Some node has "
-            "changed one of them; connect CogVideoX Training Clips directly."
+        raise UserError(
+            f"The latent has shape {list(samples.shape)} and its standard deviation {list(std.shape)}. Something has "
+            "changed one of them on the way: connect the dataset directly."
         )
     for index in range(len(samples)):
         yield {"latents": samples[index], "std": None if std is None else std[index], "images": images}
 
 
-def _entry(model: comfy.model_patcher.ModelPatcher, number: int, both: tuple[dict, list]) -> dict:
+def _entry(model: comfy.model_patcher.ModelPatcher, number: int, both: tuple[dict, list]) -> Sample:
     """One sample, checked. number: what it is called in messages."""
-    piece, (text, values) = both
-    base, shape = model.model, piece["latents"].shape
+    clip, (text, values) = both
+    base, shape = cogvideox_inside(model), clip["latents"].shape
     is_image = base.model_config.family.task == "image"
-    check_size(base, tuple(shape[1:]), model.model_options)
-    if is_image and piece["images"] is not None:
-        values = {"concat_latent_image": piece["images"][:1], "cogvideox_task": "image", **values}
+    check_size(base, (shape[1], shape[2], shape[3]), model.model_options)
+    if is_image and clip["images"] is not None:
+        values = {"concat_latent_image": clip["images"][:1], "cogvideox_task": "image", **values}
     given = {**values, "cross_attn": text}
-    check_conditioning(base, {f"positive (clip {number})": [given]}, torch.Size((1, *shape)))
+    check_conditioning(base, {f"positive (clip {number})": [given]}, torch.Size((1, *shape)), logging.warning)
     if text.shape[0] != 1:
-        raise TrainingError(
-            f"The caption of clip {number} is {text.shape[0]} texts in one. Encode one caption for each clip."
+        raise UserError(
+            f"The caption of clip {number} is a batch of {text.shape[0]} texts. Encode one caption for each clip."
         )
     images = None
     if is_image:
-        images = values["concat_latent_image"][:1, :, :1] if piece["images"] is None else piece["images"]
-    entry = {**piece, "images": images, "text": text[0]}
-    for name, tensor in entry.items():
+        images = values["concat_latent_image"][:1, :, :1] if clip["images"] is None else clip["images"]
+    for name, tensor in {"latents": clip["latents"], "std": clip["std"], "images": images, "text": text}.items():
         if tensor is not None and not torch.isfinite(tensor).all():
-            raise TrainingError(
-                f"Clip {number} has NaN or infinity in its {name}: training would break at once. Encode it again, with "
-                "the VAE and the text encoder in bf16 or fp32."
+            raise UserError(
+                f"The {name} of clip {number} contain NaN or Inf: training would fail at once. Encode the clip again, "
+                "with the VAE and the text encoder in bf16 or fp32."
             )
-    return {name: None if tensor is None else tensor.float().cpu() for name, tensor in entry.items()}
+    return {
+        "latents": clip["latents"].float().cpu(),
+        "std": None if clip["std"] is None else clip["std"].float().cpu(),
+        "images": None if images is None else images.float().cpu(),
+        "text": text[0].float().cpu(),
+    }
 
 
-def _image_scale(base: torch.nn.Module, captions: Sequence[list]) -> float | None:
-    config = base.model_config
+def _image_scale(model: comfy.model_patcher.ModelPatcher, captions: Sequence[list]) -> float | None:
+    config = cogvideox_inside(model).model_config
     if config.family.task != "image":
         return None
     factor, inverted = config.latent_format.scale_factor, config.inverts_image_scale
     scales = {image_scale(values.get("cogvideox_scale", "checkpoint"), factor, inverted) for _, values in captions}
     if len(scales) > 1:
-        raise TrainingError(
-            "The clips' first frames are scaled in different ways (image_scale). Make all of positive with one setting."
+        raise UserError(
+            "The clips' first frames are scaled in different ways (image_scale). Use one setting for all of positive."
         )
     return scales.pop()
-
-
-def _hash(entries: Sequence[dict]) -> str:
-    digest = hashlib.sha256()
-    for entry in entries:
-        for name, tensor in sorted(entry.items()):
-            if tensor is None:
-                continue
-            flat = tensor.reshape(-1)
-            digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-            digest.update(flat[:: max(1, flat.numel() // _HASHED)].contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

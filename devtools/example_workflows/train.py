@@ -50,13 +50,13 @@ def train_lora() -> Example:
         {"folder": CLIPS, **{name: NANO_SIZE[name] for name in ("frames", "width", "height")}},
         {"vae": "pipeline.VAE", "clip": "pipeline.CLIP"},
     )
-    settings = {"steps": 250, "batch_size": 8, "learning_rate": 0.005, "rank": 16, "alpha": 16.0}
+    settings: dict[str, object] = {"steps": 250, "batch_size": 8, "learning_rate": 0.005, "rank": 16, "alpha": 16.0}
     data = {"model": "pipeline.MODEL", "latents": "clips.latents", "positive": "clips.positive"}
     train = Node("train", "CogVideoXTrainLora", settings, data, height=760)
     keep = Node("keep", "CogVideoXSaveTrainedLora", {"name": "CogVideoX/example"}, {"lora": "train.lora"})
     loss = Node("loss", "LossGraphNode", {}, {"loss": "train.loss_map"}, height=320)
     lora = Node("lora", "LoraModelLoader", {}, {"model": "pipeline.MODEL", "lora": "train.lora"})
-    latent = Node("latent", "CogVideoXEmptyLatent", NANO_SIZE)
+    latent = Node("latent", "CogVideoXEmptyLatent", {**NANO_SIZE})
     return Example(
         "train_lora",
         "nano-5b",

@@ -8,7 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from cogvideox.nano.optimizer import MuonAndAdamW
+from cogvideox.nano.train import muon_and_adamw
 from cogvideox.training import loop
+from cogvideox.training.config import TrainConfig
 from cogvideox.training.objective import sample_generator
 
 
@@ -16,7 +18,14 @@ def train(folder: Path, stop_after: int = 0) -> dict[str, torch.Tensor]:
     """A tiny regression, stopped after a step where asked."""
     torch.manual_seed(0)
     done = []
-    plan = loop.Plan(steps=6, batch_size=4, learning_rate=1e-2, warmup_steps=2, final_learning_rate=1e-4)
+    config = TrainConfig(
+        max_steps=6,
+        global_batch_size=4,
+        micro_batch_size=4,
+        learning_rate=1e-2,
+        warmup_steps=2,
+        final_learning_rate=1e-4,
+    )
 
     def loss_of(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
         x = torch.stack([torch.randn(8, generator=sample_generator(3, i)) for i in indices])
@@ -26,11 +35,10 @@ def train(folder: Path, stop_after: int = 0) -> dict[str, torch.Tensor]:
         Accelerator(cpu=True),
         torch.nn.Linear(8, 4),
         loss_of,
-        plan,
+        config,
         folder,
-        on_step=lambda step, loss: done.append(step),
-        stop=lambda: len(done) == stop_after,
-        optimizer_of=lambda model, plan: MuonAndAdamW(model, plan.learning_rate, plan.betas, plan.weight_decay),
+        callbacks=loop.Callbacks(lambda step, loss: done.append(step), lambda: len(done) == stop_after),
+        optimizer_of=muon_and_adamw,
     )
 
 

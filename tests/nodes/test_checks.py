@@ -15,7 +15,6 @@ from cogvideox.errors import UserError
 from cogvideox.nodes import NODES, checks
 from cogvideox.nodes.checks import checked
 
-NOT_YET = ("CogVideoXTrainLora",)  # its limits are those of LoraSettings
 NAN = float("nan")
 ran: list[str] = []
 
@@ -240,9 +239,7 @@ def test_a_check_that_could_never_run() -> None:
                     return io.NodeOutput()
 
 
-# --- the pack's own nodes --------------------------------------------------------------------------------------------
-
-OURS = [node for node in NODES if node.GET_SCHEMA().node_id not in NOT_YET]
+OURS = NODES
 LIMITED = [
     pytest.param(node, entry, id=f"{node.__name__}-{entry.id}")
     for node in OURS

@@ -4,12 +4,14 @@ import gc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import comfy.model_management as mm
 import comfy.sd
 import folder_paths
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -22,7 +24,7 @@ from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.tests import core_trainer
 from cogvideox.tests.quantized_models import needs_int8
 from cogvideox.tests.support import check_parity, relative_error
-from cogvideox.training import graph
+from cogvideox.training import graph, trainer
 
 Train, Save = nodes.CogVideoXTrainLora, nodes.CogVideoXSaveTrainedLora
 VARIANTS = ("5b", "2b", "5b-I2V", "1.5-5B", "1.5-5B-I2V")
@@ -31,10 +33,10 @@ FAST = {"steps": 6, "batch_size": 2, "learning_rate": 3e-2, "rank": 4, "alpha": 
 
 
 @pytest.fixture(scope="module")
-def models(tiny_pipelines: dict[str, Path]) -> Callable[[str], object]:
-    loaded: dict[str, object] = {}
+def models(tiny_pipelines: dict[str, Path]) -> Callable[[str], ModelPatcher]:
+    loaded: dict[str, ModelPatcher] = {}
 
-    def load(variant: str) -> object:
+    def load(variant: str) -> ModelPatcher:
         if variant not in loaded:
             loaded[variant] = load_model(tiny_pipelines[variant], "fp32")
         return loaded[variant]
@@ -68,7 +70,7 @@ def clips(variant: str, count: int = 2, frames: int = 3, seed: int = 0) -> tuple
     return latents, positive
 
 
-def train(model: object, latents: list, positive: list, **settings: object) -> tuple:
+def train(model: ModelPatcher, latents: list, positive: list, **settings: object) -> tuple:
     """lora, losses and steps, run as ComfyUI runs a node with lists."""
     with torch.inference_mode():
         result = Train.execute([model], latents, positive, **{k: [v] for k, v in {**FAST, **settings}.items()})
@@ -76,23 +78,23 @@ def train(model: object, latents: list, positive: list, **settings: object) -> t
     return lora, losses["loss"], steps
 
 
-def core_train(model: object, latents: list, positive: list, learning_rate: float, **settings: object) -> tuple:
+def core_train(model: ModelPatcher, latents: list, positive: list, learning_rate: float, **settings: object) -> tuple:
     """lora and losses of ComfyUI's own node."""
     torch.manual_seed(0)  # it draws noise levels and first weights from torch's own generator
     return core_trainer.train(model, latents, positive, **{"steps": 6, "learning_rate": learning_rate, **settings})
 
 
-def sample(model: object, latents: list, positive: list) -> torch.Tensor:
+def sample(model: ModelPatcher, latents: list, positive: list) -> torch.Tensor:
     """One step from noise, [1, 16, T, h, w]."""
     latent = {"samples": torch.zeros_like(latents[0]["samples"])}
     arguments = (model, positive[0], positive[0], latent, 7, 1, 1.0, "ddim", False, 1.0)
-    cls = CogVideoXSample
+    cls: Any = CogVideoXSample
     cls.hidden = type("Hidden", (), {"unique_id": None})
     with torch.inference_mode():
         return cls.execute(*arguments).args[0]["samples"]
 
 
-def stock_apply(model: object, lora: dict) -> object:
+def stock_apply(model: ModelPatcher, lora: dict) -> Any:
     """As ComfyUI's Load LoRA Model does it."""
     with torch.inference_mode():
         return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
@@ -104,7 +106,7 @@ def save(lora: dict, name: str = "made") -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0]) / written
 
 
-def apply(model: object, path: Path) -> object:
+def apply(model: ModelPatcher, path: Path) -> ModelPatcher:
     with torch.inference_mode():
         return apply_lora(model, path, 1.0)[0]
 
@@ -115,7 +117,7 @@ def test_what_is_learnt_lowers_the_loss_and_changes_the_video(models, variant) -
     sampler runs, shows here; saved and applied again it must be the LoRA that was trained."""
     model, (latents, positive) = models(variant), clips(variant)
     lora, losses, steps = train(model, latents, positive)
-    _, idle, _ = train(model, latents, positive, learning_rate=1e-12)
+    _, idle, _ = train(model, latents, positive, learning_rate=1e-8)
     assert steps == len(losses) == len(idle) == FAST["steps"]
     assert losses[0] == pytest.approx(idle[0], rel=1e-5)
     assert all(learnt < as_before for learnt, as_before in zip(losses[3:], idle[3:]))
@@ -132,7 +134,9 @@ def test_gradient_checkpointing_and_precision(models) -> None:
     """Less memory may not be another training; bf16 must come near."""
     model, (latents, positive) = models("1.5-5B-I2V"), clips("1.5-5B-I2V")
     lora, _, _ = train(model, latents, positive, steps=2)
-    again, _, _ = train(model, latents, positive, steps=2, gradient_checkpointing=True)
+    # in a folder of its own, or it would go on with the first one
+    recomputed = {"gradient_checkpointing": True, "checkpoint_name": "recomputed"}
+    again, _, _ = train(model, latents, positive, steps=2, **recomputed)
     half, _, _ = train(model, latents, positive, steps=2, precision="bf16")
     assert lora.keys() == again.keys() == half.keys()
     for name, tensor in lora.items():
@@ -185,42 +189,40 @@ def test_finished_training_is_taken_from_its_checkpoint(models, monkeypatch, sho
     """ComfyUI forgets a node's result when it restarts: what took hours must not be trained again."""
     model, (latents, positive) = models("5b"), clips("5b")
     lora, losses, _ = train(model, latents, positive)
-    monkeypatch.setattr(graph, "denoising_loss", None)
+    monkeypatch.setattr(trainer, "denoising_loss", None)
     again, again_losses, _ = train(model, latents, positive, save_every=7)  # which decides nothing
     assert "trained before" in shown[-1]
     assert again_losses == pytest.approx(losses, abs=1e-5)
     assert all(torch.equal(again[name], tensor) for name, tensor in lora.items())
 
 
-def test_other_settings_start_anew_or_are_refused(models, shown) -> None:
+def test_other_settings_start_from_the_beginning_or_are_refused(models, shown) -> None:
     """Going on with another rank, other clips or another model would be neither training."""
     model, (latents, positive) = models("5b"), clips("5b")
     train(model, latents, positive, steps=2)
     train(model, *clips("5b", seed=1), steps=2)
     assert "went on" not in shown[-1] and "before" not in shown[-1]
     train(model, latents, positive, steps=2, checkpoint_name="mine")
-    with pytest.raises(errors.TrainingError, match="seed: 3 there, 4 now"):
+    with pytest.raises(errors.UserError, match="seed: 3 there, 4 now"):
         train(model, latents, positive, steps=2, checkpoint_name="mine", seed=4)
-    with pytest.raises(errors.TrainingError, match="dataset"):
+    with pytest.raises(errors.UserError, match="dataset"):
         train(model, *clips("5b", seed=1), steps=2, checkpoint_name="mine")
 
 
 def test_nothing_of_a_training_is_left(models, monkeypatch) -> None:
     """A second model in memory, or ComfyUI left in its training mode, slows every later run."""
     model, (latents, positive) = models("5b"), clips("5b")
-    from cogvideox.training import graph as host
-
     copies = []
 
-    def noted(model: object) -> object:
+    def noted(model: ModelPatcher) -> object:
         copy = fresh_copy(model)
         copies.append(weakref.ref(copy.model.diffusion_model))
         return copy
 
-    monkeypatch.setattr(host, "fresh_copy", noted)
+    monkeypatch.setattr(graph, "fresh_copy", noted)
     train(model, latents, positive, steps=1)
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="broken"):
-        patched.setattr(host, "denoising_loss", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+        patched.setattr(trainer, "denoising_loss", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
         train(model, latents, positive, steps=1, seed=9)
     gc.collect()
     assert len(copies) == 2 and all(copy() is None for copy in copies)
@@ -252,7 +254,7 @@ def test_mixed_sizes_and_batches_of_clips(models) -> None:
 
 def test_batches_show_every_sample() -> None:
     """A clip that no batch takes is not learnt; clips of two shapes in one batch are an error in the middle."""
-    from cogvideox.training.samples import batch_samples
+    from cogvideox.training.batches import batch_samples
 
     shapes = ("a", "b", "a", "a", "b", "a", "a", "c")
     batches = [batch_samples(shapes, number, 2, 0) for number in range(5)]
@@ -279,7 +281,12 @@ REFUSED = {
     "no first frame": ("5b-I2V", lambda a, b: clips("5b"), {}, "a start image beside the prompt"),
     "first frame for text to video": ("5b", lambda a, b: clips("5b-I2V"), {}, "takes nothing"),
     "size of no learned table": ("5b-I2V", lambda a, b: clips("5b-I2V", frames=2), {}, "learned position table fits"),
-    "NaN": ("5b", lambda a, b: changed(a, b, samples=torch.full((1, 16, 3, 8, 12), NAN)), {}, "Clip 1 has NaN"),
+    "NaN": (
+        "5b",
+        lambda a, b: changed(a, b, samples=torch.full((1, 16, 3, 8, 12), NAN)),
+        {},
+        "The latents of clip 1 contain NaN or Inf",
+    ),
     "no empty caption": ("5b", lambda a, b: (a, b), {"caption_dropout": 0.1}, "no empty caption"),
     "no learning": ("5b", lambda a, b: (a, b), {"learning_rate": 0.0}, "learning_rate is 0.0"),
     "NaN alpha": ("5b", lambda a, b: (a, b), {"alpha": NAN}, "alpha is nan"),
@@ -296,15 +303,14 @@ def test_refused_before_any_work(models, monkeypatch, case) -> None:
     variant, change, settings, reason = REFUSED[case]
     monkeypatch.setattr(graph, "fresh_copy", None)
     latents, positive = change(*clips(variant))
-    expected = (errors.TrainingError, errors.ConditioningError, errors.GeometryError)
-    with pytest.raises(expected, match=reason):
+    with pytest.raises(errors.UserError, match=reason):
         train(models(variant), latents, positive, **settings)
 
 
 def test_model_of_another_pack_is_refused(models) -> None:
     """ComfyUI's own CogVideoX is another model under the same name."""
-    with pytest.raises(errors.CheckpointError, match="not CogVideoX from this pack"):
-        train(object(), *clips("5b"))
+    with pytest.raises(errors.UserError, match="not CogVideoX from this pack"):
+        train(cast(ModelPatcher, object()), *clips("5b"))
 
 
 def test_progress_shows_curve_and_speed(models, monkeypatch, shown) -> None:
@@ -367,12 +373,12 @@ def test_saving_what_diffusers_cannot_hold(models, shown) -> None:
     save(lora)
     assert "differences of norms and biases" in shown[-1]
     kronecker, _ = core_train(model, *data, 1e-3, steps=1, algorithm="LoKr")
-    with pytest.raises(errors.CheckpointError, match="does not belong to a plain LoRA"):
+    with pytest.raises(errors.UserError, match="does not belong to a plain LoRA"):
         Save.execute(kronecker, "made")
-    with pytest.raises(errors.CheckpointError, match="no LoRA layer"):
+    with pytest.raises(errors.UserError, match="no LoRA layer"):
         Save.execute({}, "made")
     broken = {name: torch.full_like(tensor, NAN) for name, tensor in lora.items()}
-    with pytest.raises(errors.CheckpointError, match="NaN"):
+    with pytest.raises(errors.UserError, match="NaN"):
         Save.execute(broken, "made")
 
 

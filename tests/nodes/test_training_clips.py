@@ -1,13 +1,15 @@
 """CogVideoXTrainingClips as ComfyUI runs it: lists for core's training and for the pack's own."""
 
 from pathlib import Path
+from typing import Any
 
+import comfy.sd
 import folder_paths
 import numpy as np
 import pytest
 import torch
 
-from cogvideox.errors import TrainingError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
@@ -18,7 +20,7 @@ from cogvideox.tests import core_trainer
 from cogvideox.tests.clip_files import write_video
 
 Node = nodes.CogVideoXTrainingClips
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "frames": 9,
     "width": 64,
     "height": 64,
@@ -31,7 +33,7 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def models(tiny_pipelines: dict[str, Path]) -> tuple[object, object]:
+def models(tiny_pipelines: dict[str, Path]) -> tuple[comfy.sd.VAE, comfy.sd.CLIP]:
     """vae and clip."""
     folder = tiny_pipelines["5b-I2V"]
     vae = load_vae(folder, "fp32")
@@ -61,12 +63,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return clips
 
 
-@pytest.mark.parametrize("name", ["clips", "whole path"])
-def test_lists_for_training(models: tuple, folder: Path, shown: list[str], name: str) -> None:
+@pytest.mark.parametrize("name", ["clips", "full path"])
+def test_lists_for_training(
+    models: tuple[comfy.sd.VAE, comfy.sd.CLIP], folder: Path, shown: list[str], name: str
+) -> None:
     """Both trainers take one LATENT and one CONDITIONING a clip; the user reads what was left out on the node."""
     with torch.inference_mode():
         latents, positive, report = Node.execute(
-            *models, str(folder) if name == "whole path" else name, **SETTINGS
+            models[0], models[1], str(folder) if name == "full path" else name, **SETTINGS
         ).args
     assert len(latents) == len(positive) == 2
     for latent, conditioning in zip(latents, positive):
@@ -77,13 +81,13 @@ def test_lists_for_training(models: tuple, folder: Path, shown: list[str], name:
     assert "short.mp4: it has 3 frames" in report and shown == [report]
 
 
-def test_first_frames_as_image_to_video_gives_them(models: tuple, folder: Path) -> None:
+def test_first_frames_as_image_to_video_gives_them(models: tuple[comfy.sd.VAE, comfy.sd.CLIP], folder: Path) -> None:
     """Core's trainer must see the picture where the sampler will see it."""
-    latents, positive, _ = Node.execute(*models, "clips", **SETTINGS | {"image_to_video": True}).args
+    latents, positive, _ = Node.execute(models[0], models[1], "clips", **{**SETTINGS, "image_to_video": True}).args
     image = CogVideoXImageToVideo
     from cogvideox.training import frames
 
-    taken = frames.read_piece(folder / "a.mp4", frames.Piece((0,), 64, 64, (0.5, 0.5)))
+    taken = frames.read_segment(folder / "a.mp4", frames.Segment((0,), 64, 64, (0.5, 0.5)))
     theirs = image.execute(positive[0], positive[0], models[0], 64, 64, 9, 1, start_image=taken).args[0][0][1]
     ours = positive[0][0][1]
     assert latents[0]["cogvideox_images"].shape == (3, 16, 1, 8, 8)
@@ -92,12 +96,14 @@ def test_first_frames_as_image_to_video_gives_them(models: tuple, folder: Path) 
         assert torch.equal(ours[key], value) if isinstance(value, torch.Tensor) else ours[key] == value
 
 
-def test_core_trains_on_the_lists(models: tuple, folder: Path, tiny_pipelines: dict[str, Path]) -> None:
+def test_core_trains_on_the_lists(
+    models: tuple[comfy.sd.VAE, comfy.sd.CLIP], folder: Path, tiny_pipelines: dict[str, Path]
+) -> None:
     """ComfyUI's own Train LoRA runs on what the node gives, image to video model and all."""
     model = load_model(tiny_pipelines["5b-I2V"], "fp32")
     settings = SETTINGS | {"image_to_video": True, "width": 96}  # the size of the tiny model's learned positions
     with torch.inference_mode():
-        latents, positive, _ = Node.execute(*models, "clips", **settings).args
+        latents, positive, _ = Node.execute(models[0], models[1], "clips", **settings).args
     lora, losses = core_trainer.train(model, latents, positive, steps=2, learning_rate=1e-3, rank=2)
     assert len(losses) == 2 and all(0 < loss < float("inf") for loss in losses)
     assert any(tensor.any() for name, tensor in lora.items() if "up" in name), "nothing was learnt"
@@ -118,7 +124,7 @@ def test_edits_run_the_node_again(folder: Path) -> None:
 def test_folder_that_is_none_is_refused(folder: Path, name: str) -> None:
     """The queue says at once that there is no such folder, before models are loaded."""
     assert "There is no folder" in str(Node.validate_inputs(folder=name, width=64, height=64, frames=9))
-    with pytest.raises(TrainingError, match="There is no folder"):
+    with pytest.raises(UserError, match="There is no folder"):
         nodes.dataset_folder(name)
 
 

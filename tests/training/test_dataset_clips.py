@@ -4,6 +4,7 @@ import csv
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cogvideox.errors import GeometryError, TrainingError
+from cogvideox.errors import UserError
 from cogvideox.tests.clip_files import write_video
 from cogvideox.training import clips, frames
 
@@ -29,10 +30,11 @@ def write_clip(path: Path, pictures: np.ndarray, fps: int = 8) -> Path:
     return write_video(path, pictures, "ffv1", "bgr0", fps, container="matroska")
 
 
-def take(path: Path, **settings: object) -> torch.Tensor:
-    """The first piece of a clip as a spec asks for it."""
-    spec = Spec(**{"width": 64, "height": 64, "frames": 9} | settings)
-    return frames.read_piece(path, frames.take_pieces(spec, frames.probe_clip(path), CENTRE)[0])
+def take(path: Path, **settings: Any) -> torch.Tensor:
+    """The first segment of a clip as a spec asks for it."""
+    chosen: dict[str, Any] = {"width": 64, "height": 64, "frames": 9, **settings}
+    spec = Spec(**chosen)
+    return frames.read_segment(path, frames.cut_segments(spec, frames.probe_clip(path), CENTRE)[0])
 
 
 def test_captions_beside_the_clips(tmp_path: Path) -> None:
@@ -88,9 +90,9 @@ def test_unreadable_datasets_are_refused(tmp_path: Path, files: dict[str, str], 
     """A list that means something else must not become a training without captions."""
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(TrainingError, match=words):
+    with pytest.raises(UserError, match=words):
         clips.find_clips(tmp_path)
-    with pytest.raises(TrainingError, match="There is no folder"):
+    with pytest.raises(UserError, match="There is no folder"):
         clips.find_clips(tmp_path / "nowhere")
 
 
@@ -138,12 +140,12 @@ def test_rate(source_fps: int, count: int, fps: float, expected: list[int]) -> N
 
 
 def test_segments_spread_over_a_long_clip() -> None:
-    """Pieces are evenly spaced, the last one ends with the clip, and none shows what another shows."""
+    """Segments are evenly spaced, the last one ends with the clip, and none shows what another shows."""
     source = frames.Source(64, 64, 40, None)
     spec = Spec(width=64, height=64, frames=9, segments=3)
-    starts = [(piece.indices[0], piece.indices[-1]) for piece in frames.take_pieces(spec, source, CENTRE)]
+    starts = [(segment.indices[0], segment.indices[-1]) for segment in frames.cut_segments(spec, source, CENTRE)]
     assert starts == [(0, 8), (16, 24), (31, 39)]
-    assert len(frames.take_pieces(Spec(width=64, height=64, frames=9, segments=9), source, CENTRE)) == 4
+    assert len(frames.cut_segments(Spec(width=64, height=64, frames=9, segments=9), source, CENTRE)) == 4
 
 
 @pytest.mark.parametrize(
@@ -161,20 +163,21 @@ def test_segments_spread_over_a_long_clip() -> None:
         ({"choices": ((64, 64, 9),), "buckets": "auto"}, (96, 64, 10), (96, 64, 9)),
     ],
 )
-def test_bucket(settings: dict, source: tuple[int, int, int], expected: tuple | None) -> None:
+def test_bucket(settings: dict[str, Any], source: tuple[int, int, int], expected: tuple | None) -> None:
     """The nearest shape, then the most frames that the clip fills."""
-    spec = Spec(**{"width": 96, "height": 64, "frames": 17} | settings)
+    chosen: dict[str, Any] = {"width": 96, "height": 64, "frames": 17, **settings}
+    spec = Spec(**chosen)
     assert frames.choose_size(spec, frames.Source(*source, None), source[2]) == expected
 
 
 def test_other_shapes_are_cut_and_not_stretched(tmp_path: Path) -> None:
-    """The middle of a wide clip, or a place by chance; resized without stretching."""
+    """The middle of a wide clip, or a random part; resized without stretching."""
     shown = pixels(1, width=128)
     path = write_clip(tmp_path / "a.mkv", shown)
-    for place, left in (((0.5, 0.5), 32), ((0.0, 0.9), 0), ((1.0, 0.1), 64)):
-        taken = frames.read_piece(path, frames.Piece((0,), 64, 64, place))
+    for offset, left in (((0.5, 0.5), 32), ((0.0, 0.9), 0), ((1.0, 0.1), 64)):
+        taken = frames.read_segment(path, frames.Segment((0,), 64, 64, offset))
         assert torch.equal(taken[0], torch.from_numpy(shown[0, :, left : left + 64]).float() / 255)
-    assert frames.read_piece(path, frames.Piece((0, 0), 32, 32, CENTRE)).shape == (2, 32, 32, 3)
+    assert frames.read_segment(path, frames.Segment((0, 0), 32, 32, CENTRE)).shape == (2, 32, 32, 3)
 
 
 def test_phones_film_on_their_side(tmp_path: Path) -> None:
@@ -191,7 +194,7 @@ def test_phones_film_on_their_side(tmp_path: Path) -> None:
         container.mux(stream.encode())
     source = frames.probe_clip(tmp_path / "a.mov")
     assert (source.width, source.height, source.frames) == (64, 96, 3)
-    taken = frames.read_piece(tmp_path / "a.mov", frames.Piece((0,), 64, 96, CENTRE))
+    taken = frames.read_segment(tmp_path / "a.mov", frames.Segment((0,), 64, 96, CENTRE))
     expected = np.rot90(shown[0]).copy()  # to the left, as ffmpeg defines it and ComfyUI's own Load Video does it
     assert torch.equal(taken[0], torch.from_numpy(expected).float() / 255)
 
@@ -200,9 +203,9 @@ def test_phones_film_on_their_side(tmp_path: Path) -> None:
     ("settings", "words"),
     [({"crop": "left"}, "crop"), ({"fps": -1.0}, "fps"), ({"segments": 0}, "segments"), ({"shorter": ""}, "shorter")],
 )
-def test_wrong_settings_are_refused(settings: dict, words: str) -> None:
+def test_wrong_settings_are_refused(settings: dict[str, Any], words: str) -> None:
     """A misspelt setting in a recipe must not quietly mean the default."""
-    with pytest.raises(TrainingError, match=words):
+    with pytest.raises(UserError, match=words):
         clips.check_spec(Spec(**settings))
-    with pytest.raises(GeometryError, match="frames 10"):
-        clips.check_spec(Spec(frames=10))
+    with pytest.raises(UserError, match="64 x 64 with 10 frames.*frames 10"):
+        clips.check_spec(Spec(width=64, height=64, frames=10))

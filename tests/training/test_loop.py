@@ -4,16 +4,18 @@ import errno
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 
-from cogvideox.errors import TrainingError
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import command_of
 from cogvideox.training import checkpoint, loop
+from cogvideox.training.config import MAY_DIFFER_ON_RESUME, TrainConfig
 from cogvideox.training.lora import attach_lora
 from cogvideox.training.objective import sample_generator
 
@@ -22,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
 
 
-def plan(**changes: object) -> object:
-    values = {"steps": STEPS, "batch_size": 2, "learning_rate": 1e-2, "warmup_steps": 2, "save_every": 2, "seed": 5}
-    return loop.Plan(**{**values, **changes})
+def config(**changes: Any) -> TrainConfig:
+    values = {"max_steps": STEPS, "global_batch_size": 2, "micro_batch_size": 2, "learning_rate": 1e-2}
+    return TrainConfig(**{**values, "warmup_steps": 2, "save_every": 2, "seed": 5, **changes})
 
 
 class Line(torch.nn.Module):
@@ -39,37 +41,55 @@ class Line(torch.nn.Module):
         return self.weight * x + self.bias
 
 
-def line_loss(model: torch.nn.Module, indices: range) -> torch.Tensor:
+def line_loss(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
     x = torch.stack([torch.randn(64, generator=sample_generator(5, i)) for i in indices])
     return ((model(x) - x.cos()) ** 2).mean()
 
 
-def train(folder: Path, loss_of: Callable = line_loss, model: torch.nn.Module | None = None, **options: object) -> dict:
+def train(
+    folder: Path,
+    loss_of: loop.LossFunction = line_loss,
+    model: torch.nn.Module | None = None,
+    changes: dict[str, Any] = {},
+    settings: dict[str, object] = {},
+    optimizer_of: Callable[[torch.nn.Module, TrainConfig], torch.optim.Optimizer] = loop.adamw,
+    **callbacks: Any,
+) -> dict[str, torch.Tensor]:
+    """changes: of the config. settings: what else is kept with checkpoints."""
     from accelerate import Accelerator
 
-    changes = options.pop("plan", {})
-    return loop.train(Accelerator(cpu=True), model or Line(), loss_of, plan(**changes), folder, **options)
+    chosen = config(**changes)
+    return loop.train(
+        Accelerator(cpu=True),
+        model or Line(),
+        loss_of,
+        chosen,
+        folder,
+        {**chosen.recorded(), **settings},
+        loop.Callbacks(**callbacks),
+        optimizer_of,
+    )
 
 
-def lora_training(pipeline: Path) -> tuple[torch.nn.Module, Callable]:
-    """A tiny transformer with a LoRA, and its loss."""
+def lora_training(pipeline: Path) -> tuple[loop.LossFunction, torch.nn.Module]:
+    """The loss of a tiny transformer with a LoRA, and the transformer."""
     from cogvideox.training import objective as objectives
 
     model = load_model(pipeline, "fp32", disable_dynamic=True)
     dit = model.model.diffusion_model
-    attach_lora(dit, 2, 4.0, seed=1)
+    attach_lora(dit, TrainConfig(rank=2, alpha=4.0, seed=1))
     objective = objectives.objective_for(model)
     generator = torch.Generator().manual_seed(0)
-    sample = {
+    sample: objectives.Sample = {
         "latents": torch.randn(16, 1, 8, 12, generator=generator),
         "text": torch.randn(226, 32, generator=generator),
     }
 
-    def loss_of(module: torch.nn.Module, indices: range) -> torch.Tensor:
+    def loss_of(module: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
         batch = objectives.draw_batch([sample] * len(indices), indices, 5, objective, sample["text"][None])
         return objectives.denoising_loss(module, batch, objective)
 
-    return dit, loss_of
+    return loss_of, dit
 
 
 def work(folder: str, pipeline: str, place: str) -> None:
@@ -78,7 +98,7 @@ def work(folder: str, pipeline: str, place: str) -> None:
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def half_a_save(state: object, file: object) -> None:
+    def half_a_save(state: object, file: BinaryIO) -> None:
         file.write(b"half")
         file.flush()
         die()
@@ -89,8 +109,7 @@ def work(folder: str, pipeline: str, place: str) -> None:
         if step == 5:
             checkpoint.torch.save = half_a_save
 
-    dit, loss_of = lora_training(Path(pipeline))
-    train(Path(folder), loss_of, dit, on_step=on_step)
+    train(Path(folder), *lora_training(Path(pipeline)), on_step=on_step)
 
 
 @pytest.mark.parametrize("place", ["step", "save"])
@@ -100,25 +119,29 @@ def test_killed_training_ends_in_the_same_lora(tiny_pipelines: dict[str, Path], 
     command = command_of("training.test_loop.work", folder, pipeline, place)
     killed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    assert [path.name for path in checkpoint.finished(folder)] == ["step-000004"]
+    assert [path.name for path in checkpoint.finished_checkpoints(folder)] == ["step-000004"]
     assert bool(list(folder.glob(".part-*"))) == (place == "save")
-    whole = train(tmp_path / "whole", *reversed(lora_training(pipeline)))
-    resumed = train(folder, *reversed(lora_training(pipeline)))
+    whole = train(tmp_path / "whole", *lora_training(pipeline))
+    resumed = train(folder, *lora_training(pipeline))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     steps = [[row[:3] for row in loop.read_log(path / "log.csv")] for path in (folder, tmp_path / "whole")]
     assert steps[0] == steps[1] and len(steps[0]) == STEPS
     assert sorted(path.name for path in folder.iterdir()) == ["log.csv", f"step-{STEPS:06d}"]
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5}, {"accumulate": 2}, {"schedule": "constant"}])
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5}, {"micro_batch_size": 1}, {"schedule": "constant"}])
 def test_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, changes: dict) -> None:
     """Cancelling a run and queueing it again must not change its result, whatever else it keeps (averages, moments)."""
-    whole = train(tmp_path / "whole", plan=changes)
+    whole = train(tmp_path / "whole", changes=changes)
     done: list[int] = []
-    stopped = {"on_step": lambda step, loss: done.append(step), "stop": lambda: len(done) == 3}
-    train(tmp_path / "stopped", plan=changes, **stopped)
-    assert [path.name for path in checkpoint.finished(tmp_path / "stopped")] == ["step-000003"] and len(done) == 3
-    resumed = train(tmp_path / "stopped", plan={**changes, "save_every": 50}, on_step=lambda step, _: done.append(step))
+    stopped = {"on_step": lambda step, loss: done.append(step), "should_stop": lambda: len(done) == 3}
+    train(tmp_path / "stopped", changes=changes, **stopped)
+    assert [path.name for path in checkpoint.finished_checkpoints(tmp_path / "stopped")] == ["step-000003"] and len(
+        done
+    ) == 3
+    resumed = train(
+        tmp_path / "stopped", changes={**changes, "save_every": 50}, on_step=lambda step, _: done.append(step)
+    )
     assert done == list(range(1, STEPS + 1))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -141,21 +164,23 @@ def test_checkpoint_holds_no_frozen_weights(tmp_path: Path) -> None:
 
 def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
     """Going on with another learning rate or dataset by mistake would ruin the LoRA without a word."""
-    train(tmp_path, settings={"dataset": "a"}, stop=lambda: True)
-    with pytest.raises(TrainingError, match="dataset: a there, b now") as caught:
-        train(tmp_path, plan={"learning_rate": 2e-2}, settings={"dataset": "b"})
+    train(tmp_path, settings={"dataset": "a"}, should_stop=lambda: True)
+    with pytest.raises(UserError, match="dataset: a there, b now") as caught:
+        train(tmp_path, changes={"learning_rate": 2e-2}, settings={"dataset": "b"})
     assert "learning_rate: 0.01 there, 0.02 now" in str(caught.value)
-    train(tmp_path, plan={"save_every": 3}, settings={"dataset": "a"})  # decides nothing
+    may_differ = {"save_every": 3, "gradient_checkpointing": True}
+    assert may_differ.keys() == set(MAY_DIFFER_ON_RESUME)
+    train(tmp_path, changes=may_differ, settings={"dataset": "a"})
 
 
 def test_other_model_and_damaged_checkpoint_are_refused(tmp_path: Path) -> None:
     """A checkpoint that does not fit must be named, not end in a stack of torch's errors."""
-    train(tmp_path, stop=lambda: True)
-    with pytest.raises(TrainingError, match="is of another model: 0.bias and 1 more"):
-        train(tmp_path, lambda model, _: model[0](torch.ones(64)).mean(), torch.nn.Sequential(Line()))
+    train(tmp_path, should_stop=lambda: True)
+    with pytest.raises(UserError, match="is of another model: 0.bias and 1 more"):
+        train(tmp_path, lambda model, _: model(torch.ones(64)).mean(), torch.nn.Sequential(Line()))
     state = tmp_path / "step-000001" / "training.pt"
     state.write_bytes(state.read_bytes()[:300])
-    with pytest.raises(TrainingError, match="step-000001 cannot be read"):
+    with pytest.raises(UserError, match="step-000001 cannot be read"):
         train(tmp_path)
 
 
@@ -170,7 +195,7 @@ def test_unfinished_checkpoint_is_ignored(tmp_path: Path) -> None:
 
 def test_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
     """A curve with steps twice, or with the half line that a kill left, would show what never happened."""
-    train(tmp_path, stop=lambda: True)
+    train(tmp_path, should_stop=lambda: True)
     log = tmp_path / "log.csv"
     log.write_text(log.read_text() + "2,0.5,1e-2,0.1\r\n3,0.4,1e")
     train(tmp_path)
@@ -182,12 +207,12 @@ def test_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
 def test_loss_that_is_no_number_ends_it(tmp_path: Path) -> None:
     """Hours of training on NaN would overwrite every good checkpoint."""
 
-    def loss_of(model: torch.nn.Module, indices: range) -> torch.Tensor:
+    def loss_of(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
         return line_loss(model, indices) * (float("nan") if indices[0] >= 6 else 1)
 
-    with pytest.raises(TrainingError, match="The loss at step 4 is not a number. Lower the learning rate"):
+    with pytest.raises(UserError, match="The loss at step 4 is NaN or Inf. Lower the learning rate"):
         train(tmp_path, loss_of)
-    assert [path.name for path in checkpoint.finished(tmp_path)] == ["step-000002"]
+    assert [path.name for path in checkpoint.finished_checkpoints(tmp_path)] == ["step-000002"]
 
 
 @pytest.mark.parametrize("kind", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed")])
@@ -197,7 +222,7 @@ def test_full_disk_keeps_the_checkpoint_before(
     """A full disk must cost the steps since the last checkpoint only."""
     whole, write, calls = train(tmp_path / "whole"), torch.save, []
 
-    def save(state: object, file: object) -> None:
+    def save(state: object, file: BinaryIO) -> None:
         calls.append(file)
         if len(calls) == 2:
             file.write(b"half")
@@ -205,7 +230,7 @@ def test_full_disk_keeps_the_checkpoint_before(
         write(state, file)
 
     monkeypatch.setattr(checkpoint.torch, "save", save)
-    with pytest.raises(TrainingError, match=r"step 4 cannot be written .* Free some space .*step-000002 is kept"):
+    with pytest.raises(UserError, match=r"step 4 cannot be written .* Free some space .*step-000002 is kept"):
         train(tmp_path / "full")
     assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["log.csv", "step-000002"]
     assert torch.equal(whole["bias"], train(tmp_path / "full")["bias"])
@@ -213,7 +238,9 @@ def test_full_disk_keeps_the_checkpoint_before(
 
 def test_accumulated_parts_train_as_one_batch(tmp_path: Path) -> None:
     """Who has less memory and takes a batch in parts must get the same LoRA."""
-    whole, parts = (train(tmp_path / str(n), plan={"batch_size": 4, "accumulate": n})["bias"] for n in (1, 4))
+    whole, parts = (
+        train(tmp_path / str(n), changes={"global_batch_size": 4, "micro_batch_size": n})["bias"] for n in (4, 1)
+    )
     assert torch.allclose(whole, parts, atol=1e-6)
 
 
@@ -223,7 +250,7 @@ def test_constant_schedule_stays(tmp_path: Path) -> None:
         ("constant", 1e-2),
         ("cosine", 1e-2 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 5 / 6)))),
     ):
-        train(tmp_path / schedule, plan={"schedule": schedule})
+        train(tmp_path / schedule, changes={"schedule": schedule})
         rates = [float(row[2]) for row in loop.read_log(tmp_path / schedule / "log.csv")]
         assert rates[:2] == [5e-3, 1e-2] and rates[-1] == pytest.approx(float(last), rel=1e-3)
 
@@ -231,15 +258,51 @@ def test_constant_schedule_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, processes, message",
     [
-        ({"batch_size": 3, "accumulate": 2}, 1, "multiple of 2"),
-        ({"batch_size": 2}, 4, "batch_size is 2, to be shared by 4 processes"),
-        ({"batch_size": 0}, 1, "multiple of 1"),
-        ({"schedule": "linear"}, 1, "use cosine or constant"),
-        ({"steps": 0}, 1, "steps is 0"),
+        ({"global_batch_size": 3, "micro_batch_size": 2}, 1, "use a multiple of 2"),
+        ({"global_batch_size": 2, "micro_batch_size": 1}, 4, "global_batch_size is 2, but 4 processes with micro_ba"),
+        ({"global_batch_size": 0}, 1, "global_batch_size is 0: use a whole number from 1"),
+        ({"schedule": "linear"}, 1, 'use "cosine" or "constant"'),
+        ({"max_steps": 0}, 1, "max_steps is 0"),
         ({"learning_rate": float("nan")}, 1, "learning_rate is nan"),
     ],
 )
-def test_plan_that_nobody_can_follow(changes: dict, processes: int, message: str) -> None:
+def test_config_that_cannot_be_followed(changes: dict, processes: int, message: str) -> None:
     """Samples that no process takes would be left out of every step without a word."""
-    with pytest.raises(TrainingError, match=message):
-        loop.check_plan(plan(**changes), processes)
+    with pytest.raises(UserError, match=message):
+        config(**changes).gradient_accumulation_steps(processes)
+
+
+def test_average_of_the_weights_is_what_is_saved(tmp_path: Path) -> None:
+    """Whoever asks for an exponential moving average must get it, at every checkpoint and at the end."""
+    model, decay = Line(), 0.75
+    expected: list[torch.Tensor] = []
+
+    def follow(step: int, loss: float) -> None:
+        weights = model.bias.detach().clone()
+        expected.append(weights if step == 1 else decay * expected[-1] + (1 - decay) * weights)
+
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(step: int, weights: dict[str, torch.Tensor]) -> None:
+        saved[step] = weights["bias"]
+
+    averaged = train(tmp_path, model=model, changes={"ema_decay": decay}, on_step=follow, on_save=keep)["bias"]
+    assert torch.allclose(averaged, expected[-1], rtol=0, atol=1e-7) and torch.equal(averaged, saved[STEPS])
+    assert torch.allclose(saved[4], expected[3], rtol=0, atol=1e-7)
+    # the weights themselves have gone further
+    assert (averaged - model.bias.detach()).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scale, moved", [(1e3, 0.5), (1e-3, None)])
+def test_large_gradients_are_clipped(tmp_path: Path, scale: float, moved: float | None) -> None:
+    """One broken clip must not throw a LoRA out of what it has learnt: a step goes no further than max_grad_norm."""
+    model = Line()
+    gradient = model.bias.new_full((64,), scale)  # of the sum below, of norm 8 * scale
+
+    def loss_of(module: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        return scale * module(torch.zeros(64)).sum()
+
+    once = {"max_steps": 1, "warmup_steps": 0, "learning_rate": 1.0, "schedule": "constant", "max_grad_norm": 0.5}
+    train(tmp_path, loss_of, model, once, optimizer_of=lambda model, _: torch.optim.SGD(model.parameters(), lr=1.0))
+    norm = float(gradient.norm()) if moved is None else moved
+    assert float(model.bias.detach().norm()) == pytest.approx(norm, rel=1e-4)

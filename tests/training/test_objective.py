@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from cogvideox import errors
 from cogvideox.model_loaders import load_model as model_loader
 from cogvideox.tests.support import check_parity, reference_transformer
 from cogvideox.training import objective as objectives
+from cogvideox.training.config import TrainConfig
 
 SEED, TEXT_WIDTH = 11, 32
 
 
-def sample(frames: int, number: int = 0, images: int = 0) -> dict:
+def sample(frames: int, number: int = 0, images: int = 0) -> objectives.Sample:
     generator = torch.Generator().manual_seed(number)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -25,21 +27,22 @@ def sample(frames: int, number: int = 0, images: int = 0) -> dict:
     return {"latents": draw(16, frames, 8, 12), "std": std, "text": draw(226, TEXT_WIDTH), "images": pictures}
 
 
-def load(folder: Path) -> tuple[torch.nn.Module, object]:
+def load(folder: Path) -> tuple[torch.nn.Module, objectives.Objective]:
     model = model_loader.load_model(folder, "fp32", disable_dynamic=True)
     return model.model.diffusion_model, objectives.objective_for(model)
 
 
-def reference_loss(folder: Path, batch: object, image: torch.Tensor | None) -> torch.Tensor:
+def reference_loss(folder: Path, batch: objectives.Batch, image: torch.Tensor | None) -> torch.Tensor:
     """As examples/cogvideo/train_cogvideox_lora.py and train_cogvideox_image_to_video_lora.py compute it.
 
     batch: noise, timesteps, text and clean latents, [B, 16, T, h, w]. image: the first frame's scaled latents.
     """
-    from diffusers import CogVideoXDPMScheduler, CogVideoXPipeline
+    from diffusers.pipelines.cogvideo.pipeline_cogvideox import CogVideoXPipeline
+    from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 
     pipeline = CogVideoXPipeline.from_pretrained(folder, transformer=None, torch_dtype=torch.float32)
-    scheduler = CogVideoXDPMScheduler.from_config(pipeline.scheduler.config)
-    transformer = reference_transformer(folder)
+    scheduler: Any = CogVideoXDPMScheduler.from_config(pipeline.scheduler.config)
+    transformer: Any = reference_transformer(folder)
     config, pipeline.transformer = transformer.config, transformer
     clean, noise = batch.clean.transpose(1, 2), batch.noise.transpose(1, 2)  # diffusers' [B, T, C, h, w]
     noisy = scheduler.add_noise(clean, noise, batch.timesteps)
@@ -77,9 +80,11 @@ def test_loss_is_diffusers(tiny_pipelines: dict[str, Path], variant: str, frames
     image = None
     if is_image:
         factor = 1 / objective.latent_scale if variant.startswith("1.5") else objective.latent_scale
-        image = batch.beside[:, :, :1]
+        assert batch.c_concat is not None
+        image = batch.c_concat[:, :, :1]
         for own, taken in zip(samples, image):
-            assert any(torch.allclose(taken, picture * factor) for picture in own["images"])
+            pictures = own.get("images")
+            assert pictures is not None and any(torch.allclose(taken, picture * factor) for picture in pictures)
     theirs = reference_loss(folder, batch, image).detach()
     ours = objectives.denoising_loss(dit, batch, objective).detach()
     check_parity("training loss", ours[None], theirs[None], 2e-6)
@@ -91,7 +96,9 @@ def test_clean_clip_is_a_sample_of_the_posterior(tiny_pipelines: dict[str, Path]
     one = sample(3)
     batch = objectives.draw_batch([one], [9], SEED, objective, torch.zeros(1, 226, TEXT_WIDTH))
     drawn = torch.randn(one["latents"].shape, generator=objectives.sample_generator(SEED, 9))
-    expected = (one["latents"] + one["std"] * drawn) * objective.latent_scale
+    std = one.get("std")
+    assert std is not None
+    expected = (one["latents"] + std * drawn) * objective.latent_scale
     assert batch.clean.shape[2] == 4 and torch.equal(batch.clean[0, :, 1:], expected)
     assert torch.equal(batch.clean[0, :, 0], expected[:, 0])
 
@@ -99,13 +106,13 @@ def test_clean_clip_is_a_sample_of_the_posterior(tiny_pipelines: dict[str, Path]
 def test_draws_depend_on_their_numbers_alone(tiny_pipelines: dict[str, Path]) -> None:
     """Another number of processes, or a restart, must not change what is drawn."""
     _, objective = load(tiny_pipelines["5b-I2V"])
-    objective = replace(objective, image_dropout=0.3, caption_dropout=0.3, timesteps="stratified", batch_size=4)
+    objective = replace(objective, image_dropout=0.3, caption_dropout=0.3, timesteps="stratified", global_batch_size=4)
     samples = [sample(3, number, 2) for number in range(4)]
     empty = torch.zeros(1, 226, TEXT_WIDTH)
     whole = objectives.draw_batch(samples, range(8, 12), SEED, objective, empty)
     for first in (0, 2):
         half = objectives.draw_batch(samples[first : first + 2], [8 + first, 9 + first], SEED, objective, empty)
-        for name in ("clean", "noise", "timesteps", "text", "beside"):
+        for name in ("clean", "noise", "timesteps", "text", "c_concat"):
             assert torch.equal(getattr(half, name), getattr(whole, name)[first : first + 2]), name
     other = objectives.draw_batch(samples, range(12, 16), SEED, objective, empty)
     assert not torch.equal(other.noise, whole.noise)
@@ -115,14 +122,14 @@ def test_stratified_timesteps_cover_every_part(tiny_pipelines: dict[str, Path]) 
     """One draw from each quarter in every step, each of them uniform there; and uniform draws reach both ends."""
     _, objective = load(tiny_pipelines["5b"])
     one, empty = sample(1), torch.zeros(1, 226, TEXT_WIDTH)
-    stratified = replace(objective, timesteps="stratified", batch_size=4)
+    stratified = replace(objective, timesteps="stratified", global_batch_size=4)
     quarters = []
     for step in range(100):
         drawn = objectives.draw_batch([one] * 4, range(4 * step, 4 * step + 4), SEED, stratified, empty).timesteps
         assert (drawn // 250).tolist() == [0, 1, 2, 3]
         quarters.append(drawn % 250)
     assert torch.stack(quarters).float().mean(0).sub(124.5).abs().max() < 4 * 250 / 12**0.5 / 10
-    middle = replace(objective, timesteps="logit-normal", batch_size=400)
+    middle = replace(objective, timesteps="logit-normal", global_batch_size=400)
     drawn = objectives.draw_batch([one] * 400, range(400), SEED, middle, empty).timesteps.float() / 1000
     logits = drawn.clamp(1e-3, 1 - 1e-3).logit()
     assert abs(float(logits.mean())) < 0.02 and abs(float(logits.std()) - 1) < 0.02
@@ -138,7 +145,7 @@ def test_dropouts_have_their_shares(tiny_pipelines: dict[str, Path]) -> None:
     one, empty, count = sample(1, images=1), torch.full((1, 226, TEXT_WIDTH), 7.0), 500
     batch = objectives.draw_batch([one] * count, range(count), SEED, objective, empty)
     captions = (batch.text == 7.0).all(dim=(1, 2)).float()
-    images = (batch.beside == 0).flatten(1).all(1).float()
+    images = (batch.c_concat == 0).flatten(1).all(1).float()
     both = (captions * images).mean()
     assert abs(float(captions.mean()) - 0.2) < 0.06 and abs(float(images.mean()) - 0.4) < 0.07
     assert abs(float(both) - 0.08) < 0.04  # each by its own chance
@@ -149,9 +156,12 @@ def test_loss_is_computed_in_fp32_for_a_model_in_bf16(tiny_pipelines: dict[str, 
     _, objective = load(tiny_pipelines["5b"])
     seen = []
 
-    def model(x: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, ofs: None) -> torch.Tensor:
-        seen.extend([x.dtype, text.dtype])
-        return torch.zeros_like(x)
+    class Zeros(torch.nn.Module):
+        def forward(self, x: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, ofs: None) -> torch.Tensor:
+            seen.extend([x.dtype, text.dtype])
+            return torch.zeros_like(x)
+
+    model = Zeros()
 
     batch = objectives.draw_batch([sample(1)], [0], SEED, objective, torch.zeros(1, 226, TEXT_WIDTH))
     loss = objectives.denoising_loss(model, batch, replace(objective, dtype=torch.bfloat16))
@@ -162,7 +172,7 @@ def test_loss_is_computed_in_fp32_for_a_model_in_bf16(tiny_pipelines: dict[str, 
 def test_models_of_other_tasks_are_refused(tiny_pipelines: dict[str, Path]) -> None:
     """A Fun model wants channels that no dataset here has: training without them would ruin it."""
     model = model_loader.load_model(tiny_pipelines["Fun-5b-InP"], "fp32", disable_dynamic=True)
-    with pytest.raises(errors.TrainingError, match="made for inpaint"):
+    with pytest.raises(errors.UserError, match="made for inpaint"):
         objectives.objective_for(model)
-    with pytest.raises(errors.TrainingError, match="use uniform or stratified or logit-normal"):
-        objectives.objective_for(model_loader.load_model(tiny_pipelines["5b"], "fp32"), timesteps="sorted")
+    with pytest.raises(errors.UserError, match='use "uniform" or "stratified" or "logit-normal"'):
+        TrainConfig(timesteps="sorted")

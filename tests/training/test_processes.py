@@ -1,19 +1,27 @@
 """Many processes must train as one does: gradients and LoRA over gloo, on the CPU."""
 
+import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
 
 from cogvideox.model_loaders.load_model import load_model
-from cogvideox.tests.support import command_of
+from cogvideox.tests.support import command_of, relative_error
 from cogvideox.training.blocks import call_blocks
+from cogvideox.training.config import TrainConfig
+from cogvideox.training.launch import main
+from cogvideox.training.parallelize import shard_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 3, 4
@@ -23,7 +31,12 @@ MODES = ("lora", "full")
 
 def run_workers(kind: str, folder: Path, pipeline: Path) -> dict[str, dict]:
     """Train in one process, or in two; returns what the main one has written, by mode."""
-    count = 1 if kind == "one" else 2
+    start(command_of("training.test_processes.work", kind, folder / kind, pipeline), 1 if kind == "one" else 2)
+    return {mode: torch.load(folder / kind / mode / "result.pt", weights_only=True) for mode in MODES}
+
+
+def start(command: list[str], count: int) -> str:
+    """Run a command in so many processes that find each other, as accelerate launch does it; what they printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -32,7 +45,6 @@ def run_workers(kind: str, folder: Path, pipeline: Path) -> dict[str, dict]:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         environ = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
         environ |= {name: str(value) for name, value in places.items()} if count > 1 else {}
-        command = command_of("training.test_processes.work", kind, folder / kind, pipeline)
         workers.append(
             subprocess.Popen(
                 command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -44,7 +56,7 @@ def run_workers(kind: str, folder: Path, pipeline: Path) -> dict[str, dict]:
         for worker in workers:
             worker.kill()
     assert [worker.returncode for worker in workers] == [0] * count, "\n".join(said)[-3000:]
-    return {mode: torch.load(folder / kind / mode / "result.pt", weights_only=True) for mode in MODES}
+    return "\n".join(said)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +68,6 @@ def results(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_train_as_one(results: dict[str, dict], mode: str) -> None:
     """Whoever trains on two cards must get the LoRA that one card would have made, sharded (FSDP) or not."""
-    from cogvideox.tests.support import relative_error
-
     one, *others = (results[kind][mode] for kind in KINDS)
     for kind, other in zip(KINDS[1:], others):
         for what in ("gradients", "weights"):
@@ -67,10 +77,39 @@ def test_two_processes_train_as_one(results: dict[str, dict], mode: str) -> None
         assert other["checkpoint"].keys() == one["checkpoint"].keys(), "one process could not go on with it"
 
 
+def test_recipe_in_two_processes_is_the_recipe_in_one(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """The program that accelerate launch starts: one process encodes the dataset and writes, both train."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        clip = tmp_path / "clips" / str(number)
+        clip.mkdir(parents=True)
+        for frame in range(5):
+            Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(clip / f"{frame}.png")
+        (tmp_path / "clips" / f"{number}.txt").write_text(f"clip number {number}")
+    loras = []
+    for count in (1, 2):
+        sections = {
+            "model": {"path": str(tiny_pipelines["5b"])},
+            "dataset": {"folder": "clips", "frames": 5, "width": 96, "height": 64, "fps": 0},
+            "training": {"max_steps": STEPS, "global_batch_size": 2, "learning_rate": 1e-2, "rank": 2, "alpha": 2},
+            "output": {"folder": ".", "name": f"{count}"},
+        }
+        recipe = tmp_path / f"recipe-{count}.json"
+        recipe.write_text(json.dumps(sections))
+        said = start(command_of("training.test_processes.launch_recipe", recipe), count)
+        assert said.count("Step 3 of 3") == 1 and f"{count} process" in said, said
+        loras.append(load_file(tmp_path / f"{count}" / f"{count}.safetensors"))
+    one, two = (torch.cat([tensor.flatten() for _, tensor in sorted(lora.items())]) for lora in loras)
+    assert relative_error(two, one) <= 1e-6
+
+
+def launch_recipe(recipe: str) -> None:
+    """One process of a training, as training.launch runs it."""
+    assert main([recipe]) == 0
+
+
 def work(kind: str, folder: str, pipeline: str) -> None:
     """One process, in all modes."""
-    from accelerate import Accelerator
-
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == (1 if kind == "one" else 2)
     for mode in MODES:
@@ -82,7 +121,7 @@ def work(kind: str, folder: str, pipeline: str) -> None:
         torch.distributed.destroy_process_group()
 
 
-def train(accelerator: object, kind: str, folder: Path, pipeline: Path, mode: str) -> None:
+def train(accelerator: Accelerator, kind: str, folder: Path, pipeline: Path, mode: str) -> None:
     """Three steps on a few samples; the main process writes the first gradients and the trained weights."""
 
     from cogvideox.training import loop
@@ -92,12 +131,12 @@ def train(accelerator: object, kind: str, folder: Path, pipeline: Path, mode: st
     model = load_model(pipeline, "fp32", disable_dynamic=True)
     dit = model.model.diffusion_model
     if mode == "lora":
-        loras.attach_lora(dit, 4, 8.0, seed=1)
+        loras.attach_lora(dit, TrainConfig(rank=4, alpha=8.0, seed=1))
     else:
         dit.requires_grad_(True)
     call_blocks(dit)
     generator = torch.Generator().manual_seed(0)
-    samples = [
+    samples: list[objectives.Sample] = [
         {
             "latents": torch.randn(16, 3, 8, 12, generator=generator),
             "text": torch.randn(226, 32, generator=generator),
@@ -106,13 +145,16 @@ def train(accelerator: object, kind: str, folder: Path, pipeline: Path, mode: st
     ]
     objective = objectives.objective_for(model)
 
-    def loss_of(module: torch.nn.Module, indices: range) -> torch.Tensor:
+    def loss_of(module: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
         batch = objectives.draw_batch([samples[i] for i in indices], indices, 7, objective, samples[0]["text"][None])
         return objectives.denoising_loss(module, batch, objective)
 
-    plan = loop.Plan(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, seed=7)
+    micro_batch_size = BATCH // accelerator.num_processes
+    config = TrainConfig(
+        max_steps=STEPS, global_batch_size=BATCH, micro_batch_size=micro_batch_size, learning_rate=1e-3, seed=7
+    )
     with first_gradients(accelerator, kind) as gradients:
-        weights = loop.train(accelerator, dit, loss_of, plan, folder)
+        weights = loop.train(accelerator, dit, loss_of, config, folder)
     if accelerator.is_main_process:
         state = torch.load(folder / f"step-{STEPS:06d}" / "training.pt", weights_only=True)
         torch.save(
@@ -120,23 +162,19 @@ def train(accelerator: object, kind: str, folder: Path, pipeline: Path, mode: st
         )
 
 
-def shard(accelerator: object) -> None:
+def shard(accelerator: Accelerator) -> None:
     """FSDP, as `accelerate launch --use_fsdp --fsdp_version 2` sets it; accelerate itself offers it for cards only."""
     from accelerate import DistributedType, FullyShardedDataParallelPlugin
     from accelerate.state import AcceleratorState
 
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["CogVideoXBlock"],
-        cpu_ram_efficient_loading=False,
-    )
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    shard_blocks(plugin)
     AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
     assert accelerator.is_fsdp2
 
 
 @contextmanager
-def first_gradients(accelerator: object, kind: str) -> Iterator[dict[str, torch.Tensor]]:
+def first_gradients(accelerator: Accelerator, kind: str) -> Iterator[dict[str, torch.Tensor]]:
     """Filled when the loop clips for the first time: all gradients of the step, whole."""
     gradients, clip = {}, accelerator.clip_grad_norm_
 

@@ -1,0 +1,28 @@
+"""Which samples each step of a training takes."""
+
+import random
+from collections.abc import Hashable
+from functools import lru_cache
+
+
+def batch_samples(shapes: tuple[Hashable, ...], number: int, count: int, seed: int) -> list[int]:
+    """Which samples the batch `number` of a training takes: `count` of one shape.
+
+    An epoch shows every sample once, and some twice where `count` does not divide how many there are of a shape.
+    """
+    batches = sum(-(-shapes.count(shape) // count) for shape in set(shapes))
+    epoch, position = divmod(number, batches)
+    return _epoch(shapes, count, seed, epoch)[position]
+
+
+@lru_cache(4)
+def _epoch(shapes: tuple[Hashable, ...], count: int, seed: int, epoch: int) -> list[list[int]]:
+    rng = random.Random(f"{seed} {epoch}")
+    batches: list[list[int]] = []
+    for shape in dict.fromkeys(shapes):
+        bucket = [index for index, other in enumerate(shapes) if other == shape]
+        rng.shuffle(bucket)
+        starts = range(0, len(bucket), count)
+        batches += [[bucket[(start + i) % len(bucket)] for i in range(count)] for start in starts]
+    rng.shuffle(batches)
+    return batches
