@@ -128,7 +128,10 @@ def test_latent_of_another_length(refused, node_type):
 def test_size_beyond_the_learned_table(comfyui, refused, sampler, size):
     """CogVideoX-5b-I2V knows one size; the message names the node that stretches its table, and that one helps."""
     graph = SAMPLERS[sampler](image_to_video(I2V, size=size))
-    words = ("learned position table fits 96 x 64 pixels and 3 latent frames", "let CogVideoX Positions")
+    words = (
+        "learned position table fits 96 x 64 pixels and 3 latent frames",
+        "CogVideoX Positions stretches the table",
+    )
     refused(graph, sampler, *words)
     if sampler == "KSampler":
         stretched = patched(graph, "CogVideoXPositions", riflex=False, resample_table=True)
@@ -188,7 +191,12 @@ def test_nothing_to_make_anew(refused):
 def test_mask_without_a_video(refused):
     """A mask of nothing: the video's wire is missing."""
     graph = conditioned(saved_latent_only(INPAINT), "CogVideoXFunInpaint", mask=[MASK, 0])
-    refused(with_small_mask(graph), "CogVideoXFunInpaint", "no video that it could mask", "Connect the video")
+    refused(
+        with_small_mask(graph),
+        "CogVideoXFunInpaint",
+        "There is a mask and no video to apply it to",
+        "Connect the video",
+    )
 
 
 @pytest.mark.parametrize(
