@@ -19,7 +19,7 @@ SAMPLE_ZOOM = 2
 _COMPILED: dict[tuple[torch.device, torch.dtype], Activation] = {}
 
 
-def compiled_modulated_silu(device: torch.device, dtype: torch.dtype, notify: Callable[[str], None]) -> Activation:
+def compiled_modulated_silu(device: torch.device, dtype: torch.dtype, notify: Callable[[str], object]) -> Activation:
     """modulated_silu, compiled once for frames of `dtype` on `device`.
 
     Where torch.compile does not work, this is modulated_silu itself. notify: told how long compiling took, or why it

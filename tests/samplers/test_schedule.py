@@ -92,8 +92,9 @@ def test_other_models_are_refused() -> None:
     from comfy.model_sampling import ModelSamplingDiscrete
 
     foreign = _LinearModel(alphas_cumprod(1.0))
-    foreign.inner_model.inner_model.model_sampling = ModelSamplingDiscrete()
+    sampling: Any = ModelSamplingDiscrete()
+    foreign.inner_model.inner_model.model_sampling = sampling
     with pytest.raises(UserError, match="samples with ModelSamplingDiscrete.*without a ModelSampling patch"):
         comfy_sampler.sample_along(foreign, torch.zeros(1, 16, 1, 2, 2), torch.tensor([1.0, 0.0]))
     with pytest.raises(UserError, match="samples with ModelSamplingDiscrete"):
-        comfy_sampler.schedule_sigmas(ModelSamplingDiscrete(), 7, 1.0)
+        comfy_sampler.schedule_sigmas(sampling, 7, 1.0)
