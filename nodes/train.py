@@ -64,8 +64,8 @@ class CogVideoXTrainLora(io.ComfyNode):
             category="CogVideoX/train",
             search_aliases=["finetune", "fine-tune", "train lora", "dreambooth", "training"],
             description=(
-                "Train a LoRA with CogVideoX's own objective. After a cancel or a crash, queue it again: it continues from "
-                "its last checkpoint."
+                "Train a LoRA with CogVideoX's own objective. Queue it again after a cancel or a crash: it continues "
+                "from its last checkpoint."
             ),
             is_input_list=True,
             inputs=[*_required_inputs(), *_optional_inputs()],

@@ -20,8 +20,6 @@ SLOW = (
     "nano/test_score.py::test_clips_of_other_prompts_score_near_chance",
     "nano/test_score.py::test_right_clips_score_right",
     "nano/test_taught_colour.py",
-    "nano/test_weights.py::test_1_5_paints_what_the_prompt_says",
-    "nano/test_weights.py::test_image_to_video_keeps_the_picture_and_moves_as_told",
     "nano/test_weights.py::test_text_to_video_paints_what_the_prompt_says",
     "samplers/test_inversion.py::test_way_back_leads_to_the_video",
     "test_house.py::test_any_folder_name_is_the_package_in_comfyui",

@@ -82,7 +82,7 @@ FAULTS = (
         "samplers/outer_sample.py",
         "out = torch.where(denoise_mask.to(out) == 0, latent_image.to(out), out)",
         "pass",
-        ("tests/nodes/test_extend.py::test_sampler_keeps_the_known_latents",),
+        ("tests/nodes/test_extend.py::test_known_latents_stay_where_a_run_ends_short_of_clean",),
         "A continued video does not quite begin with the frames that it continues.",
     ),
     Fault(
@@ -130,7 +130,7 @@ FAULTS = (
         "model_loaders/precision.py",
         "supported = [trained, other, torch.float32]",
         "supported = [other, trained, torch.float32]",
-        ("tests/model_loaders/test_model.py::test_default_precision_is_the_trained_one",),
+        ("tests/model_loaders/test_precision.py::test_the_host_is_asked_for_the_trained_type_first",),
         "CogVideoX-5b runs in fp16, which it was not trained in, and may end in NaN.",
     ),
     Fault(

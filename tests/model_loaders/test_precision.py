@@ -178,3 +178,19 @@ def test_text_encoder(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) ->
     assert packed == {name for name in parameters if precision.is_t5_matrix(name)} and packed
     assert clip.patcher.cached_patcher_init is not None
     assert clip.patcher.cached_patcher_init[0].__name__ == "_load_text_encoder_patcher"
+
+
+@pytest.mark.parametrize("trained", (torch.bfloat16, torch.float16))
+def test_the_host_is_asked_for_the_trained_type_first(monkeypatch: pytest.MonkeyPatch, trained: torch.dtype) -> None:
+    """ComfyUI takes the first type that the card computes in: 5b in fp16, or 2b in bf16, would lose what it learnt."""
+    asked = []
+
+    def first_of(supported_dtypes: list[torch.dtype], **_: object) -> torch.dtype:
+        asked.append(supported_dtypes)
+        return supported_dtypes[0]
+
+    monkeypatch.setattr(mm, "unet_dtype", first_of)
+    monkeypatch.setattr(mm, "unet_manual_cast", lambda storage, device, supported: asked.append(supported))
+    stored = precision.choose_dtypes("default", trained, torch.float32, 5_000_000_000, torch.device("cuda"))
+    assert stored == (trained, None)
+    assert asked == [asked[0]] * 2 and set(asked[0][1:]) == {torch.bfloat16, torch.float16, torch.float32} - {trained}

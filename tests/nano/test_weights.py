@@ -52,12 +52,14 @@ def test_text_to_video_paints_what_the_prompt_says(pipelines: dict[str, Path]) -
     assert sum(plain[name] for name in score.ATTRIBUTES) < sum(guided[name] for name in score.ATTRIBUTES) - 0.1
 
 
+@pytest.mark.long  # its sampler is compared with diffusers in tests/samplers
 def test_1_5_paints_what_the_prompt_says(pipelines: dict[str, Path]) -> None:
     """Frame pairs and the odd latent in front: another path through the sampler."""
     found = shares(paint.load_pipeline(pipelines["1.5-5B"]), paint.Settings(steps=STEPS))
     assert found["colour"] >= 0.9 and found["direction"] >= 0.85 and found["shape"] >= 0.75
 
 
+@pytest.mark.long  # its channels are compared with diffusers in tests/samplers
 def test_image_to_video_keeps_the_picture_and_moves_as_told(pipelines: dict[str, Path]) -> None:
     found = shares(paint.load_pipeline(pipelines["5b-I2V"]), paint.Settings(steps=STEPS), from_image=True)
     assert found["first_frame_db"] >= 25 and found["direction"] >= 0.85

@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 96, 64
 SEED = 42
 PROMPT, NEGATIVE = "A panda plays a guitar (slowly: very slowly).", ""
 # 20 and 50 divide 1000, 7 and 28 do not: there diffusers steps off its own grid, and so do we
-STEP_COUNTS = (7, 20, 28, 50)
+STEP_COUNTS = (7, 20, 28, pytest.param(50, marks=pytest.mark.long))
 
 
 class Run:
