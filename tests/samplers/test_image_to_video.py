@@ -209,7 +209,7 @@ def test_area_of_a_picture_is_refused(task: Task) -> None:
 
     positive, negative, latent = task.condition("image", "CogVideoXImageToVideo", 9, start_image=pictures(1))
     area = stock.ConditioningSetAreaPercentage().append(positive, 0.5, 0.5, 0.0, 0.0, 1.0)[0]
-    with pytest.raises(UserError, match="area of a picture; a video's has time"):
+    with pytest.raises(UserError, match="area of a picture; an area of a video has a duration"):
         task.sample(area, negative, latent)
 
 

@@ -358,7 +358,7 @@ def test_refusals(bench: Bench) -> None:
     follow: Any = CogVideoXFollowVideo
     inverted = bench.invert(video(4, batch=2), 5)
     patched = bench.following(inverted)
-    with pytest.raises(errors.UserError, match="has no trajectory.*Invert CogVideoX Video itself"):
+    with pytest.raises(errors.UserError, match="has no trajectory.*output of Invert CogVideoX Video directly"):
         follow.execute(bench.model, {"samples": video(4)}, 0.0, 1.0)
     with pytest.raises(errors.UserError, match="start_percent 0.5 is not below end_percent 0.5"):
         follow.execute(bench.model, inverted, 0.5, 0.5)
