@@ -16,7 +16,7 @@ SLOW = (
     "devtools/test_server.py::test_server_does_not_outlive_a_command_that_is_ended",
     "model_loaders/files/test_fuzz.py",
     "model_loaders/files/test_official_sizes.py::test_a_whole_model_is_mapped_not_read",
-    "model_loaders/test_model.py::test_torch_compile_node",
+    "sockets/test_model.py::test_torch_compile_node",
     "nano/test_score.py::test_clips_of_other_prompts_score_near_chance",
     "nano/test_score.py::test_right_clips_score_right",
     "nano/test_taught_colour.py",
@@ -36,7 +36,7 @@ SLOW = (
     "vae/test_streaming.py::test_half_precision_loses_no_more_than_diffusers",
     "vae/test_streaming.py::test_memory_does_not_grow_with_length",
     "vae/test_streaming.py::test_memory_of_an_encode_does_not_grow_with_length",
-    "vae/test_tiny.py::test_room_that_a_draft_asks_for",
+    "vae/test_tiny_decoder.py::test_room_that_a_draft_asks_for",
 )
 
 

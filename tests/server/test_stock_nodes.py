@@ -182,7 +182,7 @@ def test_context_windows_with_a_frame_in_front(comfyui, variant):
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.long  # the same node in one process: tests/model_loaders/test_model.py
+@pytest.mark.long  # the same node in one process: tests/sockets/test_model.py
 def test_torch_compile(comfyui):
     """The usual way to more speed must give the same video."""
     graph = text_to_video()
