@@ -22,6 +22,7 @@ from cogvideox.benchmarks.common import (
     unload_models,
     use_comfyui,
 )
+from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.tests import layout_files
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def apply_calls(model: "ModelPatcher", folder: Path) -> dict[str, Callable[[], A
     import folder_paths
     from comfy_api.latest import io
 
-    import nodes
+    nodes = comfyui_nodes()
     from cogvideox.nodes.lora import CogVideoXApplyLora
 
     folder_paths.add_model_folder_path("loras", str(folder / "loras"), is_default=True)

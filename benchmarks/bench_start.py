@@ -26,7 +26,7 @@ from cogvideox.benchmarks.common import (
 from cogvideox.devtools import comfyui
 from cogvideox.devtools.paths import PACK_NAME
 from cogvideox.devtools.server import running_server
-from cogvideox.host.standalone import comfyui_from_environment
+from cogvideox.host.standalone import comfyui_from_environment, comfyui_nodes
 
 FORBIDDEN = ("diffusers", "accelerate", "peft")
 
@@ -82,7 +82,7 @@ def import_pack() -> dict[str, Any]:
     # ComfyUI reads every pack's pyproject.toml with it, and imports it for the first pack, whichever that is.
     if importlib.util.find_spec("comfy_config.config_parser"):
         importlib.import_module("comfy_config.config_parser")
-    import nodes
+    nodes = comfyui_nodes()
 
     gc.collect()
     modules, names = set(sys.modules), set(nodes.NODE_CLASS_MAPPINGS)

@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 
@@ -37,3 +38,8 @@ def comfyui_from_environment() -> Path:
             "ComfyUI, or use dev.py, which sets it."
         )
     return Path(path)
+
+
+def comfyui_nodes() -> Any:
+    """ComfyUI's own module `nodes`, once use_comfyui has been called. A type checker takes that name for our room."""
+    return importlib.import_module("nodes")

@@ -1,5 +1,6 @@
 """CLIP: a T5 encoder behind ComfyUI's socket."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -59,7 +60,7 @@ class TextEncoderTarget:
         self.tokenizer = lambda **_: tokenizer
 
 
-def require_finite_text(conditioning: list[list[Any]]) -> None:
+def require_finite_text(conditioning: Sequence[Sequence[Any]]) -> None:
     """Raises UserError where an encoded prompt in a CONDITIONING contains NaN or Inf."""
     if not all(torch.isfinite(text).all() for text, _ in conditioning):
         raise UserError(

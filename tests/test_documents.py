@@ -1,7 +1,7 @@
 """README, CONTRIBUTING, the changelog and docs: what they link to exists, and what they say of themselves is true."""
 
 import ast
-import importlib
+import importlib.util
 import re
 import subprocess
 from collections import Counter
@@ -128,7 +128,7 @@ def test_imports_in_documents_work(document: str) -> None:
     code += re.findall(r"`(from cogvideox\b[^`\n]*)`", text)
     for node in (node for source in code for node in ast.walk(ast.parse(source))):
         if isinstance(node, ast.ImportFrom):
-            module = importlib.import_module(node.module)
+            module = importlib.import_module(node.module or "")
             assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
     for module in re.findall(r"-m (cogvideox[\w.]*)", text):
         assert importlib.util.find_spec(module), module
@@ -188,9 +188,10 @@ def test_changelog_has_its_form() -> None:
     assert first == "[Unreleased]"
     entries = [re.fullmatch(r"\[(\d+)\.(\d+)\.(\d+)\] - (\d{4}-\d\d-\d\d)", heading) for heading in released]
     assert all(entries), released
-    versions = [tuple(map(int, entry.groups()[:3])) for entry in entries]
+    groups = [entry.groups() for entry in entries if entry]
+    versions = [tuple(map(int, group[:3])) for group in groups]
     assert versions == sorted(set(versions), reverse=True)
-    dates = [date.fromisoformat(entry[4]) for entry in entries]
+    dates = [date.fromisoformat(group[3]) for group in groups]
     assert dates == sorted(dates, reverse=True)
     for block in re.split(r"^## ", text, flags=re.M)[1:]:
         names = re.findall(r"^### (.+)$", block, re.M)

@@ -43,7 +43,7 @@ def call_blocks(dit: torch.nn.Module, recompute: bool = False) -> RemovableHandl
 
 
 def _forward(
-    block: torch.nn.Module,
+    block: Any,
     text: torch.Tensor,
     video: torch.Tensor,
     embedding: torch.Tensor,

@@ -5,6 +5,7 @@ Its keys are fields of dataclasses: [training] is TrainConfig, [dataset] is Data
 
 import dataclasses
 import difflib
+import importlib
 import json
 import types
 import typing
@@ -137,12 +138,12 @@ def _parse(path: Path) -> dict:
 
 def _toml() -> types.ModuleType:
     try:
-        import tomllib
+        # by name, for a type checker of Python 3.10 finds no such module
+        return importlib.import_module("tomllib")
     except ModuleNotFoundError as error:  # Python 3.10
         raise UserError(
             "Python 3.11 or newer is needed to read TOML. Use one, or write the recipe as JSON with the same sections."
         ) from error
-    return tomllib
 
 
 def _build(part: type[T], values: object, section: str, path: Path) -> T:

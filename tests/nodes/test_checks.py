@@ -10,8 +10,8 @@ import pytest
 from comfy_api.internal import first_real_override
 from comfy_api.latest import io
 
-import nodes as host_nodes
 from cogvideox.errors import UserError
+from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.nodes import NODES, checks
 from cogvideox.nodes.checks import checked
 
@@ -96,7 +96,7 @@ class Source(io.ComfyNode):
 def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
     """queue(node, inputs): what ComfyUI finds wrong with a prompt of that node when it is queued."""
     for node in (Node, ListNode, Source):
-        monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, node.GET_SCHEMA().node_id, node)
+        monkeypatch.setitem(comfyui_nodes().NODE_CLASS_MAPPINGS, node.GET_SCHEMA().node_id, node)
 
     def check(node: type[io.ComfyNode] = Node, **given: Any) -> list[dict]:
         typed = {"model": ["1", 0], "width": 8, "share": 0.5, "fit": "crop", "file": "there"} | given

@@ -16,6 +16,7 @@ from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nano import world
 from cogvideox.nodes import training_clips as nodes
 from cogvideox.nodes.image import CogVideoXImageToVideo
+from cogvideox.sockets.vae import CogVideoXVAE
 from cogvideox.tests import core_trainer
 from cogvideox.tests.clip_files import write_video
 
@@ -33,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def models(tiny_pipelines: dict[str, Path]) -> tuple[comfy.sd.VAE, comfy.sd.CLIP]:
+def models(tiny_pipelines: dict[str, Path]) -> tuple[CogVideoXVAE, comfy.sd.CLIP]:
     """vae and clip."""
     folder = tiny_pipelines["5b-I2V"]
     vae = load_vae(folder, "fp32")
@@ -65,7 +66,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["clips", "full path"])
 def test_lists_for_training(
-    models: tuple[comfy.sd.VAE, comfy.sd.CLIP], folder: Path, shown: list[str], name: str
+    models: tuple[CogVideoXVAE, comfy.sd.CLIP], folder: Path, shown: list[str], name: str
 ) -> None:
     """Both trainers take one LATENT and one CONDITIONING a clip; the user reads what was left out on the node."""
     with torch.inference_mode():
@@ -81,7 +82,7 @@ def test_lists_for_training(
     assert "short.mp4: it has 3 frames" in report and shown == [report]
 
 
-def test_first_frames_as_image_to_video_gives_them(models: tuple[comfy.sd.VAE, comfy.sd.CLIP], folder: Path) -> None:
+def test_first_frames_as_image_to_video_gives_them(models: tuple[CogVideoXVAE, comfy.sd.CLIP], folder: Path) -> None:
     """Core's trainer must see the picture where the sampler will see it."""
     latents, positive, _ = Node.execute(models[0], models[1], "clips", **{**SETTINGS, "image_to_video": True}).args
     image = CogVideoXImageToVideo
@@ -97,7 +98,7 @@ def test_first_frames_as_image_to_video_gives_them(models: tuple[comfy.sd.VAE, c
 
 
 def test_core_trains_on_the_lists(
-    models: tuple[comfy.sd.VAE, comfy.sd.CLIP], folder: Path, tiny_pipelines: dict[str, Path]
+    models: tuple[CogVideoXVAE, comfy.sd.CLIP], folder: Path, tiny_pipelines: dict[str, Path]
 ) -> None:
     """ComfyUI's own Train LoRA runs on what the node gives, image to video model and all."""
     model = load_model(tiny_pipelines["5b-I2V"], "fp32")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cogvideox.errors import UserError
+from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.keys import rng_offset
 from cogvideox.tests.support import check_parity, relative_error, write_fp32
 from cogvideox.tests.tasks import HEIGHT, SEED, WIDTH, Task, pictures, posterior_mode  # noqa: F401
@@ -205,7 +206,7 @@ def test_more_text_than_the_learned_table_has_places_for(tiny_pipelines: dict[st
 
 def test_area_of_a_picture_is_refused(task: Task) -> None:
     """ComfyUI's area nodes for pictures end in an index error on a video."""
-    import nodes as stock
+    stock = comfyui_nodes()
 
     positive, negative, latent = task.condition("image", "CogVideoXImageToVideo", 9, start_image=pictures(1))
     area = stock.ConditioningSetAreaPercentage().append(positive, 0.5, 0.5, 0.0, 0.0, 1.0)[0]

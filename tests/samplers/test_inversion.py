@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from cogvideox import errors as errors_module
 from cogvideox.errors import UserError
+from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.keys import Trajectory
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
@@ -291,7 +292,7 @@ def test_other_attention_overrides_stay(bench: Bench) -> None:
 
 def test_stock_sampler_follows(bench: Bench) -> None:
     """KSampler with its own schedules visits other timesteps; the nearest of the video's must do."""
-    import nodes as comfy_nodes
+    comfy_nodes = comfyui_nodes()
 
     inverted = bench.invert(video(4), 10)
     for scheduler in ("simple", "normal"):

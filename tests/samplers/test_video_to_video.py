@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cogvideox.errors import UserError
+from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.nodes import sample, video
 from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, relative_error, write_fp32
 from cogvideox.tests.tasks import HEIGHT, SEED, WIDTH, Task, as_frames, pictures, posterior_mode  # noqa: F401
@@ -116,7 +117,7 @@ class TestMasks:
         encode = {"mask": mask} if through == "encode" else {}
         latent = task.node("video", "CogVideoXEncodeVideo", vae=task.vae, images=images, **encode)[0]
         if through == "SetLatentNoiseMask":
-            import nodes as stock
+            stock = comfyui_nodes()
 
             latent = stock.SetLatentNoiseMask().set_mask(latent, mask)[0]
         got, given = task.sample(task.positive, task.negative, latent, sampler=sampler), latent["samples"]
@@ -127,7 +128,7 @@ class TestMasks:
 
     def test_stock_sampler_keeps_it_too(self, task: Task) -> None:
         """KSampler on a masked video, as in every inpainting workflow."""
-        import nodes as stock
+        stock = comfyui_nodes()
 
         images, mask = pictures(9), torch.zeros(1, HEIGHT, WIDTH)
         mask[:, :, 48:] = 1.0

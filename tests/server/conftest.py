@@ -57,7 +57,9 @@ class Host:
         """Run a workflow that must succeed; the latents that these nodes saved, each [B, 16, T, H/8, W/8]."""
         result = self.run(graph)
         assert result.error is None, str(result.error)
-        return [saved_latent(result, self.server.output, node_id) for node_id in node_ids]
+        saved = [saved_latent(result, self.server.output, node_id) for node_id in node_ids]
+        assert all(latent is not None for latent in saved)
+        return [latent for latent in saved if latent is not None]
 
     def latent(self, graph: dict) -> torch.Tensor:
         """Run a workflow that must succeed; the latent that it saved, [B, 16, T, H/8, W/8]."""
@@ -124,7 +126,9 @@ def media(comfyui: Host) -> None:
 @pytest.fixture(scope="module")
 def untouched(comfyui: Host) -> torch.Tensor:
     """The latent of a plain run before this module's tests."""
-    return comfyui.make(text_to_video()).latent
+    latent = comfyui.make(text_to_video()).latent
+    assert latent is not None
+    return latent
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
+from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
@@ -50,7 +51,7 @@ def ksample(
     model: ModelPatcher, sampler: str = "euler", scheduler: str = "simple", steps: int = 4, **more: Any
 ) -> torch.Tensor:
     """What the stock KSampler node runs."""
-    from nodes import common_ksampler
+    common_ksampler = comfyui_nodes().common_ksampler
 
     arguments: dict[str, Any] = {
         "positive": conditioning(seed=1),

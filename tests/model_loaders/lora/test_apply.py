@@ -9,6 +9,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.lora import apply as lora
 from cogvideox.model_loaders.lora import names
@@ -79,7 +80,7 @@ def test_stock_node_gives_the_same(subject: Subject, tmp_path: Path, dialect: st
     """Most workflows have ComfyUI's own Load LoRA; it must not do less than our node."""
     import folder_paths
 
-    import nodes
+    nodes = comfyui_nodes()
 
     if "header" in alpha and not HEADER_REACHES_STOCK:
         pytest.skip("this ComfyUI does not pass the header on")
