@@ -49,7 +49,7 @@ def fit_clip(images: torch.Tensor, width: int, height: int, fit: str = "crop") -
     if (not width and columns < SIZE_STEP) or (not height and rows < SIZE_STEP):
         raise UserError(
             f"The pictures have {columns} x {rows} pixels, less than {SIZE_STEP} x {SIZE_STEP}. Set the width and "
-            "the height to enlarge them to."
+            "height that they are to be enlarged to."
         )
     own_width, own_height = columns // SIZE_STEP * SIZE_STEP, rows // SIZE_STEP * SIZE_STEP
     if not width and not height:

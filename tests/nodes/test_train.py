@@ -278,7 +278,7 @@ REFUSED = {
     "nothing": ("5b", lambda a, b: ([], []), {}, "0 clips"),
     "text width": ("5b", lambda a, b: changed(a, b, text=torch.zeros(1, 226, 48)), {}, "needs \\[batch, tokens, 32\\]"),
     "picture latent": ("5b", lambda a, b: changed(a, b, samples=torch.zeros(1, 4, 8, 8)), {}, "shape \\[1, 4, 8, 8\\]"),
-    "no first frame": ("5b-I2V", lambda a, b: clips("5b"), {}, "a start image beside the prompt"),
+    "no first frame": ("5b-I2V", lambda a, b: clips("5b"), {}, "takes a start image in addition to the prompt"),
     "first frame for text to video": ("5b", lambda a, b: clips("5b-I2V"), {}, "takes nothing"),
     "size of no learned table": ("5b-I2V", lambda a, b: clips("5b-I2V", frames=2), {}, "learned position table fits"),
     "NaN": (
@@ -309,7 +309,7 @@ def test_refused_before_any_work(models, monkeypatch, case) -> None:
 
 def test_model_of_another_pack_is_refused(models) -> None:
     """ComfyUI's own CogVideoX is another model under the same name."""
-    with pytest.raises(errors.UserError, match="not CogVideoX from this pack"):
+    with pytest.raises(errors.UserError, match="not a CogVideoX model of this pack"):
         train(cast(ModelPatcher, object()), *clips("5b"))
 
 
@@ -385,5 +385,5 @@ def test_saving_what_diffusers_cannot_hold(models, shown) -> None:
 @pytest.mark.parametrize("name", ["", "../out", "/tmp/x", "a/"])
 def test_names_that_are_none_are_refused(name) -> None:
     """The queue says so at once, before anything is trained."""
-    assert "no name for a file" in str(Save.validate_inputs(name=name))
+    assert "is not a valid file name" in str(Save.validate_inputs(name=name))
     assert Save.validate_inputs(name=None) is True and Save.validate_inputs(name="a/b") is True

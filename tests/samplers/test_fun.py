@@ -238,7 +238,7 @@ def test_void_runs_with_comfyui_conditioning(tiny_pipelines: dict[str, Path], mo
         from comfy_extras.nodes_custom_sampler import SamplerCustom
 
         sigmas = task.node("sample", "CogVideoXScheduler", model=task.model, steps=4, denoise=1.0)[0]
-        with pytest.raises(UserError, match="VOIDSampler belongs to ComfyUI's own"):
+        with pytest.raises(UserError, match="belongs to ComfyUI's own CogVideoX loader.*instead of VOIDSampler"):
             stock: Any = SamplerCustom
             stock.execute(
                 task.model, True, 1, 6.0, *conditioned[:2], void.VOIDSampler.execute().args[0], sigmas, conditioned[2]

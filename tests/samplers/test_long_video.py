@@ -199,10 +199,18 @@ def test_options_that_an_older_comfyui_lacks_are_said(task: Task, monkeypatch: p
         windowed(task, split_prompts=True)
 
 
-@pytest.mark.parametrize(("context", "overlap"), ((10, 4), (1, 0), (9, 8), (9, -4)))
-def test_impossible_windows_are_refused(task: Task, context: int, overlap: int) -> None:
+@pytest.mark.parametrize(
+    ("context", "overlap", "words"),
+    (
+        (10, 4, "are not possible"),
+        (1, 0, "context_frames is 1: use 5 to 1025"),
+        (9, 8, "are not possible"),
+        (9, -4, "overlap_frames is -4: use 0 to 1025"),
+    ),
+)
+def test_impossible_windows_are_refused(task: Task, context: int, overlap: int, words: str) -> None:
     """Said by the node, not by an endless or empty run."""
-    with pytest.raises(UserError, match="are not possible"):
+    with pytest.raises(UserError, match=words):
         windowed(task, context, overlap)
 
 

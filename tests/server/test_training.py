@@ -126,4 +126,4 @@ def test_what_cannot_be_trained_is_refused(comfyui, exact, refused):
     graph = only(with_training(short(exact), checkpoint_name="a/b"), GRAPH)
     refused(graph, "CogVideoXTrainLora", "checkpoint_name is 'a/b'")
     dropping = only(with_training(short("CogVideoX-tiny-5b-I2V")), GRAPH)
-    refused(dropping, "CogVideoXTrainLora", "a start image beside the prompt")
+    refused(dropping, "CogVideoXTrainLora", "takes a start image in addition to the prompt")

@@ -277,7 +277,9 @@ def test_interrupt_leaves_the_next_run_right(tiny_pipelines: dict[str, Path]) ->
 def test_wrong_conditioning_is_refused_before_sampling(tiny_pipelines: dict[str, Path]) -> None:
     """Text from another model's encoder must be named, by stock samplers too."""
     model = load(tiny_pipelines["5b"])
-    with pytest.raises(UserError, match=r"positive conditioning has shape \[1, 226, 48\].*\[batch, tokens, 32\]"):
+    with pytest.raises(
+        UserError, match=r"positive conditioning has text of shape \[1, 226, 48\].*\[batch, tokens, 32\]"
+    ):
         ksample(model, positive=conditioning(48))
     with pytest.raises(UserError, match="takes a start image.*has none"):
         ksample(load(tiny_pipelines["5b-I2V"]))
