@@ -31,9 +31,10 @@ def as_frames(images: torch.Tensor) -> list[torch.Tensor]:
 class Task:
     """What the nodes of the contract make of one checkpoint folder."""
 
+    _parts: Any = None  # of diffusers' pipeline, once one was asked for
+
     def __init__(self, folder: Path):
         self.folder = folder
-        self._parts: Any = None
         self.model = load_model(folder, "fp32")
         self.vae = load_vae(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")

@@ -221,7 +221,7 @@ def test_wrong_number_of_pictures(refused):
     three = with_inputs(graph, LATENT, start_image=["three", 0])
     refused(three, "CogVideoXImageToVideo", "start_image has 3 pictures", "the video has 9 frames", "Use one picture")
     end = with_inputs(graph, LATENT, end_image=["three", 0])
-    refused(end, "CogVideoXImageToVideo", "end_image has 3 pictures", "use one")
+    refused(end, "CogVideoXImageToVideo", "end_image has 3 pictures", "Use one picture")
     whole = with_inputs(graph, LATENT, start_image=[CLIP, 0])
     refused(whole, "CogVideoXImageToVideo", "start_image has 13 pictures", "fewer than the video has")
     inpaint = with_inputs(fun_inpaint(INPAINT), LATENT, start_image=[CLIP, 0])

@@ -251,5 +251,5 @@ def test_fast_fp8_needs_a_card(refused, exact, part):
 def test_fast_modes_are_not_for_t5(refused, exact):
     """ComfyUI computes T5 in fp32: the choice would promise a speed that does not come."""
     graph = latent_only(with_part(short(exact), "clip", exact, "int8_fast"))
-    words = "T5 cannot run in int8_fast", "Choose int8,"
+    words = "weight_dtype is 'int8_fast': use default, fp32", "fp8_e4m3fn or int8."
     assert refused(graph, LOADERS["clip"][0], *words).kind == "rejected"

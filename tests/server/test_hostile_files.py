@@ -204,7 +204,7 @@ def test_file(comfyui, good, untouched, graph_with, place, file):
     if error.kind == "failed":
         assert error.exception_type.endswith(("errors.UserError", "errors.UserError")), str(error)
     assert re.search(words, error.message), error.message
-    assert re.search("[Ff]etch|[Cc]hoose|Use a", error.message), f"no advice: {error.message}"
+    assert re.search("[Dd]ownload|[Cc]hoose|Use a", error.message), f"no advice: {error.message}"
     assert "nan" in file or f"bad-{file}" in error.message, error.message
     assert len(error.message) < 1500 and "Traceback" not in error.message
     assert comfyui.server.process.poll() is None

@@ -122,7 +122,7 @@ def test_strength(comfyui, exact, latent):
     """0 is none, and -1 takes away what +1 gives."""
     plain = latent()
     result = comfyui.run(with_lora(latent_only(short(exact)), ALL, 0.0))
-    assert "Strength 0: the model stays as it is." in texts(result, "lora")
+    assert "Strength is 0: the model stays as it is." in texts(result, "lora")
     assert torch.equal(latent((ALL, 0.0)), plain)
     turned = latent((ALL, -0.7))
     assert relative_error(turned, plain) > 0.1 and relative_error(turned, latent((ALL, 0.7))) > 0.1

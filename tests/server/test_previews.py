@@ -98,7 +98,7 @@ def test_draft_decode_refuses_another_file(comfyui) -> None:
     finally:
         path.unlink()
     assert result.error is not None and result.error.kind == "rejected"
-    assert NAME in result.error.message and "no weight file" in result.error.message
+    assert NAME in result.error.message and "is not a weight file" in result.error.message
 
 
 def _needed(graph: dict) -> set[str]:

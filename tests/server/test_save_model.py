@@ -135,7 +135,7 @@ def test_nothing_is_overwritten(comfyui, exact, refused, models):
     assert comfyui.run(saving(short(exact), "taken")).error is None
     before = (models / "taken.safetensors").stat()
     for name in ("taken", "taken.safetensors", " taken "):
-        error = refused(saving(with_lora(short(exact), LORA), name), NODE, "is there already", "Choose another name")
+        error = refused(saving(with_lora(short(exact), LORA), name), NODE, "exists already", "Choose another name")
         assert error.kind == "rejected"
     assert (models / "taken.safetensors").stat() == before
 

@@ -86,7 +86,7 @@ def test_interrupt(comfyui) -> None:
     [
         ({"filename_prefix": "../made"}, "leads out of ComfyUI's output folder"),
         ({"crf": 60}, "use 0 (best) to 51"),
-        ({"format": "gif"}, "is no format"),
+        ({"format": "gif"}, "format is 'gif': use "),
     ],
 )
 def test_refused_before_sampling(comfyui, changes: dict, words: str) -> None:
