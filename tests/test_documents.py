@@ -20,7 +20,7 @@ README_WORDS = 1500
 SECTIONS = ("Added", "Changed", "Fixed", "Removed")
 
 # first parts of dotted names that belong to others
-FOREIGN = {"comfy", "io", "torch", "latent_preview", "transformer_options"}
+FOREIGN = {"comfy", "io", "torch", "latent_preview", "BaseModel", "CFGGuider", "KSAMPLER", "pytest", "tiers"}
 
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 _INLINE = re.compile(r"\[[^\[\]]*\]\(([^()\s]+)\)")
@@ -166,17 +166,24 @@ def _defined(scope: ast.Module | ast.ClassDef) -> set[str]:
 @pytest.mark.parametrize("document", ["CONTRIBUTING.md", "tests/README.md"])
 def test_named_files_and_functions_exist(document: str, tracked: set[str]) -> None:
     """A page that leads through the code and names what is gone sends its reader into the dark."""
-    known, missing = definitions(), []
+    known, missing, text = definitions(), [], _FENCE.sub("", read(document))
     names = {Path(file).name for file in tracked}
-    for span in re.findall(r"`([^`\n]+)`", _FENCE.sub("", read(document))):
+    for span in re.findall(r"`([^`\n]+)`", text):
         if re.fullmatch(r"[\w./]+/|[\w./]+\.(py|md|toml|json|csv)", span):
-            if span.rstrip("/") not in tracked and ("/" in span.rstrip("/") or span not in names):
+            beside = (Path(document).parent / span).as_posix().rstrip("/")
+            if not {span.rstrip("/"), beside} & tracked and ("/" in span.rstrip("/") or span not in names):
                 missing.append(span)
         elif re.fullmatch(r"(\w+\.)+\w+", span) and span.split(".")[0] not in FOREIGN:
             scope, _, name = span.rpartition(".")
             # a function of a module or class, or a module itself
             if name not in known.get(scope, set()) and span not in known:
                 missing.append(span)
+    # "`a/b.py`, `function`" names a function of that file, "`a/b.py`, `Class.method`" a method
+    for path, name in re.findall(r"`([\w/]+)\.py`,\s+`([\w.]+)`", text):
+        scope, _, name = name.rpartition(".")
+        module = path.replace("/", ".")
+        if (scope or name) not in known[module] or (scope and name not in known[scope]):
+            missing.append(f"{path}.py, {scope or name}")
     assert not missing
 
 

@@ -35,10 +35,10 @@ class Objective:
     image_scale: float | None = None
     patch_size_t: int | None = None
     ofs: float | None = None
-    timesteps: str = "uniform"
-    global_batch_size: int = 1
-    caption_dropout: float = 0.0
-    image_dropout: float = 0.05
+    timesteps: str = TrainConfig.timesteps
+    global_batch_size: int = TrainConfig.global_batch_size
+    caption_dropout: float = TrainConfig.caption_dropout
+    image_dropout: float = TrainConfig.image_dropout
     dtype: torch.dtype = torch.float32
 
 

@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..samplers.checks import check_conditioning, check_latent, check_size
 from ..samplers.conditioning import image_scale
 from . import cache
+from .config import TrainConfig
 from .objective import Sample, cogvideox_inside
 
 
@@ -39,7 +40,7 @@ def read_samples(
     model: comfy.model_patcher.ModelPatcher,
     latents: Sequence[dict],
     positive: Sequence[list],
-    caption_dropout: float = 0.0,
+    caption_dropout: float = TrainConfig.caption_dropout,
 ) -> Samples:
     """`latents` (LATENTs, each of one or more clips) and `positive` (CONDITIONINGs, one for all or one a clip) for
     training `model`, a MODEL of ours.
