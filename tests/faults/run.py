@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", help="faults to run, by a part of the name; all without any")
     parser.add_argument("--write", action="store_true", help=f"write the results to {RESULTS.relative_to(ROOT)}")
     arguments = parser.parse_args(argv)
+    if arguments.write and arguments.words:
+        parser.error("--write needs the results of all faults.")
     faults = [f for f in FAULTS if not arguments.words or any(word in f.name for word in arguments.words)]
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         copies: SimpleQueue[Path] = SimpleQueue()
@@ -60,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(output, "\nThe tests fail without any fault: nothing can be said about the faults.")
             return 2
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            results = []
-            for result in pool.map(lambda fault: try_fault(fault, copies), faults):
-                print(line_of(result), flush=True)
-                results.append(result)
+            running = [pool.submit(try_fault, fault, copies) for fault in faults]
+            for ended in as_completed(running):
+                print(line_of(ended.result()), flush=True)
+        results = [ended.result() for ended in running]
     survived = [result for result in results if not result.caught]
     for result in survived:
         print(f"\n=== {result.fault.name} (pytest's status {result.status}) ===\n{result.output[-2000:]}")
