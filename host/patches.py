@@ -18,9 +18,8 @@ A wrapper hands every call for other models and latent formats on, unchanged.
 
 Other process-wide state, none of it ComfyUI's: the package's __init__.py enters the package in `sys.modules` under its
 proper name; host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`, in processes that are
-not ComfyUI; the training room resets accelerate's AcceleratorState before and after a training in the graph, and sets
-torch's float32 matmul precision in the process of a headless one; model_loaders.files.gguf_files silences one of
-numpy's warnings while it maps a file.
+not ComfyUI; training.parallelize resets accelerate's AcceleratorState before and after a training in the graph;
+model_loaders.files.gguf_files silences one of numpy's warnings while it maps a file.
 """
 
 import functools
