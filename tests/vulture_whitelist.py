@@ -14,13 +14,15 @@ UNUSED = {
         __class__ comfy_cast_weights comfy_need_lazy_init_bias convert_weight set_weight weight_scale comfy_quant
         orig_shape to_device copy_from get_plain_tensors state_dict_tensors
     """,
-    "a parameter that a function has because ComfyUI passes it": """
-        preview_format non_blocking inplace x_in original_weight
+    "a parameter that a function has because ComfyUI passes it, or takes it": """
+        preview_format non_blocking inplace x_in original_weight sid
     """,
     "a key of a TypedDict: it is read by a name that is put together, or by ComfyUI": """
         cogvideox_drawn cogvideox_trajectory cogvideox_std cogvideox_images cogvideox_empty_text cogvideox_dataset
         concat_latent_image cogvideox_task cogvideox_known cogvideox_scale cogvideox_end cogvideox_range
     """,
+    "an annotation in quotes, which vulture does not read": "AudioStream VideoStream",
+    "inspect reads it, and by that ComfyUI": "__signature__",
     "a parameter that is part of the key of a functools cache": "modified_ns",
     "PyAV reads it on a stream": """
         bit_rate color_primaries color_trc colorspace color_range sample_rate thread_type
@@ -30,5 +32,5 @@ UNUSED = {
         cast_input_dtype_enabled
     """,
     "the script that builds the example workflows in the browser reads it": "stretch",
-    "the tests, whose client of a server devtools/client.py is as well": "exception_type cached interrupt history",
+    "the tests, whose client of a server devtools/client.py is as well": "exception_type cached interrupt history executed",
 }

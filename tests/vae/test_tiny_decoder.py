@@ -115,7 +115,7 @@ def test_what_is_no_taecvx_is_refused_with_its_name(tmp_path: Path) -> None:
     unlike = tmp_path / "taecvx_vae.pth"
     torch.save({"encoder.1.weight": torch.zeros(2)}, unlike)
     for path, word in (
-        (page, "no weight file"),
+        (page, "is not a weight file"),
         (half, "only the beginning"),
         (other, "48 channels"),
         (missing_layer, "4 frames"),
@@ -142,5 +142,5 @@ def test_bad_latents_are_refused_before_any_work(file: Path) -> None:
 def test_weights_that_do_not_compute_are_named(tmp_path: Path) -> None:
     """A damaged file must not give a black draft."""
     path = write_tiny_decoder(tmp_path / NAME, decoder__1__weight=torch.full((256, 16, 3, 3), float("nan")))
-    with pytest.raises(UserError, match="Fetch the tiny decoder"):
+    with pytest.raises(UserError, match="Download the tiny decoder"):
         decode(path, latents(2))
