@@ -2,7 +2,7 @@
 
 UNUSED = {
     "ComfyUI calls or reads it on a custom node": """
-        WEB_DIRECTORY comfy_entrypoint get_node_list define_schema validate_inputs fingerprint_inputs
+        WEB_DIRECTORY comfy_entrypoint get_node_list fingerprint_inputs
     """,
     "ComfyUI calls or reads it on a model, a VAE, a CLIP, a control net, a latent format or a previewer": """
         concat_cond resize_cond_for_context_window deepclone_multigpu unet_extra_config memory_usage_factor
@@ -31,6 +31,5 @@ UNUSED = {
         base_model_prefix transformer_cls_names_to_wrap cpu_ram_efficient_loading _ddp_params_and_buffers_to_ignore
         cast_input_dtype_enabled
     """,
-    "the script that builds the example workflows in the browser reads it": "stretch",
-    "the tests, whose client of a server devtools/client.py is as well": "exception_type cached interrupt history executed",
+    "the tests, whose client of a server devtools/client.py is as well": "exception_type interrupt history executed",
 }
