@@ -62,7 +62,7 @@ BYTES: dict[str, tuple[bytes, str]] = {
     "noise.pt": (random.Random(0).randbytes(5000), "is not a weight file"),
     "lfs.safetensors": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-        "is a Git LFS pointer, not the file it stands for",
+        "is a Git LFS pointer",
     ),
     "page.ckpt": (b"<!DOCTYPE html><html><head><title>401</title></head></html>", "is a web page, not weights"),
     "long-header.safetensors": ((2**40).to_bytes(8, "little") + b"{" + b" " * 100, "only the beginning of one"),
@@ -71,7 +71,7 @@ BYTES: dict[str, tuple[bytes, str]] = {
     "negative.safetensors": (crafted({"a": entry(8, 0, [-2])}), "do not fit its shape"),
     "terabytes.safetensors": (crafted({"a": entry(0, 8, [2**40])}), "do not fit its shape"),
     "unknown-type.safetensors": (crafted({"a": entry(0, 8, [2], "F7")}), "has no valid safetensors header"),
-    "twice.safetensors": (crafted('{"a":%s,"a":%s}' % ((json.dumps(entry(0, 8, [2])),) * 2)), "a name stands twice"),
+    "twice.safetensors": (crafted('{"a":%s,"a":%s}' % ((json.dumps(entry(0, 8, [2])),) * 2)), "a name occurs twice"),
     "promises.gguf": (
         b"GGUF" + (3).to_bytes(4, "little") + (2**60).to_bytes(8, "little") * 2 + bytes(5000),
         "is damaged",
