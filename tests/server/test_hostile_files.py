@@ -62,7 +62,7 @@ BYTES: dict[str, tuple[bytes, str]] = {
     "noise.pt": (random.Random(0).randbytes(5000), "is not a weight file"),
     "lfs.safetensors": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-        "is a Git LFS pointer",
+        "is a Git LFS pointer, not the file that it points to",
     ),
     "page.ckpt": (b"<!DOCTYPE html><html><head><title>401</title></head></html>", "is a web page, not weights"),
     "long-header.safetensors": ((2**40).to_bytes(8, "little") + b"{" + b" " * 100, "only the beginning of one"),
