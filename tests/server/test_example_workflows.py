@@ -72,7 +72,7 @@ def test_nothing_in_an_example_is_idle(schemas, name):
 
 
 def test_every_example_has_a_table_and_a_picture():
-    """An example without a table cannot be built anew when a node changes; one without a picture is a blank card."""
+    """An example without a table cannot be rebuilt when a node changes; one without a picture is a blank card."""
     assert set(SAVED) == {example.name for example in EXAMPLES}
     pictures = {file.stem for file in FOLDER.glob("*.jpg")}
     assert pictures == set(SAVED)

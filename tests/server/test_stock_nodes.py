@@ -121,7 +121,7 @@ def test_lora(comfyui, lora, variant, weight_dtype):
     )
     assert strong.isfinite().all()
     assert 0.001 < relative_error(weak, plain) < relative_error(strong, plain)
-    # fp8 weights that were patched in place are rounded anew when they come back
+    # fp8 weights that were patched in place are rounded again when they come back
     assert torch.equal(comfyui.make_anew(graph).latent, plain)
     unpatched = [line for line in comfyui.log().splitlines() if "lora key not loaded" in line]
     assert not unpatched, unpatched[:3]

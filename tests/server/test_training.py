@@ -101,7 +101,7 @@ def test_cancelled_training_goes_on(comfyui, exact):
     done = int(stopped.split()[3])
     result = comfyui.run(graph, lambda kind, data: kind == "progress" and client.interrupt(comfyui.url))
     steps = [value for id_, value, _ in result.progress if id_ == TRAIN]
-    assert steps and min(steps) == done + 1, "it began anew"
+    assert steps and min(steps) == done + 1, "it began again"
 
 
 @pytest.mark.parametrize("variant", ["5b-I2V", "1.5-5B"])
