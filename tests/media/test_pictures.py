@@ -144,7 +144,7 @@ def test_clip_of_its_own_size_is_only_cut() -> None:
 
 def test_clip_too_small_to_be_cut() -> None:
     """There is no multiple of 16 below 16: the message must say what to do."""
-    with pytest.raises(GeometryError, match="100 x 8 pixels.*Set the width and height"):
+    with pytest.raises(GeometryError, match="100 x 8 pixels.*Set the width and the height"):
         pictures.fit_clip(torch.zeros(1, 8, 100, 3), 0, 0)
     assert pictures.fit_clip(torch.zeros(1, 8, 100, 3), 96, 64).shape == (1, 64, 96, 3)
 
