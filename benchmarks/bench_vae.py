@@ -81,7 +81,8 @@ def time_tables(precisions: list[str], repeats: int) -> list[Table]:
     decodes, encodes = [], []
     for precision in precisions:
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        theirs, ours, native = (torch.nn.Module.to(copy.deepcopy(network), dtype) for network in all_three)
+        cast: list[Any] = [torch.nn.Module.to(copy.deepcopy(network), dtype) for network in all_three]
+        theirs, ours, native = cast
         decodes += compare(precision, decoders(theirs, ours, native, latents.to(dtype)), frames, repeats)
         encodes += compare(precision, encoders(theirs, ours, native, pixels.to(dtype)), moments, repeats)
     size = f"{pixels.shape[2]} frames of {pixels.shape[3]} x {pixels.shape[4]}, official size, random weights"

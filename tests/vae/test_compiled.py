@@ -51,7 +51,7 @@ def test_compiled_decode_equals_diffusers(tiny_pipelines: dict[str, Path], messa
             want = ((theirs.decode(z).sample[0] + 1) / 2).clamp(0, 1).movedim(0, -1)
         check_parity("VAE decode, compiled", decode(messages, folder, "fp32", z, memory, True), want, 1e-6)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert len(messages) == 1 and "Compiled" in messages[0] and " s, " in messages[0], messages
+    assert len(messages) == 1 and "Compiled" in messages[0] and " s. " in messages[0], messages
     assert graphs[0] == graphs[1]
 
 
