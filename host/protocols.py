@@ -84,16 +84,24 @@ class Family(Protocol):
 class ModelConfig(Protocol):
     """sockets.model.CogVideoXConfig."""
 
-    family: Family
+    @property
+    def family(self) -> Family: ...
 
 
 class BaseModel(Protocol):
-    """A MODEL's inner model: sockets.model.CogVideoXModel."""
+    """A MODEL's inner model: sockets.model.CogVideoXModel. The lower rooms only read what it has."""
 
-    model_config: ModelConfig
-    latent_format: LatentFormat
-    model_sampling: ModelSampling
-    diffusion_model: Transformer
+    @property
+    def model_config(self) -> ModelConfig: ...
+
+    @property
+    def latent_format(self) -> LatentFormat: ...
+
+    @property
+    def model_sampling(self) -> ModelSampling: ...
+
+    @property
+    def diffusion_model(self) -> Transformer: ...
 
 
 class Guider(Protocol):

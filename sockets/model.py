@@ -72,6 +72,8 @@ class CogVideoXLatent(comfy.latent_formats.LatentFormat):
 class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
     """CogVideoX's noise levels for every ComfyUI sampler: v-prediction, SNR shift, zero terminal SNR."""
 
+    sigmas: torch.Tensor  # a buffer, [1000], ascending: ComfyUI registers it in set_sigmas
+
     def __init__(self, model_config: "CogVideoXConfig"):
         super().__init__(model_config)
         alphas = alphas_cumprod(model_config.sampling_settings["snr_shift_scale"])
