@@ -152,7 +152,7 @@ def test_size_of_the_continuation(
         ((9, 96, 64), 9, 1, {"width": 40}, "width 40 is not divisible by 16: use 32 or 48"),
         ((9, 96, 64), 9, 1, {"height": -16}, "height is -16: use 0 to 16384."),
         ((9, 96, 64), 2001, 1, {}, "frames is 2001: use 1 to 1025"),
-        ((9, 96, 8), 9, 1, {}, "96 x 8 pixels, less than 16 x 16. Set the width and the height"),
+        ((9, 96, 8), 9, 1, {}, "96 x 8 pixels, less than 16 x 16. Set the width and height"),
     ],
 )
 def test_what_cannot_be_continued(
