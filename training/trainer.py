@@ -66,9 +66,8 @@ class Trainer:
         self.settings = self._describe()
 
     def _describe(self) -> dict[str, object]:
-        loaded_with: Any = (
-            self.model.cached_patcher_init
-        )  # (function, (path, weight_dtype)), by model_loaders.load_model
+        # (function, (path, weight_dtype)), set by model_loaders.load_model
+        loaded_with: Any = self.model.cached_patcher_init
         empty_text = cache.digest_of({"text": self._clips.empty_text}) if self._config.caption_dropout else ""
         family = cogvideox_inside(self.model).model_config.family
         return {
