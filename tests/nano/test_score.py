@@ -7,7 +7,7 @@ from cogvideox.nano.reading import Reading, read_clip
 from cogvideox.tests.score_table import score_table
 
 LENGTHS, WIDTHS = (9, 17, 49), (64, 96)
-PER_SETTING = 20
+PER_SETTING = 10
 
 
 def draw(seed: int, index: int, frames: int, width: int = 64) -> tuple[world.Scene, np.ndarray]:

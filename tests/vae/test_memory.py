@@ -56,14 +56,14 @@ def check(
 
 
 @ladder
-@pytest.mark.parametrize("count", (1, 3, 4, 7))
+@pytest.mark.parametrize("count", (1, 2, 3, pytest.param(4, marks=pytest.mark.long), 7))
 def test_estimate_of_a_decode(network: torch.nn.Module, count: int, plan: OffloadPlan) -> None:
     """Too low an estimate overflows the card in the middle of a video; too high a one evicts models in vain."""
     check(network, decode_stream, (*SMALL[:2], count, *SMALL[3:]), plan, torch.bfloat16)
 
 
 @ladder
-@pytest.mark.parametrize("frames", (1, 9, 13, 25))
+@pytest.mark.parametrize("frames", (1, 9, pytest.param(13, marks=pytest.mark.long), 25))
 def test_estimate_of_an_encode(network: torch.nn.Module, frames: int, plan: OffloadPlan) -> None:
     """The same for a video on its way in."""
     check(network, encode_stream, (1, 3, frames, 240, 360), plan, torch.bfloat16)
@@ -78,9 +78,16 @@ def test_estimates_in_fp32(network: torch.nn.Module, plan: OffloadPlan) -> None:
 
 @pytest.mark.parametrize(("plan", "most"), ((plans.FAST, 5.5), (plans.LOW, 2.0)), ids=("fast", "low"))
 def test_49_frames_fit(network: torch.nn.Module, plan: OffloadPlan, most: float) -> None:
-    """What README promises for 49 frames of 720 x 480 in bf16, weights included."""
-    used = check(network, decode_stream, LARGE, plan, torch.bfloat16)
-    assert used + 0.41 * GIB <= most * GIB
+    """What docs/vae.md promises for 49 frames of 720 x 480 in bf16, weights included."""
+    count = count_peak(decode_stream, network, LARGE[1:], torch.bfloat16, plan, CARD)
+    assert count + 0.41 * GIB <= most * GIB
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("plan", (plans.FAST, plans.LOW), ids=lambda plan: plan.name)
+def test_estimate_of_49_frames(network: torch.nn.Module, plan: OffloadPlan) -> None:
+    """The estimate at the size that people use; the pass at half the width and height is compared in every run."""
+    check(network, decode_stream, LARGE, plan, torch.bfloat16)
 
 
 @pytest.mark.parametrize("plan", plans.LADDER[:3:2], ids=lambda plan: plan.name)
