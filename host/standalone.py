@@ -33,9 +33,10 @@ def comfyui_from_environment() -> Path:
     """The ComfyUI that COMFYUI_PATH names, as dev.py's commands set it. Raises UserError."""
     path = os.environ.get("COMFYUI_PATH")
     if not path or not (Path(path) / "main.py").is_file():
+        found = f"is {path!r}, which is not a folder with ComfyUI's main.py" if path else "is not set"
         raise UserError(
-            f"COMFYUI_PATH is {path!r}, which is not a folder with ComfyUI's main.py. Set it to the folder of your "
-            "ComfyUI, or use dev.py, which sets it."
+            f"The environment variable COMFYUI_PATH {found}. Set it to the folder of your ComfyUI, or use dev.py, "
+            "which sets it."
         )
     return Path(path)
 

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from comfy.cli_args import args
 
+from ..complete_file import complete_file
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.output import new_output_path
@@ -208,12 +208,10 @@ def write_video(
 
     Raises UserError where the file cannot be written, as far as can be known before the first chunk is asked for.
     """
-    path = new_path()
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    with _explained(path):
-        part.open("xb").close()
-    try:
-        encoder = _Encoder(part, path, size, settings, sound)
+    with complete_file(new_path()) as file:
+        with _explained(file.path):
+            file.part.open("xb").close()
+        encoder = _Encoder(file.part, file.path, size, settings, sound)
         try:
             for chunk in chunks:
                 for frame in chunk:
@@ -224,13 +222,9 @@ def write_video(
             encoder.finish()
         finally:
             encoder.close()
-        with _explained(path), part.open("rb+") as file:
-            os.fsync(file.fileno())
-        path = new_path() if path.exists() else path
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+        if file.path.exists():
+            file.path = new_path()
+    return file.path
 
 
 class _Encoder:
@@ -240,7 +234,8 @@ class _Encoder:
         import av
 
         kind = settings.format
-        self.path, self.rate, self.sound, self.frames, self.samples = path, settings.rate, sound, 0, 0
+        self.part, self.path, self.rate, self.sound = part, path, settings.rate, sound
+        self.frames = self.samples = 0
         with _explained(path):
             self.container = av.open(str(part), "w", format=kind.container, options=dict(kind.container_options))
         try:
@@ -299,12 +294,14 @@ class _Encoder:
             self.container.mux(stream.encode(frame))
 
     def finish(self) -> None:
-        """Write what the encoders still hold, and the index."""
+        """Write what the encoders still hold, and the index; all is on the disk then, or it was full."""
         with _explained(self.path):
             for stream in (self.video, self.audio):
                 if stream is not None:
                     self.container.mux(stream.encode(None))
             self.container.close()
+            with self.part.open("rb+") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Close the file, complete or not; after `finish` this does nothing."""

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cogvideox.complete_file import complete_file
 from cogvideox.host.standalone import use_comfyui
 from cogvideox.training.config import TrainConfig
 
@@ -209,9 +210,8 @@ def latents_of(work: Path) -> list[dict[str, torch.Tensor]]:
         if not path.exists():
             autoencoder, encoder, tokenizer = _encoders(work)
             clips = transformer.encode_clips(autoencoder, encoder, tokenizer, SEED, count, frames, width)
-            unfinished = path.with_name(f".part-{path.name}")
-            torch.save(clips, unfinished)
-            unfinished.rename(path)
+            with complete_file(path) as file:
+                torch.save(clips, file.part)
         sets.append(torch.load(path))
     return sets
 

@@ -18,7 +18,7 @@ ORDER = (
     {"media"},
     {"transformer", "samplers", "vae"},
     {"host"},
-    {"errors", "keys"},
+    {"complete_file", "errors", "keys"},
 )
 COMFYUI = {"comfy", "comfy_extras", "comfy_execution", "latent_preview", "nodes", "execution", "server"}
 HOST_ONLY = {"comfy_api", "folder_paths", "nodes", "server", "latent_preview"}

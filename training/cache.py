@@ -10,7 +10,6 @@ sockets, so that a training begun with the one can go on with the other.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import comfy.model_patcher
 import comfy.sd
 import torch
 
+from ..complete_file import write_complete_text
 from ..errors import UserError
 from ..host.quantized import is_quantized
 from ..model_loaders.files.safetensors_writer import write_tensors
@@ -139,14 +139,10 @@ def read_index(folder: Path) -> dict[str, list[str]]:
 
 def write_index(folder: Path, index: Mapping[str, Iterable[str]]) -> None:
     """Raises UserError where it cannot be written."""
-    part = folder / f".{_INDEX}.{os.getpid()}.part"
     try:
-        part.write_text(json.dumps(index, indent=0), encoding="utf-8")
-        os.replace(part, folder / _INDEX)
+        write_complete_text(folder / _INDEX, json.dumps(index, indent=0))
     except OSError as error:
         raise UserError(f"{folder / _INDEX} cannot be written: {error}. Free some space.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def weights_hash(model: torch.nn.Module, patcher: comfy.model_patcher.ModelPatcher) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -17,6 +16,7 @@ import comfy.model_patcher
 import torch
 from accelerate import PartialState
 
+from ..complete_file import complete_file, write_complete_text
 from ..host.training_mode import explained_out_of_memory, training_mode
 from ..model_loaders.checkpoints import check_component
 from ..model_loaders.files.safetensors_writer import write_tensors
@@ -123,9 +123,8 @@ def save_artifacts(
             save_lora(folder / f"{name}.safetensors", tensors, note, overwrite=True)
     elif step == last:
         _save_transformer(folder / "transformer", trainer.dit, weights, dtype)
-    part = folder / ".loss.part.png"
-    draw_losses(read_losses(folder), last).save(part)
-    os.replace(part, folder / "loss.png")
+    with complete_file(folder / "loss.png") as file:
+        draw_losses(read_losses(folder), last).save(file.part, "PNG")
 
 
 def _save_transformer(folder: Path, dit: torch.nn.Module, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
@@ -134,7 +133,7 @@ def _save_transformer(folder: Path, dit: torch.nn.Module, weights: dict[str, tor
     config_of: Any = dit
     config = {key: value for key, value in dict(config_of.config).items() if not key.startswith("_")}
     config["_class_name"] = "CogVideoXTransformer3DModel"
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    write_complete_text(folder / "config.json", json.dumps(config, indent=2))
     tensors = {name: tensor.to("cpu", dtype) for name, tensor in {**dit.state_dict(), **weights}.items()}
     write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors, {"format": "pt"}, overwrite=True)
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..complete_file import complete_file
 from ..errors import UserError
 from .checkpoint import averaged_parameters, resume, save
 from .config import TrainConfig
@@ -162,10 +162,8 @@ class _Log:
     def __init__(self, path: Path, steps_done: int):
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = read_log(path)[:steps_done]
-        part = path.with_name(f".{path.name}.part")
-        with part.open("w", newline="") as file:
+        with complete_file(path) as unfinished, unfinished.part.open("w", newline="") as file:
             csv.writer(file).writerows([_COLUMNS, *kept])
-        os.replace(part, path)
         self._writer = csv.writer(path.open("a", newline="", buffering=1))
         self._began = time.monotonic() - (float(kept[-1][3]) if kept else 0.0)
 

@@ -5,12 +5,12 @@ download. No import of torch or ComfyUI.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...complete_file import write_complete_text
 from ...errors import UserError
 from .hub import RemoteFile, is_digest
 
@@ -85,9 +85,7 @@ class Manifest:
                 for file in self.files
             ],
         }
-        temporary = folder / f"{MANIFEST}.tmp"
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-        os.replace(temporary, folder / MANIFEST)
+        write_complete_text(folder / MANIFEST, json.dumps(value, indent=1))
 
 
 def read_manifest(folder: Path) -> Manifest | None:

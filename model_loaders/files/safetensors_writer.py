@@ -2,15 +2,14 @@
 
 import json
 import math
-import os
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
+from ...complete_file import complete_file
 from ...errors import UserError
 
 # dtypes as the format's header names them (the safetensors repository's README)
@@ -56,20 +55,14 @@ def write_safetensors(
         refuse_taken(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     require_space(path, total)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with part.open("xb") as file:
+    with complete_file(path) as unfinished:
+        with unfinished.part.open("xb") as file:
             file.write(header)
             for name, (shape, dtype) in shapes.items():
                 _write_tensor(file, name, tensor(name), shape, dtype)
                 on_progress(file.tell(), total)
-            file.flush()
-            os.fsync(file.fileno())
         if not overwrite:
             refuse_taken(path)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return total
 
 
