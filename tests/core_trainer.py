@@ -1,4 +1,4 @@
-"""ComfyUI's own Train LoRA, beside which the pack's stands in the tests."""
+"""ComfyUI's own Train LoRA, with which the tests compare the pack's."""
 
 import inspect
 

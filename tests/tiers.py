@@ -12,7 +12,7 @@ TESTS = Path(__file__).resolve().parent
 # What the fast tier leaves out although it talks to no server: a first case takes more than about two seconds. Files,
 # or functions of files; tests/test_tiers.py knows whether they exist. A fast run names the tests that belong here.
 SLOW = (
-    "devtools/test_environment.py::test_half_made_venv_is_made_anew_and_a_working_one_kept",
+    "devtools/test_environment.py::test_half_made_venv_is_recreated_and_a_working_one_kept",
     "devtools/test_server.py::test_server_does_not_outlive_a_command_that_is_ended",
     "model_loaders/files/test_fuzz.py",
     "model_loaders/files/test_official_sizes.py::test_a_whole_model_is_mapped_not_read",

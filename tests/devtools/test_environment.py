@@ -109,7 +109,7 @@ def test_debian_without_ensurepip_is_told_the_package(tmp_path, monkeypatch):
         environment.create_venv(tmp_path / "venv", tmp_path / "logs")
 
 
-def test_half_made_venv_is_made_anew_and_a_working_one_kept(tmp_path):
+def test_half_made_venv_is_recreated_and_a_working_one_kept(tmp_path):
     venv = tmp_path / "venv"
     venv.mkdir()
     (venv / "left over").touch()

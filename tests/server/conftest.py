@@ -65,7 +65,7 @@ class Host:
         """Run a workflow that must succeed; the latent that it saved, [B, 16, T, H/8, W/8]."""
         return self.latents(graph, LATENTS)[0]
 
-    def make_anew(self, graph: dict) -> Made:
+    def make_again(self, graph: dict) -> Made:
         """As `make`, but nothing from the sampler on comes out of ComfyUI's cache."""
         # an input that no node has: it counts for the cache and for nothing else
         result = self.run(with_inputs(graph, SAMPLE, run=uuid.uuid4().hex))

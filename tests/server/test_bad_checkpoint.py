@@ -239,4 +239,4 @@ def test_name_of_nothing(refused, loader):
 
 def test_server_works_after_all_of_it(comfyui, untouched):
     """A loader that failed halfway could leave a broken model behind, for which the next run would pay."""
-    assert torch.equal(comfyui.make_anew(text_to_video()).latent, untouched)
+    assert torch.equal(comfyui.make_again(text_to_video()).latent, untouched)

@@ -206,4 +206,4 @@ def test_latent_that_is_not_a_number(comfyui, refused):
 
 def test_server_works_after_all_of_it(comfyui, untouched):
     """A run that failed halfway could leave state behind, for which the next one would pay."""
-    assert torch.equal(comfyui.make_anew(text_to_video()).latent, untouched)
+    assert torch.equal(comfyui.make_again(text_to_video()).latent, untouched)

@@ -62,7 +62,7 @@ def continued(**inputs: object) -> dict:
     return saved_latent_only(T2V) | clip(THE_CLIP) | {LATENT: node("CogVideoXContinueVideo", **inputs)}
 
 
-# --- the model and what stands beside the prompt ---------------------------------------------------------------------
+# --- the model and what accompanies the prompt ---------------------------------------------------------------------
 
 MISMATCHES = {
     "image on text": (image_to_video(T2V), "made for a start image", "CogVideoX-5b takes nothing"),
@@ -112,7 +112,7 @@ def test_latent_of_another_size(refused, node_type, sampler):
 
 @pytest.mark.parametrize("node_type", ["CogVideoXFunInpaint", "CogVideoXFunControl"])
 def test_latent_of_another_length(refused, node_type):
-    """A video beside the prompt that is shorter than the one to be made would leave its end without."""
+    """A concatenated video that is shorter than the latent would leave the end of the latent without one."""
     other = node("CogVideoXEmptyLatent", width=96, height=64, frames=13, batch_size=1)
     graph = with_inputs(CONDITIONING[node_type], SAMPLE, latent_image=["other", 0]) | {"other": other}
     words = (
@@ -182,7 +182,7 @@ def test_mask_of_another_length(refused):
     refused(graph, "CogVideoXFunInpaint", "with 3 frames", "one frame or as many as")
 
 
-def test_nothing_to_make_anew(refused):
+def test_an_empty_mask_is_refused(refused):
     """A mask that is black everywhere is one painted the wrong way round."""
     graph = fun_inpaint(INPAINT) | {MASK: node("SolidMask", value=0.0, width=96, height=64)}
     refused(graph, "CogVideoXFunInpaint", "there is nothing to inpaint", "white where the video changes")
@@ -338,7 +338,7 @@ def test_windows_that_cannot_be(refused, name, value):
 
 def test_server_works_after_all_of_it(comfyui, untouched):
     """A run that failed halfway could leave state behind, for which the next one would pay."""
-    assert torch.equal(comfyui.make_anew(text_to_video()).latent, untouched)
+    assert torch.equal(comfyui.make_again(text_to_video()).latent, untouched)
     for node_type, graph in CONDITIONING.items():
         made = comfyui.latent(graph)
         assert made.shape[-1] == WIDTH // 8 and made.isfinite().all(), node_type

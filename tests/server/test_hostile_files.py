@@ -223,5 +223,5 @@ def test_server_works_after_all_of_it(comfyui, untouched, exact):
     """The lists still open, and a run gives what it gave before."""
     options = client.object_info(comfyui.url)["CogVideoXLoadModel"]["input"]["required"]["model_name"][1]["options"]
     assert exact in options
-    assert torch.equal(comfyui.make_anew(text_to_video()).latent, untouched)
+    assert torch.equal(comfyui.make_again(text_to_video()).latent, untouched)
     assert "Traceback" not in comfyui.log().rpartition("got prompt")[2]

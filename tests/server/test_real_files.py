@@ -170,7 +170,7 @@ def test_broken_files_leave_the_server_working(comfyui, files, untouched) -> Non
     graph = without(text_to_video(), LATENT) | continued("rgb.png", 9, 1, width=WIDTH, height=HEIGHT)
     made = comfyui.make(with_inputs(graph, SAMPLE, latent_image=["continue rgb.png", 0]))
     assert made.frames.shape == (9, HEIGHT, WIDTH, 3)
-    assert torch.equal(comfyui.make_anew(text_to_video()).latent, untouched)
+    assert torch.equal(comfyui.make_again(text_to_video()).latent, untouched)
 
 
 def test_video_without_a_frame(comfyui, files, refused) -> None:

@@ -26,7 +26,7 @@ def test_same_seed_same_video(comfyui, variant, sampler):
     first = comfyui.make(graph)
     other = comfyui.make(text_to_video(folder_name(variant), sampler=sampler, seed=2))
     assert np.abs(first.frames.astype(int) - other.frames).mean() > 10
-    assert_same(comfyui.make_anew(graph), first)
+    assert_same(comfyui.make_again(graph), first)
 
 
 @pytest.mark.parametrize("weight_dtype", ["default", "fp8_e4m3fn"])
@@ -74,4 +74,4 @@ def test_after_an_interrupt(comfyui, graph, step):
     assert result.error is not None and result.error.kind == "interrupted", result.error
     assert result.error.node_id == SAMPLE
     assert max(value for _, value, _ in result.progress) < 250
-    assert_same(comfyui.make_anew(plain), before)
+    assert_same(comfyui.make_again(plain), before)

@@ -122,7 +122,7 @@ def test_lora(comfyui, lora, variant, weight_dtype):
     assert strong.isfinite().all()
     assert 0.001 < relative_error(weak, plain) < relative_error(strong, plain)
     # fp8 weights that were patched in place are rounded again when they come back
-    assert torch.equal(comfyui.make_anew(graph).latent, plain)
+    assert torch.equal(comfyui.make_again(graph).latent, plain)
     unpatched = [line for line in comfyui.log().splitlines() if "lora key not loaded" in line]
     assert not unpatched, unpatched[:3]
 
@@ -136,7 +136,7 @@ def test_easy_cache(comfyui):
     cached = comfyui.make(patched(graph, "EasyCache", reuse_threshold=1.0, **limits)).latent
     assert "EasyCache - skipped" in comfyui.log()[logged:]
     assert cached.isfinite().all() and relative_error(cached, plain) > 1e-4
-    assert torch.equal(comfyui.make_anew(graph).latent, plain)
+    assert torch.equal(comfyui.make_again(graph).latent, plain)
 
 
 def context_windows(graph: dict, length: int, **changes) -> dict:

@@ -140,14 +140,14 @@ def test_video_to_video_equals_diffusers(comfyui, posterior_mode, variant, frame
 
 @pytest.mark.parametrize("variant", TASKS)
 def test_custom_sampling_is_the_sampler_node(comfyui, variant):
-    """What stands beside the prompt must survive the guider: SamplerCustomAdvanced gives the sampler node's video."""
+    """The concat conditioning must survive the guider: SamplerCustomAdvanced gives the sampler node's video."""
     graph = TASKS[variant](folder_name(variant), sampler="dpm")
     assert torch.equal(comfyui.latent(custom_sampling(graph)), comfyui.latent(graph))
 
 
 @pytest.mark.parametrize("variant", TASKS)
 def test_ksampler(comfyui, variant):
-    """The sampler of every workflow on the web: it runs, and the picture or video beside the prompt counts."""
+    """The sampler of every workflow on the web: it runs, and the concatenated picture or video counts."""
     graph = with_ksampler(TASKS[variant](folder_name(variant)))
     source = CLIP if CLIP in graph else PICTURE
     other = graph | {"darker": node("ImageInvert", image=[source, 0])}
@@ -236,7 +236,7 @@ def test_range_over_the_whole_run_is_none(comfyui):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_prompts_combined(comfyui, sampler):
-    """ConditioningCombine after the image node: both prompts count, with the picture beside each."""
+    """ConditioningCombine after the image node: both prompts count, each with its concatenated picture."""
     graph = SAMPLERS[sampler](image_to_video(folder_name("5b-I2V")))
     both = node("ConditioningCombine", conditioning_1=[LATENT, 0], conditioning_2=[LATENT, 1])
     combined = comfyui.latent(with_inputs(graph, SAMPLE, positive=["both", 0]) | {"both": both})
@@ -245,7 +245,7 @@ def test_prompts_combined(comfyui, sampler):
 
 
 def test_zeroed_negative_keeps_the_picture(comfyui):
-    """ConditioningZeroOut: another negative text than the empty prompt, and the start image still beside it."""
+    """ConditioningZeroOut: another negative text than the empty prompt, and the start image is still concatenated."""
     graph = image_to_video(folder_name("5b-I2V"))
     zeroed = with_inputs(graph, SAMPLE, negative=["zero", 0])
     zeroed["zero"] = node("ConditioningZeroOut", conditioning=[LATENT, 1])

@@ -33,7 +33,7 @@ def folder(comfyui) -> Path:
 
 
 def with_clips(graph: dict, **inputs: object) -> dict:
-    """`graph` with the dataset beside it."""
+    """`graph` and the nodes of the dataset."""
     size = {"frames": 9, "width": 96, "height": 64, "fps": 8.0, "buckets": "fixed", "shorter": "skip"}
     dataset = {"vae": [PIPELINE, 2], "clip": [PIPELINE, 1], "folder": FOLDER, "image_variants": 1}
     return graph | {CLIPS: node("CogVideoXTrainingClips", **size | dataset | {"image_to_video": False} | inputs)}

@@ -24,7 +24,7 @@ SCENE = world.Scene("circle", "red", "small", "left", ("blue",))
 
 
 def write_clip(path: Path, frames: int = 9, width: int = 64, seed: int = 0) -> Path:
-    """A lossless clip of the synthetic world at 8 frames a second, with its caption beside it."""
+    """A lossless clip of the synthetic world at 8 frames a second, with its caption in a text file."""
     pictures = world.render(SCENE, np.random.default_rng(seed), frames, width, 64)
     write_video(path, pictures, "ffv1", "bgr0", world.FPS)
     path.with_suffix(".txt").write_text(f"A red circle, number {seed}.")

@@ -134,12 +134,12 @@ def test_missing_recipe_is_told(tmp_path: Path) -> None:
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
     """Three clips of 9 frames and two of 5, 96 x 64, with captions."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(5):
         folder = tmp_path / "clips" / f"clip_{number}"
         folder.mkdir(parents=True)
         for frame in range(9 if number < 3 else 5):
-            Image.fromarray(chance.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(folder / f"{frame}.png")
+            Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(folder / f"{frame}.png")
         (tmp_path / "clips" / f"clip_{number}.txt").write_text(f"clip number {number}")
     return tmp_path / "clips"
 
