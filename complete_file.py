@@ -1,4 +1,4 @@
-"""Files that are there complete or not at all, whatever ends the writing of them."""
+"""Files that exist either complete or not at all, whatever interrupts the writing."""
 
 import os
 import uuid
@@ -12,7 +12,7 @@ from pathlib import Path
 class UnfinishedFile:
     """A file that is being written.
 
-    part: where to write it. path: the name that it gets in the end; it may be changed until then.
+    part: where to write it. path: the name that it gets when it is complete; the writer may change it until then.
     """
 
     part: Path
@@ -21,23 +21,28 @@ class UnfinishedFile:
 
 @contextmanager
 def complete_file(path: Path) -> Iterator[UnfinishedFile]:
-    """Let the block write a file next to `path`, and give it that name when the block ends, in place of what had it.
+    """Let the block write a file next to `path`. When the block ends, the file gets that name and replaces what had it.
 
-    Where the block raises, its file is deleted and `path` stays as it was. After a power cut `path` holds the old
-    contents or the new: they are on the disk before the name is given. Raises OSError.
+    Where the block raises, its file is deleted and `path` stays as it was. After a power cut `path` holds either the
+    old contents or the new ones, because the new ones are on the disk before they get the name. Raises OSError.
     """
+    # In the same folder, since a file is renamed in one step only within a file system. With a suffix of its own, so
+    # that no list of models takes it for one.
     file = UnfinishedFile(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part"), path)
     try:
         yield file
+        # Opened for writing although nothing is written: Windows flushes no other handles.
         with file.part.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(file.part, file.path)
     finally:
-        with suppress(OSError):  # what ended the writing matters more
+        # After os.replace there is nothing left to delete. Where the block has raised, an error in deleting must not
+        # hide that error.
+        with suppress(OSError):
             file.part.unlink(missing_ok=True)
 
 
 def write_complete_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 as complete_file does. Raises OSError."""
+    """Write a text in UTF-8 to `path`, complete or not at all. Raises OSError."""
     with complete_file(path) as file:
         file.part.write_text(text, encoding="utf-8")

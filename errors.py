@@ -1,12 +1,13 @@
 """Errors that a user can correct. Every message says what was found, what is expected and what to do.
 
 The rooms below the nodes know no node: they say what is wrong with what they were given. The sentence about the node to
-take next is looked up by `advice` in one table, nodes/advice.py, when the message is read. In a graph, where stock
-nodes raise the same errors, the message is complete; in a script it does not speak of nodes.
+use next is looked up by `advice` in one table, nodes/advice.py, when the message is read. In a graph the message is
+thus complete even where a stock node raises it; in a script, which has not set the table, it does not speak of nodes.
 """
 
 from collections.abc import Mapping
 
+# Filled by set_advice: this module is below the nodes and cannot import their table.
 _advice: dict[str, str] = {}
 
 
@@ -17,6 +18,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, advice: str | None = None):
+        # Both, because pickle makes an exception again from these arguments; __str__ gives the message.
         super().__init__(message, advice)
         self.message, self.advice = message, advice
 

@@ -1,8 +1,8 @@
 """Every entry of ours that travels inside ComfyUI's sockets, and the functions that build and read them.
 
-LATENT is a dictionary, CONDITIONING a list of [text, dictionary] and a model's options a dictionary. Stock nodes pass
-on entries that they do not know, so that ours survive any graph. Names of ours begin with `cogvideox_`; the others
-are ComfyUI's own.
+LATENT is a dictionary, CONDITIONING a list of [text, dictionary], and a model's options are a dictionary. Stock nodes
+pass on the entries that they do not know, so that ours survive any graph. Names of ours begin with `cogvideox_`; the
+others are ComfyUI's own.
 """
 
 from collections.abc import Mapping
@@ -66,15 +66,18 @@ def with_rng_offset(latent: Latent, seed: int, count: int) -> Latent:
 
 
 def without_rng_offset(latent: Latent) -> Latent:
-    """`latent` without that note: the next run on it starts its stream at the beginning."""
+    """`latent` without the note of with_rng_offset: the next run on it draws its noise from the stream's beginning."""
     return cast(Latent, {key: value for key, value in latent.items() if key != "cogvideox_drawn"})
 
 
 def rng_offset(latent: Latent, seed: int) -> int:
     """How many numbers of the stream of `seed` are used up before the noise is drawn.
 
-    diffusers draws a sample of the VAE's posterior from the run's generator before it draws the noise.
+    diffusers draws a sample of the VAE's posterior from the run's generator before it draws the noise. Here another
+    node has drawn it: without the offset the noise would repeat its numbers, and the video would differ from the one
+    that diffusers makes with this seed.
     """
+    # A run with another seed has a stream of its own, of which nothing is used up.
     drawn_seed, count = latent.get("cogvideox_drawn", (None, 0))
     return count if drawn_seed == seed else 0
 
@@ -100,12 +103,13 @@ def control_concat(latents: torch.Tensor, percent_range: tuple[float, float]) ->
 
 
 def read_concat(entry: Mapping[str, Any]) -> Concat:
-    """The entries of Concat in the dictionary of a CONDITIONING entry, or in the arguments that ComfyUI makes of it."""
+    """The entries of Concat in the dictionary of a CONDITIONING entry, or in the arguments that ComfyUI makes of it for
+    BaseModel.extra_conds. Entries of None count as missing."""
     return cast(Concat, {key: entry[key] for key in Concat.__annotations__ if entry.get(key) is not None})
 
 
 def with_positions(transformer_options: Mapping[str, Any], positions: PositionOptions) -> dict[str, Any]:
-    """A model's transformer_options with `positions`, which replace earlier ones."""
+    """A copy of a model's transformer_options with `positions`, which replace earlier ones."""
     return {**transformer_options, _POSITIONS: positions}
 
 

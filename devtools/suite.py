@@ -12,6 +12,7 @@ from .process import run_foreground
 
 MAX_WORKERS = 2  # each holds torch, ComfyUI and the tests' models, 2 GB in all; a server takes a further one
 COVERAGE = paths.DEV / "coverage"
+_NOT_MEASURED = ("tests", "benchmarks", ".venv", ".dev")
 # Options of pytest that need the tests in this process, or say themselves how they are to be shared out.
 _ONE_PROCESS = ("--pdb", "--trace", "-s", "--capture=no", "--co", "--collect-only", "--fixtures", "--markers")
 _OWN_WORKERS = ("-n", "--numprocesses", "-p", "--dist")
@@ -40,7 +41,10 @@ def run(python: Path, environ: Mapping[str, str], arguments: argparse.Namespace,
     shutil.rmtree(COVERAGE, ignore_errors=True)
     COVERAGE.mkdir(parents=True)
     coverage = [str(python), "-m", "coverage"]
-    status = run_foreground([*coverage, "run", "-m", "pytest", *options], cwd=paths.ROOT, env=environ)
+    # Whole paths, which pyproject.toml cannot have: servers are measured too, and run in ComfyUI's folder.
+    skipped = ",".join(str(paths.ROOT / name / "*") for name in _NOT_MEASURED)
+    measured = [f"--source={paths.ROOT}", f"--omit={skipped}"]
+    status = run_foreground([*coverage, "run", *measured, "-m", "pytest", *options], cwd=paths.ROOT, env=environ)
     for command in (["combine", "--quiet"], ["report"]):
         ended = run_foreground([*coverage, *command], cwd=paths.ROOT, env=environ)
         status = status or ended

@@ -23,8 +23,9 @@ except ImportError:  # ComfyUI before dynamic VRAM
 def attention_for(device: torch.device) -> Callable[..., torch.Tensor]:
     """ComfyUI's attention function for `device`, called as f(q, k, v, heads, skip_reshape=True, ...).
 
-    On the CPU ComfyUI falls back to its sub-quadratic attention, made for cards with little memory. torch's fused
-    kernel is faster there, and its memory does not grow with the square of the tokens either.
+    On the CPU ComfyUI falls back to its sub-quadratic attention, which was made for cards with little memory. torch's
+    fused kernel is faster there, and its memory does not grow with the square of the tokens either. Both call an
+    attention override where there is one.
     """
     if device.type == "cpu":
         return comfy_attention.attention_pytorch
@@ -41,8 +42,10 @@ def rotate_pairs(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """
     if x.device.type != "cpu":
         return apply_rope1(x, matrices)
+    # A rotation matrix [[cos, -sin], [sin, cos]] is the complex number cos + i sin.
     rotations = torch.complex(matrices[..., 0, 0], matrices[..., 1, 0])
     pairs = torch.view_as_complex(x.to(matrices.dtype).unflatten(-1, (-1, 2)))
+    # In place this makes no copy of all queries or keys, but autograd may need them as they were.
     rotated = pairs * rotations if torch.is_grad_enabled() and x.requires_grad else pairs.mul_(rotations)
     return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
 
@@ -63,7 +66,8 @@ def is_dynamic(patcher: comfy.model_patcher.ModelPatcher) -> bool:
 
 
 def prefetched(blocks: torch.nn.ModuleList, device: torch.device, transformer_options: dict[str, Any]) -> Iterator[Any]:
-    """The blocks in order. Where ComfyUI can, it copies the next one's weights to `device` while one computes."""
+    """The blocks in order. Under dynamic VRAM ComfyUI copies the weights of a block to `device` while the device still
+    computes the one before."""
     if model_prefetch is None:
         yield from blocks
         return
@@ -71,6 +75,7 @@ def prefetched(blocks: torch.nn.ModuleList, device: torch.device, transformer_op
     for block in blocks:
         model_prefetch.prefetch_queue_pop(queue, device, block)
         yield block
+    # Once more than there are blocks: each call releases the weights of the block before, here those of the last one.
     model_prefetch.prefetch_queue_pop(queue, device, None)
 
 
@@ -79,10 +84,11 @@ def patch_context_windows(
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of `model` that is run on a long video window by window, with ComfyUI's own context windows.
 
-    options: of comfy.context_windows.IndexListContextHandler. One that this ComfyUI does not know is left out if it is
-    switched off, and causal_window_fix in any case.
+    options: of comfy.context_windows.IndexListContextHandler, which older versions of ComfyUI do not know all of. An
+    unknown option is left out where it is switched off. So is causal_window_fix, which puts one more frame in front of
+    every window but the first, where it is switched on: windows work without it.
 
-    Raises UserError for another option that is switched on and that this ComfyUI does not know.
+    Raises UserError for any other option that is switched on and unknown.
     """
     windows = comfy.context_windows
     known = inspect.signature(windows.IndexListContextHandler.__init__).parameters
@@ -114,19 +120,20 @@ def throw_if_interrupted() -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that a device has no memory left.
 
-    torch names the error of a card; that of the CPU is a RuntimeError with the allocator's name in its text, and others
-    are known to newer versions of ComfyUI only.
+    torch has a class for the error of a card. On the CPU it raises a RuntimeError with the allocator's name in its
+    text. Errors of other accelerators are known to newer versions of ComfyUI only, in is_oom.
     """
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error):
         return True
+    # Where torch has no such class, ComfyUI sets OOM_EXCEPTION to Exception, and is_oom would say yes to every error.
     return hasattr(mm, "is_oom") and mm.OOM_EXCEPTION is not Exception and mm.is_oom(error)
 
 
 def free_after_out_of_memory() -> None:
     """Give the memory that torch's allocator holds without using it back to the device.
 
-    For after an out of memory error only: the allocator would hold it in parts too small for the next try. Anywhere
-    else it slows ComfyUI down.
+    Only for after an out of memory error: the allocator would go on holding the memory in parts that are too small for
+    the next, leaner try. Anywhere else the allocator would have used it again, and getting it back takes time.
     """
     mm.soft_empty_cache()
 

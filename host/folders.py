@@ -9,7 +9,7 @@ import folder_paths
 from ..errors import UserError
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
-WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".bin", ".pt", ".pth", ".ckpt")  # best first
+WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".bin", ".pt", ".pth", ".ckpt")  # in order of preference
 CONTROL_NET_CLASS = "CogVideoXControlnet"  # _class_name in the config.json of TheDenk's checkpoints
 
 
@@ -52,7 +52,11 @@ _walked: dict[str, tuple[list[str], dict[str, float]]] = {}
 
 
 def _walk(root: str) -> list[str]:
-    """All files below `root`. The folder is walked again only after a change: ComfyUI lists at every page load."""
+    """All files below `root`, as paths relative to it.
+
+    ComfyUI asks for the lists at every page load. The folder is walked again only after the modification time of a
+    folder has changed, as it does when a file is added, removed or renamed.
+    """
     if root not in _walked or any(_changed(folder) != when for folder, when in _walked[root][1].items()):
         _walked[root] = folder_paths.recursive_search(root, [".git"])
     return _walked[root][0]
@@ -77,6 +81,8 @@ def find(name: str, *categories: str) -> Path:
     Raises UserError for a name that no folder has, or that leads out of the model folders.
     """
     parts = Path(name.replace("\\", "/")).parts if isinstance(name, str) else ()
+    # A workflow may come from anybody and must not reach files elsewhere. The colon is that of a Windows drive ("C:x"),
+    # which is not an absolute path there and still leads out of the folder.
     if not parts or Path(name).is_absolute() or ".." in parts or ":" in parts[0]:
         raise UserError(f"{name!r} is not the name of a model. Choose one from the list.")
     for category in categories:
@@ -95,6 +101,7 @@ def new_file(name: str, category: str, suffix: str) -> Path:
     plain = name.strip().replace("\\", "/") if isinstance(name, str) else ""
     parts = Path(plain).parts
     outside = Path(plain).is_absolute() or ".." in parts
+    # Windows allows none of these characters in a file name, and no system allows the first.
     is_invalid = not parts or plain.endswith("/") or outside or set(plain) & set('\0:*?"<>|')
     if is_invalid:
         raise UserError(f"{name!r} is not a valid file name. Use letters, digits, - and _, and / for folders.")
@@ -103,6 +110,7 @@ def new_file(name: str, category: str, suffix: str) -> Path:
 
 def first_root(category: str) -> Path:
     """The model folder of `category` for new files: the one with the category's name, where there are several."""
+    # ComfyUI lists old folders first: models/unet before models/diffusion_models.
     roots = [Path(root) for root in folder_paths.get_folder_paths(category)]
     return next((root for root in roots if root.name == category), roots[0])
 

@@ -21,7 +21,8 @@ def show_on_node(text: str, node_id: str | None) -> None:
 def show_on_running_node(text: str) -> None:
     """Show `text` on whichever node runs now, and in the log.
 
-    For the `notify` that nodes hand to the rooms below: stock nodes run their code as well.
+    It is the `notify` that loaders hand to the rooms below. What they load also runs inside stock nodes, such as VAE
+    Decode, so that the node to show a text on is known only when there is something to show.
     """
     logging.warning(text)
     show_on_node(text, getattr(prompt_server(), "last_node_id", None))

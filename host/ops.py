@@ -18,8 +18,8 @@ def adopt_ops(module: nn.Module, operations: type) -> int:
     operations: a namespace of layers such as comfy.ops.manual_cast.
 
     ComfyUI streams, casts and patches only modules of its own classes. A leaf of another class has to be on the device
-    all the time, and under dynamic VRAM it silently loses its LoRA patches. Parameters, names and hooks stay as they
-    are.
+    all the time, and under dynamic VRAM it silently loses its LoRA patches. Only the class is exchanged: parameters,
+    names and hooks stay as they are, which a new module would have to be given one by one.
 
     Returns the number of leaves changed.
     """
@@ -27,6 +27,7 @@ def adopt_ops(module: nn.Module, operations: type) -> int:
     leaf: Any
     for leaf in module.modules():
         cls = type(leaf)
+        # ComfyUI's own class already, from an earlier call or because the module was built with it.
         if issubclass(cls, comfy.ops.CastWeightBiasOp):
             continue
         name = next((n for n in _ADOPTED if issubclass(cls, getattr(nn, n))), None)
@@ -34,7 +35,8 @@ def adopt_ops(module: nn.Module, operations: type) -> int:
             continue
         leaf.__class__ = _adopted_class(cls, getattr(nn, name), getattr(operations, name))
         if name == "Linear":
-            # As ComfyUI's own Linear.__init__ does where dynamic VRAM loads a bias only when it is used.
+            # ComfyUI's Linear.__init__, which has not run here, notes this for its _lazy_load_from_state_dict: under
+            # dynamic VRAM a layer has no bias until a state dict brings one.
             leaf.comfy_need_lazy_init_bias = leaf.bias is not None
         changed += 1
     return changed
@@ -43,8 +45,8 @@ def adopt_ops(module: nn.Module, operations: type) -> int:
 def _adopted_class(cls: type, torch_class: type, operation: type) -> type:
     if cls is torch_class:
         return operation
-    # A subclass has a forward of its own, such as diffusers' CogVideoXSafeConv3d: it comes first, and what it calls is
-    # ComfyUI's instead of torch's.
+    # A subclass has a forward of its own, such as diffusers' CogVideoXSafeConv3d. It comes first among the bases, so
+    # that this forward stays and its super() finds ComfyUI's class where it found torch's.
     key = (cls, operation)
     if key not in _adopted_subclasses:
         _adopted_subclasses[key] = type(cls.__name__, (cls, operation), {})
@@ -62,4 +64,5 @@ def weights_on(
     try:
         yield weight, bias
     finally:
+        # ComfyUI's offload stream may overwrite the buffer of these weights from here on.
         comfy.ops.uncast_bias_weight(module, weight, bias, stream)

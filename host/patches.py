@@ -41,7 +41,7 @@ from comfy.cli_args import LatentPreviewMethod, args
 
 from .protocols import LatentFormat
 
-_MARK = "_cogvideox_wrapped"
+_MARK = "_cogvideox_wrapped"  # an attribute of every wrapper of ours
 Format = TypeVar("Format", bound=LatentFormat)
 
 
@@ -68,6 +68,8 @@ def wrap_stock_lora_nodes(
     header of its file) -> the LoRA, checked, with the header's alpha.
     """
 
+    # A LoRA node calls load_lora_for_models, and that calls model_lora_keys_unet for the key map, then load_lora with
+    # it. Each wrapper therefore knows our models by what it is given: the model, the key map, the MODEL.
     def keys(original: Callable) -> Callable:
         def model_lora_keys_unet(model: Any, key_map: dict[str, Any] | None = None) -> dict[str, Any]:
             names: dict[str, Any] = original(model, {} if key_map is None else key_map)
@@ -90,7 +92,8 @@ def wrap_stock_lora_nodes(
             model: comfy.model_patcher.ModelPatcher, clip: Any, lora: dict[str, Any], *args: Any, **kwargs: Any
         ) -> tuple:
             if isinstance(getattr(model, "model", None), model_class):
-                # Older versions of ComfyUI do not hand the file's header on.
+                # After the LoRA come both strengths and then the file's header, which older versions of ComfyUI do not
+                # hand on.
                 header = kwargs.get("lora_metadata", args[2] if len(args) > 2 else None)
                 lora = prepare(model, lora, header)
             return original(model, clip, lora, *args, **kwargs)
@@ -125,7 +128,8 @@ def wrap_previewer(
                 previewer = original(device, latent_format, *rest, **more)
             finally:
                 args.preview_method = method
-            # Previews are switched off, or another pack has put a previewer of its own here.
+            # Anything else means that previews are switched off or that another pack's wrapper has returned a previewer
+            # of its own, which may be a subclass: hence not isinstance.
             if type(previewer) is not latent_preview.Latent2RGBPreviewer:
                 return previewer
             return make_previewer(device, latent_format, with_decoder)
@@ -146,6 +150,7 @@ def training_switches() -> Iterator[None]:
     was_training = getattr(mm, "in_training", False)  # versions of ComfyUI without it have no such kernels
     every_op = getattr(comfy.ops, "run_every_op", None)
     try:
+        # comfy.ldm.flux.math.apply_rope1, among others, takes torch's operations then in place of a fused kernel.
         mm.in_training = True
         if every_op:
             # Every layer calls it, and it raises once the user has cancelled. A training has to end its step first: a
@@ -161,7 +166,7 @@ def training_switches() -> Iterator[None]:
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """While this lasts only errors are logged, by any code of the process."""
-    before = logging.root.manager.disable
+    before = logging.root.manager.disable  # the level that logging.disable has set; there is no public getter
     logging.disable(logging.WARNING)
     try:
         yield

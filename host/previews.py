@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from comfy_execution.progress import ProgressRegistry
     from comfy_execution.utils import ExecutionContext
 
-# A clip that took longer than CHEAP_S seconds to make is followed by a pause, so that previews take at most MAX_SHARE
-# of the time of a run.
+# After a clip that took longer than CHEAP_S seconds to make there is a pause before the next one, so that previews take
+# at most MAX_SHARE of the time of a run. Cheaper ones, such as the latents' colours, are made at every step.
 MAX_SHARE = 0.03
 CHEAP_S = 0.02
 
@@ -62,11 +62,12 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
     """
 
     def __init__(self, latent_format: LatentFormat, renderers: list[Renderer], make_player: MakePlayer):
+        # Packs that animate previews themselves, such as VideoHelperSuite, read the colours off the previewer.
         super().__init__(latent_format.latent_rgb_factors)
         self._renderers = renderers
         self._make_player = make_player
         self._player: Player | None = None
-        self._due = 0.0
+        self._due = 0.0  # when the next clip may be made, on time.perf_counter's clock
 
     def decode_latent_to_preview_image(
         self, preview_format: str, x0: torch.Tensor
@@ -88,7 +89,8 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
         return "JPEG", self._player.show(*clip), side
 
     def _render_timed(self, x0: torch.Tensor) -> tuple[torch.Tensor, float] | None:
-        # Wait for the device: it may still be computing the step, whose time is not to be taken for the preview's.
+        # Copying a value to the CPU waits for the device, which may still be computing the step: its time must not be
+        # taken for the preview's.
         x0.flatten()[:1].cpu()
         began = time.perf_counter()
         clip = self._render(x0)
@@ -101,7 +103,8 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
         while self._renderers:
             try:
                 return self._renderers[0](x0)
-            # Out of memory, a damaged decoder, latents of another pack: no such error should end a run for a picture.
+            # Whatever fails here, such as memory that runs out or a damaged decoder, must not end the run for a
+            # picture. Cancel is not caught: ComfyUI's InterruptProcessingException is a BaseException.
             except Exception as error:
                 del self._renderers[0]
                 logging.warning(
@@ -118,6 +121,7 @@ def preview_sender(max_side_px: int) -> Callable[[Image.Image], bool]:
     It is called from the player's own thread, in which ComfyUI's usual way cannot be used: the hook of its ProgressBar
     raises the exception of a run that the user has cancelled, which has to reach the sampling thread.
     """
+    # Read here, in the thread of the node: ComfyUI keeps the context in a variable that other threads do not inherit.
     context, server = get_executing_context(), prompt_server()
     if context is None or server is None:  # a script has no client
         return lambda image: False

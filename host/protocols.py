@@ -32,8 +32,8 @@ class LatentFormat(Protocol):
 class ModelSampling(Protocol):
     """The noise levels of a model, sockets.model.CogVideoXSampling. Models of other packs have no `alphas`."""
 
-    sigmas: torch.Tensor  # [1000], ascending
-    alphas: torch.Tensor  # [1000], float64 on the CPU, cumulative products, descending to 0
+    sigmas: torch.Tensor  # [1000], ascending; the last one, 4518.7, stands for infinity
+    alphas: torch.Tensor  # [1000], float64 on the CPU, cumulative products, descending to 0 (zero terminal SNR)
 
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor: ...
 

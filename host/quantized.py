@@ -19,13 +19,14 @@ from comfy.weight_adapter import WeightAdapterBase
 from ..errors import UserError
 from .patches import register_layout
 
-# Without the package comfy-kitchen ComfyUI defines an empty class QuantizedTensor.
+# Without the package comfy-kitchen ComfyUI defines an empty class QuantizedTensor, so that importing the name succeeds.
 _AVAILABLE = hasattr(QuantizedTensor, "from_float")
 _ALGORITHMS = getattr(comfy.quant_ops, "QUANT_ALGOS", {})
 FP8_LAYOUTS = {torch.float8_e4m3fn: "TensorCoreFP8E4M3Layout", torch.float8_e5m2: "TensorCoreFP8E5M2Layout"}
 INT8_LAYOUT, GGUF_LAYOUT = "TensorWiseINT8Layout", "CogVideoXGGUFLayout"
 # layout -> its name in the files that ComfyUI writes
 FORMATS = {algorithm["comfy_tensor_layout"]: name for name, algorithm in _ALGORITHMS.items()}
+# what `quantize` makes, by the names that weight_dtype has for it
 QUANTIZED_MODES = ("fp8_e4m3fn", "int8")
 
 
@@ -82,7 +83,9 @@ def int8_tensor(data: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> 
     Raises UserError where this ComfyUI has no such type.
     """
     _require(INT8_LAYOUT)
-    # The shape that ComfyUI's own quantisation gives the scales: a requantised weight is copied over this one.
+    # [] and [out, 1] are the shapes that ComfyUI's own quantisation gives the scales. A patched weight that ComfyUI
+    # requantises is copied over this one, scales included; whether it gets one scale or one a row follows from the
+    # shape (comfy_kitchen.tensor.int8.TensorWiseINT8Layout.requantize_kwargs).
     scale = scale.detach().float().reshape(() if scale.numel() == 1 else (data.shape[0], 1))
     return _wrap(data, INT8_LAYOUT, scale=scale, orig_dtype=dtype, orig_shape=tuple(data.shape))
 
@@ -120,6 +123,8 @@ def quantize(weight: torch.Tensor, mode: str, dtype: torch.dtype) -> QuantizedTe
         layout = FP8_LAYOUTS[torch.float8_e4m3fn]
         _require(layout)
         quantized = QuantizedTensor.from_float(weight, layout, scale=fp8_scale(weight, torch.float8_e4m3fn))
+    # A scale comes from the largest weight that it covers, so that one NaN or Inf among them shows in it. In the codes
+    # of int8 a NaN would become an ordinary number.
     if not torch.isfinite(quantized._params.scale).all():
         raise UserError(
             f"A weight of shape {list(weight.shape)} contains NaN or Inf. The file is damaged: download it again."
@@ -132,6 +137,7 @@ def requantize(old: QuantizedTensor, weight: torch.Tensor, seed: int | None = No
 
     weight: plain, of the shape of `old`.
     """
+    # A seed of 0 stands for rounding to nearest.
     if old._layout_cls == INT8_LAYOUT:
         new = old.requantize_from_float(weight, scale="recalculate", stochastic_rounding=seed or 0)
     else:
@@ -143,27 +149,30 @@ def requantize(old: QuantizedTensor, weight: torch.Tensor, seed: int | None = No
 def fp8_scale(weight: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
     """The smallest power of two that brings `weight` into the range of `storage`.
 
-    A power of two is exact in every type that the matrix may be multiplied in. ComfyUI unpacks fp8 into bf16 with a
-    scale rounded to bf16; with any other scale every weight of the matrix would be off by up to 0.4 %. The codes lose
-    no precision by it, since fp8 is itself a floating point format.
+    The usual scale, the largest weight over the largest number of `storage`, is a fraction of many bits. comfy-kitchen
+    unpacks fp8 into bf16 with the scale rounded to bf16 (dequantize_per_tensor_fp8): every weight of the matrix would
+    be off by up to 0.4 %. A power of two is exact in every type that the matrix may be multiplied in, and the codes
+    lose no precision by it, since fp8 is itself a floating point format.
     """
     largest = weight.abs().amax().float()
     scale = torch.exp2(torch.ceil(torch.log2(largest / torch.finfo(storage).max)))
-    # The lower bound is the smallest scale whose inverse fp16 can hold.
+    # A matrix of zeros has no scale of its own. The lower bound is the smallest scale whose inverse, by which weights
+    # are multiplied, fp16 can hold: 2^15; the next power of two is beyond its largest number, 65504.
     return torch.where(largest == 0, torch.ones_like(scale), scale.clamp(min=2.0**-15))
 
 
 def with_logical_dtype(tensor: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
     """`tensor` with another logical type, on the same codes.
 
-    QuantizedTensor.to would copy the codes, and so read those that are still mapped from a file into memory.
+    QuantizedTensor.to would copy the codes, and so read into memory those that are still mapped from a file.
     """
     params = dataclasses.replace(tensor._params, orig_dtype=dtype)
     return QuantizedTensor(tensor._qdata, tensor._layout_cls, params)
 
 
 def dequantized(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`tensor` as a plain tensor of `dtype`: unpacked in fp32 and then cast. A plain tensor is only cast."""
+    """`tensor` as a plain tensor of `dtype`. A quantised one is unpacked in fp32 and then cast, so that the product of
+    code and scale is rounded once."""
     if not is_quantized(tensor):
         return tensor.to(dtype)
     return with_logical_dtype(tensor, torch.float32).dequantize().to(dtype)
@@ -174,6 +183,7 @@ def quantized_state_dict(tensor: QuantizedTensor, prefix: str) -> dict[str, torc
 
     prefix: of the layer, with its dot.
     """
+    # ComfyUI's comfy/ops.py writes and reads `comfy_quant` as the bytes of a JSON object.
     note = {"format": FORMATS[tensor._layout_cls]}
     if getattr(tensor._params, "convrot", False):
         note |= {"convrot": True, "convrot_groupsize": tensor._params.convrot_groupsize}
@@ -186,8 +196,8 @@ def with_patches(
 ) -> torch.Tensor:
     """A GGUF tensor on the same blocks that applies `patches` whenever it is unpacked.
 
-    patches: a ModelPatcher's, of the weight `key`. There is no way to pack the patched weight again: this pack holds
-    no quantisation into GGUF's block formats, only their inverse.
+    patches: a ModelPatcher's, of the weight `key`. The patched weight cannot be packed again: this pack only unpacks
+    GGUF's block formats.
     """
     params = dataclasses.replace(tensor._params, key=key, patches=_moved(tuple(patches), device))
     return QuantizedTensor(tensor._qdata, GGUF_LAYOUT, params).to(device=device or tensor.device)
@@ -229,8 +239,9 @@ if _AVAILABLE:
     class GGUFParams:
         """What turns blocks into a matrix.
 
-        orig_dtype, orig_shape: the logical type and shape. key, patches: see with_patches. The names of the first two
-        and the methods are those of comfy_kitchen.tensor.base.BaseLayoutParams, which every layout's parameters have.
+        orig_dtype, orig_shape: the logical type and shape. key, patches: see with_patches. QuantizedTensor uses the
+        first two and the methods by the names that they have in comfy_kitchen.tensor.base.BaseLayoutParams. That class
+        is no base of this one because it demands a `scale`; the scales of GGUF are inside the blocks.
         """
 
         orig_dtype: torch.dtype
@@ -246,6 +257,7 @@ if _AVAILABLE:
             return self
 
         def copy_from(self, source: "GGUFParams", non_blocking: bool = False) -> None:
+            # In place although the class is frozen, as in BaseLayoutParams.
             for field in dataclasses.fields(self):
                 object.__setattr__(self, field.name, getattr(source, field.name))
 
@@ -263,7 +275,7 @@ if _AVAILABLE:
             weight = params.block_format.unpack_rows(qdata).to(params.orig_dtype)
             if not params.patches:
                 return weight
-            # ComfyUI patches a weight that it streams to the device in the same way.
+            # ComfyUI patches a weight that it streams to the device in the same way (comfy.model_patcher.LowVramPatch).
             return comfy.lora.calculate_weight(
                 list(params.patches), weight, params.key, intermediate_dtype=weight.dtype
             )

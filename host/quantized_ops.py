@@ -16,9 +16,9 @@ _FP8_INPUT = FP8_LAYOUTS[torch.float8_e4m3fn]
 class QuantizedLinear(comfy.ops.manual_cast.Linear):
     """A Linear whose weight is a QuantizedTensor, unpacked whenever it is used; a plain weight works as usual.
 
-    ComfyUI's own Linear for quantised weights (comfy.ops.mixed_precision_ops) sets attributes in its __init__ and in
-    loading a state dict. host.ops.adopt_ops gives a class to layers that exist already, so that this one must do
-    without.
+    ComfyUI's own Linear for quantised weights (comfy.ops.mixed_precision_ops) cannot be used: it sets attributes in its
+    __init__ and when it loads a state dict, whereas host.ops.adopt_ops gives a class to layers that exist already. This
+    one reads everything off the weight.
     """
 
     weight: Any  # a Parameter of any kind; None while _apply replaces it
@@ -30,6 +30,7 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
         if self._can_multiply_quantized():
             return self._multiply_quantized(input)
         weight, bias, offload_stream = comfy.ops.cast_bias_weight(self, input, offloadable=True)
+        # cast_bias_weight unpacks it only where it casts to another dtype or applies patches.
         if is_quantized(weight):
             weight = weight.dequantize()
         output = torch.nn.functional.linear(input, weight, bias)
@@ -48,6 +49,8 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
         )
 
     def _multiply_quantized(self, input: torch.Tensor) -> torch.Tensor:
+        # With the weight's own logical dtype cast_bias_weight has nothing to cast and leaves it packed. Under dynamic
+        # VRAM it applies LoRAs here: in the compute dtype, and with want_requant the result is packed again.
         weight, bias, offload_stream = comfy.ops.cast_bias_weight(
             self,
             dtype=self.weight.dtype,
@@ -57,6 +60,7 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
             compute_dtype=input.dtype,
             want_requant=True,
         )
+        # The products in fp8 and int8 take matrices only: [B, N, in] -> [B * N, in].
         rows = input.reshape(-1, input.shape[-1])
         if not is_quantized(weight):
             weight = weight.to(input.dtype)
@@ -67,7 +71,8 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
         return output
 
     def convert_weight(self, weight: torch.Tensor, inplace: bool = False, **_: Any) -> torch.Tensor:
-        """The plain weight, which ComfyUI adds patches to."""
+        """The plain weight, which ComfyUI adds patches to. Its ModelPatcher looks for convert_weight and set_weight in
+        every layer, by these names (comfy.model_patcher.get_key_weight)."""
         return weight.dequantize() if is_quantized(weight) else weight
 
     def set_weight(
@@ -80,9 +85,9 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
     ) -> torch.Tensor | None:
         """Replace the weight by a patched one, quantised as the old one was.
 
-        ComfyUI asks for an update in place where a hook changes the weight in every step: quantising each time would
-        add up errors and cost time, so that the weight stays plain. A GGUF weight stays plain as well, since there is
-        no quantisation into its blocks.
+        ComfyUI asks for an update in place where hooks exchange the weight during a run. Quantising it each time would
+        take time and add up errors, so that the weight stays plain until the hook is gone. A GGUF weight stays plain as
+        well, since there is no quantisation into its blocks.
         """
         old = self.weight
         if is_quantized(old) and not is_gguf(old) and not inplace_update:
@@ -98,14 +103,16 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
         return None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> torch.nn.Module:
-        """Move or cast. torch would assign to the `data` of the old wrapper, which leaves its codes and scales as
-        they were."""
+        """Move or cast. torch would assign the result to `data` of the old tensor, whose codes and scales would stay
+        where and what they were."""
         weight = self.weight
         if not is_quantized(weight):
             return super()._apply(fn, recurse)
         applied = fn(weight)
+        # Without a weight torch's method only takes the bias along.
         self.weight = None
         super()._apply(fn, recurse)
+        # A Parameter of a tensor that was made in inference mode could not be used where gradients are computed.
         if applied.is_inference() and not torch.is_inference_mode_enabled():
             applied = applied.clone()
         self.weight = weight if applied is weight else torch.nn.Parameter(applied, requires_grad=False)
@@ -115,8 +122,8 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
         """As ComfyUI's loaders read quantised weights: codes, scales and format. GGUF blocks are left as they are."""
         if not is_quantized(self.weight):
             return super()._save_to_state_dict(destination, prefix, keep_vars)
-        # keep_vars=True leaves out detach(): it fails within inference_mode on a quantised weight that was loaded
-        # outside of it, and there is no gradient to detach from.
+        # keep_vars=True leaves out detach(), which fails within inference mode on a quantised weight that was loaded
+        # outside of it. There is no gradient to detach from.
         super()._save_to_state_dict(destination, prefix, keep_vars=True)
         if self.weight._layout_cls in FORMATS:
             destination.update(quantized_state_dict(self.weight, prefix))
@@ -124,7 +131,7 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
 
     @property
     def weight_scale(self) -> torch.Tensor:
-        """For ComfyUI's merges and hooks, which look up every name of a state dict in the module."""
+        """ComfyUI's merges and hooks look up every name of the model's state dict as an attribute of the module."""
         return self._in_state_dict("weight_scale")
 
     @property
@@ -148,7 +155,8 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Assigns a QuantizedTensor; torch would copy it, unpacked, into the old weight."""
+        """Assigns a QuantizedTensor; torch would copy it, unpacked, into the old weight and so use the memory that
+        quantisation saves."""
         key = f"{prefix}weight"
         weight, old = state_dict.get(key), self.weight
         rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
@@ -158,6 +166,7 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
             error_msgs.append(f"{key} has shape {list(weight.shape)}, the model {list(old.shape)}")
             return None
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        # torch's method loads the bias, and reports the weight, which it is not given, as missing.
         others = {name: value for name, value in state_dict.items() if name.startswith(prefix) and name != key}
         super()._load_from_state_dict(others, prefix, *rest)
         if key in missing_keys:

@@ -17,7 +17,11 @@ _DynamicBase: Any = _Dynamic or comfy.model_patcher.ModelPatcher
 
 
 def adopt_patcher(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Give ComfyUI's patcher the class for quantised weights, in place. Subclasses of other packs stay as they are."""
+    """Give ComfyUI's patcher the class for quantised weights, in place. Subclasses of other packs stay as they are.
+
+    The class is exchanged afterwards because ComfyUI chooses it when a patcher is made: on the CPU its dynamic class
+    gives a plain ModelPatcher, and comfy.sd.CLIP makes its patcher itself.
+    """
     adopted = {comfy.model_patcher.ModelPatcher: QuantizedPatcher, _Dynamic: DynamicQuantizedPatcher}
     patcher.__class__ = adopted.get(type(patcher), type(patcher))
 
@@ -25,12 +29,13 @@ def adopt_patcher(patcher: comfy.model_patcher.ModelPatcher) -> None:
 class _SavesQuantized(comfy.model_patcher.ModelPatcher):
     """Quantised weights in a state dict for saving.
 
-    ComfyUI's own code makes a Parameter that requires gradients of every weight: torch refuses that for the integers of
-    int8, and the file would get GGUF blocks that no loader knows.
+    ComfyUI's own code makes a Parameter that requires gradients of every weight that it writes. torch refuses that for
+    the integers of int8. GGUF blocks have no format in a safetensors file at all.
     """
 
     def model_state_dict_for_saving(self, model: Any = None, prefix: str = "") -> dict[str, torch.Tensor]:
         """As ComfyUI's: with patches applied, each weight computed when it is written. GGUF is saved unpacked."""
+        # ComfyUI's method sees the other weights only; the quantised ones are added in a form of our own.
         model = self.model if model is None else model
         saved = super().model_state_dict_for_saving(_WithoutQuantized(model), prefix)
         return saved | _deferred_tensors(self, model, prefix)
@@ -65,13 +70,18 @@ class QuantizedPatcher(_SavesQuantized):
         patched = with_patches(weight, key, self.patches[key], device_to)
         if return_weight:
             return patched
+        # From this entry ComfyUI's unpatch_model puts the unpatched weight back. The second field is False because the
+        # weight is replaced below and not changed in place.
         if key not in self.backup:
             self.backup[key] = _Backup(weight.to(device=self.offload_device), False)
         comfy.utils.set_attr_param(self.model, key, patched)
         return None
 
     def patch_cached_hook_weights(self, cached_weights: dict[str, Any], key: str, memory_counter: Any) -> None:
-        """ComfyUI copies into the old weight, which a quantised one does not allow: it is replaced instead."""
+        """Put weights in place that ComfyUI has kept for a hook, such as a LoRA in some steps only.
+
+        ComfyUI copies them into the old weight. A quantised one takes no copy of a plain one and is replaced instead.
+        """
         weight = comfy.utils.get_attr(self.model, key)
         if not is_quantized(weight):
             return super().patch_cached_hook_weights(cached_weights, key, memory_counter)
@@ -111,7 +121,7 @@ def _quantized_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Mo
 
 
 class _WithoutQuantized:
-    """A model whose state dict lacks its quantised weights, their scales and formats."""
+    """A model whose state dict lacks its quantised weights, their scales and formats; all else is the model's."""
 
     def __init__(self, model: torch.nn.Module):
         self._model = model
@@ -137,6 +147,7 @@ class _DeferredWeight:
         """The tensor called `name` in the file, on the CPU; each can be taken once."""
         if self.tensors is None:
             weight: Any = self.layer.weight
+            # ComfyUI sets this where it has applied the patches to the weight itself, which must not happen twice.
             if not getattr(self.layer, "comfy_patched_weights", False):
                 weight = self.patcher.patch_weight_to_device(self.key, self.patcher.load_device, return_weight=True)
             if is_gguf(weight):
@@ -163,8 +174,12 @@ def _deferred_tensors(
 
 
 class _DeferredTensor(torch.nn.Parameter):
-    """A tensor of a _DeferredWeight. safetensors moves every tensor that is not on the CPU there before it writes it;
-    this one says that it is on another device, and is computed when it is moved."""
+    """A tensor of a _DeferredWeight, computed only when it is written: with all of them computed beforehand the model
+    would be in memory twice. safetensors moves every tensor to the CPU that is not there before it writes it; this one
+    says that it is on another device, and is computed when it is moved.
+
+    Source of the method: ComfyUI comfy/model_patcher.py, LazyCastingParam.
+    """
 
     def __new__(cls, deferred: _DeferredWeight, name: str, form: torch.Tensor) -> "_DeferredTensor":
         """form: of the shape and type that the tensor will have."""

@@ -18,13 +18,16 @@ def use_comfyui(cpu: bool = True, comfyui: Path | None = None) -> None:
     Raises UserError where there is no ComfyUI.
     """
     comfyui = comfyui or comfyui_from_environment()
-    # It has to come first: ComfyUI's modules have common names, such as `nodes` and `server`.
+    # It has to come first: ComfyUI's modules have common names, such as `nodes` and `server`, and a folder of that name
+    # in the current directory would be found instead.
     if str(comfyui) not in sys.path[:1]:
         sys.path.insert(0, str(comfyui))
+    # comfy.cli_args parses sys.argv when it is imported, and exits at an argument that it does not know, such as one of
+    # this program's: it gets to see a command line of its own.
     arguments, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if cpu else [])]
     try:
         importlib.import_module("comfy.options").enable_args_parsing()
-        importlib.import_module("comfy.cli_args")  # parses sys.argv when it is imported
+        importlib.import_module("comfy.cli_args")
     finally:
         sys.argv = arguments
 

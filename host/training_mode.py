@@ -19,22 +19,26 @@ _ALL_MEMORY_BYTES = 10**20  # more than any device has
 
 @contextmanager
 def training_mode() -> Iterator[None]:
-    """Gradients inside a node (ComfyUI runs nodes without), and ComfyUI's kernels without gradients switched off.
+    """Gradients inside a node, which ComfyUI runs in inference mode, and ComfyUI's kernels without gradients switched
+    off.
 
-    A cancelled run goes on until is_interrupted is asked.
+    Cancel raises nothing meanwhile: a training asks is_interrupted between its steps.
     """
     try:
         with torch.inference_mode(False), torch.enable_grad(), training_switches():
             yield
     finally:
-        gc.collect()  # a trained model is part of a reference cycle
+        # A trained model is part of a reference cycle. Only once that is collected does cleanup_models take the model
+        # off ComfyUI's list of loaded ones.
+        gc.collect()
         mm.cleanup_models()
 
 
 def fresh_copy(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
     """The MODEL loaded again, with weights that may be changed, and the LoRAs that `model` carries.
 
-    Call it inside training_mode: what is loaded elsewhere takes no gradients.
+    Call it inside training_mode: tensors that are made in inference mode take no gradients. ModelPatcher.clone would
+    not do, because a clone shares the weights of the MODEL, which other nodes go on using.
 
     Raises UserError where `model` cannot be loaded again.
     """
@@ -49,19 +53,22 @@ def fresh_copy(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.M
             "The model carries a LoRA in bypass mode or another injected layer; its copy for training would lose it.",
             advice="apply the LoRA to weights",
         )
+    # Without dynamic VRAM, whose patcher loads weights on demand: a training changes the parameters themselves.
     copy = load(*arguments, disable_dynamic=True)
     copy.patches = {key: list(patches) for key, patches in model.patches.items()}
-    copy.patches_uuid = model.patches_uuid
+    copy.patches_uuid = model.patches_uuid  # as ModelPatcher.clone does: the same patches under the same id
     return copy
 
 
 def load_fully(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Bring all of `patcher` onto its device; every other model is unloaded, for training needs all memory there is."""
+    """Bring all of `patcher` onto its device. Every other model is unloaded, because a training needs all the memory
+    that there is."""
     mm.load_models_gpu([patcher], memory_required=_ALL_MEMORY_BYTES, force_full_load=True)
 
 
 def differentiable_options(transformer_options: dict) -> dict:
-    """`transformer_options` with torch's attention: not every one that ComfyUI may be started with has gradients."""
+    """`transformer_options` with torch's attention. ComfyUI may have been started with one that has no gradients, such
+    as SageAttention."""
 
     def override(_: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         return attention_pytorch(*args, **kwargs)
@@ -85,4 +92,5 @@ def explained_out_of_memory(advice: str) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        # torch's message goes on for lines with statistics of its allocator.
         raise UserError(f"The device has no memory left for training ({str(error)[:120]}). {advice}") from error

@@ -1,4 +1,4 @@
-"""Longer videos out of clips: what a new clip takes over from the one before, and how the two become one."""
+"""Longer videos from clips: what a new clip takes over from the one before, and how the two are joined."""
 
 import torch
 
@@ -9,6 +9,7 @@ from .pictures import check_pictures
 
 def check_overlap(overlap: int, frames: int) -> None:
     """Raises UserError unless a clip of `frames` can begin with `overlap` frames of another."""
+    # Latents hold one frame and then four each: only 4 k + 1 frames are the start of a clip in whole latents.
     if overlap < 1 or (overlap - 1) % TEMPORAL:
         below = max(1, (overlap - 1) // TEMPORAL * TEMPORAL + 1)
         nearest = f"{below} or {below + TEMPORAL}" if overlap > 1 else "1"
@@ -47,8 +48,8 @@ def continuation_latent(known: torch.Tensor, frames: int) -> dict[str, torch.Ten
 def join_videos(before: torch.Tensor, after: torch.Tensor, overlap: int, blend: bool = False) -> torch.Tensor:
     """One video of two, [A, H, W, C] and [B, H, W, C] -> [A + B - overlap, H, W, C].
 
-    overlap: so many first frames of `after` show what the last ones of `before` do. They are left out; with `blend`
-    they fade in over the others instead.
+    overlap: how many frames at the beginning of `after` show what the last ones of `before` show. They are left out;
+    with `blend` the last ones of `before` fade over into them instead.
     Raises UserError where the sizes differ or a video is shorter than the overlap.
     """
     for images in (before, after):
@@ -63,7 +64,7 @@ def join_videos(before: torch.Tensor, after: torch.Tensor, overlap: int, blend: 
         )
     after = after.to(before)
     if blend and overlap:
-        # neither end of the fade repeats a frame of one video alone
+        # Without 0 and 1: at these ends the fade would show a frame of one video alone. [overlap, 1, 1, 1]
         weight = torch.linspace(0, 1, overlap + 2, device=before.device)[1:-1].to(before.dtype).view(-1, 1, 1, 1)
         faded = torch.lerp(before[-overlap:], after[:overlap], weight)
         before = torch.cat([before[:-overlap], faded])

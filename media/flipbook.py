@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-MIN_SECONDS = 0.1  # that a picture is shown for
+MIN_SECONDS = 0.1  # for which a picture is shown: each one is sent to the browser
 
 
 class Flipbook:
@@ -27,6 +27,7 @@ class Flipbook:
         self._seconds = 1.0
         self._position = 0
         self._thread: threading.Thread | None = None
+        # Set when this object is gone. The thread waits for it, and so ends at once and not after its next picture.
         self._dropped = threading.Event()
         weakref.finalize(self, self._dropped.set)
 
@@ -42,6 +43,7 @@ class Flipbook:
 
     def turn(self) -> float | None:
         """Send the next picture; returns for how many seconds it is shown, None where nobody looks."""
+        # `show` may replace the frames in the meantime: current takes the position modulo their number.
         self._position += 1
         return self._seconds if self._send(self.current()) else None
 
@@ -53,7 +55,7 @@ class Flipbook:
 
 def _play(reference: "weakref.ref[Flipbook]", dropped: threading.Event, seconds: float) -> None:
     turned = time.perf_counter()
-    # It waits less by what the last turn has cost, so that the clip keeps its speed.
+    # The time that the last turn has taken is waited less, so that the clip keeps its speed.
     while not dropped.wait(max(0.0, turned + seconds - time.perf_counter())):
         turned = time.perf_counter()
         flipbook = reference()
@@ -61,4 +63,4 @@ def _play(reference: "weakref.ref[Flipbook]", dropped: threading.Event, seconds:
         if shown_for is None:
             return
         seconds = shown_for
-        del flipbook  # or this thread would keep it alive
+        del flipbook  # while it waits, this thread must not be what keeps the flipbook alive

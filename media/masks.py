@@ -8,8 +8,7 @@ from ..vae.geometry import SPATIAL, TEMPORAL, video_frames
 
 
 def latent_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, latent_width: int) -> torch.Tensor:
-    """`mask` for a latent: [1, 1, latent_frames, latent_height, latent_width], 1 where the video is
-    regenerated.
+    """`mask` for a latent: [1, 1, latent_frames, latent_height, latent_width], 1 where the video is regenerated.
 
     mask: [F, H, W], [H, W] or with further sides of 1, 0 .. 1. F is 1 (held over the clip), the latent's frames, or the
     video's 4 n - 3: a latent is regenerated where any of its frames is. H x W is the latent's size or the video's,
@@ -31,7 +30,8 @@ def latent_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, late
     if frames.shape[0] == 1:
         frames = frames.expand(latent_frames, -1, -1)
     elif frames.shape[0] != latent_frames:
-        # The first frame has a latent of its own. [4 n - 3, h, w] -> [n - 1, 4, h, w]
+        # The causal VAE gives the first frame a latent of its own and every four frames after it one. Their maximum,
+        # because a latent cannot be regenerated for one of its frames alone. [4 n - 3, h, w] -> [n - 1, 4, h, w]
         groups = frames[1:].unflatten(0, (-1, TEMPORAL))
         frames = torch.cat([frames[:1], groups.amax(dim=1)])
     return frames[None, None]
@@ -52,6 +52,8 @@ def fun_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, latent_
             f"The mask has {frames.shape[0]} frames and the video {count}. Give the mask {_any_of({1, count})} frames."
         )
     known = 1 - (hold_last(frames, count) >= 0.5).float()[None, None]  # [F, H, W] -> [1, 1, F, H, W]
+    # The first frame is resized by itself, because its latent is its own; interpolated along with the others it would
+    # take part of the second frame.
     size = (latent_height, latent_width)
     resized = [F.interpolate(known[:, :, :1], size=(1, *size), mode="trilinear", align_corners=False)]
     if latent_frames > 1:

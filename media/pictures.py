@@ -7,7 +7,9 @@ from ..errors import UserError
 from ..vae.geometry import SIZE_STEP
 
 FITS = ("crop", "letterbox")
-LOG_SIGMA_MEAN, LOG_SIGMA_STD = -3.0, 0.5  # of the noise on the first frame that image to video was trained with
+# Of the normal distribution that the logarithm of sigma has, where sigma is the standard deviation of the noise that
+# image to video models were trained with on their first frame. Source: CogVideo sat/diffusion_video.py.
+LOG_SIGMA_MEAN, LOG_SIGMA_STD = -3.0, 0.5
 
 
 def fit_pictures(images: torch.Tensor, width: int, height: int, fit: str = "crop") -> torch.Tensor:
@@ -33,14 +35,15 @@ def fit_pictures(images: torch.Tensor, width: int, height: int, fit: str = "crop
         inner_height = min(height, max(1, round(rows * scale)))
     left, top = (width - inner_width) // 2, (height - inner_height) // 2
     fitted = torch.zeros([count, height, width, 3], dtype=torch.float32, device=images.device)
-    for picture, out in zip(images, fitted):  # one by one, or a long video would be in memory twice at its full size
+    # One by one: resized as a whole, a long video would be in memory a second time, as fp32 at its full size.
+    for picture, out in zip(images, fitted):
         out[top : top + inner_height, left : left + inner_width] = _resize(picture, inner_width, inner_height)
     return fitted
 
 
 def fit_clip(images: torch.Tensor, width: int, height: int, fit: str = "crop") -> torch.Tensor:
-    """`images` as fit_pictures gives them, where a width or height of 0 means: as they are, less what is beyond a
-    multiple of 16. With both 0 nothing is resized.
+    """`images` as fit_pictures gives them. A width or height of 0 takes the pictures' own, cut to a multiple of 16 on
+    both sides alike; with both 0 nothing is resized.
 
     Raises UserError where there is no picture, or one below 16 pixels has no size to be enlarged to.
     """
@@ -60,7 +63,8 @@ def fit_clip(images: torch.Tensor, width: int, height: int, fit: str = "crop") -
 def check_pictures(images: torch.Tensor) -> None:
     """Raises UserError unless `images` is [F, H, W, C] with at least one pixel and 1, 3 or 4 channels."""
     expected = "expected are pictures [frames, height, width, channels] with 1, 3 or 4 channels"
-    if images.ndim == 4 and 0 in images.shape:  # [0, 0, 0, 3], or [0, 3, 0, 0], from stock nodes for a damaged video
+    # Stock nodes give [0, 0, 0, 3] or [0, 3, 0, 0] for a damaged video, so that the channels are no help here.
+    if images.ndim == 4 and 0 in images.shape:
         raise UserError(
             f"There is no picture in the images: their shape is {list(images.shape)}; {expected} and at least one "
             "frame. Check the video or the range of frames that they come from."
@@ -86,6 +90,7 @@ def augment_pictures(
     if sigma == 0:
         return images
     noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images)
+    # Compared in -1 .. 1 as in the reference: there the smallest values above 0 are rounded to -1 as well.
     if skip_black:
         noise = noise.masked_fill(2 * images - 1 == -1, 0.0)
     return images + noise * (sigma / 2)  # -1 .. 1 is twice as wide as 0 .. 1
@@ -106,12 +111,14 @@ def _centre(images: torch.Tensor, width: int, height: int) -> torch.Tensor:
 
 
 def _resize(picture: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """[H, W, C] -> [height, width, 3], bicubic; antialiased, or every eighth line of a large photo would be taken."""
+    """[H, W, C] -> [height, width, 3], bicubic and antialiased: without that, most lines of a large photo would not be
+    looked at."""
     pixels = _rgb(picture)
     if pixels.shape[:2] == (height, width):
         return pixels
     pixels = pixels.permute(2, 0, 1)[None]  # [H, W, C] -> [1, C, H, W]
     resized = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
+    # Bicubic interpolation overshoots at edges.
     return resized[0].permute(1, 2, 0).clamp(0, 1)
 
 

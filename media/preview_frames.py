@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from ..vae.geometry import video_frames
 from ..vae.tiny_decoder import TinyDecoder
 
-MAX_FRAMES = 24
+MAX_FRAMES = 24  # of a preview, which ComfyUI sends picture by picture
 
 
 def rgb_frames(x0: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -16,6 +16,7 @@ def rgb_frames(x0: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """
     latents = x0[0, :, shown_frames(x0.shape[2])].float()  # [16, t, h, w]
     colours = torch.einsum("ctyx,cr->tyxr", latents, factors.to(latents))
+    # The colours are in -1 .. 1, as those that ComfyUI's Latent2RGBPreviewer computes.
     return _to_bytes((colours + 1) / 2)
 
 
@@ -31,6 +32,7 @@ def tiny_frames(decoder: TinyDecoder, latents: torch.Tensor, max_side_px: int) -
             [
                 # [3, H, W] -> [1, H, W, 3]
                 _to_bytes(_shrink(frame, max_side_px).movedim(0, -1)[None])
+                # Frames that are not shown are decoded too: each one needs what the decoder keeps of the one before.
                 for index, frame in enumerate(decoder.stream(latents[:1]))
                 if index in shown
             ]
@@ -45,7 +47,8 @@ def shown_frames(count: int) -> list[int]:
 
 
 def seconds_per_frame(latent_count: int, frames: int, fps: float) -> float:
-    """How long each of `frames` pictures is shown so that a clip of `latent_count` latents plays at its own speed."""
+    """How many seconds each of `frames` pictures is shown, so that a preview lasts as long as the video of
+    `latent_count` latents, though it has fewer frames."""
     return video_frames(latent_count) / fps / max(frames, 1)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # PyAV is imported where it is needed: it takes part of a sec
     from av.video.stream import VideoStream
 
 MIN_FPS, MAX_FPS, MAX_CRF = 0.01, 1000.0, 63
-_MIN_FREE_BYTES = 50_000_000
+_MIN_FREE_BYTES = 50_000_000  # a disk with less is close to full, however small the video
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # FFmpeg's channel layouts, by number of channels
 _ANY_RATE = 48000  # samples a second that every audio encoder here takes
 _BT709, _LIMITED = 1, 1  # ITU-T H.273, tables 2 to 4; FFmpeg's pixfmt.h, AVCOL_RANGE_MPEG
@@ -48,18 +48,23 @@ class VideoFormat:
 
 
 FORMATS = {
+    # Without use_metadata_tags FFmpeg drops the tags that MP4 does not know, and with them the workflow. faststart puts
+    # the index in front, so that a browser can play before it has all of the file. Source: ComfyUI
+    # comfy_api/latest/_input_impl/video_types.py.
     "mp4 (h264)": VideoFormat(
         "mp4", "libx264", "aac", "yuv420p", 51, container_options={"movflags": "use_metadata_tags+faststart"}
     ),
-    # by default libvpx encodes with one thread
+    # row-mt: by default libvpx encodes with one thread.
     "webm (vp9)": VideoFormat("webm", "libvpx-vp9", "libopus", "yuv420p", 63, {"row-mt": "1", "cpu-used": "2"}),
+    # Pixel format and preset as ComfyUI's SaveWEBM has them (comfy_extras/nodes_video.py).
     "webm (av1)": VideoFormat("webm", "libsvtav1", "libopus", "yuv420p10le", 63, {"preset": "6"}),
 }
 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """How a video is written. crf: the encoder's constant rate factor, 0 the best."""
+    """How a video is written. rate: frames a second. crf: the encoder's constant rate factor, 0 the best. metadata: the
+    file's tags."""
 
     format: VideoFormat
     rate: Fraction
@@ -76,7 +81,7 @@ class Sound:
 
 
 def video_settings(name: str, fps: float, crf: int, metadata: Mapping[str, str] | None = None) -> VideoSettings:
-    """The settings by their values on a node.
+    """The settings for what is chosen on a node: name is a key of FORMATS.
 
     Raises UserError for an unknown format, one that PyAV cannot write here, or a rate or crf out of range.
     """
@@ -110,7 +115,8 @@ def can_encode(encoder: str) -> bool:
 
     try:
         return bool(Codec(encoder, "w"))
-    except ValueError:  # UnknownCodecError, which older versions keep elsewhere
+    # PyAV's UnknownCodecError is a ValueError; versions of PyAV define it in different modules.
+    except ValueError:
         return False
 
 
@@ -119,7 +125,8 @@ def frame_rate(fps: float) -> Fraction:
 
     Raises UserError for a rate that no video has.
     """
-    if not MIN_FPS <= fps <= MAX_FPS:  # NaN neither
+    # Written with `not` so that NaN, which is neither smaller nor larger, is refused as well.
+    if not MIN_FPS <= fps <= MAX_FPS:
         raise UserError(
             f"fps is {fps}: use {MIN_FPS:g} to {MAX_FPS:g}; CogVideoX makes 8 frames a second, CogVideoX 1.5 16."
         )
@@ -127,7 +134,8 @@ def frame_rate(fps: float) -> Fraction:
 
 
 def check_crf(crf: int, format_name: str) -> None:
-    """Raises UserError for a quality that the encoder of this format does not know."""
+    """Raises UserError for a quality that the encoder of this format does not know. x264 would take 52 for 51 without
+    saying so."""
     most = find_format(format_name).max_crf
     if not 0 <= crf <= most:
         raise UserError(f"crf is {crf}: for {format_name} use 0 (best) to {most}.")
@@ -141,6 +149,7 @@ def workflow_metadata(prompt: dict | None, extra_pnginfo: dict | None) -> dict[s
     if args.disable_metadata:
         return {}
     values = dict(extra_pnginfo or {}) | ({} if prompt is None else {"prompt": prompt})
+    # Tags are text; ComfyUI's frontend parses each as JSON.
     return {name: json.dumps(value) for name, value in values.items()}
 
 
@@ -166,6 +175,7 @@ def new_video_path(prefix: str, suffix: str, width: int = 0, height: int = 0) ->
 
     Raises UserError, which also says where a folder cannot be made.
     """
+    # new_output_path has no size for ComfyUI's function, which would put 0 for these two.
     if isinstance(prefix, str):
         prefix = prefix.replace("%width%", str(width)).replace("%height%", str(height))
     try:
@@ -184,6 +194,7 @@ def new_video_path(prefix: str, suffix: str, width: int = 0, height: int = 0) ->
 
 def require_room(folder: Path, width: int, height: int, frames: int) -> None:
     """Raises UserError where the disk of `folder` would hardly hold a video of this size."""
+    # A twentieth of the frames as plain 8-bit RGB: only a guess, since the encoded size depends on the pictures.
     free, needed = shutil.disk_usage(folder).free, max(_MIN_FREE_BYTES, width * height * 3 * frames // 20)
     if free < needed:
         raise UserError(
@@ -209,6 +220,7 @@ def write_video(
     Raises UserError where the file cannot be written, as far as can be known before the first chunk is asked for.
     """
     with complete_file(new_path()) as file:
+        # Found out here whether the folder takes a file at all: the system's error says more than FFmpeg's.
         with _explained(file.path):
             file.part.open("xb").close()
         encoder = _Encoder(file.part, file.path, size, settings, sound)
@@ -218,17 +230,20 @@ def write_video(
                     throw_if_interrupted()
                     encoder.add(frame)
                     on_frame()
-                frame = chunk = None  # frees their memory for the next chunk
+                # Frees their memory before `chunks` makes the next ones.
+                frame = chunk = None
             encoder.finish()
         finally:
             encoder.close()
+        # Writing takes minutes, in which another program may have taken the name.
         if file.path.exists():
             file.path = new_path()
     return file.path
 
 
 class _Encoder:
-    """A video file that is being written; the header is there when it exists."""
+    """A video file that is being written. __init__ writes the header, so that an encoder that refuses its settings does
+    so before the first frame is there."""
 
     def __init__(self, part: Path, path: Path, size: tuple[int, int], settings: VideoSettings, sound: Sound | None):
         import av
@@ -244,6 +259,7 @@ class _Encoder:
                 self.video = self._add_video(size, settings)
                 self.audio = None if sound is None else self._add_audio(kind.audio_encoder, sound)
                 self.container.start_encoding()
+        # Cancel too is one: ComfyUI's InterruptProcessingException. An open file could not be deleted on Windows.
         except BaseException:
             self.close()
             raise
@@ -252,9 +268,10 @@ class _Encoder:
         stream = cast("VideoStream", self.container.add_stream(settings.format.encoder, rate=settings.rate))
         stream.width, stream.height = size
         stream.pix_fmt = settings.format.pixel_format
-        stream.bit_rate = 0  # any other value limits VP9's quality, whatever its crf
+        stream.bit_rate = 0  # any other value is an upper limit for VP9, whatever its crf
         stream.options = {"crf": str(settings.crf), **settings.format.options}
-        colours = stream.codec_context  # without them a player guesses by the size of the picture
+        # Without these entries a player guesses the colour matrix by the size of the picture: BT.601 for a small one.
+        colours = stream.codec_context
         colours.colorspace = colours.color_primaries = colours.color_trc = _BT709
         colours.color_range = _LIMITED
         return stream
@@ -262,6 +279,7 @@ class _Encoder:
     def _add_audio(self, encoder: str, sound: Sound) -> "AudioStream":
         from av.codec import Codec
 
+        # None where the encoder takes any rate. PyAV resamples to the stream's rate.
         rates = Codec(encoder, "w").audio_rates
         rate = sound.rate if not rates or sound.rate in rates else _ANY_RATE
         stream = self.container.add_stream(encoder, rate=rate, layout=_LAYOUTS[len(sound.waveform)])
@@ -271,6 +289,8 @@ class _Encoder:
         """Write one frame [H, W, 3] in 0 .. 1, and the sound up to its end."""
         import av
 
+        # Rounded, since the cast alone would cut off and darken by half a step. Then full range RGB -> limited range
+        # YUV in BT.709, as the stream's entries say; by default FFmpeg converts with BT.601's matrix.
         pixels = frame.float().mul(255).round().clamp(0, 255).to("cpu", torch.uint8).contiguous()
         picture = av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24").reformat(
             format=self.video.pix_fmt, dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
@@ -279,6 +299,7 @@ class _Encoder:
             self.container.mux(self.video.encode(picture))
             self.frames += 1
             if self.audio is not None and self.sound is not None:
+                # Fractions, so that no rounding adds up over the frames.
                 until = math.ceil(self.frames / self.rate * self.sound.rate)
                 self._add_sound(self.audio, self.sound, until)
 
@@ -286,6 +307,7 @@ class _Encoder:
         """Write the samples from the last one written up to `until`."""
         import av
 
+        # [C, n]; fltp is 32-bit float, a plane for each channel. Empty once the sound has ended.
         part = sound.waveform[:, self.samples : until]
         if part.shape[1]:
             frame = av.AudioFrame.from_ndarray(part.contiguous().numpy(), format="fltp", layout=_LAYOUTS[len(part)])
@@ -294,10 +316,12 @@ class _Encoder:
             self.container.mux(stream.encode(frame))
 
     def finish(self) -> None:
-        """Write what the encoders still hold, and the index; all is on the disk then, or it was full."""
+        """Write what the encoders still hold, and the index. All is on the disk then; a full disk is found out here,
+        where the error can be explained."""
         with _explained(self.path):
             for stream in (self.video, self.audio):
                 if stream is not None:
+                    # None asks for the packets that the encoder has held back.
                     self.container.mux(stream.encode(None))
             self.container.close()
             with self.part.open("rb+") as file:
@@ -307,7 +331,8 @@ class _Encoder:
         """Close the file, complete or not; after `finish` this does nothing."""
         from av.error import FFmpegError
 
-        with contextlib.suppress(OSError, FFmpegError):  # the error that matters is being raised already
+        # Where writing has failed, closing may fail as well; the first error is the one that matters.
+        with contextlib.suppress(OSError, FFmpegError):
             self.container.close()
 
 

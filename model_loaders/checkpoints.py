@@ -32,12 +32,14 @@ class FileFormat(NamedTuple):
     open: Callable[[Path], dict[str, torch.Tensor]]
 
 
+# In this order: the test for safetensors (a length and a brace) is weaker than that for GGUF's four magic bytes.
 _FORMATS = (
     FileFormat(looks_like_gguf, read_gguf_header, open_gguf),
     FileFormat(looks_like_safetensors, read_safetensors_header, open_safetensors),
     FileFormat(looks_like_torch, read_torch_header, open_torch),
 )
-# first bytes of files that a failed download saves under the name of weights -> what the file is
+# First bytes of files that a failed download saves under the name of weights -> what the file is. A clone without
+# Git LFS leaves pointers, and a hub that asks for a login or a licence answers with a page.
 _FAILED_DOWNLOADS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it points to",
     b"<": "is a web page, not weights",
@@ -111,6 +113,7 @@ def open_component(path: Path, component: str) -> Weights:
     """
     found = find_weights(path, component)
     source = str(path)
+    # All shards are collected before any tensor is assembled: a scale may be in another shard than its codes.
     tensors: dict[str, torch.Tensor] = {}
     for file in found.files:
         tensors.update(_find_format(file).open(file))
@@ -118,11 +121,12 @@ def open_component(path: Path, component: str) -> Weights:
     state_dict = {
         name: split_fused_rows(assemble(found.specs[at.name], tensors, source), at.parts, at.indices)
         for name, at in found.layout.locations.items()
-        if name in found.entries
+        if name in found.entries  # without the position table that find_weights has left out
     }
     folder = found.files[0].parent
     configs = json_metadata(found.metadata, "config")
-    # A single file may be in a folder with files of other models; a config.json there need not be its own.
+    # A single file may be in a folder with files of other models, where a config.json need not be its own. Files that
+    # this pack saves carry their configs in the header (save_model.py).
     config = _optional_json(folder / "config.json") if path.is_dir() else configs.get(component)
     siblings = _sibling_configs(folder) or {name: c for name, c in configs.items() if isinstance(c, dict)}
     return Weights(folder if path.is_dir() else path, state_dict, config, siblings)
@@ -144,18 +148,21 @@ def find_weights(path: Path, component: str) -> FoundComponent:
         entries |= header.entries
         metadata |= header.metadata
     source = str(files[0].parent if path.is_dir() else path)
+    # Three stages: the names in the files -> logical tensors (codes and scales together) -> diffusers' names.
     specs = collect_specs(Header(entries, metadata), source)
     layout = find_component(specs, component)
     require_component(specs if layout is None else layout.locations, component, source)
     assert layout is not None, "every dialect's signature key is among the keys that require_component requires"
     found = {name: _entry_at(specs[at.name].entry, at) for name, at in layout.locations.items()}
     if component == "transformer" and has_computed_positions(found):
+        # 2b's table is computed for the video's size at every run. Left in, it would count as a learned table, which 2b
+        # does not have: no family would fit.
         del found["patch_embed.pos_embedding"]
     return FoundComponent(tuple(files), layout, specs, found, metadata)
 
 
 def _entry_at(entry: Entry, location: TensorLocation) -> Entry:
-    """The entry of those rows of a file's tensor that are at `location`."""
+    """The entry of those rows of a file's tensor that are at `location`: SAT fuses several of diffusers' weights."""
     if location.parts == 1:
         return entry
     rows = entry.shape[0] // location.parts * len(location.indices)
@@ -173,7 +180,8 @@ def check_component(path: Path, component: str) -> list[Path]:
 def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, torch.Tensor], source: str) -> None:
     """Raises UserError where `found` lacks a tensor of `expected`, has another one, or one of another shape.
 
-    An incomplete model would load and paint noise. expected: name -> shape. source: path for messages.
+    ComfyUI's loaders only log such names, and the model would make noise. expected: name -> shape. source: path for
+    messages.
     """
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     misshapen = [name for name in expected.keys() & found.keys() if expected[name] != tuple(found[name].shape)]
@@ -197,6 +205,7 @@ def component_files(path: Path, component: str) -> list[Path]:
     require_complete(path)
     if path.is_file():
         return _shards(path)
+    # exists() follows links, so that a link that leads nowhere would be reported as missing though the user sees it.
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path} is a link to {path.readlink()}, which does not exist. Download the file again.")
     if path.exists() and not path.is_dir():
@@ -214,10 +223,12 @@ def weight_files(folder: Path) -> list[Path]:
     indexes = _without_variant_first(folder, ".index.json")
     if indexes:
         return _indexed_files(folder, indexes[0])
-    # DeepSpeed, and therefore SAT, writes the name of the last checkpoint's folder into a file "latest".
+    # DeepSpeed, and therefore SAT, writes the name of the last checkpoint's folder ("1" in THUDM's downloads) into a
+    # file "latest"; the weights are one folder below. A larger file of that name is something else and is not read.
     latest = folder / "latest"
     if latest.is_file() and latest.stat().st_size < 100:
-        folder = folder / Path(latest.read_text(encoding="utf-8", errors="replace").strip()).name
+        name = Path(latest.read_text(encoding="utf-8", errors="replace").strip()).name
+        folder = folder if name == ".." else folder / name
     for suffix in WEIGHT_SUFFIXES:
         found = _without_variant_first(folder, suffix)
         if found:
@@ -231,6 +242,8 @@ def weight_files(folder: Path) -> list[Path]:
 def _indexed_files(folder: Path, index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+    # A downloaded index is data from a stranger: no name in it may lead to a file elsewhere. On Windows, a backslash
+    # separates folders.
     outside = [name for name in names if Path(name).name != name or "\\" in name]
     if outside:
         raise UserError(
@@ -251,7 +264,9 @@ def _shards(path: Path) -> list[Path]:
     if match is None:
         return [path]
     count = int(match["count"])
-    # A hostile name could announce 99999 of them.
+    if count == 0:
+        return [path]
+    # The count is taken from a file name, which could announce 99999 shards: that many paths would be looked up.
     names = [f"{match['stem']}-{n:05d}-of-{match['count']}{match['suffix']}" for n in range(1, min(count, 1000) + 1)]
     missing = [name for name in names if not path.with_name(name).is_file()]
     if missing:
@@ -263,7 +278,7 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _without_variant_first(folder: Path, suffix: str) -> list[Path]:
-    """Files with `suffix` by name, those without a variant such as ".fp16" first."""
+    """Files with `suffix` by name, those without a variant such as ".fp16" first: a variant has one dot more."""
     names = [path for path in folder.glob("*") if path.name.lower().endswith(suffix)] if folder.is_dir() else []
     return sorted(names, key=lambda path: (path.name.count("."), path.name))
 
@@ -279,7 +294,10 @@ def read_header(path: Path) -> Header:
 
 @lru_cache(maxsize=64)
 def _read_header(path: Path, size: int, modified_ns: int) -> Header:
-    """The header, read again only when size or time have changed: ComfyUI validates a graph several times per run."""
+    """The header, read again only when size or modification time have changed.
+
+    ComfyUI validates a graph several times per run, and each loader node reads its headers for that.
+    """
     return _find_format(path).read_header(path)
 
 
@@ -291,7 +309,7 @@ def _find_format(path: Path) -> FileFormat:
     for file_format in _FORMATS:
         if file_format.looks_like(path):
             return file_format
-    # Only now, because the length with which a .safetensors file begins may have any bytes, "<" too.
+    # After the formats, because a .safetensors file begins with a length, whose first byte may be that of "<".
     failure = next((what for first_bytes, what in _FAILED_DOWNLOADS.items() if start.startswith(first_bytes)), None)
     if failure or not size:
         raise UserError(f"{path} {failure or 'is empty'} ({size} bytes). Download it again.")

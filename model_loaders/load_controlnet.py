@@ -51,6 +51,7 @@ def _load_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) 
         load_device,
     )
     net = build_control_net(config, storage, compute)
+    # Before the weights: see load_model._build_patcher.
     patcher = model_patcher_class(disable_dynamic)(
         net, load_device=load_device, offload_device=mm.unet_offload_device()
     )
@@ -68,6 +69,7 @@ def build_control_net(
     with torch.device("meta"):
         net = CogVideoXControlNet(config)
     net.dtype = compute or storage
+    # On the meta device a cast moves no data. It notes the dtypes to which assign_weights casts.
     for name, parameter in net.named_parameters():
         parameter.data = parameter.data.to(parameter_dtype(name, parameter.ndim, storage, compute))
     adopt_ops(net, comfy.ops.pick_operations(storage, compute))
@@ -89,9 +91,11 @@ def resolve_control_config(
     shape = control_shape(state_dict)
     if config is None:
         config = _published_config(shape, source)
+    # config.json has entries besides, such as _class_name, that ControlConfig does not take.
     known = {f.name for f in fields(ControlConfig)}
     claimed = ControlConfig(**{k: v for k, v in config.items() if k in known})
     pairs: dict[str, tuple[Any, Any]] = {"width": (claimed.dim, shape.pop("dim"))}
+    # Pixels are unshuffled before the first layer, which thus has colours * downscale^2 input channels (3 * 8^2 = 192).
     pairs["pixels per latent"] = (claimed.in_channels * claimed.downscale_coef**2, shape.pop("pixels"))
     pairs |= {k: (config[k], v) for k, v in shape.items() if k in config}
     differences = [f"{name} {ours} against {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
@@ -100,6 +104,7 @@ def resolve_control_config(
             f"config.json and the weights in {source} do not belong together: {'; '.join(differences)} (config against "
             "weights). Put the config.json of this control net into the folder of its weights."
         )
+    # The shapes win over the config, which lacks text_embed_dim and out_proj_dim in the published files.
     _require_runnable(claimed, source)
     return ControlConfig(**{k: v for k, v in config.items() if k in known} | shape)
 
@@ -110,7 +115,10 @@ def control_shape(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     dim: the width. pixels: the values of the control video that go into one latent pixel, channels included.
     """
     dim, text_embed_dim = state_dict["patch_embed.text_proj.weight"].shape
+    # Two stages encode the control video, to a half and then a quarter of its channels; patch_embed takes the result
+    # concatenated with the latent.
     pixels = state_dict["controlnet_encode_first.0.weight"].shape[1]
+    # A control net that is narrower than its model has projectors; their rows are the model's width.
     projector = state_dict.get("out_projectors.0.weight")
     return {
         "dim": dim,
@@ -126,7 +134,8 @@ def control_shape(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 def _published_config(shape: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The config of a published control net: heads of 64 channels, positions of the model that it is for.
 
-    That is the text to video model whose width the outputs have. Raises UserError where there is none.
+    That is the text to video model whose width the outputs have. Rotary positions leave no trace in the weights, so
+    that the width is all there is to tell 2b's control nets from 5b's. Raises UserError where no model has this width.
     """
     output_dim = shape["out_proj_dim"] or shape["dim"]
     for family in FAMILIES:

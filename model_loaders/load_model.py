@@ -29,13 +29,17 @@ def load_model(
     """Load the transformer at `path` (see checkpoints.open_component) as a MODEL.
 
     weight_dtype: one of precision.PRECISIONS. notify: called with sentences for the user, about runs of this model and
-    LoRAs on it. disable_dynamic: without dynamic VRAM, as ComfyUI requests for some clones of a model.
+    LoRAs on it. disable_dynamic: without dynamic VRAM, which ComfyUI's ModelPatcher.clone asks for, for example where
+    hooks change weights during a run or TorchCompileModel compiles the model.
 
     Raises UserError where the weights are not a CogVideoX transformer, or the device cannot run the precision.
     """
     check_precision(weight_dtype, mm.get_torch_device())
     weights = open_component(path, "transformer")
     patcher = _build_patcher(weights, weight_dtype, notify, disable_dynamic)
+    # The function and arguments by which ComfyUI loads the model a second time, with weights that no patch has
+    # touched: for a clone without dynamic VRAM (it adds disable_dynamic=True), and for one on another GPU. Without
+    # them, both raise.
     patcher.cached_patcher_init = (load_model, (path, weight_dtype, notify))
     return patcher
 
@@ -49,6 +53,8 @@ def _build_patcher(
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     precision = choose_precision(weight_dtype, family.trained_dtype, state_dict, load_device)
     has_gguf = precision.keeps_quantized and any_gguf(state_dict)
+    # The scaling factor belongs to the VAE, but a run has to know it without one: KSampler gets a MODEL only. It comes
+    # from the VAE's config in the same pipeline, and from the family for weights that are alone.
     vae_config = weights.siblings.get("vae", {})
     model_config = CogVideoXConfig(
         config,
@@ -59,15 +65,19 @@ def _build_patcher(
     )
     model_config.set_inference_dtype(precision.storage, precision.compute)
     model_config.custom_operations = precision.operations
+    # Both change ComfyUI for the whole process (host/patches.py), therefore only once a CogVideoX model is in use.
     enable_stock_lora_nodes(CogVideoXModel, notify)
     enable_previews(first_tiny_decoder)
     model = CogVideoXModel(model_config)
+    # The patcher comes before the weights: only the finished one can say whether it loads dynamically, since ComfyUI's
+    # class makes a plain patcher where the device is the CPU, and that decides whether the weights are cast.
     patcher_class = model_patcher_class(disable_dynamic or has_gguf)
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
     if precision.operations:
         adopt_patcher(patcher)
     source = str(weights.path)
     assign_weights(model.diffusion_model, state_dict, not is_dynamic(patcher), source, precision)
+    # On the MODEL, so that the checks and CogVideoX 1.5's frame in front apply to every sampler node, KSampler too.
     wrapper = partial(sample_checked, notify)
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox", wrapper)
     return patcher

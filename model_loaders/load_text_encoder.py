@@ -27,9 +27,10 @@ from .precision import (
 )
 from .quantization import any_gguf, convert_t5_weights
 
-_T5_BUCKETS = 32  # buckets of the relative position bias, in every T5
+_T5_BUCKETS = 32  # buckets of the relative position bias, in every T5 (relative_attention_num_buckets)
 T5_PRECISIONS = tuple(name for name in PRECISIONS if name not in FAST_MODES)
-# T5-XXL v1.1, which every official checkpoint carries (its text_encoder/config.json)
+# T5-XXL v1.1, which every official checkpoint carries (its text_encoder/config.json), in the entries that ComfyUI's T5
+# reads or has in its own comfy/text_encoders/t5_config_xxl.json.
 T5_XXL = {
     "d_model": 4096,
     "d_kv": 64,
@@ -65,6 +66,7 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
             f"{tokenizer.vocab_size}. Put the checkpoint's own tokenizer folder next to its text_encoder folder."
         )
     precision = choose_t5_precision(weight_dtype, state_dict)
+    # Counted before the conversion below empties state_dict; by it ComfyUI chooses the device on which T5 is created.
     parameters = comfy.utils.calculate_parameters(state_dict)
     has_gguf = precision.keeps_quantized and any_gguf(state_dict)
     options: dict[str, Any] = {"dtype": precision.storage}
@@ -73,12 +75,15 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     clip = comfy.sd.CLIP(
         TextEncoderTarget(config, tokenizer),
         parameters=parameters,
+        # In a list, which makes CLIP pass it to the encoder under the encoder's own names. It takes a dict for the
+        # state dict of its wrapper, whose names have another prefix: every weight would count as missing.
         state_dict=[convert_t5_weights(state_dict, precision)],
         model_options=options,
         disable_dynamic=disable_dynamic or has_gguf,
     )
     if precision.operations:
         adopt_patcher(clip.patcher)
+    # The factory has to return a patcher, not a CLIP; see load_model.
     clip.patcher.cached_patcher_init = (_load_text_encoder_patcher, (path, weight_dtype))
     return clip
 
@@ -103,6 +108,7 @@ def choose_t5_precision(weight_dtype: str, state_dict: Mapping[str, torch.Tensor
     if not mode and not keeps:
         storage = WEIGHT_DTYPES[weight_dtype] or comfy.utils.weight_dtype(state_dict) or torch.float32
         return Precision(storage, torch.float32)
+    # The matrices that are neither quantised nor fp8; most of their values decide what the other weights are stored in.
     plain = {
         name: value
         for name, value in state_dict.items()
@@ -125,7 +131,8 @@ def t5_config(weights: Weights) -> dict[str, Any]:
     config.json, not T5-XXL's.
     """
     sd = weights.state_dict
-    # The embedding is stored under one or both of two names.
+    # The embedding is stored under one or both of two names. The second one is popped in either case, because the
+    # argument is evaluated before setdefault looks: left in, it would be reported as an unknown tensor.
     sd.setdefault("shared.weight", sd.pop("encoder.embed_tokens.weight", torch.empty(0, 0)))
     vocab_size, width = sd["shared.weight"].shape
     wanted = weights.siblings.get("transformer", {}).get("text_embed_dim")
@@ -150,7 +157,9 @@ def t5_config(weights: Weights) -> dict[str, Any]:
 
 
 def t5_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors of a T5 v1.1 encoder. ComfyUI would leave missing ones at random values.
+    """Name -> shape of the tensors of a T5 v1.1 encoder.
+
+    ComfyUI only logs tensors that are missing in a file and leaves them uninitialised, so that prompts would be noise.
 
     Source: transformers modeling_t5.py.
     """
@@ -169,6 +178,7 @@ def t5_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes = {f"encoder.block.{i}.{name}": shape for i in range(config["num_layers"]) for name, shape in block.items()}
     return shapes | {
         "shared.weight": (config["vocab_size"], width),
+        # Only the first block has one; the others use its result.
         "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": (_T5_BUCKETS, config["num_heads"]),
         "encoder.final_layer_norm.weight": (width,),
     }

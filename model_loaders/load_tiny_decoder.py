@@ -28,6 +28,7 @@ def open_tiny_decoder(path: Path, device: torch.device, one_per_latent: bool = F
     """
     dtype = mm.vae_dtype(device, [torch.float16, torch.bfloat16, torch.float32])
     decoder, weights = build_tiny_decoder(_read(path), str(path), one_per_latent)
+    # Not manual_cast: the weights have the dtype that callers give the latents, so that no layer has to cast.
     adopt_ops(decoder, comfy.ops.disable_weight_init)
     decoder.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
     return decoder.eval().requires_grad_(False)
@@ -49,6 +50,7 @@ def first_tiny_decoder(device: torch.device) -> TinyDecoder | None:
         return None
     try:
         return open_tiny_decoder(find(names[0], TINY_FOLDER), device, one_per_latent=True).to(device)
+    # A preview must not end the run. RuntimeError includes torch's out of memory.
     except (UserError, OSError, RuntimeError) as error:
         logging.warning(f"The tiny decoder cannot be loaded, so CogVideoX's previews are coarse: {error}")
         return None

@@ -31,18 +31,20 @@ def load_vae(
     """Load the VAE at `path` (see checkpoints.open_component).
 
     weight_dtype: "default" lets ComfyUI choose for the device; fp8 is refused. notify: called with a sentence for the
-    user when memory runs out and a mode that needs less takes over. disable_dynamic: without dynamic VRAM, as ComfyUI
-    requests for some clones of a VAE.
+    user when memory runs out and a mode that needs less takes over. disable_dynamic: without dynamic VRAM, see
+    load_model.
 
     Raises UserError where the weights are not a CogVideoX VAE.
     """
     check_vae_dtype(weight_dtype)
     weights = open_component(path, "vae")
+    # Entries with an underscore are diffusers' own (_class_name, _diffusers_version), not arguments of the model.
     config = {k: v for k, v in (weights.config or {}).items() if not k.startswith("_")}
     vae = CogVideoXVAE(config, WEIGHT_DTYPES[weight_dtype], notify, disable_dynamic)
     cast = not is_dynamic(vae.patcher)
     assign_weights(vae.first_stage_model, weights.state_dict, cast, str(weights.path))
     vae.weights_assigned()
+    # The factory has to return a patcher, not a VAE; see load_model.
     vae.patcher.cached_patcher_init = (_load_vae_patcher, (path, weight_dtype, notify))
     return vae
 

@@ -13,7 +13,8 @@ from ..errors import UserError
 from ..host.quantized import FP8_LAYOUTS, QUANTIZED_MODES, is_quantized
 from ..host.quantized_ops import FastQuantizedOps, QuantizedOps
 
-# The precisions of VAEs and control nets: dtypes of torch. None: chosen for the device.
+# The precisions of VAEs and control nets: dtypes of torch. None: chosen for the device. In a control net, fp8_e4m3fn is
+# a plain cast without scales; in a transformer or T5, the same name means quantised weights (QUANTIZED_MODES).
 WEIGHT_DTYPES = {
     "default": None,
     "fp32": torch.float32,
@@ -70,7 +71,9 @@ def choose_precision(
     if not mode and not keeps:
         stored = comfy.utils.weight_dtype(state_dict)
         return Precision(*choose_dtypes(weight_dtype, trained, stored, parameters, device))
-    # The weights that are not quantised are few. Stored in the compute dtype, they need no cast in every step.
+    # The weights that are not quantised are few. Stored in the compute dtype, they need no cast in every step. It is
+    # the dtype that ComfyUI would choose for a file in the trained dtype. The file's own dtypes say nothing: quantised
+    # tensors are fp32 to the outside until convert_transformer_weights knows the compute dtype.
     storage, compute = choose_dtypes("default", trained, trained, parameters, device)
     compute = compute or storage
     return Precision(compute, compute, mode, keeps_quantized=keeps, fast=weight_dtype.endswith(_FAST))
@@ -82,14 +85,17 @@ def choose_dtypes(
     """(storage dtype, compute dtype or None where it is the same) for a model of plain weights on `device`.
 
     trained: the dtype in which the checkpoint was trained, preferred where the device computes in it.
-    stored: the dtype of most weights on disk.
+    stored: the dtype of most weights on disk. Where it is fp16, ComfyUI's unet_dtype prefers fp16 to `trained`.
 
     Raises UserError for a precision that needs quantised weights.
     """
     if weight_dtype not in WEIGHT_DTYPES:
         raise UserError(f"weight_dtype {weight_dtype} is for transformers only. Choose {', '.join(WEIGHT_DTYPES)}.")
+    # ComfyUI takes the first of a model's dtypes in which the device computes. Its usual order, fp16 first, would run
+    # CogVideoX-5b in fp16, which it was not trained in: activations may overflow and the video be black.
     other = torch.float16 if trained == torch.bfloat16 else torch.bfloat16
     supported = [trained, other, torch.float32] if trained != torch.float32 else [torch.float32]
+    # The second dtype, ComfyUI's manual cast, is for weights that the device can store but not compute with.
     storage = WEIGHT_DTYPES[weight_dtype]
     if storage is None:
         storage = mm.unet_dtype(model_params=parameters, supported_dtypes=supported, weight_dtype=stored)
@@ -97,7 +103,11 @@ def choose_dtypes(
 
 
 def is_t5_matrix(name: str) -> bool:
-    """Whether the weight `name` is one of T5's attention and feed-forward matrices."""
+    """Whether the weight `name` is one of T5's attention and feed-forward matrices.
+
+    The embedding table and the relative position bias are matrices too, but looked up instead of multiplied: they have
+    no kernel for quantised weights.
+    """
     return name.endswith((".q.weight", ".k.weight", ".v.weight", ".o.weight")) or (
         ".DenseReluDense.wi" in name or ".DenseReluDense.wo" in name
     )
@@ -133,6 +143,7 @@ def fp8_matmul_obstacle(device: torch.device) -> str | None:
     """Why `device` has no fp8 matrix multiplication, as a relative clause for a message; None where it has."""
     if device.type == "cpu":
         return "which this CPU does not have"
+    # Looked up by name: versions of ComfyUI without the function do not multiply in fp8.
     if not getattr(mm, "supports_fp8_compute", lambda device: False)(device):
         return f"which {_device_name(device)} does not have (NVIDIA's Ada, Hopper and later cards have it)"
     return None
@@ -141,7 +152,8 @@ def fp8_matmul_obstacle(device: torch.device) -> str | None:
 def int8_matmul_obstacle(device: torch.device) -> str | None:
     """Why `device` has no int8 matrix multiplication, as a relative clause for a message; None where it has."""
     if device.type == "cpu":
-        # Without these instructions torch emulates int8 matmul, slower than fp32.
+        # Without these instructions torch emulates int8 matmul, slower than fp32. A torch without get_capabilities
+        # gives {} here: the instructions are then taken to be missing.
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         has_instructions = any(capabilities.get(name) for name in _CPU_INT8_INSTRUCTIONS)
         return None if has_instructions else "which this CPU does not have (VNNI or AMX)"

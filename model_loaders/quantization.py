@@ -19,7 +19,7 @@ from ..host.quantized_ops import QuantizedLinear
 from ..transformer.parameter_types import is_block_matrix
 from .precision import Precision, is_t5_matrix
 
-# our modes -> ComfyUI's names of them
+# our modes -> ComfyUI's names of them (comfy/quant_ops.py, QUANT_ALGOS)
 _COMFYUI_FORMATS = {"fp8_e4m3fn": "float8_e4m3fn", "int8": "int8_tensorwise"}
 
 
@@ -29,6 +29,8 @@ def convert_transformer_weights(
     """The weights of `state_dict`, which is emptied, as `module` is to hold them.
 
     cast: whether plain weights are cast to the dtypes that the module has; otherwise they stay memory-mapped.
+
+    Each weight is removed from `state_dict` before it is converted, so that only one at a time is in memory twice.
     """
     dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
     quantizable = {f"{name}.weight" for name, leaf in module.named_modules() if isinstance(leaf, QuantizedLinear)}
@@ -45,14 +47,17 @@ def convert_transformer_weights(
                 plain=dtypes[name],
                 cast=cast,
             )
-        elif is_quantized(value):  # a buffer
+        elif is_quantized(value):  # a buffer, such as a position table: used outside of any Linear
             value = dequantized(value, torch.float32)
         converted[name] = value
     return converted
 
 
 def convert_t5_weights(state_dict: dict[str, torch.Tensor], precision: Precision) -> dict[str, torch.Tensor]:
-    """The weights of a T5 encoder from `state_dict`, which is emptied. Plain ones are not cast; ComfyUI casts them."""
+    """The weights of a T5 encoder from `state_dict`, which is emptied. Plain ones are not cast; ComfyUI casts them.
+
+    T5 is built later, by comfy.sd.CLIP, so that names have to tell which layers can hold quantised weights.
+    """
     converted = {}
     for name in list(state_dict):
         is_matrix = is_t5_matrix(name)
@@ -88,12 +93,14 @@ def _convert(
     """
     compute = precision.compute or precision.storage
     if precision.mode and is_mode_target and can_be_quantized:
+        # Quantised in the same way already: the codes are kept. Quantising their values again would round them twice.
         if _is_in_mode(value, precision.mode):
             return _as_quantized(value, compute)
         try:
             return quantize(value, precision.mode, compute)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+    # Quantised in the file, in another way than asked for, or a weight whose layer has to be plain.
     if is_quantized(value) or value.dtype in FP8_LAYOUTS:
         keep = precision.keeps_quantized and can_be_quantized
         return _as_quantized(value, compute) if keep else dequantized(value, plain)
@@ -103,7 +110,8 @@ def _convert(
 def any_gguf(state_dict: Mapping[str, torch.Tensor]) -> bool:
     """Whether any of the weights are GGUF blocks.
 
-    Such a model cannot use ComfyUI's dynamic VRAM, which packs patched weights again: blocks cannot be packed again.
+    Such a model cannot use ComfyUI's dynamic VRAM, which quantises patched weights again: for GGUF's blocks this pack
+    has only the inverse (host.quantized.with_patches).
     """
     return any(is_gguf(value) for value in state_dict.values())
 

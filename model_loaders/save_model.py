@@ -39,6 +39,8 @@ def save_model(
     """
     require_cogvideox_model(model)
     weights = _patched_weights(model)
+    # Shapes first, tensors later: a safetensors header comes before the data and needs every size, while the converted
+    # model need not fit into memory.
     formats = {name: _choose_format(name, weight, weight_dtype) for name, weight in weights.items()}
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     weight_of: dict[str, str] = {}  # tensor in the file -> the weight that it is a part of
@@ -53,6 +55,7 @@ def save_model(
         if name not in converted:
             weight = weight_of[name]
             converted.update(_file_tensors(weight, _convert(weight, weights[weight], formats[weight])))
+        # Popped, so that only the parts of the weight that is being written are in memory.
         return converted.pop(name)
 
     return write_safetensors(path, shapes, file_tensor, _metadata(model.model, weight_dtype), on_progress)
@@ -72,9 +75,10 @@ def _patched_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, Patch
     found = {}
     for name, tensor in [*transformer.named_parameters(), *transformer.named_buffers()]:
         key = _PREFIX + name
-        # While a model is loaded, its weights are patched, and ComfyUI keeps the originals here.
+        # While a model is loaded, its parameters are the patched weights, and ComfyUI keeps the originals here. Merging
+        # the patches into the parameters would apply a LoRA twice.
         backup = model.hook_backup.get(key) or model.backup.get(key)
-        if name in saved:
+        if name in saved:  # named_buffers also gives buffers with persistent=False
             found[name] = PatchedWeight(backup[0] if backup else tensor, model.patches.get(key, []))
     return found
 
@@ -82,6 +86,10 @@ def _patched_weights(model: comfy.model_patcher.ModelPatcher) -> dict[str, Patch
 def _choose_format(name: str, patched: PatchedWeight, weight_dtype: str) -> torch.dtype | str:
     """How one weight is written: a plain dtype, one of QUANTIZED_MODES, or _KEEP for its present quantisation."""
     weight, patches = patched
+    # weight_dtype        block matrix    another weight
+    # "as loaded"         as it is        as it is (a patched GGUF weight: bf16)
+    # fp32, bf16, fp16    that dtype      that dtype
+    # fp8_e4m3fn, int8    that mode       as it is (a quantised one: bf16)
     mode = quantized_mode(weight_dtype)
     if mode and is_block_matrix(name):
         return mode
@@ -102,10 +110,13 @@ def _convert(name: str, patched: PatchedWeight, file_format: torch.dtype | str) 
     is_unchanged = file_format == _KEEP or (file_format == weight.dtype and not is_quantized(weight))
     if not patches and is_unchanged:
         return weight
+    # In fp32 and from the original: rounding once gives the weight nearest to the exact sum. The clone below is needed,
+    # because calculate_weight adds in place, and a plain fp32 weight is not copied here.
     merged = dequantized(weight.to("cpu"), torch.float32)
     if patches:
         merged = comfy.lora.calculate_weight(patches, merged.clone(), _PREFIX + name, intermediate_dtype=torch.float32)
     if isinstance(file_format, torch.dtype):
+        # fp16 ends at 65504: a larger value would become Inf, and every video of the saved model black.
         rounded = merged.to(file_format)
         if not torch.isfinite(rounded).all():
             raise UserError(f"{name} contains NaN or Inf after rounding to {file_format}. Save it in bf16 or fp32.")
@@ -117,7 +128,11 @@ def _convert(name: str, patched: PatchedWeight, file_format: torch.dtype | str) 
 
 
 def _file_tensors(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of the file that one weight consists of. GGUF blocks are bytes under a name with their block type."""
+    """The tensors of the file that one weight consists of.
+
+    safetensors has no dtype for GGUF blocks. They are written as bytes under a name that contains their block type, as
+    MinusZoneAI/ComfyUI-CogVideoX-MZ does and files/tensor_specs.py reads.
+    """
     module = name.rpartition(".")[0]
     if is_gguf(tensor):
         return {f"{module}.{tensor._params.block_format.name}_qweight": tensor._qdata}
@@ -131,7 +146,9 @@ def _file_shapes(name: str, patched: PatchedWeight, file_format: torch.dtype | s
         return {name: (tuple(weight.shape), file_format)}
     if file_format == _KEEP:
         return {part: (tuple(t.shape), t.dtype) for part, t in _file_tensors(name, weight).items()}
-    # A quantised matrix of one row has all the parts; only their number of rows is another.
+    # Quantising a matrix of one row shows the names, dtypes and ranks of the parts. The codes have the shape of the
+    # weight; of the others, a matrix holds one scale a row (int8), and the rest (fp8's scale, the format's name) is the
+    # same for any size.
     row = _file_tensors(name, quantize(torch.ones(1, 32), file_format, torch.bfloat16))
     rows = weight.shape[0]
     shapes = {part: ((rows, 1) if t.ndim == 2 else tuple(t.shape), t.dtype) for part, t in row.items()}
@@ -139,7 +156,11 @@ def _file_shapes(name: str, patched: PatchedWeight, file_format: torch.dtype | s
 
 
 def _metadata(model: CogVideoXModel, weight_dtype: str) -> dict[str, str]:
-    """The header of the file: the configs that checkpoints.py reads where a file has no folder with a config.json."""
+    """The header of the file: the configs that checkpoints.py reads where a file has no folder with a config.json.
+
+    "modelspec.architecture" is a key of Stability AI's ModelSpec, which ComfyUI's Save Checkpoint writes as well
+    (comfy_extras/nodes_model_merging.py).
+    """
     model_config = model.model_config
     configs = {
         "transformer": {"_class_name": "CogVideoXTransformer3DModel", **model_config.transformer_config},

@@ -64,7 +64,9 @@ SIGNATURES = {
         ),
     ),
 }
-# A key that only this kind of model has, and what to call it in a message about a wrong file. The first match wins.
+# A key that only this kind of model has, and what to call it in a message about a wrong file. The first match wins, so
+# that the more specific kind stands first: a control net has a transformer's blocks, and a CogVideoX VAE has the key of
+# the other video VAEs, "decoder.conv_in.conv.weight", too.
 _SIGNATURE_KEYS = (
     ("controlnet_encode_first.0.weight", "a CogVideoX control net"),
     ("transformer_blocks.0.norm1.linear.weight", "a CogVideoX-like transformer"),
@@ -92,6 +94,7 @@ _SIGNATURE_KEYS = (
 
 def describe_weights(keys: Collection[str]) -> str:
     """The kind of model that weights with these keys are, in words for a message."""
+    # Files with all components have this prefix before the names of the diffusion model.
     names = {key.removeprefix("model.diffusion_model.") for key in keys} | set(keys)
     for key, looks_like in _SIGNATURE_KEYS:
         if key in names:
@@ -112,7 +115,8 @@ def require_component(keys: Collection[str], component: str, source: str) -> Non
     if not missing:
         return
     found = describe_weights(keys)
-    # Flux and others share names with CogVideoX's transformer ("-like"): it is one only with CogVideoX's own names too.
+    # A damaged file of the right kind needs another message than a file of another model. "CogVideoX-like": other
+    # transformers share names with CogVideoX's. One counts as CogVideoX's only with the first two required keys.
     is_expected_kind = found.replace("-like", "") == expected.description
     if is_expected_kind and all(key in keys for key in expected.required_keys[:2]):
         raise UserError(
@@ -125,7 +129,8 @@ def require_component(keys: Collection[str], component: str, source: str) -> Non
 def has_computed_positions(tensors: Mapping[str, HasShape]) -> bool:
     """Whether a transformer's position table is the computed one of 2b, which SAT saves with the weights.
 
-    It must not be taken for a learned one. No text to video model (16 input channels) has learned positions.
+    Only 5b-I2V has a learned table, and it has 32 input channels. A table next to 16 channels and a convolution (4
+    dimensions) as patch embedding is therefore a computed one; taken for learned, it would fit no family.
     """
     proj = tensors["patch_embed.proj.weight"]
     return "patch_embed.pos_embedding" in tensors and len(proj.shape) == 4 and proj.shape[1] == 16
@@ -136,7 +141,8 @@ def transformer_shape(state_dict: Mapping[str, HasShape]) -> dict[str, Any]:
     proj = state_dict["patch_embed.proj.weight"]
     dim, text_embed_dim = state_dict["patch_embed.text_proj.weight"].shape
     layers = len({k.split(".")[1] for k in state_dict if k.startswith("transformer_blocks.")})
-    # CogVideoX 1.0 embeds patches of 2 x 2 latents by a convolution, 1.5 patches of 2 x 2 x 2 by a linear layer.
+    # CogVideoX 1.0 embeds patches of 2 x 2 latents by a convolution, weight [dim, channels, 2, 2]; 1.5 patches of
+    # 2 x 2 x 2 by a linear layer, weight [dim, channels * 8]. The number of dimensions thus tells patch_size_t.
     patch_size, patch_size_t = 2, None if len(proj.shape) == 4 else 2
     ofs = state_dict.get("ofs_embedding.linear_1.weight")
     return {
@@ -160,6 +166,7 @@ def detect_family(config: Mapping[str, Any]) -> Family:
     rotary = bool(config.get("use_rotary_positional_embeddings"))
     learned = bool(config.get("use_learned_positional_embeddings"))
     patch_size_t, ofs = config.get("patch_size_t"), bool(config.get("ofs_embed_dim"))
+    # Layers and heads are left out, so that a smaller model of the same architecture belongs to the family as well.
     found = config["in_channels"], patch_size_t, rotary, learned, ofs
     for f in FAMILIES:
         if found == (f.in_channels, f.patch_size_t, f.rotary, f.learned_positions, bool(f.ofs_embed_dim)):
@@ -186,6 +193,8 @@ def resolve_config(state_dict: Mapping[str, HasShape], config: Mapping[str, Any]
     if config is None:
         return _official_config(shape, dim, source)
     merged = {k: v for k, v in config.items() if not k.startswith("_")}
+    # The weights show the width only, not how it is split into heads: a wrong head size would make noise without an
+    # error. The defaults are those of diffusers' CogVideoXTransformer3DModel.
     claimed = merged.get("num_attention_heads", 30) * merged.get("attention_head_dim", 64)
     found = [f"width {claimed} against {dim}"] if claimed != dim else []
     found += [f"{k} {merged[k]} against {v}" for k, v in shape.items() if k in merged and merged[k] != v]
@@ -194,9 +203,12 @@ def resolve_config(state_dict: Mapping[str, HasShape], config: Mapping[str, Any]
             f"config.json and the weights in {source} do not belong together: {'; '.join(found)} (config against "
             "weights). Put the config.json of this checkpoint into the folder of its weights."
         )
+    # A config may lack an entry that has a default in diffusers; the shapes complete it.
     return merged | shape
 
 
+# What leaves no trace in the weights (rotary positions, the size of a head) is taken from the family of exactly this
+# size. For any other size it would be a guess, and with a wrong guess the model loads and makes noise.
 def _official_config(shape: Mapping[str, Any], dim: int, source: str) -> dict[str, Any]:
     for f in FAMILIES:
         official = {
@@ -242,7 +254,8 @@ _OFFICIAL_SCHEDULE = {
 def resolve_snr_shift(scheduler_config: Mapping[str, Any] | None, family: Family, source: str) -> float:
     """The SNR shift of a checkpoint's noise levels: its scheduler's, or the family's where it has no scheduler config.
 
-    source: path for messages. Any other entry that differs from the official ones is ignored, with a warning.
+    source: path for messages. Any other entry that differs from the official ones is ignored, with a warning: the
+    samplers compute CogVideoX's schedule and take no other. A missing entry counts as the official one.
 
     Raises UserError for a model that does not predict v.
     """

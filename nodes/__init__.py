@@ -61,6 +61,7 @@ NODES: list[type[io.ComfyNode]] = [
 ]
 
 
+# In a script, which does not import the nodes, the same errors name no node.
 set_advice(ADVICE)
 
 

@@ -1,6 +1,6 @@
-"""What a user can do next, in terms of nodes: the one table that completes the messages of the packages below.
+"""What a user can do next, as sentences that name nodes: they complete the messages of the packages below.
 
-UserError's `advice` is a key of it; see errors.py. tests/nodes/test_advice.py compares the keys with those in use.
+UserError's `advice` is one of its keys (errors.py); tests/nodes/test_advice.py compares them with those in use.
 """
 
 ADVICE = {

@@ -33,14 +33,17 @@ def checked(*checks: Callable[..., object]) -> Callable[[Node], Node]:
     yet. A check of anything but bool, int, float and str (a VAE, say) runs only before `execute`.
 
     The limits need no declaration: min and max of every Int and Float input, where NaN is refused, and the options of
-    every Combo that has a default. (A Combo without one lists files, which come and go: declare the check that finds
-    the file.) When a prompt is queued, ComfyUI itself compares the inputs that no check names with their limits; it
-    shows the answer of validate_inputs once for each input that this names, so we name no more than needed.
+    every Combo that has a default. (A Combo without one lists files, which may have been added since: declare the check
+    that finds the file.) When a prompt is queued, ComfyUI itself compares the inputs that no check names with their
+    limits. It shows the message of validate_inputs once for each input that validate_inputs names: it names no more
+    inputs than the checks need.
 
     With is_input_list, a check gets the first element of each widget's list, and the whole list of a socket.
     """
 
     def decorate(node: Node) -> Node:
+        # The plain function: ComfyUI calls execute on a clone of the class, and only the clone has cls.hidden. A method
+        # that is bound to `node` would not see it.
         execute: Callable[..., Any] = node.__dict__["execute"].__func__
         declared = [_read_check(check, execute) for check in checks]
         methods = {"execute": _checked_execute(node, execute, declared)}
@@ -71,7 +74,7 @@ class _Check:
 
 
 def _read_check(check: Callable[..., object], execute: Callable[..., Any]) -> _Check:
-    """Raises TypeError for a check that could never run as declared."""
+    """Raises TypeError, when the pack is imported, for a check that could never run as declared."""
     parameters = inspect.signature(check, eval_str=True).parameters
     taken = inspect.signature(execute).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
@@ -94,6 +97,7 @@ def _checked_execute(node: type[io.ComfyNode], execute: Callable[..., Any], chec
         given: dict[str, Any] = {}
         for name, value in list(bound.arguments.items())[1:]:
             given |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+        # Not in the decorator: a schema may be built by functions that stand below the class in its module.
         schema = node.define_schema()
         inputs = {entry.id: entry for entry in schema.inputs}
         values = _values(inputs, given, inputs, schema.is_input_list)
@@ -121,7 +125,7 @@ def _validate_inputs(
         schema = node.define_schema()
         inputs = {entry.id: entry for entry in schema.inputs}
         values = _values(inputs, given, names, schema.is_input_list)
-        known = {name: value for name, value in values.items() if value is not None}
+        known = {name: value for name, value in values.items() if value is not None}  # None: linked, not known yet
         try:
             _check_limits(inputs, known)
             for check in checks:
@@ -130,6 +134,7 @@ def _validate_inputs(
             return str(error)
         return True
 
+    # With defaults, for ComfyUI leaves out the optional inputs that a prompt does not have.
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in names]
     signature = inspect.Signature([inspect.Parameter("cls", inspect.Parameter.POSITIONAL_OR_KEYWORD), *parameters])
     queued: Any = validate_inputs
@@ -145,7 +150,7 @@ def _values(inputs: Inputs, given: Mapping[str, Any], names: Iterable[str], is_i
         is_widget = isinstance(entry, _WIDGETS)
         if name in given:
             value = given[name]
-            # the trainers' nodes get a list for each input, and None for a linked one as (None,)
+            # With is_input_list ComfyUI gives a list for each input, and (None,) for one whose value is not known yet.
             values[name] = next(iter(value), None) if is_input_list and is_widget else value
         elif entry.optional and is_widget:
             values[name] = entry.default
@@ -180,7 +185,7 @@ def check_video_size(width: int = SIZE_STEP, height: int = SIZE_STEP, frames: in
 
 
 def check_own_size(width: int = 0, height: int = 0) -> None:
-    """As check_video_size for a size in which 0 stands for that of the images."""
+    """Raises UserError as check_video_size does; a width or height of 0 stands for that of the images."""
     check_size(width or SIZE_STEP, height or SIZE_STEP, 1)
 
 

@@ -95,6 +95,7 @@ class CogVideoXApplyControlNet(io.ComfyNode):
         end_percent: float,
         hold_last_frame: bool = False,
     ) -> io.NodeOutput:
+        # As ComfyUI's ControlNetApplyAdvanced: without the control net in the CONDITIONING it is not loaded either.
         if strength == 0:
             return io.NodeOutput(positive, negative)
         check_pictures(control_video)

@@ -28,6 +28,7 @@ def _check_prefix(filename_prefix: str) -> None:
     files.new_video_path(filename_prefix, ".mp4")
 
 
+# frame_rate is a check as well: it raises UserError for an `fps` that it cannot convert.
 @checked(check_vae, files.frame_rate, _check_quality, _check_prefix)
 class CogVideoXDecodeToFile(io.ComfyNode):
     """LATENT [B, 16, n, h, w] -> B files of 4 n - 3 frames in the output folder. VIDEO out: the first of them."""
@@ -122,10 +123,13 @@ def _decode(
     frames, width, height = video_frames(latents.shape[2]), SPATIAL * latents.shape[4], SPATIAL * latents.shape[3]
     sounds = [files.video_sound(audio, index) for index in range(len(latents))]
     new_path = partial(files.new_video_path, prefix, settings.format.suffix, width, height)
+    # new_path is called again for each file: the numbers in the names go by the files that exist by then.
     files.require_room(new_path().parent, width, height, len(latents) * frames)
     bar = comfy.utils.ProgressBar(len(latents) * frames)
     paths = []
     for video, sound in zip(latents.split(1), sounds):
+        # The suspended generator holds frames and caches on the device: where writing fails or the run is cancelled,
+        # they are freed at once, while the exception's traceback would keep them alive.
         with contextlib.closing(vae.decode_stream(video, memory)) as chunks:
             on_frame = partial(bar.update, 1)
             paths.append(files.write_video(new_path, chunks, (width, height), settings, sound, on_frame))
@@ -133,7 +137,7 @@ def _decode(
 
 
 def _saved(path: Path) -> ui.SavedResult:
-    """The file as the frontend looks it up."""
+    """The file as the frontend asks for it: its name and its folder, relative to ComfyUI's output folder."""
     root = Path(folder_paths.get_output_directory()).resolve()
     folder = path.parent.relative_to(root)
     return ui.SavedResult(path.name, "" if folder == Path() else str(folder), io.FolderType.output)

@@ -39,6 +39,7 @@ class _Display:
         self.node_id, self.bar, self.shown = node_id, None, 0.0
 
     def __call__(self, progress: Progress) -> None:
+        # At the first call: the total is not known before.
         self.bar = self.bar or comfy.utils.ProgressBar(max(progress.total // _MB, 1), node_id=self.node_id)
         self.bar.update_absolute(progress.done // _MB)
         if time.monotonic() - self.shown >= _SHOW_S:
@@ -70,7 +71,7 @@ class CogVideoXDownload(io.ComfyNode):
                     tooltip=_CHOICES,
                 )
             ],
-            # COMBO, because ComfyUI links no STRING to the loaders' lists
+            # The loaders' inputs are combos, to which ComfyUI links no STRING (comfy_execution/validation.py).
             outputs=[io.Combo.Output(display_name="folder")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -97,6 +98,7 @@ class CogVideoXDownload(io.ComfyNode):
                 comfy.model_management.processing_interrupted,
             )
         except Cancelled:
+            # Raises ComfyUI's own exception and clears the interrupt flag: the run shows as cancelled, not as failed.
             comfy.model_management.throw_exception_if_processing_interrupted()
             raise
         what = f"{downloaded / 1e9:.2f} GB downloaded" if downloaded else "nothing to download"

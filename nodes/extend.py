@@ -12,7 +12,10 @@ from .inputs import MAX_FRAMES, fit_input, own_size_inputs
 
 
 def _check_continuation(frames: int = MAX_FRAMES, overlap: int = 1, width: int = 0, height: int = 0) -> None:
-    """Raises UserError; a width or height of 0 is the clip's own."""
+    """Raises UserError; a width or height of 0 is the clip's own.
+
+    The defaults stand in for what is not known yet when a prompt is queued (checks.checked): they fit any other value.
+    """
     check_size(width or SIZE_STEP, height or SIZE_STEP, frames)
     check_overlap(overlap, frames)
 
@@ -71,6 +74,8 @@ class CogVideoXContinueVideo(io.ComfyNode):
         height: int = 0,
         fit: str = "crop",
     ) -> io.NodeOutput:
+        # The frames are encoded again. The latents that they were decoded from would not do: a clip's first latent is
+        # of one frame, and every other latent of four.
         pictures = fit_clip(last_frames(images, overlap), width, height, fit)
         return io.NodeOutput(continuation_latent(vae.encode(pictures), frames), pictures, overlap)
 

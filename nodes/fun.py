@@ -83,6 +83,7 @@ class CogVideoXFunInpaint(io.ComfyNode):
         if video is not None and hold_last_frame:
             video = hold_last(video, frames)
         clip, inpainted = known_clip(video, mask, start_image, end_image, (width, height, frames), fit)
+        # 0.5 is where the model's mask channel has its threshold (media.masks.fun_mask).
         if not (inpainted >= 0.5).any():
             raise UserError(
                 "The mask is empty: there is nothing to inpaint. Connect a mask that is white where the video changes."

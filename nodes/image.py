@@ -90,10 +90,12 @@ class CogVideoXImageToVideo(io.ComfyNode):
         sample_posterior: bool = False,
         seed: int = 0,
     ) -> io.NodeOutput:
-        sigma = None if training_noise else noise_augmentation
+        sigma = None if training_noise else noise_augmentation  # None: media.pictures.augment_pictures draws it
         posterior_seed = seed if sample_posterior else None
         latents, drawn = encode_start_and_end(
             vae, start_image, end_image, (width, height, frames), fit, sigma, seed, posterior_seed
         )
+        # diffusers draws the posterior's sample and then the run's noise from one generator: the latent tells the
+        # sampler how many numbers of the seed's stream are used up.
         latent = with_rng_offset({"samples": empty_latent(width, height, frames, batch_size)}, seed, drawn)
         return conditioned(positive, negative, image_concat(latents, image_scale, end_image is not None), latent)

@@ -9,6 +9,7 @@ from ..keys import Concat, Latent
 from ..media.pictures import FITS
 from ..vae.geometry import SIZE_STEP
 
+# MAX_SIDE and MAX_SEED are those of ComfyUI's own nodes (nodes.py).
 MAX_SIDE, MAX_FRAMES, MAX_BATCH, MAX_SEED = 16384, 1025, 64, 0xFFFFFFFFFFFFFFFF
 MAX_STRENGTH = 10.0
 _DTYPE = (
@@ -79,7 +80,9 @@ def posterior_inputs() -> list[io.Input]:
 
 
 def seed_input(tooltip: str) -> io.Int.Input:
-    """The seed of random numbers that a node draws before sampling. It does not change from run to run."""
+    """The seed of random numbers that a node draws before sampling. It does not change by itself from run to run: what
+    the node encodes stays in ComfyUI's cache.
+    """
     return io.Int.Input(
         "seed",
         default=0,
@@ -108,7 +111,9 @@ def conditioned_outputs() -> list[io.Output]:
 
 
 def conditioned(positive: list, negative: list, values: Concat, latent: Latent) -> io.NodeOutput:
-    """Both prompts with `values` (see keys.Concat) added, and the latent."""
+    """Both prompts with `values` (see keys.Concat) added, and the latent. The negative prompt needs them too: the model
+    has these input channels in every call.
+    """
     both = (node_helpers.conditioning_set_values(conditioning, values) for conditioning in (positive, negative))
     return io.NodeOutput(*both, latent)
 

@@ -60,7 +60,8 @@ class CogVideoXInvert(io.ComfyNode):
         sigmas = inversion_sigmas(noise_levels(model), steps)
         latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
         sampler, trajectory = record_inversion(steps)
-        # a noise mask is left out: the whole video is inverted
+        # The noise is zero, for the run begins with the clean video. The latent's noise mask is left out: all of the
+        # video is inverted.
         samples = comfy.sample.sample_custom(
             model,
             torch.zeros_like(latent),

@@ -84,7 +84,8 @@ class CogVideoXLoadPipeline(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, weight_dtype: str) -> io.NodeOutput:
         path = _find_pipeline(folder)
-        # T5 has a precision of its own and the VAE none in eight bits: only the transformer is quantised
+        # fp8 and int8 are for the transformer only. The VAE cannot be stored in them; T5 can, where Load CogVideoX Text
+        # Encoder asks for it.
         rest = "default" if quantized_mode(weight_dtype) else weight_dtype
         return io.NodeOutput(
             load_model(path, weight_dtype, show_on_running_node),
@@ -149,7 +150,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
         return io.NodeOutput(load_text_encoder(_find_text_encoder(text_encoder_name), weight_dtype))
 
 
-# A VAE is loaded after sampling: what is wrong with its file must be known before, when the prompt is queued.
+# ComfyUI may load the VAE only after sampling: what is wrong with its file has to be known when the prompt is queued.
 @checked(_check_vae, check_vae_dtype)
 class CogVideoXLoadVAE(io.ComfyNode):
     """A VAE -> VAE."""

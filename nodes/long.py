@@ -15,10 +15,12 @@ from .checks import checked
 from .inputs import MAX_FRAMES
 from .sample import noise_levels
 
+# The names of comfy.context_windows.ContextSchedules.
 SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform", "batched")
 
 
 def _check_windows(context_frames: int, overlap_frames: int) -> None:
+    # ComfyUI goes from window to window in steps of length - overlap, in latents, and fails where these are 0.
     if (context_frames - 1) % TEMPORAL or overlap_frames >= context_frames - 1:
         raise UserError(
             f"Windows of {context_frames} frames with an overlap of {overlap_frames} are not possible. Use 4k + 1 "
@@ -105,20 +107,22 @@ class CogVideoXContextWindows(io.ComfyNode):
         split_prompts: bool = False,
     ) -> io.NodeOutput:
         require_cogvideox(noise_levels(model))
-        dit: Any = model.get_model_object("diffusion_model")  # importing its class would load diffusers
+        # Any, for importing the class would import diffusers.
+        dit: Any = model.get_model_object("diffusion_model")
         pairs = dit.config.patch_size_t or 1
         patched = patch_context_windows(
             model,
             schedule,
             fuse_method,
             freenoise,
-            # CogVideoX 1.5 takes latents in pairs: 81 frames are 21 latents and one more in front
+            # CogVideoX 1.5 takes latents in pairs: 81 frames are 21 latents and one more in front, rounded up to 22.
             context_length=-(-latent_frames(context_frames) // pairs) * pairs,
             context_overlap=overlap_frames // TEMPORAL,
-            dim=2,
+            dim=2,  # of time in [B, C, T, H, W]
             cond_retain_index_list="0" if retain_start_image else "",
             split_conds_to_windows=split_prompts,
-            # a learned table has no position for the frame that ComfyUI prepends to later windows
+            # ComfyUI prepends the frame before it to each window but the first. A learned table fits one number of
+            # frames and has no position for another.
             causal_window_fix=not dit.config.use_learned_positional_embeddings,
         )
         return io.NodeOutput(patched)

@@ -130,6 +130,7 @@ class CogVideoXSaveLora(io.ComfyNode):
     def execute(
         cls, model: comfy.model_patcher.ModelPatcher, filename_prefix: str, rank: int = 0, dtype: str = "default"
     ) -> io.NodeOutput:
+        # The path first: a prefix that cannot be one is refused before the LoRAs are merged, which may take long.
         path = new_output_path(filename_prefix, ".safetensors")
         layers = merge_loras(model, rank, dtype, comfy.utils.ProgressBar(1).update_absolute)
         write_tensors(path, *diffusers_lora(layers))

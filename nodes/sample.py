@@ -69,9 +69,12 @@ def noise_levels(model: ModelPatcher) -> ModelSampling:
 
 
 def _fitted_mask(latent: Latent) -> torch.Tensor | None:
-    """The latent's noise mask [1, 1, T, h, w], or None. ComfyUI would stretch a mask of any shape over the video.
+    """The latent's noise mask [1, 1, T, h, w], or None.
 
-    Raises UserError: see media.masks.latent_mask.
+    ComfyUI stretches a mask of any shape over the video, time included: one with a picture for each frame would not
+    meet the latents of these frames, of which the first holds one frame and the others four.
+
+    Raises UserError for a mask that fits neither the video nor the latent: see media.masks.latent_mask.
     """
     mask, samples = latent.get("noise_mask"), latent["samples"]
     if mask is None or samples.ndim != 5 or (mask.ndim == 5 and mask.shape[2:] == samples.shape[2:]):
@@ -130,6 +133,7 @@ class CogVideoXSample(io.ComfyNode):
     ) -> io.NodeOutput:
         model = patch_dynamic_cfg(model, steps, cfg) if dynamic_cfg else model
         sigmas = schedule_sigmas(noise_levels(model), steps, denoise)
+        # As ComfyUI's KSampler: an empty latent of another model gets this one's channels and a frame.
         latent: Latent = {
             **latent_image,
             "samples": comfy.sample.fix_empty_latent_channels(model, latent_image["samples"]),
@@ -137,6 +141,8 @@ class CogVideoXSample(io.ComfyNode):
         mask = _fitted_mask(latent)
         if denoise <= 0:
             show_on_node("denoise is 0, so no step is run: the latent stays as it is.", cls.hidden.unique_id)
+        # build_sampler gets the length of the complete schedule, of which the sigmas may be only the end: the steps of
+        # the equations go by it, as in diffusers. `seed` is for the dpm sampler: it goes on in the noise's stream.
         samples = comfy.sample.sample_custom(
             model,
             SeededNoise(seed).generate_noise(latent),
@@ -151,7 +157,7 @@ class CogVideoXSample(io.ComfyNode):
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        # the next run on this latent starts its random stream from the beginning
+        # The note of used-up random numbers holds for this run's noise only: a second run on the result draws its own.
         return io.NodeOutput({**without_rng_offset(latent), "samples": samples})
 
 

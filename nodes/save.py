@@ -56,7 +56,7 @@ class CogVideoXSaveModel(io.ComfyNode):
                     ),
                 ),
             ],
-            # COMBO, because ComfyUI links no STRING to the loaders' lists
+            # The loaders' inputs are combos, to which ComfyUI links no STRING (comfy_execution/validation.py).
             outputs=[io.Combo.Output(display_name="model_name")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -64,9 +64,10 @@ class CogVideoXSaveModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, name: str, weight_dtype: str) -> io.NodeOutput:
-        path, bar = _path(name), comfy.utils.ProgressBar(1)
+        path, bar = _path(name), comfy.utils.ProgressBar(1)  # the total comes with each update
 
         def on_progress(done: int, total: int) -> None:
+            # The bar raises this too, but only when it is drawn, and ComfyUI leaves out most of its updates.
             mm.throw_exception_if_processing_interrupted()
             bar.update_absolute(done, total)
 

@@ -19,7 +19,7 @@ def widget(owner: type, setting: str, name: str = "", **options: Any) -> io.Inpu
         return io.Boolean.Input(name, **options)
     if kind is str:
         return io.Combo.Input(name, options=list(limits["choices"]), **options)
-    if kind is tuple:  # one of the lists that have a name
+    if kind is tuple:  # a combo of the lists that have a name: no widget holds a list
         presets = limits["presets"]
         options["default"] = next(preset for preset, names in presets.items() if names == field.default)
         return io.Combo.Input(name, options=list(presets), **options)

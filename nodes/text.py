@@ -43,6 +43,7 @@ class CogVideoXEncodeText(io.ComfyNode):
     @classmethod
     def execute(cls, clip: comfy.sd.CLIP, text: str, prompt_weights: bool = False) -> io.NodeOutput:
         tokens = clip.tokenize(text, prompt_weights=prompt_weights)
+        # A CLIP of a stock loader has another tokenizer, which cannot say what it cuts off.
         if isinstance(clip.tokenizer, CogVideoXTokenizer) and (lost := clip.tokenizer.lost_text(text, prompt_weights)):
             show_on_node(lost_text_message(lost, clip.tokenizer.max_tokens), cls.hidden.unique_id)
         conditioning = clip.encode_from_tokens_scheduled(tokens)

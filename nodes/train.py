@@ -24,7 +24,7 @@ from ..training.fields import check_setting, settings_of
 from .checks import checked
 from .setting_inputs import widget
 
-if TYPE_CHECKING:  # training's drivers are imported only when the node runs: they need accelerate and peft
+if TYPE_CHECKING:  # imported only when the node runs: it needs accelerate and peft, which ComfyUI does not bring
     from ..training.graph import Trained
 
 _CHECKPOINTS = "cogvideox_training"  # in ComfyUI's output folder
@@ -67,7 +67,7 @@ class CogVideoXTrainLora(io.ComfyNode):
                 "Train a LoRA with CogVideoX's own objective. Queue it again after a cancel or a crash: it continues "
                 "from its last checkpoint."
             ),
-            is_input_list=True,
+            is_input_list=True,  # or ComfyUI would run the node, and train, once for each clip in `latents`
             inputs=[*_required_inputs(), *_optional_inputs()],
             outputs=[
                 _LORA.Output(display_name="lora"),
@@ -87,7 +87,7 @@ class CogVideoXTrainLora(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..training.graph import train_lora
 
-        values = {name: listed[0] for name, listed in widgets.items()}
+        values = {name: listed[0] for name, listed in widgets.items()}  # is_input_list makes lists of widgets as well
         name = checkpoint_folder_name(values.pop("checkpoint_name", ""))
         config = config_of(values)
         progress = _Progress(config.max_steps, cls.hidden.unique_id)
@@ -96,8 +96,10 @@ class CogVideoXTrainLora(io.ComfyNode):
             trained = train_lora(model[0], latents, positive, config, folder, name, progress.on_step)
         progress.end(trained)
         if trained.stopped:
+            # Raises and clears the interrupt flag where the loop has seen it. Where ComfyUI's progress bar has seen it
+            # first, it has cleared the flag, and the second line raises.
             throw_if_interrupted()
-            raise InterruptProcessingException  # the progress bar has cleared the interrupt flag already
+            raise InterruptProcessingException
         return io.NodeOutput(trained.lora, {"loss": trained.losses}, config.max_steps)
 
 
@@ -138,7 +140,7 @@ class CogVideoXSaveTrainedLora(io.ComfyNode):
                     tooltip="Of the new file under models/loras; may contain folders. A number is added.",
                 ),
             ],
-            # COMBO, for a STRING cannot be linked to the list of Apply CogVideoX LoRA
+            # The input of Apply CogVideoX LoRA is a combo, to which ComfyUI links no STRING.
             outputs=[io.Combo.Output(display_name="lora_name")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -166,9 +168,10 @@ def _required_inputs() -> list[io.Input]:
         io.Conditioning.Input("positive", tooltip="A list of captions, one a clip, or one for all of them."),
         _widget("steps"),
         _widget("batch_size"),
-        _widget("learning_rate", round=False),
+        _widget("learning_rate", round=False),  # or the frontend would round it to multiples of the widget's step
         _widget("rank"),
         _widget("alpha"),
+        # Another seed is another training: if it changed after each run, no run would resume from a checkpoint.
         _widget("seed", control_after_generate=False),
     ]
 
@@ -210,15 +213,17 @@ def _widget(name: str, **options: Any) -> io.Input:
 def config_of(widgets: Mapping[str, Any]) -> TrainConfig:
     """The settings that a node's inputs stand for.
 
-    Raises UserError for a value outside its limits: ComfyUI does not hold linked values to them.
+    Raises UserError for a value outside its limits, which ComfyUI does not compare linked values with.
     """
     values: dict[str, Any] = {"micro_batch_size": TrainConfig.micro_batch_size}
     for name, value in widgets.items():
+        # No setting of its own: times micro_batch_size it is global_batch_size, which no widget has.
         if name == "accumulate":
             continue
         field = _SETTINGS[_PUBLISHED.get(name, name)]
         value = field.metadata["presets"].get(value, value)
-        check_setting(field, value, name)  # here, so that the message calls the input by its published name
+        # TrainConfig checks it too, but its message would have the setting's name, which is not on the node.
+        check_setting(field, value, name)
         values[field.name] = value
     accumulate = widgets.get("accumulate", 1)
     if not 1 <= accumulate <= MAX_BATCH:
@@ -232,7 +237,9 @@ class _Progress:
     def __init__(self, steps: int, node_id: str | None):
         self._steps, self._node_id = steps, node_id
         self._bar = comfy.utils.ProgressBar(steps)
-        self._first: tuple[int, float] | None = None  # steps done and the time when the first step had ended
+        # Steps done, and the time, when this run's first step had ended. The speed is measured from there, without what
+        # only the first step waits for; steps of an earlier run do not count either.
+        self._first: tuple[int, float] | None = None
         self._next_picture = self._next_text = 0.0
 
     def on_step(self, done: int, losses: Sequence[float]) -> None:
@@ -246,7 +253,9 @@ class _Progress:
         if now >= self._next_picture or is_last:
             from ..training.curve import WIDTH, draw_losses
 
+            # As latent_preview.py hands its previews to the bar: format, picture, largest side.
             preview = ("PNG", draw_losses(losses, self._steps), WIDTH)
+            # From the end of drawing, which takes longer the more steps there are.
             self._next_picture = time.monotonic() + _PICTURE_EVERY_S
         self._bar.update_absolute(done, self._steps, preview)
 

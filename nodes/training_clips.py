@@ -61,6 +61,7 @@ class CogVideoXTrainingClips(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
         )
 
+    # The folder's name stays the same when clips are added. None: it is linked, and ComfyUI does not know it yet.
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, **_: Any) -> str:
         return "" if folder is None else listing_hash(dataset_folder(folder))
@@ -92,7 +93,7 @@ class CogVideoXTrainingClips(io.ComfyNode):
             image_to_video=image_to_video,
             image_variants=image_variants,
         )
-        bar = comfy.utils.ProgressBar(1)
+        bar = comfy.utils.ProgressBar(1)  # the total comes with each update
         dataset = build_dataset(dataset_folder(folder), spec, vae, clip, progress=bar.update_absolute)
         report = "\n".join(dataset.report)
         show_on_node(report, cls.hidden.unique_id)
@@ -107,7 +108,7 @@ def dataset_folder(name: str) -> Path:
     inputs = Path(folder_paths.get_input_directory())
     name = name.strip().strip('"')
     try:
-        if name and (inputs / name).is_dir():  # an absolute path stays as it is
+        if name and (inputs / name).is_dir():  # pathlib drops `inputs` before an absolute path
             return inputs / name
     except (OSError, ValueError):  # not a name that this file system could have
         pass
@@ -118,7 +119,9 @@ def dataset_folder(name: str) -> Path:
 
 
 def listing_hash(folder: Path) -> str:
-    """Of names, sizes and times of all that lies in `folder` but what is hidden: the cache is."""
+    """A hash of the names, sizes and times of all files below `folder`, without hidden folders: the cache, which the
+    node itself writes to, is one.
+    """
     digest = hashlib.sha256(str(folder).encode())
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -144,7 +147,8 @@ def _sockets(dataset: "Dataset") -> tuple[list[dict], list[list]]:
         values: dict[str, Any] = {"pooled_output": None}
         if images is not None:
             latent["cogvideox_images"] = images
-            # as CogVideoX Image to Video gives it: the first frame alone, nothing is known of the others
+            # The entries that CogVideoX Image to Video adds for a start image without an end image (keys.image_concat):
+            # the clean first frame, [1, 16, 1, h, w].
             values |= {
                 "concat_latent_image": images[:1],
                 "cogvideox_task": "image",

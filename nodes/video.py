@@ -57,7 +57,7 @@ class CogVideoXEncodeVideo(io.ComfyNode):
         seed: int = 0,
     ) -> io.NodeOutput:
         check_pictures(images)
-        kept = video_frames(latent_frames(images.shape[0]))
+        kept = video_frames(latent_frames(images.shape[0]))  # the largest 4k + 1 that is not above it
         latent = encode_video(vae, images[:kept], width, height, fit, seed if sample_posterior else None)
         if mask is not None:
             latent["noise_mask"] = latent_mask(mask, *latent["samples"].shape[2:])

@@ -12,7 +12,7 @@ from ..keys import Concat, read_concat
 from .conditioning import TASKS
 
 # The task that a number of concatenated channels is for, where the conditioning does not say. 16 channels may be those
-# of an image or of a control video: a model of either kind takes them for its own.
+# of an image or of a control video: they are called an image's in messages, and a model of either kind takes them.
 TASK_OF_CHANNELS = {task.channels: name for name, task in TASKS.items() if name != "control"}
 
 
@@ -29,6 +29,8 @@ def check_latent(model: BaseModel, latent_image: torch.Tensor) -> None:
 
 def check_size(model: BaseModel, latent_size: tuple[int, int, int], model_options: dict[str, Any]) -> None:
     """Raises UserError unless the model has positions for latents of this (T, H, W).
+
+    The model's forward calls the same method, but only after the weights were loaded.
 
     Under ComfyUI's context windows the size is that of each window.
     """
@@ -55,7 +57,13 @@ def _window_lengths(frames: int, handler: ContextHandler | None) -> set[int]:
 
 
 def check_sampler(sampler: comfy.samplers.Sampler) -> None:
-    """Raises UserError for the sampler of ComfyUI's own CogVideoX code: it works on samples in another scale."""
+    """Raises UserError for the sampler of ComfyUI's own CogVideoX code.
+
+    VOID_DDIM hands the model samples of unit variance, which ComfyUI's own CogVideoX class takes as they are. A model
+    of this pack divides its input by sqrt(1 + sigma^2), as ComfyUI's other samplers expect: by 4500 at the first step.
+
+    The class is found by its name: importing its module, comfy_extras.nodes_void, fails in versions without it.
+    """
     if type(sampler).__name__ == "VOID_DDIM":
         raise UserError(
             "This sampler belongs to ComfyUI's own CogVideoX loader, whose models take another input.",
@@ -102,6 +110,7 @@ def _check_text(model: BaseModel, name: str, entry: dict[str, Any]) -> None:
             "of its own family.",
             advice="encode the prompt",
         )
+    # A learned table has rows for the text's positions as well.
     if config.use_learned_positional_embeddings and text.shape[1] > config.max_text_seq_length:
         raise UserError(
             f"The {name} conditioning has {text.shape[1]} text tokens; {model.model_config.family.name} has positions "
@@ -111,8 +120,13 @@ def _check_text(model: BaseModel, name: str, entry: dict[str, Any]) -> None:
 
 
 def _check_area(name: str, entry: dict[str, Any]) -> None:
-    """ComfyUI's own code for areas of pictures fails on videos, with an error that names nothing."""
+    """Raises UserError for areas of a picture, which have no duration.
+
+    ComfyUI's own code, comfy.samplers.resolve_areas_and_cond_masks_multidim, fails on those in percent with an
+    IndexError and on set_area_to_bounds with a ValueError, neither of which names the area.
+    """
     area = entry.get("area")
+    # Of a video: (duration, height, width, then the start of each) in latents, or in fractions after "percentage".
     sides = () if area is None else tuple(side for side in area if side != "percentage")
     if (area is not None and len(sides) != 6) or entry.get("set_area_to_bounds"):
         raise UserError(
@@ -126,6 +140,7 @@ def _check_task(model: BaseModel, name: str, concat: Concat) -> None:
     task = TASKS[family.task]
     parts = (concat.get("concat_latent_image"), concat.get("cogvideox_known"))
     found = sum(part.shape[1] for part in parts if part is not None)
+    # ComfyUI's own VOID nodes name no task: then the channels are taken for the model's own, if their number fits.
     made_for = concat.get("cogvideox_task", family.task if found == task.channels else TASK_OF_CHANNELS.get(found))
     if found == task.channels and made_for == family.task:
         return
@@ -142,6 +157,7 @@ def _check_task(model: BaseModel, name: str, concat: Concat) -> None:
 
 def _check_concat_size(model: BaseModel, name: str, parts: list[torch.Tensor], latent_shape: Sequence[int]) -> None:
     frames, height, width = latent_shape[2:]
+    # A single start image fits any number of frames: conditioning.fit_frames adds zeros.
     is_one_frame = model.model_config.family.task == "image" and parts[0].shape[2] == 1
     for part in parts:
         fits = part.ndim == 5 and part.shape[3:] == (height, width) and (is_one_frame or part.shape[2] == frames)

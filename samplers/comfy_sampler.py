@@ -42,11 +42,16 @@ def schedule_sigmas(model_sampling: ModelSampling, steps: int, denoise: float) -
     if denoise <= 0:
         return torch.zeros(0)
     timesteps = trailing_timesteps(total_steps(steps, denoise))[-steps:]
+    # On the CPU, as ComfyUI's own BasicScheduler returns SIGMAS, wherever the model is.
     return torch.cat([model_sampling.sigmas.cpu()[timesteps], torch.zeros(1)])
 
 
 def require_cogvideox(model_sampling: ModelSampling) -> None:
-    """Raises UserError for a model whose noise levels are not CogVideoX's."""
+    """Raises UserError for a model whose noise levels are not CogVideoX's.
+
+    The stock node ModelSamplingDiscrete puts such levels on a model of this pack as well: they lack CogVideoX-2b's SNR
+    shift, and `alphas`, an attribute of the pack's own.
+    """
     if not hasattr(model_sampling, "alphas"):
         raise UserError(
             f"This model samples with {type(model_sampling).__name__}; CogVideoX's schedule and samplers need a "
@@ -82,11 +87,12 @@ def sample_along(
 
     model: ComfyUI's (x, sigma [B]) -> x0, with guidance; both variance exploding, x = x0 + sigma * noise.
     x: [B, C, T, H, W] at sigmas[0], scaled, variance exploding. Each sigma is taken as the nearest of the model's 1000
-    timesteps. Returns x at sigmas[-1].
+    timesteps. Returns x at sigmas[-1], variance exploding.
 
     Raises UserError where the model's noise levels are not CogVideoX's.
     """
     extra_args = extra_args or {}
+    # KSamplerX0Inpaint -> CFGGuider -> BaseModel
     model_sampling = model.inner_model.inner_model.model_sampling
     require_cogvideox(model_sampling)
     steps = plan_steps(model_sampling, sigmas, schedule_steps)
@@ -96,8 +102,9 @@ def sample_along(
         sigma = model_sampling.sigmas[timestep].to(x)
         x0 = model(x * (1 + sigma**2) ** 0.5, sigma * s_in, **extra_args)
         if model_sampling.alphas[timestep] == 0:
-            # At zero terminal SNR sigma is infinite and x0 = -v. ComfyUI uses a sigma of 4500 instead, and so returns
-            # x0 = sqrt(alpha) x - sqrt(1 - alpha) v with a small alpha: solve that for -v.
+            # At zero terminal SNR sigma is infinite and x0 = -v. ComfyUI needs a finite sigma and takes 4500, so it
+            # returns x0 = sqrt(alpha) x - sqrt(1 - alpha) v with a small alpha. Solved for -v, this is diffusers' x0;
+            # as it is, it contains about 1 / 4500 of the starting noise.
             root_alpha = 1 / (1 + sigma**2) ** 0.5
             x0 = (x0 - root_alpha * x) / (1 - root_alpha**2) ** 0.5
         return x0
@@ -109,11 +116,16 @@ def sample_along(
     x = x / (1 + sigmas[0] ** 2) ** 0.5  # variance exploding -> preserving
     if name == "dpm":
         generator = start_stream(extra_args.get("seed") or 0, rng_offset)
-        draw_noise(x.shape, generator)  # the run's first draw was its starting noise
+        # diffusers draws a run's starting noise and the noise of its steps from one generator. The starting noise was
+        # drawn elsewhere, by the NOISE object: skip as many numbers.
+        draw_noise(x.shape, generator)
         x = sample_dpm(predict_x0, x, steps, lambda: draw_noise(x.shape, generator).to(x), report)
     else:
         x = sample_ddim(predict_x0, x, steps, report)
-    return x * (1 + sigmas[-1] ** 2) ** 0.5  # variance preserving -> exploding
+    # Variance preserving -> exploding. Where a run stops before the end (SplitSigmas) and its schedule's length does
+    # not divide 1000, x is a little off the noise level of sigmas[-1]. The run that goes on divides by the same factor,
+    # so that both together equal one run.
+    return x * (1 + sigmas[-1] ** 2) ** 0.5
 
 
 def plan_steps(
@@ -122,7 +134,9 @@ def plan_steps(
     """(timestep, alpha there, alpha to go to) for each step along `sigmas`, which are the end of a schedule of
     `schedule_steps` steps; None finds its length."""
     timesteps = [int(t) for t in model_sampling.timestep(sigmas[:-1].cpu())]
+    # ComfyUI looks for the nearest log(sigma): for a sigma of 0 it would find timestep 0, which is not quite clean.
     end = int(model_sampling.timestep(sigmas[-1:].cpu())) if sigmas[-1] > 0 else -1
     targets = next_timesteps([*timesteps, end], schedule_steps)
+    # alphas are float64: the coefficients of the steps are computed as precisely as diffusers computes them.
     alphas = model_sampling.alphas
     return [(t, float(alphas[t]), float(alphas[n]) if n >= 0 else 1.0) for t, n in zip(timesteps, targets)]

@@ -53,13 +53,15 @@ def concat_channels(
     """
     parts = [latents * scale] if known is None else [known.to(latents) * known_scale, latents * scale]
     channels = fit_frames(torch.cat(parts, dim=1), shape[2])
+    # [1 or b, ...] -> [B, ...]: one conditioning for all of a batch, or b of them in turn.
     return channels.repeat(-(-shape[0] // channels.shape[0]), 1, 1, 1, 1)[: shape[0]]
 
 
 def fit_frames(channels: torch.Tensor, frames: int) -> torch.Tensor:
     """[B, C, n, h, w] -> [B, C, frames, h, w].
 
-    A single frame is followed by zeros, as the models were trained. Of a clip the first frame is repeated in front.
+    A single frame is followed by zeros, as the models were trained. Of a clip the first frame is repeated in front: a
+    clip is one frame short where CogVideoX 1.5 has got a frame in front.
     """
     missing = frames - channels.shape[2]
     if missing <= 0:

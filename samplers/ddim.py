@@ -15,8 +15,9 @@ def sample_ddim(predict_x0: PredictX0, x: torch.Tensor, steps: Steps, callback: 
     x: [B, C, T, H, W], noisy at the first step's alpha, variance preserving.
     Returns [B, C, T, H, W] at the last step's alpha to go to.
 
-    Source: diffusers scheduling_ddim_cogvideox.py, step(). With eps written out of x and x0, equation 12 is
-    x' = c_x * x + c_x0 * x0.
+    Source: diffusers scheduling_ddim_cogvideox.py, step(). Equation 12 is x' = sqrt(alpha') x0 + sqrt(1 - alpha') eps.
+    With eps = (x - sqrt(alpha) x0) / sqrt(1 - alpha) put in, it is x' = c_x * x + c_x0 * x0, and the model's v is not
+    needed: ComfyUI's guidance returns x0.
     """
     for i, (timestep, alpha, alpha_next) in enumerate(steps):
         x0 = predict_x0(x, timestep)

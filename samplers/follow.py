@@ -1,5 +1,8 @@
 """Attention shared with another video: a run attends to its own tokens and to those of an inverted video.
 
+At each step the model computes the run's sample and the inverted video's, at about the same noise level, in one batch.
+The run takes over layout and motion through the keys and values of the video; the video's own result is thrown away.
+
 Source: THUDM/CogVideo inference/ddim_inversion.py, whose second run does this with an attention processor.
 """
 
@@ -60,7 +63,8 @@ def read_trajectory(latent: Latent, start_percent: float, end_percent: float) ->
             "Use 0 and 1 to follow it throughout."
         )
     last = TRAIN_TIMESTEPS - 1
-    # As comfy.model_sampling.ModelSamplingDiscrete.percent_to_sigma: 0 is the start of a run at denoise 1.
+    # As comfy.model_sampling.ModelSamplingDiscrete.percent_to_sigma: 0 is the start of a run at denoise 1, and percents
+    # count timesteps, not steps.
     bounds = last * (1 - start_percent), last * (1 - end_percent)
     return Followed(tuple(trajectory["timesteps"]), tuple(trajectory["samples"]), *bounds)
 
@@ -73,21 +77,25 @@ def follow_video(model: comfy.model_patcher.ModelPatcher, followed: Followed) ->
     model_sampling: Any = model.get_model_object("model_sampling")
     require_cogvideox(model_sampling)
     patched = model.clone()
+    # Without the patch of a video that `model` follows already: on top of it memory would be doubled twice. What is
+    # found then is the model's own method, even while that patch is applied (ModelPatcher.object_patches_backup).
     patched.object_patches.pop("memory_required", None)
     memory_required: Any = patched.get_model_object("memory_required")
 
-    # The inverted video doubles the batch inside the model, which ComfyUI has to reserve memory for.
+    # The inverted video doubles the batch inside the model, which ComfyUI does not see. It asks memory_required at two
+    # places: once when it loads the model, and at every step, to decide how many conditions fit into one batch.
     def doubled(input_shape: list[int], cond_shapes: dict[str, Any] = {}) -> float:
         return memory_required([2 * input_shape[0], *input_shape[1:]], cond_shapes=cond_shapes)
 
     def prepare(executor: Callable[..., tuple], patcher: Any, shape: list[int], *args: Any, **kwargs: Any) -> tuple:
-        # ComfyUI applies an object patch when it loads the model, and reserves memory before: without the patch the
-        # shape is doubled here instead.
+        # ComfyUI applies an object patch when it loads the model, and asks for the memory before. Where the patch is
+        # missing, the shape is doubled here instead; where it is applied, both would reserve four times as much.
         if patcher.model.memory_required is not doubled:
             shape = [2 * shape[0], *shape[1:]]
         return executor(patcher, shape, *args, **kwargs)
 
     patched.add_object_patch("memory_required", doubled)
+    # A wrapper of an earlier video would stay beside the new one: the batch would be doubled by each of them.
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, partial(_sample_following, followed)),
         (WrappersMP.PREPARE_SAMPLING, prepare),
@@ -117,6 +125,7 @@ def _sample_following(
         )
     model_sampling = guider.model_patcher.get_model_object("model_sampling")
     timesteps = [float(t) for t in model_sampling.timestep(sigmas.cpu())]
+    # For a sigma of 0 ComfyUI finds timestep 0.
     if sigmas[-1] == 0:
         timesteps[-1] = CLEAN
     check_run(followed, latent_image.shape, timesteps)
@@ -138,6 +147,7 @@ def check_run(followed: Followed, shape: torch.Size, timesteps: list[float]) -> 
             "This run adds noise, as an inversion does, and its model follows another video.",
             advice="invert with the plain model",
         )
+    # Half of the mean distance between two steps of this run. The 0.5 below is for timesteps that were rounded.
     half_step = (timesteps[0] - timesteps[-1]) / (2 * max(1, len(timesteps) - 1))
     for timestep in timesteps[:-1]:
         found = followed.timesteps[followed.nearest(timestep)]
@@ -156,7 +166,10 @@ def _restore_front(
 
     CogVideoX 1.5 inverts an odd count with a frame in front, which is missing in the LATENT. sample_checked puts the
     first frame there a second time: from two equal frames of noise no run leads back to the video.
+
+    A run that starts from the inverted latent is known by its values. Any other run keeps its latent_image as it is.
     """
+    # As the LATENT of an inversion is: variance exploding, unscaled.
     end = followed.samples[-1].to(latent_image)
     end = latent_format.process_out(end * (1 + model_sampling.sigmas[followed.timesteps[-1]].to(end) ** 2) ** 0.5)
     if end.shape == latent_image.shape and torch.allclose(end[:, :, 1:], latent_image[:, :, 1:], rtol=1e-3):
@@ -193,6 +206,7 @@ def _forward_following(
             f"The model is asked for a part of the video of {_describe(x.shape)}; the video to follow is "
             f"{_describe(video.shape)}. Following needs all of the video at once: remove areas from the conditioning."
         )
+    # x is [condition, video of the batch], the conditions one after the other: the videos are repeated in that order.
     video = video.to(x).repeat(x.shape[0] // video.shape[0], 1, 1, 1, 1)
     video = torch.cat([video, x[:, video.shape[1] :]], dim=1)
     if control is not None:
@@ -220,9 +234,12 @@ def share_attention(
     """ComfyUI's attention override: the first half of the batch attends to both halves, the second to itself.
 
     query, key, value: [2 B, heads, N, D] or [2 B, N, heads * D]. previous: an override that was there before.
+
+    These are two calls of the attention function, because the two halves have different numbers of keys.
     """
     run = attend if previous is None else partial(previous, attend)
     (query, video_query), (key, video_key), (value, video_value) = (x.chunk(2) for x in (query, key, value))
+    # In both layouts the tokens are the last axis but one.
     both_keys, both_values = torch.cat([key, video_key], dim=-2), torch.cat([value, video_value], dim=-2)
     following = run(query, both_keys, both_values, *args, **kwargs)
     return torch.cat([following, run(video_query, video_key, video_value, *args, **kwargs)])

@@ -22,6 +22,8 @@ def patch_dynamic_cfg(
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of `model` whose guidance follows dynamic_cfg_scale instead of the scale of its guider.
 
+    steps: the steps that are run, at denoise below 1 as well, as diffusers' video to video pipeline counts them.
+
     It replaces the result of ComfyUI's own guidance. The other hook, sampler_cfg_function, works on x - x0: with x at a
     sigma of 4500, that subtraction costs four digits of x0.
     """
@@ -33,5 +35,7 @@ def patch_dynamic_cfg(
         scale = dynamic_cfg_scale(timestep, steps, cfg)
         return args["uncond_denoised"] + scale * (args["cond_denoised"] - args["uncond_denoised"])
 
+    # With the guider's cfg at 1 ComfyUI would leave out the negative prompt and hand on zeros as uncond_denoised. The
+    # scale that counts is the one computed here.
     patched.set_model_sampler_post_cfg_function(guide, disable_cfg1_optimization=True)
     return patched

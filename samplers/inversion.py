@@ -35,7 +35,8 @@ def invert_ddim(
 ) -> torch.Tensor:
     """DDIM (Song et al. 2020, eq. 12, eta = 0) towards the noise, for a model that predicts v.
 
-    predict_v: (x, timestep) -> v, shaped like x. The timestep is the one that the step goes to; x is less noisy.
+    predict_v: (x, timestep) -> v, shaped like x. The timestep is the one that the step goes to; x is less noisy. That v
+        changes little within a step is the approximation of DDIM inversion: more steps make the way back better.
     x: [B, C, T, H, W], noisy at the first step's alpha, variance preserving.
     steps: (timestep, alpha of x, alpha to go to), cumulative products in 0 .. 1.
     callback: called as callback(step index, x after the step, x0) after each step.
@@ -55,6 +56,9 @@ def invert_ddim(
 
 def inversion_sigmas(model_sampling: ModelSampling, steps: int) -> torch.Tensor:
     """SIGMAS of an inversion: [steps + 1], from 0 up.
+
+    They are the model's own. diffusers' DDIMInverseScheduler knows no SNR shift, without which noise found for
+    CogVideoX-2b would not lead back to the video.
 
     Raises UserError where the model's noise levels are not CogVideoX's, and where they have no such schedule.
     """
@@ -87,12 +91,14 @@ def invert_along(
 ) -> torch.Tensor:
     """A k-diffusion style sampler function (ComfyUI calls it through KSAMPLER) that adds the noise instead.
 
-    x: [B, C, T, H, W], clean, scaled. sigmas: from inversion_sigmas. record: called with the clean x and then with each
-    step's, variance preserving, on the CPU. Returns x at sigmas[-1], variance exploding.
+    x: [B, C, T, H, W], clean, scaled. sigmas: from inversion_sigmas; the steps are taken from their number alone.
+    record: called with the clean x and then with each step's, variance preserving, on the CPU.
+    Returns x at sigmas[-1], variance exploding.
 
     Raises UserError where the model's noise levels are not CogVideoX's.
     """
     extra_args = extra_args or {}
+    # KSamplerX0Inpaint -> CFGGuider -> BaseModel
     model_sampling = model.inner_model.inner_model.model_sampling
     require_cogvideox(model_sampling)
     s_in = x.new_ones([x.shape[0]])
@@ -113,7 +119,8 @@ def invert_along(
         if callback is not None:
             callback({"i": i, "x": x, "denoised": x0, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
 
+    # At sigma 0 variance preserving and exploding are the same: x needs no conversion.
     if record is not None:
         record(x.cpu())
     x = invert_ddim(predict_v, x, steps, report)
-    return x * (1 + sigmas[-1] ** 2) ** 0.5
+    return x * (1 + sigmas[-1] ** 2) ** 0.5  # variance preserving -> exploding

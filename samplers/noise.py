@@ -24,6 +24,7 @@ def seeded_noise(
         that it had there.
     rng_offset: how many numbers were drawn from the stream before, a multiple of 16 (keys.rng_offset).
     """
+    # On the CPU even for a card: a card's generator draws other numbers from the same seed.
     generator = start_stream(seed, rng_offset)
     if batch_index is None:
         return draw_noise(shape, generator)

@@ -28,8 +28,8 @@ def sample_checked(
     """OUTER_SAMPLE wrapper: refuse what does not fit before any work, and give CogVideoX 1.5 complete pairs of frames.
 
     CogVideoX 1.5 makes one token of two latent frames. As in diffusers' pipelines an odd count gets one more frame of
-    noise in front, which takes part in sampling and is dropped afterwards. The alternative, to repeat a frame inside
-    the model, was tried: the last latent frame comes out wrong.
+    noise in front, which takes part in sampling and is dropped afterwards. The simpler way, to repeat a frame inside
+    the model, was tried: the last latent frame comes out wrong (0.82, RMS of the difference over that of diffusers').
 
     notify: for check_conditioning; it is bound when the loader puts the wrapper on the MODEL. The other arguments are
     those of comfy.samplers.CFGGuider.outer_sample: noise [B, 16, T, H, W] of unit variance, latent_image of the same
@@ -48,17 +48,20 @@ def sample_checked(
     _, _, frames, height, width = latent_image.shape
     check_size(model, (frames + extra, height, width), guider.model_options)
     if extra:
+        # The samplers of build_sampler know how much of the seed's stream is used up; stock samplers lack the option.
         offset = getattr(sampler, "extra_options", {}).get("rng_offset", 0)
         noise = prepend_noise(noise, latent_image.shape, extra, seed or 0, offset)
         latent_image = prepend_first(latent_image, extra)
         denoise_mask = None if denoise_mask is None else prepend_first(denoise_mask, extra)
+        # Some versions of ComfyUI hand the shape down a second time, to process_conds.
         if "latent_shapes" in kwargs:
             kwargs["latent_shapes"] = [latent_image.shape]
     report = None if callback is None else partial(_report_without, extra, callback)
+    # The next OUTER_SAMPLE wrapper, or CFGGuider.outer_sample itself, which loads the model and runs the sampler.
     out = executor(noise, latent_image, sampler, sigmas, denoise_mask, report, disable_pbar, seed, **kwargs)
     if denoise_mask is not None and sigmas[-1] == 0:
-        # A schedule whose length does not divide 1000 leaves a trace of noise in its last sample. What the mask keeps
-        # has to come out exactly as it went in.
+        # A schedule whose length does not divide 1000 leaves a trace of noise in its last sample (next_timesteps). What
+        # the mask keeps has to come out exactly as it went in.
         out = torch.where(denoise_mask.to(out) == 0, latent_image.to(out), out)
     return out[:, :, extra:]
 
@@ -78,9 +81,10 @@ def prepend_first(x: torch.Tensor, count: int) -> torch.Tensor:
 def prepend_noise(noise: torch.Tensor, shape: torch.Size, count: int, seed: int, rng_offset: int = 0) -> torch.Tensor:
     """`noise` [B, C, T, H, W] of a run on latents of `shape`, with `count` more frames in front.
 
-    Where it is what this pack draws for the seed, the result is what diffusers draws for the longer video. Any other
-    noise stays as it is, and the frames in front are the next numbers of its seed's stream. Zeros, the noise of a run
-    that adds none, get zeros in front.
+    Where it is what this pack draws for the seed, the result is what diffusers draws for the longer video: frame by
+    frame, so that the frame in front gets the numbers that were the first frame's. Any other noise stays as it is, and
+    the frames in front are the next numbers of its seed's stream. Zeros, the noise of a run that adds none, get zeros
+    in front.
     """
     longer = (shape[0], shape[1], shape[2] + count, *shape[3:])
     if torch.equal(noise.cpu().float(), seeded_noise(shape, seed, rng_offset=rng_offset)):

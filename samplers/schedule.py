@@ -18,10 +18,12 @@ def alphas_cumprod(snr_shift_scale: float) -> torch.Tensor:
     """Cumulative products of alpha at timesteps 0 .. 999: [1000], float64, falling to exactly 0.
 
     Scaled-linear betas, shifted in SNR (3.0 for CogVideoX-2b, 1.0 for the others), then rescaled to zero terminal
-    SNR (Lin et al. 2023, algorithm 1), so that a run starts from noise without a trace of a video.
+    SNR (Lin et al. 2023, algorithm 1), so that a run starts from noise without a trace of a video. The order of the two
+    is that of diffusers' CogVideoXDDIMScheduler.__init__; the other way round gives other levels.
     """
     betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
     alphas = torch.cumprod(1 - betas, dim=0)
+    # Divides the signal to noise ratio, alpha / (1 - alpha), by snr_shift_scale.
     alphas = alphas / (snr_shift_scale + (1 - snr_shift_scale) * alphas)
     root = alphas.sqrt()
     first, last = root[0].clone(), root[-1].clone()
@@ -45,7 +47,8 @@ def total_steps(steps: int, denoise: float) -> int:
 
     6 steps at denoise 0.6 are the last 6 of 10, as diffusers' strength 0.6 with 10 inference steps.
     """
-    # In floating point the quotient of two such numbers may be just below the integer that is meant.
+    # The quotient of two floating point numbers may be just below the integer that is meant, and int() would take the
+    # next lower one.
     return int(steps / denoise + 1e-6)
 
 
@@ -59,6 +62,7 @@ def require_schedule(steps: int, denoise: float) -> None:
             f"{steps} steps at denoise {denoise} are not possible. Use 1 to {TRAIN_TIMESTEPS} steps and denoise 0 to 1."
         )
     if denoise and total_steps(steps, denoise) > TRAIN_TIMESTEPS:
+        # steps / 1000, rounded up to the two decimals that the widget of denoise has.
         least = -(-steps * 100 // TRAIN_TIMESTEPS) / 100
         raise UserError(
             f"{steps} steps at denoise {denoise} are the end of a schedule of {total_steps(steps, denoise)} steps; the "
@@ -70,6 +74,9 @@ def schedule_of(points: list[int]) -> int | None:
     """The number of steps of the trailing schedule that contains `points`, the shortest; None where there is none.
 
     points: timesteps in the order in which a run visits them, -1 for the clean sample at the end.
+
+    The stock socket SIGMAS carries noise levels alone, without the length of the schedule that they are the end of, and
+    each step's target depends on it (next_timesteps). Fewer than four steps may fit a shorter schedule as well.
     """
     for total in range(len(points) - 1, TRAIN_TIMESTEPS + 1):
         schedule = [*trailing_timesteps(total), -1]

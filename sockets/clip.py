@@ -13,7 +13,11 @@ from .tokenizer import CLIP_NAME, CogVideoXTokenizer
 
 
 class CogVideoXT5(comfy.sd1_clip.SDClipModel):
-    """T5 without attention masks: padding is attended to, as in diffusers' pipelines."""
+    """T5 without attention masks: padding is attended to, as in diffusers' pipelines.
+
+    With masks, as ComfyUI uses them for other models with T5, every token's embedding would differ from those that
+    CogVideoX was trained with.
+    """
 
     def __init__(self, config: dict[str, Any], device: Any, dtype: torch.dtype | None, model_options: dict[str, Any]):
         """config: the encoder's config.json. device: a torch.device or its name, as ComfyUI passes it."""
@@ -22,6 +26,7 @@ class CogVideoXT5(comfy.sd1_clip.SDClipModel):
             device=device,
             dtype=dtype,
             textmodel_json_config=dict(config),
+            # T5's ids. ComfyUI builds the empty prompt from them against which it weighs tokens.
             special_tokens={"end": 1, "pad": 0},
             model_class=t5,
             enable_attention_masks=False,
@@ -31,7 +36,8 @@ class CogVideoXT5(comfy.sd1_clip.SDClipModel):
 
 
 class CogVideoXTextModel(comfy.sd1_clip.SD1ClipModel):
-    """What comfy.sd.CLIP calls: a wrapper around one encoder."""
+    """What comfy.sd.CLIP calls: ComfyUI's wrapper around one encoder, which picks the encoder's tokens out of those of
+    all encoders by CLIP_NAME."""
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class TextEncoderTarget:
 
     def __init__(self, config: dict[str, Any], tokenizer: CogVideoXTokenizer):
         self.clip = partial(CogVideoXTextModel, config)
+        # comfy.sd.CLIP calls it with embedding_directory and tokenizer_data, which a T5 of diffusers has no use for.
         self.tokenizer = lambda **_: tokenizer
 
 

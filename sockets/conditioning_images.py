@@ -37,12 +37,16 @@ def encode_start_and_end(
     for pictures in (start, end):
         if pictures is not None:
             pictures = augment_pictures(fit_pictures(pictures, width, height, fit), sigma, generator)
+            # The first picture's sample is drawn from the run's own seed, as in diffusers. A second picture, which
+            # diffusers does not take, gets the next seed: with the same one both samples would have the same noise.
             seed = None if posterior_seed is None else posterior_seed + len(encoded)
             encoded.append(vae.encode(pictures, seed))
+    # Only the first sample has used up numbers of the run's own stream (keys.rng_offset).
     if posterior_seed is not None and encoded:
         drawn = encoded[0].numel()
     if start is not None and end is None and encoded[0].shape[2] == 1:
         return encoded[0], drawn
+    # Frames that are not given are zeros in the latent, as in diffusers; a black frame, encoded, is something else.
     blank = torch.zeros(1, CHANNELS, latent_frames(frames) if encoded else 1, height // SPATIAL, width // SPATIAL)
     if start is not None:
         blank[:, :, : encoded[0].shape[2]] = encoded[0]
@@ -57,6 +61,7 @@ def _check_start_and_end(start: torch.Tensor | None, end: torch.Tensor | None, f
             check_pictures(pictures)
     if end is not None and end.shape[0] != 1:
         raise UserError(f"end_image has {end.shape[0]} pictures. Use one picture, the video's last frame.")
+    # A clip of one frame takes one picture all the same: hence the 2.
     if start is not None and ((start.shape[0] - 1) % 4 or start.shape[0] >= max(frames, 2)):
         raise UserError(
             f"start_image has {start.shape[0]} pictures; the video has {frames} frames. Use one picture, or the last "
@@ -96,9 +101,11 @@ def encode_masked_video(
     frames, height, width = mask.shape
     size = latent_frames(frames), height // SPATIAL, width // SPATIAL
     inpainted = mask >= 0.5
+    # Nothing is given: as in the reference the model gets zeros, not the latents of a black video.
     if inpainted.all():
         return torch.zeros(1, CHANNELS, *size), torch.zeros(1, 1, *size)
     masked = video.masked_fill(inpainted[..., None], 0.0)
+    # skip_black: noise on the masked pixels would look like something that is known.
     masked = augment_pictures(masked, sigma, torch.Generator().manual_seed(noise_seed), skip_black=True)
     return vae.encode(masked), fun_mask(mask, *size)
 
@@ -126,6 +133,7 @@ def known_clip(
         check_pictures(video)
         require_length(video, frames, "The video")
         clip[:] = fit_pictures(video[:frames], width, height, fit)
+        # [1, h, w] is held over the clip by broadcasting.
         mask_out[:] = 0.0 if mask is None else _fit_mask(mask, video, size, fit)
     elif mask is not None:
         raise UserError("There is a mask and no video to apply it to. Connect the video as well.")
@@ -142,6 +150,7 @@ def known_clip(
 
 def _fit_mask(mask: torch.Tensor, video: torch.Tensor, size: tuple[int, int, int], fit: str) -> torch.Tensor:
     width, height, frames = size
+    # [..., H, W] -> [F, H, W]
     mask = mask.reshape(-1, *mask.shape[-2:])
     counts, sizes = (1, frames, video.shape[0]), ((height, width), tuple(video.shape[1:3]))
     if mask.shape[0] not in counts or tuple(mask.shape[1:]) not in sizes:
@@ -150,6 +159,7 @@ def _fit_mask(mask: torch.Tensor, video: torch.Tensor, size: tuple[int, int, int
             f"{video.shape[2]} x {video.shape[1]} with {video.shape[0]}, the clip {width} x {height} with {frames}. "
             "Make the mask of the video's or the clip's size, with one frame or as many as they have."
         )
+    # As a grey picture, so that it is scaled and cropped exactly as its video is.
     return fit_pictures(mask[:frames, :, :, None], width, height, fit)[..., 0]
 
 

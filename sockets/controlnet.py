@@ -55,8 +55,9 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> int:
         """Bytes of the outputs, which stay until the model has used them: for prompt and negative prompt together, at
-        the size and length that the control net was trained with. The activations of its own blocks are not counted:
-        they are gone when those of the model, which are larger, are made."""
+        the size and length that the control net was trained with, because ComfyUI does not say here what it runs. The
+        activations of its own blocks are not counted: they are gone when those of the model, which are larger, are
+        made."""
         net: Any = self.patcher.model
         c: ControlConfig = net.config
         tokens = latent_frames(c.sample_frames) * c.sample_height * c.sample_width // c.patch_size**2
@@ -72,7 +73,8 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
         super().pre_run(model, percent_to_timestep_function)
         sampling: Any = model.model_sampling
         self.model_sampling = sampling
-        self.guides = {}  # of an interrupted run, after which ComfyUI does not call cleanup
+        # ComfyUI calls cleanup only after a run that has ended well: these may be left from one that was cancelled.
+        self.guides = {}
 
     def cleanup(self) -> None:
         """Called after the last step."""
@@ -99,9 +101,12 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
         previous: Any = self.previous_controlnet
         if previous is not None:
             previous = previous.get_control(x_noisy, t, cond, batched_number, transformer_options)
+        # The frames are counted before the range is looked at, so that a short control video is refused at once and not
+        # in the middle of the run.
         window: ContextWindow | None = transformer_options.get("context_window")
         size = _video_size(x_noisy, window)
         self._require_frames(video_frames(size[0]))
+        # timestep_range holds sigmas, which fall during the run: its start is the larger one.
         if self.timestep_range is not None and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]:
             return previous
         assert self.model_sampling is not None  # pre_run has been called
@@ -113,6 +118,7 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
             cond.get("crossattn_controlnet", cond["c_crossattn"]).to(x_noisy.device, net.dtype),
             transformer_options,
         )
+        # It multiplies by the strength and adds what the control nets before this one have returned.
         return self.control_merge({"input": outputs}, previous, output_dtype=None)
 
     def _require_frames(self, needed: int) -> None:
@@ -127,12 +133,15 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
     def _encoded_guide(self, size: tuple[int, int, int], device: torch.device) -> torch.Tensor:
         """Encoded guide for latents of `size` (T, H, W): [1, C, T, H, W]. Computed once a run."""
         frames, height, width = size
+        # Without the length: encode_control gives the same for the first frames however many follow, so that a longer
+        # guide serves as well. _video_size may find a larger T at a later window.
         key = height, width, device
         if key not in self.guides or self.guides[key].shape[2] < frames:
             net: Any = self.patcher.model
             # [F, C, H, W] -> [F, H, W, C]
             pictures = self.cond_hint_original[: video_frames(frames)].movedim(1, -1)
             pixels = fit_pictures(pictures, width * SPATIAL, height * SPATIAL).movedim(-1, 1)
+            # No frame at all where the control video is long enough. [F, 3, H, W]; 0 .. 1 -> -1 .. 1 below.
             held = pixels[-1:].expand(video_frames(frames) - pixels.shape[0], -1, -1, -1)
             pixels = torch.cat([pixels, held]).to(device, net.dtype) * 2 - 1
             self.guides[key] = net.encode_control(pixels[None])
@@ -142,6 +151,8 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
 def _video_size(x: torch.Tensor, window: ContextWindow | None) -> tuple[int, int, int]:
     """Latent (T, H, W) of the video, of which `x` [B, 16, T, H, W] may be one of ComfyUI's context windows."""
     size = list(x.shape[2:])
+    # Windows along the batch (dim 0) leave the video as long as it is. Older versions of ComfyUI do not note
+    # total_frames: the video is then taken to end with the window, and grows as later windows come.
     if window is not None and window.dim >= 2:
         size[window.dim - 2] = getattr(window, "total_frames", 0) or 1 + max(window.index_list)
     frames, height, width = size
@@ -162,6 +173,8 @@ def check_model(config: "ControlConfig", model: comfy.model_base.BaseModel) -> N
     base = base_family(config)
     found, fits = type(model).__name__, False
     if isinstance(model, CogVideoXModel):
+        # By name and widths: fine-tunes of the same family fit, and so do smaller models of its architecture if the
+        # control net was made for one.
         family, c = model.model_config.family, model.diffusion_model.config
         width = c.num_attention_heads * c.attention_head_dim
         found = f"{family.name} of width {width}, with text of width {c.text_embed_dim}"
@@ -203,7 +216,8 @@ def chain_control(
             advice="load a control net",
         )
     hint = control_video.movedim(-1, 1)  # [F, H, W, C] -> [F, C, H, W]
-    # ComfyUI runs positive and negative as one batch only where both have the same control net object.
+    # previous control net -> the one chained to it. ComfyUI runs positive and negative as one batch only where both
+    # have the very same control net object, so that one is made for both.
     chained: dict[comfy.controlnet.ControlBase | None, CogVideoXControl] = {}
 
     def with_control(previous: comfy.controlnet.ControlBase | None) -> CogVideoXControl:
@@ -213,6 +227,8 @@ def chain_control(
             chained[previous] = control.set_previous_controlnet(previous)
         return chained[previous]
 
+    # With control_apply_to_uncond ComfyUI would give the positive prompt's control net to a negative prompt that has
+    # none. Here every conditioning that is to be controlled has been handed in.
     return [
         [
             [text, {**extra, "control": with_control(extra.get("control")), "control_apply_to_uncond": False}]

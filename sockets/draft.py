@@ -14,7 +14,7 @@ from ..vae.tiny_decoder import VALUES_PER_PIXEL, TinyDecoder
 
 
 def decode_draft(patcher: comfy.model_patcher.ModelPatcher, samples: torch.Tensor) -> torch.Tensor:
-    """Unscaled latents [B, 16, n, h, w] to frames [B, 4 n - 3, 8 h, 8 w, 3] in 0 .. 1, one at a time.
+    """Unscaled latents [B, 16, n, h, w] to frames [B, 4 n - 3, 8 h, 8 w, 3] in 0 .. 1, decoded one after the other.
 
     Raises UserError for another model's latent, and for one that contains NaN or Inf.
     """

@@ -56,7 +56,8 @@ _5B = Family(
     snr_shift_scale=1.0,
 )
 _5B_V15 = replace(_5B, name="CogVideoX1.5-5B", patch_size_t=2)
-_FUN_2B = replace(_2B, name="CogVideoX-Fun-2b", trained_dtype=torch.bfloat16)  # never published without a task
+# What the two Fun models of 2b share. Not a family: it was never published without a task.
+_FUN_2B = replace(_2B, name="CogVideoX-Fun-2b", trained_dtype=torch.bfloat16)
 
 FAMILIES = (
     _2B,
@@ -71,8 +72,8 @@ FAMILIES = (
         ofs_embed_dim=512,
         inverts_image_scale=True,
     ),
-    # aigc-apps/CogVideoX-Fun: fine-tunes of the text to video models above. What the further channels are for stands in
-    # the pipelines of its repository.
+    # aigc-apps/CogVideoX-Fun: fine-tunes of the text to video models above. The source for what their further channels
+    # hold is that repository's cogvideox/pipeline.
     replace(_FUN_2B, name="CogVideoX-Fun-2b-InP", task="inpaint", in_channels=33),
     replace(_5B, name="CogVideoX-Fun-5b-InP", task="inpaint", in_channels=33),
     replace(_5B_V15, name="CogVideoX-Fun-V1.5-5b-InP", task="inpaint", in_channels=33),

@@ -72,14 +72,18 @@ class CogVideoXLatent(comfy.latent_formats.LatentFormat):
 class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
     """CogVideoX's noise levels for every ComfyUI sampler: v-prediction, SNR shift, zero terminal SNR."""
 
-    sigmas: torch.Tensor  # a buffer, [1000], ascending: ComfyUI registers it in set_sigmas
+    sigmas: torch.Tensor  # a buffer, [1000], ascending, which ComfyUI registers in set_sigmas
 
     def __init__(self, model_config: "CogVideoXConfig"):
+        # ComfyUI's constructor makes a schedule of its own, without SNR shift; set_sigmas below replaces it.
         super().__init__(model_config)
         alphas = alphas_cumprod(model_config.sampling_settings["snr_shift_scale"])
-        # Not a buffer, so that no cast or move of the model touches it: our own samplers need float64.
+        # A plain attribute and not a buffer, so that no cast or move of the model touches it: our own samplers compute
+        # with it in float64 on the CPU.
         self.alphas = alphas.clone()
-        # ComfyUI's samplers need a finite sigma; this is the value that comfy/model_sampling.py puts for an alpha of 0.
+        # At zero terminal SNR the last alpha is 0 and its sigma infinite, and ComfyUI's samplers would compute NaN with
+        # it. This is the value that rescale_zero_terminal_snr_sigmas of comfy/model_sampling.py puts instead; it makes
+        # the last sigma 4518.7.
         alphas[-1] = 4.8973451890853435e-08
         self.set_sigmas(((1 - alphas) / alphas).sqrt())
 
@@ -90,7 +94,10 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
 
         At zero terminal SNR it is pure noise: ComfyUI's own formula would leave a trace of the latent in it. A run that
         adds no noise continues from its latent as it is.
+
+        max_denoise: whether the run begins at the largest of the model's sigmas.
         """
+        # Without added noise (`noise` is all zeros) the latent is the noisy sample of an earlier run and must stay.
         if max_denoise and torch.count_nonzero(noise) > 0:
             latent_image = torch.zeros_like(latent_image)
         return super().noise_scaling(sigma, noise, latent_image, max_denoise)
@@ -116,7 +123,8 @@ class CogVideoXConfig(comfy.supported_models_base.BASE):
         self.transformer_config = transformer_config
         self.family = family
         self.inverts_image_scale = inverts_image_scale
-        self.latent_format = CogVideoXLatent(scale_factor, fps=16.0 if family.patch_size_t else 8.0)  # as trained
+        # CogVideoX 1.5, known by its patch_size_t, was trained at 16 frames a second, CogVideoX 1.0 at 8.
+        self.latent_format = CogVideoXLatent(scale_factor, fps=16.0 if family.patch_size_t else 8.0)
         self.sampling_settings = {"snr_shift_scale": snr_shift_scale}
 
 
@@ -128,11 +136,14 @@ class CogVideoXModel(comfy.model_base.BaseModel):
     diffusion_model: "CogVideoXDiT"
 
     def __init__(self, model_config: CogVideoXConfig):
+        # BaseModel calls this as it would call a network's class: with the entries of unet_config (in_channels, dtype),
+        # a device, and the operations that it has picked. The network is made on the meta device in any case.
         def build(dtype: torch.dtype, device: torch.device | None, operations: type, **_: Any) -> torch.nn.Module:
             return build_dit(model_config.transformer_config, dtype, model_config.manual_cast_dtype, operations)
 
         unet_model: Any = build
         super().__init__(model_config, comfy.model_base.ModelType.V_PREDICTION, unet_model=unet_model)
+        # In place of the one that BaseModel has made for V_PREDICTION, which has neither shift nor zero terminal SNR.
         self.model_sampling = CogVideoXSampling(model_config)
 
     def _apply_model(
@@ -152,6 +163,7 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         Raises UserError as soon as a prediction contains NaN or Inf. Otherwise the user would get a black video after
         the last step.
         """
+        # All entries of t are the same sigma: ComfyUI batches conditionings of one step only.
         if (
             c_concat is not None
             and concat_sigmas is not None
@@ -184,16 +196,19 @@ class CogVideoXModel(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """ComfyUI's: the arguments of _apply_model that come from CONDITIONING, as comfy.conds objects.
 
-        The text is a CONDRegular: ComfyUI's CONDCrossAttn would repeat tokens until prompt and negative prompt are of
-        the same length.
+        The text is a CONDRegular, which ComfyUI batches only with texts of the same length. CONDCrossAttn, which
+        BaseModel makes, would repeat the tokens of prompt and negative prompt until they are equally many. That changes
+        nothing in cross-attention, but in joint attention the repeated tokens take attention away from the video's.
         """
         out = super().extra_conds(**kwargs)
         if kwargs.get("cross_attn") is not None:
             out["c_crossattn"] = comfy.conds.CONDRegular(kwargs["cross_attn"])
         if self.model_config.transformer_config.get("ofs_embed_dim"):
+            # [1]; ComfyUI repeats it for the batch.
             out["ofs"] = comfy.conds.CONDRegular(torch.full((1,), float(kwargs.get("ofs", OFS))))
         start, end = read_concat(kwargs).get("cogvideox_range", (0.0, 1.0))
         if "c_concat" in out and (start, end) != (0.0, 1.0):
+            # percent_to_sigma gives about 1e9 for the start of a run and 0 for its end, so that both are included.
             sigmas = tuple(float(self.model_sampling.percent_to_sigma(percent)) for percent in (start, end))
             out["concat_sigmas"] = comfy.conds.CONDConstant(sigmas)
         return out
@@ -201,12 +216,14 @@ class CogVideoXModel(comfy.model_base.BaseModel):
     def concat_cond(self, **kwargs: Any) -> torch.Tensor | None:
         """The channels to concatenate with the noisy video, [B, C, T, h, w], scaled; None for a text to video model.
 
-        samplers.checks has refused conditionings that do not fit.
+        BaseModel.extra_conds calls it, once a run for each conditioning; samplers.checks has refused those that do not
+        fit.
         """
         config, concat = self.model_config, read_concat(kwargs)
         if config.family.task == "text":
             return None
         factor = config.latent_format.scale_factor
+        # Only the start image's latents may have another factor than the video's (Family.inverts_image_scale).
         scale = factor
         if config.family.task == "image":
             scale = image_scale(concat.get("cogvideox_scale", "checkpoint"), factor, config.inverts_image_scale)
@@ -226,7 +243,8 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         """The part of a condition that belongs to one of ComfyUI's context windows: the window's frames of the
         concatenated channels, and all of everything else.
 
-        ComfyUI's own code goes by a tensor's size: a text as wide as the video is long would be cut.
+        Without this method ComfyUI cuts every tensor that is as long as the video in the dimension of frames: that of a
+        text is its width.
         """
         if cond_key == "c_concat":
             frames = window.get_tensor(cond_value.cond, device, dim=2, retain_index_list=retain_index_list)
@@ -237,6 +255,7 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         """Bytes of activations for one forward on latents of `input_shape` [B, C, T, H, W]."""
         c = self.diffusion_model.config
         batch, _, frames, height, width = input_shape
+        # `video` counts tokens: of patch_size x patch_size latent pixels in patch_size_t latent frames.
         video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
         dim = c.num_attention_heads * c.attention_head_dim
         element_size = mm.dtype_size(self.get_dtype_inference())
@@ -262,12 +281,12 @@ def build_dit(
     from ..transformer.dit import CogVideoXDiT
 
     known = inspect.signature(CogVideoXDiT.__init__).parameters
-    # Fine-tunes add entries of their own, which diffusers would warn about.
+    # Fine-tunes add entries of their own to config.json, and diffusers would warn about each.
     config = {key: value for key, value in config.items() if key in known}
     try:
         with torch.device("meta"):
             made: Any = CogVideoXDiT.from_config(config)
-    # Wrong values in a damaged config.json raise all kinds of errors from within diffusers.
+    # Wrong values in a damaged config.json raise all kinds of errors from within diffusers and torch.
     except Exception as error:
         raise UserError(
             f"The transformer's config does not describe a CogVideoX model ({type(error).__name__}: "
@@ -276,8 +295,10 @@ def build_dit(
     model: CogVideoXDiT = made
     model.dtype = storage
     if not config.get("use_learned_positional_embeddings"):
-        # CogVideoX-2b's sincos table: positions.sincos_table computes it for the video's size instead.
+        # CogVideoX-2b's sincos table is a buffer in diffusers that no checkpoint holds, so that on the meta device it
+        # would stay without values. positions.sincos_table computes it for the video's size instead.
         model.patch_embed._buffers.pop("pos_embedding", None)
+    # On the meta device a cast moves no data: it only notes the dtype that the weights are to have.
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(parameter_dtype(name, parameter.ndim, storage, compute))
     adopt_ops(model, operations)

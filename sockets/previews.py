@@ -29,7 +29,7 @@ def make_renderers(
     with_decoder: bool,
     max_side_px: int,
 ) -> list[Renderer]:
-    """Ways to make pictures of scaled latents, the best first.
+    """Ways to make pictures of scaled latents, the best first; the next one is taken where one fails.
 
     with_decoder: use the tiny decoder, where `open_decoder` finds one on `device`. max_side_px: of its pictures.
     """

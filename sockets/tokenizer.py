@@ -8,8 +8,8 @@ from typing import Any
 import comfy.sd1_clip
 import comfy.text_encoders.sd3_clip
 
-MAX_TOKENS = 226  # of every official checkpoint
-CLIP_NAME = "t5xxl"
+MAX_TOKENS = 226  # max_text_seq_length in the config of every official checkpoint
+CLIP_NAME = "t5xxl"  # ComfyUI's name for T5 in the tokens of a prompt and in a text model's attributes
 _COMFYUI_TOKENIZER = Path(os.path.dirname(comfy.text_encoders.sd3_clip.__file__)) / "t5_tokenizer"
 
 
@@ -20,10 +20,11 @@ class CogVideoXTokenizer:
     """
 
     def __init__(self, folder: Path | None, max_tokens: int = MAX_TOKENS):
-        """folder: the checkpoint's `tokenizer`. The official ones have no tokenizer.json, and their other format would
-        need protobuf: without tokenizer.json, ComfyUI's own copy of T5's tokenizer is used, which has the same
-        vocabulary.
-        max_tokens: the max_text_seq_length of the transformer that gets the text.
+        """folder: the checkpoint's `tokenizer`. The official ones hold spiece.model and no tokenizer.json; transformers
+        5 reads that format only with protobuf, which ComfyUI does not install. Without tokenizer.json, ComfyUI's own
+        copy of T5's tokenizer is used, which has the same vocabulary.
+        max_tokens: the max_text_seq_length of the transformer that gets the text. A model that was trained with fewer
+        goes astray with more padding.
         """
         # transformers defines its names when they are first asked for, unseen by a type checker
         from transformers import T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
@@ -44,9 +45,11 @@ class CogVideoXTokenizer:
 
         prompt_weights: read "(word:1.2)" as ComfyUI's CLIPTextEncode does for other models.
         """
+        # Cut here and not by the tokenizer, which would not tell what it has cut, and gets weighted prompts in parts.
         ids = self._weighted_ids(text, prompt_weights)
         if lost := self._decode_lost(ids):
             logging.warning(lost_text_message(lost, self.max_tokens))
+        # The end token is kept whatever else is cut, and padding follows it, as in diffusers.
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         ids = [*ids[: self.max_tokens - 1], (end, 1.0)]
         ids += [(pad, 1.0)] * (self.max_tokens - len(ids))
@@ -69,6 +72,7 @@ class CogVideoXTokenizer:
             for i in self.tokenizer(segment, add_special_tokens=False)["input_ids"]
         ]
 
+    # The methods below complete the interface of ComfyUI's tokenizers (comfy.sd1_clip.SD1Tokenizer).
     def untokenize(self, token_weight_pairs: list[tuple]) -> list[tuple]:
         return [(pair, self.tokenizer.convert_ids_to_tokens(pair[0])) for pair in token_weight_pairs]
 

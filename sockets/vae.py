@@ -38,9 +38,12 @@ class CogVideoXVAE(comfy.sd.VAE):
         config: the VAE's config.json. dtype: of the weights and of the computation; None lets ComfyUI choose.
         notify: gets a sentence when memory runs out and a leaner mode takes over.
         """
+        # First, because it sets every attribute, also those that newer versions of ComfyUI have added. What differs for
+        # this VAE is set after it.
         _set_host_defaults(self)
         self.notify = notify
         self.latent_channels, self.latent_dim = CHANNELS, 3
+        # For frames, height and width: functions or factors from which comfy.sd.VAE works out sizes for its nodes.
         self.upscale_ratio = (video_frames, SPATIAL, SPATIAL)
         self.downscale_ratio = (latent_frames, SPATIAL, SPATIAL)
         self.upscale_index_formula = self.downscale_index_formula = (TEMPORAL, SPATIAL, SPATIAL)
@@ -48,11 +51,13 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.not_video, self.handles_tiling = False, True
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
         self.vae_dtype = dtype or mm.vae_dtype(self.device, self.working_dtypes)
+        # From here on as in comfy.sd.VAE.__init__, which has returned before it.
         self.first_stage_model = build_autoencoder(config, self.vae_dtype)
         mm.archive_model_dtypes(self.first_stage_model)
         self.patcher = model_patcher_class(disable_dynamic)(
             self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
         )
+        # In place of the defaults, which estimate what an image VAE takes.
         peak_memory = PeakMemory(self.first_stage_model, self.device)
         self.memory_used_decode, self.memory_used_encode = peak_memory.decode_bytes, peak_memory.encode_bytes
 
@@ -89,6 +94,7 @@ class CogVideoXVAE(comfy.sd.VAE):
             dtype=output_dtype(self),
         )
         bar = comfy.utils.ProgressBar(out.shape[0] * out.shape[1])
+        # One video of the batch after the other, so that only `out` grows with the batch.
         for video, latents in zip(out, samples.split(1)):
             done = 0
             for frames in self.decode_stream(latents, memory, band_pixels, compile):
@@ -107,10 +113,11 @@ class CogVideoXVAE(comfy.sd.VAE):
         if compile:
             activation = compiled_modulated_silu(self.device, self.vae_dtype, self.notify)
         for frames in decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation):
+            # Checked before process_output, which clamps: an Inf would become an ordinary white or black.
             # [1, 3, t, H, W] -> [t, H, W, 3]
             frames = frames[0].movedim(0, -1).to(self.output_device, output_dtype(self))
             yield self.process_output(self._checked(frames, "decoded"))
-            frames = None  # before the next ones are made
+            frames = None  # frees their memory before the next ones are made
 
     def encode(self, pixel_samples: torch.Tensor, posterior_seed: int | None = None) -> torch.Tensor:
         """Frames [F, H, W, 3] (or [B, F, H, W, 3]) in 0 .. 1 -> [B, 16, (F - 1) // 4 + 1, H / 8, W / 8], unscaled.
@@ -141,7 +148,8 @@ class CogVideoXVAE(comfy.sd.VAE):
     def _encode(
         self, images: torch.Tensor, memory: str, band_pixels: int | None = None, posterior_seed: int | None = None
     ) -> torch.Tensor:
-        # One by one: of a batch, ComfyUI's function would crop the frames instead of a side of the pictures.
+        # One video at a time: ComfyUI's function crops all dimensions between the first and the last, which are height
+        # and width of [F, H, W, 3], but frames, height and width of [B, F, H, W, 3].
         videos = [self.vae_encode_crop_pixels(video) for video in (images if images.ndim == 5 else images[None])]
         # [F, H, W, 3] -> [1, 3, F, H, W]
         moments = torch.cat([self._moments(video.movedim(-1, 0)[None], memory, band_pixels) for video in videos])
@@ -167,9 +175,11 @@ class CogVideoXVAE(comfy.sd.VAE):
 
     def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, needed: Callable[..., int]) -> OffloadPlan:
         """Bring the weights to the device with room for what the plan needs, and return the plan."""
+        # The weights that are still to be loaded take their part of the free memory.
         free = mm.get_free_memory(self.device) - (self.size - self.patcher.loaded_size())
         plans = {"fast": (FAST,), "low": (LOW,) if band_pixels is None else (LOW, LEAST), "auto": LADDER}[memory]
         plans = [in_bands(plan, band_pixels) for plan in plans]
+        # The first plan that fits. If none does it is the last one, for which load_models_gpu unloads other models.
         plan = next((plan for plan in plans if needed(shape, self.vae_dtype, plan) <= free), plans[-1])
         mm.load_models_gpu([self.patcher], memory_required=needed(shape, self.vae_dtype, plan))
         return plan
@@ -200,12 +210,13 @@ def posterior(moments: torch.Tensor, seed: int | None) -> torch.Tensor:
     mean, deviation = mean_and_deviation(moments)
     if seed is None:
         return mean
+    # On the CPU whatever the device, since a card's generator would give other numbers for the same seed.
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
     return mean + deviation * noise
 
 
 def mean_and_deviation(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Those of a posterior: [B, 32, ...] -> twice [B, 16, ...].
+    """Mean and standard deviation of a posterior: [B, 32, ...] -> twice [B, 16, ...].
 
     Source: diffusers autoencoders/vae.py, DiagonalGaussianDistribution.
     """
@@ -225,18 +236,19 @@ def tile_pixels(tile_x: int | None, tile_y: int | None, zoom: int) -> int | None
 
 def _set_host_defaults(vae: comfy.sd.VAE) -> None:
     """Set every attribute that comfy.sd.VAE has in this version of ComfyUI: given no weights, its __init__ sets them,
-    warns and returns."""
+    warns that there are none, and returns. Attributes written down here would be those of one version."""
     with without_warnings():
         comfy.sd.VAE.__init__(vae, sd={})
 
 
 def build_autoencoder(config: dict[str, Any], dtype: torch.dtype) -> "CogVideoXAutoencoder":
     """An empty CogVideoXAutoencoder on the meta device, every leaf a ComfyUI operation."""
-    from ..vae.network import CogVideoXAutoencoder
+    from ..vae.network import CogVideoXAutoencoder  # imports diffusers
 
     with torch.device("meta"):
         made: Any = CogVideoXAutoencoder.from_config(config)
     model: CogVideoXAutoencoder = made
-    torch.nn.Module.to(model, dtype)  # ModelMixin.to warns at every cast
+    torch.nn.Module.to(model, dtype)  # diffusers' ModelMixin.to would warn at the cast
+    # The operations of ComfyUI's own VAEs, which cast no dtype: weights and frames both have the one that was chosen.
     adopt_ops(model, comfy.ops.disable_weight_init)
     return model.eval()

@@ -8,18 +8,22 @@ from functools import lru_cache
 def batch_samples(shapes: tuple[Hashable, ...], number: int, count: int, seed: int) -> list[int]:
     """Which samples the batch `number` of a training takes: `count` of one shape.
 
-    An epoch shows every sample once, and some twice where `count` does not divide how many there are of a shape.
+    A function of its arguments alone, without the state of a data loader: a restart and every process come to the same
+    batch by its number.
+
+    An epoch shows every sample once. Where `count` does not divide the number of samples of a shape, its last batch is
+    filled up with samples that have been shown already.
     """
     batches = sum(-(-shapes.count(shape) // count) for shape in set(shapes))
     epoch, position = divmod(number, batches)
     return _epoch(shapes, count, seed, epoch)[position]
 
 
-@lru_cache(4)
+@lru_cache(4)  # every step of an epoch asks for the same list
 def _epoch(shapes: tuple[Hashable, ...], count: int, seed: int, epoch: int) -> list[list[int]]:
     rng = random.Random(f"{seed} {epoch}")
     batches: list[list[int]] = []
-    for shape in dict.fromkeys(shapes):
+    for shape in dict.fromkeys(shapes):  # in order of appearance, where a set would have an arbitrary one
         bucket = [index for index, other in enumerate(shapes) if other == shape]
         rng.shuffle(bucket)
         starts = range(0, len(bucket), count)

@@ -1,7 +1,6 @@
 """A transformer's blocks as modules that are called, which gradient checkpointing and FSDP need."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,15 +11,24 @@ from torch.utils.hooks import RemovableHandle
 from ..transformer.dit import block_forward
 
 
-@dataclass(frozen=True)
 class NoCast:
-    """Wraps rotary positions, or FSDP's mixed precision would cast them: in bf16 they would be other positions."""
+    """Holds rotary positions, which FSDP's mixed precision must not cast as it casts a module's inputs: in bf16 they
+    would be other positions.
 
-    rotary: torch.Tensor | None
+    It must not be a dataclass or a tuple, for FSDP looks for tensors in those (torch.distributed.utils,
+    _apply_to_tensors).
+    """
+
+    def __init__(self, rotary: torch.Tensor | None):
+        self.rotary = rotary
 
 
 def call_blocks(dit: torch.nn.Module, recompute: bool = False) -> RemovableHandle:
-    """Let `dit`, a CogVideoXDiT, call each of its blocks as a module, in every forward from now on.
+    """Let `dit`, a CogVideoXDiT, call each of its blocks as a module in every forward.
+
+    By itself it calls block_forward, a function that uses a block's layers directly. Nothing then calls the block, and
+    the hooks by which FSDP gathers its weights never run. ComfyUI's patches_replace, which can put a function in a
+    block's place, is the way in without a change to the transformer.
 
     recompute: keep only what enters a block, and run it again when its gradient is due (gradient checkpointing): about
     a third more time for a fraction of the memory.
@@ -30,12 +38,14 @@ def call_blocks(dit: torch.nn.Module, recompute: bool = False) -> RemovableHandl
     blocks: Any = dit.transformer_blocks
     replacements: dict[tuple[str, int], Callable] = {}
     for index, block in enumerate(blocks):
+        # diffusers' own forward of a block has other arguments, and knows no attention function of ComfyUI's.
         block.forward = partial(_forward, block)
         replacements["double_block", index] = partial(_call, block, recompute)
 
     def add(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         options = dict(kwargs.get("transformer_options") or {})
         replaced = options.get("patches_replace", {})
+        # A block that another node has replaced stays replaced.
         options["patches_replace"] = {**replaced, "dit": {**replacements, **replaced.get("dit", {})}}
         return args, {**kwargs, "transformer_options": options}
 
@@ -54,7 +64,7 @@ def _forward(
 
 
 def _call(block: torch.nn.Module, recompute: bool, args: dict, extra: dict) -> dict:
-    """A `patches_replace` hook, as transformer.dit calls it."""
+    """A patches_replace function: arguments and result have the names that transformer.dit, _replaced_block gives."""
     inputs = args["txt"], args["img"], args["vec"], NoCast(args["pe"]), args["transformer_options"]
     if recompute and torch.is_grad_enabled():
         output: Any = checkpoint(block, *inputs, use_reentrant=False)

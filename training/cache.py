@@ -1,6 +1,6 @@
-"""What a VAE and a text encoder have made of a dataset, on disk: one file for each segment of a clip and each caption.
+"""A dataset as the VAE and the text encoder have encoded it, on disk: a file for each segment of a clip and caption.
 
-A file's name is the hash of all that decides what is in it, so a file that is there is right, whatever was edited.
+A file's name is the hash of all that decides its contents: a file that exists is up to date, whatever was edited.
 Latents are kept in the precision that the VAE computes in, which loses nothing. Texts are kept in fp32 up to 1 MiB,
 above that in fp16 (T5's last norm bounds them; the official trainer keeps bf16, which is coarser).
 
@@ -25,10 +25,10 @@ from ..model_loaders.files.safetensors_writer import write_tensors
 from .clips import pictures_in
 
 FOLDER = ".cogvideox_cache"
-_FORMAT = "1"  # of what the files hold: with another number, older ones are not taken
+_FORMAT = "1"  # part of every file's name: raise it when the contents of the files change, and older ones are unused
 _INDEX = "clips.json"
 _BLOCK_BYTES = 1 << 22
-_SAMPLED_WEIGHTS, _SAMPLED_NUMBERS = 64, 4096  # of each weight, of each tensor of a sample
+_SAMPLED_WEIGHTS, _SAMPLED_NUMBERS = 64, 4096  # how many values are hashed of a weight, of a tensor of a sample
 _DIGEST = "digest"  # its key in a file's header
 _SMALL_TEXT_BYTES = 1 << 20
 
@@ -42,6 +42,8 @@ def hash_clip(path: Path) -> str:
     """Of a file's bytes, or of every picture's of a folder. Raises OSError."""
     digest = hashlib.sha256()
     for file in pictures_in(path) if path.is_dir() else [path]:
+        # The names of a folder's pictures decide their order. That of a file does not matter: a renamed clip stays
+        # encoded.
         digest.update(file.name.encode() if path.is_dir() else b"")
         with file.open("rb") as stream:
             while block := stream.read(_BLOCK_BYTES):
@@ -83,11 +85,12 @@ def write_cached(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     Raises UserError where the disk is full or cannot be written to.
     """
     try:
-        path.unlink(missing_ok=True)  # is_complete has found it broken
+        path.unlink(missing_ok=True)  # is_complete has found it broken, and write_tensors replaces no file
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         write_tensors(path, contiguous, {"format": "pt", _DIGEST: digest_of(contiguous)})
     except (OSError, UserError) as error:
-        if not is_complete(path):  # else another process was quicker
+        # write_tensors also raises where the file exists: another process has then written the same contents first.
+        if not is_complete(path):
             raise UserError(
                 f"The encoded dataset cannot be written to {path.parent}: {error} What was written before is kept and "
                 "will be used. Free some space, or choose another folder for the cache."
@@ -100,7 +103,8 @@ def read_cached(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        with torch.inference_mode(False):  # else no training step can take them
+        # ComfyUI runs nodes in inference mode, and autograd refuses tensors that were made in it.
+        with torch.inference_mode(False):
             return {name: tensor.float() for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -109,7 +113,8 @@ def read_cached(path: Path) -> dict[str, torch.Tensor]:
 
 
 def digest_of(tensors: Mapping[str, torch.Tensor | None]) -> str:
-    """A hash of some numbers of each tensor, which must not depend on the type that it is stored in."""
+    """A hash of some values of each tensor, equal for tensors of equal values in different dtypes: a file holds bf16 or
+    fp16 where ComfyUI's sockets hold the same numbers in fp32."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         if tensor is not None:
@@ -157,6 +162,7 @@ def weights_hash(model: torch.nn.Module, patcher: comfy.model_patcher.ModelPatch
 
 
 def _update(digest: "hashlib._Hash", value: Any) -> None:
+    # A quantised tensor passes for one of the dtype that it stands for: the parts that it is stored in are hashed.
     if isinstance(value, torch.Tensor) and is_quantized(value):
         parts: Any = value
         for name in parts.__tensor_flatten__()[0]:
@@ -172,7 +178,7 @@ def _update(digest: "hashlib._Hash", value: Any) -> None:
     elif isinstance(value, (list, tuple)):
         for item in value:
             _update(digest, item)
-    elif hasattr(value, "weights"):  # a LoRA or the like
+    elif hasattr(value, "weights"):  # comfy.weight_adapter's LoRAs, LoHas and the like
         _update(digest, value.weights)
     elif isinstance(value, (str, int, float, type(None))):
         digest.update(repr(value).encode())

@@ -1,7 +1,8 @@
-"""Checkpoints of a training: what is trained and its optimizer, not the frozen weights; complete or not there at all.
+"""Checkpoints of a training: what is trained and the optimizer's state, without the frozen weights; each is complete
+or not there at all.
 
-A folder step-000500 holds training.pt and settings.json. It does not tell how many processes wrote it, so any number
-of them, with FSDP or without, and either driver can go on with it.
+A folder step-000500 holds training.pt and settings.json. Its tensors are complete whether FSDP has sharded them or not:
+any number of processes and either driver can resume from it.
 """
 
 import json
@@ -51,11 +52,14 @@ def resume(
     with torch.no_grad():
         for name, parameter in trained.items():
             copy_into_sharded(parameter, state["parameters"][name])
+            # AdamW's "step", "exp_avg" and "exp_avg_sq". Optimizer.load_state_dict would assign them by position, and
+            # put complete tensors beside sharded parameters.
             moments = state["optimizer"].get(name, {})
             optimizer.state[parameter] = {
                 key: copy_into_sharded(_empty_state_like(parameter, key), value) for key, value in moments.items()
             }
         if average:
+            # At 0 the next update would overwrite the average with the weights.
             average.n_averaged.fill_(state["averaged"])
             for name, parameter in zip(trained, average.module.parameters()):
                 copy_into_sharded(parameter, state["average"][name])
@@ -79,7 +83,7 @@ def save(
 
     Raises UserError where it cannot be written; the one before is still there then.
     """
-    # All processes take part in gathering: with FSDP each holds a shard.
+    # Outside of is_main_process: gathering shards is a collective, which hangs unless every process takes part.
     state: dict[str, Any] = {
         "parameters": {name: gather_full_tensor(parameter) for name, parameter in trained.items()},
         "optimizer": {
@@ -122,16 +126,16 @@ def _write(folder: Path, step: int, settings: Mapping[str, object], state: dict[
     unfinished = folder / f"{_UNFINISHED}{final.name}"
     older = finished_checkpoints(folder) if folder.exists() else []
     try:
-        for left in folder.glob(f"{_UNFINISHED}*"):  # by a kill
+        for left in folder.glob(f"{_UNFINISHED}*"):  # what a kill in the middle of a save has left
             shutil.rmtree(left, ignore_errors=True)
         unfinished.mkdir(parents=True)
         with (unfinished / _STATE).open("wb") as file:
             torch.save(state, file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # or a power cut after the rename could leave a complete name on half a file
         (unfinished / _SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
         os.replace(unfinished, final)
-    except (OSError, RuntimeError) as error:  # torch makes RuntimeErrors of what it meets on a full disk
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a write fails
         shutil.rmtree(unfinished, ignore_errors=True)
         kept = f"{older[-1].name} is kept" if older else "there is none before it"
         raise UserError(
@@ -147,6 +151,7 @@ def _require_same_settings(checkpoint: Path, settings: Mapping[str, object]) -> 
         saved = json.loads((checkpoint / _SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _unreadable(checkpoint, error) from error
+    # The names of both: a setting that only one of them has is a difference too.
     names = [name for name in {**saved, **settings} if name not in MAY_DIFFER_ON_RESUME]
     other = [f"{n}: {saved.get(n)} there, {settings.get(n)} now" for n in names if saved.get(n) != settings.get(n)]
     if other:
@@ -159,7 +164,7 @@ def _require_same_settings(checkpoint: Path, settings: Mapping[str, object]) -> 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything from anywhere in torch
+    except Exception as error:  # torch.load raises errors of many kinds for a damaged file
         raise _unreadable(path.parent, error) from error
 
 
@@ -175,5 +180,6 @@ def _steps_of(checkpoint: Path) -> int:
 
 
 def _empty_state_like(parameter: torch.Tensor, key: str) -> torch.Tensor:
-    """Room for an entry of the optimizer's state of `parameter`: its count of steps, or a moment of its shape."""
+    """An empty tensor for an entry of the optimizer's state of `parameter`: its count of steps, or a moment, which has
+    its shape and is sharded like it."""
     return torch.zeros((), device=parameter.device) if key == "step" else torch.empty_like(parameter)

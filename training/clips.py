@@ -27,14 +27,15 @@ _EXPECTED = (
 
 
 class UnusableClipError(UserError):
-    """One clip of a dataset cannot be used: it is left out by name, and the others are taken."""
+    """One clip of a dataset cannot be used. It is left out, the report names it, and the others are used."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What becomes of each clip.
+    """How each clip is cut, resized and encoded.
 
-    choices: further (width, height, frames). A clip goes to the nearest aspect ratio, then to the longest it fills.
+    choices: further (width, height, frames). Of all sizes a clip gets the one with the nearest aspect ratio, and among
+    these the one with the most frames that it fills.
     image_to_video: keep latents of the first frame as well: the clean one, and image_variants with noise on it.
     """
 
@@ -116,7 +117,7 @@ def find_clips(folder: Path) -> tuple[list[Clip], list[str]]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder by number: frame_2 comes before frame_10."""
+    """The pictures of a folder in the order of the numbers in their names: frame_2 comes before frame_10."""
     found = [path for path in folder.iterdir() if _is_shown(path.name, PICTURE_SUFFIXES)]
     return sorted(found, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
 
@@ -126,9 +127,11 @@ def _listed(folder: Path) -> tuple[str, list[tuple[str, str]]] | None:
     for name, read in (("metadata.jsonl", _json_rows), ("metadata.csv", _csv_rows)):
         if (folder / name).is_file():
             return name, read(folder / name)
+    # The layout of the official trainer (THUDM/CogVideo finetune/README.md).
     prompts, videos = folder / "prompts.txt", folder / "videos.txt"
     if not (prompts.is_file() and videos.is_file()):
         return None
+    # Empty lines between others count: line n of one file belongs to line n of the other.
     captions, names = (_text(path).strip("\n").split("\n") for path in (prompts, videos))
     if len(captions) != len(names):
         raise UserError(
@@ -161,6 +164,7 @@ def _csv_rows(path: Path) -> list[tuple[str, str]]:
             f"{path} has no column {' and no column '.join(missing)}; its first line names "
             f"{', '.join(reader.fieldnames or ['nothing'])}. Let it be: file_name,text"
         )
+    # A row with too few columns holds None.
     return [(row["file_name"] or "", row["text"] or "") for row in reader]
 
 
@@ -199,6 +203,7 @@ def _walk(folder: Path) -> list[Path]:
     """Every clip below `folder`: files, and folders that hold pictures and no clip."""
     found = []
     for root, folders, files in os.walk(folder):
+        # In place, so that os.walk does not enter them: .cogvideox_cache is one.
         folders[:] = [name for name in folders if not name.startswith(".")]
         here = [Path(root) / name for name in files if _is_shown(name, CLIP_SUFFIXES)]
         found += here
@@ -212,7 +217,8 @@ def _caption_of(path: Path) -> str:
 
 
 def _caption_files(path: Path) -> list[Path]:
-    """Where a clip's caption may lie; the second is the official fine-tuning code's: videos/1.mp4, labels/1.txt."""
+    """Where a clip's caption may be, best first: next to it, or in labels/1.txt for videos/1.mp4 (THUDM/CogVideo
+    sat/data_video.py, SFTDataset)."""
     name = f"{path.name if path.is_dir() else path.stem}.txt"
     return [path.parent / name] + ([path.parent.parent / "labels" / name] if path.parent.name == "videos" else [])
 
@@ -224,6 +230,7 @@ def _is_shown(name: str, suffixes: tuple[str, ...]) -> bool:
 def _text(path: Path) -> str:
     """Raises UnusableClipError where `path` is not UTF-8 text."""
     try:
+        # Some editors on Windows begin a file with a byte order mark, which would become part of a caption or a column.
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UnusableClipError(f"{path} cannot be read as UTF-8 text ({error}). Save it again as UTF-8.") from error

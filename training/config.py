@@ -1,7 +1,7 @@
-"""One vocabulary for every training: the settings, their defaults, limits and help.
+"""The settings of a training: their names, defaults, limits and help, the same in the graph and in a recipe.
 
-The node's widgets, a recipe's [training] section and what is kept beside a checkpoint are all made of TrainConfig.
-Nothing heavy is imported here: ComfyUI reads this file when it starts.
+The node's widgets, a recipe's [training] section and the settings.json of a checkpoint are all made of TrainConfig.
+Nothing heavy is imported here: ComfyUI imports this file when it starts.
 """
 
 import dataclasses
@@ -19,14 +19,20 @@ PRECISIONS = ("default", "bf16", "fp16", "fp32")
 MODES = ("lora", "full")  # what is trained: a LoRA, or every weight of the transformer
 MAX_STEPS, MAX_BATCH, MAX_RANK, MAX_SEED = 1_000_000, 1024, 1024, 2**64 - 1
 
-# Nothing of the result depends on these: when a checkpoint is written, and what is computed twice to save memory.
+# The result does not depend on these: when a checkpoint is written, and whether blocks are computed twice to save
+# memory. All other settings have to be the same on resume, max_steps too: the cosine schedule depends on it.
 MAY_DIFFER_ON_RESUME = ("save_every", "gradient_checkpointing")
 _OF_A_LORA = ("rank", "alpha", "targets")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a training goes. A value outside its limits raises UserError when the config is made."""
+    """How a training goes. A value outside its limits raises UserError when the config is made.
+
+    Sources of defaults: AdamW's and max_grad_norm are the official trainer's (THUDM/CogVideo finetune/schemas/args.py).
+    rank and alpha follow the advice of its finetune/README.md: a rank of 64 or more, and an alpha equal to it.
+    image_dropout is noised_image_dropout of diffusers' train_cogvideox_image_to_video_lora.py.
+    """
 
     max_steps: int = setting(
         500,
@@ -126,6 +132,9 @@ class TrainConfig:
         return self.global_batch_size // at_once
 
     def recorded(self, mode: str = "lora") -> dict[str, object]:
-        """What a checkpoint and a LoRA's header tell of these settings. mode: one of MODES."""
+        """These settings as a checkpoint and a LoRA's header hold them: in mode full without those of a LoRA.
+
+        mode: one of MODES.
+        """
         values = dataclasses.asdict(self)
         return values if mode == "lora" else {name: v for name, v in values.items() if name not in _OF_A_LORA}

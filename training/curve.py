@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 WIDTH, _HEIGHT, _LEFT, _EDGE = 640, 320, 60, 22  # pixels
 _RAW, _SMOOTH, _INK, _GRID = (190, 205, 232), (40, 70, 220), (90, 90, 90), (228, 228, 228)
-_WINDOW_SHARE = 0.05  # of the steps done, that the dark line is the mean of
+_WINDOW_SHARE = 0.05  # each point of the dark line is the mean over this share of the steps done
 
 
 def draw_losses(losses: Sequence[float], steps: int) -> Image.Image:
@@ -34,12 +34,14 @@ def draw_losses(losses: Sequence[float], steps: int) -> Image.Image:
     for values, colour, width in ((losses, _RAW, 1), (smooth, _SMOOTH, 2)):
         points = [place(step, loss) for step, loss in enumerate(values)]
         if points:
+            # Pillow draws no line through a single point.
             draw.line(points * 2 if len(points) == 1 else points, fill=colour, width=width)
     return image
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
     """The mean of the last `window` values at each place, of fewer at the beginning."""
+    # Differences of running sums: one pass, however long the window.
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + (value if math.isfinite(value) else 0.0))

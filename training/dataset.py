@@ -39,7 +39,7 @@ class CachedSample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """samples: those of one shape stand together. report: sentences for the user. hash: of all that is in it."""
+    """samples: sorted by shape, then by name. report: sentences for the user. hash: of the contents of all samples."""
 
     samples: tuple[CachedSample, ...]
     empty_text_path: Path
@@ -51,7 +51,7 @@ class Dataset:
 
     @property
     def empty_text(self) -> torch.Tensor:
-        """The empty caption, [1, L, D]: what a dropped caption becomes."""
+        """The empty caption, [1, L, D], which replaces a dropped one."""
         return _read(self.empty_text_path)["text"][None]
 
     def shapes(self) -> tuple[Hashable, ...]:
@@ -59,7 +59,7 @@ class Dataset:
         return tuple(sample.latent_shape for sample in self.samples)
 
     def load(self, index: int) -> Sample:
-        """A sample's tensors in fp32, to be read only: the next to ask may get the same ones.
+        """A sample's tensors in fp32. Do not change them in place: later calls may return the same ones.
 
         latents, std: mean and standard deviation of the VAE's posterior, unscaled. images: the first frame's latents,
         clean (the posterior's mode), then with noise on the pixels (a sample of the posterior); None unless the
@@ -86,7 +86,7 @@ class _Planned:
 
 @dataclass
 class _Progress:
-    """What a build has done so far. edited: clips whose bytes or caption have changed since the last one."""
+    """What a build has done so far. edited: clips whose bytes or caption have changed since the build before."""
 
     skipped: list[str] = field(default_factory=list)
     encoded: dict[str, int] = field(default_factory=lambda: {"clip": 0, "caption": 0})
@@ -102,7 +102,7 @@ def build_dataset(
     progress: Callable[[int, int], object] = lambda done, total: None,
     cache_folder: Path | None = None,
 ) -> Dataset:
-    """The dataset in `folder`, as `spec` asks for it; what the cache does not hold yet is encoded now.
+    """The dataset in `folder`, as `spec` asks for it; what the cache does not hold yet is encoded.
 
     vae: a CogVideoXVAE. report(sentence) is called for each clip that is left out, and at the end with what was done.
     progress(done, total) is called after each caption and segment of a clip. cache_folder: default
@@ -120,6 +120,8 @@ def build_dataset(
     index = {p.clip.name: [p.content, hashlib.sha256(p.clip.caption.encode()).hexdigest()] for p in planned}
     so_far.edited = {name for name in index if name in known and known[name] != index[name]}
     texts = _text_paths([p.clip.caption for p in planned], clip, store)
+    # First all captions, then all clips: each model is loaded once. In turns, T5 and the VAE would push each other out
+    # of a card that has no room for both, clip after clip.
     total = len(texts) + len(planned)
     for done, (caption, path) in enumerate(texts.items() if planned else (), 1):
         throw_if_interrupted()
@@ -133,7 +135,9 @@ def build_dataset(
         progress(done, total)
     if not kept:
         raise UserError(_none_usable(folder, spec, so_far.skipped))
+    # Only a build that has come to its end: after one that was interrupted, what was edited is still reported.
     cache.write_index(store, index)
+    # The hash and the order of a training go by this order, which must not be that in which a disk lists files.
     samples = sorted((_sample(plan, texts) for plan in kept), key=lambda s: (s.latent_shape, s.name))
     sentences = _summary_lines(samples, so_far, texts, clip)
     for sentence in sentences:
@@ -159,6 +163,7 @@ def encode_segment(vae: comfy.sd.VAE, frames: torch.Tensor, spec: DatasetSpec, s
             images = [vae.encode(frames[:1])]
             for variant in range(spec.image_variants):
                 noised = augment_pictures(frames[:1], None, generator)
+                # + 1: `seed` itself has drawn the noise on the pixels, and the same numbers must not come again.
                 posterior_seed = (seed + variant + 1) % 2**63
                 images.append(cast(CogVideoXVAE, vae).encode(noised, posterior_seed=posterior_seed))
             kept["images"] = torch.cat(images)
@@ -179,7 +184,7 @@ def _plan(clips: list[Clip], spec: DatasetSpec, vae_id: str, store: Path, so_far
     for clip in clips:
         throw_if_interrupted()
         try:
-            content = cache.hash_clip(clip.path)
+            content = cache.hash_clip(clip.path)  # by its bytes: copying and renaming change a file's time and name
             source = probe_clip(clip.path)
         except OSError as error:
             so_far.skipped.append(f"{clip.name}: it cannot be read ({error}).")
@@ -187,6 +192,7 @@ def _plan(clips: list[Clip], spec: DatasetSpec, vae_id: str, store: Path, so_far
         except UnusableClipError as error:
             so_far.skipped.append(f"{clip.name}: {error}")
             continue
+        # A generator for each clip: the crops of the others stay the same, and in the cache, when clips are added.
         rng = random.Random(f"{spec.seed} {clip.name}")
         crop_offset = (rng.random(), rng.random()) if spec.crop == "random" else (0.5, 0.5)
         segments = cut_segments(spec, source, crop_offset)
@@ -208,7 +214,7 @@ def _too_short(spec: DatasetSpec, frames: int) -> str:
 
 
 def _text_paths(captions: Iterable[str], clip: comfy.sd.CLIP, store: Path) -> dict[str, Path]:
-    """Caption -> its file, the empty one first."""
+    """Caption -> its file. The empty caption is always among them, first; equal captions share a file."""
     text_id = cache.identify_text_encoder(clip)
     return {c: store / f"text-{cache.key_of(text_id, c)}.safetensors" for c in ("", *captions)}
 
@@ -219,7 +225,7 @@ def _cache_text_embedding(caption: str, path: Path, clip: comfy.sd.CLIP, so_far:
     with torch.inference_mode():
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(caption))
         require_finite_text(conditioning)
-        text = conditioning[0][0][0]
+        text = conditioning[0][0][0]  # CONDITIONING is [[text [1, L, D], dictionary]]
         cache.write_cached(path, {"text": text.to("cpu", cache.text_dtype(text))})
     so_far.encoded["caption"] += 1
 
@@ -293,6 +299,7 @@ def _none_usable(folder: Path, spec: DatasetSpec, reasons: list[str]) -> str:
     )
 
 
+# A path never stands for other contents: its name is their hash.
 @lru_cache(_FILES_IN_MEMORY)
 def _read(path: Path) -> dict[str, torch.Tensor]:
     return cache.read_cached(path)

@@ -18,7 +18,7 @@ _HEAD = """\
 #     python3 dev.py train my_recipe.toml
 # Paths start from the folder that this file is in.
 """
-# What the example sets although there is a default: a run that is worth its time.
+# Keys that the example sets although they have a default.
 _CHOSEN = {"training.max_steps": 1000, "output.name": "my_lora"}
 
 

@@ -36,12 +36,12 @@ def setting(
     example: str = "",
     from_recipe: bool = True,
 ) -> Any:
-    """A dataclass field that a user sets. The return type is Any, as that of dataclasses.field is for checkers.
+    """A dataclass field that a user sets. The return type is Any, which a type checker lets be assigned to any field.
 
     help: one or two sentences, shown as a widget's tooltip and as a recipe's comment.
     least, most: limits, both allowed. step: of the widget's arrows.
-    choices: of a text, or of the items of a list. presets: names that stand for lists.
-    example: what a recipe's example gives where the default is no value. from_recipe: whether a recipe has this key.
+    choices: the allowed values of a text, or of the items of a list. presets: names that stand for lists.
+    example: what example.toml shows where there is no default, or None. from_recipe: whether a recipe has this key.
     """
     metadata = {
         "help": help,
@@ -63,6 +63,7 @@ def settings_of(owner: type) -> dict[str, dataclasses.Field]:
 
 def kind_of(field: dataclasses.Field) -> type:
     """int, float, str, bool, Path or tuple: the type of a field's values, without None and without type arguments."""
+    # A type and not its name: no module with settings may have `from __future__ import annotations`.
     kind: Any = field.type
     if isinstance(kind, types.UnionType):
         kind = next(argument for argument in typing.get_args(kind) if argument is not types.NoneType)
@@ -90,7 +91,8 @@ def _is_allowed(field: dataclasses.Field, value: Any) -> bool:
     if kind is Path:
         return isinstance(value, Path)
     is_whole_for_fraction = kind is float and type(value) is int
-    if type(value) is not kind and not is_whole_for_fraction:  # a bool is an int for isinstance
+    # Not isinstance, for which True is an int.
+    if type(value) is not kind and not is_whole_for_fraction:
         return False
     if kind is str:
         return not limits["choices"] or value in limits["choices"]
@@ -116,7 +118,7 @@ def _expected(field: dataclasses.Field) -> str:
 
 
 def _shown(value: object) -> str:
-    """As TOML spells it, where TOML can."""
+    """A value as it is written in TOML, where TOML has such values."""
     if isinstance(value, float):
         return repr(value)  # nan and inf, where JSON says NaN and Infinity
     return json.dumps(list(value) if isinstance(value, tuple) else value, default=str, ensure_ascii=False)

@@ -18,14 +18,16 @@ from ..media.pictures import fit_pictures
 from ..vae.geometry import SIZE_STEP
 from .clips import DatasetSpec, UnusableClipError, pictures_in
 
-_LEAST_FRAMES = 9  # of a clip that is shorter than asked: one picture does not move
-_CLOCK_S = 0.002  # webm and gif round times to 1 and 10 ms; no frame is shown so shortly
-_PILLOW = (".gif", ".webp")  # ffmpeg reads no animated webp
+_LEAST_FRAMES = 9  # 8k + 1 below it is 1, a picture, from which no motion can be learnt
+# Containers round times: WebM and Matroska to whole milliseconds, by default. A frame that is due at 0.0417 s may be
+# marked 0.042, and without a tolerance the frame before would be taken for it.
+_CLOCK_S = 0.002
+_PILLOW = (".gif", ".webp")  # read by Pillow: FFmpeg does not decode animated WebP
 
 
 @dataclass(frozen=True)
 class Source:
-    """A clip before anything is taken of it. times: in seconds, when each frame is shown; None for pictures."""
+    """A clip as it is on disk. times: in seconds, when each frame is shown; None for a folder of pictures."""
 
     width: int
     height: int
@@ -35,7 +37,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Segment:
-    """What is taken of a clip. indices: of its frames, ascending.
+    """The part of a clip that becomes a sample. indices: of its frames, ascending; a frame is repeated where the clip
+    has fewer a second than asked for.
 
     crop_offset: where the crop begins, from left and from above, as shares 0 .. 1 of what is cut off.
     """
@@ -68,19 +71,22 @@ def shown_frames(times: Sequence[float] | None, frames: int, fps: float) -> list
     """
     if not fps or times is None or frames == 1:
         return list(range(frames))
-    end = 2 * times[-1] - times[-2]
+    end = 2 * times[-1] - times[-2]  # when the last frame has been shown: its own duration is not known
     count = max(1, math.ceil((end - times[0] - _CLOCK_S) * fps))
+    # At each time the last frame that has begun by then.
     return [bisect.bisect_right(times, times[0] + k / fps + _CLOCK_S) - 1 for k in range(count)]
 
 
 def choose_size(spec: DatasetSpec, source: Source, available: int) -> tuple[int, int, int] | None:
     """(width, height, frames) of the bucket that a clip of `available` frames goes to; None where it fills none."""
+    # Logarithms: 2:1 and 1:2 are equally far from 1:1.
     aspect = math.log(source.width / source.height)
     sizes = spec.sizes()
     if spec.buckets == "auto":
         own = _own_aspect(spec.width, spec.height, aspect)
         sizes = [(*own, frames) for _, _, frames in sizes]
     off = {size: abs(math.log(size[0] / size[1]) - aspect) for size in sizes}
+    # All sizes of the nearest aspect ratio, which may differ in frames or resolution; 1e-6 is for rounding.
     nearest = [size for size in sizes if off[size] <= min(off.values()) + 1e-6]
     filled = [size for size in nearest if size[2] <= available]
     if filled:
@@ -98,6 +104,7 @@ def cut_segments(spec: DatasetSpec, source: Source, crop_offset: tuple[float, fl
     if size is None:
         return []
     width, height, frames = size
+    # Evenly spaced from the first frame to the last. As many fit one after the other, no two of them overlap.
     room = len(shown) - frames
     count = min(spec.segments, len(shown) // frames)
     starts = [round(i * room / (count - 1)) for i in range(count)] if count > 1 else [0]
@@ -114,8 +121,9 @@ def read_segment(path: Path, segment: Segment) -> torch.Tensor:
     with _readable(path):
         for number, frame in enumerate(_frames_of(path)):
             if number == segment.indices[done]:
+                # [H, W, 3] in 0 .. 255 -> [1, rows, columns, 3] in 0 .. 1
                 pixels = _window(torch.from_numpy(frame()), segment)[None].float() / 255
-                again = segment.indices.count(number)
+                again = segment.indices.count(number)  # more than 1 where the clip has fewer frames a second than asked
                 out[done : done + again] = fit_pictures(pixels, segment.width, segment.height)
                 done += again
                 if done == len(out):
@@ -145,7 +153,7 @@ def _window(pixels: torch.Tensor, segment: Segment) -> torch.Tensor:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """What decoders raise for a file that they cannot read, as UnusableClipError."""
+    """Raises UnusableClipError in place of the errors that PyAV and Pillow raise for a file that they cannot read."""
     try:
         yield
     except (FFmpegError, OSError, ValueError, LookupError, EOFError, SyntaxError, Image.DecompressionBombError) as e:
@@ -153,7 +161,11 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _frames_of(path: Path) -> Iterator[Callable[[], np.ndarray]]:
-    """For each frame a function that gives it as [H, W, 3], 0 .. 255: not all are wanted, and colours cost time."""
+    """For each frame a function that returns it as [H, W, 3] in 0 .. 255.
+
+    Not every frame is needed, and the conversion to RGB costs time. Call the function before asking for the next frame:
+    Pillow decodes all frames of an animation into one object.
+    """
     if path.is_dir():
         return (partial(_picture, file) for file in pictures_in(path))
     return _animation_frames(path) if path.suffix.lower() in _PILLOW else _video_frames(path)
@@ -174,7 +186,8 @@ def _picture_times(path: Path) -> tuple[float, ...]:
     times = [0.0]
     with Image.open(path) as picture:
         for frame in ImageSequence.Iterator(picture):
-            frame.load()  # webp knows a frame's time once it is decoded
+            frame.load()  # a WebP frame has its duration only once it is decoded
+            # Browsers show a frame without a duration, or with 0, for 100 ms.
             times.append(times[-1] + (frame.info.get("duration") or 100) / 1000)
     return tuple(times[:-1])
 
@@ -184,19 +197,24 @@ def _video_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         for number, frame in enumerate(container.decode(stream)):
-            if frame.is_corrupt:
+            if frame.is_corrupt:  # FFmpeg conceals damage and returns the frame all the same
                 raise ValueError(f"frame {number + 1} is damaged")
             yield partial(_upright, frame)
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """Phones film on their side and note by how many degrees to turn the picture back, to the left."""
+    """[H, W, 3], turned as the file says: a phone that is held upright stores pictures that lie on their side, and
+    notes by how many degrees, counterclockwise, they are to be turned."""
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
 
 
 def _video_times(path: Path) -> tuple[float, ...]:
-    """From the packets alone: nothing is decoded."""
+    """When each frame is shown, in seconds, read from the packets alone: nothing is decoded.
+
+    Packets come in the order of decoding, with B frames after those that they are shown before. Those marked as
+    discarded were cut off by an edit list and give no frame.
+    """
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         packets = [p for p in container.demux(stream) if p.size and not getattr(p, "is_discard", False)]

@@ -20,16 +20,20 @@ from .config import TrainConfig
 
 
 class TrainedLora(dict):
-    """A LoRA's tensors by name, as ComfyUI's LORA_MODEL holds them; metadata: what it was trained with, as text."""
+    """A LoRA's tensors by name, as ComfyUI's LORA_MODEL holds them, so that ComfyUI's own nodes take it.
+
+    metadata: the settings that it was trained with, as text for a file's header. A plain dict has no place for it.
+    """
 
     metadata: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """losses: of every step, those before a restart too. done_before: steps that a checkpoint had already.
+    """losses: of every step, including those before a restart. done_before: how many steps the checkpoint had done that
+    this run began with.
 
-    stopped: the user has cancelled it; a checkpoint of all that was done is on disk.
+    stopped: the user has cancelled the run; a checkpoint of all its steps is on disk.
     """
 
     lora: TrainedLora
@@ -58,7 +62,7 @@ def train_lora(
     """
     _require_packages()
     require_cogvideox_model(model)
-    # they need accelerate
+    # These import accelerate: only after the check, whose message says how to install it.
     from .checkpoint import steps_done
     from .loop import Callbacks, read_losses
     from .objective import objective_for
@@ -69,22 +73,25 @@ def train_lora(
     dtype = compute_dtype(model, config.precision)
     objective = objective_for(model, config, dtype)
     samples = read_samples(model, latents, positive, config.caption_dropout)
-    objective = replace(objective, image_scale=samples.image_scale)  # of the CONDITIONING, which may say another
+    # CogVideoX Image to Video lets a user choose the scale (image_scale), and the CONDITIONING carries the choice.
+    objective = replace(objective, image_scale=samples.image_scale)
     with training_mode():
         trainer = Trainer(fresh_copy(model), samples, config, objective)
         folder = folder / (name or trainer.folder_name())
         done_before = steps_done(folder)
+        # The log may have steps beyond the checkpoint: these are run again.
         progress = ProgressCallback(on_step, read_losses(folder)[:done_before])
         callbacks = Callbacks(progress.on_step, progress.should_stop)
         try:
-            load_fully(trainer.model)
+            load_fully(trainer.model)  # before attach: it merges the LoRAs that the MODEL carries into the weights
             trainer.attach()
             with single_process(dtype, model.load_device.type == "cpu") as accelerator:
                 weights = trainer.run(accelerator, folder, callbacks)
             tensors, metadata = trainer.lora(weights, len(progress.losses))
         finally:
             trainer.detach()
-            del trainer  # or the copy of the model would outlive training_mode, which frees it
+            # training_mode frees the copy of the model when it ends, unless this variable still refers to it.
+            del trainer
     lora = TrainedLora(tensors)
     lora.metadata = metadata
     return Trained(lora, progress.losses, done_before, progress.stopped)
@@ -100,7 +107,10 @@ class ProgressCallback:
         self.losses.append(loss)
         try:
             self._report(step, self.losses)
-        except InterruptProcessingException:  # from a progress bar; the checkpoint comes first
+        except InterruptProcessingException:
+            # ComfyUI's progress bar raises it, and has cleared the interrupt flag by then. In the loop it would end the
+            # training without a checkpoint. Kept here, it makes should_stop, which the loop asks next, return True, and
+            # the loop writes one.
             self.stopped = True
 
     def should_stop(self) -> bool:

@@ -54,7 +54,7 @@ def train_recipe(path: Path, log: Log) -> int:
     config = recipe.training
     state = start_processes(on_cpu=mm.get_torch_device().type == "cpu")
     log = log if state.is_main_process else _silent
-    config.gradient_accumulation_steps(state.num_processes)
+    config.gradient_accumulation_steps(state.num_processes)  # for its UserError, before anything is loaded or encoded
     size = f"{config.max_steps} steps of {config.global_batch_size}"
     log(f"Recipe {path}: {recipe.mode}, {size}, {describe_processes(state)}")
     with training_mode(), explained_out_of_memory(_OUT_OF_MEMORY):
@@ -62,7 +62,10 @@ def train_recipe(path: Path, log: Log) -> int:
         dtype = compute_dtype(model, config.precision, recipe.mode)
         objective = objective_for(model, config, objective_dtype(dtype, recipe.mode))
         accelerator = create_accelerator(dtype, recipe.mode, recipe.model.weight_dtype)
+        # The model comes first, for it tells whether first frames are needed. It moves to the card only in trainer.run:
+        # until then the card's memory is for the VAE and T5.
         dataset = _dataset(recipe, objective.image_scale is not None, state, log)
+        # A size that the model has no positions for is refused before the first step: 5b-I2V's learned table fits one.
         for shape in {sample.latent_shape for sample in dataset.samples}:
             check_size(model.model, shape[1:], {})
         trainer = Trainer(model, dataset, config, objective, recipe.mode)
@@ -79,7 +82,7 @@ def train_recipe(path: Path, log: Log) -> int:
     log(f"Stopped at step {progress.done}: run it again to go on." if request.is_set() else "Done.")
     log(f"The results are in {recipe.run_folder}")
     end_processes(state)
-    return 130 if request.is_set() else 0
+    return 130 if request.is_set() else 0  # 128 + SIGINT, as a shell reports a program that Ctrl-C has ended
 
 
 def _silent(_: str) -> None:
@@ -87,9 +90,11 @@ def _silent(_: str) -> None:
 
 
 def _load_transformer(recipe: Recipe) -> comfy.model_patcher.ModelPatcher:
+    # What is missing is told before the transformer is read.
     for component, path in (("vae", recipe.model.vae), ("text_encoder", recipe.model.text_encoder)):
         check_component(path or recipe.model.path, component)
     weight_dtype = "fp32" if recipe.mode == "full" else recipe.model.weight_dtype
+    # Under dynamic VRAM ComfyUI loads weights on demand; accelerate needs all of them in the module.
     return load_model(recipe.model.path, weight_dtype, disable_dynamic=True)
 
 
@@ -103,6 +108,7 @@ def _dataset(recipe: Recipe, image_to_video: bool, state: PartialState, log: Log
             progress = _EncodingProgress(log)
             spec = recipe.dataset_spec(image_to_video)
             built = build_dataset(recipe.dataset.folder, spec, vae, clip, log, progress, recipe.dataset.cache)
+        # Unloading alone would move the models to main memory, where these names would keep them until the end.
         del vae, clip
         mm.unload_all_models()
         mm.soft_empty_cache()
@@ -128,9 +134,11 @@ def save_artifacts(
 
 
 def _save_transformer(folder: Path, dit: torch.nn.Module, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """A component's folder as diffusers has it; buffers (a learned table) are the model's own."""
+    """A component's folder in diffusers' layout: `weights`, and the buffers of the model's state dict, which are not
+    trained (5b-I2V's position table)."""
     folder.mkdir(parents=True, exist_ok=True)
     config_of: Any = dit
+    # Keys with an underscore are diffusers' own notes. The class gets its name in diffusers, which has no CogVideoXDiT.
     config = {key: value for key, value in dict(config_of.config).items() if not key.startswith("_")}
     config["_class_name"] = "CogVideoXTransformer3DModel"
     write_complete_text(folder / "config.json", json.dumps(config, indent=2))
@@ -183,7 +191,7 @@ def _stop_request() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         request.set()
 
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():  # Python sets signal handlers in no other thread
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request

@@ -26,9 +26,11 @@ def main(arguments: list[str]) -> int:
         return 2
     recipe = Path(arguments[0]).resolve()
     try:
+        # ComfyUI chooses its device when it is first imported: its options have to be set before anything imports it.
         use_comfyui(cpu=not torch.cuda.is_available())
         from .headless import train_recipe
 
+        # Each line at once: the output of a program that is not in a terminal is buffered.
         return train_recipe(recipe, partial(print, flush=True))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

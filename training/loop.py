@@ -42,7 +42,8 @@ class Callbacks:
 
 
 def adamw(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The official trainer's optimizer."""
+    """The official trainer's optimizer, by default with its betas and weight decay (THUDM/CogVideo
+    finetune/schemas/args.py)."""
     return torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         config.learning_rate,
@@ -75,9 +76,10 @@ def train(
     be written, or was made with other settings.
     """
     accumulation = config.gradient_accumulation_steps(accelerator.num_processes)
-    kept = json.loads(json.dumps(config.recorded() if settings is None else settings))  # as it is read back
+    # Through JSON, as a checkpoint's settings.json is read back: a tuple becomes a list there, and would differ.
+    kept = json.loads(json.dumps(config.recorded() if settings is None else settings))
     prepared, optimizer = prepare(accelerator, model, optimizer_of(model, config))
-    # Asked for now: FSDP has replaced those parameters that the optimizer was made with.
+    # After prepare: FSDP replaces the parameters by sharded ones, which the optimizer refers to from then on.
     trained = {n: p for n, p in accelerator.unwrap_model(prepared).named_parameters() if p.requires_grad}
     average = _average_of(trained.values(), config)
     try:
@@ -105,7 +107,8 @@ def train(
                 break
         return averaged_parameters(trained, average)
     finally:
-        # accelerate's own forward comes off the caller's model
+        # accelerate has replaced the model's forward by one under autocast. It comes off the caller's model again, or a
+        # second training would wrap it once more.
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
 
 
@@ -120,9 +123,11 @@ def _accumulate_gradients(
     """Gradients of one step, micro batch by micro batch; returns the mean loss of all processes."""
     count, losses = config.micro_batch_size, []
     for part in range(accumulation):
+        # A step's samples are numbered micro batch by micro batch, and within each process by process: whatever the
+        # number of processes, the same numbers make up the step.
         start = step * config.global_batch_size
         start += (part * accelerator.num_processes + accelerator.process_index) * count
-        is_last = part + 1 == accumulation  # gradients travel between processes once a step
+        is_last = part + 1 == accumulation  # processes exchange their gradients once a step, after the last part
         with nullcontext() if is_last else accelerator.no_sync(model):
             with accelerator.autocast():
                 loss = loss_of(model, range(start, start + count))
@@ -130,6 +135,8 @@ def _accumulate_gradients(
         losses.append(loss.detach())
     reduced: Any = accelerator.reduce(torch.stack(losses).mean(), "mean")
     mean_loss = float(reduced)
+    # NaN fails the comparison too. The mean is the same in all processes, so that all raise; it is checked before the
+    # optimizer's step, so that neither the weights nor a checkpoint take it up.
     if not mean_loss < float("inf"):
         raise UserError(
             f"The loss at step {step + 1} is NaN or Inf. Lower the learning rate (now {config.learning_rate:g}), or "
@@ -139,7 +146,10 @@ def _accumulate_gradients(
 
 
 def _schedule(config: TrainConfig, step: int) -> float:
-    """The factor of the learning rate: a linear rise, then half a cosine, or no change."""
+    """The factor of the learning rate at `step`: a linear rise, then half a cosine or no change.
+
+    It depends on the step alone: a scheduler object would be one more state to keep in checkpoints.
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -152,19 +162,21 @@ def _schedule(config: TrainConfig, step: int) -> float:
 def _average_of(trained: Iterable[torch.nn.Parameter], config: TrainConfig) -> AveragedModel | None:
     if not config.ema_decay:
         return None
-    # Of the trained parameters alone: a copy of the model would hold the frozen weights twice.
+    # AveragedModel copies what it is given: of the whole model that would be a second set of frozen weights.
     return AveragedModel(torch.nn.ParameterList(trained), multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
 
 
 class _Log:
-    """log.csv, cut back to the steps that the checkpoint knows of."""
+    """log.csv, cut back to the steps of the checkpoint: those that a kill has undone are run, and logged, again."""
 
     def __init__(self, path: Path, steps_done: int):
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = read_log(path)[:steps_done]
         with complete_file(path) as unfinished, unfinished.part.open("w", newline="") as file:
             csv.writer(file).writerows([_COLUMNS, *kept])
+        # buffering=1: each row is in the file as soon as its step is done, whatever ends the process.
         self._writer = csv.writer(path.open("a", newline="", buffering=1))
+        # The seconds of the run before are counted on.
         self._began = time.monotonic() - (float(kept[-1][3]) if kept else 0.0)
 
     def write(self, step: int, loss: float, rate: float) -> None:
@@ -181,7 +193,7 @@ def read_log(path: Path) -> list[list[str]]:
         with path.open(newline="") as file:
             for row in list(csv.reader(file))[1:]:
                 if len(row) != len(_COLUMNS) or row[0] != str(len(rows) + 1):
-                    break  # a kill has cut this row
+                    break  # a kill in the middle of a write leaves such a row
                 rows.append(row)
     return rows
 

@@ -16,15 +16,15 @@ from ..model_loaders.lora.layers import HEADER_KEY
 from ..model_loaders.lora.save import diffusers_lora
 from .config import TrainConfig
 
-_ADAPTER = "default"  # peft's name for the only one
+_ADAPTER = "default"  # the name that peft gives to an adapter without one
 _PREFIX = "transformer."
 
 
 def attach_lora(dit: torch.nn.Module, config: TrainConfig = TrainConfig()) -> None:
     """Freeze `dit`, a CogVideoXDiT, and put a LoRA on the layers whose names end in one of config.targets.
 
-    A is drawn from config.seed as torch draws a Linear's weight, B is zero: the model computes what it did. The layers
-    beneath may be of any type, quantised ones too.
+    A is drawn from config.seed as torch draws a Linear's weight, and B is zero: at first the model computes what it
+    does without a LoRA. The layers beneath may be of any type, including quantised ones.
 
     Raises UserError where peft is not installed, or the model multiplies in fp8 or int8 and has no gradients.
     """
@@ -37,18 +37,22 @@ def attach_lora(dit: torch.nn.Module, config: TrainConfig = TrainConfig()) -> No
     peft.inject_adapter_in_model(adapter, dit)
     generator = torch.Generator().manual_seed(config.seed)
     for layer in lora_layers(dit).values():
-        # Computed in the type of the input, as under autocast, and stored in fp32; peft would cast the input instead.
+        # Stored in fp32 and computed in the input's type: A and B become ComfyUI's layers, which cast their weights.
+        # peft would cast the input to fp32 instead, with activations of twice the size for a model in bf16.
         layer.cast_input_dtype_enabled = False
         adopt_ops(layer.lora_A, comfy.ops.manual_cast)
         adopt_ops(layer.lora_B, comfy.ops.manual_cast)
         a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-        bound = 1 / math.sqrt(a.shape[1])  # kaiming_uniform_ with a = sqrt(5), as torch.nn.Linear has it
+        # peft has drawn A from torch's global generator. It is drawn again from config.seed, and on the CPU: cards of
+        # different kinds have different numbers. The bound is that of kaiming_uniform_ with a = sqrt(5), which
+        # torch.nn.Linear uses.
+        bound = 1 / math.sqrt(a.shape[1])
         a.data = torch.empty(a.shape).uniform_(-bound, bound, generator=generator).to(a.device)
         b.data = torch.zeros(b.shape, device=b.device)
 
 
 def detach_lora(dit: torch.nn.Module) -> None:
-    """Take the LoRA off `dit`, which is as it was before attach_lora then."""
+    """Take the LoRA off `dit`: its layers are again those from before attach_lora."""
     for name, layer in lora_layers(dit).items():
         dit.set_submodule(name, layer.base_layer)
     if hasattr(dit, "peft_config"):
@@ -65,7 +69,8 @@ def export_lora(dit: torch.nn.Module, weights: Mapping[str, torch.Tensor] | None
 
     weights: the parameters by name as loop.train returns them; None takes those in `dit`.
 
-    alpha / rank is multiplied into B, so that every reader comes to the same change, whatever it makes of an alpha.
+    alpha / rank is multiplied into B. Some programs read an alpha from the header, some from a tensor, some not at all;
+    without one all of them apply the same change.
     """
     weights = dict(dit.named_parameters()) if weights is None else weights
     pairs = {}

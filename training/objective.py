@@ -12,7 +12,9 @@ from ..samplers.conditioning import concat_channels, image_scale
 from ..sockets.model import CogVideoXModel
 from .config import TrainConfig
 
-_OFS = 2.0  # what CogVideoX 1.5's image to video pipeline gives (diffusers pipeline_cogvideox_image2video.py)
+# The constant that CogVideoX 1.5's image to video model gets for every video, in training as in sampling. Sources:
+# diffusers pipeline_cogvideox_image2video.py; THUDM/CogVideo finetune/models/cogvideox_i2v/lora_trainer.py.
+_OFS = 2.0
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Objective:
     timesteps: "uniform" draws one for each sample on its own, as the official scripts do; "stratified" one from each
     of `global_batch_size` equal parts of 0 .. 999, so that every step sees them all (the CogVideoX paper's
     "explicit uniform sampling"); "logit-normal" the same with most of them in the middle, where the content of a
-    picture is decided (Esser and others 2024, "Scaling rectified flow transformers", section 3.1).
+    picture is decided (Esser et al. 2024, "Scaling rectified flow transformers", section 3.1).
     caption_dropout, image_dropout: the share of samples that see the empty caption, or no image.
     dtype: what the model is given, and computes in; the loss is computed in fp32.
     """
@@ -81,7 +83,7 @@ class Batch:
 
 
 def cogvideox_inside(model: comfy.model_patcher.ModelPatcher) -> CogVideoXModel:
-    """The model in a MODEL that our loaders made; only its type is new to a checker."""
+    """The model inside a MODEL of this pack's loaders, with its type: ComfyUI's annotation says only BaseModel."""
     return cast(CogVideoXModel, model.model)
 
 
@@ -138,7 +140,9 @@ def draw_batch(
 
 def sample_generator(seed: int, index: int) -> torch.Generator:
     """The stream of random numbers of one sample, the same in whichever process it is drawn."""
-    # a generator's first numbers are alike for seeds that differ in few bits: mix them
+    # seed + index would give the training with the next seed the same noise, one sample later. torch seeds its CPU
+    # generator with the low 32 bits alone; an odd factor keeps these different for every index below 2^32. The
+    # constants are those of SplitMix64.
     mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
     return torch.Generator().manual_seed(mixed)
 
@@ -146,21 +150,34 @@ def sample_generator(seed: int, index: int) -> torch.Generator:
 def _draw(
     sample: Sample, index: int, generator: torch.Generator, objective: Objective, empty_text: torch.Tensor
 ) -> Batch:
-    """One sample of a batch, without the batch dimension."""
+    """One sample of a batch, without the batch dimension.
+
+    The order of the draws from `generator` is part of a training's result: another one would make a checkpoint go on
+    with other noise than the run that wrote it.
+    """
     latents, std = sample["latents"], sample.get("std")
+    # A new sample of the VAE's posterior each time the clip is drawn, as latent_dist.sample() in diffusers'
+    # train_cogvideox_image_to_video_lora.py, collate_fn. The cache holds mean and std for this.
     if std is not None:
         latents = latents + std * torch.randn(latents.shape, generator=generator)
     clean = pad_front(latents * objective.latent_scale, objective.patch_size_t)
+    # All four are drawn whether they are used or not, so that a dropout does not change the noise.
     drops_caption, drops_image, level, variant = torch.rand(4, generator=generator).tolist()
     noise = torch.randn(clean.shape, generator=generator)
     if objective.timesteps != "uniform":
+        # A step's samples have consecutive indices that begin at a multiple of the batch size: each sample is drawn
+        # from its own part of 0 .. 1.
         level = (index % objective.global_batch_size + level) / objective.global_batch_size
     if objective.timesteps == "logit-normal":
+        # Uniform -> standard normal (ndtri is its inverse distribution function) -> logit-normal with mean 0, scale 1.
         level = float(torch.special.ndtri(torch.tensor(level, dtype=torch.float64)).sigmoid())
+    # Rounding can bring a level up to 1, one past the last timestep.
     timestep = torch.tensor(min(int(level * len(objective.alphas)), len(objective.alphas) - 1))
     text = empty_text[0] if drops_caption < objective.caption_dropout else sample["text"]
     c_concat = None
     if objective.image_scale is not None:
+        # One of the first frame's latents [V, 16, 1, h, w], clean or with noise, or zeros where the picture is dropped.
+        # concat_channels fills the other frames with zeros, as in sampling.
         images = cast(torch.Tensor, sample.get("images"))
         image = images[int(variant * len(images))] * float(drops_image >= objective.image_dropout)
         c_concat = concat_channels(image[None], None, clean[None].shape, objective.image_scale, 1.0)[0]
@@ -168,8 +185,11 @@ def _draw(
 
 
 def pad_front(latents: torch.Tensor, patch_size_t: int | None) -> torch.Tensor:
-    """[C, T, h, w] with the first frame repeated in front until T divides by `patch_size_t`, as the official trainer
-    of CogVideoX 1.5 has it (THUDM/CogVideo, finetune/models/cogvideox1_5_t2v)."""
+    """[C, T, h, w] with the first frame repeated in front until T divides by `patch_size_t`.
+
+    In sampling the frame in front is one of noise (samplers.outer_sample); a clean clip has no such frame.
+    Source: THUDM/CogVideo finetune/models/cogvideox_t2v/lora_trainer.py, compute_loss, for CogVideoX 1.5 as well.
+    """
     extra = -latents.shape[1] % (patch_size_t or 1)
     return torch.cat([latents[:, :1].expand(-1, extra, -1, -1), latents], dim=1)
 
@@ -179,8 +199,11 @@ def denoising_loss(model: torch.nn.Module, batch: Batch, objective: Objective) -
 
     model: a CogVideoXDiT, alone or wrapped by accelerate.
 
-    Source: diffusers examples/cogvideo/train_cogvideox_lora.py; the weight makes it the mean squared error of v.
+    x0 - clean is sqrt(1 - a) (v_target - v), so that the weight makes it the mean squared error of v.
+
+    Source: diffusers examples/cogvideo/train_cogvideox_lora.py.
     """
+    # fp32 whatever the model computes in: in bf16 an alpha above 0.998 is 1, and the weight would be infinite.
     alpha = objective.alphas.to(batch.clean)[batch.timesteps].view(-1, 1, 1, 1, 1)
     noisy = alpha.sqrt() * batch.clean + (1 - alpha).sqrt() * batch.noise
     x = noisy if batch.c_concat is None else torch.cat([noisy, batch.c_concat], dim=1)

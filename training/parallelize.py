@@ -1,6 +1,6 @@
-"""All that several processes need: accelerate's set-up and its checks, FSDP, and tensors sharded over processes.
+"""What a training in several processes needs: accelerate's set-up and checks, FSDP, and tensors that it has sharded.
 
-Nothing else in training/ knows how many processes there are. One process goes through the same functions.
+Nothing else in training/ depends on the number of processes; a single one goes through the same functions.
 """
 
 import os
@@ -19,8 +19,10 @@ from ..errors import UserError
 
 T = TypeVar("T")
 _MIXED_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}  # accelerate's names
-_TIMEOUT = timedelta(days=2)  # the other processes wait while the main one encodes the dataset
-_BLOCK_CLASS = "CogVideoXBlock"  # what FSDP shards one by one
+# The other processes wait in a collective while the main one encodes the dataset, which can take longer than torch's
+# timeout of minutes: they would abort in the middle of it.
+_TIMEOUT = timedelta(days=2)
+_BLOCK_CLASS = "CogVideoXBlock"  # the class of the modules that FSDP shards one by one
 _UNSHARDABLE = ("fp8_e4m3fn", "int8")
 
 
@@ -29,7 +31,8 @@ def start_processes(on_cpu: bool) -> PartialState:
 
     Raises UserError where they do not find each other.
     """
-    # accelerate has to be told of a CPU, or its processes stay alone
+    # Without a card accelerate joins processes only where cpu is set; otherwise each stays alone, a training of its own
+    # with the same output folder (accelerate/state.py, PartialState._prepare_backend).
     state = PartialState(cpu=on_cpu, timeout=_TIMEOUT)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if state.num_processes != started:
@@ -47,6 +50,7 @@ def create_accelerator(dtype: torch.dtype, mode: str, weight_dtype: str = "defau
 
     Raises UserError for what this trainer does not run under.
     """
+    # PartialState() is always the one that start_processes has made.
     accelerator = _accelerator(dtype, mode, _device(PartialState()).type == "cpu", device_placement=True)
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
     if plugin is not None:
@@ -66,17 +70,19 @@ def create_accelerator(dtype: torch.dtype, mode: str, weight_dtype: str = "defau
 @contextmanager
 def single_process(dtype: torch.dtype, on_cpu: bool) -> Iterator[Accelerator]:
     """accelerate inside ComfyUI's process, for a LoRA on a model that ComfyUI has put where it belongs."""
-    # accelerate keeps its precision for the process and would refuse the next training another one
+    # accelerate keeps its precision in a class attribute for the lifetime of the process: without the reset a second
+    # training in the same ComfyUI could not have another one ("AcceleratorState has already been initialized").
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
+        # No placement: ComfyUI's patcher has put the model on its device, and takes it off again.
         yield _accelerator(dtype, "lora", on_cpu, device_placement=False)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _accelerator(dtype: torch.dtype, mode: str, on_cpu: bool, device_placement: bool) -> Accelerator:
-    # Under a LoRA the frozen weights are stored in the type that is computed in, and every layer casts by itself:
-    # autocast would keep a second copy of each weight. A complete model in fp32 needs autocast.
+    # Under a LoRA every layer casts its own frozen weights to the type of its input (Trainer.attach): autocast would
+    # keep a second copy of each weight. A complete model is stored in fp32 and needs autocast to compute in less.
     autocast = AutocastKwargs(enabled=mode == "full")
     return Accelerator(
         cpu=on_cpu,
@@ -89,10 +95,14 @@ def _accelerator(dtype: torch.dtype, mode: str, on_cpu: bool, device_placement: 
 def shard_blocks(plugin: Any) -> None:
     """Let accelerate's FSDP plugin shard the transformer block by block.
 
-    Its own choice would wrap the patch embedding, of which the transformer calls single layers.
+    FSDP gathers a module's weights when the module is called. By default accelerate shards what the class lists in
+    _no_split_modules, which in diffusers includes CogVideoXPatchEmbed; CogVideoXDiT calls its layers one by one, and
+    they would meet shards instead of weights.
     """
     plugin.transformer_cls_names_to_wrap = [_BLOCK_CLASS]
-    plugin.cpu_ram_efficient_loading = False  # every process maps the same file
+    # Each process has mapped the checkpoint itself. The efficient way sends the weights of the main process to the
+    # others, whose models it expects to be empty.
+    plugin.cpu_ram_efficient_loading = False
 
 
 def prepare(
@@ -100,18 +110,24 @@ def prepare(
 ) -> tuple[Any, torch.optim.Optimizer]:
     """`model` and `optimizer` as accelerate wraps them: DistributedDataParallel, FSDP, mixed precision."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    # Each process has loaded the frozen weights itself, and quantised ones could not be sent. The name is torch's.
+    # DistributedDataParallel begins by sending every parameter and buffer of the main process to the others. All have
+    # loaded the same frozen weights, and quantised ones cannot be sent: only what is trained is left. The attribute is
+    # torch's own (torch/nn/parallel/distributed.py); parameters are named there as in named_parameters.
     ignored: Any = [name for name, tensor in tensors if not tensor.requires_grad]
     model._ddp_params_and_buffers_to_ignore = ignored
     if accelerator.distributed_type == DistributedType.FSDP:
-        # accelerate looks there for a last norm to wrap, and would take norm_out, whose layers are called one by one
+        # accelerate also shards the last child whose class has "Norm" in its name, and looks for it in the attribute
+        # that base_model_prefix names, or in the model itself. It would find norm_out, of which CogVideoXDiT calls the
+        # layers one by one (see shard_blocks): let it look in an attribute that does not exist. Source:
+        # accelerate/utils/fsdp_utils.py, _find_final_norm.
         prefix: Any = "none"
         model.base_model_prefix = prefix
     return accelerator.prepare(model, optimizer)
 
 
 def any_rank(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set in any process: all must leave the loop together."""
+    """Whether the flag is set in any process. All have to leave the loop together: one that is gone would leave the
+    others waiting for it in the next collective."""
     if accelerator.num_processes == 1:
         return flag
     total: Any = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
@@ -119,7 +135,7 @@ def any_rank(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def on_main_process(state: PartialState, work: Callable[[], T]) -> T:
-    """What `work` returns, which the main process alone does and then sends to the others."""
+    """What `work` returns. The main process alone runs it and sends the result, pickled, to the others."""
     result: list[Any] = [work() if state.is_main_process else None]
     return broadcast_object_list(result)[0]
 
@@ -147,6 +163,6 @@ def _device(state: PartialState) -> torch.device:
 
 
 def end_processes(state: PartialState) -> None:
-    """Leave the process group, or torch warns at exit."""
+    """Leave the process group. A process that exits without it gets torch's warning about leaked resources."""
     if state.num_processes > 1:
         torch.distributed.destroy_process_group()

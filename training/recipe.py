@@ -1,4 +1,4 @@
-"""A training written down: a TOML file, checked completely before anything is loaded.
+"""Recipes: TOML files that describe a training, checked completely before anything is loaded.
 
 Its keys are fields of dataclasses: [training] is TrainConfig, [dataset] is DatasetSpec with two paths.
 """
@@ -21,7 +21,7 @@ from .config import MODES, TrainConfig
 from .fields import check_setting, kind_of, setting, settings_of
 
 T = TypeVar("T")
-# Keys that recipes had once, and where what they said is said now.
+# Keys of older recipes, and the sentence that says which key has taken their place.
 _RENAMED = {
     "training.steps": "It is called max_steps now.",
     "training.batch_size": "It is called global_batch_size now.",
@@ -138,7 +138,7 @@ def _parse(path: Path) -> dict:
 
 def _toml() -> types.ModuleType:
     try:
-        # by name, for a type checker of Python 3.10 finds no such module
+        # By name: a type checker that is set to Python 3.10 would report an import of a module that 3.10 does not have.
         return importlib.import_module("tomllib")
     except ModuleNotFoundError as error:  # Python 3.10
         raise UserError(
@@ -159,6 +159,7 @@ def _build(part: type[T], values: object, section: str, path: Path) -> T:
     for name, field in known.items():
         key = prefix + name
         if dataclasses.is_dataclass(field.type):
+            # A required section that is missing is built from nothing: the message then names its first required key.
             if name in values or field.default is dataclasses.MISSING:
                 built[name] = _build(typing.cast(type, field.type), values.get(name, {}), key, path)
         elif name in values:

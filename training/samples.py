@@ -1,4 +1,4 @@
-"""What ComfyUI's sockets bring to a training: LATENT and CONDITIONING as samples, checked before any work."""
+"""LATENT and CONDITIONING from ComfyUI's sockets as samples for a training, checked before any work."""
 
 import logging
 from collections.abc import Hashable, Iterator, Sequence
@@ -19,8 +19,8 @@ from .objective import Sample, cogvideox_inside
 class Samples:
     """Clips and captions in memory, as trainer.ClipSource asks for them.
 
-    empty_text: what a dropped caption becomes, [1, L, D]. image_scale: what images are multiplied by, None for text to
-    video. hash: of all that is in the samples.
+    empty_text: what replaces a dropped caption, [1, L, D]. image_scale: what images are multiplied by, None for text to
+    video. hash: of the contents of all samples.
     """
 
     entries: tuple[Sample, ...]
@@ -48,6 +48,7 @@ def read_samples(
     Raises UserError for what the model cannot be trained with.
     """
     clips = [clip for latent in latents for clip in _clips_in(model, latent)]
+    # A CONDITIONING is a list of [text, dictionary]: several where a user has combined prompts.
     captions = [entry for conditioning in positive for entry in conditioning]
     captions = captions * len(clips) if len(captions) == 1 else captions
     if not clips or len(captions) != len(clips):
@@ -64,12 +65,13 @@ def read_samples(
 
 
 def _digest_of_clip(entry: Sample) -> str:
-    """The same as a dataset's file in the cache has."""
+    """The digest that the header of a dataset's file in the cache holds: it is how a training that was begun with the
+    dataset from the command line is recognised in the graph."""
     return cache.digest_of({name: entry.get(name) for name in ("latents", "std", "images")})
 
 
 def _empty_text(entries: Sequence[Sample], given: torch.Tensor | None, caption_dropout: float) -> torch.Tensor:
-    """The empty caption, [1, L, D]; where no caption is ever dropped, anything of that shape.
+    """The empty caption, [1, L, D]; where no caption is ever dropped, any caption in its place.
 
     Raises UserError where it is needed and not there, or not as long as the captions.
     """
@@ -87,6 +89,8 @@ def _empty_text(entries: Sequence[Sample], given: torch.Tensor | None, caption_d
 def _clips_in(model: comfy.model_patcher.ModelPatcher, latent: dict) -> Iterator[dict[str, torch.Tensor | None]]:
     samples, std = latent["samples"], latent.get("cogvideox_std")
     check_latent(model.model, samples)
+    # They are a first frame's variants of one clip [1 + V, 16, 1, h, w], without a batch dimension. A stock node that
+    # joins latents to a batch passes on those of one clip, which must not become the others' first frame.
     images = latent.get("cogvideox_images") if len(samples) == 1 else None
     if std is not None and std.shape != samples.shape:
         raise UserError(
@@ -103,6 +107,8 @@ def _entry(model: comfy.model_patcher.ModelPatcher, number: int, both: tuple[dic
     base, shape = cogvideox_inside(model), clip["latents"].shape
     is_image = base.model_config.family.task == "image"
     check_size(base, (shape[1], shape[2], shape[3]), model.model_options)
+    # A dataset's LATENT brings the first frame itself. It passes the same check as one in the CONDITIONING, whose own
+    # entries are kept where it has them.
     if is_image and clip["images"] is not None:
         values = {"concat_latent_image": clip["images"][:1], "cogvideox_task": "image", **values}
     given = {**values, "cross_attn": text}

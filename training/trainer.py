@@ -1,8 +1,8 @@
-"""A training of CogVideoX's transformer: all that decides its result, whoever drives it.
+"""A training of CogVideoX's transformer: all that decides its result, whichever driver runs it.
 
 Two drivers use it, graph.py inside ComfyUI and headless.py from the command line. They bring a loaded MODEL, clips,
 a TrainConfig and accelerate, and watch the steps. Nothing else may differ between them: a training that one driver has
-begun goes on in the other to the same bits.
+begun can be resumed in the other, and ends in the same bits.
 """
 
 import hashlib
@@ -66,14 +66,14 @@ class Trainer:
         self.settings = self._describe()
 
     def _describe(self) -> dict[str, object]:
-        # (function, (path, weight_dtype)), set by model_loaders.load_model
+        # (load_model, (path, weight_dtype, notify)), set by model_loaders.load_model.
         loaded_with: Any = self.model.cached_patcher_init
         empty_text = cache.digest_of({"text": self._clips.empty_text}) if self._config.caption_dropout else ""
         family = cogvideox_inside(self.model).model_config.family
         return {
             **self._config.recorded(self._mode),
             "mode": self._mode,
-            # by its weights and the LoRAs on them, not by its path: another machine has another path
+            # By its weights and the LoRAs on them: on another machine the same model has another path.
             "model": f"{family.name} {cache.weights_hash(self.dit, self.model)[:12]}",
             "weight_dtype": loaded_with[1][1],
             "image_scale": self._objective.image_scale,
@@ -86,10 +86,16 @@ class Trainer:
         return "lora-" + hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
     def attach(self) -> int:
-        """Prepare the transformer, which is on its device or will be brought there; returns how many numbers learn."""
+        """Prepare the transformer, which is on its device already or is brought there later; returns the number of
+        trained parameters.
+
+        LoRAs that the MODEL carries have to be in its weights by then: patches go by a layer's name, which a new LoRA
+        changes (to_q.weight becomes to_q.base_layer.weight).
+        """
         for leaf in self.dit.modules():
             if isinstance(leaf, comfy.ops.CastWeightBiasOp):
-                leaf.comfy_cast_weights = True  # to the type of the input, which the objective chooses
+                # Each layer casts its weights to the type of its input (objective.dtype), whatever they are stored in.
+                leaf.comfy_cast_weights = True
         if self._mode == "full":
             self.dit.requires_grad_(True)
         else:
@@ -120,7 +126,8 @@ class Trainer:
         options = differentiable_options(self.model.model_options.get("transformer_options", {}))
 
         def loss_of(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
-            # All clips of a step are of one shape, however many micro batches and processes share it.
+            # A step's clips are chosen as a whole, so that all of them are of one shape however many micro batches and
+            # processes share them; this micro batch takes its part.
             step, first = divmod(indices[0], config.global_batch_size)
             chosen = batch_samples(shapes, step, config.global_batch_size, config.seed)[first : first + len(indices)]
             samples = [clips.load(index) for index in chosen]
@@ -141,7 +148,9 @@ def compute_dtype(model: comfy.model_patcher.ModelPatcher, precision: str, mode:
         dtype = _DTYPES[precision]
     elif mode == "lora":
         dtype = base.get_dtype_inference()
-    else:  # all weights are in fp32: what the checkpoint would be computed in as it was published
+    else:
+        # All weights are loaded in fp32, which says nothing about the dtype to compute in: take the one that this
+        # device gets for weights in the dtype that the checkpoint was trained in.
         count, trained = sum(p.numel() for p in base.parameters()), base.model_config.family.trained_dtype
         storage, compute = choose_dtypes("default", trained, trained, count, model.load_device)
         dtype = compute or storage
@@ -154,5 +163,5 @@ def compute_dtype(model: comfy.model_patcher.ModelPatcher, precision: str, mode:
 
 
 def objective_dtype(dtype: torch.dtype, mode: str) -> torch.dtype:
-    """What the model is given: under autocast, which chooses for each operation, fp32."""
+    """The dtype of the model's input: fp32 under autocast, which chooses one for each operation by itself."""
     return torch.float32 if mode == "full" else dtype

@@ -31,5 +31,7 @@ def joint_attention(
     # [B, N, heads, D] -> [B, heads, N, D]
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     attend = attention_for(tokens.device)
+    # skip_reshape: the heads have an axis of their own already. The result has none: [B, N, heads * D].
     out = attend(query, key, value, attn.heads, skip_reshape=True, transformer_options=transformer_options)
+    # to_out[1] is a dropout of probability 0 in every CogVideoX model.
     return attn.to_out[0](out)

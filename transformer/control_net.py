@@ -64,7 +64,7 @@ class ControlConfig:
 class CogVideoXControlNet(nn.Module):
     """The reference's parameter names with a forward in two parts: encode_control once a run, forward at every step."""
 
-    dtype: torch.dtype | None = None  # set by the loader; ComfyUI reads it
+    dtype: torch.dtype | None = None  # the compute dtype; the loader sets it, sockets.controlnet casts inputs to it
 
     def __init__(self, config: ControlConfig):
         super().__init__()
@@ -93,7 +93,8 @@ class CogVideoXControlNet(nn.Module):
         """Guide frames [B, F, 3, H, W] in -1 .. 1 -> [B, C, T, H / 8, W / 8], F = 4 T - 3.
 
         Frames are averaged in pairs counted from the start, so that the result for the first frames of a guide does not
-        depend on how many follow.
+        depend on how many follow: sockets.controlnet takes the beginning of one encoded guide for shorter videos. The
+        group norms do not mix frames either, because the frames are their batch.
         """
         batch = frames.shape[0]
         x = self.controlnet_encode_first(self.unshuffle(frames.flatten(0, 1)))
@@ -130,13 +131,16 @@ class CogVideoXControlNet(nn.Module):
         for index, block in enumerate(prefetched(self.transformer_blocks, x.device, transformer_options)):
             options["block_index"] = index
             text, video = block_forward(block, text, video, embedding, rotary, options)
+            # Without projectors these are the very tokens that the next block reads. That is safe although ComfyUI's
+            # control_merge multiplies the outputs by the strength in place: it does so after the last block has run.
             out.append(video if self.out_projectors is None else self.out_projectors[index](video))
         return out
 
     def _add_positions(
         self, video: torch.Tensor, grid: tuple[int, int, int], text_tokens: int, transformer_options: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(video tokens, RoPE table): like its model, a control net either adds positions or has a table."""
+        """(video tokens, RoPE table). Like the model that it was trained for, a control net either adds sincos
+        positions to its tokens (2b: the table is None) or rotates queries and keys (5b)."""
         c = self.config
         if c.use_rotary_positional_embeddings:
             base = c.sample_height // c.patch_size, c.sample_width // c.patch_size
@@ -147,7 +151,8 @@ class CogVideoXControlNet(nn.Module):
 
 
 def halve_frames(x: torch.Tensor) -> torch.Tensor:
-    """[B, F, ...] -> [B, ceil(F / 2), ...]: frames averaged in pairs; of an odd count the first is kept as it is."""
+    """[B, F, ...] -> [B, ceil(F / 2), ...]: frames averaged in pairs; of an odd count the first is kept as it is, for
+    the causal VAE gives the first frame a latent of its own."""
     alone = x.shape[1] % 2
     pairs = x[:, alone:].unflatten(1, (x.shape[1] // 2, 2)).mean(2)
     return torch.cat([x[:, :1], pairs], dim=1) if alone else pairs

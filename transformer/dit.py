@@ -25,7 +25,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     """
 
     config: TransformerConfig
-    # ModelMixin defines both as read-only properties; ComfyUI reads the dtype and assigns the device.
+    # diffusers' ModelMixin defines both as read-only properties. ComfyUI reads the dtype (BaseModel.get_dtype), which
+    # sockets.model.build_dit assigns; ModelPatcher assigns the device of a module that it is given.
     dtype: torch.dtype | None = None
     device: torch.device | None = None
 
@@ -48,6 +49,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
 
         Raises UserError where H or W is not a multiple of the patch size, or a learned table does not fit.
         """
+        # Wrappers are functions of other packs and of samplers.follow around _forward. They get its arguments by
+        # position, in the order of ComfyUI's own CogVideoX class (comfy/ldm/cogvideo/model.py, forward).
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
         )
@@ -78,6 +81,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         riflex = read_positions(transformer_options)["riflex"]
         rotary = self._rotary(grid, text.shape[1], riflex, x.device)
         text, video = self._run_blocks(text, video, embedding, rotary, control, transformer_options)
+        # The shift comes first: diffusers' AdaLayerNorm splits the output of its linear layer into (shift, scale) for
+        # CogVideoX (chunk_dim=1), but into (scale, shift) for other models.
         shift, scale = self.norm_out.linear(F.silu(embedding)).chunk(2, dim=1)
         video = modulate(self.norm_out.norm(self.norm_final(video)), scale, shift)
         return self._unpatchify(self.proj_out(video), grid)[:, :, extra:]
@@ -120,6 +125,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
             )
 
     def _embed_time(self, timestep: torch.Tensor, ofs: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        # time_proj computes sines and cosines of the fp32 timestep; only they are cast. The timestep itself must not be
+        # in bf16, whose eight significant bits step by 4 in this range: 999 would become 1000.
         embedding = self.time_embedding(self.time_proj(timestep).to(dtype))
         if self.ofs_proj is not None and self.ofs_embedding is not None:
             embedding = embedding + self.ofs_embedding(self.ofs_proj(ofs).to(dtype))
@@ -134,6 +141,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
             # The convolution is two-dimensional and takes frame by frame: [B, C, T, H, W] -> [B * T, D, H / p, W / p].
             patches = embed.proj(x.transpose(1, 2).flatten(0, 1))
             return patches.flatten(2).transpose(1, 2).reshape(x.shape[0], frames * height * width, -1)
+        # CogVideoX 1.5 embeds a patch by a linear layer over its flattened values. Their order, (C, pt, p, p), is the
+        # one that its weights were trained with (diffusers embeddings.py, CogVideoXPatchEmbed.forward).
         # [B, C, T/pt, pt, H/p, p, W/p, p] -> [B, T/pt, H/p, W/p, C, pt, p, p]
         patches = x.unflatten(4, (width, p)).unflatten(3, (height, p)).unflatten(2, (frames, c.patch_size_t))
         patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7)
@@ -147,15 +156,16 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         frames, height, width = self.native_size()
         native = frames, height // c.patch_size, width // c.patch_size
         if c.use_learned_positional_embeddings:
-            # ComfyUI moves parameters only: the buffer stays where it was loaded.
+            # ComfyUI's patcher moves the layers' parameters only; this buffer stays on the device that it was loaded
+            # to, so that it has to be moved here.
             table = self.patch_embed.get_buffer("pos_embedding").to(video)
             text_table, video_table = table.split([c.max_text_seq_length, table.shape[1] - c.max_text_seq_length], 1)
             return text + text_table[:, : text.shape[1]], video + resampled_table(video_table[0], native, grid)
         if c.use_rotary_positional_embeddings:
             return text, video
-        # CogVideoX-Fun's fine-tunes of 2b have further channels, and stretch the table of the size that they were
-        # trained with; 2b itself makes a table for any size. Source: CogVideoX-Fun models/transformer3d.py and
-        # diffusers embeddings.py, CogVideoXPatchEmbed.
+        # 2b makes a sincos table for any size. CogVideoX-Fun's fine-tunes of 2b, which are known by their further input
+        # channels, make one of the height and width that they were trained with and stretch it instead. Source:
+        # CogVideoX-Fun models/transformer3d.py and diffusers embeddings.py, CogVideoXPatchEmbed.
         counted = (grid[0], *native[1:]) if c.in_channels > c.out_channels else grid
         scales = c.spatial_interpolation_scale, c.temporal_interpolation_scale
         table = sincos_table(video.shape[-1], counted, *scales, video.device)
@@ -181,6 +191,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         additions: Sequence[torch.Tensor | None] = (control or {}).get("input", [])  # of CogVideoXControl.get_control
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
+        # Attention overrides and block replacements read from these entries which block calls them. ComfyUI's own
+        # models whose blocks take text and image tokens together set the same ones (comfy/ldm/lens/model.py).
         options = {**transformer_options, "total_blocks": len(self.transformer_blocks), "block_type": "double"}
         for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
             options["block_index"] = index
@@ -192,6 +204,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
                 text, video = block_forward(block, text, video, embedding, rotary, options)
             addition = additions[index] if index < len(additions) else None
             if addition is not None:
+                # A control net computes in its own dtype, which need not be the model's.
                 video = video + addition.to(video)
         return text, video
 
@@ -200,6 +213,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         p, patch_t = self.config.patch_size, self.config.patch_size_t
         out = patches.unflatten(1, grid)
         if patch_t is None:
+            # A frame axis of length 1, so that one permutation serves both kinds of model.
             out = out.unflatten(-1, (-1, 1, p, p))
         else:
             out = out.unflatten(-1, (-1, patch_t, p, p))
@@ -208,7 +222,11 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
 
 
 def modulate(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """normed * (1 + scale) + shift in one pass; normed [B, N, D], scale and shift [B, D]."""
+    """normed * (1 + scale) + shift; normed [B, N, D], scale and shift [B, D].
+
+    addcmul reads and writes the tokens once; a multiplication and an addition would do so twice, and with tensors this
+    large the time goes into memory traffic.
+    """
     return torch.addcmul(shift[:, None], normed, (1 + scale)[:, None])
 
 
@@ -220,14 +238,15 @@ def block_forward(
     rotary: torch.Tensor | None,
     transformer_options: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One expert-adaptive block: attention and feed-forward over text and video together, with scales, shifts and gates
-    of their own from the time embedding.
+    """One expert-adaptive block. Attention and feed-forward see text and video as one sequence; each of the two has
+    scales, shifts and gates of its own, computed from the time embedding.
 
     text: [B, L, D]. video: [B, N, D]. embedding: [B, time width]. Returns (text, video).
 
     Source: diffusers cogvideox_transformer_3d.py, CogVideoXBlock, with each multiply and add fused into one pass.
     """
     text_tokens = text.shape[1]
+    # The same for both norms of the block; diffusers computes it in each.
     activated = F.silu(embedding)
 
     def residual(
@@ -237,6 +256,7 @@ def block_forward(
         video: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         shift, scale, gate, text_shift, text_scale, text_gate = norm.linear(activated).chunk(6, dim=1)
+        # Text comes first in the joint sequence: the rotary table and the two slices below rely on it.
         out = sublayer(
             torch.cat(
                 [modulate(norm.norm(text), text_scale, text_shift), modulate(norm.norm(video), scale, shift)], dim=1

@@ -6,8 +6,8 @@ import torch
 def parameter_dtype(name: str, ndim: int, storage: torch.dtype, compute: torch.dtype | None) -> torch.dtype:
     """The type that the parameter `name` with `ndim` dimensions is stored in, in a model without quantised tensors.
 
-    storage: the type asked for; with fp8 only the blocks' matrices have it, and the others have `compute`, the type
-    that the model computes in (None: fp32).
+    storage: the type asked for. With fp8 only the blocks' matrices are stored in it; everything else is stored in
+    `compute`, the type that the model computes in (None: fp32).
     """
     if storage == torch.float8_e4m3fn and not (ndim == 2 and is_block_matrix(name)):
         return compute or torch.float32

@@ -14,8 +14,8 @@ Function = TypeVar("Function", bound=Callable)
 
 
 def _not_compiled(function: Function) -> Function:
-    """`function` for compiled models as well: torch.compile would trace past the cache and compute the table again at
-    every step."""
+    """`function`, kept out of torch.compile's graphs: it would trace through the cache into the function and compute
+    the table again at every step."""
     excluded: Any = torch.compiler.disable(function)
     return excluded
 
@@ -32,7 +32,8 @@ def rotary_table(
 ) -> torch.Tensor:
     """Rotations for one head of every token, text first: [1, text + T * H * W, 1, head_dim / 2, 2, 2], fp32.
 
-    Text tokens are not rotated (identity). The last two axes are the matrix that ComfyUI's apply_rope1 expects.
+    Text tokens are not rotated: their matrices are the identity, so that text and video are rotated in one call instead
+    of slicing the video out and putting it back. The last two axes are the matrix that ComfyUI's apply_rope1 expects.
 
     grid: tokens in (time, height, width).
     base_grid: (height, width) in tokens. CogVideoX 1.0 stretches and crops the positions to this, its own size. None
@@ -43,17 +44,20 @@ def rotary_table(
     a larger one there, which raises for grids beyond sample_size // 2; counting from 0 gives the same numbers.
     """
     frames, height, width = grid
-    # Outside inference mode: a training may use a table that was made while sampling, and autograd refuses tensors made
-    # in inference mode. On the CPU: sine and cosine differ between devices in the last bits.
+    # Outside inference mode, because a training may take a table from the cache that was made while sampling, and
+    # autograd refuses tensors that were made in inference mode. On the CPU, because sine and cosine differ between
+    # devices in the last bits.
     with torch.inference_mode(False), torch.device("cpu"):
         if base_grid is None:
             cos, sin = get_3d_rotary_pos_embed(
                 head_dim, None, (height, width), frames, grid_type="slice", max_size=(height, width)
             )
         else:
+            # Its arguments are (height, width) of the source, then width, then height of the target.
             crop = get_resize_crop_region_for_grid((height, width), base_grid[1], base_grid[0])
             cos, sin = get_3d_rotary_pos_embed(head_dim, crop, (height, width), frames)
-        # diffusers repeats the angle for both numbers of a pair.
+        # diffusers repeats each angle for both numbers of a pair; one of the two is enough for a matrix.
+        # [T * H * W, D] -> [T * H * W, D / 2]
         cos, sin = cos[:, ::2], sin[:, ::2]
         if riflex:
             slow_repetition(cos, sin, head_dim, grid)
@@ -73,12 +77,15 @@ def sincos_table(
     Source: diffusers embeddings.py, CogVideoXPatchEmbed._get_positional_embeddings (text tokens get zeros there).
     """
     frames, height, width = grid
-    with torch.inference_mode(False), torch.device("cpu"):  # as in rotary_table
+    with torch.inference_mode(False), torch.device("cpu"):  # for the reasons given in rotary_table
+        # diffusers takes (width, height) here, not (height, width), and computes in float64, which Apple's GPUs lack:
+        # the table is cast on its way to the device.
         table = get_3d_sincos_pos_embed(dim, (width, height), frames, spatial_scale, temporal_scale, output_type="pt")
         return table.flatten(0, 1).to(device, torch.float32)
 
 
-REPETITION_FRAMES = 20  # latent frames after which CogVideoX-5b's videos begin to repeat themselves
+# Latent frames after which CogVideoX-5b's videos begin to repeat themselves. Source: thu-ml/RIFLEx, cogvideox.py.
+REPETITION_FRAMES = 20
 
 
 def slow_repetition(cos: torch.Tensor, sin: torch.Tensor, head_dim: int, grid: tuple[int, int, int]) -> None:
@@ -91,11 +98,13 @@ def slow_repetition(cos: torch.Tensor, sin: torch.Tensor, head_dim: int, grid: t
     (cogvideox.py, riflex_utils.py).
     """
     frames, height, width = grid
+    # diffusers' get_3d_rotary_pos_embed gives a quarter of a head's width to time and the rest to height and width.
     time_dim = head_dim // 4
     periods = [2 * math.pi * 10000 ** (2 * i / time_dim) for i in range(time_dim // 2)]
     pair = min(range(len(periods)), key=lambda i: abs(periods[i] - REPETITION_FRAMES))
     if frames <= round(periods[pair]):
         return
+    # Tokens are ordered by frame, then row, then column: each frame's angle holds for height * width of them.
     angle = torch.arange(frames).repeat_interleave(height * width) * (0.9 * 2 * math.pi / frames)
     cos[:, pair], sin[:, pair] = angle.cos(), angle.sin()
 

@@ -1,4 +1,10 @@
-"""The parts that encoder and decoder are made of, on the frames of one chunk."""
+"""The parts that encoder and decoder are made of, on the frames of one chunk.
+
+A norm needs the statistics of all frames of its chunk before it can begin. Each part therefore collects them from its
+results as these pass, so that the norm after it does not have to read the frames once more.
+
+Source: diffusers autoencoder_kl_cogvideox.py, upsampling.py, downsampling.py.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +28,7 @@ class Chunk:
 
 
 def convolve(stream: Stream, conv: torch.nn.Conv3d, video: torch.Tensor) -> Chunk:
-    """A causal convolution of a chunk [1, C, T, H, W] as it comes."""
+    """A causal convolution of a chunk [1, C, T, H, W], without a norm before it."""
     count, height, width = video.shape[2:]
     frames = _between_blocks(stream, count, height, width)
     result = Chunk(frames)
@@ -43,7 +49,9 @@ def resnet(stream: Stream, block: ResnetBlock, chunk: Chunk, latents: torch.Tens
     hidden = KeptFrames(stream, *size, on_host=stream.plan.hidden_on_host)
     hidden_chunk = Chunk(hidden)
     # What the block computes is added to the frames that it was given. Where these are kept and have as many channels,
-    # the sum takes their place; otherwise they, or the shortcut of them, are kept separately until then.
+    # the sum overwrites them, which saves a chunk of frames at the peak. It is safe because norm1 has read all of them
+    # before the second loop writes the first. Otherwise the frames, or the shortcut of them, go to `residual` while
+    # norm1 reads them, and each frame is released after its last use there.
     if isinstance(frames, KeptFrames) and not widens:
         residual, separate_residual = frames, False
     else:
@@ -60,7 +68,7 @@ def resnet(stream: Stream, block: ResnetBlock, chunk: Chunk, latents: torch.Tens
         hidden.write(t, start, rows)
     result = Chunk(residual)
     for t, start, rows in normalise_and_convolve(stream, block.norm2, block.conv2.conv, hidden_chunk, latents):
-        rows += residual.read(t, start, start + rows.shape[2])
+        rows += residual.read(t, start, start + rows.shape[2])  # in place: rows are the convolution's own result
         result.statistics.add(rows)
         residual.write(t, start, rows)
     return result
@@ -87,12 +95,14 @@ def normalise_and_convolve(
     else:
         assert latents is not None, "a decoder's norms need the latents"
         modulation_of = spatial_norm(stream, norm, chunk.statistics, frames.count, frames.height, latents)
-    next_row = [0] * frames.count  # by frame: the first row that on_rows was not called with
+    # By frame: the first row that on_rows was not called with. A band is read with one row more on either side, for the
+    # 3 x 3 window, so that the bands overlap by two rows; on_rows has to see each row once.
+    next_row = [0] * frames.count
 
     def fill(t: int, start: int, last: bool, out: torch.Tensor) -> None:
         rows = frames.read(t, start, start + out.shape[2])
         stream.activation(rows, modulation_of(t), start, out)
-        new_rows = rows[:, :, next_row[t] - start :]  # bands overlap by the rows that the 3 x 3 window reaches
+        new_rows = rows[:, :, next_row[t] - start :]
         if on_rows is not None and new_rows.shape[2]:
             on_rows(t, next_row[t], new_rows)
             next_row[t] = start + out.shape[2]
@@ -103,11 +113,16 @@ def normalise_and_convolve(
 
 
 def upsample(stream: Stream, upsampler: Resample, chunk: Chunk, widest: bool) -> Chunk:
-    """A CogVideoXUpsample3D; `chunk` is used up. widest: no frames of the network are larger than its result."""
+    """A CogVideoXUpsample3D; `chunk` is used up.
+
+    widest: no frames of the network are larger than its result. A plan with `recompute` does not keep those: every
+    reader computes the rows that it needs from the frames before the upsampler, which are a quarter of the size.
+    """
     source = chunk.frames
     assert isinstance(source, KeptFrames), "only the widest frames are recomputed, and nothing follows those"
     sources = upsampled_sources(source.count, upsampler.compress_time)
     computed = UpsampledFrames(stream, source, sources, upsampler.conv)
+    # Even where nothing is kept, the frames are computed once here, for the statistics of the norm that follows.
     kept = None
     if not (widest and stream.plan.recompute):
         kept = _between_blocks(stream, computed.count, computed.height, computed.width)
@@ -116,11 +131,13 @@ def upsample(stream: Stream, upsampler: Resample, chunk: Chunk, widest: bool) ->
         for t in range(computed.count):
             if not computed.repeats(t):
                 rows = computed.read(t, start, stop)
+                # Equal frames are computed once and counted as often as they occur.
                 result.statistics.add(rows, times=sources.count(sources[t]))
                 if kept:
                     kept.write(t, start, rows)
             elif kept:
                 kept.repeat(t)
+            # Without `kept`, whoever reads the result releases its frames and with them what they are computed from.
             if kept and stop == computed.height:
                 computed.release(t)
     return result
@@ -130,15 +147,19 @@ def downsample(stream: Stream, downsampler: Resample, chunk: Chunk) -> Chunk:
     """A CogVideoXDownsample3D; `chunk` is used up."""
     frames = chunk.frames
     sources = downsampled_sources(frames.count, downsampler.compress_time)
-    # diffusers pads one row and one column of zeros, then takes every second position of a 3 x 3 window
+    # diffusers adds one row of zeros below and one column on the right, then convolves with a 3 x 3 window and a stride
+    # of 2, without padding on the other two sides.
     height, width = ((side - 2) // 2 + 1 for side in (frames.height, frames.width))
     kept = _between_blocks(stream, len(sources), height, width)
     result = Chunk(kept)
     with stream.weights(downsampler.conv) as (weight, bias):
-        for start, stop in stream.bands(height, 4 * width):  # a pixel of the result reads four of the frames
+        # The plan limits the pixels that are worked on at once, and each pixel of the result comes from 2 x 2 of the
+        # frames.
+        for start, stop in stream.bands(height, 4 * width):
             top, bottom = 2 * start, min(2 * stop + 1, frames.height)
             for t, group in enumerate(sources):
                 rows = frames.read(group[0], top, bottom)
+                # The mean is a new tensor: what was read may be the kept frame itself.
                 if len(group) == 2:
                     rows = (rows + frames.read(group[1], top, bottom)).mul_(0.5)
                 rows = F.conv2d(F.pad(rows, (0, 1, 0, 2 * stop + 1 - bottom)), weight, bias, stride=2)

@@ -16,6 +16,7 @@ SAMPLE = 32, 12, 20
 SAMPLE_ZOOM = 2
 
 
+# By device and type. Where compiling has failed, modulated_silu itself, so that no later decode tries again.
 _COMPILED: dict[tuple[torch.device, torch.dtype], Activation] = {}
 
 
@@ -38,7 +39,8 @@ def _compile(device: torch.device, dtype: torch.dtype) -> tuple[Activation, str]
     activation = functools.partial(_modulated_silu, torch.compile(_modulate, dynamic=True))
     try:
         _call_once(activation, device, dtype)
-    except Exception as error:  # it depends on compilers, drivers and versions of Python, and each fails in its own way
+    # It depends on compilers, drivers and versions of Python, and each fails in its own way.
+    except Exception as error:
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return modulated_silu, (
             f"torch.compile does not work here ({reason}): the VAE goes on without it, with the same result. It needs "
@@ -55,9 +57,12 @@ def _modulated_silu(
     modulate: Callable[..., None], x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor
 ) -> None:
     """See activation.modulated_silu. modulate: _modulate, compiled."""
+    # Scale and shift are looked up by row and column, so that one compiled function serves every size, zoom and band.
+    # activation._modulate_span reshapes x instead, for which the rows have to divide evenly among the patches.
     rows = torch.arange(top, top + x.shape[2], device=x.device) // modulation.zoom_y
     columns = None
-    if x.stride(1) == 1:  # with channels first there is a value for each pixel, see Modulation.in_layout
+    # With channels first there is a value for each pixel already: see Modulation.in_layout.
+    if x.stride(1) == 1:
         columns = torch.arange(x.shape[3], device=x.device) // modulation.zoom_x
     modulate(x, modulation.scale, modulation.shift, rows, columns, out)
 
@@ -74,12 +79,16 @@ def _modulate(
     scale, shift = scale[:, :, rows], shift[:, :, rows]
     if columns is not None:
         scale, shift = scale[..., columns], shift[..., columns]
+    # In fp32, and rounded once by copy_.
     value = x.float() * scale + shift
     out.copy_(value * torch.sigmoid(value))
 
 
 def _call_once(activation: Activation, device: torch.device, dtype: torch.dtype) -> None:
-    """Call it, which is what compiles it; sizes are left open."""
+    """Call it, which is what compiles it; sizes are left open.
+
+    The tensors have the strides of a pass: x is a frame, out a slot of causal.py's ring without the ring's outer rows.
+    """
     channels, height, width = SAMPLE
     layout = memory_format(device, dtype)
     x = empty_frame(*SAMPLE, dtype, device, layout).zero_()

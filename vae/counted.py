@@ -25,7 +25,11 @@ class Tally:
 
 
 class _Storage:
-    """What one or more tensors are views of. Python's reference count is what torch's is for a real one."""
+    """What one or more tensors are views of.
+
+    Python frees it with the last tensor that refers to it, at once, just as torch frees a real storage: __del__ runs at
+    the statement at which the bytes would go back to the allocator.
+    """
 
     __slots__ = ("tally", "size_bytes")
 
@@ -56,6 +60,7 @@ class CountedTensor:
         counted = counted and device == tally.device
         return cls(shape, dtype, device, _Storage(tally, math.prod(shape) * dtype.itemsize if counted else 0))
 
+    # torch's functions call this for an argument of any class that has it, a subclass of torch.Tensor or not.
     @classmethod
     def __torch_function__(cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
         function = _FUNCTIONS.get(func)
@@ -70,7 +75,7 @@ class CountedTensor:
     # Views
 
     def stride(self, dim: int) -> int:
-        """Of the channels only: 1 with channels last, where they are contiguous."""
+        """Of the channels only: 1 with channels last, where they are contiguous; 2 stands for anything else."""
         assert dim == 1
         return 1 if self._storage.tally.layout == torch.channels_last else 2
 
@@ -81,6 +86,7 @@ class CountedTensor:
             if part is None:
                 result.append(1)
             elif part is Ellipsis:
+                # It stands for as many axes as the other parts leave; None takes none.
                 stop = len(shape) - sum(other is not None for other in index) + 1 + dim
                 result += shape[dim:stop]
                 dim = stop
@@ -88,7 +94,7 @@ class CountedTensor:
                 size = shape[dim]
                 result.append(size if part == _ALL else len(range(*part.indices(size))))
                 dim += 1
-            else:
+            else:  # an integer removes its axis
                 dim += 1
         return self._as_view((*result, *shape[dim:]))
 
@@ -98,6 +104,7 @@ class CountedTensor:
         return self._as_view((*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
 
     def unflatten(self, dim: int, sizes: tuple[int, ...]) -> "CountedTensor":
+        # The product of the sizes without the -1 that is among them. Where there is none, it is not needed.
         known = -math.prod(sizes) if -1 in sizes else 1
         sizes = tuple(self.shape[dim] // known if size == -1 else size for size in sizes)
         return self._as_view((*self.shape[:dim], *sizes, *self.shape[dim + 1 :]))
@@ -149,6 +156,7 @@ class CountedTensor:
 
     # Arithmetic
 
+    # Writing takes no memory of its own: what is written has been counted where it was made.
     def __setitem__(self, index: Any, value: object) -> None:
         pass
 
@@ -161,7 +169,7 @@ class CountedTensor:
         shape = self.shape
         for other in others:
             if isinstance(other, CountedTensor):
-                # from the last axis on; torch.broadcast_shapes takes as long as all the rest of a count
+                # Broadcast from the last axis on. torch.broadcast_shapes takes as long as all the rest of a count.
                 axes = zip_longest(reversed(shape), reversed(other.shape), fillvalue=1)
                 shape = tuple(max(pair) for pair in axes)[::-1]
         return self._new(shape)
@@ -210,10 +218,12 @@ def _stack(parts: Sequence[CountedTensor]) -> CountedTensor:
     return parts[0]._new((len(parts), *parts[0].shape))
 
 
+# With `out`, torch writes each element without a tensor in between.
 def _addcmul(x: CountedTensor, y: CountedTensor, z: CountedTensor, out: CountedTensor | None = None) -> CountedTensor:
     return x._elementwise(y, z) if out is None else out
 
 
+# Mean and variance come in fp32, whatever the type of x.
 def _channel_statistics(x: CountedTensor, *_: object) -> tuple[CountedTensor, CountedTensor]:
     return x._new((x.shape[1],), torch.float32), x._new((x.shape[1],), torch.float32)
 
@@ -223,7 +233,7 @@ _FUNCTIONS: dict[Callable, Callable] = {
     torch.conv3d: _convolution,
     F.interpolate: _interpolate,
     F.pad: _pad,
-    F.silu: lambda x, **_: x,
+    F.silu: lambda x, **_: x,  # the VAE calls it in place only
     torch.cat: _cat,
     torch.stack: _stack,
     torch.addcmul: _addcmul,

@@ -7,7 +7,10 @@ from .stream import Stream
 
 
 class KeptFrames:
-    """Frames [1, C, H, W], on the device that computes or on the host. A frame that is shown twice is kept once."""
+    """Frames [1, C, H, W], on the device that computes or on the host.
+
+    A frame that an upsampler has repeated is kept once: two neighbours are then the same tensor, until one is written.
+    """
 
     def __init__(self, stream: Stream, count: int, height: int, width: int, on_host: bool):
         self.count, self.height, self.width = count, height, width
@@ -19,15 +22,21 @@ class KeptFrames:
         """Rows `start` to `stop` of frame t, on the device that computes."""
         frame = self._frames[t]
         assert frame is not None, f"frame {t} was released"
+        # On the device this is the kept tensor itself or a view of it, not a copy.
         rows = frame if stop - start == self.height else frame[:, :, start:stop]
         return rows.to(self._stream.device, non_blocking=True)
 
     def write(self, t: int, start: int, rows: torch.Tensor) -> None:
-        """Set rows from `start` on. A tensor of all rows is kept itself, where frames are on the device."""
+        """Set rows from `start` on.
+
+        Where frames are on the device, a tensor of all rows is kept itself, without a copy: the caller must not change
+        it afterwards.
+        """
         if rows.shape[2] == self.height and not self.on_host:
             self._frames[t] = rows
             return
         frame = self._frames[t]
+        # Written in place, a shared frame would change its neighbour as well. Rows outside of this band are copied.
         if frame is None or self._is_shared(t):
             own = self._stream.empty(rows.shape[1], self.height, self.width, self.on_host)
             if frame is not None and rows.shape[2] < self.height:
@@ -50,7 +59,10 @@ class KeptFrames:
 
 
 class UpsampledFrames:
-    """Frames twice as large, and up to twice as many, as those they are computed from whenever they are read."""
+    """Frames twice as large, and up to twice as many, as those they are computed from whenever they are read.
+
+    An upsampler convolves frame by frame, in the plane: the two frames that it makes of one in time are equal.
+    """
 
     def __init__(self, stream: Stream, source: KeptFrames, sources: list[int], conv: torch.nn.Conv2d):
         self.count, self.height, self.width = len(sources), 2 * source.height, 2 * source.width
@@ -58,7 +70,8 @@ class UpsampledFrames:
 
     def read(self, t: int, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of frame t."""
-        # rows of the source that the convolution's 3 x 3 window reaches
+        # Source rows that the convolution's 3 x 3 window reaches. At a cut within the frame they give at least one row
+        # more than is asked for, in which the convolution's own zero padding is wrong, and which is cut off below.
         first, last = max(start - 1, 0) // 2, min(stop // 2 + 1, self._source.height)
         rows = F.interpolate(self._source.read(self._sources[t], first, last), scale_factor=2.0)
         with self._stream.weights(self._conv) as (weight, bias):
@@ -78,7 +91,10 @@ class UpsampledFrames:
 
 
 def upsampled_sources(frame_count: int, compress_time: bool) -> list[int]:
-    """Which frame each frame after an upsampler comes from; in time, an odd chunk's first frame stays alone.
+    """Which frame each frame after an upsampler comes from.
+
+    With compress_time every frame is repeated, except for the first of an odd chunk (the first chunk of a video of
+    4 k + 1 frames) and a chunk's only frame.
 
     Source: diffusers upsampling.py, CogVideoXUpsample3D.
     """
@@ -89,7 +105,9 @@ def upsampled_sources(frame_count: int, compress_time: bool) -> list[int]:
 
 
 def downsampled_sources(frame_count: int, compress_time: bool) -> list[tuple[int, ...]]:
-    """Which frames each frame after a downsampler is the mean of; an odd chunk's first frame stays alone.
+    """Which frames each frame after a downsampler is the mean of.
+
+    With compress_time these are two, except for the first frame of an odd chunk, which stays alone.
 
     Source: diffusers downsampling.py, CogVideoXDownsample3D.
     """

@@ -1,11 +1,16 @@
-"""Arithmetic between pixels and latents: 8 times in space, 4 times in time, the first frame alone."""
+"""Arithmetic between pixels and latents.
+
+A latent frame stands for four frames of the video, the first one for a single frame; a latent pixel for 8 x 8 pixels.
+"""
 
 import torch
 
 from ..errors import UserError
 
 SPATIAL, TEMPORAL, CHANNELS = 8, 4, 16
-SIZE_STEP = 16  # a patch of 2 x 2 latents
+# The transformer makes one token of 2 x 2 latents, so width and height have to divide by 16. diffusers checks 8 only,
+# and fails later.
+SIZE_STEP = 16
 
 
 def latent_frames(frames: int) -> int:
@@ -14,7 +19,7 @@ def latent_frames(frames: int) -> int:
 
 
 def video_frames(latent_frames: int) -> int:
-    """Frames that `latent_frames` decode to: 4 n - 3."""
+    """Frames that `latent_frames` decode to: 4 n - 3, and none for 0."""
     return max(0, TEMPORAL * (latent_frames - 1) + 1)
 
 
@@ -58,6 +63,7 @@ def check_latents(samples: torch.Tensor) -> None:
     finite = torch.isfinite(samples).all(dim=4).all(dim=3).all(dim=1)  # [B, T]
     if not finite.all():
         broken = [t for t in range(samples.shape[2]) if not finite[:, t].all()]
+        # Latent t stands for frames 4 t - 3 to 4 t, latent 0 for frame 0.
         first, last = (max(0, TEMPORAL * broken[0] - 3), TEMPORAL * broken[-1])
         raise UserError(
             f"The latent contains NaN or Inf in latent frame{'s' if len(broken) > 1 else ''} "

@@ -6,8 +6,11 @@ from ..host.compat import empty_on_host
 
 
 def memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
-    """Channels last, except for fp32 on CPUs: torch's convolutions (oneDNN) are as fast there with channels first, and
-    sum in another order, whose rounding error is half as large."""
+    """Channels last, except for fp32 on CPUs.
+
+    There torch's convolutions (oneDNN) are as fast with channels first, and sum in another order, whose rounding error
+    is half as large.
+    """
     if device.type == "cpu" and dtype == torch.float32:
         return torch.contiguous_format
     return torch.channels_last
@@ -22,7 +25,10 @@ def empty_frame(
     layout: torch.memory_format,
     on_host: bool = False,
 ) -> torch.Tensor:
-    """[1, channels, height, width] on `device`, or on the host from where a copy to `device` is quick."""
+    """[1, channels, height, width], uninitialised, on `device` or in host memory from which it copies fast to `device`.
+
+    layout: its memory format, one for all frames of a pass (memory_format).
+    """
     shape = 1, channels, height, width
     if on_host:
         return empty_on_host(shape, dtype, layout, device)

@@ -26,8 +26,10 @@ from .plan import FAST, OffloadPlan
 from .stream import Stream
 from .streaming import FRAMES_AT_ONCE, LATENTS_AT_ONCE, decode_stream, encode_stream
 
-COUNTED_CHUNKS = 2  # of a long video: the first, which is longer, and the second, as all after it are
-MARGIN, MARGIN_BYTES = 1.02, 8 << 20  # what an allocator rounds up, and what libraries allocate for themselves
+# Chunks of a long video that are counted: the first, which may be longer, and the second, as all after it are.
+COUNTED_CHUNKS = 2
+# For what an allocator rounds up, and for what libraries allocate for themselves.
+MARGIN, MARGIN_BYTES = 1.02, 8 << 20
 
 
 class PeakMemory:
@@ -39,11 +41,13 @@ class PeakMemory:
 
     def decode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan = FAST) -> int:
         """Bytes for latents [B, 16, n, h, w], decoded one video after the other in `dtype`. Without the weights."""
+        # decode_stream repeats the last of an even number of latents.
         count = _counted_frames(shape[2] + (shape[2] > 1 and shape[2] % 2 == 0), LATENTS_AT_ONCE)
         return self._peak_bytes(decode_stream, (shape[1], count, *shape[3:]), dtype, plan)
 
     def encode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan = FAST) -> int:
         """Bytes for frames [B, 3, t, H, W], encoded one video after the other in `dtype`. Without the weights."""
+        # encode_stream leaves out the frames beyond 4 k + 1.
         count = _counted_frames(video_frames(latent_frames(shape[2])), FRAMES_AT_ONCE)
         return self._peak_bytes(encode_stream, (shape[1], count, *shape[3:]), dtype, plan)
 
@@ -64,6 +68,7 @@ def count_peak(
 ) -> int:
     """The most bytes on `device` in the first chunks of decode_stream or encode_stream. size: (C, T, H, W)."""
     tally = Tally(device, memory_format(device, dtype))
+    # The input belongs to the caller. It is there before ComfyUI is asked for memory, so it does not count.
     video = CountedTensor.allocate(tally, (1, *size), torch.float32, torch.device("cpu"), counted=False)
     make_stream = partial(_CountingStream, tally)
     chunks = walk(network, cast(torch.Tensor, video), plan, device, dtype, make_stream=make_stream)
@@ -73,7 +78,7 @@ def count_peak(
 
 
 class _CountingStream(Stream):
-    """A stream of CountedTensors."""
+    """A stream of CountedTensors: whatever the pass asks a Stream for, as it is, without values."""
 
     def __init__(self, tally: Tally, *arguments: Any):
         super().__init__(*arguments)
@@ -109,12 +114,18 @@ class _CountingStream(Stream):
 
 
 def _count_activation(x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor) -> None:
-    """modulated_silu, of which only the longest span counts: it goes through all rows span by span, each of which takes
-    no more than this, and a Triton kernel or a compiled one takes nothing."""
+    """modulated_silu, of which one span counts.
+
+    It goes through all rows span by span and holds one of them at a time in fp32. A Triton kernel or a compiled one
+    holds nothing, so for these the count is an upper bound.
+    """
     if out.dtype != torch.float32:
         x[:, :, : rows_at_once(x)].float()
 
 
 def _counted_frames(count: int, at_once: int) -> int:
-    """The fewest frames that are cut into the same first chunks: the first, COUNTED_CHUNKS - 1 more, and one after."""
+    """The fewest frames that are cut into the same first chunks: the first, COUNTED_CHUNKS - 1 more, and one after.
+
+    The one after is not counted, but it has to follow: the last chunk of a video keeps no caches, and would take less.
+    """
     return min(count, count % at_once + (COUNTED_CHUNKS + 1) * at_once)

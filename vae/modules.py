@@ -1,6 +1,8 @@
 """The module tree of diffusers' AutoencoderKLCogVideoX, for type checkers: torch.nn.Module says nothing of its parts.
 
-Source: diffusers autoencoder_kl_cogvideox.py, upsampling.py, downsampling.py. Only what the pass through it reads.
+The protocols have what the pass through the network reads and no more.
+
+Source: diffusers autoencoder_kl_cogvideox.py, upsampling.py, downsampling.py.
 """
 
 from collections.abc import Iterable

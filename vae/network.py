@@ -1,4 +1,4 @@
-"""diffusers' CogVideoX VAE with our way through it."""
+"""diffusers' CogVideoX VAE with the pack's own pass through it. Importing this module imports diffusers."""
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
@@ -10,10 +10,11 @@ from .streaming import decode_stream, encode_stream
 class CogVideoXAutoencoder(AutoencoderKLCogVideoX):
     """encode(x) -> posterior mean, decode(z) -> frames: what ComfyUI expects of a VAE's network.
 
-    The modules, their names and their numbers are diffusers'.
+    The modules, their names and their configuration are diffusers', so that published weights fit without conversion.
     """
 
-    # ModelMixin's is a read-only property; ModelPatcher assigns it.
+    # ComfyUI's ModelPatcher assigns the attribute `device`, which in diffusers' ModelMixin is a read-only property: an
+    # ordinary attribute takes its place.
     device = None  # type: ignore[assignment]
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,9 @@
-"""Group norms of a whole chunk of frames, one frame (or some rows of one) at a time."""
+"""Group norms of a whole chunk of frames, one frame (or some rows of one) at a time.
+
+Statistics of single frames, bands or tiles would be simpler and would give another video: ComfyUI's own VAE class for
+CogVideoX, which cuts a video into other chunks than diffusers, decodes frames that are 0.02 to 0.5 away from diffusers'
+(RMS of the difference over that of the reference).
+"""
 
 from collections.abc import Callable
 
@@ -9,11 +14,16 @@ from .modulation import Modulation
 from .modules import SpatialNorm
 from .stream import Stream
 
-CPU_VALUES = 1 << 19  # at once: they fit a CPU's cache, and are few enough to be summed in fp32 without losing digits
+# Values whose moments a CPU computes at once: they fit its cache, and they are few enough to be summed in fp32 without
+# losing digits.
+CPU_VALUES = 1 << 19
 
 
 class GroupStatistics:
-    """Mean and variance of each channel of all rows that were added, in fp32: a group norm's follow from them."""
+    """Mean and variance of each channel of all rows that were added, in fp32: a group norm's follow from them.
+
+    They are kept by channel, because the number of groups is only known to the norm that reads them.
+    """
 
     def __init__(self) -> None:
         self._moments: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -29,7 +39,13 @@ class GroupStatistics:
             self._weights.append(times * part.shape[2] * part.shape[3])
 
     def of_groups(self, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance [groups] of all rows that were added: Chan et al. 1979, all parts at once."""
+        """Mean and variance [groups] of all rows that were added.
+
+        Source: Chan et al. 1979, updating formulae for sample variances, for all parts at once: the variance of the
+        whole is the weighted mean of the parts' variances, plus that of their means around the common mean. Sums of x
+        and of x^2 would be simpler, but their difference loses the digits of a variance that is small next to the mean.
+        """
+        # means, variances: [parts, groups, channels of a group]
         means, variances = (torch.stack(parts).unflatten(1, (groups, -1)) for parts in zip(*self._moments))
         total = sum(self._weights) * means.shape[2]
         weights = means.new_tensor([weight / total for weight in self._weights]).view(-1, 1, 1)
@@ -40,9 +56,12 @@ class GroupStatistics:
 
 def _channel_moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and (biased) variance [C] of [1, C, r, W], fp32; torch's own var_mean takes ten times as long on a CPU."""
+    # What batch norm uses in training: one kernel, which accumulates in fp32 whatever the type of the rows. Without
+    # running statistics to update, the momentum of 0 has no effect.
     if rows.device.type in ("cuda", "xpu"):
         return torch.batch_norm_update_stats(rows, None, None, 0.0)
-    if rows.stride(1) == 1:  # channels last
+    # Channels last: [1, C, r, W] -> [r W, C], a view of contiguous pixels where whole rows were given.
+    if rows.stride(1) == 1:
         pixels = rows.movedim(1, -1).flatten(0, 2).float()
         mean = pixels.mean(dim=0)
         return mean, (pixels - mean).square_().mean(dim=0)
@@ -55,7 +74,7 @@ def _channel_moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def group_norm(
     stream: Stream, norm: torch.nn.GroupNorm, statistics: GroupStatistics, height: int, width: int
 ) -> Callable[[int], Modulation]:
-    """What `norm` does to frame t of the chunk of which `statistics` are."""
+    """What `norm` does to frame t of the chunk of which `statistics` are: the same to each, one value a channel."""
     scale, shift = _channel_affine(stream, norm, statistics)
     modulation = Modulation(scale, shift, height, width).in_layout(stream.layout)
     return lambda t: modulation
@@ -67,7 +86,9 @@ def spatial_norm(
     """What a CogVideoXSpatialNorm3D does to frame t: a group norm, then scale and shift by the latents.
 
     latents: [1, 16, T, h, w]. The reference enlarges them to the frame's size and then applies two 1 x 1 x 1
-    convolutions. These commute with the enlargement, so here they come first, at the latents' size.
+    convolutions, conv_y and conv_b. The enlargement repeats values (nearest neighbour) and commutes with these. Here
+    they come first, at the latents' size: a fraction of the work, and no tensor of the frame's size. Their class is
+    CogVideoXCausalConv3d, but a kernel that spans one frame needs nothing of the chunk before.
     """
     scale, shift = _channel_affine(stream, norm.norm_layer, statistics)
     zoom = height // latents.shape[-2]
@@ -76,6 +97,7 @@ def spatial_norm(
     def modulation_of(t: int) -> Modulation:
         index = latent_of_frame(t, frame_count, latents.shape[2])
         if index not in modulations:
+            # In fp32 whatever the stream's type: activation.modulated_silu rounds once, after everything.
             latent = latents[:, :, index].float().contiguous(memory_format=stream.layout)
             with (
                 stream.weights(norm.conv_y.conv, torch.float32) as (weight_y, bias_y),
@@ -83,6 +105,7 @@ def spatial_norm(
             ):
                 y = F.conv2d(latent, weight_y[:, :, 0], bias_y)
                 b = F.conv2d(latent, weight_b[:, :, 0], bias_b)
+            # (x * scale + shift) * y + b, as one scale and one shift of x
             modulation = Modulation(y * scale, torch.addcmul(b, y, shift), zoom, zoom)
             modulations[index] = modulation.in_layout(stream.layout)
         return modulations[index]
@@ -93,7 +116,8 @@ def spatial_norm(
 def latent_of_frame(t: int, frame_count: int, latent_count: int) -> int:
     """Which of a chunk's latents frame t belongs to; an odd chunk's first frame has one of its own.
 
-    Source: diffusers autoencoder_kl_cogvideox.py, CogVideoXSpatialNorm3D.
+    Source: diffusers autoencoder_kl_cogvideox.py, CogVideoXSpatialNorm3D. It enlarges latents in time as
+    F.interpolate's nearest mode does: position t of `frame_count` takes the source floor(t * sources / frame_count).
     """
     if frame_count > 1 and frame_count % 2:
         return 0 if t == 0 else 1 + (t - 1) * (latent_count - 1) // (frame_count - 1)
@@ -104,6 +128,7 @@ def _channel_affine(
     stream: Stream, norm: torch.nn.GroupNorm, statistics: GroupStatistics
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and shift [1, C, 1, 1] that `norm` comes to on frames with these statistics."""
+    # (x - mean) * rstd * weight + bias, as one scale and one shift of x
     mean, variance = statistics.of_groups(norm.num_groups)
     channels_per_group = norm.num_channels // norm.num_groups
     rstd = torch.rsqrt(variance + norm.eps).repeat_interleave(channels_per_group)

@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-BAND_PIXELS = 1 << 16  # of a frame, worked on at once in a lean mode
-LEAST_ROWS = 8  # of a band; two more are read with it each time, so fewer would be mostly overlap
+# Pixels of a frame that a lean mode works on at once.
+BAND_PIXELS = 1 << 16
+# The fewest rows of a band. A 3 x 3 window needs two more with each: smaller bands would read and normalise the overlap
+# for the most part.
+LEAST_ROWS = 8
 
 
 @dataclass(frozen=True)
 class OffloadPlan:
-    """One way to go through the network, from the fastest to the leanest: see LADDER."""
+    """One way to go through the network. LADDER has them from the fastest to the leanest."""
 
     name: str
     caches_on_host: bool = False  # what a causal convolution keeps from one chunk of frames to the next
@@ -20,6 +23,7 @@ class OffloadPlan:
 
     def bands(self, height: int, width: int) -> Iterator[tuple[int, int]]:
         """First row and last + 1 of each band of a frame."""
+        # Bands are as wide as the frame, so a band of the least height may have more pixels than asked for.
         rows = height if self.band_pixels is None else max(LEAST_ROWS, self.band_pixels // width)
         for start in range(0, height, rows):
             yield start, min(start + rows, height)

@@ -17,16 +17,17 @@ from .plan import OffloadPlan
 class Stream:
     """One video's pass through one network: how it is computed, and what the next chunk needs of the last one.
 
-    Everything that the pass allocates of its own accord, and every weight that it uses, comes from here. That is what
-    vae/memory.py replaces to go the same way without computing.
+    Every frame that the pass allocates of its own accord, and every weight that it uses, comes from here: vae/memory.py
+    replaces these methods to go the same way without computing. A stream is used for one video and thrown away, so that
+    a pass that was interrupted leaves no caches to the next.
     """
 
     plan: OffloadPlan
     device: torch.device
     dtype: torch.dtype
     activation: Activation = modulated_silu
-    last: bool = False  # no chunk comes after this one: nothing is kept for it
-    # by convolution: the last two frames that it saw, each [1, C, H, W]
+    last: bool = False  # no chunk comes after this one, so that convolutions keep nothing
+    # By convolution: the last two frames that it saw, each [1, C, H, W], the older one first.
     caches: dict[torch.nn.Module, list[torch.Tensor]] = field(default_factory=dict)
 
     @property

@@ -1,4 +1,9 @@
-"""Decode and encode a video chunk by chunk, at a memory that does not grow with its length."""
+"""Decode and encode a video chunk by chunk, at a memory that does not grow with its length.
+
+The chunks are diffusers' own, and each passes through the whole network before the next begins. Within a chunk the
+network is gone through block by block and not frame by frame: every norm needs the statistics of all frames of its
+chunk before it can begin.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
@@ -14,7 +19,9 @@ from .modules import Autoencoder, Coder
 from .plan import OffloadPlan, leaner
 from .stream import Stream
 
-LATENTS_AT_ONCE = 2  # diffusers' chunks: GroupNorm statistics depend on them
+# diffusers' num_latent_frames_batch_size and num_sample_frames_batch_size. Other chunks would need more or less memory
+# and give another video: a group norm's statistics are those of a whole chunk.
+LATENTS_AT_ONCE = 2
 FRAMES_AT_ONCE = 8
 OnFallback = Callable[[OffloadPlan, OffloadPlan], None]
 MakeStream = Callable[[OffloadPlan, torch.device, torch.dtype, Activation], Stream]
@@ -36,8 +43,9 @@ def decode_stream(
     Computed on `device` in `dtype`. Where memory runs out, on_fallback(plan, leaner plan) is called and the decode goes
     on with the other; with None, or after the leanest, the error is raised. make_stream: see vae/memory.py.
 
-    diffusers decodes an even number n of latents to 4 n frames, the first of which is repeated; here the last latent
-    is repeated and what that adds is left out.
+    diffusers decodes an even number n of latents to 4 n frames, because no latent of an even first chunk stands for one
+    frame alone. ComfyUI expects 4 n - 3 for any n. So the last latent is repeated here, which makes n odd, and the four
+    frames that it adds are left out.
     """
     left = video_frames(latents.shape[2])
     if latents.shape[2] > 1 and latents.shape[2] % 2 == 0:
@@ -46,7 +54,8 @@ def decode_stream(
     for frames in _chunk_by_chunk(
         network, _decode_chunk, chunks, plan, device, dtype, on_fallback, make_stream, activation=activation
     ):
-        # No name may hold a chunk's frames while those of the next are computed.
+        # No name may hold a chunk's frames while those of the next are computed, or both would be on the device at the
+        # peak: a generator's names stay alive between its yields.
         new, left, frames = frames[:, :, : max(left, 0)], left - frames.shape[2], None
         if new.shape[2]:
             yield new
@@ -65,7 +74,8 @@ def encode_stream(
 ) -> Iterator[torch.Tensor]:
     """Frames [1, 3, t, H, W] to the moments of their posterior, [1, 32, n, H / 8, W / 8], a few at a time.
 
-    Frames beyond 4 k + 1 are left out. process_input: brings a few frames to -1 .. 1.
+    Frames beyond 4 k + 1 are left out at the end; diffusers' chunks would lose some in the middle. process_input:
+    brings a few frames to -1 .. 1, so that no copy of the whole video is needed for that.
     device, dtype, on_fallback, make_stream: see decode_stream.
     """
     pixels = pixels[:, :, : video_frames(latent_frames(pixels.shape[2]))]
@@ -99,12 +109,14 @@ def _chunk_by_chunk(
         try:
             for index, chunk in enumerate(chunks):
                 stream.last = index == len(chunks) - 1
+                # Not around the yield: a generator that waits inside no_grad leaves its caller without gradients.
                 with torch.no_grad():
                     result = step(cast(Autoencoder, network), stream, prepare(chunk).to(device, dtype))
+                # In a second try, chunks that were yielded already are computed for their caches alone.
                 if index == done:
                     done += 1
                     yield result
-                    result = None
+                result = None  # its memory is needed for the next chunk, whether this one was yielded or not
             return
         except Exception as error:
             following = leaner(plan) if on_fallback is not None and is_out_of_memory(error) else None
@@ -126,6 +138,7 @@ def _decode_chunk(network: Autoencoder, stream: Stream, latents: torch.Tensor) -
     chunk = convolve(stream, decoder.conv_in.conv, latents)
     for block in decoder.mid_block.resnets:
         chunk = resnet(stream, block, chunk, latents)
+    # The blocks after the last upsampler work on frames of its size: these are the widest.
     last = max((i for i, up in enumerate(decoder.up_blocks) if up.upsamplers is not None), default=None)
     for i, up in enumerate(decoder.up_blocks):
         for block in up.resnets:
@@ -154,7 +167,7 @@ def _finish(stream: Stream, coder: Coder, chunk: Chunk, latents: torch.Tensor | 
     """The last norm and convolution, as one tensor [1, C, T, H, W]."""
     count, height, width = chunk.frames.count, chunk.frames.height, chunk.frames.width
     conv = coder.conv_out.conv
-    # [1, C, T H, W] -> [1, C, T, H, W]
+    # [1, C, T H, W] -> [1, C, T, H, W], a view: Stream allocates frames only, and this is one T times as high.
     out = stream.empty(conv.out_channels, count * height, width).unflatten(2, (count, height))
     for t, start, rows in normalise_and_convolve(stream, coder.norm_out, conv, chunk, latents):
         out[:, :, t, start : start + rows.shape[2]] = rows
@@ -174,6 +187,8 @@ def split_chunks(x: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
 
 def chunk_lengths(count: int, size: int) -> list[int]:
     """How diffusers cuts `count` frames: chunks of `size`, the remainder joined to the first.
+
+    At size 2, 13 latents are chunks of 3, 2, 2, 2, 2 and 2, and 1, 2 or 3 latents are a single chunk.
 
     Source: diffusers autoencoder_kl_cogvideox.py, _decode and _encode.
     """

@@ -12,22 +12,24 @@ import torch.nn.functional as F
 from ..errors import UserError
 from .geometry import CHANNELS, TEMPORAL
 
-_WIDTHS = (256, 128, 64)  # of its three stages, each of which doubles height and width
+# Channels of its three stages, each of which doubles height and width, and of what comes after them.
+_WIDTHS = (256, 128, 64)
 _LAST_WIDTH = 64
 _PREFIX = "decoder."
-_GROW_LAYERS = (7, 13, 19)  # which of its layers multiply frames, as the weights' names count
-VALUES_PER_PIXEL = 420  # at the peak of one frame: tests/vae/test_tiny_decoder.py counts them
+_GROW_LAYERS = (7, 13, 19)  # which of its layers multiply frames: their indices in the weights' names
+# Values that are held for each pixel of a frame at the peak: tests/vae/test_tiny_decoder.py counts them.
+VALUES_PER_PIXEL = 420
 
 
 class SoftClamp(nn.Module):
-    """Latents to -3 .. 3."""
+    """Latents to -3 .. 3, smoothly. It has no weights, but a place among the numbered layers."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.tanh(x / 3) * 3
 
 
 class MemoryBlock(nn.Module):
-    """Three convolutions over a frame [1, C, h, w] and the one before it, added to the frame."""
+    """Three convolutions over a frame [1, C, h, w] and the one before it (`past`), added to the frame."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -79,8 +81,10 @@ class TinyDecoder(nn.Module):
         4 n - 3 of them, or n where there is one for each latent. A frame depends on those before it alone, so an even
         number of latents gives the frames that they have with the last one repeated: those of vae.streaming.
         """
+        # By layer. taehv's parallel mode goes layer by layer instead, and holds all frames of a layer.
         past: dict[int, torch.Tensor] = {}
-        surplus = self.frames_per_latent - 1  # of the first latent, which stands for one frame only
+        # Frames to drop: the first latent stands for one frame only, the last of those that it gives.
+        surplus = self.frames_per_latent - 1
         for latent in latents.unbind(2):
             for frame in self._walk(0, latent, past):
                 if surplus:
@@ -97,6 +101,8 @@ class TinyDecoder(nn.Module):
                 past[index] = x
                 x = layer(x, torch.zeros_like(x) if before is None else before)
             elif isinstance(layer, Grow):
+                # Depth first: every memory block after this layer sees the frames in the order of time, and one frame
+                # has left before the next is enlarged.
                 for frame in layer(x):
                     yield from self._walk(index + 1, frame, past)
                 return
@@ -131,6 +137,7 @@ def build_tiny_decoder(
         return decoder, weights
     for layer, width in zip(_GROW_LAYERS, _WIDTHS):
         name = f"{_PREFIX}{layer}.conv.weight"
+        # The rows of a weight are those of its frames, one after the other: keep the last frame's.
         weights[name] = weights[name][-width:]
     with torch.device("meta"):
         return TinyDecoder((1, 1, 1)), weights

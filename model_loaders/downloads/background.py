@@ -28,9 +28,11 @@ def in_background(produce: Callable[[], Iterator[T]], should_stop: Callable[[], 
 
     Raises Cancelled when should_stop() is true, and whatever `produce` raises.
     """
+    # Bounded: where the disk is slower than the network, the thread has to wait instead of filling the memory.
     items: queue.Queue[T | _End] = queue.Queue(maxsize=8)
     abandoned = threading.Event()
 
+    # False once nobody reads any more. A put without a timeout would block for ever on a full queue that was abandoned.
     def put(item: T | _End) -> bool:
         while not abandoned.is_set():
             try:
@@ -49,6 +51,7 @@ def in_background(produce: Callable[[], Iterator[T]], should_stop: Callable[[], 
         except Exception as error:  # raised again below, in the thread that asked
             put(_End(error))
 
+    # A daemon, so that a read that still blocks does not keep ComfyUI from ending.
     threading.Thread(target=work, name="cogvideox-download", daemon=True).start()
     try:
         while True:

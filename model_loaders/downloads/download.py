@@ -62,6 +62,7 @@ def download(
 
     Raises UserError saying what to do, and Cancelled when should_stop() is true; both keep what was downloaded.
     """
+    # Before the lock and without the network, so that a workflow with a download node also runs offline.
     manifest = read_manifest(folder)
     if manifest is not None and manifest.repository == repository and is_complete(folder):
         return 0
@@ -134,6 +135,7 @@ class _Download:
         failures = 0
         while True:
             try:
+                # A generator of one value, so that a cancel is noticed while the server is silent.
                 answer = next(in_background(lambda: iter([request()]), self.should_stop))
                 self.answered = True
                 return answer
@@ -143,6 +145,7 @@ class _Download:
 
     def download_all(self, manifest: Manifest) -> None:
         """Bring every file of the manifest into the folder. Raises UserError, Cancelled."""
+        # On the disk before anything else changes: a process that is killed leaves a folder that the loaders refuse.
         manifest.complete = False
         manifest.save(self.folder)
         self.total = sum(file.size for file in manifest.files)
@@ -161,7 +164,11 @@ class _Download:
         self.report("", force=True)
 
     def matches_digest(self, manifest: Manifest, file: RemoteFile) -> bool:
-        """Whether the folder holds a file with the right hash; the result is kept, for hashing 20 GB takes minutes."""
+        """Whether the folder holds a file with the right hash.
+
+        The manifest remembers the result, because hashing 20 GB takes minutes. A file that somebody has copied into the
+        folder counts as well.
+        """
         if manifest.is_verified(self.folder, file):
             return True
         path = self.folder / file.path
@@ -202,8 +209,10 @@ class _Download:
         target = self.folder / file.path
         target.parent.mkdir(exist_ok=True)
         with PartFile(target, file) as part:
+            # The bytes of an earlier run are hashed too, not trusted: a power cut can leave zeros among them.
             for chunk in self.read_disk(part.path, file):
                 part.add_existing(chunk)
+            # A second try from byte 0, since the wrong bytes may be those of the earlier run.
             for _ in range(2):
                 self.complete_part(manifest, part)
                 if part.matches_digest():
@@ -229,6 +238,7 @@ class _Download:
             try:
                 self.append(manifest, part)
             except RangeError:
+                # Start again from byte 0. A server that refuses that as well is not asked a third time.
                 refusals += 1
                 if refusals > 2 or not before:
                     raise UserError(
@@ -236,6 +246,7 @@ class _Download:
                     ) from None
                 part.restart()
             except TransientError as error:
+                # Failures count in a row: a connection that is cut once every gigabyte still finishes the download.
                 failures = 1 if part.size - before >= _PROGRESS_BYTES else failures + 1
                 self.wait_before_retry(error, failures, manifest)
 
@@ -251,8 +262,10 @@ class _Download:
         for item in in_background(read, self.should_stop):
             if isinstance(item, ResponseStart):
                 self.answered = True
+                # The server sends the file from its beginning, because it has changed or ranges are not supported.
                 if item.offset != part.size:
                     part.restart()
+                # Saved before the first byte is written, so that a part on the disk never has the tag of other bytes.
                 if item.etag != etag:
                     manifest.set_etag(file, item.etag)
                     manifest.save(self.folder)
@@ -299,6 +312,7 @@ class _Download:
         if not force and now - self.reported_at < _REPORT_S:
             return
         self.reported_at = now
+        # The rate is an average over the last 25 reports, about 5 seconds.
         self.recent.append((now, self.downloaded))
         seconds, count = now - self.recent[0][0], self.downloaded - self.recent[0][1]
         rate = count / seconds if seconds else 0.0
@@ -310,6 +324,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. Raises UserError where another download holds it."""
     import filelock
 
+    # The operating system releases such a lock when its process ends, even by a kill: no stale lock has to be deleted.
     lock = filelock.FileLock(str(folder / LOCK))
     try:
         lock.acquire(timeout=0)

@@ -128,10 +128,13 @@ class Hub:
         import urllib3
 
         headers = {"Range": f"bytes={offset}-"} if offset else {}
+        # If-Range: the server sends the rest only if the file still has this tag, otherwise all of it (RFC 9110,
+        # 13.1.5). Without it, the end of a changed file would follow the beginning of the old one.
         if offset and etag:
             headers["If-Range"] = etag
         url = f"{self.endpoint}/{quote(repository)}/resolve/{revision}/{quote(file.path)}"
         with self._open(url, headers) as answer:
+            # 206 is a part of the file; 200 is all of it, whatever was asked for.
             first_byte = _first_byte(answer) if answer.status_code == 206 else 0
             if first_byte not in (0, offset):
                 raise RangeError
@@ -140,7 +143,8 @@ class Hub:
             yield ResponseStart(first_byte, tag if tag.startswith('"') else None)
             is_compressed = answer.headers.get("Content-Encoding", "identity") != "identity"
             try:
-                # Not iter_content, which drops the chunk that it has begun when the connection is cut.
+                # Not iter_content: it always decodes, for which urllib3 collects a whole chunk first and drops what it
+                # has when the connection is cut.
                 while chunk := answer.raw.read(CHUNK, decode_content=is_compressed):
                     yield chunk
             except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -153,6 +157,8 @@ class Hub:
         """
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise TransientError("HF_HUB_OFFLINE is set", wait_s=0.0)
+        # Redirects are followed here and not by requests, for three reasons: a step from https to http is refused, _get
+        # decides about the token at each step, and _check_status has to know whether the hub itself has answered.
         requested = url
         for _ in range(_MAX_REDIRECTS):
             answer = self._get(url, headers or {})
@@ -181,7 +187,7 @@ class Hub:
                 url,
                 headers=headers,
                 stream=True,
-                allow_redirects=False,  # requests sends the token on to another port of the same host
+                allow_redirects=False,  # see _open
                 timeout=TIMEOUT_S,
                 auth=lambda request: request,  # without it, requests replaces the token by a password of ~/.netrc
             )
@@ -219,12 +225,14 @@ def _check_status(answer: "requests.Response", requested: str, is_hub: bool, has
         raise NotFoundError(
             f"{requested} does not exist (status {status}). Check HF_ENDPOINT, or download the checkpoint elsewhere."
         )
-    # The signed address of another host expires; the next request gets a new one from the hub.
+    # Large files are on other hosts, to which the hub redirects by signed addresses. These expire, and the next request
+    # gets a new one: what would be final from the hub itself is worth another try.
     if status in (401, 403, 404, 408, 425, 429) or status >= 500:
         raise TransientError(f"{_host(requested)} answers with status {status}", _retry_after(answer), answered=True)
     raise UserError(f"{requested} answers with status {status} instead of a file. Check HF_ENDPOINT.")
 
 
+# Retry-After may also be a date, which is not read: the pause between two tries is used then.
 def _retry_after(answer: "requests.Response") -> float | None:
     try:
         return min(max(float(answer.headers.get("Retry-After", "")), 0.0), _MAX_WAIT_S)
@@ -263,6 +271,7 @@ def _remote_file(entry: Mapping[str, Any]) -> RemoteFile:
 
     Raises UserError for a path that leads out of its folder, or an entry without size and hash.
     """
+    # For a file in Git LFS the outer hash is that of its pointer; "lfs" has the hash of the file itself.
     path, size = check_path(entry.get("path")), entry.get("size")
     lfs = entry.get("lfs")
     digest = f"sha256:{lfs.get('oid')}" if isinstance(lfs, dict) else f"git-sha1:{entry.get('oid')}"
@@ -274,6 +283,7 @@ def _remote_file(entry: Mapping[str, Any]) -> RemoteFile:
 
 def check_path(path: object) -> str:
     """`path`, a relative path with slashes. Raises UserError where it leads out of its folder on any system."""
+    # On Windows "C:" begins an absolute path and a backslash separates as a slash does. "" comes from a leading slash.
     parts = path.split("/") if isinstance(path, str) else [""]
     if any(part in ("", ".", "..") or "\\" in part or part[1:2] == ":" for part in parts):
         raise UserError(f"The hub names a file {str(path)[:100]!r}, which leads out of the folder. Check HF_ENDPOINT.")

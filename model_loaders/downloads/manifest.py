@@ -103,7 +103,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    # The file may have been changed by anyone, and it names files to write.
+    # The file may have been changed by anyone, and it names files to write: every path has to be one that the pack
+    # would choose itself.
     is_sound = all(
         _WANTED.fullmatch(file.path) and is_digest(file.digest) and file.size >= 0 for file in manifest.files
     )
@@ -116,6 +117,7 @@ def require_complete(path: Path) -> None:
     path: a pipeline, one of its folders, or a file in one. A folder without a manifest, which the pack did not
     download, is not checked.
     """
+    # The manifest is in the pipeline's folder, which is up to two levels above a file of weights.
     for folder in (path, *path.parents[:2]):
         if not (folder / MANIFEST).is_file():
             continue
@@ -161,7 +163,7 @@ def select_files(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     lacking = [name for name in FOLDERS if not any(file.path.startswith(f"{name}/") for file in chosen)]
     weightless = [
         name
-        for name in FOLDERS[:3]
+        for name in FOLDERS[:3]  # transformer, vae, text_encoder: the others have no weights
         if name not in lacking and not any(_is_weights(file) and file.path.startswith(f"{name}/") for file in chosen)
     ]
     if "model_index.json" not in wanted or lacking or weightless:
@@ -170,6 +172,7 @@ def select_files(files: Iterable[RemoteFile]) -> list[RemoteFile]:
             f"The repository is not a diffusers pipeline with safetensors weights: it lacks {names}. Choose another "
             "checkpoint."
         )
+    # Configs before weights. A folder therefore looks complete long before it is; require_complete refuses it.
     return sorted(chosen, key=lambda file: (_is_weights(file), file.path))
 
 

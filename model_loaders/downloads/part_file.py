@@ -39,6 +39,7 @@ class PartFile:
 
     def __init__(self, target: Path, file: RemoteFile):
         self.target, self.path, self.file = target, part_path(target), file
+        # Longer than the file will be, so it is not the beginning of it.
         if part_size(target) > file.size:
             self.path.unlink()
         self.out = self.path.open("ab")
@@ -72,7 +73,7 @@ class PartFile:
 
     def restart(self) -> None:
         """Delete every byte."""
-        self.out.truncate(0)
+        self.out.truncate(0)  # no seek is needed: a file that is opened for appending is written at its end
         self.digest, self.size, self.synced = new_digest(self.file), 0, 0
 
     def discard(self) -> None:
@@ -86,6 +87,7 @@ class PartFile:
 
     def finalize(self) -> None:
         """Give the file its own name. After a power cut the complete file has that name, or there is none of it."""
+        # First the bytes, then the name: in the other order a power cut could leave a file of zeros under that name.
         self.sync()
         self.out.close()
         os.replace(self.path, self.target)

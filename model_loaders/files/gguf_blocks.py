@@ -1,7 +1,13 @@
 """The block formats of GGUF files, unpacked in torch on the device that holds the blocks.
 
 Source of the layouts: ggml's ggml-common.h and ggml-quants.c (ggml-org/llama.cpp). The operations are in the
-order of the `gguf` package's numpy code, so that the results are bit-equal to its own.
+order of the `gguf` package's numpy code (gguf/quants.py), so that the results are bit-equal to its own. That code
+itself runs on the CPU only, and the blocks are unpacked at every forward.
+
+Each function takes blocks, uint8 [n, bytes per block], and returns their weights in order, fp32 [n, weights] or
+[n, groups, weights per group]. The names are ggml's: d is the scale of a block (a half), m its minimum (a half), q are
+the codes. A K format has a quantised scale for each group of 16 or 32 weights as well, and Q2_K, Q4_K and Q5_K a
+quantised minimum, of which d_min is the scale.
 """
 
 import torch
@@ -14,12 +20,13 @@ _SCALES_4K = 12  # bytes that hold eight 6-bit scales and eight 6-bit minima
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
+# Parts of `sizes` bytes of every block, and last what is left.
 def _split(blocks: torch.Tensor, *sizes: int) -> tuple[torch.Tensor, ...]:
     return blocks.split([*sizes, blocks.shape[1] - sum(sizes)], dim=1)
 
 
 def _half(data: torch.Tensor) -> torch.Tensor:
-    """[n, 2] bytes of a half -> fp32 [n, 1]."""
+    """[n, 2] bytes of a half -> fp32 [n, 1]. A view as another dtype needs the bytes to be contiguous."""
     return data.contiguous().view(torch.float16).float()
 
 
@@ -27,8 +34,9 @@ def _codes(data: torch.Tensor, bits: int, run: int) -> torch.Tensor:
     """Codes of `bits` bits each, uint8 [n, bytes] -> uint8 [n, bytes * 8 / bits].
 
     Each group of `run` bytes holds `run` codes in its lowest bits, the following `run` codes in the next higher bits,
-    and so on.
+    and so on: with bits = 4 and run = 16, byte i holds the codes i and i + 16.
     """
+    # [n, groups, 1, run] >> [8 / bits, 1] -> [n, groups, 8 / bits, run], which flattens to the order of the codes.
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=data.device).view(-1, 1)
     codes = data.reshape(data.shape[0], -1, 1, run) >> shifts
     return (codes & (2**bits - 1)).reshape(data.shape[0], -1)
@@ -51,6 +59,7 @@ def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
 
 def _q5_0(blocks: torch.Tensor) -> torch.Tensor:
     d, high, low = _split(blocks, 2, 4)
+    # The fifth bits of the 32 codes are the bits of four bytes in order: run 1.
     return _half(d) * ((_codes(low, 4, 16) | _codes(high, 1, 1) << 4).float() - 16)
 
 
@@ -61,6 +70,7 @@ def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
 
 def _q2_k(blocks: torch.Tensor) -> torch.Tensor:
     scales, q, d, d_min = _split(blocks, K // 16, K // 4, 2)
+    # A byte for each group of 16 weights: its scale in the low, its minimum in the high nibble.
     scale, minimum = _half(d) * (scales & 15).float(), _half(d_min) * (scales >> 4).float()
     q = _codes(q, 2, 32).reshape(-1, K // 16, 16).float()
     return scale.unsqueeze(-1) * q - minimum.unsqueeze(-1)
@@ -68,6 +78,7 @@ def _q2_k(blocks: torch.Tensor) -> torch.Tensor:
 
 def _q3_k(blocks: torch.Tensor) -> torch.Tensor:
     high, low, scales, d = _split(blocks, K // 8, K // 4, 12)
+    # Sixteen scales of 6 bits, low four bits and high two bits apart, with an offset of 32.
     scales_low, scales_high = _split(scales, 8)
     scale = (_codes(scales_low, 4, 8) | _codes(scales_high, 2, 4) << 4).float() - 32
     # A set bit of the mask means that 4 is NOT subtracted.
@@ -120,12 +131,14 @@ def _iq4_nl(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _iq4_xs(blocks: torch.Tensor) -> torch.Tensor:
+    # Eight scales of 6 bits with an offset of 32, each for 32 weights: two codes in a byte, high bits apart.
     d, scales_high, scales_low, q = _split(blocks, 2, 2, K // 64)
     scale = (_codes(scales_low, 4, 1) | _codes(scales_high, 2, 1) << 4).float() - 32
     return (_half(d) * scale).unsqueeze(-1) * _iq4_values(_codes(q, 4, 16)).reshape(-1, K // 32, 32)
 
 
-# Blocks have 256 weights in the formats whose names end in _K or _XS, and 32 in the others.
+# The numbers are bytes per block (gguf.constants.GGML_QUANT_SIZES). Blocks have 256 weights in the formats whose names
+# end in _K or _XS, and 32 in the others.
 BLOCK_FORMATS = {
     name: BlockFormat(name, K if name.endswith(("_K", "_XS")) else 32, block_bytes, unpack)
     for name, block_bytes, unpack in (

@@ -49,6 +49,7 @@ def open_gguf(path: Path) -> dict[str, torch.Tensor]:
     Raises UserError as read_gguf_header does.
     """
     reader = _reader(path)
+    # The package maps the file read-only, and torch warns of that. ComfyUI patches copies of weights, not the mapping.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return {tensor.name: _open(reader, tensor) for tensor in reader.tensors}
@@ -68,14 +69,17 @@ def _reader(path: Path) -> GGUFReader:
         reader = gguf.GGUFReader(path)
         spans = sorted((tensor.data_offset, tensor.data_offset + int(tensor.n_bytes)) for tensor in reader.tensors)
         shapes = [_shape(reader, tensor) for tensor in reader.tensors]
-    # A damaged header makes the package raise nearly anything, from struct.error to UnicodeDecodeError.
+    # A damaged header makes check_gguf_header and the package raise nearly anything, from struct.error and KeyError to
+    # UnicodeDecodeError.
     except Exception as error:
         raise damaged(path, f"cannot be read as a GGUF file ({type(error).__name__}: {str(error)[:200]})") from error
+    # The package does not compare offsets. Overlaps and gaps would give a layer bytes of another one, without an error.
     end = reader.data_offset
     for first, last in spans:
         if first != _aligned(end, reader.alignment):
             raise damaged(path, "has gaps or overlaps between its tensors")
         end = last
+    # Some writers pad after the last tensor and some do not.
     if size not in (end, _aligned(end, reader.alignment)):
         raise damaged(path, f"has {size} bytes and its tensors end at {end}")
     if any(math.prod(shape) != tensor.n_elements for shape, tensor in zip(shapes, reader.tensors)):
@@ -95,8 +99,9 @@ def _torch_type(tensor: ReaderTensor) -> torch.dtype | str:
 def _shape(reader: GGUFReader, tensor: ReaderTensor) -> tuple[int, ...]:
     """The logical shape of a tensor.
 
-    GGUF lists dimensions from the innermost one and has at most four; converters flatten tensors with more and record
-    the original shape (5-dimensional convolutions of the VAE).
+    GGUF lists dimensions from the innermost one and has at most four. Converters reshape a tensor with more (the VAE's
+    5-dimensional convolutions) and record the original shape in the metadata, under the key that city96/ComfyUI-GGUF
+    reads as well (loader.py, get_orig_shape).
     """
     field = reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}")
     if field is not None:
@@ -110,8 +115,10 @@ def _open(reader: GGUFReader, tensor: ReaderTensor) -> torch.Tensor:
         return torch.from_numpy(tensor.data).reshape(shape)
     if kind == "BF16":  # numpy has no bf16, so the package returns the bytes
         return torch.from_numpy(tensor.data).view(torch.bfloat16).reshape(shape)
+    # fp32 is the logical dtype at first: model_loaders.quantization sets the compute dtype, which the device decides.
     if kind in GGUF_TYPES and len(shape) == 2:
         return gguf_tensor(torch.from_numpy(tensor.data).reshape(shape[0], -1), kind, shape, torch.float32)
+    # What no Linear can hold packed: a type that gguf_blocks.py lacks, or a convolution or table.
     from gguf import quants
 
     return torch.from_numpy(quants.dequantize(tensor.data, tensor.tensor_type)).reshape(shape).to(torch.bfloat16)

@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 _STRING, _ARRAY = 8, 9
-# metadata value type -> bytes
+# Metadata value type (ggml's enum gguf_metadata_value_type) -> bytes; strings and arrays have lengths of their own.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-# The package keeps every element of an array as a Python object. The largest tokenizers have 250,000 elements.
+# The package keeps every element of an array as a Python object, so that a false count costs hours and all memory. The
+# largest tokenizers have 250,000 elements.
 _MAX_ELEMENTS = 1_000_000
-_MAX_DIMENSIONS = 8
+_MAX_DIMENSIONS = 8  # ggml itself has 4 (GGML_MAX_DIMS)
 
 
 def check_gguf_header(path: Path) -> None:
-    """Raises ValueError where the header of `path` announces more data than the file has bytes."""
+    """Raises ValueError where the header of `path` announces more data than the file has bytes.
+
+    Nothing is kept: the header is walked through by its lengths alone. A header that breaks off or has an unknown value
+    type raises struct.error or KeyError.
+    """
     with path.open("rb") as file:
         size = path.stat().st_size
-        file.seek(4)
+        file.seek(4)  # past the magic bytes, see looks_like_gguf
         version, tensors, fields = _unpack(file, "<IQQ")
         if version not in (2, 3):
             raise ValueError(f"version {version} of the format")
@@ -39,6 +44,7 @@ def _skip_value(file: BinaryIO, size: int, kind: int) -> None:
         _skip_string(file, size)
     elif kind == _ARRAY:
         inner, count = _unpack(file, "<IQ")
+        # Arrays of arrays are in the format but in no model's file; refused, because they could nest without end.
         if inner == _ARRAY or count > _MAX_ELEMENTS:
             raise ValueError(f"a list of {count} elements of type {inner}")
         for _ in range(_possible_count(count, file, size) if inner == _STRING else 0):

@@ -1,7 +1,8 @@
 """The names of CogVideoX's tensors in each dialect -> diffusers' names. Nothing here reads a file.
 
 Sources of the names: SAT from THUDM/CogVideo tools/convert_weight_sat2hf.py, ComfyUI's own from comfy/ldm/cogvideo,
-T5 in GGUF from llama.cpp's naming (gguf-py/gguf/constants.py).
+T5 in GGUF from llama.cpp's naming (gguf-py/gguf/constants.py). The rules from SAT's VAE are in diffusers' repository,
+scripts/convert_cogvideox_to_diffusers.py.
 """
 
 import re
@@ -43,7 +44,10 @@ PREFIXES = {
 
 
 def _renamer(*rules: tuple[str, str]) -> Dialect:
-    """A dialect of rules (regular expression, replacement), each applied at most once, in order."""
+    """A dialect of rules (regular expression, replacement), each applied at most once, in order.
+
+    The order matters: a rule sees the name as the rules before it have left it.
+    """
     compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
     def rename(name: str) -> dict[str, TensorLocation]:
@@ -94,6 +98,8 @@ def _sat_transformer(name: str) -> dict[str, TensorLocation]:
         return {f"{stem}{part}.{match[2]}": TensorLocation(name, 3, (index,)) for index, part in enumerate("qkv")}
     if match := _SAT_ADALN.match(name):
         # Twelve parts: shift, scale, gate of attention, then of feed-forward, for the video; the same six for the text.
+        # diffusers has a layer before attention and one before feed-forward, each with the video's three parts first
+        # (reassign_adaln_norm_inplace in its script). A wrong order loads without an error and makes noise.
         stem = f"transformer_blocks.{match[1]}."
         return {
             f"{stem}norm1.linear.{match[2]}": TensorLocation(name, 12, (0, 1, 2, 6, 7, 8)),
@@ -101,6 +107,7 @@ def _sat_transformer(name: str) -> dict[str, TensorLocation]:
         }
     if match := _SAT_NORM.match(name):
         return {f"transformer_blocks.{match[2]}.attn1.norm_{match[1][0]}.{match[3]}": TensorLocation(name)}
+    # No location: open_component leaves such a tensor in the file.
     return {} if _SAT_COMPUTED.search(name) else _sat_plain(name)
 
 
@@ -120,6 +127,7 @@ def _sat_vae(name: str) -> dict[str, TensorLocation]:
     """SAT numbers the decoder's blocks in reverse order, and saves the loss in the same file."""
     if name.startswith("loss."):
         return {}
+    # The decoder has four blocks: SAT's block 3 comes first and is diffusers' block 0.
     renamed = _SAT_UP.sub(lambda match: f"decoder.up_blocks.{3 - int(match[1])}.", name)
     return {next(iter(_sat_vae_plain(renamed))): TensorLocation(name)}
 
@@ -230,6 +238,8 @@ def find_component(names: Iterable[str], component: str) -> Layout | None:
 
 
 def _rename(names: list[str], prefix: str, component: str, rename: Dialect) -> dict[str, TensorLocation]:
+    # A prefix keeps the tensors of other components out. Without one, names with another component's prefix have to be
+    # left out, or they would be reported as unknown tensors of this component.
     others = () if prefix else _other_prefixes(component)
     found: dict[str, TensorLocation] = {}
     for name in names:
@@ -241,7 +251,8 @@ def _rename(names: list[str], prefix: str, component: str, rename: Dialect) -> d
 
 def _other_prefixes(component: str) -> tuple[str, ...]:
     """Prefixes of other components: a file may contain `component` without a prefix and the others with one."""
-    # "transformer." is a prefix of text encoders too, but here it begins SAT's own names of the transformer
+    # "transformer." is a prefix of text encoders, but also the beginning of SAT's names of the transformer
+    # ("transformer.layers."), which must not be thrown away.
     own = {"transformer": ("transformer.",), "vae": (), "text_encoder": (), "controlnet": ()}[component]
     prefixes_of_others = {
         prefix for other, prefixes in PREFIXES.items() if other != component for prefix in prefixes if prefix

@@ -1,5 +1,8 @@
 """Read .safetensors files. A header is trusted only after it has been compared with the length of the file.
 
+Under dynamic VRAM, ComfyUI's load_safetensors (comfy/utils.py) maps a file and makes tensors at the offsets that its
+header names. In a file that was cut short they would lie beyond the end, where reading ends the process or gives zeros.
+
 Source of the format: the safetensors repository's README (8 bytes with the length of the header, a JSON header, then
 the tensors' bytes without gaps or overlaps).
 """
@@ -57,6 +60,9 @@ def read_safetensors_header(path: Path) -> Header:
         header = json.loads(text, object_pairs_hook=_unique)
         metadata = header.pop("__metadata__", {})
         entries = {name: Entry(tuple(e["shape"]), _DTYPES[e["dtype"]]) for name, e in header.items()}
+        # In the order of their offsets, the tensors have to fill the data without a gap or an overlap, each with as
+        # many bytes as its shape and dtype need. The format demands this; otherwise a name could stand for bytes of
+        # another tensor.
         end = 0
         for first, last, name in sorted((*e["data_offsets"], name) for name, e in header.items()):
             size_bytes = math.prod(entries[name].shape) * _DTYPES[header[name]["dtype"]].itemsize
@@ -74,9 +80,10 @@ def read_safetensors_header(path: Path) -> Header:
 
 def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file that read_safetensors_header has accepted, memory-mapped."""
+    # Any other suffix would make ComfyUI's function read the file as a pickle.
     if path.suffix.lower() in _SUFFIXES:
-        # ComfyUI's own function, which maps the file in the way that dynamic VRAM needs where that is in use
-        # which without return_metadata returns the tensors only, as its inferred type does not say
+        # ComfyUI's own function maps the file in the way that dynamic VRAM needs: each tensor knows its place in the
+        # file. Without return_metadata it returns the tensors alone, which its inferred type does not say.
         return cast(dict[str, torch.Tensor], comfy.utils.load_torch_file(str(path), safe_load=True))
     return safetensors.torch.load_file(path)
 

@@ -55,6 +55,7 @@ def write_safetensors(
         refuse_taken(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     require_space(path, total)
+    # Checked once more at the end: writing takes minutes, in which somebody else may have made a file of this name.
     with complete_file(path) as unfinished:
         with unfinished.part.open("xb") as file:
             file.write(header)
@@ -97,13 +98,15 @@ def _header(shapes: Shapes, sizes: Mapping[str, int], metadata: Mapping[str, str
         entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [end, end + sizes[name]]}
         end += sizes[name]
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # readers map the tensors in place, which therefore have to be aligned
+    # Readers map the tensors in place, which therefore have to be aligned. The format allows spaces after the JSON.
+    text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def _write_tensor(file: BinaryIO, name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
         raise ValueError(f"{name} was announced as {dtype} {shape} and is {tensor.dtype} {tuple(tensor.shape)}")
+    # As bytes, because numpy has neither bf16 nor fp8.
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     for start in range(0, len(data), _CHUNK_BYTES):
         file.write(data[start : start + _CHUNK_BYTES].data)

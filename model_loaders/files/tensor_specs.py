@@ -18,8 +18,8 @@ from .headers import Entry, Header, json_metadata, json_object
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SCALES = ("weight_scale", "scale_weight")
-# Entries of a quantised layer that are no weights of their own. input_scale is not used: a fixed scale of the
-# activations is less exact than a measured one.
+# Entries of a quantised layer that are no weights of their own. The scales belong to the weight; comfy_quant is read by
+# check_quantization_notes. input_scale is not used: a fixed scale of the activations is less exact than a measured one.
 _IGNORED = ("input_scale", "scale_input", "comfy_quant", *_SCALES)
 _FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
 # torchao's names: "layer._weight_qdata" now, "layer.weight:qdata" in its older versions
@@ -52,12 +52,16 @@ def collect_specs(header: Header, source: str) -> dict[str, TensorSpec]:
     found: dict[str, TensorSpec] = {}
     for name, entry in entries.items():
         module, _, leaf = name.rpartition(".")
+        # "scaled_fp8" marks a file as a whole, for ComfyUI's convert_old_quants. The dtypes say as much.
         if leaf in _IGNORED or leaf == "scaled_fp8":
             continue
         if match := _TORCHAO.match(name):
+            # Scale and zero point are found together with the codes that they belong to.
             if match["part"] in ("qdata", "int_data"):
                 found[match["module"] + ".weight"] = _torchao(entries, name, match)
         elif (match := _BLOCKS.match(name)) and match["kind"] in BLOCK_FORMATS and len(entry.shape) == 2:
+            # Bytes [rows, bytes per row] -> the logical shape. 0 columns where the last block is not complete: no model
+            # has such a shape, so that require_fit names the tensor.
             shape = (entry.shape[0], BLOCK_FORMATS[match["kind"]].row_columns(entry.shape[1]) or 0)
             found[match["module"] + ".weight"] = TensorSpec(
                 entry=Entry(shape, match["kind"]), data=name, block_type=match["kind"]
@@ -81,6 +85,8 @@ def _torchao(entries: Mapping[str, Entry], name: str, match: re.Match[str]) -> T
 
 
 def _refuse_unknown(header: Header, found: Mapping[str, TensorSpec], source: str) -> None:
+    # Unread kinds have to be found by their traces, or their codes would be taken for weights: formats that ComfyUI's
+    # header names, int8 without a scale, and the second scale of NVFP4 (whose codes are uint8).
     layers = json_metadata(header.metadata, "_quantization_metadata").get("layers", {})
     formats = {str(layer.get("format")) for layer in layers.values() if isinstance(layer, dict)}
     unknown = sorted(formats - set(_FORMATS))
@@ -97,7 +103,9 @@ def _refuse_unknown(header: Header, found: Mapping[str, TensorSpec], source: str
 def check_quantization_notes(specs: Mapping[str, TensorSpec], tensors: Mapping[str, torch.Tensor], source: str) -> None:
     """Raises UserError for a quantisation format that this version does not read.
 
-    ComfyUI writes the format of each quantised layer as a tensor "comfy_quant", which the header alone does not show.
+    ComfyUI writes the format of each quantised layer as a tensor "comfy_quant", the bytes of a JSON object, which the
+    header alone does not show. "convrot": weights that were rotated before quantisation, and would have to be rotated
+    back.
     """
     for name in specs:
         note = tensors.get(name.removesuffix(".weight") + ".comfy_quant")
@@ -116,6 +124,9 @@ def assemble(spec: TensorSpec, tensors: Mapping[str, torch.Tensor], source: str)
 
     tensors: those of the file, by their names there. source: path for messages.
 
+    A quantised tensor gets fp32 as its logical dtype at first: the dtype in which the model computes depends on the
+    device and is set later, by model_loaders.quantization.
+
     Raises UserError where scale and data do not fit.
     """
     data = tensors[spec.data]
@@ -126,14 +137,15 @@ def assemble(spec: TensorSpec, tensors: Mapping[str, torch.Tensor], source: str)
         return data
     if scale is not None:
         scale = scale.to(torch.float32)
-        rows = data.shape[0]
-        if scale.numel() not in (1, rows) and (data.ndim != 2 or data.numel() % scale.numel()):
+        if not _fits(scale, data):
             raise UserError(
-                f"The scale of {spec.data} in {source} has shape {list(scale.shape)}, its weight {list(data.shape)}: "
-                "they do not belong together. Download the file again."
+                f"The scale of {spec.data} in {source} has shape {list(scale.shape)}, its weight {list(data.shape)}. "
+                "Expected is one scale, one for each row, or one for each group of values in a row. Download the file "
+                "again, or take one in another precision."
             )
     if data.dtype == torch.int8:
         zero_point = tensors[spec.zero_point] if spec.zero_point is not None else None
+        # ComfyUI's int8 layout is symmetric: code 0 stands for 0. torchao also writes zero points that are all 0.
         is_centred = zero_point is None or torch.count_nonzero(zero_point) == 0
         # collect_specs has refused int8 without a scale.
         if scale is not None and data.ndim == 2 and scale.numel() in (1, data.shape[0]) and is_centred:
@@ -144,12 +156,27 @@ def assemble(spec: TensorSpec, tensors: Mapping[str, torch.Tensor], source: str)
     return fp8_tensor(data, None if scale is None else scale.reshape(()), torch.float32)
 
 
+def _fits(scale: torch.Tensor, data: torch.Tensor) -> bool:
+    """Whether `scale` has one value, one for each row of `data`, or [out, groups] that divide the rows evenly.
+
+    Scales of square blocks, [out / 128, in / 128], are not among them: they may divide the number of values evenly as
+    well, and would scale the wrong ones.
+    """
+    rows = data.shape[0]
+    if scale.numel() == 1 or (scale.numel() == rows and max(scale.shape) == rows):
+        return True
+    groups = scale.numel() // rows
+    return data.ndim == 2 and scale.shape[0] == rows and groups > 0 and data.shape[1] % groups == 0
+
+
 def _unpacked(data: torch.Tensor, scale: torch.Tensor | None, zero_point: torch.Tensor | None) -> torch.Tensor:
     """The values in bf16, for what ComfyUI's quantised layouts cannot hold.
 
     That is a scale for each group within a row, a zero point, or a tensor that is not a matrix.
     """
     values = data.to(torch.float32)
+    # A matrix [out, in] with a scale for each group of neighbours in a row, [out, groups]: values as
+    # [out, groups, in / groups], scales and zero points as [out, groups, 1]. One scale for each row is one group.
     if scale is not None:
         groups = scale.numel() // data.shape[0] if scale.numel() > 1 else 1
         values = values.reshape(data.shape[0], max(groups, 1), -1)

@@ -14,7 +14,7 @@ from .headers import Entry, Header, damaged
 
 # keys under which trainers save the weights: PyTorch Lightning, DeepSpeed (SAT's mp_rank_00_model_states.pt), others
 _WRAPPERS = ("state_dict", "module", "model", "ema", "weights")
-_PICKLE_MAGIC = b"\x80\x02"
+_PICKLE_MAGIC = b"\x80\x02"  # of pickle's protocol 2, in which torch.save writes
 
 
 def looks_like_torch(path: Path) -> bool:
@@ -45,7 +45,9 @@ def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
         _require_uncompressed(path)
-    # Given a path, torch.load chooses the format by the suffix, which may be wrong; given an open file, it cannot map.
+    # Given a path that ends in .safetensors, torch.load reads safetensors whatever the file contains; given an open
+    # file, it goes by the contents but cannot map. Pickles without a zip file around them (torch before 1.6) cannot be
+    # mapped either.
     is_misnamed = path.suffix.lower() in (".safetensors", ".sft")
     try:
         with path.open("rb") as file:
@@ -88,6 +90,8 @@ def _unwrap(loaded: Any) -> dict[str, torch.Tensor]:
         tensors = {
             name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
         }
+        # Trainers wrap the weights, sometimes twice, next to optimizer state and counters. A wrapper is followed before
+        # the tensors beside it are taken.
         inner = [loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)]
         if not inner:
             return tensors

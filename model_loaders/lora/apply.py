@@ -20,8 +20,9 @@ from .patches import load_patches
 from .report import LoraReport, misfit_message, name_some, zero_match_message
 
 MAX_STRENGTH = 100.0
-# Layers whose shapes depend on the task of a model, through its input channels and its pairs of frames. All other
-# layers have the same shapes in every task.
+# Layers whose shapes depend on the task of a model, through its input channels, and on CogVideoX 1.5's pairs of frames.
+# All others have the same shapes in every model of this width: an image to video LoRA works on the text to video model
+# but for these layers.
 _TASK_LAYERS = {OWN_PREFIX + layer for layer in ("patch_embed.proj", "proj_out")}
 _SAT_HINT = (
     "This file comes from SAT's trainer, which writes no alpha. SAT trains with alpha 1: if the effect is far too "
@@ -77,6 +78,8 @@ def apply_lora(
     lora = read_lora(state_dict, metadata, model, scale, str(path))
     patched = model.clone()
     patches = load_patches(lora.tensors, weights_by_alias(weight_shapes(model)))
+    # add_patches skips weights that the model does not have and returns the others. An example is a LoRA's bias for a
+    # layer that has none.
     lost = patches.keys() - set(patched.add_patches(patches, strength))
     if lost:
         raise UserError(
@@ -124,12 +127,14 @@ def read_lora(
         nothing = LoraReport(len(state_dict), unmatched=tuple(found.unmatched), skipped=found.skipped, hint=reason)
         return Lora({}, nothing)
     layers = _describe_layers(state_dict, found, source)
+    # Shapes before values: shapes are known from the header, while checking for NaN reads the whole file.
     _drop_misfits(layers, found, shapes, source, list(state_dict))
     _require_finite(state_dict, found, source)
     ranks = {layer: described.rank for layer, described in layers.items() if described.rank}
     alphas = missing_alphas(found.layers, ranks, metadata or {}, scale)
     tensors = {f"{layer}.{part}": state_dict[key] for layer, keys in found.layers.items() for part, key in keys.items()}
-    # In float64, because an alpha of 0.1 rounded to fp32 is not the one of the header.
+    # As tensors, which is how ComfyUI's load_lora reads them. In float64, because an alpha of 0.1 rounded to fp32 is
+    # not the one of the header.
     tensors |= {f"{layer}.{ALPHA}": torch.tensor(alpha, dtype=torch.float64) for layer, alpha in alphas.items()}
     report = _report(found, layers, tensors, len(state_dict), _scale_source(found, alphas, metadata or {}, scale))
     logging.info(f"{source}: {report.message()}")
@@ -162,9 +167,10 @@ def _drop_misfits(
     misfits = {}
     for layer, described in layers.items():
         weight = shapes[layer + ".weight"]
-        expected = weight[0], math.prod(weight[1:])
+        expected = weight[0], math.prod(weight[1:])  # of a convolution: [out, in * h * w], as the factors multiply
         if described.shape is not None and described.shape != expected:
             misfits[layer] = described.shape, expected
+    # ComfyUI would log an error for each such layer and sample without the LoRA.
     if any(layer not in _TASK_LAYERS for layer in misfits) or len(misfits) == len(layers):
         widths = _lora_width(layers), shapes.get(f"{OWN_PREFIX}patch_embed.text_proj.weight", (None,))[0]
         raise UserError(misfit_message(source, misfits, widths, keys))
@@ -190,6 +196,7 @@ def _require_finite(state_dict: Mapping[str, torch.Tensor], found: SortedKeys, s
             if part == ALPHA:
                 is_valid = tensor.numel() == 1 and math.isfinite(tensor.item())
             else:
+                # NaN in one weight turns the whole video black.
                 is_valid = tensor.is_floating_point() and _is_finite(tensor)
             if not is_valid:
                 raise UserError(

@@ -12,8 +12,11 @@ from ...errors import UserError
 from ..files.headers import json_metadata
 from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS
 
+# The second is for files that were trained with alpha 1 and do not say so, such as SAT's. ComfyUI-CogVideoXWrapper
+# applies it to DimensionX's files, which it knows by their names; here it is the user's choice.
 SCALES = ("as trained", "1 / rank (DimensionX)")
 HEADER_KEY = "lora_adapter_metadata"  # diffusers 0.34 and later (loaders/lora_base.py)
+# Parts of layers with a third factor (Tucker decomposition), or that enlarge a weight.
 _TUCKER = ("lora_mid.weight", "hada_t1", "hada_t2", "lokr_t2", "reshape_weight")
 _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 # A header's regular expressions are accepted only in this form, without groups. Nested quantifiers in a hostile header
@@ -64,6 +67,8 @@ def _describe(parts: Mapping[str, torch.Tensor]) -> Layer:
 
 
 def _describe_lora(parts: Mapping[str, torch.Tensor]) -> Layer:
+    # down [rank, in] or [rank, in, h, w]; up [out, rank] or [out, rank, 1, 1]. For a pair that does not fit, ComfyUI
+    # logs an error, leaves the layer unchanged and goes on.
     down, up = (_matrix(parts, part) for part in (DOWN, UP))
     if up[0].numel() != down.shape[0]:
         raise ValueError(f"has a lora_down of rank {down.shape[0]} and a lora_up of rank {up[0].numel()}")
@@ -106,6 +111,7 @@ def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict
 
     Raises UserError for an alpha that is not a finite number.
     """
+    # diffusers puts a component's name before each setting, since one file may hold LoRAs of several; peft does not.
     config = json_metadata(metadata, HEADER_KEY)
     own = {key.removeprefix("transformer."): v for key, v in config.items() if key.startswith("transformer.")}
     config = own or config
@@ -123,7 +129,8 @@ def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict
     for layer, rank in ranks.items():
         alpha = _match_pattern(patterns, layer.removeprefix(OWN_PREFIX), default)
         if alpha is not None:
-            # peft's rank-stabilised LoRA divides by the root of the rank (tuners/lora/layer.py)
+            # peft's rank-stabilised LoRA divides alpha by the root of the rank (tuners/lora/layer.py), ComfyUI divides
+            # by the rank: the factor makes up for the difference.
             alphas[layer] = _number(alpha) * (math.sqrt(rank) if config.get("use_rslora") is True else 1)
     return alphas
 

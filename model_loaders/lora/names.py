@@ -11,9 +11,13 @@ from dataclasses import dataclass, field
 from ...errors import UserError
 
 OWN_PREFIX = "diffusion_model."  # of a layer in ComfyUI's MODEL
-# Only the key map of a CogVideoX model has this name, so that a key map with it is recognised as one.
+# Only the key map of a CogVideoX model has this name, so that a key map with it is recognised as one: ComfyUI's
+# load_lora is not told the model.
 SIGNATURE_KEY = "lora_unet__patch_embed_text_proj"
 
+# Every dialect names a layer by a prefix and diffusers' or ComfyUI's name of it. Flat dialects (Fun, kohya, LyCORIS)
+# write "_" for the dots, which cannot be reversed: "transformer_blocks_0" has "_" of its own. Therefore all names of
+# each layer are made, and a key is looked up among them.
 _DOTTED_PREFIXES = (
     "",
     "transformer.",
@@ -34,9 +38,12 @@ _COMFYUI_LAYERS = (
     (re.compile(r"\.ff\.net\.2$"), ".ff_out"),
     (re.compile(r"^(time|ofs)_embedding\.linear_"), r"\1_embedding_linear_"),
 )
+# Old diffusers kept LoRA layers in attention processors: "attn1.processor.to_q_lora.down.weight".
 _PROCESSOR = re.compile(r"\.(to_[qkv]|to_out)(?:\.0)?$")
 
 _ADAPTER = r"(?:\.(?!weight$|bias$)\w+)?"  # peft puts the adapter's name into the key: lora_A.default.weight
+# The parts of a layer, by ComfyUI's names (comfy/weight_adapter/lora.py) as far as it reads them. MAGNITUDE and UP_BIAS
+# are peft's; patches.py handles them.
 DOWN, UP, UP_BIAS, ALPHA, MAGNITUDE = "lora_down.weight", "lora_up.weight", "lora_up.bias", "alpha", "magnitude"
 _PARTS = tuple(
     (re.compile(pattern), part)
@@ -54,6 +61,7 @@ _PLAIN_PART = re.compile(
     r"\.(alpha|dora_scale|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|diff|diff_b|set_weight|w_norm|b_norm"
     r"|hada_t[12]|lokr_t2|lora_mid\.weight|reshape_weight)$"
 )
+# SAT's matrix_A.0, .1 and .2 of the fused query_key_value are those of q, k and v.
 _SAT = re.compile(r"(?:^|\.)layers\.(\d+)\.attention\.(query_key_value|dense)\.matrix_([AB])\.([012])$")
 _SAT_BASE = re.compile(r"(?:^|\.)(?:transformer\.(?:layers|final_layernorm|\w+_embeddings)|mixins|time_embed)\.")
 _TEXT = re.compile(r"^(?:lora_te\d?_|text_encoders?[._]|text_encoder_2[._]|lora_prior_te)")
@@ -126,6 +134,7 @@ def sort_keys(keys: Iterable[str], names: Mapping[str, str]) -> SortedKeys:
         split = split_key(key)
         layer, part = split or ("", "")
         weight = names.get(layer) if split else None
+        # A key map of ComfyUI also names text encoders' weights, and may have tuples as values.
         if isinstance(weight, str) and weight.startswith(OWN_PREFIX):
             parts = found.layers.setdefault(weight.removesuffix(".weight"), {})
             if part in parts:
@@ -169,5 +178,6 @@ _OTHER_FAMILIES = (
 
 def guess_family(keys: Iterable[str]) -> str | None:
     """The other model family for which a LoRA with these keys was trained, in words; None where it is unknown."""
+    # SAT's own "layers.0.attention." would be taken for Lumina's.
     keys = [key for key in keys if not _SAT.search(key)]
     return next((name for pattern, name in _OTHER_FAMILIES if any(pattern.search(key) for key in keys)), None)

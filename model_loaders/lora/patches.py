@@ -32,9 +32,11 @@ class MagnitudeAdapter(LoRAAdapter):
         original_weight: Any = None,
     ) -> torch.Tensor:
         """weight [out, in] or [out, in, h, w], changed in place and returned, as comfy.lora.calculate_weight needs."""
+        # The order of LoRAAdapter's weights (comfy/weight_adapter/lora.py): up, down, alpha, mid, dora_scale, reshape.
         up, down, magnitude = (mm.cast_to_device(self.weights[i], weight.device, intermediate_dtype) for i in (0, 1, 4))
         scale = 1.0 if self.weights[2] is None else self.weights[2] / down.shape[0]
         merged = weight + (up.flatten(1) @ down.flatten(1) * scale).reshape(weight.shape).to(weight.dtype)
+        # The norm of each row, one for each output, as in peft (tuners/lora/dora.py, get_weight_norm).
         factor = magnitude.flatten() / torch.linalg.norm(merged.flatten(1), dim=1)
         merged *= factor.reshape(-1, *[1] * (weight.ndim - 1)).to(weight.dtype)
         return weight.copy_(merged) if strength == 1.0 else weight.lerp_(merged, strength)
@@ -51,16 +53,19 @@ def load_patches(
     key_map: all dialects' names of the model's layers (names.weights_by_alias); other entries, of a text encoder, are
     left to ComfyUI. load_lora: ComfyUI's own function, which makes all patches except those of peft's DoRA.
     """
+    # Keys that fit no layer go along, so that ComfyUI loads those of a text encoder and names the others in its log.
     found = sort_keys(lora, key_map)
     tensors = {key: lora[key] for key in (*found.unmatched, *(k for keys in found.skipped.values() for k in keys))}
     magnitudes = {}
     for layer, keys in found.layers.items():
         parts = {part: lora[key] for part, key in keys.items()}
+        # peft's lora_bias: a bias of B, scaled as the product is. ComfyUI adds it to the layer's bias as a difference.
         if (bias := parts.pop(UP_BIAS, None)) is not None:
             parts["diff_b"] = bias * _scale(parts)
         if (magnitude := parts.pop(MAGNITUDE, None)) is not None:
             magnitudes[layer + ".weight"] = magnitude
         tensors |= {f"{layer}.{part}": tensor for part, tensor in parts.items()}
+    # The layers have been found: one name for each is enough, instead of the dozens in key_map.
     others = {name: weight for name, weight in key_map.items() if not _is_own_weight(weight)}
     patches = load_lora(tensors, others | {layer: layer + ".weight" for layer in found.layers}, log_missing)
     for weight, magnitude in magnitudes.items():

@@ -94,6 +94,7 @@ def misfit_message(
         f"{source} is for layers of another size: {layer.removeprefix(OWN_PREFIX)} is {list(found)} in the LoRA and "
         f"{list(expected)} in the model{more}."
     )
+    # The width tells models of 2b's size from models of 5b's, no more: families share widths.
     theirs, ours = (next((f.name for f in FAMILIES if f.heads * 64 == width), None) for width in widths)
     family = guess_family(keys)
     if family:

@@ -63,14 +63,16 @@ def diffusers_lora(
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors and the header of a file that diffusers' load_lora_weights reads.
 
-    alpha is the rank of each layer, so that programs that ignore the header apply the same weights.
+    alpha is the rank of each layer, which makes the scale 1, so that programs that ignore the header apply the same
+    weights.
     """
     tensors = {}
     for layer, (a, b) in layers.items():
         tensors[f"{_COMPONENT}{layer}.lora_A.weight"], tensors[f"{_COMPONENT}{layer}.lora_B.weight"] = a, b
     ranks = {layer: a.shape[0] for layer, (a, _) in layers.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
-    # peft matches these as regular expressions. Without "^", "proj_out" would match every layer whose name ends in it.
+    # peft has one rank for all layers; those of another rank are listed. It matches the names as regular expressions
+    # (utils/other.py, get_pattern_key). Without "^", "proj_out" would match every layer whose name ends in it.
     others = {f"^{layer}": other for layer, other in ranks.items() if other != rank}
     config = {
         "r": rank,
@@ -86,6 +88,8 @@ def diffusers_lora(
 def _factors(key: str, patches: list[tuple[Any, ...]]) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
     """(down, up, scale) of every patch of a weight. Raises UserError for a patch that is not a plain LoRA."""
     found = []
+    # ModelPatcher's patches. strength_model scales the weight itself, offset selects a part of it, function changes the
+    # product: none of these can be written as a LoRA.
     for strength, patch, strength_model, offset, function in patches:
         kind = _other_kind(patch)
         if strength_model != 1.0 or offset is not None or function is not None:
@@ -122,6 +126,7 @@ def _sum_factors(
 
     dtype: None takes the dtype of the factors where nothing has to be computed, fp32 otherwise.
     """
+    # Factors of several LoRAs are stacked: [B1 B2] @ [A1; A2] = B1 @ A1 + B2 @ A2, exactly, at the sum of their ranks.
     own = {tensor.dtype for down, up, _ in factors for tensor in (down, up)}
     is_plain = len(own) == 1 and own <= set(SAVE_DTYPES.values()) and all(scale == 1.0 for _, _, scale in factors)
     a = torch.cat([down.flatten(1).float() for down, _, _ in factors])
@@ -137,6 +142,8 @@ def _sum_factors(
 
 def _truncated(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The best approximation of b @ a with this rank (Eckart and Young 1936), without computing the product."""
+    # b = Q1 R1 and a^T = Q2 R2, so that b a = Q1 (R1 R2^T) Q2^T: only the small matrix in the middle is decomposed. The
+    # roots of the singular values go into both factors, which keeps them of similar size.
     q_out, r_out = torch.linalg.qr(b)
     q_in, r_in = torch.linalg.qr(a.T)
     u, s, vh = torch.linalg.svd(r_out @ r_in.T)

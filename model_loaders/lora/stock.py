@@ -39,6 +39,7 @@ def _prepare(
 ) -> dict[str, torch.Tensor]:
     """`lora` with the keys that fit `model` checked and renamed; keys for a text encoder stay as they are."""
     read = read_lora(lora, header, model, allow_none=True)
+    # Nothing fits the model: a warning, unless the LoRA is one for a text encoder only, which ComfyUI's node applies.
     text = read.report.skipped.get("for a text encoder", ())
     if not read.tensors:
         if len(text) < len(lora):

@@ -47,6 +47,7 @@ def convert_trained(lora: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.T
 
 
 def _without_prefix(layer: str) -> str:
+    # Neither prefix matches "transformer_blocks.", with which most of diffusers' layers begin.
     for prefix in _PREFIXES:
         layer = layer.removeprefix(prefix)
     return layer
@@ -58,6 +59,7 @@ def _pair(layer: str, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, 
         raise UserError(f"{layer} of the LoRA lacks one of its two factors. Train it again.")
     a, b = (parts[part].detach().cpu() for part in (DOWN, UP))
     scale = float(parts[ALPHA]) / a.shape[0] if ALPHA in parts else 1.0
+    # diffusers' layout has no alpha tensors. Multiplied in fp32 and kept so, since B in 16 bits would be rounded again.
     if scale != 1.0:
         b = (b.float() * scale).to(torch.float32)
     dtype = torch.promote_types(a.dtype, b.dtype)

@@ -2,6 +2,7 @@ import errno
 import importlib.util
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -184,15 +185,19 @@ def test_one_core_has_no_workers():
 
 
 def test_coverage_is_combined_and_printed(untouched_clone, monkeypatch):
-    """Each worker and server writes a file of its own; a failure of the tests must stay the exit status."""
+    """Each worker and server writes a file of its own; a failure of the tests must stay the exit status. Servers run in
+    another folder: a relative path would be one of theirs."""
     commands = []
     monkeypatch.setattr(suite, "COVERAGE", untouched_clone / "coverage")
     monkeypatch.setattr(
-        suite, "run_foreground", lambda command, cwd, env: commands.append(command[3:5]) or len(command)
+        suite, "run_foreground", lambda command, cwd, env: commands.append(command[3:]) or len(commands)
     )
     arguments, rest = cli.parse(["test", "--coverage", "-n0"])
-    assert suite.run(cli.Path("python"), {}, arguments, rest) == 8
-    assert commands == [["run", "-m"], ["combine", "--quiet"], ["report"]]
+    assert suite.run(cli.Path("python"), {}, arguments, rest) == 1
+    (run, source, omit, *pytest), *after = commands
+    assert (run, pytest[:2], after) == ("run", ["-m", "pytest"], [["combine", "--quiet"], ["report"]])
+    folders = [source.removeprefix("--source="), *omit.removeprefix("--omit=").split(",")]
+    assert all(Path(folder).is_absolute() for folder in folders)
 
 
 def test_faults_are_run_instead_of_the_suite(monkeypatch):

@@ -159,8 +159,8 @@ FAULTS = (
     ),
     Fault(
         "half a file is left behind",
-        "model_loaders/files/safetensors_writer.py",
-        "part.unlink(missing_ok=True)",
+        "complete_file.py",
+        "file.part.unlink(missing_ok=True)",
         "pass",
         ("tests/nodes/test_lora.py::test_nothing_half_written_is_left",),
         "A cancelled save leaves gigabytes under a hidden name.",

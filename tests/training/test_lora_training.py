@@ -183,3 +183,13 @@ def test_recomputed_blocks_give_the_same_gradients(tiny_pipelines: dict[str, Pat
     (plain, expected), (called, as_modules), (recomputed, again) = results
     assert torch.equal(expected, as_modules) and torch.equal(expected, again)
     assert called == plain and recomputed < plain / 4
+
+
+def test_mixed_precision_of_fsdp_leaves_positions_alone() -> None:
+    """In bf16 the rotary positions of 49 frames would be others: FSDP casts each tensor that it finds in a block's
+    arguments."""
+    from torch.distributed.utils import _apply_to_tensors
+
+    rotary = torch.rand(2, 8, 4)
+    cast: Any = _apply_to_tensors(lambda tensor: tensor.bfloat16(), (torch.rand(2), blocks.NoCast(rotary)))
+    assert cast[0].dtype == torch.bfloat16 and cast[1].rotary is rotary

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cogvideox.errors import UserError
 from cogvideox.model_loaders import checkpoints
+from cogvideox.model_loaders.files.headers import Entry
+from cogvideox.model_loaders.files.tensor_specs import TensorSpec, assemble
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
@@ -142,6 +144,36 @@ def test_two_shards_with_one_name(tiny_pipelines: dict[str, Path], folder: Path)
         shutil.copy(shards[0], folder / f"m-0000{number}-of-00002.safetensors")
     with pytest.raises(UserError, match="of another shard"):
         checkpoints.check_component(folder, "transformer")
+
+
+def test_a_set_of_no_shards(tiny_pipelines: dict[str, Path], folder: Path) -> None:
+    """A name that announces nothing is a file like any other."""
+    weights = load_file(sorted((tiny_pipelines["5b"] / "transformer").glob("*.safetensors"))[0])
+    save_file(weights, folder / "m-00001-of-00000.safetensors")
+    with pytest.raises(UserError, match="incomplete"):
+        load_model(folder, "fp32")
+
+
+def test_a_pointer_out_of_the_folder(tiny_pipelines: dict[str, Path], folder: Path) -> None:
+    """DeepSpeed's file "latest" names a folder below its own and never the one above."""
+    (folder / "inside").mkdir()
+    (folder / "inside" / "latest").write_text("..")
+    shutil.copy(folder / "config.json", folder / "inside")
+    for shard in (tiny_pipelines["5b"] / "transformer").glob("*.safetensors*"):
+        shutil.copy(shard, folder)
+    with pytest.raises(UserError, match="inside contains no weights"):
+        checkpoints.check_component(folder / "inside", "transformer")
+
+
+@pytest.mark.parametrize("shape", ((4, 2), (8, 3), (2, 8), (8, 0)), ids=str)
+@pytest.mark.parametrize("dtype", (torch.int8, torch.float8_e4m3fn), ids=str)
+def test_scales_of_another_layout(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    """Scales of square blocks would multiply the wrong values; others ended in an error about reshaping."""
+    tensors = {"a.weight": torch.zeros(8, 16).to(dtype), "a.weight_scale": torch.ones(shape)}
+    entries = {name: Entry(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    spec = TensorSpec(entries["a.weight"], "a.weight", "a.weight_scale")
+    with pytest.raises(UserError, match="Expected is one scale, one for each row"):
+        assemble(spec, tensors, "a.safetensors")
 
 
 @pytest.mark.parametrize("name", ("../../secret.safetensors", "/etc/passwd", "a\\..\\b.safetensors", "", "."))
