@@ -123,9 +123,9 @@ def our_trainer(
     import comfy.ops
 
     from cogvideox.model_loaders.load_model import load_model
-    from cogvideox.training.blocks import call_blocks
+    from cogvideox.training.adapters import attach_lora
+    from cogvideox.training.block_calls import call_blocks
     from cogvideox.training.config import TrainConfig
-    from cogvideox.training.lora import attach_lora
     from cogvideox.training.objective import denoising_loss, draw_batch, objective_for
 
     stored = "bf16" if precision == "bf16" else "fp32"

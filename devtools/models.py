@@ -18,7 +18,7 @@ from .errors import DevError
 from .process import run_foreground
 
 if TYPE_CHECKING:
-    from cogvideox.model_loaders.downloads.download import Progress
+    from cogvideox.model_loaders.downloads.fetch import Progress
 
 _NEEDED = ("requests", "filelock")  # what a download imports; ComfyUI requires both
 _REPORT_S = 10.0  # between two lines where the output is not a terminal
@@ -79,7 +79,7 @@ def describe_state(folder: Path) -> str:
 
 def fetch(name: str, target: Path) -> None:
     """Download one checkpoint into its folder under `target`. Raises: DevError."""
-    from cogvideox.model_loaders.downloads.download import download  # needs requests
+    from cogvideox.model_loaders.downloads.fetch import download  # needs requests
 
     try:
         entry = repositories.find_repository(name)

@@ -14,7 +14,7 @@ import torch
 from ..errors import UserError
 from ..host.compat import is_dynamic, model_patcher_class
 from ..host.ops import adopt_ops
-from ..sockets.controlnet import CogVideoXControl, base_family
+from ..sockets.control import CogVideoXControl, base_family
 from ..sockets.families import FAMILIES
 from ..transformer.parameter_types import parameter_dtype
 from ..vae.geometry import CHANNELS, SPATIAL

@@ -13,7 +13,7 @@ from ..host.messages import Notify
 from ..host.quantized_patcher import adopt_patcher
 from ..samplers.outer_sample import sample_checked
 from ..sockets.model import CogVideoXConfig, CogVideoXModel
-from ..sockets.previews import enable_previews
+from ..sockets.preview_renderers import enable_previews
 from .assign import assign_weights
 from .checkpoints import Weights, open_component
 from .load_tiny_decoder import first_tiny_decoder

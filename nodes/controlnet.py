@@ -10,8 +10,8 @@ from ..media.pictures import check_pictures
 from ..model_loaders.checkpoints import check_component
 from ..model_loaders.load_controlnet import load_controlnet
 from ..model_loaders.precision import WEIGHT_DTYPES
-from ..sockets.controlnet import CogVideoXControl, chain_control
-from .checks import check_percent_range, checked
+from ..sockets.control import CogVideoXControl, chain_control
+from .input_checks import check_percent_range, checked
 from .inputs import dtype_input, hold_input, range_inputs, strength_input
 
 

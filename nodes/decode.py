@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..keys import Latent
 from ..sockets.vae import CogVideoXVAE
-from .checks import check_vae, checked
+from .input_checks import check_vae, checked
 
 MEMORY_MODES = ("auto", "fast", "low")
 

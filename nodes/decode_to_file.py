@@ -14,8 +14,8 @@ from ..keys import Latent
 from ..media import video_file as files
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SPATIAL, check_latents, video_frames
-from .checks import check_vae, checked
 from .decode import MEMORY_MODES
+from .input_checks import check_vae, checked
 
 _FORMAT = next(iter(files.FORMATS))
 

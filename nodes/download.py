@@ -11,10 +11,10 @@ from comfy_api.latest import io
 from ..errors import UserError
 from ..host.messages import show_on_node
 from ..model_loaders.downloads.background import Cancelled
-from ..model_loaders.downloads.download import Progress, download
+from ..model_loaders.downloads.fetch import Progress, download
 from ..model_loaders.downloads.manifest import MANIFEST, is_complete
 from ..model_loaders.downloads.repositories import REPOSITORIES, find_repository
-from .checks import checked
+from .input_checks import checked
 
 _MB = 10**6
 _SHOW_S = 0.5

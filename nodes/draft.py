@@ -5,8 +5,8 @@ from comfy_api.latest import io
 from ..host import folders
 from ..keys import Latent
 from ..model_loaders.load_tiny_decoder import TINY_FOLDER, check_tiny_decoder, list_tiny_decoders, load_tiny_decoder
-from ..sockets.draft import decode_draft
-from .checks import checked
+from ..sockets.draft_decoder import decode_draft
+from .input_checks import checked
 
 
 def _check_decoder(decoder: str) -> None:

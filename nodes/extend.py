@@ -7,14 +7,15 @@ from ..media.continuation import check_overlap, continuation_latent, join_videos
 from ..media.pictures import fit_clip
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SIZE_STEP, check_size
-from .checks import check_vae, checked
+from .input_checks import check_vae, checked
 from .inputs import MAX_FRAMES, fit_input, own_size_inputs
 
 
 def _check_continuation(frames: int = MAX_FRAMES, overlap: int = 1, width: int = 0, height: int = 0) -> None:
     """Raises UserError; a width or height of 0 is the clip's own.
 
-    The defaults stand in for what is not known yet when a prompt is queued (checks.checked): they fit any other value.
+    The defaults stand in for what is not known yet when a prompt is queued (input_checks.checked): they fit any other
+    value.
     """
     check_size(width or SIZE_STEP, height or SIZE_STEP, frames)
     check_overlap(overlap, frames)

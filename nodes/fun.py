@@ -10,7 +10,7 @@ from ..media.pictures import check_pictures, fit_pictures
 from ..sockets.conditioning_images import encode_masked_video, known_clip, require_length
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import empty_latent
-from .checks import check_percent_range, check_vae, check_video_size, checked
+from .input_checks import check_percent_range, check_vae, check_video_size, checked
 from .inputs import (
     conditioned,
     conditioned_outputs,

@@ -8,7 +8,7 @@ from ..samplers.conditioning import IMAGE_SCALES
 from ..sockets.conditioning_images import encode_start_and_end
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import empty_latent
-from .checks import check_vae, check_video_size, checked
+from .input_checks import check_vae, check_video_size, checked
 from .inputs import (
     conditioned,
     conditioned_outputs,

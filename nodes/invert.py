@@ -11,7 +11,7 @@ from ..keys import Latent
 from ..samplers.follow import follow_video, read_trajectory
 from ..samplers.inversion import inversion_sigmas, record_inversion
 from ..samplers.schedule import TRAIN_TIMESTEPS
-from .checks import check_percent_range, checked
+from .input_checks import check_percent_range, checked
 from .inputs import range_inputs
 from .sample import noise_levels
 

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..vae.geometry import empty_latent
-from .checks import check_video_size, checked
+from .input_checks import check_video_size, checked
 from .inputs import size_inputs
 
 

@@ -12,7 +12,7 @@ from ..model_loaders.load_model import load_model
 from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, load_text_encoder
 from ..model_loaders.load_vae import check_vae_dtype, load_vae
 from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision, quantized_mode
-from .checks import checked
+from .input_checks import checked
 from .inputs import dtype_input
 
 

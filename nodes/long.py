@@ -11,7 +11,7 @@ from ..host.compat import patch_context_windows
 from ..samplers.comfy_sampler import require_cogvideox
 from ..sockets.model import patch_positions
 from ..vae.geometry import TEMPORAL, latent_frames
-from .checks import checked
+from .input_checks import checked
 from .inputs import MAX_FRAMES
 from .sample import noise_levels
 

@@ -12,11 +12,11 @@ from ..host.messages import show_on_node
 from ..host.output import new_output_path
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora
+from ..model_loaders.lora.export import SAVE_DTYPES, diffusers_lora, merge_loras
 from ..model_loaders.lora.layers import SCALES
 from ..model_loaders.lora.report import format_range
-from ..model_loaders.lora.save import SAVE_DTYPES, diffusers_lora, merge_loras
 from ..sockets.model import require_cogvideox_model
-from .checks import checked
+from .input_checks import checked
 
 
 def _find_lora(name: str) -> Path:

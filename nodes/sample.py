@@ -16,7 +16,7 @@ from ..media.masks import latent_mask
 from ..samplers.comfy_sampler import SAMPLERS, SeededNoise, build_sampler, schedule_sigmas
 from ..samplers.guidance import patch_dynamic_cfg
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
-from .checks import checked
+from .input_checks import checked
 from .inputs import MAX_SEED
 
 _SAMPLER_TOOLTIP = "ddim for CogVideoX-2b, dpm for the 5b models, as their model cards recommend."

@@ -11,7 +11,7 @@ from ..host import folders
 from ..host.messages import show_on_node
 from ..model_loaders.files.safetensors_writer import refuse_taken
 from ..model_loaders.save_model import AS_LOADED, SAVE_DTYPES, save_model
-from .checks import checked
+from .input_checks import checked
 
 _CATEGORY = "diffusion_models"
 

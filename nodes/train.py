@@ -21,7 +21,7 @@ from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.trained import convert_trained
 from ..training.config import MAX_BATCH, TrainConfig
 from ..training.fields import check_setting, settings_of
-from .checks import checked
+from .input_checks import checked
 from .setting_inputs import widget
 
 if TYPE_CHECKING:  # imported only when the node runs: it needs accelerate and peft, which ComfyUI does not bring

@@ -14,7 +14,7 @@ from comfy_api.latest import io
 from ..errors import UserError
 from ..host.messages import show_on_node
 from ..training.clips import DatasetSpec
-from .checks import check_vae, check_video_size, checked
+from .input_checks import check_vae, check_video_size, checked
 from .setting_inputs import widget
 
 if TYPE_CHECKING:  # it needs PyAV and more, which ComfyUI's start must not wait for

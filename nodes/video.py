@@ -9,7 +9,7 @@ from ..media.pictures import check_pictures
 from ..sockets.conditioning_images import encode_video
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import latent_frames, video_frames
-from .checks import check_own_size, check_vae, checked
+from .input_checks import check_own_size, check_vae, checked
 from .inputs import fit_input, own_size_inputs, posterior_inputs
 
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from cogvideox import PACKAGE
@@ -52,6 +53,12 @@ def imports(module: str) -> tuple[set[str], set[str]]:
         own |= {name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")}
         foreign |= {name.split(".")[0] for name in names if name.split(".")[0] != PACKAGE}
     return own, foreign
+
+
+def test_file_names_are_unique() -> None:
+    """In an editor's list of open files, in a traceback and in a search, two `lora.py` are one too many."""
+    names = Counter(path.name for path in FILES.values() if path.name != "__init__.py")
+    assert not {name for name, count in names.items() if count > 1}
 
 
 def test_imports_point_downwards() -> None:

@@ -19,8 +19,8 @@ from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import CHANNELS, SPATIAL, latent_frames
 from . import cache
 from .clips import Clip, DatasetSpec, UnusableClipError, check_spec, find_clips
-from .frames import Segment, cut_segments, probe_clip, read_segment
 from .objective import Sample
+from .segments import Segment, cut_segments, probe_clip, read_segment
 
 _FILES_IN_MEMORY = 16
 _REASONS_SHOWN = 5

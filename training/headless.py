@@ -24,10 +24,10 @@ from ..model_loaders.load_model import load_model
 from ..model_loaders.load_text_encoder import load_text_encoder
 from ..model_loaders.load_vae import load_vae
 from ..samplers.checks import check_size
+from .adapters import save_lora
 from .curve import draw_losses
 from .dataset import Dataset, build_dataset
 from .loop import Callbacks, read_losses
-from .lora import save_lora
 from .objective import objective_for
 from .parallelize import create_accelerator, describe_processes, end_processes, on_main_process, start_processes
 from .recipe import Recipe, load_recipe

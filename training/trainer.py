@@ -21,11 +21,11 @@ from ..errors import UserError
 from ..host.training_mode import differentiable_options
 from ..model_loaders.precision import choose_dtypes
 from . import cache
+from .adapters import attach_lora, detach_lora, export_lora
 from .batches import batch_samples
-from .blocks import call_blocks
+from .block_calls import call_blocks
 from .config import MAY_DIFFER_ON_RESUME, TrainConfig
 from .loop import Callbacks, LossFunction, train
-from .lora import attach_lora, detach_lora, export_lora
 from .objective import Objective, Sample, cogvideox_inside, denoising_loss, draw_batch
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -16,8 +16,8 @@ from ..files.safetensors_files import looks_like_safetensors, open_safetensors
 from ..files.torch_files import looks_like_torch, open_torch
 from .layers import HEADER_KEY, SCALES, Layer, describe_layer, missing_alphas
 from .names import ALPHA, OWN_PREFIX, SortedKeys, sort_keys, split_key, weights_by_alias
-from .patches import load_patches
 from .report import LoraReport, misfit_message, name_some, zero_match_message
+from .weight_patches import load_patches
 
 MAX_STRENGTH = 100.0
 # Layers whose shapes depend on the task of a model, through its input channels, and on CogVideoX 1.5's pairs of frames.

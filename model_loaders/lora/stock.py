@@ -12,7 +12,7 @@ from ...host.patches import wrap_stock_lora_nodes
 from ...sockets.model import CogVideoXModel
 from .apply import read_lora
 from .names import OWN_PREFIX, SIGNATURE_KEY, weights_by_alias
-from .patches import load_patches
+from .weight_patches import load_patches
 
 
 def enable_stock_lora_nodes(model_class: type, notify: Notify) -> None:

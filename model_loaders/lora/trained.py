@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 
 from ...errors import UserError
+from .export import diffusers_lora
 from .names import ALPHA, DOWN, OWN_PREFIX, UP, split_key
-from .save import diffusers_lora
 
 _PREFIXES = (OWN_PREFIX, "transformer.")  # of ComfyUI's trainer, and of the pack's
 _DIFFERENCES = ("diff", "diff_b")  # parts of norms and biases, which ComfyUI's trainer trains too

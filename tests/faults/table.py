@@ -175,10 +175,10 @@ FAULTS = (
     ),
     Fault(
         "a download is not verified",
-        "model_loaders/downloads/download.py",
+        "model_loaders/downloads/fetch.py",
         "if part.matches_digest():",
         "if True:",
-        ("tests/model_loaders/downloads/test_download.py::test_wrong_bytes_are_downloaded_again_and_then_refused",),
+        ("tests/model_loaders/downloads/test_fetch.py::test_wrong_bytes_are_downloaded_again_and_then_refused",),
         "A checkpoint with damaged bytes counts as whole.",
     ),
     Fault(
@@ -191,10 +191,10 @@ FAULTS = (
     ),
     Fault(
         "a linked range is not checked",
-        "nodes/checks.py",
+        "nodes/input_checks.py",
         "if not start_percent < end_percent:",
         "if False:",
-        ("tests/nodes/test_checks.py::test_shared_checks",),
+        ("tests/nodes/test_input_checks.py::test_shared_checks",),
         "A control net with its range the wrong way round does nothing, and nothing says so.",
     ),
     Fault(

@@ -17,7 +17,7 @@ from cogvideox.host.previews import preview_sender
 from cogvideox.media.flipbook import Flipbook
 from cogvideox.model_loaders.load_tiny_decoder import first_tiny_decoder, open_tiny_decoder
 from cogvideox.sockets.model import CogVideoXLatent
-from cogvideox.sockets.previews import enable_previews, make_renderers
+from cogvideox.sockets.preview_renderers import enable_previews, make_renderers
 from cogvideox.tests.support import check_parity
 from cogvideox.tests.tiny_decoders import NAME, write_tiny_decoder
 

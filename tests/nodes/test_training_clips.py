@@ -85,10 +85,10 @@ def test_lists_for_training(
 def test_first_frames_as_image_to_video_gives_them(models: tuple[CogVideoXVAE, comfy.sd.CLIP], folder: Path) -> None:
     """Core's trainer must see the picture where the sampler will see it."""
     latents, positive, _ = Node.execute(models[0], models[1], "clips", **{**SETTINGS, "image_to_video": True}).args
-    image = CogVideoXImageToVideo
-    from cogvideox.training import frames
+    from cogvideox.training import segments
 
-    taken = frames.read_segment(folder / "a.mp4", frames.Segment((0,), 64, 64, (0.5, 0.5)))
+    image = CogVideoXImageToVideo
+    taken = segments.read_segment(folder / "a.mp4", segments.Segment((0,), 64, 64, (0.5, 0.5)))
     theirs = image.execute(positive[0], positive[0], models[0], 64, 64, 9, 1, start_image=taken).args[0][0][1]
     ours = positive[0][0][1]
     assert latents[0]["cogvideox_images"].shape == (3, 16, 1, 8, 8)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cogvideox.errors import UserError
 from cogvideox.tests.clip_files import write_video
-from cogvideox.training import clips, frames
+from cogvideox.training import clips, segments
 
 Spec = clips.DatasetSpec
 CENTRE = (0.5, 0.5)
@@ -34,7 +34,7 @@ def take(path: Path, **settings: Any) -> torch.Tensor:
     """The first segment of a clip as a spec asks for it."""
     chosen: dict[str, Any] = {"width": 64, "height": 64, "frames": 9, **settings}
     spec = Spec(**chosen)
-    return frames.read_segment(path, frames.cut_segments(spec, frames.probe_clip(path), CENTRE)[0])
+    return segments.read_segment(path, segments.cut_segments(spec, segments.probe_clip(path), CENTRE)[0])
 
 
 def test_captions_beside_the_clips(tmp_path: Path) -> None:
@@ -134,18 +134,18 @@ def test_numbered_pictures(tmp_path: Path) -> None:
 def test_rate(source_fps: int, count: int, fps: float, expected: list[int]) -> None:
     """A clip filmed at 24 frames a second must not become three times as slow."""
     times = [number / source_fps for number in range(count)]
-    assert frames.shown_frames(times, count, fps) == expected
+    assert segments.shown_frames(times, count, fps) == expected
     if count > 1:  # as webm keeps them
-        assert frames.shown_frames([round(t, 3) + 7 for t in times], count, fps) == expected
+        assert segments.shown_frames([round(t, 3) + 7 for t in times], count, fps) == expected
 
 
 def test_segments_spread_over_a_long_clip() -> None:
     """Segments are evenly spaced, the last one ends with the clip, and none shows what another shows."""
-    source = frames.Source(64, 64, 40, None)
+    source = segments.Source(64, 64, 40, None)
     spec = Spec(width=64, height=64, frames=9, segments=3)
-    starts = [(segment.indices[0], segment.indices[-1]) for segment in frames.cut_segments(spec, source, CENTRE)]
+    starts = [(segment.indices[0], segment.indices[-1]) for segment in segments.cut_segments(spec, source, CENTRE)]
     assert starts == [(0, 8), (16, 24), (31, 39)]
-    assert len(frames.cut_segments(Spec(width=64, height=64, frames=9, segments=9), source, CENTRE)) == 4
+    assert len(segments.cut_segments(Spec(width=64, height=64, frames=9, segments=9), source, CENTRE)) == 4
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_bucket(settings: dict[str, Any], source: tuple[int, int, int], expected
     """The nearest shape, then the most frames that the clip fills."""
     chosen: dict[str, Any] = {"width": 96, "height": 64, "frames": 17, **settings}
     spec = Spec(**chosen)
-    assert frames.choose_size(spec, frames.Source(*source, None), source[2]) == expected
+    assert segments.choose_size(spec, segments.Source(*source, None), source[2]) == expected
 
 
 def test_other_shapes_are_cut_and_not_stretched(tmp_path: Path) -> None:
@@ -175,9 +175,9 @@ def test_other_shapes_are_cut_and_not_stretched(tmp_path: Path) -> None:
     shown = pixels(1, width=128)
     path = write_clip(tmp_path / "a.mkv", shown)
     for offset, left in (((0.5, 0.5), 32), ((0.0, 0.9), 0), ((1.0, 0.1), 64)):
-        taken = frames.read_segment(path, frames.Segment((0,), 64, 64, offset))
+        taken = segments.read_segment(path, segments.Segment((0,), 64, 64, offset))
         assert torch.equal(taken[0], torch.from_numpy(shown[0, :, left : left + 64]).float() / 255)
-    assert frames.read_segment(path, frames.Segment((0, 0), 32, 32, CENTRE)).shape == (2, 32, 32, 3)
+    assert segments.read_segment(path, segments.Segment((0, 0), 32, 32, CENTRE)).shape == (2, 32, 32, 3)
 
 
 def test_phones_film_on_their_side(tmp_path: Path) -> None:
@@ -192,9 +192,9 @@ def test_phones_film_on_their_side(tmp_path: Path) -> None:
         for picture in shown:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    source = frames.probe_clip(tmp_path / "a.mov")
+    source = segments.probe_clip(tmp_path / "a.mov")
     assert (source.width, source.height, source.frames) == (64, 96, 3)
-    taken = frames.read_segment(tmp_path / "a.mov", frames.Segment((0,), 64, 96, CENTRE))
+    taken = segments.read_segment(tmp_path / "a.mov", segments.Segment((0,), 64, 96, CENTRE))
     expected = np.rot90(shown[0]).copy()  # to the left, as ffmpeg defines it and ComfyUI's own Load Video does it
     assert torch.equal(taken[0], torch.from_numpy(expected).float() / 255)
 

@@ -15,8 +15,8 @@ from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import command_of
 from cogvideox.training import checkpoint, loop
+from cogvideox.training.adapters import attach_lora
 from cogvideox.training.config import MAY_DIFFER_ON_RESUME, TrainConfig
-from cogvideox.training.lora import attach_lora
 from cogvideox.training.objective import sample_generator
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from cogvideox.model_loaders import precision as precision_module
 from cogvideox.model_loaders.lora import apply
 from cogvideox.tests.quantized_models import KINDS, load
 from cogvideox.tests.support import check_parity, relative_error
-from cogvideox.training import blocks, lora
+from cogvideox.training import adapters, block_calls
 from cogvideox.training.config import TARGETS, TrainConfig
 
 RANK, ALPHA = 4, 6.0  # scale 1.5
@@ -30,9 +30,9 @@ def inputs(frames: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def trained(dit: torch.nn.Module) -> torch.nn.Module:
     """As after a training: B is no longer zero."""
-    lora.attach_lora(dit, CONFIG)
+    adapters.attach_lora(dit, CONFIG)
     generator = torch.Generator().manual_seed(4)
-    for layer in lora.lora_layers(dit).values():
+    for layer in adapters.lora_layers(dit).values():
         b = layer.lora_B["default"].weight
         b.data = 0.05 * torch.randn(b.shape, generator=generator)
     return dit
@@ -50,14 +50,14 @@ def load_dit(folder: Path, weight_dtype: str = "fp32") -> torch.nn.Module:
 def test_fresh_lora_changes_nothing_and_is_the_same_each_time(tiny_pipelines: dict[str, Path]) -> None:
     """Training must begin at the model as it is, and a seed must give one LoRA on every machine."""
     plain, first, second = (load_dit(tiny_pipelines["5b"]) for _ in range(3))
-    lora.attach_lora(first, CONFIG)
-    lora.attach_lora(second, CONFIG)
+    adapters.attach_lora(first, CONFIG)
+    adapters.attach_lora(second, CONFIG)
     assert torch.equal(plain(*inputs()), first(*inputs()))
     trained_names = {name for name, p in first.named_parameters() if p.requires_grad}
     assert all(".lora_" in name for name in trained_names) and len(trained_names) == 2 * 2 * len(BOTH)
     both = zip(first.named_parameters(), second.named_parameters())
     assert all(torch.equal(a, b) for (_, a), (_, b) in both)
-    a = lora.lora_layers(first)["transformer_blocks.0.attn1.to_q"].lora_A["default"].weight
+    a = adapters.lora_layers(first)["transformer_blocks.0.attn1.to_q"].lora_A["default"].weight
     assert a.std() > 0.1 / a.shape[1] ** 0.5
 
 
@@ -69,7 +69,7 @@ def test_saved_lora_is_the_trained_one(tiny_pipelines: dict[str, Path], tmp_path
     folder, frames = tiny_pipelines[variant], 4
     dit = trained(load_dit(folder))
     ours = dit(*inputs(frames))
-    path = lora.save_lora(tmp_path / "lora.safetensors", lora.export_lora(dit), {"note": "mine"})
+    path = adapters.save_lora(tmp_path / "lora.safetensors", adapters.export_lora(dit), {"note": "mine"})
     pipeline = CogVideoXPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.load_lora_weights(str(path))
     x, timestep, text = inputs(frames)
@@ -92,17 +92,17 @@ def test_weights_of_a_checkpoint_are_exported(tiny_pipelines: dict[str, Path]) -
     """What is saved must be the checkpoint's numbers (an average, say), not those that the model happens to hold."""
     dit = trained(load_dit(tiny_pipelines["5b"]))
     given = {name: p.detach() * 2 for name, p in dit.named_parameters() if p.requires_grad}
-    own, exported = lora.export_lora(dit), lora.export_lora(dit, given)
+    own, exported = adapters.export_lora(dit), adapters.export_lora(dit, given)
     assert own.keys() == exported.keys() and all(torch.equal(2 * own[key], exported[key]) for key in own)
 
 
 def test_no_file_is_overwritten_unasked(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
     """A LoRA of yesterday must not vanish under one of the same name; a training may renew its own."""
-    tensors, path = lora.export_lora(trained(load_dit(tiny_pipelines["5b"]))), tmp_path / "lora.safetensors"
-    lora.save_lora(path, tensors)
+    tensors, path = adapters.export_lora(trained(load_dit(tiny_pipelines["5b"]))), tmp_path / "lora.safetensors"
+    adapters.save_lora(path, tensors)
     with pytest.raises(errors.UserError, match="not overwritten"):
-        lora.save_lora(path, tensors)
-    lora.save_lora(path, tensors, overwrite=True)
+        adapters.save_lora(path, tensors)
+    adapters.save_lora(path, tensors, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["lora.safetensors"]
 
 
@@ -130,7 +130,7 @@ def test_model_without_gradients_is_refused(wide: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(precision_module, "fp8_matmul_obstacle", lambda device: None)
     monkeypatch.setattr(precision_module, "int8_matmul_obstacle", lambda device: None)
     with pytest.raises(errors.UserError, match="weight_dtype without _fast"):
-        lora.attach_lora(load_dit(wide, kind))
+        adapters.attach_lora(load_dit(wide, kind))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_model_without_gradients_is_refused(wide: Path, monkeypatch: pytest.Monk
 def test_nonsense_is_refused(options: dict, message: str) -> None:
     """A rank of 0 would train nothing for hours."""
     with pytest.raises(errors.UserError, match=message):
-        lora.attach_lora(torch.nn.Module(), TrainConfig(**options))
+        adapters.attach_lora(torch.nn.Module(), TrainConfig(**options))
 
 
 def test_detached_model_is_as_before(tiny_pipelines: dict[str, Path]) -> None:
@@ -154,10 +154,10 @@ def test_detached_model_is_as_before(tiny_pipelines: dict[str, Path]) -> None:
     before, names = dit(*inputs()), list(dit.state_dict())
     trained(dit)
     with pytest.raises(errors.UserError, match="carries a LoRA"):
-        lora.attach_lora(dit)
-    lora.detach_lora(dit)
+        adapters.attach_lora(dit)
+    adapters.detach_lora(dit)
     assert torch.equal(before, dit(*inputs())) and names == list(dit.state_dict())
-    lora.attach_lora(dit)
+    adapters.attach_lora(dit)
 
 
 @pytest.mark.parametrize("variant", ["5b", "1.5-5B"])
@@ -166,7 +166,7 @@ def test_recomputed_blocks_give_the_same_gradients(tiny_pipelines: dict[str, Pat
     results = []
     for recompute in (None, False, True):
         dit = trained(load_dit(tiny_pipelines[variant]))
-        handle = None if recompute is None else blocks.call_blocks(dit, recompute)
+        handle = None if recompute is None else block_calls.call_blocks(dit, recompute)
         kept = []
 
         def keep(tensor: torch.Tensor, kept: list = kept) -> torch.Tensor:
@@ -191,5 +191,5 @@ def test_mixed_precision_of_fsdp_leaves_positions_alone() -> None:
     from torch.distributed.utils import _apply_to_tensors
 
     rotary = torch.rand(2, 8, 4)
-    cast: Any = _apply_to_tensors(lambda tensor: tensor.bfloat16(), (torch.rand(2), blocks.NoCast(rotary)))
+    cast: Any = _apply_to_tensors(lambda tensor: tensor.bfloat16(), (torch.rand(2), block_calls.NoCast(rotary)))
     assert cast[0].dtype == torch.bfloat16 and cast[1].rotary is rotary

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import command_of, relative_error
-from cogvideox.training.blocks import call_blocks
+from cogvideox.training.block_calls import call_blocks
 from cogvideox.training.config import TrainConfig
 from cogvideox.training.launch import main
 from cogvideox.training.parallelize import shard_blocks
@@ -149,8 +149,8 @@ def work(kind: str, folder: Path, pipeline: Path) -> None:
 def train(accelerator: Accelerator, kind: str, folder: Path, pipeline: Path, mode: str) -> None:
     """Three steps on a few samples; the main process writes the first gradients and the trained weights."""
 
+    from cogvideox.training import adapters as loras
     from cogvideox.training import loop
-    from cogvideox.training import lora as loras
     from cogvideox.training import objective as objectives
 
     model = load_model(pipeline, "fp32", disable_dynamic=True)

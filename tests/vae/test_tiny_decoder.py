@@ -7,7 +7,7 @@ import torch
 
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_tiny_decoder import load_tiny_decoder, open_tiny_decoder
-from cogvideox.sockets.draft import decode_draft
+from cogvideox.sockets.draft_decoder import decode_draft
 from cogvideox.tests.peak_bytes import PeakBytes
 from cogvideox.tests.support import check_parity, relative_error
 from cogvideox.tests.tiny_decoders import NAME, reference, write_tiny_decoder

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cogvideox.errors import UserError
-from cogvideox.model_loaders.downloads import download as downloads
+from cogvideox.model_loaders.downloads import fetch as downloads
 from cogvideox.model_loaders.downloads import hub as hub_module
 from cogvideox.model_loaders.downloads import manifest as manifests
 from cogvideox.model_loaders.downloads.part_file import new_digest

@@ -23,7 +23,7 @@ from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.nodes.controlnet import CogVideoXApplyControlNet
 from cogvideox.nodes.latent import CogVideoXEmptyLatent
 from cogvideox.nodes.sample import CogVideoXSample
-from cogvideox.sockets.controlnet import CogVideoXControl, chain_control, check_model
+from cogvideox.sockets.control import CogVideoXControl, chain_control, check_model
 from cogvideox.tests.controlnet_reference import Controlled, ReferenceControl
 from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
 from cogvideox.transformer import attention

@@ -15,7 +15,7 @@ import pytest
 
 from cogvideox.devtools.paths import ROOT
 from cogvideox.errors import UserError
-from cogvideox.model_loaders.downloads import download as downloads
+from cogvideox.model_loaders.downloads import fetch as downloads
 from cogvideox.model_loaders.downloads import manifest as manifests
 from cogvideox.model_loaders.downloads.background import Cancelled
 from cogvideox.model_loaders.downloads.hub import RemoteFile

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.lora import apply as lora
-from cogvideox.model_loaders.lora import save as lora_save
+from cogvideox.model_loaders.lora import export as lora_save
 from cogvideox.tests.lora_files import (
     ALPHA,
     ATTENTION,

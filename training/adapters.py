@@ -12,8 +12,8 @@ from ..errors import UserError
 from ..host.ops import adopt_ops
 from ..host.quantized import is_quantized
 from ..model_loaders.files.safetensors_writer import write_tensors
+from ..model_loaders.lora.export import diffusers_lora
 from ..model_loaders.lora.layers import HEADER_KEY
-from ..model_loaders.lora.save import diffusers_lora
 from .config import TrainConfig
 
 _ADAPTER = "default"  # the name that peft gives to an adapter without one

@@ -12,8 +12,8 @@ from comfy_api.latest import io
 
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import comfyui_nodes
-from cogvideox.nodes import NODES, checks
-from cogvideox.nodes.checks import checked
+from cogvideox.nodes import NODES, input_checks
+from cogvideox.nodes.input_checks import checked
 
 NAN = float("nan")
 ran: list[str] = []
@@ -284,9 +284,9 @@ def test_defaults_agree(node: type[io.ComfyNode]) -> None:
 def test_shared_checks() -> None:
     """Their words, with one side known or both."""
     with pytest.raises(UserError, match="width 100 .* use 96 or 112; frames 10 .* use 9 or 13"):
-        checks.check_video_size(width=100, frames=10)
-    checks.check_own_size(0, 0)
+        input_checks.check_video_size(width=100, frames=10)
+    input_checks.check_own_size(0, 0)
     with pytest.raises(UserError, match="height 72"):
-        checks.check_own_size(height=72)
+        input_checks.check_own_size(height=72)
     with pytest.raises(UserError, match="start_percent 0.5 is not below end_percent 0.5: no step"):
-        checks.check_percent_range(0.5, 0.5)
+        input_checks.check_percent_range(0.5, 0.5)
