@@ -8,6 +8,8 @@ thus complete even where a stock node raises it; in a script, which has not set 
 from collections.abc import Mapping
 
 # Filled by set_advice: this module is below the nodes and cannot import their table.
+QUOTED_LETTERS = 120
+
 _advice: dict[str, str] = {}
 
 
@@ -31,3 +33,8 @@ def set_advice(table: Mapping[str, str]) -> None:
     """Complete the messages of errors with these next steps, sentences by UserError's `advice`."""
     _advice.clear()
     _advice.update(table)
+
+
+def quoted(text: str) -> str:
+    """The beginning of a text that a message repeats: a prompt, or a name from a file."""
+    return text if len(text) <= QUOTED_LETTERS else f"{text[:QUOTED_LETTERS]} …"

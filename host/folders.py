@@ -6,8 +6,11 @@ from pathlib import Path
 
 import folder_paths
 
-from ..errors import UserError
+from ..errors import UserError, quoted
+from .file_names import check_file_name
 
+DATASETS = "cogvideox_datasets"  # a key in extra_model_paths.yaml: folders that datasets may be in
+DATASETS_VARIABLE = "COGVIDEOX_DATASETS"  # the same, separated as in PATH
 COMPONENTS = ("transformer", "vae", "text_encoder")
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".bin", ".pt", ".pth", ".ckpt")  # in order of preference
 CONTROL_NET_CLASS = "CogVideoXControlnet"  # _class_name in the config.json of TheDenk's checkpoints
@@ -84,7 +87,7 @@ def find(name: str, *categories: str) -> Path:
     # A workflow may come from anybody and must not reach files elsewhere. The colon is that of a Windows drive ("C:x"),
     # which is not an absolute path there and still leads out of the folder.
     if not parts or Path(name).is_absolute() or ".." in parts or ":" in parts[0]:
-        raise UserError(f"{name!r} is not the name of a model. Choose one from the list.")
+        raise UserError(f"{quoted(str(name))!r} is not the name of a model. Choose one from the list.")
     for category in categories:
         for root in _roots(category):
             if _exists(root / name):
@@ -96,16 +99,52 @@ def find(name: str, *categories: str) -> Path:
 def new_file(name: str, category: str, suffix: str) -> Path:
     """The path of a new file `name` in the model folder of `category`; its subfolders are not created yet.
 
-    Raises UserError for a name that leads out of the model folder or is not a valid file name.
+    Raises UserError for a name that leads out of the model folder, through a link inside it too, or that cannot be a
+    file's.
     """
-    plain = name.strip().replace("\\", "/") if isinstance(name, str) else ""
-    parts = Path(plain).parts
-    outside = Path(plain).is_absolute() or ".." in parts
-    # Windows allows none of these characters in a file name, and no system allows the first.
-    is_invalid = not parts or plain.endswith("/") or outside or set(plain) & set('\0:*?"<>|')
-    if is_invalid:
-        raise UserError(f"{name!r} is not a valid file name. Use letters, digits, - and _, and / for folders.")
-    return first_root(category) / (plain if plain.endswith(suffix) else plain + suffix)
+    plain = check_file_name(name, "CogVideoX/my_model")
+    root = first_root(category)
+    path = root / (plain if plain.endswith(suffix) else plain + suffix)
+    if not path.parent.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{quoted(name)!r} leads out of {root}, through a link. Choose a name in another folder.")
+    return path
+
+
+def find_dataset(name: str) -> Path:
+    """The folder of a dataset: below ComfyUI's input folder, or below a folder that the user has named for datasets, in
+    extra_model_paths.yaml or in the environment. A workflow file may come from a stranger and must not read elsewhere.
+
+    name: relative to one of these folders, or a whole path that lies in one.
+
+    Raises UserError, which does not tell whether a folder exists outside of them.
+    """
+    roots = [Path(folder_paths.get_input_directory()), *_dataset_roots()]
+    inner = Path(name.strip().strip('"').replace("\\", "/"))
+    is_name = bool(inner.parts) and ".." not in inner.parts
+    for root in roots if is_name else ():
+        path = root / inner  # pathlib drops `root` before a whole path
+        # A relative name may go through a link: only the user can have put it there.
+        if _exists(path) and path.is_dir() and (_is_below(path, root) or not inner.is_absolute()):
+            return path
+    places = " or ".join(str(root) for root in roots)
+    raise UserError(
+        f"There is no folder {name[:100]!r} in {places}. Put the folder with the clips and their captions there "
+        f"(clip.mp4 and clip.txt), or name the folder that it is in: under {DATASETS} in extra_model_paths.yaml, or in "
+        f"the environment variable {DATASETS_VARIABLE}."
+    )
+
+
+def _dataset_roots() -> list[Path]:
+    """The folders for datasets that the user has named."""
+    listed = folder_paths.folder_names_and_paths.get(DATASETS, ([], set()))[0]
+    named = [name for name in os.environ.get(DATASETS_VARIABLE, "").split(os.pathsep) if os.path.isabs(name)]
+    return [Path(name) for name in (*listed, *named)]
+
+
+def _is_below(path: Path, root: Path) -> bool:
+    """Whether `path` is in the folder `root`, links followed, and not `root` itself."""
+    path, root = path.resolve(), root.resolve()
+    return path != root and path.is_relative_to(root)
 
 
 def first_root(category: str) -> Path:

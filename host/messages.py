@@ -1,31 +1,64 @@
 """Messages to the user while a node runs."""
 
+import html
 import logging
 from collections.abc import Callable
 
 from .protocols import PromptServer
 
 Notify = Callable[[str], object]  # takes a sentence for the user
+MAX_LETTERS = 4000
+
+_shown: dict[tuple[str, str], str | None] = {}  # (browser, node) with a text of ours on it -> the run that it is from
 
 
 def show_on_node(text: str, node_id: str | None) -> None:
     """Show `text` on the node `node_id`, the one that runs. (ComfyUI's ui.PreviewText shows nothing on custom nodes.)
 
-    Nothing happens without a node or a server, as in scripts.
+    Only the browser that queued the run gets it: a text may contain prompts and names of files. Nothing happens
+    without a node, a browser or a server, as in scripts.
     """
     server = prompt_server()
-    if node_id is not None and server is not None:
-        server.send_progress_text(text, node_id)
+    if node_id is None or server is None or server.client_id is None:
+        return
+    _shown[server.client_id, node_id] = _run_of(server)
+    server.send_progress_text(as_html(text), node_id, server.client_id)
 
 
 def show_on_running_node(text: str) -> None:
     """Show `text` on whichever node runs now, and in the log.
 
-    It is the `notify` that loaders hand to the rooms below. What they load also runs inside stock nodes, such as VAE
-    Decode, so that the node to show a text on is known only when there is something to show.
+    For the `notify` that nodes hand to the rooms below: stock nodes run their code as well.
     """
     logging.warning(text)
     show_on_node(text, getattr(prompt_server(), "last_node_id", None))
+
+
+def clear_running_node() -> None:
+    """Take away what an earlier run has shown on the node that runs now; what this run has shown stays.
+
+    ComfyUI's frontend keeps a text until another one comes for the same node: a warning would outlive its reason.
+    """
+    server = prompt_server()
+    if server is None or server.client_id is None or server.last_node_id is None:
+        return
+    key = server.client_id, server.last_node_id
+    if key in _shown and _shown[key] != _run_of(server):
+        del _shown[key]
+        server.send_progress_text(" ", server.last_node_id, server.client_id)  # the frontend ignores an empty text
+
+
+def as_html(text: str) -> str:
+    """`text` for the frontend, which puts it into the page as HTML (those of ComfyUI 0.16.3 and 0.18.2 unfiltered).
+
+    It may contain names and keys from a stranger's workflow or file. The frontend also makes links, of addresses and of
+    [[label|address]]: none of ours is meant as one.
+    """
+    shortened = text if len(text) <= MAX_LETTERS else f"{text[:MAX_LETTERS]} …"
+    escaped = html.escape(shortened, quote=True)
+    for mark, entity in (("://", ":&#47;/"), ("www.", "www&#46;"), ("[[", "[&#91;")):
+        escaped = escaped.replace(mark, entity)
+    return escaped
 
 
 def prompt_server() -> PromptServer | None:
@@ -33,3 +66,7 @@ def prompt_server() -> PromptServer | None:
     import server
 
     return getattr(server.PromptServer, "instance", None)
+
+
+def _run_of(server: PromptServer) -> str | None:
+    return getattr(server, "last_prompt_id", None)

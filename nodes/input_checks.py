@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from comfy_api.latest import io
 
 from ..errors import UserError
+from ..host.messages import clear_running_node
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SIZE_STEP, check_size
 
@@ -92,6 +93,7 @@ def _checked_execute(node: type[io.ComfyNode], execute: Callable[..., Any], chec
 
     @functools.wraps(execute)
     def execute_checked(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
+        clear_running_node()
         bound = signature.bind(cls, *args, **kwargs)
         bound.apply_defaults()
         given: dict[str, Any] = {}

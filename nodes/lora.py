@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..host.messages import show_on_node
-from ..host.output import new_output_path
+from ..host.output import check_output_prefix, new_output_path
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora
 from ..model_loaders.lora.export import SAVE_DTYPES, diffusers_lora, merge_loras
@@ -83,7 +83,11 @@ class CogVideoXApplyLora(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
-@checked()
+def _check_prefix(filename_prefix: str) -> None:
+    check_output_prefix(filename_prefix)
+
+
+@checked(_check_prefix)
 class CogVideoXSaveLora(io.ComfyNode):
     """A file in the output folder."""
 

@@ -12,9 +12,10 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..host import folders
 from ..host.compat import throw_if_interrupted
+from ..host.file_names import find_problem
 from ..host.messages import show_on_node
 from ..host.training_mode import InterruptProcessingException, explained_out_of_memory
 from ..model_loaders.files.safetensors_writer import write_tensors
@@ -42,8 +43,10 @@ _OUT_OF_MEMORY = (
 def checkpoint_folder_name(name: str) -> str:
     """`name` without spaces around it. Raises UserError where it cannot be the name of one folder."""
     name = name.strip()
-    if name and (not re.fullmatch(r"[\w .()+-]{1,100}", name) or name.startswith(".")):
-        raise UserError(f"checkpoint_name is {name[:200]!r}: use letters, digits, spaces, - and _, or leave it empty.")
+    if name and not (re.fullmatch(r"[\w .()+-]{1,100}", name) and find_problem(name) is None):
+        raise UserError(
+            f"checkpoint_name is {quoted(name)!r}: use letters, digits, spaces, - and _, or leave it empty."
+        )
     return name
 
 
@@ -109,8 +112,6 @@ def new_lora_path(name: str) -> Path:
     Raises UserError for a name that leads out of the folder or that cannot be a file's.
     """
     plain = folders.new_file(name, "loras", ".safetensors")
-    if plain.stem.startswith("."):
-        raise UserError(f"{name!r} is no name for a file. Use letters, digits, - and _, and / for folders.")
     pattern = re.compile(re.escape(plain.stem) + r"_(\d+)\.safetensors")
     there = plain.parent.iterdir() if plain.parent.is_dir() else ()
     numbers = [int(match[1]) for path in there if (match := pattern.fullmatch(path.name))]

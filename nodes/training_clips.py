@@ -5,13 +5,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import comfy.model_management as mm
 import comfy.sd
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..errors import UserError
+from ..host import folders
 from ..host.messages import show_on_node
 from ..training.clips import DatasetSpec
 from .input_checks import check_vae, check_video_size, checked
@@ -25,7 +25,7 @@ _SETTINGS = ("frames", "width", "height", "fps", "buckets", "shorter", "image_to
 
 
 def _check_folder(folder: str) -> None:
-    dataset_folder(folder)
+    folders.find_dataset(folder)
 
 
 @checked(_check_folder, check_video_size, check_vae)
@@ -50,7 +50,11 @@ class CogVideoXTrainingClips(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae"),
                 io.Clip.Input("clip"),
-                io.String.Input("folder", default="", tooltip="A folder in ComfyUI's input folder, or a full path."),
+                io.String.Input(
+                    "folder",
+                    default="",
+                    tooltip="A folder in ComfyUI's input folder, or in a folder for datasets that you have named.",
+                ),
                 *(widget(DatasetSpec, name) for name in _SETTINGS),
             ],
             outputs=[
@@ -64,7 +68,7 @@ class CogVideoXTrainingClips(io.ComfyNode):
     # The folder's name stays the same when clips are added. None: it is linked, and ComfyUI does not know it yet.
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, **_: Any) -> str:
-        return "" if folder is None else listing_hash(dataset_folder(folder))
+        return "" if folder is None else listing_hash(folders.find_dataset(folder))
 
     @classmethod
     def execute(
@@ -94,28 +98,10 @@ class CogVideoXTrainingClips(io.ComfyNode):
             image_variants=image_variants,
         )
         bar = comfy.utils.ProgressBar(1)  # the total comes with each update
-        dataset = build_dataset(dataset_folder(folder), spec, vae, clip, progress=bar.update_absolute)
+        dataset = build_dataset(folders.find_dataset(folder), spec, vae, clip, progress=bar.update_absolute)
         report = "\n".join(dataset.report)
         show_on_node(report, cls.hidden.unique_id)
         return io.NodeOutput(*_sockets(dataset), report)
-
-
-def dataset_folder(name: str) -> Path:
-    """The folder that a user means: a path, or a folder in ComfyUI's input folder.
-
-    Raises UserError where there is none.
-    """
-    inputs = Path(folder_paths.get_input_directory())
-    name = name.strip().strip('"')
-    try:
-        if name and (inputs / name).is_dir():  # pathlib drops `inputs` before an absolute path
-            return inputs / name
-    except (OSError, ValueError):  # not a name that this file system could have
-        pass
-    raise UserError(
-        f"There is no folder {name[:200]!r}. Give the name of a folder in {inputs}, or a full path, that holds clips "
-        "with their captions (clip.mp4 and clip.txt)."
-    )
 
 
 def listing_hash(folder: Path) -> str:
@@ -123,8 +109,11 @@ def listing_hash(folder: Path) -> str:
     node itself writes to, is one.
     """
     digest = hashlib.sha256(str(folder).encode())
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for root, inner, files in os.walk(folder):
+        # Not by an exception: ComfyUI catches all that fingerprint_inputs raises, and the interrupt would be lost.
+        if mm.processing_interrupted():
+            break
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(files):
             status = os.lstat(os.path.join(root, name))
             digest.update(f"{root}/{name} {status.st_size} {status.st_mtime_ns}\n".encode())

@@ -7,6 +7,7 @@ from typing import Any
 import comfy.samplers
 import torch
 
+from ..host.messages import clear_running_node
 from ..host.protocols import BaseModel, GuiderExecutor, StepCallback
 from .checks import check_conditioning, check_latent, check_sampler, check_size
 from .noise import seeded_noise
@@ -37,6 +38,7 @@ def sample_checked(
 
     Raises UserError.
     """
+    clear_running_node()
     guider = executor.class_obj
     model: BaseModel = guider.model_patcher.model
     check_latent(model, latent_image)

@@ -8,6 +8,8 @@ from typing import Any
 import comfy.sd1_clip
 import comfy.text_encoders.sd3_clip
 
+from ..errors import quoted
+
 MAX_TOKENS = 226  # max_text_seq_length in the config of every official checkpoint
 CLIP_NAME = "t5xxl"  # ComfyUI's name for T5 in the tokens of a prompt and in a text model's attributes
 _COMFYUI_TOKENIZER = Path(os.path.dirname(comfy.text_encoders.sd3_clip.__file__)) / "t5_tokenizer"
@@ -86,6 +88,6 @@ class CogVideoXTokenizer:
 def lost_text_message(lost: str, max_tokens: int) -> str:
     """The message for a prompt that was cut: `lost` is its end."""
     return (
-        f"This model reads {max_tokens} tokens; the prompt is longer and its end was left out: “{lost}”. "
+        f"This model reads {max_tokens} tokens; the prompt is longer and its end was left out: “{quoted(lost)}”. "
         "Shorten the prompt to keep it."
     )

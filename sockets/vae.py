@@ -12,7 +12,7 @@ import torch
 
 from ..errors import UserError
 from ..host.compat import model_patcher_class
-from ..host.messages import Notify
+from ..host.messages import Notify, clear_running_node
 from ..host.ops import adopt_ops
 from ..host.patches import without_warnings
 from ..vae.activation import modulated_silu
@@ -107,6 +107,7 @@ class CogVideoXVAE(comfy.sd.VAE):
         self, latents: torch.Tensor, memory: str = "auto", band_pixels: int | None = None, compile: bool = False
     ) -> Generator[torch.Tensor, None, None]:
         """Frames [t, H, W, 3] in 0 .. 1 of latents [1, 16, n, h, w], at most 9 at a time, on the output device."""
+        clear_running_node()
         plan = self._load(memory, band_pixels, latents.shape, self.memory_used_decode)
         network, fell_back = self.first_stage_model, partial(self._report_fallback, "Decoding")
         activation = modulated_silu

@@ -21,7 +21,7 @@ UNUSED = {
         cogvideox_drawn cogvideox_trajectory cogvideox_std cogvideox_images cogvideox_empty_text cogvideox_dataset
         concat_latent_image cogvideox_task cogvideox_known cogvideox_scale cogvideox_end cogvideox_range
     """,
-    "an annotation in quotes, which vulture does not read": "AudioStream VideoStream",
+    "an annotation in quotes, which vulture does not read": "AudioStream",
     "inspect reads it, and by that ComfyUI": "__signature__",
     "a parameter that is part of the key of a functools cache": "modified_ns",
     "PyAV reads it on a stream": """

@@ -20,6 +20,7 @@ import torch
 
 from ..complete_file import write_complete_text
 from ..errors import UserError
+from ..host.compat import throw_if_interrupted
 from ..host.quantized import is_quantized
 from ..model_loaders.files.safetensors_writer import write_tensors
 from .clips import pictures_in
@@ -47,6 +48,7 @@ def hash_clip(path: Path) -> str:
         digest.update(file.name.encode() if path.is_dir() else b"")
         with file.open("rb") as stream:
             while block := stream.read(_BLOCK_BYTES):
+                throw_if_interrupted()
                 digest.update(block)
     return digest.hexdigest()
 

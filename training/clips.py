@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..host.compat import throw_if_interrupted
 from ..vae.geometry import SIZE_STEP, check_size
 from .config import MAX_SEED
 from .fields import check_settings, setting
@@ -18,6 +19,8 @@ CROPS = ("center", "random")
 SHORTER = ("skip", "bucket")
 BUCKETS = ("fixed", "auto")
 MAX_SIDE, MAX_FRAMES = 16384, 1025
+MAX_LIST_BYTES, MAX_CAPTION_BYTES = 1 << 26, 1 << 16  # a caption of 226 tokens has about 1,000 bytes
+_SHOWN_LETTERS = 120  # of a name that a list of captions holds
 _COLUMNS = ("file_name", "text")
 _EXPECTED = (
     "It should hold clips (mp4, webm, mov, mkv, avi, gif, animated webp, or folders of numbered pictures) and their "
@@ -119,6 +122,7 @@ def find_clips(folder: Path) -> tuple[list[Clip], list[str]]:
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures of a folder in the order of the numbers in their names: frame_2 comes before frame_10."""
     found = [path for path in folder.iterdir() if _is_shown(path.name, PICTURE_SUFFIXES)]
+    found = [path for path in found if path.is_file()]  # to open a FIFO would wait for ever
     return sorted(found, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
 
 
@@ -132,7 +136,7 @@ def _listed(folder: Path) -> tuple[str, list[tuple[str, str]]] | None:
     if not (prompts.is_file() and videos.is_file()):
         return None
     # Empty lines between others count: line n of one file belongs to line n of the other.
-    captions, names = (_text(path).strip("\n").split("\n") for path in (prompts, videos))
+    captions, names = (_text(path, MAX_LIST_BYTES).strip("\n").split("\n") for path in (prompts, videos))
     if len(captions) != len(names):
         raise UserError(
             f"{prompts} has {len(captions)} lines and {videos.name} {len(names)}. Line by line they name a caption and "
@@ -143,49 +147,74 @@ def _listed(folder: Path) -> tuple[str, list[tuple[str, str]]] | None:
 
 def _json_rows(path: Path) -> list[tuple[str, str]]:
     rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(_text(path, MAX_LIST_BYTES).split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
                 rows.append((str(row["file_name"]), str(row["text"])))
             except (ValueError, KeyError, TypeError) as error:
+                # Without the error's own words, which may repeat what the line contains.
                 raise UserError(
-                    f'{path}, line {number}, is not {{"file_name": "clip.mp4", "text": "a caption"}} '
-                    f"({type(error).__name__}: {error}). Correct or delete that line."
+                    f'{path}, line {number}, is not {{"file_name": "clip.mp4", "text": "a caption"}}. Correct or '
+                    "delete that line."
                 ) from error
     return rows
 
 
 def _csv_rows(path: Path) -> list[tuple[str, str]]:
-    reader = csv.DictReader(_text(path).splitlines())
-    missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(
-            f"{path} has no column {' and no column '.join(missing)}; its first line names "
-            f"{', '.join(reader.fieldnames or ['nothing'])}. Let it be: file_name,text"
-        )
-    # A row with too few columns holds None.
-    return [(row["file_name"] or "", row["text"] or "") for row in reader]
+    reader = csv.DictReader(_text(path, MAX_LIST_BYTES).splitlines())
+    try:
+        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(
+                f"{path} has no column {' and no column '.join(missing)}. Let its first line be: file_name,text"
+            )
+        # A row with too few columns holds None.
+        return [(row["file_name"] or "", row["text"] or "") for row in reader]
+    except csv.Error as error:  # a field of more than 128 KiB, or a NUL
+        raise UserError(f"{path} cannot be read as a table ({error}). Save it again as CSV in UTF-8.") from error
 
 
 def _resolved(folder: Path, list_name: str, rows: list[tuple[str, str]]) -> tuple[list[Clip], list[str]]:
+    """A clip for each row of a list that names one in `folder`, and a sentence on each other row.
+
+    A list may have been downloaded together with its clips, so that what it names outside of the folder is not opened,
+    nor what links inside the folder lead to.
+    """
     clips: list[Clip] = []
     problems: list[str] = []
+    root = folder.resolve()
     for name, caption in rows:
+        throw_if_interrupted()
         name, caption = name.strip(), caption.strip()
-        path = folder / name
-        if not name or not path.exists():
-            problems.append(f"{name or 'A clip without a name'}: {list_name} names it, but there is no such file.")
+        shown = name[:_SHOWN_LETTERS] or "A clip without a name"
+        path = _inside(root, name)
+        if path is None:
+            problems.append(f"{shown}: {list_name} names it, but it is not inside the folder.")
+        elif not name or not (os.path.isfile(path) or os.path.isdir(path)):  # no device or FIFO
+            problems.append(f"{shown}: {list_name} names it, but there is no such file.")
         elif not caption:
-            problems.append(f"{name}: it has no caption in {list_name}.")
+            problems.append(f"{shown}: it has no caption in {list_name}.")
+        elif len(caption.encode("utf-8", "replace")) > MAX_CAPTION_BYTES:
+            problems.append(f"{shown}: its caption in {list_name} has more than {MAX_CAPTION_BYTES} bytes.")
         else:
-            clips.append(Clip(name, path, caption))
+            clips.append(Clip(name, folder / name, caption))
     return clips, problems
+
+
+def _inside(root: Path, name: str) -> Path | None:
+    """`name` below `root`, links followed; None where that leads out of it, or no path can have that name."""
+    try:
+        path = (root / name).resolve()
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, or a circle of links
+        return None
+    return path if path.is_relative_to(root) else None
 
 
 def _with_captions(folder: Path) -> tuple[list[Clip], list[str]]:
     clips, problems = [], []
     for path in _walk(folder):
+        throw_if_interrupted()
         name = path.relative_to(folder).as_posix()
         try:
             caption = _caption_of(path)
@@ -203,17 +232,19 @@ def _walk(folder: Path) -> list[Path]:
     """Every clip below `folder`: files, and folders that hold pictures and no clip."""
     found = []
     for root, folders, files in os.walk(folder):
+        throw_if_interrupted()
         # In place, so that os.walk does not enter them: .cogvideox_cache is one.
         folders[:] = [name for name in folders if not name.startswith(".")]
         here = [Path(root) / name for name in files if _is_shown(name, CLIP_SUFFIXES)]
-        found += here
+        found += [path for path in here if path.is_file()]
         if not here and Path(root) != folder and any(_is_shown(name, PICTURE_SUFFIXES) for name in files):
             found.append(Path(root))
     return sorted(found)
 
 
 def _caption_of(path: Path) -> str:
-    return next((_text(file).strip() for file in _caption_files(path) if file.is_file()), "")
+    files = (file for file in _caption_files(path) if file.is_file())
+    return next((_text(file, MAX_CAPTION_BYTES).strip() for file in files), "")
 
 
 def _caption_files(path: Path) -> list[Path]:
@@ -227,10 +258,15 @@ def _is_shown(name: str, suffixes: tuple[str, ...]) -> bool:
     return name.lower().endswith(suffixes) and not name.startswith(".")
 
 
-def _text(path: Path) -> str:
-    """Raises UnusableClipError where `path` is not UTF-8 text."""
+def _text(path: Path, most_bytes: int) -> str:
+    """Raises UnusableClipError where `path` is not UTF-8 text, or is larger than `most_bytes`."""
     try:
+        size = path.stat().st_size
+        if size > most_bytes:
+            raise UnusableClipError(f"{path} has {size} bytes. Expected are at most {most_bytes}: shorten it.")
         # Some editors on Windows begin a file with a byte order mark, which would become part of a caption or a column.
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnusableClipError(f"{path} cannot be read as UTF-8 text ({error}). Save it again as UTF-8.") from error
+    except UnicodeDecodeError as error:  # its own words repeat a byte of the file
+        raise UnusableClipError(f"{path} is not UTF-8 text. Save it again as UTF-8.") from error
+    except OSError as error:
+        raise UnusableClipError(f"{path} cannot be read ({error}). Check its permissions.") from error

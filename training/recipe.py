@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import UserError
+from ..errors import UserError, quoted
+from ..host.file_names import find_problem
 from ..model_loaders.precision import FAST_MODES, PRECISIONS
 from .clips import DatasetSpec, check_spec
 from .config import MODES, TrainConfig
@@ -107,8 +108,8 @@ def load_recipe(path: Path) -> Recipe:
     for key, named in paths.items():
         if named is not None and not named.exists():
             raise UserError(f"{path}: {key} is {named}, which does not exist. Give the path of an existing one.")
-    if not recipe.output.name or Path(recipe.output.name).name != recipe.output.name:
-        raise UserError(f"{path}: output.name is {recipe.output.name!r}: use a name without folders.")
+    if "/" in recipe.output.name or find_problem(recipe.output.name):
+        raise UserError(f"{path}: output.name is {quoted(recipe.output.name)!r}: use a name without folders.")
     if recipe.mode == "full" and recipe.model.weight_dtype not in ("default", "fp32"):
         raise UserError(
             f"{path}: model.weight_dtype is {recipe.model.weight_dtype!r} with mode full, which trains in fp32. "

@@ -11,9 +11,12 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.stream import VideoStream
 from PIL import Image, ImageOps, ImageSequence
 
+from ..host.compat import throw_if_interrupted
 from ..media.pictures import fit_pictures
 from ..vae.geometry import SIZE_STEP
 from .clips import DatasetSpec, UnusableClipError, pictures_in
@@ -22,6 +25,7 @@ _LEAST_FRAMES = 9  # 8k + 1 below it is 1, a picture, from which no motion can b
 # Containers round times: WebM and Matroska to whole milliseconds, by default. A frame that is due at 0.0417 s may be
 # marked 0.042, and without a tolerance the frame before would be taken for it.
 _CLOCK_S = 0.002
+_MAX_PIXELS = 1 << 26  # 8192 x 8192
 _PILLOW = (".gif", ".webp")  # read by Pillow: FFmpeg does not decode animated WebP
 
 
@@ -167,8 +171,12 @@ def _frames_of(path: Path) -> Iterator[Callable[[], np.ndarray]]:
     Pillow decodes all frames of an animation into one object.
     """
     if path.is_dir():
-        return (partial(_picture, file) for file in pictures_in(path))
-    return _animation_frames(path) if path.suffix.lower() in _PILLOW else _video_frames(path)
+        frames: Iterator[Callable[[], np.ndarray]] = (partial(_picture, file) for file in pictures_in(path))
+    else:
+        frames = _animation_frames(path) if path.suffix.lower() in _PILLOW else _video_frames(path)
+    for frame in frames:
+        throw_if_interrupted()
+        yield frame
 
 
 def _picture(path: Path) -> np.ndarray:
@@ -186,6 +194,7 @@ def _picture_times(path: Path) -> tuple[float, ...]:
     times = [0.0]
     with Image.open(path) as picture:
         for frame in ImageSequence.Iterator(picture):
+            throw_if_interrupted()
             frame.load()  # a WebP frame has its duration only once it is decoded
             # Browsers show a frame without a duration, or with 0, for 100 ms.
             times.append(times[-1] + (frame.info.get("duration") or 100) / 1000)
@@ -194,12 +203,21 @@ def _picture_times(path: Path) -> tuple[float, ...]:
 
 def _video_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+        stream = _video_stream(container)
         stream.thread_type = "AUTO"
         for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:  # FFmpeg conceals damage and returns the frame all the same
                 raise ValueError(f"frame {number + 1} is damaged")
             yield partial(_upright, frame)
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    """Raises ValueError where the first video stream declares more pixels than any clip has: FFmpeg would reserve them
+    for each of its threads, whatever the file contains."""
+    stream = container.streams.video[0]
+    if stream.width * stream.height > _MAX_PIXELS:
+        raise ValueError(f"it declares {stream.width} x {stream.height} pixels")
+    return stream
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
@@ -216,8 +234,12 @@ def _video_times(path: Path) -> tuple[float, ...]:
     discarded were cut off by an edit list and give no frame.
     """
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        packets = [p for p in container.demux(stream) if p.size and not getattr(p, "is_discard", False)]
+        stream = _video_stream(container)
+        packets = []
+        for packet in container.demux(stream):
+            throw_if_interrupted()
+            if packet.size and not getattr(packet, "is_discard", False):
+                packets.append(packet)
         times = [p.pts * p.time_base for p in packets if p.pts is not None and p.time_base is not None]
         if len(times) < len(packets):
             rate = float(stream.average_rate or stream.guessed_rate or 25)

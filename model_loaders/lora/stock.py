@@ -7,7 +7,7 @@ from typing import Any
 import comfy.model_patcher
 import torch
 
-from ...host.messages import Notify
+from ...host.messages import Notify, clear_running_node
 from ...host.patches import wrap_stock_lora_nodes
 from ...sockets.model import CogVideoXModel
 from .apply import read_lora
@@ -38,6 +38,7 @@ def _prepare(
     header: Mapping[str, str] | None,
 ) -> dict[str, torch.Tensor]:
     """`lora` with the keys that fit `model` checked and renamed; keys for a text encoder stay as they are."""
+    clear_running_node()
     read = read_lora(lora, header, model, allow_none=True)
     # Nothing fits the model: a warning, unless the LoRA is one for a text encoder only, which ComfyUI's node applies.
     text = read.report.skipped.get("for a text encoder", ())

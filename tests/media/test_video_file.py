@@ -230,15 +230,11 @@ def never() -> Iterator[torch.Tensor]:
 @pytest.mark.parametrize(
     ("prefix", "words"),
     [
-        ("../out", "leads out"),
-        ("a/../../out", "leads out"),
-        ("", "does not contain a file name"),
-        ("a/", "does not contain a file name"),
-        ("..", "does not contain a file name"),
-        ("a\0b", "does not contain a file name"),
-        (None, "does not contain a file name"),
+        ("../out", "is not a valid file name"),
+        ("", "is not a valid file name"),
+        (None, "is not a valid file name"),
         ("file/video", "There is no folder"),
-        ("n" * 300, "cannot be written: .*too long"),
+        ("n" * 300, "more than 200 bytes"),
     ],
 )
 def test_bad_prefix(output: Path, prefix: str, words: str) -> None:

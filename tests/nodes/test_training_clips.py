@@ -1,8 +1,10 @@
 """CogVideoXTrainingClips as ComfyUI runs it: lists for core's training and for the pack's own."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as mm
 import comfy.sd
 import folder_paths
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from cogvideox.errors import UserError
+from cogvideox.host import folders
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
@@ -121,12 +124,65 @@ def test_edits_run_the_node_again(folder: Path) -> None:
     assert Node.fingerprint_inputs(folder=None) == ""
 
 
-@pytest.mark.parametrize("name", ["nowhere", "", "clips/a.mp4", "/no/such/folder", "x" * 5000, "a\0b"])
-def test_folder_that_is_none_is_refused(folder: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["nowhere", "", " ", ".", "clips/a.mp4", "/no/such/folder", "x" * 5000, "a\0b"])
+def test_no_folder_is_refused(folder: Path, name: str) -> None:
     """The queue says at once that there is no such folder, before models are loaded."""
     assert "There is no folder" in str(Node.validate_inputs(folder=name, width=64, height=64, frames=9))
     with pytest.raises(UserError, match="There is no folder"):
-        nodes.dataset_folder(name)
+        folders.find_dataset(name)
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is not below ComfyUI's input folder."""
+    made = tmp_path_factory.mktemp("elsewhere") / "private"
+    made.mkdir()
+    return made
+
+
+@pytest.mark.parametrize("spelled", ["absolute", "relative", "quoted", "windows", "through a folder"])
+def test_folders_elsewhere_are_not_read(folder: Path, elsewhere: Path, spelled: str) -> None:
+    """A stranger's workflow could read the videos of a disk, write a cache next to them, or find out what exists."""
+    relative = os.path.relpath(elsewhere, folder.parent)
+    name = {
+        "absolute": str(elsewhere),
+        "relative": relative,
+        "quoted": f'"{elsewhere}"',
+        "windows": relative.replace("/", "\\"),
+        "through a folder": f"clips/../{relative}",
+    }[spelled]
+    message = str(Node.validate_inputs(folder=name, width=64, height=64, frames=9))
+    elsewhere.rmdir()
+    assert message == str(Node.validate_inputs(folder=name, width=64, height=64, frames=9)), "it tells what exists"
+    assert "There is no folder" in message and folders.DATASETS_VARIABLE in message
+
+
+@pytest.mark.parametrize("how", ["variable", "yaml"])
+def test_folders_that_the_user_has_named(
+    folder: Path, elsewhere: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Datasets are large and lie on disks of their own."""
+    if how == "variable":
+        monkeypatch.setenv(folders.DATASETS_VARIABLE, os.pathsep.join(["", "relative", str(elsewhere.parent)]))
+    else:
+        listed = {folders.DATASETS: ([str(elsewhere.parent)], set())}
+        monkeypatch.setattr(folder_paths, "folder_names_and_paths", folder_paths.folder_names_and_paths | listed)
+    for name in ("private", str(elsewhere)):
+        assert folders.find_dataset(name) == elsewhere
+    (folder / "link").symlink_to("/", target_is_directory=True)
+    for name in (str(elsewhere.parent.parent), str(elsewhere.parent), f"{folder}/link"):
+        with pytest.raises(UserError, match="There is no folder"):
+            folders.find_dataset(name)
+
+
+def test_listing_a_folder_ends_when_the_run_is_cancelled(folder: Path) -> None:
+    """A folder with millions of files would hold up the queue; the interrupt flag stays set for ComfyUI to see."""
+    whole = nodes.listing_hash(folder)
+    mm.interrupt_current_processing(True)
+    try:
+        assert nodes.listing_hash(folder) != whole and mm.processing_interrupted()
+    finally:
+        mm.interrupt_current_processing(False)
 
 
 def test_valid_inputs_pass(folder: Path) -> None:

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import comfy.model_management as mm
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from PIL import Image
 
 from cogvideox.errors import UserError
 from cogvideox.tests.clip_files import write_video
-from cogvideox.training import clips, segments
+from cogvideox.training import cache, clips, segments
 
 Spec = clips.DatasetSpec
 CENTRE = (0.5, 0.5)
@@ -94,6 +96,116 @@ def test_unreadable_datasets_are_refused(tmp_path: Path, files: dict[str, str], 
         clips.find_clips(tmp_path)
     with pytest.raises(UserError, match="There is no folder"):
         clips.find_clips(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_rows_that_lead_out_of_the_folder(tmp_path: Path, form: str) -> None:
+    """A list that was downloaded with its clips must not read the user's other videos, or hang at a device."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    write_clip(folder / "a.mkv", pixels(1))
+    private = write_clip(tmp_path / "private.mkv", pixels(1))
+    (folder / "link.mkv").symlink_to(private)
+    (folder / "zero.mkv").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.mkv")
+    outside = [str(private), "../private.mkv", "link.mkv", "/dev/zero", "zero.mkv", "..", "x" * 5000]
+    rows = [(name, "a caption") for name in ["a.mkv", *outside, "pipe.mkv"]]
+    if form == "jsonl":
+        lines = [json.dumps({"file_name": name, "text": text}) for name, text in rows]
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+    else:
+        with (folder / "metadata.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("file_name", "text"), *rows])
+    found, problems = clips.find_clips(folder)
+    assert [clip.name for clip in found] == ["a.mkv"]
+    assert all("not inside the folder" in problem for problem in problems[: len(outside) - 1]), problems
+    assert all("there is no such file" in problem for problem in problems[len(outside) - 1 :]), problems
+    assert len(problems) == len(rows) - 1 and max(map(len, problems)) < 250
+
+
+def test_only_regular_files_are_clips(tmp_path: Path) -> None:
+    """To open a FIFO waits until somebody writes into it, and /dev/zero never ends."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "zero.mp4").symlink_to("/dev/zero")
+    (tmp_path / "pictures").mkdir()
+    os.mkfifo(tmp_path / "pictures" / "1.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "pictures" / "2.png")
+    for name in ("pipe", "zero", "pictures"):
+        (tmp_path / f"{name}.txt").write_text("a caption")
+    found, problems = clips.find_clips(tmp_path)
+    assert [clip.name for clip in found] == ["pictures"] and not problems
+    assert [picture.name for picture in clips.pictures_in(tmp_path / "pictures")] == ["2.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", "SECRET,PASSWORD\n1,2\n"),
+        ("metadata.csv", "file_name,text\n" + "SECRET" * 50_000 + ",b\n"),
+        ("metadata.jsonl", '{"file_name": SECRET'),
+        ("metadata.jsonl", '["SECRET"]'),
+        ("metadata.jsonl", '{"SECRET": 1}'),
+    ],
+    ids=["columns", "long field", "json", "list", "key"],
+)
+def test_messages_do_not_repeat_a_file(tmp_path: Path, name: str, content: str) -> None:
+    """Any file can be called metadata.csv; what is in it belongs in no message, log or shared error report."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        clips.find_clips(tmp_path)
+    chained = [str(error) for error in (caught.value, caught.value.__cause__) if error is not None]
+    assert "SECRET" not in chained[0] and name in chained[0]
+
+
+def test_captions_and_lists_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caption of gigabytes would fill the memory before the tokenizer cuts it to 226 tokens."""
+    write_clip(tmp_path / "a.mkv", pixels(1))
+    (tmp_path / "a.txt").write_text("x" * (clips.MAX_CAPTION_BYTES + 1))
+    _, problems = clips.find_clips(tmp_path)
+    assert len(problems) == 1 and "Expected are at most" in problems[0]
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.mkv", "text": "x" * 70_000}))
+    _, problems = clips.find_clips(tmp_path)
+    assert len(problems) == 1 and "more than 65536 bytes" in problems[0]
+    monkeypatch.setattr(clips, "MAX_LIST_BYTES", 1000)
+    with pytest.raises(UserError, match="Expected are at most 1000"):
+        clips.find_clips(tmp_path)
+
+
+def test_reading_ends_when_the_run_is_cancelled(tmp_path: Path) -> None:
+    """Listing, hashing and probing a large dataset take minutes: the button must work meanwhile."""
+    path = write_clip(tmp_path / "a.mkv", pixels(9))
+    animation = tmp_path / "b.gif"
+    flat = [Image.new("RGB", (64, 64), (20 * i, 0, 0)) for i in range(3)]
+    flat[0].save(animation, save_all=True, append_images=flat[1:])
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.mkv", "text": "a"}))
+    segment = segments.Segment(tuple(range(9)), 64, 64, CENTRE)
+    for work in (
+        lambda: clips.find_clips(tmp_path),
+        lambda: cache.hash_clip(path),
+        lambda: segments.probe_clip(path),
+        lambda: segments.probe_clip(animation),
+        lambda: segments.read_segment(path, segment),
+    ):
+        mm.interrupt_current_processing(True)
+        try:
+            with pytest.raises(mm.InterruptProcessingException):
+                work()
+        finally:
+            mm.interrupt_current_processing(False)
+        work()
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "a.txt").write_text("a")
+    mm.interrupt_current_processing(True)
+    with pytest.raises(mm.InterruptProcessingException):
+        clips.find_clips(tmp_path)
+
+
+def test_a_video_that_declares_a_huge_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg reserves what a header declares, for each of its threads, before it reads the first frame."""
+    path = write_clip(tmp_path / "a.mkv", pixels(9))
+    monkeypatch.setattr(segments, "_MAX_PIXELS", 1000)
+    with pytest.raises(clips.UnusableClipError, match="it declares 64 x 64 pixels"):
+        segments.probe_clip(path)
 
 
 def test_frames_come_unchanged(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def clips(tmp_path: Path, tiny_pipelines: dict[str, Path], monkeypatch: pytest.M
     for module, node in ((clip_nodes, "CogVideoXTrainingClips"), (train_nodes, "CogVideoXTrainLora")):
         monkeypatch.setattr(getattr(module, node), "hidden", type("Hidden", (), {"unique_id": None}), raising=False)
         monkeypatch.setattr(module, "show_on_node", lambda text, node_id: None)
-    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    for name in ("input", "output"):
+        monkeypatch.setattr(folder_paths, f"get_{name}_directory", lambda: str(tmp_path))
     return Clips(tmp_path, tiny_pipelines["5b-I2V"])
 
 

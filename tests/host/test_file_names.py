@@ -1,0 +1,133 @@
+"""Names that a workflow chooses for files: the same rule for every file that the pack writes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import pytest
+
+from cogvideox.errors import UserError
+from cogvideox.host import folders
+from cogvideox.host.file_names import check_file_name
+from cogvideox.host.output import check_output_prefix, new_output_path
+from cogvideox.nodes import NODES, train
+from cogvideox.nodes.lora import CogVideoXSaveLora
+
+BAD = {
+    "empty": "",
+    "spaces": "   ",
+    "parent": "../a",
+    "parent inside": "a/../../b",
+    "parent of windows": "..\\a",
+    "absolute": "/etc/a",
+    "drive": "C:/a",
+    "folder": "a/",
+    "hidden": ".bashrc",
+    "hidden folder": ".ssh/authorized_keys",
+    "option": "-rf",
+    "newline": "a\nb",
+    "nul": "a\0b",
+    "escape sequence": "\x1b[2Ja",
+    "line separator": "a\u2028b",
+    "right to left": "a\u202egpj",
+    "markup": "<img src=x onerror=alert(1)>",
+    "question mark": "a?",
+    "device": "con",
+    "device with a suffix": "loras/NUL.safetensors",
+    "numbered device": "com1",
+    "dot at the end": "a.",
+    "space at the end": "a /b",
+    "long": "x" * 250,
+    "long in bytes": "视" * 80,
+    "deep": "a/" * 600 + "a",
+    "half a letter": "a\ud800",
+}
+GOOD = ("a", "a/b", "a\\b", " a ", "loras/v1.5 (final)", "%year%-%month%/v", "视频/猫", "a-b", "console", "v.1")
+bad = pytest.mark.parametrize("name", BAD.values(), ids=BAD)
+
+
+@bad
+def test_bad_names(name: str) -> None:
+    """One sentence for what some system cannot store, what hides a file, and what leads out of the folder."""
+    with pytest.raises(UserError, match="is not a valid file name: .*as in my/name") as caught:
+        check_file_name(name, "my/name")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_names(name: str) -> None:
+    """Users have dates, dots, brackets and their own alphabet in names."""
+    assert check_file_name(name, "a") == name.strip().replace("\\", "/")
+
+
+def refuse_checkpoint(name: str) -> None:
+    if name.strip():  # none is a choice
+        train.check_checkpoint_name(name)
+    else:
+        raise UserError("checkpoint_name is empty")
+
+
+WRITERS: dict[str, Callable[[str], object]] = {
+    "output": lambda name: new_output_path(name, ".safetensors"),
+    "prefix": check_output_prefix,
+    "model": lambda name: folders.new_file(name, "diffusion_models", ".safetensors"),
+    "trained LoRA": train.new_lora_path,
+    "checkpoint": refuse_checkpoint,
+}
+
+
+@bad
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
+def test_every_file_that_is_written(writer: Callable[[str], object], name: str, tmp_path: Path) -> None:
+    """A name that one node refuses must not be accepted by another."""
+    with pytest.raises(UserError, match="valid file name|checkpoint_name is"):
+        writer(name)
+
+
+NAMED = {"CogVideoXSaveLora", "CogVideoXSaveModel", "CogVideoXSaveTrainedLora", "CogVideoXDecodeToFile"}
+
+
+def test_names_are_checked_when_the_prompt_is_queued() -> None:
+    """Not after an hour of sampling or training. Every text input that names a file is among them."""
+    found = set()
+    for node in NODES:
+        for name in ("filename_prefix", "name", "checkpoint_name"):
+            schema = node.define_schema()
+            if name in {entry.id for entry in schema.inputs}:
+                found.add(node.__name__)
+                value: Any = ["a\nb"] if schema.is_input_list else "a\nb"
+                queued = getattr(node, "validate_inputs")  # noqa: B009, which a node without checks lacks
+                assert "letters, digits" in str(queued(**{name: value})), node
+    assert found == NAMED | {"CogVideoXTrainLora"}
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder outside of ComfyUI's, to which a link leads from each of its folders."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("output", "diffusion_models", "loras"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "link").symlink_to(elsewhere, target_is_directory=True)
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
+    for category in ("diffusion_models", "loras"):
+        monkeypatch.setitem(
+            folder_paths.folder_names_and_paths, category, ([str(tmp_path / category)], {".safetensors"})
+        )
+    return elsewhere
+
+
+@pytest.mark.parametrize("writer", [name for name in WRITERS if name != "checkpoint"])
+def test_links_lead_nowhere(outside: Path, writer: str) -> None:
+    """A folder of a downloaded archive may be a link; a new file must not appear where it leads."""
+    with pytest.raises(UserError, match="leads out of"):
+        WRITERS[writer]("link/a")
+    assert not list(outside.iterdir())
+
+
+def test_a_refused_prefix_makes_no_folder(outside: Path) -> None:
+    """What is refused leaves nothing behind, and what is checked when queued does neither."""
+    output = outside.parent / "output"
+    assert CogVideoXSaveLora.validate_inputs(filename_prefix="new/lora") is True
+    assert sorted(path.name for path in output.iterdir()) == ["link"]

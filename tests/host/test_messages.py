@@ -1,0 +1,86 @@
+"""What is sent to the browser for a node to show."""
+
+from collections.abc import Iterator
+
+import pytest
+import server
+
+from cogvideox.errors import QUOTED_LETTERS, quoted
+from cogvideox.host import messages
+from cogvideox.sockets.tokenizer import lost_text_message
+
+
+class Browser:
+    """ComfyUI's server: who has queued the run, which node runs, and what was sent."""
+
+    def __init__(self) -> None:
+        self.client_id: str | None = "mine"
+        self.last_node_id: str | None = "7"
+        self.last_prompt_id = "first run"
+        self.sent: list[tuple[str, str, str | None]] = []
+
+    def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
+        self.sent.append((text, node_id, sid))
+
+
+@pytest.fixture
+def browser(monkeypatch: pytest.MonkeyPatch) -> Iterator[Browser]:
+    made = Browser()
+    monkeypatch.setattr(server.PromptServer, "instance", made, raising=False)
+    yield made
+    messages._shown.clear()
+
+
+def test_markup_is_sent_as_text(browser: Browser) -> None:
+    """The frontend puts the text into the page as HTML: a name in a stranger's workflow ran as script in it."""
+    messages.show_on_node("""<img src=x onerror=alert(1)> & "a" 'b'""", "7")
+    sent = browser.sent[0][0]
+    assert sent == "&lt;img src=x onerror=alert(1)&gt; &amp; &quot;a&quot; &#x27;b&#x27;"
+
+
+@pytest.mark.parametrize("text", ["https://evil.example/x", "www.evil.example", "[[click|https://evil.example]]"])
+def test_no_links_are_made(browser: Browser, text: str) -> None:
+    """A link in a message of ours looks as if we recommended it."""
+    messages.show_on_node(text, "7")
+    sent = browser.sent[0][0]
+    assert "://" not in sent and "www." not in sent and "[[" not in sent
+
+
+def test_only_the_browser_that_queued_the_run_gets_it(browser: Browser) -> None:
+    """Everybody on a shared server read the end of one's prompt and the names of one's files."""
+    messages.show_on_node("a text", "7")
+    assert browser.sent == [("a text", "7", "mine")]
+    browser.client_id = None  # queued through the API
+    messages.show_on_node("a text", "7")
+    messages.clear_running_node()
+    assert len(browser.sent) == 1
+
+
+def test_a_text_goes_with_its_reason(browser: Browser) -> None:
+    """A warning that stays after the next run was read as one about that run."""
+    messages.clear_running_node()
+    assert not browser.sent
+    messages.show_on_running_node("a warning")
+    messages.clear_running_node()  # of the same run: a decode after an encode, a second video of a batch
+    assert [text for text, _, _ in browser.sent] == ["a warning"]
+    browser.last_prompt_id = "second run"
+    messages.clear_running_node()
+    messages.clear_running_node()
+    assert [text for text, _, _ in browser.sent] == ["a warning", " "]
+
+
+def test_texts_have_an_end(browser: Browser) -> None:
+    """A prompt of a megabyte, repeated on a node, froze the page."""
+    messages.show_on_node("<" * 100_000, "7")
+    assert len(browser.sent[0][0]) < 5 * messages.MAX_LETTERS
+    assert quoted("x" * QUOTED_LETTERS) == "x" * QUOTED_LETTERS
+    assert quoted("x" * 5000) == "x" * QUOTED_LETTERS + " …"
+    assert len(lost_text_message("word " * 1000, 226)) < 300
+
+
+def test_a_script_has_no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no server at all, and nothing may fail for it."""
+    monkeypatch.setattr(server.PromptServer, "instance", None, raising=False)
+    messages.show_on_running_node("a text")
+    messages.clear_running_node()
+    assert not messages._shown
