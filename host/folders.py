@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 
 from ..errors import UserError, quoted
+from ..small_files import read_small_text
 from .file_names import check_file_name
 
 DATASETS = "cogvideox_datasets"  # a key in extra_model_paths.yaml: folders that datasets may be in
@@ -160,8 +161,8 @@ def _roots(category: str) -> list[Path]:
 
 def _is_control_net(folder: Path) -> bool:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = json.loads(read_small_text(folder / "config.json", 1 << 20))
+    except (OSError, ValueError, RecursionError, UserError):
         return False
     return isinstance(config, dict) and config.get("_class_name") == CONTROL_NET_CLASS
 

@@ -14,6 +14,7 @@ import torch
 
 from ..errors import UserError
 from ..host.folders import COMPONENTS, WEIGHT_SUFFIXES
+from ..small_files import read_small_text
 from .downloads.manifest import require_complete
 from .files.gguf_files import looks_like_gguf, open_gguf, read_gguf_header
 from .files.headers import Entry, Header, json_metadata
@@ -44,6 +45,7 @@ _FAILED_DOWNLOADS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it points to",
     b"<": "is a web page, not weights",
 }
+_MAX_JSON_BYTES = 1 << 24  # an index of 100,000 tensors has about 10 MB
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)$")
 
 
@@ -336,7 +338,7 @@ def _stat_file(path: Path) -> os.stat_result:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError where it contains something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_small_text(path, _MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}. Download it again.") from error
     if not isinstance(value, dict):

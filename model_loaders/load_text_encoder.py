@@ -10,11 +10,11 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..host.quantized import is_quantized
 from ..host.quantized_patcher import adopt_patcher
 from ..sockets.clip import TextEncoderTarget
-from ..sockets.tokenizer import MAX_TOKENS, CogVideoXTokenizer
+from ..sockets.tokenizer import MAX_TOKENS, MOST_TOKENS, CogVideoXTokenizer
 from .checkpoints import Weights, open_component, require_fit
 from .precision import (
     FAST_MODES,
@@ -59,6 +59,11 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     state_dict = weights.state_dict
     config = t5_config(weights)
     max_tokens = weights.siblings.get("transformer", {}).get("max_text_seq_length", MAX_TOKENS)
+    if not (isinstance(max_tokens, int) and 1 <= max_tokens <= MOST_TOKENS):
+        raise UserError(
+            f"The transformer's config.json next to {weights.path} has {quoted(str(max_tokens))} as "
+            f"max_text_seq_length. Expected is a number from 1 to {MOST_TOKENS}: download config.json again."
+        )
     tokenizer = CogVideoXTokenizer(_tokenizer_folder(weights), max_tokens)
     if tokenizer.vocab_size > config["vocab_size"]:
         raise UserError(

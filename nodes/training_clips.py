@@ -125,6 +125,7 @@ def _sockets(dataset: "Dataset") -> tuple[list[dict], list[list]]:
     latents, positive = [], []
     empty_text = dataset.empty_text
     for index in range(len(dataset)):
+        mm.throw_exception_if_processing_interrupted()
         sample = dataset.load(index)
         std, images = cast(torch.Tensor, sample.get("std")), sample.get("images")
         latent = {

@@ -7,11 +7,16 @@ from typing import Any
 
 import comfy.sd1_clip
 import comfy.text_encoders.sd3_clip
+from tokenizers import Tokenizer
 
-from ..errors import quoted
+from ..errors import UserError, quoted
+from ..small_files import read_small_text
 
 MAX_TOKENS = 226  # max_text_seq_length in the config of every official checkpoint
+MOST_TOKENS = 4096  # of any config: every prompt is padded to that many
 CLIP_NAME = "t5xxl"  # ComfyUI's name for T5 in the tokens of a prompt and in a text model's attributes
+_SPECIAL = ("</s>", "<pad>")  # end and padding
+_MAX_FILE_BYTES = 1 << 24  # T5's has 2.4 MB
 _COMFYUI_TOKENIZER = Path(os.path.dirname(comfy.text_encoders.sd3_clip.__file__)) / "t5_tokenizer"
 
 
@@ -27,18 +32,19 @@ class CogVideoXTokenizer:
         copy of T5's tokenizer is used, which has the same vocabulary.
         max_tokens: the max_text_seq_length of the transformer that gets the text. A model that was trained with fewer
         goes astray with more padding.
-        """
-        # transformers defines its names when they are first asked for, unseen by a type checker
-        from transformers import T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
+        Raises UserError for a tokenizer.json that is none of T5's.
+        """
         found = folder if folder is not None and (folder / "tokenizer.json").is_file() else _COMFYUI_TOKENIZER
-        self.tokenizer = T5TokenizerFast.from_pretrained(str(found))
+        self.tokenizer = _read_tokenizer(found / "tokenizer.json")
         self.max_tokens = max_tokens
+        # The end token is kept whatever else is cut, and padding follows it, as in diffusers.
+        self._end, self._pad = (self.tokenizer.token_to_id(token) for token in _SPECIAL)
 
     @property
     def vocab_size(self) -> int:
         """Number of different token ids."""
-        return len(self.tokenizer)
+        return self.tokenizer.get_vocab_size()
 
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, prompt_weights: bool = False, **_: Any
@@ -51,10 +57,8 @@ class CogVideoXTokenizer:
         ids = self._weighted_ids(text, prompt_weights)
         if lost := self._decode_lost(ids):
             logging.warning(lost_text_message(lost, self.max_tokens))
-        # The end token is kept whatever else is cut, and padding follows it, as in diffusers.
-        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        ids = [*ids[: self.max_tokens - 1], (end, 1.0)]
-        ids += [(pad, 1.0)] * (self.max_tokens - len(ids))
+        ids = [*ids[: self.max_tokens - 1], (self._end, 1.0)]
+        ids += [(self._pad, 1.0)] * (self.max_tokens - len(ids))
         if return_word_ids:
             ids = [(*pair, word) for word, pair in enumerate(ids)]
         return {CLIP_NAME: [ids]}
@@ -71,18 +75,38 @@ class CogVideoXTokenizer:
         return [
             (i, weight)
             for segment, weight in segments
-            for i in self.tokenizer(segment, add_special_tokens=False)["input_ids"]
+            for i in self.tokenizer.encode(segment, add_special_tokens=False).ids
         ]
 
     # The methods below complete the interface of ComfyUI's tokenizers (comfy.sd1_clip.SD1Tokenizer).
     def untokenize(self, token_weight_pairs: list[tuple]) -> list[tuple]:
-        return [(pair, self.tokenizer.convert_ids_to_tokens(pair[0])) for pair in token_weight_pairs]
+        return [(pair, self.tokenizer.id_to_token(pair[0])) for pair in token_weight_pairs]
 
     def state_dict(self) -> dict:
         return {}
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
-        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=skip_special_tokens)
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer from tokenizer.json alone. transformers would read tokenizer_config.json too, which can demand any
+    number of tokens to be added (extra_ids), one after the other."""
+    try:
+        tokenizer = Tokenizer.from_str(read_small_text(path, _MAX_FILE_BYTES))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Download it again.") from error
+    except Exception as error:  # tokenizers raises no other class  # noqa: BLE001
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not a tokenizer ({quoted(str(error))}). Download it again.") from error
+    missing = [token for token in _SPECIAL if tokenizer.token_to_id(token) is None]
+    if missing:
+        raise UserError(f"{path} is not T5's tokenizer: it has no {' and no '.join(missing)}. Download it again.")
+    # Both may be set in the file. Cutting and padding happen in tokenize_with_weights.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def lost_text_message(lost: str, max_tokens: int) -> str:

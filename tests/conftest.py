@@ -1,4 +1,6 @@
-"""A real ComfyUI for every test; the tiers, the workers, and what a run has measured."""
+"""A real ComfyUI for every test; the tiers, the workers, and what a run has measured.
+
+torch is imported late: the process that only shares the tests out to workers needs none of it, and they wait for it."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -7,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import use_comfyui
+from cogvideox.tests.measured import ERRORS, FUZZ, LAYOUT_MATRIX, PARITY, dump_measured, merge_measured
 from cogvideox.tests.tiers import TIERS, heaviest_first, left_out, room_of, summary_lines
 
 try:
@@ -27,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
+        import torch
+
         torch.set_num_threads(1)  # two workers on two cores: more threads would wait for each other
     elif config.getoption("tier") == "fast":
         # what has become slow is named, for tiers.SLOW
@@ -60,16 +64,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """A worker hands over what it has measured, for the tables at the end."""
     config: Any = session.config  # xdist adds an attribute to it
     if hasattr(config, "workeroutput"):
-        from cogvideox.tests.support import dump_measured
-
         config.workeroutput |= {"measured": dump_measured(), "left_out": dict(LEFT_OUT)}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
     """Take what a worker has measured; every worker leaves out the same tests. A crashed one hands over nothing."""
-    from cogvideox.tests.support import merge_measured
-
     output = getattr(node, "workeroutput", {})
     merge_measured(output.get("measured", "{}"))
     LEFT_OUT.update({reason: count for reason, count in output.get("left_out", {}).items() if reason not in LEFT_OUT})
@@ -78,6 +78,8 @@ def pytest_testnodedown(node: Any, error: Any) -> None:
 @pytest.fixture(autouse=True)
 def torch_as_it_was() -> Iterator[None]:
     """A test that leaves gradients off changes what the next ones test."""
+    import torch
+
     yield
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
@@ -95,6 +97,8 @@ def nodes_outside_graphs() -> Iterator[None]:
 @pytest.fixture
 def inference() -> Iterator[None]:
     """As ComfyUI runs nodes."""
+    import torch
+
     with torch.inference_mode():
         yield
 
@@ -119,8 +123,6 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print what this run has measured: the matrices, and the worst case of everything compared with diffusers; and
     what its tier has left out."""
-    from cogvideox.tests.support import ERRORS, FUZZ, LAYOUT_MATRIX, PARITY
-
     if LAYOUT_MATRIX:
         terminalreporter.section("layouts of a transformer on disk, and the variants loaded from each")
         for layout, variants in LAYOUT_MATRIX.items():

@@ -1,8 +1,6 @@
 """Helpers that several tests share: tiny weights in both implementations, and the distance between results."""
 
-import json
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import torch
 
 from cogvideox.devtools.embedded_checkpoint import VARIANTS, write_pipeline
+from cogvideox.tests.measured import ERRORS, PARITY
 
 ALL_VARIANTS = tuple(VARIANTS)
 TEXT_TO_VIDEO = ("2b", "5b", "1.5-5B")
@@ -22,19 +21,11 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-LAYOUT_MATRIX: dict[str, set[str]] = {}  # layout of a transformer on disk -> the variants that loaded from it
-FUZZ: dict[str, tuple[Counter, float]] = {}  # what was damaged -> (how its copies ended, slowest in seconds)
-PARITY: dict[str, list[tuple[float, float]]] = {}  # what was compared -> (relative error, tolerance) of each case
-
-
 def check_parity(what: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
     """Assert that ours is within `tolerance` of the reference, and keep the figure for the table at the end."""
     error = relative_error(ours, theirs)
     PARITY.setdefault(what, []).append((error, tolerance))
     assert error <= tolerance, f"{what}: relative error {error:.1e}, tolerance {tolerance:.0e}"
-
-
-ERRORS: dict[str, list[tuple[float, str]]] = {}  # precision -> (relative error, note) of each measurement
 
 
 def record_error(precision: str, error: float, note: str) -> None:
@@ -49,26 +40,6 @@ def stored_bytes(tensor: torch.Tensor) -> int:
         return tensor.numel() * tensor.element_size()
     names, _ = flatten()
     return sum(stored_bytes(getattr(tensor, name)) for name in names)
-
-
-_MEASURED = {"LAYOUT_MATRIX": LAYOUT_MATRIX, "FUZZ": FUZZ, "PARITY": PARITY, "ERRORS": ERRORS}
-
-
-def dump_measured() -> str:
-    """All that this process has measured, as JSON: a worker's tests count for the tables of the whole run."""
-    return json.dumps(_MEASURED, default=sorted)  # the only values that JSON has no word for are sets
-
-
-def merge_measured(text: str) -> None:
-    """Add what `dump_measured` said in another process."""
-    other = json.loads(text)
-    for layout, variants in other.get("LAYOUT_MATRIX", {}).items():
-        LAYOUT_MATRIX.setdefault(layout, set()).update(variants)
-    for what, (counts, slowest_s) in other.get("FUZZ", {}).items():
-        FUZZ[what] = (Counter(counts), slowest_s)
-    for name, table in (("PARITY", PARITY), ("ERRORS", ERRORS)):
-        for what, cases in other.get(name, {}).items():
-            table.setdefault(what, []).extend(tuple(case) for case in cases)
 
 
 def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Path:

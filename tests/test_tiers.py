@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cogvideox.tests import support, tiers
+from cogvideox.tests import measured, tiers
 
 
 class Case:
@@ -88,17 +88,17 @@ MEASURED = {
 
 def test_what_workers_measured_reaches_the_tables() -> None:
     """The tables at the end of a run would show the half that one worker ran, or nothing."""
-    tables = {name: getattr(support, name) for name in MEASURED}
+    tables = {name: getattr(measured, name) for name in MEASURED}
     kept = {name: dict(table) for name, table in tables.items()}
     try:
         for name, (what, value) in MEASURED.items():
             tables[name].clear()
             tables[name][what] = value
-        text = support.dump_measured()
+        text = measured.dump_measured()
         for table in tables.values():
             table.clear()
         for times in (1, 2):
-            support.merge_measured(text)
+            measured.merge_measured(text)
             for name, (what, value) in MEASURED.items():
                 assert tables[name] == {what: value * times if isinstance(value, list) else value}
     finally:

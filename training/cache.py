@@ -23,7 +23,8 @@ from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.quantized import is_quantized
 from ..model_loaders.files.safetensors_writer import write_tensors
-from .clips import pictures_in
+from ..small_files import read_small_text
+from .clips import MAX_LIST_BYTES, pictures_in
 
 FOLDER = ".cogvideox_cache"
 _FORMAT = "1"  # part of every file's name: raise it when the contents of the files change, and older ones are unused
@@ -138,8 +139,8 @@ def read_digest(path: Path) -> str:
 def read_index(folder: Path) -> dict[str, list[str]]:
     """Clip -> hashes of its bytes and its caption when the cache was last filled; empty where that is not known."""
     try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        index = json.loads(read_small_text(folder / _INDEX, MAX_LIST_BYTES))
+    except (OSError, ValueError, RecursionError, UserError):
         return {}
     return index if isinstance(index, dict) else {}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
+from ..small_files import read_small_text
 from ..vae.geometry import SIZE_STEP, check_size
 from .config import MAX_SEED
 from .fields import check_settings, setting
@@ -152,7 +153,7 @@ def _json_rows(path: Path) -> list[tuple[str, str]]:
             try:
                 row = json.loads(line)
                 rows.append((str(row["file_name"]), str(row["text"])))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 # Without the error's own words, which may repeat what the line contains.
                 raise UserError(
                     f'{path}, line {number}, is not {{"file_name": "clip.mp4", "text": "a caption"}}. Correct or '
@@ -261,12 +262,10 @@ def _is_shown(name: str, suffixes: tuple[str, ...]) -> bool:
 def _text(path: Path, most_bytes: int) -> str:
     """Raises UnusableClipError where `path` is not UTF-8 text, or is larger than `most_bytes`."""
     try:
-        size = path.stat().st_size
-        if size > most_bytes:
-            raise UnusableClipError(f"{path} has {size} bytes. Expected are at most {most_bytes}: shorten it.")
-        # Some editors on Windows begin a file with a byte order mark, which would become part of a caption or a column.
-        return path.read_text(encoding="utf-8-sig")
+        return read_small_text(path, most_bytes)
     except UnicodeDecodeError as error:  # its own words repeat a byte of the file
         raise UnusableClipError(f"{path} is not UTF-8 text. Save it again as UTF-8.") from error
     except OSError as error:
         raise UnusableClipError(f"{path} cannot be read ({error}). Check its permissions.") from error
+    except UserError as error:
+        raise UnusableClipError(str(error)) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...complete_file import write_complete_text
 from ...errors import UserError
+from ...small_files import read_small_text
 from .hub import RemoteFile, is_digest
 
 MANIFEST = ".cogvideox-download.json"
@@ -91,7 +92,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in `folder`; None where there is none, or it is damaged or of another format."""
     try:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        value = json.loads(read_small_text(folder / MANIFEST, 1 << 24))
         entries = value["files"]
         manifest = Manifest(
             str(value["repository"]),
@@ -101,7 +102,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             {entry["path"]: str(entry["etag"]) for entry in entries if entry["etag"]},
             value["complete"] is True,
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
         return None
     # The file may have been changed by anyone, and it names files to write: every path has to be one that the pack
     # would choose itself.

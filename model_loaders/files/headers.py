@@ -41,6 +41,6 @@ def json_object(text: str | bytes | None) -> dict[str, Any]:
     """The JSON object that `text` is, {} where it is something else."""
     try:
         value = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

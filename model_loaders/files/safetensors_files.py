@@ -33,6 +33,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit (huggingface/safetensors, tensor.rs, MAX_HEADER_SIZE)
 _SUFFIXES = (".safetensors", ".sft")  # the ones that comfy.utils.load_torch_file takes for safetensors
 
 
@@ -55,6 +56,8 @@ def read_safetensors_header(path: Path) -> Header:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= size - 8:
             raise damaged(path, f"is not a safetensors file, or only its beginning ({size} bytes)")
+        if length > _MAX_HEADER_BYTES:
+            raise damaged(path, f"announces a header of {length} bytes, where {_MAX_HEADER_BYTES} are allowed")
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_unique)

@@ -1,12 +1,16 @@
 """Token ids and embeddings against diffusers' pipeline."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.sockets import tokenizer as tokenizers
 from cogvideox.sockets.tokenizer import CogVideoXTokenizer
 from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
 
@@ -61,6 +65,58 @@ def test_official_tokenizer_where_the_folder_has_only_a_spiece_model(tmp_path: P
     ids = [token for token, _ in tokenizer.tokenize_with_weights("A panda.")["t5xxl"][0]]
     # T5's vocabulary: "▁A", "▁pan", "d", "a", "."; then </s> and padding
     assert ids[:6] == [71, 2131, 26, 9, 5, 1] and ids[6:] == [0] * 220
+
+
+@pytest.fixture
+def own_tokenizer(tmp_path: Path) -> Path:
+    """A checkpoint's tokenizer folder with T5's tokenizer.json."""
+    shutil.copy(tokenizers._COMFYUI_TOKENIZER / "tokenizer.json", tmp_path)
+    return tmp_path
+
+
+def test_only_tokenizer_json_is_read(own_tokenizer: Path) -> None:
+    """A tokenizer_config.json of a few bytes asked for 100000 more tokens: loading took minutes and gigabytes."""
+    (own_tokenizer / "tokenizer_config.json").write_text(json.dumps({"extra_ids": 10**9, "tokenizer_class": "Harm"}))
+    (own_tokenizer / "special_tokens_map.json").write_text("not json")
+    (own_tokenizer / "added_tokens.json").write_text(json.dumps({f"<{n}>": n for n in range(1000)}))
+    assert CogVideoXTokenizer(own_tokenizer).vocab_size == CogVideoXTokenizer(None).vocab_size == 32100
+
+
+def test_cutting_and_padding_of_the_file_do_not_count(own_tokenizer: Path) -> None:
+    """A file saved by a trainer may have both; a prompt would lose its end unseen."""
+    path = own_tokenizer / "tokenizer.json"
+    truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"truncation": truncation}))
+    ids = CogVideoXTokenizer(own_tokenizer).tokenize_with_weights("A panda.")["t5xxl"][0]
+    assert ids == CogVideoXTokenizer(None).tokenize_with_weights("A panda.")["t5xxl"][0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("not json", "is not a tokenizer"),
+        ("{}", "is not a tokenizer"),
+        ('{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}', "no </s> and no"),
+        ("[" * 100_000, "is not a tokenizer"),
+        (" " * ((1 << 24) + 1), "Expected are at most 16777216"),
+    ],
+    ids=["text", "empty", "another", "nested", "large"],
+)
+def test_a_file_that_is_no_tokenizer(tmp_path: Path, content: str, words: str) -> None:
+    """One sentence with the path, whatever the file holds."""
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        CogVideoXTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("tokens", [10**9, 0, -1, "many", None, 1.5])
+def test_absurd_numbers_of_tokens(tiny_pipelines: dict[str, Path], tmp_path: Path, tokens: object) -> None:
+    """Every prompt is padded to that many: a small config.json would take all memory."""
+    folder = shutil.copytree(tiny_pipelines["5b"], tmp_path / "model")
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_text_seq_length": tokens}))
+    with pytest.raises(UserError, match="max_text_seq_length. Expected is a number from 1 to 4096"):
+        load_text_encoder(folder)
 
 
 def test_prompt_weights_only_when_asked(encoders: tuple) -> None:

@@ -55,21 +55,31 @@ def check(
     return used
 
 
-@ladder
-@pytest.mark.parametrize("count", (1, 2, 3, pytest.param(4, marks=pytest.mark.long), 7))
+def cases(*every_plan: int, some_plans: tuple[int, ...], rare: int) -> pytest.MarkDecorator:
+    """(length, plan): each plan for some lengths, the first and the last plan for others; the rest in the long tier."""
+    standard = [(n, plan) for n in every_plan for plan in plans.LADDER]
+    standard += [(n, plan) for n in some_plans for plan in (plans.FAST, plans.LEAST)]
+    rest = [(n, plan) for n in (*some_plans, rare) for plan in plans.LADDER if (n, plan) not in standard]
+    given = [pytest.param(*case, id=f"{case[0]}-{case[1].name}") for case in standard]
+    given += [pytest.param(*case, id=f"{case[0]}-{case[1].name}", marks=pytest.mark.long) for case in rest]
+    return pytest.mark.parametrize(("count", "plan"), given)
+
+
+@cases(7, some_plans=(1, 2, 3), rare=4)
 def test_estimate_of_a_decode(network: torch.nn.Module, count: int, plan: OffloadPlan) -> None:
     """Too low an estimate overflows the card in the middle of a video; too high a one evicts models in vain."""
     check(network, decode_stream, (*SMALL[:2], count, *SMALL[3:]), plan, torch.bfloat16)
 
 
-@ladder
-@pytest.mark.parametrize("frames", (1, 9, pytest.param(13, marks=pytest.mark.long), 25))
-def test_estimate_of_an_encode(network: torch.nn.Module, frames: int, plan: OffloadPlan) -> None:
+@cases(25, some_plans=(1, 9), rare=13)
+def test_estimate_of_an_encode(network: torch.nn.Module, count: int, plan: OffloadPlan) -> None:
     """The same for a video on its way in."""
-    check(network, encode_stream, (1, 3, frames, 240, 360), plan, torch.bfloat16)
+    check(network, encode_stream, (1, 3, count, 240, 360), plan, torch.bfloat16)
 
 
-@pytest.mark.parametrize("plan", plans.LADDER[:3:2], ids=lambda plan: plan.name)
+@pytest.mark.parametrize(
+    "plan", (plans.FAST, pytest.param(plans.LOW, marks=pytest.mark.long)), ids=lambda plan: plan.name
+)
 def test_estimates_in_fp32(network: torch.nn.Module, plan: OffloadPlan) -> None:
     """Twice the bytes, but for what is fp32 in any type."""
     check(network, decode_stream, (1, 16, 5, 30, 40), plan, torch.float32)

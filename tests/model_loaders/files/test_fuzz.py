@@ -21,7 +21,8 @@ from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.tests import layout_files as layouts
-from cogvideox.tests.support import FUZZ, write_fp32
+from cogvideox.tests.measured import FUZZ
+from cogvideox.tests.support import write_fp32
 
 MUTATIONS = (100, pytest.param(500, marks=pytest.mark.long))  # of each layout; the same ones, and more of them
 SLOWEST_S = 1.0  # of work: a machine that does other things as well takes longer

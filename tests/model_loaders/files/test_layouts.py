@@ -13,7 +13,8 @@ from cogvideox.host import quantized
 from cogvideox.model_loaders import checkpoints, variants
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.tests import layout_files as layouts
-from cogvideox.tests.support import ALL_VARIANTS, LAYOUT_MATRIX
+from cogvideox.tests.measured import LAYOUT_MATRIX
+from cogvideox.tests.support import ALL_VARIANTS
 
 
 @cache
