@@ -1,0 +1,61 @@
+"""Texts on nodes in the real frontend, which puts them into the page as HTML."""
+
+import json
+
+import pytest
+import torch
+from playwright.sync_api import expect
+from safetensors.torch import save_file
+
+from cogvideox.devtools.frontend import Frontend
+from cogvideox.devtools.server import Server
+
+_PIPELINE = "CogVideoX-nano-5b"
+_MARKUP = "<img src=x onerror=window.hacked=1>"
+# Load -> Apply LoRA -> Save LoRA, and run it.
+_RUN = """
+([pipeline, lora]) => {
+  window.outcome = null
+  app.api.addEventListener('execution_success', () => { window.outcome = 'success' })
+  app.api.addEventListener('execution_error', e => { window.outcome = e.detail.exception_message })
+  const add = (type, values) => {
+    const node = LiteGraph.createNode(type)
+    app.graph.add(node)
+    for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name]
+    return node
+  }
+  const load = add('CogVideoXLoadPipeline', {folder: pipeline})
+  const apply = add('CogVideoXApplyLora', {lora_name: lora})
+  const save = add('CogVideoXSaveLora', {filename_prefix: 'loras/from_a_browser_test'})
+  load.connect(0, apply, apply.findInputSlot('model'))
+  apply.connect(0, save, save.findInputSlot('model'))
+  app.queuePrompt(0)
+}
+"""
+
+
+@pytest.fixture
+def lora(comfyui: Server) -> str:
+    """The name of a LoRA that fits, but for one key: it is markup that runs as script where it becomes HTML."""
+    models = comfyui.output.parent / "models"
+    config = json.loads((models / "diffusers" / _PIPELINE / "transformer" / "config.json").read_text("utf-8"))
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    layer = "transformer.transformer_blocks.0"
+    tensors = {f"{layer}.attn1.to_q.lora_A.weight": torch.ones(2, width)}
+    tensors |= {f"{layer}.attn1.to_q.lora_B.weight": torch.ones(width, 2)}
+    tensors |= {f"{layer}.{_MARKUP}.lora_A.weight": torch.ones(2, width)}
+    path = models / "loras" / "markup.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file(tensors, path)
+    return path.name
+
+
+def test_markup_in_a_message_is_text(lora: str, frontend: Frontend) -> None:
+    # A workflow and its files come from strangers: what they call a thing must not run as script in the user's page.
+    page = frontend.page
+    page.evaluate(_RUN, [_PIPELINE, lora])
+    page.wait_for_function("() => window.outcome", timeout=60_000)
+    assert page.evaluate("() => window.outcome") == "success"
+    expect(page.get_by_text(_MARKUP).first).to_be_visible()
+    assert page.locator('img[src="x"]').count() == 0
+    assert page.evaluate("() => window.hacked") is None
