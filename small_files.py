@@ -14,12 +14,12 @@ def read_small_text(path: Path, most_bytes: int) -> str:
 
     Raises UserError for a file that is larger than `most_bytes`, or no regular one; OSError and UnicodeDecodeError.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(path.stat().st_mode):
         raise UserError(f"{path} is not a regular file. Put the file itself there.")
-    if status.st_size > most_bytes:
+    with path.open("rb") as file:
+        data = file.read(most_bytes + 1)  # the size that a file announces may be that of another moment
+    if len(data) > most_bytes:
         raise UserError(
-            f"{path} has {status.st_size} bytes. Expected are at most {most_bytes} in a file of that name: put the "
-            "right one there."
+            f"{path} has more than {most_bytes} bytes, which no file of that name needs. Put the right one there."
         )
-    return path.read_text(encoding="utf-8-sig")
+    return data.decode("utf-8-sig")

@@ -2,7 +2,7 @@
 
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import folder_paths
 
@@ -87,7 +87,8 @@ def find(name: str, *categories: str) -> Path:
     parts = Path(name.replace("\\", "/")).parts if isinstance(name, str) else ()
     # A workflow may come from anybody and must not reach files elsewhere. The colon is that of a Windows drive ("C:x"),
     # which is not an absolute path there and still leads out of the folder.
-    if not parts or Path(name).is_absolute() or ".." in parts or ":" in parts[0]:
+    whole = PureWindowsPath(name) if parts else PureWindowsPath()  # C:x and \\x lead out of `root` on Windows
+    if not parts or parts[0] == "/" or whole.drive or whole.root or ".." in parts:
         raise UserError(f"{quoted(str(name))!r} is not the name of a model. Choose one from the list.")
     for category in categories:
         for root in _roots(category):
@@ -119,13 +120,12 @@ def find_dataset(name: str) -> Path:
 
     Raises UserError, which does not tell whether a folder exists outside of them.
     """
-    roots = [Path(folder_paths.get_input_directory()), *_dataset_roots()]
+    roots = dataset_roots()
     inner = Path(name.strip().strip('"').replace("\\", "/"))
-    is_name = bool(inner.parts) and ".." not in inner.parts
-    for root in roots if is_name else ():
-        path = root / inner  # pathlib drops `root` before a whole path
-        # A relative name may go through a link: only the user can have put it there.
-        if _exists(path) and path.is_dir() and (_is_below(path, root) or not inner.is_absolute()):
+    for root in roots if inner.parts and ".." not in inner.parts else ():
+        path = Path(os.path.abspath(root / inner))  # pathlib drops `root` before a whole path
+        # By the spelling first: to look whether //server/share exists would already call that server.
+        if _is_spelled_below(path, root) and os.path.isdir(path) and is_in_datasets(path):
             return path
     places = " or ".join(str(root) for root in roots)
     raise UserError(
@@ -135,17 +135,24 @@ def find_dataset(name: str) -> Path:
     )
 
 
-def _dataset_roots() -> list[Path]:
-    """The folders for datasets that the user has named."""
+def dataset_roots() -> list[Path]:
+    """The folders that datasets may be in: ComfyUI's input folder, and those that the user has named."""
     listed = folder_paths.folder_names_and_paths.get(DATASETS, ([], set()))[0]
     named = [name for name in os.environ.get(DATASETS_VARIABLE, "").split(os.pathsep) if os.path.isabs(name)]
-    return [Path(name) for name in (*listed, *named)]
+    return [Path(folder_paths.get_input_directory()), *map(Path, listed), *map(Path, named)]
 
 
-def _is_below(path: Path, root: Path) -> bool:
-    """Whether `path` is in the folder `root`, links followed, and not `root` itself."""
-    path, root = path.resolve(), root.resolve()
-    return path != root and path.is_relative_to(root)
+def is_in_datasets(path: Path) -> bool:
+    """Whether `path`, links followed, is below one of dataset_roots."""
+    resolved = path.resolve()
+    roots = [root.resolve() for root in dataset_roots()]
+    return any(resolved != root and resolved.is_relative_to(root) for root in roots)
+
+
+def _is_spelled_below(path: Path, root: Path) -> bool:
+    """Whether the absolute `path` begins with `root`; nothing is looked up on a disk."""
+    whole, start = (os.path.normcase(os.path.abspath(part)) for part in (path, root))
+    return whole != start and Path(whole).is_relative_to(start)
 
 
 def first_root(category: str) -> Path:

@@ -2,6 +2,7 @@
 
 import html
 import logging
+import re
 from collections.abc import Callable
 
 from .protocols import PromptServer
@@ -30,7 +31,7 @@ def show_on_running_node(text: str) -> None:
 
     For the `notify` that nodes hand to the rooms below: stock nodes run their code as well.
     """
-    logging.warning(text)
+    logging.warning(printable(text))
     show_on_node(text, getattr(prompt_server(), "last_node_id", None))
 
 
@@ -55,10 +56,15 @@ def as_html(text: str) -> str:
     [[label|address]]: none of ours is meant as one.
     """
     shortened = text if len(text) <= MAX_LETTERS else f"{text[:MAX_LETTERS]} …"
-    escaped = html.escape(shortened, quote=True)
-    for mark, entity in (("://", ":&#47;/"), ("www.", "www&#46;"), ("[[", "[&#91;")):
-        escaped = escaped.replace(mark, entity)
-    return escaped
+    escaped = html.escape(printable(shortened), quote=True)
+    escaped = escaped.replace("://", ":&#47;/").replace("[[", "[&#91;")
+    return re.sub(r"(www)\.", r"\1&#46;", escaped, flags=re.IGNORECASE)
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would take for commands, and what UTF-8 cannot encode: names of files may hold
+    both."""
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", text)
 
 
 def prompt_server() -> PromptServer | None:

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import InputImpl, io, ui
 
 from ..host.messages import show_on_node
+from ..host.output import check_output_prefix
 from ..keys import Latent
 from ..media import video_file as files
 from ..sockets.vae import CogVideoXVAE
@@ -25,7 +26,7 @@ def _check_quality(format: str, crf: int = 0) -> None:
 
 
 def _check_prefix(filename_prefix: str) -> None:
-    files.new_video_path(filename_prefix, ".mp4")
+    check_output_prefix(filename_prefix, "video/CogVideoX")
 
 
 # frame_rate is a check as well: it raises UserError for an `fps` that it cannot convert.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.model_patcher
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -17,6 +16,7 @@ from ..host import folders
 from ..host.compat import throw_if_interrupted
 from ..host.file_names import find_problem
 from ..host.messages import show_on_node
+from ..host.output import output_subfolder
 from ..host.training_mode import InterruptProcessingException, explained_out_of_memory
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.trained import convert_trained
@@ -94,7 +94,8 @@ class CogVideoXTrainLora(io.ComfyNode):
         name = checkpoint_folder_name(values.pop("checkpoint_name", ""))
         config = config_of(values)
         progress = _Progress(config.max_steps, cls.hidden.unique_id)
-        folder = Path(folder_paths.get_output_directory()) / _CHECKPOINTS
+        folder = output_subfolder(_CHECKPOINTS)
+        output_subfolder(_CHECKPOINTS, name)
         with explained_out_of_memory(_OUT_OF_MEMORY):
             trained = train_lora(model[0], latents, positive, config, folder, name, progress.on_step)
         progress.end(trained)

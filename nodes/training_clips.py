@@ -108,7 +108,7 @@ def listing_hash(folder: Path) -> str:
     """A hash of the names, sizes and times of all files below `folder`, without hidden folders: the cache, which the
     node itself writes to, is one.
     """
-    digest = hashlib.sha256(str(folder).encode())
+    digest = hashlib.sha256(str(folder).encode(errors="backslashreplace"))
     for root, inner, files in os.walk(folder):
         # Not by an exception: ComfyUI catches all that fingerprint_inputs raises, and the interrupt would be lost.
         if mm.processing_interrupted():
@@ -116,7 +116,7 @@ def listing_hash(folder: Path) -> str:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(files):
             status = os.lstat(os.path.join(root, name))
-            digest.update(f"{root}/{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(f"{root}/{name} {status.st_size} {status.st_mtime_ns}\n".encode(errors="backslashreplace"))
     return digest.hexdigest()
 
 

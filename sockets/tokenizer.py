@@ -43,8 +43,8 @@ class CogVideoXTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of different token ids."""
-        return self.tokenizer.get_vocab_size()
+        """Rows that an embedding table needs: one more than the largest token id."""
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, prompt_weights: bool = False, **_: Any

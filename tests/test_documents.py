@@ -16,8 +16,8 @@ from cogvideox.nodes import NODES
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{file.name}" for file in ROOT.glob("docs/*.md"))]
 README_WORDS = 1500
-# Keep a Changelog 1.1.0; ours needs no Deprecated and no Security so far
-SECTIONS = ("Added", "Changed", "Fixed", "Removed")
+# Keep a Changelog 1.1.0; ours needs no Deprecated so far
+SECTIONS = ("Added", "Changed", "Fixed", "Removed", "Security")
 
 # first parts of dotted names that belong to others
 FOREIGN = {"comfy", "io", "torch", "latent_preview", "BaseModel", "CFGGuider", "KSAMPLER", "pytest", "tiers"}

@@ -20,20 +20,21 @@ def test_text_without_its_mark(tmp_path: Path) -> None:
     assert read_small_text(tmp_path / "a.json", 10) == "{}"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFO, and links only for administrators")
 @pytest.mark.parametrize("kind", ["large", "device", "pipe", "folder"])
 def test_what_is_not_a_small_file(tmp_path: Path, kind: str) -> None:
     """Gigabytes would fill the memory, and neither a device nor a pipe has an end."""
     path = tmp_path / "config.json"
     if kind == "large":
         with path.open("wb") as file:
-            file.truncate(1 << 40)
+            file.truncate(101)
     elif kind == "device":
         path.symlink_to("/dev/zero")
     elif kind == "pipe":
         os.mkfifo(path)
     else:
         path.mkdir()
-    with pytest.raises(UserError, match="Expected are at most 100 in" if kind == "large" else "not a regular file"):
+    with pytest.raises(UserError, match="more than 100 bytes" if kind == "large" else "not a regular file"):
         read_small_text(path, 100)
 
 
@@ -45,7 +46,7 @@ def test_every_reader_of_json(tmp_path: Path, content: str, monkeypatch: pytest.
     for name in ("config.json", MANIFEST, "clips.json"):
         if content == "huge":
             with (tmp_path / name).open("wb") as file:
-                file.truncate(1 << 40)
+                file.truncate((1 << 26) + 1)  # more than any of them may have
         else:
             (tmp_path / name).write_text(content)
     with pytest.raises(UserError):

@@ -46,7 +46,7 @@ def hash_clip(path: Path) -> str:
     for file in pictures_in(path) if path.is_dir() else [path]:
         # The names of a folder's pictures decide their order. That of a file does not matter: a renamed clip stays
         # encoded.
-        digest.update(file.name.encode() if path.is_dir() else b"")
+        digest.update(file.name.encode(errors="backslashreplace") if path.is_dir() else b"")
         with file.open("rb") as stream:
             while block := stream.read(_BLOCK_BYTES):
                 throw_if_interrupted()

@@ -1,6 +1,7 @@
 """A dataset on disk: which clips a folder holds, and what their captions are."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
+from ..host.folders import DATASETS, DATASETS_VARIABLE, is_in_datasets
 from ..small_files import read_small_text
 from ..vae.geometry import SIZE_STEP, check_size
 from .config import MAX_SEED
@@ -21,6 +23,10 @@ SHORTER = ("skip", "bucket")
 BUCKETS = ("fixed", "auto")
 MAX_SIDE, MAX_FRAMES = 16384, 1025
 MAX_LIST_BYTES, MAX_CAPTION_BYTES = 1 << 26, 1 << 16  # a caption of 226 tokens has about 1,000 bytes
+_OUTSIDE = (
+    f"leads out of the folder. Put the file itself there, or name the folder that it is in under {DATASETS} in "
+    f"extra_model_paths.yaml or in the environment variable {DATASETS_VARIABLE}."
+)
 _SHOWN_LETTERS = 120  # of a name that a list of captions holds
 _COLUMNS = ("file_name", "text")
 _EXPECTED = (
@@ -123,18 +129,19 @@ def find_clips(folder: Path) -> tuple[list[Clip], list[str]]:
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures of a folder in the order of the numbers in their names: frame_2 comes before frame_10."""
     found = [path for path in folder.iterdir() if _is_shown(path.name, PICTURE_SUFFIXES)]
-    found = [path for path in found if path.is_file()]  # to open a FIFO would wait for ever
+    # To open a FIFO would wait for ever.
+    found = [path for path in found if path.is_file() and _is_allowed(path, folder)]
     return sorted(found, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
 
 
 def _listed(folder: Path) -> tuple[str, list[tuple[str, str]]] | None:
     """The name of the dataset's list of captions and its rows (file name, caption); None where there is no list."""
     for name, read in (("metadata.jsonl", _json_rows), ("metadata.csv", _csv_rows)):
-        if (folder / name).is_file():
+        if (folder / name).is_file() and _is_allowed(folder / name, folder):
             return name, read(folder / name)
     # The layout of the official trainer (THUDM/CogVideo finetune/README.md).
     prompts, videos = folder / "prompts.txt", folder / "videos.txt"
-    if not (prompts.is_file() and videos.is_file()):
+    if not all(path.is_file() and _is_allowed(path, folder) for path in (prompts, videos)):
         return None
     # Empty lines between others count: line n of one file belongs to line n of the other.
     captions, names = (_text(path, MAX_LIST_BYTES).strip("\n").split("\n") for path in (prompts, videos))
@@ -152,7 +159,10 @@ def _json_rows(path: Path) -> list[tuple[str, str]]:
         if line.strip():
             try:
                 row = json.loads(line)
-                rows.append((str(row["file_name"]), str(row["text"])))
+                name, text = row["file_name"], row["text"]
+                if not (isinstance(name, str) and isinstance(text, str)):
+                    raise TypeError("null would become the caption None")
+                rows.append((name, text))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 # Without the error's own words, which may repeat what the line contains.
                 raise UserError(
@@ -163,7 +173,7 @@ def _json_rows(path: Path) -> list[tuple[str, str]]:
 
 
 def _csv_rows(path: Path) -> list[tuple[str, str]]:
-    reader = csv.DictReader(_text(path, MAX_LIST_BYTES).splitlines())
+    reader = csv.DictReader(io.StringIO(_text(path, MAX_LIST_BYTES), newline=""))
     try:
         missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
@@ -179,37 +189,51 @@ def _csv_rows(path: Path) -> list[tuple[str, str]]:
 def _resolved(folder: Path, list_name: str, rows: list[tuple[str, str]]) -> tuple[list[Clip], list[str]]:
     """A clip for each row of a list that names one in `folder`, and a sentence on each other row.
 
-    A list may have been downloaded together with its clips, so that what it names outside of the folder is not opened,
-    nor what links inside the folder lead to.
+    A list may have been downloaded together with its clips, so that nothing outside of the folder is opened for it.
     """
     clips: list[Clip] = []
     problems: list[str] = []
-    root = folder.resolve()
     for name, caption in rows:
         throw_if_interrupted()
         name, caption = name.strip(), caption.strip()
         shown = name[:_SHOWN_LETTERS] or "A clip without a name"
-        path = _inside(root, name)
-        if path is None:
-            problems.append(f"{shown}: {list_name} names it, but it is not inside the folder.")
+        path = folder / name
+        if not _is_allowed(path, folder):
+            problems.append(f"{shown}: {list_name} names it, but it {_OUTSIDE}")
         elif not name or not (os.path.isfile(path) or os.path.isdir(path)):  # no device or FIFO
             problems.append(f"{shown}: {list_name} names it, but there is no such file.")
         elif not caption:
             problems.append(f"{shown}: it has no caption in {list_name}.")
         elif len(caption.encode("utf-8", "replace")) > MAX_CAPTION_BYTES:
             problems.append(f"{shown}: its caption in {list_name} has more than {MAX_CAPTION_BYTES} bytes.")
+        elif not _is_unicode(name + caption):
+            problems.append(f"{shown}: its name or its caption contains what is no Unicode text.")
         else:
-            clips.append(Clip(name, folder / name, caption))
+            clips.append(Clip(name, path, caption))
     return clips, problems
 
 
-def _inside(root: Path, name: str) -> Path | None:
-    """`name` below `root`, links followed; None where that leads out of it, or no path can have that name."""
+def _is_allowed(path: Path, folder: Path) -> bool:
+    """Whether a file of the dataset in `folder` may be opened: it is inside, links followed, or in a folder that the
+    user has named for datasets.
+
+    By its spelling first: on Windows, to resolve //server/share would already call that server.
+    """
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
+        return False
     try:
-        path = (root / name).resolve()
+        return path.resolve().is_relative_to(folder.resolve()) or is_in_datasets(path)
     except (OSError, ValueError, RuntimeError):  # too long, with a NUL, or a circle of links
-        return None
-    return path if path.is_relative_to(root) else None
+        return False
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` can be encoded: a name of a file whose bytes are not UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _with_captions(folder: Path) -> tuple[list[Clip], list[str]]:
@@ -217,8 +241,14 @@ def _with_captions(folder: Path) -> tuple[list[Clip], list[str]]:
     for path in _walk(folder):
         throw_if_interrupted()
         name = path.relative_to(folder).as_posix()
+        if not _is_allowed(path, folder):
+            problems.append(f"{name}: it {_OUTSIDE}")
+            continue
+        if not _is_unicode(name):
+            problems.append(f"{name}: its name is not UTF-8 text. Rename it.")
+            continue
         try:
-            caption = _caption_of(path)
+            caption = _caption_of(path, folder)
         except UnusableClipError as error:
             problems.append(f"{name}: {error}")
             continue
@@ -243,8 +273,8 @@ def _walk(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _caption_of(path: Path) -> str:
-    files = (file for file in _caption_files(path) if file.is_file())
+def _caption_of(path: Path, folder: Path) -> str:
+    files = (file for file in _caption_files(path) if file.is_file() and _is_allowed(file, folder))
     return next((_text(file, MAX_CAPTION_BYTES).strip() for file in files), "")
 
 

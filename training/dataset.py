@@ -114,6 +114,8 @@ def build_dataset(
     check_spec(spec)
     clips, skipped = find_clips(folder)
     so_far = _Progress(skipped=skipped)
+    if cache_folder is None and (folder / cache.FOLDER).is_symlink():
+        raise UserError(f"The cache {folder / cache.FOLDER} is a link, and may lead anywhere. Delete it.")
     store = _open_store(cache_folder or folder / cache.FOLDER)
     planned = _plan(clips, spec, cache.identify_vae(vae), store, so_far)
     known = cache.read_index(store)

@@ -26,6 +26,11 @@ _LEAST_FRAMES = 9  # 8k + 1 below it is 1, a picture, from which no motion can b
 # marked 0.042, and without a tolerance the frame before would be taken for it.
 _CLOCK_S = 0.002
 _MAX_PIXELS = 1 << 26  # 8192 x 8192
+_MOST_SHOWN = 1 << 20  # frames of one clip: 12 hours at 24 a second
+# Pillow and FFmpeg go by a file's content and not by its suffix. Of other formats some run programs (EPS) or open
+# further files (playlists).
+_PICTURE_FORMATS, _ANIMATION_FORMATS = ("PNG", "JPEG", "BMP"), ("GIF", "WEBP")
+_VIDEO_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif"}
 _PILLOW = (".gif", ".webp")  # read by Pillow: FFmpeg does not decode animated WebP
 
 
@@ -77,6 +82,8 @@ def shown_frames(times: Sequence[float] | None, frames: int, fps: float) -> list
         return list(range(frames))
     end = 2 * times[-1] - times[-2]  # when the last frame has been shown: its own duration is not known
     count = max(1, math.ceil((end - times[0] - _CLOCK_S) * fps))
+    if count > _MOST_SHOWN:  # two frames, the second of which is to be shown in a year
+        raise UnusableClipError(f"it lasts {end - times[0]:.0f} s. Cut it into shorter clips.")
     # At each time the last frame that has begun by then.
     return [bisect.bisect_right(times, times[0] + k / fps + _CLOCK_S) - 1 for k in range(count)]
 
@@ -180,19 +187,19 @@ def _frames_of(path: Path) -> Iterator[Callable[[], np.ndarray]]:
 
 
 def _picture(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
+    with Image.open(path, formats=_PICTURE_FORMATS) as picture:
         return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
 def _animation_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
-    with Image.open(path) as picture:
+    with Image.open(path, formats=_ANIMATION_FORMATS) as picture:
         for frame in ImageSequence.Iterator(picture):
             yield lambda frame=frame: np.array(frame.convert("RGB"))
 
 
 def _picture_times(path: Path) -> tuple[float, ...]:
     times = [0.0]
-    with Image.open(path) as picture:
+    with Image.open(path, formats=_ANIMATION_FORMATS) as picture:
         for frame in ImageSequence.Iterator(picture):
             throw_if_interrupted()
             frame.load()  # a WebP frame has its duration only once it is decoded
@@ -202,7 +209,7 @@ def _picture_times(path: Path) -> tuple[float, ...]:
 
 
 def _video_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
-    with av.open(str(path)) as container:
+    with av.open(str(path), options=_VIDEO_OPTIONS) as container:
         stream = _video_stream(container)
         stream.thread_type = "AUTO"
         for number, frame in enumerate(container.decode(stream)):
@@ -217,6 +224,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
     stream = container.streams.video[0]
     if stream.width * stream.height > _MAX_PIXELS:
         raise ValueError(f"it declares {stream.width} x {stream.height} pixels")
+    stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}  # what the frames declare may differ
     return stream
 
 
@@ -233,15 +241,16 @@ def _video_times(path: Path) -> tuple[float, ...]:
     Packets come in the order of decoding, with B frames after those that they are shown before. Those marked as
     discarded were cut off by an edit list and give no frame.
     """
-    with av.open(str(path)) as container:
+    with av.open(str(path), options=_VIDEO_OPTIONS) as container:
         stream = _video_stream(container)
-        packets = []
+        times, count = [], 0
         for packet in container.demux(stream):
             throw_if_interrupted()
             if packet.size and not getattr(packet, "is_discard", False):
-                packets.append(packet)
-        times = [p.pts * p.time_base for p in packets if p.pts is not None and p.time_base is not None]
-        if len(times) < len(packets):
+                count += 1
+                if packet.pts is not None and packet.time_base is not None:
+                    times.append(packet.pts * packet.time_base)
+        if len(times) < count:
             rate = float(stream.average_rate or stream.guessed_rate or 25)
-            return tuple(number / rate for number in range(len(packets)))
+            return tuple(number / rate for number in range(count))
         return tuple(sorted(float(time) for time in times))

@@ -137,7 +137,8 @@ def assemble(spec: TensorSpec, tensors: Mapping[str, torch.Tensor], source: str)
         return data
     if scale is not None:
         scale = scale.to(torch.float32)
-        if not _fits(scale, data):
+        zeros = tensors[spec.zero_point] if spec.zero_point is not None else scale
+        if not _fits(scale, data) or zeros.numel() != scale.numel():
             raise UserError(
                 f"The scale of {spec.data} in {source} has shape {list(scale.shape)}, its weight {list(data.shape)}. "
                 "Expected is one scale, one for each row, or one for each group of values in a row. Download the file "
@@ -162,8 +163,12 @@ def _fits(scale: torch.Tensor, data: torch.Tensor) -> bool:
     Scales of square blocks, [out / 128, in / 128], are not among them: they may divide the number of values evenly as
     well, and would scale the wrong ones.
     """
+    if scale.numel() == 1:
+        return True
+    if data.ndim == 0 or data.numel() == 0:
+        return False
     rows = data.shape[0]
-    if scale.numel() == 1 or (scale.numel() == rows and max(scale.shape) == rows):
+    if scale.numel() == rows and max(scale.shape) == rows:
         return True
     groups = scale.numel() // rows
     return data.ndim == 2 and scale.shape[0] == rows and groups > 0 and data.shape[1] % groups == 0
@@ -181,7 +186,8 @@ def _unpacked(data: torch.Tensor, scale: torch.Tensor | None, zero_point: torch.
         groups = scale.numel() // data.shape[0] if scale.numel() > 1 else 1
         values = values.reshape(data.shape[0], max(groups, 1), -1)
         if zero_point is not None:
-            values = values - zero_point.to(torch.float32).reshape(data.shape[0], -1, 1)
+            zeros = zero_point.to(torch.float32)
+            values = values - (zeros.reshape(data.shape[0], -1, 1) if zeros.numel() > 1 else zeros)
         values = (values * (scale.reshape(data.shape[0], -1, 1) if scale.numel() > 1 else scale)).reshape(data.shape)
     return values.to(torch.bfloat16)
 

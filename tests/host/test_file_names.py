@@ -1,5 +1,7 @@
 """Names that a workflow chooses for files: the same rule for every file that the pack writes."""
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import pytest
 from cogvideox.errors import UserError
 from cogvideox.host import folders
 from cogvideox.host.file_names import check_file_name
-from cogvideox.host.output import check_output_prefix, new_output_path
+from cogvideox.host.output import check_output_prefix, new_output_path, output_subfolder
 from cogvideox.nodes import NODES, train
+from cogvideox.nodes.decode_to_file import CogVideoXDecodeToFile
 from cogvideox.nodes.lora import CogVideoXSaveLora
 
 BAD = {
@@ -44,6 +47,7 @@ BAD = {
     "half a letter": "a\ud800",
 }
 GOOD = ("a", "a/b", "a\\b", " a ", "loras/v1.5 (final)", "%year%-%month%/v", "视频/猫", "a-b", "console", "v.1")
+links = pytest.mark.skipif(os.name == "nt", reason="links are for administrators there")
 bad = pytest.mark.parametrize("name", BAD.values(), ids=BAD)
 
 
@@ -118,6 +122,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return elsewhere
 
 
+@links
 @pytest.mark.parametrize("writer", [name for name in WRITERS if name != "checkpoint"])
 def test_links_lead_nowhere(outside: Path, writer: str) -> None:
     """A folder of a downloaded archive may be a link; a new file must not appear where it leads."""
@@ -126,8 +131,28 @@ def test_links_lead_nowhere(outside: Path, writer: str) -> None:
     assert not list(outside.iterdir())
 
 
-def test_a_refused_prefix_makes_no_folder(outside: Path) -> None:
-    """What is refused leaves nothing behind, and what is checked when queued does neither."""
+@links
+def test_links_lead_no_training_elsewhere(outside: Path) -> None:
+    """Checkpoints have gigabytes, and folders with the same names in another place would be taken for their own."""
+    with pytest.raises(UserError, match="leads out of ComfyUI's output folder"):
+        output_subfolder("link", "training")
+    with pytest.raises(UserError, match="leads out of ComfyUI's output folder"):
+        output_subfolder("link")
+    assert output_subfolder("cogvideox_training", "mine").parts[-2:] == ("cogvideox_training", "mine")
+
+
+@links
+@pytest.mark.parametrize("node", [CogVideoXSaveLora, CogVideoXDecodeToFile])
+def test_checking_makes_no_folder(outside: Path, node: Any) -> None:
+    """A prompt that is only queued, and perhaps refused for something else, leaves nothing behind."""
     output = outside.parent / "output"
-    assert CogVideoXSaveLora.validate_inputs(filename_prefix="new/lora") is True
+    assert node.validate_inputs(filename_prefix="new/name") is True
     assert sorted(path.name for path in output.iterdir()) == ["link"]
+
+
+def test_dates_are_filled_in(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the frontend does for ComfyUI's own save nodes; for those of packs it leaves %date:...% as it is."""
+    monkeypatch.setattr(time, "localtime", lambda: time.struct_time((2026, 3, 9, 7, 5, 2, 0, 68, 0)))
+    assert check_output_prefix("%date:yyyy-MM-dd%/%date:hhmmss%_%date:d.M.yy%") == "2026-03-09/070502_9.3.26"
+    with pytest.raises(UserError, match="it contains :"):
+        check_output_prefix("%date:hh:mm%")

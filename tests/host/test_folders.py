@@ -21,7 +21,7 @@ def test_files_of_every_kind_are_offered(tmp_path: Path, monkeypatch: pytest.Mon
     assert folders.list_files("vae") == ["c.pt", "sub/b.gguf", "sub/later.gguf"]
 
 
-@pytest.mark.parametrize("name", ("../secret", "/etc", "a/../../b", "", "C:\\windows"))
+@pytest.mark.parametrize("name", ("../secret", "/etc", "a/../../b", "", "C:\\windows", "\\secret", "//server/share"))
 def test_names_stay_in_the_model_folders(name: str) -> None:
     """A shared workflow must not reach files outside the models folder."""
     with pytest.raises(UserError, match="is not the name of a model"):

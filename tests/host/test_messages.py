@@ -38,12 +38,20 @@ def test_markup_is_sent_as_text(browser: Browser) -> None:
     assert sent == "&lt;img src=x onerror=alert(1)&gt; &amp; &quot;a&quot; &#x27;b&#x27;"
 
 
-@pytest.mark.parametrize("text", ["https://evil.example/x", "www.evil.example", "[[click|https://evil.example]]"])
+@pytest.mark.parametrize(
+    "text", ["https://evil.example/x", "www.evil.example", "WWW.evil.example", "[[click|https://evil.example]]"]
+)
 def test_no_links_are_made(browser: Browser, text: str) -> None:
     """A link in a message of ours looks as if we recommended it."""
     messages.show_on_node(text, "7")
     sent = browser.sent[0][0]
-    assert "://" not in sent and "www." not in sent and "[[" not in sent
+    assert "://" not in sent and "www." not in sent.lower() and "[[" not in sent
+
+
+def test_what_cannot_be_encoded(browser: Browser) -> None:
+    """A name of a file that is not UTF-8 ended the node in an error, and one with commands changed the terminal."""
+    messages.show_on_running_node("a\ud800b\x1b[2Jc\nd")
+    assert browser.sent[0][0] == "a\ufffdb\ufffd[2Jc\nd"
 
 
 def test_only_the_browser_that_queued_the_run_gets_it(browser: Browser) -> None:

@@ -140,6 +140,20 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.parametrize(
+    "name", ["//server/share/clips", "\\\\server\\share", "C:/Users/me", "C:private", "\\Users\\me"]
+)
+def test_names_of_windows_are_not_looked_up(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask whether //server/share exists hands that server the user's credentials."""
+    touched: list[str] = []
+    for look in ("is_dir", "exists", "resolve"):
+        true = getattr(Path, look)
+        monkeypatch.setattr(Path, look, lambda path, *rest, true=true: touched.append(str(path)) or true(path, *rest))
+    with pytest.raises(UserError, match="There is no folder"):
+        folders.find_dataset(name)
+    assert not [path for path in touched if "server" in path.split("/")[1:2]]
+
+
 @pytest.mark.parametrize("spelled", ["absolute", "relative", "quoted", "windows", "through a folder"])
 def test_folders_elsewhere_are_not_read(folder: Path, elsewhere: Path, spelled: str) -> None:
     """A stranger's workflow could read the videos of a disk, write a cache next to them, or find out what exists."""
@@ -170,7 +184,7 @@ def test_folders_that_the_user_has_named(
     for name in ("private", str(elsewhere)):
         assert folders.find_dataset(name) == elsewhere
     (folder / "link").symlink_to("/", target_is_directory=True)
-    for name in (str(elsewhere.parent.parent), str(elsewhere.parent), f"{folder}/link"):
+    for name in (str(elsewhere.parent.parent), str(elsewhere.parent), f"{folder}/link", "clips/link"):
         with pytest.raises(UserError, match="There is no folder"):
             folders.find_dataset(name)
 

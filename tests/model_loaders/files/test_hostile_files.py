@@ -167,6 +167,17 @@ def test_a_pointer_out_of_the_folder(tiny_pipelines: dict[str, Path], folder: Pa
 
 @pytest.mark.parametrize("shape", ((4, 2), (8, 3), (2, 8), (8, 0)), ids=str)
 @pytest.mark.parametrize("dtype", (torch.int8, torch.float8_e4m3fn), ids=str)
+def test_weights_without_rows(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    """Scales for nothing, or for a single number, ended in an error about an index or a division by zero."""
+    for data in (torch.zeros(()), torch.zeros(0, 4), torch.zeros(8, 16)):
+        tensors = {"a": data.to(dtype), "scale": torch.ones(shape), "zero": torch.zeros(7)}
+        spec = TensorSpec(Entry(tuple(data.shape), dtype), "a", "scale", "zero" if data.numel() > 1 else None)
+        with pytest.raises(UserError, match="Expected is one scale, one for each row"):
+            assemble(spec, tensors, "a.safetensors")
+
+
+@pytest.mark.parametrize("shape", ((4, 2), (8, 3), (2, 8), (8, 0)), ids=str)
+@pytest.mark.parametrize("dtype", (torch.int8, torch.float8_e4m3fn), ids=str)
 def test_scales_of_another_layout(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     """Scales of square blocks would multiply the wrong values; others ended in an error about reshaping."""
     tensors = {"a.weight": torch.zeros(8, 16).to(dtype), "a.weight_scale": torch.ones(shape)}
