@@ -128,6 +128,7 @@ class CogVideoXContextWindows(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
+@checked()
 class CogVideoXPositions(io.ComfyNode):
     """MODEL out, a patched clone."""
 

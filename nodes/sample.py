@@ -131,7 +131,9 @@ class CogVideoXSample(io.ComfyNode):
         dynamic_cfg: bool,
         denoise: float,
     ) -> io.NodeOutput:
-        model = patch_dynamic_cfg(model, steps, cfg) if dynamic_cfg else model
+        if dynamic_cfg:
+            model = patch_dynamic_cfg(model, steps, cfg)
+            cfg = max(cfg, 1.0)  # below 1 there is no guidance, and no second pass of the model either
         sigmas = schedule_sigmas(noise_levels(model), steps, denoise)
         # As ComfyUI's KSampler: an empty latent of another model gets this one's channels and a frame.
         latent: Latent = {

@@ -5,9 +5,15 @@ from comfy_api.latest import io
 
 from ..host.messages import show_on_node
 from ..sockets.clip import require_finite_text
-from ..sockets.tokenizer import CogVideoXTokenizer, lost_text_message
+from ..sockets.tokenizer import CogVideoXTokenizer, check_length, lost_text_message
+from .input_checks import checked
 
 
+def _check_text(text: str) -> None:
+    check_length(text)
+
+
+@checked(_check_text)
 class CogVideoXEncodeText(io.ComfyNode):
     """CONDITIONING out: [1, 226, text width]."""
 

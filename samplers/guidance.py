@@ -23,11 +23,17 @@ def patch_dynamic_cfg(
     """A clone of `model` whose guidance follows dynamic_cfg_scale instead of the scale of its guider.
 
     steps: the steps that are run, at denoise below 1 as well, as diffusers' video to video pipeline counts them.
+    cfg: at 1 and below the negative prompt has no effect, as in diffusers (do_classifier_free_guidance). Where the
+    guider's own scale is 1 as well, ComfyUI leaves its pass out.
 
     It replaces the result of ComfyUI's own guidance. The other hook, sampler_cfg_function, works on x - x0: with x at a
     sigma of 4500, that subtraction costs four digits of x0.
     """
     patched = model.clone()
+
+    if cfg <= 1:
+        patched.set_model_sampler_post_cfg_function(lambda args: args["cond_denoised"])
+        return patched
 
     def guide(args: dict[str, Any]) -> torch.Tensor:
         model_sampling: Any = patched.get_model_object("model_sampling")

@@ -13,6 +13,7 @@ from ..errors import UserError, quoted
 from ..small_files import read_small_text
 
 MAX_TOKENS = 226  # max_text_seq_length in the config of every official checkpoint
+MAX_LETTERS = 1 << 16  # of a prompt
 MOST_TOKENS = 4096  # of any config: every prompt is padded to that many
 CLIP_NAME = "t5xxl"  # ComfyUI's name for T5 in the tokens of a prompt and in a text model's attributes
 _SPECIAL = ("</s>", "<pad>")  # end and padding
@@ -71,6 +72,9 @@ class CogVideoXTokenizer:
         return self.tokenizer.decode([i for i, _ in ids[self.max_tokens - 1 :]]).strip()
 
     def _weighted_ids(self, text: str, prompt_weights: bool) -> list[tuple[int, float]]:
+        """The tokens of all of a prompt, each with its weight. Raises UserError as check_length does."""
+        check_length(text)
+        text = text.encode(errors="replace").decode()  # half a surrogate pair is no text to the tokenizer
         segments = comfy.sd1_clip.token_weights(text, 1.0) if prompt_weights else [(text, 1.0)]
         return [
             (i, weight)
@@ -87,6 +91,15 @@ class CogVideoXTokenizer:
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=skip_special_tokens)
+
+
+def check_length(text: str) -> None:
+    """Raises UserError for a text that no prompt is: a few megabytes would take the tokenizer minutes, and all but the
+    first 226 tokens are thrown away."""
+    if len(text) > MAX_LETTERS:
+        raise UserError(
+            f"The prompt has {len(text)} letters. Use at most {MAX_LETTERS}; CogVideoX reads about 1,000 of them."
+        )
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

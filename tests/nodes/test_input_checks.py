@@ -248,6 +248,12 @@ LIMITED = [
 ]
 
 
+@pytest.mark.parametrize("node", OURS)
+def test_every_node_is_checked(node: Any) -> None:
+    """A node that is added without the decorator would take linked values without limits, and keep old texts on it."""
+    assert hasattr(node.__dict__["execute"].__func__, "__wrapped__")
+
+
 @pytest.mark.parametrize(("node", "entry"), LIMITED)
 def test_every_limit_holds_when_the_node_runs(node: type[io.ComfyNode], entry: Any) -> None:
     """A linked million of frames takes the server down; a linked NaN makes a black video after an hour."""

@@ -24,7 +24,7 @@ def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Tas
 
 
 def image_to_video(task: Task, frames: int, sampler: str = "ddim", batch_size: int = 1, **inputs: Any) -> torch.Tensor:
-    run = {key: inputs.pop(key) for key in ("steps", "dynamic_cfg", "model") if key in inputs}
+    run = {key: inputs.pop(key) for key in ("steps", "cfg", "dynamic_cfg", "model") if key in inputs}
     conditioned = task.condition("image", "CogVideoXImageToVideo", frames, batch_size, **inputs)
     return task.sample(*conditioned, sampler=sampler, **run)
 
@@ -44,6 +44,15 @@ def test_equals_diffusers(task: Task, sampler: str, dynamic_cfg: bool, posterior
     got = image_to_video(task, 9, sampler, start_image=image, dynamic_cfg=dynamic_cfg)
     want = reference(task, sampler, 9, image, use_dynamic_cfg=dynamic_cfg)
     check_parity(f"image to video, {task.folder.name}, {sampler}", got, want, 5e-6)
+
+
+@pytest.mark.parametrize("cfg", (0.5, 1.0))
+def test_dynamic_guidance_at_small_scales(task: Task, cfg: float, posterior_mode: None) -> None:  # noqa: F811
+    """As in text to video: no guidance at a scale of 1 or below."""
+    image = pictures(1)
+    got = image_to_video(task, 9, start_image=image, dynamic_cfg=True, cfg=cfg)
+    want = reference(task, "ddim", 9, image, use_dynamic_cfg=True, guidance_scale=cfg)
+    check_parity(f"dynamic CFG of 1 and less, {task.folder.name}", got, want, 5e-6)
 
 
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))

@@ -46,9 +46,8 @@ class Run:
             width=WIDTH,
             height=HEIGHT,
             num_frames=frames,
-            guidance_scale=6.0,
             output_type="latent",
-            **{"generator": torch.Generator().manual_seed(SEED)} | arguments,
+            **{"guidance_scale": 6.0, "generator": torch.Generator().manual_seed(SEED)} | arguments,
         ).frames.transpose(1, 2)
         latent_frames = (frames - 1) // 4 + 1
         return latents[:, :, latents.shape[2] - latent_frames :] / self.pipeline.vae.config.scaling_factor
@@ -58,14 +57,13 @@ class Run:
     ) -> torch.Tensor:
         latent = CogVideoXEmptyLatent.execute(WIDTH, HEIGHT, frames, batch_size).args[0]
         node: Any = CogVideoXSample
-        arguments = {"denoise": 1.0, "latent_image": latent} | kw
+        arguments = {"cfg": 6.0, "denoise": 1.0, "latent_image": latent} | kw
         out = node.execute(
             model=self.model,
             positive=self.positive,
             negative=self.negative,
             seed=SEED,
             steps=steps,
-            cfg=6.0,
             sampler=sampler,
             dynamic_cfg=dynamic_cfg,
             **arguments,
@@ -88,6 +86,34 @@ def test_run_equals_diffusers(run: Run, sampler: str, steps: int, dynamic_cfg: b
     want = run.theirs(sampler, 9, num_inference_steps=steps, use_dynamic_cfg=dynamic_cfg)
     what = f"whole run, {run.variant}, {sampler}{', dynamic CFG' if dynamic_cfg else ''}"
     check_parity(what, got, want, 5e-6)
+
+
+@pytest.mark.parametrize("steps", (1, 5))
+@pytest.mark.parametrize("cfg", (0.0, 0.5, 1.0, 1.0001))
+@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+def test_dynamic_guidance_at_small_scales(run: Run, sampler: str, cfg: float, steps: int) -> None:
+    """At a scale of 1 or below diffusers leaves the negative prompt out; guiding all the same gave other videos, at
+    twice the cost."""
+    got = run.ours(sampler, 9, steps, True, cfg=cfg)
+    want = run.theirs(sampler, 9, num_inference_steps=steps, use_dynamic_cfg=True, guidance_scale=cfg)
+    check_parity(f"dynamic CFG of 1 and less, {run.variant}", got, want, 5e-6)
+
+
+@pytest.mark.parametrize("cfg", (0.0, 1.0))
+def test_small_scales_take_one_pass(run: Run, cfg: float) -> None:
+    """The negative prompt has no effect there: a second pass of the model would cost its time for nothing."""
+    passes = 0
+    node = run.model.model.diffusion_model.register_forward_pre_hook(lambda *_: count())
+
+    def count() -> None:
+        nonlocal passes
+        passes += 1
+
+    try:
+        run.ours("ddim", 9, 3, True, cfg=cfg)
+    finally:
+        node.remove()
+    assert passes == 3
 
 
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))

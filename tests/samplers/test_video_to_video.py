@@ -38,6 +38,16 @@ def test_equals_diffusers(task: Task, sampler: str, frames: int, posterior_mode:
     check_parity(f"video to video, {task.folder.name}, {sampler}", got, want, 5e-6)
 
 
+@pytest.mark.parametrize("cfg", (0.5, 1.0))
+def test_dynamic_guidance_at_small_scales(task: Task, cfg: float, posterior_mode: None) -> None:  # noqa: F811
+    """As in text to video: no guidance at a scale of 1 or below."""
+    images = pictures(21 if "1.5" in task.folder.name else 9)
+    got = video_to_video(task, images, steps=6, denoise=0.6, dynamic_cfg=True, cfg=cfg)
+    strength = {"num_inference_steps": 10, "strength": 0.6, "use_dynamic_cfg": True, "guidance_scale": cfg}
+    want = task.reference(PIPELINE, "ddim", video=as_frames(images), **strength)
+    check_parity(f"dynamic CFG of 1 and less, video to video, {task.folder.name}", got, want, 5e-6)
+
+
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))
 def test_sampled_posterior_equals_diffusers(task: Task, sampler: str) -> None:
     """With the posterior sampled by the same seed the whole random stream is diffusers', nothing patched."""

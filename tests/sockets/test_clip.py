@@ -10,6 +10,7 @@ import torch
 
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.nodes.text import CogVideoXEncodeText
 from cogvideox.sockets import tokenizer as tokenizers
 from cogvideox.sockets.tokenizer import CogVideoXTokenizer
 from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
@@ -117,6 +118,22 @@ def test_absurd_numbers_of_tokens(tiny_pipelines: dict[str, Path], tmp_path: Pat
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_text_seq_length": tokens}))
     with pytest.raises(UserError, match="max_text_seq_length. Expected is a number from 1 to 4096"):
         load_text_encoder(folder)
+
+
+def test_prompts_have_an_end(encoders: tuple) -> None:
+    """A prompt of megabytes held up the queue for all of its tokens, of which 226 are read."""
+    clip, _ = encoders
+    text = "x" * (tokenizers.MAX_LETTERS + 1)
+    with pytest.raises(UserError, match="has 65537 letters. Use at most 65536"):
+        clip.tokenize(text)
+    assert "Use at most" in str(CogVideoXEncodeText.validate_inputs(text=text))
+    assert len(clip.tokenize(text[1:])["t5xxl"][0]) == 226
+
+
+def test_half_a_letter_in_a_prompt(encoders: tuple) -> None:
+    """JSON can spell what is no text; the tokenizer raised an error about its own types."""
+    clip, _ = encoders
+    assert clip.tokenize("a \ud800 panda") == clip.tokenize("a ? panda")
 
 
 def test_prompt_weights_only_when_asked(encoders: tuple) -> None:
