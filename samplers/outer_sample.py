@@ -60,7 +60,10 @@ def sample_checked(
             kwargs["latent_shapes"] = [latent_image.shape]
     report = None if callback is None else partial(_report_without, extra, callback)
     # The next OUTER_SAMPLE wrapper, or CFGGuider.outer_sample itself, which loads the model and runs the sampler.
-    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, report, disable_pbar, seed, **kwargs)
+    try:
+        out = executor(noise, latent_image, sampler, sigmas, denoise_mask, report, disable_pbar, seed, **kwargs)
+    finally:
+        model.diffusion_model.forget_tables()
     if denoise_mask is not None and sigmas[-1] == 0:
         # A schedule whose length does not divide 1000 leaves a trace of noise in its last sample (next_timesteps). What
         # the mask keeps has to come out exactly as it went in.

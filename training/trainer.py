@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from ..errors import UserError
 from ..host.training_mode import differentiable_options
 from ..model_loaders.precision import choose_dtypes
+from ..transformer.positions import forget_tables
 from . import cache
 from .adapters import attach_lora, detach_lora, export_lora
 from .batches import batch_samples
@@ -113,7 +114,10 @@ class Trainer:
 
         Returns the trained parameters by name.
         """
-        return train(accelerator, self.dit, self._loss(), self._config, folder, self.settings, callbacks)
+        try:
+            return train(accelerator, self.dit, self._loss(), self._config, folder, self.settings, callbacks)
+        finally:
+            forget_tables()
 
     def lora(self, weights: dict[str, torch.Tensor], step: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """What `run` returned after `step` as a LoRA in diffusers' layout, and strings for its file's header."""

@@ -15,7 +15,7 @@ from ..host.compat import prefetched
 from ..host.protocols import TransformerConfig
 from ..keys import read_positions
 from .attention import joint_attention
-from .positions import resampled_table, rotary_table, sincos_table
+from .positions import forget_tables, resampled_table, rotary_table, sincos_table
 
 
 class CogVideoXDiT(CogVideoXTransformer3DModel):
@@ -57,6 +57,10 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
             x, timestep, context, ofs, transformer_options, control=control
         )
+
+    def forget_tables(self) -> None:
+        """Release what was computed for the sizes of a run; see positions.forget_tables."""
+        forget_tables()
 
     def _forward(
         self,

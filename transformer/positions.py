@@ -84,6 +84,14 @@ def sincos_table(
         return table.flatten(0, 1).to(device, torch.float32)
 
 
+def forget_tables() -> None:
+    """Release the cached tables, after a run. Those of a long video take up to 1 GB, and ComfyUI, which does not know
+    of them, could not free it on a card. Computing them again takes a fraction of a step."""
+    for function in (rotary_table, sincos_table):
+        cached: Any = function
+        cached.__wrapped__.cache_clear()  # of lru_cache, behind torch.compiler.disable
+
+
 # Latent frames after which CogVideoX-5b's videos begin to repeat themselves. Source: thu-ml/RIFLEx, cogvideox.py.
 REPETITION_FRAMES = 20
 

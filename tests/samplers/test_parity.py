@@ -12,6 +12,7 @@ from cogvideox.nodes.latent import CogVideoXEmptyLatent
 from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.nodes.text import CogVideoXEncodeText
 from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, reference_pipeline, relative_error
+from cogvideox.transformer import positions
 
 pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT = 96, 64
@@ -114,6 +115,19 @@ def test_small_scales_take_one_pass(run: Run, cfg: float) -> None:
     finally:
         node.remove()
     assert passes == 3
+
+
+def test_no_table_is_left(run: Run) -> None:
+    """The positions of a long video take up to 1 GB of a card, which ComfyUI could not free."""
+    tables: list[Any] = [positions.rotary_table, positions.sincos_table]
+    during = []
+    handle = run.model.model.diffusion_model.register_forward_hook(
+        lambda *_: during.append(sum(table.__wrapped__.cache_info().currsize for table in tables))
+    )
+    run.ours("ddim", 9, 2)
+    handle.remove()
+    assert set(during) == {1}, "it is computed once in a run"
+    assert [table.__wrapped__.cache_info().currsize for table in tables] == [0, 0]
 
 
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))
