@@ -8,7 +8,7 @@ thus complete even where a stock node raises it; in a script, which has not set 
 from collections.abc import Mapping
 
 # Filled by set_advice: this module is below the nodes and cannot import their table.
-QUOTED_LETTERS = 120
+MAX_LETTERS, QUOTED_LETTERS = 4000, 120  # of a message, and of what it quotes
 
 _advice: dict[str, str] = {}
 
@@ -21,6 +21,8 @@ class UserError(Exception):
 
     def __init__(self, message: str, advice: str | None = None):
         # Both, because pickle makes an exception again from these arguments; __str__ gives the message.
+        # A message may quote a file, whose names and values have any length.
+        message = message if len(message) <= MAX_LETTERS else f"{message[:MAX_LETTERS]} …"
         super().__init__(message, advice)
         self.message, self.advice = message, advice
 

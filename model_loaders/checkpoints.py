@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..host.folders import COMPONENTS, WEIGHT_SUFFIXES
 from ..small_files import read_small_text
 from .downloads.manifest import require_complete
@@ -251,11 +251,13 @@ def _indexed_files(folder: Path, index: Path) -> list[Path]:
         raise UserError(
             f"{index} names {outside[0][:100]!r}, which is not a file of its own folder. Download the checkpoint again."
         )
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(folder / name)]  # also for a name that is too long
     if missing or not names:
+        shown = ", ".join(map(quoted, missing[:5])) or "every shard"
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
-            f"{folder} lacks {', '.join(missing) or 'every shard'}, named in {index.name}: the download is not "
-            "complete. Download the missing files again."
+            f"{folder} lacks {shown}{more}, named in {index.name}: the download is not complete. Download the missing "
+            "files again."
         )
     return [folder / name for name in names]
 

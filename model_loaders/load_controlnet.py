@@ -124,7 +124,8 @@ def control_shape(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         "dim": dim,
         "pixels": pixels,
         "vae_channels": state_dict["patch_embed.proj.weight"].shape[1] - pixels // 4,
-        "num_layers": 1 + max(int(k.split(".")[1]) for k in state_dict if k.startswith("transformer_blocks.")),
+        # Counted, and not taken from the largest index, which a file may set to a billion.
+        "num_layers": len({k.split(".")[1] for k in state_dict if k.startswith("transformer_blocks.")}),
         "time_embed_dim": state_dict["time_embedding.linear_1.weight"].shape[0],
         "text_embed_dim": text_embed_dim,
         "out_proj_dim": None if projector is None else projector.shape[0],

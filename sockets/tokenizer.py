@@ -1,5 +1,6 @@
 """T5 token ids exactly as diffusers' pipelines make them."""
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -17,6 +18,8 @@ MAX_LETTERS = 1 << 16  # of a prompt
 MOST_TOKENS = 4096  # of any config: every prompt is padded to that many
 CLIP_NAME = "t5xxl"  # ComfyUI's name for T5 in the tokens of a prompt and in a text model's attributes
 _SPECIAL = ("</s>", "<pad>")  # end and padding
+_STEPS = ("Sequence", "Precompiled", "Strip", "Metaspace", "WhitespaceSplit", "Replace")
+_REPLACEMENTS = [{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": text} for text in ("▁", " ")]
 _MAX_FILE_BYTES = 1 << 24  # T5's has 2.4 MB
 _COMFYUI_TOKENIZER = Path(os.path.dirname(comfy.text_encoders.sd3_clip.__file__)) / "t5_tokenizer"
 
@@ -76,11 +79,7 @@ class CogVideoXTokenizer:
         check_length(text)
         text = text.encode(errors="replace").decode()  # half a surrogate pair is no text to the tokenizer
         segments = comfy.sd1_clip.token_weights(text, 1.0) if prompt_weights else [(text, 1.0)]
-        return [
-            (i, weight)
-            for segment, weight in segments
-            for i in self.tokenizer.encode(segment, add_special_tokens=False).ids
-        ]
+        return [(i, weight) for segment, weight in segments for i in _encode(self.tokenizer, segment)]
 
     # The methods below complete the interface of ComfyUI's tokenizers (comfy.sd1_clip.SD1Tokenizer).
     def untokenize(self, token_weight_pairs: list[tuple]) -> list[tuple]:
@@ -91,6 +90,32 @@ class CogVideoXTokenizer:
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=skip_special_tokens)
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids. A panic of the tokenizer's Rust code is no Exception, and would end ComfyUI's worker for good."""
+    try:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"The checkpoint's tokenizer.json fails on this prompt ({quoted(str(error))}).") from error
+
+
+def _refuse_foreign_steps(steps: list[Any], path: Path) -> None:
+    """Raises UserError for a step that T5's tokenizers do not have: a regular expression may take for ever, and a step
+    that replaces a letter by ten, eight times, all memory."""
+    for step in steps:
+        if isinstance(step, list):
+            _refuse_foreign_steps(step, path)
+        if not isinstance(step, dict):
+            continue
+        if step.get("type") not in _STEPS or (step["type"] == "Replace" and step not in _REPLACEMENTS):
+            raise UserError(
+                f"{path} is not T5's tokenizer: it has a step {quoted(str(step.get('type')))!r} of another kind. "
+                "Download it again."
+            )
+        _refuse_foreign_steps([step.get(name) for name in ("normalizers", "pretokenizers", "decoders")], path)
 
 
 def check_length(text: str) -> None:
@@ -106,12 +131,13 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer from tokenizer.json alone. transformers would read tokenizer_config.json too, which can demand any
     number of tokens to be added (extra_ids), one after the other."""
     try:
-        tokenizer = Tokenizer.from_str(read_small_text(path, _MAX_FILE_BYTES))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Download it again.") from error
-    except Exception as error:  # tokenizers raises no other class  # noqa: BLE001
-        if isinstance(error, UserError):
-            raise
+        text = read_small_text(path, _MAX_FILE_BYTES)
+        parts = json.loads(text)
+        _refuse_foreign_steps([parts.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")], path)
+        tokenizer = Tokenizer.from_str(text)
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises Exception itself, and a panic of its Rust code is none
         raise UserError(f"{path} is not a tokenizer ({quoted(str(error))}). Download it again.") from error
     missing = [token for token in _SPECIAL if tokenizer.token_to_id(token) is None]
     if missing:

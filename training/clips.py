@@ -156,6 +156,7 @@ def _listed(folder: Path) -> tuple[str, list[tuple[str, str]]] | None:
 def _json_rows(path: Path) -> list[tuple[str, str]]:
     rows = []
     for number, line in enumerate(_text(path, MAX_LIST_BYTES).split("\n"), 1):
+        throw_if_interrupted()
         if line.strip():
             try:
                 row = json.loads(line)
@@ -173,15 +174,22 @@ def _json_rows(path: Path) -> list[tuple[str, str]]:
 
 
 def _csv_rows(path: Path) -> list[tuple[str, str]]:
-    reader = csv.DictReader(io.StringIO(_text(path, MAX_LIST_BYTES), newline=""))
+    reader = csv.reader(io.StringIO(_text(path, MAX_LIST_BYTES), newline=""))
     try:
-        missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+        header = next(reader, [])
+        missing = [column for column in _COLUMNS if column not in header]
         if missing:
             raise UserError(
                 f"{path} has no column {' and no column '.join(missing)}. Let its first line be: file_name,text"
             )
-        # A row with too few columns holds None.
-        return [(row["file_name"] or "", row["text"] or "") for row in reader]
+        name, text = map(header.index, _COLUMNS)
+        rows = []
+        for row in reader:
+            throw_if_interrupted()
+            if row:  # an empty line is no clip
+                cells = [*row, *[""] * (1 + max(name, text) - len(row))]
+                rows.append((cells[name], cells[text]))
+        return rows
     except csv.Error as error:  # a field of more than 128 KiB, or a NUL
         raise UserError(f"{path} cannot be read as a table ({error}). Save it again as CSV in UTF-8.") from error
 

@@ -33,6 +33,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_MAX_DIMENSIONS = 8
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit (huggingface/safetensors, tensor.rs, MAX_HEADER_SIZE)
 _SUFFIXES = (".safetensors", ".sft")  # the ones that comfy.utils.load_torch_file takes for safetensors
 
@@ -63,6 +64,10 @@ def read_safetensors_header(path: Path) -> Header:
         header = json.loads(text, object_pairs_hook=_unique)
         metadata = header.pop("__metadata__", {})
         entries = {name: Entry(tuple(e["shape"]), _DTYPES[e["dtype"]]) for name, e in header.items()}
+        for name, entry in entries.items():
+            # The product of a million numbers would take minutes, and one of a negative number means nothing.
+            if len(entry.shape) > _MAX_DIMENSIONS or not all(type(side) is int and side >= 0 for side in entry.shape):
+                raise ValueError(f"{name[:100]} has no valid shape")
         # In the order of their offsets, the tensors have to fill the data without a gap or an overlap, each with as
         # many bytes as its shape and dtype need. The format demands this; otherwise a name could stand for bytes of
         # another tensor.

@@ -86,7 +86,10 @@ def _require_uncompressed(path: Path) -> None:
 
 def _unwrap(loaded: Any) -> dict[str, torch.Tensor]:
     """The named tensors of what a trainer saved, at any depth of nested dicts."""
-    while isinstance(loaded, Mapping):
+    # Three wrappers are the most that a trainer was seen to use. A dict may also contain itself.
+    for _ in range(10):
+        if not isinstance(loaded, Mapping):
+            break
         tensors = {
             name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
         }

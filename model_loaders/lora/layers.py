@@ -158,7 +158,7 @@ def _number(value: Any) -> float:
     """Raises UserError for anything but a finite number."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
         raise UserError(

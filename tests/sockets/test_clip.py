@@ -110,6 +110,40 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path, content: str, words: str) -
         CogVideoXTokenizer(tmp_path)
 
 
+HOSTILE_STEPS = {
+    "slow expression": {"type": "Replace", "pattern": {"Regex": "(a|aa)+$"}, "content": ""},
+    "ten for one": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10},
+    "another kind": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+    "inside": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a" * 1000}]},
+}
+
+
+@pytest.mark.parametrize("step", HOSTILE_STEPS.values(), ids=HOSTILE_STEPS)
+@pytest.mark.parametrize("place", ["normalizer", "pre_tokenizer"])
+def test_steps_that_are_not_t5s(own_tokenizer: Path, place: str, step: dict) -> None:
+    """An expression that backtracks for ever ended ComfyUI's worker, and with it the queue, until a restart."""
+    path = own_tokenizer / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {place: step}))
+    with pytest.raises(UserError, match="is not T5's tokenizer: it has a step"):
+        CogVideoXTokenizer(own_tokenizer)
+
+
+def test_a_panic_of_the_tokenizer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rust's panics are no Exception: ComfyUI does not catch them, and nothing is run any more."""
+
+    class Panic(BaseException):
+        pass
+
+    class Panicking:
+        def encode(self, *_: object, **__: object) -> None:
+            raise Panic("at the disco")
+
+    tokenizer = CogVideoXTokenizer(None)
+    monkeypatch.setattr(tokenizer, "tokenizer", Panicking())
+    with pytest.raises(UserError, match="fails on this prompt .at the disco"):
+        tokenizer.lost_text("a")
+
+
 @pytest.mark.parametrize("tokens", [10**9, 0, -1, "many", None, 1.5])
 def test_absurd_numbers_of_tokens(tiny_pipelines: dict[str, Path], tmp_path: Path, tokens: object) -> None:
     """Every prompt is padded to that many: a small config.json would take all memory."""

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,17 @@ def test_what_is_no_unicode_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mkv", "text": "\\ud800"}')
     found, problems = clips.find_clips(tmp_path)
     assert not found and "no Unicode text" in problems[0]
+
+
+def test_a_table_of_many_columns(tmp_path: Path) -> None:
+    """80 KB of commas took half a minute, because each row became a dict of all columns; Cancel was not seen."""
+    (tmp_path / "metadata.csv").write_text("file_name,text" + ",a" * 20_000 + "\n" + "x\n" * 20_000)
+    began = time.monotonic()
+    found, problems = clips.find_clips(tmp_path)
+    assert not found and len(problems) == 20_000 and time.monotonic() - began < 20
+    mm.interrupt_current_processing(True)
+    with pytest.raises(mm.InterruptProcessingException):
+        clips.find_clips(tmp_path)
 
 
 def test_a_clip_that_lasts_for_ever(tmp_path: Path) -> None:

@@ -146,6 +146,32 @@ def test_two_shards_with_one_name(tiny_pipelines: dict[str, Path], folder: Path)
         checkpoints.check_component(folder, "transformer")
 
 
+@pytest.mark.parametrize(
+    "shape", ([9] * 100_000, [-1], [True], [1.0], ["1"]), ids=["long", "-1", "true", "1.0", "text"]
+)
+def test_shapes_that_are_none(folder: Path, shape: list) -> None:
+    """The product of a shape with a hundred thousand sides held up the server while the prompt was queued."""
+    (folder / "a.safetensors").write_bytes(crafted({"a": entry(0, 4, shape)}, bytes(4)))
+    with pytest.raises(UserError, match="header"):
+        checkpoints.check_component(folder, "transformer")
+
+
+def test_a_dict_that_contains_itself(folder: Path) -> None:
+    """The way through the wrappers had no end; the server answered nobody."""
+    circle: dict = {}
+    circle["state_dict"] = circle
+    torch.save(circle, folder / "a.pt")
+    with pytest.raises(UserError):
+        checkpoints.check_component(folder, "transformer")
+
+
+def test_an_index_with_a_name_that_no_file_can_have(folder: Path) -> None:
+    (folder / "a.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "y" * 5000}}))
+    with pytest.raises(UserError, match="download is not complete") as caught:
+        checkpoints.check_component(folder, "transformer")
+    assert len(str(caught.value)) < 500
+
+
 def test_a_set_of_no_shards(tiny_pipelines: dict[str, Path], folder: Path) -> None:
     """A name that announces nothing is a file like any other."""
     weights = load_file(sorted((tiny_pipelines["5b"] / "transformer").glob("*.safetensors"))[0])
