@@ -68,7 +68,7 @@ BYTES: dict[str, tuple[bytes, str]] = {
     "long-header.safetensors": ((2**40).to_bytes(8, "little") + b"{" + b" " * 100, "only the beginning of one"),
     "deep-header.safetensors": (crafted('{"a":' * 40_000), "has no valid safetensors header"),
     "overlap.safetensors": (crafted({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}), "do not fit its shape"),
-    "negative.safetensors": (crafted({"a": entry(8, 0, [-2])}), "do not fit its shape"),
+    "negative.safetensors": (crafted({"a": entry(8, 0, [-2])}), "has no valid shape"),
     "terabytes.safetensors": (crafted({"a": entry(0, 8, [2**40])}), "do not fit its shape"),
     "unknown-type.safetensors": (crafted({"a": entry(0, 8, [2], "F7")}), "has no valid safetensors header"),
     "twice.safetensors": (crafted('{"a":%s,"a":%s}' % ((json.dumps(entry(0, 8, [2])),) * 2)), "a name occurs twice"),
