@@ -22,7 +22,7 @@ class UserError(Exception):
     def __init__(self, message: str, advice: str | None = None):
         # Both, because pickle makes an exception again from these arguments; __str__ gives the message.
         # A message may quote a file, whose names and values have any length.
-        message = message if len(message) <= MAX_LETTERS else f"{message[:MAX_LETTERS]} …"
+        message = shortened(message, MAX_LETTERS)
         super().__init__(message, advice)
         self.message, self.advice = message, advice
 
@@ -39,4 +39,9 @@ def set_advice(table: Mapping[str, str]) -> None:
 
 def quoted(text: str) -> str:
     """The beginning of a text that a message repeats: a prompt, or a name from a file."""
-    return text if len(text) <= QUOTED_LETTERS else f"{text[:QUOTED_LETTERS]} …"
+    return shortened(text, QUOTED_LETTERS)
+
+
+def shortened(text: str, most: int) -> str:
+    """The first `most` letters, with a mark where something is left out."""
+    return text if len(text) <= most else f"{text[:most]} …"

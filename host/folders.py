@@ -85,9 +85,9 @@ def find(name: str, *categories: str) -> Path:
     Raises UserError for a name that no folder has, or that leads out of the model folders.
     """
     parts = Path(name.replace("\\", "/")).parts if isinstance(name, str) else ()
-    # A workflow may come from anybody and must not reach files elsewhere. The colon is that of a Windows drive ("C:x"),
-    # which is not an absolute path there and still leads out of the folder.
-    whole = PureWindowsPath(name) if parts else PureWindowsPath()  # C:x and \\x lead out of `root` on Windows
+    # A workflow may come from anybody and must not reach files elsewhere. On Windows "C:x" and
+    # "\\x" are no absolute paths and still lead out of the folder.
+    whole = PureWindowsPath(name if parts else "")
     if not parts or parts[0] == "/" or whole.drive or whole.root or ".." in parts:
         raise UserError(f"{quoted(str(name))!r} is not the name of a model. Choose one from the list.")
     for category in categories:

@@ -5,10 +5,10 @@ import logging
 import re
 from collections.abc import Callable
 
+from ..errors import MAX_LETTERS, shortened
 from .protocols import PromptServer
 
 Notify = Callable[[str], object]  # takes a sentence for the user
-MAX_LETTERS = 4000
 
 _shown: dict[tuple[str, str], str | None] = {}  # (browser, node) with a text of ours on it -> the run that it is from
 
@@ -55,8 +55,7 @@ def as_html(text: str) -> str:
     It may contain names and keys from a stranger's workflow or file. The frontend also makes links, of addresses and of
     [[label|address]]: none of ours is meant as one.
     """
-    shortened = text if len(text) <= MAX_LETTERS else f"{text[:MAX_LETTERS]} …"
-    escaped = html.escape(printable(shortened), quote=True)
+    escaped = html.escape(printable(shortened(text, MAX_LETTERS)), quote=True)
     escaped = escaped.replace("://", ":&#47;/").replace("[[", "[&#91;")
     return re.sub(r"(www)\.", r"\1&#46;", escaped, flags=re.IGNORECASE)
 

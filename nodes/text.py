@@ -9,11 +9,7 @@ from ..sockets.tokenizer import CogVideoXTokenizer, check_length, lost_text_mess
 from .input_checks import checked
 
 
-def _check_text(text: str) -> None:
-    check_length(text)
-
-
-@checked(_check_text)
+@checked(check_length)
 class CogVideoXEncodeText(io.ComfyNode):
     """CONDITIONING out: [1, 226, text width]."""
 

@@ -37,7 +37,7 @@ class CogVideoXTokenizer:
         max_tokens: the max_text_seq_length of the transformer that gets the text. A model that was trained with fewer
         goes astray with more padding.
 
-        Raises UserError for a tokenizer.json that is none of T5's.
+        Raises UserError for a tokenizer.json that is not T5's.
         """
         found = folder if folder is not None and (folder / "tokenizer.json").is_file() else _COMFYUI_TOKENIZER
         self.tokenizer = _read_tokenizer(found / "tokenizer.json")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import server
 
-from cogvideox.errors import QUOTED_LETTERS, quoted
+from cogvideox.errors import MAX_LETTERS, QUOTED_LETTERS, quoted
 from cogvideox.host import messages
 from cogvideox.sockets.tokenizer import lost_text_message
 
@@ -80,7 +80,7 @@ def test_a_text_goes_with_its_reason(browser: Browser) -> None:
 def test_texts_have_an_end(browser: Browser) -> None:
     """A prompt of a megabyte, repeated on a node, froze the page."""
     messages.show_on_node("<" * 100_000, "7")
-    assert len(browser.sent[0][0]) < 5 * messages.MAX_LETTERS
+    assert len(browser.sent[0][0]) < 5 * MAX_LETTERS
     assert quoted("x" * QUOTED_LETTERS) == "x" * QUOTED_LETTERS
     assert quoted("x" * 5000) == "x" * QUOTED_LETTERS + " …"
     assert len(lost_text_message("word " * 1000, 226)) < 300
