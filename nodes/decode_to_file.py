@@ -13,6 +13,7 @@ from ..host.messages import show_on_node
 from ..host.output import check_output_prefix
 from ..keys import Latent
 from ..media import video_file as files
+from ..samplers.front import split_front
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SPATIAL, check_latents, video_frames
 from .decode import MEMORY_MODES
@@ -104,9 +105,10 @@ class CogVideoXDecodeToFile(io.ComfyNode):
         audio: dict | None = None,
     ) -> io.NodeOutput:
         check_latents(samples["samples"])
+        _, latents = split_front(samples["samples"])  # of a run that stopped early, and no part of the video
         metadata = files.workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         settings = files.video_settings(format, fps, crf, metadata)
-        paths = _decode(vae, samples["samples"], filename_prefix, settings, memory, audio)
+        paths = _decode(vae, latents, filename_prefix, settings, memory, audio)
         names = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in paths)
         show_on_node(f"Saved {names}.", cls.hidden.unique_id)
         return io.NodeOutput(InputImpl.VideoFromFile(str(paths[0])), ui=ui.PreviewVideo([*map(_saved, paths)]))

@@ -11,9 +11,10 @@ from comfy_api.latest import io
 
 from ..host.messages import show_on_node
 from ..host.protocols import ModelSampling
-from ..keys import Latent, rng_offset, without_rng_offset
+from ..keys import Latent, without_rng_offset
 from ..media.masks import latent_mask
 from ..samplers.comfy_sampler import SAMPLERS, SeededNoise, build_sampler, schedule_sigmas
+from ..samplers.front import split_front
 from ..samplers.guidance import patch_dynamic_cfg
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
 from .input_checks import checked
@@ -136,20 +137,19 @@ class CogVideoXSample(io.ComfyNode):
             cfg = max(cfg, 1.0)  # below 1 there is no guidance, and no second pass of the model either
         sigmas = schedule_sigmas(noise_levels(model), steps, denoise)
         # As ComfyUI's KSampler: an empty latent of another model gets this one's channels and a frame.
-        latent: Latent = {
-            **latent_image,
-            "samples": comfy.sample.fix_empty_latent_channels(model, latent_image["samples"]),
-        }
+        # This run adds noise of its own: what a run that stopped early has left in front is of no use.
+        _, samples = split_front(latent_image["samples"])
+        latent: Latent = {**latent_image, "samples": comfy.sample.fix_empty_latent_channels(model, samples)}
         mask = _fitted_mask(latent)
         if denoise <= 0:
             show_on_node("denoise is 0, so no step is run: the latent stays as it is.", cls.hidden.unique_id)
         # build_sampler gets the length of the complete schedule, of which the sigmas may be only the end: the steps of
-        # the equations go by it, as in diffusers. `seed` is for the dpm sampler: it goes on in the noise's stream.
+        # the equations go by it, as in diffusers.
         samples = comfy.sample.sample_custom(
             model,
             SeededNoise(seed).generate_noise(latent),
             cfg,
-            build_sampler(sampler, total_steps(steps, denoise) if denoise > 0 else None, rng_offset(latent, seed)),
+            build_sampler(sampler, total_steps(steps, denoise) if denoise > 0 else None),
             sigmas,
             positive,
             negative,

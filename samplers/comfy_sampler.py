@@ -1,5 +1,6 @@
 """The DDIM and DPM equations as ComfyUI SAMPLER, SIGMAS and NOISE objects."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..host.protocols import ModelSampling
 from ..keys import Latent, rng_offset
 from .ddim import sample_ddim
 from .dpm import sample_dpm
-from .noise import draw_noise, seeded_noise, start_stream
+from .noise import NoiseStream
 from .schedule import next_timesteps, require_schedule, total_steps, trailing_timesteps
 
 SAMPLERS = ("ddim", "dpm")
@@ -27,7 +28,11 @@ class SeededNoise:
         """Noise shaped like the latent's samples [B, C, T, H, W] (a single frame where T is missing)."""
         samples = input_latent["samples"]
         shape = samples.shape if samples.ndim == 5 else (*samples.shape[:2], 1, *samples.shape[2:])
-        return seeded_noise(shape, self.seed, input_latent.get("batch_index"), rng_offset(input_latent, self.seed))
+        batch_index = input_latent.get("batch_index")
+        stream = NoiseStream(
+            self.seed, None if batch_index is None else tuple(batch_index), rng_offset(input_latent, self.seed)
+        )
+        return stream.draw(shape)
 
 
 def schedule_sigmas(model_sampling: ModelSampling, steps: int, denoise: float) -> torch.Tensor:
@@ -60,15 +65,26 @@ def require_cogvideox(model_sampling: ModelSampling) -> None:
         )
 
 
-def build_sampler(name: str, schedule_steps: int | None = None, rng_offset: int = 0) -> comfy.samplers.KSAMPLER:
+def build_sampler(name: str, schedule_steps: int | None = None) -> comfy.samplers.KSAMPLER:
     """SAMPLER that runs CogVideoX's own equations along whatever SIGMAS it is given.
 
     name: "ddim" or "dpm".
     schedule_steps: length of the schedule whose end the sigmas are; None finds it from the sigmas.
-    rng_offset: how many numbers of the seed's stream are used up before the run's noise is drawn (keys.rng_offset).
     """
-    options = {"name": name, "schedule_steps": schedule_steps, "rng_offset": rng_offset}
-    return comfy.samplers.KSAMPLER(sample_along, options)
+    return comfy.samplers.KSAMPLER(sample_along, {"name": name, "schedule_steps": schedule_steps})
+
+
+def with_stream(sampler: comfy.samplers.Sampler, stream: NoiseStream | None) -> comfy.samplers.Sampler:
+    """`sampler`, or where it is one of build_sampler's a copy that goes on in the stream of the run's noise."""
+    if (
+        stream is None
+        or not isinstance(sampler, comfy.samplers.KSAMPLER)
+        or sampler.sampler_function is not sample_along
+    ):
+        return sampler
+    known = copy.copy(sampler)
+    known.extra_options = {**known.extra_options, "stream": stream}
+    return known
 
 
 @torch.no_grad()
@@ -81,13 +97,14 @@ def sample_along(
     disable: bool | None = None,
     name: str = "ddim",
     schedule_steps: int | None = None,
-    rng_offset: int = 0,
+    stream: NoiseStream | None = None,
 ) -> torch.Tensor:
     """A k-diffusion style sampler function (ComfyUI calls it through KSAMPLER).
 
     model: ComfyUI's (x, sigma [B]) -> x0, with guidance; both variance exploding, x = x0 + sigma * noise.
     x: [B, C, T, H, W] at sigmas[0], scaled, variance exploding. Each sigma is taken as the nearest of the model's 1000
     timesteps. Returns x at sigmas[-1], variance exploding.
+    stream: where the run's noise was drawn, for the noise of dpm's steps; None for the beginning of the seed's stream.
 
     Raises UserError where the model's noise levels are not CogVideoX's.
     """
@@ -115,11 +132,10 @@ def sample_along(
 
     x = x / (1 + sigmas[0] ** 2) ** 0.5  # variance exploding -> preserving
     if name == "dpm":
-        generator = start_stream(extra_args.get("seed") or 0, rng_offset)
         # diffusers draws a run's starting noise and the noise of its steps from one generator. The starting noise was
-        # drawn elsewhere, by the NOISE object: skip as many numbers.
-        draw_noise(x.shape, generator)
-        x = sample_dpm(predict_x0, x, steps, lambda: draw_noise(x.shape, generator).to(x), report)
+        # drawn elsewhere, by the NOISE object or by ComfyUI: skip as many numbers.
+        draw_step = (stream or NoiseStream(extra_args.get("seed") or 0)).draw_steps(x.shape)
+        x = sample_dpm(predict_x0, x, steps, lambda: draw_step().to(x), report)
     else:
         x = sample_ddim(predict_x0, x, steps, report)
     # Variance preserving -> exploding. Where a run stops before the end (SplitSigmas) and its schedule's length does

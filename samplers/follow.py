@@ -17,7 +17,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..errors import UserError
-from ..host.protocols import GuiderExecutor, LatentFormat, ModelSampling
+from ..host.protocols import GuiderExecutor
 from ..keys import ATTENTION_OVERRIDE, Latent
 from .comfy_sampler import require_cogvideox
 from .inversion import CLEAN
@@ -129,7 +129,6 @@ def _sample_following(
     if sigmas[-1] == 0:
         timesteps[-1] = CLEAN
     check_run(followed, latent_image.shape, timesteps)
-    latent_image = _restore_front(followed, latent_image, model_sampling, guider.model_patcher.model.latent_format)
     return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 
@@ -157,24 +156,6 @@ def check_run(followed: Followed, shape: torch.Size, timesteps: list[float]) -> 
                 f"that the video was inverted in is {found}. Invert it in as many steps as the sampler runs (at "
                 "denoise below 1: steps / denoise)."
             )
-
-
-def _restore_front(
-    followed: Followed, latent_image: torch.Tensor, model_sampling: ModelSampling, latent_format: LatentFormat
-) -> torch.Tensor:
-    """The inverted latent [B, 16, T, H, W] with the frame in front that it had at the end of the inversion.
-
-    CogVideoX 1.5 inverts an odd count with a frame in front, which is missing in the LATENT. sample_checked puts the
-    first frame there a second time: from two equal frames of noise no run leads back to the video.
-
-    A run that starts from the inverted latent is known by its values. Any other run keeps its latent_image as it is.
-    """
-    # As the LATENT of an inversion is: variance exploding, unscaled.
-    end = followed.samples[-1].to(latent_image)
-    end = latent_format.process_out(end * (1 + model_sampling.sigmas[followed.timesteps[-1]].to(end) ** 2) ** 0.5)
-    if end.shape == latent_image.shape and torch.allclose(end[:, :, 1:], latent_image[:, :, 1:], rtol=1e-3):
-        return end
-    return latent_image
 
 
 def _describe(shape: torch.Size) -> str:

@@ -1,8 +1,11 @@
 """Random numbers in the order in which diffusers draws them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+
+_STREAM = "cogvideox_stream"  # of a noise tensor that was drawn here
 
 
 def draw_noise(shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -15,28 +18,50 @@ def draw_noise(shape: torch.Size | tuple[int, ...], generator: torch.Generator) 
     return noise.transpose(1, 2)
 
 
-def seeded_noise(
-    shape: torch.Size | tuple[int, ...], seed: int, batch_index: Sequence[int] | None = None, rng_offset: int = 0
-) -> torch.Tensor:
-    """The noise that a run with `seed` starts from: [B, C, T, H, W], fp32 on the CPU.
+@dataclass(frozen=True)
+class NoiseStream:
+    """Where a run's noise comes from, which its values do not tell."""
 
-    batch_index: which members of a larger batch these latents are (ComfyUI's LatentFromBatch); each keeps the noise
-        that it had there.
-    rng_offset: how many numbers were drawn from the stream before, a multiple of 16 (keys.rng_offset).
-    """
-    # On the CPU even for a card: a card's generator draws other numbers from the same seed.
-    generator = start_stream(seed, rng_offset)
-    if batch_index is None:
-        return draw_noise(shape, generator)
-    noise = draw_noise((max(batch_index) + 1, *shape[1:]), generator)
-    return noise[list(batch_index)]
+    seed: int
+    # Which members of a larger batch the latents are (ComfyUI's LatentFromBatch): each keeps the noise that it had
+    # there. A number may occur twice (LatentBatchSeedBehavior).
+    batch_index: tuple[int, ...] | None = None
+    rng_offset: int = 0  # how many numbers were drawn from the stream before, a multiple of 16 (keys.rng_offset)
+
+    def draw(self, shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
+        """The noise that a run on latents of `shape` starts from: [B, C, T, H, W], fp32 on the CPU.
+
+        The tensor remembers its stream as long as it is handed on as it is, which is until the run begins:
+        read_stream.
+        """
+        noise = self._draw(shape, start_stream(self.seed, self.rng_offset))
+        setattr(noise, _STREAM, self)
+        return noise
+
+    def draw_steps(self, shape: torch.Size | tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        """Draws the noise of one step after another, shaped like `draw`'s. It goes on where `draw` has stopped:
+        diffusers draws both from one generator."""
+        generator = start_stream(self.seed, self.rng_offset)
+        self._draw(shape, generator)
+        return lambda: self._draw(shape, generator)
+
+    def _draw(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        if self.batch_index is None:
+            return draw_noise(shape, generator)
+        return draw_noise((max(self.batch_index) + 1, *shape[1:]), generator)[list(self.batch_index)]
+
+
+def read_stream(noise: torch.Tensor) -> NoiseStream | None:
+    """The stream that NoiseStream.draw has drawn `noise` from; None for noise of another origin."""
+    return getattr(noise, _STREAM, None)
 
 
 def start_stream(seed: int, rng_offset: int = 0) -> torch.Generator:
     """A run's random stream after its first `rng_offset` numbers.
 
-    torch draws normal numbers in blocks of 16. Two draws give the same numbers as one draw of both only where the first
-    is a multiple of 16, as the size of all latents is: they have 16 channels.
+    On the CPU even for a card, whose generator draws other numbers from the same seed. torch draws normal numbers in
+    blocks of 16. Two draws give the same numbers as one draw of both only where the first is a multiple of 16, as the
+    size of all latents is: they have 16 channels.
     """
     generator = torch.Generator().manual_seed(seed)
     if rng_offset:

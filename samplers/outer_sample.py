@@ -10,7 +10,16 @@ import torch
 from ..host.messages import clear_running_node
 from ..host.protocols import BaseModel, GuiderExecutor, StepCallback
 from .checks import check_conditioning, check_latent, check_sampler, check_size
-from .noise import seeded_noise
+from .comfy_sampler import with_stream
+from .front import join_front, lacks_frame, prepend_first, prepend_noise, split_front
+from .noise import read_stream
+
+_FRONT_IS_MISSING = (
+    "This run adds no noise, and its latent does not hold the frame in front with which CogVideoX 1.5 samples an odd "
+    "number of latent frames: it was changed after the first part of the run, or was made by something else. Its first "
+    "frame is repeated, so the video differs from that of one run. Connect the first part's latent directly, or make "
+    "the number of latent frames even, as that of 77 or 85 frames is."
+)
 
 
 def sample_checked(
@@ -32,9 +41,11 @@ def sample_checked(
     noise in front, which takes part in sampling and is dropped afterwards. The simpler way, to repeat a frame inside
     the model, was tried: the last latent frame comes out wrong (0.82, RMS of the difference over that of diffusers').
 
-    notify: for check_conditioning; it is bound when the loader puts the wrapper on the MODEL. The other arguments are
-    those of comfy.samplers.CFGGuider.outer_sample: noise [B, 16, T, H, W] of unit variance, latent_image of the same
-    shape, unscaled. Returns the samples, unscaled.
+    Where such a run stops before the end, the frame stays with the result: samplers.front says how.
+
+    notify: shows a sentence on the running node; it is bound when the loader puts the wrapper on the MODEL. The other
+    arguments are those of comfy.samplers.CFGGuider.outer_sample: noise [B, 16, T, H, W] of unit variance, latent_image
+    of the same shape, unscaled. Returns the samples, unscaled.
 
     Raises UserError.
     """
@@ -43,22 +54,27 @@ def sample_checked(
     model: BaseModel = guider.model_patcher.model
     check_latent(model, latent_image)
     check_sampler(sampler)
+    stream = read_stream(noise)
+    front, latent_image = split_front(latent_image)
+    # Noise and mask were made for the latent as it came.
+    start = noise.shape[2] - latent_image.shape[2]
+    noise, denoise_mask = noise[:, :, start:], None if denoise_mask is None else denoise_mask[:, :, start:]
     check_conditioning(model, guider.conds, latent_image.shape, notify)
 
-    patch_size_t = model.diffusion_model.config.patch_size_t or 1
-    extra = -latent_image.shape[2] % patch_size_t
+    extra = int(lacks_frame(latent_image.shape[2], model.diffusion_model.config.patch_size_t))
     _, _, frames, height, width = latent_image.shape
     check_size(model, (frames + extra, height, width), guider.model_options)
     if extra:
-        # The samplers of build_sampler know how much of the seed's stream is used up; stock samplers lack the option.
-        offset = getattr(sampler, "extra_options", {}).get("rng_offset", 0)
-        noise = prepend_noise(noise, latent_image.shape, extra, seed or 0, offset)
-        latent_image = prepend_first(latent_image, extra)
-        denoise_mask = None if denoise_mask is None else prepend_first(denoise_mask, extra)
-        # Some versions of ComfyUI hand the shape down a second time, to process_conds.
-        if "latent_shapes" in kwargs:
-            kwargs["latent_shapes"] = [latent_image.shape]
+        noise = prepend_noise(noise, stream)
+        if front is None and torch.count_nonzero(noise) == 0 and sigmas[0] > sigmas[-1]:
+            notify(_FRONT_IS_MISSING)
+        latent_image = prepend_first(latent_image) if front is None else torch.cat([front, latent_image], dim=2)
+        denoise_mask = None if denoise_mask is None else prepend_first(denoise_mask)
+    # Some versions of ComfyUI hand the shape down a second time, to process_conds.
+    if "latent_shapes" in kwargs:
+        kwargs["latent_shapes"] = [latent_image.shape]
     report = None if callback is None else partial(_report_without, extra, callback)
+    sampler = with_stream(sampler, stream)
     # The next OUTER_SAMPLE wrapper, or CFGGuider.outer_sample itself, which loads the model and runs the sampler.
     try:
         out = executor(noise, latent_image, sampler, sigmas, denoise_mask, report, disable_pbar, seed, **kwargs)
@@ -68,7 +84,9 @@ def sample_checked(
         # A schedule whose length does not divide 1000 leaves a trace of noise in its last sample (next_timesteps). What
         # the mask keeps has to come out exactly as it went in.
         out = torch.where(denoise_mask.to(out) == 0, latent_image.to(out), out)
-    return out[:, :, extra:]
+    video = out[:, :, extra:]
+    # A run that stops before the end goes on somewhere else, and needs the frame there.
+    return join_front(out[:, :, :extra], video) if extra and sigmas[-1] > 0 else video
 
 
 def _report_without(
@@ -76,27 +94,3 @@ def _report_without(
 ) -> None:
     """`callback` without the first `extra` frames: a preview shows the video that the user gets."""
     callback(step, x0[:, :, extra:], x[:, :, extra:], total_steps)
-
-
-def prepend_first(x: torch.Tensor, count: int) -> torch.Tensor:
-    """[B, C, T, H, W] -> [B, C, count + T, H, W], the first frame repeated."""
-    return torch.cat([x[:, :, :1].expand(-1, -1, count, -1, -1), x], dim=2)
-
-
-def prepend_noise(noise: torch.Tensor, shape: torch.Size, count: int, seed: int, rng_offset: int = 0) -> torch.Tensor:
-    """`noise` [B, C, T, H, W] of a run on latents of `shape`, with `count` more frames in front.
-
-    Where it is what this pack draws for the seed, the result is what diffusers draws for the longer video: frame by
-    frame, so that the frame in front gets the numbers that were the first frame's. Any other noise stays as it is, and
-    the frames in front are the next numbers of its seed's stream. Zeros, the noise of a run that adds none, get zeros
-    in front.
-    """
-    longer = (shape[0], shape[1], shape[2] + count, *shape[3:])
-    if torch.equal(noise.cpu().float(), seeded_noise(shape, seed, rng_offset=rng_offset)):
-        return seeded_noise(longer, seed, rng_offset=rng_offset).to(noise)
-    if torch.count_nonzero(noise) == 0:
-        return noise.new_zeros(longer)
-    generator = torch.Generator().manual_seed(seed)
-    torch.randn(noise.shape, generator=generator)
-    front = torch.randn((*shape[:2], count, *shape[3:]), generator=generator)
-    return torch.cat([front.to(noise), noise], dim=2)

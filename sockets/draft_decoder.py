@@ -9,6 +9,7 @@ import torch
 
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
+from ..samplers.front import split_front
 from ..vae.geometry import SPATIAL, check_latents, video_frames
 from ..vae.tiny_decoder import VALUES_PER_PIXEL, TinyDecoder
 
@@ -19,6 +20,7 @@ def decode_draft(patcher: comfy.model_patcher.ModelPatcher, samples: torch.Tenso
     Raises UserError for another model's latent, and for one that contains NaN or Inf.
     """
     check_latents(samples)
+    _, samples = split_front(samples)  # of a run that stopped early, and no part of the video
     model: Any = patcher.model
     decoder: TinyDecoder = model
     device = patcher.load_device

@@ -17,6 +17,8 @@ from ..host.ops import adopt_ops
 from ..host.quantized import dequantized
 from ..keys import read_concat, with_positions
 from ..samplers.conditioning import concat_channels, image_scale
+from ..samplers.front import join_front, lacks_frame, prepend_first, prepend_noise, split_front
+from ..samplers.noise import read_stream
 from ..samplers.schedule import alphas_cumprod
 from ..transformer.parameter_types import parameter_dtype
 from .families import Family
@@ -75,6 +77,7 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
     sigmas: torch.Tensor  # a buffer, [1000], ascending, which ComfyUI registers in set_sigmas
 
     def __init__(self, model_config: "CogVideoXConfig"):
+        self.patch_size_t = model_config.family.patch_size_t
         # ComfyUI's constructor makes a schedule of its own, without SNR shift; set_sigmas below replaces it.
         super().__init__(model_config)
         alphas = alphas_cumprod(model_config.sampling_settings["snr_shift_scale"])
@@ -95,8 +98,22 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
         At zero terminal SNR it is pure noise: ComfyUI's own formula would leave a trace of the latent in it. A run that
         adds no noise continues from its latent as it is.
 
+        noise, latent_image: [B, 16, T, H, W]; of an odd T, CogVideoX 1.5 returns 2 + T frames (samplers.front).
         max_denoise: whether the run begins at the largest of the model's sigmas.
         """
+        if not lacks_frame(latent_image.shape[2], self.patch_size_t):
+            return self._scaled(sigma, noise, latent_image, max_denoise)
+        # Inside a run frames come in pairs (samplers.outer_sample). This is AddNoise, which makes a latent for a run
+        # that adds none: with the same frame in front as if the run had added the noise.
+        front, frames = split_front(latent_image)
+        noise = prepend_noise(noise[:, :, noise.shape[2] - frames.shape[2] :], read_stream(noise))
+        frames = prepend_first(frames) if front is None else torch.cat([front, frames], dim=2)
+        noisy = self._scaled(sigma, noise, frames, max_denoise)
+        return join_front(noisy[:, :, :1], noisy[:, :, 1:])
+
+    def _scaled(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool
+    ) -> torch.Tensor:
         # Without added noise (`noise` is all zeros) the latent is the noisy sample of an earlier run and must stay.
         if max_denoise and torch.count_nonzero(noise) > 0:
             latent_image = torch.zeros_like(latent_image)

@@ -15,6 +15,7 @@ from ..host.compat import model_patcher_class
 from ..host.messages import Notify, clear_running_node
 from ..host.ops import adopt_ops
 from ..host.patches import without_warnings
+from ..samplers.front import split_front
 from ..vae.activation import modulated_silu
 from ..vae.compiled import compiled_modulated_silu
 from ..vae.geometry import CHANNELS, SPATIAL, TEMPORAL, check_latents, latent_frames, video_frames
@@ -88,6 +89,7 @@ class CogVideoXVAE(comfy.sd.VAE):
         self, samples: torch.Tensor, memory: str = "auto", band_pixels: int | None = None, compile: bool = False
     ) -> torch.Tensor:
         check_latents(samples)
+        _, samples = split_front(samples)  # of a run that stopped early, and no part of the video
         out = torch.empty(
             (samples.shape[0], video_frames(samples.shape[2]), *(SPATIAL * side for side in samples.shape[3:]), 3),
             device=self.output_device,

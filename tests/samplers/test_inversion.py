@@ -210,7 +210,7 @@ def test_inversion_of_a_batch_and_of_one_frame(bench: Bench) -> None:
     alone = bench.invert(video(4, batch=2)[1:], 7)["samples"]
     assert relative_error(both[1:], alone) < 1e-5
     one = bench.invert(video(1), 7)
-    assert one["samples"].shape == video(1).shape
+    assert one["samples"].shape[2] == (3 if bench.variant == "1.5-5B" else 1)  # with the frame in front, samplers.front
     assert bench.sample(bench.following(one), video(1), 7).shape == video(1).shape
 
 
@@ -228,10 +228,10 @@ def test_way_back_leads_to_the_video(bench: Bench, frames: int, more_steps: int)
 
 def test_way_back_of_an_odd_count(bench: Bench) -> None:
     """81 frames are 21 latents: in CogVideoX 1.5 the frame in front must be the inverted one on the way back as well,
-    or no video of the models' own length ever comes back."""
+    or no video of the models' own length ever comes back; whether the run follows the video or not."""
     inverted = bench.invert(video(3), 50)
-    assert inverted["samples"].shape == video(3).shape
-    assert relative_error(bench.resample(inverted, 50, bench.following(inverted)), video(3)) < 0.2
+    for model in (bench.following(inverted), bench.model):
+        assert relative_error(bench.resample(inverted, 50, model), video(3)) < 0.2
     if bench.variant == "1.5-5B":
         assert inverted["cogvideox_trajectory"]["samples"][0].shape[2] == 4
 
