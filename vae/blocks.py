@@ -127,7 +127,7 @@ def upsample(stream: Stream, upsampler: Resample, chunk: Chunk, widest: bool) ->
     if not (widest and stream.plan.recompute):
         kept = _between_blocks(stream, computed.count, computed.height, computed.width)
     result = Chunk(kept or computed)
-    for start, stop in stream.bands(computed.height, computed.width):
+    for start, stop in stream.bands(computed.height, computed.width, upsampler.conv.out_channels):
         for t in range(computed.count):
             if not computed.repeats(t):
                 rows = computed.read(t, start, stop)
@@ -155,7 +155,7 @@ def downsample(stream: Stream, downsampler: Resample, chunk: Chunk) -> Chunk:
     with stream.weights(downsampler.conv) as (weight, bias):
         # The plan limits the pixels that are worked on at once, and each pixel of the result comes from 2 x 2 of the
         # frames.
-        for start, stop in stream.bands(height, 4 * width):
+        for start, stop in stream.bands(height, 4 * width, downsampler.conv.in_channels):
             top, bottom = 2 * start, min(2 * stop + 1, frames.height)
             for t, group in enumerate(sources):
                 rows = frames.read(group[0], top, bottom)

@@ -35,11 +35,12 @@ def causal_convolution(
     first_chunk = before is None
     with stream.weights(conv) as (weight, bias):
         kernels = _ring_kernels(weight, min(count, TAPS), stream.layout)
-        for start, stop in stream.bands(height, width):
+        channels = max(TAPS * conv.in_channels, conv.out_channels)  # of the ring, or of the result
+        for start, stop in stream.bands(height, width, channels):
             ring, slots, top, bottom = _new_ring(stream, conv.in_channels, height, width, start, stop)
             # The ring holds one band only. Each band therefore starts again from the two frames before the chunk.
             if before:
-                _recall(before, slots, top, bottom)
+                _recall(stream, before, slots, top, bottom)
                 before = None if stop == height else before
             for t in range(count):
                 fill(t, top, stop == height, slots[:, t % TAPS])
@@ -55,26 +56,26 @@ def causal_convolution(
                     on_host = stream.plan.caches_on_host
                     after = [stream.empty(conv.in_channels, height, width, on_host) for _ in range(TAPS - 1)]
                 for t, frame in enumerate(after, start=count - len(after)):
-                    _remember(ring[:, t % TAPS, :, 1:-1], frame[:, :, start:stop], stream.layout)
+                    _remember(stream, ring[:, t % TAPS, :, 1:-1], frame[:, :, start:stop])
             # Otherwise they would be alive while the next band's are allocated, and two rings would count at the peak.
             del ring, slots
     if after:
         stream.caches[conv] = after
 
 
-def _recall(before: list[torch.Tensor], slots: torch.Tensor, top: int, bottom: int) -> None:
+def _recall(stream: Stream, before: list[torch.Tensor], slots: torch.Tensor, top: int, bottom: int) -> None:
     """Copy rows of the two frames before a chunk, the older one first, to the slots of frames -2 and -1: 1 and 2."""
     for slot, frame in enumerate(before, start=1):
-        slots[:, slot] = frame[:, :, top:bottom].to(slots.device, non_blocking=True)
+        slots[:, slot] = frame[:, :, top:bottom].to(slots.device, non_blocking=stream.copies_ahead)
 
 
-def _remember(rows: torch.Tensor, cache: torch.Tensor, layout: torch.memory_format) -> None:
+def _remember(stream: Stream, rows: torch.Tensor, cache: torch.Tensor) -> None:
     """Copy a ring's rows to their cache."""
     if rows.device != cache.device:
         # The rows are a view whose strides are those of the ring. Given such a view, torch would copy it to the host
         # and reorder its axes there, which is slow: here it is made contiguous on the device, and copied in one piece.
-        rows = rows.contiguous(memory_format=layout)
-    cache.copy_(rows, non_blocking=True)
+        rows = rows.contiguous(memory_format=stream.layout)
+    cache.copy_(rows, non_blocking=stream.copies_ahead)
 
 
 def _new_ring(

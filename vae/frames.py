@@ -24,7 +24,7 @@ class KeptFrames:
         assert frame is not None, f"frame {t} was released"
         # On the device this is the kept tensor itself or a view of it, not a copy.
         rows = frame if stop - start == self.height else frame[:, :, start:stop]
-        return rows.to(self._stream.device, non_blocking=True)
+        return rows.to(self._stream.device, non_blocking=self._stream.copies_ahead)
 
     def write(self, t: int, start: int, rows: torch.Tensor) -> None:
         """Set rows from `start` on.
@@ -40,9 +40,11 @@ class KeptFrames:
         if frame is None or self._is_shared(t):
             own = self._stream.empty(rows.shape[1], self.height, self.width, self.on_host)
             if frame is not None and rows.shape[2] < self.height:
+                if self.on_host:
+                    self._stream.finish_copies()  # this copy is the host's own, which no order of the device's holds up
                 own.copy_(frame)
             frame = self._frames[t] = own
-        frame[:, :, start : start + rows.shape[2]].copy_(rows, non_blocking=True)
+        frame[:, :, start : start + rows.shape[2]].copy_(rows, non_blocking=self._stream.copies_ahead)
 
     def _is_shared(self, t: int) -> bool:
         """Whether frame t and one next to it are the same tensor."""

@@ -102,9 +102,12 @@ class _CountingStream(Stream):
         )
         yield cast(torch.Tensor, weight), bias
 
-    def bands(self, height: int, width: int) -> Iterator[tuple[int, int]]:
+    def finish_copies(self) -> None:
+        """See Stream. Nothing is copied."""
+
+    def bands(self, height: int, width: int, channels: int = 1) -> Iterator[tuple[int, int]]:
         """See Stream. The third band and those after it are as the second; nothing here waits to be interrupted."""
-        bands = list(self.plan.bands(height, width))
+        bands = list(self.plan.bands(height, width, channels))
         yield from bands if len(bands) <= 3 else (*bands[:2], bands[-1])
 
     def _tensor(

@@ -8,6 +8,12 @@ BAND_PIXELS = 1 << 16
 # The fewest rows of a band. A 3 x 3 window needs two more with each: smaller bands would read and normalise the overlap
 # for the most part.
 LEAST_ROWS = 8
+# More values than a tensor of a convolution may have: libraries count them in 32 bits, and refuse or compute slowly
+# what has more. The decoder's widest convolution takes three frames of 256 channels, which reach it at 2.8 megapixels.
+VALUES_LIMIT = 1 << 31
+# Rows that are worked on with a band at most: one on either side for a 3 x 3 window, or two where it follows an
+# upsampler, whose input has rows of twice the height.
+ROWS_AROUND = 4
 
 
 @dataclass(frozen=True)
@@ -21,10 +27,16 @@ class OffloadPlan:
     recompute: bool = False  # the widest frames are computed whenever they are read instead of kept
     band_pixels: int | None = None  # None: whole frames
 
-    def bands(self, height: int, width: int) -> Iterator[tuple[int, int]]:
-        """First row and last + 1 of each band of a frame."""
+    def bands(self, height: int, width: int, channels: int = 1) -> Iterator[tuple[int, int]]:
+        """First row and last + 1 of each band of a frame.
+
+        channels: of the largest tensor that is made of a band and the rows around it; it stays below VALUES_LIMIT, in
+        plans of whole frames too.
+        """
         # Bands are as wide as the frame, so a band of the least height may have more pixels than asked for.
         rows = height if self.band_pixels is None else max(LEAST_ROWS, self.band_pixels // width)
+        most = (VALUES_LIMIT - 1) // (channels * width)
+        rows = min(rows, max(1, most - ROWS_AROUND))
         for start in range(0, height, rows):
             yield start, min(start + rows, height)
 

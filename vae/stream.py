@@ -45,8 +45,22 @@ class Stream:
         """Weight and bias of `module` on the device, in `dtype` or else in the stream's, while the context lasts."""
         return weights_on(module, self.device, dtype or self.dtype)
 
-    def bands(self, height: int, width: int) -> Iterator[tuple[int, int]]:
-        """First row and last + 1 of each band of a frame; the user can interrupt between two of them."""
-        for band in self.plan.bands(height, width):
+    @property
+    def copies_ahead(self) -> bool:
+        """Whether a copy between host and device may go on while the next work is queued.
+
+        The device itself keeps the order: it reads a frame after the copy that fills it. The host does not wait, and
+        has to call finish_copies before it reads such a frame. Only for CUDA is that certain; elsewhere copies wait.
+        """
+        return self.device.type == "cuda"
+
+    def finish_copies(self) -> None:
+        """Wait until the host may read what was copied from the device."""
+        if self.copies_ahead:
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def bands(self, height: int, width: int, channels: int = 1) -> Iterator[tuple[int, int]]:
+        """Bands of a frame, as OffloadPlan.bands makes them; the user can interrupt between two of them."""
+        for band in self.plan.bands(height, width, channels):
             throw_if_interrupted()
             yield band
