@@ -128,7 +128,9 @@ def test_server_does_not_outlive_a_command_that_is_ended(tmp_path, name):
         (tmp_path / folder).mkdir()
     (tmp_path / "host" / "main.py").write_text(ANSWERING, "utf-8")
     code = (
-        "import time\nfrom pathlib import Path\nfrom cogvideox.devtools import cli, server\n"
+        "import signal, time\nfrom pathlib import Path\nfrom cogvideox.devtools import cli, server\n"
+        # Under nohup a hang-up is ignored, by these tests and by what they start.
+        f"signal.signal(signal.{name}, signal.SIG_DFL)\n"
         "with cli._stopping_when_asked(), server.running_server("
         "Path('host'), Path('base'), log=Path('log').resolve(), cpu=True) as running:\n"
         "    print(running.process.pid, flush=True)\n    time.sleep(60)\n"

@@ -1,0 +1,28 @@
+"""What ComfyUI reports about a prompt that cannot be queued."""
+
+from typing import Any
+
+_CUSTOM = "custom_validation_failed"  # execution.validate_inputs: the type of what a node's validate_inputs returns
+
+
+def reported_once(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """ComfyUI's errors of one node, each message of the node's own checks once.
+
+    ComfyUI repeats such a message for every input that validate_inputs takes, "width - frames is 50: ...". Of these the
+    one stays whose input the message begins with, or else the first.
+    """
+    kept: dict[object, dict[str, Any]] = {}
+    for index, error in enumerate(errors):
+        name, message = _input_and_message(error)
+        key = index if message is None else message
+        if key not in kept or (message or "").startswith(f"{name} "):
+            kept[key] = error
+    return list(kept.values())
+
+
+def _input_and_message(error: dict[str, Any]) -> tuple[str, str | None]:
+    """The input that `error` is reported for, and the message of the node's own check, None for any other error."""
+    name = str(error.get("extra_info", {}).get("input_name", ""))
+    start, details = f"{name} - ", str(error.get("details", ""))
+    is_custom = error.get("type") == _CUSTOM and details.startswith(start)
+    return name, details.removeprefix(start) if is_custom else None
