@@ -1,0 +1,200 @@
+"""One run on one card: is what is computed there right, how fast is it, and what does it hold, in a few minutes.
+
+Each section runs in a process of its own with a time of its own: one that fails, hangs or poisons the card costs
+itself alone. Rows are written to results.json as they come; a table is printed at the end.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from argparse import Namespace
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+# How a forked process sees a card: asked through the driver's library here, it could not use the card there.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+import torch  # noqa: E402
+
+from cogvideox.benchmarks.common import Table, arguments, report  # noqa: E402
+from cogvideox.benchmarks.gpu_rows import FAILED, MISSING, Bench, Row  # noqa: E402
+from cogvideox.complete_file import write_complete_text  # noqa: E402
+
+SMOKE_TITLE = "SMOKE RUN: no figure here is a measurement"
+GRACE = 3.0  # seconds a section may be late before it is ended
+
+
+@dataclass(frozen=True)
+class Section:
+    """seconds: what it may take. function: where it is, "module:function". smoke: seconds of a smoke run."""
+
+    function: str
+    seconds: float
+    smoke: float = 90.0
+
+
+# In order of worth: where time runs out, the last ones are left out.
+SECTIONS = {
+    "ceilings": Section("gpu_ceilings:measure", 25),
+    "parity": Section("gpu_parity:measure", 70),
+    "parity-vae": Section("gpu_parity_vae:measure", 45),
+    "parity-train": Section("gpu_parity_train:measure", 40),
+    "nano": Section("gpu_nano:measure", 60),
+    "whole": Section("gpu_steps:whole", 25),
+    "step-5b": Section("gpu_steps:five", 70),
+    "vae": Section("gpu_vae:measure", 60),
+    "step-1.5": Section("gpu_steps:long", 70),
+    "memory": Section("gpu_memory:measure", 50),
+    "step-2b": Section("gpu_steps:two", 20),
+    "few-bits": Section("gpu_steps:few_bits", 30),
+    "compile": Section("gpu_steps:compiled", 60),
+    "train-5b": Section("gpu_train:measure", 40),
+}
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        seconds={"type": float, "default": 400.0, "help": "in all; sections that no longer fit are left out"},
+        sections={"default": ",".join(SECTIONS), "help": "names with commas between them, in the order given"},
+        out={"type": Path, "help": "folder for results.json; by default a new one among the temporary files"},
+        smoke={"action": "store_true", "help": "tiny shapes, to see that every section runs; measures nothing"},
+        device={"choices": ("cpu", "cuda"), "help": "cuda by default, cpu in a smoke run"},
+    )
+    options.device = options.device or ("cpu" if options.smoke else "cuda")
+    unknown = [name for name in options.sections.split(",") if name not in SECTIONS]
+    if unknown:
+        sys.exit(f"There is no section {', '.join(unknown)}. There are: {', '.join(SECTIONS)}.")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("There is no NVIDIA card here, or this torch was built without CUDA: nothing is measured.")
+        return
+    options.out = options.out or Path(tempfile.mkdtemp(prefix="cogvideox-gpu-"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = run_all(options)
+    report("gpu", [tabulate(rows, options)], options.save and not options.smoke, "cuda")
+    print(f"{len(rows)} rows, {sum(row.verdict == FAILED for row in rows)} failed: {options.out / 'results.json'}")
+    if options.smoke:
+        print(SMOKE_TITLE)
+        # Whoever tests this script learns of a section that does not run; on a card the table says it.
+        sys.exit(1 if any(row.verdict == FAILED for row in rows) else 0)
+
+
+def run_all(options: Namespace) -> list[Row]:
+    """Every section in turn; what has come is on disk at any time."""
+    preload()
+    ends, rows = time.monotonic() + options.seconds, list[Row]()
+    for name in options.sections.split(","):
+        section = SECTIONS[name]
+        left = ends - time.monotonic()
+        limit = min(section.smoke if options.smoke else section.seconds, left)
+        if limit < min(10.0, section.seconds / 2):
+            rows.append(Row(name, name, f"{max(0.0, left):.0f} s are left", MISSING))
+        else:
+            run_section(name, section.function, limit, options, rows)
+        write_results(rows, options)
+    return rows
+
+
+def run_section(name: str, function: str, limit: float, options: Namespace, rows: list[Row]) -> None:
+    """Run one section in a process; its rows are appended to `rows` and written as they come."""
+    print(f"== {name}: at most {limit:.0f} s", flush=True)
+    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(name, function, options.device, options.smoke, limit, sender))
+    began = time.monotonic()
+    process.start()
+    sender.close()
+    end = "ended"
+    try:
+        while time.monotonic() < began + limit + GRACE:
+            if receiver.poll(0.2):
+                rows.append(receiver.recv())
+                write_results(rows, options)
+            elif not process.is_alive():
+                break
+        else:
+            end = "was ended: its time was over"
+    except EOFError:
+        pass
+    process.join(2.0)
+    if process.is_alive():
+        _end(process)
+        process.join(10.0)
+        rows.append(Row(name, name, f"{end} after {time.monotonic() - began:.0f} s", MISSING))
+    elif process.exitcode != 0:
+        rows.append(Row(name, name, f"its process ended with status {process.exitcode}", FAILED))
+    seconds = time.monotonic() - began
+    rows.append(Row(name, f"section {name}", f"took {seconds:.0f} s", values={"seconds": seconds}))
+
+
+def _end(process: Any) -> None:
+    """Kill a section with whatever it has started."""
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+
+
+def _work(name: str, function: str, device: str, smoke: bool, seconds: float, sender: Connection) -> None:
+    """The process of a section."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    bench = Bench(name, device, smoke, seconds, sender.send)
+    module, attribute = function.split(":")
+    try:
+        getattr(importlib.import_module(f"cogvideox.benchmarks.{module}"), attribute)(bench)
+    except Exception as error:  # it has to reach the table, whatever it is
+        traceback.print_exc()
+        bench.row(name, f"{type(error).__name__}: {str(error)[:200]}", FAILED, traceback=traceback.format_exc()[-3000:])
+    sender.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without what Python and CUDA would do at the end, which takes seconds and can hang.
+    os._exit(0)
+
+
+def preload() -> None:
+    """Import what every section needs and what does not touch a card, so that forked processes have it already."""
+    for module in ("diffusers", "transformers", "accelerate", "peft", "einops", "safetensors.torch", "scipy.integrate"):
+        importlib.import_module(module)
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
+    from transformers import T5EncoderModel
+
+    assert AutoencoderKLCogVideoX and CogVideoXPipeline and CogVideoXTransformer3DModel and T5EncoderModel
+    assert not torch.cuda.is_initialized(), "A forked process could not use the card."
+
+
+def write_results(rows: list[Row], options: Namespace) -> None:
+    kept = {
+        "measurement": not options.smoke and options.device == "cuda",
+        "note": SMOKE_TITLE if options.smoke else "",
+        "rows": [{"smoke": options.smoke, **row.as_json()} for row in rows],
+    }
+    write_complete_text(options.out / "results.json", json.dumps(kept, indent=1, default=str))
+
+
+def tabulate(rows: list[Row], options: Namespace) -> Table:
+    mark = "smoke: " if options.smoke else ""
+    cells = [
+        [row.section, mark + row.what.replace("|", "/"), row.found.replace("|", "/"), row.predicted, row.verdict]
+        for row in rows
+    ]
+    notes = [
+        f"Random weights of the official sizes, and tiny models of every family; device {options.device}.",
+        "predicted: by a cost model of 750 TFLOP/s for products, 324 and 413 TFLOP/s for attention, and 3.0 TB/s.",
+        *([SMOKE_TITLE] if options.smoke else []),
+    ]
+    title = SMOKE_TITLE if options.smoke else "One run on one card"
+    return Table(title, notes, ["section", "what", "found", "predicted", "verdict"], cells)
+
+
+if __name__ == "__main__":
+    main()
