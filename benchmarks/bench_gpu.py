@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# How a forked process sees a card: asked through the driver's library here, it could not use the card there.
+# Importing some packages asks whether there is a card: through the driver's library here, so that processes which are
+# forked from this one can still use it.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import torch  # noqa: E402
@@ -43,20 +44,20 @@ class Section:
 
 # In order of worth: where time runs out, the last ones are left out.
 SECTIONS = {
-    "ceilings": Section("gpu_ceilings:measure", 25),
-    "parity": Section("gpu_parity:measure", 70),
-    "parity-vae": Section("gpu_parity_vae:measure", 45),
-    "parity-train": Section("gpu_parity_train:measure", 40),
-    "nano": Section("gpu_nano:measure", 60),
-    "whole": Section("gpu_steps:whole", 25),
-    "step-5b": Section("gpu_steps:five", 70),
-    "vae": Section("gpu_vae:measure", 60),
-    "step-1.5": Section("gpu_steps:long", 70),
-    "memory": Section("gpu_memory:measure", 50),
-    "step-2b": Section("gpu_steps:two", 20),
-    "few-bits": Section("gpu_steps:few_bits", 30),
-    "compile": Section("gpu_steps:compiled", 60),
-    "train-5b": Section("gpu_train:measure", 40),
+    "ceilings": Section("cogvideox.benchmarks.gpu_ceilings:measure", 25),
+    "parity": Section("cogvideox.benchmarks.gpu_parity:measure", 70),
+    "parity-vae": Section("cogvideox.benchmarks.gpu_parity_vae:measure", 45),
+    "parity-train": Section("cogvideox.benchmarks.gpu_parity_train:measure", 40),
+    "nano": Section("cogvideox.benchmarks.gpu_nano:measure", 60),
+    "whole": Section("cogvideox.benchmarks.gpu_steps:whole", 25),
+    "step-5b": Section("cogvideox.benchmarks.gpu_steps:five", 70),
+    "vae": Section("cogvideox.benchmarks.gpu_vae:measure", 60),
+    "step-1.5": Section("cogvideox.benchmarks.gpu_steps:long", 70),
+    "memory": Section("cogvideox.benchmarks.gpu_memory:measure", 50),
+    "step-2b": Section("cogvideox.benchmarks.gpu_steps:two", 20),
+    "few-bits": Section("cogvideox.benchmarks.gpu_steps:few_bits", 30),
+    "compile": Section("cogvideox.benchmarks.gpu_steps:compiled", 60),
+    "train-5b": Section("cogvideox.benchmarks.gpu_train:measure", 40),
 }
 
 
@@ -73,23 +74,29 @@ def main() -> None:
     unknown = [name for name in options.sections.split(",") if name not in SECTIONS]
     if unknown:
         sys.exit(f"There is no section {', '.join(unknown)}. There are: {', '.join(SECTIONS)}.")
-    if options.device == "cuda" and not torch.cuda.is_available():
+    preload()
+    start_method = find_start_method(options.device)
+    if start_method is None:
         print("There is no NVIDIA card here, or this torch was built without CUDA: nothing is measured.")
         return
     options.out = options.out or Path(tempfile.mkdtemp(prefix="cogvideox-gpu-"))
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = run_all(options)
-    report("gpu", [tabulate(rows, options)], options.save and not options.smoke, "cuda")
-    print(f"{len(rows)} rows, {sum(row.verdict == FAILED for row in rows)} failed: {options.out / 'results.json'}")
+    rows = run_all(options, start_method)
+    table = tabulate(rows, options)
+    failed = [row for row in rows if row.verdict == FAILED]
+    # Printed here and not by report, which asks the card for its name: it may answer no more.
+    print("", table.markdown(), "", *(f"FAILED: {row.what}: {row.found}" for row in failed), sep="\n", flush=True)
+    print(f"{len(rows)} rows, {len(failed)} failed: {options.out / 'results.json'}", flush=True)
     if options.smoke:
         print(SMOKE_TITLE)
         # Whoever tests this script learns of a section that does not run; on a card the table says it.
-        sys.exit(1 if any(row.verdict == FAILED for row in rows) else 0)
+        sys.exit(1 if failed else 0)
+    if options.save:
+        report("gpu", [table], True, "cuda")
 
 
-def run_all(options: Namespace) -> list[Row]:
-    """Every section in turn; what has come is on disk at any time."""
-    preload()
+def run_all(options: Namespace, start_method: str) -> list[Row]:
+    """Every section in turn; what has come is on disk at any time. start_method: of multiprocessing."""
     ends, rows = time.monotonic() + options.seconds, list[Row]()
     for name in options.sections.split(","):
         section = SECTIONS[name]
@@ -98,15 +105,15 @@ def run_all(options: Namespace) -> list[Row]:
         if limit < min(10.0, section.seconds / 2):
             rows.append(Row(name, name, f"{max(0.0, left):.0f} s are left", MISSING))
         else:
-            run_section(name, section.function, limit, options, rows)
+            run_section(name, section.function, limit, options, rows, start_method)
         write_results(rows, options)
     return rows
 
 
-def run_section(name: str, function: str, limit: float, options: Namespace, rows: list[Row]) -> None:
+def run_section(name: str, function: str, limit: float, options: Namespace, rows: list[Row], start_method: str) -> None:
     """Run one section in a process; its rows are appended to `rows` and written as they come."""
     print(f"== {name}: at most {limit:.0f} s", flush=True)
-    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    context = multiprocessing.get_context(start_method)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(name, function, options.device, options.smoke, limit, sender))
     began = time.monotonic()
@@ -150,7 +157,7 @@ def _work(name: str, function: str, device: str, smoke: bool, seconds: float, se
     bench = Bench(name, device, smoke, seconds, sender.send)
     module, attribute = function.split(":")
     try:
-        getattr(importlib.import_module(f"cogvideox.benchmarks.{module}"), attribute)(bench)
+        getattr(importlib.import_module(module), attribute)(bench)
     except Exception as error:  # it has to reach the table, whatever it is
         traceback.print_exc()
         bench.row(name, f"{type(error).__name__}: {str(error)[:200]}", FAILED, traceback=traceback.format_exc()[-3000:])
@@ -169,7 +176,29 @@ def preload() -> None:
     from transformers import T5EncoderModel
 
     assert AutoencoderKLCogVideoX and CogVideoXPipeline and CogVideoXTransformer3DModel and T5EncoderModel
-    assert not torch.cuda.is_initialized(), "A forked process could not use the card."
+
+
+def find_start_method(device: str) -> str | None:
+    """How processes are started that can use `device`: forked, which saves seconds of imports each, or else anew; None
+    where neither can."""
+    known = multiprocessing.get_all_start_methods()
+    for method in ("fork", "spawn"):
+        if method in known:
+            probe = multiprocessing.get_context(method).Process(target=_touch, args=(device,))
+            probe.start()
+            probe.join()
+            if probe.exitcode == 0:
+                return method
+    return None
+
+
+def _touch(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (AssertionError, RuntimeError) as error:
+        print(f"{type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+        os._exit(1)
+    os._exit(0)
 
 
 def write_results(rows: list[Row], options: Namespace) -> None:

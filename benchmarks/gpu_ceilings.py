@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 
 from cogvideox.benchmarks.gpu_models import BACKENDS, attention_flops
-from cogvideox.benchmarks.gpu_rows import Bench, relative_error, seconds_of, spread
+from cogvideox.benchmarks.gpu_rows import MISSING, Bench, relative_error, seconds_of, spread
 
 TOKENS = 35552  # of 5b, batch 2
 PRODUCTS = ((3072, 3072), (3072, 12288), (12288, 3072))  # (in, out) of attention and feed-forward
@@ -72,7 +72,7 @@ def kitchen_backends() -> str:
 
 def copies(bench: Bench) -> None:
     """Bytes read plus bytes written."""
-    count = 1 << 16 if bench.smoke else 1 << 31
+    count = 1 << 16 if bench.smoke else 1 << 30
     source = torch.randint(0, 255, (count,), dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
     times = seconds_of(bench, {"copy": lambda: target.copy_(source)}, 20, warm=3)["copy"]
@@ -139,7 +139,12 @@ def rope(bench: Bench) -> None:
     matrices = torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))[None]  # as positions.rotary_table
     bytes_moved = 2 * x.nbytes
     calls: dict[str, Callable[[], torch.Tensor]] = {"as the pack calls it": lambda: rotate_pairs(x.clone(), matrices)}
-    for name in ("cuda", "triton", "eager"):
+    for name, state in comfy_kitchen.list_backends().items():
+        if not state.get("available"):
+            bench.row(f"RoPE, {name}", str(state.get("unavailable_reason"))[:100], MISSING)
+            continue
+        if state.get("disabled"):
+            comfy_kitchen.enable_backend(name)  # ComfyUI switches Triton's off unless it is started with an option
         calls[name] = lambda name=name: _rotated(comfy_kitchen, name, x, matrices)
     for name, call in calls.items():
 

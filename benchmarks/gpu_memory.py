@@ -87,7 +87,7 @@ def clock(ends: list[float], bench: Bench) -> Iterator[None]:
 
 @contextmanager
 def small_card(bench: Bench, limit: int) -> Iterator[None]:
-    """A card of `limit` bytes: to torch's allocator, which raises beyond them, and to ComfyUI, which asks the driver."""
+    """A card of `limit` bytes: for torch's allocator, which raises beyond them, and for ComfyUI."""
     import comfy.model_management as mm
 
     if not bench.on_card:

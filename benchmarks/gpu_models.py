@@ -68,8 +68,10 @@ def make_transformer(
             # A vector stays near its default: 1 for the weight of a norm, 0 for all else.
             norm = name.endswith("weight") and "norm" in name
             parameter.data.normal_(0, 0.02, generator=generator).add_(float(norm))
-    for buffer in model.buffers():
-        buffer.zero_()  # 2b's table, which to_empty has left without values
+    if not model.config.use_rotary_positional_embeddings:
+        embed: Any = model.patch_embed  # whose table to_empty has left without values
+        table = embed._get_positional_embeddings(embed.sample_height, embed.sample_width, embed.sample_frames)
+        embed.pos_embedding = table.to(bench.device, dtype)
     return model
 
 
@@ -116,7 +118,7 @@ def forward_ours(patcher: "ModelPatcher", inputs: Inputs, ofs: torch.Tensor | No
     with torch.inference_mode():
         return patcher.model.diffusion_model(
             inputs.latents.to(dtype),
-            inputs.timestep.to(dtype),
+            inputs.timestep.float(),  # as BaseModel does: 999 is 1000 in bf16
             context=inputs.text.to(dtype),
             transformer_options={},
             **more,
@@ -207,6 +209,18 @@ def step_flops(model: Any, inputs: Inputs) -> tuple[float, float]:
     dim = c.num_attention_heads * c.attention_head_dim
     products = 2.0 * batch * tokens * 12 * dim * dim * c.num_layers
     return products, c.num_layers * attention_flops(batch, c.num_attention_heads, tokens, c.attention_head_dim)
+
+
+def precision_obstacle(bench: Bench, weight_dtype: str) -> str:
+    """Why this device cannot run a precision; "" where it can."""
+    from cogvideox.errors import UserError
+    from cogvideox.model_loaders.precision import check_precision
+
+    try:
+        check_precision(weight_dtype, bench.device)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def free() -> None:

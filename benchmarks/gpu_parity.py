@@ -1,4 +1,4 @@
-"""Is what the pack computes right on a card: tiny models of every family against diffusers, on the card and on a CPU."""
+"""Is what the pack computes on a card right: tiny models of every family against diffusers, there and on a CPU."""
 
 import tempfile
 from pathlib import Path
@@ -7,8 +7,8 @@ from unittest import mock
 
 import torch
 
-from cogvideox.benchmarks.gpu_models import Inputs, forward_ours, forward_theirs, loaded, rotary_of
-from cogvideox.benchmarks.gpu_rows import Bench, relative_error
+from cogvideox.benchmarks.gpu_models import Inputs, forward_ours, forward_theirs, loaded, precision_obstacle, rotary_of
+from cogvideox.benchmarks.gpu_rows import MISSING, Bench, relative_error
 
 FORWARD_FP32, RUN_FP32 = 5e-6, 2e-5  # on a CPU 2e-6 and 5e-6; a card has other kernels, and sums in other orders
 BF16 = 1.05  # times the error that diffusers itself makes in bf16
@@ -70,6 +70,9 @@ def forwards(bench: Bench, variant: str, folder: Path) -> None:
     there = moved(inputs, bench.device)
     ofs = None if ofs is None else ofs.to(bench.device)
     theirs = torch.nn.Module.to(theirs, bench.device)
+    if variant.startswith("Fun-2b"):
+        table = theirs.patch_embed._get_positional_embeddings().to(bench.device)
+        theirs.patch_embed._get_positional_embeddings = lambda *_, **__: table
     same_device = forward_theirs(theirs, there, ofs)
     ours = forward_ours(loaded(load_model(folder, "fp32")), there, ofs)
     theirs_error = relative_error(same_device, exact)
@@ -98,7 +101,8 @@ def runs(bench: Bench, variant: str, folder: Path) -> None:
             there = run.theirs(sampler, 9, num_inference_steps=steps)
             run.pipeline.to("cpu")
             ours = run.ours(sampler, 9, steps)
-            note = f"against the CPU ours {relative_error(ours, on_cpu):.1e}, diffusers {relative_error(there, on_cpu):.1e}"
+            ours_error, theirs_error = relative_error(ours, on_cpu), relative_error(there, on_cpu)
+            note = f"against the CPU ours {ours_error:.1e}, diffusers {theirs_error:.1e}"
             bench.check(f"run, {variant}, {sampler}, {steps} steps, fp32", relative_error(ours, there), RUN_FP32, note)
 
 
@@ -171,7 +175,7 @@ def partial_loading(bench: Bench, folder: Path) -> None:
             patcher.partially_load(bench.device, extra_memory=max(1, int(patcher.model_size() * share)))
             error = max(relative_error(forward_ours(patcher, there), resident) for _ in range(REPEATS))
             what = f"streamed weights, {weight_dtype}, {share:.0%} resident, {REPEATS} times, against all resident"
-            bench.check(what, error, 1e-6 if weight_dtype == "fp32" else 1e-2)
+            bench.check(what, error, 1e-6)
 
 
 def quantized(bench: Bench, folder: Path) -> None:
@@ -186,6 +190,9 @@ def quantized(bench: Bench, folder: Path) -> None:
     inputs, _ = tiny_inputs(bench, theirs)
     exact, there = forward_theirs(theirs, inputs), moved(inputs, bench.device)
     for kind in QUANTIZED:
+        if obstacle := precision_obstacle(bench, kind):
+            bench.row(f"forward, {kind}", obstacle, MISSING)
+            continue
 
         def one(kind: str = kind) -> None:
             error = relative_error(forward_ours(loaded(load_model(folder, kind)), there), exact)
@@ -207,7 +214,7 @@ def synchronisations(bench: Bench, folder: Path) -> None:
     from cogvideox.tests.samplers.test_parity import Run
 
     if not bench.on_card:
-        return bench.row("host waits for the card in a sampling step", "a CPU does not wait", "not measured")
+        return bench.row("host waits for the card in a sampling step", "a CPU does not wait", MISSING)
     with torch.inference_mode():
         run = Run("5b", folder)
         places: dict[int, Counter] = {}

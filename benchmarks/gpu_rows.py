@@ -78,7 +78,9 @@ class Bench:
         """Run a part of the section; an error costs this part alone. seconds: what it takes at least; with less left
         it is not begun."""
         if self.left() < seconds:
-            return self.row(what, f"{self.left():.0f} s are left and it takes {seconds:.0f} s", MISSING)
+            return self.row(
+                what, f"{max(0.0, self.left()):.0f} s are left and it takes {max(1.0, seconds):.0f} s", MISSING
+            )
         try:
             call()
         # Whatever goes wrong on a card that is there for minutes only has to be known, and must cost nothing else.
