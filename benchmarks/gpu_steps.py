@@ -236,32 +236,45 @@ def compiled(bench: Bench) -> None:
     model = make_transformer(bench, "5b", FEW_LAYERS)
     inputs = make_inputs(bench, model, "5b")
     patcher = loaded(make_ours(model))
-    backend = "inductor" if bench.on_card else "eager"
+    options: Any = {"backend": "inductor" if bench.on_card else "eager", "dynamic": False}
     plain = with_attention("CUDNN", lambda: forward_ours(patcher, inputs))
-    block: Any = torch.compile(dit.block_forward, backend=backend, dynamic=False)
 
-    def ours() -> torch.Tensor:
-        with mock.patch.object(dit, "block_forward", block):
-            return plain()
+    def ours_compiled() -> Callable[[], torch.Tensor]:
+        block: Any = torch.compile(dit.block_forward, **options)
 
-    def one(name: str, prepare: Callable[[], object], call: Callable[[], torch.Tensor], eager: Any) -> None:
-        prepare()
-        exact = eager().float()
-        first = seconds_of(bench, {name: call}, 1, warm=0)[name][0]
-        error = relative_error(call().float(), exact)
-        seconds = seconds_of(bench, {"eager": eager, name: call}, 3, warm=0) if not name.startswith("d") else {}
-        seconds = seconds or seconds_of(bench, {name: call}, 3, warm=0)
-        breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
-        peak = peak_bytes(bench.device, call)
-        times = ", ".join(f"{key} {spread(value)}" for key, value in seconds.items())
-        found = f"{times}; first call {first:.1f} s, {breaks} graph breaks, error {error:.1e}, peak {gib(peak)}"
-        bench.row(f"5b, 8 layers, {name}", found, seconds=seconds, first_s=first, graph_breaks=breaks, error=error)
+        def call() -> torch.Tensor:
+            with mock.patch.object(dit, "block_forward", block):
+                return plain()
 
-    bench.attempt("compiled, ours", lambda: one("ours, compiled block by block", lambda: None, ours, plain), 15)
+        return call
 
-    def compile_theirs() -> None:
+    def theirs() -> torch.Tensor:
+        return forward_theirs(model, inputs)
+
+    def theirs_compiled() -> Callable[[], torch.Tensor]:
         for block in model.transformer_blocks:
-            block.compile(backend=backend, dynamic=False)
+            block.compile(**options)
+        return theirs
 
-    theirs = lambda: forward_theirs(model, inputs)  # noqa: E731
-    bench.attempt("compiled, diffusers", lambda: one("diffusers, compiled", compile_theirs, theirs, plain), 15)
+    bench.attempt("compiled, ours", lambda: _compare_compiled(bench, "ours, CUDNN", plain, ours_compiled), 15)
+    bench.attempt("compiled, diffusers", lambda: _compare_compiled(bench, "diffusers", theirs, theirs_compiled), 15)
+
+
+def _compare_compiled(
+    bench: Bench,
+    name: str,
+    eager: Callable[[], torch.Tensor],
+    compile_it: Callable[[], Callable[[], torch.Tensor]],
+) -> None:
+    exact = eager().float()
+    before = seconds_of(bench, {name: eager}, 3, warm=0)[name]
+    torch._dynamo.utils.counters.clear()
+    call = compile_it()
+    first = seconds_of(bench, {name: call}, 1, warm=0)[name][0]
+    error = relative_error(call().float(), exact)
+    after, peak = seconds_of(bench, {name: call}, 3, warm=0)[name], peak_bytes(bench.device, call)
+    breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
+    found = f"{spread(after)}, eager {spread(before)}; the first call {first:.1f} s, {breaks} graph breaks, "
+    found += f"error against eager {error:.1e}, peak {gib(peak)}"
+    values = {"seconds": after, "eager_seconds": before, "first_s": first, "graph_breaks": breaks, "error": error}
+    bench.row(f"5b, 8 layers, {name}, compiled block by block", found, peak_bytes=peak, **values)
