@@ -14,10 +14,12 @@ import tempfile
 import time
 import traceback
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # Importing some packages asks whether there is a card: through the driver's library here, so that processes which are
 # forked from this one can still use it.
@@ -30,15 +32,19 @@ from cogvideox.benchmarks.gpu_rows import FAILED, MISSING, Bench, Row  # noqa: E
 from cogvideox.complete_file import write_complete_text  # noqa: E402
 
 SMOKE_TITLE = "SMOKE RUN: no figure here is a measurement"
+COMFYUI_ALLOCATOR = "backend:cudaMallocAsync"  # what ComfyUI's main.py chooses (cuda_malloc.py)
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 GRACE = 3.0  # seconds a section may be late before it is ended
 
 
 @dataclass(frozen=True)
 class Section:
-    """seconds: what it may take. function: where it is, "module:function". smoke: seconds of a smoke run."""
+    """seconds: what it may take. function: where it is, "module:function". smoke: seconds of a smoke run. allocator:
+    torch's, which only a process that is not forked can choose."""
 
     function: str
     seconds: float
+    allocator: str | None = None
     smoke: float = 90.0
 
 
@@ -49,11 +55,13 @@ SECTIONS = {
     "parity-vae": Section("cogvideox.benchmarks.gpu_parity_vae:measure", 45),
     "parity-train": Section("cogvideox.benchmarks.gpu_parity_train:measure", 40),
     "nano": Section("cogvideox.benchmarks.gpu_nano:measure", 60),
+    "dynamic": Section("cogvideox.benchmarks.gpu_dynamic:parity", 50, COMFYUI_ALLOCATOR),
     "whole": Section("cogvideox.benchmarks.gpu_steps:whole", 25),
     "step-5b": Section("cogvideox.benchmarks.gpu_steps:five", 70),
     "vae": Section("cogvideox.benchmarks.gpu_vae:measure", 60),
     "step-1.5": Section("cogvideox.benchmarks.gpu_steps:long", 70),
     "memory": Section("cogvideox.benchmarks.gpu_memory:measure", 50),
+    "dynamic-5b": Section("cogvideox.benchmarks.gpu_dynamic:memory", 40, COMFYUI_ALLOCATOR),
     "step-2b": Section("cogvideox.benchmarks.gpu_steps:two", 20),
     "few-bits": Section("cogvideox.benchmarks.gpu_steps:few_bits", 30),
     "compile": Section("cogvideox.benchmarks.gpu_steps:compiled", 60),
@@ -105,19 +113,24 @@ def run_all(options: Namespace, start_method: str) -> list[Row]:
         if limit < min(10.0, section.seconds / 2):
             rows.append(Row(name, name, f"{max(0.0, left):.0f} s are left", MISSING))
         else:
-            run_section(name, section.function, limit, options, rows, start_method)
+            run_section(name, section, limit, options, rows, start_method)
         write_results(rows, options)
     return rows
 
 
-def run_section(name: str, function: str, limit: float, options: Namespace, rows: list[Row], start_method: str) -> None:
+def run_section(
+    name: str, section: Section, limit: float, options: Namespace, rows: list[Row], start_method: str
+) -> None:
     """Run one section in a process; its rows are appended to `rows` and written as they come."""
     print(f"== {name}: at most {limit:.0f} s", flush=True)
-    context = multiprocessing.get_context(start_method)
+    on_its_own = section.allocator is not None and options.device == "cuda"
+    context: Any = multiprocessing.get_context("spawn" if on_its_own else start_method)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(name, function, options.device, options.smoke, limit, sender))
+    arguments = name, section.function, options.device, options.smoke, limit, sender
+    process = context.Process(target=_work, args=arguments)
     began = time.monotonic()
-    process.start()
+    with mock.patch.dict(os.environ, {ALLOCATOR: section.allocator} if on_its_own else {}):
+        process.start()
     sender.close()
     end = "ended"
     try:
@@ -145,9 +158,9 @@ def run_section(name: str, function: str, limit: float, options: Namespace, rows
 def _end(process: Any) -> None:
     """Kill a section with whatever it has started."""
     if hasattr(os, "killpg"):
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
+        with suppress(ProcessLookupError):  # it has not come as far as to its group
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 def _work(name: str, function: str, device: str, smoke: bool, seconds: float, sender: Connection) -> None:
