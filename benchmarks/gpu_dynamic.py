@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from cogvideox.benchmarks import gpu_memory, gpu_parity
-from cogvideox.benchmarks.gpu_models import make_ours, make_transformer
+from cogvideox.benchmarks.gpu_models import free, make_ours, make_transformer
 from cogvideox.benchmarks.gpu_rows import FAILED, GIB, MISSING, PASSED, Bench
 
 SMALL_GIB = 6.0
@@ -34,15 +34,14 @@ def parity(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """The section: a few steps of 5b with dynamic VRAM, on the whole card, and on what is left of it beside a reserve
-    that makes it a small one."""
+    """The section: a few steps of 5b with dynamic VRAM, on what is left of the card beside a reserve."""
     bench.start_comfyui()
+    model = torch.nn.Module.to(make_transformer(bench, "5b"), "cpu")
+    free()
     total = torch.cuda.mem_get_info()[1] if bench.on_card else 0
     start(bench, max(0, total - int(SMALL_GIB * GIB)))
-    model = make_transformer(bench, "5b")
     width = model.config.text_embed_dim
-    ours = make_ours(model, on="cpu", disable_dynamic=False)
-    model.to_empty(device="meta")
+    ours = make_ours(model, disable_dynamic=False)
     what = f"5b run, dynamic VRAM, {SMALL_GIB:g} GiB of the card"
     bench.attempt(what, lambda: gpu_memory.run(bench, ours, width, None, what))
 
@@ -56,7 +55,9 @@ def start(bench: Bench, reserved_bytes: int) -> None:
 
     if not bench.on_card:
         return bench.row("dynamic VRAM", "is for cards: here it is the plain loading", MISSING)
-    began = control.init() and control.init_devices([(d.index, reserved_bytes) for d in mm.get_all_torch_devices()])
+    began = control.init(nvml_pressure=True) and control.init_devices(
+        [(d.index, reserved_bytes) for d in mm.get_all_torch_devices()]
+    )
     if began:
         comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
         comfy.memory_management.aimdo_enabled = True

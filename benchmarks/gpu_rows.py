@@ -43,7 +43,9 @@ class Bench:
     """What a section is given: the device, the sizes, the time that is left, and where rows go."""
 
     def __init__(self, section: str, device: str, smoke: bool, seconds: float, send: Callable[[Row], object]):
-        self.section, self.device, self.smoke = section, torch.device(device), smoke
+        self.section, self.smoke = section, smoke
+        # With a number, as the device of a tensor has one: ComfyUI compares the two.
+        self.device = torch.device(device, 0) if device == "cuda" else torch.device(device)
         self._ends, self._send = time.monotonic() + seconds, send
 
     @property
