@@ -56,6 +56,7 @@ SECTIONS = {
     "parity-train": Section("cogvideox.benchmarks.gpu_parity_train:measure", 40),
     "nano": Section("cogvideox.benchmarks.gpu_nano:measure", 60),
     "dynamic": Section("cogvideox.benchmarks.gpu_dynamic:parity", 50, COMFYUI_ALLOCATOR),
+    "server": Section("cogvideox.benchmarks.gpu_server:measure", 50),
     "whole": Section("cogvideox.benchmarks.gpu_steps:whole", 25),
     "step-5b": Section("cogvideox.benchmarks.gpu_steps:five", 70),
     "vae": Section("cogvideox.benchmarks.gpu_vae:measure", 60),
