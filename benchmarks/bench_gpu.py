@@ -14,9 +14,10 @@ import tempfile
 import time
 import traceback
 from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +28,19 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import torch  # noqa: E402
 
+from cogvideox.benchmarks import (  # noqa: E402
+    gpu_ceilings,
+    gpu_dynamic,
+    gpu_memory,
+    gpu_nano,
+    gpu_parity,
+    gpu_parity_train,
+    gpu_parity_vae,
+    gpu_server,
+    gpu_steps,
+    gpu_train,
+    gpu_vae,
+)
 from cogvideox.benchmarks.common import Table, arguments, report  # noqa: E402
 from cogvideox.benchmarks.gpu_rows import FAILED, MISSING, Bench, Row  # noqa: E402
 from cogvideox.complete_file import write_complete_text  # noqa: E402
@@ -39,34 +53,35 @@ GRACE = 3.0  # seconds a section may be late before it is ended
 
 @dataclass(frozen=True)
 class Section:
-    """seconds: what it may take. function: where it is, "module:function". smoke: seconds of a smoke run. allocator:
-    torch's, which only a process that is not forked can choose."""
+    """seconds: what it may take. smoke: the same in a smoke run. allocator: torch's, which only a process that is not
+    forked can choose. together: it measures no time, so that it runs beside those next to it that do not either."""
 
-    function: str
+    function: Callable[[Bench], object]
     seconds: float
     allocator: str | None = None
+    together: bool = False
     smoke: float = 90.0
 
 
 # In order of worth: where time runs out, the last ones are left out.
 SECTIONS = {
-    "ceilings": Section("cogvideox.benchmarks.gpu_ceilings:measure", 25),
-    "parity": Section("cogvideox.benchmarks.gpu_parity:measure", 70),
-    "parity-vae": Section("cogvideox.benchmarks.gpu_parity_vae:measure", 45),
-    "parity-train": Section("cogvideox.benchmarks.gpu_parity_train:measure", 40),
-    "nano": Section("cogvideox.benchmarks.gpu_nano:measure", 60),
-    "dynamic": Section("cogvideox.benchmarks.gpu_dynamic:parity", 50, COMFYUI_ALLOCATOR),
-    "server": Section("cogvideox.benchmarks.gpu_server:measure", 50),
-    "whole": Section("cogvideox.benchmarks.gpu_steps:whole", 25),
-    "step-5b": Section("cogvideox.benchmarks.gpu_steps:five", 70),
-    "vae": Section("cogvideox.benchmarks.gpu_vae:measure", 60),
-    "step-1.5": Section("cogvideox.benchmarks.gpu_steps:long", 70),
-    "memory": Section("cogvideox.benchmarks.gpu_memory:measure", 50),
-    "dynamic-5b": Section("cogvideox.benchmarks.gpu_dynamic:memory", 40, COMFYUI_ALLOCATOR),
-    "step-2b": Section("cogvideox.benchmarks.gpu_steps:two", 20),
-    "few-bits": Section("cogvideox.benchmarks.gpu_steps:few_bits", 30),
-    "compile": Section("cogvideox.benchmarks.gpu_steps:compiled", 60),
-    "train-5b": Section("cogvideox.benchmarks.gpu_train:measure", 40),
+    "ceilings": Section(gpu_ceilings.measure, 25),
+    "parity": Section(gpu_parity.measure, 90, together=True),
+    "parity-vae": Section(gpu_parity_vae.measure, 90, together=True),
+    "parity-train": Section(gpu_parity_train.measure, 90, together=True),
+    "nano": Section(gpu_nano.measure, 90, together=True),
+    "dynamic": Section(gpu_dynamic.parity, 90, COMFYUI_ALLOCATOR, together=True),
+    "server": Section(gpu_server.measure, 90, together=True),
+    "whole": Section(gpu_steps.whole, 25),
+    "step-5b": Section(gpu_steps.five, 70),
+    "vae": Section(gpu_vae.measure, 60),
+    "step-1.5": Section(gpu_steps.long, 70),
+    "memory": Section(gpu_memory.measure, 50),
+    "dynamic-5b": Section(gpu_dynamic.memory, 40, COMFYUI_ALLOCATOR),
+    "step-2b": Section(gpu_steps.two, 20),
+    "few-bits": Section(gpu_steps.few_bits, 30),
+    "compile": Section(gpu_steps.compiled, 60),
+    "train-5b": Section(gpu_train.measure, 40),
 }
 
 
@@ -107,53 +122,83 @@ def main() -> None:
 def run_all(options: Namespace, start_method: str) -> list[Row]:
     """Every section in turn; what has come is on disk at any time. start_method: of multiprocessing."""
     ends, rows = time.monotonic() + options.seconds, list[Row]()
-    for name in options.sections.split(","):
-        section = SECTIONS[name]
+    for names in batches(options.sections.split(","), options.device == "cuda"):
         left = ends - time.monotonic()
-        limit = min(section.smoke if options.smoke else section.seconds, left)
-        if limit < min(10.0, section.seconds / 2):
-            rows.append(Row(name, name, f"{max(0.0, left):.0f} s are left", MISSING))
+        wanted = max(SECTIONS[name].smoke if options.smoke else SECTIONS[name].seconds for name in names)
+        if min(wanted, left) < min(10.0, wanted / 2):
+            rows.extend(Row(name, name, f"{max(0.0, left):.0f} s are left", MISSING) for name in names)
         else:
-            run_section(name, section, limit, options, rows, start_method)
+            run_sections({name: SECTIONS[name] for name in names}, min(wanted, left), options, rows, start_method)
         write_results(rows, options)
     return rows
 
 
-def run_section(
-    name: str, section: Section, limit: float, options: Namespace, rows: list[Row], start_method: str
+def batches(names: Sequence[str], together: bool) -> list[list[str]]:
+    """Which sections run at the same time: neighbours that measure no time, if `together`."""
+    found: list[list[str]] = []
+    for name in names:
+        if together and found and SECTIONS[name].together and SECTIONS[found[-1][-1]].together:
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return found
+
+
+@dataclass
+class Running:
+    """A section's process, where its rows come from, and when it began."""
+
+    name: str
+    process: Any
+    receiver: Connection
+    began: float
+
+
+def run_sections(
+    sections: Mapping[str, Section], limit: float, options: Namespace, rows: list[Row], start_method: str
 ) -> None:
-    """Run one section in a process; its rows are appended to `rows` and written as they come."""
-    print(f"== {name}: at most {limit:.0f} s", flush=True)
+    """Run sections at the same time; their rows are appended to `rows` and written as they come."""
+    print(f"== {', '.join(sections)}: at most {limit:.0f} s", flush=True)
+    running = [_start(name, section, limit, options, start_method) for name, section in sections.items()]
+    while running:
+        for receiver in wait([one.receiver for one in running], 0.2):
+            (one,) = (one for one in running if one.receiver is receiver)
+            try:
+                rows.append(one.receiver.recv())
+            except EOFError:  # it is done, or dead
+                _join(one, "", rows)
+                running.remove(one)
+            write_results(rows, options)
+        for one in [one for one in running if time.monotonic() > one.began + limit + GRACE]:
+            _join(one, "its time was over", rows)
+            running.remove(one)
+
+
+def _start(name: str, section: Section, limit: float, options: Namespace, start_method: str) -> Running:
     on_its_own = section.allocator is not None and options.device == "cuda"
     context: Any = multiprocessing.get_context("spawn" if on_its_own else start_method)
     receiver, sender = context.Pipe(duplex=False)
     arguments = name, section.function, options.device, options.smoke, limit, sender
     process = context.Process(target=_work, args=arguments)
-    began = time.monotonic()
     with mock.patch.dict(os.environ, {ALLOCATOR: section.allocator} if on_its_own else {}):
         process.start()
     sender.close()
-    end = "ended"
-    try:
-        while time.monotonic() < began + limit + GRACE:
-            if receiver.poll(0.2):
-                rows.append(receiver.recv())
-                write_results(rows, options)
-            elif not process.is_alive():
-                break
-        else:
-            end = "was ended: its time was over"
-    except EOFError:
-        pass
-    process.join(2.0)
-    if process.is_alive():
-        _end(process)
-        process.join(10.0)
-        rows.append(Row(name, name, f"{end} after {time.monotonic() - began:.0f} s", MISSING))
-    elif process.exitcode != 0:
-        rows.append(Row(name, name, f"its process ended with status {process.exitcode}", FAILED))
-    seconds = time.monotonic() - began
-    rows.append(Row(name, f"section {name}", f"took {seconds:.0f} s", values={"seconds": seconds}))
+    return Running(name, process, receiver, time.monotonic())
+
+
+def _join(one: Running, reason: str, rows: list[Row]) -> None:
+    """Wait for a section's process, or end it where there is a reason to; note how it ended."""
+    if not reason:
+        one.process.join(5.0)
+    seconds = time.monotonic() - one.began
+    if one.process.is_alive():
+        _end(one.process)
+        one.process.join(10.0)
+        rows.append(Row(one.name, one.name, f"was ended after {seconds:.0f} s: {reason or 'it hung'}", MISSING))
+    elif one.process.exitcode != 0:
+        rows.append(Row(one.name, one.name, f"its process ended with status {one.process.exitcode}", FAILED))
+    rows.append(Row(one.name, f"section {one.name}", f"took {seconds:.0f} s", values={"seconds": seconds}))
+    one.receiver.close()
 
 
 def _end(process: Any) -> None:
@@ -164,14 +209,15 @@ def _end(process: Any) -> None:
     process.kill()
 
 
-def _work(name: str, function: str, device: str, smoke: bool, seconds: float, sender: Connection) -> None:
+def _work(
+    name: str, function: Callable[[Bench], object], device: str, smoke: bool, seconds: float, sender: Connection
+) -> None:
     """The process of a section."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     bench = Bench(name, device, smoke, seconds, sender.send)
-    module, attribute = function.split(":")
     try:
-        getattr(importlib.import_module(module), attribute)(bench)
+        function(bench)
     except Exception as error:  # it has to reach the table, whatever it is
         traceback.print_exc()
         bench.row(name, f"{type(error).__name__}: {str(error)[:200]}", FAILED, traceback=traceback.format_exc()[-3000:])
@@ -183,13 +229,11 @@ def _work(name: str, function: str, device: str, smoke: bool, seconds: float, se
 
 
 def preload() -> None:
-    """Import what every section needs and what does not touch a card, so that forked processes have it already."""
-    for module in ("diffusers", "transformers", "accelerate", "peft", "einops", "safetensors.torch", "scipy.integrate"):
+    """Import what sections need and what does not touch a card, so that forked processes have it already."""
+    for module in ("accelerate", "peft", "einops", "safetensors.torch", "scipy.integrate"):
         importlib.import_module(module)
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
-    from transformers import T5EncoderModel
-
-    assert AutoencoderKLCogVideoX and CogVideoXPipeline and CogVideoXTransformer3DModel and T5EncoderModel
+    transformers: Any = importlib.import_module("transformers")
+    transformers.T5EncoderModel  # noqa: B018  (it is imported when it is first asked for)
 
 
 def find_start_method(device: str) -> str | None:

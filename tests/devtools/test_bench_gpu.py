@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,6 @@ from cogvideox.benchmarks import bench_gpu
 from cogvideox.benchmarks.bench_gpu import SECTIONS, SMOKE_TITLE, Section
 from cogvideox.benchmarks.gpu_rows import FAILED, MISSING, PASSED, Bench, Row
 from cogvideox.devtools import paths
-
-HERE = "cogvideox.tests.devtools.test_bench_gpu"
 
 
 def good(bench: Bench) -> None:
@@ -41,10 +40,11 @@ def raises(bench: Bench) -> None:
     raise RuntimeError("no such kernel")
 
 
-def run(tmp_path: Path, name: str, seconds: float = 20.0) -> dict[str, Row]:
-    """The rows of one section of this file, by what they are about."""
+def run(tmp_path: Path, *functions: Callable[[Bench], None], seconds: float = 20.0) -> dict[str, Row]:
+    """The rows of sections that run at the same time, by what they are about."""
     options, rows = Namespace(out=tmp_path, smoke=False, device="cpu"), list[Row]()
-    bench_gpu.run_section(name, Section(f"{HERE}:{name}", seconds), seconds, options, rows, "fork")
+    sections = {function.__name__: Section(function, seconds) for function in functions}
+    bench_gpu.run_sections(sections, seconds, options, rows, "fork")
     kept = json.loads((tmp_path / "results.json").read_text())["rows"] if (tmp_path / "results.json").exists() else []
     assert [row["what"] for row in kept] == [row.what for row in rows][: len(kept)]
     return {row.what: row for row in rows}
@@ -54,7 +54,7 @@ def run(tmp_path: Path, name: str, seconds: float = 20.0) -> dict[str, Row]:
 class TestSection:
     def test_rows_and_verdicts(self, tmp_path: Path) -> None:
         """A NaN, an error or a lack of time that passed for a result would be believed for months."""
-        rows = run(tmp_path, "good")
+        rows = run(tmp_path, good)
         verdicts = {what: row.verdict for what, row in rows.items()}
         assert verdicts.pop("section good") == ""
         assert verdicts == {
@@ -70,15 +70,28 @@ class TestSection:
         """A kernel that never returns must not take the minutes of the sections after it."""
         monkeypatch.setattr(bench_gpu, "GRACE", 0.1)
         began = time.monotonic()
-        rows = run(tmp_path, "hangs", 1.0)
+        rows = run(tmp_path, hangs, seconds=1.0)
         assert time.monotonic() - began < 15
         assert rows["before"].found == "it hangs" and rows["hangs"].verdict == MISSING
 
-    @pytest.mark.parametrize("name, words", [("dies", "status -9"), ("raises", "RuntimeError: no such kernel")])
-    def test_one_that_fails_is_a_row(self, tmp_path: Path, name: str, words: str) -> None:
+    def test_several_at_once(self, tmp_path: Path) -> None:
+        """One that dies or hangs must not take those beside it along."""
+        rows = run(tmp_path, good, dies, hangs, seconds=3.0)
+        assert rows["equal"].verdict == PASSED and rows["dies"].verdict == FAILED and rows["hangs"].verdict == MISSING
+        assert {"section good", "section dies", "section hangs"} <= set(rows)
+
+    @pytest.mark.parametrize("function, words", [(dies, "status -9"), (raises, "RuntimeError: no such kernel")])
+    def test_one_that_fails_is_a_row(self, tmp_path: Path, function: Callable[[Bench], None], words: str) -> None:
         """A card's context that is poisoned ends the process: what came before and the reason must stay."""
-        row = run(tmp_path, name)[name]
+        row = run(tmp_path, function)[function.__name__]
         assert row.verdict == FAILED and words in row.found
+
+
+def test_what_is_timed_runs_alone() -> None:
+    """A section beside another one would be slower than it is."""
+    beside = [names for names in bench_gpu.batches(list(SECTIONS), True) if len(names) > 1]
+    assert beside == [["parity", "parity-vae", "parity-train", "nano", "dynamic", "server"]]
+    assert all(len(names) == 1 for names in bench_gpu.batches(list(SECTIONS), False))
 
 
 def test_nothing_is_measured_without_a_card() -> None:
