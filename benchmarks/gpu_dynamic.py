@@ -36,7 +36,8 @@ def parity(bench: Bench) -> None:
 def memory(bench: Bench) -> None:
     """The section: a few steps of 5b with dynamic VRAM, on what is left of the card beside a reserve."""
     bench.start_comfyui()
-    model = torch.nn.Module.to(make_transformer(bench, "5b"), "cpu")
+    model = make_transformer(bench, "5b")
+    torch.nn.Module.to(model, "cpu")
     free()
     total = torch.cuda.mem_get_info()[1] if bench.on_card else 0
     start(bench, max(0, total - int(SMALL_GIB * GIB)))

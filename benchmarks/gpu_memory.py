@@ -50,7 +50,11 @@ def run(bench: Bench, patcher: Any, width: int, limit_gib: float | None, what: s
     node: Any = CogVideoXSample
     node.hidden = type("Hidden", (), {"unique_id": None})
     try:
-        with small_card(bench, limit_gib and int(limit_gib * GIB)), torch.inference_mode(), clock(ends, bench):
+        with (
+            small_card(bench, None if limit_gib is None else int(limit_gib * GIB)),
+            torch.inference_mode(),
+            clock(ends, bench),
+        ):
             node.execute(patcher, positive, negative, latent, 1, STEPS, 6.0, "ddim", False, 1.0)
     finally:
         handle.remove()

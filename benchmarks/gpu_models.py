@@ -47,17 +47,18 @@ class Inputs:
     rotary: tuple[torch.Tensor, torch.Tensor] | None
 
 
-def make_transformer(
-    bench: Bench, variant: str, layers: int | None = None, dtype: torch.dtype = torch.bfloat16
-) -> CogVideoXTransformer3DModel:
-    """diffusers' transformer of an official size, seeded weights, on the device. layers: fewer than the official."""
+def make_transformer(bench: Bench, variant: str, layers: int | None = None, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """diffusers' transformer of an official size, seeded weights, on the device. layers: fewer than the official.
+
+    Annotated as Any, because diffusers' own annotations do not allow for what its config holds.
+    """
     config = dict(OFFICIAL[variant])
     if bench.smoke:
         config |= {**SMOKE, "sample_width": 12, "sample_height": 8, "sample_frames": 9}
     elif layers is not None:
         config["num_layers"] = layers
     with torch.device("meta"):
-        model = CogVideoXTransformer3DModel(**transformer_config(variant, **config))
+        model: Any = CogVideoXTransformer3DModel(**transformer_config(variant, **config))
     torch.nn.Module.to(model, dtype)
     model.to_empty(device=bench.device).eval().requires_grad_(False)
     generator = torch.Generator(bench.device).manual_seed(0)

@@ -65,7 +65,7 @@ def _paint(
         f"nano, {weight_dtype}: score of {len(requests)} clips",
         f"{_shares(clips, requests)}; {seconds:.2f} s a clip, loading included",
         predicted="colour, shape, size, direction, background near 100 %",
-        **score.score_clips(clips, [request.scene for request in requests]),
+        scores=score.score_clips(clips, [request.scene for request in requests]),
     )
 
 
@@ -80,7 +80,7 @@ def _compare(bench: Bench, path: Path, requests: list, painted: dict[str, np.nda
     truth = np.load(path)
     scenes = [request.scene for request in requests]
     ours = score.score_clips(truth, scenes)
-    bench.row("nano, on a CPU in fp32: score", _shares(truth, requests), **ours)
+    bench.row("nano, on a CPU in fp32: score", _shares(truth, requests), scores=ours)
     for name, clips in painted.items():
         decibels = float(np.mean([score.psnr_db(a, b) for a, b in zip(clips, truth)]))
         scores = score.score_clips(clips, scenes)

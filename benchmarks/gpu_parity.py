@@ -61,7 +61,7 @@ def forwards(bench: Bench, variant: str, folder: Path) -> None:
     from cogvideox.tests.support import reference_transformer
     from cogvideox.tests.transformer.test_dit import stretch_positions
 
-    theirs = reference_transformer(folder)
+    theirs: Any = reference_transformer(folder)
     inputs, ofs = tiny_inputs(bench, theirs)
     if variant.startswith("Fun-2b"):
         _, _, frames, height, width = inputs.latents.shape
@@ -69,7 +69,7 @@ def forwards(bench: Bench, variant: str, folder: Path) -> None:
     exact = forward_theirs(theirs, inputs, ofs)
     there = moved(inputs, bench.device)
     ofs = None if ofs is None else ofs.to(bench.device)
-    theirs = torch.nn.Module.to(theirs, bench.device)
+    torch.nn.Module.to(theirs, bench.device)
     if variant.startswith("Fun-2b"):
         table = theirs.patch_embed._get_positional_embeddings().to(bench.device)
         theirs.patch_embed._get_positional_embeddings = lambda *_, **__: table
