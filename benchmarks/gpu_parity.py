@@ -23,7 +23,7 @@ def measure(bench: Bench) -> None:
     bench.start_comfyui()
     from cogvideox.tests.support import ALL_VARIANTS, TEXT_TO_VIDEO, TinyPipelines
 
-    variants = ("5b", "1.5-5B-I2V") if bench.smoke else ALL_VARIANTS
+    variants = ("2b", "5b", "1.5-5B-I2V", "Fun-2b-InP") if bench.smoke else ALL_VARIANTS
     with tempfile.TemporaryDirectory() as scratch:
         tiny = TinyPipelines(Path(scratch))
         for variant in variants:
