@@ -242,7 +242,8 @@ def find_start_method(device: str) -> str | None:
     known = multiprocessing.get_all_start_methods()
     for method in ("fork", "spawn"):
         if method in known:
-            probe = multiprocessing.get_context(method).Process(target=_touch, args=(device,))
+            context: Any = multiprocessing.get_context(method)
+            probe = context.Process(target=_touch, args=(device,))
             probe.start()
             probe.join()
             if probe.exitcode == 0:

@@ -5,6 +5,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 from unittest import mock
 
 import torch
@@ -35,7 +36,7 @@ def lora(bench: Bench) -> None:
     ends: list[float] = []
     write = loop._Log.write
 
-    def written(self: loop._Log, *arguments: float) -> None:
+    def written(self: loop._Log, *arguments: Any) -> None:
         ends.append(time.monotonic())
         write(self, *arguments)
 
