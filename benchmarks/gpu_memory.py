@@ -1,0 +1,118 @@
+"""5b on a small card: a card of 80 GB that gives this process no more than it is told."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+from cogvideox.benchmarks.gpu_models import LATENTS, make_ours, make_transformer
+from cogvideox.benchmarks.gpu_rows import GIB, Bench, gib
+
+STEPS = 3
+LIMITS_GIB = (8.0, 4.0, 2.75)
+PREDICTED = {
+    8.0: "1.6 to 1.9 s a step (batch 2 or two passes)",
+    4.0: "1.7 to 2.2 s a step",
+    2.75: "two passes; 1.7 to 2.3 s a step, or out of memory: the aim is 1.7 GiB",
+}
+
+
+def measure(bench: Bench) -> None:
+    """The section: runs of 5b with streamed weights."""
+    bench.start_comfyui()
+    model = make_transformer(bench, "5b")
+    width = model.config.text_embed_dim
+    patcher = make_ours(model, on="cpu")
+    model.to_empty(device="meta")
+    for limit in LIMITS_GIB[-1:] if bench.smoke else LIMITS_GIB:
+        what = f"5b run in {limit:g} GiB of the card"
+        bench.attempt(what, lambda limit=limit, what=what: run(bench, patcher, width, limit, what), 12)
+
+
+def run(bench: Bench, patcher: Any, width: int, limit_gib: float | None, what: str) -> None:
+    """A few steps of the sampler node, 49 frames of 720 x 480, with at most `limit_gib` of the card."""
+    import comfy.model_management as mm
+
+    from cogvideox.nodes.sample import CogVideoXSample
+
+    mm.unload_all_models()
+    frames, height, width_latent = (3, 8, 12) if bench.smoke else LATENTS["5b"]
+    latent = {"samples": torch.zeros(1, 16, frames, height, width_latent)}
+    generator = torch.Generator().manual_seed(3)
+    positive, negative = ([[torch.randn(1, 226, width, generator=generator), {}]] for _ in range(2))
+    ends: list[float] = []
+    batches: set[int] = set()
+    handle = patcher.model.diffusion_model.register_forward_pre_hook(lambda _, inputs: batches.add(len(inputs[0])))
+    node: Any = CogVideoXSample
+    node.hidden = type("Hidden", (), {"unique_id": None})
+    try:
+        with (
+            small_card(bench, None if limit_gib is None else int(limit_gib * GIB)),
+            torch.inference_mode(),
+            clock(ends, bench),
+        ):
+            node.execute(patcher, positive, negative, latent, 1, STEPS, 6.0, "ddim", False, 1.0)
+    finally:
+        handle.remove()
+    each = [after - before for before, after in zip(ends, ends[1:])]
+    peak = torch.cuda.max_memory_allocated() if bench.on_card else 0
+    resident = patcher.loaded_size()
+    found = f"{statistics.median(each):.2f} s a step, batches of {sorted(batches)}, peak {gib(peak)} with weights, "
+    found += f"of which {gib(resident)} of {gib(patcher.model_size())} stay there"
+    predicted = PREDICTED.get(limit_gib or 0.0, "1.6 to 1.9 s a step")
+    bench.row(what, found, predicted=predicted, seconds=each, peak_bytes=peak, resident_bytes=resident)
+
+
+@contextmanager
+def clock(ends: list[float], bench: Bench) -> Iterator[None]:
+    """The times at which steps end, by the callback that ComfyUI's node hands in."""
+    import latent_preview
+
+    prepare = latent_preview.prepare_callback
+
+    def prepare_clocked(*arguments: Any) -> Callable[..., None]:
+        callback = prepare(*arguments)
+
+        def stepped(*rest: Any) -> None:
+            if bench.on_card:
+                torch.cuda.synchronize()
+            ends.append(time.monotonic())
+            callback(*rest)
+
+        return stepped
+
+    with mock.patch.object(latent_preview, "prepare_callback", prepare_clocked):
+        yield
+
+
+@contextmanager
+def small_card(bench: Bench, limit: int | None) -> Iterator[None]:
+    """A card of `limit` bytes: for torch's allocator, which raises beyond them, and for ComfyUI."""
+    import comfy.model_management as mm
+
+    if bench.on_card:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    if not bench.on_card or limit is None:
+        yield
+        return
+    total = torch.cuda.mem_get_info()[1]
+
+    def free_memory(dev: Any = None, torch_free_too: bool = False) -> Any:
+        if dev is not None and torch.device(dev).type != "cuda":
+            return known(dev, torch_free_too)
+        reserved, active = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
+        free = limit - active
+        return (free, reserved - active) if torch_free_too else free
+
+    known = mm.get_free_memory
+    torch.cuda.set_per_process_memory_fraction(limit / total)
+    try:
+        with mock.patch.object(mm, "get_free_memory", free_memory):
+            yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
