@@ -11,6 +11,7 @@ from ..host.messages import clear_running_node
 from ..host.protocols import BaseModel, GuiderExecutor, StepCallback
 from .checks import check_conditioning, check_latent, check_sampler, check_size
 from .noise import seeded_noise
+from .stock_nodes import check_stock_nodes
 
 
 def sample_checked(
@@ -43,6 +44,7 @@ def sample_checked(
     model: BaseModel = guider.model_patcher.model
     check_latent(model, latent_image)
     check_sampler(sampler)
+    check_stock_nodes(guider, notify)
     check_conditioning(model, guider.conds, latent_image.shape, notify)
 
     patch_size_t = model.diffusion_model.config.patch_size_t or 1
