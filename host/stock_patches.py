@@ -1,4 +1,4 @@
-"""ComfyUI's patches of a model's blocks and attention: which of them CogVideoX's transformer can serve, and who set them.
+"""ComfyUI's patches of blocks and attention: which of them CogVideoX's transformer can serve, and who has set them.
 
 A node stores functions in `transformer_options`, under "patches" (by kind, several of each) and "patches_replace" (by
 place, one for each). A transformer calls those that it knows and, in ComfyUI, passes over all others in silence. The

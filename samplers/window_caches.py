@@ -25,7 +25,8 @@ def cached_by_window(
 
     Arguments and result are those of CogVideoXDiT._forward. Source of the attributes: ComfyUI's nodes_easycache.py.
     """
-    cache, window = transformer_options.get("easycache"), transformer_options.get("context_window")
+    cache: Any = transformer_options.get("easycache")
+    window = transformer_options.get("context_window")
     # LazyCache, which uses the same entry and keeps one whole prediction, has none of these.
     if window is None or not hasattr(cache, "uuid_cache_diffs"):
         return executor(x, timestep, context, ofs, transformer_options, control=control, **kwargs)

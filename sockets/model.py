@@ -88,9 +88,9 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
         self.set_sigmas(((1 - alphas) / alphas).sqrt())
 
     def __getattr__(self, name: str) -> Any:
-        # ModelNoiseScale of ComfyUI's nodes_model_advanced.py reads both from any model.
-        if name in ("shift", "multiplier"):
-            raise NoSuchEntryError(f"CogVideoX's noise schedule has no {name}, which models of flow matching have.")
+        # ModelNoiseScale of ComfyUI's nodes_model_advanced.py asks any model for them.
+        if name in ("set_parameters", "shift", "multiplier"):
+            raise NoSuchEntryError(f"CogVideoX's noise schedule has no {name}: this node is for flow matching.")
         return super().__getattr__(name)
 
     def noise_scaling(

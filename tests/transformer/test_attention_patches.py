@@ -1,4 +1,4 @@
-"""Patches of other nodes in the transformer, against diffusers' transformer with the papers' formulas hooked into it."""
+"""Patches of other nodes in the transformer, against diffusers' with the papers' formulas hooked into it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -122,8 +122,8 @@ def test_replacement_by_the_same_attention(both: Both) -> None:
     """A function in place of the attention gets what it needs to compute it: the result stays the same."""
 
     def same(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, Any]) -> torch.Tensor:
-        heads = (x.unflatten(2, (extra["n_heads"], extra["dim_head"])).transpose(1, 2) for x in (q, k, v))
-        return torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        q, k, v = (x.unflatten(2, (extra["n_heads"], extra["dim_head"])).transpose(1, 2) for x in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     model = both.model.clone()
     for index in range(len(both.ours.transformer_blocks)):
@@ -221,9 +221,10 @@ def test_patch_in_another_form_is_left_out() -> None:
 
 def test_places_of_replacements() -> None:
     """The block in the middle, or a block by its number; a place that no block has is named."""
-    options = comfy.model_patcher.set_model_options_patch_replace({}, min, "attn1", "middle", 0)
-    for name, number in (("double_block", 3), ("double_block", 42), ("input", 4)):
-        options = comfy.model_patcher.set_model_options_patch_replace(options, max, "attn1", name, number)
+    options: dict[str, Any] = {"transformer_options": {}}
+    places = ((min, "middle", 0), (max, "double_block", 3), (max, "double_block", 42), (max, "input", 4))
+    for patch, name, number in places:
+        options = comfy.model_patcher.set_model_options_patch_replace(options, patch, "attn1", name, number)
     options = options["transformer_options"]
     served, _ = serve_patches(options)
     assert served is not None
