@@ -42,9 +42,9 @@ def sample_checked(
     clear_running_node()
     guider = executor.class_obj
     model: BaseModel = guider.model_patcher.model
+    check_stock_nodes(guider, notify)  # first: such a node may have replaced the latent format as well
     check_latent(model, latent_image)
     check_sampler(sampler)
-    check_stock_nodes(guider, notify)
     check_conditioning(model, guider.conds, latent_image.shape, notify)
 
     patch_size_t = model.diffusion_model.config.patch_size_t or 1
