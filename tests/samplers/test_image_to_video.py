@@ -119,6 +119,17 @@ def test_members_of_a_batch_have_samples_of_their_own(task: Task) -> None:
     assert torch.equal(ended[:, :, :1], both) and not torch.equal(ended[0, :, -1], ended[1, :, -1])
 
 
+def test_part_of_a_batch_is_told(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    """One video of a batch whose members have samples of their own would silently get the first one's."""
+    given = {"start_image": pictures(1), "sample_posterior": True, "seed": SEED}
+    positive, negative, latent = task.condition("image", "CogVideoXImageToVideo", 9, 2, **given)
+    part = comfyui_nodes().LatentFromBatch().frombatch(latent, 1, 1)[0]
+    task.sample(positive, negative, latent, steps=1)
+    assert "samples for" not in caplog.text
+    assert task.sample(positive, negative, part, steps=1).shape[0] == 1
+    assert "samples for 2 videos and the latent is of 1" in caplog.text
+
+
 @pytest.mark.parametrize("overrides", ({}, {"num_attention_heads": 2, "num_layers": 3}, {"sample_frames": 17}))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_other_configurations(

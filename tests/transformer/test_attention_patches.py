@@ -11,6 +11,7 @@ import torch
 
 from cogvideox.host.stock_patches import serve_patches, unserved_patches
 from cogvideox.model_loaders.load_model import load_model
+from cogvideox.samplers.follow import Followed, _forward_following
 from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, reference_transformer, relative_error
 from cogvideox.tests.transformer.test_dit import reference_rotary
 
@@ -237,3 +238,25 @@ def test_nothing_is_computed_without_patches() -> None:
     options = {"patches": {}, "patches_replace": {"dit": {("double_block", 0): max}}}
     served, same = serve_patches(options)
     assert served is None and same is options
+
+
+def test_nag_beside_a_followed_video(tiny_pipelines: dict[str, Path]) -> None:
+    """Follow Video doubles the batch: prompt and negative prompt of the run stand in its first half, and a patch that
+    looks for them finds them there."""
+    both, seen = Both(tiny_pipelines["5b"]), []
+
+    def guide(out: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
+        size = out.shape[0] // len(extra_options["cond_or_uncond"])
+        seen.append((size, extra_options["cond_or_uncond"]))
+        return out
+
+    model = both.model.clone()
+    model.set_model_attn1_output_patch(guide)
+    options = model.model_options["transformer_options"] | {"cond_or_uncond": [0, 1]}
+    followed = Followed((-1, 500, 999), tuple(torch.randn(3, 1, 16, *SIZE)), 999.0, 0.0)
+
+    def executor(x, timestep, context, ofs, options, control=None):  # noqa: ANN001, ANN202
+        return both.ours(x, timestep, context=context, transformer_options=options)
+
+    _forward_following(followed, executor, both.latents, both.timestep, both.context, None, options)
+    assert seen == [(1, [0, 1, 0, 1])] * len(both.ours.transformer_blocks)
