@@ -65,6 +65,7 @@ class Transformer(Protocol):
     """transformer.dit.CogVideoXDiT, whose module imports diffusers."""
 
     config: TransformerConfig
+    transformer_blocks: torch.nn.ModuleList
 
     def token_grid(
         self, latent_size: tuple[int, int, int], transformer_options: dict[str, Any] = ...

@@ -12,6 +12,7 @@ from ..host.compat import is_dynamic, model_patcher_class
 from ..host.messages import Notify
 from ..host.quantized_patcher import adopt_patcher
 from ..samplers.outer_sample import sample_checked
+from ..samplers.window_caches import cached_by_window
 from ..sockets.model import CogVideoXConfig, CogVideoXModel
 from ..sockets.preview_renderers import enable_previews
 from .assign import assign_weights
@@ -80,4 +81,6 @@ def _build_patcher(
     # On the MODEL, so that the checks and CogVideoX 1.5's frame in front apply to every sampler node, KSampler too.
     wrapper = partial(sample_checked, notify)
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox", wrapper)
+    # Before any node can put EasyCache on the MODEL, so that it is around EasyCache's own wrapper.
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "cogvideox", cached_by_window)
     return patcher

@@ -35,6 +35,7 @@ ADVICE = {
     "invert with the plain model": (
         "Connect Invert CogVideoX Video to the model before CogVideoX Follow Video, not after it."
     ),
+    "keep the schedule": "Remove the ModelSampling node between the loader and the sampler.",
     "load a control net": "Load a control net with Load CogVideoX ControlNet.",
     "load with this pack": "Connect a model from Load CogVideoX Model or Load CogVideoX Pipeline.",
     "make a latent": "Create a latent with Empty CogVideoX Latent, or encode a video with a CogVideoX VAE.",
@@ -46,6 +47,7 @@ ADVICE = {
         "Use Conditioning (Set Area with Percentage for Video), or Conditioning (Set Mask) with set_cond_area default."
     ),
     "stretch positions": "CogVideoX Positions stretches the table with resample_table.",
+    "take the node out": "Remove it from between the loader and the sampler.",
     "take a model of this pack to sample": (
         "Connect a model from Load CogVideoX Model or Load CogVideoX Pipeline. Use KSampler for other models."
     ),

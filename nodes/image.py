@@ -93,7 +93,7 @@ class CogVideoXImageToVideo(io.ComfyNode):
         sigma = None if training_noise else noise_augmentation  # None: media.pictures.augment_pictures draws it
         posterior_seed = seed if sample_posterior else None
         latents, drawn = encode_start_and_end(
-            vae, start_image, end_image, (width, height, frames), fit, sigma, seed, posterior_seed
+            vae, start_image, end_image, (width, height, frames), fit, sigma, seed, posterior_seed, batch_size
         )
         # diffusers draws the posterior's sample and then the run's noise from one generator: the latent tells the
         # sampler how many numbers of the seed's stream are used up.

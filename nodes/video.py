@@ -10,12 +10,12 @@ from ..sockets.conditioning_images import encode_video
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import latent_frames, video_frames
 from .input_checks import check_own_size, check_vae, checked
-from .inputs import fit_input, own_size_inputs, posterior_inputs
+from .inputs import MAX_BATCH, fit_input, own_size_inputs, posterior_inputs
 
 
 @checked(check_own_size, check_vae)
 class CogVideoXEncodeVideo(io.ComfyNode):
-    """LATENT out: samples [1, 16, T, H / 8, W / 8], unscaled: the posterior's mode, or a sample of it."""
+    """LATENT out: samples [B, 16, T, H / 8, W / 8], unscaled: the posterior's mode, or a sample of it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -39,6 +39,16 @@ class CogVideoXEncodeVideo(io.ComfyNode):
                     "the encoded video.",
                 ),
                 *posterior_inputs(),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=MAX_BATCH,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Number of videos in one run. With sample_posterior each gets a sample of its own, as in "
+                    "diffusers.",
+                ),
             ],
             outputs=[io.Latent.Output()],
             hidden=[io.Hidden.unique_id],
@@ -55,10 +65,11 @@ class CogVideoXEncodeVideo(io.ComfyNode):
         mask: torch.Tensor | None = None,
         sample_posterior: bool = False,
         seed: int = 0,
+        batch_size: int = 1,
     ) -> io.NodeOutput:
         check_pictures(images)
         kept = video_frames(latent_frames(images.shape[0]))  # the largest 4k + 1 that is not above it
-        latent = encode_video(vae, images[:kept], width, height, fit, seed if sample_posterior else None)
+        latent = encode_video(vae, images[:kept], width, height, fit, seed if sample_posterior else None, batch_size)
         if mask is not None:
             latent["noise_mask"] = latent_mask(mask, *latent["samples"].shape[2:])
         if kept < images.shape[0]:

@@ -92,6 +92,7 @@ def check_conditioning(
             if "concat_latent_image" in concat:
                 parts = [concat["concat_latent_image"], concat.get("cogvideox_known", concat["concat_latent_image"])]
                 _check_concat_size(model, name, parts, latent_shape)
+                _check_concat_batch(parts[0].shape[0], latent_shape[0], notify)
     has_end = any(entry.get("cogvideox_end") for entries in conds.values() for entry in entries)
     if has_end and model.model_config.family.task == "image":
         notify(
@@ -167,6 +168,16 @@ def _check_concat_size(model: BaseModel, name: str, parts: list[torch.Tensor], l
                 f"{_describe(latent_shape)}. Set the same width, height and frames in both, or take the latent from "
                 "the node that made the conditioning."
             )
+
+
+def _check_concat_batch(made_for: int, batch_size: int, notify: Callable[[str], object]) -> None:
+    """A batch whose members have samples of their own of the VAE's posterior is run as a whole: a part of its LATENT
+    does not say which samples are its own."""
+    if batch_size % made_for:
+        notify(
+            f"The conditioning has samples for {made_for} videos and the latent is of {batch_size}: it gets the first "
+            "ones. Sample the whole batch, or make the conditioning for this batch size."
+        )
 
 
 def _describe(shape: Sequence[int]) -> str:

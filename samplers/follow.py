@@ -194,6 +194,8 @@ def _forward_following(
         control = {name: [_twice(value) for value in values] for name, values in control.items()}
     shared = partial(share_attention, transformer_options.get(ATTENTION_OVERRIDE))
     options = {**transformer_options, ATTENTION_OVERRIDE: shared}
+    if "cond_or_uncond" in options:  # of the batch, which prompt each part has: read by patches such as NAG's
+        options["cond_or_uncond"] = 2 * options["cond_or_uncond"]
     batch = torch.cat([x, video])
     out = executor(batch, _twice(timestep), _twice(context), _twice(ofs), options, control=control, **kwargs)
     return out[: x.shape[0]]

@@ -13,6 +13,7 @@ from .checks import check_conditioning, check_latent, check_sampler, check_size
 from .comfy_sampler import with_stream
 from .front import join_front, lacks_frame, prepend_first, prepend_noise, split_front
 from .noise import read_stream
+from .stock_nodes import check_stock_nodes
 
 _FRONT_IS_MISSING = (
     "This run adds no noise, and its latent does not hold the frame in front with which CogVideoX 1.5 samples an odd "
@@ -52,6 +53,7 @@ def sample_checked(
     clear_running_node()
     guider = executor.class_obj
     model: BaseModel = guider.model_patcher.model
+    check_stock_nodes(guider, notify)  # first: such a node may have replaced the latent format as well
     check_latent(model, latent_image)
     check_sampler(sampler)
     stream = read_stream(noise)

@@ -19,14 +19,17 @@ def encode_start_and_end(
     sigma: float | None,
     noise_seed: int,
     posterior_seed: int | None,
+    batch_size: int = 1,
 ) -> tuple[torch.Tensor, int]:
     """The channels to concatenate with an image to video model's video, unscaled, and how many random numbers were
     drawn from the posterior's seed.
 
     start: [F, H, W, C], 4k + 1 frames; end: [1, H, W, C]. size: (width, height, frames) of the clip.
     sigma: of the noise on both (media.pictures.augment_pictures). posterior_seed: None takes the posterior's mode.
-    Returns [1, 16, 1, h, w] where there is no more than one start image (samplers.conditioning.fit_frames adds the
-    zeros), else [1, 16, T, h, w] with zeros for the frames that are not given.
+    batch_size: of the run. As in diffusers each of its videos gets a sample of its own, the next one of the stream.
+    Returns [b, 16, 1, h, w] where there is no more than one start image (samplers.conditioning.fit_frames adds the
+    zeros), else [b, 16, T, h, w] with zeros for the frames that are not given; b is batch_size where samples are drawn,
+    otherwise 1.
 
     Raises UserError. Source: diffusers pipeline_cogvideox_image2video.py, prepare_latents.
     """
@@ -37,17 +40,18 @@ def encode_start_and_end(
     for pictures in (start, end):
         if pictures is not None:
             pictures = augment_pictures(fit_pictures(pictures, width, height, fit), sigma, generator)
-            # The first picture's sample is drawn from the run's own seed, as in diffusers. A second picture, which
+            # The first picture's samples are drawn from the run's own seed, as in diffusers. A second picture, which
             # diffusers does not take, gets the next seed: with the same one both samples would have the same noise.
             seed = None if posterior_seed is None else posterior_seed + len(encoded)
-            encoded.append(vae.encode(pictures, seed))
-    # Only the first sample has used up numbers of the run's own stream (keys.rng_offset).
+            encoded.append(vae.encode(pictures, seed, batch_size))
+    # Only the first picture's samples have used up numbers of the run's own stream (keys.rng_offset).
     if posterior_seed is not None and encoded:
         drawn = encoded[0].numel()
     if start is not None and end is None and encoded[0].shape[2] == 1:
         return encoded[0], drawn
     # Frames that are not given are zeros in the latent, as in diffusers; a black frame, encoded, is something else.
-    blank = torch.zeros(1, CHANNELS, latent_frames(frames) if encoded else 1, height // SPATIAL, width // SPATIAL)
+    count, length = (encoded[0].shape[0], latent_frames(frames)) if encoded else (1, 1)
+    blank = torch.zeros(count, CHANNELS, length, height // SPATIAL, width // SPATIAL)
     if start is not None:
         blank[:, :, : encoded[0].shape[2]] = encoded[0]
     if end is not None:
@@ -70,15 +74,24 @@ def _check_start_and_end(start: torch.Tensor | None, end: torch.Tensor | None, f
 
 
 def encode_video(
-    vae: CogVideoXVAE, images: torch.Tensor, width: int, height: int, fit: str, posterior_seed: int | None
+    vae: CogVideoXVAE,
+    images: torch.Tensor,
+    width: int,
+    height: int,
+    fit: str,
+    posterior_seed: int | None,
+    batch_size: int = 1,
 ) -> Latent:
-    """LATENT of a video [F, H, W, C], F = 4k + 1: samples [1, 16, T, h, w], unscaled.
+    """LATENT of a video [F, H, W, C], F = 4k + 1: samples [batch_size, 16, T, h, w], unscaled.
 
-    width, height: 0 takes the video's own, cropped to a multiple of 16.
+    width, height: 0 takes the video's own, cropped to a multiple of 16. posterior_seed: None takes the posterior's
+    mode, which is the same for all of a batch; otherwise each gets a sample of its own, the next one of the stream.
 
-    Raises UserError.
+    Raises UserError. Source: diffusers pipeline_cogvideox_video2video.py, prepare_latents.
     """
-    samples = vae.encode(fit_clip(images, width, height, fit), posterior_seed)
+    samples = vae.encode(fit_clip(images, width, height, fit), posterior_seed, batch_size)
+    if posterior_seed is None:
+        samples = samples.repeat(batch_size, 1, 1, 1, 1)
     latent: Latent = {"samples": samples}
     return latent if posterior_seed is None else with_rng_offset(latent, posterior_seed, samples.numel())
 

@@ -90,6 +90,12 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
         alphas[-1] = 4.8973451890853435e-08
         self.set_sigmas(((1 - alphas) / alphas).sqrt())
 
+    def __getattr__(self, name: str) -> Any:
+        # ModelNoiseScale of ComfyUI's nodes_model_advanced.py asks any model for them.
+        if name in ("set_parameters", "shift", "multiplier"):
+            raise NoSuchEntryError(f"CogVideoX's noise schedule has no {name}: this node is for flow matching.")
+        return super().__getattr__(name)
+
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
     ) -> torch.Tensor:
@@ -120,6 +126,23 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
         return super().noise_scaling(sigma, noise, latent_image, max_denoise)
 
 
+class NoSuchEntryError(UserError, AttributeError, KeyError):
+    """What another family of models has: a node that is made for that family asks for it.
+
+    As an AttributeError it leaves hasattr to say no, as a KeyError `in` and get."""
+
+    def __init__(self, message: str):
+        super().__init__(message, advice="take the node out")
+
+
+class _UNetConfig(dict):
+    """A dictionary in which the entries of ComfyUI's U-Nets are missed with a sentence: FreeU reads model_channels of
+    any model."""
+
+    def __missing__(self, key: str) -> Any:
+        raise NoSuchEntryError(f"CogVideoX is no U-Net and has no {key}, which this node reads.")
+
+
 class CogVideoXConfig(comfy.supported_models_base.BASE):
     """What ComfyUI's BaseModel asks for, filled from diffusers' configs."""
 
@@ -137,6 +160,7 @@ class CogVideoXConfig(comfy.supported_models_base.BASE):
         """transformer_config: diffusers' config.json. scale_factor: the VAE's scaling_factor, by which latents are
         multiplied. inverts_image_scale: a start image's latents are divided by it instead."""
         super().__init__({"in_channels": transformer_config["in_channels"]})
+        self.unet_config = _UNetConfig(self.unet_config)
         self.transformer_config = transformer_config
         self.family = family
         self.inverts_image_scale = inverts_image_scale

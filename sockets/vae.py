@@ -122,13 +122,16 @@ class CogVideoXVAE(comfy.sd.VAE):
             yield self.process_output(self._checked(frames, "decoded"))
             frames = None  # frees their memory before the next ones are made
 
-    def encode(self, pixel_samples: torch.Tensor, posterior_seed: int | None = None) -> torch.Tensor:
+    def encode(
+        self, pixel_samples: torch.Tensor, posterior_seed: int | None = None, sample_count: int = 1
+    ) -> torch.Tensor:
         """Frames [F, H, W, 3] (or [B, F, H, W, 3]) in 0 .. 1 -> [B, 16, (F - 1) // 4 + 1, H / 8, W / 8], unscaled.
 
         posterior_seed: take a sample of the posterior, drawn as a CPU generator with this seed does in diffusers,
-        instead of its mode.
+        instead of its mode. sample_count: how many samples to draw of each video, one after the other from the same
+        generator: B * sample_count are returned.
         """
-        return self._encode(pixel_samples, "auto", posterior_seed=posterior_seed)
+        return self._encode(pixel_samples, "auto", posterior_seed=posterior_seed, sample_count=sample_count)
 
     def encode_posterior(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Frames [F, H, W, 3] in 0 .. 1 -> mean and standard deviation of the posterior, each
@@ -149,13 +152,20 @@ class CogVideoXVAE(comfy.sd.VAE):
         return self._encode(pixel_samples, "low", tile_pixels(tile_x, tile_y, 1))
 
     def _encode(
-        self, images: torch.Tensor, memory: str, band_pixels: int | None = None, posterior_seed: int | None = None
+        self,
+        images: torch.Tensor,
+        memory: str,
+        band_pixels: int | None = None,
+        posterior_seed: int | None = None,
+        sample_count: int = 1,
     ) -> torch.Tensor:
         # One video at a time: ComfyUI's function crops all dimensions between the first and the last, which are height
         # and width of [F, H, W, 3], but frames, height and width of [B, F, H, W, 3].
         videos = [self.vae_encode_crop_pixels(video) for video in (images if images.ndim == 5 else images[None])]
         # [F, H, W, 3] -> [1, 3, F, H, W]
         moments = torch.cat([self._moments(video.movedim(-1, 0)[None], memory, band_pixels) for video in videos])
+        if posterior_seed is not None:
+            moments = moments.repeat_interleave(sample_count, dim=0)
         return self._checked(posterior(moments, posterior_seed).to(output_dtype(self)), "encoded")
 
     def _moments(self, video: torch.Tensor, memory: str, band_pixels: int | None) -> torch.Tensor:

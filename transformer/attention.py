@@ -6,6 +6,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from ..host.compat import attention_for, rotate_pairs
+from ..host.stock_patches import ServedPatches
+from ..keys import read_served_patches
 
 
 def joint_attention(
@@ -26,12 +28,63 @@ def joint_attention(
     query = attn.norm_q(attn.to_q(tokens).view(batch, count, attn.heads, -1))
     key = attn.norm_k(attn.to_k(tokens).view(batch, count, attn.heads, -1))
     value = attn.to_v(tokens).view(batch, count, attn.heads, -1)
-    if rotary is not None:
-        query, key = rotate_pairs(query, rotary), rotate_pairs(key, rotary)
-    # [B, N, heads, D] -> [B, heads, N, D]
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    attend = attention_for(tokens.device)
-    # skip_reshape: the heads have an axis of their own already. The result has none: [B, N, heads * D].
-    out = attend(query, key, value, attn.heads, skip_reshape=True, transformer_options=transformer_options)
+    patches = read_served_patches(transformer_options)
+    if patches is None:
+        if rotary is not None:
+            query, key = rotate_pairs(query, rotary), rotate_pairs(key, rotary)
+        # [B, N, heads, D] -> [B, heads, N, D]
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        attend = attention_for(tokens.device)
+        # skip_reshape: the heads have an axis of their own already. The result has none: [B, N, heads * D].
+        out = attend(query, key, value, attn.heads, skip_reshape=True, transformer_options=transformer_options)
+    else:
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        out = _patched(query, key, value, rotary, transformer_options, patches)
     # to_out[1] is a dropout of probability 0 in every CogVideoX model.
     return attn.to_out[0](out)
+
+
+def _patched(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rotary: torch.Tensor | None,
+    transformer_options: dict[str, Any],
+    patches: ServedPatches,
+) -> torch.Tensor:
+    """Attention with the patches of other nodes around it or in its place.
+
+    query, key, value: [B, heads, N, D], text first, normalised and not rotated. Returns [B, N, heads * D].
+
+    Source of the order and the arguments: ComfyUI comfy/ldm/flux/layers.py, DoubleStreamBlock, which has no
+    replacement; for that, comfy/ldm/modules/attention.py, BasicTransformerBlock.
+    """
+    heads, text_tokens = query.shape[1], transformer_options["img_slice"][0]
+    block = "double_block", transformer_options["block_index"]
+    extra = {**transformer_options, "block": block, "n_heads": heads, "dim_head": query.shape[3]}
+    extra["attn_precision"] = None  # as for the model's own attention: that of q, k and v
+    # [1, N, 1, D / 2, 2, 2] -> [1, 1, N, D / 2, 2, 2], as patches know it from ComfyUI's other models.
+    positions, mask = None if rotary is None else rotary.transpose(1, 2), None
+    for patch in patches.attention_input:
+        out = patch(query, key, value, pe=positions, attn_mask=mask, extra_options=extra)
+        query, key, value = (out.get(name, old) for name, old in zip("qkv", (query, key, value)))
+        positions, mask = out.get("pe", positions), out.get("attn_mask", mask)
+    if positions is not None:
+        query, key = rotate_pairs(query, positions), rotate_pairs(key, positions)
+
+    def attend(query: torch.Tensor) -> torch.Tensor:
+        options = {"mask": mask, "skip_reshape": True, "transformer_options": transformer_options}
+        return attention_for(query.device)(query, key, value, heads, **options)
+
+    replacement = patches.replacement(transformer_options["block_index"], transformer_options["total_blocks"])
+    if replacement is None:
+        attended = attend(query)
+    else:
+        # [B, heads, N, D] -> [B, N, heads * D]
+        replaced = replacement(*(x.transpose(1, 2).flatten(2) for x in (query, key, value)), extra)
+        # What ComfyUI calls attn1 is the picture's attention to itself; the text's would be attn2. A replacement thus
+        # counts for the video's tokens, and the text attends as ever.
+        attended = torch.cat([attend(query[:, :, :text_tokens]), replaced[:, text_tokens:]], dim=1)
+    for patch in patches.attention_output:
+        attended = patch(attended, extra)
+    return attended

@@ -13,7 +13,8 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 from ..errors import UserError
 from ..host.compat import prefetched
 from ..host.protocols import TransformerConfig
-from ..keys import read_positions
+from ..host.stock_patches import ServedPatches, serve_patches
+from ..keys import read_positions, read_served_patches
 from .attention import joint_attention
 from .positions import forget_tables, resampled_table, rotary_table, sincos_table
 
@@ -82,9 +83,14 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         grid = self.token_grid((frames, height, width), transformer_options)
         embedding = self._embed_time(timestep, ofs, x.dtype)
         text, video = self._add_positions(self.patch_embed.text_proj(context), self._embed_patches(x, grid), grid)
+        patches, transformer_options = serve_patches(transformer_options)
+        for patch in patches.input if patches else ():
+            out = patch({"img": video, "txt": text, "x": x, "transformer_options": transformer_options})
+            text, video = out["txt"], out["img"]
         riflex = read_positions(transformer_options)["riflex"]
+        # After the patches, which may add tokens to the text.
         rotary = self._rotary(grid, text.shape[1], riflex, x.device)
-        text, video = self._run_blocks(text, video, embedding, rotary, control, transformer_options)
+        text, video = self._run_blocks(x, text, video, embedding, rotary, control, transformer_options)
         # The shift comes first: diffusers' AdaLayerNorm splits the output of its linear layer into (shift, scale) for
         # CogVideoX (chunk_dim=1), but into (scale, shift) for other models.
         shift, scale = self.norm_out.linear(F.silu(embedding)).chunk(2, dim=1)
@@ -186,6 +192,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
 
     def _run_blocks(
         self,
+        x: torch.Tensor,
         text: torch.Tensor,
         video: torch.Tensor,
         embedding: torch.Tensor,
@@ -193,11 +200,13 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         control: dict[str, Any] | None,
         transformer_options: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        patches: ServedPatches | None = read_served_patches(transformer_options)
         additions: Sequence[torch.Tensor | None] = (control or {}).get("input", [])  # of CogVideoXControl.get_control
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
         # Attention overrides and block replacements read from these entries which block calls them. ComfyUI's own
         # models whose blocks take text and image tokens together set the same ones (comfy/ldm/lens/model.py).
         options = {**transformer_options, "total_blocks": len(self.transformer_blocks), "block_type": "double"}
+        options["img_slice"] = [text.shape[1], text.shape[1] + video.shape[1]]  # of the video in the joint sequence
         for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
             options["block_index"] = index
             if ("double_block", index) in replacements:
@@ -206,6 +215,10 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
                 )
             else:
                 text, video = block_forward(block, text, video, embedding, rotary, options)
+            for patch in patches.block_output if patches else ():
+                args = {"img": video, "txt": text, "x": x, "vec": embedding, "block_index": index}
+                out = patch({**args, "transformer_options": options})
+                text, video = out.get("txt", text), out["img"]
             addition = additions[index] if index < len(additions) else None
             if addition is not None:
                 # A control net computes in its own dtype, which need not be the model's.

@@ -160,7 +160,7 @@ OPTIONAL = {
         "sample_posterior",
         "seed",
     ],
-    "CogVideoXEncodeVideo": ["width", "height", "fit", "mask", "sample_posterior", "seed"],
+    "CogVideoXEncodeVideo": ["width", "height", "fit", "mask", "sample_posterior", "seed", "batch_size"],
     "CogVideoXFunInpaint": [
         "video",
         "mask",

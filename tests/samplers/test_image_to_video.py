@@ -10,7 +10,16 @@ from cogvideox.errors import UserError
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.keys import rng_offset
 from cogvideox.tests.support import check_parity, relative_error, write_fp32
-from cogvideox.tests.tasks import HEIGHT, SEED, WIDTH, Task, pictures, posterior_mode  # noqa: F401
+from cogvideox.tests.tasks import (  # noqa: F401
+    HEIGHT,
+    NEGATIVE,
+    PROMPT,
+    SEED,
+    WIDTH,
+    Task,
+    pictures,
+    posterior_mode,
+)
 
 pytestmark = pytest.mark.usefixtures("inference")
 VARIANTS = ("5b-I2V", "1.5-5B-I2V")
@@ -82,6 +91,43 @@ def test_sampled_posterior_equals_diffusers(variant: str, frames: int, sampler: 
         got = image_to_video(task, frames, sampler, start_image=image, sample_posterior=True, seed=SEED)
         want = reference(task, sampler, frames, image)
     check_parity("image to video, sampled posterior, one seed", got, want, 5e-6)
+
+
+@pytest.mark.parametrize(("variant", "frames", "sampler"), [("5b-I2V", 9, "ddim"), ("1.5-5B-I2V", 9, "dpm")])
+def test_sampled_posterior_of_a_batch_equals_diffusers(variant: str, frames: int, sampler: str, tmp_path: Path) -> None:
+    """Two videos of one picture: diffusers draws a sample of the posterior for each, one after the other, and then the
+    noise of both. With one sample for both no seed would give diffusers' videos."""
+    with torch.inference_mode():
+        task = Task(write_fp32(tmp_path, variant, seed=1, sample_frames=frames))
+        image, prompts = pictures(1), {"prompt": [PROMPT] * 2, "negative_prompt": [NEGATIVE] * 2}
+        posterior = {"sample_posterior": True, "seed": SEED}
+        got = image_to_video(task, frames, sampler, batch_size=2, start_image=image, **posterior)
+        want = reference(task, sampler, frames, image.repeat(2, 1, 1, 1), **prompts)
+    check_parity("image to video, sampled posterior, a batch", got, want, 5e-6)
+
+
+def test_members_of_a_batch_have_samples_of_their_own(task: Task) -> None:
+    """The first member starts from the picture that it has alone, the others from further samples; without
+    sample_posterior there is one picture for all. An end image gets samples of its own as well."""
+    inputs = {"start_image": pictures(1), "sample_posterior": True, "seed": SEED}
+    alone, both, ended, mode = (
+        task.condition("image", "CogVideoXImageToVideo", 9, count, **inputs | more)[0][0][1]["concat_latent_image"]
+        for count, more in ((1, {}), (2, {}), (2, {"end_image": pictures(1, seed=5)}), (2, {"sample_posterior": False}))
+    )
+    assert both.shape[0] == 2 and mode.shape[0] == 1
+    assert torch.equal(both[:1], alone) and not torch.equal(both[1:], alone)
+    assert torch.equal(ended[:, :, :1], both) and not torch.equal(ended[0, :, -1], ended[1, :, -1])
+
+
+def test_part_of_a_batch_is_told(task: Task, caplog: pytest.LogCaptureFixture) -> None:
+    """One video of a batch whose members have samples of their own would silently get the first one's."""
+    given = {"start_image": pictures(1), "sample_posterior": True, "seed": SEED}
+    positive, negative, latent = task.condition("image", "CogVideoXImageToVideo", 9, 2, **given)
+    part = comfyui_nodes().LatentFromBatch().frombatch(latent, 1, 1)[0]
+    task.sample(positive, negative, latent, steps=1)
+    assert "samples for" not in caplog.text
+    assert task.sample(positive, negative, part, steps=1).shape[0] == 1
+    assert "samples for 2 videos and the latent is of 1" in caplog.text
 
 
 @pytest.mark.parametrize("overrides", ({}, {"num_attention_heads": 2, "num_layers": 3}, {"sample_frames": 17}))

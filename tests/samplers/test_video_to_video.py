@@ -9,7 +9,17 @@ from cogvideox.errors import UserError
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.nodes import sample, video
 from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, relative_error, write_fp32
-from cogvideox.tests.tasks import HEIGHT, SEED, WIDTH, Task, as_frames, pictures, posterior_mode  # noqa: F401
+from cogvideox.tests.tasks import (  # noqa: F401
+    HEIGHT,
+    NEGATIVE,
+    PROMPT,
+    SEED,
+    WIDTH,
+    Task,
+    as_frames,
+    pictures,
+    posterior_mode,
+)
 
 pytestmark = pytest.mark.usefixtures("inference")
 PIPELINE = "CogVideoXVideoToVideoPipeline"
@@ -56,6 +66,27 @@ def test_sampled_posterior_equals_diffusers(task: Task, sampler: str) -> None:
     got = video_to_video(task, images, encode, sampler=sampler, steps=8, denoise=0.8)
     want = task.reference(PIPELINE, sampler, video=as_frames(images), num_inference_steps=10, strength=0.8)
     check_parity("video to video, sampled posterior, one seed", got, want, 5e-6)
+
+
+@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+def test_sampled_posterior_of_a_batch_equals_diffusers(task: Task, sampler: str) -> None:
+    """Two videos made of one: diffusers draws a sample of the posterior for each before the noise of both."""
+    # diffusers takes the number of videos for that of frames when it asks whether CogVideoX 1.5's latents are even: of
+    # a batch it accepts 5 to 8 only.
+    count = 5 if "1.5" in task.folder.name else 2
+    images, prompts = pictures(13), {"prompt": [PROMPT] * count, "negative_prompt": [NEGATIVE] * count}
+    encode = {"sample_posterior": True, "seed": SEED, "batch_size": count}
+    got = video_to_video(task, images, encode, sampler=sampler, steps=4, denoise=0.8)
+    videos = torch.stack(as_frames(images)).repeat(count, 1, 1, 1, 1)
+    want = task.reference(PIPELINE, sampler, video=videos, num_inference_steps=5, strength=0.8, **prompts)
+    check_parity("video to video, sampled posterior, a batch", got, want, 5e-6)
+
+
+def test_batch_of_the_mode_is_one_video(task: Task) -> None:
+    """Without sample_posterior all members start from the same latents."""
+    encoded = {"vae": task.vae, "images": pictures(9), "batch_size": 2}
+    latent = task.node("video", "CogVideoXEncodeVideo", **encoded)[0]["samples"]
+    assert latent.shape[0] == 2 and torch.equal(latent, task.vae.encode(pictures(9)).repeat(2, 1, 1, 1, 1))
 
 
 @pytest.mark.parametrize("variant", TEXT_TO_VIDEO)

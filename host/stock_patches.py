@@ -1,0 +1,131 @@
+"""ComfyUI's patches of blocks and attention: which of them CogVideoX's transformer can serve, and who has set them.
+
+A node stores functions in `transformer_options`, under "patches" (by kind, several of each) and "patches_replace" (by
+place, one for each). A transformer calls those that it knows and, in ComfyUI, passes over all others in silence. The
+functions of one kind have different arguments in ComfyUI's families of models: `attn1_patch` is f(q, k, v,
+extra_options) in the U-Nets, f(q, k, v, pe=, attn_mask=, extra_options=) in models with joint attention, such as Flux,
+and f({"x": ..., "q": ..., "k": ...}) in Wan. Those with joint attention are CogVideoX's kin, and their form is served.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..keys import with_served_patches
+
+# Kind -> arguments of a call in the form of ComfyUI's models with joint attention (comfy/ldm/flux, comfy/ldm/lens).
+_SERVED: Mapping[str, tuple[tuple, dict[str, None]]] = {
+    "attn1_patch": ((None, None, None), {"pe": None, "attn_mask": None, "extra_options": None}),
+    "attn1_output_patch": ((None, None), {}),
+    "double_block": ((None,), {}),
+    "post_input": ((None,), {}),
+}
+# Patches that bring weights or entries of another model along: on CogVideoX they would fail in the first step. These
+# modules hold nothing else.
+_FOREIGN_MODULES = ("comfy.ldm.", "comfy_extras.nodes_model_patch", "comfy_extras.nodes_flux")
+
+
+@dataclass(frozen=True)
+class ServedPatches:
+    """What the transformer calls. The functions of each kind are called one after the other."""
+
+    attention_input: tuple[Callable, ...]  # f(q, k, v, pe=, attn_mask=, extra_options=) -> {"q": ..., ...}
+    attention_output: tuple[Callable, ...]  # f(out [B, N, heads * D], extra_options) -> out
+    attention: Mapping[tuple, Callable]  # place -> f(q, k, v, extra_options) -> out, each [B, N, heads * D]
+    block_output: tuple[Callable, ...]  # f({"img": ..., "txt": ..., ...}) -> the same with other tokens
+    input: tuple[Callable, ...]  # f({"img": ..., "txt": ..., ...}), before the first block
+
+    def replacement(self, index: int, total: int) -> Callable | None:
+        """What replaces the attention of block `index` of `total`.
+
+        Nodes for ComfyUI's U-Nets name a block ("middle", 0): here it is the block in the middle.
+        """
+        places = [("double_block", index)]
+        if index == total // 2:
+            places += [("middle", 0), ("middle", 0, 0)]
+        return next((self.attention[place] for place in places if place in self.attention), None)
+
+
+def serve_patches(transformer_options: dict[str, Any]) -> tuple[ServedPatches | None, dict[str, Any]]:
+    """The patches that the transformer serves, None without any, and options in which its attention finds them."""
+    patches = transformer_options.get("patches", {})
+    attention = transformer_options.get("patches_replace", {}).get("attn1", {})
+    if not attention and not any(patches.get(kind) for kind in _SERVED):
+        return None, transformer_options
+    taken = {kind: tuple(patch for patch in patches.get(kind, ()) if _is_served(kind, patch)) for kind in _SERVED}
+    # Two patches of one node work together: ToMe's second one gives back the tokens that its first one has merged.
+    left_out = {_origin(patch) for patch in patches.get("attn1_patch", ()) if patch not in taken["attn1_patch"]}
+    served = ServedPatches(
+        taken["attn1_patch"],
+        tuple(patch for patch in taken["attn1_output_patch"] if _origin(patch) not in left_out),
+        attention,
+        taken["double_block"],
+        taken["post_input"],
+    )
+    return served, with_served_patches(transformer_options, served)
+
+
+def unserved_patches(transformer_options: Mapping[str, Any], blocks: int) -> Iterator[tuple[str, str]]:
+    """(who has set it, its kind) for each patch that a transformer with this many blocks does not call."""
+    for kind, functions in transformer_options.get("patches", {}).items():
+        for patch in functions:
+            if not _is_served(kind, patch):
+                yield owner_of(patch), kind
+    for kind, functions in transformer_options.get("patches_replace", {}).items():
+        for place, patch in functions.items():
+            if not _is_place(kind, place, blocks):
+                yield owner_of(patch), f"{kind} in {' '.join(map(str, place))}"
+
+
+def foreign_patches(transformer_options: Mapping[str, Any]) -> list[str]:
+    """Who has set patches that belong to another of ComfyUI's models."""
+    functions = [patch for several in transformer_options.get("patches", {}).values() for patch in several]
+    return sorted({owner_of(patch) for patch in functions if _module(patch).startswith(_FOREIGN_MODULES)})
+
+
+def owner_of(function: Any) -> str:
+    """The node that has made `function`, as far as its name tells: the class in whose method it was defined, or its own
+    class."""
+    name = _qualified_name(function).split(".")[0]
+    return name if name[:1].isupper() else _module(function).rpartition(".")[2]
+
+
+def _is_served(kind: str, patch: Any) -> bool:
+    if kind not in _SERVED:
+        return False
+    arguments, named = _SERVED[kind]
+    try:
+        inspect.signature(patch).bind(*arguments, **named)
+    except (TypeError, ValueError):  # other arguments; a function whose signature Python does not know
+        return False
+    return True
+
+
+def _is_place(kind: str, place: tuple, blocks: int) -> bool:
+    if kind == "attn1" and place in (("middle", 0), ("middle", 0, 0)):
+        return True
+    return kind in ("attn1", "dit") and place[0] == "double_block" and place[1] < blocks and len(place) == 2
+
+
+def _origin(function: Any) -> tuple[str, str]:
+    """The module, and the function or class within it, that `function` was made in."""
+    return _module(function), _qualified_name(function).rpartition(".<locals>.")[0]
+
+
+def _plain(function: Any) -> Any:
+    # Patches of U-Nets' layers come as (class of the layer, function).
+    while isinstance(function, (functools.partial, tuple)):
+        function = function[-1] if isinstance(function, tuple) else function.func
+    return function if hasattr(function, "__qualname__") else type(function)
+
+
+def _qualified_name(function: Any) -> str:
+    return _plain(function).__qualname__
+
+
+def _module(function: Any) -> str:
+    # ComfyUI imports its extra nodes by path: their modules are called /path/to/comfy_extras/nodes_nag.
+    path = str(_plain(function).__module__).replace("\\", "/")
+    return path.replace("/", ".")[path.rfind("comfy_extras") :] if "comfy_extras" in path else path
