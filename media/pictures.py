@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from ..errors import UserError
 from ..vae.geometry import SIZE_STEP
+from ..video_limits import check_amount
 
 FITS = ("crop", "letterbox")
 # Of the normal distribution that the logarithm of sigma has, where sigma is the standard deviation of the noise that
@@ -24,6 +25,7 @@ def fit_pictures(images: torch.Tensor, width: int, height: int, fit: str = "crop
     if fit not in FITS:
         raise UserError(f"fit is {fit!r}: use {' or '.join(FITS)}.")
     count, rows, columns, channels = images.shape
+    check_amount(width, height, count)
     if (rows, columns) == (height, width):
         return _rgb(images)
     inner_width, inner_height = width, height

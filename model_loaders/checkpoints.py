@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UserError, quoted
+from ..host.compat import throw_if_interrupted
 from ..host.folders import COMPONENTS, WEIGHT_SUFFIXES
 from ..small_files import read_small_text
 from .config_limits import LIMITS, checked_config
@@ -126,13 +127,14 @@ def open_component(path: Path, component: str) -> Weights:
     # All shards are collected before any tensor is assembled: a scale may be in another shard than its codes.
     tensors: dict[str, torch.Tensor] = {}
     for file in found.files:
+        throw_if_interrupted()
         tensors.update(_find_format(file).open(file))
     check_quantization_notes(found.specs, tensors, source)
-    state_dict = {
-        name: split_fused_rows(assemble(found.specs[at.name], tensors, source), at.parts, at.indices)
-        for name, at in found.layout.locations.items()
-        if name in found.entries  # without the position table that find_weights has left out
-    }
+    state_dict = {}
+    for name, at in found.layout.locations.items():
+        throw_if_interrupted()
+        if name in found.entries:  # without the position table that find_weights has left out
+            state_dict[name] = split_fused_rows(assemble(found.specs[at.name], tensors, source), at.parts, at.indices)
     return Weights(folder if path.is_dir() else path, state_dict, config, siblings)
 
 

@@ -186,6 +186,11 @@ def check_video_size(width: int = SIZE_STEP, height: int = SIZE_STEP, frames: in
     check_size(width, height, frames)
 
 
+def check_all_sizes(width: int = SIZE_STEP, height: int = SIZE_STEP, frames: int = 1, batch_size: int = 1) -> None:
+    """Raises UserError as check_video_size does, and where all videos of the batch together are too large."""
+    check_size(width, height, frames, batch_size)
+
+
 def check_own_size(width: int = 0, height: int = 0) -> None:
     """Raises UserError as check_video_size does; a width or height of 0 stands for that of the images."""
     check_size(width or SIZE_STEP, height or SIZE_STEP, 1)

@@ -19,7 +19,7 @@ ORDER = (
     {"media"},
     {"transformer", "samplers", "vae"},
     {"host"},
-    {"small_files"},
+    {"small_files", "video_limits"},
     {"complete_file", "errors", "keys"},
 )
 COMFYUI = {"comfy", "comfy_extras", "comfy_execution", "latent_preview", "nodes", "execution", "server"}

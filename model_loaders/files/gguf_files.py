@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...errors import UserError
+from ...host.compat import throw_if_interrupted
 from .gguf_blocks import GGUF_TYPES, gguf_tensor
 from .gguf_guard import MAX_DIMENSIONS, check_gguf_header
 from .headers import Entry, Header, damaged
@@ -52,7 +53,11 @@ def open_gguf(path: Path) -> dict[str, torch.Tensor]:
     # The package maps the file read-only, and torch warns of that. ComfyUI patches copies of weights, not the mapping.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return {tensor.name: _open(reader, tensor) for tensor in reader.tensors}
+        found = {}
+        for tensor in reader.tensors:
+            throw_if_interrupted()  # some are unpacked
+            found[tensor.name] = _open(reader, tensor)
+        return found
 
 
 def _reader(path: Path) -> GGUFReader:

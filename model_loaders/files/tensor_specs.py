@@ -97,8 +97,8 @@ def _refuse_unknown(header: Header, found: Mapping[str, TensorSpec], source: str
     if unknown:
         raise UserError(
             f"{source} is quantised in a way that this version does not read ({', '.join(unknown[:3])}). It reads "
-            "bf16, fp16, fp32, fp8 with and without scales, int8 with one scale per tensor or per row, and GGUF. Choose "
-            "another file of this model."
+            "bf16, fp16, fp32, fp8 with and without scales, int8 with one scale per tensor or per row, and GGUF. "
+            "Choose another file of this model."
         )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-_MOST_STEPS = 500_000  # a checkpoint of a thousand tensors takes 30,000
+_MOST_STEPS = 300_000  # a checkpoint of a thousand tensors takes 30,000
 _MOST_DIMENSIONS = 8
 # A tensor's bytes may belong to a second name (tied weights, an average of them), but not to thousands.
 _MOST_COPIES = 4
@@ -167,7 +167,7 @@ class _Walk:
         return Made(name)
 
     def _refuse(self, name: str) -> Any:
-        raise ValueError(f"a tensor that is made by {name[:100]}")
+        raise pickle.UnpicklingError(f"Unsupported GLOBAL {name[:100]}")
 
     def _storage(self, given: Any) -> Storage:
         match given:
@@ -192,7 +192,7 @@ class _Walk:
         last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides)) if count else 0
         # Expanded tensors, whose strides of 0 repeat a few numbers, would be copied at their full size.
         if count and (offset + count > total or last >= total):
-            raise ValueError(f"a tensor of {count} values with {total} values in the file")
+            raise ValueError(f"a tensor of {count} values, of which the file has {total}")
         self.claimed += count * storage.item
         if self.claimed > _MOST_COPIES * self.size:
             raise ValueError("the same values under too many names")

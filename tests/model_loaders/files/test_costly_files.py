@@ -116,7 +116,7 @@ PROGRAMS: dict[str, bytes] = {
     "a state for a tensor": table(
         a=tensor(storage("0", 1), sides(1), sides(1)) + b"(" + storage("0", 1) + sides(10**9) + b"tb"
     ),
-    "a million instructions": b"](" + b"N" * 1_000_000 + b"e",
+    "instructions without end": b"](" + b"N" * 400_000 + b"e",
     "a name of a million letters": table(**{"a" * 10**6: tensor(storage("0", 1), sides(1), sides(1))}),
     "no end": b"](NNN",
 }
@@ -128,7 +128,10 @@ def test_pickles(tmp_path: Path, what: str, write: Callable) -> None:
     """What torch's reader of plain data would do, at any cost, because the file says so."""
     path = zipped(tmp_path / "a.pt", PROGRAMS[what], ONE) if write is zipped else old(tmp_path / "a.pt", PROGRAMS[what])
     for call in (read_header, open_torch):
-        with bounded(), pytest.raises(UserError, match="Download it again|without named tensors") as caught:
+        with (
+            bounded(),
+            pytest.raises(UserError, match="Download it again|without named tensors|can run code") as caught,
+        ):
             call(path)
         assert len(str(caught.value)) < 500
 
@@ -166,6 +169,8 @@ def test_what_torch_saves_is_taken(tmp_path: Path) -> None:
         "module": torch.nn.Linear(2, 2).state_dict(),
     }
     for modern in (True, False):
+        if not modern:  # torch itself reads no fp8 from its older files
+            del saved["state_dict"]["fp8"]
         path = tmp_path / f"{modern}.pt"
         torch.save(saved, path, _use_new_zipfile_serialization=modern)
         found = open_torch(path)
@@ -228,7 +233,7 @@ def test_names_of_the_length_that_is_allowed(tmp_path: Path) -> None:
 def test_headers_of_more_than_any_model(tmp_path: Path) -> None:
     """Names by the hundred thousand, lists in lists, and notes that fill the header."""
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    many = {f"t{i}": entry for i in range(60_000)}
+    many = {f"t{i}": entry for i in range(33_000)}
     for header in (
         many,
         b'{"a":' + b"[]," * 10,
@@ -295,15 +300,15 @@ GGUFS: dict[str, dict] = {
     "a list of 2^60": {"fields": [gguf_array("a", 4, 2**60, b"")]},
     "a list of lists": {"fields": [gguf_array("a", 9, 1, struct.pack("<IQ", 9, 1) * 10_000)]},
     "an endless list of texts": {"fields": [gguf_array("a", 8, 2**40, struct.pack("<Q", 0) * 1000)]},
-    "lists that are long together": {"fields": [gguf_array(str(i), 0, 600_000, bytes(600_000)) for i in range(2)]},
+    "lists that are long together": {"fields": [gguf_array(str(i), 0, 200_000, bytes(200_000)) for i in range(2)]},
     "a value of an unknown kind": {"fields": [gguf_text("a") + struct.pack("<I", 99)]},
     "sides whose product overflows": {"tensors": [gguf_tensor("a", [2**32, 2**32])]},
     "sides whose product is one": {"tensors": [gguf_tensor("a", [2**63 + 1, 2**63 + 1])]},
     "a side of 2^63": {"tensors": [gguf_tensor("a", [2**63])]},
     "a shape of 1000 sides": {"tensors": [gguf_text("a") + struct.pack("<I", 1000) + bytes(8000)]},
     "a shape of 2^32 sides": {"tensors": [gguf_text("a") + struct.pack("<I", 2**32 - 1)]},
-    "a recorded shape of 100,000 sides": {
-        "fields": [gguf_array("comfy.gguf.orig_shape.a", 10, 100_000, (2**63 - 1).to_bytes(8, "little") * 100_000)],
+    "a recorded shape of 20,000 sides": {
+        "fields": [gguf_array("comfy.gguf.orig_shape.a", 10, 20_000, (2**63 - 1).to_bytes(8, "little") * 20_000)],
         "tensors": [gguf_tensor("a", [1])],
     },
     "a recorded shape that is a text": {
