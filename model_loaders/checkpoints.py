@@ -96,7 +96,7 @@ def require_pipeline(path: Path) -> None:
             "(model_index.json, transformer, vae, text_encoder, tokenizer, scheduler), or load its components one by "
             "one with the loaders of the model, the text encoder and the VAE."
         )
-    kind = str(read_json(path / "model_index.json").get("_class_name", ""))
+    kind = quoted(str(read_json(path / "model_index.json").get("_class_name", "")))
     if not kind.startswith("CogVideoX"):
         raise UserError(
             f"{path} is a {kind or 'pipeline of an unknown class'}, not a CogVideoX pipeline. "
@@ -150,7 +150,7 @@ def find_weights(path: Path, component: str) -> FoundComponent:
         header = read_header(file)
         repeated = entries.keys() & header.entries.keys()
         if repeated:
-            raise UserError(f"{file} repeats {min(repeated)} of another shard. Download these files again.")
+            raise UserError(f"{file} repeats {quoted(min(repeated))} of another shard. Download these files again.")
         entries |= header.entries
         metadata |= header.metadata
         if len(entries) > MAX_TENSORS:
@@ -196,7 +196,7 @@ def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tor
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     misshapen = [name for name in expected.keys() & found.keys() if expected[name] != tuple(found[name].shape)]
     problems = [
-        f"{what} {', '.join(sorted(names)[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        f"{what} {', '.join(map(quoted, sorted(names)[:3]))}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         for what, names in (("missing", missing), ("unknown", unexpected), ("of another shape", misshapen))
         if names
     ]

@@ -93,7 +93,7 @@ def _refuse_unknown(header: Header, found: Mapping[str, TensorSpec], source: str
     formats = {quoted(str(layer.get("format"))) for layer in layers if isinstance(layer, dict)}
     unknown = sorted(formats - set(_FORMATS))
     unknown += [str(s.entry.dtype) for s in found.values() if s.entry.dtype == torch.int8 and s.scale is None][:1]
-    unknown += [name for name in header.entries if name.endswith(".weight_scale_2")][:1]
+    unknown += [quoted(name) for name in header.entries if name.endswith(".weight_scale_2")][:1]
     if unknown:
         raise UserError(
             f"{source} is quantised in a way that this version does not read ({', '.join(unknown[:3])}). It reads "
@@ -119,7 +119,7 @@ def check_quantization_notes(specs: Mapping[str, TensorSpec], tensors: Mapping[s
         if layer.get("format") not in _FORMATS or layer.get("convrot") or layer.get("params"):
             rotation = " with rotation" if layer.get("convrot") else ""
             raise UserError(
-                f"{source} stores {name} as {quoted(str(layer.get('format')))}{rotation}, which this version does not "
+                f"{source} stores {quoted(name)} as {quoted(str(layer.get('format')))}{rotation}, which this version does not "
                 f"read. It reads {', '.join(_FORMATS)}. Choose another file of this model."
             )
 
@@ -145,7 +145,7 @@ def assemble(spec: TensorSpec, tensors: Mapping[str, torch.Tensor], source: str)
         zeros = tensors[spec.zero_point] if spec.zero_point is not None else scale
         if not _fits(scale, data) or zeros.numel() != scale.numel():
             raise UserError(
-                f"The scale of {spec.data} in {source} has shape {list(scale.shape)}, its weight {list(data.shape)}. "
+                f"The scale of {quoted(spec.data)} in {source} has shape {list(scale.shape)}, its weight {list(data.shape)}. "
                 "Expected is one scale, one for each row, or one for each group of values in a row. Download the file "
                 "again, or take one in another precision."
             )

@@ -3,6 +3,7 @@ machine, and a value of another kind ends in one sentence."""
 
 import inspect
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cogvideox.devtools.embedded_checkpoint import write_controlnet
 from cogvideox.errors import UserError
+from cogvideox.model_loaders.checkpoints import require_pipeline
 from cogvideox.model_loaders.config_limits import LIMITS, checked_config
 from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
@@ -197,6 +199,29 @@ def test_shapes_that_describe_nothing(
     save_file(weights | {name: torch.zeros(shape)}, folder / "a.safetensors")
     with bounded(), pytest.raises(UserError):
         LOADERS[component](folder)
+
+
+def test_the_log_repeats_no_file(pipeline: Path, change: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    """A scheduler's beta_start of a megabyte stood in the log, and in each message about it."""
+    long = "x" * 10**6
+    change("scheduler", beta_start=long, beta_end=[0.5] * 10**5)
+    change("vae", note_of_a_fine_tune=long)
+    change("transformer", note_of_a_fine_tune=long)
+    with caplog.at_level(logging.INFO):
+        load_model(pipeline), load_vae(pipeline)
+    assert "beta_start xxx" in caplog.text and max(map(len, caplog.messages)) < 700
+    change("scheduler", prediction_type=long)
+    with pytest.raises(UserError, match="prediction_type xxx") as caught:
+        load_model(pipeline)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("name", [["x"] * 10**5, "CogVideo" * 10**5], ids=["list", "text"])
+def test_classes_of_any_length(tmp_path: Path, name: object) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(UserError, match="not a CogVideoX pipeline") as caught:
+        require_pipeline(tmp_path)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("variant", ALL_VARIANTS)
