@@ -117,10 +117,10 @@ def check_quantization_notes(specs: Mapping[str, TensorSpec], tensors: Mapping[s
         text = bytes(note.flatten().to(torch.uint8).tolist()) if note.numel() <= _MAX_NOTE_BYTES else b""
         layer = json_object(text)
         if layer.get("format") not in _FORMATS or layer.get("convrot") or layer.get("params"):
-            rotation = " with rotation" if layer.get("convrot") else ""
+            kind = quoted(str(layer.get("format"))) + (" with rotation" if layer.get("convrot") else "")
             raise UserError(
-                f"{source} stores {quoted(name)} as {quoted(str(layer.get('format')))}{rotation}, which this version does not "
-                f"read. It reads {', '.join(_FORMATS)}. Choose another file of this model."
+                f"{source} stores {quoted(name)} as {kind}, which this version does not read. It "
+                f"reads {', '.join(_FORMATS)}. Choose another file of this model."
             )
 
 
@@ -145,9 +145,9 @@ def assemble(spec: TensorSpec, tensors: Mapping[str, torch.Tensor], source: str)
         zeros = tensors[spec.zero_point] if spec.zero_point is not None else scale
         if not _fits(scale, data) or zeros.numel() != scale.numel():
             raise UserError(
-                f"The scale of {quoted(spec.data)} in {source} has shape {list(scale.shape)}, its weight {list(data.shape)}. "
-                "Expected is one scale, one for each row, or one for each group of values in a row. Download the file "
-                "again, or take one in another precision."
+                f"The scale of {quoted(spec.data)} in {source} has shape {list(scale.shape)}, its weight "
+                f"{list(data.shape)}. Expected is one scale, one for each row, or one for each group of values in a "
+                "row. Download the file again, or take one in another precision."
             )
     if data.dtype == torch.int8:
         zero_point = tensors[spec.zero_point] if spec.zero_point is not None else None
