@@ -32,7 +32,7 @@ def bounded(seconds: float = 1.0, mebibytes: int = 512) -> Iterator[None]:
     with open("/proc/self/statm") as statm:
         mapped = int(statm.read().split()[0]) * resource.getpagesize()
     previous = signal.signal(signal.SIGALRM, break_off)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)  # pytest-timeout's, which goes on afterwards
     resource.setrlimit(resource.RLIMIT_AS, (mapped + (mebibytes << 20), limits[1]))
     try:
         yield
@@ -40,5 +40,6 @@ def bounded(seconds: float = 1.0, mebibytes: int = 512) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, limits)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
     # An alarm waits for the end of a call into C, which may have been the block's last.
     assert time.monotonic() - began < seconds

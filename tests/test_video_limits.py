@@ -90,7 +90,7 @@ WORK: dict[str, Callable[[Any, Any], Any]] = {
     "stock tiled decode": lambda model, vae: vae.decode_tiled(LATENT, 64, 64),
     "draft": lambda model, vae: decode_draft(None, LATENT),  # type: ignore[arg-type]
     "decode to file": lambda model, vae: CogVideoXDecodeToFile.execute(
-        vae, {"samples": LATENT}, 8.0, "v", "mp4 (H.264)", 18, "auto"
+        vae, {"samples": LATENT}, 8.0, "v", "mp4 (h264)", 18, "auto"
     ),
     "sample": lambda model, vae: CogVideoXSample.execute(
         model, [], [], {"samples": LATENT}, 0, 1, 1.0, "ddim", False, 1.0

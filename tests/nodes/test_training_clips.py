@@ -124,7 +124,7 @@ def test_edits_run_the_node_again(folder: Path) -> None:
 
 
 def test_edits_under_a_linked_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ComfyUI does not know a linked folder yet when it looks for changes: the results of before were taken for ever."""
+    """ComfyUI does not know a linked folder when it looks for changes: the results of before were taken for ever."""
     other = tmp_path / "elsewhere" / "more"
     other.mkdir(parents=True)
     monkeypatch.setenv(folders.DATASETS_VARIABLE, str(other.parent))
