@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
+from ..host.compat import throw_if_interrupted
 from ..vae.geometry import SIZE_STEP
 from ..video_limits import check_amount
 
@@ -39,6 +40,7 @@ def fit_pictures(images: torch.Tensor, width: int, height: int, fit: str = "crop
     fitted = torch.zeros([count, height, width, 3], dtype=torch.float32, device=images.device)
     # One by one: resized as a whole, a long video would be in memory a second time, as fp32 at its full size.
     for picture, out in zip(images, fitted):
+        throw_if_interrupted()
         out[top : top + inner_height, left : left + inner_width] = _resize(picture, inner_width, inner_height)
     return fitted
 

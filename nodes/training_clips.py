@@ -66,8 +66,8 @@ class CogVideoXTrainingClips(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
         )
 
-    # The folder's name stays the same when clips are added. None: it is linked, and ComfyUI does not know it yet. Then it
-    # may be any folder for datasets, and a change in any of them counts. Otherwise a changed clip would not be seen.
+    # The folder's name stays the same when clips are added. None: it is linked, and ComfyUI does not know it yet. Then
+    # it may be any folder for datasets, and a change in any of them counts. Otherwise a changed clip would not be seen.
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, **_: Any) -> str:
         return listing_hash(*(folders.list_datasets() if folder is None else [folders.find_dataset(folder)]))

@@ -18,6 +18,7 @@ from cogvideox.nodes.decode_to_file import CogVideoXDecodeToFile
 from cogvideox.nodes.fun import CogVideoXFunControl, CogVideoXFunInpaint
 from cogvideox.nodes.image import CogVideoXImageToVideo
 from cogvideox.nodes.inputs import MAX_BATCH, MAX_FRAMES, MAX_SIDE
+from cogvideox.nodes.invert import CogVideoXInvert
 from cogvideox.nodes.latent import CogVideoXEmptyLatent
 from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.nodes.video import CogVideoXEncodeVideo
@@ -95,6 +96,7 @@ WORK: dict[str, Callable[[Any, Any], Any]] = {
     "sample": lambda model, vae: CogVideoXSample.execute(
         model, [], [], {"samples": LATENT}, 0, 1, 1.0, "ddim", False, 1.0
     ),
+    "invert": lambda model, vae: CogVideoXInvert.execute(model, [], [], {"samples": LATENT}, 1, 1.0),
     "any sampler": lambda model, vae: check_latent(model.model, LATENT),
     "noise": lambda model, vae: seeded_noise(LATENT.shape, 0),
     "batch_index": lambda model, vae: seeded_noise((1, 16, 13, 60, 90), 0, [10**9]),
