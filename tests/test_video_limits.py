@@ -44,6 +44,7 @@ LATENT = spread(MAX_BATCH, 16, 257, MAX_SIDE // 8, MAX_SIDE // 8)  # 70 TB of pi
 
 @pytest.fixture(scope="module")
 def loaded(tiny_pipelines: Mapping[str, Path]) -> tuple[Any, Any]:
+    CogVideoXEmptyLatent.execute(64, 64, 9, 1)  # the first node imports ComfyUI's server, which takes a second
     return load_model(tiny_pipelines["5b"], "fp32"), load_vae(tiny_pipelines["5b"], "fp32")
 
 

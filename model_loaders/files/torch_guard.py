@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-_MOST_STEPS = 300_000  # a checkpoint of a thousand tensors takes 30,000
+_MOST_STEPS = 200_000  # a checkpoint of a thousand tensors takes 30,000
 _MOST_DIMENSIONS = 8
 # A tensor's bytes may belong to a second name (tied weights, an average of them), but not to thousands.
 _MOST_COPIES = 4

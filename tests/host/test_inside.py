@@ -42,7 +42,6 @@ def tree(tmp_path: Path) -> Path:
         ("folderly/file", False, False),
         ("", False, False),
         ("folder/a\0b", False, True),
-        ("folder/" + "x" * 5000, False, True),
     ],
 )
 def test_names(tree: Path, path: str, inside: bool, spelled: bool) -> None:

@@ -53,7 +53,6 @@ def test_an_index_of_more_than_the_file(tmp_path: Path, good: bytes, each: int, 
     path.write_bytes(with_index(good, each, count))
     refused(path, "for which there is no room")
     with bounded(), pytest.raises(clips.UnusableClipError):
-        next(segments._frames_of(path))
         segments.read_segment(path, segments.Segment((0,), 32, 32, (0.5, 0.5)))
 
 
@@ -150,9 +149,9 @@ def test_rows_without_end(tmp_path: Path, name: str, number: int) -> None:
 
 def test_long_lists_are_taken(tmp_path: Path) -> None:
     """It is the row that is limited, and not the table."""
-    rows = "\n".join(f'"{i}.mp4","{"caption " * 10}\n{i}"' for i in range(20_000))
+    rows = "\n".join(f'"{i}.mp4","{"caption " * 10}\n{i}"' for i in range(3_000))
     (tmp_path / "metadata.csv").write_text(f"file_name,text\n{rows}\n")
-    assert len(clips.find_clips(tmp_path)[1]) == 20_000
+    assert len(clips.find_clips(tmp_path)[1]) == 3_000
 
 
 def test_a_way_out_of_the_index(tmp_path: Path, good: bytes) -> None:

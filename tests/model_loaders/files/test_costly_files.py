@@ -116,7 +116,7 @@ PROGRAMS: dict[str, bytes] = {
     "a state for a tensor": table(
         a=tensor(storage("0", 1), sides(1), sides(1)) + b"(" + storage("0", 1) + sides(10**9) + b"tb"
     ),
-    "instructions without end": b"](" + b"N" * 400_000 + b"e",
+    "instructions without end": b"](" + b"N" * 250_000 + b"e",
     "a name of a million letters": table(**{"a" * 10**6: tensor(storage("0", 1), sides(1), sides(1))}),
     "no end": b"](NNN",
 }
