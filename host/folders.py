@@ -9,6 +9,7 @@ import folder_paths
 from ..errors import UserError, quoted
 from ..small_files import read_small_text
 from .file_names import check_file_name
+from .inside import is_below, is_inside, is_spelled_inside
 
 DATASETS = "cogvideox_datasets"  # a key in extra_model_paths.yaml: folders that datasets may be in
 DATASETS_VARIABLE = "COGVIDEOX_DATASETS"  # the same, separated as in PATH
@@ -107,7 +108,7 @@ def new_file(name: str, category: str, suffix: str) -> Path:
     plain = check_file_name(name, "CogVideoX/my_model")
     root = first_root(category)
     path = root / (plain if plain.endswith(suffix) else plain + suffix)
-    if not path.parent.resolve().is_relative_to(root.resolve()):
+    if not is_inside(path.parent, root):
         raise UserError(f"{quoted(name)!r} leads out of {root}, through a link. Choose a name in another folder.")
     return path
 
@@ -125,7 +126,7 @@ def find_dataset(name: str) -> Path:
     for root in roots if inner.parts and ".." not in inner.parts else ():
         path = Path(os.path.abspath(root / inner))  # pathlib drops `root` before a whole path
         # By the spelling first: to look whether //server/share exists would already call that server.
-        if _is_spelled_below(path, root) and os.path.isdir(path) and is_in_datasets(path):
+        if is_spelled_inside(path, root) and os.path.isdir(path) and is_in_datasets(path):
             return path
     places = " or ".join(str(root) for root in roots)
     raise UserError(
@@ -142,17 +143,16 @@ def dataset_roots() -> list[Path]:
     return [Path(folder_paths.get_input_directory()), *map(Path, listed), *map(Path, named)]
 
 
+def list_datasets() -> list[Path]:
+    """The folders right below dataset_roots: every dataset is one of them, or lies in one. Files beside them, such as
+    pictures that were uploaded, belong to none."""
+    roots = [root for root in dataset_roots() if os.path.isdir(root)]
+    return sorted({entry for root in roots for entry in _directories(root)})
+
+
 def is_in_datasets(path: Path) -> bool:
     """Whether `path`, links followed, is below one of dataset_roots."""
-    resolved = path.resolve()
-    roots = [root.resolve() for root in dataset_roots()]
-    return any(resolved != root and resolved.is_relative_to(root) for root in roots)
-
-
-def _is_spelled_below(path: Path, root: Path) -> bool:
-    """Whether the absolute `path` begins with `root`; nothing is looked up on a disk."""
-    whole, start = (os.path.normcase(os.path.abspath(part)) for part in (path, root))
-    return whole != start and Path(whole).is_relative_to(start)
+    return any(is_below(path, root) for root in dataset_roots())
 
 
 def first_root(category: str) -> Path:

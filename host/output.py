@@ -8,6 +8,7 @@ import folder_paths
 
 from ..errors import UserError, quoted
 from .file_names import check_file_name
+from .inside import is_inside
 
 
 def check_output_prefix(prefix: str, example: str = "loras/cogvideox") -> str:
@@ -18,8 +19,7 @@ def check_output_prefix(prefix: str, example: str = "loras/cogvideox") -> str:
     plain = check_file_name(_with_date(prefix), example)
     # A link in the output folder may lead out of it. get_save_image_path refuses that as well, but with a bare
     # Exception that does not say what to do.
-    root = _root()
-    if not (root / plain).parent.resolve().is_relative_to(root):
+    if not is_inside((_root() / plain).parent, _root()):
         raise UserError(f"{quoted(prefix)!r} leads out of ComfyUI's output folder. Use a prefix such as {example}.")
     return plain
 
@@ -61,6 +61,6 @@ def _root() -> Path:
 def output_subfolder(*names: str) -> Path:
     """A folder in ComfyUI's output folder; it is not made. Raises UserError where a link leads out of that."""
     folder = _root().joinpath(*names)
-    if not folder.resolve().is_relative_to(_root()):
+    if not is_inside(folder, _root()):
         raise UserError(f"{folder} is a link that leads out of ComfyUI's output folder. Delete it.")
     return folder

@@ -3,7 +3,8 @@
 import torch
 
 from ..errors import UserError
-from ..vae.geometry import TEMPORAL, latent_frames
+from ..vae.geometry import SPATIAL, TEMPORAL, latent_frames
+from ..video_limits import check_amount
 from .pictures import check_pictures
 
 
@@ -35,9 +36,10 @@ def continuation_latent(known: torch.Tensor, frames: int) -> dict[str, torch.Ten
     """A LATENT of `frames` video frames that begins with the latents `known` [1, 16, k, h, w].
 
     Returns samples [1, 16, T, h, w], zeros after `known`, and noise_mask [1, 1, T, h, w], 0 where known and 1 after:
-    a sampler keeps the known latents and paints the others.
+    a sampler keeps the known latents and paints the others. Raises UserError where that is too large.
     """
     batch, channels, count, height, width = known.shape
+    check_amount(width * SPATIAL, height * SPATIAL, frames, batch)
     samples = known.new_zeros(batch, channels, latent_frames(frames), height, width)
     samples[:, :, :count] = known
     noise_mask = torch.ones_like(samples[:1, :1])

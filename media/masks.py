@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from ..errors import UserError
 from ..vae.geometry import SPATIAL, TEMPORAL, video_frames
+from ..video_limits import check_amount
 
 
 def latent_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, latent_width: int) -> torch.Tensor:
@@ -63,13 +64,15 @@ def fun_mask(mask: torch.Tensor, latent_frames: int, latent_height: int, latent_
 
 
 def hold_last(frames: torch.Tensor, count: int) -> torch.Tensor:
-    """`frames` [F, ...] with the last one repeated up to `count`; unchanged where there are as many already.
+    """`frames` [F, H, W, ...] with the last one repeated up to `count`; unchanged where there are as many already.
 
-    Raises UserError where there is no frame to repeat.
+    Raises UserError where there is no frame to repeat, or so many would not fit into memory.
     """
     if frames.shape[0] == 0:
         raise UserError("There is no frame in the video: check the range of frames that it comes from.")
     missing = max(0, count - frames.shape[0])
+    if missing:
+        check_amount(frames.shape[2], frames.shape[1], count)
     return torch.cat([frames, frames[-1:].expand(missing, *frames.shape[1:])]) if missing else frames
 
 

@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
+from ..host.compat import throw_if_interrupted
 from ..vae.geometry import SIZE_STEP
+from ..video_limits import check_amount
 
 FITS = ("crop", "letterbox")
 # Of the normal distribution that the logarithm of sigma has, where sigma is the standard deviation of the noise that
@@ -24,6 +26,7 @@ def fit_pictures(images: torch.Tensor, width: int, height: int, fit: str = "crop
     if fit not in FITS:
         raise UserError(f"fit is {fit!r}: use {' or '.join(FITS)}.")
     count, rows, columns, channels = images.shape
+    check_amount(width, height, count)
     if (rows, columns) == (height, width):
         return _rgb(images)
     inner_width, inner_height = width, height
@@ -37,6 +40,7 @@ def fit_pictures(images: torch.Tensor, width: int, height: int, fit: str = "crop
     fitted = torch.zeros([count, height, width, 3], dtype=torch.float32, device=images.device)
     # One by one: resized as a whole, a long video would be in memory a second time, as fp32 at its full size.
     for picture, out in zip(images, fitted):
+        throw_if_interrupted()
         out[top : top + inner_height, left : left + inner_width] = _resize(picture, inner_width, inner_height)
     return fitted
 

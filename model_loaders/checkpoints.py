@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UserError, quoted
+from ..host.compat import throw_if_interrupted
 from ..host.folders import COMPONENTS, WEIGHT_SUFFIXES
 from ..small_files import read_small_text
+from .config_limits import LIMITS, checked_config
 from .downloads.manifest import require_complete
 from .files.gguf_files import looks_like_gguf, open_gguf, read_gguf_header
-from .files.headers import Entry, Header, json_metadata
+from .files.headers import MAX_TENSORS, Entry, Header, json_metadata
 from .files.key_maps import Layout, TensorLocation, find_component
 from .files.safetensors_files import looks_like_safetensors, open_safetensors, read_safetensors_header
 from .files.tensor_specs import TensorSpec, assemble, check_quantization_notes, collect_specs, split_fused_rows
@@ -46,6 +48,7 @@ _FAILED_DOWNLOADS = {
     b"<": "is a web page, not weights",
 }
 _MAX_JSON_BYTES = 1 << 24  # an index of 100,000 tensors has about 10 MB
+_SIBLINGS = ("transformer", "vae", "text_encoder", "scheduler")
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)$")
 
 
@@ -93,7 +96,7 @@ def require_pipeline(path: Path) -> None:
             "(model_index.json, transformer, vae, text_encoder, tokenizer, scheduler), or load its components one by "
             "one with the loaders of the model, the text encoder and the VAE."
         )
-    kind = str(read_json(path / "model_index.json").get("_class_name", ""))
+    kind = quoted(str(read_json(path / "model_index.json").get("_class_name", "")))
     if not kind.startswith("CogVideoX"):
         raise UserError(
             f"{path} is a {kind or 'pipeline of an unknown class'}, not a CogVideoX pipeline. "
@@ -115,22 +118,23 @@ def open_component(path: Path, component: str) -> Weights:
     """
     found = find_weights(path, component)
     source = str(path)
+    folder = found.files[0].parent
+    in_header = _header_configs(found.metadata, source)
+    # A single file may be in a folder with files of other models, where a config.json need not be its own. Files that
+    # this pack saves carry their configs in the header (save_model.py).
+    config = _optional_config(folder / "config.json", component) if path.is_dir() else in_header.get(component)
+    siblings = _sibling_configs(folder) or in_header
     # All shards are collected before any tensor is assembled: a scale may be in another shard than its codes.
     tensors: dict[str, torch.Tensor] = {}
     for file in found.files:
+        throw_if_interrupted()
         tensors.update(_find_format(file).open(file))
     check_quantization_notes(found.specs, tensors, source)
-    state_dict = {
-        name: split_fused_rows(assemble(found.specs[at.name], tensors, source), at.parts, at.indices)
-        for name, at in found.layout.locations.items()
-        if name in found.entries  # without the position table that find_weights has left out
-    }
-    folder = found.files[0].parent
-    configs = json_metadata(found.metadata, "config")
-    # A single file may be in a folder with files of other models, where a config.json need not be its own. Files that
-    # this pack saves carry their configs in the header (save_model.py).
-    config = _optional_json(folder / "config.json") if path.is_dir() else configs.get(component)
-    siblings = _sibling_configs(folder) or {name: c for name, c in configs.items() if isinstance(c, dict)}
+    state_dict = {}
+    for name, at in found.layout.locations.items():
+        throw_if_interrupted()
+        if name in found.entries:  # without the position table that find_weights has left out
+            state_dict[name] = split_fused_rows(assemble(found.specs[at.name], tensors, source), at.parts, at.indices)
     return Weights(folder if path.is_dir() else path, state_dict, config, siblings)
 
 
@@ -146,9 +150,13 @@ def find_weights(path: Path, component: str) -> FoundComponent:
         header = read_header(file)
         repeated = entries.keys() & header.entries.keys()
         if repeated:
-            raise UserError(f"{file} repeats {min(repeated)} of another shard. Download these files again.")
+            raise UserError(f"{file} repeats {quoted(min(repeated))} of another shard. Download these files again.")
         entries |= header.entries
         metadata |= header.metadata
+        if len(entries) > MAX_TENSORS:
+            raise UserError(
+                f"{file.parent} has more than {MAX_TENSORS} tensors, which no model has. Choose another one."
+            )
     source = str(files[0].parent if path.is_dir() else path)
     # Three stages: the names in the files -> logical tensors (codes and scales together) -> diffusers' names.
     specs = collect_specs(Header(entries, metadata), source)
@@ -188,7 +196,7 @@ def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tor
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     misshapen = [name for name in expected.keys() & found.keys() if expected[name] != tuple(found[name].shape)]
     problems = [
-        f"{what} {', '.join(sorted(names)[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        f"{what} {', '.join(map(quoted, sorted(names)[:3]))}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         for what, names in (("missing", missing), ("unknown", unexpected), ("of another shape", misshapen))
         if names
     ]
@@ -348,19 +356,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _optional_json(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
+def _optional_config(path: Path, component: str) -> dict[str, Any] | None:
+    """A component's config.json within the limits of config_limits.py; None where there is no such file."""
+    return checked_config(component, read_json(path), str(path)) if path.is_file() else None
+
+
+def _header_configs(metadata: Mapping[str, str], source: str) -> dict[str, dict[str, Any]]:
+    """The configs of all components that a file of this pack carries in its header, within the same limits."""
+    configs = json_metadata(metadata, "config")
+    return {
+        name: checked_config(name, configs[name], f"{source} (the config of {name} in its header)")
+        for name in LIMITS.keys() & configs.keys()
+    }
 
 
 def _sibling_configs(folder: Path) -> dict[str, dict[str, Any]]:
     """Configs of all components by folder name, where `folder` is a component's folder in a pipeline; {} otherwise."""
     if not is_pipeline(folder.parent):
         return {}
-    files = {
-        "transformer": "config.json",
-        "vae": "config.json",
-        "text_encoder": "config.json",
-        "scheduler": "scheduler_config.json",
-    }
-    found = {name: _optional_json(folder.parent / name / file) for name, file in files.items()}
+    files = {name: "scheduler_config.json" if name == "scheduler" else "config.json" for name in _SIBLINGS}
+    found = {name: _optional_config(folder.parent / name / file, name) for name, file in files.items()}
     return {name: config for name, config in found.items() if config is not None}

@@ -20,7 +20,9 @@ from ..transformer.parameter_types import parameter_dtype
 from ..vae.geometry import CHANNELS, SPATIAL
 from .assign import assign_weights
 from .checkpoints import open_component
+from .config_limits import checked_config
 from .precision import choose_dtypes
+from .variants import sides
 
 if TYPE_CHECKING:
     from ..transformer.control_net import CogVideoXControlNet, ControlConfig
@@ -88,9 +90,9 @@ def resolve_control_config(
     """
     from ..transformer.control_net import ControlConfig
 
-    shape = control_shape(state_dict)
-    if config is None:
-        config = _published_config(shape, source)
+    shape = control_shape(state_dict, source)
+    checked_config("controlnet", shape, f"The control net that the weights in {source} describe")
+    config = _published_config(shape, source) if config is None else checked_config("controlnet", config, source)
     # config.json has entries besides, such as _class_name, that ControlConfig does not take.
     known = {f.name for f in fields(ControlConfig)}
     claimed = ControlConfig(**{k: v for k, v in config.items() if k in known})
@@ -109,26 +111,27 @@ def resolve_control_config(
     return ControlConfig(**{k: v for k, v in config.items() if k in known} | shape)
 
 
-def control_shape(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def control_shape(state_dict: Mapping[str, torch.Tensor], source: str) -> dict[str, Any]:
     """The part of a control net's config that follows from the shapes of its weights, "dim" and "pixels".
 
     dim: the width. pixels: the values of the control video that go into one latent pixel, channels included.
+    Raises UserError as variants.sides does.
     """
-    dim, text_embed_dim = state_dict["patch_embed.text_proj.weight"].shape
+    dim, text_embed_dim = sides(state_dict, "patch_embed.text_proj.weight", (2,), source)
     # Two stages encode the control video, to a half and then a quarter of its channels; patch_embed takes the result
     # concatenated with the latent.
-    pixels = state_dict["controlnet_encode_first.0.weight"].shape[1]
+    pixels = sides(state_dict, "controlnet_encode_first.0.weight", (4,), source)[1]
     # A control net that is narrower than its model has projectors; their rows are the model's width.
-    projector = state_dict.get("out_projectors.0.weight")
+    projector = "out_projectors.0.weight"
     return {
         "dim": dim,
         "pixels": pixels,
-        "vae_channels": state_dict["patch_embed.proj.weight"].shape[1] - pixels // 4,
+        "vae_channels": sides(state_dict, "patch_embed.proj.weight", (4,), source)[1] - pixels // 4,
         # Counted, and not taken from the largest index, which a file may set to a billion.
         "num_layers": len({k.split(".")[1] for k in state_dict if k.startswith("transformer_blocks.")}),
-        "time_embed_dim": state_dict["time_embedding.linear_1.weight"].shape[0],
+        "time_embed_dim": sides(state_dict, "time_embedding.linear_1.weight", (2,), source)[0],
         "text_embed_dim": text_embed_dim,
-        "out_proj_dim": None if projector is None else projector.shape[0],
+        "out_proj_dim": sides(state_dict, projector, (2,), source)[0] if projector in state_dict else None,
     }
 
 

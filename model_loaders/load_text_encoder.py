@@ -10,12 +10,13 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..errors import UserError, quoted
+from ..errors import UserError
 from ..host.quantized import is_quantized
 from ..host.quantized_patcher import adopt_patcher
 from ..sockets.clip import TextEncoderTarget
-from ..sockets.tokenizer import MAX_TOKENS, MOST_TOKENS, CogVideoXTokenizer
+from ..sockets.tokenizer import MAX_TOKENS, CogVideoXTokenizer
 from .checkpoints import Weights, open_component, require_fit
+from .config_limits import checked_config
 from .precision import (
     FAST_MODES,
     PRECISIONS,
@@ -26,6 +27,7 @@ from .precision import (
     quantized_mode,
 )
 from .quantization import any_gguf, convert_t5_weights
+from .variants import sides
 
 _T5_BUCKETS = 32  # buckets of the relative position bias, in every T5 (relative_attention_num_buckets)
 T5_PRECISIONS = tuple(name for name in PRECISIONS if name not in FAST_MODES)
@@ -59,11 +61,6 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     state_dict = weights.state_dict
     config = t5_config(weights)
     max_tokens = weights.siblings.get("transformer", {}).get("max_text_seq_length", MAX_TOKENS)
-    if not (isinstance(max_tokens, int) and 1 <= max_tokens <= MOST_TOKENS):
-        raise UserError(
-            f"The transformer's config.json next to {weights.path} has {quoted(str(max_tokens))} as "
-            f"max_text_seq_length. Expected is a number from 1 to {MOST_TOKENS}: download config.json again."
-        )
     tokenizer = CogVideoXTokenizer(_tokenizer_folder(weights), max_tokens)
     if tokenizer.vocab_size > config["vocab_size"]:
         raise UserError(
@@ -135,11 +132,11 @@ def t5_config(weights: Weights) -> dict[str, Any]:
     Raises UserError where the width is not the one that the pipeline's transformer reads, or, for weights without a
     config.json, not T5-XXL's.
     """
-    sd = weights.state_dict
+    sd, source = weights.state_dict, str(weights.path)
     # The embedding is stored under one or both of two names. The second one is popped in either case, because the
     # argument is evaluated before setdefault looks: left in, it would be reported as an unknown tensor.
     sd.setdefault("shared.weight", sd.pop("encoder.embed_tokens.weight", torch.empty(0, 0)))
-    vocab_size, width = sd["shared.weight"].shape
+    vocab_size, width = sides(sd, "shared.weight", (2,), source)
     wanted = weights.siblings.get("transformer", {}).get("text_embed_dim")
     if wanted is None and weights.config is None:
         wanted = T5_XXL["d_model"]
@@ -148,16 +145,18 @@ def t5_config(weights: Weights) -> dict[str, Any]:
             f"The text encoder in {weights.path} has width {width}; the transformer reads width {wanted}. CogVideoX "
             "uses the T5-XXL v1.1 encoder (width 4096). Download the checkpoint's own text_encoder."
         )
-    heads = sd["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].shape[1]
+    attention, feed_forward = "encoder.block.0.layer.0.SelfAttention.", "encoder.block.0.layer.1.DenseReluDense."
+    heads = sides(sd, attention + "relative_attention_bias.weight", (2,), source)[1]
     config = T5_XXL | {
         "d_model": width,
         "vocab_size": vocab_size,
         "num_heads": heads,
         "num_layers": len({name.split(".")[2] for name in sd if name.startswith("encoder.block.")}),
-        "d_kv": sd["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0] // max(heads, 1),
-        "d_ff": sd["encoder.block.0.layer.1.DenseReluDense.wo.weight"].shape[1],
+        "d_kv": sides(sd, attention + "q.weight", (2,), source)[0] // max(heads, 1),
+        "d_ff": sides(sd, feed_forward + "wo.weight", (2,), source)[1],
     }
-    require_fit(t5_shapes(config), sd, str(weights.path))
+    checked_config("text_encoder", config, f"The T5 that the weights in {source} describe")
+    require_fit(t5_shapes(config), sd, source)
     return config
 
 

@@ -38,9 +38,7 @@ def load_vae(
     """
     check_vae_dtype(weight_dtype)
     weights = open_component(path, "vae")
-    # Entries with an underscore are diffusers' own (_class_name, _diffusers_version), not arguments of the model.
-    config = {k: v for k, v in (weights.config or {}).items() if not k.startswith("_")}
-    vae = CogVideoXVAE(config, WEIGHT_DTYPES[weight_dtype], notify, disable_dynamic)
+    vae = CogVideoXVAE(weights.config or {}, WEIGHT_DTYPES[weight_dtype], notify, disable_dynamic)
     cast = not is_dynamic(vae.patcher)
     assign_weights(vae.first_stage_model, weights.state_dict, cast, str(weights.path))
     vae.weights_assigned()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from ..errors import UserError
+from ..host.compat import throw_if_interrupted
 from ..host.quantized import (
     FORMATS,
     FP8_LAYOUTS,
@@ -36,6 +37,7 @@ def convert_transformer_weights(
     quantizable = {f"{name}.weight" for name, leaf in module.named_modules() if isinstance(leaf, QuantizedLinear)}
     converted = {}
     for name in list(state_dict):
+        throw_if_interrupted()
         value = state_dict.pop(name)
         if name in dtypes:
             value = _convert(
@@ -60,6 +62,7 @@ def convert_t5_weights(state_dict: dict[str, torch.Tensor], precision: Precision
     """
     converted = {}
     for name in list(state_dict):
+        throw_if_interrupted()
         is_matrix = is_t5_matrix(name)
         converted[name] = _convert(
             name,

@@ -5,8 +5,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..sockets.families import FAMILIES, Family
+from .config_limits import checked_config
 
 
 class HasShape(Protocol):
@@ -102,7 +103,7 @@ def describe_weights(keys: Collection[str]) -> str:
     if any(".lora_" in key or key.startswith("lora_") for key in keys):
         return "a LoRA"
     first = next(iter(keys), None)
-    return f"an unknown model (its first key is {first!r})" if first else "an empty file"
+    return f"an unknown model (its first key is {quoted(first)!r})" if first else "an empty file"
 
 
 def require_component(keys: Collection[str], component: str, source: str) -> None:
@@ -136,24 +137,41 @@ def has_computed_positions(tensors: Mapping[str, HasShape]) -> bool:
     return "patch_embed.pos_embedding" in tensors and len(proj.shape) == 4 and proj.shape[1] == 16
 
 
-def transformer_shape(state_dict: Mapping[str, HasShape]) -> dict[str, Any]:
-    """The part of diffusers' transformer config that follows from the shapes of the weights, and "dim", their width."""
-    proj = state_dict["patch_embed.proj.weight"]
-    dim, text_embed_dim = state_dict["patch_embed.text_proj.weight"].shape
+def sides(tensors: Mapping[str, HasShape], name: str, dimensions: tuple[int, ...], source: str) -> tuple[int, ...]:
+    """The shape of a tensor by which a model is recognised. source: path for the message.
+
+    Raises UserError where it has another number of dimensions than one of `dimensions`.
+    """
+    shape = tuple(tensors[name].shape)
+    if len(shape) not in dimensions:
+        raise UserError(
+            f"{name} in {source} has shape {list(shape)}. Expected are {' or '.join(map(str, dimensions))} dimensions: "
+            "download the file again."
+        )
+    return shape
+
+
+def transformer_shape(state_dict: Mapping[str, HasShape], source: str) -> dict[str, Any]:
+    """The part of diffusers' transformer config that follows from the shapes of the weights, and "dim", their width.
+
+    Raises UserError as sides does.
+    """
+    proj = sides(state_dict, "patch_embed.proj.weight", (2, 4), source)
+    dim, text_embed_dim = sides(state_dict, "patch_embed.text_proj.weight", (2,), source)
     layers = len({k.split(".")[1] for k in state_dict if k.startswith("transformer_blocks.")})
     # CogVideoX 1.0 embeds patches of 2 x 2 latents by a convolution, weight [dim, channels, 2, 2]; 1.5 patches of
     # 2 x 2 x 2 by a linear layer, weight [dim, channels * 8]. The number of dimensions thus tells patch_size_t.
-    patch_size, patch_size_t = 2, None if len(proj.shape) == 4 else 2
-    ofs = state_dict.get("ofs_embedding.linear_1.weight")
+    patch_size, patch_size_t = 2, None if len(proj) == 4 else 2
+    ofs = "ofs_embedding.linear_1.weight"
     return {
         "dim": dim,
         "num_layers": layers,
-        "in_channels": proj.shape[1] if patch_size_t is None else proj.shape[1] // (patch_size**2 * patch_size_t),
-        "out_channels": state_dict["proj_out.weight"].shape[0] // (patch_size**2 * (patch_size_t or 1)),
-        "time_embed_dim": state_dict["time_embedding.linear_1.weight"].shape[0],
+        "in_channels": proj[1] if patch_size_t is None else proj[1] // (patch_size**2 * patch_size_t),
+        "out_channels": sides(state_dict, "proj_out.weight", (2,), source)[0] // (patch_size**2 * (patch_size_t or 1)),
+        "time_embed_dim": sides(state_dict, "time_embedding.linear_1.weight", (2,), source)[0],
         "text_embed_dim": text_embed_dim,
         "patch_size_t": patch_size_t,
-        "ofs_embed_dim": ofs.shape[0] if ofs is not None else None,
+        "ofs_embed_dim": sides(state_dict, ofs, (2,), source)[0] if ofs in state_dict else None,
         "use_learned_positional_embeddings": "patch_embed.pos_embedding" in state_dict,
     }
 
@@ -186,13 +204,16 @@ def resolve_config(state_dict: Mapping[str, HasShape], config: Mapping[str, Any]
     config: the config.json of the weights; None takes the config of the official checkpoint of exactly this size.
     source: path for messages.
 
-    Raises UserError where config and weights contradict each other, or no official checkpoint has this size.
+    Raises UserError where config and weights contradict each other, no official checkpoint has this size, or an entry
+    is beyond the limits of config_limits.py.
     """
-    shape = transformer_shape(state_dict)
+    shape = transformer_shape(state_dict, source)
     dim = shape.pop("dim")
+    # Names and shapes are as cheap to invent as a config.
+    checked_config("transformer", shape, f"The model that the weights in {source} describe")
     if config is None:
         return _official_config(shape, dim, source)
-    merged = {k: v for k, v in config.items() if not k.startswith("_")}
+    merged = {k: v for k, v in checked_config("transformer", config, source).items() if not k.startswith("_")}
     # The weights show the width only, not how it is split into heads: a wrong head size would make noise without an
     # error. The defaults are those of diffusers' CogVideoXTransformer3DModel.
     claimed = merged.get("num_attention_heads", 30) * merged.get("attention_head_dim", 64)
@@ -261,14 +282,15 @@ def resolve_snr_shift(scheduler_config: Mapping[str, Any] | None, family: Family
     """
     if scheduler_config is None:
         return family.snr_shift_scale
+    checked_config("scheduler", scheduler_config, f"The scheduler config of {source}")
     other = {k: scheduler_config[k] for k, v in _OFFICIAL_SCHEDULE.items() if scheduler_config.get(k, v) != v}
     if "prediction_type" in other:
         raise UserError(
-            f"The scheduler config of {source} says prediction_type {other['prediction_type']}; CogVideoX models have "
-            "v_prediction. Put the checkpoint's own scheduler_config.json there."
+            f"The scheduler config of {source} says prediction_type {quoted(str(other['prediction_type']))}; CogVideoX "
+            "models have v_prediction. Put the checkpoint's own scheduler_config.json there."
         )
     if other:
-        found = ", ".join(f"{k} {v} (official: {_OFFICIAL_SCHEDULE[k]})" for k, v in other.items())
+        found = ", ".join(f"{k} {quoted(str(v))} (official: {_OFFICIAL_SCHEDULE[k]})" for k, v in other.items())
         logging.warning(
             f"The scheduler config of {source} differs from CogVideoX's: {found}. CogVideoX's own schedule is used."
         )

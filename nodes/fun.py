@@ -10,7 +10,7 @@ from ..media.pictures import check_pictures, fit_pictures
 from ..sockets.conditioning_images import encode_masked_video, known_clip, require_length
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import empty_latent
-from .input_checks import check_percent_range, check_vae, check_video_size, checked
+from .input_checks import check_all_sizes, check_percent_range, check_vae, checked
 from .inputs import (
     conditioned,
     conditioned_outputs,
@@ -24,7 +24,7 @@ from .inputs import (
 )
 
 
-@checked(check_video_size, check_vae)
+@checked(check_all_sizes, check_vae)
 class CogVideoXFunInpaint(io.ComfyNode):
     """CONDITIONING with a masked video's latents and mask as concat conditioning; an empty LATENT."""
 
@@ -93,7 +93,7 @@ class CogVideoXFunInpaint(io.ComfyNode):
         return conditioned(positive, negative, values, {"samples": empty_latent(width, height, frames, batch_size)})
 
 
-@checked(check_video_size, check_percent_range, check_vae)
+@checked(check_all_sizes, check_percent_range, check_vae)
 class CogVideoXFunControl(io.ComfyNode):
     """CONDITIONING with a control video's latents as concat conditioning; an empty LATENT."""
 

@@ -8,7 +8,7 @@ from ..samplers.conditioning import IMAGE_SCALES
 from ..sockets.conditioning_images import encode_start_and_end
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import empty_latent
-from .input_checks import check_vae, check_video_size, checked
+from .input_checks import check_all_sizes, check_vae, checked
 from .inputs import (
     conditioned,
     conditioned_outputs,
@@ -19,7 +19,7 @@ from .inputs import (
 )
 
 
-@checked(check_video_size, check_vae)
+@checked(check_all_sizes, check_vae)
 class CogVideoXImageToVideo(io.ComfyNode):
     """CONDITIONING with the latents of a start image (and an end image) as concat conditioning; an empty LATENT."""
 

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..host.messages import clear_running_node
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SIZE_STEP, check_size
+from ..video_limits import check_latent_amount
 
 Node = TypeVar("Node", bound=type[io.ComfyNode])
 Inputs = Mapping[str, io.Input]
@@ -186,9 +187,20 @@ def check_video_size(width: int = SIZE_STEP, height: int = SIZE_STEP, frames: in
     check_size(width, height, frames)
 
 
+def check_all_sizes(width: int = SIZE_STEP, height: int = SIZE_STEP, frames: int = 1, batch_size: int = 1) -> None:
+    """Raises UserError as check_video_size does, and where all videos of the batch together are too large."""
+    check_size(width, height, frames, batch_size)
+
+
 def check_own_size(width: int = 0, height: int = 0) -> None:
     """Raises UserError as check_video_size does; a width or height of 0 stands for that of the images."""
     check_size(width or SIZE_STEP, height or SIZE_STEP, 1)
+
+
+def check_latent_image(latent_image: dict) -> None:
+    """Raises UserError for a LATENT of more videos than can be made, before anything of it is looked at."""
+    if latent_image["samples"].ndim == 5:
+        check_latent_amount(latent_image["samples"].shape)
 
 
 def check_percent_range(start_percent: float, end_percent: float) -> None:

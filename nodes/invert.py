@@ -11,12 +11,12 @@ from ..keys import Latent
 from ..samplers.follow import follow_video, read_trajectory
 from ..samplers.inversion import inversion_sigmas, record_inversion
 from ..samplers.schedule import TRAIN_TIMESTEPS
-from .input_checks import check_percent_range, checked
+from .input_checks import check_latent_image, check_percent_range, checked
 from .inputs import range_inputs
 from .sample import noise_levels
 
 
-@checked()
+@checked(check_latent_image)
 class CogVideoXInvert(io.ComfyNode):
     """LATENT out: samples [B, 16, T, H/8, W/8] at the highest noise level, and the trajectory that led there."""
 

@@ -3,11 +3,11 @@
 from comfy_api.latest import io
 
 from ..vae.geometry import empty_latent
-from .input_checks import check_video_size, checked
+from .input_checks import check_all_sizes, checked
 from .inputs import size_inputs
 
 
-@checked(check_video_size)
+@checked(check_all_sizes)
 class CogVideoXEmptyLatent(io.ComfyNode):
     """LATENT out: samples [B, 16, (frames - 1) / 4 + 1, height / 8, width / 8], zeros."""
 

@@ -17,7 +17,7 @@ from ..samplers.comfy_sampler import SAMPLERS, SeededNoise, build_sampler, sched
 from ..samplers.front import split_front
 from ..samplers.guidance import patch_dynamic_cfg
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
-from .input_checks import checked
+from .input_checks import check_latent_image, checked
 from .inputs import MAX_SEED
 
 _SAMPLER_TOOLTIP = "ddim for CogVideoX-2b, dpm for the 5b models, as their model cards recommend."
@@ -83,7 +83,7 @@ def _fitted_mask(latent: Latent) -> torch.Tensor | None:
     return latent_mask(mask, *samples.shape[2:])
 
 
-@checked(require_schedule)
+@checked(require_schedule, check_latent_image)
 class CogVideoXSample(io.ComfyNode):
     """LATENT out: samples [B, 16, T, H/8, W/8], unscaled."""
 

@@ -1,6 +1,7 @@
 """Clips and captions to train with."""
 
 import hashlib
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -65,10 +66,11 @@ class CogVideoXTrainingClips(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
         )
 
-    # The folder's name stays the same when clips are added. None: it is linked, and ComfyUI does not know it yet.
+    # The folder's name stays the same when clips are added. None: it is linked, and ComfyUI does not know it yet. Then
+    # it may be any folder for datasets, and a change in any of them counts. Otherwise a changed clip would not be seen.
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, **_: Any) -> str:
-        return "" if folder is None else listing_hash(folders.find_dataset(folder))
+        return listing_hash(*(folders.list_datasets() if folder is None else [folders.find_dataset(folder)]))
 
     @classmethod
     def execute(
@@ -104,18 +106,21 @@ class CogVideoXTrainingClips(io.ComfyNode):
         return io.NodeOutput(*_sockets(dataset), report)
 
 
-def listing_hash(folder: Path) -> str:
-    """A hash of the names, sizes and times of all files below `folder`, without hidden folders: the cache, which the
-    node itself writes to, is one.
+def listing_hash(*listed: Path) -> str:
+    """A hash of the names, sizes and times of all files below these folders, without hidden folders: the cache, which
+    the node itself writes to, is one.
     """
-    digest = hashlib.sha256(str(folder).encode(errors="backslashreplace"))
-    for root, inner, files in os.walk(folder):
+    digest = hashlib.sha256("\n".join(map(str, listed)).encode(errors="backslashreplace"))
+    for root, inner, files in itertools.chain.from_iterable(map(os.walk, listed)):
         # Not by an exception: ComfyUI catches all that fingerprint_inputs raises, and the interrupt would be lost.
         if mm.processing_interrupted():
             break
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(files):
-            status = os.lstat(os.path.join(root, name))
+            try:
+                status = os.lstat(os.path.join(root, name))
+            except OSError:  # deleted meanwhile
+                continue
             digest.update(f"{root}/{name} {status.st_size} {status.st_mtime_ns}\n".encode(errors="backslashreplace"))
     return digest.hexdigest()
 

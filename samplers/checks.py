@@ -9,6 +9,7 @@ import torch
 from ..errors import UserError
 from ..host.protocols import BaseModel, ContextHandler
 from ..keys import Concat, read_concat
+from ..video_limits import check_latent_amount
 from .conditioning import TASKS
 
 # The task that a number of concatenated channels is for, where the conditioning does not say. 16 channels may be those
@@ -17,7 +18,7 @@ TASK_OF_CHANNELS = {task.channels: name for name, task in TASKS.items() if name 
 
 
 def check_latent(model: BaseModel, latent_image: torch.Tensor) -> None:
-    """Raises UserError unless the latent is [B, 16, T, H, W]."""
+    """Raises UserError unless the latent is [B, 16, T, H, W] of which the videos can be made."""
     channels = model.latent_format.latent_channels
     if latent_image.ndim != 5 or latent_image.shape[1] != channels or 0 in latent_image.shape:
         raise UserError(
@@ -25,6 +26,7 @@ def check_latent(model: BaseModel, latent_image: torch.Tensor) -> None:
             "width / 8].",
             advice="make a latent",
         )
+    check_latent_amount(latent_image.shape)
 
 
 def check_size(model: BaseModel, latent_size: tuple[int, int, int], model_options: dict[str, Any]) -> None:

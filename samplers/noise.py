@@ -5,14 +5,18 @@ from dataclasses import dataclass
 
 import torch
 
+from ..video_limits import check_latent_amount
+
 _STREAM = "cogvideox_stream"  # of a noise tensor that was drawn here
 
 
 def draw_noise(shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Unit normal noise for latents of `shape` [B, C, T, H, W], fp32 on the CPU.
 
-    Drawn as [B, T, C, H, W], the layout of diffusers' pipelines, so that one seed gives one video in both.
+    Drawn as [B, T, C, H, W], the layout of diffusers' pipelines, so that one seed gives one video in both. Raises
+    UserError where that many are no video that can be made, as a batch_index of a billion would ask for.
     """
+    check_latent_amount(shape)
     batch, channels, frames, height, width = shape
     noise = torch.randn((batch, frames, channels, height, width), generator=generator)
     return noise.transpose(1, 2)

@@ -15,7 +15,6 @@ from ..small_files import read_small_text
 
 MAX_TOKENS = 226  # max_text_seq_length in the config of every official checkpoint
 MAX_LETTERS = 1 << 16  # of a prompt
-MOST_TOKENS = 4096  # of any config: every prompt is padded to that many
 CLIP_NAME = "t5xxl"  # ComfyUI's name for T5 in the tokens of a prompt and in a text model's attributes
 _SPECIAL = ("</s>", "<pad>")  # end and padding
 _STEPS = ("Sequence", "Precompiled", "Strip", "Metaspace", "WhitespaceSplit", "Replace")

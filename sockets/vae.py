@@ -1,5 +1,6 @@
 """VAE: a CogVideoX autoencoder behind ComfyUI's socket."""
 
+import inspect
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..host.compat import model_patcher_class
 from ..host.messages import Notify, clear_running_node
 from ..host.ops import adopt_ops
@@ -255,11 +256,26 @@ def _set_host_defaults(vae: comfy.sd.VAE) -> None:
 
 
 def build_autoencoder(config: dict[str, Any], dtype: torch.dtype) -> "CogVideoXAutoencoder":
-    """An empty CogVideoXAutoencoder on the meta device, every leaf a ComfyUI operation."""
+    """An empty CogVideoXAutoencoder on the meta device, every leaf a ComfyUI operation.
+
+    config: the VAE's config.json, within the limits of model_loaders.config_limits.
+
+    Raises UserError where it does not describe a CogVideoX VAE.
+    """
     from ..vae.network import CogVideoXAutoencoder  # imports diffusers
 
-    with torch.device("meta"):
-        made: Any = CogVideoXAutoencoder.from_config(config)
+    # Fine-tunes add entries of their own to config.json, and diffusers would write each into the log.
+    known = inspect.signature(CogVideoXAutoencoder.__init__).parameters
+    config = {key: value for key, value in config.items() if key in known}
+    try:
+        with torch.device("meta"):
+            made: Any = CogVideoXAutoencoder.from_config(config)
+    # Numbers that do not fit each other, such as channels that do not divide into groups.
+    except ValueError as error:
+        raise UserError(
+            f"The VAE's config does not describe a CogVideoX VAE ({quoted(str(error))}). Download its config.json "
+            "again."
+        ) from error
     model: CogVideoXAutoencoder = made
     torch.nn.Module.to(model, dtype)  # diffusers' ModelMixin.to would warn at the cast
     # The operations of ComfyUI's own VAEs, which cast no dtype: weights and frames both have the one that was chosen.

@@ -19,8 +19,8 @@ ORDER = (
     {"media"},
     {"transformer", "samplers", "vae"},
     {"host"},
-    {"small_files"},
-    {"complete_file", "errors", "keys"},
+    {"complete_file", "small_files", "video_limits"},
+    {"errors", "keys"},
 )
 COMFYUI = {"comfy", "comfy_extras", "comfy_execution", "latent_preview", "nodes", "execution", "server"}
 HOST_ONLY = {"comfy_api", "folder_paths", "nodes", "server", "latent_preview"}

@@ -12,7 +12,7 @@ from cogvideox.tests.vulture_whitelist import UNUSED
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = "host media model_loaders nodes samplers sockets training transformer vae".split()
-BELOW = "complete_file.py errors.py keys.py small_files.py".split()
+BELOW = "complete_file.py errors.py keys.py small_files.py video_limits.py".split()
 TOOLS = "__init__.py benchmarks dev.py devtools nano".split()
 
 

@@ -147,10 +147,7 @@ def read_index(folder: Path) -> dict[str, list[str]]:
 
 def write_index(folder: Path, index: Mapping[str, Iterable[str]]) -> None:
     """Raises UserError where it cannot be written."""
-    try:
-        write_complete_text(folder / _INDEX, json.dumps(index, indent=0))
-    except OSError as error:
-        raise UserError(f"{folder / _INDEX} cannot be written: {error}. Free some space.") from error
+    write_complete_text(folder / _INDEX, json.dumps(index, indent=0))
 
 
 def weights_hash(model: torch.nn.Module, patcher: comfy.model_patcher.ModelPatcher) -> str:

@@ -143,7 +143,7 @@ def _write(folder: Path, step: int, settings: Mapping[str, object], state: dict[
             f"({kept})."
         ) from error
     for path in older:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # the new one is there, whatever keeps an old one
 
 
 def _require_same_settings(checkpoint: Path, settings: Mapping[str, object]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.folders import DATASETS, DATASETS_VARIABLE, is_in_datasets
+from ..host.inside import is_inside, is_spelled_inside
 from ..small_files import read_small_text
 from ..vae.geometry import SIZE_STEP, check_size
 from .config import MAX_SEED
@@ -27,6 +28,7 @@ _OUTSIDE = (
     f"leads out of the folder. Put the file itself there, or name the folder that it is in under {DATASETS} in "
     f"extra_model_paths.yaml or in the environment variable {DATASETS_VARIABLE}."
 )
+_MAX_ROW_LETTERS = 1 << 20  # of a list of captions; a caption has at most a sixteenth of it
 _SHOWN_LETTERS = 120  # of a name that a list of captions holds
 _COLUMNS = ("file_name", "text")
 _EXPECTED = (
@@ -157,6 +159,7 @@ def _json_rows(path: Path) -> list[tuple[str, str]]:
     rows = []
     for number, line in enumerate(_text(path, MAX_LIST_BYTES).split("\n"), 1):
         throw_if_interrupted()
+        _require_row(len(line), path)
         if line.strip():
             try:
                 row = json.loads(line)
@@ -173,8 +176,32 @@ def _json_rows(path: Path) -> list[tuple[str, str]]:
     return rows
 
 
+class _Lines:
+    """The lines of a table. letters: of those that the reader has taken for the row that it is reading."""
+
+    def __init__(self, path: Path):
+        self.path, self.letters = path, 0
+        self._lines = io.StringIO(_text(path, MAX_LIST_BYTES), newline="")
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.letters += len(line)
+        _require_row(self.letters, self.path)
+        return line
+
+
+def _require_row(letters: int, path: Path) -> None:
+    """Raises UserError for a row that is read into a thousand times the memory of any other."""
+    if letters > _MAX_ROW_LETTERS:
+        raise UserError(f"{path} has a row of more than {_MAX_ROW_LETTERS} letters. Correct or delete it.")
+
+
 def _csv_rows(path: Path) -> list[tuple[str, str]]:
-    reader = csv.reader(io.StringIO(_text(path, MAX_LIST_BYTES), newline=""))
+    lines = _Lines(path)
+    reader = csv.reader(lines)
     try:
         header = next(reader, [])
         missing = [column for column in _COLUMNS if column not in header]
@@ -186,6 +213,7 @@ def _csv_rows(path: Path) -> list[tuple[str, str]]:
         rows = []
         for row in reader:
             throw_if_interrupted()
+            lines.letters = 0  # the next row's
             if row:  # an empty line is no clip
                 cells = [*row, *[""] * (1 + max(name, text) - len(row))]
                 rows.append((cells[name], cells[text]))
@@ -223,16 +251,8 @@ def _resolved(folder: Path, list_name: str, rows: list[tuple[str, str]]) -> tupl
 
 def _is_allowed(path: Path, folder: Path) -> bool:
     """Whether a file of the dataset in `folder` may be opened: it is inside, links followed, or in a folder that the
-    user has named for datasets.
-
-    By its spelling first: on Windows, to resolve //server/share would already call that server.
-    """
-    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
-        return False
-    try:
-        return path.resolve().is_relative_to(folder.resolve()) or is_in_datasets(path)
-    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, or a circle of links
-        return False
+    user has named for datasets."""
+    return is_spelled_inside(path, folder) and (is_inside(path, folder) or is_in_datasets(path))
 
 
 def _is_unicode(text: str) -> bool:

@@ -16,7 +16,7 @@ import comfy.model_patcher
 import torch
 from accelerate import PartialState
 
-from ..complete_file import complete_file, write_complete_text
+from ..complete_file import complete_file, explained_writing, write_complete_text
 from ..host.training_mode import explained_out_of_memory, training_mode
 from ..model_loaders.checkpoints import check_component
 from ..model_loaders.files.safetensors_writer import write_tensors
@@ -136,7 +136,8 @@ def save_artifacts(
 def _save_transformer(folder: Path, dit: torch.nn.Module, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
     """A component's folder in diffusers' layout: `weights`, and the buffers of the model's state dict, which are not
     trained (5b-I2V's position table)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained_writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     config_of: Any = dit
     # Keys with an underscore are diffusers' own notes. The class gets its name in diffusers, which has no CogVideoXDiT.
     config = {key: value for key, value in dict(config_of.config).items() if not key.startswith("_")}

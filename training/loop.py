@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..complete_file import complete_file
+from ..complete_file import complete_file, explained_writing
 from ..errors import UserError
 from .checkpoint import averaged_parameters, resume, save
 from .config import TrainConfig
@@ -170,12 +170,14 @@ class _Log:
     """log.csv, cut back to the steps of the checkpoint: those that a kill has undone are run, and logged, again."""
 
     def __init__(self, path: Path, steps_done: int):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with explained_writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         kept = read_log(path)[:steps_done]
         with complete_file(path) as unfinished, unfinished.part.open("w", newline="") as file:
             csv.writer(file).writerows([_COLUMNS, *kept])
         # buffering=1: each row is in the file as soon as its step is done, whatever ends the process.
-        self._writer = csv.writer(path.open("a", newline="", buffering=1))
+        with explained_writing(path):
+            self._writer = csv.writer(path.open("a", newline="", buffering=1))
         # The seconds of the run before are counted on.
         self._began = time.monotonic() - (float(kept[-1][3]) if kept else 0.0)
 

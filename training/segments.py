@@ -20,6 +20,7 @@ from ..host.compat import throw_if_interrupted
 from ..media.pictures import fit_pictures
 from ..vae.geometry import SIZE_STEP
 from .clips import DatasetSpec, UnusableClipError, pictures_in
+from .mp4_guard import check_mp4
 
 _LEAST_FRAMES = 9  # 8k + 1 below it is 1, a picture, from which no motion can be learnt
 # Containers round times: WebM and Matroska to whole milliseconds, by default. A frame that is due at 0.0417 s may be
@@ -186,20 +187,33 @@ def _frames_of(path: Path) -> Iterator[Callable[[], np.ndarray]]:
         yield frame
 
 
+@contextmanager
+def _open_picture(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Raises ValueError where it declares more pixels than any clip has: Pillow would reserve them."""
+    with Image.open(path, formats=formats) as picture:
+        _require_pixels(*picture.size)
+        yield picture
+
+
+def _require_pixels(width: int, height: int) -> None:
+    if width * height > _MAX_PIXELS:
+        raise ValueError(f"it declares {width} x {height} pixels")
+
+
 def _picture(path: Path) -> np.ndarray:
-    with Image.open(path, formats=_PICTURE_FORMATS) as picture:
+    with _open_picture(path, _PICTURE_FORMATS) as picture:
         return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
 
 
 def _animation_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
-    with Image.open(path, formats=_ANIMATION_FORMATS) as picture:
+    with _open_picture(path, _ANIMATION_FORMATS) as picture:
         for frame in ImageSequence.Iterator(picture):
             yield lambda frame=frame: np.array(frame.convert("RGB"))
 
 
 def _picture_times(path: Path) -> tuple[float, ...]:
     times = [0.0]
-    with Image.open(path, formats=_ANIMATION_FORMATS) as picture:
+    with _open_picture(path, _ANIMATION_FORMATS) as picture:
         for frame in ImageSequence.Iterator(picture):
             throw_if_interrupted()
             frame.load()  # a WebP frame has its duration only once it is decoded
@@ -209,6 +223,7 @@ def _picture_times(path: Path) -> tuple[float, ...]:
 
 
 def _video_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
+    check_mp4(path)
     with av.open(str(path), options=_VIDEO_OPTIONS) as container:
         stream = _video_stream(container)
         stream.thread_type = "AUTO"
@@ -222,8 +237,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
     """Raises ValueError where the first video stream declares more pixels than any clip has: FFmpeg would reserve them
     for each of its threads, whatever the file contains."""
     stream = container.streams.video[0]
-    if stream.width * stream.height > _MAX_PIXELS:
-        raise ValueError(f"it declares {stream.width} x {stream.height} pixels")
+    _require_pixels(stream.width, stream.height)
     stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}  # what the frames declare may differ
     return stream
 
@@ -241,6 +255,7 @@ def _video_times(path: Path) -> tuple[float, ...]:
     Packets come in the order of decoding, with B frames after those that they are shown before. Those marked as
     discarded were cut off by an edit list and give no frame.
     """
+    check_mp4(path)
     with av.open(str(path), options=_VIDEO_OPTIONS) as container:
         stream = _video_stream(container)
         times, count = [], 0

@@ -6,6 +6,7 @@ A latent frame stands for four frames of the video, the first one for a single f
 import torch
 
 from ..errors import UserError
+from ..video_limits import check_amount, check_latent_amount
 
 SPATIAL, TEMPORAL, CHANNELS = 8, 4, 16
 # The transformer makes one token of 2 x 2 latents, so width and height have to divide by 16. diffusers checks 8 only,
@@ -23,8 +24,9 @@ def video_frames(latent_frames: int) -> int:
     return max(0, TEMPORAL * (latent_frames - 1) + 1)
 
 
-def check_size(width: int, height: int, frames: int) -> None:
-    """Raises UserError naming the nearest sizes that fit, where width, height or frames do not."""
+def check_size(width: int, height: int, frames: int, batch_size: int = 1) -> None:
+    """Raises UserError naming the nearest sizes that fit, where width, height or frames do not, and where all videos
+    together are too large."""
     problems = []
     for name, value in (("width", width), ("height", height)):
         if value < SIZE_STEP or value % SIZE_STEP:
@@ -35,6 +37,7 @@ def check_size(width: int, height: int, frames: int) -> None:
         )
     if problems:
         raise UserError("; ".join(problems) + ".")
+    check_amount(width, height, frames, batch_size)
 
 
 def _nearest(value: int, step: int, offset: int) -> str:
@@ -47,7 +50,7 @@ def empty_latent(width: int, height: int, frames: int, batch_size: int) -> torch
 
     Raises UserError.
     """
-    check_size(width, height, frames)
+    check_size(width, height, frames, batch_size)
     return torch.zeros([batch_size, CHANNELS, latent_frames(frames), height // SPATIAL, width // SPATIAL])
 
 
@@ -74,9 +77,10 @@ def check_latents(samples: torch.Tensor) -> None:
 
 
 def check_latent_channels(samples: torch.Tensor) -> None:
-    """Raises UserError unless `samples` is a CogVideoX latent [B, 16, T, H, W]."""
+    """Raises UserError unless `samples` is a CogVideoX latent [B, 16, T, H, W] of which the videos can be made."""
     if samples.ndim != 5 or samples.shape[1] != CHANNELS:
         raise UserError(
             f"The latent has shape {list(samples.shape)}; a CogVideoX VAE decodes [batch, {CHANNELS}, frames, "
             "height / 8, width / 8]. Use the VAE that belongs to the model that made this latent."
         )
+    check_latent_amount(samples.shape)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...errors import UserError
+from ...host.compat import throw_if_interrupted
 from .gguf_blocks import GGUF_TYPES, gguf_tensor
-from .gguf_guard import check_gguf_header
+from .gguf_guard import MAX_DIMENSIONS, check_gguf_header
 from .headers import Entry, Header, damaged
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ def open_gguf(path: Path) -> dict[str, torch.Tensor]:
     # The package maps the file read-only, and torch warns of that. ComfyUI patches copies of weights, not the mapping.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return {tensor.name: _open(reader, tensor) for tensor in reader.tensors}
+        found = {}
+        for tensor in reader.tensors:
+            throw_if_interrupted()  # some are unpacked
+            found[tensor.name] = _open(reader, tensor)
+        return found
 
 
 def _reader(path: Path) -> GGUFReader:
@@ -69,6 +74,9 @@ def _reader(path: Path) -> GGUFReader:
         reader = gguf.GGUFReader(path)
         spans = sorted((tensor.data_offset, tensor.data_offset + int(tensor.n_bytes)) for tensor in reader.tensors)
         shapes = [_shape(reader, tensor) for tensor in reader.tensors]
+        alignment = int(reader.alignment)
+        if alignment < 1:
+            raise ValueError("an alignment of 0")
     # A damaged header makes check_gguf_header and the package raise nearly anything, from struct.error and KeyError to
     # UnicodeDecodeError.
     except Exception as error:
@@ -76,11 +84,11 @@ def _reader(path: Path) -> GGUFReader:
     # The package does not compare offsets. Overlaps and gaps would give a layer bytes of another one, without an error.
     end = reader.data_offset
     for first, last in spans:
-        if first != _aligned(end, reader.alignment):
+        if first != _aligned(end, alignment):
             raise damaged(path, "has gaps or overlaps between its tensors")
         end = last
     # Some writers pad after the last tensor and some do not.
-    if size not in (end, _aligned(end, reader.alignment)):
+    if size not in (end, _aligned(end, alignment)):
         raise damaged(path, f"has {size} bytes and its tensors end at {end}")
     if any(math.prod(shape) != tensor.n_elements for shape, tensor in zip(shapes, reader.tensors)):
         raise damaged(path, "has a tensor whose recorded shape does not fit its size")
@@ -105,6 +113,8 @@ def _shape(reader: GGUFReader, tensor: ReaderTensor) -> tuple[int, ...]:
     """
     field = reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}")
     if field is not None:
+        if len(field.data) > MAX_DIMENSIONS:
+            raise ValueError(f"a shape of {len(field.data)} dimensions")
         return tuple(int(field.parts[index][0]) for index in field.data)
     return tuple(int(size) for size in reversed(tensor.shape))
 

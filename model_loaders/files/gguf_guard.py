@@ -7,13 +7,15 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+from .headers import MAX_NAME, MAX_TENSORS
+
 _STRING, _ARRAY = 8, 9
 # Metadata value type (ggml's enum gguf_metadata_value_type) -> bytes; strings and arrays have lengths of their own.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-# The package keeps every element of an array as a Python object, so that a false count costs hours and all memory. The
-# largest tokenizers have 250,000 elements.
-_MAX_ELEMENTS = 1_000_000
-_MAX_DIMENSIONS = 8  # ggml itself has 4 (GGML_MAX_DIMS)
+# The package takes ten microseconds for each element of an array. T5's tokenizer has three arrays of 32,128.
+_MAX_ELEMENTS = 300_000  # of all arrays together
+_MAX_FIELDS = 1 << 15
+MAX_DIMENSIONS = 8  # ggml itself has 4 (GGML_MAX_DIMS)
 
 
 def check_gguf_header(path: Path) -> None:
@@ -28,47 +30,49 @@ def check_gguf_header(path: Path) -> None:
         version, tensors, fields = _unpack(file, "<IQQ")
         if version not in (2, 3):
             raise ValueError(f"version {version} of the format")
-        for _ in range(_possible_count(fields, file, size)):
-            _skip_string(file, size)
-            _skip_value(file, size, *_unpack(file, "<I"))
-        for _ in range(_possible_count(tensors, file, size)):
-            _skip_string(file, size)
+        if fields > _MAX_FIELDS or tensors > MAX_TENSORS:
+            raise ValueError(f"{tensors} tensors and {fields} notes")
+        left = _MAX_ELEMENTS
+        for _ in range(fields):
+            _skip_string(file, size, MAX_NAME + 100)  # some are named after a tensor
+            left -= _skip_value(file, size, left, *_unpack(file, "<I"))
+        for _ in range(tensors):
+            _skip_string(file, size, MAX_NAME)
             (dimensions,) = _unpack(file, "<I")
-            if dimensions > _MAX_DIMENSIONS:
+            if dimensions > MAX_DIMENSIONS:
                 raise ValueError(f"a tensor of {dimensions} dimensions")
             _skip(file, size, 8 * dimensions + 4 + 8)  # shape, type, offset
 
 
-def _skip_value(file: BinaryIO, size: int, kind: int) -> None:
+def _skip_value(file: BinaryIO, size: int, most: int, kind: int) -> int:
+    """Returns the elements of the array that was skipped, of at most `most`; 0 for another value."""
     if kind == _STRING:
         _skip_string(file, size)
     elif kind == _ARRAY:
         inner, count = _unpack(file, "<IQ")
         # Arrays of arrays are in the format but in no model's file; refused, because they could nest without end.
-        if inner == _ARRAY or count > _MAX_ELEMENTS:
+        if inner == _ARRAY or count > most:
             raise ValueError(f"a list of {count} elements of type {inner}")
-        for _ in range(_possible_count(count, file, size) if inner == _STRING else 0):
+        for _ in range(count if inner == _STRING else 0):
             _skip_string(file, size)
         _skip(file, size, 0 if inner == _STRING else count * _SIZES[inner])
+        return count
     else:
         _skip(file, size, _SIZES[kind])
+    return 0
 
 
-def _skip_string(file: BinaryIO, size: int) -> None:
-    _skip(file, size, *_unpack(file, "<Q"))
+def _skip_string(file: BinaryIO, size: int, most: int = 1 << 63) -> None:
+    (length,) = _unpack(file, "<Q")
+    if length > most:
+        raise ValueError(f"a name of {length} bytes")
+    _skip(file, size, length)
 
 
 def _skip(file: BinaryIO, size: int, length: int) -> None:
     if file.tell() + length > size:
         raise ValueError("a length beyond the end of the file")
     file.seek(length, 1)
-
-
-def _possible_count(count: int, file: BinaryIO, size: int) -> int:
-    """`count`, where that many items of at least one byte each can follow."""
-    if count > size - file.tell():
-        raise ValueError(f"a count of {count} in a file of {size} bytes")
-    return count
 
 
 def _unpack(file: BinaryIO, form: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The header of a weight file, in the same terms for every format."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,12 @@ from typing import Any
 import torch
 
 from ...errors import UserError
+
+# Letters in the name of a tensor; the longest of any dialect has about 120. Regular expressions are tried on names, and
+# some take the square of their length.
+MAX_NAME = 1000
+# Tensors in a file; a 5b model that is quantised by torchao has 3,000. Each is looked at several times.
+MAX_TENSORS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,15 @@ class Header:
 def damaged(path: Path, what: str) -> UserError:
     """The error for a file that is incomplete or damaged. what: continues the sentence that begins with the path."""
     return UserError(f"{path} {what}: the download was cut short or the file is damaged. Download it again.")
+
+
+def check_names(names: Collection[str]) -> None:
+    """Raises ValueError for more or longer names of tensors than any model has."""
+    if len(names) > MAX_TENSORS:
+        raise ValueError(f"{len(names)} tensors, where {MAX_TENSORS} are allowed")
+    longest = max(map(len, names), default=0)
+    if longest > MAX_NAME:
+        raise ValueError(f"a tensor's name of {longest} letters, where {MAX_NAME} are allowed")
 
 
 def json_metadata(metadata: Mapping[str, str], key: str) -> dict[str, Any]:

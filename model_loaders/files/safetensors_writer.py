@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import torch
 
-from ...complete_file import complete_file
+from ...complete_file import complete_file, explained_writing
 from ...errors import UserError
 
 # dtypes as the format's header names them (the safetensors repository's README)
@@ -45,16 +45,17 @@ def write_safetensors(
     it is to be written. on_progress(bytes done, bytes in total) is called after each; it may raise to stop, and then
     no file is left behind. overwrite: replace an existing file, once the new one is complete.
 
-    Raises UserError where `path` exists and `overwrite` is not set, or the disk has too little room; both before the
-    first call of `tensor`.
+    Raises UserError where `path` exists and `overwrite` is not set, or the disk has too little room, both before the
+    first call of `tensor`; and where the system cannot write it.
     """
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
     header = _header(shapes, sizes, metadata)
     total = len(header) + sum(sizes.values())
     if not overwrite:
         refuse_taken(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    require_space(path, total)
+    with explained_writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        require_space(path, total)
     # Checked once more at the end: writing takes minutes, in which somebody else may have made a file of this name.
     with complete_file(path) as unfinished:
         with unfinished.part.open("xb") as file:

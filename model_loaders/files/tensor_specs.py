@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...errors import UserError
+from ...errors import UserError, quoted
 from ...host.quantized import dequantized, fp8_tensor, int8_tensor
 from .gguf_blocks import BLOCK_FORMATS, gguf_tensor
 from .headers import Entry, Header, json_metadata, json_object
@@ -21,6 +21,7 @@ _SCALES = ("weight_scale", "scale_weight")
 # Entries of a quantised layer that are no weights of their own. The scales belong to the weight; comfy_quant is read by
 # check_quantization_notes. input_scale is not used: a fixed scale of the activations is less exact than a measured one.
 _IGNORED = ("input_scale", "scale_input", "comfy_quant", *_SCALES)
+_MAX_NOTE_BYTES = 1 << 12  # of comfy_quant; ComfyUI writes less than a hundred
 _FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
 # torchao's names: "layer._weight_qdata" now, "layer.weight:qdata" in its older versions
 _TORCHAO = re.compile(r"^(?P<module>.+?)\.(?:_weight_|weight:)(?P<part>qdata|int_data|scale|zero_point)$")
@@ -87,16 +88,17 @@ def _torchao(entries: Mapping[str, Entry], name: str, match: re.Match[str]) -> T
 def _refuse_unknown(header: Header, found: Mapping[str, TensorSpec], source: str) -> None:
     # Unread kinds have to be found by their traces, or their codes would be taken for weights: formats that ComfyUI's
     # header names, int8 without a scale, and the second scale of NVFP4 (whose codes are uint8).
-    layers = json_metadata(header.metadata, "_quantization_metadata").get("layers", {})
-    formats = {str(layer.get("format")) for layer in layers.values() if isinstance(layer, dict)}
+    layers = json_metadata(header.metadata, "_quantization_metadata").get("layers")
+    layers = layers.values() if isinstance(layers, dict) else ()
+    formats = {quoted(str(layer.get("format"))) for layer in layers if isinstance(layer, dict)}
     unknown = sorted(formats - set(_FORMATS))
     unknown += [str(s.entry.dtype) for s in found.values() if s.entry.dtype == torch.int8 and s.scale is None][:1]
-    unknown += [name for name in header.entries if name.endswith(".weight_scale_2")][:1]
+    unknown += [quoted(name) for name in header.entries if name.endswith(".weight_scale_2")][:1]
     if unknown:
         raise UserError(
-            f"{source} is quantised in a way that this version does not read ({', '.join(unknown)}). It reads bf16, "
-            "fp16, fp32, fp8 with and without scales, int8 with one scale per tensor or per row, and GGUF. Choose "
-            "another file of this model."
+            f"{source} is quantised in a way that this version does not read ({', '.join(unknown[:3])}). It reads "
+            "bf16, fp16, fp32, fp8 with and without scales, int8 with one scale per tensor or per row, and GGUF. "
+            "Choose another file of this model."
         )
 
 
@@ -111,11 +113,14 @@ def check_quantization_notes(specs: Mapping[str, TensorSpec], tensors: Mapping[s
         note = tensors.get(name.removesuffix(".weight") + ".comfy_quant")
         if note is None or not name.endswith(".weight"):
             continue
-        layer = json_object(bytes(note.flatten().to(torch.uint8).tolist()))
+        # A note as large as a model would be made into as many Python numbers.
+        text = bytes(note.flatten().to(torch.uint8).tolist()) if note.numel() <= _MAX_NOTE_BYTES else b""
+        layer = json_object(text)
         if layer.get("format") not in _FORMATS or layer.get("convrot") or layer.get("params"):
+            kind = quoted(str(layer.get("format"))) + (" with rotation" if layer.get("convrot") else "")
             raise UserError(
-                f"{source} stores {name} as {layer.get('format')}{' with rotation' if layer.get('convrot') else ''}, "
-                f"which this version does not read. It reads {', '.join(_FORMATS)}. Choose another file of this model."
+                f"{source} stores {quoted(name)} as {kind}, which this version does not read. It "
+                f"reads {', '.join(_FORMATS)}. Choose another file of this model."
             )
 
 
@@ -140,9 +145,9 @@ def assemble(spec: TensorSpec, tensors: Mapping[str, torch.Tensor], source: str)
         zeros = tensors[spec.zero_point] if spec.zero_point is not None else scale
         if not _fits(scale, data) or zeros.numel() != scale.numel():
             raise UserError(
-                f"The scale of {spec.data} in {source} has shape {list(scale.shape)}, its weight {list(data.shape)}. "
-                "Expected is one scale, one for each row, or one for each group of values in a row. Download the file "
-                "again, or take one in another precision."
+                f"The scale of {quoted(spec.data)} in {source} has shape {list(scale.shape)}, its weight "
+                f"{list(data.shape)}. Expected is one scale, one for each row, or one for each group of values in a "
+                "row. Download the file again, or take one in another precision."
             )
     if data.dtype == torch.int8:
         zero_point = tensors[spec.zero_point] if spec.zero_point is not None else None

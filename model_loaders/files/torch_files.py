@@ -1,5 +1,6 @@
 """Read PyTorch's .pt, .pth, .bin and .ckpt files without executing the code that they may contain."""
 
+import io
 import pickle
 import re
 import zipfile
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 
 from ...errors import UserError
-from .headers import Entry, Header, damaged
+from .headers import Entry, Header, check_names, damaged
+from .torch_guard import walk_pickles
 
 # keys under which trainers save the weights: PyTorch Lightning, DeepSpeed (SAT's mp_rank_00_model_states.pt), others
 _WRAPPERS = ("state_dict", "module", "model", "ema", "weights")
+_MOST_PICKLE_BYTES = 1 << 26
 _PICKLE_MAGIC = b"\x80\x02"  # of pickle's protocol 2, in which torch.save writes
 
 
@@ -43,16 +46,18 @@ def open_torch(path: Path) -> dict[str, torch.Tensor]:
 
 def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
     is_zip = zipfile.is_zipfile(path)
-    if is_zip:
-        _require_uncompressed(path)
+    records = _zip_records(path) if is_zip else {}
     # Given a path that ends in .safetensors, torch.load reads safetensors whatever the file contains; given an open
     # file, it goes by the contents but cannot map. Pickles without a zip file around them (torch before 1.6) cannot be
     # mapped either.
     is_misnamed = path.suffix.lower() in (".safetensors", ".sft")
     try:
+        _check_pickles(path, records)
         with path.open("rb") as file:
             source, can_map = (file, False) if is_misnamed else (path, is_zip)
             loaded = torch.load(source, map_location=device, weights_only=True, mmap=can_map)
+        tensors = _unwrap(loaded)
+        check_names(tensors)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} contains Python objects besides tensors{_refused_object(error)}, which can run code. Nothing of "
@@ -63,14 +68,16 @@ def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
     # A damaged pickle can make the parser raise nearly anything.
     except Exception as error:
         raise damaged(path, f"cannot be read as a PyTorch file ({_first_line(error)})") from error
-    tensors = _unwrap(loaded)
     if not tensors:
         raise UserError(f"{path} is a PyTorch file without named tensors. Choose the file that contains the weights.")
     return tensors
 
 
-def _require_uncompressed(path: Path) -> None:
-    """Raises UserError for a compressed zip file, which torch.save never writes and which could unpack to any size."""
+def _zip_records(path: Path) -> dict[str, int]:
+    """Record of a zip file -> its bytes.
+
+    Raises UserError for a compressed zip file, which torch.save never writes and which could unpack to any size.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
@@ -82,6 +89,30 @@ def _require_uncompressed(path: Path) -> None:
             f"{path} is a compressed zip file. PyTorch writes its files uncompressed, so this is not a checkpoint. "
             "Unpack it if it is an archive of one, or download the checkpoint again."
         )
+    found = {record.filename: record.file_size for record in records}
+    if len(found) != len(records):
+        raise damaged(path, "has two records of one name")
+    return found
+
+
+def _check_pickles(path: Path, records: Mapping[str, int]) -> None:
+    """Follow the file's pickles on stand-ins; see torch_guard.py. records: of a zip file, {} for an older one.
+
+    Raises nearly anything for a pickle that needs more than the file has.
+    """
+    size = path.stat().st_size
+    if not records:
+        with path.open("rb") as file:
+            walk_pickles(file, size, in_zip=False)
+        return
+    pickles = [name for name in records if name.rpartition("/")[2] == "data.pkl"]
+    if len(pickles) != 1 or records[pickles[0]] > _MOST_PICKLE_BYTES:
+        raise ValueError("no data.pkl, or one of no usual size")
+    with zipfile.ZipFile(path) as archive:
+        storages = walk_pickles(io.BytesIO(archive.read(pickles[0])), size, in_zip=True)
+    folder = pickles[0].removesuffix("data.pkl")
+    if any(records.get(f"{folder}data/{key}") != bytes_ for key, bytes_ in storages.items()):
+        raise ValueError("tensors whose bytes are missing")
 
 
 def _unwrap(loaded: Any) -> dict[str, torch.Tensor]:

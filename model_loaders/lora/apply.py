@@ -10,11 +10,13 @@ import comfy.model_patcher
 import torch
 
 from ...errors import UserError
+from ...host.compat import throw_if_interrupted
 from ...sockets.model import require_cogvideox_model
 from ..checkpoints import read_header
+from ..files.headers import check_names
 from ..files.safetensors_files import looks_like_safetensors, open_safetensors
 from ..files.torch_files import looks_like_torch, open_torch
-from .layers import HEADER_KEY, SCALES, Layer, describe_layer, missing_alphas
+from .layers import HEADER_KEY, MAX_SCALE, SCALES, Layer, describe_layer, missing_alphas
 from .names import ALPHA, OWN_PREFIX, SortedKeys, sort_keys, split_key, weights_by_alias
 from .report import LoraReport, misfit_message, name_some, zero_match_message
 from .weight_patches import load_patches
@@ -118,6 +120,10 @@ def read_lora(
 
     Raises UserError where nothing fits, or a layer has another size, is incomplete, or contains NaN or Inf.
     """
+    try:  # a stock node has read the file with ComfyUI's own functions
+        check_names(state_dict)
+    except ValueError as error:
+        raise UserError(f"{source} has {error}. Choose another LoRA.") from error
     shapes = weight_shapes(model)
     found = sort_keys(state_dict, weights_by_alias(shapes))
     if not found.layers:
@@ -133,6 +139,7 @@ def read_lora(
     ranks = {layer: described.rank for layer, described in layers.items() if described.rank}
     alphas = missing_alphas(found.layers, ranks, metadata or {}, scale)
     tensors = {f"{layer}.{part}": state_dict[key] for layer, keys in found.layers.items() for part, key in keys.items()}
+    _require_usual_scales(tensors, alphas, ranks, source)
     # As tensors, which is how ComfyUI's load_lora reads them. In float64, because an alpha of 0.1 rounded to fp32 is
     # not the one of the header.
     tensors |= {f"{layer}.{ALPHA}": torch.tensor(alpha, dtype=torch.float64) for layer, alpha in alphas.items()}
@@ -147,6 +154,7 @@ def _describe_layers(state_dict: Mapping[str, torch.Tensor], found: SortedKeys, 
     """Layer -> its kind, rank and shape. Raises UserError for a layer that is incomplete or contradicts itself."""
     layers = {}
     for layer, keys in found.layers.items():
+        throw_if_interrupted()
         try:
             layers[layer] = describe_layer({part: state_dict[key] for part, key in keys.items()})
         except ValueError as error:
@@ -191,6 +199,7 @@ def _lora_width(layers: Mapping[str, Layer]) -> int | None:
 def _require_finite(state_dict: Mapping[str, torch.Tensor], found: SortedKeys, source: str) -> None:
     """Raises UserError where a tensor contains NaN or Inf, or has a dtype or shape that no LoRA has."""
     for keys in found.layers.values():
+        throw_if_interrupted()  # a LoRA of gigabytes is read from the disk here
         for part, key in keys.items():
             tensor = state_dict[key]
             if part == ALPHA:
@@ -203,6 +212,20 @@ def _require_finite(state_dict: Mapping[str, torch.Tensor], found: SortedKeys, s
                     f"{source}: {key} ({tensor.dtype}, {list(tensor.shape)}) contains NaN or Inf, or is of a dtype or "
                     "shape that no LoRA has. The training diverged or the file is damaged. Choose another LoRA."
                 )
+
+
+def _require_usual_scales(
+    tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, float], ranks: Mapping[str, int], source: str
+) -> None:
+    """Raises UserError where alpha / rank, from the tensors or else from `alphas`, is beyond MAX_SCALE."""
+    for layer, rank in ranks.items():
+        key = f"{layer}.{ALPHA}"
+        alpha = alphas[layer] if layer in alphas else tensors[key].item() if key in tensors else rank
+        if not abs(alpha) <= MAX_SCALE * rank:
+            raise UserError(
+                f"{source}: the layer {layer.removeprefix(OWN_PREFIX)} has alpha {alpha:g} for rank {rank}. Expected "
+                f"is an alpha of at most {MAX_SCALE:g} times the rank: the file is damaged. Choose another LoRA."
+            )
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

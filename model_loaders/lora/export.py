@@ -10,6 +10,7 @@ import torch
 from comfy.weight_adapter import LoRAAdapter
 
 from ...errors import UserError
+from ...host.compat import throw_if_interrupted
 from ...sockets.model import require_cogvideox_model
 from .layers import HEADER_KEY
 from .names import OWN_PREFIX
@@ -49,6 +50,7 @@ def merge_loras(
     parameters = dict(model.model.diffusion_model.named_parameters())
     merged = {}
     for done, (key, factors) in enumerate(pairs.items(), 1):
+        throw_if_interrupted()
         shape = parameters[key.removeprefix(OWN_PREFIX)].shape
         layer = key.removeprefix(OWN_PREFIX).removesuffix(".weight")
         merged[layer] = _sum_factors(factors, rank, SAVE_DTYPES[dtype], shape)

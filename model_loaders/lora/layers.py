@@ -9,18 +9,23 @@ from typing import Any
 import torch
 
 from ...errors import UserError
+from ...host.compat import throw_if_interrupted
 from ..files.headers import json_metadata
 from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS
 
 # The second is for files that were trained with alpha 1 and do not say so, such as SAT's. ComfyUI-CogVideoXWrapper
 # applies it to DimensionX's files, which it knows by their names; here it is the user's choice.
 SCALES = ("as trained", "1 / rank (DimensionX)")
+# Of alpha / rank. Trainers choose about 1, and nobody more than the rank; a strength multiplies it.
+MAX_SCALE = 1000.0
 HEADER_KEY = "lora_adapter_metadata"  # diffusers 0.34 and later (loaders/lora_base.py)
 # Parts of layers with a third factor (Tucker decomposition), or that enlarge a weight.
 _TUCKER = ("lora_mid.weight", "hada_t1", "hada_t2", "lokr_t2", "reshape_weight")
 _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 # A header's regular expressions are accepted only in this form, without groups. Nested quantifiers in a hostile header
 # could make matching take hours.
+_MOST_PATTERNS = 1024  # a 5b model has 600 linear layers
+_MOST_WILD_PATTERNS = 16
 _PLAIN_PATTERN = re.compile(r"[\w.^$\\|*-]{0,200}")
 
 
@@ -36,9 +41,18 @@ class Layer:
 def describe_layer(parts: Mapping[str, torch.Tensor]) -> Layer:
     """The kind, rank and shape of a layer from its tensors by part (names.py).
 
+    A rank above the smaller side of the weight adds nothing, but honest files have it: a trainer gives every layer the
+    same rank, and proj_out of a 5b model has 64 rows. None has one above the larger side, since two factors of such a
+    rank take more room than the weight of both sides' length.
+
     Raises ValueError where parts are missing or do not fit each other; its text continues "the layer ...".
     """
     layer = _describe(parts)
+    if layer.rank is not None and layer.shape is not None and layer.rank > max(layer.shape):
+        raise ValueError(
+            f"has rank {layer.rank} for a weight delta of shape {list(layer.shape)}, where at most {max(layer.shape)} "
+            "is allowed"
+        )
     dora = parts.get("dora_scale")
     if dora is not None and (layer.shape is None or dora.numel() not in layer.shape):
         raise ValueError(f"has {dora.numel()} values in dora_scale for a weight delta of shape {layer.shape}")
@@ -109,7 +123,7 @@ def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict
 
     ranks: layer -> rank. diffusers writes peft's settings (lora_alpha, alpha_pattern, use_rslora), kohya its own.
 
-    Raises UserError for an alpha that is not a finite number.
+    Raises UserError for an alpha that is not a finite number, and for an alpha_pattern of no usual kind.
     """
     # diffusers puts a component's name before each setting, since one file may hold LoRAs of several; peft does not.
     config = json_metadata(metadata, HEADER_KEY)
@@ -119,15 +133,13 @@ def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict
     if default is None:
         kohya = metadata.get("ss_network_alpha")
         default = None if kohya in (None, "", "None", "null") else kohya
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise UserError(
-            f"The LoRA's header has {str(patterns)[:80]!r} as alpha_pattern, which is not a table of layers. "
-            "Save the LoRA again without alpha_pattern."
-        )
+    patterns = _compiled_patterns(config.get("alpha_pattern") or {})
     alphas = {}
     for layer, rank in ranks.items():
-        alpha = _match_pattern(patterns, layer.removeprefix(OWN_PREFIX), default)
+        throw_if_interrupted()
+        name = layer.removeprefix(OWN_PREFIX)
+        # the first that matches, as peft's get_pattern_key (utils/other.py) finds it
+        alpha = next((value for pattern, value in patterns if pattern.match(name)), default)
         if alpha is not None:
             # peft's rank-stabilised LoRA divides alpha by the root of the rank (tuners/lora/layer.py), ComfyUI divides
             # by the rank: the factor makes up for the difference.
@@ -135,8 +147,22 @@ def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict
     return alphas
 
 
-def _match_pattern(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
-    """The value of the first pattern that matches `layer`, as peft's get_pattern_key (utils/other.py) finds it."""
+def _compiled_patterns(patterns: Any) -> list[tuple[re.Pattern[str], Any]]:
+    """The regular expressions of peft's alpha_pattern and their values, in order.
+
+    Raises UserError for what is not a table of layers, or would take long to match.
+    """
+    if not isinstance(patterns, dict):
+        raise UserError(
+            f"The LoRA's header has {str(patterns)[:80]!r} as alpha_pattern, which is not a table of layers. "
+            "Save the LoRA again without alpha_pattern."
+        )
+    if len(patterns) > _MOST_PATTERNS or sum("*" in p or "|" in p for p in patterns) > _MOST_WILD_PATTERNS:
+        raise UserError(
+            f"The LoRA's header has an alpha_pattern of {len(patterns)} expressions. Expected are at most "
+            f"{_MOST_PATTERNS}, and {_MOST_WILD_PATTERNS} with * or |: save the LoRA again with fewer."
+        )
+    compiled = []
     for pattern, value in patterns.items():
         if not _PLAIN_PATTERN.fullmatch(pattern) or pattern.count("*") > 2:
             raise UserError(
@@ -144,14 +170,12 @@ def _match_pattern(patterns: Mapping[str, Any], layer: str, default: Any) -> Any
                 "Save the LoRA again with plain layer names in alpha_pattern."
             )
         try:
-            matches = re.match(rf"(.*\.)?({pattern})$", layer)
+            compiled.append((re.compile(rf"(.*\.)?({pattern})$"), value))
         except re.error as error:
             raise UserError(
                 f"The LoRA's header has an invalid expression {pattern[:80]!r}: {error}. Save the LoRA again."
             ) from error
-        if matches:
-            return value
-    return default
+    return compiled
 
 
 def _number(value: Any) -> float:

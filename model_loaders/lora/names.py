@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ...errors import UserError
+from ...errors import UserError, quoted
 
 OWN_PREFIX = "diffusion_model."  # of a layer in ComfyUI's MODEL
 # Only the key map of a CogVideoX model has this name, so that a key map with it is recognised as one: ComfyUI's
@@ -139,8 +139,8 @@ def sort_keys(keys: Iterable[str], names: Mapping[str, str]) -> SortedKeys:
             parts = found.layers.setdefault(weight.removesuffix(".weight"), {})
             if part in parts:
                 raise UserError(
-                    f"The LoRA has two values for one part of a layer: {parts[part]} and {key}. The file may contain "
-                    "two LoRAs. Use a file for each of them."
+                    f"The LoRA has two values for one part of a layer: {quoted(parts[part])} and {quoted(key)}. The "
+                    "file may contain two LoRAs. Use a file for each of them."
                 )
             parts[part] = key
         elif reason := _skip_reason(key, split is not None, found.is_sat):

@@ -3,9 +3,12 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ...errors import quoted
 from ...sockets.families import FAMILIES
 from ..variants import describe_weights
 from .names import OWN_PREFIX, guess_family, split_key
+
+MOST_LINES = 100  # of each reason in the log
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,11 @@ class LoraReport:
         return "\n".join([*lines, *([self.hint] if self.hint else [])])
 
     def details(self) -> str:
-        """One line for each key that has no effect, for the log."""
+        """One line for each key that has no effect, for the log: of a few hundred at most, and how many more."""
         lost = {"not in this model": self.unmatched, **self.skipped}
-        return "\n".join(f"LoRA key {key}: {why}" for why, keys in lost.items() for key in keys)
+        lines = [f"LoRA key {quoted(key)}: {why}" for why, keys in lost.items() for key in keys[:MOST_LINES]]
+        more = sum(max(0, len(keys) - MOST_LINES) for keys in lost.values())
+        return "\n".join([*lines, *([f"{more} more LoRA keys have no effect."] if more else [])])
 
 
 def name_some(names: Sequence[str]) -> str:
@@ -67,8 +72,8 @@ def zero_match_message(source: str, keys: Sequence[str], skipped: Mapping[str, S
     text = skipped.get("for a text encoder", ())
     if len(text) == len(keys):
         return (
-            f"{source} is for a text encoder only (all {len(keys)} keys, such as {keys[0]}) and does not change the "
-            "model. Apply it to the CLIP with ComfyUI's own LoRA loader, or choose another LoRA."
+            f"{source} is for a text encoder only (all {len(keys)} keys, such as {quoted(keys[0])}) and does not "
+            "change the model. Apply it to the CLIP with ComfyUI's own LoRA loader, or choose another LoRA."
         )
     if family := guess_family(keys):
         return f"{source} looks like a LoRA for {family}: none of its {len(keys)} keys fits CogVideoX. {advice}"

@@ -8,6 +8,7 @@ import comfy.model_management as mm
 import torch
 from comfy.weight_adapter import LoRAAdapter
 
+from ...host.compat import throw_if_interrupted
 from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS, sort_keys
 
 
@@ -58,6 +59,7 @@ def load_patches(
     tensors = {key: lora[key] for key in (*found.unmatched, *(k for keys in found.skipped.values() for k in keys))}
     magnitudes = {}
     for layer, keys in found.layers.items():
+        throw_if_interrupted()
         parts = {part: lora[key] for part, key in keys.items()}
         # peft's lora_bias: a bias of B, scaled as the product is. ComfyUI adds it to the layer's bias as a difference.
         if (bias := parts.pop(UP_BIAS, None)) is not None:

@@ -121,7 +121,23 @@ def test_edits_run_the_node_again(folder: Path) -> None:
     assert Node.fingerprint_inputs(folder="clips", frames=9) == before
     (folder / "a.txt").write_text("another caption")
     assert Node.fingerprint_inputs(folder="clips", frames=9) != before
-    assert Node.fingerprint_inputs(folder=None) == ""
+
+
+def test_edits_under_a_linked_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI does not know a linked folder when it looks for changes: the results of before were taken for ever."""
+    other = tmp_path / "elsewhere" / "more"
+    other.mkdir(parents=True)
+    monkeypatch.setenv(folders.DATASETS_VARIABLE, str(other.parent))
+    before = Node.fingerprint_inputs(folder=None, frames=9)
+    assert Node.fingerprint_inputs(frames=9) == before
+    (tmp_path / "uploaded.png").write_bytes(b"1")  # beside the folders for datasets
+    (folder / ".cogvideox_cache").mkdir()
+    (folder / ".cogvideox_cache" / "text.safetensors").write_bytes(b"1")
+    assert Node.fingerprint_inputs(folder=None, frames=9) == before
+    (folder / "a.txt").write_text("another caption")
+    edited = Node.fingerprint_inputs(folder=None, frames=9)
+    (other / "clip.mp4").write_bytes(b"1")
+    assert len({before, edited, Node.fingerprint_inputs(folder=None, frames=9)}) == 3
 
 
 @pytest.mark.parametrize("name", ["nowhere", "", " ", ".", "clips/a.mp4", "/no/such/folder", "x" * 5000, "a\0b"])

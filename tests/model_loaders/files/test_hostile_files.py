@@ -75,7 +75,7 @@ def test_a_tensor_larger_than_its_file(folder: Path, weights: dict) -> None:
     """One number spread over a terabyte by its strides costs nothing until it is copied."""
     name = "proj_out.weight"
     layouts.write_sat(folder / "a.pt", weights | {name: torch.zeros(1).expand(2**20, 2**20)})
-    with pytest.raises(UserError, match="out_channels|of another shape"):
+    with pytest.raises(UserError, match="a tensor of 1099511627776 values, of which the file has 1"):
         load_model(folder, "fp32")
 
 

@@ -1,0 +1,163 @@
+"""What each entry of a component's config.json may be: the one table against which every config is checked as it is
+read, before anything is built from it.
+
+A config is a stranger's file of a few bytes. The classes of diffusers take whatever it says: a count of a billion
+layers builds for ever, and a NaN as scaling factor paints black. The limits lie well above every published checkpoint,
+so that fine-tunes and larger models of the same kind load.
+
+Source of the entries: diffusers' CogVideoXTransformer3DModel, AutoencoderKLCogVideoX and CogVideoXDDIMScheduler;
+TheDenk/cogvideox-controlnet, cogvideo_controlnet.py. What the table does not name is not read by the pack, except for
+the scheduler's other entries, which variants.resolve_snr_shift compares with the official ones.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError, quoted
+
+MOST_LAYERS = 128  # transformer blocks; 5b has 42. Each takes some milliseconds to build.
+MOST_TOKENS = 4096  # of text: every prompt is padded to that many; official: 226
+
+
+@dataclass(frozen=True)
+class Limit:
+    """expected: in words, for "Expected is ...". holds: whether a value of the file is that."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def whole(least: int, most: int) -> Limit:
+    """An integer. JSON's true is none, though Python counts it as 1."""
+    expected = str(least) if least == most else f"a whole number from {least} to {most}"
+    return Limit(expected, lambda value: type(value) is int and least <= value <= most)
+
+
+def number(least: float, most: float) -> Limit:
+    """An integer or a fraction; NaN, which Python reads in JSON, lies in no range."""
+    expected = f"{least:g}" if least == most else f"a number from {least:g} to {most:g}"
+    return Limit(expected, lambda value: type(value) in (int, float) and least <= value <= most)
+
+
+def multiple(step: int, most: int) -> Limit:
+    return Limit(
+        f"a multiple of {step} from {step} to {most}",
+        lambda value: type(value) is int and step <= value <= most and value % step == 0,
+    )
+
+
+def one_of(*values: str) -> Limit:
+    return Limit(" or ".join(values), lambda value: isinstance(value, str) and value in values)
+
+
+def or_null(limit: Limit) -> Limit:
+    return Limit(f"{limit.expected}, or null", lambda value: value is None or limit.holds(value))
+
+
+def items(count: int, limit: Limit) -> Limit:
+    """A list of exactly `count`, each within `limit`. Python code may give a tuple."""
+    return Limit(
+        f"a list of {count}, each {limit.expected}",
+        lambda value: isinstance(value, list | tuple) and len(value) == count and all(map(limit.holds, value)),
+    )
+
+
+FLAG = Limit("true or false", lambda value: type(value) is bool)
+_VAE_BLOCKS = 4  # 2 ** 3 times smaller in space, 4 in time
+_WIDTH = whole(1, 65536)  # channels of a layer
+_SIDE = whole(1, 400)  # latents; official: at most 300
+_PIXELS = whole(1, 16384)
+_FRAMES = whole(1, 10001)
+_SCALE = number(1e-3, 1e3)  # a factor that is multiplied by and divided by
+_GELU = one_of("gelu-approximate", "gelu", "geglu", "geglu-approximate", "swiglu", "linear-silu")
+_TIME_ACTIVATION = one_of("silu", "swish", "mish", "gelu", "relu")
+
+# The entries that a transformer and a control net share.
+_BLOCKS: dict[str, Limit] = {
+    "num_attention_heads": whole(1, 1024),
+    "attention_head_dim": multiple(16, 1024),  # what RoPE splits into 1/4 for time and 3/8 for each side, in pairs
+    "num_layers": whole(1, MOST_LAYERS),
+    "time_embed_dim": _WIDTH,
+    "text_embed_dim": _WIDTH,
+    "flip_sin_to_cos": FLAG,
+    "freq_shift": number(0, 1),
+    "attention_bias": FLAG,
+    "sample_width": _SIDE,
+    "sample_height": _SIDE,
+    "sample_frames": _FRAMES,
+    "patch_size": whole(2, 2),
+    "max_text_seq_length": whole(1, MOST_TOKENS),
+    "activation_fn": _GELU,
+    "timestep_activation_fn": _TIME_ACTIVATION,
+    "norm_elementwise_affine": FLAG,
+    "norm_eps": number(0, 1),
+    "spatial_interpolation_scale": _SCALE,
+    "temporal_interpolation_scale": _SCALE,
+    "use_rotary_positional_embeddings": FLAG,
+    "use_learned_positional_embeddings": FLAG,
+}
+# component -> entry -> its limit
+LIMITS: dict[str, dict[str, Limit]] = {
+    "transformer": {
+        **_BLOCKS,
+        "in_channels": _WIDTH,
+        "out_channels": _WIDTH,
+        "ofs_embed_dim": or_null(_WIDTH),
+        "dropout": number(0, 1),
+        "patch_size_t": or_null(whole(2, 2)),
+        "temporal_compression_ratio": whole(4, 4),
+        "patch_bias": FLAG,
+    },
+    "controlnet": {
+        **_BLOCKS,
+        "vae_channels": _WIDTH,
+        "in_channels": _WIDTH,
+        "downscale_coef": whole(1, 64),
+        "out_proj_dim": or_null(_WIDTH),
+    },
+    "vae": {
+        "in_channels": whole(3, 3),
+        "out_channels": whole(3, 3),
+        "down_block_types": items(_VAE_BLOCKS, one_of("CogVideoXDownBlock3D")),
+        "up_block_types": items(_VAE_BLOCKS, one_of("CogVideoXUpBlock3D")),
+        "block_out_channels": items(_VAE_BLOCKS, whole(1, 8192)),
+        "latent_channels": whole(16, 16),
+        "layers_per_block": whole(1, 16),
+        "act_fn": one_of("silu", "swish"),
+        "norm_eps": number(0, 1),
+        "norm_num_groups": whole(1, 8192),
+        "temporal_compression_ratio": number(4, 4),
+        "sample_height": _PIXELS,
+        "sample_width": _PIXELS,
+        "scaling_factor": _SCALE,
+        "shift_factor": or_null(number(-1e3, 1e3)),
+        "latents_mean": or_null(items(16, number(-1e3, 1e3))),
+        "latents_std": or_null(items(16, _SCALE)),
+        "force_upcast": FLAG,
+        "use_quant_conv": FLAG,
+        "use_post_quant_conv": FLAG,
+        "invert_scale_latents": FLAG,
+    },
+    "scheduler": {"snr_shift_scale": number(1e-2, 1e2)},
+    # Read from T5's weights: of its config.json the pack uses nothing. "num_layers" of both is the number of blocks.
+    "text_encoder": {"num_layers": whole(1, MOST_LAYERS)},
+}
+
+
+def checked_config(component: str, config: Any, source: str) -> dict[str, Any]:
+    """`config`, where it is an object all of whose entries are within the table's limits.
+
+    component: a key of LIMITS. source: the beginning of the message's sentence, such as the path of the file.
+
+    Raises UserError, which names the first entry that is not, its value and what is expected.
+    """
+    if not isinstance(config, Mapping):
+        raise UserError(f"{source} is not a JSON object. Download it again.")
+    for name, limit in LIMITS[component].items():
+        if name in config and not limit.holds(config[name]):
+            raise UserError(
+                f"{source} has {quoted(str(config[name]))} as {name}. Expected is {limit.expected}. Download the "
+                "checkpoint again, or put its own config there."
+            )
+    return dict(config)
