@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import browser, comfyui, environment, models, paths, server, suite
+from . import browser, comfyui, environment, models, overlay, paths, server, suite
 from .console import say
 from .errors import DevError, describe_full_disk, is_disk_full
 from .process import run_foreground, run_logged
@@ -162,31 +162,48 @@ def train(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def prepare(arguments: argparse.Namespace, *, for_tests: bool) -> Setup:
     """Everything up to the server: venv, ComfyUI, packages, base directory. Raises: DevError."""
-    named_by = "--comfyui" if "comfyui" in arguments else "COMFYUI_PATH"
-    checkout = getattr(arguments, "comfyui", None) or os.environ.get("COMFYUI_PATH")
-    host = comfyui.find_checkout(checkout, named_by) if checkout else None
+    release, checkout = _chosen_host(arguments)
     stamps = paths.VENV / "dev-stamps"
     if not stamps.exists():
         free_gb = environment.check_room(paths.ROOT)
         say(f"First install: Python {sys.version.split()[0]}, {free_gb:.0f} GB free")
     paths.LOGS.mkdir(parents=True, exist_ok=True)
     python = environment.create_venv(paths.VENV, paths.LOGS)
-    host = host or comfyui.fetch(comfyui.PINNED, paths.DEV, python, paths.LOGS)
+    host = checkout or comfyui.fetch(comfyui.PINNED, paths.DEV, python, paths.LOGS)
+    installed = _install(python, host, stamps, for_tests)
+    if release is not comfyui.PINNED:
+        host = comfyui.fetch(release, paths.DEV, python, paths.LOGS)
+        python = overlay.prepare(python, host, release.version, installed)
     say(f"ComfyUI: {host}")
-    _install(python, host, stamps, for_tests)
     comfyui.prepare_base(paths.BASE, paths.ROOT, paths.PACK_NAME)
     return Setup(host, python)
 
 
-def _install(python: Path, host: Path, stamps: Path, for_tests: bool) -> None:
-    constraints = paths.ROOT / "constraints-dev.txt"
+def _chosen_host(arguments: argparse.Namespace) -> tuple[comfyui.Release, Path | None]:
+    """The release to fetch, and the user's own checkout to take in its place. Raises: DevError."""
+    version, by_option = getattr(arguments, "host", None), getattr(arguments, "comfyui", None)
+    if version is not None:
+        if by_option is not None:
+            raise DevError("--host fetches a ComfyUI and --comfyui names one that is there: give one of the two.")
+        return comfyui.find_release(version), None
+    checkout = by_option or os.environ.get("COMFYUI_PATH")
+    named_by = "COMFYUI_PATH" if by_option is None else "--comfyui"
+    return comfyui.PINNED, comfyui.find_checkout(checkout, named_by) if checkout else None
+
+
+def _install(python: Path, host: Path, stamps: Path, for_tests: bool) -> str:
+    """Install what `host`, the pack and the tests need; returns a digest of it."""
+    constraints = paths.CONSTRAINTS
     # In one go, so that pip finds versions that satisfy both.
     packages = [host / "requirements.txt", paths.ROOT / "requirements.txt"]
     installed = environment.install(python, "ComfyUI requirements", packages, constraints, stamps, paths.LOGS)
     environment.install_package(python, paths.ROOT, stamps, paths.LOGS)
     if for_tests:
         extras = [paths.ROOT / "requirements-dev.txt"]
-        environment.install(python, "test requirements", extras, constraints, stamps, paths.LOGS, after=installed)
+        installed = environment.install(
+            python, "test requirements", extras, constraints, stamps, paths.LOGS, after=installed
+        )
+    return installed
 
 
 def _write_needs(setup: Setup, *examples: str) -> None:

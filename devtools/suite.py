@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import paths
+from . import comfyui, paths
 from .console import say
 from .process import run_foreground
 
 MAX_WORKERS = 2  # each holds torch, ComfyUI and the tests' models, 2 GB in all; a server takes a further one
 COVERAGE = paths.DEV / "coverage"
+_HOSTS = [release.version for release in comfyui.RELEASES]
 _NOT_MEASURED = ("tests", "benchmarks", ".venv", ".dev")
 # Options of pytest that need the tests in this process, or say themselves how they are to be shared out.
 _ONE_PROCESS = ("--pdb", "--trace", "-s", "--capture=no", "--co", "--collect-only", "--fixtures", "--markers")
@@ -24,16 +25,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--fast", action="store_const", const="fast", dest="tier", help="what a minute can check")
     which.add_argument("--long", action="store_const", const="long", dest="tier", help="everything, trainings included")
     which.add_argument("--faults", action="store_true", help="put faults into a copy of the code: all must be caught")
+    parser.add_argument(
+        "--host",
+        metavar="VERSION",
+        help=f"run in this ComfyUI, the fast tier where it is not the newest: {', '.join(_HOSTS)}",
+    )
     parser.add_argument("--coverage", action="store_true", help="print which lines and branches were run")
-    parser.set_defaults(tier="standard", faults=False, coverage=False)
+    parser.set_defaults(tier=None, faults=False, coverage=False, host=None)
 
 
 def run(python: Path, environ: Mapping[str, str], arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the tier that `arguments` ask for; returns the exit status. rest: arguments for pytest."""
     if arguments.faults:
         return run_foreground([str(python), "-m", "cogvideox.tests.faults.run", *rest], cwd=paths.ROOT, env=environ)
-    say(f"Running pytest, the {arguments.tier} tier")
-    options = [f"--tier={arguments.tier}", *worker_options(rest, os.cpu_count() or 1), *rest]
+    tier = arguments.tier or ("standard" if arguments.host in (None, comfyui.PINNED.version) else "fast")
+    say(f"Running pytest, the {tier} tier")
+    options = [f"--tier={tier}", *worker_options(rest, os.cpu_count() or 1), *rest]
     if any(option.startswith("-n") for option in options):
         environ = {**environ, "OMP_NUM_THREADS": "1"}  # workers side by side: more threads would wait for each other
     if not arguments.coverage:

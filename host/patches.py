@@ -1,4 +1,5 @@
-"""Every change that the pack makes to ComfyUI's own modules, for the process as a whole. There are no others.
+"""Every change that the pack makes to what the whole process shares, ComfyUI's own modules first. There are no others:
+tests/test_house.py looks for them, and tests/host/test_patches.py, in each version of ComfyUI, whether they still fit.
 
 `comfy.lora.load_lora`, `comfy.lora.model_lora_keys_unet`, `comfy.sd.load_lora_for_models`
     are wrapped by wrap_stock_lora_nodes when the first CogVideoX model is loaded. ComfyUI has no hook through which its
@@ -7,24 +8,31 @@
     is wrapped by wrap_previewer at the same time, because ComfyUI's own previewer shows a video's first frame. While it
     runs for a latent of ours, `comfy.cli_args.args.preview_method` may have another value. A previewer that another
     pack has put there stays.
+`execution.validate_inputs`
+    is wrapped by wrap_validation when ComfyUI loads the nodes, because it repeats a message of a node's own checks for
+    each of the node's inputs.
 `comfy.quant_ops`
     learns the layout of GGUF blocks, under a name of ours, when host.quantized is imported (register_layout).
 `comfy.model_management.in_training`, `comfy.ops.run_every_op`
     are switched by training_switches while a training runs in the graph, and restored.
-`logging`
-    is silent below errors while a VAE asks ComfyUI for its defaults (without_warnings), and restored.
+a logger
+    has a filter while a VAE asks ComfyUI for its defaults (without_warnings). It drops warnings of that thread only.
+accelerate's states
+    are those of the training while one runs in the graph (own_states); those of other packs are put back after it.
 
-A wrapper hands every call for other models and latent formats on, unchanged.
+A wrapper hands every call for other models and latent formats on, unchanged: with whatever arguments a newer version of
+ComfyUI has added.
 
-Other process-wide state, none of it ComfyUI's: the package's __init__.py enters the package in `sys.modules` under its
-proper name; host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`, in processes that are
-not ComfyUI; training.parallelize resets accelerate's AcceleratorState before and after a training in the graph;
-model_loaders.files.gguf_files silences one of numpy's warnings while it maps a file.
+Set elsewhere: the package's __init__.py enters the package in `sys.modules` under its proper name. Only in processes
+that are not ComfyUI, host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`, and
+training.headless handles SIGINT and SIGTERM while it trains.
 """
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
@@ -37,9 +45,11 @@ import comfy.quant_ops
 import comfy.sd
 import latent_preview
 import torch
-from comfy.cli_args import LatentPreviewMethod, args
+from comfy.cli_args import LatentPreviewMethod
+from comfy.cli_args import args as options
 
 from .protocols import LatentFormat
+from .queue_errors import reported_once
 
 _MARK = "_cogvideox_wrapped"  # an attribute of every wrapper of ours
 Format = TypeVar("Format", bound=LatentFormat)
@@ -54,49 +64,71 @@ def wrap_once(module: ModuleType, name: str, wrap: Callable[[Callable], Callable
         setattr(module, name, wrapper)
 
 
+def argument(args: tuple, kwargs: dict[str, Any], position: int, name: str) -> Any:
+    """An argument of a call, by its position or its name; None where it has none."""
+    return args[position] if position < len(args) else kwargs.get(name)
+
+
+def with_argument(args: tuple, kwargs: dict[str, Any], position: int, name: str, value: Any) -> tuple[tuple, dict]:
+    """The arguments of a call with `value` in the place of one, or as one more."""
+    if position < len(args):
+        return (*args[:position], value, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: value}
+
+
 def wrap_stock_lora_nodes(
     model_class: type[torch.nn.Module],
     is_ours: Callable[[dict[str, Any]], bool],
     layer_aliases: Callable[[Any], dict[str, Any]],
-    load: Callable[[dict[str, Any], dict[str, Any], Callable, bool], dict[str, Any]],
+    load: Callable[[dict[str, Any], dict[str, Any], Callable], dict[str, Any]],
     prepare: Callable[[comfy.model_patcher.ModelPatcher, dict[str, Any], dict[str, str] | None], dict[str, Any]],
 ) -> None:
     """Make Load LoRA, and every node that calls the same functions, work with models of `model_class`.
 
     is_ours: whether a key map is that of such a model. layer_aliases: model -> the names that LoRA files have for its
-    weights, for the key map. load: (LoRA, key map, ComfyUI's load_lora, log_missing) -> patches. prepare: (MODEL, LoRA,
+    weights, for the key map. load: (LoRA, key map, ComfyUI's load_lora for the two) -> patches. prepare: (MODEL, LoRA,
     header of its file) -> the LoRA, checked, with the header's alpha.
     """
 
     # A LoRA node calls load_lora_for_models, and that calls model_lora_keys_unet for the key map, then load_lora with
     # it. Each wrapper therefore knows our models by what it is given: the model, the key map, the MODEL.
     def keys(original: Callable) -> Callable:
-        def model_lora_keys_unet(model: Any, key_map: dict[str, Any] | None = None) -> dict[str, Any]:
-            names: dict[str, Any] = original(model, {} if key_map is None else key_map)
-            if isinstance(model, model_class):
-                names.update(layer_aliases(model))
+        def model_lora_keys_unet(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            model = argument(args, kwargs, 0, "model")
+            if not isinstance(model, model_class):
+                return original(*args, **kwargs)
+            if argument(args, kwargs, 1, "key_map") is None:
+                # ComfyUI's default is one dict for all calls: the names would appear in the next model's key map.
+                args, kwargs = with_argument(args, kwargs, 1, "key_map", {})
+            names: dict[str, Any] = original(*args, **kwargs)
+            names.update(layer_aliases(model))
             return names
 
         return model_lora_keys_unet
 
     def patches(original: Callable) -> Callable:
-        def load_lora(lora: dict[str, Any], to_load: dict[str, Any], log_missing: bool = True) -> dict[str, Any]:
-            if is_ours(to_load):
-                return load(lora, to_load, original, log_missing)
-            return original(lora, to_load, log_missing)
+        def load_lora(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            lora, key_map = argument(args, kwargs, 0, "lora"), argument(args, kwargs, 1, "to_load")
+            if lora is None or key_map is None or not is_ours(key_map):
+                return original(*args, **kwargs)
+
+            def load_with_comfyui(lora: dict[str, Any], key_map: dict[str, Any]) -> dict[str, Any]:
+                changed = with_argument(args, kwargs, 0, "lora", lora)
+                changed = with_argument(*changed, 1, "to_load", key_map)
+                return original(*changed[0], **changed[1])
+
+            return load(lora, key_map, load_with_comfyui)
 
         return load_lora
 
     def apply(original: Callable) -> Callable:
-        def load_lora_for_models(
-            model: comfy.model_patcher.ModelPatcher, clip: Any, lora: dict[str, Any], *args: Any, **kwargs: Any
-        ) -> tuple:
-            if isinstance(getattr(model, "model", None), model_class):
-                # After the LoRA come both strengths and then the file's header, which older versions of ComfyUI do not
-                # hand on.
-                header = kwargs.get("lora_metadata", args[2] if len(args) > 2 else None)
-                lora = prepare(model, lora, header)
-            return original(model, clip, lora, *args, **kwargs)
+        def load_lora_for_models(*args: Any, **kwargs: Any) -> tuple:
+            model, lora = argument(args, kwargs, 0, "model"), argument(args, kwargs, 2, "lora")
+            if lora is not None and isinstance(getattr(model, "model", None), model_class):
+                # Older versions of ComfyUI do not hand the file's header on.
+                header = argument(args, kwargs, 5, "lora_metadata")
+                args, kwargs = with_argument(args, kwargs, 2, "lora", prepare(model, lora, header))
+            return original(*args, **kwargs)
 
         return load_lora_for_models
 
@@ -114,29 +146,53 @@ def wrap_previewer(
     """
 
     def wrap(original: Callable) -> Callable:
-        def get_previewer(
-            device: torch.device, latent_format: Any, *rest: Any, **more: Any
-        ) -> latent_preview.LatentPreviewer | None:
+        def get_previewer(*args: Any, **kwargs: Any) -> latent_preview.LatentPreviewer | None:
+            latent_format = argument(args, kwargs, 1, "latent_format")
             if not isinstance(latent_format, format_class):
-                return original(device, latent_format, *rest, **more)
-            method = args.preview_method
+                return original(*args, **kwargs)
+            method = options.preview_method
             with_decoder = method == LatentPreviewMethod.TAESD
             if with_decoder:
                 # ComfyUI has no decoder for our format and would warn that a file called "None" is missing.
-                args.preview_method = LatentPreviewMethod.Latent2RGB
+                options.preview_method = LatentPreviewMethod.Latent2RGB
             try:
-                previewer = original(device, latent_format, *rest, **more)
+                previewer = original(*args, **kwargs)
             finally:
-                args.preview_method = method
+                options.preview_method = method
             # Anything else means that previews are switched off or that another pack's wrapper has returned a previewer
             # of its own, which may be a subclass: hence not isinstance.
             if type(previewer) is not latent_preview.Latent2RGBPreviewer:
                 return previewer
-            return make_previewer(device, latent_format, with_decoder)
+            return make_previewer(argument(args, kwargs, 0, "device"), latent_format, with_decoder)
 
         return get_previewer
 
     wrap_once(latent_preview, "get_previewer", wrap)
+
+
+def wrap_validation(node_ids: Collection[str]) -> None:
+    """Report what the checks of these nodes find once, where ComfyUI repeats it for each of their inputs.
+
+    ComfyUI calls a node's validate_inputs once for all inputs that it names, and has no way to be told which of them
+    was wrong.
+    """
+    # In a script no prompt is queued: importing ComfyUI's server for this would take seconds.
+    execution = sys.modules.get("execution")
+    if execution is None:
+        return
+
+    def wrap(original: Callable) -> Callable:
+        async def validate_inputs(*args: Any, **kwargs: Any) -> Any:
+            result = await original(*args, **kwargs)
+            prompt, node = argument(args, kwargs, 1, "prompt"), argument(args, kwargs, 2, "item")
+            if prompt[node]["class_type"] in node_ids:
+                # (whether the prompt may run, errors, node). ComfyUI keeps the same list for nodes that come later.
+                result[1][:] = reported_once(result[1])
+            return result
+
+        return validate_inputs
+
+    wrap_once(execution, "validate_inputs", wrap)
 
 
 def register_layout(name: str, layout: type) -> None:
@@ -164,11 +220,33 @@ def training_switches() -> Iterator[None]:
 
 
 @contextmanager
-def without_warnings() -> Iterator[None]:
-    """While this lasts only errors are logged, by any code of the process."""
-    before = logging.root.manager.disable  # the level that logging.disable has set; there is no public getter
-    logging.disable(logging.WARNING)
+def without_warnings(logger: logging.Logger) -> Iterator[None]:
+    """While this lasts `logger` drops what this thread logs, unless it is an error; other threads go on as before."""
+    thread = threading.get_ident()
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno >= logging.ERROR
+
+    logger.addFilter(is_wanted)
     try:
         yield
     finally:
-        logging.disable(before)
+        logger.removeFilter(is_wanted)
+
+
+@contextmanager
+def own_states(*classes: type) -> Iterator[None]:
+    """While this lasts accelerate's `classes` begin anew, whatever state another pack has given them.
+
+    accelerate keeps one state for a process, in a dict that every object of the class shares (accelerate/state.py).
+    Objects that exist go on using the one that they have.
+    """
+    name = "_shared_state"
+    before = [(owner, vars(owner)[name]) for owner in classes]  # not getattr: it may be a descriptor
+    try:
+        for owner in classes:
+            setattr(owner, name, {})
+        yield
+    finally:
+        for owner, state in before:
+            setattr(owner, name, state)

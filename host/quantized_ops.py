@@ -24,6 +24,14 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
     weight: Any  # a Parameter of any kind; None while _apply replaces it
     multiplies_quantized = False  # whether to multiply in fp8 or int8 instead of unpacking
 
+    @property
+    def layout_type(self) -> str:
+        """The name of the weight's layout. ComfyUI before 0.30 reads it where it packs a weight again that it has
+        streamed to the device and patched (comfy.ops)."""
+        if not is_quantized(self.weight):
+            raise AttributeError("layout_type")  # as of a Linear that has no such attribute
+        return self.weight._layout_cls
+
     def forward_comfy_cast_weights(self, input: torch.Tensor) -> torch.Tensor:
         if not is_quantized(self.weight):
             return super().forward_comfy_cast_weights(input)

@@ -28,6 +28,9 @@ def use_comfyui(cpu: bool = True, comfyui: Path | None = None) -> None:
     try:
         importlib.import_module("comfy.options").enable_args_parsing()
         importlib.import_module("comfy.cli_args")
+        # As main.py does. Before 0.30 the module `nodes` puts ComfyUI's folder `comfy` in front, and its utils.py would
+        # be found in place of this package, without which `server` cannot be imported.
+        importlib.import_module("utils")
     finally:
         sys.argv = arguments
 

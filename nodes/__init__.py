@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..errors import set_advice
+from ..host.patches import wrap_validation
 from .advice import ADVICE
 from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
 from .decode import CogVideoXDecode
@@ -69,4 +70,5 @@ class CogVideoXExtension(ComfyExtension):
     """The object that ComfyUI asks for the pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        wrap_validation({node.define_schema().node_id for node in NODES})
         return NODES

@@ -1,6 +1,7 @@
 """VAE: a CogVideoX autoencoder behind ComfyUI's socket."""
 
 import inspect
+import logging
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -251,7 +252,7 @@ def tile_pixels(tile_x: int | None, tile_y: int | None, zoom: int) -> int | None
 def _set_host_defaults(vae: comfy.sd.VAE) -> None:
     """Set every attribute that comfy.sd.VAE has in this version of ComfyUI: given no weights, its __init__ sets them,
     warns that there are none, and returns. Attributes written down here would be those of one version."""
-    with without_warnings():
+    with without_warnings(logging.getLogger()):  # ComfyUI has no logger of its own
         comfy.sd.VAE.__init__(vae, sd={})
 
 

@@ -20,9 +20,10 @@ from cogvideox.model_loaders import load_text_encoder as text_loader
 from cogvideox.model_loaders import precision
 from cogvideox.model_loaders.checkpoints import Weights
 from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
+from cogvideox.tests.support import host_lacks
 
 HAS_INT8 = "TensorWiseINT8Layout" in quantized.FORMATS
-needs_int8 = pytest.mark.skipif(not HAS_INT8, reason="this ComfyUI has no int8")
+needs_int8 = pytest.mark.skipif(not HAS_INT8, reason=host_lacks("int8 weights"))
 _OBSTACLE = precision.int8_matmul_obstacle(torch.device("cpu"))
 needs_int8_matmul = pytest.mark.skipif(_OBSTACLE is not None, reason=f"needs int8 matmul support, {_OBSTACLE}")
 GGUF_FILES = ("Q8_0", "Q4_0")

@@ -14,6 +14,13 @@ ALL_VARIANTS = tuple(VARIANTS)
 TEXT_TO_VIDEO = ("2b", "5b", "1.5-5B")
 
 
+def host_lacks(what: str) -> str:
+    """Why a test is skipped: this version of ComfyUI has no `what`."""
+    import comfyui_version
+
+    return f"ComfyUI {comfyui_version.__version__} has no {what}"
+
+
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """RMS of the difference over RMS of the reference, in float64."""
     assert ours.shape == theirs.shape, f"shapes {tuple(ours.shape)} and {tuple(theirs.shape)}"

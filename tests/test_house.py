@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from cogvideox import PACKAGE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,8 +24,18 @@ ORDER = (
     {"complete_file", "small_files", "video_limits"},
     {"errors", "keys"},
 )
-COMFYUI = {"comfy", "comfy_extras", "comfy_execution", "latent_preview", "nodes", "execution", "server"}
 HOST_ONLY = {"comfy_api", "folder_paths", "nodes", "server", "latent_preview"}
+# Calls that change a setting of the process, by the beginning of their name or by its end; and methods that change what
+# an attribute of a module holds, such as os.environ.
+SETTERS = (
+    *("warnings.", "logging.disable", "logging.basicConfig", "logging.captureWarnings", "faulthandler."),
+    *("torch.set_", "torch.manual_seed", "torch.use_deterministic", "random.seed", "numpy.random.seed"),
+    *("torch.multiprocessing.set_", "multiprocessing.set_", "signal.signal", "atexit.register", "locale.setlocale"),
+    *("os.chdir", "os.umask", "os.putenv", "os.unsetenv", "gc.disable", "gc.freeze", "gc.set_", "sys.set"),
+    "socket.setdefaulttimeout",
+)
+SETTING_METHODS = (".addFilter", ".addHandler", ".setLevel", "._reset_state", ".set_start_method", ".seed_all")
+IN_PLACE = (".insert", ".append", ".extend", ".update", ".setdefault", ".pop", ".clear", ".remove")
 ROOMS = {name for line in ORDER for name in line}
 
 
@@ -89,29 +101,69 @@ def test_no_import_circles() -> None:
     assert not below
 
 
-def test_comfyui_is_changed_in_one_place() -> None:
-    """host/patches.py lists every change to ComfyUI's modules: one made elsewhere nobody would know of."""
-    found = []
-    for module, path in FILES.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        comfy = set()  # names that stand for modules of ComfyUI
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                comfy |= {a.asname or a.name.split(".")[0] for a in node.names if a.name.split(".")[0] in COMFYUI}
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in COMFYUI and not node.level:
-                comfy |= {a.asname or a.name for a in node.names if (a.asname or a.name).islower()}
-        for node in ast.walk(tree):
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
-                targets = [node.args[0]]
-            for target in targets:
-                root = target
-                while isinstance(root, ast.Attribute):
-                    root = root.value
-                is_attribute = isinstance(target, ast.Attribute) or isinstance(node, ast.Call)
-                if is_attribute and isinstance(root, ast.Name) and root.id in comfy:
-                    found.append(f"{module}: {ast.unparse(node)}")
-    assert {line.split(":")[0] for line in found} == {"host.patches"}, found
+def changes_of_shared_state(source: str) -> list[str]:
+    """The statements of a module that change what the whole process shares: another module, or a setting."""
+    tree, modules, found = ast.parse(source), set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            # all that may be a module, such as model_management, and classes: these are shared as well
+            modules |= {alias.asname or alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        targets = node.targets if isinstance(node, (ast.Assign, ast.Delete)) else []
+        if isinstance(node, ast.AugAssign):
+            targets = [node.target]
+        if isinstance(node, ast.Call) and (called in ("setattr", "delattr") or called.endswith(IN_PLACE)):
+            targets = [node.args[0] if called in ("setattr", "delattr") else node.func]
+        for target in targets:
+            root = target
+            while isinstance(root, (ast.Attribute, ast.Subscript)):
+                root = root.value
+            is_part = target is not root or called in ("setattr", "delattr")
+            if is_part and isinstance(root, ast.Name) and root.id in modules:
+                found.append(ast.unparse(node))
+        if called.startswith(SETTERS) or called.endswith(SETTING_METHODS):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_what_the_process_shares_is_changed_in_one_place() -> None:
+    """host/patches.py lists every change to ComfyUI's modules and to the process's settings: one made elsewhere nobody
+    would know of, and another pack would suffer from it."""
+    found = {module: changes_of_shared_state(path.read_text("utf-8")) for module, path in FILES.items()}
+    changed = {module: lines for module, lines in found.items() if lines}
+    # The last two only in processes that are not ComfyUI.
+    assert set(changed) == {"host.patches", "host.standalone", "training.headless"}, changed
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "logging.disable(30)",
+        "logging.getLogger('x').setLevel(40)",
+        "warnings.filterwarnings('ignore')",
+        "torch.set_num_threads(1)",
+        "torch.backends.cudnn.benchmark = True",
+        "os.environ['A'] = '1'",
+        "os.environ.setdefault('A', '1')",
+        "os.environ |= {}",
+        "sys.path.insert(0, '.')",
+        "del sys.modules['x']",
+        "torch.manual_seed(0)",
+        "signal.signal(2, print)",
+        "AcceleratorState._reset_state()",
+        "setattr(comfy.lora, 'load_lora', print)",
+    ],
+)
+def test_changes_of_shared_state_are_found(line: str) -> None:
+    """The test above would say nothing of what it does not recognise."""
+    names = (
+        "import comfy.lora, logging, os, signal, sys, torch, warnings\nfrom accelerate.state import AcceleratorState\n"
+    )
+    assert changes_of_shared_state(f"{names}def f():\n    {line}\n") == [line]
+    assert changes_of_shared_state(f"{names}x = torch.Generator().manual_seed(0)\nos.environ.get('A')\n") == []
 
 
 def test_importing_the_pack_loads_no_diffusers() -> None:

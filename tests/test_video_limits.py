@@ -23,7 +23,7 @@ from cogvideox.nodes.latent import CogVideoXEmptyLatent
 from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.nodes.video import CogVideoXEncodeVideo
 from cogvideox.samplers.checks import check_latent
-from cogvideox.samplers.noise import seeded_noise
+from cogvideox.samplers.noise import NoiseStream
 from cogvideox.sockets.draft_decoder import decode_draft
 from cogvideox.tests.guard import bounded
 from cogvideox.vae.geometry import empty_latent
@@ -99,8 +99,8 @@ WORK: dict[str, Callable[[Any, Any], Any]] = {
     ),
     "invert": lambda model, vae: CogVideoXInvert.execute(model, [], [], {"samples": LATENT}, 1, 1.0),
     "any sampler": lambda model, vae: check_latent(model.model, LATENT),
-    "noise": lambda model, vae: seeded_noise(LATENT.shape, 0),
-    "batch_index": lambda model, vae: seeded_noise((1, 16, 13, 60, 90), 0, [10**9]),
+    "noise": lambda model, vae: NoiseStream(0).draw(LATENT.shape),
+    "batch_index": lambda model, vae: NoiseStream(0, (10**9,)).draw((1, 16, 13, 60, 90)),
     "hold a picture": lambda model, vae: hold_last(spread(1, MAX_SIDE, MAX_SIDE, 3), MAX_FRAMES),
     "hold a mask": lambda model, vae: hold_last(spread(1, MAX_SIDE, MAX_SIDE), MAX_FRAMES),
     "continue": lambda model, vae: continuation_latent(spread(1, 16, 1, 2048, 2048), MAX_FRAMES),

@@ -6,7 +6,7 @@ UNUSED = {
     """,
     "ComfyUI calls or reads it on a model, a VAE, a CLIP, a control net, a latent format or a previewer": """
         concat_cond resize_cond_for_context_window deepclone_multigpu unet_extra_config memory_usage_factor
-        latent_dimensions spacial_downscale_ratio temporal_downscale_ratio custom_operations
+        latent_dimensions layout_type spacial_downscale_ratio temporal_downscale_ratio custom_operations
         latent_dim upscale_ratio downscale_ratio upscale_index_formula downscale_index_formula handles_tiling not_video
         decode_tiled encode_tiled tokenize_with_weights untokenize decode_latent_to_preview_image
     """,

@@ -34,7 +34,9 @@ def attach_lora(dit: torch.nn.Module, config: TrainConfig = TrainConfig()) -> No
     adapter = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), init_lora_weights=True
     )
-    peft.inject_adapter_in_model(adapter, dit)
+    # peft draws A from torch's global generator, on the CPU, from which others draw as well.
+    with torch.random.fork_rng(devices=[]):
+        peft.inject_adapter_in_model(adapter, dit)
     generator = torch.Generator().manual_seed(config.seed)
     for layer in lora_layers(dit).values():
         # Stored in fp32 and computed in the input's type: A and B become ComfyUI's layers, which cast their weights.
@@ -43,9 +45,8 @@ def attach_lora(dit: torch.nn.Module, config: TrainConfig = TrainConfig()) -> No
         adopt_ops(layer.lora_A, comfy.ops.manual_cast)
         adopt_ops(layer.lora_B, comfy.ops.manual_cast)
         a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-        # peft has drawn A from torch's global generator. It is drawn again from config.seed, and on the CPU: cards of
-        # different kinds have different numbers. The bound is that of kaiming_uniform_ with a = sqrt(5), which
-        # torch.nn.Linear uses.
+        # Drawn again, from config.seed, and on the CPU: cards of different kinds have different numbers. The bound is
+        # that of kaiming_uniform_ with a = sqrt(5), which torch.nn.Linear uses.
         bound = 1 / math.sqrt(a.shape[1])
         a.data = torch.empty(a.shape).uniform_(-bound, bound, generator=generator).to(a.device)
         b.data = torch.zeros(b.shape, device=b.device)

@@ -11,11 +11,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, AutocastKwargs, DistributedType, PartialState
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import UserError
+from ..host.patches import own_states
 
 T = TypeVar("T")
 _MIXED_PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}  # accelerate's names
@@ -70,14 +71,11 @@ def create_accelerator(dtype: torch.dtype, mode: str, weight_dtype: str = "defau
 @contextmanager
 def single_process(dtype: torch.dtype, on_cpu: bool) -> Iterator[Accelerator]:
     """accelerate inside ComfyUI's process, for a LoRA on a model that ComfyUI has put where it belongs."""
-    # accelerate keeps its precision in a class attribute for the lifetime of the process: without the reset a second
-    # training in the same ComfyUI could not have another one ("AcceleratorState has already been initialized").
-    AcceleratorState._reset_state(reset_partial_state=True)
-    try:
+    # accelerate keeps its precision in a class attribute for the lifetime of the process: a second training in the same
+    # ComfyUI could not have another one ("AcceleratorState has already been initialized").
+    with own_states(PartialState, AcceleratorState, GradientState):
         # No placement: ComfyUI's patcher has put the model on its device, and takes it off again.
         yield _accelerator(dtype, "lora", on_cpu, device_placement=False)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _accelerator(dtype: torch.dtype, mode: str, on_cpu: bool, device_placement: bool) -> Accelerator:

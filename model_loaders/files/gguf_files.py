@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 
 from ...errors import UserError
@@ -50,14 +50,11 @@ def open_gguf(path: Path) -> dict[str, torch.Tensor]:
     Raises UserError as read_gguf_header does.
     """
     reader = _reader(path)
-    # The package maps the file read-only, and torch warns of that. ComfyUI patches copies of weights, not the mapping.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        found = {}
-        for tensor in reader.tensors:
-            throw_if_interrupted()  # some are unpacked
-            found[tensor.name] = _open(reader, tensor)
-        return found
+    found = {}
+    for tensor in reader.tensors:
+        throw_if_interrupted()  # some are unpacked
+        found[tensor.name] = _open(reader, tensor)
+    return found
 
 
 def _reader(path: Path) -> GGUFReader:
@@ -122,13 +119,31 @@ def _shape(reader: GGUFReader, tensor: ReaderTensor) -> tuple[int, ...]:
 def _open(reader: GGUFReader, tensor: ReaderTensor) -> torch.Tensor:
     shape, kind = _shape(reader, tensor), tensor.tensor_type.name
     if kind in _PLAIN:
-        return torch.from_numpy(tensor.data).reshape(shape)
+        return _mapped(tensor.data).reshape(shape)
     if kind == "BF16":  # numpy has no bf16, so the package returns the bytes
-        return torch.from_numpy(tensor.data).view(torch.bfloat16).reshape(shape)
+        return _mapped(tensor.data).view(torch.bfloat16).reshape(shape)
     # fp32 is the logical dtype at first: model_loaders.quantization sets the compute dtype, which the device decides.
     if kind in GGUF_TYPES and len(shape) == 2:
-        return gguf_tensor(torch.from_numpy(tensor.data).reshape(shape[0], -1), kind, shape, torch.float32)
+        return gguf_tensor(_mapped(tensor.data).reshape(shape[0], -1), kind, shape, torch.float32)
     # What no Linear can hold packed: a type that gguf_blocks.py lacks, or a convolution or table.
     from gguf import quants
 
     return torch.from_numpy(quants.dequantize(tensor.data, tensor.tensor_type)).reshape(shape).to(torch.bfloat16)
+
+
+class _Mapping:
+    """The memory of a numpy array, for numpy: as one that may be written to."""
+
+    def __init__(self, array: Any):
+        self.array = array  # keeps the file mapped
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+
+
+def _mapped(array: Any) -> torch.Tensor:
+    """A tensor over the memory of an array that the package maps read-only.
+
+    torch warns of such an array. ComfyUI patches copies of weights, not the mapping; and to ignore a warning is to
+    change a setting that all threads of the process share.
+    """
+    return torch.from_numpy(numpy.asarray(_Mapping(array)))

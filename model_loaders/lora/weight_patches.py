@@ -46,8 +46,7 @@ class MagnitudeAdapter(LoRAAdapter):
 def load_patches(
     lora: Mapping[str, torch.Tensor],
     key_map: Mapping[str, str],
-    load_lora: Callable[..., dict[str, Any]] = comfy.lora.load_lora,
-    log_missing: bool = True,
+    load_lora: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = comfy.lora.load_lora,
 ) -> dict[str, Any]:
     """Weight of the MODEL -> patch, for a LoRA of any dialect.
 
@@ -69,7 +68,7 @@ def load_patches(
         tensors |= {f"{layer}.{part}": tensor for part, tensor in parts.items()}
     # The layers have been found: one name for each is enough, instead of the dozens in key_map.
     others = {name: weight for name, weight in key_map.items() if not _is_own_weight(weight)}
-    patches = load_lora(tensors, others | {layer: layer + ".weight" for layer in found.layers}, log_missing)
+    patches = load_lora(tensors, others | {layer: layer + ".weight" for layer in found.layers})
     for weight, magnitude in magnitudes.items():
         plain = patches[weight]
         patches[weight] = MagnitudeAdapter(plain.loaded_keys, (*plain.weights[:4], magnitude, plain.weights[5]))

@@ -50,6 +50,26 @@ def lora(comfyui: Server) -> str:
     return path.name
 
 
+@pytest.fixture
+def unusable_lora(comfyui: Server) -> str:
+    """The name of a LoRA that fits nothing: the error says its key, which is markup."""
+    path = comfyui.output.parent / "models" / "loras" / "unusable.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file({f"{_MARKUP}.lora_A.weight": torch.ones(2, 2), f"{_MARKUP}.lora_B.weight": torch.ones(2, 2)}, path)
+    return path.name
+
+
+def test_markup_in_an_error_is_text(unusable_lora: str, frontend: Frontend) -> None:
+    # The frontend shows an error in a window of its own, and quotes it on the node.
+    page = frontend.page
+    page.evaluate(_RUN, [_PIPELINE, unusable_lora])
+    page.wait_for_function("() => window.outcome", timeout=60_000)
+    assert _MARKUP in page.evaluate("() => window.outcome")
+    frontend.settle()
+    assert page.locator('img[src="x"]').count() == 0
+    assert page.evaluate("() => window.hacked") is None
+
+
 def test_markup_in_a_message_is_text(lora: str, frontend: Frontend) -> None:
     # A workflow and its files come from strangers: what they call a thing must not run as script in the user's page.
     page = frontend.page

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cogvideox.devtools import cli, environment, paths, server, suite
+from cogvideox.devtools import cli, comfyui, environment, overlay, paths, server, suite
 
 
 @pytest.fixture
@@ -112,6 +112,39 @@ def test_ctrl_c_ends_without_a_traceback(untouched_clone, monkeypatch, capsys):
     assert capsys.readouterr().err == "Stopped.\n"
 
 
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--host", "0.19.0"], "the versions that can be fetched are 0.30.0, 0.24.0, 0.18.2, 0.16.3"),
+        (["--host", "0.18.2", "--comfyui", "X"], "give one of the two"),
+    ],
+)
+def test_host_that_cannot_be_had_is_named_before_anything_long(untouched_clone, capsys, argv, words):
+    assert cli.main(["test", *argv]) == 1
+    assert words in sentence(capsys)
+    assert not list(untouched_clone.iterdir())
+
+
+def test_older_host_is_fetched_into_an_environment_of_its_own(untouched_clone, monkeypatch):
+    """Its packages would replace those of the newest ComfyUI. COMFYUI_PATH, set for every day, must not win."""
+    calls = []
+    monkeypatch.setenv("COMFYUI_PATH", "/somewhere")
+    monkeypatch.setattr(environment, "check_room", lambda folder: 100.0)
+    monkeypatch.setattr(environment, "create_venv", lambda venv, logs: Path("shared"))
+    monkeypatch.setattr(environment, "install_package", lambda *_: None)
+    monkeypatch.setattr(environment, "install", lambda python, name, files, *_, after="": after + name)
+    monkeypatch.setattr(comfyui, "fetch", lambda release, *_: Path(release.version))
+    monkeypatch.setattr(comfyui, "prepare_base", lambda *_: None)
+    monkeypatch.setattr(overlay, "prepare", lambda *given: calls.append(given) or Path("overlay"))
+    arguments, _ = cli.parse(["test", "--host", "0.18.2"])
+    setup = cli.prepare(arguments, for_tests=True)
+    assert (setup.host, setup.python) == (Path("0.18.2"), Path("overlay"))
+    assert calls == [(Path("shared"), Path("0.18.2"), "0.18.2", "ComfyUI requirementstest requirements")]
+    arguments, _ = cli.parse(["test", "--host", "0.30.0"])
+    setup = cli.prepare(arguments, for_tests=True)
+    assert (setup.host, setup.python, len(calls)) == (Path("0.30.0"), Path("shared"), 1)
+
+
 def test_pytest_gets_its_arguments_in_order():
     arguments, rest = cli.parse(["test", "-k", "dit and not slow", "--co", "--comfyui", "X", "tests/vae", "-x"])
     # --co is pytest's; were it read as --comfyui, it would swallow a path.
@@ -158,7 +191,17 @@ def test_benchmarks_all_run_and_a_failure_is_the_exit_status(untouched_clone, mo
         assert (untouched_clone / f"{name}--quick").read_text("utf-8") == str(ready.host)
 
 
-@pytest.mark.parametrize("argv, tier", [([], "standard"), (["--fast"], "fast"), (["--long"], "long")])
+@pytest.mark.parametrize(
+    "argv, tier",
+    [
+        ([], "standard"),
+        (["--fast"], "fast"),
+        (["--long"], "long"),
+        (["--host", "0.18.2"], "fast"),
+        (["--host", "0.18.2", "--long"], "long"),
+        (["--host", "0.30.0"], "standard"),
+    ],
+)
 def test_suite_runs_a_tier_in_two_workers(monkeypatch, argv, tier):
     """A tier that does not reach pytest would leave tests out without a word, or take ten times as long."""
     commands = []

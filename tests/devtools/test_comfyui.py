@@ -43,6 +43,23 @@ def test_folder_without_comfyui_names_what_is_missing(tmp_path):
         comfyui.find_checkout(str(tmp_path), "--comfyui")
 
 
+def test_unknown_version_names_those_there_are():
+    """A version that nobody has packed cannot be fetched, and one of the user's own need not be."""
+    with pytest.raises(DevError) as caught:
+        comfyui.find_release("0.19.0")
+    message = str(caught.value)
+    assert "ComfyUI 0.19.0" in message and "0.30.0, 0.24.0, 0.18.2, 0.16.3" in message and "--comfyui PATH" in message
+    assert "\n" not in message
+
+
+def test_every_release_has_a_digest_of_its_own():
+    """Two with one digest would be one archive under two names, and the second host never tested."""
+    assert comfyui.find_release("0.30.0") is comfyui.PINNED
+    assert all(comfyui.find_release(release.version) is release for release in comfyui.RELEASES)
+    assert len({release.sha256 for release in comfyui.RELEASES}) == len(comfyui.RELEASES)
+    assert all(len(release.sha256) == 64 for release in comfyui.RELEASES)
+
+
 def test_damaged_download_is_refused_and_deleted(tmp_path):
     # Left in place it would be refused at every further run.
     file = tmp_path / "comfy.tar.gz"

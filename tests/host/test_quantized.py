@@ -11,10 +11,10 @@ from cogvideox.errors import UserError
 from cogvideox.host import quantized
 from cogvideox.host import quantized_ops as ops
 from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
-from cogvideox.tests.support import relative_error, stored_bytes
+from cogvideox.tests.support import host_lacks, relative_error, stored_bytes
 
 MODES = quantized.QUANTIZED_MODES
-needs_int8 = pytest.mark.skipif("TensorWiseINT8Layout" not in quantized.FORMATS, reason="this ComfyUI has no int8")
+needs_int8 = pytest.mark.skipif("TensorWiseINT8Layout" not in quantized.FORMATS, reason=host_lacks("int8 weights"))
 EACH_MODE = pytest.mark.parametrize("mode", [pytest.param(m, marks=needs_int8 if m == "int8" else ()) for m in MODES])
 
 

@@ -28,7 +28,7 @@ from cogvideox.tests.quantized_models import (
     needs_int8,
     quantized,
 )
-from cogvideox.tests.support import relative_error
+from cogvideox.tests.support import host_lacks, relative_error
 
 CPU = torch.device("cpu")
 
@@ -159,7 +159,7 @@ def test_dynamic_vram_streams_and_patches(
 ) -> None:
     """ComfyUI's loading on demand copies codes and scales through one buffer and patches what arrives."""
     if not hasattr(comfy.ops, "resolve_cast_module_with_vbar"):
-        pytest.skip("this ComfyUI has no or another dynamic VRAM")
+        pytest.skip(host_lacks("dynamic VRAM of this kind"))
     layer = load(wide, kind, monkeypatch).model.diffusion_model.get_submodule(LAYER)
     size = comfy.memory_management.vram_aligned_size([layer.weight, layer.bias])
     buffer = torch.empty(size, dtype=torch.uint8)
@@ -248,3 +248,10 @@ def test_lora_on_the_text_encoder(wide: Path, kind: str, monkeypatch: pytest.Mon
     patched.patcher.partially_load(CPU, extra_memory=1)
     streamed = encode(patched)
     assert torch.equal(streamed, whole) if kind in GGUF_FILES else relative_error(streamed, whole) < 0.05
+
+
+def test_layout_s_name_where_comfyui_reads_it(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI before 0.30 packs a patched weight again by this name: without it a LoRA on fp8 ended the run."""
+    dit = load(wide, "fp8_e4m3fn", monkeypatch).model.diffusion_model
+    assert dit.get_submodule(LAYER).layout_type == dit.get_submodule(LAYER).weight._layout_cls
+    assert not hasattr(dit.time_embedding.linear_1, "layout_type")

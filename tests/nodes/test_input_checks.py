@@ -11,6 +11,7 @@ from comfy_api.internal import first_real_override
 from comfy_api.latest import io
 
 from cogvideox.errors import UserError
+from cogvideox.host import patches
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.nodes import NODES, input_checks
 from cogvideox.nodes.input_checks import checked
@@ -142,6 +143,29 @@ def test_typed_values_when_a_prompt_is_queued(queue: Callable[..., list[dict]]) 
             run(**given)
         assert str(error.value) == words
     assert not any(step.startswith("body") for step in ran)
+
+
+def test_one_message_for_one_mistake(queue: Callable[..., list[dict]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI repeats what validate_inputs says for each input that it names: once is enough, at the input that the
+    message is about. Nodes of others keep what ComfyUI reports for them."""
+    monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs)  # restored afterwards
+    if hasattr(execution.validate_inputs, patches._MARK):
+        monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs.__wrapped__)
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"height": 41}, "height"),
+        ({"width": 3, "height": 8}, "width"),
+        ({"width": 40, "height": 40}, "width"),  # names neither: the first
+        ({"height": 41, "share": 2.0}, "height share"),  # the second is ComfyUI's own
+    ]
+    assert [len(queue(**given)) for given, _ in mistakes] == [2, 2, 2, 3]
+    patches.wrap_validation({"CogVideoXSample"})
+    assert len(queue(height=41)) == 2
+    monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs.__wrapped__)
+    patches.wrap_validation({"CheckedNode"})
+    for given, names in mistakes:
+        errors = queue(**given)
+        assert sorted(error["extra_info"]["input_name"] for error in errors) == names.split(), given
+    assert [error["type"] for error in queue(share=2.0)] == ["value_bigger_than_max"]
 
 
 def test_inputs_that_no_check_names_when_a_prompt_is_queued(queue: Callable[..., list[dict]]) -> None:

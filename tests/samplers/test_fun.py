@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cogvideox.errors import UserError
-from cogvideox.tests.support import check_parity, relative_error, write_fp32
+from cogvideox.tests.support import check_parity, host_lacks, relative_error, write_fp32
 from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -223,7 +223,7 @@ def test_one_models_conditioning_on_another(control: Task, inpaint: Task, tiny_p
 
 def test_void_runs_with_comfyui_conditioning(tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI's own VOID conditioning node drives a VOID checkpoint through our sampler; its sampler is refused."""
-    void = pytest.importorskip("comfy_extras.nodes_void", reason="this ComfyUI has no VOID nodes yet")
+    void = pytest.importorskip("comfy_extras.nodes_void", reason=host_lacks("VOID nodes"))
     with torch.inference_mode():
         task = Task(tiny_pipelines["VOID"])
         quadmask = torch.zeros(13, HEIGHT, WIDTH)

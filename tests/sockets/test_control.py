@@ -25,7 +25,7 @@ from cogvideox.nodes.latent import CogVideoXEmptyLatent
 from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.sockets.control import CogVideoXControl, chain_control, check_model
 from cogvideox.tests.controlnet_reference import Controlled, ReferenceControl
-from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
+from cogvideox.tests.support import check_parity, host_lacks, reference_pipeline, relative_error, write_fp32
 from cogvideox.transformer import attention
 from cogvideox.transformer import control_net as controlnet_module
 
@@ -339,7 +339,7 @@ def test_a_clone_for_another_device_computes_the_same(run_5b: Run) -> None:
     """ComfyUI's multi-GPU nodes give each device a control net of its own."""
     control = prepared(run_5b)
     if not hasattr(control, "multigpu_clones"):
-        pytest.skip("this ComfyUI has no multi-GPU nodes")
+        pytest.skip(host_lacks("multi-GPU nodes"))
     clone = control.deepclone_multigpu(torch.device("cpu"), autoregister=True)
     assert control.get_instance_for_device(torch.device("cpu")) is clone
     assert clone.patcher.model is not control.patcher.model

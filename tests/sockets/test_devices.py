@@ -19,7 +19,7 @@ from cogvideox.host.quantized import is_quantized
 from cogvideox.host.quantized_patcher import DynamicQuantizedPatcher, QuantizedPatcher
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.samplers.comfy_sampler import schedule_sigmas
-from cogvideox.tests.support import ALL_VARIANTS
+from cogvideox.tests.support import ALL_VARIANTS, host_lacks
 from cogvideox.transformer import attention
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
@@ -103,7 +103,7 @@ class _Pages:
 
 
 # the stand-ins below are those of the dynamic VRAM that 0.24 brought
-@pytest.mark.skipif(not hasattr(mm, "pinned_hostbuf_size"), reason="this ComfyUI has no or another dynamic VRAM")
+@pytest.mark.skipif(not hasattr(mm, "pinned_hostbuf_size"), reason=host_lacks("dynamic VRAM of this kind"))
 @pytest.mark.parametrize("weight_dtype", ("bf16", "fp8_e4m3fn"))
 def test_dynamic_vram_stages_every_weight(
     tiny_pipelines: dict[str, Path], weight_dtype: str, monkeypatch: pytest.MonkeyPatch

@@ -33,7 +33,7 @@ from cogvideox.tests.lora_files import (
     save,
     write_dialect,
 )
-from cogvideox.tests.support import check_parity, reference_transformer
+from cogvideox.tests.support import check_parity, host_lacks, reference_transformer
 
 AS_TRAINED, BY_RANK = SCALES
 CASES = [
@@ -83,7 +83,7 @@ def test_stock_node_gives_the_same(subject: Subject, tmp_path: Path, dialect: st
     nodes = comfyui_nodes()
 
     if "header" in alpha and not HEADER_REACHES_STOCK:
-        pytest.skip("this ComfyUI does not pass the header on")
+        pytest.skip(host_lacks("LoRA node that hands the file's header on"))
     factors = subject.factors(DIALECTS[dialect][1])
     files, header, scale = write_dialect(dialect, factors, alpha)
     save(tmp_path / "l.safetensors", files, header)
@@ -265,7 +265,7 @@ def dora_files(factors: Factors, shapes: dict) -> tuple[Files, Files]:
 def test_dora_of_peft(subject: Subject, tmp_path: Path, strength: float, stock: bool) -> None:
     """ComfyUI's own DoRA divides by another length than peft; the LoRA would be off in every layer."""
     if stock and not HEADER_REACHES_STOCK:
-        pytest.skip("this ComfyUI does not pass the header on")
+        pytest.skip(host_lacks("LoRA node that hands the file's header on"))
     factors = subject.factors(ATTENTION)
     files, lengths = dora_files(factors, subject.shapes)
     expected = fused(subject.weights, factors, 2.0)

@@ -11,7 +11,7 @@ from cogvideox.host import quantized
 from cogvideox.model_loaders.lora.apply import apply_lora
 from cogvideox.tests.layout_files import write_gguf
 from cogvideox.tests.lora_files import DIALECTS, Subject, fused, save, write_dialect
-from cogvideox.tests.support import reference_transformer
+from cogvideox.tests.support import host_lacks, reference_transformer
 
 CPU = torch.device("cpu")
 PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,7 +24,7 @@ def subject(
 ) -> tuple[str, Subject]:
     folder, kind = tiny_pipelines["5b"], request.param
     if kind == "int8" and quantized.INT8_LAYOUT not in quantized.FORMATS:
-        pytest.skip("this ComfyUI has no int8 weights")
+        pytest.skip(host_lacks("int8 weights"))
     if kind in (*PLAIN, "fp8_e4m3fn", "int8"):
         return kind, Subject(folder, kind)
     file = tmp_path_factory.mktemp("gguf") / "model.gguf"
