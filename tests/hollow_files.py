@@ -75,6 +75,16 @@ def write_hollow(path: Path, weights: dict[str, torch.Tensor]) -> Path:
     return path
 
 
+def write_hollow_sat(path: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """As write_hollow, in SAT's file. weights: under SAT's names."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():  # of which torch.save leaves the bytes out
+        empty = {name: torch.empty(weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        return layout_files.write_sat(path, empty)
+
+
 def quantized_names(weights: dict[str, torch.Tensor], dtype: torch.dtype, scale: str) -> dict[str, torch.Tensor]:
     """What a quantised file of these weights names, on the meta device."""
     out = {}

@@ -52,11 +52,10 @@ def test_transformer_in_gguf(tmp_path: Path, name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", hollow.OFFICIAL)
 def test_transformer_in_a_torch_file(tmp_path: Path, name: str) -> None:
-    """SAT's .pt, its numbers left out as far as the format allows: one behind each tensor, spread over its shape."""
+    """SAT's .pt, with holes instead of its numbers."""
     weights = hollow.official_weights(name)
     named = layouts.prefixed("model.diffusion_model.", layouts.sat_names(weights))
-    spread = {n: torch.zeros(1, dtype=torch.bfloat16).expand(w.shape) for n, w in named.items()}
-    path = layouts.write_sat(tmp_path / "mp_rank_00_model_states.pt", spread)
+    path = hollow.write_hollow_sat(tmp_path / "mp_rank_00_model_states.pt", named)
     assert_is(name, assert_found(path, "transformer", weights))
 
 
