@@ -60,12 +60,16 @@ def unusable_lora(comfyui: Server) -> str:
 
 
 def test_markup_in_an_error_is_text(unusable_lora: str, frontend: Frontend) -> None:
-    # The frontend shows an error in a window of its own, and quotes it on the node.
+    # The frontend shows an error in a window of its own, since ComfyUI 0.30 at the press of a button.
     page = frontend.page
     page.evaluate(_RUN, [_PIPELINE, unusable_lora])
     page.wait_for_function("() => window.outcome", timeout=60_000)
     assert _MARKUP in page.evaluate("() => window.outcome")
-    frontend.settle()
+    text, details = page.get_by_text(_MARKUP).first, page.get_by_role("button", name="View details")
+    expect(text.or_(details).first).to_be_visible()
+    if not text.is_visible():
+        details.click()
+    expect(text).to_be_visible()
     assert page.locator('img[src="x"]').count() == 0
     assert page.evaluate("() => window.hacked") is None
 
