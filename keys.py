@@ -12,7 +12,6 @@ import torch
 
 ATTENTION_OVERRIDE = "optimized_attention_override"  # ComfyUI's attention functions look for it in transformer_options
 _POSITIONS = "cogvideox_positions"
-_PATCHES = "cogvideox_patches"
 
 
 class Trajectory(TypedDict):
@@ -117,14 +116,3 @@ def with_positions(transformer_options: Mapping[str, Any], positions: PositionOp
 def read_positions(transformer_options: Mapping[str, Any]) -> PositionOptions:
     """What with_positions has stored; without it, positions as the model was trained."""
     return transformer_options.get(_POSITIONS, {"riflex": False, "resample": False})
-
-
-def with_served_patches(transformer_options: Mapping[str, Any], served: object) -> dict[str, Any]:
-    """A copy of a model's transformer_options with the patches of other nodes that its attention calls, a
-    host.stock_patches.ServedPatches."""
-    return {**transformer_options, _PATCHES: served}
-
-
-def read_served_patches(transformer_options: Mapping[str, Any]) -> Any:
-    """What with_served_patches has stored; None without it."""
-    return transformer_options.get(_PATCHES)

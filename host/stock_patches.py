@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..keys import with_served_patches
+import torch
 
 # Kind -> arguments of a call in the form of ComfyUI's models with joint attention (comfy/ldm/flux, comfy/ldm/lens).
 _SERVED: Mapping[str, tuple[tuple, dict[str, None]]] = {
@@ -28,43 +28,52 @@ _FOREIGN_MODULES = ("comfy.ldm.", "comfy_extras.nodes_model_patch", "comfy_extra
 
 
 @dataclass(frozen=True)
-class ServedPatches:
-    """What the transformer calls. The functions of each kind are called one after the other."""
+class AttentionPatches:
+    """What one block's attention calls. The functions of a kind are called one after the other."""
 
-    attention_input: tuple[Callable, ...]  # f(q, k, v, pe=, attn_mask=, extra_options=) -> {"q": ..., ...}
-    attention_output: tuple[Callable, ...]  # f(out [B, N, heads * D], extra_options) -> out
-    attention: Mapping[tuple, Callable]  # place -> f(q, k, v, extra_options) -> out, each [B, N, heads * D]
+    before: tuple[Callable, ...]  # f(q, k, v, pe=, attn_mask=, extra_options=) -> {"q": ..., ...}
+    instead: Callable | None  # f(q, k, v, extra_options) -> out, each [B, N, heads * D]
+    after: tuple[Callable, ...]  # f(out [B, N, heads * D], extra_options) -> out
+
+
+@dataclass(frozen=True)
+class ServedPatches:
+    """What the transformer calls."""
+
+    attention: tuple[AttentionPatches, ...]  # of each block
     block_output: tuple[Callable, ...]  # f({"img": ..., "txt": ..., ...}) -> the same with other tokens
     input: tuple[Callable, ...]  # f({"img": ..., "txt": ..., ...}), before the first block
 
-    def replacement(self, index: int, total: int) -> Callable | None:
-        """What replaces the attention of block `index` of `total`.
 
-        Nodes for ComfyUI's U-Nets name a block ("middle", 0): here it is the block in the middle.
-        """
-        places = [("double_block", index)]
-        if index == total // 2:
-            places += [("middle", 0), ("middle", 0, 0)]
-        return next((self.attention[place] for place in places if place in self.attention), None)
-
-
-def serve_patches(transformer_options: dict[str, Any]) -> tuple[ServedPatches | None, dict[str, Any]]:
-    """The patches that the transformer serves, None without any, and options in which its attention finds them."""
+# Not traced by torch.compile: ComfyUI's TorchCompileModel takes transformer_options for the same in every call, block
+# after block, and would leave out a patch that is there in some calls and in one block only, such as that of perturbed
+# attention. The result is handed down as an argument of its own, which is compared.
+@torch.compiler.disable
+def serve_patches(transformer_options: dict[str, Any], blocks: int) -> ServedPatches | None:
+    """The patches that a transformer with this many blocks serves; None without any."""
     patches = transformer_options.get("patches", {})
-    attention = transformer_options.get("patches_replace", {}).get("attn1", {})
-    if not attention and not any(patches.get(kind) for kind in _SERVED):
-        return None, transformer_options
+    replacements = transformer_options.get("patches_replace", {}).get("attn1", {})
+    if not replacements and not any(patches.get(kind) for kind in _SERVED):
+        return None
     taken = {kind: tuple(patch for patch in patches.get(kind, ()) if _is_served(kind, patch)) for kind in _SERVED}
     # Two patches of one node work together: ToMe's second one gives back the tokens that its first one has merged.
     left_out = {_origin(patch) for patch in patches.get("attn1_patch", ()) if patch not in taken["attn1_patch"]}
-    served = ServedPatches(
-        taken["attn1_patch"],
-        tuple(patch for patch in taken["attn1_output_patch"] if _origin(patch) not in left_out),
-        attention,
-        taken["double_block"],
-        taken["post_input"],
-    )
-    return served, with_served_patches(transformer_options, served)
+    before, after = taken["attn1_patch"], taken["attn1_output_patch"]
+    after = tuple(patch for patch in after if _origin(patch) not in left_out)
+    instead = (_replacement(replacements, index, blocks) for index in range(blocks))
+    attention = tuple(AttentionPatches(before, replacement, after) for replacement in instead)
+    return ServedPatches(attention, taken["double_block"], taken["post_input"])
+
+
+def _replacement(replacements: Mapping[tuple, Callable], index: int, blocks: int) -> Callable | None:
+    """What replaces the attention of block `index`.
+
+    Nodes for ComfyUI's U-Nets name a block ("middle", 0): here it is the block in the middle.
+    """
+    places: list[tuple] = [("double_block", index)]
+    if index == blocks // 2:
+        places += [("middle", 0), ("middle", 0, 0)]
+    return next((replacements[place] for place in places if place in replacements), None)
 
 
 def unserved_patches(transformer_options: Mapping[str, Any], blocks: int) -> Iterator[tuple[str, str]]:

@@ -6,17 +6,21 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from ..host.compat import attention_for, rotate_pairs
-from ..host.stock_patches import ServedPatches
-from ..keys import read_served_patches
+from ..host.stock_patches import AttentionPatches
 
 
 def joint_attention(
-    attn: Attention, tokens: torch.Tensor, rotary: torch.Tensor | None, transformer_options: dict[str, Any]
+    attn: Attention,
+    tokens: torch.Tensor,
+    rotary: torch.Tensor | None,
+    transformer_options: dict[str, Any],
+    patches: AttentionPatches | None = None,
 ) -> torch.Tensor:
     """Full attention of every token to every token through ComfyUI's attention function.
 
     attn: its weights are used, its own forward is not.
     tokens: [B, text + video, dim]. rotary: positions.rotary_table, or None where positions were added to the tokens.
+    patches: of other nodes.
     Returns [B, text + video, dim].
 
     Source: diffusers attention_processor.py, CogVideoXAttnProcessor2_0. There the head axis is moved first; here
@@ -28,7 +32,6 @@ def joint_attention(
     query = attn.norm_q(attn.to_q(tokens).view(batch, count, attn.heads, -1))
     key = attn.norm_k(attn.to_k(tokens).view(batch, count, attn.heads, -1))
     value = attn.to_v(tokens).view(batch, count, attn.heads, -1)
-    patches = read_served_patches(transformer_options)
     if patches is None:
         if rotary is not None:
             query, key = rotate_pairs(query, rotary), rotate_pairs(key, rotary)
@@ -50,7 +53,7 @@ def _patched(
     value: torch.Tensor,
     rotary: torch.Tensor | None,
     transformer_options: dict[str, Any],
-    patches: ServedPatches,
+    patches: AttentionPatches,
 ) -> torch.Tensor:
     """Attention with the patches of other nodes around it or in its place.
 
@@ -65,7 +68,7 @@ def _patched(
     extra["attn_precision"] = None  # as for the model's own attention: that of q, k and v
     # [1, N, 1, D / 2, 2, 2] -> [1, 1, N, D / 2, 2, 2], as patches know it from ComfyUI's other models.
     positions, mask = None if rotary is None else rotary.transpose(1, 2), None
-    for patch in patches.attention_input:
+    for patch in patches.before:
         out = patch(query, key, value, pe=positions, attn_mask=mask, extra_options=extra)
         query, key, value = (out.get(name, old) for name, old in zip("qkv", (query, key, value)))
         positions, mask = out.get("pe", positions), out.get("attn_mask", mask)
@@ -76,15 +79,14 @@ def _patched(
         options = {"mask": mask, "skip_reshape": True, "transformer_options": transformer_options}
         return attention_for(query.device)(query, key, value, heads, **options)
 
-    replacement = patches.replacement(transformer_options["block_index"], transformer_options["total_blocks"])
-    if replacement is None:
+    if patches.instead is None:
         attended = attend(query)
     else:
         # [B, heads, N, D] -> [B, N, heads * D]
-        replaced = replacement(*(x.transpose(1, 2).flatten(2) for x in (query, key, value)), extra)
+        replaced = patches.instead(*(x.transpose(1, 2).flatten(2) for x in (query, key, value)), extra)
         # What ComfyUI calls attn1 is the picture's attention to itself; the text's would be attn2. A replacement thus
         # counts for the video's tokens, and the text attends as ever.
         attended = torch.cat([attend(query[:, :, :text_tokens]), replaced[:, text_tokens:]], dim=1)
-    for patch in patches.attention_output:
+    for patch in patches.after:
         attended = patch(attended, extra)
     return attended

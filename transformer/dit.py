@@ -13,8 +13,8 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 from ..errors import UserError
 from ..host.compat import prefetched
 from ..host.protocols import TransformerConfig
-from ..host.stock_patches import ServedPatches, serve_patches
-from ..keys import read_positions, read_served_patches
+from ..host.stock_patches import AttentionPatches, ServedPatches, serve_patches
+from ..keys import read_positions
 from .attention import joint_attention
 from .positions import forget_tables, resampled_table, rotary_table, sincos_table
 
@@ -83,14 +83,14 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         grid = self.token_grid((frames, height, width), transformer_options)
         embedding = self._embed_time(timestep, ofs, x.dtype)
         text, video = self._add_positions(self.patch_embed.text_proj(context), self._embed_patches(x, grid), grid)
-        patches, transformer_options = serve_patches(transformer_options)
+        patches = serve_patches(transformer_options, len(self.transformer_blocks))
         for patch in patches.input if patches else ():
             out = patch({"img": video, "txt": text, "x": x, "transformer_options": transformer_options})
             text, video = out["txt"], out["img"]
         riflex = read_positions(transformer_options)["riflex"]
         # After the patches, which may add tokens to the text.
         rotary = self._rotary(grid, text.shape[1], riflex, x.device)
-        text, video = self._run_blocks(x, text, video, embedding, rotary, control, transformer_options)
+        text, video = self._run_blocks(x, text, video, embedding, rotary, control, transformer_options, patches)
         # The shift comes first: diffusers' AdaLayerNorm splits the output of its linear layer into (shift, scale) for
         # CogVideoX (chunk_dim=1), but into (scale, shift) for other models.
         shift, scale = self.norm_out.linear(F.silu(embedding)).chunk(2, dim=1)
@@ -199,8 +199,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         rotary: torch.Tensor | None,
         control: dict[str, Any] | None,
         transformer_options: dict[str, Any],
+        patches: ServedPatches | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        patches: ServedPatches | None = read_served_patches(transformer_options)
         additions: Sequence[torch.Tensor | None] = (control or {}).get("input", [])  # of CogVideoXControl.get_control
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
         # Attention overrides and block replacements read from these entries which block calls them. ComfyUI's own
@@ -209,12 +209,13 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         options["img_slice"] = [text.shape[1], text.shape[1] + video.shape[1]]  # of the video in the joint sequence
         for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
             options["block_index"] = index
+            attention = patches.attention[index] if patches else None
             if ("double_block", index) in replacements:
                 text, video = _replaced_block(
-                    replacements[("double_block", index)], block, text, video, embedding, rotary, options
+                    replacements[("double_block", index)], block, text, video, embedding, rotary, options, attention
                 )
             else:
-                text, video = block_forward(block, text, video, embedding, rotary, options)
+                text, video = block_forward(block, text, video, embedding, rotary, options, attention)
             for patch in patches.block_output if patches else ():
                 args = {"img": video, "txt": text, "x": x, "vec": embedding, "block_index": index}
                 out = patch({**args, "transformer_options": options})
@@ -254,11 +255,13 @@ def block_forward(
     embedding: torch.Tensor,
     rotary: torch.Tensor | None,
     transformer_options: dict[str, Any],
+    patches: AttentionPatches | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One expert-adaptive block. Attention and feed-forward see text and video as one sequence; each of the two has
     scales, shifts and gates of its own, computed from the time embedding.
 
-    text: [B, L, D]. video: [B, N, D]. embedding: [B, time width]. Returns (text, video).
+    text: [B, L, D]. video: [B, N, D]. embedding: [B, time width]. patches: of other nodes, for its attention.
+    Returns (text, video).
 
     Source: diffusers cogvideox_transformer_3d.py, CogVideoXBlock, with each multiply and add fused into one pass.
     """
@@ -282,9 +285,10 @@ def block_forward(
         text = torch.addcmul(text, text_gate[:, None], out[:, :text_tokens])
         return text, torch.addcmul(video, gate[:, None], out[:, text_tokens:])
 
-    text, video = residual(
-        block.norm1, lambda tokens: joint_attention(block.attn1, tokens, rotary, transformer_options), text, video
-    )
+    def attend(tokens: torch.Tensor) -> torch.Tensor:
+        return joint_attention(block.attn1, tokens, rotary, transformer_options, patches)
+
+    text, video = residual(block.norm1, attend, text, video)
     return residual(block.norm2, block.ff, text, video)
 
 
@@ -296,6 +300,7 @@ def _replaced_block(
     embedding: torch.Tensor,
     rotary: torch.Tensor | None,
     transformer_options: dict[str, Any],
+    patches: AttentionPatches | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Call a patch of ComfyUI's `patches_replace`, which may run the block or something else in its stead.
 
@@ -303,7 +308,8 @@ def _replaced_block(
     """
 
     def original_block(args: dict[str, Any]) -> dict[str, Any]:
-        out = block_forward(block, args["txt"], args["img"], args["vec"], args["pe"], args["transformer_options"])
+        tokens = args["txt"], args["img"]
+        out = block_forward(block, *tokens, args["vec"], args["pe"], args["transformer_options"], patches)
         return dict(zip(("txt", "img"), out))
 
     args = {"img": video, "txt": text, "vec": embedding, "pe": rotary, "transformer_options": transformer_options}

@@ -304,3 +304,12 @@ def test_video_guidance_of_batches_is_told(run: Run, stock: dict[str, Any], capl
             relative_error(got, want) < 1e-3 < relative_error(got, run.plain)
             and f"{name} spreads the guidance" in caplog.text
         )
+
+
+def test_compiled_patches(run: Run, stock: dict[str, Any]) -> None:
+    """With TorchCompileModel, a patch that is there in some calls only, as that of perturbed attention, still acts."""
+    guided = call(stock["PerturbedAttentionGuidance"], {"model": run.task.model, "scale": 3.0})
+    want, _ = run(guided)
+    # The backend that traces as inductor does and compiles nothing.
+    got, _ = run(call(stock["TorchCompileModel"], {"model": guided, "backend": "aot_eager"}))
+    assert relative_error(got, want) < 1e-6 < relative_error(got, run.plain)

@@ -214,8 +214,8 @@ def test_patch_in_another_form_is_left_out() -> None:
             options["patches"]["attn1_output_patch"] = [patch]
 
     tome.TomePatchModel.execute(Model(), 0.5)
-    served, _ = serve_patches(options)
-    assert served is not None and not served.attention_input and not served.attention_output
+    served = serve_patches(options, 2)
+    assert served is not None and not served.attention[0].before and not served.attention[0].after
     found = list(unserved_patches(options, 2))
     assert ("TomePatchModel", "attn1_patch") in found and {kind for _, kind in found} == {"attn1_patch", "attn2_patch"}
 
@@ -227,17 +227,16 @@ def test_places_of_replacements() -> None:
     for patch, name, number in places:
         options = comfy.model_patcher.set_model_options_patch_replace(options, patch, "attn1", name, number)
     options = options["transformer_options"]
-    served, _ = serve_patches(options)
+    served = serve_patches(options, 42)
     assert served is not None
-    assert [served.replacement(index, 42) for index in (0, 3, 21)] == [None, max, min]
+    assert [served.attention[index].instead for index in (0, 3, 21)] == [None, max, min]
     assert {kind for _, kind in unserved_patches(options, 42)} == {"attn1 in double_block 42", "attn1 in input 4"}
 
 
 def test_nothing_is_computed_without_patches() -> None:
-    """The exact path: the very options come back."""
-    options = {"patches": {}, "patches_replace": {"dit": {("double_block", 0): max}}}
-    served, same = serve_patches(options)
-    assert served is None and same is options
+    """The exact path: there is nothing to call, whatever else replaces blocks."""
+    assert serve_patches({}, 2) is None
+    assert serve_patches({"patches": {}, "patches_replace": {"dit": {("double_block", 0): max}}}, 2) is None
 
 
 def test_nag_beside_a_followed_video(tiny_pipelines: dict[str, Path]) -> None:
