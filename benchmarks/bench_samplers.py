@@ -129,7 +129,7 @@ class Bench:
     def _paint(self, sampler: Any, sigmas: torch.Tensor, cfg: float, count: int) -> tuple[float, int]:
         import comfy.sample
 
-        from cogvideox.samplers.noise import seeded_noise
+        from cogvideox.samplers.noise import NoiseStream
 
         prompts, calls = self.prompts[count], 0
 
@@ -143,7 +143,7 @@ class Bench:
         empty = torch.zeros(count, 16, (FRAMES - 1) // 4 + 1, PIXELS // 8, PIXELS // 8)
         latents = comfy.sample.sample_custom(
             model,
-            seeded_noise(empty.shape, self.options.seed),
+            NoiseStream(self.options.seed).draw(empty.shape),
             cfg,
             sampler,
             sigmas,

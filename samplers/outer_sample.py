@@ -8,7 +8,7 @@ import comfy.samplers
 import torch
 
 from ..host.messages import clear_running_node
-from ..host.protocols import BaseModel, GuiderExecutor, StepCallback
+from ..host.protocols import BaseModel, Guider, GuiderExecutor, StepCallback
 from .checks import check_conditioning, check_guidance, check_latent, check_mask, check_merge, check_sampler, check_size
 from .comfy_sampler import with_stream
 from .front import join_front, lacks_frame, prepend_first, prepend_noise, split_front
@@ -62,12 +62,8 @@ def sample_checked(
     # Noise and mask were made for the latent as it came.
     start = noise.shape[2] - latent_image.shape[2]
     noise, denoise_mask = noise[:, :, start:], None if denoise_mask is None else denoise_mask[:, :, start:]
-    check_sigmas(sampler, sigmas, noise, latent_image)
-    check_cfg(sampler, getattr(guider, "cfg", None))
     check_mask(denoise_mask, noise)
-    check_merge(guider.model_patcher, notify)
-    check_guidance(guider.model_options, notify)
-    check_conditioning(model, guider.conds, latent_image.shape, notify)
+    _check_nodes(guider, sampler, sigmas, noise, latent_image, notify)
 
     extra = int(lacks_frame(latent_image.shape[2], model.diffusion_model.config.patch_size_t))
     _, _, frames, height, width = latent_image.shape
@@ -95,6 +91,22 @@ def sample_checked(
     video = out[:, :, extra:]
     # A run that stops before the end goes on somewhere else, and needs the frame there.
     return join_front(out[:, :, :extra], video) if extra and sigmas[-1] > 0 else video
+
+
+def _check_nodes(
+    guider: Guider,
+    sampler: comfy.samplers.Sampler,
+    sigmas: torch.Tensor,
+    noise: torch.Tensor,
+    latent_image: torch.Tensor,
+    notify: Callable[[str], object],
+) -> None:
+    """Raises UserError where what other nodes have made does not suit the model: sigmas, guidance, merge, prompts."""
+    check_sigmas(sampler, sigmas, noise, latent_image)
+    check_cfg(sampler, getattr(guider, "cfg", None))
+    check_merge(guider.model_patcher, notify)
+    check_guidance(guider.model_options, notify)
+    check_conditioning(guider.model_patcher.model, guider.conds, latent_image.shape, notify)
 
 
 def _report_without(

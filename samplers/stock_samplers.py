@@ -20,13 +20,13 @@ from .comfy_sampler import sample_along
 # A step in which sigma falls to less than this part of itself is too long for a method of higher order. Measured on
 # CogVideoX-nano: at 1 / 3 some combinations are still unstable, at 1 / 2 none but those two (docs/samplers.md).
 SHORTEST_RATIO = 0.5
-SHORTEST_RATIOS = {"ipndm": 2 / 3, "sa_solver": 2 / 3}
+SHORTEST_RATIOS = {"ipndm": 2 / 3, "sa_solver": 2 / 3, "seeds_3": 1 / 4}
 # Their steps are of higher order in sigma, or extrapolate from earlier steps. Missing are the ones of first order, and
 # those that take single steps in log sigma (dpmpp_sde, seeds, exp_heun): they are right without help.
 HIGHER_ORDER = frozenset(
     "heun heunpp2 dpm_2 dpm_2_ancestral lms ipndm ipndm_v deis gradient_estimation dpm_fast dpm_adaptive dpmpp_2m "
-    "dpmpp_2m_sde dpmpp_2m_sde_heun dpmpp_3m_sde res_multistep res_multistep_ancestral er_sde sa_solver "
-    "sa_solver_pece uni_pc uni_pc_bh2".split()
+    "dpmpp_2m_sde dpmpp_2m_sde_heun dpmpp_3m_sde res_multistep res_multistep_ancestral "
+    "res_multistep_ancestral_cfg_pp er_sde sa_solver sa_solver_pece seeds_3 uni_pc uni_pc_bh2".split()
 )
 HIGHEST_CFG_PP = 3.0
 # They choose their noise levels between the first and the last but one, and never take the last step, to 0.

@@ -23,7 +23,7 @@ from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.nano import folders, paint
 from cogvideox.nodes.sample import CogVideoXSampler, CogVideoXScheduler
-from cogvideox.samplers.noise import seeded_noise
+from cogvideox.samplers.noise import NoiseStream
 from cogvideox.samplers.stock_samplers import HIGHER_ORDER, known_name, own_part
 from cogvideox.tests.support import relative_error
 
@@ -107,7 +107,7 @@ class Nano:
     def run(self, sampler: str, scheduler: str, steps: int) -> torch.Tensor:
         run = comfy.samplers.KSampler(self.pipeline.model, steps, "cpu", sampler, scheduler, 1.0)
         empty = torch.zeros(2, 16, 5, 8, 8)
-        return run.sample(seeded_noise(empty.shape, 7), self.positive, self.negative, 6.0, empty, seed=7)
+        return run.sample(NoiseStream(7).draw(empty.shape), self.positive, self.negative, 6.0, empty, seed=7)
 
 
 @pytest.fixture(scope="module")
