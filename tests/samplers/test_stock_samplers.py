@@ -23,8 +23,9 @@ from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.nano import folders, paint
 from cogvideox.nodes.sample import CogVideoXSampler, CogVideoXScheduler
+from cogvideox.samplers import outer_sample
 from cogvideox.samplers.noise import NoiseStream
-from cogvideox.samplers.stock_samplers import HIGHER_ORDER, known_name, own_part
+from cogvideox.samplers.stock_samplers import own_part
 from cogvideox.tests.support import relative_error
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -131,15 +132,15 @@ def test_dpm_fast_and_adaptive_leave_no_noise(nano: Nano) -> None:
         assert relative_error(nano.run(sampler, "simple", 24), nano.solution) < 0.12, sampler
 
 
-@pytest.mark.parametrize("scheduler", comfy.samplers.SCHEDULER_NAMES)
-def test_euler_and_ddim_stay_as_they_are(model: ModelPatcher, scheduler: str) -> None:
-    """First order needs no help: the help for others must not change it by a bit."""
-    if scheduler == "linear_quadratic":
-        pytest.skip("it is refused")
+@pytest.mark.parametrize("scheduler", [name for name in comfy.samplers.SCHEDULER_NAMES if name != "linear_quadratic"])
+def test_first_order_stays_as_it_is(model: ModelPatcher, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First order needs no help, nor do single steps in log sigma: what helps others must not change a bit of them."""
     sigmas = BasicScheduler.execute(model, scheduler, 6, 1.0).args[0]
-    plain = custom(model, "euler", sigmas)
-    assert known_name(comfy.samplers.sampler_object("ddim")) == "euler" and "euler" not in HIGHER_ORDER
-    assert torch.equal(custom(model, "ddim", sigmas), plain)
+    names = ("euler", "ddim", "euler_ancestral", "lcm", "exp_heun_2_x0", ours("ddim"), ours("dpm"))
+    found = [custom(model, name, sigmas) for name in names]
+    monkeypatch.setattr(outer_sample, "with_first_order_steps", lambda sampler, _: sampler)
+    assert all(torch.equal(custom(model, name, sigmas), made) for name, made in zip(names, found))
+    assert not torch.equal(custom(model, "heun", sigmas), found[0])
 
 
 def test_own_part() -> None:
