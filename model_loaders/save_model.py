@@ -1,6 +1,7 @@
 """Save a MODEL as one .safetensors file, with its LoRAs merged, and converted or quantised."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import torch
 
 from ..errors import UserError
 from ..host.quantized import dequantized, is_gguf, is_quantized, quantize, quantized_state_dict, requantize
+from ..samplers.checks import check_merge
 from ..sockets.model import CogVideoXModel, require_cogvideox_model
 from ..transformer.parameter_types import is_block_matrix
 from .files.safetensors_writer import Shapes, write_safetensors
@@ -34,10 +36,11 @@ def save_model(
     which cannot be packed again, becomes bf16. fp8 and int8 have the format of ComfyUI's own quantised files.
     on_progress(bytes done, bytes in total) may raise to stop; then no file is left behind.
 
-    Raises UserError for a model of another pack, an existing file, a full disk, or weights beyond the range of the
-    dtype.
+    Raises UserError for a model of another pack, one merged with a model of another size, an existing file, a full
+    disk, or weights beyond the range of the dtype.
     """
     require_cogvideox_model(model)
+    check_merge(model, logging.warning)
     weights = _patched_weights(model)
     # Shapes first, tensors later: a safetensors header comes before the data and needs every size, while the converted
     # model need not fit into memory.

@@ -95,8 +95,8 @@ def sample(
     from cogvideox.nodes.latent import CogVideoXEmptyLatent
     from cogvideox.nodes.sample import CogVideoXSample
 
-    positive = _encode(pipeline, [request.prompt for request in batch])
-    negative = _encode(pipeline, [""] * len(batch))
+    positive = encode(pipeline, [request.prompt for request in batch])
+    negative = encode(pipeline, [""] * len(batch))
     if from_image:
         first = torch.cat([_encode_image(pipeline, request.truth[0]) for request in batch])
         for conditioning in (positive, negative):
@@ -117,7 +117,7 @@ def sample(
     return sampled.args[0]["samples"]
 
 
-def _encode(pipeline: Pipeline, prompts: Sequence[str]) -> list:
+def encode(pipeline: Pipeline, prompts: Sequence[str]) -> list:
     """One CONDITIONING for a batch of prompts, text [B, tokens, width]."""
     texts = [pipeline.clip.encode_from_tokens_scheduled(pipeline.clip.tokenize(p))[0] for p in prompts]
     return [[torch.cat([text for text, _ in texts]), dict(texts[0][1])]]

@@ -6,6 +6,7 @@ UserError's `advice` is one of its keys (errors.py); tests/nodes/test_advice.py 
 ADVICE = {
     "apply a LoRA first": "Connect the model after Apply CogVideoX LoRA or another LoRA loader.",
     "apply the LoRA to weights": "Remove the node that adds it, or apply the LoRA with Apply CogVideoX LoRA.",
+    "choose a scheduler": "Use the scheduler simple or beta, or CogVideoX Scheduler.",
     "combine prompts": "Join prompts with Conditioning (Combine) instead of Conditioning (Concat).",
     "condition for text": (
         "Connect the output of CogVideoX Text Encode directly, or choose the model that this conditioning is for."
@@ -32,6 +33,7 @@ ADVICE = {
     "hold the last control frame": (
         "You can also switch on hold_last_frame in Apply CogVideoX ControlNet, which repeats the last frame."
     ),
+    "invert a video": "Add noise to a video with Invert CogVideoX Video, or with the samplers euler and ddim.",
     "invert with the plain model": (
         "Connect Invert CogVideoX Video to the model before CogVideoX Follow Video, not after it."
     ),
@@ -39,6 +41,10 @@ ADVICE = {
     "load a control net": "Load a control net with Load CogVideoX ControlNet.",
     "load with this pack": "Connect a model from Load CogVideoX Model or Load CogVideoX Pipeline.",
     "make a latent": "Create a latent with Empty CogVideoX Latent, or encode a video with a CogVideoX VAE.",
+    "sample a mask in one run": (
+        "Sample the masked video in one run, with CogVideoX Sampler or KSampler. To sample in parts, remove the mask "
+        "from all of them and put the kept part back in the end, with Image Composite Masked."
+    ),
     "sample VOID with this pack": (
         "Use CogVideoX Sampler Select (ddim) instead of VOIDSampler: it runs the same equations. Keep the VOID "
         "conditioning and noise nodes."
@@ -46,6 +52,7 @@ ADVICE = {
     "set an area of a video": (
         "Use Conditioning (Set Area with Percentage for Video), or Conditioning (Set Mask) with set_cond_area default."
     ),
+    "start from noise": "Set denoise to 1, use CogVideoX Scheduler, or encode a video to start from.",
     "stretch positions": "CogVideoX Positions stretches the table with resample_table.",
     "take the node out": "Remove it from between the loader and the sampler.",
     "take a model of this pack to sample": (

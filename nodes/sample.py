@@ -15,7 +15,7 @@ from ..keys import Latent, without_rng_offset
 from ..media.masks import latent_mask
 from ..samplers.comfy_sampler import SAMPLERS, SeededNoise, build_sampler, schedule_sigmas
 from ..samplers.front import split_front
-from ..samplers.guidance import patch_dynamic_cfg
+from ..samplers.guidance import patch_dynamic_cfg, patch_guidance_rescale
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
 from .input_checks import check_latent_image, checked
 from .inputs import MAX_SEED
@@ -60,6 +60,18 @@ def _denoise_input() -> io.Float.Input:
         step=0.01,
         tooltip="Below 1 the latent is changed instead of replaced: of a schedule of steps / denoise steps, the last "
         "`steps` are run.",
+    )
+
+
+def _guidance_rescale_input() -> io.Float.Input:
+    return io.Float.Input(
+        "guidance_rescale",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        optional=True,
+        tooltip="Against too much contrast at a high cfg, as rescale_noise_cfg in diffusers. 0 switches it off.",
     )
 
 
@@ -113,6 +125,7 @@ class CogVideoXSample(io.ComfyNode):
                     tooltip="Change the guidance over the run, as use_dynamic_cfg does in diffusers.",
                 ),
                 _denoise_input(),
+                _guidance_rescale_input(),
             ],
             outputs=[io.Latent.Output()],
             hidden=[io.Hidden.unique_id],
@@ -131,10 +144,12 @@ class CogVideoXSample(io.ComfyNode):
         sampler: str,
         dynamic_cfg: bool,
         denoise: float,
+        guidance_rescale: float = 0.0,
     ) -> io.NodeOutput:
         if dynamic_cfg:
             model = patch_dynamic_cfg(model, steps, cfg)
             cfg = max(cfg, 1.0)  # below 1 there is no guidance, and no second pass of the model either
+        model = patch_guidance_rescale(model, guidance_rescale)
         sigmas = schedule_sigmas(noise_levels(model), steps, denoise)
         # As ComfyUI's KSampler: an empty latent of another model gets this one's channels and a frame.
         # This run adds noise of its own: what a run that stopped early has left in front is of no use.
@@ -234,10 +249,10 @@ class CogVideoXDynamicCFG(io.ComfyNode):
             display_name="CogVideoX Dynamic CFG",
             category="CogVideoX/sample",
             description="Change the guidance over the run as diffusers' use_dynamic_cfg does, with any sampler.",
-            inputs=[io.Model.Input("model"), _steps_input(), _cfg_input()],
+            inputs=[io.Model.Input("model"), _steps_input(), _cfg_input(), _guidance_rescale_input()],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, steps: int, cfg: float) -> io.NodeOutput:
-        return io.NodeOutput(patch_dynamic_cfg(model, steps, cfg))
+    def execute(cls, model: ModelPatcher, steps: int, cfg: float, guidance_rescale: float = 0.0) -> io.NodeOutput:
+        return io.NodeOutput(patch_guidance_rescale(patch_dynamic_cfg(model, steps, cfg), guidance_rescale))

@@ -5,6 +5,7 @@ from typing import Any
 
 import comfy.samplers
 import torch
+from comfy.utils import get_attr
 
 from ..errors import UserError
 from ..host.protocols import BaseModel, ContextHandler
@@ -70,6 +71,65 @@ def check_sampler(sampler: comfy.samplers.Sampler) -> None:
         raise UserError(
             "This sampler belongs to ComfyUI's own CogVideoX loader, whose models take another input.",
             advice="sample VOID with this pack",
+        )
+
+
+def check_mask(denoise_mask: torch.Tensor | None, noise: torch.Tensor) -> None:
+    """Raises UserError for a run that goes on from a noisy latent and has a mask that keeps some of it.
+
+    ComfyUI keeps the masked part of the run's own latent. That is clean only where a run begins: the second part of a
+    run that was cut in two gets a noisy one, and would keep its noise (KSamplerX0Inpaint of comfy/samplers.py). What
+    was kept in the first part is no longer known.
+
+    denoise_mask: 1 where the video is regenerated. noise: all zeros where a run adds none.
+    """
+    if denoise_mask is not None and bool((denoise_mask < 1).any()) and torch.count_nonzero(noise) == 0:
+        raise UserError(
+            "This run adds no noise, so it goes on from a noisy latent, and its mask would keep the noise where it is "
+            "black.",
+            advice="sample a mask in one run",
+        )
+
+
+def check_merge(patcher: Any, notify: Callable[[str], object]) -> None:
+    """Raises UserError for a model into which another of a different size was merged (ModelMergeSimple and the like).
+
+    ComfyUI leaves weights of another shape out and says so in the log alone. Where most were left out the model is
+    refused; where only some were, as between text and image to video, `notify` gets a sentence.
+
+    patcher: the run's comfy.model_patcher.ModelPatcher.
+    """
+    merged, left_out = 0, []
+    for name, patches in patcher.patches.items():
+        for _, value, *_ in patches:
+            # ModelPatcher.get_key_patches gives a list that begins with (weight, function); a LoRA's is no list.
+            if not isinstance(value, list):
+                continue
+            ours, theirs = get_attr(patcher.model, name).shape, value[0][0].shape
+            merged += ours == theirs
+            if ours != theirs:
+                left_out.append(f"{name.removeprefix('diffusion_model.')} {list(ours)} and {list(theirs)}")
+    if not left_out:
+        return
+    found = f"{len(left_out)} of {merged + len(left_out)} weights have other shapes in the two models that were merged"
+    if len(left_out) > merged:
+        raise UserError(
+            f"{found} ({left_out[0]}), and ComfyUI leaves those out. Merge models of one family, such as two "
+            "fine-tunes of 5b."
+        )
+    notify(f"{found} and were left out of the merge: {', '.join(left_out[:3])}{' …' if len(left_out) > 3 else ''}.")
+
+
+def check_guidance(model_options: dict[str, Any], notify: Callable[[str], object]) -> None:
+    """Tell the user, by `notify`, where ComfyUI's node RescaleCFG rescales the guidance: it was made for images.
+
+    It takes a prediction's standard deviation over three dimensions, which leaves out a video's columns: 1 to 2 % off.
+    """
+    guide = model_options.get("sampler_cfg_function")
+    if getattr(guide, "__qualname__", "").startswith("RescaleCFG."):
+        notify(
+            "The guidance is rescaled for an image, with the deviation of each column of the latent alone. The formula "
+            "for a video, with the deviation of all of it, is guidance_rescale of the CogVideoX nodes for sampling."
         )
 
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance whose scale changes over the run."""
+"""Classifier-free guidance whose scale changes over the run, and whose result is rescaled."""
 
 import math
 from typing import Any
@@ -44,4 +44,34 @@ def patch_dynamic_cfg(
     # With the guider's cfg at 1 ComfyUI would leave out the negative prompt and hand on zeros as uncond_denoised. The
     # scale that counts is the one computed here.
     patched.set_model_sampler_post_cfg_function(guide, disable_cfg1_optimization=True)
+    return patched
+
+
+def patch_guidance_rescale(
+    model: comfy.model_patcher.ModelPatcher, guidance_rescale: float
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone of `model` whose guided prediction gets back some of the contrast of the prompt's own.
+
+    guidance_rescale: 0 .. 1; 0 changes nothing. It works on what guidance has computed so far: patch_dynamic_cfg comes
+    first. Without guidance both predictions are the same, and nothing changes.
+
+    Source: Lin et al. 2023, section 3.4, as diffusers' rescale_noise_cfg computes it: v is multiplied by
+    k = 1 - r + r * std(v of the prompt) / std(v), the deviations over all of a video. (ComfyUI's RescaleCFG takes them
+    over channels, frames and rows, for each column of the latent alone.)
+    """
+    patched = model.clone()
+    if not guidance_rescale:
+        return patched
+
+    def rescale(args: dict[str, Any]) -> torch.Tensor:
+        x, x0 = args["input"], args["denoised"]
+        dims = tuple(range(1, x.ndim))
+        sigma = args["sigma"].view(-1, *[1] * len(dims))
+        # With x variance exploding, x0 = x / (1 + sigma^2) - sqrt(1 - alpha) v: the root cancels out of k.
+        middle = x / (1 + sigma**2)
+        contrast = (args["cond_denoised"] - middle).std(dims, keepdim=True) / (x0 - middle).std(dims, keepdim=True)
+        k = 1 - guidance_rescale + guidance_rescale * contrast
+        return middle + k * (x0 - middle)
+
+    patched.set_model_sampler_post_cfg_function(rescale)
     return patched

@@ -8,12 +8,13 @@ import comfy.samplers
 import torch
 
 from ..host.messages import clear_running_node
-from ..host.protocols import BaseModel, GuiderExecutor, StepCallback
-from .checks import check_conditioning, check_latent, check_sampler, check_size
+from ..host.protocols import BaseModel, Guider, GuiderExecutor, StepCallback
+from .checks import check_conditioning, check_guidance, check_latent, check_mask, check_merge, check_sampler, check_size
 from .comfy_sampler import with_stream
 from .front import join_front, lacks_frame, prepend_first, prepend_noise, split_front
 from .noise import read_stream
 from .stock_nodes import check_stock_nodes
+from .stock_samplers import check_cfg, check_sigmas, with_first_order_steps
 
 _FRONT_IS_MISSING = (
     "This run adds no noise, and its latent does not hold the frame in front with which CogVideoX 1.5 samples an odd "
@@ -61,7 +62,8 @@ def sample_checked(
     # Noise and mask were made for the latent as it came.
     start = noise.shape[2] - latent_image.shape[2]
     noise, denoise_mask = noise[:, :, start:], None if denoise_mask is None else denoise_mask[:, :, start:]
-    check_conditioning(model, guider.conds, latent_image.shape, notify)
+    check_mask(denoise_mask, noise)
+    _check_nodes(guider, sampler, sigmas, noise, latent_image, notify)
 
     extra = int(lacks_frame(latent_image.shape[2], model.diffusion_model.config.patch_size_t))
     _, _, frames, height, width = latent_image.shape
@@ -76,7 +78,7 @@ def sample_checked(
     if "latent_shapes" in kwargs:
         kwargs["latent_shapes"] = [latent_image.shape]
     report = None if callback is None else partial(_report_without, extra, callback)
-    sampler = with_stream(sampler, stream)
+    sampler = with_first_order_steps(with_stream(sampler, stream), sigmas)
     # The next OUTER_SAMPLE wrapper, or CFGGuider.outer_sample itself, which loads the model and runs the sampler.
     try:
         out = executor(noise, latent_image, sampler, sigmas, denoise_mask, report, disable_pbar, seed, **kwargs)
@@ -89,6 +91,22 @@ def sample_checked(
     video = out[:, :, extra:]
     # A run that stops before the end goes on somewhere else, and needs the frame there.
     return join_front(out[:, :, :extra], video) if extra and sigmas[-1] > 0 else video
+
+
+def _check_nodes(
+    guider: Guider,
+    sampler: comfy.samplers.Sampler,
+    sigmas: torch.Tensor,
+    noise: torch.Tensor,
+    latent_image: torch.Tensor,
+    notify: Callable[[str], object],
+) -> None:
+    """Raises UserError where what other nodes have made does not suit the model: sigmas, guidance, merge, prompts."""
+    check_sigmas(sampler, sigmas, noise, latent_image)
+    check_cfg(sampler, getattr(guider, "cfg", None))
+    check_merge(guider.model_patcher, notify)
+    check_guidance(guider.model_options, notify)
+    check_conditioning(guider.model_patcher.model, guider.conds, latent_image.shape, notify)
 
 
 def _report_without(

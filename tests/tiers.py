@@ -23,6 +23,8 @@ SLOW = (
     "nano/test_taught_colour.py",
     "nano/test_weights.py::test_text_to_video_paints_what_the_prompt_says",
     "samplers/test_inversion.py::test_way_back_leads_to_the_video",
+    "samplers/test_stock_samplers.py::test_combinations_that_drowned_in_noise_paint",
+    "samplers/test_stock_samplers.py::test_dpm_fast_and_adaptive_leave_no_noise",
     "test_house.py::test_any_folder_name_is_the_package_in_comfyui",
     "test_house.py::test_importing_the_pack_loads_no_diffusers",
     "test_types.py::test_the_type_checker_finds_no_errors",
