@@ -66,12 +66,12 @@ class Section:
 # In order of worth: where time runs out, the last ones are left out.
 SECTIONS = {
     "ceilings": Section(gpu_ceilings.measure, 25),
-    "parity": Section(gpu_parity.measure, 110, together=True),
-    "parity-vae": Section(gpu_parity_vae.measure, 110, together=True),
-    "parity-train": Section(gpu_parity_train.measure, 110, together=True),
-    "nano": Section(gpu_nano.measure, 110, together=True),
-    "dynamic": Section(gpu_dynamic.parity, 110, COMFYUI_ALLOCATOR, together=True),
-    "server": Section(gpu_server.measure, 110, together=True),
+    "parity": Section(gpu_parity.measure, 190, together=True),
+    "parity-vae": Section(gpu_parity_vae.measure, 190, together=True),
+    "parity-train": Section(gpu_parity_train.measure, 190, together=True),
+    "nano": Section(gpu_nano.measure, 190, together=True),
+    "dynamic": Section(gpu_dynamic.parity, 190, COMFYUI_ALLOCATOR, together=True),
+    "server": Section(gpu_server.measure, 190, together=True),
     "whole": Section(gpu_steps.whole, 25),
     "step-5b": Section(gpu_steps.five, 85),
     "vae": Section(gpu_vae.measure, 60),

@@ -1,6 +1,8 @@
 """Dynamic VRAM, ComfyUI's default on NVIDIA cards: weights come to the card when they are used. Is the result the same,
 and how fast is 5b with it?"""
 
+import importlib
+import sys
 import tempfile
 from pathlib import Path
 
@@ -56,9 +58,12 @@ def start(bench: Bench, reserved_bytes: int) -> None:
 
     if not bench.on_card:
         return bench.row("dynamic VRAM", "is for cards: here it is the plain loading", MISSING)
-    began = control.init(nvml_pressure=True) and control.init_devices(
-        [(d.index, reserved_bytes) for d in mm.get_all_torch_devices()]
-    )
+    began = control.init(nvml_pressure=True)
+    # main.py begins with this, before it imports comfy: modules that were imported earlier have no library yet.
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("comfy_aimdo.") and hasattr(module, "lib") and module is not control:
+            importlib.reload(module)
+    began = began and control.init_devices([(d.index, reserved_bytes) for d in mm.get_all_torch_devices()])
     if began:
         comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
         comfy.memory_management.aimdo_enabled = True

@@ -79,7 +79,9 @@ def _compare(
     error, reference = relative_error(ours, exact), relative_error(theirs, exact)
     note = f"against fp32 on a CPU ours {error:.1e}, diffusers {reference:.1e}"
     if dtype == torch.float32:
-        return bench.check(f"VAE {what}, fp32", relative_error(ours, theirs), FP32, note)
+        # Both are rounded by the card's convolutions, each in its own way: twice the error of one may lie between them.
+        tolerance = max(FP32, 2 * reference)
+        return bench.check(f"VAE {what}, fp32", relative_error(ours, theirs), tolerance, note)
     bench.check(f"VAE {what}, bf16: error", error, BF16 * reference, f"diffusers {reference:.1e}")
 
 

@@ -66,6 +66,21 @@ def load_fully(patcher: comfy.model_patcher.ModelPatcher) -> None:
     mm.load_models_gpu([patcher], memory_required=_ALL_MEMORY_BYTES, force_full_load=True)
 
 
+def settle_attention(device: torch.device) -> None:
+    """Have torch decide about its attention kernels, before anything is computed that has to be computed again.
+
+    On Hopper and Blackwell cards torch puts cuDNN's kernel first at the first attention of the process, whatever order
+    ComfyUI has asked for; from the second on ComfyUI's order holds. A block that gradient checkpointing computes again
+    would get another kernel than at first, which keeps tensors of other shapes: torch ends the training with
+    "Recomputed values ... have different metadata". Seen on an H100 with torch 2.11.
+
+    Source: torch aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, priority_order.
+    """
+    if device.type == "cuda":
+        tokens = torch.zeros(1, 1, 8, 64, device=device, dtype=torch.float16)
+        torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
 def differentiable_options(transformer_options: dict) -> dict:
     """`transformer_options` with torch's attention. ComfyUI may have been started with one that has no gradients, such
     as SageAttention."""

@@ -71,7 +71,7 @@ def test_what_is_allowed() -> None:
 )
 def test_nodes_with_sizes(loaded: tuple[Any, Any], node: Any) -> None:
     """Refused when the prompt is queued, and before the node works where the sizes come through links."""
-    given = {} if node is CogVideoXEmptyLatent else {"positive": [], "negative": [], "vae": loaded[1]}
+    given: dict[str, Any] = {} if node is CogVideoXEmptyLatent else {"positive": [], "negative": [], "vae": loaded[1]}
     if node is CogVideoXFunControl:
         given |= {"control_video": PICTURE, "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
     queued = {"start_percent": 0.0, "end_percent": 1.0} if node is CogVideoXFunControl else {}

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from ..errors import UserError
-from ..host.training_mode import differentiable_options
+from ..host.training_mode import differentiable_options, settle_attention
 from ..model_loaders.precision import choose_dtypes
 from ..transformer.positions import forget_tables
 from . import cache
@@ -115,6 +115,7 @@ class Trainer:
         Returns the trained parameters by name.
         """
         try:
+            settle_attention(accelerator.device)
             return train(accelerator, self.dit, self._loss(), self._config, folder, self.settings, callbacks)
         finally:
             forget_tables()

@@ -21,6 +21,12 @@ CPU = torch.device("cpu")
 WALKS = (streaming.decode_stream, streaming.encode_stream)
 
 
+def small_network(**config: Any) -> torch.nn.Module:
+    network = CogVideoXAutoencoder(**config).eval()
+    adopt_ops(network, comfy.ops.disable_weight_init)
+    return network
+
+
 def all_of(walk: Callable, network: torch.nn.Module, video: torch.Tensor, mode: OffloadPlan) -> torch.Tensor:
     with torch.inference_mode():
         return torch.cat([*walk(network, video, mode, CPU, torch.float32)], dim=2)
@@ -49,8 +55,7 @@ def test_official_sizes_beyond_the_limit(walk: Callable, mode: OffloadPlan, monk
 def test_bands_for_the_limit_change_nothing(walk: Callable, mode: OffloadPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with a limit that a tiny video reaches: the bands' edges must not show."""
     torch.manual_seed(0)
-    network = CogVideoXAutoencoder(block_out_channels=(8, 8, 16, 16), norm_num_groups=4, layers_per_block=1).eval()
-    adopt_ops(network, comfy.ops.disable_weight_init)
+    network = small_network(block_out_channels=(8, 8, 16, 16), norm_num_groups=4, layers_per_block=1)
     shape = (1, 16, 3, 6, 4) if walk is streaming.decode_stream else (1, 3, 9, 48, 32)
     video = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     want = all_of(walk, network, video, mode)
@@ -105,11 +110,12 @@ def test_only_cuda_copies_ahead() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("walk", WALKS)
-def test_every_mode_on_a_card(walk: Callable, dtype: torch.dtype) -> None:
+def test_every_mode_on_a_card(walk: Callable, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames, caches and weights that go back and forth between card and host must arrive: each mode three times."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # its rounding, 1e-3, differs from band to band
     torch.manual_seed(0)
-    network = CogVideoXAutoencoder(block_out_channels=(32, 32, 64, 64), norm_num_groups=8).eval().to("cuda", dtype)
-    adopt_ops(network, comfy.ops.disable_weight_init)
+    network = small_network(block_out_channels=(32, 32, 64, 64), norm_num_groups=8)
+    torch.nn.Module.to(network, "cuda", dtype)
     shape = (1, 16, 7, 24, 40) if walk is streaming.decode_stream else (1, 3, 25, 192, 320)
     video = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     card = torch.device("cuda", torch.cuda.current_device())
@@ -121,5 +127,5 @@ def test_every_mode_on_a_card(walk: Callable, dtype: torch.dtype) -> None:
                 parts = [part.cpu() for part in walk(network, video, mode, card, dtype)]
             got = torch.cat(parts, dim=2)
             assert torch.equal(got, results.setdefault(mode.name, got)), f"{mode.name} differs from run to run"
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     assert max(relative_error(got, results["fast"]) for got in results.values()) <= tolerance
