@@ -117,9 +117,11 @@ def test_other_models_calls_are_handed_on_unchanged(newer: list[tuple[tuple, dic
 def test_our_models_calls_keep_what_comfyui_has_added(newer: list[tuple[tuple, dict]]) -> None:
     """What a newer ComfyUI asks for, such as a device, holds for our models as well."""
     ours = {SIGNATURE_KEY: SIGNATURE_KEY}
-    comfy.lora.load_lora({}, ours, False, "cuda")
-    comfy.lora.load_lora(lora={}, to_load=ours, on_device="cuda")
-    latent_preview.get_previewer("cpu", latent_format=CogVideoXLatent(0.7, 8.0), on_device="cuda")
+    load_lora: Any = comfy.lora.load_lora
+    get_previewer: Any = latent_preview.get_previewer
+    load_lora({}, ours, False, "cuda")
+    load_lora(lora={}, to_load=ours, on_device="cuda")
+    get_previewer("cpu", latent_format=CogVideoXLatent(0.7, 8.0), on_device="cuda")
     (first, second, third) = newer
     assert (first[0][2:], first[1]) == ((False, "cuda"), {})
     assert second[0] == () and second[1]["on_device"] == "cuda" and set(second[1]) == {"lora", "to_load", "on_device"}
@@ -192,7 +194,8 @@ def test_another_pack_s_accelerate_outlives_a_training() -> None:
 
 
 def known_loggers() -> list[logging.Logger]:
-    return [logging.root, *(item for item in logging.root.manager.loggerDict.values() if hasattr(item, "filters"))]
+    known = logging.root.manager.loggerDict.values()
+    return [logging.root, *(item for item in known if isinstance(item, logging.Logger))]
 
 
 def shared_state(loggers: list[logging.Logger]) -> dict[str, object]:
