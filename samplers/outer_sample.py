@@ -79,9 +79,10 @@ def sample_checked(
         kwargs["latent_shapes"] = [latent_image.shape]
     report = None if callback is None else partial(_report_without, extra, callback)
     sampler = with_first_order_steps(with_stream(sampler, stream), sigmas)
-    # The next OUTER_SAMPLE wrapper, or CFGGuider.outer_sample itself, which loads the model and runs the sampler.
+    # The next OUTER_SAMPLE wrapper, or CFGGuider.outer_sample itself, which loads the model and runs the sampler. The
+    # sigmas are a copy: ComfyUI's uni_pc writes 0.001 over the 0 at their end.
     try:
-        out = executor(noise, latent_image, sampler, sigmas, denoise_mask, report, disable_pbar, seed, **kwargs)
+        out = executor(noise, latent_image, sampler, sigmas.clone(), denoise_mask, report, disable_pbar, seed, **kwargs)
     finally:
         model.diffusion_model.forget_tables()
     if denoise_mask is not None and sigmas[-1] == 0:

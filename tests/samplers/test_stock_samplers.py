@@ -271,3 +271,18 @@ def test_cfg_pp_with_too_much_guidance(model: ModelPatcher, never_called: ModelP
     assert torch.isfinite(comfyui_nodes().common_ksampler(model, 7, *arguments)[0]["samples"]).all()
     with pytest.raises(UserError, match="less guidance.*euler or dpmpp_2m"):
         ksample(never_called, "res_multistep_cfg_pp", "simple")
+
+
+@pytest.mark.parametrize("sampler", ["uni_pc", "uni_pc_bh2", "euler"])
+def test_a_run_does_not_write_into_its_sigmas(tiny_pipelines: dict[str, Path], sampler: str) -> None:
+    """uni_pc writes 0.001 over their end: the run looked unfinished, kept CogVideoX 1.5's frame in front, and what a
+    mask keeps came out with a trace of noise."""
+    model_1_5 = load_model(tiny_pipelines["1.5-5B"], "fp32")
+    video = torch.randn(1, 16, 3, 8, 12, generator=torch.Generator().manual_seed(4))
+    mask = torch.zeros(1, 1, 3, 8, 12)
+    mask[..., 6:] = 1
+    sigmas = CogVideoXScheduler.execute(model_1_5, 7, 1.0).args[0]
+    before = sigmas.clone()
+    found = custom(model_1_5, sampler, sigmas, {"samples": video, "noise_mask": mask})
+    assert torch.equal(sigmas, before)
+    assert found.shape == video.shape and torch.equal(found[..., :6], video[..., :6])
