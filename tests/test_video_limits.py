@@ -78,7 +78,8 @@ def test_nodes_with_sizes(loaded: tuple[Any, Any], node: Any) -> None:
     for sizes in (SIZES, SIZES | {"batch_size": 1}, SIZES | {"frames": 1, "width": 8192}):
         assert TOO_MUCH in str(node.validate_inputs(**sizes, **queued)), sizes
         with bounded(), pytest.raises(UserError, match=TOO_MUCH):
-            node.execute(**given, **sizes)
+            arguments: dict[str, Any] = {**given, **sizes}
+            node.execute(**arguments)
 
 
 WORK: dict[str, Callable[[Any, Any], Any]] = {
