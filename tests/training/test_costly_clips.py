@@ -48,7 +48,7 @@ def refused(path: Path, words: str) -> None:
 
 @pytest.mark.parametrize(("each", "count"), [(1, MANY), (0, MANY), (0, 2**32 - 1), (2**32 - 1, 2**32 - 1)])
 def test_an_index_of_more_than_the_file(tmp_path: Path, good: bytes, each: int, count: int) -> None:
-    """A file of a thousand bytes that counted 3e7 samples took 1.1 GB and 3.4 s, in a call that nothing can interrupt."""
+    """A file of a thousand bytes that counts 3e7 samples took 1.1 GB and 3.4 s, in a call that nothing interrupts."""
     path = tmp_path / "a.mp4"
     path.write_bytes(with_index(good, each, count))
     refused(path, "for which there is no room")
