@@ -11,9 +11,11 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Function = TypeVar("Function", bound=Callable)
 
 # Kind -> arguments of a call in the form of ComfyUI's models with joint attention (comfy/ldm/flux, comfy/ldm/lens).
 _SERVED: Mapping[str, tuple[tuple, dict[str, None]]] = {
@@ -45,10 +47,16 @@ class ServedPatches:
     input: tuple[Callable, ...]  # f({"img": ..., "txt": ..., ...}), before the first block
 
 
+def _not_compiled(function: Function) -> Function:
+    """`function`, kept out of torch.compile's graphs."""
+    excluded: Any = torch.compiler.disable(function)
+    return excluded
+
+
 # Not traced by torch.compile: ComfyUI's TorchCompileModel takes transformer_options for the same in every call, block
 # after block, and would leave out a patch that is there in some calls and in one block only, such as that of perturbed
 # attention. The result is handed down as an argument of its own, which is compared.
-@torch.compiler.disable
+@_not_compiled
 def serve_patches(transformer_options: dict[str, Any], blocks: int) -> ServedPatches | None:
     """The patches that a transformer with this many blocks serves; None without any."""
     patches = transformer_options.get("patches", {})
