@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 Function = TypeVar("Function", bound=Callable)
+
 # Kind -> arguments of a call in the form of ComfyUI's models with joint attention (comfy/ldm/flux, comfy/ldm/lens).
 _SERVED: Mapping[str, tuple[tuple, dict[str, None]]] = {
     "attn1_patch": ((None, None, None), {"pe": None, "attn_mask": None, "extra_options": None}),
@@ -47,9 +48,9 @@ class ServedPatches:
 
 
 def _not_compiled(function: Function) -> Function:
-    """torch.compiler.disable, whose own annotation loses the function's."""
-    plain: Any = torch.compiler.disable(function)
-    return plain
+    """`function`, kept out of torch.compile's graphs."""
+    excluded: Any = torch.compiler.disable(function)
+    return excluded
 
 
 # Not traced by torch.compile: ComfyUI's TorchCompileModel takes transformer_options for the same in every call, block
