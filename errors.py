@@ -7,9 +7,9 @@ thus complete even where a stock node raises it; in a script, which has not set 
 
 from collections.abc import Mapping
 
-# Filled by set_advice: this module is below the nodes and cannot import their table.
 MAX_LETTERS, QUOTED_LETTERS = 4000, 120  # of a message, and of what it quotes
 
+# Filled by set_advice: this module is below the nodes and cannot import their table.
 _advice: dict[str, str] = {}
 
 

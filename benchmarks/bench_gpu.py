@@ -237,8 +237,8 @@ def preload() -> None:
 
 
 def find_start_method(device: str) -> str | None:
-    """How processes are started that can use `device`: forked, which saves seconds of imports each, or else anew; None
-    where neither can."""
+    """How processes are started that can use `device`: forked, which saves seconds of imports each, or else as new
+    ones; None where neither can."""
     known = multiprocessing.get_all_start_methods()
     for method in ("fork", "spawn"):
         if method in known:

@@ -236,7 +236,7 @@ def without_warnings(logger: logging.Logger) -> Iterator[None]:
 
 @contextmanager
 def own_states(*classes: type) -> Iterator[None]:
-    """While this lasts accelerate's `classes` begin anew, whatever state another pack has given them.
+    """While this lasts accelerate's `classes` begin without a state, whatever state another pack has given them.
 
     accelerate keeps one state for a process, in a dict that every object of the class shares (accelerate/state.py).
     Objects that exist go on using the one that they have.

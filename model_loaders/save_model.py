@@ -29,18 +29,20 @@ def save_model(
     path: Path,
     weight_dtype: str = AS_LOADED,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    notify: Callable[[str], object] = logging.warning,
 ) -> int:
     """Write the transformer of `model` under diffusers' names, its patches merged; returns the size in bytes.
 
     weight_dtype: one of SAVE_DTYPES. "as loaded" keeps each weight's dtype or quantisation; a patched GGUF weight,
     which cannot be packed again, becomes bf16. fp8 and int8 have the format of ComfyUI's own quantised files.
-    on_progress(bytes done, bytes in total) may raise to stop; then no file is left behind.
+    on_progress(bytes done, bytes in total) may raise to stop; then no file is left behind. notify: gets a sentence
+    where a merge has left weights out.
 
     Raises UserError for a model of another pack, one merged with a model of another size, an existing file, a full
     disk, or weights beyond the range of the dtype.
     """
     require_cogvideox_model(model)
-    check_merge(model, logging.warning)
+    check_merge(model, notify)
     weights = _patched_weights(model)
     # Shapes first, tensors later: a safetensors header comes before the data and needs every size, while the converted
     # model need not fit into memory.

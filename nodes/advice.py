@@ -55,7 +55,4 @@ ADVICE = {
     "start from noise": "Set denoise to 1, use CogVideoX Scheduler, or encode a video to start from.",
     "stretch positions": "CogVideoX Positions stretches the table with resample_table.",
     "take the node out": "Remove it from between the loader and the sampler.",
-    "take a model of this pack to sample": (
-        "Connect a model from Load CogVideoX Model or Load CogVideoX Pipeline. Use KSampler for other models."
-    ),
 }

@@ -18,7 +18,8 @@ from .sample import noise_levels
 
 @checked(check_latent_image)
 class CogVideoXInvert(io.ComfyNode):
-    """LATENT out: samples [B, 16, T, H/8, W/8] at the highest noise level, and the trajectory that led there."""
+    """LATENT out: samples [B, 16, T, H/8, W/8] at the highest noise level (for an odd T of CogVideoX 1.5 with two more
+    frames in front, samplers.front), and the trajectory that led there."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -71,6 +71,7 @@ class CogVideoXSaveModel(io.ComfyNode):
             mm.throw_exception_if_processing_interrupted()
             bar.update_absolute(done, total)
 
-        size = save_model(model, path, weight_dtype, on_progress)
-        show_on_node(f"Saved {path.name}, {size / 1e6:.1f} MB.", cls.hidden.unique_id)
+        notes: list[str] = []
+        size = save_model(model, path, weight_dtype, on_progress, notes.append)
+        show_on_node(" ".join([f"Saved {path.name}, {size / 1e6:.1f} MB.", *notes]), cls.hidden.unique_id)
         return io.NodeOutput(path.relative_to(folders.first_root(_CATEGORY)).as_posix())

@@ -74,18 +74,19 @@ def check_sampler(sampler: comfy.samplers.Sampler) -> None:
         )
 
 
-def check_mask(denoise_mask: torch.Tensor | None, noise: torch.Tensor) -> None:
+def check_mask(denoise_mask: torch.Tensor | None, goes_on: bool) -> None:
     """Raises UserError for a run that goes on from a noisy latent and has a mask that keeps some of it.
 
     ComfyUI keeps the masked part of the run's own latent. That is clean only where a run begins: the second part of a
     run that was cut in two gets a noisy one, and would keep its noise (KSamplerX0Inpaint of comfy/samplers.py). What
     was kept in the first part is no longer known.
 
-    denoise_mask: 1 where the video is regenerated. noise: all zeros where a run adds none.
+    denoise_mask: 1 where the video is regenerated. goes_on: the run adds no noise, or its latent carries the frame in
+    front that an earlier part has left (samplers.front), over which ComfyUI has stretched the mask as well.
     """
-    if denoise_mask is not None and bool((denoise_mask < 1).any()) and torch.count_nonzero(noise) == 0:
+    if denoise_mask is not None and bool((denoise_mask < 1).any()) and goes_on:
         raise UserError(
-            "This run adds no noise, so it goes on from a noisy latent, and its mask would keep the noise where it is "
+            "This run goes on from the noisy latent of an earlier one, and its mask would keep the noise where it is "
             "black.",
             advice="sample a mask in one run",
         )
@@ -118,19 +119,6 @@ def check_merge(patcher: Any, notify: Callable[[str], object]) -> None:
             "fine-tunes of 5b."
         )
     notify(f"{found} and were left out of the merge: {', '.join(left_out[:3])}{' …' if len(left_out) > 3 else ''}.")
-
-
-def check_guidance(model_options: dict[str, Any], notify: Callable[[str], object]) -> None:
-    """Tell the user, by `notify`, where ComfyUI's node RescaleCFG rescales the guidance: it was made for images.
-
-    It takes a prediction's standard deviation over three dimensions, which leaves out a video's columns: 1 to 2 % off.
-    """
-    guide = model_options.get("sampler_cfg_function")
-    if getattr(guide, "__qualname__", "").startswith("RescaleCFG."):
-        notify(
-            "The guidance is rescaled for an image, with the deviation of each column of the latent alone. The formula "
-            "for a video, with the deviation of all of it, is guidance_rescale of the CogVideoX nodes for sampling."
-        )
 
 
 def check_conditioning(

@@ -61,7 +61,7 @@ def require_cogvideox(model_sampling: ModelSampling) -> None:
         raise UserError(
             f"This model samples with {type(model_sampling).__name__}; CogVideoX's schedule and samplers need a "
             "CogVideoX model without a ModelSampling patch.",
-            advice="take a model of this pack to sample",
+            advice="keep the schedule",
         )
 
 

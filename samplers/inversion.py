@@ -73,7 +73,7 @@ def record_inversion(steps: int) -> tuple[comfy.samplers.KSAMPLER, Trajectory]:
 
     The trajectory's samples are fp32 on the CPU, scaled and variance preserving: the clean ones first, then those after
     each step, so that samples[i] has the noise level of timesteps[i]. With CogVideoX 1.5 they have the frame that an
-    odd count gets in front (samplers.outer_sample); the run's result does not.
+    odd count gets in front (samplers.front).
     """
     trajectory: Trajectory = {"timesteps": [CLEAN, *(t for _, t in inversion_steps(steps))], "samples": []}
     return comfy.samplers.KSAMPLER(invert_along, {"record": trajectory["samples"].append}), trajectory

@@ -55,6 +55,11 @@ class NoiseStream:
         return draw_noise((max(self.batch_index) + 1, *shape[1:]), generator)[list(self.batch_index)]
 
 
+def adds_noise(noise: torch.Tensor) -> bool:
+    """Whether a run with this `noise` adds any. ComfyUI gives zeros to a run that goes on from a noisy latent."""
+    return bool(torch.count_nonzero(noise))
+
+
 def read_stream(noise: torch.Tensor) -> NoiseStream | None:
     """The stream that NoiseStream.draw has drawn `noise` from; None for noise of another origin."""
     return getattr(noise, _STREAM, None)

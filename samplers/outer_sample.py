@@ -9,10 +9,10 @@ import torch
 
 from ..host.messages import clear_running_node
 from ..host.protocols import BaseModel, Guider, GuiderExecutor, StepCallback
-from .checks import check_conditioning, check_guidance, check_latent, check_mask, check_merge, check_sampler, check_size
+from .checks import check_conditioning, check_latent, check_mask, check_merge, check_sampler, check_size
 from .comfy_sampler import with_stream
-from .front import join_front, lacks_frame, prepend_first, prepend_noise, split_front
-from .noise import read_stream
+from .front import join_front, lacks_frame, prepend, prepend_noise, split_front
+from .noise import adds_noise, read_stream
 from .stock_nodes import check_stock_nodes
 from .stock_samplers import check_cfg, check_sigmas, with_first_order_steps
 
@@ -39,11 +39,7 @@ def sample_checked(
 ) -> torch.Tensor:
     """OUTER_SAMPLE wrapper: refuse what does not fit before any work, and give CogVideoX 1.5 complete pairs of frames.
 
-    CogVideoX 1.5 makes one token of two latent frames. As in diffusers' pipelines an odd count gets one more frame of
-    noise in front, which takes part in sampling and is dropped afterwards. The simpler way, to repeat a frame inside
-    the model, was tried: the last latent frame comes out wrong (0.82, RMS of the difference over that of diffusers').
-
-    Where such a run stops before the end, the frame stays with the result: samplers.front says how.
+    samplers.front says why, and how the frame in front stays with the result where a run stops before the end.
 
     notify: shows a sentence on the running node; it is bound when the loader puts the wrapper on the MODEL. The other
     arguments are those of comfy.samplers.CFGGuider.outer_sample: noise [B, 16, T, H, W] of unit variance, latent_image
@@ -62,18 +58,20 @@ def sample_checked(
     # Noise and mask were made for the latent as it came.
     start = noise.shape[2] - latent_image.shape[2]
     noise, denoise_mask = noise[:, :, start:], None if denoise_mask is None else denoise_mask[:, :, start:]
-    check_mask(denoise_mask, noise)
+    is_new = adds_noise(noise)
+    check_mask(denoise_mask, goes_on=front is not None or not is_new)
     _check_nodes(guider, sampler, sigmas, noise, latent_image, notify)
 
     extra = int(lacks_frame(latent_image.shape[2], model.diffusion_model.config.patch_size_t))
     _, _, frames, height, width = latent_image.shape
     check_size(model, (frames + extra, height, width), guider.model_options)
     if extra:
-        noise = prepend_noise(noise, stream)
-        if front is None and torch.count_nonzero(noise) == 0 and sigmas[0] > sigmas[-1]:
+        if front is None and not is_new and sigmas[0] > sigmas[-1]:
             notify(_FRONT_IS_MISSING)
-        latent_image = prepend_first(latent_image) if front is None else torch.cat([front, latent_image], dim=2)
-        denoise_mask = None if denoise_mask is None else prepend_first(denoise_mask)
+        # A run with noise of its own begins like any other, whatever an earlier part has left.
+        latent_image = prepend(latent_image, None if is_new else front)
+        noise = prepend_noise(noise, stream)
+        denoise_mask = None if denoise_mask is None else prepend(denoise_mask)
     # Some versions of ComfyUI hand the shape down a second time, to process_conds.
     if "latent_shapes" in kwargs:
         kwargs["latent_shapes"] = [latent_image.shape]
@@ -85,13 +83,19 @@ def sample_checked(
         out = executor(noise, latent_image, sampler, sigmas.clone(), denoise_mask, report, disable_pbar, seed, **kwargs)
     finally:
         model.diffusion_model.forget_tables()
-    if denoise_mask is not None and sigmas[-1] == 0:
-        # A schedule whose length does not divide 1000 leaves a trace of noise in its last sample (next_timesteps). What
-        # the mask keeps has to come out exactly as it went in.
+    return _finish(out, latent_image, denoise_mask, bool(sigmas[-1] == 0), extra)
+
+
+def _finish(
+    out: torch.Tensor, latent_image: torch.Tensor, denoise_mask: torch.Tensor | None, is_clean: bool, extra: int
+) -> torch.Tensor:
+    """What a run gives out: without its `extra` frames in front, and with what the mask keeps exactly as it went in."""
+    if denoise_mask is not None and is_clean:
+        # A schedule whose length does not divide 1000 leaves a trace of noise in its last sample (next_timesteps).
         out = torch.where(denoise_mask.to(out) == 0, latent_image.to(out), out)
     video = out[:, :, extra:]
     # A run that stops before the end goes on somewhere else, and needs the frame there.
-    return join_front(out[:, :, :extra], video) if extra and sigmas[-1] > 0 else video
+    return join_front(out[:, :, :extra], video) if extra and not is_clean else video
 
 
 def _check_nodes(
@@ -106,7 +110,6 @@ def _check_nodes(
     check_sigmas(sampler, sigmas, noise, latent_image)
     check_cfg(sampler, getattr(guider, "cfg", None))
     check_merge(guider.model_patcher, notify)
-    check_guidance(guider.model_options, notify)
     check_conditioning(guider.model_patcher.model, guider.conds, latent_image.shape, notify)
 
 

@@ -21,8 +21,20 @@ _REFUSED = {
 _REFUSED_WRAPPERS = {"hidream_o1_patch_seam_smoothing": "HiDreamO1PatchSeamSmoothing"}  # key -> node
 # Entries of transformer_options that only other models read -> the node that makes them.
 _FOREIGN_ENTRIES = {"rope_options": "ScaleROPE", "ar_config": "ARVideoI2V"}
-# Guidance over the members of a batch, which are the frames of a video in Stable Video Diffusion -> what they do here.
-_FRAMES_AS_BATCH = ("VideoLinearCFGGuidance", "VideoTriangleCFGGuidance")
+_BATCH = (
+    "spreads the guidance over a batch of pictures, the frames of a video in Stable Video Diffusion. A video of "
+    "CogVideoX is one member of a batch: all of its frames get min_cfg."
+)
+# Guidance that acts in another way than it does on pictures, by the node's class, and how.
+_GUIDANCE = {
+    "VideoLinearCFGGuidance": _BATCH,
+    "VideoTriangleCFGGuidance": _BATCH,
+    # It takes the deviation over three dimensions, which leaves out a video's columns: 1 to 2 % off the formula.
+    "RescaleCFG": (
+        "rescales the guidance for an image, with the deviation of each column of the latent alone. The formula for a "
+        "video, with the deviation of all of it, is guidance_rescale of the CogVideoX nodes for sampling."
+    ),
+}
 _NO_EFFECT = ("ChromaRadianceOptions",)
 
 
@@ -43,6 +55,9 @@ def check_stock_nodes(guider: Guider, notify: Callable[[str], object]) -> None:
         )
     blocks = len(guider.model_patcher.model.diffusion_model.transformer_blocks)
     _tell_of_no_effect(options, blocks, notify)
+    guidance = owner_of(options["sampler_cfg_function"]) if options.get("sampler_cfg_function") else None
+    if guidance in _GUIDANCE:
+        notify(f"{guidance} {_GUIDANCE[guidance]}")
     if not hasattr(sampling, "alphas"):
         notify(
             "A node has replaced the model's noise schedule. CogVideoX was trained with its own (zero SNR at the end, "
@@ -87,12 +102,6 @@ def _tell_of_no_effect(options: dict[str, Any], blocks: int, notify: Callable[[s
         notify(
             f"{_listed(named)} {verb} no effect on CogVideoX, whose transformer has no such place or takes it in "
             f"another form. Remove {them}."
-        )
-    guidance = owner_of(options["sampler_cfg_function"]) if options.get("sampler_cfg_function") else None
-    if guidance in _FRAMES_AS_BATCH:
-        notify(
-            f"{guidance} spreads the guidance over a batch of pictures. A video of CogVideoX is one member of a batch: "
-            "all of its frames get min_cfg."
         )
 
 

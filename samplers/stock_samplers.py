@@ -16,13 +16,16 @@ import torch
 
 from ..errors import UserError
 from .comfy_sampler import sample_along
+from .noise import adds_noise
 
 # A step in which sigma falls to less than this part of itself is too long for a method of higher order. Measured on
-# CogVideoX-nano: at 1 / 3 some combinations are still unstable, at 1 / 2 none but those two (docs/samplers.md).
-SHORTEST_RATIO = 0.5
-SHORTEST_RATIOS = {"ipndm": 2 / 3, "sa_solver": 2 / 3, "seeds_3": 1 / 4}
+# CogVideoX-nano: at 1 / 3 some combinations are still unstable, at 1 / 2 only ipndm and sa_solver; seeds_3 is stable
+# from 1 / 4 on (docs/samplers.md).
+LEAST_RATIO = 0.5
+LEAST_RATIOS = {"ipndm": 2 / 3, "sa_solver": 2 / 3, "seeds_3": 1 / 4}
 # Their steps are of higher order in sigma, or extrapolate from earlier steps. Missing are the ones of first order, and
-# those that take single steps in log sigma (dpmpp_sde, seeds, exp_heun): they are right without help.
+# those that were right in all of the table without help: single steps in log sigma (dpmpp_sde, seeds_2, exp_heun) and
+# the other samplers that end in cfg_pp.
 HIGHER_ORDER = frozenset(
     "heun heunpp2 dpm_2 dpm_2_ancestral lms ipndm ipndm_v deis gradient_estimation dpm_fast dpm_adaptive dpmpp_2m "
     "dpmpp_2m_sde dpmpp_2m_sde_heun dpmpp_3m_sde res_multistep res_multistep_ancestral "
@@ -87,7 +90,7 @@ def check_sigmas(
         _check_rising(name, bool((steps > 0).all()))
     elif len(steps) > 1:
         _check_falling(sigmas)
-    if sigmas[0] <= 1 and torch.count_nonzero(noise) and not torch.count_nonzero(latent_image):
+    if sigmas[0] <= 1 and adds_noise(noise) and not torch.count_nonzero(latent_image):
         raise UserError(
             f"The run begins at sigma {float(sigmas[0]):.4g} and has an empty latent: at this noise level a video is "
             "visible already. A run from an empty latent begins at 4518.7. (Sigmas from 1 to 0 are those of flow "
@@ -145,12 +148,14 @@ def with_first_order_steps(sampler: comfy.samplers.Sampler, sigmas: torch.Tensor
     if name is None or name.startswith("our ") or (name not in HIGHER_ORDER and len(sigmas) > 1):
         return sampler
     of_comfyui: Any = sampler
-    part = own_part(sigmas, SHORTEST_RATIOS.get(name, SHORTEST_RATIO), name in CHOOSE_SIGMAS)
+    part = own_part(sigmas, LEAST_RATIOS.get(name, LEAST_RATIO), name in CHOOSE_SIGMAS)
+    if name.startswith("uni_pc") and part[1] - part[0] == 1:
+        part = (0, 0)  # given one step, UniPC asks the model for nothing
     function = partial(_sample_in_parts, of_comfyui.sampler_function, part, name in CHOOSE_SIGMAS)
     return comfy.samplers.KSAMPLER(function, of_comfyui.extra_options, of_comfyui.inpaint_options)
 
 
-def own_part(sigmas: torch.Tensor, shortest_ratio: float, to_end: bool = False) -> tuple[int, int]:
+def own_part(sigmas: torch.Tensor, least_ratio: float, to_end: bool = False) -> tuple[int, int]:
     """The part of a run that a method of higher order can take: indices of its first and last sigma, equal for none.
 
     It is the longest row of steps of which none is too long. The step to 0 ends such a row but makes none alone: there
@@ -159,7 +164,7 @@ def own_part(sigmas: torch.Tensor, shortest_ratio: float, to_end: bool = False) 
     A run that is cut into parts (SplitSigmas) has the same long steps.
     """
     count = len(sigmas) - 1
-    is_long = [0 < sigmas[i + 1] < shortest_ratio * sigmas[i] for i in range(count)]
+    is_long = [0 < sigmas[i + 1] < least_ratio * sigmas[i] for i in range(count)]
     if to_end:
         start = next((i for i in range(count) if not is_long[i]), count)
         return (start, count) if count - start > 1 else (count, count)

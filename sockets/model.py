@@ -17,8 +17,8 @@ from ..host.ops import adopt_ops
 from ..host.quantized import dequantized
 from ..keys import read_concat, with_positions
 from ..samplers.conditioning import concat_channels, image_scale
-from ..samplers.front import join_front, lacks_frame, prepend_first, prepend_noise, split_front
-from ..samplers.noise import read_stream
+from ..samplers.front import join_front, lacks_frame, prepend, prepend_noise, split_front
+from ..samplers.noise import adds_noise, read_stream
 from ..samplers.schedule import alphas_cumprod
 from ..transformer.parameter_types import parameter_dtype
 from .families import Family
@@ -104,7 +104,8 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
         At zero terminal SNR it is pure noise: ComfyUI's own formula would leave a trace of the latent in it. A run that
         adds no noise continues from its latent as it is.
 
-        noise, latent_image: [B, 16, T, H, W]; of an odd T, CogVideoX 1.5 returns 2 + T frames (samplers.front).
+        noise, latent_image: [B, 16, T, H, W]. Outside of a run, and of an odd T, CogVideoX 1.5 returns 2 + T frames
+            (samplers.front): whoever adds noise to a latent has to take the shape of the result.
         max_denoise: whether the run begins at the largest of the model's sigmas.
         """
         if not lacks_frame(latent_image.shape[2], self.patch_size_t):
@@ -113,7 +114,7 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
         # that adds none: with the same frame in front as if the run had added the noise.
         front, frames = split_front(latent_image)
         noise = prepend_noise(noise[:, :, noise.shape[2] - frames.shape[2] :], read_stream(noise))
-        frames = prepend_first(frames) if front is None else torch.cat([front, frames], dim=2)
+        frames = prepend(frames, front)
         noisy = self._scaled(sigma, noise, frames, max_denoise)
         return join_front(noisy[:, :, :1], noisy[:, :, 1:])
 
@@ -121,7 +122,7 @@ class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool
     ) -> torch.Tensor:
         # Without added noise (`noise` is all zeros) the latent is the noisy sample of an earlier run and must stay.
-        if max_denoise and torch.count_nonzero(noise) > 0:
+        if max_denoise and adds_noise(noise):
             latent_image = torch.zeros_like(latent_image)
         return super().noise_scaling(sigma, noise, latent_image, max_denoise)
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..host.compat import throw_if_interrupted
 from ..host.folders import DATASETS, DATASETS_VARIABLE, is_in_datasets
 from ..host.inside import is_inside, is_spelled_inside
@@ -29,7 +29,6 @@ _OUTSIDE = (
     f"extra_model_paths.yaml or in the environment variable {DATASETS_VARIABLE}."
 )
 _MAX_ROW_LETTERS = 1 << 20  # of a list of captions; a caption has at most a sixteenth of it
-_SHOWN_LETTERS = 120  # of a name that a list of captions holds
 _COLUMNS = ("file_name", "text")
 _EXPECTED = (
     "It should hold clips (mp4, webm, mov, mkv, avi, gif, animated webp, or folders of numbered pictures) and their "
@@ -232,7 +231,7 @@ def _resolved(folder: Path, list_name: str, rows: list[tuple[str, str]]) -> tupl
     for name, caption in rows:
         throw_if_interrupted()
         name, caption = name.strip(), caption.strip()
-        shown = name[:_SHOWN_LETTERS] or "A clip without a name"
+        shown = quoted(name) or "A clip without a name"
         path = folder / name
         if not _is_allowed(path, folder):
             problems.append(f"{shown}: {list_name} names it, but it {_OUTSIDE}")

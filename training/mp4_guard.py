@@ -39,7 +39,8 @@ def check_mp4(path: Path) -> None:
                 raise ValueError("its index is compressed")
             if box.kind == b"trak":
                 is_sound = False
-            elif box.kind == b"hdlr":
+            # QuickTime has a second one, "dhlr", for where the data is, which says nothing of the kind of track.
+            elif box.kind == b"hdlr" and _read(file, box.start + 4, 4) != b"dhlr":
                 is_sound = _read(file, box.start + 8, 4) == b"soun"
             elif box.kind in (b"stsz", b"stz2", b"trun"):
                 counted = _count(file, box, size)

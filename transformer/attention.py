@@ -76,7 +76,9 @@ def _patched(
         query, key = rotate_pairs(query, positions), rotate_pairs(key, positions)
 
     def attend(query: torch.Tensor) -> torch.Tensor:
-        options = {"mask": mask, "skip_reshape": True, "transformer_options": transformer_options}
+        # The first rows, where there is a row for each query: those of the text.
+        rows = mask if mask is None or mask.shape[-2] == 1 else mask[..., : query.shape[2], :]
+        options = {"mask": rows, "skip_reshape": True, "transformer_options": transformer_options}
         return attention_for(query.device)(query, key, value, heads, **options)
 
     if patches.instead is None:
@@ -85,7 +87,7 @@ def _patched(
         # [B, heads, N, D] -> [B, N, heads * D]
         replaced = patches.instead(*(x.transpose(1, 2).flatten(2) for x in (query, key, value)), extra)
         # What ComfyUI calls attn1 is the picture's attention to itself; the text's would be attn2. A replacement thus
-        # counts for the video's tokens, and the text attends as ever.
+        # counts for the video's tokens, and the text attends as without it.
         attended = torch.cat([attend(query[:, :, :text_tokens]), replaced[:, text_tokens:]], dim=1)
     for patch in patches.after:
         attended = patch(attended, extra)

@@ -12,8 +12,9 @@ from .headers import MAX_NAME, MAX_TENSORS
 _STRING, _ARRAY = 8, 9
 # Metadata value type (ggml's enum gguf_metadata_value_type) -> bytes; strings and arrays have lengths of their own.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-# The package takes ten microseconds for each element of an array. T5's tokenizer has three arrays of 32,128.
-_MAX_ELEMENTS = 300_000  # of all arrays together
+# The package takes ten microseconds for each element of an array. llama.cpp writes T5's tokenizer as three arrays of
+# 32,128 and one of 237,539 bytes (precompiled_charsmap).
+_MAX_ELEMENTS = 600_000  # of all arrays together
 _MAX_FIELDS = 1 << 15
 MAX_DIMENSIONS = 8  # ggml itself has 4 (GGML_MAX_DIMS)
 
@@ -31,7 +32,7 @@ def check_gguf_header(path: Path) -> None:
         if version not in (2, 3):
             raise ValueError(f"version {version} of the format")
         if fields > _MAX_FIELDS or tensors > MAX_TENSORS:
-            raise ValueError(f"{tensors} tensors and {fields} notes")
+            raise ValueError(f"{tensors} tensors and {fields} metadata entries, where {MAX_TENSORS} are allowed")
         left = _MAX_ELEMENTS
         for _ in range(fields):
             _skip_string(file, size, MAX_NAME + 100)  # some are named after a tensor

@@ -74,6 +74,7 @@ class _Walk:
     marked: list[list[Any]] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
     storages: dict[str, Storage] = field(default_factory=dict)
+    stored: int = 0  # bytes of all storages
     claimed: int = 0  # bytes of all tensors
     handed: int = 0  # lengths of all that functions were called with
     steps: int = 0
@@ -176,9 +177,12 @@ class _Walk:
             case _:
                 raise ValueError("a reference to something else than a tensor's bytes")
         storage = Storage(str(key), count * item, item)
-        if self.storages.setdefault(storage.key, storage) != storage:
+        if storage.key not in self.storages:
+            self.storages[storage.key] = storage
+            self.stored += storage.size
+        if self.storages[storage.key] != storage:
             raise ValueError("a storage that has two sizes")
-        if sum(storage.size for storage in self.storages.values()) > self.size:
+        if self.stored > self.size:
             raise ValueError("tensors of more bytes than the file has")
         return storage
 

@@ -96,6 +96,7 @@ def test_what_is_timed_runs_alone() -> None:
     assert all(len(names) == 1 for names in bench_gpu.batches(list(SECTIONS), False))
 
 
+@pytest.mark.long
 def test_nothing_is_measured_without_a_card() -> None:
     """`dev.py bench` runs all benchmarks, on machines without a card too."""
     if bench_gpu.find_start_method("cuda"):

@@ -56,7 +56,7 @@ FAULTS = (
     Fault(
         "stock samplers of higher order take every step",
         "samplers/stock_samplers.py",
-        "is_long = [0 < sigmas[i + 1] < shortest_ratio * sigmas[i] for i in range(count)]",
+        "is_long = [0 < sigmas[i + 1] < least_ratio * sigmas[i] for i in range(count)]",
         "is_long = [False for i in range(count)]",
         ("tests/samplers/test_stock_samplers.py::test_combinations_that_drowned_in_noise_paint",),
         "heun with simple paints noise.",
@@ -64,8 +64,8 @@ FAULTS = (
     Fault(
         "a noisy latent is kept under a mask",
         "samplers/checks.py",
-        "bool((denoise_mask < 1).any()) and torch.count_nonzero(noise) == 0",
-        "bool((denoise_mask > 1).any()) and torch.count_nonzero(noise) == 0",
+        "bool((denoise_mask < 1).any()) and goes_on",
+        "bool((denoise_mask > 1).any()) and goes_on",
         ("tests/samplers/test_stock_samplers.py::test_a_mask_in_the_second_part_of_a_run_is_refused",),
         "The second part of a masked run keeps noise where it should keep the video.",
     ),

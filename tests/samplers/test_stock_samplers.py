@@ -1,6 +1,7 @@
 """ComfyUI's samplers on CogVideoX's noise levels: which paint, which are helped, which noise levels are refused."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.sample
@@ -25,7 +26,7 @@ from cogvideox.nano import folders, paint
 from cogvideox.nodes.sample import CogVideoXSampler, CogVideoXScheduler
 from cogvideox.samplers import outer_sample
 from cogvideox.samplers.noise import NoiseStream
-from cogvideox.samplers.stock_samplers import own_part
+from cogvideox.samplers.stock_samplers import own_part, with_first_order_steps
 from cogvideox.tests.support import relative_error
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -168,7 +169,7 @@ def test_a_run_cut_in_two_is_the_run(model: ModelPatcher, sampler: str) -> None:
 
 
 def test_steps_are_counted_through(model: ModelPatcher) -> None:
-    """A progress bar that starts anew in the middle, or a preview for a step that is none."""
+    """A progress bar that starts again in the middle, or a preview for a step that is none."""
     counted: list[int] = []
     ksample_steps = 6
     run = comfy.samplers.KSampler(model, ksample_steps, "cpu", "heun", "normal", 1.0)
@@ -286,3 +287,26 @@ def test_a_run_does_not_write_into_its_sigmas(tiny_pipelines: dict[str, Path], s
     found = custom(model_1_5, sampler, sigmas, {"samples": video, "noise_mask": mask})
     assert torch.equal(sigmas, before)
     assert found.shape == video.shape and torch.equal(found[..., :6], video[..., :6])
+
+
+@pytest.mark.parametrize("cut", (2, 3, 4))
+@pytest.mark.parametrize(
+    "name",
+    "euler heun heunpp2 dpm_2 lms ipndm ipndm_v deis gradient_estimation dpmpp_2m res_multistep uni_pc "
+    "uni_pc_bh2".split(),
+)
+def test_the_first_part_of_a_run_takes_each_of_its_steps(name: str, cut: int) -> None:
+    """Given one step, UniPC asks the model for nothing and only rescales the noise. Where the model's x0 is always the
+    same, every method without step noise leads along one line: x = x0 + sigma * noise."""
+    sigmas = torch.tensor([4518.7, 60.0, 18.13, 10.9, 6.8, 3.9, 0.0])[: cut + 1]
+    noise = torch.randn(1, 16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    model: Any = lambda x, sigma, **_: torch.full_like(x, 0.5)  # noqa: E731
+    sampling = SimpleNamespace(noise_scaling=lambda sigma, noise, x, *_: x)
+    model.inner_model = SimpleNamespace(
+        inner_model=SimpleNamespace(model_sampling=sampling),
+        model_patcher=SimpleNamespace(get_model_object=lambda _: sampling),
+    )
+    sampler: Any = with_first_order_steps(comfy.samplers.sampler_object(name), sigmas)
+    got = sampler.sampler_function(model, 0.5 + sigmas[0] * noise, sigmas, extra_args={}, disable=True)
+    want = 0.5 + sigmas[-1] * noise
+    assert relative_error(got, want) < 1e-3

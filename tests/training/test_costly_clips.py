@@ -3,7 +3,9 @@
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
+import av
 import comfy.model_management as mm
 import numpy as np
 import pytest
@@ -95,6 +97,20 @@ def test_good_files_are_taken(tmp_path: Path, good: bytes) -> None:
     for name, codec in (("b.mkv", "ffv1"), ("c.avi", "mpeg4"), ("d.mov", "mpeg4"), ("e.webm", "libvpx-vp9")):
         pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
         assert segments.probe_clip(write_video(tmp_path / name, pictures, codec, pix_fmt)).frames == 9
+
+
+def test_long_sound_of_quicktime_is_no_frame(tmp_path: Path) -> None:
+    """QuickTime names where a track's data is in a second "hdlr", after that of its kind: sound of 90 s, whose every
+    sample is in the index, counted as frames."""
+    path = tmp_path / "a.mov"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("pcm_s16le", rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 90 * 48000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 48000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert b"dhlr" in path.read_bytes()
+    check_mp4(path)
 
 
 def png(width: int, height: int) -> bytes:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.checkpoints import check_component, read_header
+from cogvideox.model_loaders.files.gguf_guard import check_gguf_header
 from cogvideox.model_loaders.files.headers import Entry
 from cogvideox.model_loaders.files.tensor_specs import TensorSpec, check_quantization_notes
 from cogvideox.model_loaders.files.torch_files import open_torch, read_torch_header
@@ -300,7 +301,7 @@ GGUFS: dict[str, dict] = {
     "a list of 2^60": {"fields": [gguf_array("a", 4, 2**60, b"")]},
     "a list of lists": {"fields": [gguf_array("a", 9, 1, struct.pack("<IQ", 9, 1) * 10_000)]},
     "an endless list of texts": {"fields": [gguf_array("a", 8, 2**40, struct.pack("<Q", 0) * 1000)]},
-    "lists that are long together": {"fields": [gguf_array(str(i), 0, 200_000, bytes(200_000)) for i in range(2)]},
+    "lists that are long together": {"fields": [gguf_array(str(i), 0, 400_000, bytes(400_000)) for i in range(2)]},
     "a value of an unknown kind": {"fields": [gguf_text("a") + struct.pack("<I", 99)]},
     "sides whose product overflows": {"tensors": [gguf_tensor("a", [2**32, 2**32])]},
     "sides whose product is one": {"tensors": [gguf_tensor("a", [2**63 + 1, 2**63 + 1])]},
@@ -341,3 +342,22 @@ def test_layouts_are_still_read(tmp_path: Path) -> None:
     write_sat(tmp_path / "a.pt", {"transformer_blocks.0.norm1.norm.weight": torch.ones(3)})
     write_gguf(tmp_path / "a.gguf", weights, "Q8_0")
     assert read_header(tmp_path / "a.pt").entries and len(read_header(tmp_path / "a.gguf").entries) == 2
+
+
+def test_the_tokenizer_in_a_gguf_of_t5_is_taken(tmp_path: Path) -> None:
+    """llama.cpp's converter writes three lists of 32,128 and sentencepiece's table of 237,539 bytes."""
+    count = 32_128
+    fields = [
+        gguf_array("tokenizer.ggml.tokens", 8, count, gguf_text("a") * count),
+        gguf_array("tokenizer.ggml.scores", 6, count, bytes(4 * count)),
+        gguf_array("tokenizer.ggml.token_type", 5, count, bytes(4 * count)),
+        gguf_array("tokenizer.ggml.precompiled_charsmap", 0, 237_539, bytes(237_539)),
+    ]
+    check_gguf_header(gguf(tmp_path / "a.gguf", fields, ["a"]))
+
+
+def test_many_tensors_are_followed_in_time(tmp_path: Path) -> None:
+    """The walk took the square of their number: a checkpoint of weights, an average and an optimizer has thousands."""
+    torch.save({str(i): torch.ones(1) for i in range(5000)}, tmp_path / "a.pt")
+    with bounded():
+        assert len(read_header(tmp_path / "a.pt").entries) == 5000
