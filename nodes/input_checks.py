@@ -10,11 +10,12 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeVar
 
 from comfy_api.latest import io
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..host.messages import clear_running_node
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SIZE_STEP, check_size
@@ -174,8 +175,12 @@ def _limit_problem(entry: io.Input, value: Any) -> str | None:
             is_inside = entry.min <= value <= entry.max  # False for NaN
         except TypeError:  # a node of another pack gave None or a string
             is_inside = False
+        if isinstance(entry, io.Int.Input) and (isinstance(value, bool) or not isinstance(value, Integral)):
+            is_inside = False  # Python takes true for 1, and 1.5 would fail somewhere further on
         low, high = (f"{limit:g}" if isinstance(limit, float) else limit for limit in (entry.min, entry.max))
         return None if is_inside else f"{entry.id} is {value}: use {low} to {high}."
+    if isinstance(entry, io.String.Input) and not isinstance(value, str):
+        return f"{entry.id} is {quoted(str(value))}: connect a text."
     if isinstance(entry, io.Combo.Input) and entry.default is not None and value not in entry.options:
         *others, last = map(str, entry.options)
         return f"{entry.id} is {value!r}: use {', '.join(others)} or {last}."

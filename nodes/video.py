@@ -9,6 +9,7 @@ from ..media.pictures import check_pictures
 from ..sockets.conditioning_images import encode_video
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import latent_frames, video_frames
+from ..video_limits import check_amount
 from .input_checks import check_own_size, check_vae, checked
 from .inputs import MAX_BATCH, fit_input, own_size_inputs, posterior_inputs
 
@@ -69,6 +70,8 @@ class CogVideoXEncodeVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         check_pictures(images)
         kept = video_frames(latent_frames(images.shape[0]))  # the largest 4k + 1 that is not above it
+        # Before the encoding, which takes minutes: the videos of the batch are copies of this one.
+        check_amount(width or images.shape[2], height or images.shape[1], kept, batch_size)
         latent = encode_video(vae, images[:kept], width, height, fit, seed if sample_posterior else None, batch_size)
         if mask is not None:
             latent["noise_mask"] = latent_mask(mask, *latent["samples"].shape[2:])

@@ -108,6 +108,8 @@ def sample_along(
 
     Raises UserError where the model's noise levels are not CogVideoX's.
     """
+    if len(sigmas) < 2:
+        return x  # a part of a run without a step (SplitSigmas at its beginning or end)
     extra_args = extra_args or {}
     # KSamplerX0Inpaint -> CFGGuider -> BaseModel
     model_sampling = model.inner_model.inner_model.model_sampling

@@ -6,6 +6,7 @@ Source of the format: ISO/IEC 14496-12; which boxes hold others: FFmpeg's libavf
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -13,7 +14,7 @@ from ..host.compat import throw_if_interrupted
 
 _OTHERS = (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8")  # first bytes of Matroska and WebM, AVI and WebP, GIF
 _HOLDERS = b"moov trak mdia minf stbl moof traf mvex edts dinf udta wave sinf schi tref tapt iprp ipco".split()
-_MOST_SAMPLES = 1 << 22  # of all tracks that are no sound; of sound as many as the file has bytes for
+_MOST_SAMPLES = 1 << 22  # of all tracks together
 _MOST_BOXES = 1 << 18
 _MOST_DEPTH = 12
 
@@ -26,6 +27,27 @@ class Box(NamedTuple):
     end: int
 
 
+@dataclass
+class _Track:
+    """What the index of a track counts."""
+
+    is_sound: bool = False
+    samples: int = 0
+    chunks: int = 0
+    chunk_samples: list[tuple[int, int]] = field(default_factory=list)
+    edits: int = 1  # parts of the track that are played; FFmpeg copies the entries of each
+
+    def index_entries(self) -> int:
+        """How many entries FFmpeg makes at most. Uncompressed sound has one for 160 samples of a chunk or more,
+        whatever the number of its samples says."""
+        entries = self.samples
+        if self.is_sound:
+            starts = [first for first, _ in self.chunk_samples] + [self.chunks + 1]
+            counts = (max(0, after - first) * n for (first, n), after in zip(self.chunk_samples, starts[1:]))
+            entries = sum(counts) // 160
+        return entries * max(1, self.edits)
+
+
 def check_mp4(path: Path) -> None:
     """Raises ValueError where the index of `path` counts more samples than the file has bytes for, or than any clip
     has. A file of another container is left to FFmpeg."""
@@ -33,20 +55,38 @@ def check_mp4(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(4).startswith(_OTHERS):
             return
-        samples, is_sound = 0, False
+        tracks, fragments = [_Track()], 0
         for box in _boxes(file, size):
+            track = tracks[-1]
             if box.kind == b"cmov":
                 raise ValueError("its index is compressed")
             if box.kind == b"trak":
-                is_sound = False
+                tracks.append(_Track())
             # QuickTime has a second one, "dhlr", for where the data is, which says nothing of the kind of track.
             elif box.kind == b"hdlr" and _read(file, box.start + 4, 4) != b"dhlr":
-                is_sound = _read(file, box.start + 8, 4) == b"soun"
-            elif box.kind in (b"stsz", b"stz2", b"trun"):
-                counted = _count(file, box, size)
-                samples += 0 if is_sound and box.kind != b"trun" else counted
-        if samples > _MOST_SAMPLES:
-            raise ValueError(f"its index counts {samples} frames")
+                track.is_sound = _read(file, box.start + 8, 4) == b"soun"
+            elif box.kind in (b"stsz", b"stz2"):
+                track.samples = _count(file, box, size)
+            elif box.kind == b"trun":
+                fragments += _count(file, box, size)
+            elif box.kind in (b"stco", b"co64"):
+                (track.chunks,) = struct.unpack(">I", _read(file, box.start + 4, 4))
+            elif box.kind == b"stsc":
+                track.chunk_samples = _chunk_samples(file, box)
+            elif box.kind == b"elst":
+                (track.edits,) = struct.unpack(">I", _read(file, box.start + 4, 4))
+        entries = fragments + sum(track.index_entries() for track in tracks)
+        if entries > _MOST_SAMPLES:
+            raise ValueError(f"its index counts {entries} frames")
+
+
+def _chunk_samples(file: BinaryIO, box: Box) -> list[tuple[int, int]]:
+    """(first chunk, samples of it and of each after it), of a "stsc" box."""
+    (count,) = struct.unpack(">I", _read(file, box.start + 4, 4))
+    if 12 * count > box.end - box.start or count > _MOST_BOXES:
+        raise ValueError(f"its index counts {count} kinds of chunks")
+    rows = struct.iter_unpack(">III", _read(file, box.start + 8, 12 * count))
+    return [(first, samples) for first, samples, _ in rows]
 
 
 def _count(file: BinaryIO, box: Box, size: int) -> int:

@@ -69,7 +69,7 @@ def _reader(path: Path) -> GGUFReader:
     try:
         check_gguf_header(path)
         reader = gguf.GGUFReader(path)
-        spans = sorted((tensor.data_offset, tensor.data_offset + int(tensor.n_bytes)) for tensor in reader.tensors)
+        spans = sorted((int(t.data_offset), int(t.data_offset) + int(t.n_bytes)) for t in reader.tensors)
         shapes = [_shape(reader, tensor) for tensor in reader.tensors]
         alignment = int(reader.alignment)
         if alignment < 1:
@@ -79,7 +79,7 @@ def _reader(path: Path) -> GGUFReader:
     except Exception as error:
         raise damaged(path, f"cannot be read as a GGUF file ({type(error).__name__}: {str(error)[:200]})") from error
     # The package does not compare offsets. Overlaps and gaps would give a layer bytes of another one, without an error.
-    end = reader.data_offset
+    end = int(reader.data_offset)
     for first, last in spans:
         if first != _aligned(end, alignment):
             raise damaged(path, "has gaps or overlaps between its tensors")

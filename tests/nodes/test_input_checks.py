@@ -145,6 +145,13 @@ def test_typed_values_when_a_prompt_is_queued(queue: Callable[..., list[dict]]) 
     assert not any(step.startswith("body") for step in ran)
 
 
+@pytest.mark.parametrize("value", (8.5, 8.0, True, "8", None))
+def test_linked_numbers_that_are_not_whole(value: Any) -> None:
+    """Any-type links of other packs carry anything: a half video would fail somewhere in torch."""
+    with pytest.raises(UserError, match="width is .*: use 4 to 40"):
+        run(width=value)
+
+
 def test_one_message_for_one_mistake(queue: Callable[..., list[dict]], monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI repeats what validate_inputs says for each input that it names: once is enough, at the input that the
     message is about. Nodes of others keep what ComfyUI reports for them."""

@@ -245,3 +245,15 @@ def test_what_counts_as_a_frame_in_front() -> None:
     assert front is not None and torch.equal(front, x[:, :, :1]) and torch.equal(rest, x)
     for other in (x, torch.zeros(1, 16, 3, 4, 4), x[:, :, :2], join_front(x[:, :, :1], x)[:, :, :4], x[:, :, 0]):
         assert split_front(other)[0] is None
+
+
+@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+def test_a_part_without_a_step(text: Cuts, sampler: str) -> None:
+    """SplitSigmas at the beginning or the end gives one sigma: nothing is to be done, and nothing may fail."""
+    latent, sigmas = text.conditioned(ODD)[2], text.sigmas()
+    whole = text.custom(text.noise("ours"), latent, sigmas, "ddim")
+    after = text.custom(text.noise("none"), whole, sigmas[-1:], sampler)
+    assert torch.equal(after["samples"], whole["samples"])
+    begun = text.custom(text.noise("ours"), latent, sigmas[:1], sampler)
+    got = text.custom(text.noise("none"), begun, sigmas, "ddim")
+    check_parity("a part without a step", got["samples"], whole["samples"], 5e-6)

@@ -175,3 +175,29 @@ def test_a_way_out_of_the_index(tmp_path: Path, good: bytes) -> None:
     mm.interrupt_current_processing()
     with pytest.raises(mm.InterruptProcessingException):
         check_mp4(tmp_path / "a.mp4")
+
+
+def full(kind: bytes, data: bytes) -> bytes:
+    return box(kind, bytes(4) + data)
+
+
+def track(handler: bytes, entry: bytes, table: bytes, edits: bytes = b"") -> bytes:
+    """A track of the kind `handler` (soun or vide) whose tables are `table`."""
+    media = full(b"hdlr", b"mhlr" + handler + bytes(13))
+    stbl = box(b"stbl", full(b"stsd", struct.pack(">I", 1) + entry) + table)
+    return box(b"trak", edits + box(b"mdia", media + box(b"minf", stbl)))
+
+
+@pytest.mark.parametrize("what", ("chunks of sound", "edits of frames"))
+def test_indexes_that_multiply(tmp_path: Path, what: str) -> None:
+    """A clip of 2 KB whose six chunks of sound have 2^31 samples each took 7.5 GB; one of 28 KB whose frames are played
+    two thousand times did not end."""
+    if what == "chunks of sound":
+        table = full(b"stsc", struct.pack(">IIII", 1, 1, 0x7FFFFFFF, 1)) + full(b"stsz", struct.pack(">II", 2, 10))
+        moov = track(b"soun", bytes(60), table + full(b"stco", struct.pack(">I", 6) + bytes(24)))
+    else:
+        edits = box(b"edts", full(b"elst", struct.pack(">I", 2000) + struct.pack(">IiI", 3900, 0, 0x10000) * 2000))
+        moov = track(b"vide", bytes(60), full(b"stsz", struct.pack(">II", 1, 3900)), edits)
+    path = tmp_path / "a.mov"
+    path.write_bytes(box(b"ftyp", b"qt  ") + box(b"mdat", bytes(4000)) + box(b"moov", moov))
+    refused(path, "its index counts")
