@@ -142,7 +142,7 @@ def _check_falling(sigmas: torch.Tensor) -> None:
 def with_first_order_steps(sampler: comfy.samplers.Sampler, sigmas: torch.Tensor) -> comfy.samplers.Sampler:
     """`sampler`, or a sampler that leaves it those of a run's steps, [steps + 1], that it can take.
 
-    Of a run without any step (SplitSigmas at step 0) that is none: some samplers fail there.
+    A run without any step (SplitSigmas at step 0) leaves it none: some samplers fail there.
     """
     name = known_name(sampler)
     if name is None or name.startswith("our ") or (name not in HIGHER_ORDER and len(sigmas) > 1):

@@ -1,6 +1,5 @@
 """MODEL: a CogVideoX transformer as ComfyUI's BaseModel, its noise levels and its latent format."""
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import comfy.conds
@@ -22,6 +21,7 @@ from ..samplers.noise import adds_noise, read_stream
 from ..samplers.schedule import alphas_cumprod
 from ..transformer.parameter_types import parameter_dtype
 from .families import Family
+from .meta_model import model_on_meta
 
 if TYPE_CHECKING:  # importing it loads diffusers
     from ..transformer.dit import CogVideoXDiT
@@ -322,19 +322,14 @@ def build_dit(
     # Importing diffusers takes seconds, which ComfyUI's start should not wait for.
     from ..transformer.dit import CogVideoXDiT
 
-    known = inspect.signature(CogVideoXDiT.__init__).parameters
-    # Fine-tunes add entries of their own to config.json, and diffusers would warn about each.
-    config = {key: value for key, value in config.items() if key in known}
     try:
-        with torch.device("meta"):
-            made: Any = CogVideoXDiT.from_config(config)
+        model: CogVideoXDiT = model_on_meta(CogVideoXDiT, config)
     # Wrong values in a damaged config.json raise all kinds of errors from within diffusers and torch.
     except Exception as error:
         raise UserError(
             f"The transformer's config does not describe a CogVideoX model ({type(error).__name__}: "
             f"{str(error)[:200]}). Download its config.json again."
         ) from error
-    model: CogVideoXDiT = made
     model.dtype = storage
     if not config.get("use_learned_positional_embeddings"):
         # CogVideoX-2b's sincos table is a buffer in diffusers that no checkpoint holds, so that on the meta device it

@@ -1,6 +1,5 @@
 """VAE: a CogVideoX autoencoder behind ComfyUI's socket."""
 
-import inspect
 import logging
 from collections.abc import Callable, Generator
 from functools import partial
@@ -24,6 +23,7 @@ from ..vae.geometry import CHANNELS, SPATIAL, TEMPORAL, check_latents, latent_fr
 from ..vae.memory import PeakMemory
 from ..vae.plan import FAST, LADDER, LEAST, LOW, OffloadPlan, in_bands
 from ..vae.streaming import decode_stream, encode_stream
+from .meta_model import model_on_meta
 from .model import non_finite_weights
 
 if TYPE_CHECKING:  # importing it loads diffusers
@@ -265,19 +265,14 @@ def build_autoencoder(config: dict[str, Any], dtype: torch.dtype) -> "CogVideoXA
     """
     from ..vae.network import CogVideoXAutoencoder  # imports diffusers
 
-    # Fine-tunes add entries of their own to config.json, and diffusers would write each into the log.
-    known = inspect.signature(CogVideoXAutoencoder.__init__).parameters
-    config = {key: value for key, value in config.items() if key in known}
     try:
-        with torch.device("meta"):
-            made: Any = CogVideoXAutoencoder.from_config(config)
+        model: CogVideoXAutoencoder = model_on_meta(CogVideoXAutoencoder, config)
     # Numbers that do not fit each other, such as channels that do not divide into groups.
     except ValueError as error:
         raise UserError(
             f"The VAE's config does not describe a CogVideoX VAE ({quoted(str(error))}). Download its config.json "
             "again."
         ) from error
-    model: CogVideoXAutoencoder = made
     torch.nn.Module.to(model, dtype)  # diffusers' ModelMixin.to would warn at the cast
     # The operations of ComfyUI's own VAEs, which cast no dtype: weights and frames both have the one that was chosen.
     adopt_ops(model, comfy.ops.disable_weight_init)

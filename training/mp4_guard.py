@@ -35,7 +35,7 @@ class _Track:
     samples: int = 0
     chunks: int = 0
     chunk_samples: list[tuple[int, int]] = field(default_factory=list)
-    edits: int = 1  # parts of the track that are played; FFmpeg copies the entries of each
+    edits: int = 0  # parts of the track that are played; FFmpeg copies the entries of each
 
     def index_entries(self) -> int:
         """How many entries FFmpeg makes at most. Uncompressed sound has one for 160 samples of a chunk or more,
@@ -66,23 +66,30 @@ def check_mp4(path: Path) -> None:
             elif box.kind == b"hdlr" and _read(file, box.start + 4, 4) != b"dhlr":
                 track.is_sound = _read(file, box.start + 8, 4) == b"soun"
             elif box.kind in (b"stsz", b"stz2"):
-                track.samples = _count(file, box, size)
+                track.samples += _count(file, box, size)
             elif box.kind == b"trun":
                 fragments += _count(file, box, size)
             elif box.kind in (b"stco", b"co64"):
-                (track.chunks,) = struct.unpack(">I", _read(file, box.start + 4, 4))
+                track.chunks += _number(file, box)
             elif box.kind == b"stsc":
+                if track.chunk_samples:
+                    raise ValueError("its index counts the samples of chunks twice")
                 track.chunk_samples = _chunk_samples(file, box)
             elif box.kind == b"elst":
-                (track.edits,) = struct.unpack(">I", _read(file, box.start + 4, 4))
+                track.edits += _number(file, box)
         entries = fragments + sum(track.index_entries() for track in tracks)
         if entries > _MOST_SAMPLES:
             raise ValueError(f"its index counts {entries} frames")
 
 
+def _number(file: BinaryIO, box: Box) -> int:
+    """The first number of a box that begins with a version: how many entries it has."""
+    return struct.unpack(">I", _read(file, box.start + 4, 4))[0]
+
+
 def _chunk_samples(file: BinaryIO, box: Box) -> list[tuple[int, int]]:
     """(first chunk, samples of it and of each after it), of a "stsc" box."""
-    (count,) = struct.unpack(">I", _read(file, box.start + 4, 4))
+    count = _number(file, box)
     if 12 * count > box.end - box.start or count > _MOST_BOXES:
         raise ValueError(f"its index counts {count} kinds of chunks")
     rows = struct.iter_unpack(">III", _read(file, box.start + 8, 12 * count))
