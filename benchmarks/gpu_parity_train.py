@@ -74,7 +74,8 @@ def lora(bench: Bench, pipeline: Path, variant: str, precision: str, scratch: Pa
     on_cpu, cpu_losses = train(pipeline, config, scratch / f"{name}-cpu", torch.device("cpu"))
     apart, restart = difference(whole, again), difference(whole, resumed)
     what = f"training, {variant}, {precision}"
-    verdict = PASSED if restart <= apart else FAILED
+    # cuDNN's attention adds gradients up in no fixed order. A restart may differ by what two runs in one go differ by.
+    verdict = PASSED if restart <= 2 * apart else FAILED
     found = f"a restart differs by {restart:.1e}, a second run by {apart:.1e}"
     bench.row(f"{what}: restart and second run", found, verdict, restart=restart, second_run=apart)
     half = len(losses) // 2

@@ -79,6 +79,7 @@ def one_size(bench: Bench, size: str, theirs: Any, ours: Any, plans: Iterable[An
 
 
 def _ours(bench: Bench, way: str, size: str, network: Any, video: torch.Tensor, plan: Any, repeats: int) -> None:
+    from cogvideox.vae.activation import SPAN_BYTES
     from cogvideox.vae.memory import PeakMemory
     from cogvideox.vae.streaming import decode_stream, encode_stream
 
@@ -103,9 +104,11 @@ def _ours(bench: Bench, way: str, size: str, network: Any, video: torch.Tensor, 
     if not bench.on_card:
         return
     ratio = forecast / peak
-    verdict = PASSED if 1 <= ratio <= FORECAST else FAILED
+    # The forecast has to hold where Triton fails, which shows only at the first decode. Triton holds no span in fp32.
+    verdict = PASSED if peak <= forecast <= FORECAST * peak + SPAN_BYTES["other"] else FAILED
     found = f"{gib(forecast)} forecast, {gib(peak)} used: {ratio:.2f}"
-    bench.row(f"{what}: forecast", found, verdict, predicted="1.00 to 1.10", forecast=forecast, peak_bytes=peak)
+    predicted = "1.00 to 1.10, and 64 MiB for a card without Triton"
+    bench.row(f"{what}: forecast", found, verdict, predicted=predicted, forecast=forecast, peak_bytes=peak)
     reserved = torch.cuda.max_memory_reserved()
     bench.row(f"{what}: reserved", f"{gib(reserved)} of torch's allocator, weights included", reserved=reserved)
 

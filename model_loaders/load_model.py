@@ -10,7 +10,7 @@ import comfy.patcher_extension
 
 from ..host.compat import is_dynamic, model_patcher_class
 from ..host.messages import Notify
-from ..host.quantized_patcher import adopt_patcher
+from ..host.weight_patcher import adopt_patcher
 from ..samplers.outer_sample import sample_checked
 from ..samplers.window_caches import cached_by_window
 from ..sockets.model import CogVideoXConfig, CogVideoXModel
@@ -74,8 +74,7 @@ def _build_patcher(
     # class makes a plain patcher where the device is the CPU, and that decides whether the weights are cast.
     patcher_class = model_patcher_class(disable_dynamic or has_gguf)
     patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
-    if precision.operations:
-        adopt_patcher(patcher)
+    adopt_patcher(patcher)
     source = str(weights.path)
     assign_weights(model.diffusion_model, state_dict, not is_dynamic(patcher), source, precision)
     # On the MODEL, so that the checks and CogVideoX 1.5's frame in front apply to every sampler node, KSampler too.

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import UserError
 from ..host.quantized import is_quantized
-from ..host.quantized_patcher import adopt_patcher
+from ..host.weight_patcher import adopt_patcher
 from ..sockets.clip import TextEncoderTarget
 from ..sockets.tokenizer import MAX_TOKENS, CogVideoXTokenizer
 from .checkpoints import Weights, open_component, require_fit
@@ -83,8 +83,7 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
         model_options=options,
         disable_dynamic=disable_dynamic or has_gguf,
     )
-    if precision.operations:
-        adopt_patcher(clip.patcher)
+    adopt_patcher(clip.patcher)
     # The factory has to return a patcher, not a CLIP; see load_model.
     clip.patcher.cached_patcher_init = (_load_text_encoder_patcher, (path, weight_dtype))
     return clip

@@ -77,7 +77,8 @@ def _reader(path: Path) -> GGUFReader:
     # A damaged header makes check_gguf_header and the package raise nearly anything, from struct.error and KeyError to
     # UnicodeDecodeError.
     except Exception as error:
-        raise damaged(path, f"cannot be read as a GGUF file ({type(error).__name__}: {str(error)[:200]})") from error
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise damaged(path, f"cannot be read as a GGUF file ({reason})", error) from error
     # The package does not compare offsets. Overlaps and gaps would give a layer bytes of another one, without an error.
     end = int(reader.data_offset)
     for first, last in spans:

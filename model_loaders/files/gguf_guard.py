@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from .headers import MAX_NAME, MAX_TENSORS
+from .headers import MAX_NAME, MAX_TENSORS, LimitError
 
 _STRING, _ARRAY = 8, 9
 # Metadata value type (ggml's enum gguf_metadata_value_type) -> bytes; strings and arrays have lengths of their own.
@@ -20,7 +20,8 @@ MAX_DIMENSIONS = 8  # ggml itself has 4 (GGML_MAX_DIMS)
 
 
 def check_gguf_header(path: Path) -> None:
-    """Raises ValueError where the header of `path` announces more data than the file has bytes.
+    """Raises ValueError where the header of `path` announces more data than the file has bytes, and LimitError where it
+    announces more than any model has.
 
     Nothing is kept: the header is walked through by its lengths alone. A header that breaks off or has an unknown value
     type raises struct.error or KeyError.
@@ -32,7 +33,7 @@ def check_gguf_header(path: Path) -> None:
         if version not in (2, 3):
             raise ValueError(f"version {version} of the format")
         if fields > _MAX_FIELDS or tensors > MAX_TENSORS:
-            raise ValueError(f"{tensors} tensors and {fields} metadata entries, where {MAX_TENSORS} are allowed")
+            raise LimitError(f"{tensors} tensors and {fields} metadata entries, where {MAX_TENSORS} are allowed")
         left = _MAX_ELEMENTS
         for _ in range(fields):
             _skip_string(file, size, MAX_NAME + 100)  # some are named after a tensor
@@ -41,7 +42,7 @@ def check_gguf_header(path: Path) -> None:
             _skip_string(file, size, MAX_NAME)
             (dimensions,) = _unpack(file, "<I")
             if dimensions > MAX_DIMENSIONS:
-                raise ValueError(f"a tensor of {dimensions} dimensions")
+                raise LimitError(f"a tensor of {dimensions} dimensions")
             _skip(file, size, 8 * dimensions + 4 + 8)  # shape, type, offset
 
 
@@ -53,7 +54,7 @@ def _skip_value(file: BinaryIO, size: int, most: int, kind: int) -> int:
         inner, count = _unpack(file, "<IQ")
         # Arrays of arrays are in the format but in no model's file; refused, because they could nest without end.
         if inner == _ARRAY or count > most:
-            raise ValueError(f"a list of {count} elements of type {inner}")
+            raise LimitError(f"a list of {count} elements of type {inner}")
         for _ in range(count if inner == _STRING else 0):
             _skip_string(file, size)
         _skip(file, size, 0 if inner == _STRING else count * _SIZES[inner])
@@ -66,7 +67,7 @@ def _skip_value(file: BinaryIO, size: int, most: int, kind: int) -> int:
 def _skip_string(file: BinaryIO, size: int, most: int = 1 << 63) -> None:
     (length,) = _unpack(file, "<Q")
     if length > most:
-        raise ValueError(f"a name of {length} bytes")
+        raise LimitError(f"a name of {length} bytes")
     _skip(file, size, length)
 
 

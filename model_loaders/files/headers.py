@@ -33,18 +33,30 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def damaged(path: Path, what: str) -> UserError:
-    """The error for a file that is incomplete or damaged. what: continues the sentence that begins with the path."""
+class LimitError(ValueError):
+    """A file announces more than any checkpoint has, or makes its reader work far more than its size is worth."""
+
+
+def damaged(path: Path, what: str, cause: Exception | None = None) -> UserError:
+    """The error for a file that is incomplete or damaged, or, where `cause` is a LimitError, that is not read.
+
+    what: continues the sentence that begins with the path.
+    """
+    if isinstance(cause, LimitError):
+        return UserError(
+            f"{path} {what}: that is more than any checkpoint needs, so the pack does not read it. Download it again, "
+            "or save its weights alone in a .safetensors file."
+        )
     return UserError(f"{path} {what}: the download was cut short or the file is damaged. Download it again.")
 
 
 def check_names(names: Collection[str]) -> None:
-    """Raises ValueError for more or longer names of tensors than any model has."""
+    """Raises LimitError for more or longer names of tensors than any model has."""
     if len(names) > MAX_TENSORS:
-        raise ValueError(f"{len(names)} tensors, where {MAX_TENSORS} are allowed")
+        raise LimitError(f"{len(names)} tensors, where {MAX_TENSORS} are allowed")
     longest = max(map(len, names), default=0)
     if longest > MAX_NAME:
-        raise ValueError(f"a tensor's name of {longest} letters, where {MAX_NAME} are allowed")
+        raise LimitError(f"a tensor's name of {longest} letters, where {MAX_NAME} are allowed")
 
 
 def json_metadata(metadata: Mapping[str, str], key: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from ...errors import quoted
-from .headers import Entry, Header, check_names, damaged
+from .headers import Entry, Header, LimitError, check_names, damaged
 
 _DTYPES = {
     "F64": torch.float64,
@@ -65,7 +65,8 @@ def read_safetensors_header(path: Path) -> Header:
         if not 2 <= length <= size - 8:
             raise damaged(path, f"is not a safetensors file, or only its beginning ({size} bytes)")
         if length > _MAX_HEADER_BYTES:
-            raise damaged(path, f"announces a header of {length} bytes, where {_MAX_HEADER_BYTES} are allowed")
+            what = f"announces a header of {length} bytes, where {_MAX_HEADER_BYTES} are allowed"
+            raise damaged(path, what, LimitError())
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_unique)
@@ -88,7 +89,8 @@ def read_safetensors_header(path: Path) -> Header:
         if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
             raise ValueError("its metadata contains values that are not strings")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(path, f"has no valid safetensors header ({type(error).__name__}: {str(error)[:200]})") from error
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise damaged(path, f"has no valid safetensors header ({reason})", error) from error
     if size != 8 + length + end:
         raise damaged(path, f"has {size} bytes and should have {8 + length + end}")
     return Header(entries, metadata)

@@ -67,7 +67,7 @@ def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
         raise damaged(path, "needs more memory than this machine has") from error
     # A damaged pickle can make the parser raise nearly anything.
     except Exception as error:
-        raise damaged(path, f"cannot be read as a PyTorch file ({_first_line(error)})") from error
+        raise damaged(path, f"cannot be read as a PyTorch file ({_first_line(error)})", error) from error
     if not tensors:
         raise UserError(f"{path} is a PyTorch file without named tensors. Choose the file that contains the weights.")
     return tensors

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from .headers import LimitError
+
 _MOST_STEPS = 200_000  # a checkpoint of a thousand tensors takes 30,000
 _MOST_DIMENSIONS = 8
 # A tensor's bytes may belong to a second name (tied weights, an average of them), but not to thousands.
@@ -29,7 +31,7 @@ _HARMLESS = ("torch.device", "torch.serialization._get_layout")
 
 
 @dataclass(frozen=True)
-class Named:
+class GlobalName:
     """A class or function of the file. torch decides whether it is one that it knows."""
 
     name: str
@@ -75,8 +77,8 @@ class _Walk:
     memo: dict[int, Any] = field(default_factory=dict)
     storages: dict[str, Storage] = field(default_factory=dict)
     stored: int = 0  # bytes of all storages
-    claimed: int = 0  # bytes of all tensors
-    handed: int = 0  # lengths of all that functions were called with
+    tensor_bytes: int = 0  # bytes of all tensors
+    argument_items: int = 0  # lengths of all that functions were called with
     steps: int = 0
 
     def follow(self, file: BinaryIO) -> Any:
@@ -85,7 +87,7 @@ class _Walk:
         for code, argument, _ in pickletools.genops(file):
             self.steps += 1
             if self.steps > _MOST_STEPS:
-                raise ValueError(f"more than {_MOST_STEPS} instructions")
+                raise LimitError(f"more than {_MOST_STEPS} instructions")
             if code.name == "STOP":
                 return self.stack.pop()
             self._step(code.name, argument)
@@ -100,7 +102,7 @@ class _Walk:
         elif code in _EMPTY:
             stack.append(Container(_EMPTY[code]))
         elif code == "GLOBAL":
-            stack.append(Named(argument.replace(" ", ".").replace("__builtin__.", "builtins.")))
+            stack.append(GlobalName(argument.replace(" ", ".").replace("__builtin__.", "builtins.")))
         elif code == "MARK":
             self.marked.append(stack)
             self.stack = []
@@ -111,8 +113,8 @@ class _Walk:
         elif code in ("APPEND", "APPENDS", "SETITEM", "SETITEMS"):
             self._fill(code)
         elif code in ("REDUCE", "NEWOBJ"):
-            given, function = stack.pop(), stack.pop()
-            stack.append(self._call(function, given))
+            arguments, function = stack.pop(), stack.pop()
+            stack.append(self._call(function, arguments))
         elif code == "BUILD":
             stack.pop()
             if not isinstance(stack[-1], Made):
@@ -140,29 +142,29 @@ class _Walk:
         if not isinstance(into, Container) or into.kind != kind:
             raise ValueError(f"items for something else than a {kind}")
         if kind == "dict" and not all(isinstance(key, _KEYS) for key in items[::2]):
-            raise ValueError("a table whose keys are neither texts nor numbers")
+            raise LimitError("a table whose keys are neither texts nor numbers")
         into.add(items)
 
-    def _call(self, function: Any, given: Any) -> Any:
-        if not isinstance(function, Named) or not isinstance(given, tuple):
+    def _call(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, GlobalName) or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("Unsupported call")
         name = function.name
-        self.handed += sum(_length(item) for item in given)
-        if self.handed > self.size:
-            raise ValueError("values that are used over and over again")
+        self.argument_items += sum(_length(item) for item in arguments)
+        if self.argument_items > self.size:
+            raise LimitError("values that are used over and over again")
         if name in _REBUILD:
-            return self._tensor(*given[:4])
+            return self._tensor(*arguments[:4])
         if name in _PARAMETER:
-            return given[0] if given[0] == _TENSOR else self._refuse(name)
-        if name == "torch.Size" and isinstance(given[0], tuple):
-            return given[0]
-        if name == "builtins.bytearray" and not all(isinstance(item, str | Made) for item in given):
-            raise ValueError("a bytearray of a length instead of values")
-        if name == "collections.OrderedDict" and given:
+            return arguments[0] if arguments[0] == _TENSOR else self._refuse(name)
+        if name == "torch.Size" and isinstance(arguments[0], tuple):
+            return arguments[0]
+        if name == "builtins.bytearray" and not all(isinstance(item, str | Made) for item in arguments):
+            raise LimitError("a bytearray of a length instead of values")
+        if name == "collections.OrderedDict" and arguments:
             raise ValueError("an OrderedDict with values")
         # Their elements are hashed.
-        if any(isinstance(item, Container) and item.has_tuple for item in given):
-            raise ValueError("nested values")
+        if any(isinstance(item, Container) and item.has_tuple for item in arguments):
+            raise LimitError("nested values")
         if name.startswith("torch.") and name not in _HARMLESS:
             return self._refuse(name)
         return Made(name)
@@ -170,9 +172,9 @@ class _Walk:
     def _refuse(self, name: str) -> Any:
         raise pickle.UnpicklingError(f"Unsupported GLOBAL {name[:100]}")
 
-    def _storage(self, given: Any) -> Storage:
-        match given:
-            case ("storage", Named(name), key, _, int(count), *view) if count >= 0 and not any(view):
+    def _storage(self, arguments: Any) -> Storage:
+        match arguments:
+            case ("storage", GlobalName(name), key, _, int(count), *view) if count >= 0 and not any(view):
                 item = _ITEM_BYTES.get(name.rpartition(".")[2].removesuffix("Storage"), 1)
             case _:
                 raise ValueError("a reference to something else than a tensor's bytes")
@@ -191,15 +193,15 @@ class _Walk:
         if not isinstance(storage, Storage) or not all(type(side) is int and side >= 0 for side in sides):
             raise ValueError("a tensor without a shape")
         if len(shape) > _MOST_DIMENSIONS or len(shape) != len(strides):
-            raise ValueError("a tensor of too many dimensions")
+            raise LimitError("a tensor of too many dimensions")
         count, total = math.prod(shape), storage.size // storage.item
         last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides)) if count else 0
         # Expanded tensors, whose strides of 0 repeat a few numbers, would be copied at their full size.
         if count and (offset + count > total or last >= total):
-            raise ValueError(f"a tensor of {count} values, of which the file has {total}")
-        self.claimed += count * storage.item
-        if self.claimed > _MOST_COPIES * self.size:
-            raise ValueError("the same values under too many names")
+            raise LimitError(f"a tensor of {count} values, of which the file has {total}")
+        self.tensor_bytes += count * storage.item
+        if self.tensor_bytes > _MOST_COPIES * self.size:
+            raise LimitError("the same values under too many names")
         return _TENSOR
 
 
@@ -223,8 +225,9 @@ def walk_pickles(file: BinaryIO, size: int, in_zip: bool) -> dict[str, int]:
 
     size: of the whole file. in_zip: there is one pickle; torch's older files begin with a number, and have four more.
 
-    Raises ValueError, EOFError, IndexError, KeyError, TypeError or pickle.UnpicklingError for a pickle that is damaged,
-    that needs what the file does not have, or that holds other objects than torch's reader takes.
+    Raises LimitError for what costs more than weights do. Raises ValueError, EOFError, IndexError, KeyError, TypeError
+    or pickle.UnpicklingError for a pickle that is damaged, that needs what the file does not have, or that holds other
+    objects than torch's reader takes.
     """
     walk = _Walk(size)
     first = walk.follow(file)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cogvideox.host.compat import is_dynamic
 from cogvideox.host.quantized import is_quantized
-from cogvideox.host.quantized_patcher import DynamicQuantizedPatcher, QuantizedPatcher
+from cogvideox.host.weight_patcher import DynamicWeightPatcher, WeightPatcher
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.samplers.comfy_sampler import schedule_sigmas
 from cogvideox.tests.support import ALL_VARIANTS, host_lacks
@@ -128,17 +128,16 @@ def test_dynamic_vram_stages_every_weight(
     model.load(CPU)
     # ComfyUI itself loads leaves of up to 16 KiB by force
     large = [m for m in dit.modules() if sum(p.nbytes for p in m.parameters(recurse=False)) > 64 * 1024]
+    assert type(model) is DynamicWeightPatcher
     if weight_dtype == "bf16":
-        assert type(model) is patcher_class
         assert len(large) >= 4 and all(hasattr(m, "_v") for m in large), "loaded by force"
         # the file's fp32 stays mapped; ComfyUI casts each weight to the type that the model was built with
         assert leaf.weight.dtype == torch.float32 and leaf.weight_comfy_model_dtype == torch.bfloat16
     else:
-        assert type(model) is DynamicQuantizedPatcher
         assert hasattr(leaf, "_v") and leaf._v[1] < 256 * 64 * 2, "counted at full size"
         assert is_quantized(leaf.weight)
         assert not is_dynamic(model.clone(disable_dynamic=True))
-        assert type(model.clone(disable_dynamic=True)) is QuantizedPatcher
+        assert type(model.clone(disable_dynamic=True)) is WeightPatcher
     assert leaf.weight_lowvram_function is not None
 
 

@@ -1,9 +1,10 @@
-"""What ComfyUI's ModelPatcher lacks for quantised weights: patches on GGUF blocks, hooks, saving."""
+"""What ComfyUI's ModelPatcher lacks: patches on GGUF blocks, hooks and saving of quantised weights, patches in fp32."""
 
 import collections
 from collections.abc import Iterator
 from typing import Any
 
+import comfy.lora
 import comfy.model_patcher
 import comfy.utils
 import torch
@@ -17,16 +18,46 @@ _DynamicBase: Any = _Dynamic or comfy.model_patcher.ModelPatcher
 
 
 def adopt_patcher(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Give ComfyUI's patcher the class for quantised weights, in place. Subclasses of other packs stay as they are.
+    """Give ComfyUI's patcher the class of the pack, in place. Subclasses of other packs stay as they are.
 
     The class is exchanged afterwards because ComfyUI chooses it when a patcher is made: on the CPU its dynamic class
     gives a plain ModelPatcher, and comfy.sd.CLIP makes its patcher itself.
     """
-    adopted = {comfy.model_patcher.ModelPatcher: QuantizedPatcher, _Dynamic: DynamicQuantizedPatcher}
+    adopted = {comfy.model_patcher.ModelPatcher: WeightPatcher, _Dynamic: DynamicWeightPatcher}
     patcher.__class__ = adopted.get(type(patcher), type(patcher))
 
 
-class _SavesQuantized(comfy.model_patcher.ModelPatcher):
+class _PatchesFp32(comfy.model_patcher.ModelPatcher):
+    """Patches of fp32 weights, such as a LoRA, computed in fp32.
+
+    ComfyUI computes them in fp16 on every card that has it (lora_compute_dtype), and so rounds the weight too: after a
+    LoRA an fp32 model would be one in fp16, with an error of 8e-4 on an H100.
+    """
+
+    def patch_weight_to_device(
+        self,
+        key: str,
+        device_to: torch.device | None = None,
+        inplace_update: bool = False,
+        return_weight: bool = False,
+        **options: Any,
+    ) -> torch.Tensor | None:
+        """As ComfyUI's, but for the type in which patches of fp32 weights are computed."""
+        weight = comfy.utils.get_attr(self.model, key)
+        if key not in self.patches or weight.dtype != torch.float32 or is_quantized(weight):
+            return super().patch_weight_to_device(key, device_to, inplace_update, return_weight, **options)
+        merged = comfy.lora.calculate_weight(self.patches[key], weight.to(device=device_to, copy=True), key)
+        if return_weight:
+            return merged
+        inplace_update = self.weight_inplace_update or inplace_update
+        if key not in self.backup:
+            self.backup[key] = _Backup(weight.to(device=self.offload_device, copy=inplace_update), inplace_update)
+        write = comfy.utils.copy_to_param if inplace_update else comfy.utils.set_attr_param
+        write(self.model, key, merged)
+        return None
+
+
+class _SavesQuantized(_PatchesFp32):
     """Quantised weights in a state dict for saving.
 
     ComfyUI's own code makes a Parameter that requires gradients of every weight that it writes. torch refuses that for
@@ -50,8 +81,8 @@ class _SavesQuantized(comfy.model_patcher.ModelPatcher):
         return saved
 
 
-class QuantizedPatcher(_SavesQuantized):
-    """ModelPatcher of a model with quantised weights."""
+class WeightPatcher(_SavesQuantized):
+    """ModelPatcher of a model of the pack."""
 
     def patch_weight_to_device(
         self,
@@ -102,7 +133,7 @@ class QuantizedPatcher(_SavesQuantized):
         super().unpatch_hooks(whitelist_keys_set)
 
 
-class DynamicQuantizedPatcher(_SavesQuantized, _DynamicBase):
+class DynamicWeightPatcher(_SavesQuantized, _DynamicBase):
     """ComfyUI's patcher that loads on demand: it streams and patches fp8 and int8 itself."""
 
     def clone(self, *arguments: Any, **options: Any) -> comfy.model_patcher.ModelPatcher:
