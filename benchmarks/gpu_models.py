@@ -202,6 +202,39 @@ def with_attention(backend: str, call: Callable[[], torch.Tensor]) -> Callable[[
     return run
 
 
+def with_choice(
+    patcher: "ModelPatcher", inputs: Inputs, call: Callable[[], torch.Tensor]
+) -> tuple[str, Callable[[], torch.Tensor]]:
+    """What the choice of a kernel for a forward has found, and `call` with that kernel, as in a run.
+
+    Outside of `call` there is no choice, so that other calls beside it have theirs.
+    """
+    from cogvideox.host import attention_kernels as kernels
+
+    c = patcher.model.diffusion_model.config
+    tokens = count_tokens(c, inputs)
+    size = kernels.AttentionSize(
+        inputs.latents.device, patcher.model.get_dtype_inference(), tokens, c.attention_head_dim
+    )
+    sentence = kernels.choose_attention(size, c.num_attention_heads, {}) or "ComfyUI's own order"
+    chosen = kernels._CHOSEN.pop(size, None)
+
+    def run() -> torch.Tensor:
+        kernels._CHOSEN[size] = chosen
+        try:
+            return call()
+        finally:
+            del kernels._CHOSEN[size]
+
+    return sentence, run
+
+
+def count_tokens(config: Any, inputs: Inputs) -> int:
+    """Tokens of video and text."""
+    _, _, frames, height, width = inputs.latents.shape
+    return frames // (config.patch_size_t or 1) * (height // 2) * (width // 2) + inputs.text.shape[1]
+
+
 def attention_flops(batch: int, heads: int, tokens: int, head_width: int = 64) -> float:
     return 4.0 * batch * heads * tokens**2 * head_width
 
@@ -209,8 +242,7 @@ def attention_flops(batch: int, heads: int, tokens: int, head_width: int = 64) -
 def step_flops(model: Any, inputs: Inputs) -> tuple[float, float]:
     """(matrix products, attention) of one forward."""
     c = model.config
-    batch, _, frames, height, width = inputs.latents.shape
-    tokens = frames // (c.patch_size_t or 1) * (height // 2) * (width // 2) + inputs.text.shape[1]
+    batch, tokens = inputs.latents.shape[0], count_tokens(c, inputs)
     dim = c.num_attention_heads * c.attention_head_dim
     products = 2.0 * batch * tokens * 12 * dim * dim * c.num_layers
     return products, c.num_layers * attention_flops(batch, c.num_attention_heads, tokens, c.attention_head_dim)

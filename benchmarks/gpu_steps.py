@@ -1,5 +1,6 @@
 """One step of the denoiser, batch 2: time, peak and error beside diffusers' and ComfyUI's own class."""
 
+import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -20,6 +21,7 @@ from cogvideox.benchmarks.gpu_models import (
     precision_obstacle,
     step_flops,
     with_attention,
+    with_choice,
 )
 from cogvideox.benchmarks.gpu_rows import MISSING, Bench, gib, peak_bytes, relative_error, seconds_of, spread
 
@@ -98,6 +100,10 @@ def _steps(
         "ours, FLASH": with_attention("FLASH", lambda: forward_ours(ours, inputs)),
         "ours, CUDNN": with_attention("CUDNN", lambda: forward_ours(ours, inputs)),
     }
+    began = time.monotonic()
+    found, calls["ours, as chosen"] = with_choice(ours, inputs, lambda: forward_ours(ours, inputs))
+    took = time.monotonic() - began
+    bench.row(f"{variant}: choice of a kernel", f"{found}; took {took:.2f} s", seconds=took)
     bench.attempt(f"{variant} step", lambda: _time(bench, variant, model, inputs, calls, warm, repeats))
     if with_profile:
         for name in ("ours, CUDNN", "ours, FLASH", "diffusers"):

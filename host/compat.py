@@ -13,6 +13,7 @@ from comfy.cli_args import args
 from comfy.ldm.flux.math import apply_rope1
 
 from ..errors import UserError
+from .attention_kernels import attention_by_choice
 
 try:
     from comfy import model_prefetch
@@ -24,12 +25,14 @@ def attention_for(device: torch.device) -> Callable[..., torch.Tensor]:
     """ComfyUI's attention function for `device`, called as f(q, k, v, heads, skip_reshape=True, ...).
 
     On the CPU ComfyUI falls back to its sub-quadratic attention, which was made for cards with little memory. torch's
-    fused kernel is faster there, and its memory does not grow with the square of the tokens either. Both call an
-    attention override where there is one.
+    fused kernel is faster there, and its memory does not grow with the square of the tokens either. Where ComfyUI uses
+    torch's attention on a card, the kernel that was chosen for the size comes first (attention_kernels.py). All call
+    an attention override where there is one.
     """
     if device.type == "cpu":
         return comfy_attention.attention_pytorch
-    return comfy_attention.optimized_attention
+    chosen: Callable[..., torch.Tensor] = comfy_attention.optimized_attention
+    return attention_by_choice if chosen is comfy_attention.attention_pytorch else chosen
 
 
 def rotate_pairs(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:

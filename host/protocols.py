@@ -106,6 +106,8 @@ class BaseModel(Protocol):
     @property
     def diffusion_model(self) -> Transformer: ...
 
+    def get_dtype_inference(self) -> torch.dtype: ...
+
 
 class Guider(Protocol):
     """comfy.samplers.CFGGuider in a run."""

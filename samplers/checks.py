@@ -1,5 +1,6 @@
 """Checks of a run before its first step: each raises UserError for what the model cannot be run with."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,17 +31,18 @@ def check_latent(model: BaseModel, latent_image: torch.Tensor) -> None:
     check_latent_amount(latent_image.shape)
 
 
-def check_size(model: BaseModel, latent_size: tuple[int, int, int], model_options: dict[str, Any]) -> None:
-    """Raises UserError unless the model has positions for latents of this (T, H, W).
-
-    The model's forward calls the same method, but only after the weights were loaded.
+def check_size(model: BaseModel, latent_size: tuple[int, int, int], model_options: dict[str, Any]) -> set[int]:
+    """The numbers of video tokens that the model is called with for latents of this (T, H, W).
 
     Under ComfyUI's context windows the size is that of each window.
+
+    Raises UserError unless the model has positions for them. The model's forward calls the same method, but only after
+    the weights were loaded.
     """
     handler = model_options.get("context_handler")
     options = model_options.get("transformer_options", {})
-    for frames in _window_lengths(latent_size[0], handler):
-        model.diffusion_model.token_grid((frames, *latent_size[1:]), options)
+    lengths = _window_lengths(latent_size[0], handler)
+    return {math.prod(model.diffusion_model.token_grid((n, *latent_size[1:]), options)) for n in lengths}
 
 
 def _window_lengths(frames: int, handler: ContextHandler | None) -> set[int]:

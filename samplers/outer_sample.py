@@ -7,6 +7,7 @@ from typing import Any
 import comfy.samplers
 import torch
 
+from ..host.attention_kernels import AttentionSize, choose_attention
 from ..host.messages import clear_running_node
 from ..host.protocols import BaseModel, Guider, GuiderExecutor, StepCallback
 from .checks import check_conditioning, check_latent, check_mask, check_merge, check_sampler, check_size
@@ -64,7 +65,8 @@ def sample_checked(
 
     extra = int(lacks_frame(latent_image.shape[2], model.diffusion_model.config.patch_size_t))
     _, _, frames, height, width = latent_image.shape
-    check_size(model, (frames + extra, height, width), guider.model_options)
+    video_tokens = check_size(model, (frames + extra, height, width), guider.model_options)
+    _choose_attention(guider, video_tokens, notify)
     if extra:
         if front is None and not is_new and sigmas[0] > sigmas[-1]:
             notify(_FRONT_IS_MISSING)
@@ -111,6 +113,23 @@ def _check_nodes(
     check_cfg(sampler, getattr(guider, "cfg", None))
     check_merge(guider.model_patcher, notify)
     check_conditioning(guider.model_patcher.model, guider.conds, latent_image.shape, notify)
+
+
+def _choose_attention(guider: Guider, video_tokens: set[int], notify: Callable[[str], object]) -> None:
+    """Have the card's fastest attention kernel found for each size, and say where it is not the one of ComfyUI."""
+    model: BaseModel = guider.model_patcher.model
+    config, options = model.diffusion_model.config, guider.model_options.get("transformer_options", {})
+    device, dtype = guider.model_patcher.load_device, model.get_dtype_inference()
+    sentences = {
+        choose_attention(
+            AttentionSize(device, dtype, count + config.max_text_seq_length, config.attention_head_dim),
+            config.num_attention_heads,
+            options,
+        )
+        for count in sorted(video_tokens)
+    }
+    for sentence in sorted(sentences - {""}):
+        notify(sentence)
 
 
 def _report_without(
