@@ -30,6 +30,7 @@ MAX_ERROR = 1.05  # times the error of the kernel that ComfyUI would take
 # A kernel has to take less than this part of that kernel's time. Between kernels that are equally fast, the clock would
 # choose another one in each process, and the same seed give videos that differ in their last bits.
 LEAST_GAIN = 0.95
+LEAST_SECONDS = 2e-4  # of that kernel's; what is shorter is launched rather than computed, and its time is chance
 _REPEATS = 3
 # Blocks of 128 queries, which a card's multiprocessors share: with so many for each, more heads take proportionally
 # more time, and are left out of the measurement.
@@ -118,6 +119,8 @@ def measure_kernels(size: AttentionSize, heads: int, names: list[str]) -> dict[s
     query, key, value = (torch.randn(shape, generator=generator, **where).transpose(1, 2) for _ in range(3))
     exact, found = _exact_rows(query, key, value), dict[str, Measured]()
     for name in names:
+        if not _can_use(name, query, key, value):
+            continue
         try:
             call = partial(_scaled_dot_product, query, key, value, [name])
             rows = _compared(call()).double()
@@ -136,6 +139,8 @@ def fastest_kernel(measured: dict[str, Measured]) -> str | None:
     if not measured:
         return None
     first = next(iter(measured.values()))
+    if first.seconds < LEAST_SECONDS:
+        return None
     # NaN fails the comparison, as it should.
     exact = {name: found for name, found in measured.items() if found.error <= MAX_ERROR * first.error}
     name, best = min(exact.items(), key=lambda item: item[1].seconds, default=("", first))
@@ -166,6 +171,15 @@ def _scaled_dot_product(query: torch.Tensor, key: torch.Tensor, value: torch.Ten
     kernels = [getattr(SDPBackend, name) for name in dict.fromkeys(names)]
     with sdpa_kernel(kernels, set_priority=True):
         return F.scaled_dot_product_attention(query, key, value)
+
+
+def _can_use(name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether torch says that a kernel can compute this. Trying one that cannot prints several warnings."""
+    if not query.is_cuda:
+        return True
+    cuda: Any = torch.backends.cuda
+    ask = getattr(cuda, f"can_use_{name.lower()}", None)  # torch before 2.5 has none for cuDNN
+    return ask is None or ask(cuda.SDPAParams(query, key, value, None, 0.0, False, False))
 
 
 def _measured_heads(size: AttentionSize) -> int:

@@ -51,6 +51,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[AttentionSize]]:
         ({FLASH: (0.024, 2e-3), CUDNN: (0.018, 2e-3), EFFICIENT: (0.056, 2e-3)}, CUDNN),
         ({FLASH: (0.018, 2e-3), CUDNN: (0.024, 2e-3)}, None),
         ({FLASH: (0.0240, 2e-3), CUDNN: (0.0236, 2e-3)}, None),  # the next process might find the opposite
+        ({FLASH: (0.0001, 2e-3), CUDNN: (0.00006, 2e-3)}, None),  # the same
         ({FLASH: (0.024, 2e-3), CUDNN: (0.018, 2.2e-3)}, None),
         ({FLASH: (0.024, 2e-3), CUDNN: (0.018, float("nan")), EFFICIENT: (0.02, 1e-3)}, EFFICIENT),
         ({FLASH: (0.024, float("nan")), CUDNN: (0.018, 2e-3)}, None),
