@@ -20,11 +20,11 @@ from .config_limits import LIMITS, checked_config
 from .downloads.manifest import require_complete
 from .files.gguf_files import looks_like_gguf, open_gguf, read_gguf_header
 from .files.headers import MAX_TENSORS, Entry, Header, json_metadata
-from .files.key_maps import Layout, TensorLocation, find_component
+from .files.key_maps import Layout, TensorLocation, find_layouts
 from .files.safetensors_files import looks_like_safetensors, open_safetensors, read_safetensors_header
 from .files.tensor_specs import TensorSpec, assemble, check_quantization_notes, collect_specs, split_fused_rows
 from .files.torch_files import looks_like_torch, open_torch, read_torch_header
-from .variants import has_computed_positions, require_component
+from .variants import SIGNATURES, has_computed_positions, require_component
 
 
 class FileFormat(NamedTuple):
@@ -160,9 +160,15 @@ def find_weights(path: Path, component: str) -> FoundComponent:
     source = str(files[0].parent if path.is_dir() else path)
     # Three stages: the names in the files -> logical tensors (codes and scales together) -> diffusers' names.
     specs = collect_specs(Header(entries, metadata), source)
-    layout = find_component(specs, component)
-    require_component(specs if layout is None else layout.locations, component, source)
-    assert layout is not None, "every dialect's signature key is among the keys that require_component requires"
+    layouts = find_layouts(specs, component, SIGNATURES[component].required_keys)
+    require_component(layouts[0].locations if layouts else specs, component, source)
+    if len(layouts) > 1:
+        copies = " and ".join(quoted(layout.prefix or "no prefix") for layout in layouts[:3])
+        raise UserError(
+            f"{source} holds {SIGNATURES[component].description} {len(layouts)} times, under the prefixes {copies}. "
+            "Save one of them as a file of its own."
+        )
+    layout = layouts[0]  # every dialect's signature key is among the keys that require_component requires
     found = {name: _entry_at(specs[at.name].entry, at) for name, at in layout.locations.items()}
     if component == "transformer" and has_computed_positions(found):
         # 2b's table is computed for the video's size at every run. Left in, it would count as a learned table, which 2b

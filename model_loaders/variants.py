@@ -100,6 +100,10 @@ def describe_weights(keys: Collection[str]) -> str:
     for key, looks_like in _SIGNATURE_KEYS:
         if key in names:
             return looks_like
+    # The same names behind any other prefix, but only now: a file with several components has names of several kinds.
+    for key, looks_like in _SIGNATURE_KEYS:
+        if any(name.endswith("." + key) for name in keys):
+            return looks_like
     if any(".lora_" in key or key.startswith("lora_") for key in keys):
         return "a LoRA"
     first = next(iter(keys), None)

@@ -1,6 +1,7 @@
 """The same LoRA as every trainer writes it, and the weights that it must lead to."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,44 @@ def _comfyui(factors: Factors) -> Files:
     return _dotted("diffusion_model.", ".lora_down.weight", ".lora_up.weight")(renamed)
 
 
+def _diffsynth(factors: Factors) -> Files:
+    """DiffSynth-Studio's own modules (diffsynth/models/cog_dit.py), with the adapter's name in the keys."""
+    ends = {
+        "patch_embed.proj": "patchify.proj",
+        "patch_embed.text_proj": "context_embedder",
+        "time_embedding.linear_1": "time_embedder.timestep_embedder.0",
+        "time_embedding.linear_2": "time_embedder.timestep_embedder.2",
+        "attn1.to_out.0": "attn1.to_out",
+        "ff.net.0.proj": "ff.0",
+        "ff.net.2": "ff.2",
+    }
+    renamed = {}
+    for layer, pair in factors.items():
+        name = layer.replace("transformer_blocks.", "blocks.")
+        end = next((end for end in ends if name.endswith(end)), None)
+        renamed[name.removesuffix(end) + ends[end] if end else name] = pair
+    return _dotted("", ".lora_A.default.weight", ".lora_B.default.weight")(renamed)
+
+
+def _within_blocks(factors: Factors) -> Files:
+    """torch.compile and FSDP, applied to each block of a model."""
+    renamed = {
+        re.sub(r"^(transformer_blocks\.\d+)\.", r"module.\1._fsdp_wrapped_module._orig_mod.", layer): pair
+        for layer, pair in factors.items()
+    }
+    return _dotted("")(renamed)
+
+
+# What programs wrap a model in before they save: DistributedDataParallel, torch.compile, peft, trainers' own modules.
+WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+    "transformer._orig_mod.",
+    "module._orig_mod.base_model.model.",
+    "a_student.of_mine.",
+)
+
+
 # dialect -> (what writes it, the layers it can have, how it names the alpha of a layer)
 DIALECTS: dict[str, tuple[Callable[[Factors], Files], tuple[str, ...], str | None]] = {
     "diffusers": (_dotted("transformer."), LINEAR, "transformer.{}.alpha"),
@@ -117,6 +156,15 @@ DIALECTS: dict[str, tuple[Callable[[Factors], Files], tuple[str, ...], str | Non
     "kohya": (_flat("lora_unet_"), LINEAR, "lora_unet_{_}.alpha"),
     "OneTrainer": (_flat("lora_transformer_"), LINEAR, "lora_transformer_{_}.alpha"),
     "LyCORIS": (_flat("lycoris_"), LINEAR, "lycoris_{_}.alpha"),
+    "DiffSynth": (_diffsynth, LINEAR, None),
+    "DiffSynth, wrapped": (
+        lambda factors: {f"pipe.dit.{key}": tensor for key, tensor in _diffsynth(factors).items()},
+        LINEAR,
+        None,
+    ),
+    "compiled, flat": (_flat("lora_unet__orig_mod_"), LINEAR, None),
+    "each block compiled": (_within_blocks, LINEAR, None),
+    **{f"wrapped, {prefix}": (_dotted(prefix), LINEAR, prefix + "{}.alpha") for prefix in WRAPPERS},
     "raw SAT": (_sat("model.diffusion_model.transformer."), ATTENTION, None),
     "raw SAT, short": (_sat("transformer."), ATTENTION, None),
     "old diffusers": (_dotted("transformer.", ".lora.down.weight", ".lora.up.weight"), LINEAR, "transformer.{}.alpha"),

@@ -25,7 +25,8 @@ class TensorLocation:
 
 Dialect = Callable[[str], dict[str, TensorLocation]]  # a name in a file -> the diffusers tensors in it
 
-# Prefixes of a component's names, in a file of its own or in one with all components. The longest that fits wins.
+# Prefixes under which components are found in one file with others. Names with them belong to no component without a
+# prefix. A component's own prefix may be any other as well: programs wrap models in modules of their own.
 PREFIXES = {
     "transformer": ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module."),
     "vae": ("", "first_stage_model.", "vae."),
@@ -226,35 +227,50 @@ class Layout:
     locations: Mapping[str, TensorLocation]
 
 
-def find_component(names: Iterable[str], component: str) -> Layout | None:
-    """The layout of `component` among `names`; None where none of its dialects is there."""
-    names = list(names)
-    known = set(names)
-    for prefix in sorted(PREFIXES[component], key=len, reverse=True):
-        for dialect in DIALECTS[component]:
-            if prefix + dialect.signature_key in known:
-                return Layout(dialect.name, prefix, _rename(names, prefix, component, dialect.rename))
-    return None
+# What torch.compile, FSDP and activation checkpointing put into names, in the middle of them as well.
+MODULE_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
-def _rename(names: list[str], prefix: str, component: str, rename: Dialect) -> dict[str, TensorLocation]:
-    # A prefix keeps the tensors of other components out. Without one, names with another component's prefix have to be
-    # left out, or they would be reported as unknown tensors of this component.
-    others = () if prefix else _other_prefixes(component)
+def find_layouts(names: Iterable[str], component: str, required: Iterable[str]) -> list[Layout]:
+    """The layouts of `component` among `names`: those of all copies that have the names in `required` (diffusers'), or
+    else of one without them; [] where none of its dialects is there.
+
+    More than one is the same component under several prefixes, such as a model and its moving average.
+    """
+    bare = {MODULE_WRAPPERS.sub("", name): name for name in names}
+    layouts = []
+    for dialect in DIALECTS[component]:
+        for prefix in _prefixes(bare, dialect.signature_key):
+            layouts.append(Layout(dialect.name, prefix, _rename(bare, prefix, component, dialect.rename)))
+    complete = [layout for layout in layouts if layout.locations.keys() >= set(required)]
+    return complete or layouts[:1]
+
+
+def _prefixes(names: Iterable[str], signature_key: str) -> list[str]:
+    """The prefixes of `signature_key` among `names`, each empty or with a dot at its end."""
+    found = (name.removesuffix(signature_key) for name in names if name.endswith(signature_key))
+    return [prefix for prefix in found if not prefix or prefix.endswith(".")]
+
+
+def _rename(bare: Mapping[str, str], prefix: str, component: str, rename: Dialect) -> dict[str, TensorLocation]:
+    """The diffusers tensors under `prefix`. bare: name without wrappers -> name in the file."""
+    # Names with a longer prefix belong to another component, and would be reported as unknown tensors of this one.
+    others = tuple(other for other in _other_prefixes(bare, component) if other != prefix and other.startswith(prefix))
     found: dict[str, TensorLocation] = {}
-    for name in names:
+    for name, in_file in bare.items():
         if name.startswith(prefix) and not name.startswith(others):
             for new, location in rename(name.removeprefix(prefix)).items():
-                found[new] = TensorLocation(prefix + location.name, location.parts, location.indices)
+                found[new] = TensorLocation(in_file, location.parts, location.indices)
     return found
 
 
-def _other_prefixes(component: str) -> tuple[str, ...]:
+def _other_prefixes(names: Iterable[str], component: str) -> set[str]:
     """Prefixes of other components: a file may contain `component` without a prefix and the others with one."""
     # "transformer." is a prefix of text encoders, but also the beginning of SAT's names of the transformer
     # ("transformer.layers."), which must not be thrown away.
-    own = {"transformer": ("transformer.",), "vae": (), "text_encoder": (), "controlnet": ()}[component]
-    prefixes_of_others = {
-        prefix for other, prefixes in PREFIXES.items() if other != component for prefix in prefixes if prefix
-    }
-    return tuple(prefixes_of_others - set(own))
+    own = {"", *{"transformer": ("transformer.",)}.get(component, ())}
+    others = {prefix for other, prefixes in PREFIXES.items() if other != component for prefix in prefixes}
+    for other, dialects in DIALECTS.items():
+        if other != component:
+            others |= {prefix for dialect in dialects for prefix in _prefixes(names, dialect.signature_key)}
+    return others - own

@@ -16,6 +16,7 @@ from .torch_guard import walk_pickles
 
 # keys under which trainers save the weights: PyTorch Lightning, DeepSpeed (SAT's mp_rank_00_model_states.pt), others
 _WRAPPERS = ("state_dict", "module", "model", "ema", "weights")
+_MOST_LEVELS = 5  # of dicts in dicts
 _MOST_PICKLE_BYTES = 1 << 26
 _PICKLE_MAGIC = b"\x80\x02"  # of pickle's protocol 2, in which torch.save writes
 
@@ -128,9 +129,27 @@ def _unwrap(loaded: Any) -> dict[str, torch.Tensor]:
         # the tensors beside it are taken.
         inner = [loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)]
         if not inner:
-            return tensors
+            return tensors or _flattened(loaded)
         loaded = inner[0]
     return {}
+
+
+def _flattened(loaded: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of dicts in `loaded`, under the dicts' names and a dot: a trainer may save {"generator": {...}}."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()  # a dict may contain itself, or another one a thousand times
+    waiting = [("", loaded)]
+    while waiting:
+        prefix, level = waiting.pop()
+        if id(level) in seen or prefix.count(".") > _MOST_LEVELS:
+            continue
+        seen.add(id(level))
+        for name, value in level.items():
+            if isinstance(name, str) and isinstance(value, torch.Tensor):
+                found[prefix + name] = value
+            elif isinstance(name, str) and isinstance(value, Mapping):
+                waiting.append((f"{prefix}{name}.", value))
+    return found
 
 
 def _refused_object(error: BaseException) -> str:

@@ -9,26 +9,27 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ...errors import UserError, quoted
+from ..files.key_maps import MODULE_WRAPPERS
 
 OWN_PREFIX = "diffusion_model."  # of a layer in ComfyUI's MODEL
 # Only the key map of a CogVideoX model has this name, so that a key map with it is recognised as one: ComfyUI's
 # load_lora is not told the model.
 SIGNATURE_KEY = "lora_unet__patch_embed_text_proj"
 
-# Every dialect names a layer by a prefix and diffusers' or ComfyUI's name of it. Flat dialects (Fun, kohya, LyCORIS)
-# write "_" for the dots, which cannot be reversed: "transformer_blocks_0" has "_" of its own. Therefore all names of
-# each layer are made, and a key is looked up among them.
-_DOTTED_PREFIXES = (
-    "",
-    "transformer.",
-    "diffusion_model.",
-    "model.diffusion_model.",
-    "base_model.model.",
-    "transformer.base_model.model.",
-    "base_model.model.transformer.",
-    "unet.",
+# Every dialect names a layer by a prefix and the name of the layer in diffusers, ComfyUI or DiffSynth. The prefixes are
+# countless, for each program wraps the model in modules of its own: the longest end of a key that names a layer decides
+# (_find_weight). Flat dialects (Fun, kohya, LyCORIS) write "_" for the dots, which cannot be reversed:
+# "transformer_blocks_0" has "_" of its own. Therefore all names of each layer are made, and a key is looked up among
+# them.
+_FLAT_PREFIX = "lora_unet__"  # Fun's: of SIGNATURE_KEY
+# A prefix with one of these does not wrap this model: the layer is a part of something larger. A number counts blocks
+# (Flux: single_transformer_blocks.0.proj_out, Stable Diffusion: down_blocks.1.attentions.0.transformer_blocks.0.attn1).
+_FOREIGN_WORD = re.compile(
+    r"(?:^|[._])(?:\d+|single|double|joint|encoder|decoder|te\d?|text|vae|control|controlnet)(?:[._]|$)"
 )
-_FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
+# Flat names are short, and their words stand in other names as well (img_proj_out): what is before one, back to the
+# last dot, has to begin as trainers' prefixes do.
+_FLAT_START = re.compile(r"(?:^|\.)(?:lora|lycoris)_\w*$")
 # diffusers' layers -> the names of ComfyUI's own CogVideoX model (comfy/ldm/cogvideo/model.py)
 _COMFYUI_LAYERS = (
     (re.compile(r"^transformer_blocks\."), "blocks."),
@@ -37,6 +38,18 @@ _COMFYUI_LAYERS = (
     (re.compile(r"\.ff\.net\.0\.proj$"), ".ff_proj"),
     (re.compile(r"\.ff\.net\.2$"), ".ff_out"),
     (re.compile(r"^(time|ofs)_embedding\.linear_"), r"\1_embedding_linear_"),
+)
+# diffusers' layers -> those of DiffSynth-Studio (diffsynth/models/cog_dit.py)
+_DIFFSYNTH_LAYERS = (
+    (re.compile(r"^transformer_blocks\."), "blocks."),
+    (re.compile(r"\.attn1\.to_out\.0$"), ".attn1.to_out"),
+    (re.compile(r"\.attn1\.norm_([qk])$"), r".norm_\1"),
+    (re.compile(r"\.ff\.net\.0\.proj$"), ".ff.0"),
+    (re.compile(r"\.ff\.net\.2$"), ".ff.2"),
+    (re.compile(r"^patch_embed\.proj$"), "patchify.proj"),
+    (re.compile(r"^patch_embed\.text_proj$"), "context_embedder"),
+    (re.compile(r"^time_embedding\.linear_1$"), "time_embedder.timestep_embedder.0"),
+    (re.compile(r"^time_embedding\.linear_2$"), "time_embedder.timestep_embedder.2"),
 )
 # Old diffusers kept LoRA layers in attention processors: "attn1.processor.to_q_lora.down.weight".
 _PROCESSOR = re.compile(r"\.(to_[qkv]|to_out)(?:\.0)?$")
@@ -83,18 +96,20 @@ class SortedKeys:
 
 
 def layer_aliases(layer: str) -> Iterator[str]:
-    """The names of a layer of diffusers' transformer ("transformer_blocks.0.attn1.to_q") in all dialects."""
-    native = layer
-    for pattern, replacement in _COMFYUI_LAYERS:
-        native = pattern.sub(replacement, native)
-    for name in dict.fromkeys((layer, native)):
-        yield from (prefix + name for prefix in _DOTTED_PREFIXES)
-        yield from (prefix + name.replace(".", "_") for prefix in _FLAT_PREFIXES)
+    """The names of a layer of diffusers' transformer ("transformer_blocks.0.attn1.to_q") in all dialects, without the
+    dialects' prefixes."""
+    for name in dict.fromkeys((layer, _spelled(layer, _COMFYUI_LAYERS), _spelled(layer, _DIFFSYNTH_LAYERS))):
+        yield from {name: None, name.replace(".", "_"): None, _FLAT_PREFIX + name.replace(".", "_"): None}
     if ".attn1.to_" in layer:
-        old = _PROCESSOR.sub(r".processor.\1", layer)
-        yield from (prefix + old for prefix in _DOTTED_PREFIXES)
+        yield _PROCESSOR.sub(r".processor.\1", layer)
         # Old diffusers' "attn1.to_out_lora.down" has no index 0.
-        yield from (prefix + layer.removesuffix(".0") for prefix in _DOTTED_PREFIXES if layer.endswith(".0"))
+        yield from (name.removesuffix(".0") for name in (layer,) if layer.endswith(".0"))
+
+
+def _spelled(layer: str, rules: Iterable[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, replacement in rules:
+        layer = pattern.sub(replacement, layer)
+    return layer
 
 
 def weights_by_alias(weights: Iterable[str]) -> dict[str, str]:
@@ -105,6 +120,27 @@ def weights_by_alias(weights: Iterable[str]) -> dict[str, str]:
         if weight.startswith(OWN_PREFIX) and weight.endswith(".weight")
         for name in layer_aliases(weight[len(OWN_PREFIX) : -len(".weight")])
     }
+
+
+def _find_weight(layer: str, names: Mapping[str, str], longest: int) -> str | None:
+    """The weight whose name is the longest end of `layer`, where what is before it only wraps this model; None where
+    there is none.
+
+    names: as for sort_keys. longest: letters of the longest of them, so that a key of any length costs the same.
+    """
+    layer = MODULE_WRAPPERS.sub("", layer)
+    first = max(0, len(layer) - longest)
+    starts = [first] if first == 0 or layer[first - 1] in "._" else []
+    for start in starts + [index + 1 for index in range(first, len(layer)) if layer[index] in "._"]:
+        name, prefix = layer[start:], layer[:start]
+        weight = names.get(name)
+        # A key map of ComfyUI also names text encoders' weights, and may have tuples as values.
+        if not (isinstance(weight, str) and weight.startswith(OWN_PREFIX)):
+            continue
+        if prefix.endswith("_") and ("." in name or not _FLAT_START.search(prefix)):
+            continue  # the end of a longer word: "single_transformer_blocks.0.…"
+        return None if _FOREIGN_WORD.search(prefix) else weight
+    return None
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -130,12 +166,12 @@ def sort_keys(keys: Iterable[str], names: Mapping[str, str]) -> SortedKeys:
     """
     keys = list(keys)
     found = SortedKeys(is_sat=any(_SAT.search(key) for key in keys))
+    longest = max(map(len, names), default=0)
     for key in keys:
         split = split_key(key)
         layer, part = split or ("", "")
-        weight = names.get(layer) if split else None
-        # A key map of ComfyUI also names text encoders' weights, and may have tuples as values.
-        if isinstance(weight, str) and weight.startswith(OWN_PREFIX):
+        weight = _find_weight(layer, names, longest) if split else None
+        if weight is not None:
             parts = found.layers.setdefault(weight.removesuffix(".weight"), {})
             if part in parts:
                 raise UserError(

@@ -100,6 +100,7 @@ def test_notes_of_a_fine_tune_do_not_matter(tiny_pipelines: dict[str, Path]) -> 
         ("blocks.0.self_attn.q.weight", "Wan"),
         ("input_blocks.0.0.weight", "Stable Diffusion UNet"),
         ("transformer.blocks.0.lora_A.weight", "a LoRA"),
+        ("module._orig_mod.blocks.0.self_attn.q.weight", "Wan"),
         ("something.else", "unknown model (its first key is 'something.else')"),
     ],
 )

@@ -1,13 +1,16 @@
 """Every layout that CogVideoX weights come in, for every family: what is on disk must arrive in diffusers' names."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
+from cogvideox.devtools.embedded_checkpoint import write_controlnet
 from cogvideox.errors import UserError
 from cogvideox.host import quantized
 from cogvideox.model_loaders import checkpoints, variants
@@ -93,6 +96,70 @@ def test_text_encoder(tiny_pipelines: dict[str, Path], tmp_path: Path, layout: s
     assert_same(found.state_dict, weights, layout)
 
 
+WRAPPED = ("module.", "_orig_mod.", "module._orig_mod.", "base_model.model.", "pipe.dit.", "model.0.", "a_b.c.")
+
+
+@pytest.mark.parametrize("prefix", WRAPPED)
+@pytest.mark.parametrize("part", ("transformer", "vae", "text_encoder", "controlnet"))
+def test_wrapped_in_other_modules(tiny_pipelines: dict[str, Path], tmp_path: Path, part: str, prefix: str) -> None:
+    """Trainers save what they have wrapped: the names are the same behind any prefix, in every component."""
+    weights = tiny_component(tiny_pipelines["5b"], part, tmp_path)
+    path = layouts.write_safetensors(tmp_path / "a.safetensors", layouts.prefixed(prefix, weights))
+    found = checkpoints.open_component(path, part).state_dict
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("names", (layouts.comfyui_names, layouts.sat_names), ids=("ComfyUI", "SAT"))
+def test_other_dialects_wrapped(tiny_pipelines: dict[str, Path], tmp_path: Path, names: Callable) -> None:
+    """A wrapper and a dialect that is not diffusers'."""
+    weights = tiny_weights(tiny_pipelines["5b"], "transformer")
+    path = layouts.write_safetensors(tmp_path / "a.safetensors", layouts.prefixed("module._orig_mod.", names(weights)))
+    found = checkpoints.open_component(path, "transformer").state_dict
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_each_block_wrapped(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """torch.compile and FSDP block by block put their names into the middle."""
+    weights = tiny_weights(tiny_pipelines["5b"], "transformer")
+    renamed = {re.sub(r"^(\w+_blocks\.\d+)\.", r"\1._fsdp_wrapped_module._orig_mod.", n): w for n, w in weights.items()}
+    found = checkpoints.open_component(layouts.write_safetensors(tmp_path / "a.safetensors", renamed), "transformer")
+    assert found.state_dict.keys() == weights.keys()
+    assert all(torch.equal(found.state_dict[name], weights[name]) for name in weights)
+
+
+def test_wrapped_in_dicts_of_a_trainer(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """The names of these dicts are the trainer's, beside the state of its optimizer."""
+    weights = tiny_weights(tiny_pipelines["5b"], "transformer")
+    state = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}
+    nested: dict = {"step": 3, "networks": {"generator": layouts.prefixed("module.", weights)}, "optimizer": state}
+    nested["networks"]["itself"] = nested
+    torch.save(nested, tmp_path / "a.pt")
+    found = checkpoints.open_component(tmp_path / "a.pt", "transformer").state_dict
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_two_copies_in_one_file(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """A model and its moving average, or a student and its teacher: which one is meant only the user can say."""
+    weights = tiny_weights(tiny_pipelines["5b"], "transformer")
+    both = layouts.prefixed("student.", weights) | layouts.prefixed("teacher.", weights)
+    with pytest.raises(UserError, match="transformer 2 times, under the prefixes student. and teacher."):
+        checkpoints.check_component(layouts.write_safetensors(tmp_path / "a.safetensors", both), "transformer")
+    # a control net beside its transformer is no second one
+    net = tiny_component(tiny_pipelines["5b"], "controlnet", tmp_path)
+    both = layouts.prefixed("transformer.", weights) | layouts.prefixed("controlnet.", net)
+    path = layouts.write_safetensors(tmp_path / "b.safetensors", both)
+    assert checkpoints.open_component(path, "transformer").state_dict.keys() == weights.keys()
+    assert checkpoints.open_component(path, "controlnet").state_dict.keys() == net.keys()
+
+
+def tiny_component(folder: Path, part: str, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """The fp32 weights of a part of a pipeline, or of a control net that is made for it."""
+    if part != "controlnet":
+        return tiny_weights(folder, part)
+    return tiny_weights(write_controlnet(tmp_path / "controlnet", "5b", dtype=torch.float32).parent, part)
+
+
 def all_in_one(folder: Path, path: Path, prefixes: tuple[str, str, str]) -> Path:
     """Transformer, VAE and T5 of a pipeline in one file, with their configs in its header."""
     parts = ("transformer", "vae", "text_encoder")
@@ -112,6 +179,9 @@ def all_in_one(folder: Path, path: Path, prefixes: tuple[str, str, str]) -> Path
         ("model.diffusion_model.", "first_stage_model.", "conditioner.embedders.0.transformer."),
         ("transformer.", "vae.", "text_encoder."),
         ("", "vae.", "text_encoder."),
+        ("module.dit.", "module.vae.", "module.t5."),
+        ("", "my_vae.", "my_t5."),
+        ("model.", "model.vae.", "model.t5."),
     ),
 )
 def test_all_in_one_file(tiny_pipelines: dict[str, Path], tmp_path: Path, prefixes: tuple[str, str, str]) -> None:

@@ -97,6 +97,28 @@ def test_loras_of_other_models_are_named(subject: Subject, tmp_path: Path, famil
         apply(subject.model, path)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "transformer.single_transformer_blocks.0.proj_out.lora_A.weight",
+        "lora_unet_single_transformer_blocks_0_proj_out.lora_down.weight",
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight",
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight",
+        "controlnet.transformer_blocks.0.attn1.to_q.lora_A.weight",
+        "text_encoder.transformer_blocks.0.attn1.to_q.lora_A.weight",
+        "double_blocks.0.q.lora_A.weight",
+        "img_proj_out.lora_A.weight",
+        "xtransformer_blocks.0.attn1.to_q.lora_A.weight",
+        "_transformer_blocks.0.attn1.to_q.lora_A.weight",
+    ],
+)
+def test_an_end_that_is_part_of_something_larger(subject: Subject, tmp_path: Path, key: str) -> None:
+    """The layer of another network, of which only the last words are a layer's here, would change the wrong weight."""
+    path = save(tmp_path / "l.safetensors", {key: torch.ones(4, 64)})
+    with pytest.raises(UserError, match="none of its 1 keys|None of the 1 keys|for a text encoder only"):
+        apply(subject.model, path)
+
+
 def test_zero_matches_say_why(subject: Subject, tmp_path: Path) -> None:
     """The other reasons for a LoRA that does nothing."""
 
