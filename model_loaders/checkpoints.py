@@ -1,8 +1,7 @@
 """Open weights on disk: a diffusers folder, one component of it, or a file of any layout."""
 
-import json
+import logging
 import os
-import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import UserError, quoted
+from ..errors import UserError, quoted, shortened
 from ..host.compat import throw_if_interrupted
 from ..host.folders import COMPONENTS, WEIGHT_SUFFIXES
-from ..small_files import read_small_text
 from .config_limits import LIMITS, checked_config
 from .downloads.manifest import require_complete
 from .files.gguf_files import looks_like_gguf, open_gguf, read_gguf_header
@@ -24,7 +22,9 @@ from .files.key_maps import Layout, TensorLocation, find_layouts
 from .files.safetensors_files import looks_like_safetensors, open_safetensors, read_safetensors_header
 from .files.tensor_specs import TensorSpec, assemble, check_quantization_notes, collect_specs, split_fused_rows
 from .files.torch_files import looks_like_torch, open_torch, read_torch_header
+from .side_configs import config_differences, is_of_another_kind
 from .variants import SIGNATURES, has_computed_positions, require_component
+from .weight_files import FileSet, file_sets, latest_folder, preferred_forms, read_json, shards_of
 
 
 class FileFormat(NamedTuple):
@@ -47,9 +47,7 @@ _FAILED_DOWNLOADS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it points to",
     b"<": "is a web page, not weights",
 }
-_MAX_JSON_BYTES = 1 << 24  # an index of 100,000 tensors has about 10 MB
 _SIBLINGS = ("transformer", "vae", "text_encoder", "scheduler")
-_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)$")
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,9 @@ def open_component(path: Path, component: str) -> Weights:
     """
     found = find_weights(path, component)
     source = str(path)
-    folder = found.files[0].parent
+    folder = _component_folder(path, component) if path.is_dir() else path.parent
     in_header = _header_configs(found.metadata, source)
-    # A single file may be in a folder with files of other models, where a config.json need not be its own. Files that
-    # this pack saves carry their configs in the header (save_model.py).
-    config = _optional_config(folder / "config.json", component) if path.is_dir() else in_header.get(component)
+    config = _side_config(path, folder, component, found) or in_header.get(component)
     siblings = _sibling_configs(folder) or in_header
     # All shards are collected before any tensor is assembled: a scale may be in another shard than its codes.
     tensors: dict[str, torch.Tensor] = {}
@@ -138,12 +134,104 @@ def open_component(path: Path, component: str) -> Weights:
     return Weights(folder if path.is_dir() else path, state_dict, config, siblings)
 
 
+def _side_config(path: Path, folder: Path, component: str, found: FoundComponent) -> dict[str, Any] | None:
+    """The config.json beside the weights, where it is theirs; None without one.
+
+    In a folder of weights it is, unless it says that it is another component's. A chosen file may lie in a folder with
+    files of other models: its own header goes first, and the config.json counts where it describes these very weights.
+
+    Raises UserError for an entry that is beyond the limits of config_limits.py.
+    """
+    places = (folder, found.files[0].parent)  # the second below the first, where DeepSpeed's "latest" names it
+    place = next((place / "config.json" for place in places if (place / "config.json").is_file()), None)
+    if place is None or (path.is_file() and component in json_metadata(found.metadata, "config")):
+        return None
+    if path.is_dir():
+        config = read_json(place)
+        return None if is_of_another_kind(component, config) else checked_config(component, config, str(place))
+    try:
+        config = checked_config(component, read_json(place), str(place))
+        differences = config_differences(component, config, found.entries, str(place))
+    except UserError as error:  # of a file that need not be this model's
+        differences = [str(error)]
+    if differences:
+        logging.info(f"{place} is not read for {found.files[0].name}: {'; '.join(differences)}.")
+    return None if differences else config
+
+
 def find_weights(path: Path, component: str) -> FoundComponent:
     """The files and tensors of `component`; path as in open_component. Only the headers of the files are read.
 
-    Raises UserError for what open_component would refuse.
+    Of a folder it is the file, or the set of shards, whose header holds the component; optimizers and other models
+    beside it are passed over.
+
+    Raises UserError for what open_component would refuse, and where several files of a folder hold the component.
     """
-    files = component_files(path, component)
+    require_complete(path)
+    if path.is_file():
+        return _read_component(tuple(shards_of(path)), component, str(path))
+    # exists() follows links, so that a link that leads nowhere would be reported as missing though the user sees it.
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link to {path.readlink()}, which does not exist. Download the file again.")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is neither a file nor a folder. Choose the checkpoint's {component}.")
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist. Choose an existing file or folder.")
+    folder = _component_folder(path, component)
+    found, problems = _read_sets(folder, component)
+    latest = None if found else latest_folder(folder)
+    if latest is not None:
+        found, in_latest = _read_sets(latest, component)
+        problems = in_latest or problems
+        folder = latest
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        names = " and ".join(quoted(one.name) for one in list(found)[:3])
+        raise UserError(
+            f"{folder} holds {SIGNATURES[component].description} {len(found)} times: {names}. Choose one of the files, "
+            "or leave only one in the folder."
+        )
+    raise _describe_problems(folder, component, problems)
+
+
+def _component_folder(path: Path, component: str) -> Path:
+    """The folder of a component in a pipeline; `path` itself, where it is that folder."""
+    return path / component if (path / component).is_dir() else path
+
+
+def _read_sets(folder: Path, component: str) -> tuple[dict[FileSet, FoundComponent], list[UserError]]:
+    """The sets of files in `folder` that hold the component, one of each model, and why the others do not."""
+    sets, problems = file_sets(folder)
+    found = {}
+    for one in sets:
+        # What is said of one of several files has to name it.
+        source = str(folder if len(one.files) > 1 else one.files[0])
+        try:
+            found[one] = _read_component(one.files, component, source)
+        except UserError as error:
+            problems.append(error)
+    kept = preferred_forms(found)
+    if kept and problems:
+        logging.info(f"Of {folder}, {kept[0].name} is read. Passed over: {' '.join(map(str, problems[:3]))}")
+    return {one: found[one] for one in kept}, problems
+
+
+def _describe_problems(folder: Path, component: str, problems: list[UserError]) -> UserError:
+    """The error for a folder in which no file holds the component."""
+    if not problems:
+        return UserError(
+            f"{folder} contains no weights ({', '.join(WEIGHT_SUFFIXES)}). Put the component's weights there, or "
+            "choose another folder."
+        )
+    if len(problems) == 1:
+        return problems[0]
+    shown = " ".join(shortened(str(problem), 500) for problem in problems[:3])
+    return UserError(f"None of the files in {folder} holds {SIGNATURES[component].description}. {shown}")
+
+
+def _read_component(files: tuple[Path, ...], component: str, source: str) -> FoundComponent:
+    """The component in `files`, which hold one set of tensors. source: path for messages."""
     entries: dict[str, Entry] = {}
     metadata: dict[str, str] = {}
     for file in files:
@@ -157,7 +245,6 @@ def find_weights(path: Path, component: str) -> FoundComponent:
             raise UserError(
                 f"{file.parent} has more than {MAX_TENSORS} tensors, which no model has. Choose another one."
             )
-    source = str(files[0].parent if path.is_dir() else path)
     # Three stages: the names in the files -> logical tensors (codes and scales together) -> diffusers' names.
     specs = collect_specs(Header(entries, metadata), source)
     layouts = find_layouts(specs, component, SIGNATURES[component].required_keys)
@@ -174,7 +261,7 @@ def find_weights(path: Path, component: str) -> FoundComponent:
         # 2b's table is computed for the video's size at every run. Left in, it would count as a learned table, which 2b
         # does not have: no family would fit.
         del found["patch_embed.pos_embedding"]
-    return FoundComponent(tuple(files), layout, specs, found, metadata)
+    return FoundComponent(files, layout, specs, found, metadata)
 
 
 def _entry_at(entry: Entry, location: TensorLocation) -> Entry:
@@ -211,94 +298,6 @@ def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tor
             f"The weights in {source} do not fit the model: {'; '.join(problems)}. Download the checkpoint again, "
             "or put its own config.json into the folder of its weights."
         )
-
-
-def component_files(path: Path, component: str) -> list[Path]:
-    """The files of `component`; path as in open_component.
-
-    Raises UserError where there are none, or some are missing.
-    """
-    require_complete(path)
-    if path.is_file():
-        return _shards(path)
-    # exists() follows links, so that a link that leads nowhere would be reported as missing though the user sees it.
-    if path.is_symlink() and not path.exists():
-        raise UserError(f"{path} is a link to {path.readlink()}, which does not exist. Download the file again.")
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is neither a file nor a folder. Choose the checkpoint's {component}.")
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist. Choose an existing file or folder.")
-    return weight_files(path / component if (path / component).is_dir() else path)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of the component in `folder`, as its index lists them if it has one.
-
-    Raises UserError naming every shard that is missing.
-    """
-    indexes = _without_variant_first(folder, ".index.json")
-    if indexes:
-        return _indexed_files(folder, indexes[0])
-    # DeepSpeed, and therefore SAT, writes the name of the last checkpoint's folder ("1" in THUDM's downloads) into a
-    # file "latest"; the weights are one folder below. A larger file of that name is something else and is not read.
-    latest = folder / "latest"
-    if latest.is_file() and latest.stat().st_size < 100:
-        name = Path(latest.read_text(encoding="utf-8", errors="replace").strip()).name
-        folder = folder if name == ".." else folder / name
-    for suffix in WEIGHT_SUFFIXES:
-        found = _without_variant_first(folder, suffix)
-        if found:
-            return _shards(found[0])
-    raise UserError(
-        f"{folder} contains no weights ({', '.join(WEIGHT_SUFFIXES)}). Put the component's weights there, or choose "
-        "another folder."
-    )
-
-
-def _indexed_files(folder: Path, index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
-    # A downloaded index is data from a stranger: no name in it may lead to a file elsewhere. On Windows, a backslash
-    # separates folders.
-    outside = [name for name in names if Path(name).name != name or "\\" in name]
-    if outside:
-        raise UserError(
-            f"{index} names {outside[0][:100]!r}, which is not a file of its own folder. Download the checkpoint again."
-        )
-    missing = [name for name in names if not os.path.isfile(folder / name)]  # also for a name that is too long
-    if missing or not names:
-        shown = ", ".join(map(quoted, missing[:5])) or "every shard"
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise UserError(
-            f"{folder} lacks {shown}{more}, named in {index.name}: the download is not complete. Download the missing "
-            "files again."
-        )
-    return [folder / name for name in names]
-
-
-def _shards(path: Path) -> list[Path]:
-    """All shards of the set that `path` is one of, or `path` alone. Raises UserError where some are missing."""
-    match = _SHARD.match(path.name)
-    if match is None:
-        return [path]
-    count = int(match["count"])
-    if count == 0:
-        return [path]
-    # The count is taken from a file name, which could announce 99999 shards: that many paths would be looked up.
-    names = [f"{match['stem']}-{n:05d}-of-{match['count']}{match['suffix']}" for n in range(1, min(count, 1000) + 1)]
-    missing = [name for name in names if not path.with_name(name).is_file()]
-    if missing:
-        raise UserError(
-            f"{path.parent} lacks {', '.join(missing[:5])} of {count} parts: the download is not complete. Download "
-            "the missing files again."
-        )
-    return [path.with_name(name) for name in names]
-
-
-def _without_variant_first(folder: Path, suffix: str) -> list[Path]:
-    """Files with `suffix` by name, those without a variant such as ".fp16" first: a variant has one dot more."""
-    names = [path for path in folder.glob("*") if path.name.lower().endswith(suffix)] if folder.is_dir() else []
-    return sorted(names, key=lambda path: (path.name.count("."), path.name))
 
 
 def read_header(path: Path) -> Header:
@@ -349,17 +348,6 @@ def _stat_file(path: Path) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a regular file. Choose a file with weights.")
     return status
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError where it contains something else."""
-    try:
-        value = json.loads(read_small_text(path, _MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}. Download it again.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object. Download it again.")
-    return value
 
 
 def _optional_config(path: Path, component: str) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from .assign import assign_weights
 from .checkpoints import open_component
 from .config_limits import checked_config
 from .precision import choose_dtypes
-from .variants import sides
+from .side_configs import control_differences, control_shape
 
 if TYPE_CHECKING:
     from ..transformer.control_net import CogVideoXControlNet, ControlConfig
@@ -96,11 +96,8 @@ def resolve_control_config(
     # config.json has entries besides, such as _class_name, that ControlConfig does not take.
     known = {f.name for f in fields(ControlConfig)}
     claimed = ControlConfig(**{k: v for k, v in config.items() if k in known})
-    pairs: dict[str, tuple[Any, Any]] = {"width": (claimed.dim, shape.pop("dim"))}
-    # Pixels are unshuffled before the first layer, which thus has colours * downscale^2 input channels (3 * 8^2 = 192).
-    pairs["pixels per latent"] = (claimed.in_channels * claimed.downscale_coef**2, shape.pop("pixels"))
-    pairs |= {k: (config[k], v) for k, v in shape.items() if k in config}
-    differences = [f"{name} {ours} against {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+    differences = control_differences(config, shape)
+    shape = {name: value for name, value in shape.items() if name not in ("dim", "pixels")}
     if differences:
         raise UserError(
             f"config.json and the weights in {source} do not belong together: {'; '.join(differences)} (config against "
@@ -109,30 +106,6 @@ def resolve_control_config(
     # The shapes win over the config, which lacks text_embed_dim and out_proj_dim in the published files.
     _require_runnable(claimed, source)
     return ControlConfig(**{k: v for k, v in config.items() if k in known} | shape)
-
-
-def control_shape(state_dict: Mapping[str, torch.Tensor], source: str) -> dict[str, Any]:
-    """The part of a control net's config that follows from the shapes of its weights, "dim" and "pixels".
-
-    dim: the width. pixels: the values of the control video that go into one latent pixel, channels included.
-    Raises UserError as variants.sides does.
-    """
-    dim, text_embed_dim = sides(state_dict, "patch_embed.text_proj.weight", (2,), source)
-    # Two stages encode the control video, to a half and then a quarter of its channels; patch_embed takes the result
-    # concatenated with the latent.
-    pixels = sides(state_dict, "controlnet_encode_first.0.weight", (4,), source)[1]
-    # A control net that is narrower than its model has projectors; their rows are the model's width.
-    projector = "out_projectors.0.weight"
-    return {
-        "dim": dim,
-        "pixels": pixels,
-        "vae_channels": sides(state_dict, "patch_embed.proj.weight", (4,), source)[1] - pixels // 4,
-        # Counted, and not taken from the largest index, which a file may set to a billion.
-        "num_layers": len({k.split(".")[1] for k in state_dict if k.startswith("transformer_blocks.")}),
-        "time_embed_dim": sides(state_dict, "time_embedding.linear_1.weight", (2,), source)[0],
-        "text_embed_dim": text_embed_dim,
-        "out_proj_dim": sides(state_dict, projector, (2,), source)[0] if projector in state_dict else None,
-    }
 
 
 def _published_config(shape: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -189,5 +189,6 @@ def t5_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _tokenizer_folder(weights: Weights) -> Path | None:
     """The pipeline's tokenizer; None where it has none."""
-    folder = weights.path.parent / "tokenizer"
-    return folder if folder.is_dir() else None
+    # Beside the text encoder's folder, which a chosen file is in.
+    places = weights.path.parents[: 2 if weights.path.is_file() else 1]
+    return next((place / "tokenizer" for place in places if (place / "tokenizer").is_dir()), None)

@@ -218,11 +218,7 @@ def resolve_config(state_dict: Mapping[str, HasShape], config: Mapping[str, Any]
     if config is None:
         return _official_config(shape, dim, source)
     merged = {k: v for k, v in checked_config("transformer", config, source).items() if not k.startswith("_")}
-    # The weights show the width only, not how it is split into heads: a wrong head size would make noise without an
-    # error. The defaults are those of diffusers' CogVideoXTransformer3DModel.
-    claimed = merged.get("num_attention_heads", 30) * merged.get("attention_head_dim", 64)
-    found = [f"width {claimed} against {dim}"] if claimed != dim else []
-    found += [f"{k} {merged[k]} against {v}" for k, v in shape.items() if k in merged and merged[k] != v]
+    found = transformer_differences(merged, shape, dim)
     if found:
         raise UserError(
             f"config.json and the weights in {source} do not belong together: {'; '.join(found)} (config against "
@@ -230,6 +226,15 @@ def resolve_config(state_dict: Mapping[str, HasShape], config: Mapping[str, Any]
         )
     # A config may lack an entry that has a default in diffusers; the shapes complete it.
     return merged | shape
+
+
+def transformer_differences(config: Mapping[str, Any], shape: Mapping[str, Any], dim: int) -> list[str]:
+    """What a config says and the weights contradict, in words. shape, dim: of transformer_shape."""
+    # The weights show the width only, not how it is split into heads: a wrong head size would make noise without an
+    # error. The defaults are those of diffusers' CogVideoXTransformer3DModel.
+    claimed = config.get("num_attention_heads", 30) * config.get("attention_head_dim", 64)
+    found = [f"width {claimed} against {dim}"] if claimed != dim else []
+    return found + [f"{k} {config[k]} against {v}" for k, v in shape.items() if k in config and config[k] != v]
 
 
 # What leaves no trace in the weights (rotary positions, the size of a head) is taken from the family of exactly this

@@ -165,6 +165,9 @@ def test_damaged_json(tiny_pipelines: dict[str, Path], tmp_path: Path, name: str
             counts["refused"] += 1
             assert "\n" not in str(error)
         slowest = max(slowest, time.process_time() - start)
-    assert slowest < SLOWEST_S
-    assert json.loads(data) and counts["refused"] > mutations / 8
+    assert slowest < SLOWEST_S and json.loads(data)
+    if name == "config.json":
+        assert counts["refused"] > mutations / 8
+    else:  # the shards are complete, whatever the index says of them
+        assert counts["loaded"] == mutations
     FUZZ[name] = (counts, slowest)
