@@ -341,6 +341,8 @@ def empty_controlnet(config: dict, text_embed_dim: int = 32) -> torch.nn.Module:
     net = torch.nn.Module()
     net.controlnet_encode_first, net.controlnet_encode_second = stage(pixels), stage(pixels // 2)
     net.patch_embed = CogVideoXPatchEmbed(
+        patch_size=config["patch_size"],
+        max_text_seq_length=config["max_text_seq_length"],
         in_channels=config["vae_channels"] + pixels // 4,
         embed_dim=dim,
         text_embed_dim=text_embed_dim,
@@ -350,9 +352,20 @@ def empty_controlnet(config: dict, text_embed_dim: int = 32) -> torch.nn.Module:
         use_positional_embeddings=not config["use_rotary_positional_embeddings"],
         use_learned_positional_embeddings=False,
     )
-    net.time_embedding = TimestepEmbedding(dim, config["time_embed_dim"], "silu")
+    net.time_embedding = TimestepEmbedding(dim, config["time_embed_dim"], config.get("timestep_activation_fn", "silu"))
     net.transformer_blocks = torch.nn.ModuleList(
-        CogVideoXBlock(dim, heads, head_dim, config["time_embed_dim"], attention_bias=config["attention_bias"])
+        CogVideoXBlock(
+            dim,
+            heads,
+            head_dim,
+            config["time_embed_dim"],
+            attention_bias=config["attention_bias"],
+            **{
+                name: config[name]
+                for name in ("activation_fn", "norm_elementwise_affine", "norm_eps")
+                if name in config
+            },
+        )
         for _ in layers
     )
     if config.get("out_proj_dim"):

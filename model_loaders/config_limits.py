@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import UserError, quoted
 
 MOST_LAYERS = 128  # transformer blocks; 5b has 42. Each takes some milliseconds to build.
+MOST_PATCH = 8  # latents on a side of a patch; official: 2
 MOST_TOKENS = 4096  # of text: every prompt is padded to that many; official: 226
 
 
@@ -63,6 +64,11 @@ def items(count: int, limit: Limit) -> Limit:
     )
 
 
+def only(flag: bool) -> Limit:
+    """One of JSON's true and false."""
+    return Limit(str(flag).lower(), lambda value: value is flag)
+
+
 FLAG = Limit("true or false", lambda value: type(value) is bool)
 _VAE_BLOCKS = 4  # 2 ** 3 times smaller in space, 4 in time
 _WIDTH = whole(1, 65536)  # channels of a layer
@@ -86,7 +92,7 @@ _BLOCKS: dict[str, Limit] = {
     "sample_width": _SIDE,
     "sample_height": _SIDE,
     "sample_frames": _FRAMES,
-    "patch_size": whole(2, 2),
+    "patch_size": whole(1, MOST_PATCH),
     "max_text_seq_length": whole(1, MOST_TOKENS),
     "activation_fn": _GELU,
     "timestep_activation_fn": _TIME_ACTIVATION,
@@ -135,13 +141,29 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "latents_mean": or_null(items(16, number(-1e3, 1e3))),
         "latents_std": or_null(items(16, _SCALE)),
         "force_upcast": FLAG,
-        "use_quant_conv": FLAG,
-        "use_post_quant_conv": FLAG,
+        # diffusers makes both of the colours' channels, to which the latents' do not fit: no such VAE can run there.
+        "use_quant_conv": only(False),
+        "use_post_quant_conv": only(False),
         "invert_scale_latents": FLAG,
     },
     "scheduler": {"snr_shift_scale": number(1e-2, 1e2)},
-    # Read from T5's weights: of its config.json the pack uses nothing. "num_layers" of both is the number of blocks.
-    "text_encoder": {"num_layers": whole(1, MOST_LAYERS)},
+    # The sizes are read from T5's weights, and load_text_encoder compares them with its config. ComfyUI's T5 computes
+    # the rest in one way (comfy/text_encoders/t5.py), which is that of T5 v1.1; dense_act_fn has transformers' name of
+    # the activation or ComfyUI's.
+    "text_encoder": {
+        "num_layers": whole(1, MOST_LAYERS),
+        "d_model": _WIDTH,
+        "d_kv": _WIDTH,
+        "d_ff": _WIDTH,
+        "num_heads": whole(1, 1024),
+        "vocab_size": whole(1, 1 << 24),
+        "feed_forward_proj": one_of("gated-gelu", "gated-gelu_new", "gated-gelu_pytorch_tanh"),
+        "dense_act_fn": one_of("gelu_new", "gelu_pytorch_tanh"),
+        "is_gated_act": only(True),
+        "layer_norm_epsilon": number(1e-6, 1e-6),
+        "relative_attention_num_buckets": whole(32, 32),
+        "relative_attention_max_distance": whole(128, 128),
+    },
 }
 
 

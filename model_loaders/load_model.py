@@ -61,7 +61,7 @@ def _build_patcher(
         config,
         family,
         vae_config.get("scaling_factor", family.vae_scaling_factor),
-        resolve_snr_shift(weights.siblings.get("scheduler"), family, str(weights.path)),
+        resolve_snr_shift(weights.siblings.get("scheduler"), family, str(weights.path), notify),
         vae_config.get("invert_scale_latents", family.inverts_image_scale),
     )
     model_config.set_inference_dtype(precision.storage, precision.compute)

@@ -155,6 +155,13 @@ def t5_config(weights: Weights) -> dict[str, Any]:
         "d_ff": sides(sd, feed_forward + "wo.weight", (2,), source)[1],
     }
     checked_config("text_encoder", config, f"The T5 that the weights in {source} describe")
+    claimed = weights.config or {}
+    names = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")
+    if found := [f"{n} {claimed[n]} against {config[n]}" for n in names if claimed.get(n, config[n]) != config[n]]:
+        raise UserError(
+            f"config.json and the weights in {source} do not belong together: {'; '.join(found)} (config against "
+            "weights). Put the config.json of this text encoder into the folder of its weights."
+        )
     require_fit(t5_shapes(config), sd, source)
     return config
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .variants import HasShape, sides, transformer_differences, transformer_shape
+from .variants import HasShape, convolved_patch, sides, transformer_differences, transformer_shape
 
 # A part of a class's name, as config.json has it -> the component. Fine-tunes have classes of their own names.
 _KINDS = {
@@ -44,7 +44,7 @@ def config_differences(
     if is_of_another_kind(component, config):
         return [f"it is of {config.get('_class_name', 'another model')}"]
     if component == "transformer":
-        shape = transformer_shape(entries, source)
+        shape = transformer_shape(entries, source, config)
         return transformer_differences(config, shape, shape.pop("dim"))
     if component == "controlnet":
         return control_differences(config, control_shape(entries, source))
@@ -78,12 +78,14 @@ def control_shape(state_dict: Mapping[str, HasShape], source: str) -> dict[str, 
     # Two stages encode the control video, to a half and then a quarter of its channels; patch_embed takes the result
     # concatenated with the latent.
     pixels = sides(state_dict, "controlnet_encode_first.0.weight", (4,), source)[1]
+    proj = sides(state_dict, "patch_embed.proj.weight", (4,), source)
     # A control net that is narrower than its model has projectors; their rows are the model's width.
     projector = "out_projectors.0.weight"
     return {
         "dim": dim,
         "pixels": pixels,
-        "vae_channels": sides(state_dict, "patch_embed.proj.weight", (4,), source)[1] - pixels // 4,
+        "vae_channels": proj[1] - pixels // 4,
+        "patch_size": convolved_patch(proj, source),
         # Counted, and not taken from the largest index, which a file may set to a billion.
         "num_layers": len({k.split(".")[1] for k in state_dict if k.startswith("transformer_blocks.")}),
         "time_embed_dim": sides(state_dict, "time_embedding.linear_1.weight", (2,), source)[0],

@@ -1,13 +1,13 @@
 """Which official checkpoint some weights belong to, and their complete config."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import UserError, quoted
 from ..sockets.families import FAMILIES, Family
-from .config_limits import checked_config
+from .config_limits import MOST_PATCH, checked_config
 
 
 class HasShape(Protocol):
@@ -155,8 +155,12 @@ def sides(tensors: Mapping[str, HasShape], name: str, dimensions: tuple[int, ...
     return shape
 
 
-def transformer_shape(state_dict: Mapping[str, HasShape], source: str) -> dict[str, Any]:
+def transformer_shape(
+    state_dict: Mapping[str, HasShape], source: str, config: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The part of diffusers' transformer config that follows from the shapes of the weights, and "dim", their width.
+
+    config: of CogVideoX 1.5, whose linear patch embedding shows only a product, it tells the size of a patch.
 
     Raises UserError as sides does.
     """
@@ -165,7 +169,8 @@ def transformer_shape(state_dict: Mapping[str, HasShape], source: str) -> dict[s
     layers = len({k.split(".")[1] for k in state_dict if k.startswith("transformer_blocks.")})
     # CogVideoX 1.0 embeds patches of 2 x 2 latents by a convolution, weight [dim, channels, 2, 2]; 1.5 patches of
     # 2 x 2 x 2 by a linear layer, weight [dim, channels * 8]. The number of dimensions thus tells patch_size_t.
-    patch_size, patch_size_t = 2, None if len(proj) == 4 else 2
+    patch_size_t = None if len(proj) == 4 else 2
+    patch_size = (config or {}).get("patch_size", 2) if patch_size_t else convolved_patch(proj, source)
     ofs = "ofs_embedding.linear_1.weight"
     return {
         "dim": dim,
@@ -174,10 +179,24 @@ def transformer_shape(state_dict: Mapping[str, HasShape], source: str) -> dict[s
         "out_channels": sides(state_dict, "proj_out.weight", (2,), source)[0] // (patch_size**2 * (patch_size_t or 1)),
         "time_embed_dim": sides(state_dict, "time_embedding.linear_1.weight", (2,), source)[0],
         "text_embed_dim": text_embed_dim,
+        "patch_size": patch_size,
         "patch_size_t": patch_size_t,
         "ofs_embed_dim": sides(state_dict, ofs, (2,), source)[0] if ofs in state_dict else None,
         "use_learned_positional_embeddings": "patch_embed.pos_embedding" in state_dict,
     }
+
+
+def convolved_patch(proj: tuple[int, ...], source: str) -> int:
+    """The side of a patch from the shape of the convolution that embeds it, [dim, channels, side, side].
+
+    Raises UserError where the patch is no square of a size that the transformer takes.
+    """
+    if proj[2] != proj[3] or proj[2] not in range(1, MOST_PATCH + 1):
+        raise UserError(
+            f"The weights in {source} embed patches of {proj[2]} x {proj[3]} latents. Expected are squares of 1 x 1 to "
+            f"{MOST_PATCH} x {MOST_PATCH}: download the file again."
+        )
+    return proj[2]
 
 
 def detect_family(config: Mapping[str, Any]) -> Family:
@@ -211,13 +230,15 @@ def resolve_config(state_dict: Mapping[str, HasShape], config: Mapping[str, Any]
     Raises UserError where config and weights contradict each other, no official checkpoint has this size, or an entry
     is beyond the limits of config_limits.py.
     """
-    shape = transformer_shape(state_dict, source)
+    if config is not None:
+        config = checked_config("transformer", config, source)
+    shape = transformer_shape(state_dict, source, config)
     dim = shape.pop("dim")
     # Names and shapes are as cheap to invent as a config.
     checked_config("transformer", shape, f"The model that the weights in {source} describe")
     if config is None:
         return _official_config(shape, dim, source)
-    merged = {k: v for k, v in checked_config("transformer", config, source).items() if not k.startswith("_")}
+    merged = {k: v for k, v in config.items() if not k.startswith("_")}
     found = transformer_differences(merged, shape, dim)
     if found:
         raise UserError(
@@ -225,7 +246,13 @@ def resolve_config(state_dict: Mapping[str, HasShape], config: Mapping[str, Any]
             "weights). Put the config.json of this checkpoint into the folder of its weights."
         )
     # A config may lack an entry that has a default in diffusers; the shapes complete it.
-    return merged | shape
+    merged |= shape
+    if merged["ofs_embed_dim"] not in (None, merged["time_embed_dim"]):
+        raise UserError(
+            f"The weights in {source} embed ofs with {merged['ofs_embed_dim']} numbers and the time with "
+            f"{merged['time_embed_dim']}. Expected is the same width, for the two are added: download the file again."
+        )
+    return merged
 
 
 def transformer_differences(config: Mapping[str, Any], shape: Mapping[str, Any], dim: int) -> list[str]:
@@ -248,6 +275,7 @@ def _official_config(shape: Mapping[str, Any], dim: int, source: str) -> dict[st
             "ofs_embed_dim": f.ofs_embed_dim,
             "use_learned_positional_embeddings": f.learned_positions,
         }
+        official["patch_size"] = 2
         if dim == f.heads * 64 and all(shape[name] == value for name, value in official.items()):
             # the size that position tables are made for: latent width and height, video frames
             sample_width, sample_height, sample_frames = (300, 300, 81) if f.patch_size_t else (90, 60, 49)
@@ -268,6 +296,7 @@ def _official_config(shape: Mapping[str, Any], dim: int, source: str) -> dict[st
     )
 
 
+_SCHEDULERS = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 # The entries of every official scheduler_config.json on which the samplers rely.
 _OFFICIAL_SCHEDULE = {
     "prediction_type": "v_prediction",
@@ -278,14 +307,21 @@ _OFFICIAL_SCHEDULE = {
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
     "set_alpha_to_one": True,
+    "trained_betas": None,
 }
 
 
-def resolve_snr_shift(scheduler_config: Mapping[str, Any] | None, family: Family, source: str) -> float:
+def resolve_snr_shift(
+    scheduler_config: Mapping[str, Any] | None,
+    family: Family,
+    source: str,
+    notify: Callable[[str], object] = logging.warning,
+) -> float:
     """The SNR shift of a checkpoint's noise levels: its scheduler's, or the family's where it has no scheduler config.
 
-    source: path for messages. Any other entry that differs from the official ones is ignored, with a warning: the
-    samplers compute CogVideoX's schedule and take no other. A missing entry counts as the official one.
+    source: path for messages. notify: gets a sentence where any other entry differs from the official ones, which is
+    not followed: the samplers compute CogVideoX's schedule and take no other. A missing entry counts as the official
+    one, and the scheduler's class counts where it is not one of CogVideoX's.
 
     Raises UserError for a model that does not predict v.
     """
@@ -293,14 +329,19 @@ def resolve_snr_shift(scheduler_config: Mapping[str, Any] | None, family: Family
         return family.snr_shift_scale
     checked_config("scheduler", scheduler_config, f"The scheduler config of {source}")
     other = {k: scheduler_config[k] for k, v in _OFFICIAL_SCHEDULE.items() if scheduler_config.get(k, v) != v}
+    kind = str(scheduler_config.get("_class_name", _SCHEDULERS[0]))
+    if kind not in _SCHEDULERS:
+        other["_class_name"] = kind
     if "prediction_type" in other:
         raise UserError(
             f"The scheduler config of {source} says prediction_type {quoted(str(other['prediction_type']))}; CogVideoX "
             "models have v_prediction. Put the checkpoint's own scheduler_config.json there."
         )
     if other:
-        found = ", ".join(f"{k} {quoted(str(v))} (official: {_OFFICIAL_SCHEDULE[k]})" for k, v in other.items())
-        logging.warning(
-            f"The scheduler config of {source} differs from CogVideoX's: {found}. CogVideoX's own schedule is used."
+        official = {**_OFFICIAL_SCHEDULE, "_class_name": " or ".join(_SCHEDULERS)}
+        found = ", ".join(f"{k} {quoted(str(v))} (official: {official[k]})" for k, v in other.items())
+        notify(
+            f"The scheduler config of {source} differs from CogVideoX's: {found}. CogVideoX's own schedule is used, so "
+            "the videos are not those of that scheduler. If they look wrong, put the official config there."
         )
     return scheduler_config.get("snr_shift_scale", family.snr_shift_scale)

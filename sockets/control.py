@@ -179,6 +179,12 @@ def check_model(config: "ControlConfig", model: comfy.model_base.BaseModel) -> N
         width = c.num_attention_heads * c.attention_head_dim
         found = f"{family.name} of width {width}, with text of width {c.text_embed_dim}"
         fits = (family.name, width, c.text_embed_dim) == (base.name, config.output_dim, config.text_embed_dim)
+        # What is added to the model's tokens has to be as many.
+        if fits and c.patch_size != config.patch_size:
+            raise UserError(
+                f"This control net makes tokens of {config.patch_size} x {config.patch_size} latents, the model of "
+                f"{c.patch_size} x {c.patch_size}. Choose a control net for this model."
+            )
     if not fits:
         raise UserError(
             f"This control net is for {base.name} and its fine-tunes of width {config.output_dim}, with text of width "

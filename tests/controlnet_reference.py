@@ -20,6 +20,7 @@ class ReferenceControl:
 
     def __init__(self, folder: Path):
         self.config = json.loads((folder / "config.json").read_text())
+        self.time = self.config.get("flip_sin_to_cos", True), self.config.get("freq_shift", 0)
         self.net: Any = empty_controlnet(self.config)
         self.net.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
         self.net.float()
@@ -41,7 +42,7 @@ class ReferenceControl:
     ) -> list[torch.Tensor]:
         """latents: [B, T, 16, H, W]. Returns the video tokens after each block, [B, N, D]."""
         dim = self.config["num_attention_heads"] * self.config["attention_head_dim"]
-        embedding = self.net.time_embedding(get_timestep_embedding(timestep, dim, True, 0))
+        embedding = self.net.time_embedding(get_timestep_embedding(timestep, dim, *self.time))
         tokens = self.net.patch_embed(context, torch.cat([latents, self.encode(frames)], dim=2))
         text, video = tokens[:, : context.shape[1]], tokens[:, context.shape[1] :]
         out = []
