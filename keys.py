@@ -5,7 +5,7 @@ pass on the entries that they do not know, so that ours survive any graph. Names
 others are ComfyUI's own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, cast
 
 import torch
@@ -47,6 +47,7 @@ class Concat(TypedDict, total=False):
     cogvideox_known: torch.Tensor  # [B, 1, n, h, w] in 0 .. 1, inpainting only: 1 where the video stays
     cogvideox_scale: str  # a key of samplers.conditioning.IMAGE_SCALES, image to video only
     cogvideox_end: bool  # an end image is among the latents
+    cogvideox_repeated: Callable[[int], torch.Tensor]  # latent frames -> the start image's latents in every frame
     cogvideox_range: tuple[float, float]  # start and end in the run, 0 .. 1; before and after it the channels are zero
 
 
@@ -82,14 +83,21 @@ def rng_offset(latent: Latent, seed: int) -> int:
     return count if drawn_seed == seed else 0
 
 
-def image_concat(latents: torch.Tensor, scale: str, has_end: bool) -> Concat:
-    """The entries of Concat for an image to video model: a start image, and an end image where `has_end`."""
-    return {
+def image_concat(
+    latents: torch.Tensor, scale: str, has_end: bool, repeated: Callable[[int], torch.Tensor] | None = None
+) -> Concat:
+    """The entries of Concat for an image to video model: a start image, and an end image where `has_end`.
+
+    repeated: for models that see the image in every frame, which only the run knows: latent frames -> latents
+    [B, 16, T, h, w], unscaled. None where there is no single start image.
+    """
+    entries: Concat = {
         "concat_latent_image": latents,
         "cogvideox_task": "image",
         "cogvideox_scale": scale,
         "cogvideox_end": has_end,
     }
+    return entries if repeated is None else {**entries, "cogvideox_repeated": repeated}
 
 
 def inpaint_concat(latents: torch.Tensor, known: torch.Tensor) -> Concat:

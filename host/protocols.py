@@ -83,6 +83,9 @@ class Family(Protocol):
     @property
     def task(self) -> str: ...
 
+    @property
+    def repeats_image(self) -> bool: ...
+
 
 class ModelConfig(Protocol):
     """sockets.model.CogVideoXConfig."""

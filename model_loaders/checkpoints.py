@@ -55,13 +55,15 @@ class Weights:
     """The memory-mapped tensors of one component under diffusers' names, and the configs found with them.
 
     state_dict: a value may be a ComfyUI QuantizedTensor of its logical shape (host/quantized.py). config: of this
-    component. siblings: configs of the other components of the pipeline, by their folders' names.
+    component. siblings: configs of the other components of the pipeline, by their folders' names. hint: what the
+    checkpoint calls the model: the name in a file's header, or the class in the pipeline's index.
     """
 
     path: Path
     state_dict: dict[str, torch.Tensor]
     config: dict[str, Any] | None = None
     siblings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def require_pipeline(path: Path) -> None:
             "(model_index.json, transformer, vae, text_encoder, tokenizer, scheduler), or load its components one by "
             "one with the loaders of the model, the text encoder and the VAE."
         )
-    kind = quoted(str(read_json(path / "model_index.json").get("_class_name", "")))
+    kind = _pipeline_class(path)
     if not kind.startswith("CogVideoX"):
         raise UserError(
             f"{path} is a {kind or 'pipeline of an unknown class'}, not a CogVideoX pipeline. "
@@ -131,7 +133,20 @@ def open_component(path: Path, component: str) -> Weights:
         throw_if_interrupted()
         if name in found.entries:  # without the position table that find_weights has left out
             state_dict[name] = split_fused_rows(assemble(found.specs[at.name], tensors, source), at.parts, at.indices)
-    return Weights(folder if path.is_dir() else path, state_dict, config, siblings)
+    hint = found.metadata.get("modelspec.architecture", "") or _hinted_class(folder.parent)
+    return Weights(folder if path.is_dir() else path, state_dict, config, siblings, hint)
+
+
+def _hinted_class(folder: Path) -> str:
+    """The class that the index of a pipeline names; "" for any other folder, and where the index is damaged."""
+    try:
+        return _pipeline_class(folder) if is_pipeline(folder) else ""
+    except UserError:
+        return ""
+
+
+def _pipeline_class(pipeline: Path) -> str:
+    return quoted(str(read_json(pipeline / "model_index.json").get("_class_name", "")))
 
 
 def _side_config(path: Path, folder: Path, component: str, found: FoundComponent) -> dict[str, Any] | None:

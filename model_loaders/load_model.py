@@ -21,36 +21,41 @@ from .load_tiny_decoder import first_tiny_decoder
 from .lora.stock import enable_stock_lora_nodes
 from .precision import check_precision, choose_precision
 from .quantization import any_gguf
-from .variants import detect_family, resolve_config, resolve_snr_shift
+from .variants import DETECT, detect_family, resolve_config, resolve_snr_shift
 
 
 def load_model(
-    path: Path, weight_dtype: str = "default", notify: Notify = logging.warning, disable_dynamic: bool = False
+    path: Path,
+    weight_dtype: str = "default",
+    notify: Notify = logging.warning,
+    family: str = DETECT,
+    disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """Load the transformer at `path` (see checkpoints.open_component) as a MODEL.
 
     weight_dtype: one of precision.PRECISIONS. notify: called with sentences for the user, about runs of this model and
-    LoRAs on it. disable_dynamic: without dynamic VRAM, which ComfyUI's ModelPatcher.clone asks for, for example where
-    hooks change weights during a run or TorchCompileModel compiles the model.
+    LoRAs on it. family: one of variants.FAMILY_NAMES, for weights that cannot tell. disable_dynamic: without dynamic
+    VRAM, which ComfyUI's ModelPatcher.clone asks for, for example where hooks change weights during a run or
+    TorchCompileModel compiles the model.
 
     Raises UserError where the weights are not a CogVideoX transformer, or the device cannot run the precision.
     """
     check_precision(weight_dtype, mm.get_torch_device())
     weights = open_component(path, "transformer")
-    patcher = _build_patcher(weights, weight_dtype, notify, disable_dynamic)
+    patcher = _build_patcher(weights, weight_dtype, notify, family, disable_dynamic)
     # The function and arguments by which ComfyUI loads the model a second time, with weights that no patch has
     # touched: for a clone without dynamic VRAM (it adds disable_dynamic=True), and for one on another GPU. Without
     # them, both raise.
-    patcher.cached_patcher_init = (load_model, (path, weight_dtype, notify))
+    patcher.cached_patcher_init = (load_model, (path, weight_dtype, notify, family))
     return patcher
 
 
 def _build_patcher(
-    weights: Weights, weight_dtype: str, notify: Notify, disable_dynamic: bool
+    weights: Weights, weight_dtype: str, notify: Notify, said: str, disable_dynamic: bool
 ) -> comfy.model_patcher.ModelPatcher:
     state_dict = weights.state_dict
-    config = resolve_config(state_dict, weights.config, str(weights.path))
-    family = detect_family(config)
+    config = resolve_config(state_dict, weights.config, str(weights.path), said)
+    family = detect_family(config, said, weights.hint)
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     precision = choose_precision(weight_dtype, family.trained_dtype, state_dict, load_device)
     has_gguf = precision.keeps_quantized and any_gguf(state_dict)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import UserError, quoted
-from ..sockets.families import FAMILIES, Family
+from ..sockets.families import FAMILIES, LOOKALIKES, Family
 from .config_limits import MOST_PATCH, checked_config
 
 
@@ -199,33 +199,65 @@ def convolved_patch(proj: tuple[int, ...], source: str) -> int:
     return proj[2]
 
 
-def detect_family(config: Mapping[str, Any]) -> Family:
+DETECT = "detect"
+FAMILY_NAMES = (DETECT, *(family.name for family in (*FAMILIES, *LOOKALIKES)))
+
+
+def check_family_name(family: str) -> None:
+    """Raises UserError for a name that is not in FAMILY_NAMES."""
+    if family not in FAMILY_NAMES:
+        raise UserError(f"There is no CogVideoX model {quoted(family)!r}. Choose {' or '.join(FAMILY_NAMES)}.")
+
+
+def detect_family(config: Mapping[str, Any], said: str = DETECT, hint: str = "") -> Family:
     """The official family with this architecture (a transformer config of any size).
 
-    Raises UserError for an architecture that belongs to no family.
+    said: the name of the family, where the user says it. hint: what the checkpoint itself calls it, a family's name or
+    the class of its pipeline; it counts where several families have this architecture.
+
+    Raises UserError for an architecture that belongs to no family, or not to the one that was said.
     """
     rotary = bool(config.get("use_rotary_positional_embeddings"))
     learned = bool(config.get("use_learned_positional_embeddings"))
     patch_size_t, ofs = config.get("patch_size_t"), bool(config.get("ofs_embed_dim"))
     # Layers and heads are left out, so that a smaller model of the same architecture belongs to the family as well.
     found = config["in_channels"], patch_size_t, rotary, learned, ofs
-    for f in FAMILIES:
-        if found == (f.in_channels, f.patch_size_t, f.rotary, f.learned_positions, bool(f.ofs_embed_dim)):
-            return f
-    raise UserError(
-        f"No CogVideoX model has {config['in_channels']} input channels with patch_size_t {patch_size_t}, "
-        f"{'rotary' if rotary else 'sincos'} and {'learned' if learned else 'no learned'} positions, "
-        f"{'with' if ofs else 'without'} an ofs embedding. This version runs "
-        f"{', '.join(f.name for f in FAMILIES)}. "
-        "Choose a checkpoint of one of these."
-    )
+    fits = [f for f in (*FAMILIES, *LOOKALIKES) if found == _architecture(f)]
+    if not fits:
+        raise UserError(
+            f"No CogVideoX model has {config['in_channels']} input channels with patch_size_t {patch_size_t}, "
+            f"{'rotary' if rotary else 'sincos'} and {'learned' if learned else 'no learned'} positions, "
+            f"{'with' if ofs else 'without'} an ofs embedding. This version runs "
+            f"{', '.join(f.name for f in FAMILIES)}. "
+            "Choose a checkpoint of one of these."
+        )
+    if said != DETECT:
+        check_family_name(said)
+        chosen = next((f for f in fits if f.name == said), None)
+        if chosen is None:
+            raise UserError(
+                f"These weights are not {said}: they have the architecture of {' and '.join(f.name for f in fits)}. "
+                f"Choose {DETECT}, or the checkpoint of {said}."
+            )
+        return chosen
+    return next((f for f in fits if hint in (f.name, _PIPELINE_OF_TASK.get(f.task))), fits[0])
 
 
-def resolve_config(state_dict: Mapping[str, HasShape], config: Mapping[str, Any] | None, source: str) -> dict[str, Any]:
+# task -> the class of diffusers' pipeline for it, in model_index.json
+_PIPELINE_OF_TASK = {"image": "CogVideoXImageToVideoPipeline", "control": "CogVideoXFunControlPipeline"}
+
+
+def _architecture(f: Family) -> tuple:
+    return f.in_channels, f.patch_size_t, f.rotary, f.learned_positions, bool(f.ofs_embed_dim)
+
+
+def resolve_config(
+    state_dict: Mapping[str, HasShape], config: Mapping[str, Any] | None, source: str, said: str = DETECT
+) -> dict[str, Any]:
     """A complete diffusers transformer config, checked against the weights.
 
-    config: the config.json of the weights; None takes the config of the official checkpoint of exactly this size.
-    source: path for messages.
+    config: the config.json of the weights; None takes the config of the official checkpoint of exactly this size, or of
+    the family that is said, of whatever size. source: path for messages. said: as for detect_family.
 
     Raises UserError where config and weights contradict each other, no official checkpoint has this size, or an entry
     is beyond the limits of config_limits.py.
@@ -237,7 +269,7 @@ def resolve_config(state_dict: Mapping[str, HasShape], config: Mapping[str, Any]
     # Names and shapes are as cheap to invent as a config.
     checked_config("transformer", shape, f"The model that the weights in {source} describe")
     if config is None:
-        return _official_config(shape, dim, source)
+        return _official_config(shape, dim, source, said)
     merged = {k: v for k, v in config.items() if not k.startswith("_")}
     found = transformer_differences(merged, shape, dim)
     if found:
@@ -266,22 +298,24 @@ def transformer_differences(config: Mapping[str, Any], shape: Mapping[str, Any],
 
 # What leaves no trace in the weights (rotary positions, the size of a head) is taken from the family of exactly this
 # size. For any other size it would be a guess, and with a wrong guess the model loads and makes noise.
-def _official_config(shape: Mapping[str, Any], dim: int, source: str) -> dict[str, Any]:
-    for f in FAMILIES:
-        official = {
-            "num_layers": f.layers,
+def _official_config(shape: Mapping[str, Any], dim: int, source: str, said: str) -> dict[str, Any]:
+    for f in (*FAMILIES, *LOOKALIKES):
+        architecture = {
             "in_channels": f.in_channels,
+            "patch_size": 2,
             "patch_size_t": f.patch_size_t,
-            "ofs_embed_dim": f.ofs_embed_dim,
             "use_learned_positional_embeddings": f.learned_positions,
         }
-        official["patch_size"] = 2
-        if dim == f.heads * 64 and all(shape[name] == value for name, value in official.items()):
+        size = {"num_layers": f.layers, "ofs_embed_dim": f.ofs_embed_dim}
+        has_size = dim == f.heads * 64 and all(shape[name] == value for name, value in size.items())
+        is_meant = f.name == said and dim % 64 == 0 and bool(shape["ofs_embed_dim"]) == bool(f.ofs_embed_dim)
+        fits = all(shape[name] == value for name, value in architecture.items())
+        if fits and (is_meant or (has_size and said == DETECT)):
             # the size that position tables are made for: latent width and height, video frames
             sample_width, sample_height, sample_frames = (300, 300, 81) if f.patch_size_t else (90, 60, 49)
             return {
                 **shape,
-                "num_attention_heads": f.heads,
+                "num_attention_heads": dim // 64,
                 "attention_head_dim": 64,
                 "use_rotary_positional_embeddings": f.rotary,
                 "patch_bias": f.patch_size_t is None,
@@ -289,6 +323,11 @@ def _official_config(shape: Mapping[str, Any], dim: int, source: str) -> dict[st
                 "sample_height": sample_height,
                 "sample_frames": sample_frames,
             }
+    if said != DETECT:
+        raise UserError(
+            f"The weights in {source} are not {said}: they have {shape['num_layers']} layers of width {dim} with "
+            f"{shape['in_channels']} input channels. Choose {DETECT}, or the checkpoint of {said}."
+        )
     raise UserError(
         f"{source} has no config.json and not the size of an official checkpoint: it has {shape['num_layers']} layers "
         f"of width {dim} with {shape['in_channels']} input channels. Put the checkpoint's config.json into the folder "

@@ -49,6 +49,10 @@ ADVICE = {
         "Use CogVideoX Sampler Select (ddim) instead of VOIDSampler: it runs the same equations. Keep the VOID "
         "conditioning and noise nodes."
     ),
+    "say the family": (
+        "If it is CogVideoX-2b-img2vid, choose that at family of the loader, Load CogVideoX Pipeline or Load CogVideoX "
+        "Model. Otherwise pass positive and negative through CogVideoX Fun Control."
+    ),
     "set an area of a video": (
         "Use Conditioning (Set Area with Percentage for Video), or Conditioning (Set Mask) with set_cond_area default."
     ),

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..keys import image_concat, with_rng_offset
 from ..samplers.conditioning import IMAGE_SCALES
-from ..sockets.conditioning_images import encode_start_and_end
+from ..sockets.conditioning_images import RepeatedPicture, encode_start_and_end
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import empty_latent
 from .input_checks import check_all_sizes, check_vae, checked
@@ -30,7 +30,7 @@ class CogVideoXImageToVideo(io.ComfyNode):
             display_name="CogVideoX Image to Video",
             category="CogVideoX/condition",
             search_aliases=["i2v", "start image", "first frame", "end image"],
-            description="Start a video from an image: for CogVideoX-5b-I2V and CogVideoX1.5-5B-I2V.",
+            description="Start a video from an image, with CogVideoX-5b-I2V, 1.5-5B-I2V or 2b-img2vid.",
             inputs=[
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
@@ -98,4 +98,8 @@ class CogVideoXImageToVideo(io.ComfyNode):
         # diffusers draws the posterior's sample and then the run's noise from one generator: the latent tells the
         # sampler how many numbers of the seed's stream are used up.
         latent = with_rng_offset({"samples": empty_latent(width, height, frames, batch_size)}, seed, drawn)
-        return conditioned(positive, negative, image_concat(latents, image_scale, end_image is not None), latent)
+        repeated = None
+        if start_image is not None and start_image.shape[0] == 1 and end_image is None:
+            repeated = RepeatedPicture(vae, start_image, (width, height), fit, sigma, seed, posterior_seed, batch_size)
+        values = image_concat(latents, image_scale, end_image is not None, repeated)
+        return conditioned(positive, negative, values, latent)

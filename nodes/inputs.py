@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..keys import Concat, Latent
 from ..media.pictures import FITS
+from ..model_loaders.variants import DETECT, FAMILY_NAMES
 from ..vae.geometry import SIZE_STEP
 
 # MAX_SIDE and MAX_SEED are those of ComfyUI's own nodes (nodes.py).
@@ -23,6 +24,18 @@ _SIDE = "Pixels, a multiple of 16."
 
 def dtype_input(choices: Iterable[str]) -> io.Combo.Input:
     return io.Combo.Input("weight_dtype", options=list(choices), default="default", tooltip=_DTYPE)
+
+
+def family_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "family",
+        options=list(FAMILY_NAMES),
+        default=DETECT,
+        optional=True,
+        advanced=True,
+        tooltip="Which model the weights are, where they cannot tell. NimVideo's 2b-img2vid has the shapes of "
+        "CogVideoX-Fun-2b-Control, which detect takes it for.",
+    )
 
 
 def size_inputs() -> list[io.Input]:

@@ -12,8 +12,9 @@ from ..model_loaders.load_model import load_model
 from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, load_text_encoder
 from ..model_loaders.load_vae import check_vae_dtype, load_vae
 from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision, quantized_mode
+from ..model_loaders.variants import DETECT
 from .input_checks import checked
-from .inputs import dtype_input
+from .inputs import dtype_input, family_input
 
 
 def _find_pipeline(name: str) -> Path:
@@ -77,18 +78,19 @@ class CogVideoXLoadPipeline(io.ComfyNode):
                     ),
                 ),
                 dtype_input(PRECISIONS),
+                family_input(),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 
     @classmethod
-    def execute(cls, folder: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(cls, folder: str, weight_dtype: str, family: str = DETECT) -> io.NodeOutput:
         path = _find_pipeline(folder)
         # fp8 and int8 are for the transformer only. The VAE cannot be stored in them; T5 can, where Load CogVideoX Text
         # Encoder asks for it.
         rest = "default" if quantized_mode(weight_dtype) else weight_dtype
         return io.NodeOutput(
-            load_model(path, weight_dtype, show_on_running_node),
+            load_model(path, weight_dtype, show_on_running_node, family),
             load_text_encoder(path, rest),
             load_vae(path, rest, show_on_running_node),
         )
@@ -113,13 +115,14 @@ class CogVideoXLoadModel(io.ComfyNode):
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models.",
                 ),
                 dtype_input(PRECISIONS),
+                family_input(),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(load_model(_find_model(model_name), weight_dtype, show_on_running_node))
+    def execute(cls, model_name: str, weight_dtype: str, family: str = DETECT) -> io.NodeOutput:
+        return io.NodeOutput(load_model(_find_model(model_name), weight_dtype, show_on_running_node, family))
 
 
 @checked(check_t5_precision, _check_text_encoder)

@@ -202,6 +202,12 @@ def _check_task(model: BaseModel, name: str, concat: Concat) -> None:
             f"{family.name} takes {task.shows} in addition to the prompt, and the {name} conditioning has none.",
             advice=f"condition for {family.task}",
         )
+    # NimVideo's model of this task has the shapes of Fun's, and its weights cannot tell (sockets.families.LOOKALIKES).
+    if (family.name, made_for) == ("CogVideoX-Fun-2b-Control", "image"):
+        raise UserError(
+            f"The {name} conditioning is made for {TASKS[made_for].shows}; {family.name} takes {task.shows}.",
+            advice="say the family",
+        )
     what = f"is made for {TASKS[made_for].shows}" if made_for else f"has {found} concatenated channels"
     raise UserError(
         f"The {name} conditioning {what}; {family.name} takes {task.shows}.", advice=f"condition for {family.task}"

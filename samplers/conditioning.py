@@ -4,8 +4,13 @@ keys.Concat lists what CONDITIONING holds of it. Here it becomes the channels of
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from ..errors import UserError
+from ..host.protocols import BaseModel
+from ..keys import read_concat
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,36 @@ def concat_channels(
     channels = fit_frames(torch.cat(parts, dim=1), shape[2])
     # [1 or b, ...] -> [B, ...]: one conditioning for all of a batch, or b of them in turn.
     return channels.repeat(-(-shape[0] // channels.shape[0]), 1, 1, 1, 1)[: shape[0]]
+
+
+def with_repeated_images(
+    model: BaseModel, conds: dict[str, list[dict[str, Any]]], frames: int
+) -> dict[str, list[dict[str, Any]]]:
+    """`conds` with the start image in every frame, for a model that was trained so (Family.repeats_image); as they are
+    for any other. Without an image the channels stay zero.
+
+    conds: ComfyUI's, by name. frames: latent frames of the run.
+
+    Raises UserError for an end image, or several start images.
+    """
+    family = model.model_config.family
+    if not family.repeats_image:
+        return conds
+    out = {}
+    for name, entries in conds.items():
+        out[name] = []
+        for entry in entries:
+            concat = read_concat(entry)
+            latents, repeated = concat.get("concat_latent_image"), concat.get("cogvideox_repeated")
+            if callable(repeated):
+                entry = {**entry, "concat_latent_image": repeated(frames)}
+            elif latents is not None and bool(latents.any()):
+                raise UserError(
+                    f"{family.name} sees one start image in every frame, and the {name} conditioning has something "
+                    "else: an end image, several start images, or an image that was saved. Use a single start image."
+                )
+            out[name].append(entry)
+    return out
 
 
 def fit_frames(channels: torch.Tensor, frames: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from ..host.messages import clear_running_node
 from ..host.protocols import BaseModel, Guider, GuiderExecutor, StepCallback
 from .checks import check_conditioning, check_latent, check_mask, check_merge, check_sampler, check_size
 from .comfy_sampler import with_stream
+from .conditioning import with_repeated_images
 from .front import join_front, lacks_frame, prepend, prepend_noise, split_front
 from .noise import adds_noise, read_stream
 from .stock_nodes import check_stock_nodes
@@ -63,6 +64,7 @@ def sample_checked(
     check_mask(denoise_mask, goes_on=front is not None or not is_new)
     _check_nodes(guider, sampler, sigmas, noise, latent_image, notify)
 
+    guider.conds = with_repeated_images(model, guider.conds, latent_image.shape[2])
     extra = int(lacks_frame(latent_image.shape[2], model.diffusion_model.config.patch_size_t))
     _, _, frames, height, width = latent_image.shape
     video_tokens = check_size(model, (frames + extra, height, width), guider.model_options)

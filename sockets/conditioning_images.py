@@ -1,12 +1,14 @@
 """Pictures through the VAE: what image to video, video to video and the Fun models take in addition to the prompt."""
 
+from collections import OrderedDict
+
 import torch
 
 from ..errors import UserError
 from ..keys import Latent, with_rng_offset
 from ..media.masks import fun_mask
 from ..media.pictures import augment_pictures, check_pictures, fit_clip, fit_pictures
-from ..vae.geometry import CHANNELS, SPATIAL, latent_frames
+from ..vae.geometry import CHANNELS, SPATIAL, latent_frames, video_frames
 from .vae import CogVideoXVAE
 
 
@@ -57,6 +59,47 @@ def encode_start_and_end(
     if end is not None:
         blank[:, :, -1:] = encoded[-1]
     return blank, drawn
+
+
+class RepeatedPicture:
+    """The latents of a video that shows one picture from its first frame to its last.
+
+    They are made in a run on a model that takes them, and once: other models' users need not wait for an encode of a
+    whole video.
+    """
+
+    def __init__(
+        self,
+        vae: CogVideoXVAE,
+        picture: torch.Tensor,
+        size: tuple[int, int],
+        fit: str,
+        sigma: float | None,
+        noise_seed: int,
+        posterior_seed: int | None,
+        batch_size: int,
+    ):
+        """picture: [1, H, W, C]. size: (width, height). The others are those of encode_start_and_end."""
+        self._vae, self._picture, self._size, self._fit = vae, picture, size, fit
+        self._sigma, self._noise_seed = sigma, noise_seed
+        self._posterior_seed, self._batch_size = posterior_seed, batch_size
+        self._made: dict[int, torch.Tensor] = {}
+
+    def __call__(self, frames: int) -> torch.Tensor:
+        """[b, 16, frames, h, w], unscaled; b is batch_size where samples of the posterior are drawn, otherwise 1."""
+        if frames not in self._made:
+            generator = torch.Generator().manual_seed(self._noise_seed)
+            # One noise for all frames: the video stands still.
+            still = augment_pictures(fit_pictures(self._picture, *self._size, self._fit), self._sigma, generator)
+            video = still.expand(video_frames(frames), -1, -1, -1)
+            # The next seed, for the run draws its noise from the stream of this one behind a single frame's sample.
+            seed = None if self._posterior_seed is None else self._posterior_seed + 1
+            self._made = {frames: self._vae.encode(video, seed, self._batch_size)}
+        return self._made[frames]
+
+    def __reduce__(self) -> tuple:
+        """Saved with a CONDITIONING it is lost, instead of a VAE being saved with it."""
+        return OrderedDict, ()
 
 
 def _check_start_and_end(start: torch.Tensor | None, end: torch.Tensor | None, frames: int) -> None:

@@ -18,6 +18,8 @@ class Family:
     ofs_embed_dim: width of the embedding of CogVideoX 1.5's `ofs` number, None where there is none.
     task: what the concatenated channels hold, a key of samplers.conditioning.TASKS.
     inverts_image_scale: the start image's latent is divided by the VAE's scaling factor, not multiplied.
+    repeats_image: the start image is concatenated with every frame of the video, encoded as a video that stands still,
+    and not with the first frame alone.
     """
 
     name: str
@@ -33,6 +35,12 @@ class Family:
     ofs_embed_dim: int | None = None
     task: str = "text"
     inverts_image_scale: bool = False
+    repeats_image: bool = False
+
+    @property
+    def stretches_positions(self) -> bool:
+        """Whether a sincos table of the model's own size is stretched over the video, as CogVideoX-Fun does."""
+        return self.task not in ("text", "image")
 
 
 _2B = Family(
@@ -82,4 +90,17 @@ FAMILIES = (
     replace(_5B_V15, name="CogVideoX-Fun-V1.5-5b-Control", task="control", in_channels=32),
     # Netflix/void-model: a fine-tune of CogVideoX-Fun-V1.5-5b-InP.
     replace(_5B_V15, name="VOID", task="void", in_channels=48),
+)
+
+# Fine-tunes with the very shape of another family: their weights cannot tell, so that the user or the pipeline's index
+# has to (model_loaders.variants.detect_family). NimVideo/cogvideox-2b-img2vid runs on diffusers' transformer.
+LOOKALIKES = (
+    replace(
+        _2B,
+        name="CogVideoX-2b-img2vid",
+        task="image",
+        in_channels=32,
+        trained_dtype=torch.bfloat16,
+        repeats_image=True,
+    ),
 )

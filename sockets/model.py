@@ -185,6 +185,7 @@ class CogVideoXModel(comfy.model_base.BaseModel):
 
         unet_model: Any = build
         super().__init__(model_config, comfy.model_base.ModelType.V_PREDICTION, unet_model=unet_model)
+        self.diffusion_model.stretches_positions = model_config.family.stretches_positions
         # In place of the one that BaseModel has made for V_PREDICTION, which has neither shift nor zero terminal SNR.
         self.model_sampling = CogVideoXSampling(model_config)
 

@@ -101,6 +101,11 @@ def objective_for(
             f"The model is {family.name}, made for {family.task}: there is no training for that here. Choose a text to "
             "video or an image to video model."
         )
+    if family.repeats_image:
+        raise UserError(
+            f"{family.name} sees the start image in every frame, which there is no training for here. Choose a text to "
+            "video model, or one of the official image to video models."
+        )
     factor, is_inverted = model_config.latent_format.scale_factor, model_config.inverts_image_scale
     return Objective(
         alphas=cogvideox_inside(model).model_sampling.alphas.float(),

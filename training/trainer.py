@@ -67,7 +67,7 @@ class Trainer:
         self.settings = self._describe()
 
     def _describe(self) -> dict[str, object]:
-        # (load_model, (path, weight_dtype, notify)), set by model_loaders.load_model.
+        # (load_model, (path, weight_dtype, notify, family)), set by model_loaders.load_model.
         loaded_with: Any = self.model.cached_patcher_init
         empty_text = cache.digest_of({"text": self._clips.empty_text}) if self._config.caption_dropout else ""
         family = cogvideox_inside(self.model).model_config.family

@@ -30,6 +30,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     # sockets.model.build_dit assigns; ModelPatcher assigns the device of a module that it is given.
     dtype: torch.dtype | None = None
     device: torch.device | None = None
+    # Whether _add_positions stretches a sincos table of the model's own size; sockets.model sets it by the family.
+    stretches_positions: bool = False
 
     def forward(
         self,
@@ -173,10 +175,10 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
             return text + text_table[:, : text.shape[1]], video + resampled_table(video_table[0], native, grid)
         if c.use_rotary_positional_embeddings:
             return text, video
-        # 2b makes a sincos table for any size. CogVideoX-Fun's fine-tunes of 2b, which are known by their further input
-        # channels, make one of the height and width that they were trained with and stretch it instead. Source:
-        # CogVideoX-Fun models/transformer3d.py and diffusers embeddings.py, CogVideoXPatchEmbed.
-        counted = (grid[0], *native[1:]) if c.in_channels > c.out_channels else grid
+        # 2b makes a sincos table for any size. CogVideoX-Fun's fine-tunes of 2b make one of the height and width that
+        # they were trained with and stretch it instead. Source: CogVideoX-Fun models/transformer3d.py and diffusers
+        # embeddings.py, CogVideoXPatchEmbed.
+        counted = (grid[0], *native[1:]) if self.stretches_positions else grid
         scales = c.spatial_interpolation_scale, c.temporal_interpolation_scale
         table = sincos_table(video.shape[-1], counted, *scales, video.device)
         return text, video + resampled_table(table, counted, grid).to(video.dtype)

@@ -149,6 +149,8 @@ CONTRACT = {
 }
 # inputs that need no link, in order: widget values are saved by order, required ones first
 OPTIONAL = {
+    "CogVideoXLoadPipeline": ["family"],
+    "CogVideoXLoadModel": ["family"],
     "CogVideoXSample": ["guidance_rescale"],
     "CogVideoXDynamicCFG": ["guidance_rescale"],
     "CogVideoXEncodeText": ["prompt_weights"],
