@@ -132,13 +132,13 @@ def make_ours(
     """The pack's MODEL over the storage of diffusers' `model`, not loaded yet. on: move the weights there first."""
     from cogvideox.model_loaders import load_model as loader
     from cogvideox.model_loaders.checkpoints import Weights
+    from cogvideox.model_loaders.variants import DETECT
 
     config = {name: value for name, value in dict(model.config).items() if not name.startswith("_")}
     state_dict = {name: parameter.data if on is None else parameter.data.to(on) for name, parameter in _tensors(model)}
     # Not load_model, which starts from files: 11 GB would be written and read for the sake of them.
-    return loader._build_patcher(
-        Weights(Path("random weights"), state_dict, config), weight_dtype, print, disable_dynamic
-    )
+    weights = Weights(Path("random weights"), state_dict, config)
+    return loader._build_patcher(weights, weight_dtype, print, DETECT, disable_dynamic)
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:

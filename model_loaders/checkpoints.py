@@ -132,7 +132,9 @@ def open_component(path: Path, component: str) -> Weights:
     for name, at in found.layout.locations.items():
         throw_if_interrupted()
         if name in found.entries:  # without the position table that find_weights has left out
-            state_dict[name] = split_fused_rows(assemble(found.specs[at.name], tensors, source), at.parts, at.indices)
+            tensor = split_fused_rows(assemble(found.specs[at.name], tensors, source), at.parts, at.indices)
+            # Of DiffSynth's patch embedding, a convolution over one frame at a time.
+            state_dict[name] = tensor.squeeze(2) if tensor.ndim > len(found.entries[name].shape) else tensor
     hint = found.metadata.get("modelspec.architecture", "") or _hinted_class(folder.parent)
     return Weights(folder if path.is_dir() else path, state_dict, config, siblings, hint)
 
@@ -218,10 +220,11 @@ def _component_folder(path: Path, component: str) -> Path:
 def _read_sets(folder: Path, component: str) -> tuple[dict[FileSet, FoundComponent], list[UserError]]:
     """The sets of files in `folder` that hold the component, one of each model, and why the others do not."""
     sets, problems = file_sets(folder)
-    found = {}
+    found: dict[FileSet, FoundComponent] = {}
     for one in sets:
         # What is said of one of several files has to name it.
-        source = str(folder if len(one.files) > 1 else one.files[0])
+        first, *others = one.files
+        source = str(folder if others else first)
         try:
             found[one] = _read_component(one.files, component, source)
         except UserError as error:
@@ -282,7 +285,9 @@ def _read_component(files: tuple[Path, ...], component: str, source: str) -> Fou
 def _entry_at(entry: Entry, location: TensorLocation) -> Entry:
     """The entry of those rows of a file's tensor that are at `location`: SAT fuses several of diffusers' weights."""
     if location.parts == 1:
-        return entry
+        # DiffSynth's patch embedding, a convolution over one frame at a time: [D, C, 1, p, p].
+        flat = len(entry.shape) == 5 and entry.shape[2] == 1 and location.name.endswith("patchify.proj.weight")
+        return Entry((*entry.shape[:2], *entry.shape[3:]), entry.dtype) if flat else entry
     rows = entry.shape[0] // location.parts * len(location.indices)
     return Entry((rows, *entry.shape[1:]), entry.dtype)
 

@@ -40,7 +40,8 @@ def list_tiny_decoders() -> list[str]:
 
 
 def first_tiny_decoder(device: torch.device) -> TinyDecoder | None:
-    """The first tiny decoder in models/vae_approx on `device`, for previews; None, with a warning, without one."""
+    """The first tiny decoder in models/vae_approx that can be loaded, on `device`, for previews; None, with a warning,
+    without one."""
     names = list_tiny_decoders()
     if not names:
         logging.warning(
@@ -48,12 +49,15 @@ def first_tiny_decoder(device: torch.device) -> TinyDecoder | None:
             f"madebyollin/taehv) in models/{TINY_FOLDER}; without it, CogVideoX's previews are coarse."
         )
         return None
-    try:
-        return open_tiny_decoder(find(names[0], TINY_FOLDER), device, one_per_latent=True).to(device)
-    # A preview must not end the run. RuntimeError includes torch's out of memory.
-    except (UserError, OSError, RuntimeError) as error:
-        logging.warning(f"The tiny decoder cannot be loaded, so CogVideoX's previews are coarse: {error}")
-        return None
+    problem: Exception | None = None
+    for name in names:
+        try:
+            return open_tiny_decoder(find(name, TINY_FOLDER), device, one_per_latent=True).to(device)
+        # A preview must not end the run. RuntimeError includes torch's out of memory.
+        except (UserError, OSError, RuntimeError) as error:
+            problem = problem or error
+    logging.warning(f"The tiny decoder cannot be loaded, so CogVideoX's previews are coarse: {problem}")
+    return None
 
 
 def check_tiny_decoder(path: Path) -> None:

@@ -203,7 +203,7 @@ def _check_task(model: BaseModel, name: str, concat: Concat) -> None:
             advice=f"condition for {family.task}",
         )
     # NimVideo's model of this task has the shapes of Fun's, and its weights cannot tell (sockets.families.LOOKALIKES).
-    if (family.name, made_for) == ("CogVideoX-Fun-2b-Control", "image"):
+    if made_for == "image" and family.name == "CogVideoX-Fun-2b-Control":
         raise UserError(
             f"The {name} conditioning is made for {TASKS[made_for].shows}; {family.name} takes {task.shows}.",
             advice="say the family",

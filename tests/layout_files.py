@@ -41,6 +41,23 @@ def comfyui_names(weights: StateDict) -> StateDict:
     return {_replace(name, words): weight for name, weight in weights.items()}
 
 
+def diffsynth_names(weights: StateDict) -> StateDict:
+    """DiffSynth-Studio's module tree (diffsynth/models/cog_dit.py), whose patch embedding is a 3-D convolution."""
+    words = {
+        "transformer_blocks.": "blocks.",
+        "patch_embed.proj.": "patchify.proj.",
+        "patch_embed.text_proj.": "context_embedder.",
+        "time_embedding.linear_1.": "time_embedder.timestep_embedder.0.",
+        "time_embedding.linear_2.": "time_embedder.timestep_embedder.2.",
+        "attn1.norm_": "norm_",
+        "attn1.to_out.0.": "attn1.to_out.",
+        "ff.net.0.proj.": "ff.0.",
+        "ff.net.2.": "ff.2.",
+    }
+    out = {_replace(name, words): weight for name, weight in weights.items()}
+    return {name: w.unsqueeze(2) if name == "patchify.proj.weight" else w for name, w in out.items()}
+
+
 def sat_names(weights: StateDict) -> StateDict:
     """THUDM's own training code: q, k, v in one matrix, both modulations of a block in one."""
     out: StateDict = {}

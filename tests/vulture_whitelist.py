@@ -20,6 +20,7 @@ UNUSED = {
     "a key of a TypedDict: it is read by a name that is put together, or by ComfyUI": """
         cogvideox_drawn cogvideox_trajectory cogvideox_std cogvideox_images cogvideox_empty_text cogvideox_dataset
         concat_latent_image cogvideox_task cogvideox_known cogvideox_scale cogvideox_end cogvideox_range
+        cogvideox_repeated
     """,
     "an annotation in quotes, which vulture does not read": "AudioStream",
     "inspect reads it, and by that ComfyUI": "__signature__",

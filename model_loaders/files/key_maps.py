@@ -1,8 +1,8 @@
 """The names of CogVideoX's tensors in each dialect -> diffusers' names. Nothing here reads a file.
 
 Sources of the names: SAT from THUDM/CogVideo tools/convert_weight_sat2hf.py, ComfyUI's own from comfy/ldm/cogvideo,
-T5 in GGUF from llama.cpp's naming (gguf-py/gguf/constants.py). The rules from SAT's VAE are in diffusers' repository,
-scripts/convert_cogvideox_to_diffusers.py.
+DiffSynth-Studio's from diffsynth/models/cog_dit.py, T5 in GGUF from llama.cpp's naming (gguf-py/gguf/constants.py). The
+rules from SAT's VAE are in diffusers' repository, scripts/convert_cogvideox_to_diffusers.py.
 """
 
 import re
@@ -68,6 +68,17 @@ _comfyui_transformer = _renamer(
     (r"\.attn_out\.", ".attn1.to_out.0."),
     (r"\.ff_proj\.", ".ff.net.0.proj."),
     (r"\.ff_out\.", ".ff.net.2."),
+)
+_diffsynth_transformer = _renamer(
+    (r"^blocks\.", "transformer_blocks."),
+    (r"^patchify\.", "patch_embed."),
+    (r"^context_embedder\.", "patch_embed.text_proj."),
+    (r"^time_embedder\.timestep_embedder\.0\.", "time_embedding.linear_1."),
+    (r"^time_embedder\.timestep_embedder\.2\.", "time_embedding.linear_2."),
+    (r"\.(norm_[qk])\.", r".attn1.\1."),
+    (r"\.attn1\.to_out\.", ".attn1.to_out.0."),
+    (r"\.ff\.0\.", ".ff.net.0.proj."),
+    (r"\.ff\.2\.", ".ff.net.2."),
 )
 _sat_plain = _renamer(
     (r"^transformer\.final_layernorm\.", "norm_final."),
@@ -174,9 +185,14 @@ DIALECTS = {
             rename=_same,
         ),
         NamedDialect(
-            signature_key="blocks.0.norm1.linear.weight",
+            signature_key="blocks.0.attn_out.weight",
             name="ComfyUI",
             rename=_comfyui_transformer,
+        ),
+        NamedDialect(
+            signature_key="blocks.0.attn1.to_out.weight",
+            name="DiffSynth",
+            rename=_diffsynth_transformer,
         ),
         NamedDialect(
             signature_key="transformer.layers.0.attention.query_key_value.weight",
@@ -227,8 +243,8 @@ class Layout:
     locations: Mapping[str, TensorLocation]
 
 
-# What torch.compile, FSDP and activation checkpointing put into names, in the middle of them as well.
-MODULE_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# What torch.compile, FSDP, activation checkpointing and peft put into names, in the middle of them as well.
+MODULE_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
 
 
 def find_layouts(names: Iterable[str], component: str, required: Iterable[str]) -> list[Layout]:

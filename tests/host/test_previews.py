@@ -48,6 +48,14 @@ def approximations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_the_decoder_that_opens_is_taken(approximations: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A half download that comes first in the alphabet hid the decoder beside it."""
+    (approximations / "taecvx-half.pth").write_bytes(b"half")
+    assert first_tiny_decoder(torch.device("cpu")) is None and "previews are coarse" in caplog.text
+    write_tiny_decoder(approximations / NAME)
+    assert first_tiny_decoder(torch.device("cpu")) is not None
+
+
 def previewer(latent_format: comfy.latent_formats.LatentFormat) -> Any:
     return latent_preview.get_previewer(torch.device("cpu"), latent_format)
 

@@ -124,8 +124,10 @@ def test_no_image_is_no_channels(task: Task) -> None:
 
 def test_what_it_was_not_trained_for(task: Task) -> None:
     """An end image, or several start images, has no place in a picture that stands still."""
-    for given in ({"end_image": pictures(1, seed=5)}, {"start_image": pictures(5)}):
-        conditioned = task.condition("image", "CogVideoXImageToVideo", 9, **{"start_image": pictures(1), **given})
+    wrong: list[dict[str, Any]] = [{"end_image": pictures(1, seed=5)}, {"start_image": pictures(5)}]
+    for given in wrong:
+        images: dict[str, Any] = {"start_image": pictures(1), **given}
+        conditioned = task.condition("image", "CogVideoXImageToVideo", 9, **images)
         with pytest.raises(UserError, match="sees one start image in every frame.*Use a single start image"):
             task.sample(*conditioned)
     control = task.condition(

@@ -14,6 +14,7 @@ from cogvideox.devtools.embedded_checkpoint import write_controlnet
 from cogvideox.errors import UserError
 from cogvideox.host import quantized
 from cogvideox.model_loaders import checkpoints, variants
+from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.tests import layout_files as layouts
 from cogvideox.tests.measured import LAYOUT_MATRIX
@@ -110,6 +111,18 @@ def test_wrapped_in_other_modules(tiny_pipelines: dict[str, Path], tmp_path: Pat
     assert all(torch.equal(found[name], weights[name]) for name in weights)
 
 
+@pytest.mark.parametrize("prefix", ("", "pipe.dit."))
+@pytest.mark.parametrize("variant", ("2b", "5b", "Fun-5b-Control"))
+def test_diffsynth(tiny_pipelines: dict[str, Path], tmp_path: Path, variant: str, prefix: str) -> None:
+    """DiffSynth-Studio's names, of CogVideoX 1.0, which is all that its code has."""
+    weights = tiny_weights(tiny_pipelines[variant], "transformer")
+    shutil.copy(tiny_pipelines[variant] / "transformer" / "config.json", tmp_path)
+    layouts.write_safetensors(tmp_path / "a.safetensors", layouts.prefixed(prefix, layouts.diffsynth_names(weights)))
+    found = checkpoints.open_component(tmp_path, "transformer").state_dict
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    load_model(tmp_path)
+
+
 @pytest.mark.parametrize("names", (layouts.comfyui_names, layouts.sat_names), ids=("ComfyUI", "SAT"))
 def test_other_dialects_wrapped(tiny_pipelines: dict[str, Path], tmp_path: Path, names: Callable) -> None:
     """A wrapper and a dialect that is not diffusers'."""
@@ -126,6 +139,22 @@ def test_each_block_wrapped(tiny_pipelines: dict[str, Path], tmp_path: Path) -> 
     found = checkpoints.open_component(layouts.write_safetensors(tmp_path / "a.safetensors", renamed), "transformer")
     assert found.state_dict.keys() == weights.keys()
     assert all(torch.equal(found.state_dict[name], weights[name]) for name in weights)
+
+
+def test_wrapped_by_peft(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    """A whole model saved with peft's layers in it: without adapters it is the model, with them it is not merged."""
+    weights = tiny_weights(tiny_pipelines["5b"], "transformer")
+    names = {name: re.sub(r"\.(to_[qkv])\.", r".\1.base_layer.", f"base_model.model.{name}") for name in weights}
+    assert any("base_layer" in name for name in names.values())
+    wrapped = {names[name]: weight for name, weight in weights.items()}
+    path = layouts.write_safetensors(tmp_path / "a.safetensors", wrapped)
+    found = checkpoints.open_component(path, "transformer").state_dict
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+    adapter = "base_model.model.transformer_blocks.0.attn1.to_q.lora_A.default.weight"
+    shutil.copy(tiny_pipelines["5b"] / "transformer" / "config.json", tmp_path)
+    layouts.write_safetensors(path, wrapped | {adapter: torch.zeros(4, 64)})
+    with pytest.raises(UserError, match="unknown transformer_blocks.0.attn1.to_q.lora_A.default.weight"):
+        load_model(path)
 
 
 def test_wrapped_in_dicts_of_a_trainer(tiny_pipelines: dict[str, Path], tmp_path: Path) -> None:
