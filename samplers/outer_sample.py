@@ -64,11 +64,11 @@ def sample_checked(
     check_mask(denoise_mask, goes_on=front is not None or not is_new)
     _check_nodes(guider, sampler, sigmas, noise, latent_image, notify)
 
-    guider.conds = with_repeated_images(model, guider.conds, latent_image.shape[2])
     extra = int(lacks_frame(latent_image.shape[2], model.diffusion_model.config.patch_size_t))
     _, _, frames, height, width = latent_image.shape
     video_tokens = check_size(model, (frames + extra, height, width), guider.model_options)
     _choose_attention(guider, video_tokens, notify)
+    guider.conds = with_repeated_images(model, guider.conds, frames)  # work, therefore after all checks
     if extra:
         if front is None and not is_new and sigmas[0] > sigmas[-1]:
             notify(_FRONT_IS_MISSING)
