@@ -4,7 +4,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,11 +117,8 @@ def open_component(path: Path, component: str) -> Weights:
     Raises UserError, which names the file, for weights that are missing, cut short, unreadable or of another model.
     """
     found = find_weights(path, component)
+    described = _describe(path, component, found)
     source = str(path)
-    folder = _component_folder(path, component) if path.is_dir() else path.parent
-    in_header = _header_configs(found.metadata, source)
-    config = _side_config(path, folder, component, found) or in_header.get(component)
-    siblings = _sibling_configs(folder) or in_header
     # All shards are collected before any tensor is assembled: a scale may be in another shard than its codes.
     tensors: dict[str, torch.Tensor] = {}
     for file in found.files:
@@ -135,8 +132,25 @@ def open_component(path: Path, component: str) -> Weights:
             tensor = split_fused_rows(assemble(found.specs[at.name], tensors, source), at.parts, at.indices)
             # Of DiffSynth's patch embedding, a convolution over one frame at a time.
             state_dict[name] = tensor.squeeze(2) if tensor.ndim > len(found.entries[name].shape) else tensor
+    return replace(described, state_dict=state_dict)
+
+
+def describe_component(path: Path, component: str) -> tuple[FoundComponent, Weights]:
+    """What the headers and configs say of a component, and Weights without tensors; path as in open_component.
+
+    Raises UserError for what open_component would refuse.
+    """
+    found = find_weights(path, component)
+    return found, _describe(path, component, found)
+
+
+def _describe(path: Path, component: str, found: FoundComponent) -> Weights:
+    folder = _component_folder(path, component) if path.is_dir() else path.parent
+    in_header = _header_configs(found.metadata, str(path))
+    config = _side_config(path, folder, component, found) or in_header.get(component)
+    siblings = _sibling_configs(folder) or in_header
     hint = found.metadata.get("modelspec.architecture", "") or _hinted_class(folder.parent)
-    return Weights(folder if path.is_dir() else path, state_dict, config, siblings, hint)
+    return Weights(folder if path.is_dir() else path, {}, config, siblings, hint)
 
 
 def _hinted_class(folder: Path) -> str:

@@ -16,7 +16,7 @@ from ..samplers.window_caches import cached_by_window
 from ..sockets.model import CogVideoXConfig, CogVideoXModel
 from ..sockets.preview_renderers import enable_previews
 from .assign import assign_weights
-from .checkpoints import Weights, open_component
+from .checkpoints import Weights, describe_component, open_component
 from .load_tiny_decoder import first_tiny_decoder
 from .lora.stock import enable_stock_lora_nodes
 from .precision import check_precision, choose_precision
@@ -48,6 +48,13 @@ def load_model(
     # them, both raise.
     patcher.cached_patcher_init = (load_model, (path, weight_dtype, notify, family))
     return patcher
+
+
+def check_family(path: Path, family: str) -> None:
+    """Raises UserError where the weights at `path` are not of `family`. Only headers and configs are read."""
+    if family != DETECT:
+        found, described = describe_component(path, "transformer")
+        detect_family(resolve_config(found.entries, described.config, str(path), family), family, described.hint)
 
 
 def _build_patcher(

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..host import folders
 from ..host.messages import show_on_running_node
 from ..model_loaders.checkpoints import check_component, require_pipeline
-from ..model_loaders.load_model import load_model
+from ..model_loaders.load_model import check_family, load_model
 from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, load_text_encoder
 from ..model_loaders.load_vae import check_vae_dtype, load_vae
 from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision, quantized_mode
@@ -37,15 +37,18 @@ def _check_device_precision(weight_dtype: str) -> None:
     check_precision(weight_dtype, mm.get_torch_device())
 
 
-def _check_pipeline(folder: str) -> None:
+def _check_pipeline(folder: str, family: str = DETECT) -> None:
     path = _find_pipeline(folder)
     require_pipeline(path)
     for component in folders.COMPONENTS:
         check_component(path, component)
+    check_family(path, family)
 
 
-def _check_model(model_name: str) -> None:
-    check_component(_find_model(model_name), "transformer")
+def _check_model(model_name: str, family: str = DETECT) -> None:
+    path = _find_model(model_name)
+    check_component(path, "transformer")
+    check_family(path, family)
 
 
 def _check_text_encoder(text_encoder_name: str) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from ...errors import UserError
 from ...host.compat import throw_if_interrupted
 from ..files.headers import json_metadata
-from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS
+from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS, split_key
 
 # The second is for files that were trained with alpha 1 and do not say so, such as SAT's. ComfyUI-CogVideoXWrapper
 # applies it to DimensionX's files, which it knows by their names; here it is the user's choice.
@@ -118,10 +118,13 @@ def _kronecker_factor(parts: Mapping[str, torch.Tensor], number: int) -> tuple[i
     return a.shape[0], math.prod(b.shape[1:]), a.shape[1]
 
 
-def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict[str, float]:
+def header_alphas(
+    metadata: Mapping[str, str], ranks: Mapping[str, int], spelled: Mapping[str, str] = {}
+) -> dict[str, float]:
     """Layer -> alpha as the file's header has it; {} where it has none.
 
-    ranks: layer -> rank. diffusers writes peft's settings (lora_alpha, alpha_pattern, use_rslora), kohya its own.
+    ranks: layer -> rank. spelled: layer -> its name in the file, with the prefixes that the header's patterns may have
+    as well. diffusers writes peft's settings (lora_alpha, alpha_pattern, use_rslora), kohya its own.
 
     Raises UserError for an alpha that is not a finite number, and for an alpha_pattern of no usual kind.
     """
@@ -137,9 +140,9 @@ def header_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict
     alphas = {}
     for layer, rank in ranks.items():
         throw_if_interrupted()
-        name = layer.removeprefix(OWN_PREFIX)
+        names = layer.removeprefix(OWN_PREFIX), spelled.get(layer, "")
         # the first that matches, as peft's get_pattern_key (utils/other.py) finds it
-        alpha = next((value for pattern, value in patterns if pattern.match(name)), default)
+        alpha = next((value for pattern, value in patterns if any(map(pattern.match, names))), default)
         if alpha is not None:
             # peft's rank-stabilised LoRA divides alpha by the root of the rank (tuners/lora/layer.py), ComfyUI divides
             # by the rank: the factor makes up for the difference.
@@ -192,13 +195,15 @@ def _number(value: Any) -> float:
 
 
 def missing_alphas(
-    layers: Mapping[str, Iterable[str]], ranks: Mapping[str, int], metadata: Mapping[str, str], scale: str
+    layers: Mapping[str, Mapping[str, str]], ranks: Mapping[str, int], metadata: Mapping[str, str], scale: str
 ) -> dict[str, float]:
     """Layer -> the alpha that the tensors do not give: from the header, or 1 where `scale` is "1 / rank".
 
-    layers: layer -> its parts. ranks: layer -> rank. Layers that have an alpha tensor are left out unless `scale`
-    overrides it.
+    layers: layer -> part -> key in the file. ranks: layer -> rank. Layers that have an alpha tensor are left out unless
+    `scale` overrides it.
     """
     if scale == SCALES[1]:
         return dict.fromkeys(ranks, 1.0)
-    return header_alphas(metadata, {layer: rank for layer, rank in ranks.items() if ALPHA not in layers[layer]})
+    without = {layer: rank for layer, rank in ranks.items() if ALPHA not in layers[layer]}
+    spelled = {layer: (split_key(next(iter(layers[layer].values()))) or ("",))[0] for layer in without}
+    return header_alphas(metadata, without, spelled)

@@ -127,6 +127,18 @@ def test_rank_and_alpha_patterns(subject: Subject, tmp_path: Path) -> None:
     assert "rank 2 to 6, scale 0.5 to 2.5 (alpha of the header)" in report.message()
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod."])
+def test_patterns_of_a_wrapped_model(subject: Subject, tmp_path: Path, prefix: str) -> None:
+    """The header's patterns name layers as the keys do; one that matched nothing gave a layer the others' alpha."""
+    factors = subject.factors(ATTENTION)
+    config = {"r": RANK, "lora_alpha": 2, "alpha_pattern": {f"{prefix}{ATTENTION[0]}": 6}}
+    files, _, _ = write_dialect("without prefix", factors)
+    wrapped = {f"transformer.{prefix}{key}": tensor for key, tensor in files.items()}
+    path = save(tmp_path / "l.safetensors", wrapped, adapter_header(config))
+    scale = dict.fromkeys(ATTENTION, 2 / RANK) | {ATTENTION[0]: 6 / RANK}
+    assert_weights(apply(subject.model, path), fused(subject.weights, factors, scale))
+
+
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 def test_rank_stabilised_lora(subject: Subject, tmp_path: Path, prefix: str) -> None:
     """peft's rslora divides by the root of the rank; the header is the only place that says so."""
