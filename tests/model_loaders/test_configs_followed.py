@@ -19,6 +19,7 @@ from cogvideox.model_loaders.variants import transformer_shape
 from cogvideox.sockets.control import check_model
 from cogvideox.tests.controlnet_reference import ReferenceControl, reference_rotary
 from cogvideox.tests.support import check_parity, reference_transformer, write_fp32
+from cogvideox.tests.tasks import Task
 
 FEED_FORWARDS = ("gelu-approximate", "gelu", "geglu", "geglu-approximate", "swiglu", "linear-silu")
 # variant -> (entry, another value than that of the official configs)
@@ -134,6 +135,18 @@ def test_transformer(variant: str, entry: str, value: Any, tmp_path: Path) -> No
     want = theirs(latents.transpose(1, 2), context, timestep, **given)[0].transpose(1, 2)
     got = ours(latents, timestep, context=context, ofs=ofs)
     check_parity("transformer, other values in its config", got, want, 2e-6)
+
+
+@pytest.mark.parametrize("patch_size", (1, 4))
+@pytest.mark.parametrize("variant", ("2b", "5b", "1.5-5B"))
+@torch.inference_mode()
+def test_a_run_with_other_patches(variant: str, patch_size: int, tmp_path: Path) -> None:
+    """Not only the forward: the run's checks and sizes know patches as well."""
+    task = Task(write_fp32(tmp_path, variant, seed=2, patch_size=patch_size))
+    latent = task.node("latent", "CogVideoXEmptyLatent", width=96, height=64, frames=9, batch_size=1)[0]
+    got = task.sample(task.positive, task.negative, latent)
+    want = task.reference("CogVideoXPipeline", "ddim", num_frames=9, num_inference_steps=6)
+    check_parity("complete run, patches of 1 x 1 and 4 x 4", got, want[:, :, want.shape[2] - 3 :], 5e-6)
 
 
 @pytest.mark.parametrize(("entry", "value"), VAES, ids=[name for name, _ in VAES])
