@@ -29,7 +29,7 @@ class Limit:
     holds: Callable[[Any], bool]
 
 
-def whole(least: int, most: int) -> Limit:
+def integer(least: int, most: int) -> Limit:
     """An integer. JSON's true is none, though Python counts it as 1."""
     expected = str(least) if least == most else f"a whole number from {least} to {most}"
     return Limit(expected, lambda value: type(value) is int and least <= value <= most)
@@ -56,7 +56,7 @@ def or_null(limit: Limit) -> Limit:
     return Limit(f"{limit.expected}, or null", lambda value: value is None or limit.holds(value))
 
 
-def items(count: int, limit: Limit) -> Limit:
+def list_of(count: int, limit: Limit) -> Limit:
     """A list of exactly `count`, each within `limit`. Python code may give a tuple."""
     return Limit(
         f"a list of {count}, each {limit.expected}",
@@ -71,19 +71,19 @@ def only(flag: bool) -> Limit:
 
 FLAG = Limit("true or false", lambda value: type(value) is bool)
 _VAE_BLOCKS = 4  # 2 ** 3 times smaller in space, 4 in time
-_WIDTH = whole(1, 65536)  # channels of a layer
-_SIDE = whole(1, 400)  # latents; official: at most 300
-_PIXELS = whole(1, 16384)
-_FRAMES = whole(1, 10001)
+_WIDTH = integer(1, 65536)  # channels of a layer
+_SIDE = integer(1, 400)  # latents; official: at most 300
+_PIXELS = integer(1, 16384)
+_FRAMES = integer(1, 10001)
 _SCALE = number(1e-3, 1e3)  # a factor that is multiplied by and divided by
 _GELU = one_of("gelu-approximate", "gelu", "geglu", "geglu-approximate", "swiglu", "linear-silu")
 _TIME_ACTIVATION = one_of("silu", "swish", "mish", "gelu", "relu")
 
 # The entries that a transformer and a control net share.
 _BLOCKS: dict[str, Limit] = {
-    "num_attention_heads": whole(1, 1024),
+    "num_attention_heads": integer(1, 1024),
     "attention_head_dim": multiple(16, 1024),  # what RoPE splits into 1/4 for time and 3/8 for each side, in pairs
-    "num_layers": whole(1, MOST_LAYERS),
+    "num_layers": integer(1, MOST_LAYERS),
     "time_embed_dim": _WIDTH,
     "text_embed_dim": _WIDTH,
     "flip_sin_to_cos": FLAG,
@@ -92,8 +92,8 @@ _BLOCKS: dict[str, Limit] = {
     "sample_width": _SIDE,
     "sample_height": _SIDE,
     "sample_frames": _FRAMES,
-    "patch_size": whole(1, MOST_PATCH),
-    "max_text_seq_length": whole(1, MOST_TOKENS),
+    "patch_size": integer(1, MOST_PATCH),
+    "max_text_seq_length": integer(1, MOST_TOKENS),
     "activation_fn": _GELU,
     "timestep_activation_fn": _TIME_ACTIVATION,
     "norm_elementwise_affine": FLAG,
@@ -111,35 +111,35 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "out_channels": _WIDTH,
         "ofs_embed_dim": or_null(_WIDTH),
         "dropout": number(0, 1),
-        "patch_size_t": or_null(whole(2, 2)),
-        "temporal_compression_ratio": whole(4, 4),
+        "patch_size_t": or_null(integer(2, 2)),
+        "temporal_compression_ratio": integer(4, 4),
         "patch_bias": FLAG,
     },
     "controlnet": {
         **_BLOCKS,
         "vae_channels": _WIDTH,
         "in_channels": _WIDTH,
-        "downscale_coef": whole(1, 64),
+        "downscale_coef": integer(1, 64),
         "out_proj_dim": or_null(_WIDTH),
     },
     "vae": {
-        "in_channels": whole(3, 3),
-        "out_channels": whole(3, 3),
-        "down_block_types": items(_VAE_BLOCKS, one_of("CogVideoXDownBlock3D")),
-        "up_block_types": items(_VAE_BLOCKS, one_of("CogVideoXUpBlock3D")),
-        "block_out_channels": items(_VAE_BLOCKS, whole(1, 8192)),
-        "latent_channels": whole(16, 16),
-        "layers_per_block": whole(1, 16),
+        "in_channels": integer(3, 3),
+        "out_channels": integer(3, 3),
+        "down_block_types": list_of(_VAE_BLOCKS, one_of("CogVideoXDownBlock3D")),
+        "up_block_types": list_of(_VAE_BLOCKS, one_of("CogVideoXUpBlock3D")),
+        "block_out_channels": list_of(_VAE_BLOCKS, integer(1, 8192)),
+        "latent_channels": integer(16, 16),
+        "layers_per_block": integer(1, 16),
         "act_fn": one_of("silu", "swish"),
         "norm_eps": number(0, 1),
-        "norm_num_groups": whole(1, 8192),
+        "norm_num_groups": integer(1, 8192),
         "temporal_compression_ratio": number(4, 4),
         "sample_height": _PIXELS,
         "sample_width": _PIXELS,
         "scaling_factor": _SCALE,
         "shift_factor": or_null(number(-1e3, 1e3)),
-        "latents_mean": or_null(items(16, number(-1e3, 1e3))),
-        "latents_std": or_null(items(16, _SCALE)),
+        "latents_mean": or_null(list_of(16, number(-1e3, 1e3))),
+        "latents_std": or_null(list_of(16, _SCALE)),
         "force_upcast": FLAG,
         # diffusers makes both of the colours' channels, to which the latents' do not fit: no such VAE can run there.
         "use_quant_conv": only(False),
@@ -151,18 +151,18 @@ LIMITS: dict[str, dict[str, Limit]] = {
     # the rest in one way (comfy/text_encoders/t5.py), which is that of T5 v1.1; dense_act_fn has transformers' name of
     # the activation or ComfyUI's.
     "text_encoder": {
-        "num_layers": whole(1, MOST_LAYERS),
+        "num_layers": integer(1, MOST_LAYERS),
         "d_model": _WIDTH,
         "d_kv": _WIDTH,
         "d_ff": _WIDTH,
-        "num_heads": whole(1, 1024),
-        "vocab_size": whole(1, 1 << 24),
+        "num_heads": integer(1, 1024),
+        "vocab_size": integer(1, 1 << 24),
         "feed_forward_proj": one_of("gated-gelu", "gated-gelu_new", "gated-gelu_pytorch_tanh"),
         "dense_act_fn": one_of("gelu_new", "gelu_pytorch_tanh"),
         "is_gated_act": only(True),
         "layer_norm_epsilon": number(1e-6, 1e-6),
-        "relative_attention_num_buckets": whole(32, 32),
-        "relative_attention_max_distance": whole(128, 128),
+        "relative_attention_num_buckets": integer(32, 32),
+        "relative_attention_max_distance": integer(128, 128),
     },
 }
 
