@@ -1,13 +1,51 @@
-"""Files that exist either complete or not at all, whatever interrupts the writing."""
+"""Files and folders that exist either complete or not at all, whatever interrupts the writing, on every system.
 
+All renames and deletions of the pack go through here. They follow the rules of Windows, which are the strictest: a name
+is only given to a file that nobody has open, a folder takes no name that is taken, and a file that is open stays.
+
+What a killed process has left is deleted by the next writer. Each unfinished file has a lock beside it, which the
+operating system releases when its process ends: a file whose lock is free is nobody's.
+"""
+
+import errno
+import hashlib
 import os
+import platform
+import re
+import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
+
+# Of the same folder, since a file is renamed in one step only within a file system; hidden, and with a suffix of its
+# own, so that no list of models takes it for one. The machine is part of the name, because a folder in a network may
+# be written by several, which do not see each other's locks everywhere.
+_PART = re.compile(r"\..+\.(?:(?P<machine>[0-9a-f]{6})-)?[0-9a-f]{8}\.part")
+_LOCK_SUFFIX = ".lock"
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+_ABANDONED_S = 24 * 3600.0  # age of a file whose lock says nothing: of another machine, or of a version without locks
+_SWEEP_EVERY_S = 60.0  # a training's cache is thousands of files in one folder
+_MAX_FOLDERS = 10_000
+# Windows: access denied, sharing violation, lock violation, a file that is mapped (winerror.h). An antivirus or an
+# indexer holds a new file for some milliseconds.
+_IN_USE = (5, 32, 33, 1224)
+_WAITS_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+
+_TAKEN = object()
+_swept: dict[str, float] = {}  # folder -> when it was last looked through, by time.monotonic
+
+
+def writing_advice(error: OSError) -> str:
+    """What to do about an error of the system in writing or renaming."""
+    if getattr(error, "winerror", None) in _IN_USE:
+        return "Close the program that has it open, such as a ComfyUI that has loaded it, or choose another name."
+    return "Check the free space of the disk and the permissions of the folder."
 
 
 @contextmanager
@@ -16,10 +54,7 @@ def explained_writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror or error}. Check the free space of the disk and the "
-            "permissions of the folder."
-        ) from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}. {writing_advice(error)}") from error
 
 
 @dataclass
@@ -38,29 +73,183 @@ def complete_file(path: Path) -> Iterator[UnfinishedFile]:
     """Let the block write a file next to `path`. When the block ends, the file gets that name and replaces what had it.
 
     Where the block raises, its file is deleted and `path` stays as it was. After a power cut `path` holds either the
-    old contents or the new ones, because the new ones are on the disk before they get the name.
+    old contents or the new ones, because the new ones are on the disk before they get the name. What killed processes
+    have left in the folder is deleted.
 
     Raises UserError for every error of the system, those of the block included: a disk may be full when the file gets
     its name, after all of it was written.
     """
-    # In the same folder, since a file is renamed in one step only within a file system. With a suffix of its own, so
-    # that no list of models takes it for one.
-    file = UnfinishedFile(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part"), path)
-    try:
-        with explained_writing(path):
-            yield file
-            # Opened for writing although nothing is written: Windows flushes no other handles.
-            with file.part.open("rb+") as written:
-                os.fsync(written.fileno())
-            os.replace(file.part, file.path)
-    finally:
-        # After os.replace there is nothing left to delete. Where the block has raised, an error in deleting must not
-        # hide that error.
-        with suppress(OSError):
-            file.part.unlink(missing_ok=True)
+    with explained_writing(path), _unfinished(path) as part:
+        file = UnfinishedFile(part, path)
+        yield file
+        _flush(file.part)
+        replace_file(file.part, file.path)
+
+
+@contextmanager
+def complete_folder(path: Path) -> Iterator[Path]:
+    """Let the block fill a new folder, which gets the name `path` when the block ends.
+
+    Where the block raises, its folder is deleted. What killed processes have left beside `path` is deleted.
+
+    Raises OSError, where the name is taken too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _unfinished(path) as part:
+        part.mkdir()
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        # POSIX would let it replace an empty folder, and Windows none.
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        _retried(os.rename, part, path)
 
 
 def write_complete_text(path: Path, text: str) -> None:
     """Write a text in UTF-8 to `path`, complete or not at all. Raises UserError."""
     with complete_file(path) as file:
         file.part.write_text(text, encoding="utf-8")
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Give a file the name `target`, in the place of the file that had it. Nobody may have either open on Windows.
+
+    Raises OSError.
+    """
+    _retried(os.replace, source, target)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder; where something in it is open on Windows, all of it stays. Raises nothing."""
+    # Under another name first: a kill in between, or a file that is open, would leave half of a folder that is taken
+    # for a complete one. The end of the block deletes what has that name, or else the next writer does.
+    with suppress(OSError), _unfinished(path) as aside:
+        os.rename(path, aside)
+
+
+@contextmanager
+def only_process(lock: Path, busy: str) -> Iterator[None]:
+    """Hold a lock that the operating system releases when the process ends, even by a kill.
+
+    lock: the lock's file, deleted at the end. busy: the message where another process holds it.
+
+    Raises UserError where another one holds it, and OSError.
+    """
+    held = _try_lock(lock)
+    if held is _TAKEN:
+        raise UserError(busy)
+    try:
+        yield
+    finally:
+        _release(held, lock)
+
+
+def remove_unfinished(folder: Path, below: bool = False) -> None:
+    """Delete what killed processes have left in `folder`; at most once a minute. What a living process writes stays.
+
+    below: in the folders below it as well, without following links. Raises nothing.
+    """
+    name, now = os.path.abspath(folder), time.monotonic()
+    key = name + os.sep if below else name
+    if now - _swept.get(key, -_SWEEP_EVERY_S) < _SWEEP_EVERY_S:
+        return
+    _swept[key] = now
+    for number, (root, folders, files) in enumerate(os.walk(folder)):
+        for entry in (*folders, *files):
+            if _PART.fullmatch(entry.removesuffix(_LOCK_SUFFIX)):
+                _remove_abandoned(Path(root, entry.removesuffix(_LOCK_SUFFIX)))
+        folders[:] = [name for name in folders if below and number < _MAX_FOLDERS and not _PART.fullmatch(name)]
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A free path next to `path`, locked while the block writes there; what is left at it in the end is deleted."""
+    remove_unfinished(path.parent)
+    part = _part_path(path)
+    lock = part.with_name(part.name + _LOCK_SUFFIX)
+    # Without the folder the writer itself finds out, whose error says more than the lock's.
+    held = _try_lock(lock) if path.parent.is_dir() else None
+    try:
+        yield part
+    finally:
+        # Where the block has raised, an error in deleting must not hide that error.
+        _delete(part)
+        _release(held, lock)
+
+
+def _part_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_MACHINE}-{uuid.uuid4().hex[:8]}.part")
+
+
+def _remove_abandoned(part: Path) -> None:
+    """Delete an unfinished file or folder and its lock, unless a living process may hold it."""
+    lock = part.with_name(part.name + _LOCK_SUFFIX)
+    match = _PART.fullmatch(part.name)
+    is_known = match is not None and match["machine"] == _MACHINE and os.path.lexists(lock)
+    with suppress(OSError):
+        # The lock without its file is what a process leaves that was killed at its very beginning or end.
+        newest = max((os.lstat(path).st_mtime for path in (part, lock) if os.path.lexists(path)), default=0.0)
+        if not is_known and time.time() - newest < _ABANDONED_S:
+            return
+        held = _try_lock(lock)
+        if held is not _TAKEN:
+            _delete(part)
+            _release(held, lock)
+
+
+def _try_lock(path: Path) -> Any:
+    """A lock at `path` that this process holds; _TAKEN where another one does; None where the file system knows no
+    locks. Raises OSError."""
+    # Imported late: dev.py describes downloads with a Python that has no packages.
+    import filelock
+
+    while True:
+        lock = filelock.FileLock(str(path))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            return _TAKEN
+        except NotImplementedError:
+            return None
+        # Another process may have deleted the file between its opening and its locking here: then nobody else would
+        # find this lock.
+        if os.path.lexists(path):
+            return lock
+        lock.release()
+
+
+def _release(held: Any, path: Path) -> None:
+    if held in (None, _TAKEN):
+        return
+    held.release()  # before the deletion: Windows deletes no file that is open
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or a folder, if it is there. Raises nothing."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    # Opened for writing although nothing is written: Windows flushes no other handles.
+    with path.open("rb+") as written:
+        os.fsync(written.fileno())
+
+
+def _retried(rename: Callable[[Path, Path], None], source: Path, target: Path) -> None:
+    """`rename`, again where another program has the file open for a moment on Windows."""
+    for wait_s in _WAITS_S:
+        try:
+            return rename(source, target)
+        except OSError as error:
+            if getattr(error, "winerror", None) not in _IN_USE:
+                raise
+        time.sleep(wait_s)
+    return rename(source, target)

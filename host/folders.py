@@ -1,83 +1,111 @@
 """ComfyUI's model folders: the names that the loaders list, and the paths of these names."""
 
-import json
 import os
 from pathlib import Path, PureWindowsPath
 
 import folder_paths
 
 from ..errors import UserError, quoted
-from ..small_files import read_small_text
 from .file_names import check_file_name
 from .inside import is_below, is_inside, is_spelled_inside
+from .model_tree import CONFIG, Listed, Tree, start_listing, tree_of, walk
 
 DATASETS = "cogvideox_datasets"  # a key in extra_model_paths.yaml: folders that datasets may be in
 DATASETS_VARIABLE = "COGVIDEOX_DATASETS"  # the same, separated as in PATH
 COMPONENTS = ("transformer", "vae", "text_encoder")
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".bin", ".pt", ".pth", ".ckpt")  # in order of preference
+LORA_SUFFIXES = tuple(suffix for suffix in WEIGHT_SUFFIXES if suffix != ".gguf")
+# What the nodes list.
+CATEGORIES = (
+    "diffusers",
+    "diffusion_models",
+    "checkpoints",
+    "text_encoders",
+    "vae",
+    "controlnet",
+    "loras",
+    "vae_approx",
+)
+PIPELINE_INDEX = "model_index.json"
 CONTROL_NET_CLASS = "CogVideoXControlnet"  # _class_name in the config.json of TheDenk's checkpoints
+COMPONENT_CLASSES = {  # _class_name in a config.json of diffusers; T5's names none
+    "transformer": "CogVideoXTransformer3DModel",
+    "vae": "AutoencoderKLCogVideoX",
+    "controlnet": CONTROL_NET_CLASS,
+}
 
 
 def list_pipelines() -> list[str]:
-    """Folders under models/diffusers with a pipeline, complete or not (the loader says what is missing)."""
-    return sorted(
-        {
-            entry.name
-            for root in _roots("diffusers")
-            for entry in _directories(root)
-            if (entry / "model_index.json").is_file() or any((entry / part).is_dir() for part in COMPONENTS)
-        }
-    )
+    """Folders below models/diffusers with a pipeline, complete or not (the loader says what is missing): at any depth,
+    as THUDM/CogVideoX-5b or the snapshot of a hub's cache is."""
+    return sorted({path for tree in _trees("diffusers") for path, _, folder in walk(tree) if _is_pipeline(folder)})
 
 
 def list_components(component: str, category: str) -> list[str]:
-    """Names of everything that may contain a `component`: pipelines, then folders and weight files of `category`."""
-    pipelines = [
-        name for name in list_pipelines() if any((root / name / component).is_dir() for root in _roots("diffusers"))
-    ]
+    """Names of everything that may contain a `component`: pipelines, and folders of their own in models/diffusers, then
+    folders and weight files of `category`."""
     own = {
-        entry.relative_to(root).as_posix()
-        for root in _roots(category)
-        for entry in _directories(root)
-        if any(path.name.lower().endswith(WEIGHT_SUFFIXES) for path in entry.iterdir())
+        path
+        for tree in _trees(category)
+        for path, _, folder in walk(tree)
+        if path != "." and _is_component(folder, "/" not in path)
     }
-    return pipelines + sorted(own | set(list_files(category)))
+    beside = {
+        path
+        for tree in _trees("diffusers")
+        for path, name, folder in walk(tree)
+        if (component in folder.folders if _is_pipeline(folder) else _is_variant(folder, name, component))
+    }
+    return sorted(beside) + sorted(own | set(list_files(category)))
 
 
-def list_files(category: str) -> list[str]:
-    """Weight files of `category`, subfolders included. ComfyUI's own list leaves out .gguf."""
-    names = set(folder_paths.get_filename_list(category))
-    for root in _roots(category):
-        names |= {name for name in _walk(str(root)) if name.endswith(".gguf")}
-    return sorted(name.replace(os.sep, "/") for name in names if name.lower().endswith(WEIGHT_SUFFIXES))
-
-
-# root -> (its files, the modification time of each of its folders when they were listed)
-_walked: dict[str, tuple[list[str], dict[str, float]]] = {}
-
-
-def _walk(root: str) -> list[str]:
-    """All files below `root`, as paths relative to it.
-
-    ComfyUI asks for the lists at every page load. The folder is walked again only after the modification time of a
-    folder has changed, as it does when a file is added, removed or renamed.
-    """
-    if root not in _walked or any(_changed(folder) != when for folder, when in _walked[root][1].items()):
-        _walked[root] = folder_paths.recursive_search(root, [".git"])
-    return _walked[root][0]
-
-
-def _changed(folder: str) -> float | None:
-    try:
-        return os.path.getmtime(folder)
-    except OSError:
-        return None
+def list_files(category: str, suffixes: tuple[str, ...] = WEIGHT_SUFFIXES) -> list[str]:
+    """Weight files of `category`, subfolders included, with / between folders on every system. ComfyUI's own list
+    leaves out .gguf."""
+    names = {
+        f"{path}/{name}" if path else name
+        for tree in _trees(category)
+        for path, folder in tree.items()
+        for name in folder.files
+        if name.lower().endswith(suffixes)
+    }
+    return sorted(names)
 
 
 def list_control_nets() -> list[str]:
-    """Names of everything that may be a control net: those of list_components, and folders under models/diffusers."""
-    folders = {entry.name for root in _roots("diffusers") for entry in _directories(root) if _is_control_net(entry)}
-    return sorted(folders | set(list_components("controlnet", "controlnet")))
+    """Names of everything that may be a control net: those of list_components, and folders below models/diffusers."""
+    return sorted(list_components("controlnet", "controlnet"))
+
+
+def start_listings() -> None:
+    """Begin to list the folders that the loaders offer, before ComfyUI's page asks for them."""
+    start_listing(*{root for category in CATEGORIES for root in folder_paths.get_folder_paths(category)})
+
+
+def _trees(category: str) -> list[Tree]:
+    return [tree_of(root) for root in folder_paths.get_folder_paths(category)]
+
+
+def _is_pipeline(folder: Listed) -> bool:
+    return PIPELINE_INDEX in folder.files or any(part in folder.folders for part in COMPONENTS)
+
+
+def _is_component(folder: Listed, is_first_level: bool) -> bool:
+    """Whether a folder of a category holds a component. Deeper ones are taken only with what tells its files apart from
+    a collection of models, which the list of files names one by one."""
+    if "latest" in folder.files:  # DeepSpeed's, whose weights are one folder below
+        return True
+    has_weights = any(name.lower().endswith(WEIGHT_SUFFIXES) for name in folder.files)
+    is_whole = CONFIG in folder.files or any(name.endswith(".index.json") for name in folder.files)
+    return has_weights and (is_first_level or is_whole)
+
+
+def _is_variant(folder: Listed, name: str, component: str) -> bool:
+    """Whether a folder below models/diffusers holds a `component` under a name of its own, as transformer_I2V does."""
+    is_named = name.startswith(f"{component}_") or (
+        name != component and folder.class_name == COMPONENT_CLASSES.get(component)
+    )
+    return is_named and any(child.lower().endswith(WEIGHT_SUFFIXES) for child in folder.files)
 
 
 def find(name: str, *categories: str) -> Path:
@@ -89,12 +117,19 @@ def find(name: str, *categories: str) -> Path:
     # A workflow may come from anybody and must not reach files elsewhere. On Windows "C:x" and
     # "\\x" are no absolute paths and still lead out of the folder.
     whole = PureWindowsPath(name if parts else "")
+    if name == ".":  # a models/diffusers that is a pipeline itself
+        for root in _roots(categories[0]):
+            if (root / PIPELINE_INDEX).is_file():
+                return root
     if not parts or parts[0] == "/" or whole.drive or whole.root or ".." in parts:
         raise UserError(f"{quoted(str(name))!r} is not the name of a model. Choose one from the list.")
     for category in categories:
         for root in _roots(category):
-            if _exists(root / name):
-                return root / name
+            # As it is written first, for on Linux a name may hold a backslash. A workflow that was saved on Windows has
+            # it between folders.
+            for path in (root / name, root.joinpath(*parts)):
+                if _exists(path):
+                    return path
     folders = ", ".join(str(root) for category in categories for root in _roots(category)) or "any model folder"
     raise UserError(f"There is no {name[:100]!r} in {folders}. Put it there, or choose another one from the list.")
 
@@ -164,14 +199,6 @@ def first_root(category: str) -> Path:
 
 def _roots(category: str) -> list[Path]:
     return [Path(root) for root in folder_paths.get_folder_paths(category) if os.path.isdir(root)]
-
-
-def _is_control_net(folder: Path) -> bool:
-    try:
-        config = json.loads(read_small_text(folder / "config.json", 1 << 20))
-    except (OSError, ValueError, RecursionError, UserError):
-        return False
-    return isinstance(config, dict) and config.get("_class_name") == CONTROL_NET_CLASS
 
 
 def _exists(path: Path) -> bool:

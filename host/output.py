@@ -6,6 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..complete_file import remove_unfinished
 from ..errors import UserError, quoted
 from .file_names import check_file_name
 from .inside import is_inside
@@ -27,9 +28,12 @@ def check_output_prefix(prefix: str, example: str = "loras/cogvideox") -> str:
 def new_output_path(prefix: str, suffix: str, example: str = "loras/cogvideox") -> Path:
     """The next free `<output>/<prefix>_00001_<suffix>`, counted as ComfyUI's own save nodes count.
 
+    What killed processes have left in the output folder is deleted.
+
     Raises UserError as check_output_prefix does.
     """
     plain = check_output_prefix(prefix, example)
+    remove_unfinished(_root(), below=True)
     # get_save_image_path also fills in %year% and the like, and makes the subfolder.
     folder, filename, counter, _, _ = folder_paths.get_save_image_path(plain, str(_root()))
     return Path(folder) / f"{filename}_{counter:05}_{suffix}"

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import UserError, quoted
 from ..host.folders import WEIGHT_SUFFIXES
 from ..small_files import read_small_text
+from .files.headers import check_amount
 
 _MAX_JSON_BYTES = 1 << 24  # an index of 100,000 tensors has about 10 MB
 _MOST_FILES = 2000  # of weights in one folder; each one's header is read
@@ -191,7 +192,9 @@ def latest_folder(folder: Path) -> Path | None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError where it contains something else."""
     try:
-        value = json.loads(read_small_text(path, _MAX_JSON_BYTES))
+        text = read_small_text(path, _MAX_JSON_BYTES)
+        check_amount(text)
+        value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}. Download it again.") from error
     if not isinstance(value, dict):

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..errors import set_advice
+from ..host.folders import start_listings
 from ..host.patches import wrap_validation
 from .advice import ADVICE
 from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
@@ -70,5 +71,6 @@ class CogVideoXExtension(ComfyExtension):
     """The object that ComfyUI asks for the pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        start_listings()
         wrap_validation({node.__name__ for node in NODES})  # each is named as its node_id
         return NODES

@@ -101,10 +101,8 @@ def _checked_execute(node: type[io.ComfyNode], execute: Callable[..., Any], chec
         given: dict[str, Any] = {}
         for name, value in list(bound.arguments.items())[1:]:
             given |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
-        # Not in the decorator: a schema may be built by functions that stand below the class in its module.
-        schema = node.define_schema()
-        inputs = {entry.id: entry for entry in schema.inputs}
-        values = _values(inputs, given, inputs, schema.is_input_list)
+        inputs, is_input_list = _limits(node)
+        values = _values(inputs, given, inputs, is_input_list)
         _check_limits(inputs, values)
         for check in checks:
             check(values)
@@ -126,9 +124,8 @@ def _validate_inputs(
 
     def validate_inputs(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> bool | str:
         given = signature.bind(cls, *args, **kwargs).arguments
-        schema = node.define_schema()
-        inputs = {entry.id: entry for entry in schema.inputs}
-        values = _values(inputs, given, names, schema.is_input_list)
+        inputs, is_input_list = _limits(node)
+        values = _values(inputs, given, names, is_input_list)
         known = {name: value for name, value in values.items() if value is not None}  # None: linked, not known yet
         try:
             _check_limits(inputs, known)
@@ -144,6 +141,19 @@ def _validate_inputs(
     queued: Any = validate_inputs
     queued.__signature__ = signature
     return queued
+
+
+@functools.cache
+def _limits(node: type[io.ComfyNode]) -> tuple[Inputs, bool]:
+    """A node's inputs with their limits, and is_input_list.
+
+    Kept from the first call on: only the lists of files change, which are no limits, and to make them anew takes as
+    long as the disk does.
+
+    Not in the decorator: a schema may be built by functions that stand below the class in its module.
+    """
+    schema = node.define_schema()
+    return {entry.id: entry for entry in schema.inputs}, schema.is_input_list
 
 
 def _values(inputs: Inputs, given: Mapping[str, Any], names: Iterable[str], is_input_list: bool) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import comfy.model_patcher
 import comfy.utils
-import folder_paths
 from comfy_api.latest import io
 
 from ..host import folders
@@ -45,7 +44,7 @@ class CogVideoXApplyLora(io.ComfyNode):
                 io.Model.Input("model"),
                 io.Combo.Input(
                     "lora_name",
-                    options=folder_paths.get_filename_list("loras"),
+                    options=folders.list_files("loras", folders.LORA_SUFFIXES),
                     tooltip="A file under models/loras.",
                 ),
                 io.Float.Input(

@@ -7,6 +7,7 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..complete_file import remove_unfinished
 from ..host import folders
 from ..host.messages import show_on_node
 from ..model_loaders.files.safetensors_writer import refuse_taken
@@ -64,6 +65,7 @@ class CogVideoXSaveModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, name: str, weight_dtype: str) -> io.NodeOutput:
+        remove_unfinished(folders.first_root(_CATEGORY), below=True)
         path, bar = _path(name), comfy.utils.ProgressBar(1)  # the total comes with each update
 
         def on_progress(done: int, total: int) -> None:

@@ -11,6 +11,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
+from ..complete_file import remove_unfinished
 from ..errors import UserError, quoted
 from ..host import folders
 from ..host.compat import throw_if_interrupted
@@ -151,6 +152,7 @@ class CogVideoXSaveTrainedLora(io.ComfyNode):
     @classmethod
     def execute(cls, lora: Mapping[str, torch.Tensor], name: str) -> io.NodeOutput:
         tensors, header, differences = convert_trained(lora)
+        remove_unfinished(folders.first_root("loras"), below=True)
         path = new_lora_path(name)
         size = write_tensors(path, tensors, {**header, **getattr(lora, "metadata", {})})
         text = f"Saved {path.name}, {size / 1e6:.1f} MB."

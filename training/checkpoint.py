@@ -6,9 +6,8 @@ any number of processes and either driver can resume from it.
 """
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,40 @@ import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
+from ..complete_file import complete_folder, explained_writing, only_process, remove_folder, remove_unfinished
 from ..errors import UserError
 from .config import MAY_DIFFER_ON_RESUME
 from .parallelize import copy_into_sharded, gather_full_tensor
 
 _STEP_FOLDER = "step-{:06d}"
 _STATE, _SETTINGS = "training.pt", "settings.json"
-_UNFINISHED = ".part-"
+_LOCK = ".cogvideox-training.lock"
+_LEFT_BY_OLDER_VERSIONS = ".part-"
+
+
+@contextmanager
+def only_training(folder: Path) -> Iterator[None]:
+    """Make the folder of a training, and hold it until the block ends: two trainings in one folder would delete each
+    other's checkpoints and mix their logs. What a killed training has left there is deleted.
+
+    Raises UserError where another training holds it, in this process or in another one, or it cannot be made.
+    """
+    busy = (
+        f"Another training writes to {folder}, in this ComfyUI or in another process. Wait until it has finished, "
+        "cancel it, or choose another checkpoint_name (in a recipe: another output folder or name)."
+    )
+    try:
+        with ExitStack() as stack:
+            with explained_writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_process(folder / _LOCK, busy))
+            remove_unfinished(folder)
+            for left in folder.glob(f"{_LEFT_BY_OLDER_VERSIONS}*"):
+                remove_folder(left)
+            yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where the training was refused and has left nothing in it
 
 
 def resume(
@@ -122,28 +148,20 @@ def steps_done(folder: Path) -> int:
 
 
 def _write(folder: Path, step: int, settings: Mapping[str, object], state: dict[str, Any]) -> None:
-    final = folder / _STEP_FOLDER.format(step)
-    unfinished = folder / f"{_UNFINISHED}{final.name}"
-    older = finished_checkpoints(folder) if folder.exists() else []
+    older = finished_checkpoints(folder)
     try:
-        for left in folder.glob(f"{_UNFINISHED}*"):  # what a kill in the middle of a save has left
-            shutil.rmtree(left, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        with (unfinished / _STATE).open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut after the rename could leave a complete name on half a file
-        (unfinished / _SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
-        os.replace(unfinished, final)
+        with complete_folder(folder / _STEP_FOLDER.format(step)) as unfinished:
+            with (unfinished / _STATE).open("wb") as file:
+                torch.save(state, file)
+            (unfinished / _SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a write fails
-        shutil.rmtree(unfinished, ignore_errors=True)
         kept = f"{older[-1].name} is kept" if older else "there is none before it"
         raise UserError(
             f"The checkpoint of step {step} cannot be written to {folder}: {error}. Free some space and start again "
             f"({kept})."
         ) from error
     for path in older:
-        shutil.rmtree(path, ignore_errors=True)  # the new one is there, whatever keeps an old one
+        remove_folder(path)  # the new one is there, whatever keeps an old one
 
 
 def _require_same_settings(checkpoint: Path, settings: Mapping[str, object]) -> None:

@@ -63,7 +63,7 @@ def train_lora(
     _require_packages()
     require_cogvideox_model(model)
     # These import accelerate: only after the check, whose message says how to install it.
-    from .checkpoint import steps_done
+    from .checkpoint import only_training, steps_done
     from .loop import Callbacks, read_losses
     from .objective import objective_for
     from .parallelize import single_process
@@ -78,16 +78,17 @@ def train_lora(
     with training_mode():
         trainer = Trainer(fresh_copy(model), samples, config, objective)
         folder = folder / (name or trainer.folder_name())
-        done_before = steps_done(folder)
-        # The log may have steps beyond the checkpoint: these are run again.
-        progress = ProgressCallback(on_step, read_losses(folder)[:done_before])
-        callbacks = Callbacks(progress.on_step, progress.should_stop)
         try:
-            load_fully(trainer.model)  # before attach: it merges the LoRAs that the MODEL carries into the weights
-            trainer.attach()
-            with single_process(dtype, model.load_device.type == "cpu") as accelerator:
-                weights = trainer.run(accelerator, folder, callbacks)
-            tensors, metadata = trainer.lora(weights, len(progress.losses))
+            with only_training(folder):
+                done_before = steps_done(folder)
+                # The log may have steps beyond the checkpoint: these are run again.
+                progress = ProgressCallback(on_step, read_losses(folder)[:done_before])
+                callbacks = Callbacks(progress.on_step, progress.should_stop)
+                load_fully(trainer.model)  # before attach: it merges the LoRAs that the MODEL carries into the weights
+                trainer.attach()
+                with single_process(dtype, model.load_device.type == "cpu") as accelerator:
+                    weights = trainer.run(accelerator, folder, callbacks)
+                tensors, metadata = trainer.lora(weights, len(progress.losses))
         finally:
             trainer.detach()
             # training_mode frees the copy of the model when it ends, unless this variable still refers to it.

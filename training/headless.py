@@ -7,7 +7,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 
 from ..complete_file import complete_file, explained_writing, write_complete_text
+from ..errors import UserError
 from ..host.training_mode import explained_out_of_memory, training_mode
 from ..model_loaders.checkpoints import check_component
 from ..model_loaders.files.safetensors_writer import write_tensors
@@ -25,6 +26,7 @@ from ..model_loaders.load_text_encoder import load_text_encoder
 from ..model_loaders.load_vae import load_vae
 from ..samplers.checks import check_size
 from .adapters import save_lora
+from .checkpoint import only_training
 from .curve import draw_losses
 from .dataset import Dataset, build_dataset
 from .loop import Callbacks, read_losses
@@ -57,7 +59,11 @@ def train_recipe(path: Path, log: Log) -> int:
     config.gradient_accumulation_steps(state.num_processes)  # for its UserError, before anything is loaded or encoded
     size = f"{config.max_steps} steps of {config.global_batch_size}"
     log(f"Recipe {path}: {recipe.mode}, {size}, {describe_processes(state)}")
-    with training_mode(), explained_out_of_memory(_OUT_OF_MEMORY):
+    with (
+        training_mode(),
+        explained_out_of_memory(_OUT_OF_MEMORY),
+        _only_training(recipe.run_folder, state),
+    ):
         model = _load_transformer(recipe)
         dtype = compute_dtype(model, config.precision, recipe.mode)
         objective = objective_for(model, config, objective_dtype(dtype, recipe.mode))
@@ -83,6 +89,23 @@ def train_recipe(path: Path, log: Log) -> int:
     log(f"The results are in {recipe.run_folder}")
     end_processes(state)
     return 130 if request.is_set() else 0  # 128 + SIGINT, as a shell reports a program that Ctrl-C has ended
+
+
+@contextmanager
+def _only_training(folder: Path, state: PartialState) -> Iterator[None]:
+    """only_training for a training in several processes, of which the main one writes. All raise its UserError."""
+    with ExitStack() as stack:
+
+        def lock() -> str:
+            try:
+                stack.enter_context(only_training(folder))
+            except UserError as error:
+                return str(error)
+            return ""
+
+        if refused := on_main_process(state, lock):
+            raise UserError(refused)
+        yield
 
 
 def _silent(_: str) -> None:

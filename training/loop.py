@@ -4,7 +4,7 @@ import csv
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ def train(
     # After prepare: FSDP replaces the parameters by sharded ones, which the optimizer refers to from then on.
     trained = {n: p for n, p in accelerator.unwrap_model(prepared).named_parameters() if p.requires_grad}
     average = _average_of(trained.values(), config)
+    log: _Log | None = None
     try:
         first = resume(accelerator, folder, kept, trained, optimizer, average)
         log = _Log(folder / "log.csv", first) if accelerator.is_main_process else None
@@ -107,6 +108,8 @@ def train(
                 break
         return averaged_parameters(trained, average)
     finally:
+        if log:
+            log.close()  # the next training of this folder replaces the file, which Windows refuses while it is open
         # accelerate has replaced the model's forward by one under autocast. It comes off the caller's model again, or a
         # second training would wrap it once more.
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
@@ -177,7 +180,8 @@ class _Log:
             csv.writer(file).writerows([_COLUMNS, *kept])
         # buffering=1: each row is in the file as soon as its step is done, whatever ends the process.
         with explained_writing(path):
-            self._writer = csv.writer(path.open("a", newline="", buffering=1))
+            self._file = path.open("a", newline="", buffering=1)
+        self._writer = csv.writer(self._file)
         # The seconds of the run before are counted on.
         self._began = time.monotonic() - (float(kept[-1][3]) if kept else 0.0)
 
@@ -186,6 +190,11 @@ class _Log:
             self._writer.writerow([step, f"{loss:.6f}", f"{rate:.3e}", f"{time.monotonic() - self._began:.1f}"])
         except OSError as error:
             raise UserError(f"log.csv cannot be written: {error}. Free some space and start again.") from error
+
+    def close(self) -> None:
+        """Raises nothing: each row is in the file already."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def read_log(path: Path) -> list[list[str]]:

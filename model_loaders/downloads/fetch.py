@@ -4,7 +4,6 @@ No import of torch or ComfyUI, so that dev.py can run it alone. huggingface_hub 
 file when a download ends early, and does not compare the hash of what it downloaded (2.4.0, file_download.py).
 """
 
-import contextlib
 import errno
 import shutil
 import time
@@ -14,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ...complete_file import only_process, remove_unfinished, writing_advice
 from ...errors import UserError
 from .background import Cancelled, in_background
 from .hub import Hub, NotFoundError, RangeError, RemoteFile, ResponseStart, TransientError
-from .manifest import FOLDERS, Manifest, is_complete, partial_bytes, read_manifest, select_files
+from .manifest import FOLDERS, Manifest, is_complete, partial_bytes, read_manifest, remove_parts, select_files
 from .part_file import PartFile, equals_digest, new_digest
 
 T = TypeVar("T")
@@ -68,7 +68,12 @@ def download(
         return 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        busy = (
+            f"Another download into {folder} is running, in this ComfyUI or in another process. Wait until it has "
+            "finished, or cancel it."
+        )
+        with only_process(folder / LOCK, busy):
+            remove_unfinished(folder)
             return _Download(repository, folder, on_progress, should_stop, pause_s).run()
     except OSError as error:
         raise UserError(_describe_disk_error(folder, error)) from error
@@ -161,6 +166,7 @@ class _Download:
             self.download_file(manifest, file)
         manifest.complete = True
         manifest.save(self.folder)
+        remove_parts(self.folder)
         self.report("", force=True)
 
     def matches_digest(self, manifest: Manifest, file: RemoteFile) -> bool:
@@ -319,32 +325,9 @@ class _Download:
         self.on_progress(Progress(file, min(self.done + of_file, self.total), self.total, rate, checking))
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises UserError where another download holds it."""
-    import filelock
-
-    # The operating system releases such a lock when its process ends, even by a kill: no stale lock has to be deleted.
-    lock = filelock.FileLock(str(folder / LOCK))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UserError(
-            f"Another download into {folder} is running, in this ComfyUI or in another process. Wait until it has "
-            "finished, or cancel it."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _describe_disk_error(folder: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return (
             f"The disk of {folder} is full. Free some space and start the download again; what was downloaded is kept."
         )
-    return (
-        f"{error.filename or folder} cannot be read or written ({error.strerror or error}). Check the permissions of "
-        "the folder."
-    )
+    return f"{error.filename or folder} cannot be read or written ({error.strerror or error}). {writing_advice(error)}"

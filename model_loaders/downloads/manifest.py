@@ -7,6 +7,7 @@ download. No import of torch or ComfyUI.
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,6 +143,16 @@ def partial_bytes(folder: Path, files: Iterable[RemoteFile]) -> int:
 def part_path(target: Path) -> Path:
     """The path at which the file `target` grows until it is complete."""
     return target.with_name(target.name + PART)
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete the .part files of a complete download: of files that the repository has no longer, or that somebody has
+    put there by hand meanwhile. Only the holder of the download's lock may call this. Raises nothing."""
+    for place in (folder, *(folder / name for name in FOLDERS)):
+        with suppress(OSError):
+            for path in place.glob(f"*{PART}"):
+                if _WANTED.fullmatch(path.relative_to(folder).as_posix().removesuffix(PART)):
+                    path.unlink()
 
 
 def part_size(target: Path) -> int:

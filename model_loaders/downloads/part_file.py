@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from ...complete_file import replace_file
 from .hub import RemoteFile
 from .manifest import part_path, part_size
 
@@ -90,4 +91,4 @@ class PartFile:
         # First the bytes, then the name: in the other order a power cut could leave a file of zeros under that name.
         self.sync()
         self.out.close()
-        os.replace(self.path, self.target)
+        replace_file(self.path, self.target)

@@ -15,6 +15,8 @@ from ...errors import UserError
 MAX_NAME = 1000
 # Tensors in a file; a 5b model that is quantised by torchao has 3,000. Each is looked at several times.
 MAX_TENSORS = 1 << 15
+# Of a header: a tensor has about twelve, with each side of its shape.
+MAX_VALUES = 20 * MAX_TENSORS
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,26 @@ def damaged(path: Path, what: str, cause: Exception | None = None) -> UserError:
     return UserError(f"{path} {what}: the download was cut short or the file is damaged. Download it again.")
 
 
+def check_amount(text: str | bytes) -> None:
+    """Raises LimitError for a JSON text with more values than the header, the index or the config of any model has.
+
+    They are counted before the text is parsed: a million of them take seconds, in which ComfyUI answers nobody.
+    """
+    marks = (",", "[", "{") if isinstance(text, str) else (b",", b"[", b"{")
+    values = sum(text.count(mark) for mark in marks)  # type: ignore[arg-type]
+    if values > MAX_VALUES:
+        raise LimitError(f"{values} values, where {MAX_VALUES} are allowed")
+
+
+def check_count(tensors: int) -> None:
+    """Raises LimitError for more tensors than any model has."""
+    if tensors > MAX_TENSORS:
+        raise LimitError(f"{tensors} tensors, where {MAX_TENSORS} are allowed")
+
+
 def check_names(names: Collection[str]) -> None:
     """Raises LimitError for more or longer names of tensors than any model has."""
-    if len(names) > MAX_TENSORS:
-        raise LimitError(f"{len(names)} tensors, where {MAX_TENSORS} are allowed")
+    check_count(len(names))
     longest = max(map(len, names), default=0)
     if longest > MAX_NAME:
         raise LimitError(f"a tensor's name of {longest} letters, where {MAX_NAME} are allowed")

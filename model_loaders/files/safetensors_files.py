@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from ...errors import quoted
-from .headers import Entry, Header, LimitError, check_names, damaged
+from .headers import Entry, Header, LimitError, check_amount, check_count, check_names, damaged
 
 _DTYPES = {
     "F64": torch.float64,
@@ -69,6 +69,8 @@ def read_safetensors_header(path: Path) -> Header:
             raise damaged(path, what, LimitError())
         text = file.read(length)
     try:
+        check_amount(text)
+        check_count(text.count(b'"data_offsets"'))
         header = json.loads(text, object_pairs_hook=_unique)
         metadata = header.pop("__metadata__", {})
         check_names(header)

@@ -13,6 +13,7 @@ import torch
 from ...errors import UserError
 from .headers import Entry, Header, check_names, damaged
 from .torch_guard import walk_pickles
+from .zip_guard import check_directory
 
 # keys under which trainers save the weights: PyTorch Lightning, DeepSpeed (SAT's mp_rank_00_model_states.pt), others
 _WRAPPERS = ("state_dict", "module", "model", "ema", "weights")
@@ -80,10 +81,11 @@ def _zip_records(path: Path) -> dict[str, int]:
     Raises UserError for a compressed zip file, which torch.save never writes and which could unpack to any size.
     """
     try:
+        check_directory(path)
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, UnicodeDecodeError) as error:
-        raise damaged(path, f"is a broken zip file ({error})") from error
+        raise damaged(path, f"is a broken zip file ({error})", error) from error
     size = path.stat().st_size
     if any(record.compress_type != zipfile.ZIP_STORED or record.file_size > size for record in records):
         raise UserError(

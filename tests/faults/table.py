@@ -184,8 +184,8 @@ FAULTS = (
     Fault(
         "half a file is left behind",
         "complete_file.py",
-        "file.part.unlink(missing_ok=True)",
-        "pass",
+        "            path.unlink(missing_ok=True)\n",
+        "            pass\n",
         ("tests/nodes/test_lora.py::test_nothing_half_written_is_left",),
         "A cancelled save leaves gigabytes under a hidden name.",
     ),

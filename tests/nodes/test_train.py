@@ -24,7 +24,7 @@ from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.tests import core_trainer
 from cogvideox.tests.quantized_models import needs_int8
 from cogvideox.tests.support import check_parity, relative_error
-from cogvideox.training import graph, trainer
+from cogvideox.training import checkpoint, graph, trainer
 
 Train, Save = nodes.CogVideoXTrainLora, nodes.CogVideoXSaveTrainedLora
 VARIANTS = ("5b", "2b", "5b-I2V", "1.5-5B", "1.5-5B-I2V")
@@ -183,6 +183,15 @@ def test_cancelled_training_goes_on(models, monkeypatch, shown, tmp_path, by) ->
     assert resumed_losses == pytest.approx(losses, rel=1e-5)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert {path.name for path in (tmp_path / "output" / "cogvideox_training").iterdir()} == {"whole", "cut"}
+
+
+def test_one_training_a_checkpoint_name(models, tmp_path) -> None:
+    """Another ComfyUI trains under the same name: the two would delete each other's checkpoints."""
+    latents, positive = clips("5b")
+    with checkpoint.only_training(tmp_path / "output" / "cogvideox_training" / "mine"):
+        with pytest.raises(errors.UserError, match="Another training writes to .*choose another checkpoint_name"):
+            train(models("5b"), latents, positive, checkpoint_name="mine")
+    train(models("5b"), latents, positive, checkpoint_name="mine", steps=1)
 
 
 def test_finished_training_is_taken_from_its_checkpoint(models, monkeypatch, shown) -> None:

@@ -59,16 +59,17 @@ def train(
     from accelerate import Accelerator
 
     chosen = config(**changes)
-    return loop.train(
-        Accelerator(cpu=True),
-        model or Line(),
-        loss_of,
-        chosen,
-        folder,
-        {**chosen.recorded(), **settings},
-        loop.Callbacks(**callbacks),
-        optimizer_of,
-    )
+    with checkpoint.only_training(folder):  # as both drivers do
+        return loop.train(
+            Accelerator(cpu=True),
+            model or Line(),
+            loss_of,
+            chosen,
+            folder,
+            {**chosen.recorded(), **settings},
+            loop.Callbacks(**callbacks),
+            optimizer_of,
+        )
 
 
 def lora_training(pipeline: Path) -> tuple[loop.LossFunction, torch.nn.Module]:
@@ -120,7 +121,7 @@ def test_killed_training_ends_in_the_same_lora(tiny_pipelines: dict[str, Path], 
     killed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert [path.name for path in checkpoint.finished_checkpoints(folder)] == ["step-000004"]
-    assert bool(list(folder.glob(".part-*"))) == (place == "save")
+    assert bool(list(folder.glob(".step-*.part"))) == (place == "save")
     whole = train(tmp_path / "whole", *lora_training(pipeline))
     resumed = train(folder, *lora_training(pipeline))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)

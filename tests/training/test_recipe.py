@@ -18,7 +18,7 @@ from cogvideox import errors
 from cogvideox.devtools.paths import ROOT
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.lora.apply import apply_lora, open_lora
-from cogvideox.training import example, headless, trainer
+from cogvideox.training import checkpoint, example, headless, trainer
 from cogvideox.training import recipe as recipes
 from cogvideox.training.config import TrainConfig
 
@@ -230,6 +230,18 @@ def test_asked_to_stop_it_goes_on_later(
     assert train(name="stopped")[0] == 0
     both = [open_lora(f / f"{f.name}.safetensors")[0] for f in (whole, folder)]
     assert all(torch.equal(tensor, both[1][name]) for name, tensor in both[0].items())
+
+
+def test_two_runs_of_one_recipe(
+    train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipelines: dict[str, Path]
+) -> None:
+    """The second is refused before it loads or encodes anything, and leaves alone what the first one has written."""
+    monkeypatch.setattr(headless, "_load_transformer", lambda _: pytest.fail("loads the model"))
+    with checkpoint.only_training(tmp_path / "out" / "lora"):
+        (tmp_path / "out" / "lora" / "log.csv").write_text("of the first")
+        with pytest.raises(errors.UserError, match="Another training writes to .*another output folder or name"):
+            train()
+    assert (tmp_path / "out" / "lora" / "log.csv").read_text() == "of the first"
 
 
 def test_clips_of_two_lengths_take_turns(train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cogvideox import complete_file
 from cogvideox.devtools.paths import ROOT
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.downloads import fetch as downloads
@@ -94,6 +95,22 @@ def test_files_that_are_right_already_stay(tmp_path: Path, hub: FileServer) -> N
     check_complete(folder, hub)
     assert not hub.requests(BIG)
     assert len(hub.requests(VAE)) == 1  # of the right size, but not the hub's
+
+
+def test_no_half_file_is_left_of_a_finished_download(tmp_path: Path, hub: FileServer) -> None:
+    """Gigabytes of a file that the repository has under another name by now, or that somebody has copied meanwhile."""
+    folder = tmp_path / "x"
+    gone, copied, other = "transformer/of_a_revision_before.safetensors", BIG, "transformer/mine.txt.backup.part"
+    (folder / "transformer").mkdir(parents=True)
+    for path in (manifests.part_path(folder / gone), manifests.part_path(folder / copied), folder / other):
+        path.write_bytes(b"half")
+    (folder / copied).write_bytes(hub.files[copied])
+    left = folder / f".{manifests.MANIFEST}.{complete_file._MACHINE}-00000000.part"
+    for path in (left, left.with_name(f"{left.name}.lock")):
+        path.touch()
+    fetch(folder)
+    (folder / other).unlink()  # the pack writes no such name
+    check_complete(folder, hub)
 
 
 def test_hashes_are_computed_once(tmp_path: Path, hub: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:

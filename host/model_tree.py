@@ -1,0 +1,224 @@
+"""What lies below a model folder, listed in a thread: once, and then again only what has changed.
+
+ComfyUI asks for the lists of every loader at each page load, and for each input of a prompt that is queued, on the
+event loop that serves all clients. A folder in a network, or one of 20,000 folders, takes seconds.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..errors import UserError
+from ..small_files import read_small_text
+
+CONFIG = "config.json"
+_GIT, _SNAPSHOTS = ".git", "snapshots"
+_HUB_STORES = frozenset({"blobs", "refs"})  # beside the snapshots of a hub's cache, whose links lead there
+_MAX_FOLDERS = 100_000  # of one root
+_MAX_CONFIG_BYTES = 1 << 20
+_WAIT_S = 0.25  # how long the event loop waits for a listing, in total
+_LARGE_FOLDERS, _SLOW_S = 1000, 0.25  # what makes a listing too dear to repeat at each question
+_HOLD_TIMES, _MAX_HOLD_S = 10, 30.0  # it is repeated after ten times the time that it takes
+# A file system may keep times in steps of two seconds (FAT): a folder that had just been changed when it was listed may
+# have been changed again since, with the same time.
+_STEP_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One folder. folders, files: names in it. class_name: of the model that its config.json describes, "" where there
+    is none. stamp: what changes when the folder does; None where that cannot be told. config_stamp: of config.json."""
+
+    folders: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    class_name: str = ""
+    stamp: tuple[int, ...] | None = None
+    config_stamp: tuple[int, ...] | None = None
+
+
+Tree = Mapping[str, Listed]  # by the path relative to the root, with / on every system; "" is the root
+
+
+@dataclass
+class _Root:
+    """A root, and the listing of it that is under way."""
+
+    path: str
+    tree: dict[str, Listed] = field(default_factory=dict)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+    done: threading.Event | None = None  # set at the end of the listing that is under way
+    began: float = 0.0
+    ended: float = float("-inf")
+    took_s: float = 0.0
+
+
+_roots: dict[str, _Root] = {}
+
+
+def tree_of(root: str) -> Tree:
+    """What lies below `root`; empty where there is no such folder.
+
+    On the event loop, and only there, the answer may be the one before, or empty where there was none: the loop waits a
+    quarter of a second for a listing, and does not repeat one that is slow at every question.
+    """
+    # ComfyUI's cache for the time in which it answers for all nodes at once, of which six list the same folder. Its
+    # own values are of another type.
+    cache: Any = folder_paths.cache_helper
+    key = f"cogvideox {root}"
+    known = cache.get(key)
+    if known is None:
+        known = _ask(_roots.setdefault(root, _Root(root)))
+        cache.set(key, known)
+    return known
+
+
+def start_listing(*roots: str) -> None:
+    """Begin to list these folders, so that the answer is there when it is asked for."""
+    for root in roots:
+        _begin(_roots.setdefault(root, _Root(root)))
+
+
+def walk(tree: Tree) -> Iterator[tuple[str, str, Listed]]:
+    """(path, name, what is in it) of every folder below a root, sorted; not of hidden ones. The root itself is "."."""
+    for path in sorted(tree):
+        if not any(part.startswith(".") for part in path.split("/")):
+            yield path or ".", path.rpartition("/")[2], tree[path]
+
+
+def _ask(root: _Root) -> Tree:
+    is_loop = _on_event_loop()
+    if is_loop and root.tree and time.monotonic() - root.ended < _hold_s(root):
+        return root.tree
+    done, began, is_new = _begin(root)
+    if not is_loop:
+        done.wait()
+        if not is_new:  # it may have passed the folder that was changed just before this question
+            _begin(root)[0].wait()
+    elif root.tree and root.took_s > _SLOW_S:
+        pass  # it would not be done in time
+    # The wait is counted from the beginning of the listing: whoever asks after it does not wait again.
+    elif not done.wait(max(0.0, began + _WAIT_S - time.monotonic())):
+        logging.info(f"Listing {root.path} takes long. What is missing in the list will be there at the next refresh.")
+    return root.tree
+
+
+def _hold_s(root: _Root) -> float:
+    is_dear = len(root.tree) > _LARGE_FOLDERS or root.took_s > _SLOW_S
+    return min(_HOLD_TIMES * root.took_s, _MAX_HOLD_S) if is_dear else 0.0
+
+
+def _begin(root: _Root) -> tuple[threading.Event, float, bool]:
+    """The listing of a root that is under way, or a new one: the event of its end, when it began, and if it is new."""
+    with root.guard:
+        is_new = root.done is None
+        if root.done is None:
+            root.done, root.began = threading.Event(), time.monotonic()
+            # A daemon, so that a disk that does not answer keeps no program from ending.
+            threading.Thread(target=_list, args=(root, root.done), name="cogvideox-listing", daemon=True).start()
+        return root.done, root.began, is_new
+
+
+def _list(root: _Root, done: threading.Event) -> None:
+    try:
+        tree = _refreshed(root.path, root.tree)
+    except Exception as error:  # whoever waits must get an answer, and the next question another try
+        logging.warning(f"{root.path} cannot be listed: {error}")
+        tree = root.tree
+    with root.guard:
+        root.tree, root.ended, root.done = tree, time.monotonic(), None
+        root.took_s = root.ended - root.began
+    done.set()
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _refreshed(root: str, before: Tree) -> dict[str, Listed]:
+    """The tree of `root`, for which only folders that have changed are read."""
+    found: dict[str, Listed] = {}
+    # (path, the folders that it is in, by device and number): a link may lead back to one of them.
+    left: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while left:
+        path, above = left.pop()
+        place = os.path.join(root, path) if path else root
+        try:
+            status = os.stat(place)
+        except OSError:  # deleted meanwhile, or without permission
+            continue
+        me = (status.st_dev, status.st_ino)
+        if not stat.S_ISDIR(status.st_mode) or (me in above and me[1]):
+            continue
+        found[path] = _relisted(place, status, before.get(path))
+        if len(found) >= _MAX_FOLDERS:
+            logging.warning(f"{root} has more than {_MAX_FOLDERS} folders. Those beyond are not listed.")
+            break
+        inner = above | {me}
+        left += [(f"{path}/{name}" if path else name, inner) for name in found[path].folders]
+    return found
+
+
+def _relisted(place: str, status: os.stat_result, before: Listed | None) -> Listed:
+    stamp = (status.st_mtime_ns, status.st_dev, status.st_ino)
+    listed = before
+    if listed is None or listed.stamp != stamp:
+        settled = time.time_ns() - status.st_mtime_ns > _STEP_NS
+        listed = _scanned(place, stamp if settled else None)
+    if CONFIG not in listed.files:
+        return listed
+    config = _stamp(os.path.join(place, CONFIG))
+    if before is not None and config is not None and before.config_stamp == config:
+        return replace(listed, class_name=before.class_name, config_stamp=config)
+    return replace(listed, class_name=_class_name(Path(place, CONFIG)), config_stamp=config)
+
+
+def _scanned(place: str, stamp: tuple[int, ...] | None) -> Listed:
+    folders, files = [], []
+    try:
+        with os.scandir(place) as entries:
+            for entry in entries:
+                try:
+                    is_folder = entry.is_dir()  # of what a link leads to
+                except OSError:
+                    is_folder = False
+                if not is_folder:
+                    files.append(entry.name)
+                elif entry.name != _GIT:
+                    folders.append(entry.name)
+    except OSError:
+        return Listed()
+    if _SNAPSHOTS in folders:
+        folders = [name for name in folders if name not in _HUB_STORES]
+    return Listed(tuple(sorted(folders)), tuple(sorted(files)), stamp=stamp)
+
+
+def _stamp(path: str) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def _class_name(config: Path) -> str:
+    """The class that a config.json names, "" where it names none."""
+    try:
+        value = json.loads(read_small_text(config, _MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError, UserError):
+        return ""
+    name = value.get("_class_name") if isinstance(value, dict) else None
+    return name if isinstance(name, str) else ""

@@ -1,0 +1,217 @@
+"""What a killed process leaves of a file that it was writing: the next writer deletes it, and nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import folder_paths
+import pytest
+import torch
+
+from cogvideox import complete_file
+from cogvideox.errors import UserError
+from cogvideox.host.output import new_output_path
+from cogvideox.media.video_file import new_video_path
+from cogvideox.model_loaders.files.safetensors_writer import write_tensors
+from cogvideox.nodes import save, train
+from cogvideox.tests.support import command_of
+from cogvideox.tests.test_complete_file import WRITERS
+from cogvideox.training import checkpoint
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-ins for a kill are POSIX's")
+MACHINE = complete_file._MACHINE
+OLD_S = 25 * 3600
+
+
+def die_in_the_middle(what: str, folder: str) -> None:
+    """Write as WRITERS[what] and be killed when all bytes are there and the name is not."""
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(os, "fsync", die)  # noqa: B010, of a process that ends with it
+    WRITERS[what](Path(folder))
+
+
+def hold(folder: str) -> None:
+    """Write a file and say so; end when the standard input does."""
+    with complete_file.complete_file(Path(folder) / "model.safetensors") as file:
+        file.part.write_bytes(b"half")
+        print("writing", flush=True)
+        sys.stdin.read()
+
+
+def train_here(folder: str) -> None:
+    """Hold a training's folder and say so; end when the standard input does."""
+    with checkpoint.only_training(Path(folder)):
+        print("training", flush=True)
+        sys.stdin.read()
+
+
+@contextmanager
+def running(function: str, folder: Path) -> Iterator[subprocess.Popen]:
+    """A process that is in the middle of `function`."""
+    command = command_of(f"test_left_behind.{function}", folder)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline().strip().endswith("ing")
+        yield process
+        if process.poll() is None:
+            process.communicate("")
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders are looked through at most once a minute, which is too long for a test."""
+    monkeypatch.setattr(complete_file, "_SWEEP_EVERY_S", 0.0)
+
+
+def make_older(path: Path, age_s: float) -> None:
+    when = time.time() - age_s
+    os.utime(path, (when, when))
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+# The last writes two files; the first of them is where the process dies.
+@pytest.mark.parametrize("what", WRITERS)
+def test_the_next_run_deletes_what_a_kill_has_left(tmp_path: Path, what: str) -> None:
+    """11 GB under a hidden name, for ever, for each Save Model of a 5b that was killed."""
+    killed = subprocess.run(command_of("test_left_behind.die_in_the_middle", what, tmp_path), capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert any(name.endswith(".part") for name in files_in(tmp_path))
+    WRITERS[what](tmp_path)
+    assert not [name for name in files_in(tmp_path) if ".part" in name]
+
+
+def test_what_is_being_written_stays(tmp_path: Path) -> None:
+    """Two ComfyUIs that save into one folder would delete each other's models, however long the one takes."""
+    with running("hold", tmp_path) as process:
+        (part,) = tmp_path.glob(".model.safetensors.*.part")
+        make_older(part, OLD_S)
+        write_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)}, {})
+        assert part.read_bytes() == b"half"
+        process.communicate("")
+    assert files_in(tmp_path) == {"model.safetensors", "other.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("name", "lock", "age_s", "goes"),
+    [
+        (f".a.{MACHINE}-00000000.part", True, 0, True),
+        (f".a.{MACHINE}-00000000.part", False, 0, False),  # its file system may have no locks
+        (f".a.{MACHINE}-00000000.part", False, OLD_S, True),
+        (".a.abcdef-00000000.part", True, 0, False),  # of another machine, whose locks may not be seen here
+        (".a.abcdef-00000000.part", True, OLD_S, True),
+        (".model.safetensors.0123abcd.part", False, 0, False),  # of a version without locks
+        (".model.safetensors.0123abcd.part", False, OLD_S, True),
+        ("model.safetensors.part", False, OLD_S, False),  # a download that is to be continued
+        (".a.part", False, OLD_S, False),
+        (".a.0123abcd.part.txt", False, OLD_S, False),
+    ],
+)
+def test_only_what_nobody_holds(tmp_path: Path, name: str, lock: bool, age_s: float, goes: bool) -> None:
+    """A file of another program, or one that a machine next door is writing, must not be lost."""
+    paths = [tmp_path / name, *([tmp_path / f"{name}.lock"] if lock else [])]
+    for path in paths:
+        path.write_text("x")
+        make_older(path, age_s)
+    complete_file.remove_unfinished(tmp_path)
+    assert files_in(tmp_path) == (set() if goes else {path.name for path in paths})
+
+
+def test_folders_below(tmp_path: Path) -> None:
+    """The next model may be saved in another folder than the one that was killed; links lead elsewhere."""
+    outside = tmp_path / "outside"
+    for folder in (outside, tmp_path / "models" / "a" / "b"):
+        folder.mkdir(parents=True)
+        for suffix in ("", ".lock"):
+            (folder / f".a.{MACHINE}-00000000.part{suffix}").touch()
+    (tmp_path / "models" / "link").symlink_to(outside, target_is_directory=True)
+    complete_file.remove_unfinished(tmp_path / "models")
+    assert len(files_in(tmp_path / "models" / "a")) == 2
+    complete_file.remove_unfinished(tmp_path / "models", below=True)
+    assert not files_in(tmp_path / "models" / "a") and len(files_in(outside)) == 2
+
+
+def run_save_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save, "save_model", lambda *_: 1)
+    cast(Any, save.CogVideoXSaveModel).execute(None, "new/name", "as loaded")
+
+
+def run_save_trained_lora(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "convert_trained", lambda _: ({"a": torch.zeros(2)}, {}, 0))
+    cast(Any, train.CogVideoXSaveTrainedLora).execute({}, "new/name")
+
+
+# Save LoRA and Decode to File ask for their names by new_output_path.
+NODES: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
+    "Save Model": run_save_model,
+    "Save Trained LoRA": run_save_trained_lora,
+    "Save LoRA": lambda _: new_output_path("new/name", ".safetensors"),
+    "Decode to File": lambda _: new_video_path("new/name", ".mp4"),
+}
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_nodes_look_through_all_that_they_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
+    """The run that was killed may have had another filename_prefix."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    for category in ("diffusion_models", "loras"):
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, category, ([str(tmp_path)], {".safetensors"}))
+    for cls in (save.CogVideoXSaveModel, train.CogVideoXSaveTrainedLora):
+        monkeypatch.setattr(cls, "hidden", type("Hidden", (), {"unique_id": None}), raising=False)
+    (tmp_path / "old").mkdir()
+    for suffix in ("", ".lock"):
+        (tmp_path / "old" / f".a.{MACHINE}-00000000.part{suffix}").touch()
+    NODES[node](monkeypatch)
+    assert not list((tmp_path / "old").iterdir())
+
+
+def test_a_folder_is_there_complete_or_not_at_all(tmp_path: Path) -> None:
+    """Half a checkpoint would be resumed from."""
+    with pytest.raises(KeyboardInterrupt), complete_file.complete_folder(tmp_path / "new" / "step") as part:
+        (part / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert not list((tmp_path / "new").iterdir())
+    with complete_file.complete_folder(tmp_path / "new" / "step") as part:
+        (part / "a").write_text("whole")
+        assert not (tmp_path / "new" / "step").exists()
+    assert files_in(tmp_path) == {"a"} and (tmp_path / "new" / "step" / "a").read_text() == "whole"
+    with pytest.raises(FileExistsError), complete_file.complete_folder(tmp_path / "new" / "step"):
+        pass
+    complete_file.remove_folder(tmp_path / "new" / "step")
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_one_training_a_folder(tmp_path: Path) -> None:
+    """Two with one checkpoint_name deleted each other's checkpoints, and left a log of 7 rows for 25 steps."""
+    folder = tmp_path / "mine"
+    with running("train_here", folder) as process:
+        with (
+            pytest.raises(UserError, match="Another training writes to .*mine.*another checkpoint_name"),
+            checkpoint.only_training(folder),
+        ):
+            pass
+        process.kill()
+        process.wait()
+    with checkpoint.only_training(folder):  # a kill leaves no lock that a person has to delete
+        (folder / "log.csv").touch()
+    assert files_in(folder) == {"log.csv"}
+
+
+def test_a_refused_training_leaves_no_folder(tmp_path: Path) -> None:
+    """An empty folder for each try."""
+    with checkpoint.only_training(tmp_path / "mine"):
+        pass
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"), checkpoint.only_training(tmp_path / "file"):
+        pass
