@@ -21,6 +21,7 @@ from ..vae.geometry import CHANNELS, SPATIAL
 from .assign import assign_weights
 from .checkpoints import open_component
 from .config_limits import checked_config
+from .file_stamps import if_unchanged
 from .precision import choose_dtypes
 from .side_configs import control_differences, control_shape
 
@@ -41,6 +42,7 @@ def load_controlnet(path: Path, weight_dtype: str = "default") -> CogVideoXContr
 
 
 def _load_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    load_again = if_unchanged(_load_patcher, path, "controlnet")  # before the files are opened
     weights = open_component(path, "controlnet")
     state_dict, source = weights.state_dict, str(weights.path)
     config = resolve_control_config(state_dict, weights.config, source)
@@ -58,7 +60,7 @@ def _load_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) 
         net, load_device=load_device, offload_device=mm.unet_offload_device()
     )
     assign_weights(net, state_dict, cast=not is_dynamic(patcher), source=source)
-    patcher.cached_patcher_init = (_load_patcher, (path, weight_dtype))
+    patcher.cached_patcher_init = (load_again, (path, weight_dtype))
     return patcher
 
 

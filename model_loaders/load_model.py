@@ -17,6 +17,7 @@ from ..sockets.model import CogVideoXConfig, CogVideoXModel
 from ..sockets.preview_renderers import enable_previews
 from .assign import assign_weights
 from .checkpoints import Weights, describe_component, open_component
+from .file_stamps import if_unchanged
 from .load_tiny_decoder import first_tiny_decoder
 from .lora.stock import enable_stock_lora_nodes
 from .precision import check_precision, choose_precision
@@ -41,12 +42,13 @@ def load_model(
     Raises UserError where the weights are not a CogVideoX transformer, or the device cannot run the precision.
     """
     check_precision(weight_dtype, mm.get_torch_device())
+    load_again = if_unchanged(load_model, path, "transformer")  # before the files are opened
     weights = open_component(path, "transformer")
     patcher = _build_patcher(weights, weight_dtype, notify, family, disable_dynamic)
     # The function and arguments by which ComfyUI loads the model a second time, with weights that no patch has
     # touched: for a clone without dynamic VRAM (it adds disable_dynamic=True), and for one on another GPU. Without
     # them, both raise.
-    patcher.cached_patcher_init = (load_model, (path, weight_dtype, notify, family))
+    patcher.cached_patcher_init = (load_again, (path, weight_dtype, notify, family))
     return patcher
 
 

@@ -17,6 +17,7 @@ from ..sockets.clip import TextEncoderTarget
 from ..sockets.tokenizer import MAX_TOKENS, CogVideoXTokenizer
 from .checkpoints import Weights, open_component, require_fit
 from .config_limits import checked_config
+from .file_stamps import if_unchanged
 from .precision import (
     FAST_MODES,
     PRECISIONS,
@@ -57,6 +58,7 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     reads, or a vocabulary smaller than the tokenizer's.
     """
     check_t5_precision(weight_dtype)
+    load_again = if_unchanged(_load_text_encoder_patcher, path, "text_encoder")  # before the files are opened
     weights = open_component(path, "text_encoder")
     state_dict = weights.state_dict
     config = t5_config(weights)
@@ -85,7 +87,7 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     )
     adopt_patcher(clip.patcher)
     # The factory has to return a patcher, not a CLIP; see load_model.
-    clip.patcher.cached_patcher_init = (_load_text_encoder_patcher, (path, weight_dtype))
+    clip.patcher.cached_patcher_init = (load_again, (path, weight_dtype))
     return clip
 
 

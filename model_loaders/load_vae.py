@@ -11,6 +11,7 @@ from ..host.messages import Notify
 from ..sockets.vae import CogVideoXVAE
 from .assign import assign_weights
 from .checkpoints import open_component
+from .file_stamps import if_unchanged
 from .precision import WEIGHT_DTYPES
 
 VAE_DTYPES = tuple(name for name in WEIGHT_DTYPES if name != "fp8_e4m3fn")
@@ -37,13 +38,14 @@ def load_vae(
     Raises UserError where the weights are not a CogVideoX VAE.
     """
     check_vae_dtype(weight_dtype)
+    load_again = if_unchanged(_load_vae_patcher, path, "vae")  # before the files are opened
     weights = open_component(path, "vae")
     vae = CogVideoXVAE(weights.config or {}, WEIGHT_DTYPES[weight_dtype], notify, disable_dynamic)
     cast = not is_dynamic(vae.patcher)
     assign_weights(vae.first_stage_model, weights.state_dict, cast, str(weights.path))
     vae.weights_assigned()
     # The factory has to return a patcher, not a VAE; see load_model.
-    vae.patcher.cached_patcher_init = (_load_vae_patcher, (path, weight_dtype, notify))
+    vae.patcher.cached_patcher_init = (load_again, (path, weight_dtype, notify))
     return vae
 
 

@@ -11,18 +11,22 @@ from ..model_loaders.checkpoints import check_component
 from ..model_loaders.load_controlnet import load_controlnet
 from ..model_loaders.precision import WEIGHT_DTYPES
 from ..sockets.control import CogVideoXControl, chain_control
+from .file_changes import reads_file
 from .input_checks import check_percent_range, checked
 from .inputs import dtype_input, hold_input, range_inputs, strength_input
 
+_CONTROL_NETS = ("diffusers", "controlnet")
+
 
 def _find_control_net(name: str) -> Path:
-    return folders.find(name, "diffusers", "controlnet")
+    return folders.find(name, *_CONTROL_NETS)
 
 
 def _check_control_net(control_net_name: str) -> None:
     check_component(_find_control_net(control_net_name), "controlnet")
 
 
+@reads_file("control_net_name", _find_control_net, _CONTROL_NETS, "controlnet")
 @checked(_check_control_net)
 class CogVideoXLoadControlNet(io.ComfyNode):
     """The name of a control net -> CONTROL_NET."""

@@ -1,18 +1,26 @@
 """Decode latents to frames with the tiny decoder: fast and approximate."""
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
 from ..host import folders
 from ..keys import Latent
 from ..model_loaders.load_tiny_decoder import TINY_FOLDER, check_tiny_decoder, list_tiny_decoders, load_tiny_decoder
 from ..sockets.draft_decoder import decode_draft
+from .file_changes import reads_file
 from .input_checks import checked
 
 
+def _find_decoder(name: str) -> Path:
+    return folders.find(name, TINY_FOLDER)
+
+
 def _check_decoder(decoder: str) -> None:
-    check_tiny_decoder(folders.find(decoder, TINY_FOLDER))
+    check_tiny_decoder(_find_decoder(decoder))
 
 
+@reads_file("decoder", _find_decoder, (TINY_FOLDER,))
 @checked(_check_decoder)
 class CogVideoXDraftDecode(io.ComfyNode):
     """IMAGE out: [B * (4 n - 3), H, W, 3] in 0 .. 1 for n latent frames."""
@@ -39,6 +47,6 @@ class CogVideoXDraftDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples: Latent, decoder: str) -> io.NodeOutput:
-        patcher = load_tiny_decoder(folders.find(decoder, TINY_FOLDER))
+        patcher = load_tiny_decoder(_find_decoder(decoder))
         # [B, T, H, W, C] -> [B * T, H, W, C]
         return io.NodeOutput(decode_draft(patcher, samples["samples"]).flatten(0, 1))

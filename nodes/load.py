@@ -13,24 +13,28 @@ from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision,
 from ..model_loaders.load_vae import check_vae_dtype, load_vae
 from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision, quantized_mode
 from ..model_loaders.variants import DETECT
+from .file_changes import reads_file
 from .input_checks import checked
 from .inputs import dtype_input, family_input
 
+_PIPELINES, _MODELS = ("diffusers", "checkpoints"), ("diffusers", "diffusion_models")
+_TEXT_ENCODERS, _VAES = ("diffusers", "text_encoders"), ("diffusers", "vae")
+
 
 def _find_pipeline(name: str) -> Path:
-    return folders.find(name, "diffusers", "checkpoints")
+    return folders.find(name, *_PIPELINES)
 
 
 def _find_model(name: str) -> Path:
-    return folders.find(name, "diffusers", "diffusion_models")
+    return folders.find(name, *_MODELS)
 
 
 def _find_text_encoder(name: str) -> Path:
-    return folders.find(name, "diffusers", "text_encoders")
+    return folders.find(name, *_TEXT_ENCODERS)
 
 
 def _find_vae(name: str) -> Path:
-    return folders.find(name, "diffusers", "vae")
+    return folders.find(name, *_VAES)
 
 
 def _check_device_precision(weight_dtype: str) -> None:
@@ -59,6 +63,7 @@ def _check_vae(vae_name: str) -> None:
     check_component(_find_vae(vae_name), "vae")
 
 
+@reads_file("folder", _find_pipeline, _PIPELINES)
 @checked(_check_device_precision, _check_pipeline)
 class CogVideoXLoadPipeline(io.ComfyNode):
     """A diffusers pipeline folder, or one file with all parts -> MODEL, CLIP, VAE."""
@@ -99,6 +104,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
         )
 
 
+@reads_file("model_name", _find_model, _MODELS, "transformer")
 @checked(_check_device_precision, _check_model)
 class CogVideoXLoadModel(io.ComfyNode):
     """A transformer -> MODEL."""
@@ -128,6 +134,7 @@ class CogVideoXLoadModel(io.ComfyNode):
         return io.NodeOutput(load_model(_find_model(model_name), weight_dtype, show_on_running_node, family))
 
 
+@reads_file("text_encoder_name", _find_text_encoder, _TEXT_ENCODERS, "text_encoder")
 @checked(check_t5_precision, _check_text_encoder)
 class CogVideoXLoadTextEncoder(io.ComfyNode):
     """A T5 encoder -> CLIP."""
@@ -157,6 +164,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
 
 
 # ComfyUI may load the VAE only after sampling: what is wrong with its file has to be known when the prompt is queued.
+@reads_file("vae_name", _find_vae, _VAES, "vae")
 @checked(_check_vae, check_vae_dtype)
 class CogVideoXLoadVAE(io.ComfyNode):
     """A VAE -> VAE."""

@@ -15,6 +15,7 @@ from ..model_loaders.lora.export import SAVE_DTYPES, diffusers_lora, merge_loras
 from ..model_loaders.lora.layers import SCALES
 from ..model_loaders.lora.report import format_range
 from ..sockets.model import require_cogvideox_model
+from .file_changes import reads_file
 from .input_checks import checked
 
 
@@ -28,6 +29,7 @@ def _check_file(lora_name: str, strength: float = 1.0) -> None:
         check_lora(_find_lora(lora_name))
 
 
+@reads_file("lora_name", _find_lora, ("loras",))
 @checked(require_cogvideox_model, _check_file)
 class CogVideoXApplyLora(io.ComfyNode):
     """MODEL out, a clone with the LoRA among its patches."""

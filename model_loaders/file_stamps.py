@@ -1,0 +1,95 @@
+"""Whether a model's files are still those that it was loaded from, by their times and sizes."""
+
+import functools
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import UserError
+from ..host.folders import COMPONENTS, PIPELINE_INDEX, WEIGHT_SUFFIXES
+
+T = TypeVar("T")
+_TOKENIZER, _SCHEDULER = "tokenizer", "scheduler"
+_DEEPSPEED = "latest"  # the file that names the folder of the weights
+_SIDE_SUFFIX, _CONFIG = ".json", "config.json"  # configs and indexes
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
+
+
+def stamp_of(path: Path, *components: str) -> str:
+    """A text that changes when anything is replaced, added or removed that loading from `path` reads.
+
+    path: a pipeline, a component's folder, or a file, as in checkpoints.open_component. components: those that are
+    loaded; of a pipeline that is loaded whole, all of them. Raises nothing.
+    """
+    return hash_of(_files_read(path, components or COMPONENTS))
+
+
+def hash_of(files: Iterable[Path]) -> str:
+    """A hash of the names, times and sizes of files. Links are followed."""
+    digest = hashlib.sha256()
+    for file in sorted(set(files)):
+        try:
+            status = os.stat(file)
+        except OSError:  # gone by now, which is a change too
+            continue
+        if stat.S_ISREG(status.st_mode):
+            digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode(errors="backslashreplace"))
+    return digest.hexdigest()
+
+
+def if_unchanged(load: Callable[..., T], path: Path, *components: str) -> Callable[..., T]:
+    """`load`, for a second time: it raises UserError where what it reads from `path` is not what it was when this
+    function was called. ComfyUI would go on with the weights of two models, and a training with a stranger's."""
+    before = stamp_of(path, *components)
+
+    @functools.wraps(load)
+    def load_again(*args: object, **kwargs: object) -> T:
+        if stamp_of(path, *components) != before:
+            raise UserError(f"{path} has changed since it was loaded. Queue the prompt again, which loads it anew.")
+        return load(*args, **kwargs)
+
+    return load_again
+
+
+def _files_read(path: Path, components: Iterable[str]) -> Iterator[Path]:
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        inner = [path / name for name in components if (path / name).is_dir()] or [path]
+        for place in inner:
+            yield from _models_in(place)
+            # A DeepSpeed checkpoint's weights are one folder below.
+            yield from (file for below in _entries(place) if below.is_dir() for file in _models_in(below))
+    else:
+        yield path
+        # The other shards of a set, and the config beside them. Other files there belong to other models.
+        stem = _SHARD.sub("", path.name)
+        yield folder / _CONFIG
+        yield from (file for file in _entries(folder) if stem != path.name and file.name.startswith(f"{stem}-"))
+    # The configs, the tokenizer and the scheduler beside it: of a pipeline, and of a component in one.
+    for place in (folder, *([folder.parent] if (folder.parent / PIPELINE_INDEX).is_file() else [])):
+        yield from _side_files(place) if place != folder or path.is_dir() else ()
+        for name in (*COMPONENTS, _SCHEDULER):
+            yield from _side_files(place / name)
+        yield from _entries(place / _TOKENIZER)
+    yield from _entries(folder.parent / _TOKENIZER)
+
+
+def _models_in(folder: Path) -> Iterator[Path]:
+    for file in _entries(folder):
+        if file.name.lower().endswith((*WEIGHT_SUFFIXES, _SIDE_SUFFIX)) or file.name == _DEEPSPEED:
+            yield file
+
+
+def _side_files(folder: Path) -> Iterator[Path]:
+    return (file for file in _entries(folder) if file.name.lower().endswith(_SIDE_SUFFIX))
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []

@@ -1,0 +1,38 @@
+"""Loaders that run again when their file has been replaced under the same name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from comfy_api.latest import io
+
+from ..errors import UserError
+from ..host import folders
+from ..model_loaders.file_stamps import hash_of, stamp_of
+
+Node = TypeVar("Node", bound=type[io.ComfyNode])
+
+
+def reads_file(name: str, find: Callable[[str], Path], categories: tuple[str, ...], *components: str) -> Callable:
+    """Decorate a loader's class: ComfyUI keeps its result until the times and sizes change of what it reads.
+
+    name: the input that names the file. find: its path. categories: the model folders that it is looked for in.
+    components: as in stamp_of.
+    """
+
+    def decorate(node: Node) -> Node:
+        def fingerprint_inputs(cls: type[io.ComfyNode], **inputs: Any) -> str:
+            value = inputs.get(name)
+            if value is None:
+                # Linked: ComfyUI does not know the name yet. It may be any, and a change of any of them counts.
+                return hash_of(folders.paths_of_files(*categories))
+            try:
+                return stamp_of(find(value), *components)
+            except UserError as error:  # not there: the node itself says so when it runs
+                return str(error)
+
+        changing: Any = node
+        changing.fingerprint_inputs = classmethod(fingerprint_inputs)
+        return node
+
+    return decorate
