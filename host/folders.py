@@ -1,6 +1,7 @@
 """ComfyUI's model folders: the names that the loaders list, and the paths of these names."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
 import folder_paths
@@ -35,41 +36,54 @@ COMPONENT_CLASSES = {  # _class_name in a config.json of diffusers; T5's names n
 }
 
 
+Trees = list[Tree]
+_known: dict[tuple[str, str], tuple[Trees, list[str]]] = {}
+
+
 def list_pipelines() -> list[str]:
     """Folders below models/diffusers with a pipeline, complete or not (the loader says what is missing): at any depth,
     as THUDM/CogVideoX-5b or the snapshot of a hub's cache is."""
-    return sorted({path for tree in _trees("diffusers") for path, _, folder in walk(tree) if _is_pipeline(folder)})
+
+    def find_names(trees: Trees) -> set[str]:
+        return {path for tree in trees for path, _, folder in walk(tree) if _is_pipeline(folder)}
+
+    return _listed("diffusers", "pipelines", find_names)
 
 
 def list_components(component: str, category: str) -> list[str]:
     """Names of everything that may contain a `component`: pipelines, and folders of their own in models/diffusers, then
     folders and weight files of `category`."""
-    own = {
-        path
-        for tree in _trees(category)
-        for path, _, folder in walk(tree)
-        if path != "." and _is_component(folder, "/" not in path)
-    }
-    beside = {
-        path
-        for tree in _trees("diffusers")
-        for path, name, folder in walk(tree)
-        if (component in folder.folders if _is_pipeline(folder) else _is_variant(folder, name, component))
-    }
-    return sorted(beside) + sorted(own | set(list_files(category)))
+
+    def find_beside(trees: Trees) -> set[str]:
+        return {
+            path
+            for tree in trees
+            for path, name, folder in walk(tree)
+            if (component in folder.folders if _is_pipeline(folder) else _is_variant(folder, name, component))
+        }
+
+    def find_own(trees: Trees) -> set[str]:
+        folders = ((path, folder) for tree in trees for path, _, folder in walk(tree))
+        return {path for path, folder in folders if path != "." and _is_component(folder, "/" not in path)}
+
+    own = {*_listed(category, "folders", find_own), *list_files(category)}
+    return _listed("diffusers", component, find_beside) + sorted(own)
 
 
 def list_files(category: str, suffixes: tuple[str, ...] = WEIGHT_SUFFIXES) -> list[str]:
     """Weight files of `category`, subfolders included, with / between folders on every system. ComfyUI's own list
     leaves out .gguf."""
-    names = {
-        f"{path}/{name}" if path else name
-        for tree in _trees(category)
-        for path, folder in tree.items()
-        for name in folder.files
-        if name.lower().endswith(suffixes)
-    }
-    return sorted(names)
+
+    def find_names(trees: Trees) -> set[str]:
+        return {
+            f"{path}/{name}" if path else name
+            for tree in trees
+            for path, folder in tree.items()
+            for name in folder.files
+            if name.lower().endswith(suffixes)
+        }
+
+    return _listed(category, " ".join(suffixes), find_names)
 
 
 def paths_of_files(*categories: str) -> list[Path]:
@@ -94,8 +108,16 @@ def start_listings() -> None:
     start_listing(*{root for category in CATEGORIES for root in folder_paths.get_folder_paths(category)})
 
 
-def _trees(category: str) -> list[Tree]:
-    return [tree_of(root) for root in folder_paths.get_folder_paths(category)]
+def _listed(category: str, kind: str, find_names: Callable[[Trees], set[str]]) -> list[str]:
+    """The names that `find_names` finds in a category's folders, sorted. kind: tells apart what is looked for there.
+
+    Kept as long as nothing has changed: ComfyUI asks for a list again for every input of a prompt.
+    """
+    trees = [tree_of(root) for root in folder_paths.get_folder_paths(category)]
+    known = _known.get((category, kind))
+    if known is None or len(known[0]) != len(trees) or any(old is not new for old, new in zip(known[0], trees)):
+        known = _known[category, kind] = (trees, sorted(find_names(trees)))
+    return list(known[1])
 
 
 def _is_pipeline(folder: Listed) -> bool:

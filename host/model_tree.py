@@ -148,8 +148,8 @@ def _on_event_loop() -> bool:
     return True
 
 
-def _refreshed(root: str, before: Tree) -> dict[str, Listed]:
-    """The tree of `root`, for which only folders that have changed are read."""
+def _refreshed(root: str, before: dict[str, Listed]) -> dict[str, Listed]:
+    """The tree of `root`, for which only folders that have changed are read; `before` itself where none has."""
     found: dict[str, Listed] = {}
     # (path, the folders that it is in, by device and number): a link may lead back to one of them.
     left: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
@@ -163,13 +163,15 @@ def _refreshed(root: str, before: Tree) -> dict[str, Listed]:
         me = (status.st_dev, status.st_ino)
         if not stat.S_ISDIR(status.st_mode) or (me in above and me[1]):
             continue
-        found[path] = _relisted(place, status, before.get(path))
+        old, new = before.get(path), _relisted(place, status, before.get(path))
+        found[path] = old if old is not None and new == old else new
         if len(found) >= _MAX_FOLDERS:
             logging.warning(f"{root} has more than {_MAX_FOLDERS} folders. Those beyond are not listed.")
             break
         inner = above | {me}
         left += [(f"{path}/{name}" if path else name, inner) for name in found[path].folders]
-    return found
+    is_same = len(found) == len(before) and all(before.get(path) is listed for path, listed in found.items())
+    return before if is_same else found
 
 
 def _relisted(place: str, status: os.stat_result, before: Listed | None) -> Listed:

@@ -325,6 +325,15 @@ def test_file_calls_of_the_event_loop(models: Path, monkeypatch: pytest.MonkeyPa
     assert not calls
 
 
+def test_lists_are_made_once_per_change(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To go through 20,000 names for each input of a prompt takes as long as to read them."""
+    touch(models / "diffusers" / "p" / "vae", "a.safetensors")
+    touch(models / "diffusers" / "p", "config.json")
+    assert folders.list_components("vae", "vae") == ["p"]
+    monkeypatch.setattr(folders, "walk", lambda _: pytest.fail("goes through all names"))
+    assert folders.list_components("vae", "vae") == ["p"]
+
+
 def test_a_node_that_runs_does_not_list(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its limits are known from the first time; a slow disk would be waited for at each run."""
     node: Any = load.CogVideoXLoadVAE
