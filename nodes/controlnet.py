@@ -11,7 +11,7 @@ from ..model_loaders.checkpoints import check_component
 from ..model_loaders.load_controlnet import load_controlnet
 from ..model_loaders.precision import WEIGHT_DTYPES
 from ..sockets.control import CogVideoXControl, chain_control
-from .file_changes import reads_file
+from .file_inputs import reads_file
 from .input_checks import check_percent_range, checked
 from .inputs import dtype_input, hold_input, range_inputs, strength_input
 

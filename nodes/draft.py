@@ -8,7 +8,7 @@ from ..host import folders
 from ..keys import Latent
 from ..model_loaders.load_tiny_decoder import TINY_FOLDER, check_tiny_decoder, list_tiny_decoders, load_tiny_decoder
 from ..sockets.draft_decoder import decode_draft
-from .file_changes import reads_file
+from .file_inputs import reads_file
 from .input_checks import checked
 
 

@@ -13,7 +13,7 @@ from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision,
 from ..model_loaders.load_vae import check_vae_dtype, load_vae
 from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision, quantized_mode
 from ..model_loaders.variants import DETECT
-from .file_changes import reads_file
+from .file_inputs import reads_file
 from .input_checks import checked
 from .inputs import dtype_input, family_input
 

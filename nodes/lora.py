@@ -15,7 +15,7 @@ from ..model_loaders.lora.export import SAVE_DTYPES, diffusers_lora, merge_loras
 from ..model_loaders.lora.layers import SCALES
 from ..model_loaders.lora.report import format_range
 from ..sockets.model import require_cogvideox_model
-from .file_changes import reads_file
+from .file_inputs import reads_file
 from .input_checks import checked
 
 

@@ -17,6 +17,7 @@ from cogvideox.host import folders, model_tree
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.nodes import NODES, controlnet, draft, load, lora
+from cogvideox.tests.support import validated
 
 OLD_NS = 10**18  # a folder that was changed a moment ago is read again
 CATEGORIES = folders.CATEGORIES
@@ -93,7 +94,7 @@ def test_a_hubs_cache_loads(models: Path, tiny_pipelines: dict[str, Path]) -> No
     """Nobody should have to copy 20 GB that are on the disk already."""
     name = hub_cache(models / "diffusers", tiny_pipelines["5b"])
     assert folders.list_pipelines() == [name]
-    assert load.CogVideoXLoadPipeline.validate_inputs(folder=name, weight_dtype="default") is True
+    assert validated(load.CogVideoXLoadPipeline, folder=name, weight_dtype="default") is True
     ours, theirs = (load_model(path) for path in (folders.find(name, "diffusers"), tiny_pipelines["5b"]))
     assert ours.model.model_config.sampling_settings == theirs.model.model_config.sampling_settings
     assert ours.model.latent_format.scale_factor == theirs.model.latent_format.scale_factor
@@ -109,7 +110,7 @@ def test_two_transformers_in_one_folder(models: Path, tiny_pipelines: dict[str, 
     assert folders.list_components("transformer", "diffusion_models") == names
     assert folders.list_components("vae", "vae") == ["Kijai/CogVideoX-5b-1.5"]
     for name in names:
-        assert load.CogVideoXLoadModel.validate_inputs(model_name=name, weight_dtype="default") is True
+        assert validated(load.CogVideoXLoadModel, model_name=name, weight_dtype="default") is True
     # The same in models/diffusion_models, and a transformer under any name beside the pipelines.
     shutil.copytree(pipeline, models / "diffusion_models" / "video" / "1.5")
     shutil.copytree(pipeline / "transformer_T2V", models / "diffusers" / "mine")
@@ -337,8 +338,8 @@ def test_lists_are_made_once_per_change(models: Path, monkeypatch: pytest.Monkey
 def test_a_node_that_runs_does_not_list(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its limits are known from the first time; a slow disk would be waited for at each run."""
     node: Any = load.CogVideoXLoadVAE
-    assert "There is no" in node.validate_inputs(vae_name="x", weight_dtype="default")
+    assert "There is no" in str(validated(node, vae_name="x", weight_dtype="default"))
     monkeypatch.setattr(folders, "list_components", lambda *_: pytest.fail("lists"))
-    assert "There is no" in node.validate_inputs(vae_name="x", weight_dtype="default")
+    assert "There is no" in str(validated(node, vae_name="x", weight_dtype="default"))
     with pytest.raises(UserError, match="There is no"):
         node.execute("x", "default")

@@ -13,6 +13,7 @@ from cogvideox.host.folders import list_control_nets
 from cogvideox.model_loaders import load_controlnet as controlnet
 from cogvideox.model_loaders.checkpoints import check_component
 from cogvideox.nodes.controlnet import CogVideoXLoadControlNet
+from cogvideox.tests.support import validated
 
 
 def rewrite_config(folder: Path, **changes: object) -> None:
@@ -83,6 +84,6 @@ def test_loader_lists_and_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names == ["canny", "canny/diffusion_pytorch_model.safetensors", "depth"]
     node = CogVideoXLoadControlNet
     for name in ("canny", "depth"):
-        assert node.validate_inputs(control_net_name=name) is True
+        assert validated(node, control_net_name=name) is True
         assert isinstance(node.execute(name, "default").args[0], controlnet.CogVideoXControl)
-    assert "There is no 'pose'" in str(node.validate_inputs(control_net_name="pose"))
+    assert "There is no 'pose'" in str(validated(node, control_net_name="pose"))

@@ -1,5 +1,6 @@
 """The LoRA nodes as ComfyUI runs them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cogvideox.tests.lora_files import (
     save,
     write_dialect,
 )
+from cogvideox.tests.support import validated
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_apply_tells_what_matched(subject: Subject, shown: list[str], tmp_path: 
     factors = subject.factors(LINEAR)
     files, header, scale = write_dialect("Fun", factors, "tensor")
     save(tmp_path / "loras" / "fun.safetensors", files | {"lora_te_x.lora_up.weight": torch.ones(1, 1)}, header)
-    assert nodes.CogVideoXApplyLora.validate_inputs(lora_name="fun.safetensors") is True
+    assert validated(nodes.CogVideoXApplyLora, lora_name="fun.safetensors") is True
     assert_weights(apply(subject.model, "fun.safetensors", 0.5), fused(subject.weights, factors, 0.5 * scale))
     assert shown == [
         "45 of 46 keys matched: 15 layers, LoRA, rank 4, scale 2 (alpha of the tensors).\n"
@@ -72,7 +74,7 @@ def test_bad_choices_are_known_before_the_run(subject: Subject, tmp_path: Path) 
     """What is wrong with the file must not wait for the T5 to be loaded."""
     (tmp_path / "loras" / "empty.safetensors").write_bytes(b"")
     save(tmp_path / "loras" / "model.safetensors", {"patch_embed.proj.weight": torch.ones(1)})
-    check = nodes.CogVideoXApplyLora.validate_inputs
+    check = partial(validated, nodes.CogVideoXApplyLora)
     assert "empty" in str(check(lora_name="empty.safetensors"))
     assert "not a LoRA" in str(check(lora_name="model.safetensors"))
     assert "not the name" in str(check(lora_name="../loras/model.safetensors"))

@@ -1,5 +1,7 @@
-"""Loaders that run again when their file has been replaced under the same name."""
+"""Inputs that name a file: their nodes run again when it has been replaced under the same name, and it is read in a
+thread when a prompt is queued."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +16,10 @@ Node = TypeVar("Node", bound=type[io.ComfyNode])
 
 
 def reads_file(name: str, find: Callable[[str], Path], categories: tuple[str, ...], *components: str) -> Callable:
-    """Decorate a loader's class: ComfyUI keeps its result until the times and sizes change of what it reads.
+    """Decorate a loader's class, above its `checked`.
+
+    ComfyUI keeps its result until the times and sizes change of what it reads. The checks that run when a prompt is
+    queued leave the event loop, which serves all clients: a header may take seconds, and a disk in a network for ever.
 
     name: the input that names the file. find: its path. categories: the model folders that it is looked for in.
     components: as in stamp_of.
@@ -33,6 +38,14 @@ def reads_file(name: str, find: Callable[[str], Path], categories: tuple[str, ..
 
         changing: Any = node
         changing.fingerprint_inputs = classmethod(fingerprint_inputs)
+        check: Any = node.__dict__["validate_inputs"].__func__
+
+        async def validate_inputs(cls: type[io.ComfyNode], **inputs: Any) -> bool | str:
+            return await asyncio.to_thread(check, cls, **inputs)
+
+        queued: Any = validate_inputs
+        queued.__signature__ = check.__signature__  # where ComfyUI reads which inputs it names
+        changing.validate_inputs = classmethod(queued)
         return node
 
     return decorate

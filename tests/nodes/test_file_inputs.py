@@ -3,6 +3,8 @@
 import asyncio
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import comfyui_nodes
+from cogvideox.model_loaders import checkpoints
 from cogvideox.model_loaders.file_stamps import stamp_of
 from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
+from cogvideox.model_loaders.lora import apply
 from cogvideox.nodes import NODES
 from cogvideox.tests.support import write_fp32
 
@@ -186,6 +190,49 @@ def test_a_second_loading_of_a_file_that_was_replaced(pipeline: Path, component:
         load_again(*arguments, disable_dynamic=True)
     old, new = (loaded.model.state_dict() for loaded in (patcher, LOADED[component](pipeline)))
     assert any(not torch.equal(new[key].float(), old[key].float()) for key in old)
+
+
+@pytest.mark.parametrize("node", [name for name in LOADERS if name != "CogVideoXDraftDecode"])
+def test_clients_are_answered_while_a_file_is_read(
+    models: Path, monkeypatch: pytest.MonkeyPatch, tiny_pipelines: Any, node: str
+) -> None:
+    """A header of a disk that hangs stopped every client's page, when one of them queued a prompt."""
+    name, category = LOADERS[node]
+    if node == "CogVideoXLoadPipeline":
+        shutil.copytree(tiny_pipelines["5b"], models / category / "a")
+    else:
+        (models / category / "a").write_bytes(b"a file")
+    threads: set[threading.Thread] = set()
+
+    def slow(path: Path) -> Any:
+        threads.add(threading.current_thread())
+        time.sleep(0.5)
+        raise UserError("slow")
+
+    for module in (checkpoints, apply):
+        monkeypatch.setattr(module, "read_header", slow)
+    inputs: dict[str, Any] = {entry.id: getattr(entry, "default", None) for entry in CLASSES[node].GET_SCHEMA().inputs}
+    prompt = {"1": {"class_type": node, "inputs": {**inputs, "model": ["2", 0], name: "a"}}}
+    source = {"2": {"class_type": "CogVideoXLoadModel", "inputs": {}}}
+    if node != "CogVideoXApplyLora":
+        del prompt["1"]["inputs"]["model"]
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    async def queue() -> Any:
+        ticking = asyncio.create_task(tick())
+        answer = await execution.validate_inputs("id", prompt | source, "1", {"2": (True, [], "2")})
+        ticking.cancel()
+        return answer
+
+    answer = asyncio.run(queue())
+    assert "slow" in str(answer[1]) and threads and threading.main_thread() not in threads
+    assert ticks > 10, ticks
 
 
 def test_a_second_loading_of_a_control_net(tmp_path: Path) -> None:
