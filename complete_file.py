@@ -177,6 +177,7 @@ def _unfinished(path: Path) -> Iterator[Path]:
         # Where the block has raised, an error in deleting must not hide that error.
         _delete(part)
         _release(held, lock)
+        _delete(lock)  # without locks there is the file all the same
 
 
 def _part_path(path: Path) -> Path:
@@ -210,9 +211,11 @@ def _try_lock(path: Path) -> Any:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            return _TAKEN
-        except NotImplementedError:
-            return None
+            return None if _has_no_locks(path) else _TAKEN
+        except (OSError, NotImplementedError):
+            if _has_no_locks(path):
+                return None
+            raise
         # Another process may have deleted the file between its opening and its locking here: then nobody else would
         # find this lock.
         if os.path.lexists(path):
@@ -220,12 +223,27 @@ def _try_lock(path: Path) -> Any:
         lock.release()
 
 
+def _has_no_locks(path: Path) -> bool:
+    """Whether the file system of `path` refuses locks for another reason than that they are taken, as NFS without its
+    lock service does. filelock's versions differ in what they say of it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, whose file systems all have them
+        return False
+    with suppress(OSError), path.open("rb+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return False  # free by now, or not to be opened
+
+
 def _release(held: Any, path: Path) -> None:
-    if held in (None, _TAKEN):
+    if held is _TAKEN:
         return
-    held.release()  # before the deletion: Windows deletes no file that is open
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
+    if held is not None:
+        held.release()  # before the deletion: Windows deletes no file that is open
+    _delete(path)
 
 
 def _delete(path: Path) -> None:

@@ -1,7 +1,6 @@
 """Helpers that several tests share: tiny weights in both implementations, and the distance between results."""
 
 import asyncio
-import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -92,8 +91,8 @@ def reference_transformer(folder: Path) -> Any:
 
 def validated(node: Any, **inputs: Any) -> bool | str:
     """What a node's checks say when a prompt is queued; those of a node that reads a file run in a thread."""
-    answer = node.validate_inputs(**inputs)
-    return asyncio.run(answer) if inspect.isawaitable(answer) else answer
+    answer: Any = node.validate_inputs(**inputs)
+    return asyncio.run(answer) if asyncio.iscoroutine(answer) else answer
 
 
 def command_of(function: str, *arguments: object) -> list[str]:

@@ -1,5 +1,6 @@
 """What a killed process leaves of a file that it was writing: the next writer deletes it, and nothing else."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -205,6 +206,27 @@ def test_one_training_a_folder(tmp_path: Path) -> None:
     with checkpoint.only_training(folder):  # a kill leaves no lock that a person has to delete
         (folder / "log.csv").touch()
     assert files_in(folder) == {"log.csv"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """NFS without its lock service: files are written and trainings run there, as they did before there were locks."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    complete_file.write_complete_text(tmp_path / "a.json", "{}")
+    with checkpoint.only_training(tmp_path / "mine"):
+        (tmp_path / "mine" / "log.csv").touch()
+    left = tmp_path / f".a.{MACHINE}-00000000.part"
+    left.touch()
+    complete_file.remove_unfinished(tmp_path)
+    assert files_in(tmp_path) == {"a.json", "log.csv", left.name}
+    make_older(left, OLD_S)
+    complete_file.remove_unfinished(tmp_path)
+    assert files_in(tmp_path) == {"a.json", "log.csv"}
 
 
 def test_a_refused_training_leaves_no_folder(tmp_path: Path) -> None:

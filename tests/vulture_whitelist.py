@@ -23,7 +23,6 @@ UNUSED = {
         cogvideox_repeated
     """,
     "an annotation in quotes, which vulture does not read": "AudioStream",
-    "inspect reads it, and by that ComfyUI": "__signature__",
     "a parameter that is part of the key of a functools cache": "modified_ns",
     "torch reads it among its settings, or ComfyUI": "allow_tf32 aimdo_enabled",
     "PyAV reads it on a stream": """
