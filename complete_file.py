@@ -149,11 +149,12 @@ def only_process(lock: Path, busy: str) -> Iterator[None]:
 def remove_unfinished(folder: Path, below: bool = False) -> None:
     """Delete what killed processes have left in `folder`; at most once a minute. What a living process writes stays.
 
-    below: in the folders below it as well, without following links. Raises nothing.
+    below: in the folders below it as well, without following links; once in a process, since an output folder may have
+    a million files. Raises nothing.
     """
     name, now = os.path.abspath(folder), time.monotonic()
     key = name + os.sep if below else name
-    if now - _swept.get(key, -_SWEEP_EVERY_S) < _SWEEP_EVERY_S:
+    if key in _swept and (below or now - _swept[key] < _SWEEP_EVERY_S):
         return
     _swept[key] = now
     for number, (root, folders, files) in enumerate(os.walk(folder)):

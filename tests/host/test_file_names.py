@@ -25,6 +25,7 @@ BAD = {
     "parent of windows": "..\\a",
     "absolute": "/etc/a",
     "drive": "C:/a",
+    "stream of a file on windows": "a/b:c",
     "folder": "a/",
     "hidden": ".bashrc",
     "hidden folder": ".ssh/authorized_keys",
