@@ -30,14 +30,21 @@ MACHINE = complete_file._MACHINE
 OLD_S = 25 * 3600
 
 
-def die_in_the_middle(what: str, folder: str) -> None:
-    """Write as WRITERS[what] and be killed when all bytes are there and the name is not."""
+def die_in_the_middle_of_each(root: str) -> None:
+    """For each writer a process that is killed when all bytes are there and the name is not."""
 
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(os, "fsync", die)  # noqa: B010, of a process that ends with it
-    WRITERS[what](Path(folder))
+    setattr(os, "fsync", die)  # noqa: B010, of processes that end with it
+    for what, write in WRITERS.items():
+        folder = Path(root, what)
+        folder.mkdir()
+        child = os.fork()
+        if not child:
+            write(folder)
+            os._exit(1)  # it should have been killed
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, what
 
 
 def hold(folder: str) -> None:
@@ -81,15 +88,22 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*") if path.is_file()}
 
 
-# The last writes two files; the first of them is where the process dies.
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each writer, with what a kill has left."""
+    root = tmp_path_factory.mktemp("killed")
+    command = command_of("test_left_behind.die_in_the_middle_of_each", root)
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert not ended.returncode, ended.stderr
+    return root
+
+
 @pytest.mark.parametrize("what", WRITERS)
-def test_the_next_run_deletes_what_a_kill_has_left(tmp_path: Path, what: str) -> None:
+def test_the_next_run_deletes_what_a_kill_has_left(killed: Path, what: str) -> None:
     """11 GB under a hidden name, for ever, for each Save Model of a 5b that was killed."""
-    killed = subprocess.run(command_of("test_left_behind.die_in_the_middle", what, tmp_path), capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert any(name.endswith(".part") for name in files_in(tmp_path))
-    WRITERS[what](tmp_path)
-    assert not [name for name in files_in(tmp_path) if ".part" in name]
+    assert any(name.endswith(".part") for name in files_in(killed / what))
+    WRITERS[what](killed / what)
+    assert not [name for name in files_in(killed / what) if ".part" in name]
 
 
 def test_what_is_being_written_stays(tmp_path: Path) -> None:
