@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from cogvideox.nano import folders as nano
+from cogvideox.nano import toy_tokenizer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
-    from transformers import T5EncoderModel, T5Tokenizer
+    from tokenizers import Tokenizer
+    from transformers import T5EncoderModel
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 LATENT_WIDTH, LATENT_HEIGHT = 12, 8  # 96 x 64 pixels
@@ -199,14 +201,12 @@ def build_text_encoder(generator: torch.Generator, vocab_size: int, width: int =
     return encoder
 
 
-def build_tokenizer() -> "T5Tokenizer":
+def build_tokenizer() -> "Tokenizer":
     """A T5 tokenizer with one token for each character, </s> = 1 and <pad> = 0 as in the real one."""
-    from transformers import T5Tokenizer
-
     characters = string.ascii_letters + string.digits + ".,!?-'():;\"/"
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
-    vocab += [(c, -3.0) for c in characters] + [("\u2581" + c, -2.5) for c in string.ascii_lowercase]
-    return T5Tokenizer(vocab=vocab, extra_ids=0, additional_special_tokens=[])
+    space = toy_tokenizer.SPACE
+    tokens = [(space, -2.0), *((c, -3.0) for c in characters), *((space + c, -2.5) for c in string.ascii_lowercase)]
+    return toy_tokenizer.build_tokenizer(tokens)
 
 
 def scheduler_config(variant: str) -> dict[str, Any]:
@@ -241,14 +241,14 @@ def write_pipeline(
     with _seeded(seed):
         transformer = build_transformer(variant, generator, **overrides)
         text_width = transformer_config(variant, **overrides)["text_embed_dim"]
-        text_encoder = build_text_encoder(generator, len(tokenizer), text_width)
+        text_encoder = build_text_encoder(generator, tokenizer.get_vocab_size(), text_width)
         vae = build_vae(variant, generator)
     for module in (transformer, vae, text_encoder):
         torch.nn.Module.to(module, dtype)  # ModelMixin.to warns at every cast
     transformer.save_pretrained(folder / "transformer", max_shard_size="150KB")
     vae.save_pretrained(folder / "vae")
     text_encoder.save_pretrained(folder / "text_encoder", max_shard_size="30KB")
-    tokenizer.save_pretrained(folder / "tokenizer")
+    toy_tokenizer.save_tokenizer(tokenizer, folder / "tokenizer")
     CogVideoXDDIMScheduler(**scheduler_config(variant)).save_pretrained(folder / "scheduler")
     write_index(folder, variant)
     return folder
@@ -261,7 +261,7 @@ def write_index(folder: Path, variant: str) -> None:
         "_diffusers_version": "0.42.1",
         "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
         "text_encoder": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "T5Tokenizer"],
+        "tokenizer": ["transformers", toy_tokenizer.TOKENIZER_CLASS],
         "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLCogVideoX"],
     }

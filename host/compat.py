@@ -68,6 +68,27 @@ def is_dynamic(patcher: comfy.model_patcher.ModelPatcher) -> bool:
     return bool(getattr(patcher, "is_dynamic", lambda: False)())
 
 
+def available_memory(patcher: comfy.model_patcher.ModelPatcher) -> int:
+    """Bytes that ComfyUI can have free on the device of `patcher`, whose own weights stay where they are: what is free
+    now, and the weights of every other model there, which comfy.model_management.free_memory unloads, or takes away
+    piece by piece under dynamic VRAM, as far as they are in the way of what load_models_gpu is asked for.
+
+    Source: comfy.model_management.free_memory and LoadedModel.model_unload.
+    """
+    device = patcher.load_device
+    available: Any = mm.get_free_memory(device)  # a pair only where it is asked for one
+    if mm.vram_state == mm.VRAMState.SHARED:  # a Mac's: unloaded weights lie in the same memory
+        return available
+    for loaded in mm.current_loaded_models:
+        other = loaded.model  # None: it has been forgotten, and its weights are about to be
+        # With --highvram and --gpu-only a model that is unloaded stays on the card: its offload device is the card too.
+        if other is None or loaded.device != device or other.offload_device == device:
+            continue
+        if not patcher.is_clone(other):
+            available += other.loaded_size()
+    return available
+
+
 def prefetched(blocks: torch.nn.ModuleList, device: torch.device, transformer_options: dict[str, Any]) -> Iterator[Any]:
     """The blocks in order. Under dynamic VRAM ComfyUI copies the weights of a block to `device` while the device still
     computes the one before."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-from transformers import T5EncoderModel, T5Tokenizer
+from transformers import T5EncoderModel
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config, write_index
 from cogvideox.host.standalone import use_comfyui
@@ -25,7 +25,7 @@ def publish(work: Path) -> None:
     vae.register_to_config(_name_or_path="")  # diffusers would write the folder it was read from
     vae.save_pretrained(WEIGHTS / "vae")
     T5EncoderModel.from_pretrained(work / "text" / "trained").half().save_pretrained(WEIGHTS / "text_encoder")
-    T5Tokenizer.from_pretrained(work / "text" / "tokenizer").save_pretrained(WEIGHTS / "tokenizer")
+    shutil.copytree(work / "text" / "tokenizer", WEIGHTS / "tokenizer")
     CogVideoXDDIMScheduler(**scheduler_config("5b")).save_pretrained(WEIGHTS / "scheduler")
     for variant, config in transformer.CONFIGS.items():
         trained = work / variant / "trained.pt"

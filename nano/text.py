@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from tokenizers import Tokenizer
+from transformers import T5Config, T5EncoderModel
 
-from . import world
+from . import toy_tokenizer, world
 from .captions import caption, vocabulary
 
 MAX_TOKENS = 32
@@ -34,14 +35,16 @@ ATTRIBUTES = {
 }
 
 
-def build_tokenizer() -> T5Tokenizer:
+def build_tokenizer() -> Tokenizer:
     """A tokenizer with one token for each word of the captions, letters for the rest; </s> = 1, <pad> = 0 as in T5."""
     letters = string.ascii_letters + string.digits + ".,!?-'():;\"/"
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -8.0)]
-    vocab += [(letter, -10.0) for letter in letters]
+    tokens = [(toy_tokenizer.SPACE, -8.0), *((letter, -10.0) for letter in letters)]
     words = {*vocabulary(), *SPARE_WORDS} - {","}
-    vocab += [("\u2581" + word, -2.0) for word in sorted(words)]
-    return T5Tokenizer(vocab=vocab, extra_ids=0, additional_special_tokens=[])
+    tokens += [(toy_tokenizer.SPACE + word, -2.0) for word in sorted(words)]
+    tokenizer = toy_tokenizer.build_tokenizer(tokens)
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.enable_padding(length=MAX_TOKENS, pad_id=0, pad_token=toy_tokenizer.PAD)
+    return tokenizer
 
 
 def build_encoder(vocab_size: int) -> T5EncoderModel:
@@ -59,11 +62,9 @@ def build_encoder(vocab_size: int) -> T5EncoderModel:
     return T5EncoderModel(T5Config(**config))
 
 
-def token_ids(tokenizer: T5Tokenizer, captions: Sequence[str]) -> torch.Tensor:
+def token_ids(tokenizer: Tokenizer, captions: Sequence[str]) -> torch.Tensor:
     """[B, 32], padded as CogVideoX pads."""
-    return tokenizer(
-        list(captions), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-    ).input_ids
+    return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(list(captions))])
 
 
 class TrainedText(torch.nn.Module):
@@ -106,7 +107,7 @@ def draw_captions(seed: int, indices: Sequence[int], held_out: bool = False) -> 
     return captions, torch.tensor(truth)
 
 
-def loss_of(tokenizer: T5Tokenizer, seed: int) -> Callable[[torch.nn.Module, Sequence[int]], torch.Tensor]:
+def loss_of(tokenizer: Tokenizer, seed: int) -> Callable[[torch.nn.Module, Sequence[int]], torch.Tensor]:
     """The loss of samples by their indices, as training.loop asks for it."""
 
     def loss(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
@@ -117,7 +118,7 @@ def loss_of(tokenizer: T5Tokenizer, seed: int) -> Callable[[torch.nn.Module, Seq
 
 
 @torch.inference_mode()
-def read_share(model: TrainedText, tokenizer: T5Tokenizer, seed: int, count: int = 500) -> float:
+def read_share(model: TrainedText, tokenizer: Tokenizer, seed: int, count: int = 500) -> float:
     """The share of captions of held-out scenes whose attributes are all predicted correctly."""
     captions, truth = draw_captions(seed, range(count), held_out=True)
     found = torch.stack([logits.argmax(1) for logits in model.read(token_ids(tokenizer, captions))], dim=1)

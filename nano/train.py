@@ -19,7 +19,7 @@ from cogvideox.complete_file import complete_file
 from cogvideox.host.standalone import use_comfyui
 from cogvideox.training.config import TrainConfig
 
-from . import text, transformer, vae
+from . import text, toy_tokenizer, transformer, vae
 from .optimizer import MuonAndAdamW
 
 if TYPE_CHECKING:  # what imports ComfyUI has to wait for use_comfyui
@@ -107,7 +107,7 @@ def train_text(work: Path) -> None:
         warmup_steps=100,
         weight_decay=1e-2,
     )
-    model = text.TrainedText(text.build_encoder(len(tokenizer)))
+    model = text.TrainedText(text.build_encoder(tokenizer.get_vocab_size()))
     loop.train(
         _accelerator("no"),
         model,
@@ -117,7 +117,7 @@ def train_text(work: Path) -> None:
         callbacks=loop.Callbacks(on_step=log),
     )
     model.encoder.save_pretrained(work / "text" / "trained")
-    tokenizer.save_pretrained(work / "text" / "tokenizer")
+    toy_tokenizer.save_tokenizer(tokenizer, work / "text" / "tokenizer")
     print("captions of held-out scenes read right:", text.read_share(model, tokenizer, SEED + 1))
 
 
@@ -225,12 +225,13 @@ def empty_text(work: Path) -> torch.Tensor:
 
 @cache
 def _encoders(work: Path) -> tuple:
-    from transformers import T5EncoderModel, T5Tokenizer
+    from tokenizers import Tokenizer
+    from transformers import T5EncoderModel
 
     return (
         AutoencoderKLCogVideoX.from_pretrained(work / "vae" / "trained").eval(),
         T5EncoderModel.from_pretrained(work / "text" / "trained").eval(),
-        T5Tokenizer.from_pretrained(work / "text" / "tokenizer"),
+        Tokenizer.from_file(str(work / "text" / "tokenizer" / "tokenizer.json")),
     )
 
 

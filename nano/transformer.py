@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import T5EncoderModel, T5Tokenizer
+from tokenizers import Tokenizer
+from transformers import T5EncoderModel
 
 from . import text, vae
 from .captions import caption, partial_caption
@@ -51,7 +52,7 @@ def draw_clips(
 def encode_clips(
     autoencoder: Any,
     encoder: T5EncoderModel,
-    tokenizer: T5Tokenizer,
+    tokenizer: Tokenizer,
     seed: int,
     count: int,
     frames: int,

@@ -29,7 +29,8 @@ class CogVideoXDecode(io.ComfyNode):
                     options=list(MEMORY_MODES),
                     default="auto",
                     tooltip="The result is the same with each. fast keeps everything in the GPU's memory; low keeps "
-                    "most of it in main memory; auto takes the fastest mode that fits into the GPU's free memory.",
+                    "most of it in main memory; auto takes the fastest mode that the GPU's memory holds once ComfyUI "
+                    "has unloaded other models.",
                 ),
                 io.Boolean.Input(
                     "compile",

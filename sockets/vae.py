@@ -12,7 +12,7 @@ import comfy.utils
 import torch
 
 from ..errors import UserError, quoted
-from ..host.compat import model_patcher_class
+from ..host.compat import available_memory, model_patcher_class
 from ..host.messages import Notify, clear_running_node
 from ..host.ops import adopt_ops
 from ..host.patches import without_warnings
@@ -190,11 +190,12 @@ class CogVideoXVAE(comfy.sd.VAE):
 
     def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, needed: Callable[..., int]) -> OffloadPlan:
         """Bring the weights to the device with room for what the plan needs, and return the plan."""
-        # The weights that are still to be loaded take their part of the free memory.
-        free = mm.get_free_memory(self.device) - (self.size - self.patcher.loaded_size())
+        # What ComfyUI unloads for us counts: after sampling the diffusion model fills the card, and it can go. The
+        # weights that are still to be loaded take their part.
+        free = available_memory(self.patcher) - (self.size - self.patcher.loaded_size())
         plans = {"fast": (FAST,), "low": (LOW,) if band_pixels is None else (LOW, LEAST), "auto": LADDER}[memory]
         plans = [in_bands(plan, band_pixels) for plan in plans]
-        # The first plan that fits. If none does it is the last one, for which load_models_gpu unloads other models.
+        # The first plan that fits, for which load_models_gpu unloads other models; the last one if none does.
         plan = next((plan for plan in plans if needed(shape, self.vae_dtype, plan) <= free), plans[-1])
         mm.load_models_gpu([self.patcher], memory_required=needed(shape, self.vae_dtype, plan))
         return plan

@@ -1,8 +1,11 @@
-"""The official VAE on a simulated card: fake tensors know their device, and their bytes are counted."""
+"""The official VAE on a simulated card: fake tensors know their device, and their bytes are counted. And a card that
+holds models by their sizes alone, for what ComfyUI loads onto it and takes away."""
 
+import math
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import comfy.ops
@@ -87,3 +90,89 @@ def failing_convolutions(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Offlo
         return convolution(stream, *rest)
 
     monkeypatch.setattr(blocks, "causal_convolution", convolve)
+
+
+class SizedPatcher:
+    """What comfy.model_management asks of a ModelPatcher: `bytes` of weights, of which `on_card` are on CARD.
+
+    It stands for its own model as well. ComfyUI 0.18.2 alone asks for the memory that is mapped and pinned.
+    """
+
+    parent = None
+    load_device = CARD
+
+    def __init__(self, bytes: int, on_card: int = 0, offload_device: torch.device = torch.device("cpu")):
+        self.bytes, self.on_card, self.offload_device = bytes, on_card, offload_device
+        self.model = self
+
+    def model_size(self) -> int:
+        return self.bytes
+
+    def loaded_size(self) -> int:
+        return self.on_card
+
+    def current_loaded_device(self) -> torch.device:
+        return CARD if self.on_card else self.offload_device
+
+    def partially_load(self, device: torch.device, extra_memory: float, **_: Any) -> int:
+        before, self.on_card = self.on_card, min(self.bytes, self.on_card + max(0, int(extra_memory)))
+        return self.on_card - before
+
+    def partially_unload(self, device: torch.device, memory_to_free: float, **_: Any) -> int:
+        if self.offload_device == CARD:
+            return 0
+        freed = min(self.on_card, math.ceil(memory_to_free))
+        self.on_card -= freed
+        return freed
+
+    def detach(self, unpatch_all: bool = True) -> None:
+        if unpatch_all and self.offload_device != CARD:
+            self.on_card = 0
+
+    def is_clone(self, other: object) -> bool:
+        return other is self
+
+    def is_dynamic(self) -> bool:
+        return False
+
+    def model_mmap_residency(self, free: bool = False) -> tuple[int, int]:
+        return 0, 0
+
+    def pinned_memory_size(self) -> int:
+        return 0
+
+    def model_patches_models(self) -> list:
+        return []
+
+    def model_patches_to(self, device: object) -> None: ...
+
+    def model_dtype(self) -> torch.dtype:
+        return torch.bfloat16
+
+
+class SizedCard:
+    """A card of `total` bytes with models on it, for ComfyUI's own load_models_gpu and free_memory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, total: int, *models: SizedPatcher):
+        self._models = [*models]
+        self.total = total
+        monkeypatch.setattr(mm, "get_free_memory", self._free_memory)
+        monkeypatch.setattr(mm, "soft_empty_cache", lambda *_, **__: None)
+        monkeypatch.setattr(mm, "vram_state", mm.VRAMState.NORMAL_VRAM)
+        monkeypatch.setattr(mm, "lowvram_available", True)
+        monkeypatch.setattr(mm, "current_loaded_models", [])
+        for model in models:
+            loaded: Any = mm.LoadedModel(cast(Any, model))
+            loaded.real_model, loaded.model_finalizer = weakref.ref(model), weakref.finalize(model, int)
+            mm.current_loaded_models.append(loaded)
+
+    def add(self, model: SizedPatcher) -> None:
+        """Count a model that ComfyUI has not loaded yet."""
+        if model not in self._models:
+            self._models.append(model)
+
+    def free(self) -> int:
+        return self.total - sum(model.on_card for model in self._models)
+
+    def _free_memory(self, device: Any = None, torch_free_too: bool = False) -> Any:
+        return (self.free(), 0) if torch_free_too else self.free()

@@ -12,7 +12,7 @@ import torch
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.sockets import vae as vae_socket
 from cogvideox.sockets.vae import CogVideoXVAE
-from cogvideox.tests.fake_card import failing_convolutions
+from cogvideox.tests.fake_card import CARD, SizedCard, SizedPatcher, failing_convolutions
 from cogvideox.vae import plan as plans
 from cogvideox.vae.plan import OffloadPlan
 
@@ -47,6 +47,7 @@ def needed(shape: torch.Size, dtype: torch.dtype, plan: OffloadPlan) -> int:
 def chosen(vae: CogVideoXVAE, memory: str, free: int, loaded: int, monkeypatch: pytest.MonkeyPatch) -> str:
     """The mode that a decode runs in with `free` bytes free and `loaded` of WEIGHTS bytes of weights on the device."""
     monkeypatch.setattr(mm, "get_free_memory", lambda device=None, **_: free)
+    monkeypatch.setattr(mm, "current_loaded_models", [])
     monkeypatch.setattr(mm, "load_models_gpu", lambda models, memory_required=0, **_: None)
     monkeypatch.setattr(vae, "size", WEIGHTS)
     monkeypatch.setattr(vae.patcher, "loaded_size", lambda: loaded)
@@ -69,6 +70,61 @@ def test_auto_leaves_room_for_weights_still_to_load(
     room = NEEDED["fast"] + WEIGHTS - loaded
     assert chosen(vae, "auto", room, loaded, monkeypatch) == "fast"
     assert chosen(vae, "auto", room - 1, loaded, monkeypatch) == "medium"
+
+
+def loaded_on(
+    card: SizedCard, vae: CogVideoXVAE, monkeypatch: pytest.MonkeyPatch, needs: dict[str, int], weights: SizedPatcher
+) -> str:
+    """The mode of an automatic decode on `card`, with the VAE's `weights` loaded by ComfyUI itself."""
+    card.add(weights)
+    monkeypatch.setattr(vae, "patcher", weights)
+    monkeypatch.setattr(vae, "size", weights.bytes)
+    monkeypatch.setattr(vae, "device", CARD)
+    plan = vae._load("auto", None, torch.Size((1, 16, 13, 60, 90)), lambda shape, dtype, plan: needs[plan.name])
+    return plan.name
+
+
+GIB = 1 << 30
+NEEDS = {"fast": 6 * GIB, "medium": 4 * GIB, "low": 2 * GIB, "least": GIB}
+
+
+@pytest.mark.parametrize("shares", ((10,), (6, 4)))
+def test_a_full_card_is_emptied_for_the_fastest_mode(
+    vae: CogVideoXVAE, shares: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After sampling the diffusion model fills the card: auto took the leanest mode, minutes slower, although ComfyUI
+    would have let the model go. It lets go of as much as the decode needs, and of no more."""
+    models = [SizedPatcher(share * GIB, share * GIB) for share in shares]
+    card, weights = SizedCard(monkeypatch, 11 * GIB, *models), SizedPatcher(GIB // 2)
+    assert loaded_on(card, vae, monkeypatch, NEEDS, weights) == "fast"
+    assert weights.on_card == weights.bytes and NEEDS["fast"] <= card.free() < NEEDS["fast"] + 2 * GIB
+    assert sum(model.on_card for model in models) > 2 * GIB
+
+
+def test_what_comfyui_cannot_unload_does_not_count(vae: CogVideoXVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --highvram unloaded models stay on the card, and what another program holds there is not ComfyUI's: a mode
+    chosen for it would run out of memory."""
+    kept = SizedPatcher(6 * GIB, 6 * GIB, offload_device=CARD)
+    card = SizedCard(monkeypatch, 11 * GIB, kept)
+    assert loaded_on(card, vae, monkeypatch, NEEDS, SizedPatcher(GIB // 2)) == "medium"
+    assert kept.on_card == 6 * GIB
+    card = SizedCard(monkeypatch, 11 * GIB, SizedPatcher(2 * GIB, 2 * GIB))
+    card.add(SizedPatcher(7 * GIB, 7 * GIB))  # of another program: ComfyUI knows nothing of it
+    assert loaded_on(card, vae, monkeypatch, NEEDS, SizedPatcher(GIB // 2)) == "low"
+
+
+def test_weights_of_the_vae_itself_are_not_counted_as_room(vae: CogVideoXVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are needed for the decode: counted as what can go, they would take the place of its frames."""
+    weights = SizedPatcher(2 * GIB, 2 * GIB)
+    card = SizedCard(monkeypatch, 7 * GIB, weights)
+    assert loaded_on(card, vae, monkeypatch, NEEDS, weights) == "medium"
+
+
+def test_shared_memory_is_counted_once(vae: CogVideoXVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Mac a model that is unloaded stays in the same memory."""
+    card = SizedCard(monkeypatch, 11 * GIB, SizedPatcher(8 * GIB, 8 * GIB))
+    monkeypatch.setattr(mm, "vram_state", mm.VRAMState.SHARED)
+    assert loaded_on(card, vae, monkeypatch, NEEDS, SizedPatcher(GIB // 2)) == "low"
 
 
 @pytest.mark.parametrize(("memory", "mode"), (("fast", "fast"), ("low", "low")))
