@@ -19,6 +19,9 @@ a logger
     has a filter while a VAE asks ComfyUI for its defaults (without_warnings). It drops warnings of that thread only.
 accelerate's states
     are those of the training while one runs in the graph (own_states); those of other packs are put back after it.
+`diffusers.utils.import_utils`
+    is told that a package is not installed which cannot be imported (hide_from_diffusers): peft, accelerate or another
+    without which CogVideoX runs. diffusers would fail for every pack; see host.optional_packages.
 
 A wrapper hands every call for other models and latent formats on, unchanged: with whatever arguments a newer version of
 ComfyUI has added.
@@ -32,7 +35,7 @@ import functools
 import logging
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
@@ -232,6 +235,13 @@ def without_warnings(logger: logging.Logger) -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_wanted)
+
+
+def hide_from_diffusers(import_utils: ModuleType, flags: Iterable[str]) -> None:
+    """Have diffusers go without packages that cannot be imported. flags: the names by which it knows that they are
+    installed, such as `_peft_available`."""
+    for flag in flags:
+        setattr(import_utils, flag, False)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from ..errors import UserError
 from ..host.compat import is_dynamic, model_patcher_class
 from ..host.ops import adopt_ops
+from ..host.optional_packages import prepare_diffusers
 from ..sockets.control import CogVideoXControl, base_family
 from ..sockets.families import FAMILIES
 from ..transformer.parameter_types import parameter_dtype
@@ -68,6 +69,7 @@ def build_control_net(
     config: "ControlConfig", storage: torch.dtype, compute: torch.dtype | None
 ) -> "CogVideoXControlNet":
     """An empty control net on the meta device: leaves are ComfyUI operations, parameters have their final dtypes."""
+    prepare_diffusers()
     from ..transformer.control_net import CogVideoXControlNet
 
     with torch.device("meta"):
@@ -88,8 +90,10 @@ def resolve_control_config(
     config: the config.json of the weights; None takes that of the published control nets of this size.
     source: path for messages.
 
-    Raises UserError where config and weights contradict each other, or for a control net that cannot run here.
+    Raises UserError where config and weights contradict each other, for a control net that cannot run here, and as
+    prepare_diffusers does.
     """
+    prepare_diffusers()
     from ..transformer.control_net import ControlConfig
 
     shape = control_shape(state_dict, source)

@@ -13,6 +13,7 @@ import torch
 
 from ..errors import UserError
 from ..host.ops import adopt_ops
+from ..host.optional_packages import prepare_diffusers
 from ..host.quantized import dequantized
 from ..keys import read_concat, with_positions
 from ..samplers.conditioning import concat_channels, image_scale
@@ -318,9 +319,10 @@ def build_dit(
 
     config: diffusers' config.json. storage, compute: as for transformer.parameter_types.parameter_dtype.
 
-    Raises UserError where the config does not describe a CogVideoX model.
+    Raises UserError where the config does not describe a CogVideoX model, and as prepare_diffusers does.
     """
     # Importing diffusers takes seconds, which ComfyUI's start should not wait for.
+    prepare_diffusers()
     from ..transformer.dit import CogVideoXDiT
 
     try:

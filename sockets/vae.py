@@ -15,6 +15,7 @@ from ..errors import UserError, quoted
 from ..host.compat import available_memory, model_patcher_class
 from ..host.messages import Notify, clear_running_node
 from ..host.ops import adopt_ops
+from ..host.optional_packages import prepare_diffusers
 from ..host.patches import without_warnings
 from ..samplers.front import split_front
 from ..vae.activation import modulated_silu
@@ -262,9 +263,10 @@ def build_autoencoder(config: dict[str, Any], dtype: torch.dtype) -> "CogVideoXA
 
     config: the VAE's config.json, within the limits of model_loaders.config_limits.
 
-    Raises UserError where it does not describe a CogVideoX VAE.
+    Raises UserError where it does not describe a CogVideoX VAE, and as prepare_diffusers does.
     """
-    from ..vae.network import CogVideoXAutoencoder  # imports diffusers
+    prepare_diffusers()
+    from ..vae.network import CogVideoXAutoencoder
 
     try:
         model: CogVideoXAutoencoder = model_on_meta(CogVideoXAutoencoder, config)

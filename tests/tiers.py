@@ -14,6 +14,7 @@ TESTS = Path(__file__).resolve().parent
 SLOW = (
     "devtools/test_environment.py::test_half_made_venv_is_recreated_and_a_working_one_kept",
     "devtools/test_server.py::test_server_does_not_outlive_a_command_that_is_ended",
+    "host/test_optional_packages.py::test_models_load_whatever_diffusers_would_import_besides",
     "model_loaders/files/test_fuzz.py",
     "model_loaders/files/test_official_sizes.py::test_a_whole_model_is_mapped_not_read",
     "sockets/test_model.py::test_torch_compile_node",

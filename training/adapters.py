@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UserError
 from ..host.ops import adopt_ops
+from ..host.optional_packages import import_package
 from ..host.quantized import is_quantized
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.export import diffusers_lora
@@ -26,9 +27,9 @@ def attach_lora(dit: torch.nn.Module, config: TrainConfig = TrainConfig()) -> No
     A is drawn from config.seed as torch draws a Linear's weight, and B is zero: at first the model computes what it
     does without a LoRA. The layers beneath may be of any type, including quantised ones.
 
-    Raises UserError where peft is not installed, or the model multiplies in fp8 or int8 and has no gradients.
+    Raises UserError where peft is missing or broken, or the model multiplies in fp8 or int8 and has no gradients.
     """
-    peft = _peft()
+    peft = import_package("peft", "Training a LoRA")
     _require_gradients(dit, config.targets)
     dit.requires_grad_(False)
     adapter = peft.LoraConfig(
@@ -99,17 +100,6 @@ def save_lora(
     header = {**metadata, "format": header["format"], HEADER_KEY: header[HEADER_KEY]}
     write_tensors(path, tensors, header, overwrite=overwrite)
     return path
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise UserError(
-            f"LoRAs are trained with peft, which cannot be imported ({error}). Install it into ComfyUI's Python: "
-            "python -m pip install peft accelerate"
-        ) from error
-    return peft
 
 
 def _require_gradients(dit: torch.nn.Module, targets: Sequence[str]) -> None:

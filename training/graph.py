@@ -1,6 +1,5 @@
 """The driver inside ComfyUI: a LoRA trained on a copy of the MODEL that a graph gives."""
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import comfy.model_patcher
 
 from ..errors import UserError
+from ..host.optional_packages import import_package, is_installed
 from ..host.training_mode import (
     InterruptProcessingException,
     fresh_copy,
@@ -17,6 +17,8 @@ from ..host.training_mode import (
 )
 from ..sockets.model import require_cogvideox_model
 from .config import TrainConfig
+
+_PACKAGES = ("accelerate", "peft")
 
 
 class TrainedLora(dict):
@@ -120,10 +122,13 @@ class ProgressCallback:
 
 
 def _require_packages() -> None:
-    missing = [name for name in ("accelerate", "peft") if importlib.util.find_spec(name) is None]
+    """Raises UserError where accelerate or peft, which only trainings import, are missing or cannot be imported."""
+    missing = [name for name in _PACKAGES if not is_installed(name)]
     if missing:
         packages = f"package{'s' * (len(missing) > 1)} {' and '.join(missing)}"
         raise UserError(
             f"Training needs the Python {packages}, which ComfyUI's Python does not have. Install what is missing into "
             f"ComfyUI's Python: python -m pip install {' '.join(missing)}"
         )
+    for name in _PACKAGES:
+        import_package(name, "Training")

@@ -28,6 +28,9 @@ def main(arguments: list[str]) -> int:
     try:
         # ComfyUI chooses its device when it is first imported: its options have to be set before anything imports it.
         use_comfyui(cpu=not torch.cuda.is_available())
+        from ..host.optional_packages import import_package
+
+        import_package("accelerate", "Training")
         from .headless import train_recipe
 
         # Each line at once: the output of a program that is not in a terminal is buffered.

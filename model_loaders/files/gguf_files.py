@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
-from ...errors import UserError
 from ...host.compat import throw_if_interrupted
+from ...host.optional_packages import import_package
 from .gguf_blocks import GGUF_TYPES, gguf_tensor
 from .gguf_guard import MAX_DIMENSIONS, check_gguf_header
 from .headers import Entry, Header, damaged
@@ -38,7 +38,7 @@ def looks_like_gguf(path: Path) -> bool:
 def read_gguf_header(path: Path) -> Header:
     """The tensors of a GGUF file; their bytes are not read.
 
-    Raises UserError where the file is cut short or damaged, or the `gguf` package is missing.
+    Raises UserError where the file is cut short or damaged, or the `gguf` package is missing or broken.
     """
     reader = _reader(path)
     return Header({t.name: Entry(_shape(reader, t), _torch_type(t)) for t in reader.tensors}, {})
@@ -58,13 +58,7 @@ def open_gguf(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _reader(path: Path) -> GGUFReader:
-    try:
-        import gguf
-    except ImportError as error:
-        raise UserError(
-            f"{path} is a GGUF file. Reading it takes the Python package `gguf`, which is not installed. Install this "
-            "pack's requirements (pip install -r requirements.txt)."
-        ) from error
+    gguf = import_package("gguf", f"{path} is a GGUF file. Reading it")
     size = path.stat().st_size
     try:
         check_gguf_header(path)
