@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import browser, comfyui, environment, models, overlay, paths, server, suite
+from . import browser, comfyui, environment, libraries, models, overlay, paths, server, suite
 from .console import say
 from .errors import DevError, describe_full_disk, is_disk_full
 from .process import run_foreground, run_logged
@@ -19,10 +19,11 @@ from .process import run_foreground, run_logged
 
 @dataclass(frozen=True)
 class Setup:
-    """A machine that is ready: ComfyUI's folder and the venv's interpreter."""
+    """A machine that is ready: ComfyUI's folder and the interpreter. installed: a digest of what is in the venv."""
 
     host: Path
     python: Path
+    installed: str = ""
 
     def environ(self, **more: str) -> dict[str, str]:
         """This process's environment variables, and those that tests and benchmarks read."""
@@ -124,11 +125,21 @@ def serve(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def test(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Run a tier of the test suite inside the venv."""
+    """Run a tier of the test suite inside the venv, or in environments with other versions of libraries."""
+    if arguments.libraries is not None and (arguments.host is not None or arguments.faults):
+        raise DevError("--libraries takes neither --host nor --faults: run the two commands one after the other.")
     setup = prepare(arguments, for_tests=True)
     chromium = browser.ensure_browser(paths.LOGS)
     environ = setup.environ(**({"CHROMIUM": chromium} if chromium else {}))
-    return suite.run(setup.python, environ, arguments, rest)
+    if arguments.libraries is None:
+        return suite.run(setup.python, environ, arguments, rest)
+    ended = {}
+    for chosen in libraries.SETS if arguments.libraries == "all" else [arguments.libraries]:
+        python = libraries.prepare(chosen, setup.python, setup.host, setup.installed)
+        ended[chosen] = suite.run(python, environ, arguments, rest)
+    for chosen, status in ended.items():
+        say(f"{chosen}: {'passed' if status == 0 else f'failed (exit status {status})'}")
+    return next((status for status in ended.values() if status), 0)
 
 
 def bench(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -176,7 +187,7 @@ def prepare(arguments: argparse.Namespace, *, for_tests: bool) -> Setup:
         python = overlay.prepare(python, host, release.version, installed)
     say(f"ComfyUI: {host}")
     comfyui.prepare_base(paths.BASE, paths.ROOT, paths.PACK_NAME)
-    return Setup(host, python)
+    return Setup(host, python, installed)
 
 
 def _chosen_host(arguments: argparse.Namespace) -> tuple[comfyui.Release, Path | None]:

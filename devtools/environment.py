@@ -69,11 +69,19 @@ def create_venv(venv: Path, logs: Path) -> Path:
 
 
 def install(
-    python: Path, name: str, requirements: Sequence[Path], constraints: Path, stamps: Path, logs: Path, after: str = ""
+    python: Path,
+    name: str,
+    requirements: Sequence[Path],
+    constraints: Path,
+    stamps: Path,
+    logs: Path,
+    after: str = "",
+    upgrade: bool = False,
 ) -> str:
     """pip-install requirement files unless the stamp says that exactly these are installed; returns their digest.
 
-    name: of the stamp and in the messages. after: the digest of an install this one builds on.
+    name: of the stamp and in the messages. after: the digest of an install this one builds on. upgrade: take the newest
+    of what is named, whatever is installed.
     Raises: DevError when offline, when the disk is full, when pip finds no solution.
     """
     digest = digest_files([*requirements, constraints], after)
@@ -85,7 +93,7 @@ def install(
     say(f"{name}: installing, which takes minutes the first time (log: {log})")
     stamp.unlink(missing_ok=True)
     files = [argument for file in requirements for argument in ("-r", str(file))]
-    run_pip(python, ["install", *files, "-c", str(constraints)], name, log)
+    run_pip(python, ["install", *(["--upgrade"] if upgrade else []), *files, "-c", str(constraints)], name, log)
     stamps.mkdir(parents=True, exist_ok=True)
     stamp.write_text(digest, "utf-8")
     return digest

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import comfyui, paths
+from . import comfyui, libraries, paths
 from .console import say
 from .process import run_foreground
 
@@ -30,15 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VERSION",
         help=f"run in this ComfyUI, the fast tier where it is not the newest: {', '.join(_HOSTS)}",
     )
+    parser.add_argument(
+        "--libraries",
+        choices=(*libraries.SETS, "all"),
+        help="run the fast tier with other versions of transformers, diffusers, peft, accelerate and gguf: "
+        + "; ".join(f"{name}, {meaning}" for name, meaning in libraries.SETS.items())
+        + "; or all of these in turn",
+    )
     parser.add_argument("--coverage", action="store_true", help="print which lines and branches were run")
-    parser.set_defaults(tier=None, faults=False, coverage=False, host=None)
+    parser.set_defaults(tier=None, faults=False, coverage=False, host=None, libraries=None)
 
 
 def run(python: Path, environ: Mapping[str, str], arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the tier that `arguments` ask for; returns the exit status. rest: arguments for pytest."""
     if arguments.faults:
         return run_foreground([str(python), "-m", "cogvideox.tests.faults.run", *rest], cwd=paths.ROOT, env=environ)
-    tier = arguments.tier or ("standard" if arguments.host in (None, comfyui.PINNED.version) else "fast")
+    pinned = arguments.host in (None, comfyui.PINNED.version) and arguments.libraries is None
+    tier = arguments.tier or ("standard" if pinned else "fast")
     say(f"Running pytest, the {tier} tier")
     options = [f"--tier={tier}", *worker_options(rest, os.cpu_count() or 1), *rest]
     if any(option.startswith("-n") for option in options):

@@ -56,7 +56,7 @@ def prepare_diffusers() -> None:
     """Import what the pack takes of diffusers, which takes seconds the first time.
 
     diffusers imports peft, accelerate, gguf and others wherever they are installed, though nothing that the pack takes
-    needs them, and fails with any that is broken: peft before 0.18 stops all of diffusers under transformers 5. Such a
+    needs them, and fails with any that is broken: peft 0.17 stops all of diffusers under transformers 5. Such a
     package is named in the log, and diffusers is told that it is not there.
 
     Raises UserError where diffusers itself, or what it cannot do without, is missing, broken or too old.
@@ -84,6 +84,10 @@ def _broken(name: str, error: BaseException) -> str:
     except importlib.metadata.PackageNotFoundError:
         found = name
     cause = _first(error)
+    # A name that another package no longer has, or not yet: pip keeps both as they are unless it is told of both.
+    asked = str(getattr(cause, "name", None) or name).partition(".")[0]
+    if asked != name and is_installed(asked):
+        pip_name = f"{pip_name} {_DISTRIBUTIONS.get(asked, asked)}"
     return (
         f"{found}, which cannot be imported ({type(cause).__name__}: {quoted(str(cause))}). Update it in ComfyUI's "
         f"Python: python -m pip install --upgrade {pip_name}"

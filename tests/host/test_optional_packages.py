@@ -126,6 +126,14 @@ def test_a_missing_and_a_broken_package_are_told_apart(packages: Path) -> None:
         import_package("halved", "X")
 
 
+def test_a_package_that_another_one_is_too_old_for(packages: Path) -> None:
+    """peft 0.18.0 asks transformers 4.50 in vain for a module: the newest peft alone may do so as well."""
+    break_package(packages, "halved", "from pytest import no_such_name", "1.2")
+    importlib.invalidate_caches()
+    with pytest.raises(UserError, match="no_such_name.* python -m pip install --upgrade halved pytest$"):
+        import_package("halved", "X")
+
+
 def test_gguf_that_cannot_be_imported(packages: Path, tmp_path: Path) -> None:
     """A gguf that meets a numpy it does not know raises an AttributeError."""
     break_package(packages, "gguf", FAILURES["accelerate"], "0.9.0")
