@@ -15,6 +15,7 @@ from . import browser, comfyui, environment, libraries, models, overlay, paths, 
 from .console import say
 from .errors import DevError, describe_full_disk, is_disk_full
 from .process import run_foreground, run_logged
+from .signals import forget_callers_signals
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,7 @@ def _server(setup: Setup, port: int | None, name: str, user_directory: Path | No
 def _stopping_when_asked() -> Iterator[None]:
     """Let `finally` clauses run, and with them the server stop, on SIGTERM and when the terminal is closed."""
     before = {}
+    forget_callers_signals()
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cogvideox.devtools.signals import forget_callers_signals
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import use_comfyui
 from cogvideox.tests.measured import ERRORS, FUZZ, LAYOUT_MATRIX, PARITY, dump_measured, merge_measured
@@ -28,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    forget_callers_signals()
     if hasattr(config, "workerinput"):
         import torch
 

@@ -130,12 +130,17 @@ def test_server_does_not_outlive_a_command_that_is_ended(tmp_path, name):
     code = (
         "import signal, time\nfrom pathlib import Path\nfrom cogvideox.devtools import cli, server\n"
         # Under nohup a hang-up is ignored, by these tests and by what they start.
-        f"signal.signal(signal.{name}, signal.SIG_DFL)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "with cli._stopping_when_asked(), server.running_server("
         "Path('host'), Path('base'), log=Path('log').resolve(), cpu=True) as running:\n"
         "    print(running.process.pid, flush=True)\n    time.sleep(60)\n"
     )
-    command = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE)
+    # A caller that is ended itself may have the signal ignored or blocked.
+    ignored = f"signal.signal(signal.{name}, signal.SIG_IGN); signal.pthread_sigmask(signal.SIG_BLOCK, [signal.{name}])"
+    caller = f"import os, signal, sys; {ignored}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = subprocess.Popen(
+        [sys.executable, "-c", caller, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, env={**os.environ}
+    )
     assert command.stdout is not None
     pid = int(command.stdout.readline())
     number = getattr(signal, name)
