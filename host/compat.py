@@ -1,5 +1,6 @@
 """How ComfyUI's versions and the devices differ: no other module asks for either."""
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,14 @@ try:
     from comfy import model_prefetch
 except ImportError:  # ComfyUI before dynamic VRAM
     model_prefetch = None
+
+
+def comfyui_version() -> str:
+    """ComfyUI's version, or "unknown" where it does not say."""
+    try:
+        return str(importlib.import_module("comfyui_version").__version__)
+    except (ImportError, AttributeError):
+        return "unknown"
 
 
 def attention_for(device: torch.device) -> Callable[..., torch.Tensor]:

@@ -17,12 +17,14 @@ from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter import WeightAdapterBase
 
 from ..errors import UserError
+from .compat import comfyui_version
 from .patches import register_layout
 
 # Without the package comfy-kitchen ComfyUI defines an empty class QuantizedTensor, so that importing the name succeeds.
 _AVAILABLE = hasattr(QuantizedTensor, "from_float")
 _ALGORITHMS = getattr(comfy.quant_ops, "QUANT_ALGOS", {})
 FP8_LAYOUTS = {torch.float8_e4m3fn: "TensorCoreFP8E4M3Layout", torch.float8_e5m2: "TensorCoreFP8E5M2Layout"}
+_INT8_SINCE = "0.30.0"  # of the versions that the tests know the first with this type; 0.24.0 lacks it
 INT8_LAYOUT, GGUF_LAYOUT = "TensorWiseINT8Layout", "CogVideoXGGUFLayout"
 # layout -> its name in the files that ComfyUI writes
 FORMATS = {algorithm["comfy_tensor_layout"]: name for name, algorithm in _ALGORITHMS.items()}
@@ -208,14 +210,30 @@ def _wrap(data: torch.Tensor, layout: str, **params: Any) -> QuantizedTensor:
     return QuantizedTensor(data, layout, layout_class.Params(**params))
 
 
+def has_int8() -> bool:
+    """Whether this ComfyUI has a type for int8 weights."""
+    return _AVAILABLE and INT8_LAYOUT in FORMATS
+
+
+def require_mode(mode: str) -> None:
+    """Raises UserError where this ComfyUI lacks the type of `mode`, one of QUANTIZED_MODES."""
+    _require(INT8_LAYOUT if mode == "int8" else FP8_LAYOUTS[torch.float8_e4m3fn])
+
+
 def _require(layout: str) -> None:
     if _AVAILABLE and (layout in FORMATS or layout == GGUF_LAYOUT):
         return
     what = {GGUF_LAYOUT: "GGUF", INT8_LAYOUT: "int8"}.get(layout, "fp8")
-    lack = "this version of ComfyUI has no such type" if _AVAILABLE else "its package comfy-kitchen is not installed"
+    other = "fp16 or bf16"
+    if not _AVAILABLE:
+        lack = "its package comfy-kitchen is not installed"
+    elif layout == INT8_LAYOUT:
+        lack = f"this version of ComfyUI, {comfyui_version()}, has no such type; {_INT8_SINCE} has it"
+        other = f"fp8_e4m3fn, {other}"
+    else:
+        lack = f"this version of ComfyUI, {comfyui_version()}, has no such type"
     raise UserError(
-        f"Weights in {what} cannot be loaded: {lack}. Update ComfyUI and its requirements, or use a checkpoint in fp16 "
-        "or bf16."
+        f"Weights in {what} cannot be used: {lack}. Update ComfyUI and its requirements, or use {other} instead."
     )
 
 

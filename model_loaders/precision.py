@@ -10,7 +10,7 @@ import comfy.utils
 import torch
 
 from ..errors import UserError
-from ..host.quantized import FP8_LAYOUTS, QUANTIZED_MODES, is_quantized
+from ..host.quantized import FP8_LAYOUTS, QUANTIZED_MODES, is_quantized, require_mode
 from ..host.quantized_ops import FastQuantizedOps, QuantizedOps
 
 # The precisions of VAEs and control nets: dtypes of torch. None: chosen for the device. In a control net, fp8_e4m3fn is
@@ -125,12 +125,16 @@ def holds_quantized(state_dict: Mapping[str, torch.Tensor]) -> bool:
 
 
 def check_precision(weight_dtype: str, device: torch.device) -> None:
-    """Raises UserError for an unknown `weight_dtype`, or one whose matrix multiplication `device` does not support."""
+    """Raises UserError for an unknown `weight_dtype`, one that this ComfyUI has no type for, or one whose matrix
+    multiplication `device` does not support."""
     if weight_dtype not in PRECISIONS:
         raise UserError(f"There is no precision {weight_dtype}. Choose one of {', '.join(PRECISIONS)}.")
+    mode = quantized_mode(weight_dtype)
+    if mode is None:
+        return
+    require_mode(mode)
     if weight_dtype not in FAST_MODES:
         return
-    mode = weight_dtype.removesuffix(_FAST)
     obstacle = fp8_matmul_obstacle(device) if mode == "fp8_e4m3fn" else int8_matmul_obstacle(device)
     if obstacle:
         raise UserError(

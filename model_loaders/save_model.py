@@ -11,7 +11,16 @@ import comfy.model_patcher
 import torch
 
 from ..errors import UserError
-from ..host.quantized import dequantized, is_gguf, is_quantized, quantize, quantized_state_dict, requantize
+from ..host.quantized import (
+    QUANTIZED_MODES,
+    dequantized,
+    is_gguf,
+    is_quantized,
+    quantize,
+    quantized_state_dict,
+    requantize,
+    require_mode,
+)
 from ..samplers.checks import check_merge
 from ..sockets.model import CogVideoXModel, require_cogvideox_model
 from ..transformer.parameter_types import is_block_matrix
@@ -22,6 +31,12 @@ AS_LOADED = "as loaded"
 SAVE_DTYPES = (AS_LOADED, "fp32", "bf16", "fp16", "fp8_e4m3fn", "int8")
 _PREFIX = "diffusion_model."
 _KEEP = "keep"  # as a weight's format: the quantisation that it has
+
+
+def check_save_dtype(weight_dtype: str) -> None:
+    """Raises UserError for one of SAVE_DTYPES that this ComfyUI has no type for."""
+    if weight_dtype in QUANTIZED_MODES:
+        require_mode(weight_dtype)
 
 
 def save_model(

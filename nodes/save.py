@@ -11,7 +11,7 @@ from ..complete_file import remove_unfinished
 from ..host import folders
 from ..host.messages import show_on_node
 from ..model_loaders.files.safetensors_writer import refuse_taken
-from ..model_loaders.save_model import AS_LOADED, SAVE_DTYPES, save_model
+from ..model_loaders.save_model import AS_LOADED, SAVE_DTYPES, check_save_dtype, save_model
 from .input_checks import checked
 
 _CATEGORY = "diffusion_models"
@@ -25,7 +25,7 @@ def _check_name(name: str) -> None:
     refuse_taken(_path(name))
 
 
-@checked(_check_name)
+@checked(_check_name, check_save_dtype)
 class CogVideoXSaveModel(io.ComfyNode):
     """MODEL -> one .safetensors file under models/diffusion_models."""
 

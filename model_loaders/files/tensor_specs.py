@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import UserError, quoted
-from ...host.quantized import dequantized, fp8_tensor, int8_tensor
+from ...host.quantized import dequantized, fp8_tensor, has_int8, int8_tensor
 from .gguf_blocks import BLOCK_FORMATS, gguf_tensor
 from .headers import Entry, Header, json_metadata, json_object
 
@@ -154,7 +154,7 @@ def assemble(spec: TensorSpec, tensors: Mapping[str, torch.Tensor], source: str)
         # ComfyUI's int8 layout is symmetric: code 0 stands for 0. torchao also writes zero points that are all 0.
         is_centred = zero_point is None or torch.count_nonzero(zero_point) == 0
         # collect_specs has refused int8 without a scale.
-        if scale is not None and data.ndim == 2 and scale.numel() in (1, data.shape[0]) and is_centred:
+        if has_int8() and scale is not None and data.ndim == 2 and scale.numel() in (1, data.shape[0]) and is_centred:
             return int8_tensor(data, scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(()), torch.float32)
         return _unpacked(data, scale, zero_point)
     if data.ndim != 2 or (scale is not None and scale.numel() != 1):
@@ -182,7 +182,8 @@ def _fits(scale: torch.Tensor, data: torch.Tensor) -> bool:
 def _unpacked(data: torch.Tensor, scale: torch.Tensor | None, zero_point: torch.Tensor | None) -> torch.Tensor:
     """The values in bf16, for what ComfyUI's quantised layouts cannot hold.
 
-    That is a scale for each group within a row, a zero point, or a tensor that is not a matrix.
+    That is a scale for each group within a row, a zero point, a tensor that is not a matrix, and all int8 in a ComfyUI
+    that has no type for it.
     """
     values = data.to(torch.float32)
     # A matrix [out, in] with a scale for each group of neighbours in a row, [out, groups]: values as
