@@ -5,9 +5,8 @@ Its keys are fields of dataclasses: [training] is TrainConfig, [dataset] is Data
 
 import dataclasses
 import difflib
-import importlib
+import importlib.util
 import json
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from ..errors import UserError, quoted
 from ..host.file_names import find_problem
+from ..host.optional_packages import import_package
 from ..model_loaders.precision import FAST_MODES, PRECISIONS
 from .clips import DatasetSpec, check_spec
 from .config import MODES, TrainConfig
@@ -129,7 +129,7 @@ def _parse(path: Path) -> dict:
         raise UserError(f"The recipe {path} cannot be read: {error}") from error
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
-        values = json.loads(text) if kind == "JSON" else _toml().loads(text)
+        values = json.loads(text) if kind == "JSON" else read_toml(text)
     except ValueError as error:
         raise UserError(f"{path} is not valid {kind}: {error}. {_EXAMPLE}") from error
     if not isinstance(values, dict):
@@ -137,14 +137,12 @@ def _parse(path: Path) -> dict:
     return values
 
 
-def _toml() -> types.ModuleType:
-    try:
-        # By name: a type checker that is set to Python 3.10 would report an import of a module that 3.10 does not have.
-        return importlib.import_module("tomllib")
-    except ModuleNotFoundError as error:  # Python 3.10
-        raise UserError(
-            "Python 3.11 or newer is needed to read TOML. Use one, or write the recipe as JSON with the same sections."
-        ) from error
+def read_toml(text: str) -> dict[str, Any]:
+    """Raises ValueError for what is not TOML, UserError where Python 3.10 lacks the package that reads it."""
+    # By name: a type checker that is set to Python 3.10 would report an import of a module that 3.10 does not have.
+    if importlib.util.find_spec("tomllib") is not None:
+        return importlib.import_module("tomllib").loads(text)
+    return import_package("tomli", "Reading a TOML recipe with Python 3.10").loads(text)
 
 
 def _build(part: type[T], values: object, section: str, path: Path) -> T:

@@ -8,6 +8,7 @@ import pytest
 
 from cogvideox.devtools import browser, cli, environment, libraries, overlay, paths, suite
 from cogvideox.devtools.errors import DevError
+from cogvideox.training.recipe import read_toml
 
 PACK = "# comment\naccelerate>=1.7.0\npeft >= 0.18.0\n\ntomli>=2.0; os_name == 'x'\n"
 HOST = "torch\ntransformers>=4.50.3\nnumpy>=1.25.0\n"
@@ -31,10 +32,8 @@ def test_versions_are_those_that_the_requirements_allow(chosen: str, lines: list
 
 def test_every_requirement_of_the_pack_has_a_lowest_version() -> None:
     """requirements.txt and pyproject.toml name the same: what only one of them allows would not be tested."""
-    import tomllib
-
     pack = (paths.ROOT / "requirements.txt").read_text("utf-8")
-    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    project = read_toml((paths.ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert project["dependencies"] == libraries._lines(pack)
     assert libraries.requirements("lowest", pack, HOST).count("==") == len(project["dependencies"]) + 1
     with pytest.raises(DevError, match="'scipy' has no lowest version"):

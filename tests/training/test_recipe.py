@@ -1,10 +1,12 @@
 """Recipes: what they say, what they are refused for, and whole trainings from them."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,7 @@ def test_every_training_setting_can_be_written(places: Path) -> None:
 
 
 def test_json_says_the_same(places: Path) -> None:
-    """Python 3.10 reads no TOML."""
+    """For programs that write recipes: few languages write TOML."""
     sections = {
         "model": {"path": "CogVideoX-5b"},
         "dataset": {"folder": "clips"},
@@ -80,6 +82,19 @@ def test_json_says_the_same(places: Path) -> None:
     path = places / "recipe.json"
     path.write_text(json.dumps(sections))
     assert recipes.load_recipe(path) == recipes.load_recipe(written(places, EXAMPLE))
+
+
+def test_python_3_10_reads_toml_with_a_package(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no tomllib, and was told to write JSON; the pack's requirements bring the package that became tomllib."""
+    tomllib = pytest.importorskip("tomllib", reason="this Python has the package itself")
+    recipe = recipes.load_recipe(written(places, EXAMPLE))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tomllib" else real(name))
+    monkeypatch.setitem(sys.modules, "tomli", None)
+    with pytest.raises(errors.UserError, match="Python 3.10 needs the Python package tomli, which is not installed"):
+        recipes.load_recipe(written(places, EXAMPLE))
+    monkeypatch.setitem(sys.modules, "tomli", tomllib)
+    assert recipes.load_recipe(written(places, EXAMPLE)) == recipe
 
 
 STEPS = "max_steps = 1000"
