@@ -95,9 +95,10 @@ def test_first_frames_as_image_to_video_gives_them(models: tuple[CogVideoXVAE, c
     theirs = image.execute(positive[0], positive[0], models[0], 64, 64, 9, 1, start_image=taken).args[0][0][1]
     ours = positive[0][0][1]
     assert latents[0]["cogvideox_images"].shape == (3, 16, 1, 8, 8)
-    assert ours.keys() == theirs.keys()
-    for key, value in theirs.items():
-        assert torch.equal(ours[key], value) if isinstance(value, torch.Tensor) else ours[key] == value
+    # The picture for 2b-img2vid, which is not trained, is encoded only when a run on it begins.
+    assert ours.keys() == theirs.keys() - {"cogvideox_repeated"}
+    for key, value in ours.items():
+        assert torch.equal(theirs[key], value) if isinstance(value, torch.Tensor) else theirs[key] == value
 
 
 def test_core_trains_on_the_lists(
