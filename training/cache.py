@@ -24,7 +24,8 @@ from ..host.compat import throw_if_interrupted
 from ..host.quantized import is_quantized
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..small_files import read_small_text
-from .clips import MAX_LIST_BYTES, pictures_in
+from .caption_lists import MAX_LIST_BYTES
+from .clips import pictures_in
 
 FOLDER = ".cogvideox_cache"
 _FORMAT = "1"  # part of every file's name: raise it when the contents of the files change, and older ones are unused

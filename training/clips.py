@@ -1,8 +1,5 @@
 """A dataset on disk: which clips a folder holds, and what their captions are."""
 
-import csv
-import io
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -12,8 +9,8 @@ from ..errors import UserError, quoted
 from ..host.compat import throw_if_interrupted
 from ..host.folders import DATASETS, DATASETS_VARIABLE, is_in_datasets
 from ..host.inside import is_inside, is_spelled_inside
-from ..small_files import read_small_text
 from ..vae.geometry import SIZE_STEP, check_size
+from .caption_lists import Row, UnusableClipError, read_csv_rows, read_json_rows, read_line_pairs, read_text
 from .config import MAX_SEED
 from .fields import check_settings, setting
 
@@ -23,22 +20,16 @@ CROPS = ("center", "random")
 SHORTER = ("skip", "bucket")
 BUCKETS = ("fixed", "auto")
 MAX_SIDE, MAX_FRAMES = 16384, 1025
-MAX_LIST_BYTES, MAX_CAPTION_BYTES = 1 << 26, 1 << 16  # a caption of 226 tokens has about 1,000 bytes
+MAX_CAPTION_BYTES = 1 << 16  # a caption of 226 tokens has about 1,000 bytes
 _OUTSIDE = (
     f"leads out of the folder. Put the file itself there, or name the folder that it is in under {DATASETS} in "
     f"extra_model_paths.yaml or in the environment variable {DATASETS_VARIABLE}."
 )
-_MAX_ROW_LETTERS = 1 << 20  # of a list of captions; a caption has at most a sixteenth of it
-_COLUMNS = ("file_name", "text")
 _EXPECTED = (
     "It should hold clips (mp4, webm, mov, mkv, avi, gif, animated webp, or folders of numbered pictures) and their "
     "captions: clip.txt next to clip.mp4, a metadata.csv or metadata.jsonl with file_name and text, or prompts.txt and "
     "videos.txt"
 )
-
-
-class UnusableClipError(UserError):
-    """One clip of a dataset cannot be used. It is left out, the report names it, and the others are used."""
 
 
 @dataclass(frozen=True)
@@ -135,114 +126,39 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
 
 
-def _listed(folder: Path) -> tuple[str, list[tuple[str, str]]] | None:
-    """The name of the dataset's list of captions and its rows (file name, caption); None where there is no list."""
-    for name, read in (("metadata.jsonl", _json_rows), ("metadata.csv", _csv_rows)):
+def _listed(folder: Path) -> tuple[str, list[Row]] | None:
+    """The name of the dataset's list of captions and its rows; None where there is no list."""
+    for name, read in (("metadata.jsonl", read_json_rows), ("metadata.csv", read_csv_rows)):
         if (folder / name).is_file() and _is_allowed(folder / name, folder):
             return name, read(folder / name)
-    # The layout of the official trainer (THUDM/CogVideo finetune/README.md).
     prompts, videos = folder / "prompts.txt", folder / "videos.txt"
     if not all(path.is_file() and _is_allowed(path, folder) for path in (prompts, videos)):
         return None
-    # Empty lines between others count: line n of one file belongs to line n of the other.
-    captions, names = (_text(path, MAX_LIST_BYTES).strip("\n").split("\n") for path in (prompts, videos))
-    if len(captions) != len(names):
-        raise UserError(
-            f"{prompts} has {len(captions)} lines and {videos.name} {len(names)}. Line by line they name a caption and "
-            "its clip: give both as many lines."
-        )
-    return prompts.name, list(zip(names, captions))
+    return prompts.name, read_line_pairs(prompts, videos)
 
 
-def _json_rows(path: Path) -> list[tuple[str, str]]:
-    rows = []
-    for number, line in enumerate(_text(path, MAX_LIST_BYTES).split("\n"), 1):
-        throw_if_interrupted()
-        _require_row(len(line), path)
-        if line.strip():
-            try:
-                row = json.loads(line)
-                name, text = row["file_name"], row["text"]
-                if not (isinstance(name, str) and isinstance(text, str)):
-                    raise TypeError("null would become the caption None")
-                rows.append((name, text))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                # Without the error's own words, which may repeat what the line contains.
-                raise UserError(
-                    f'{path}, line {number}, is not {{"file_name": "clip.mp4", "text": "a caption"}}. Correct or '
-                    "delete that line."
-                ) from error
-    return rows
-
-
-class _Lines:
-    """The lines of a table. letters: of those that the reader has taken for the row that it is reading."""
-
-    def __init__(self, path: Path):
-        self.path, self.letters = path, 0
-        self._lines = io.StringIO(_text(path, MAX_LIST_BYTES), newline="")
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self.letters += len(line)
-        _require_row(self.letters, self.path)
-        return line
-
-
-def _require_row(letters: int, path: Path) -> None:
-    """Raises UserError for a row that is read into a thousand times the memory of any other."""
-    if letters > _MAX_ROW_LETTERS:
-        raise UserError(f"{path} has a row of more than {_MAX_ROW_LETTERS} letters. Correct or delete it.")
-
-
-def _csv_rows(path: Path) -> list[tuple[str, str]]:
-    lines = _Lines(path)
-    reader = csv.reader(lines)
-    try:
-        header = next(reader, [])
-        missing = [column for column in _COLUMNS if column not in header]
-        if missing:
-            raise UserError(
-                f"{path} has no column {' and no column '.join(missing)}. Let its first line be: file_name,text"
-            )
-        name, text = map(header.index, _COLUMNS)
-        rows = []
-        for row in reader:
-            throw_if_interrupted()
-            lines.letters = 0  # the next row's
-            if row:  # an empty line is no clip
-                cells = [*row, *[""] * (1 + max(name, text) - len(row))]
-                rows.append((cells[name], cells[text]))
-        return rows
-    except csv.Error as error:  # a field of more than 128 KiB, or a NUL
-        raise UserError(f"{path} cannot be read as a table ({error}). Save it again as CSV in UTF-8.") from error
-
-
-def _resolved(folder: Path, list_name: str, rows: list[tuple[str, str]]) -> tuple[list[Clip], list[str]]:
+def _resolved(folder: Path, list_name: str, rows: list[Row]) -> tuple[list[Clip], list[str]]:
     """A clip for each row of a list that names one in `folder`, and a sentence on each other row.
 
     A list may have been downloaded together with its clips, so that nothing outside of the folder is opened for it.
     """
     clips: list[Clip] = []
     problems: list[str] = []
-    for name, caption in rows:
+    for line, name, caption in rows:
         throw_if_interrupted()
         name, caption = name.strip(), caption.strip()
-        shown = quoted(name) or "A clip without a name"
+        shown, where = quoted(name) or "A clip without a name", f"{list_name}, line {line},"
         path = folder / name
-        if not _is_allowed(path, folder):
-            problems.append(f"{shown}: {list_name} names it, but it {_OUTSIDE}")
+        if "\0" in name or not _is_unicode(name + caption):
+            problems.append(f"{shown}: its name or its caption in {where} contains what is no Unicode text.")
+        elif not _is_allowed(path, folder):
+            problems.append(f"{shown}: {where} names it, but it {_OUTSIDE}")
         elif not name or not (os.path.isfile(path) or os.path.isdir(path)):  # no device or FIFO
-            problems.append(f"{shown}: {list_name} names it, but there is no such file.")
+            problems.append(f"{shown}: {where} names it, but there is no such file.")
         elif not caption:
-            problems.append(f"{shown}: it has no caption in {list_name}.")
+            problems.append(f"{shown}: it has no caption; {where} names none.")
         elif len(caption.encode("utf-8", "replace")) > MAX_CAPTION_BYTES:
-            problems.append(f"{shown}: its caption in {list_name} has more than {MAX_CAPTION_BYTES} bytes.")
-        elif not _is_unicode(name + caption):
-            problems.append(f"{shown}: its name or its caption contains what is no Unicode text.")
+            problems.append(f"{shown}: its caption in {where} has more than {MAX_CAPTION_BYTES} bytes.")
         else:
             clips.append(Clip(name, path, caption))
     return clips, problems
@@ -302,7 +218,7 @@ def _walk(folder: Path) -> list[Path]:
 
 def _caption_of(path: Path, folder: Path) -> str:
     files = (file for file in _caption_files(path) if file.is_file() and _is_allowed(file, folder))
-    return next((_text(file, MAX_CAPTION_BYTES).strip() for file in files), "")
+    return next((read_text(file, MAX_CAPTION_BYTES).strip() for file in files), "")
 
 
 def _caption_files(path: Path) -> list[Path]:
@@ -314,15 +230,3 @@ def _caption_files(path: Path) -> list[Path]:
 
 def _is_shown(name: str, suffixes: tuple[str, ...]) -> bool:
     return name.lower().endswith(suffixes) and not name.startswith(".")
-
-
-def _text(path: Path, most_bytes: int) -> str:
-    """Raises UnusableClipError where `path` is not UTF-8 text, or is larger than `most_bytes`."""
-    try:
-        return read_small_text(path, most_bytes)
-    except UnicodeDecodeError as error:  # its own words repeat a byte of the file
-        raise UnusableClipError(f"{path} is not UTF-8 text. Save it again as UTF-8.") from error
-    except OSError as error:
-        raise UnusableClipError(f"{path} cannot be read ({error}). Check its permissions.") from error
-    except UserError as error:
-        raise UnusableClipError(str(error)) from error

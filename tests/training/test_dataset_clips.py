@@ -18,7 +18,7 @@ from PIL import Image
 from cogvideox.errors import UserError
 from cogvideox.host.folders import DATASETS_VARIABLE
 from cogvideox.tests.clip_files import write_video
-from cogvideox.training import cache, clips, segments
+from cogvideox.training import cache, caption_lists, clips, segments
 
 Spec = clips.DatasetSpec
 CENTRE = (0.5, 0.5)
@@ -260,7 +260,7 @@ def test_captions_and_lists_have_limits(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.mkv", "text": "x" * 70_000}))
     _, problems = clips.find_clips(tmp_path)
     assert len(problems) == 1 and "more than 65536 bytes" in problems[0]
-    monkeypatch.setattr(clips, "MAX_LIST_BYTES", 1000)
+    monkeypatch.setattr(caption_lists, "MAX_LIST_BYTES", 1000)
     with pytest.raises(UserError, match="has more than 1000 bytes"):
         clips.find_clips(tmp_path)
 
