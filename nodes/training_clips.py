@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import os
+import stat
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +16,7 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..host.messages import show_on_node
-from ..training.clips import DatasetSpec
+from ..training.clips import CACHE, DatasetSpec, walk_dataset
 from .input_checks import check_vae, check_video_size, checked
 from .setting_inputs import widget
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:  # it needs PyAV and more, which ComfyUI's start must not wait
     from ..training.dataset import Dataset
 
 
+HAS_CHANGE_TIME = os.name != "nt"  # Windows' st_ctime is the time of creation, which a change leaves as it is
+_SAMPLED_BYTES = 1 << 16
 _SETTINGS = ("frames", "width", "height", "fps", "buckets", "shorter", "image_to_video", "image_variants")
 
 
@@ -107,22 +111,38 @@ class CogVideoXTrainingClips(io.ComfyNode):
 
 
 def listing_hash(*listed: Path) -> str:
-    """A hash of the names, sizes and times of all files below these folders, without hidden folders: the cache, which
-    the node itself writes to, is one.
-    """
+    """A hash of the names and states of all files that a dataset in these folders may read, without the cache, which
+    the node itself writes to."""
     digest = hashlib.sha256("\n".join(map(str, listed)).encode(errors="backslashreplace"))
-    for root, inner, files in itertools.chain.from_iterable(map(os.walk, listed)):
+    for root, inner, files in itertools.chain.from_iterable(map(walk_dataset, listed)):
         # Not by an exception: ComfyUI catches all that fingerprint_inputs raises, and the interrupt would be lost.
         if mm.processing_interrupted():
             break
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        # Hidden ones stay: a list of captions may name a clip in there.
+        inner[:] = sorted(name for name in inner if name != CACHE)
         for name in sorted(files):
-            try:
-                status = os.lstat(os.path.join(root, name))
-            except OSError:  # deleted meanwhile
-                continue
-            digest.update(f"{root}/{name} {status.st_size} {status.st_mtime_ns}\n".encode(errors="backslashreplace"))
+            state = _state_of(root / name)
+            digest.update(f"{root}/{name} {state}\n".encode(errors="backslashreplace"))
     return digest.hexdigest()
+
+
+def _state_of(path: Path) -> tuple[object, ...]:
+    """What changes whenever the contents of a file do, or of the file that a link leads to; () where there is none.
+
+    A copy, an archive and rsync can give a file the size and the time of the one that it replaces. Then the inode's own
+    time of change tells, which no program can set.
+    """
+    try:
+        status = path.stat()
+        state = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        if HAS_CHANGE_TIME or not stat.S_ISREG(status.st_mode):
+            return state
+        with path.open("rb") as file:
+            start = file.read(_SAMPLED_BYTES)
+            file.seek(max(0, status.st_size - _SAMPLED_BYTES))
+            return *state, zlib.crc32(start), zlib.crc32(file.read(_SAMPLED_BYTES))
+    except OSError:  # deleted meanwhile, or a link that leads nowhere
+        return ()
 
 
 def _sockets(dataset: "Dataset") -> tuple[list[dict], list[list]]:

@@ -27,7 +27,6 @@ from ..small_files import read_small_text
 from .caption_lists import MAX_LIST_BYTES
 from .clips import pictures_in
 
-FOLDER = ".cogvideox_cache"
 _FORMAT = "1"  # part of every file's name: raise it when the contents of the files change, and older ones are unused
 _INDEX = "clips.json"
 _BLOCK_BYTES = 1 << 22

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from .caption_lists import Row, UnusableClipError, read_csv_rows, read_json_rows
 from .config import MAX_SEED
 from .fields import check_settings, setting
 
+CACHE = ".cogvideox_cache"  # of what is encoded of a dataset, in its folder
 CLIP_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".webp")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")  # of the numbered pictures in a folder that is one clip
 CROPS = ("center", "random")
@@ -203,17 +205,47 @@ def _with_captions(folder: Path) -> tuple[list[Clip], list[str]]:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Every clip below `folder`: files, and folders that hold pictures and no clip."""
+    """Every clip below `folder`: files, and folders that hold pictures and no clip. Linked folders that lead out are
+    among them, to be reported."""
     found = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in walk_dataset(folder):
         throw_if_interrupted()
-        # In place, so that os.walk does not enter them: .cogvideox_cache is one.
+        found += [root / name for name in folders if not name.startswith(".") and not _is_allowed(root / name, folder)]
+        # In place, so that they are not entered: .cogvideox_cache is one.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        here = [Path(root) / name for name in files if _is_shown(name, CLIP_SUFFIXES)]
+        here = [root / name for name in files if _is_shown(name, CLIP_SUFFIXES)]
         found += [path for path in here if path.is_file()]
-        if not here and Path(root) != folder and any(_is_shown(name, PICTURE_SUFFIXES) for name in files):
-            found.append(Path(root))
+        if not here and root != folder and any(_is_shown(name, PICTURE_SUFFIXES) for name in files):
+            found.append(root)
     return sorted(found)
+
+
+def walk_dataset(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """`folder` and every folder below it, each with the names of its folders and of its files, as os.walk gives them.
+
+    Links to folders in other folders for datasets are followed, each folder once. Links within `folder` are not: what
+    they lead to is walked anyway. The caller may take names out of the list of folders.
+    """
+    whole = Path(os.path.realpath(folder))
+    seen = {str(whole)}
+    for root, folders, files in os.walk(folder, followlinks=True):
+        here = Path(root)
+        true_root = os.path.realpath(root)
+        yield here, folders, files
+        kept = []
+        for name in folders:
+            target = os.path.realpath(here / name)
+            # By the path and not by islink, which takes Windows' junctions for folders.
+            is_link = os.path.normcase(target) != os.path.normcase(os.path.join(true_root, name))
+            if target not in seen and (not is_link or _leads_to_another(here / name, folder)):
+                seen.add(target)
+                kept.append(name)
+        folders[:] = kept
+
+
+def _leads_to_another(path: Path, folder: Path) -> bool:
+    """Whether a link of the dataset in `folder` leads out of it, to where the user has named a folder for datasets."""
+    return _is_allowed(path, folder) and not is_inside(path, folder)
 
 
 def _caption_of(path: Path, folder: Path) -> str:

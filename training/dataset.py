@@ -18,7 +18,7 @@ from ..sockets.clip import require_finite_text
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import CHANNELS, SPATIAL, latent_frames
 from . import cache
-from .clips import Clip, DatasetSpec, UnusableClipError, check_spec, find_clips
+from .clips import CACHE, Clip, DatasetSpec, UnusableClipError, check_spec, find_clips
 from .objective import Sample
 from .segments import Segment, cut_segments, probe_clip, read_segment
 
@@ -114,9 +114,9 @@ def build_dataset(
     check_spec(spec)
     clips, skipped = find_clips(folder)
     so_far = _Progress(skipped=skipped)
-    if cache_folder is None and (folder / cache.FOLDER).is_symlink():
-        raise UserError(f"The cache {folder / cache.FOLDER} is a link, and may lead anywhere. Delete it.")
-    store = _open_store(cache_folder or folder / cache.FOLDER)
+    if cache_folder is None and (folder / CACHE).is_symlink():
+        raise UserError(f"The cache {folder / CACHE} is a link, and may lead anywhere. Delete it.")
+    store = _open_store(cache_folder or folder / CACHE)
     planned = _plan(clips, spec, cache.identify_vae(vae), store, so_far)
     known = cache.read_index(store)
     index = {p.clip.name: [p.content, hashlib.sha256(p.clip.caption.encode()).hexdigest()] for p in planned}

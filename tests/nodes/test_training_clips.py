@@ -1,6 +1,8 @@
 """CogVideoXTrainingClips as ComfyUI runs it: lists for core's training and for the pack's own."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from cogvideox.nodes.image import CogVideoXImageToVideo
 from cogvideox.sockets.vae import CogVideoXVAE
 from cogvideox.tests import core_trainer
 from cogvideox.tests.clip_files import write_video
+from cogvideox.training.clips import find_clips
 
 Node = nodes.CogVideoXTrainingClips
 SETTINGS: dict[str, Any] = {
@@ -122,6 +125,97 @@ def test_edits_run_the_node_again(folder: Path) -> None:
     assert Node.fingerprint_inputs(folder="clips", frames=9) == before
     (folder / "a.txt").write_text("another caption")
     assert Node.fingerprint_inputs(folder="clips", frames=9) != before
+
+
+STATES: dict[str, Callable[[Path, Path], object]] = {
+    "contents of the same size and time": lambda clips, disk: replace(clips / "a.mp4", in_place=True),
+    "a file moved over it": lambda clips, disk: replace(clips / "a.mp4"),
+    "what a link leads to": lambda clips, disk: replace(disk / "linked.mp4"),
+    "what a link leads to, in place": lambda clips, disk: replace(disk / "linked.mp4", in_place=True),
+    "where a link leads": lambda clips, disk: relink(clips / "c.mp4", disk / "other.mp4"),
+    "a clip in a linked folder": lambda clips, disk: replace(disk / "more" / "d.mp4", in_place=True),
+    "a caption in a linked folder": lambda clips, disk: (disk / "more" / "d.txt").write_text("new"),
+    "a clip added to a linked folder": lambda clips, disk: (disk / "more" / "e.mp4").write_bytes(b"1"),
+    "a clip in a hidden folder": lambda clips, disk: replace(clips / ".hidden" / "h.mp4", in_place=True),
+}
+
+
+def replace(path: Path, in_place: bool = False) -> None:
+    """Other bytes, as many as before, under the old time, as cp -p and rsync write them."""
+    status, data = path.stat(), path.read_bytes()
+    time.sleep(0.02)  # a file system's clock may have steps of ten milliseconds
+    new = path if in_place else path.with_name("new")
+    new.write_bytes(bytes(255 - byte for byte in data))
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+    new.replace(path)
+    assert path.stat().st_mtime_ns == status.st_mtime_ns and path.stat().st_size == len(data)
+
+
+def relink(path: Path, target: Path) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+@pytest.fixture
+def disk(folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for datasets that the clips are linked from, with links back."""
+    disk = tmp_path_factory.mktemp("disk")
+    monkeypatch.setenv(folders.DATASETS_VARIABLE, str(disk))
+    for name in (folder / ".hidden", disk / "more"):
+        name.mkdir()
+    for path in (disk / "linked.mp4", disk / "other.mp4", disk / "more" / "d.mp4", folder / ".hidden" / "h.mp4"):
+        path.write_bytes(b"clip")
+    for path in (folder / "c.txt", disk / "more" / "d.txt"):
+        path.write_text("a caption")
+    (folder / "c.mp4").symlink_to(disk / "linked.mp4")
+    (folder / "more").symlink_to(disk / "more")
+    (disk / "more" / "back").symlink_to(folder)
+    (disk / "more" / "again").symlink_to(disk / "more")
+    return disk
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows makes links only for administrators")
+@pytest.mark.parametrize("has_change_time", [True, False], ids=["", "windows"])
+@pytest.mark.parametrize("what", STATES)
+def test_all_that_is_read_is_looked_at(
+    folder: Path, disk: Path, what: str, has_change_time: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a training goes on with the clips of before, and nothing says so."""
+    monkeypatch.setattr(nodes, "HAS_CHANGE_TIME", has_change_time)
+    if not has_change_time:  # neither has an inode on every file system there
+        true = Path.stat
+        hidden = {"st_ctime_ns": 0, "st_ino": 0}
+        monkeypatch.setattr(Path, "stat", lambda path, **options: WithoutChange(true(path, **options), hidden))
+    before = Node.fingerprint_inputs(folder="clips")
+    assert Node.fingerprint_inputs(folder="clips") == before
+    STATES[what](folder, disk)
+    assert Node.fingerprint_inputs(folder="clips") != before
+
+
+class WithoutChange:
+    """A status without what Windows lacks."""
+
+    def __init__(self, status: os.stat_result, hidden: dict[str, int]):
+        self._status, self._hidden = status, hidden
+
+    def __getattr__(self, name: str) -> int:
+        return self._hidden[name] if name in self._hidden else getattr(self._status, name)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows makes links only for administrators")
+def test_linked_folders_hold_clips(folder: Path, disk: Path, tmp_path: Path) -> None:
+    """Each once, whatever leads in a circle; one that leads out is named and not entered."""
+    private = tmp_path.parent / f"{tmp_path.name} private"
+    private.mkdir()
+    (private / "p.mp4").write_bytes(b"clip")
+    (private / "p.txt").write_text("SECRET")
+    (folder / "out").symlink_to(private)
+    found, problems = find_clips(folder)
+    assert [clip.name for clip in found] == ["a.mp4", "b.mp4", "c.mp4", "more/d.mp4", "short.mp4"]
+    assert len(problems) == 1 and problems[0].startswith("out: it leads out of the folder")
+    before = Node.fingerprint_inputs(folder="clips")
+    (private / "q.mp4").write_bytes(b"1")
+    assert Node.fingerprint_inputs(folder="clips") == before
 
 
 def test_edits_under_a_linked_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

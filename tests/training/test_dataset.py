@@ -16,8 +16,8 @@ from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nano import world
 from cogvideox.tests.clip_files import write_video
 from cogvideox.tests.support import check_parity
-from cogvideox.training import cache, dataset
-from cogvideox.training.clips import DatasetSpec
+from cogvideox.training import dataset
+from cogvideox.training.clips import CACHE, DatasetSpec
 
 SPEC = DatasetSpec(width=64, height=64, frames=9)
 SCENE = world.Scene("circle", "red", "small", "left", ("blue",))
@@ -285,7 +285,7 @@ def test_full_disk(models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(writer, "_write_tensor", full)
     with pytest.raises(UserError, match="No space left on device.*Free some space"):
         models.build(folder)
-    store = folder / cache.FOLDER
+    store = folder / CACHE
     assert len(list(store.iterdir())) == 3 and all(path.name.startswith("text-") for path in store.iterdir())
     monkeypatch.undo()
     assert models.build(folder)[1] == {"vae": 2, "clip": 0}
@@ -325,7 +325,7 @@ def test_cache_elsewhere(models: Models, folder: Path, tmp_path_factory: pytest.
     """A dataset on a disk that cannot be written to is encoded into another folder."""
     elsewhere = tmp_path_factory.mktemp("cache") / "new"
     built, _ = models.build(folder, cache_folder=elsewhere)
-    assert not (folder / cache.FOLDER).exists() and built.samples[0].path.parent == elsewhere
+    assert not (folder / CACHE).exists() and built.samples[0].path.parent == elsewhere
     shutil.rmtree(elsewhere)
     elsewhere.write_text("a file")
     with pytest.raises(UserError, match="cannot be made"):
