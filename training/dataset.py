@@ -188,16 +188,16 @@ def _plan(clips: list[Clip], spec: DatasetSpec, vae_id: str, store: Path, so_far
         try:
             content = cache.hash_clip(clip.path)  # by its bytes: copying and renaming change a file's time and name
             source = probe_clip(clip.path)
+            # A generator for each clip: the crops of the others stay the same, and in the cache, when clips are added.
+            rng = random.Random(f"{spec.seed} {clip.name}")
+            crop_offset = (rng.random(), rng.random()) if spec.crop == "random" else (0.5, 0.5)
+            segments = cut_segments(spec, source, crop_offset)
         except OSError as error:
             so_far.skipped.append(f"{clip.name}: it cannot be read ({error}).")
             continue
         except UnusableClipError as error:
             so_far.skipped.append(f"{clip.name}: {error}")
             continue
-        # A generator for each clip: the crops of the others stay the same, and in the cache, when clips are added.
-        rng = random.Random(f"{spec.seed} {clip.name}")
-        crop_offset = (rng.random(), rng.random()) if spec.crop == "random" else (0.5, 0.5)
-        segments = cut_segments(spec, source, crop_offset)
         if not segments:
             so_far.skipped.append(f"{clip.name}: {_too_short(spec, source.frames)}")
         images = (spec.image_variants, spec.seed) if spec.image_to_video else None

@@ -1,12 +1,14 @@
 """Clips frame by frame: when each is shown, which are taken, and their pixels at the size of a bucket."""
 
 import bisect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -27,7 +29,8 @@ _LEAST_FRAMES = 9  # 8k + 1 below it is 1, a picture, from which no motion can b
 # marked 0.042, and without a tolerance the frame before would be taken for it.
 _CLOCK_S = 0.002
 _MAX_PIXELS = 1 << 26  # 8192 x 8192
-_MOST_SHOWN = 1 << 20  # frames of one clip: 12 hours at 24 a second
+_LONGEST_STILL_S = 600.0
+_ATTACHED_PICTURE = 0x400  # FFmpeg's avformat.h, AV_DISPOSITION_ATTACHED_PIC: the cover of a song, and no clip
 # Pillow and FFmpeg go by a file's content and not by its suffix. Of other formats some run programs (EPS) or open
 # further files (playlists).
 _PICTURE_FORMATS, _ANIMATION_FORMATS = ("PNG", "JPEG", "BMP"), ("GIF", "WEBP")
@@ -74,19 +77,34 @@ def probe_clip(path: Path) -> Source:
         raise ValueError("there is no frame in it")
 
 
-def shown_frames(times: Sequence[float] | None, frames: int, fps: float) -> list[int]:
-    """Which of a clip's frames is shown at 0, 1 / fps, 2 / fps ... seconds; all of them where fps is 0.
+def count_shown(times: Sequence[float] | None, frames: int, fps: float) -> int:
+    """How many frames a clip gives at 0, 1 / fps, 2 / fps ... seconds; all of its `frames` where fps is 0.
 
     times: when each frame is shown; the last one stays for as long as the one before it. None: one after the other.
+
+    Raises UnusableClipError for a frame that stands still for longer than in any clip: its time is wrong.
     """
     if not fps or times is None or frames == 1:
-        return list(range(frames))
+        return frames
+    for number, (before, after) in enumerate(itertools.pairwise(times), 2):
+        if after - before > _LONGEST_STILL_S:
+            raise UnusableClipError(
+                f"its frame {number} is shown {after - before:.0f} s after the one before it. Cut the clip there; if "
+                "the times in the file are wrong, convert it to a constant frame rate."
+            )
     end = 2 * times[-1] - times[-2]  # when the last frame has been shown: its own duration is not known
-    count = max(1, math.ceil((end - times[0] - _CLOCK_S) * fps))
-    if count > _MOST_SHOWN:  # two frames, the second of which is to be shown in a year
-        raise UnusableClipError(f"it lasts {end - times[0]:.0f} s. Cut it into shorter clips.")
+    return max(1, math.ceil((end - times[0] - _CLOCK_S) * fps))
+
+
+def shown_frames(times: Sequence[float] | None, fps: float, moments: range) -> list[int]:
+    """Which of a clip's frames is shown at k / fps seconds for each k of `moments`; see count_shown.
+
+    A list of all moments would be as long as the numbers in a file say.
+    """
+    if not fps or times is None or len(times) == 1:
+        return list(moments)
     # At each time the last frame that has begun by then.
-    return [bisect.bisect_right(times, times[0] + k / fps + _CLOCK_S) - 1 for k in range(count)]
+    return [bisect.bisect_right(times, times[0] + k / fps + _CLOCK_S) - 1 for k in moments]
 
 
 def choose_size(spec: DatasetSpec, source: Source, available: int) -> tuple[int, int, int] | None:
@@ -110,17 +128,21 @@ def choose_size(spec: DatasetSpec, source: Source, available: int) -> tuple[int,
 
 
 def cut_segments(spec: DatasetSpec, source: Source, crop_offset: tuple[float, float]) -> list[Segment]:
-    """What is taken of a clip, in order; nothing where it is too short. crop_offset: see Segment."""
-    shown = shown_frames(source.times, source.frames, spec.fps)
-    size = choose_size(spec, source, len(shown))
+    """What is taken of a clip, in order; nothing where it is too short. crop_offset: see Segment.
+
+    Raises UnusableClipError as count_shown does.
+    """
+    available = count_shown(source.times, source.frames, spec.fps)
+    size = choose_size(spec, source, available)
     if size is None:
         return []
     width, height, frames = size
     # Evenly spaced from the first frame to the last. As many fit one after the other, no two of them overlap.
-    room = len(shown) - frames
-    count = min(spec.segments, len(shown) // frames)
+    room = available - frames
+    count = min(spec.segments, available // frames)
     starts = [round(i * room / (count - 1)) for i in range(count)] if count > 1 else [0]
-    return [Segment(tuple(shown[start : start + frames]), width, height, crop_offset) for start in starts]
+    taken = (shown_frames(source.times, spec.fps, range(start, start + frames)) for start in starts)
+    return [Segment(tuple(indices), width, height, crop_offset) for indices in taken]
 
 
 def read_segment(path: Path, segment: Segment) -> torch.Tensor:
@@ -202,7 +224,16 @@ def _require_pixels(width: int, height: int) -> None:
 
 def _picture(path: Path) -> np.ndarray:
     with _open_picture(path, _PICTURE_FORMATS) as picture:
-        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        return _rgb(ImageOps.exif_transpose(picture))
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    """[H, W, 3] in 0 .. 255."""
+    # 16 bits of grey, "I;16" or in older versions "I": Pillow's conversion cuts all above 255 to white.
+    if picture.mode.startswith("I"):
+        grey = (np.asarray(picture).astype(np.uint32) + 128) // 257
+        return grey.astype(np.uint8)[:, :, None].repeat(3, axis=2)
+    return np.array(picture.convert("RGB"))
 
 
 def _animation_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
@@ -234,11 +265,19 @@ def _video_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
-    """Raises ValueError where the first video stream declares more pixels than any clip has: FFmpeg would reserve them
-    for each of its threads, whatever the file contains."""
-    stream = container.streams.video[0]
+    """The first video stream. Raises ValueError where there is none that can be decoded, or it declares more pixels
+    than any clip has: FFmpeg would reserve them for each of its threads, whatever the file contains."""
+    streams = [
+        stream for stream in container.streams.video if not int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE
+    ]
+    if not streams:
+        raise ValueError(f"it has no video, only {'sound' if container.streams.audio else 'other streams'}")
+    stream = streams[0]
+    context: Any = stream.codec_context
+    if context is None:
+        raise ValueError("its video is of a kind that this version of FFmpeg does not decode")
     _require_pixels(stream.width, stream.height)
-    stream.codec_context.options = {"max_pixels": str(_MAX_PIXELS)}  # what the frames declare may differ
+    context.options = {"max_pixels": str(_MAX_PIXELS)}  # what the frames declare may differ
     return stream
 
 
