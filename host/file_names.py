@@ -6,12 +6,18 @@ import unicodedata
 from ..errors import UserError, quoted
 
 # Longer names fit no file system: 255 bytes, less what is added (a number, a suffix, and that of an unfinished file).
-_MAX_PART_BYTES = 200
+MAX_PART_BYTES = 200
 _MAX_BYTES = 1000  # Windows ends paths at 260 characters, Linux at 4096 bytes
-_FORBIDDEN = frozenset('<>:"|?*')  # on Windows; a file may be copied there
+FORBIDDEN = frozenset('<>:"|?*')  # on Windows; a file may be copied there
 # Devices on Windows, whatever suffix they have (learn.microsoft.com, "Naming Files, Paths, and Namespaces").
-_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])", re.IGNORECASE)
-_TURNS_TEXT = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # "gpj.exe" would be read backwards
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|clock\$|(com|lpt)[0-9¹²³])", re.IGNORECASE)
+# Unicode's categories of control characters, of those that only format ("gpj.exe" would be read backwards, and two
+# names with and without a space of no width look alike), of halves of letters, and of line breaks.
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_BLANKS = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
+)  # called letters or marks
+_JOINERS = "\u200c\u200d"  # they shape the letters on both sides, in Persian, Hindi and emoji
 
 
 def check_file_name(name: str, example: str) -> str:
@@ -44,12 +50,26 @@ def find_problem(part: str) -> str | None:
         return f"a part of it begins with {part[0]}"
     if part[-1] in ". ":
         return "a part of it ends with a dot or a space"
-    if found := sorted(_FORBIDDEN & set(part)):
+    if found := sorted(FORBIDDEN & set(part)):
         return f"it contains {found[0]}"
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in _TURNS_TEXT for letter in part):
-        return "it contains a line break or another control character"
+    if found := _unseen(part):
+        return f"it contains a line break or another letter that is not seen (U+{ord(found):04X})"
     if _RESERVED.fullmatch(part.split(".")[0].strip()):
         return f"{part.split('.')[0]} is the name of a device on Windows"
-    if len(part.encode()) > _MAX_PART_BYTES:
-        return f"a part of it has more than {_MAX_PART_BYTES} bytes"
+    if len(part.encode()) > MAX_PART_BYTES:
+        return f"a part of it has more than {MAX_PART_BYTES} bytes"
+    return None
+
+
+def is_invisible(letter: str) -> bool:
+    """Whether a letter is not seen, or changes how others are."""
+    return unicodedata.category(letter) in _UNSEEN or letter in _BLANKS
+
+
+def _unseen(part: str) -> str | None:
+    """The first invisible letter of a name, but for joiners between letters that they join."""
+    for before, letter, after in zip(f"\0{part}", part, f"{part[1:]}\0"):
+        joins = letter in _JOINERS and not before.isascii() and not after.isascii()
+        if is_invisible(letter) and not (joins and not is_invisible(before) and not is_invisible(after)):
+            return letter
     return None

@@ -10,6 +10,7 @@ from ..errors import UserError, quoted
 from .file_names import check_file_name
 from .inside import is_below, is_inside, is_spelled_inside
 from .model_tree import CONFIG, Listed, Tree, start_listing, tree_of, walk
+from .placeholders import fill_in_dates
 
 DATASETS = "cogvideox_datasets"  # a key in extra_model_paths.yaml: folders that datasets may be in
 DATASETS_VARIABLE = "COGVIDEOX_DATASETS"  # the same, separated as in PATH
@@ -171,10 +172,12 @@ def find(name: str, *categories: str) -> Path:
 def new_file(name: str, category: str, suffix: str) -> Path:
     """The path of a new file `name` in the model folder of `category`; its subfolders are not created yet.
 
+    name: as placeholders.fill_in gives it.
+
     Raises UserError for a name that leads out of the model folder, through a link inside it too, or that cannot be a
     file's.
     """
-    plain = check_file_name(name, "CogVideoX/my_model")
+    plain = check_file_name(fill_in_dates(name), "CogVideoX/my_model")
     root = first_root(category)
     path = root / (plain if plain.endswith(suffix) else plain + suffix)
     if not is_inside(path.parent, root):

@@ -18,6 +18,7 @@ from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SPATIAL, check_latents, video_frames
 from .decode import MEMORY_MODES
 from .input_checks import check_vae, checked
+from .inputs import filled_name
 
 _FORMAT = next(iter(files.FORMATS))
 
@@ -108,7 +109,7 @@ class CogVideoXDecodeToFile(io.ComfyNode):
         _, latents = split_front(samples["samples"])  # of a run that stopped early, and no part of the video
         metadata = files.workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         settings = files.video_settings(format, fps, crf, metadata)
-        paths = _decode(vae, latents, filename_prefix, settings, memory, audio)
+        paths = _decode(vae, latents, filled_name(cls, filename_prefix), settings, memory, audio)
         names = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in paths)
         show_on_node(f"Saved {names}.", cls.hidden.unique_id)
         return io.NodeOutput(InputImpl.VideoFromFile(str(paths[0])), ui=ui.PreviewVideo([*map(_saved, paths)]))

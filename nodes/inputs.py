@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import node_helpers
 from comfy_api.latest import io
 
+from ..host.placeholders import fill_in
 from ..keys import Concat, Latent
 from ..media.pictures import FITS
 from ..model_loaders.variants import DETECT, FAMILY_NAMES
@@ -155,3 +156,10 @@ def range_inputs(what: str) -> list[io.Input]:
             tooltip=f"When {what} ends: 1 is the end of the run.",
         ),
     ]
+
+
+def filled_name(node: type[io.ComfyNode], name: str) -> str:
+    """`name` with its placeholders filled in from the workflow that `node` runs in, of which it asks for the hidden
+    inputs prompt and extra_pnginfo."""
+    hidden = node.hidden
+    return fill_in(name, getattr(hidden, "prompt", None), getattr(hidden, "extra_pnginfo", None))

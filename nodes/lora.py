@@ -17,6 +17,7 @@ from ..model_loaders.lora.report import format_range
 from ..sockets.model import require_cogvideox_model
 from .file_inputs import reads_file
 from .input_checks import checked
+from .inputs import filled_name
 
 
 def _find_lora(name: str) -> Path:
@@ -127,7 +128,7 @@ class CogVideoXSaveLora(io.ComfyNode):
                     tooltip="default: the LoRA's own precision if its tensors are saved unchanged, otherwise fp32.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -136,7 +137,7 @@ class CogVideoXSaveLora(io.ComfyNode):
         cls, model: comfy.model_patcher.ModelPatcher, filename_prefix: str, rank: int = 0, dtype: str = "default"
     ) -> io.NodeOutput:
         # The path first: a prefix that cannot be one is refused before the LoRAs are merged, which may take long.
-        path = new_output_path(filename_prefix, ".safetensors")
+        path = new_output_path(filled_name(cls, filename_prefix), ".safetensors")
         layers = merge_loras(model, rank, dtype, comfy.utils.ProgressBar(1).update_absolute)
         write_tensors(path, *diffusers_lora(layers))
         rank_text = format_range([a.shape[0] for a, _ in layers.values()])

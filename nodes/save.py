@@ -10,9 +10,11 @@ from comfy_api.latest import io
 from ..complete_file import remove_unfinished
 from ..host import folders
 from ..host.messages import show_on_node
+from ..host.placeholders import has_values, stand_in
 from ..model_loaders.files.safetensors_writer import refuse_taken
 from ..model_loaders.save_model import AS_LOADED, SAVE_DTYPES, check_save_dtype, save_model
 from .input_checks import checked
+from .inputs import filled_name
 
 _CATEGORY = "diffusion_models"
 
@@ -22,7 +24,9 @@ def _path(name: str) -> Path:
 
 
 def _check_name(name: str) -> None:
-    refuse_taken(_path(name))
+    path = _path(stand_in(name))
+    if not has_values(name):  # or it is another file's
+        refuse_taken(path)
 
 
 @checked(_check_name, check_save_dtype)
@@ -59,14 +63,14 @@ class CogVideoXSaveModel(io.ComfyNode):
             ],
             # The loaders' inputs are combos, to which ComfyUI links no STRING (comfy_execution/validation.py).
             outputs=[io.Combo.Output(display_name="model_name")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, model: ModelPatcher, name: str, weight_dtype: str) -> io.NodeOutput:
         remove_unfinished(folders.first_root(_CATEGORY), below=True)
-        path, bar = _path(name), comfy.utils.ProgressBar(1)  # the total comes with each update
+        path, bar = _path(filled_name(cls, name)), comfy.utils.ProgressBar(1)  # the total comes with each update
 
         def on_progress(done: int, total: int) -> None:
             # The bar raises this too, but only when it is drawn, and ComfyUI leaves out most of its updates.

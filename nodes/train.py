@@ -18,12 +18,14 @@ from ..host.compat import throw_if_interrupted
 from ..host.file_names import find_problem
 from ..host.messages import show_on_node
 from ..host.output import output_subfolder
+from ..host.placeholders import stand_in
 from ..host.training_mode import InterruptProcessingException, explained_out_of_memory
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.trained import convert_trained
 from ..training.config import MAX_BATCH, TrainConfig
 from ..training.fields import check_setting, settings_of
 from .input_checks import checked
+from .inputs import filled_name
 from .setting_inputs import widget
 
 if TYPE_CHECKING:  # imported only when the node runs: it needs accelerate and peft, which ComfyUI does not bring
@@ -120,7 +122,11 @@ def new_lora_path(name: str) -> Path:
     return plain.with_name(f"{plain.stem}_{max(numbers, default=0) + 1:05}.safetensors")
 
 
-@checked(new_lora_path)
+def _check_name(name: str) -> None:
+    new_lora_path(stand_in(name))
+
+
+@checked(_check_name)
 class CogVideoXSaveTrainedLora(io.ComfyNode):
     """LORA_MODEL -> one .safetensors file under models/loras."""
 
@@ -145,7 +151,7 @@ class CogVideoXSaveTrainedLora(io.ComfyNode):
             ],
             # The input of Apply CogVideoX LoRA is a combo, to which ComfyUI links no STRING.
             outputs=[io.Combo.Output(display_name="lora_name")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -153,7 +159,7 @@ class CogVideoXSaveTrainedLora(io.ComfyNode):
     def execute(cls, lora: Mapping[str, torch.Tensor], name: str) -> io.NodeOutput:
         tensors, header, differences = convert_trained(lora)
         remove_unfinished(folders.first_root("loras"), below=True)
-        path = new_lora_path(name)
+        path = new_lora_path(filled_name(cls, name))
         size = write_tensors(path, tensors, {**header, **getattr(lora, "metadata", {})})
         text = f"Saved {path.name}, {size / 1e6:.1f} MB."
         if differences:

@@ -108,7 +108,7 @@ def load_recipe(path: Path) -> Recipe:
     for key, named in paths.items():
         if named is not None and not named.exists():
             raise UserError(f"{path}: {key} is {named}, which does not exist. Give the path of an existing one.")
-    if "/" in recipe.output.name or find_problem(recipe.output.name):
+    if {"/", "\\"} & set(recipe.output.name) or find_problem(recipe.output.name):
         raise UserError(f"{path}: output.name is {quoted(recipe.output.name)!r}: use a name without folders.")
     if recipe.mode == "full" and recipe.model.weight_dtype not in ("default", "fp32"):
         raise UserError(

@@ -46,8 +46,23 @@ BAD = {
     "long in bytes": "视" * 80,
     "deep": "a/" * 600 + "a",
     "half a letter": "a\ud800",
+    "space of no width": "a\u200bb",
+    "mark of byte order": "a\ufeffb",
+    "soft hyphen": "a\u00adb",
+    "word joiner": "a\u2060b",
+    "tag": "a\U000e0041b",
+    "filler": "a\u3164b",
+    "empty braille": "\u2800",
+    "joiner of letters that are not joined": "a\u200db",
+    "joiner at the end": "می\u200c",
+    "joiners in a row": "می\u200c\u200cخواهم",
+    "clock": "clock$",
+    "clock with a suffix": "loras/CLOCK$.safetensors",
 }
-GOOD = ("a", "a/b", "a\\b", " a ", "loras/v1.5 (final)", "%year%-%month%/v", "视频/猫", "a-b", "console", "v.1")
+GOOD = (
+    *("a", "a/b", "a\\b", " a ", "loras/v1.5 (final)", "%year%-%month%/v", "视频/猫", "a-b", "console", "v.1"),
+    *("می\u200cخواهم", "👨\u200d👩\u200d👧", "❤\ufe0f\u200d🔥", "क्\u200dष", "e\u0301", "clock"),
+)
 links = pytest.mark.skipif(os.name == "nt", reason="links are for administrators there")
 bad = pytest.mark.parametrize("name", BAD.values(), ids=BAD)
 

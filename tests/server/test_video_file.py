@@ -56,13 +56,16 @@ def test_file_of_a_batch(comfyui) -> None:
 
 
 def test_other_nodes_go_on_with_it(comfyui) -> None:
-    """VIDEO is ComfyUI's own: its frames can be taken out again."""
-    graph = to_file(without(text_to_video(), IMAGES), format="webm (vp9)")
+    """VIDEO is ComfyUI's own: its frames can be taken out again. A prompt of a script, which no frontend has seen, has
+    its seed in the file's name."""
+    named = "video/seed%CogVideoXSample.seed%"
+    graph = to_file(without(text_to_video(seed=77), IMAGES), format="webm (vp9)", filename_prefix=named)
     graph |= {
         "parts": node("GetVideoComponents", video=[FILE, 0]),
         IMAGES: node("SaveImage", images=["parts", 0], filename_prefix="again"),
     }
     assert comfyui.make(graph).frames.shape == (9, 64, 96, 3)
+    assert [path.name for path in (comfyui.server.output / "video").glob("seed*")] == ["seed77_00001_.webm"]
 
 
 def test_interrupt(comfyui) -> None:

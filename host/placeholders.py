@@ -1,0 +1,165 @@
+"""Placeholders in the names of new files: %date:yyyy-MM-dd%, %year%, and %KSampler.seed% for a value of the workflow.
+
+ComfyUI's frontend fills them in before it queues a prompt, but for a fixed list of ComfyUI's own save nodes only
+(Comfy.SaveImageExtraOutput). Nodes of packs get them as they are, and so does every node in a prompt that a script
+queues. Source: applyTextReplacements and formatDate of ComfyUI_frontend, src/utils/searchAndReplace.ts and
+src/utils/formatUtil.ts.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .file_names import FORBIDDEN, MAX_PART_BYTES, find_problem, is_invisible
+
+_PLACEHOLDER = re.compile(r"%([^%]+)%")
+_DATE_PARTS = "d{1,2}|M{1,2}|h{1,2}|m{1,2}|s{1,2}|yyyy|yy"
+_MOST_LINKS, _MOST_DEPTH = 8, 8
+_STAND_IN = "0"
+
+
+def fill_in_dates(name: str) -> str:
+    """`name` with its dates and times filled in."""
+    now = time.localtime()
+    # folder_paths.get_save_image_path knows these, but fills them in for its own prefixes only.
+    words = {
+        "year": str(now.tm_year),
+        "month": f"{now.tm_mon:02}",
+        "day": f"{now.tm_mday:02}",
+        "hour": f"{now.tm_hour:02}",
+        "minute": f"{now.tm_min:02}",
+        "second": f"{now.tm_sec:02}",
+    }
+
+    def value(match: re.Match[str]) -> str:
+        text = match[1]
+        if text.startswith("date:") and len(text) < 50:
+            return _date(text.removeprefix("date:"), now)
+        return words.get(text, match[0])
+
+    return _PLACEHOLDER.sub(value, name) if isinstance(name, str) else name
+
+
+def fill_in(name: str, prompt: Mapping[str, Any] | None, extra_pnginfo: Mapping[str, Any] | None) -> str:
+    """`name` with its dates and with the values of the nodes that it names.
+
+    %Node.widget%: Node is what a node is called for it in its properties ("Node name for S&R", by default its class),
+    or else its title. What is not found stays as it is, as in the frontend. A value becomes a valid part of a name: it
+    is known only while the workflow runs, which is too late to refuse it.
+
+    prompt, extra_pnginfo: ComfyUI's hidden inputs, None in scripts. The second one holds the workflow.
+    """
+    name = fill_in_dates(name)
+    if not isinstance(name, str) or not _names_node(name):
+        return name
+    nodes = list(_nodes(prompt or {}, extra_pnginfo or {}))
+
+    def value(match: re.Match[str]) -> str:
+        called, dot, widget = match[1].partition(".")
+        if not dot or "." in widget:
+            return match[0]
+        by_name = [inputs for known, _, inputs in nodes if known == called]
+        by_title = [inputs for _, title, inputs in nodes if title == called]
+        found = next(iter(by_name or by_title), {}).get(widget, match[0])
+        found = _follow(found, widget, prompt or {})
+        return match[0] if isinstance(found, (list, dict)) else _sanitized(_as_text(found))
+
+    filled = _PLACEHOLDER.sub(value, name)
+    return "/".join(map(_valid_part, filled.strip().replace("\\", "/").split("/")))
+
+
+def stand_in(name: str) -> str:
+    """`name` as fill_in gives it, with a 0 for each value: to check a name before the values are known."""
+    name = fill_in_dates(name)
+    if not isinstance(name, str):
+        return name
+    return _PLACEHOLDER.sub(lambda match: _STAND_IN if match[1].count(".") == 1 else match[0], name)
+
+
+def has_values(name: str) -> bool:
+    """Whether a name holds values that are not known before the workflow runs."""
+    return isinstance(name, str) and _names_node(name)
+
+
+def _names_node(name: str) -> bool:
+    return any(match[1].count(".") == 1 for match in _PLACEHOLDER.finditer(name))
+
+
+def _date(pattern: str, now: time.struct_time) -> str:
+    values = {"d": now.tm_mday, "M": now.tm_mon, "h": now.tm_hour, "m": now.tm_min, "s": now.tm_sec}
+
+    def part(match: re.Match[str]) -> str:
+        letters = match[0]
+        if letters.startswith("y"):
+            return str(now.tm_year) if len(letters) == 4 else f"{now.tm_year % 100:02}"
+        return f"{values[letters[0]]:0{len(letters)}}"
+
+    return re.sub(_DATE_PARTS, part, pattern)
+
+
+def _nodes(prompt: Mapping[str, Any], extra_pnginfo: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(name for search and replace, title, inputs) of each node of the prompt, in the order of the workflow."""
+    workflow = extra_pnginfo.get("workflow")
+    drawn = dict(_drawn_nodes(workflow, "", 0)) if isinstance(workflow, Mapping) else {}
+    order = {node_id: place for place, node_id in enumerate(drawn)}
+    for node_id in sorted(map(str, prompt), key=lambda node_id: order.get(node_id, len(order))):
+        node = prompt.get(node_id)
+        if not isinstance(node, Mapping) or not isinstance(node.get("inputs"), Mapping):
+            continue
+        known, meta = drawn.get(node_id, {}), node.get("_meta")
+        properties = known.get("properties")
+        name = properties.get("Node name for S&R") if isinstance(properties, Mapping) else None
+        title = known.get("title") or (meta.get("title") if isinstance(meta, Mapping) else None)
+        yield str(name or node.get("class_type")), str(title or ""), node["inputs"]
+
+
+def _drawn_nodes(workflow: Mapping[str, Any], prefix: str, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(id in the prompt, node) of a workflow and of its subgraphs: node 3 of the subgraph that node 12 is, is 12:3."""
+    definitions = workflow.get("definitions")
+    listed = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
+    subgraphs = {str(graph.get("id")): graph for graph in listed or () if isinstance(graph, Mapping)}
+
+    def walk(nodes: object, prefix: str, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for node in nodes if isinstance(nodes, list) else ():
+            if isinstance(node, Mapping):
+                yield f"{prefix}{node.get('id')}", node
+                inner = subgraphs.get(str(node.get("type")))
+                if inner is not None and depth < _MOST_DEPTH:
+                    yield from walk(inner.get("nodes"), f"{prefix}{node.get('id')}:", depth + 1)
+
+    yield from walk(workflow.get("nodes"), prefix, depth)
+
+
+def _follow(value: Any, widget: str, prompt: Mapping[str, Any]) -> Any:
+    """The value that a link comes from, where it is a widget's: ComfyUI's primitive nodes call it `value`."""
+    for _ in range(_MOST_LINKS):
+        if not isinstance(value, list) or not value:
+            return value
+        node = prompt.get(str(value[0]))
+        inputs = node.get("inputs") if isinstance(node, Mapping) else None
+        inputs = inputs if isinstance(inputs, Mapping) else {}
+        value = next((inputs[name] for name in ("value", widget) if name in inputs), None)
+        if value is None:
+            return []
+    return value
+
+
+def _as_text(value: Any) -> str:
+    """As JavaScript writes it."""
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _sanitized(text: str) -> str:
+    """`text` without what no name may contain, separators of folders among it."""
+    return "".join("_" if letter in FORBIDDEN or letter in "/\\" or is_invisible(letter) else letter for letter in text)
+
+
+def _valid_part(part: str) -> str:
+    """A file's or folder's name that is `part` as far as it may be."""
+    if find_problem(part) is None:
+        return part
+    text = _sanitized(part).encode("utf-8", "replace")[: MAX_PART_BYTES - 1].decode("utf-8", "ignore").rstrip(". ")
+    return text if find_problem(text) is None else f"_{text}"

@@ -1,0 +1,83 @@
+"""Every node of ours that saves fills in the placeholders of its file's name."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import folder_paths
+import pytest
+import torch
+from comfy_api.latest import io
+
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.load_vae import load_vae
+from cogvideox.model_loaders.lora.apply import apply_lora
+from cogvideox.model_loaders.lora.layers import SCALES
+from cogvideox.nodes import NODES, save, train
+from cogvideox.nodes.decode_to_file import CogVideoXDecodeToFile
+from cogvideox.nodes.lora import CogVideoXSaveLora
+from cogvideox.tests import lora_files
+
+PROMPT = {"1": {"class_type": "CogVideoXSample", "inputs": {"seed": 7}, "_meta": {"title": "sampler"}}}
+NAME = "my/%year%_%CogVideoXSample.seed%_%sampler.seed%"
+
+
+def save_video(pipeline: Path) -> object:
+    vae = load_vae(pipeline, "fp32")
+    latent = {"samples": torch.zeros(1, 16, 1, 4, 4)}
+    return CogVideoXDecodeToFile.execute(vae, latent, 8.0, NAME, "mp4 (h264)", 18, "auto")
+
+
+def save_lora(pipeline: Path) -> object:
+    subject = lora_files.Subject(pipeline)
+    with tempfile.TemporaryDirectory() as folder:
+        files, header, _ = lora_files.write_dialect("Fun", subject.factors(lora_files.LINEAR), "tensor")
+        path = Path(folder) / "a.safetensors"
+        lora_files.save(path, files, header)
+        model, _ = apply_lora(subject.model, path, 1.0, SCALES[0])
+        return CogVideoXSaveLora.execute(model, NAME)
+
+
+def save_trained(pipeline: Path) -> object:
+    factors = {"lora_A": torch.ones(1, 8), "lora_B": torch.ones(8, 1)}
+    lora = {f"diffusion_model.proj_out.{name}.weight": factor for name, factor in factors.items()}
+    return train.CogVideoXSaveTrainedLora.execute(lora, NAME)
+
+
+SAVES: dict[str, Callable[[Path], object]] = {
+    "CogVideoXDecodeToFile": save_video,
+    "CogVideoXSaveLora": save_lora,
+    "CogVideoXSaveModel": lambda pipeline: save.CogVideoXSaveModel.execute(load_model(pipeline), NAME, "as loaded"),
+    "CogVideoXSaveTrainedLora": save_trained,
+}
+
+
+def names_of(node: type[io.ComfyNode]) -> set[str]:
+    return {entry.id for entry in node.define_schema().inputs} & {"name", "filename_prefix"}
+
+
+def test_all_nodes_that_save_are_here() -> None:
+    """A new one must not write the placeholders as they are; each asks ComfyUI for the workflow."""
+    saving = {node.__name__: node.define_schema() for node in NODES if names_of(node)}
+    assert saving.keys() == SAVES.keys()
+    for schema in saving.values():
+        assert {io.Hidden.prompt, io.Hidden.extra_pnginfo} <= set(schema.hidden or ())
+
+
+@pytest.mark.parametrize("node", SAVES)
+def test_names_are_filled_in(
+    node: str, tmp_path: Path, tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """%KSampler.seed% stood in the file's name: the frontend fills it in for ComfyUI's own save nodes alone."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    for category in ("diffusion_models", "loras"):
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, category, ([str(tmp_path)], {".safetensors"}))
+    hidden: Any = SimpleNamespace(unique_id=None, prompt=PROMPT, extra_pnginfo=None)
+    monkeypatch.setattr(io.ComfyNode, "hidden", hidden)
+    cls: Any = next(known for known in NODES if known.__name__ == node)
+    assert cls.validate_inputs(**dict.fromkeys(names_of(cls), NAME)) is True
+    SAVES[node](tiny_pipelines["5b"])
+    made = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(made) == 1 and made[0].startswith("my/20") and "_7_7" in made[0] and "%" not in made[0]
