@@ -17,6 +17,7 @@ from comfy_api.latest import io
 
 from ..errors import UserError, quoted
 from ..host.messages import clear_running_node
+from ..samplers.latent_entries import check_samples
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SIZE_STEP, check_size
 from ..video_limits import check_latent_amount
@@ -180,6 +181,8 @@ def _check_limits(inputs: Inputs, values: Mapping[str, Any]) -> None:
 
 def _limit_problem(entry: io.Input, value: Any) -> str | None:
     """What is wrong with a value, in a sentence, or None."""
+    if isinstance(entry, io.Latent.Input):
+        return _latent_problem(entry, value)
     if isinstance(entry, (io.Int.Input, io.Float.Input)):
         try:
             is_inside = entry.min <= value <= entry.max  # False for NaN
@@ -194,6 +197,18 @@ def _limit_problem(entry: io.Input, value: Any) -> str | None:
     if isinstance(entry, io.Combo.Input) and entry.default is not None and value not in entry.options:
         *others, last = map(str, entry.options)
         return f"{entry.id} is {value!r}: use {', '.join(others)} or {last}."
+    return None
+
+
+def _latent_problem(entry: io.Latent.Input, value: Any) -> str | None:
+    """What is wrong with a LATENT, or with the first of several that is wrong (is_input_list), in a sentence."""
+    if value is None and entry.optional:
+        return None
+    try:
+        for latent in value if isinstance(value, list) else [value]:
+            check_samples(latent, f"The latent of {entry.id}")
+    except UserError as error:
+        return str(error)
     return None
 
 

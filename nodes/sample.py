@@ -9,6 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..errors import UserError
 from ..host.messages import show_on_node
 from ..host.protocols import ModelSampling
 from ..keys import Latent, without_rng_offset
@@ -90,6 +91,11 @@ def _fitted_mask(latent: Latent) -> torch.Tensor | None:
     Raises UserError for a mask that fits neither the video nor the latent: see media.masks.latent_mask.
     """
     mask, samples = latent.get("noise_mask"), latent["samples"]
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        raise UserError(
+            f"The latent's noise_mask is a {type(mask).__name__}; expected is a tensor [frames, height, width]. Set it "
+            "with Set Latent Noise Mask."
+        )
     if mask is None or samples.ndim != 5 or (mask.ndim == 5 and mask.shape[2:] == samples.shape[2:]):
         return mask
     return latent_mask(mask, *samples.shape[2:])

@@ -94,6 +94,17 @@ def check_mask(denoise_mask: torch.Tensor | None, goes_on: bool) -> None:
         )
 
 
+def check_finite(latent_image: torch.Tensor, noise: torch.Tensor, denoise_mask: torch.Tensor | None) -> None:
+    """Raises UserError for what a run begins with where it contains NaN or Inf: the model's first prediction would,
+    and its weights would be suspected."""
+    for name, tensor in {"latent": latent_image, "noise": noise, "mask of the latent": denoise_mask}.items():
+        if tensor is not None and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"The {name} contains NaN or Inf before the first step. Check the node that it comes from: this run "
+                "has not changed it yet."
+            )
+
+
 def check_merge(patcher: Any, notify: Callable[[str], object]) -> None:
     """Raises UserError for a model into which another of a different size was merged (ModelMergeSimple and the like).
 
@@ -139,10 +150,13 @@ def check_conditioning(
         for entry in entries:
             concat = read_concat(entry)
             _check_text(model, name, entry)
+            _check_finite_entry(name, "text", entry["cross_attn"])
             _check_area(name, entry)
             _check_task(model, name, concat)
             if "concat_latent_image" in concat:
                 parts = [concat["concat_latent_image"], concat.get("cogvideox_known", concat["concat_latent_image"])]
+                for part in parts:
+                    _check_finite_entry(name, "latent of a picture or a video", part)
                 _check_concat_size(model, name, parts, latent_shape)
                 _check_concat_batch(parts[0].shape[0], latent_shape[0], notify)
     has_end = any(entry.get("cogvideox_end") for entries in conds.values() for entry in entries)
@@ -169,6 +183,14 @@ def _check_text(model: BaseModel, name: str, entry: dict[str, Any]) -> None:
             f"The {name} conditioning has {text.shape[1]} text tokens; {model.model_config.family.name} has positions "
             f"for {config.max_text_seq_length}.",
             advice="combine prompts",
+        )
+
+
+def _check_finite_entry(name: str, what: str, tensor: torch.Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise UserError(
+            f"The {name} conditioning has a {what} that contains NaN or Inf. Encode it again, with the text encoder "
+            "and the VAE in bf16 or fp32."
         )
 
 

@@ -9,9 +9,10 @@ import torch
 
 from ..errors import UserError
 from ..host.protocols import ModelSampling
-from ..keys import Latent, rng_offset
+from ..keys import Latent
 from .ddim import sample_ddim
 from .dpm import sample_dpm
+from .latent_entries import check_samples, read_batch_index, read_rng_offset
 from .noise import NoiseStream
 from .schedule import next_timesteps, require_schedule, total_steps, trailing_timesteps
 
@@ -25,13 +26,14 @@ class SeededNoise:
         self.seed = seed
 
     def generate_noise(self, input_latent: Latent) -> torch.Tensor:
-        """Noise shaped like the latent's samples [B, C, T, H, W] (a single frame where T is missing)."""
+        """Noise shaped like the latent's samples [B, C, T, H, W] (a single frame where T is missing).
+
+        Raises UserError for a latent without samples, or with entries that are none (latent_entries).
+        """
+        check_samples(input_latent, "The latent")
         samples = input_latent["samples"]
         shape = samples.shape if samples.ndim == 5 else (*samples.shape[:2], 1, *samples.shape[2:])
-        batch_index = input_latent.get("batch_index")
-        stream = NoiseStream(
-            self.seed, None if batch_index is None else tuple(batch_index), rng_offset(input_latent, self.seed)
-        )
+        stream = NoiseStream(self.seed, read_batch_index(input_latent), read_rng_offset(input_latent, self.seed))
         return stream.draw(shape)
 
 

@@ -66,7 +66,22 @@ def read_trajectory(latent: Latent, start_percent: float, end_percent: float) ->
     # As comfy.model_sampling.ModelSamplingDiscrete.percent_to_sigma: 0 is the start of a run at denoise 1, and percents
     # count timesteps, not steps.
     bounds = last * (1 - start_percent), last * (1 - end_percent)
-    return Followed(tuple(trajectory["timesteps"]), tuple(trajectory["samples"]), *bounds)
+    return Followed(*_checked_trajectory(trajectory), *bounds)
+
+
+def _checked_trajectory(trajectory: Any) -> tuple[tuple[int, ...], tuple[torch.Tensor, ...]]:
+    """The timesteps and samples of a Trajectory. Raises UserError for what no inversion has left."""
+    match trajectory:
+        case {"timesteps": [*timesteps], "samples": [*samples]} if (
+            len(timesteps) == len(samples) > 0
+            and all(type(t) is int for t in timesteps)
+            and all(isinstance(x, torch.Tensor) and x.ndim == 5 and x.shape == samples[0].shape for x in samples)
+        ):
+            return tuple(timesteps), tuple(samples)
+    raise UserError(
+        "The latent's trajectory is not that of an inversion: a node in between has changed it.",
+        advice="connect an inverted latent",
+    )
 
 
 def follow_video(model: comfy.model_patcher.ModelPatcher, followed: Followed) -> comfy.model_patcher.ModelPatcher:

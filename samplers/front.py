@@ -15,6 +15,7 @@ import hashlib
 
 import torch
 
+from ..errors import UserError
 from .noise import NoiseStream, adds_noise
 
 PAIR = 2  # the patch_size_t of CogVideoX 1.5
@@ -34,13 +35,24 @@ def split_front(x: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
     """The frame that join_front has put in front of x [B, C, 2 + T, H, W], and x without both; (None, x) without one.
 
     A latent of zeros has none: an empty latent's first two frames are each other's negative as well.
+
+    Raises UserError where the mark stands anywhere else: two such latents were joined, or a part of one was cut out.
     """
-    if x.ndim != 5 or x.shape[2] <= 2 or x.shape[2] % 2 == 0:
+    if x.ndim != 5 or x.shape[2] < 2 or x.dtype == torch.bool:
         return None, x
-    front = x[:, :, :1]
-    if torch.equal(front, -x[:, :, 1:2]) and torch.count_nonzero(front):
-        return front, x[:, :, 2:]
-    return None, x
+    frames = x.movedim(2, 1).flatten(2)  # [B, C, T, H, W] -> [B, T, C * H * W]
+    marks = (frames[:, :-1] == -frames[:, 1:]).all(dim=2) & frames[:, :-1].any(dim=2)
+    if not marks.any():
+        return None, x
+    # The second mark: a video that begins with the frame in front, as one to which it had to be repeated.
+    if marks[:, 0].all() and not marks[:, 2:].any() and x.shape[2] > 2 and x.shape[2] % 2:
+        return x[:, :, :1], x[:, :, 2:]
+    found = (marks.any(dim=0).nonzero().flatten() + 1).tolist()
+    raise UserError(
+        f"The latent holds a frame of noise that a run of CogVideoX 1.5 has left in front of an unfinished video, and "
+        f"it was joined with others or cut since: latent frame {', '.join(map(str, found[:4]))} of {x.shape[2]}. Join "
+        "and cut videos after their last step, or before their first one."
+    )
 
 
 def prepend(x: torch.Tensor, front: torch.Tensor | None = None) -> torch.Tensor:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..host.compat import throw_if_interrupted
 from ..video_limits import check_latent_amount
 
+_BLOCK = 1 << 22  # a multiple of 16, see start_stream
 _STREAM = "cogvideox_stream"  # of a noise tensor that was drawn here
 
 
@@ -73,6 +75,7 @@ def start_stream(seed: int, rng_offset: int = 0) -> torch.Generator:
     size of all latents is: they have 16 channels.
     """
     generator = torch.Generator().manual_seed(seed)
-    if rng_offset:
-        torch.randn(rng_offset, generator=generator)
+    for start in range(0, rng_offset, _BLOCK):  # all at once would take the memory of a video
+        throw_if_interrupted()
+        torch.randn(min(_BLOCK, rng_offset - start), generator=generator)
     return generator

@@ -10,7 +10,7 @@ import torch
 from ..host.attention_kernels import AttentionSize, choose_attention
 from ..host.messages import clear_running_node
 from ..host.protocols import BaseModel, Guider, GuiderExecutor, StepCallback
-from .checks import check_conditioning, check_latent, check_mask, check_merge, check_sampler, check_size
+from .checks import check_conditioning, check_finite, check_latent, check_mask, check_merge, check_sampler, check_size
 from .comfy_sampler import with_stream
 from .conditioning import with_repeated_images
 from .front import join_front, lacks_frame, prepend, prepend_noise, split_front
@@ -61,6 +61,10 @@ def sample_checked(
     start = noise.shape[2] - latent_image.shape[2]
     noise, denoise_mask = noise[:, :, start:], None if denoise_mask is None else denoise_mask[:, :, start:]
     is_new = adds_noise(noise)
+    # A run from pure noise does not look at its latent, which may hold anything.
+    highest = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
+    if not is_new or denoise_mask is not None or (len(sigmas) and float(sigmas[0]) < highest * (1 - 1e-5)):
+        check_finite(latent_image, noise, denoise_mask)
     check_mask(denoise_mask, goes_on=front is not None or not is_new)
     _check_nodes(guider, sampler, sigmas, noise, latent_image, notify)
 

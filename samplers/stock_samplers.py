@@ -32,6 +32,7 @@ HIGHER_ORDER = frozenset(
     "res_multistep_ancestral_cfg_pp er_sde sa_solver sa_solver_pece seeds_3 uni_pc uni_pc_bh2".split()
 )
 HIGHEST_CFG_PP = 3.0
+HIGHEST_SIGMA = 1e6  # the squares of larger ones leave fp32's range soon
 # They choose their noise levels between the first and the last but one, and never take the last step, to 0.
 CHOOSE_SIGMAS = frozenset(("dpm_fast", "dpm_adaptive"))
 # Only these can also run from low to high noise levels: they are of first order and draw no noise.
@@ -71,6 +72,12 @@ def check_sigmas(
     noise, latent_image: those of the run. Samplers that known_name does not know are left alone, an inversion among
     them, whose sigmas rise.
     """
+    if len(sigmas) and float(sigmas[0]) > HIGHEST_SIGMA and bool(torch.isfinite(sigmas[0])):
+        raise UserError(
+            f"The run begins at sigma {float(sigmas[0]):.4g}, at which its numbers overflow. CogVideoX's highest noise "
+            "level is 4518.7.",
+            advice="choose a scheduler",
+        )
     name = known_name(sampler)
     if name is None:
         return

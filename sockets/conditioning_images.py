@@ -11,6 +11,8 @@ from ..media.pictures import augment_pictures, check_pictures, fit_clip, fit_pic
 from ..vae.geometry import CHANNELS, SPATIAL, latent_frames, video_frames
 from .vae import CogVideoXVAE
 
+_SEEDS = 1 << 64  # that a generator takes: the one after the last is the first
+
 
 def encode_start_and_end(
     vae: CogVideoXVAE,
@@ -44,7 +46,7 @@ def encode_start_and_end(
             pictures = augment_pictures(fit_pictures(pictures, width, height, fit), sigma, generator)
             # The first picture's samples are drawn from the run's own seed, as in diffusers. A second picture, which
             # diffusers does not take, gets the next seed: with the same one both samples would have the same noise.
-            seed = None if posterior_seed is None else posterior_seed + len(encoded)
+            seed = None if posterior_seed is None else (posterior_seed + len(encoded)) % _SEEDS
             encoded.append(vae.encode(pictures, seed, batch_size))
     # Only the first picture's samples have used up numbers of the run's own stream (keys.rng_offset).
     if posterior_seed is not None and encoded:

@@ -1,5 +1,6 @@
 """T5 token ids exactly as diffusers' pipelines make them."""
 
+import itertools
 import json
 import logging
 import os
@@ -15,6 +16,8 @@ from ..small_files import read_small_text
 
 MAX_TOKENS = 226  # max_text_seq_length in the config of every official checkpoint
 MAX_LETTERS = 1 << 16  # of a prompt
+MAX_WEIGHT = 1000.0  # of a word; weights above 2 are rare
+_MOST_BRACKETS = 100
 CLIP_NAME = "t5xxl"  # ComfyUI's name for T5 in the tokens of a prompt and in a text model's attributes
 _SPECIAL = ("</s>", "<pad>")  # end and padding
 _STEPS = ("Sequence", "Precompiled", "Strip", "Metaspace", "WhitespaceSplit", "Replace")
@@ -77,7 +80,7 @@ class CogVideoXTokenizer:
         """The tokens of all of a prompt, each with its weight. Raises UserError as check_length does."""
         check_length(text)
         text = text.encode(errors="replace").decode()  # half a surrogate pair is no text to the tokenizer
-        segments = comfy.sd1_clip.token_weights(text, 1.0) if prompt_weights else [(text, 1.0)]
+        segments = _weighted_segments(text) if prompt_weights else [(text, 1.0)]
         return [(i, weight) for segment, weight in segments for i in _encode(self.tokenizer, segment)]
 
     # The methods below complete the interface of ComfyUI's tokenizers (comfy.sd1_clip.SD1Tokenizer).
@@ -89,6 +92,30 @@ class CogVideoXTokenizer:
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=skip_special_tokens)
+
+
+def _weighted_segments(text: str) -> list[tuple[str, float]]:
+    """The parts of a prompt with their weights, as ComfyUI reads them.
+
+    Raises UserError for brackets that nest without end, and for a weight that leaves nothing of the text.
+    """
+    text = comfy.sd1_clip.escape_important(text)  # \( and \) are no brackets
+    depths = itertools.accumulate({"(": 1, ")": -1}.get(letter, 0) for letter in text)
+    if max(depths, default=0) > _MOST_BRACKETS:  # ComfyUI's function calls itself for each
+        raise UserError(
+            f"The prompt's brackets nest more than {_MOST_BRACKETS} deep. Write a weight instead, as in (word:1.5)."
+        )
+    segments = [
+        (comfy.sd1_clip.unescape_important(segment), weight)
+        for segment, weight in comfy.sd1_clip.token_weights(text, 1.0)
+    ]
+    for segment, weight in segments:
+        if not abs(weight) <= MAX_WEIGHT:  # not so for NaN
+            raise UserError(
+                f"The prompt gives “{quoted(segment)}” the weight {weight:g}: use {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}, "
+                "as in (word:1.2), or switch prompt_weights off."
+            )
+    return segments
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -108,13 +108,9 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         """
         patch, patch_t = self.config.patch_size, self.config.patch_size_t or 1
         frames, height, width = latent_size
-        for name, size in (("height", height), ("width", width)):
-            if size % patch:
-                below, above = (size - size % patch) * 8, (size - size % patch + patch) * 8
-                raise UserError(
-                    f"The latent's {name} of {size * 8} pixels does not divide by {8 * patch}: "
-                    f"use {below or above} or {above}."
-                )
+        sides = (("height", height), ("width", width))
+        if problems := [_side_problem(name, size, patch) for name, size in sides if size % patch]:
+            raise UserError(" ".join(problems))
         resample = read_positions(transformer_options)["resample"]
         if self.config.use_learned_positional_embeddings and not resample:
             self._require_learned_size(frames, height, width)
@@ -317,3 +313,11 @@ def _replaced_block(
     args = {"img": video, "txt": text, "vec": embedding, "pe": rotary, "transformer_options": transformer_options}
     out = replacement(args, {"original_block": original_block})
     return out["txt"], out["img"]
+
+
+def _side_problem(name: str, size: int, patch: int) -> str:
+    """What is wrong with a side of a latent that does not divide by `patch`, in a sentence with the nearest sizes."""
+    below, above = (size - size % patch) * 8, (size - size % patch + patch) * 8
+    if not below:
+        return f"The latent's {name} of {size * 8} pixels is less than the smallest of a video: use {above} or more."
+    return f"The latent's {name} of {size * 8} pixels does not divide by {8 * patch}: use {below} or {above}."

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from cogvideox.errors import UserError
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.samplers.front import join_front, split_front
@@ -243,8 +244,44 @@ def test_what_counts_as_a_frame_in_front() -> None:
     x = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     front, rest = split_front(join_front(x[:, :, :1], x))
     assert front is not None and torch.equal(front, x[:, :, :1]) and torch.equal(rest, x)
-    for other in (x, torch.zeros(1, 16, 3, 4, 4), x[:, :, :2], join_front(x[:, :, :1], x)[:, :, :4], x[:, :, 0]):
+    for other in (x, torch.zeros(1, 16, 3, 4, 4), x[:, :, :2], x[:, :, 0], x > 0):
         assert split_front(other)[0] is None
+
+
+def between_parts(seed: int) -> torch.Tensor:
+    """Two latents of three frames after the first part of a run."""
+    x = torch.randn(2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return join_front(x[:, :, :1] * 3, x)
+
+
+TORN = {
+    "two joined": torch.cat([between_parts(0), between_parts(1)], dim=2),
+    "three joined": torch.cat([between_parts(0), between_parts(1), between_parts(2)], dim=2),
+    "behind another": torch.cat([between_parts(0)[:, :, 2:], between_parts(1)], dim=2),
+    "with one more frame": torch.cat([between_parts(0), between_parts(1)[:, :, 2:3]], dim=2),
+    "cut at the end": between_parts(0)[:, :, :4],
+    "the frame alone": between_parts(0)[:, :, :2],
+    "only one of the batch": torch.cat([between_parts(0)[:1], between_parts(1)[:1].roll(1, 2)]),
+}
+
+
+@pytest.mark.parametrize("what", TORN)
+def test_a_frame_in_front_that_is_not_in_front(what: str) -> None:
+    """LatentConcat and LatentCut between two parts of a run: the noise became frames of the video, without a word."""
+    for x in (TORN[what], TORN[what].to(torch.bfloat16)):
+        with pytest.raises(UserError, match="in front of an unfinished video.* latent frame [14].*Join and cut"):
+            split_front(x)
+
+
+def test_joined_parts_are_not_sampled(text: Cuts) -> None:
+    """Two odd videos make an even one, to which no frame is missing: here joined as LatentConcat does it."""
+
+    def joined(latent: dict[str, Any]) -> dict[str, Any]:
+        begun = latent["samples"].any()
+        return {**latent, "samples": torch.cat([latent["samples"]] * (2 if begun else 1), dim=2)}
+
+    with pytest.raises(UserError, match="in front of an unfinished video"):
+        text.advanced(ODD, (3,), joined)
 
 
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))

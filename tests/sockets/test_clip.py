@@ -13,6 +13,7 @@ from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.nodes.text import CogVideoXEncodeText
 from cogvideox.sockets import tokenizer as tokenizers
 from cogvideox.sockets.tokenizer import CogVideoXTokenizer
+from cogvideox.tests.guard import bounded
 from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
 
 PROMPTS = {
@@ -200,3 +201,29 @@ def test_low_precision_weights(tiny_pipelines: dict[str, Path], dtype: str) -> N
         a, b = (c.encode_from_tokens_scheduled(c.tokenize("A panda."))[0][0] for c in (half, full))
     assert 0 < relative_error(a, b) < 0.02
     assert half.patcher.model_size() < 0.6 * full.patcher.model_size()
+
+
+@pytest.mark.parametrize("weight", ["1e400", "nan", "inf", "-inf", "1e38", "-1001", "1e4"])
+def test_weights_that_leave_no_text(encoders: tuple, weight: str) -> None:
+    """The text encoder's file was suspected, and a download advised."""
+    with pytest.raises(UserError, match="gives “b” the weight .*: use -1000 to 1000"):
+        CogVideoXEncodeText.execute(encoders[0], f"a (b:{weight})", prompt_weights=True)
+    assert CogVideoXEncodeText.execute(encoders[0], f"a (b:{weight})").args[0]  # plain text
+
+
+def test_escaped_brackets_are_text(encoders: tuple) -> None:
+    """As for ComfyUI's other models: they were read as weights, and their backslashes as text."""
+    tokens = encoders[0].tokenize("a \\(b\\) (c:1.5)", prompt_weights=True)["t5xxl"][0]
+    plain = reference_ids(encoders[1].tokenizer, "a (b) c")
+    assert [token for token, _ in tokens] == plain
+    assert [weight for token, weight in tokens if token > 1] == [1.0] * (plain.index(1) - 1) + [1.5]
+
+
+@pytest.mark.parametrize("depth", [101, 1000, 20_000])
+def test_brackets_without_end(encoders: tuple, depth: int) -> None:
+    """ComfyUI's reader calls itself for each bracket, and looks at all of the text each time."""
+    for text in ("(" * depth + "a" + ")" * depth, "(" * depth + "a", "(a " * depth):
+        with bounded(), pytest.raises(UserError, match="nest more than 100 deep"):
+            CogVideoXEncodeText.execute(encoders[0], text, prompt_weights=True)
+    fine = "\\(" * 200 + "(a)" * 200 + "\\)" * 200 + "(" * 9 + "a" + ")" * 9
+    assert CogVideoXEncodeText.execute(encoders[0], fine, prompt_weights=True).args[0]
