@@ -175,14 +175,15 @@ def _values(inputs: Inputs, given: Mapping[str, Any], names: Iterable[str], is_i
 def _check_limits(inputs: Inputs, values: Mapping[str, Any]) -> None:
     """Raises UserError that names each value outside of its input's limits."""
     problems = [_limit_problem(inputs[name], value) for name, value in values.items()]
-    if any(problems):
-        raise UserError(" ".join(filter(None, problems)))
+    # After the limits, which can be corrected on the node itself.
+    latents = [(inputs[name], value) for name, value in values.items() if isinstance(inputs[name], io.Latent.Input)]
+    problems = [*filter(None, problems)] or [*filter(None, (_latent_problem(*both) for both in latents))]
+    if problems:
+        raise UserError(" ".join(problems))
 
 
 def _limit_problem(entry: io.Input, value: Any) -> str | None:
     """What is wrong with a value, in a sentence, or None."""
-    if isinstance(entry, io.Latent.Input):
-        return _latent_problem(entry, value)
     if isinstance(entry, (io.Int.Input, io.Float.Input)):
         try:
             is_inside = entry.min <= value <= entry.max  # False for NaN
@@ -200,7 +201,7 @@ def _limit_problem(entry: io.Input, value: Any) -> str | None:
     return None
 
 
-def _latent_problem(entry: io.Latent.Input, value: Any) -> str | None:
+def _latent_problem(entry: io.Input, value: Any) -> str | None:
     """What is wrong with a LATENT, or with the first of several that is wrong (is_input_list), in a sentence."""
     if value is None and entry.optional:
         return None

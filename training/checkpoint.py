@@ -6,6 +6,7 @@ any number of processes and either driver can resume from it.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,13 +17,17 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
 from ..complete_file import complete_folder, explained_writing, only_process, remove_folder, remove_unfinished
-from ..errors import UserError
+from ..errors import UserError, quoted
+from ..small_files import read_small_text
 from .config import MAY_DIFFER_ON_RESUME
 from .parallelize import copy_into_sharded, gather_full_tensor
 
 _STEP_FOLDER = "step-{:06d}"
 _STATE, _SETTINGS = "training.pt", "settings.json"
 _LOCK = ".cogvideox-training.lock"
+_MOST_SETTINGS_BYTES = 1 << 20
+_MOMENTS = (set(), {"exp_avg", "exp_avg_sq"})  # of an optimizer without a state, and of AdamW
+_DIFFERENCES_SHOWN = 3  # of settings, in a message
 _LEFT_BY_OLDER_VERSIONS = ".part-"
 
 
@@ -69,12 +74,7 @@ def resume(
     newest = found[-1]
     _require_same_settings(newest, settings)
     state = _read(newest / _STATE)
-    if state["parameters"].keys() != trained.keys():
-        other = sorted(state["parameters"].keys() ^ trained.keys())
-        raise UserError(
-            f"{newest} is of another model: {other[0]} and {len(other) - 1} more parameters are in one of the two. "
-            "Choose another folder to start from the beginning."
-        )
+    _require_fit(newest, state, trained, average is not None)
     with torch.no_grad():
         for name, parameter in trained.items():
             copy_into_sharded(parameter, state["parameters"][name])
@@ -90,7 +90,10 @@ def resume(
             for name, parameter in zip(trained, average.module.parameters()):
                 copy_into_sharded(parameter, state["average"][name])
     if accelerator.scaler is not None and state.get("scaler"):
-        accelerator.scaler.load_state_dict(state["scaler"])
+        try:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        except Exception as error:  # whatever a scaler of another shape makes torch raise
+            raise _unreadable(newest, error) from error
     return _steps_of(newest)
 
 
@@ -138,7 +141,9 @@ def averaged_parameters(
 
 def finished_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, the newest last."""
-    return sorted(folder.glob(_STEP_FOLDER.replace("{:06d}", "*")), key=_steps_of)
+    # Not a folder that a user has copied under a name of his own.
+    found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-[0-9]{6,12}", path.name))
+    return sorted(found, key=_steps_of)
 
 
 def steps_done(folder: Path) -> int:
@@ -166,17 +171,57 @@ def _write(folder: Path, step: int, settings: Mapping[str, object], state: dict[
 
 def _require_same_settings(checkpoint: Path, settings: Mapping[str, object]) -> None:
     try:
-        saved = json.loads((checkpoint / _SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        saved = json.loads(read_small_text(checkpoint / _SETTINGS, _MOST_SETTINGS_BYTES))
+        if not isinstance(saved, dict):
+            raise ValueError("its settings are no JSON object")
+    except (OSError, ValueError, RecursionError, UserError) as error:
         raise _unreadable(checkpoint, error) from error
     # The names of both: a setting that only one of them has is a difference too.
     names = [name for name in {**saved, **settings} if name not in MAY_DIFFER_ON_RESUME]
-    other = [f"{n}: {saved.get(n)} there, {settings.get(n)} now" for n in names if saved.get(n) != settings.get(n)]
+    other = [
+        f"{quoted(n)}: {quoted(str(saved.get(n)))} there, {quoted(str(settings.get(n)))} now"
+        for n in names
+        if saved.get(n) != settings.get(n)
+    ]
     if other:
+        more = f"; and {len(other) - _DIFFERENCES_SHOWN} more" if len(other) > _DIFFERENCES_SHOWN else ""
         raise UserError(
-            f"{checkpoint} was trained with other settings ({'; '.join(other)}). Set those again to go on with it, "
-            "or choose another folder to start from the beginning."
+            f"{checkpoint} was trained with other settings ({'; '.join(other[:_DIFFERENCES_SHOWN])}{more}). Set those "
+            "again to go on with it, or choose another folder to start from the beginning."
         )
+
+
+def _require_fit(checkpoint: Path, state: Any, trained: Mapping[str, torch.nn.Parameter], has_average: bool) -> None:
+    """Raises UserError unless the state is that of these parameters: nothing is copied before all of it is known."""
+    parts = [state.get(name) for name in ("parameters", "optimizer")] if isinstance(state, dict) else []
+    parts += [state.get("average")] if parts and has_average else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        raise _unreadable(checkpoint, ValueError("it lacks the parameters, the optimizer or the average"))
+    parameters, moments, average = parts[0], parts[1], parts[-1] if has_average else parts[0]
+    if parameters.keys() != trained.keys():
+        other = sorted(map(str, parameters.keys() ^ trained.keys()))
+        raise UserError(
+            f"{checkpoint} is of another model: {quoted(other[0])} and {len(other) - 1} more parameters are in one of "
+            "the two. Choose another folder to start from the beginning."
+        )
+    averaged = state.get("averaged") if has_average else 1
+    if type(averaged) is not int or averaged < 1 or average.keys() != trained.keys():
+        raise _unreadable(checkpoint, ValueError("its average is of other parameters"))
+    if moments.keys() != trained.keys() or not all(isinstance(kept, dict) for kept in moments.values()):
+        raise _unreadable(checkpoint, ValueError("its optimizer is of other parameters"))
+    for name, parameter in trained.items():
+        kept = {key: value for key, value in moments[name].items() if key != "step"}
+        for value in (parameters[name], average[name], *kept.values()):
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or not value.is_floating_point():
+                raise _unreadable(checkpoint, ValueError(f"{name} does not fit the model"))
+            if not torch.isfinite(value).all():
+                raise _unreadable(checkpoint, ValueError(f"{name} contains NaN or Inf"))
+        # Otherwise the optimizer would miss an entry at its next step.
+        if kept.keys() not in _MOMENTS or ("step" in moments[name]) != bool(kept):
+            raise _unreadable(checkpoint, ValueError(f"{name} has other moments than those of this optimizer"))
+        step = moments[name].get("step", torch.zeros(()))
+        if not isinstance(step, torch.Tensor) or step.numel() != 1 or not 0 <= float(step) < float("inf"):
+            raise _unreadable(checkpoint, ValueError(f"{name} has no count of steps"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -187,9 +232,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(checkpoint: Path, error: Exception) -> UserError:
+    why = quoted(" ".join(str(error).split()))
     return UserError(
-        f"{checkpoint} cannot be read ({type(error).__name__}: {str(error)[:200]}). Delete it to start from the "
-        "beginning, or restore it from a copy."
+        f"{checkpoint} cannot be read ({type(error).__name__}: {why}). Delete it to start from the beginning, or "
+        "restore it from a copy."
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 
 _KINDS = {
     int: "a whole number",
@@ -99,8 +99,9 @@ def _is_allowed(field: dataclasses.Field, value: Any) -> bool:
     if kind is bool:
         return True
     least, most = (limits[name] for name in ("least", "most"))
-    # NaN fails every comparison
-    return math.isfinite(value) and (least is None or least <= value) and (most is None or value <= most)
+    # NaN fails every comparison; math.isfinite fails on an integer of hundreds of digits.
+    is_finite = isinstance(value, int) or math.isfinite(value)
+    return is_finite and (least is None or least <= value) and (most is None or value <= most)
 
 
 def _expected(field: dataclasses.Field) -> str:
@@ -121,4 +122,4 @@ def _shown(value: object) -> str:
     """A value as it is written in TOML, where TOML has such values."""
     if isinstance(value, float):
         return repr(value)  # nan and inf, where JSON says NaN and Infinity
-    return json.dumps(list(value) if isinstance(value, tuple) else value, default=str, ensure_ascii=False)
+    return quoted(json.dumps(list(value) if isinstance(value, tuple) else value, default=str, ensure_ascii=False))

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..errors import UserError, quoted
 from ..host.file_names import find_problem
 from ..host.optional_packages import import_package
 from ..model_loaders.precision import FAST_MODES, PRECISIONS
+from ..small_files import read_small_text
 from .clips import DatasetSpec, check_spec
 from .config import MODES, TrainConfig
 from .fields import check_setting, kind_of, setting, settings_of
@@ -29,6 +31,7 @@ _RENAMED = {
     "training.accumulate": "Set micro_batch_size instead: the clips that a process computes at once.",
     "lora": "Its keys rank, alpha and targets belong into [training] now.",
 }
+_MOST_BYTES = 1 << 20
 _EXAMPLE = "training/example.toml shows a complete recipe."
 
 
@@ -106,8 +109,9 @@ def load_recipe(path: Path) -> Recipe:
         "dataset.folder": recipe.dataset.folder,
     }
     for key, named in paths.items():
-        if named is not None and not named.exists():
-            raise UserError(f"{path}: {key} is {named}, which does not exist. Give the path of an existing one.")
+        if named is not None and not os.path.exists(named):  # False for a name that no file can have, too
+            shown = quoted(str(named))
+            raise UserError(f"{path}: {key} is {shown}, which does not exist. Give the path of an existing one.")
     if {"/", "\\"} & set(recipe.output.name) or find_problem(recipe.output.name):
         raise UserError(f"{path}: output.name is {quoted(recipe.output.name)!r}: use a name without folders.")
     if recipe.mode == "full" and recipe.model.weight_dtype not in ("default", "fp32"):
@@ -124,14 +128,15 @@ def load_recipe(path: Path) -> Recipe:
 
 def _parse(path: Path) -> dict:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small_text(path, _MOST_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The recipe {path} cannot be read: {error}") from error
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
         values = json.loads(text) if kind == "JSON" else read_toml(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid {kind}: {error}. {_EXAMPLE}") from error
+    except (ValueError, RecursionError) as error:
+        why = "it nests too deeply" if isinstance(error, RecursionError) else quoted(str(error))
+        raise UserError(f"{path} is not valid {kind}: {why}. {_EXAMPLE}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} does not contain sections. {_EXAMPLE}")
     return values
@@ -148,12 +153,12 @@ def read_toml(text: str) -> dict[str, Any]:
 def _build(part: type[T], values: object, section: str, path: Path) -> T:
     """A dataclass from a table of the recipe."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{path}: {section} is {values!r}: use a section [{section}].")
+        raise UserError(f"{path}: {section} is {quoted(repr(values))}: use a section [{section}].")
     prefix = f"{section}." if section else ""
     known = keys_of(part)
     for name in values:
         if name not in known:
-            raise UserError(f"{path}: there is no key {prefix}{name}. {_hint(prefix + name, known)}")
+            raise UserError(f"{path}: there is no key {quoted(prefix + name)}. {_hint(prefix + name, known)}")
     built: dict[str, Any] = {}
     for name, field in known.items():
         key = prefix + name
@@ -185,11 +190,14 @@ def _hint(key: str, known: Mapping[str, object]) -> str:
 def _value(field: dataclasses.Field, value: Any, key: str, path: Path) -> Any:
     kind = kind_of(field)
     if kind is Path and isinstance(value, str) and value.strip():
-        value = (path.parent / Path(value).expanduser()).resolve()
+        try:
+            value = (path.parent / Path(value).expanduser()).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # NUL, too long, a ~ of nobody
+            raise UserError(f"{path}: {key} is {quoted(value)!r}, which is no path. Give another one.") from error
     elif kind is tuple:
         preset = field.metadata["presets"].get(value) if isinstance(value, str) else None
         value = preset or (tuple(value) if isinstance(value, list) else value)
-    elif kind is float and type(value) is int:
+    elif kind is float and type(value) is int and abs(value) < 1 << 64:  # a larger one is none, and is refused below
         value = float(value)
     check_setting(field, value, f"{path}: {key}")
     return value

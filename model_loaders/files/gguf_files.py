@@ -65,6 +65,8 @@ def _reader(path: Path) -> GGUFReader:
         reader = gguf.GGUFReader(path)
         spans = sorted((int(t.data_offset), int(t.data_offset) + int(t.n_bytes)) for t in reader.tensors)
         shapes = [_shape(reader, tensor) for tensor in reader.tensors]
+        if any(side < 1 for shape in shapes for side in shape):
+            raise ValueError("a tensor without values")
         alignment = int(reader.alignment)
         if alignment < 1:
             raise ValueError("an alignment of 0")

@@ -307,3 +307,12 @@ def test_large_gradients_are_clipped(tmp_path: Path, scale: float, moved: float 
     train(tmp_path, loss_of, model, once, optimizer_of=lambda model, _: torch.optim.SGD(model.parameters(), lr=1.0))
     norm = float(gradient.norm()) if moved is None else moved
     assert float(model.bias.detach().norm()) == pytest.approx(norm, rel=1e-4)
+
+
+def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:
+    """A copy that a user keeps beside them ended every further run in an error about a number."""
+    train(tmp_path, changes={"max_steps": 2})
+    for name in ("step-copy", "step-000002 copy", "step-2", "step-", "step-000002.old"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoint.finished_checkpoints(tmp_path)] == ["step-000002"]
+    assert checkpoint.steps_done(tmp_path) == 2

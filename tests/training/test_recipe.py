@@ -286,3 +286,31 @@ def test_recipe_that_the_model_cannot_follow(train: Callable, monkeypatch: pytes
         train("Fun-5b-InP")
     with pytest.raises(errors.UserError, match="multiple of 4"):
         train(global_batch_size=6, micro_batch_size=4)
+
+
+@pytest.mark.parametrize("value", ["\0", "~nobody/clips", "x" * 5000, "a/" * 3000, "\ud800"], ids=lambda text: text[:8])
+@pytest.mark.parametrize("key", ["model.path", "dataset.folder", "output.folder", "dataset.cache"])
+def test_paths_that_no_file_has(places: Path, key: str, value: str) -> None:
+    """Errors of the system named neither the recipe nor the key."""
+    tree = {"model": {"path": "CogVideoX-5b"}, "dataset": {"folder": "clips"}, "output": {"folder": "trained"}}
+    section, name = key.split(".")
+    tree[section][name] = value
+    path = places / "recipe.json"
+    path.write_text(json.dumps(tree))
+    try:
+        recipes.load_recipe(path)
+    except errors.UserError as error:
+        assert f"{path}: {key} is" in str(error) and len(str(error)) < 600
+    else:
+        assert key in ("output.folder", "dataset.cache")  # they are made, or refused, when they are needed
+
+
+def test_recipes_without_end(places: Path) -> None:
+    """Nesting ended in a RecursionError; a video under the name of a recipe was read into the memory."""
+    with pytest.raises(errors.UserError, match="is not valid TOML: it nests too deeply"):
+        recipes.load_recipe(written(places, "x = " + "[" * 5000 + "]" * 5000))
+    with pytest.raises(errors.UserError, match="has more than 1048576 bytes"):
+        recipes.load_recipe(written(places, "#" * (1 << 21)))
+    for name in ("a/b", "a\\b", "a\u200bb", "clock$"):
+        with pytest.raises(errors.UserError, match="output.name is"):
+            recipes.load_recipe(written(places, EXAMPLE.replace('name = "my_lora"', f"name = '{name}'")))
