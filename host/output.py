@@ -26,12 +26,18 @@ def new_output_path(prefix: str, suffix: str, example: str = "loras/cogvideox") 
 
     prefix: as placeholders.fill_in gives it. What killed processes have left in the output folder is deleted.
 
-    Raises UserError as check_output_prefix does.
+    Raises UserError as check_output_prefix does, and where the folder cannot be made.
     """
     plain = _checked(fill_in_dates(prefix), example)
     remove_unfinished(_root(), below=True)
     # get_save_image_path also fills in %width% and %height%, and makes the subfolder.
-    folder, filename, counter, _, _ = folder_paths.get_save_image_path(plain, str(_root()))
+    try:
+        folder, filename, counter, _, _ = folder_paths.get_save_image_path(plain, str(_root()))
+    except OSError as error:
+        raise UserError(
+            f"There is no folder for {quoted(prefix)!r}: {error}. Check the permissions of ComfyUI's output folder, or "
+            "choose another filename_prefix."
+        ) from error
     return Path(folder) / f"{filename}_{counter:05}_{suffix}"
 
 

@@ -178,13 +178,7 @@ def new_video_path(prefix: str, suffix: str, width: int = 0, height: int = 0) ->
     # new_output_path has no size for ComfyUI's function, which would put 0 for these two.
     if isinstance(prefix, str):
         prefix = prefix.replace("%width%", str(width)).replace("%height%", str(height))
-    try:
-        path = new_output_path(prefix, suffix, example="video/CogVideoX")
-    except OSError as error:
-        raise UserError(
-            f"There is no folder for {prefix!r}: {error}. Check the permissions of ComfyUI's output folder, or choose "
-            "another filename_prefix."
-        ) from error
+    path = new_output_path(prefix, suffix, example="video/CogVideoX")
     if not os.access(path.parent, os.W_OK):
         raise UserError(
             f"{path.parent} cannot be written to. Change its permissions, or choose another filename_prefix."

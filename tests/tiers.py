@@ -16,6 +16,7 @@ SLOW = (
     "devtools/test_server.py::test_server_does_not_outlive_a_command_that_is_ended",
     "host/test_optional_packages.py::test_models_load_whatever_diffusers_would_import_besides",
     "model_loaders/files/test_fuzz.py",
+    "model_loaders/files/test_wrong_contents.py",
     "model_loaders/files/test_official_sizes.py::test_a_whole_model_is_mapped_not_read",
     "sockets/test_model.py::test_torch_compile_node",
     "model_loaders/lora/test_apply.py::test_every_name_stands_for_one_layer",

@@ -1,7 +1,10 @@
 """The training loop: steps, learning rate, clipping, averages, a log of every step, checkpoints that survive a kill."""
 
 import csv
+import io
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -15,12 +18,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..complete_file import complete_file, explained_writing
 from ..errors import UserError
+from ..small_files import read_small_text
 from .checkpoint import averaged_parameters, resume, save
 from .config import TrainConfig
 from .parallelize import any_rank, prepare
 
 LossFunction = Callable[[torch.nn.Module, Sequence[int]], torch.Tensor]
 _COLUMNS = ("step", "loss", "learning_rate", "seconds")
+_MOST_LOG_BYTES = 1 << 28  # of millions of steps
 
 
 def _nothing(*_: object) -> None:
@@ -198,15 +203,30 @@ class _Log:
 
 
 def read_log(path: Path) -> list[list[str]]:
-    """The complete rows (step, loss, learning_rate, seconds) of a log, as far as the steps count up from 1."""
+    """The complete rows (step, loss, learning_rate, seconds) of a log, as far as the steps count up from 1.
+
+    Raises UserError where there is a log that cannot be read.
+    """
     rows: list[list[str]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in list(csv.reader(file))[1:]:
-                if len(row) != len(_COLUMNS) or row[0] != str(len(rows) + 1):
-                    break  # a kill in the middle of a write leaves such a row
-                rows.append(row)
+    if not path.exists():
+        return rows
+    try:
+        text = read_small_text(path, _MOST_LOG_BYTES)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Delete it, or restore it from a copy.") from error
+    with suppress(csv.Error):  # as for any other row that is none
+        for row in itertools.islice(csv.reader(io.StringIO(text, newline="")), 1, None):
+            if len(row) != len(_COLUMNS) or row[0] != str(len(rows) + 1) or not all(map(_is_number, row)):
+                break  # a kill in the middle of a write leaves such a row
+            rows.append(row)
     return rows
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def read_losses(folder: Path) -> list[float]:

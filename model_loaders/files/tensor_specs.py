@@ -137,6 +137,11 @@ def assemble(spec: TensorSpec, tensors: Mapping[str, torch.Tensor], source: str)
     data = tensors[spec.data]
     scale = tensors[spec.scale] if spec.scale is not None else None
     if spec.block_type is not None:
+        if data.ndim < 2 or not data.numel():
+            raise UserError(
+                f"{quoted(spec.data)} in {source} holds blocks of {spec.block_type} in the shape {list(data.shape)}. "
+                "Expected are rows of blocks: download the file again."
+            )
         return gguf_tensor(data.reshape(data.shape[0], -1), spec.block_type, spec.entry.shape, torch.float32)
     if data.dtype not in (*_FP8, torch.int8):
         return data

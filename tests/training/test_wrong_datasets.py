@@ -4,6 +4,7 @@ import copy
 import csv
 import io
 import json
+import math
 import random
 import shutil
 import struct
@@ -20,7 +21,7 @@ from PIL import Image
 from cogvideox.devtools.paths import ROOT
 from cogvideox.tests.clip_files import write_video
 from cogvideox.tests.mutations import MUTATIONS, as_json, fuzz, mutate_tree, wrong
-from cogvideox.training import checkpoint, clips, segments
+from cogvideox.training import checkpoint, clips, loop, segments
 from cogvideox.training.recipe import load_recipe
 
 mutations = pytest.mark.parametrize("mutations", MUTATIONS)
@@ -159,6 +160,29 @@ def test_checkpoints_of_trainings(tmp_path: Path, mutations: int) -> None:
         assert all(torch.isfinite(value).all() for value in trained.values())
 
     fuzz("training checkpoint", mutations, make, load)
+
+
+@mutations
+def test_logs_of_trainings(tmp_path: Path, mutations: int) -> None:
+    """log.csv, which people open in a spreadsheet and save again."""
+    rows = [["step", "loss", "learning_rate", "seconds"], *([str(n), "0.5", "1e-4", "0.1"] for n in range(1, 6))]
+    path = tmp_path / "log.csv"
+
+    def make(rng: random.Random) -> str:
+        changed = mutate_tree(rows, rng)
+        changed = changed if isinstance(changed, list) else rows
+        text = "\n".join(",".join(map(str, row)) for row in changed if isinstance(row, list))
+        data = text.encode("utf-8", "replace")
+        path.write_bytes(
+            rng.choice((data, data, data.replace(b",", b";"), data + b"\xff", text.encode("utf-16", "replace")))
+        )
+        return text[:60]
+
+    def load() -> None:
+        losses = loop.read_losses(tmp_path)
+        assert len(losses) <= 10 and all(math.isfinite(loss) for loss in losses)
+
+    fuzz("training log", mutations, make, load, least_refused=0.1)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -12,7 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from cogvideox.errors import UserError
 from cogvideox.model_loaders import checkpoints
+from cogvideox.model_loaders.files.headers import Entry, Header
+from cogvideox.model_loaders.files.tensor_specs import assemble, collect_specs
 from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
@@ -288,3 +291,13 @@ def test_tokenizer_folders(smallest: Path, tmp_path: Path, mutations: int) -> No
             clip.encode_from_tokens(clip.tokenize(text))
 
     fuzz("tokenizer", mutations, make, load)
+
+
+@pytest.mark.parametrize("shape", [(0, 34), (34, 0)], ids=str)
+def test_blocks_that_are_no_rows(shape: tuple[int, ...]) -> None:
+    """GGUF blocks inside of a safetensors file: an error about reshaping, found by these mutations."""
+    tensors = {"a.Q8_0_qweight": torch.zeros(shape, dtype=torch.uint8)}
+    entries = {name: Entry(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    with pytest.raises(UserError, match="rows of blocks"):
+        specs = collect_specs(Header(entries, {}), "a.safetensors")
+        assemble(specs["a.weight"], tensors, "a.safetensors")
