@@ -17,10 +17,10 @@ from comfy_api.latest import io
 
 from ..errors import UserError, quoted
 from ..host.messages import clear_running_node
-from ..samplers.latent_entries import check_samples
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SIZE_STEP, check_size
 from ..video_limits import check_latent_amount
+from .socket_checks import check_sockets
 
 Node = TypeVar("Node", bound=type[io.ComfyNode])
 Inputs = Mapping[str, io.Input]
@@ -105,6 +105,7 @@ def _checked_execute(node: type[io.ComfyNode], execute: Callable[..., Any], chec
         inputs, is_input_list = _limits(node)
         values = _values(inputs, given, inputs, is_input_list)
         _check_limits(inputs, values)
+        check_sockets(inputs, values, schema.is_input_list)
         for check in checks:
             check(values)
         return execute(cls, *args, **kwargs)
@@ -175,11 +176,8 @@ def _values(inputs: Inputs, given: Mapping[str, Any], names: Iterable[str], is_i
 def _check_limits(inputs: Inputs, values: Mapping[str, Any]) -> None:
     """Raises UserError that names each value outside of its input's limits."""
     problems = [_limit_problem(inputs[name], value) for name, value in values.items()]
-    # After the limits, which can be corrected on the node itself.
-    latents = [(inputs[name], value) for name, value in values.items() if isinstance(inputs[name], io.Latent.Input)]
-    problems = [*filter(None, problems)] or [*filter(None, (_latent_problem(*both) for both in latents))]
-    if problems:
-        raise UserError(" ".join(problems))
+    if any(problems):
+        raise UserError(" ".join(filter(None, problems)))
 
 
 def _limit_problem(entry: io.Input, value: Any) -> str | None:
@@ -198,18 +196,6 @@ def _limit_problem(entry: io.Input, value: Any) -> str | None:
     if isinstance(entry, io.Combo.Input) and entry.default is not None and value not in entry.options:
         *others, last = map(str, entry.options)
         return f"{entry.id} is {value!r}: use {', '.join(others)} or {last}."
-    return None
-
-
-def _latent_problem(entry: io.Input, value: Any) -> str | None:
-    """What is wrong with a LATENT, or with the first of several that is wrong (is_input_list), in a sentence."""
-    if value is None and entry.optional:
-        return None
-    try:
-        for latent in value if isinstance(value, list) else [value]:
-            check_samples(latent, f"The latent of {entry.id}")
-    except UserError as error:
-        return str(error)
     return None
 
 

@@ -193,7 +193,7 @@ def _require_same_settings(checkpoint: Path, settings: Mapping[str, object]) -> 
 
 def _require_fit(checkpoint: Path, state: Any, trained: Mapping[str, torch.nn.Parameter], has_average: bool) -> None:
     """Raises UserError unless the state is that of these parameters: nothing is copied before all of it is known."""
-    parts = [state.get(name) for name in ("parameters", "optimizer")] if isinstance(state, dict) else []
+    parts: list[Any] = [state.get(name) for name in ("parameters", "optimizer")] if isinstance(state, dict) else []
     parts += [state.get("average")] if parts and has_average else []
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise _unreadable(checkpoint, ValueError("it lacks the parameters, the optimizer or the average"))

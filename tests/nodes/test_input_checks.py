@@ -43,9 +43,12 @@ def check_model(model: object) -> None:
         raise UserError("The model is bad. Use a good one.")
 
 
+_MODEL = io.Custom("CHECKED_MODEL")  # of no type that socket_checks knows
+
+
 def inputs() -> list[io.Input]:
     return [
-        io.Model.Input("model"),
+        _MODEL.Input("model"),
         io.Int.Input("width", default=8, min=4, max=40),
         io.Int.Input("height", default=8, min=4, max=40, optional=True),
         io.Float.Input("share", default=0.5, min=0.25, max=1.0),
@@ -85,7 +88,7 @@ class Source(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        outputs = [io.Model.Output(), io.Int.Output(), io.Float.Output(), io.Combo.Output()]
+        outputs = [_MODEL.Output(), io.Int.Output(), io.Float.Output(), io.Combo.Output()]
         return io.Schema(node_id="CheckedSource", inputs=[], outputs=outputs)
 
     @classmethod

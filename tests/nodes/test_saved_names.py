@@ -26,7 +26,7 @@ NAME = "my/%year%_%CogVideoXSample.seed%_%sampler.seed%"
 
 def save_video(pipeline: Path) -> object:
     vae = load_vae(pipeline, "fp32")
-    latent = {"samples": torch.zeros(1, 16, 1, 4, 4)}
+    latent: Any = {"samples": torch.zeros(1, 16, 1, 4, 4)}
     return CogVideoXDecodeToFile.execute(vae, latent, 8.0, NAME, "mp4 (h264)", 18, "auto")
 
 
