@@ -105,7 +105,7 @@ def _checked_execute(node: type[io.ComfyNode], execute: Callable[..., Any], chec
         inputs, is_input_list = _limits(node)
         values = _values(inputs, given, inputs, is_input_list)
         _check_limits(inputs, values)
-        check_sockets(inputs, values, schema.is_input_list)
+        check_sockets(inputs, values, is_input_list)
         for check in checks:
             check(values)
         return execute(cls, *args, **kwargs)

@@ -29,7 +29,10 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "IMAGE": ("pictures as a tensor [frames, height, width, channels]", _is_tensor),
     "MASK": ("a mask as a tensor [frames, height, width]", _is_tensor),
     "CONDITIONING": ("a list of prompts, each a tensor with a dictionary", _is_conditioning),
-    "MODEL": ("a model", lambda value: hasattr(value, "get_model_object") and hasattr(value, "clone")),
+    "MODEL": (
+        "a model of this pack's loaders",
+        lambda value: hasattr(value, "get_model_object") and hasattr(value, "clone"),
+    ),
     "CLIP": ("a text encoder", lambda value: hasattr(value, "tokenize")),
 }
 
