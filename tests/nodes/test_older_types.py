@@ -1,7 +1,5 @@
 """A ComfyUI that has no type for int8 weights, as before 0.30: what is refused when a prompt is queued, what loads."""
 
-import asyncio
-import inspect
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from cogvideox.model_loaders.save_model import check_save_dtype
 from cogvideox.nodes.load import CogVideoXLoadModel, CogVideoXLoadPipeline, CogVideoXLoadTextEncoder
 from cogvideox.nodes.save import CogVideoXSaveModel
 from cogvideox.tests import layout_files as layouts
+from cogvideox.tests.support import validated
 
 REFUSED = "Weights in int8 cannot be used: this version of ComfyUI, "
 SINCE = (
@@ -32,12 +31,6 @@ def without_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantized, "FORMATS", formats)
 
 
-def validated(node: Any, **inputs: Any) -> Any:
-    """What a node's validate_inputs says, whether it reads files in a thread or not."""
-    answer = node.validate_inputs(**inputs)
-    return asyncio.run(answer) if inspect.isawaitable(answer) else answer
-
-
 @pytest.mark.parametrize(
     ("node", "inputs"),
     [
@@ -49,7 +42,7 @@ def validated(node: Any, **inputs: Any) -> Any:
 )
 def test_int8_is_refused_when_the_prompt_is_queued(node: Any, inputs: dict[str, Any]) -> None:
     """It was refused while the node ran: Save Model comes after everything else of a run."""
-    message = validated(node, weight_dtype="int8", **inputs)
+    message = str(validated(node, weight_dtype="int8", **inputs))
     assert message.startswith(REFUSED) and message.endswith(SINCE)
     assert validated(node, weight_dtype="fp8_e4m3fn", **inputs) is True
 
