@@ -15,7 +15,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +23,10 @@ import torch
 
 from cogvideox.devtools.embedded_checkpoint import transformer_config
 from cogvideox.devtools.paths import ROOT
+from cogvideox.devtools.result_files import Table as Table  # the scripts import it from here, with the rest
+from cogvideox.devtools.result_files import write_section
 from cogvideox.host.standalone import comfyui_from_environment
 from cogvideox.host.standalone import use_comfyui as use_comfyui  # the scripts import it from here, with the rest
-
-RESULTS = ROOT / "benchmarks" / "results"
-
-
-@dataclass(frozen=True)
-class Table:
-    """One result: a markdown table with sentences before it."""
-
-    title: str
-    notes: Sequence[str]
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def markdown(self) -> str:
-        lines = [f"### {self.title}", "", *(f"- {note}" for note in self.notes), ""]
-        lines += [_row(self.header), _row(["---"] * len(self.header)), *map(_row, self.rows)]
-        return "\n".join(lines)
 
 
 def arguments(description: str | None, **options: dict[str, Any]) -> argparse.Namespace:
@@ -138,22 +122,8 @@ def report(benchmark: str, tables: Sequence[Table], save: bool, device: str = "c
     body = "\n\n".join([f"{today}. {machine()}", *(table.markdown() for table in tables)])
     print(f"\n{body}\n", flush=True)
     if save:
-        path = RESULTS / f"{today}-{device}.md"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
-        path.write_text(replace_section(before, benchmark, body), encoding="utf-8")
+        path = write_section(benchmark, body, device)
         print(f"Written to {path.relative_to(ROOT)}", flush=True)
-
-
-def replace_section(document: str, name: str, body: str) -> str:
-    """`document` with `body` as its section `## name`, which is added at the end where there is none."""
-    sections = dict(part.split("\n", 1) for part in f"\n{document}".split("\n## ")[1:])
-    sections[name] = f"\n{body}\n"
-    return "# Benchmark results\n\n" + "\n".join(f"## {title}\n{text.rstrip()}\n" for title, text in sections.items())
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _load() -> str:

@@ -37,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + "; ".join(f"{name}, {meaning}" for name, meaning in libraries.SETS.items())
         + "; or all of these in turn",
     )
+    parser.add_argument("--save", action="store_true", help="write what was measured to benchmarks/results as well")
     parser.add_argument("--coverage", action="store_true", help="print which lines and branches were run")
-    parser.set_defaults(tier=None, faults=False, coverage=False, host=None, libraries=None)
+    parser.set_defaults(tier=None, faults=False, save=False, coverage=False, host=None, libraries=None)
 
 
 def run(python: Path, environ: Mapping[str, str], arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -48,7 +49,12 @@ def run(python: Path, environ: Mapping[str, str], arguments: argparse.Namespace,
     pinned = arguments.host in (None, comfyui.PINNED.version) and arguments.libraries is None
     tier = arguments.tier or ("standard" if pinned else "fast")
     say(f"Running pytest, the {tier} tier")
-    options = [f"--tier={tier}", *worker_options(rest, os.cpu_count() or 1), *rest]
+    options = [
+        f"--tier={tier}",
+        *(["--save"] if arguments.save else []),
+        *worker_options(rest, os.cpu_count() or 1),
+        *rest,
+    ]
     if any(option.startswith("-n") for option in options):
         environ = {**environ, "OMP_NUM_THREADS": "1"}  # workers side by side: more threads would wait for each other
     if not arguments.coverage:

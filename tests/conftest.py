@@ -13,7 +13,15 @@ import pytest
 from cogvideox.devtools.signals import forget_callers_signals
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import use_comfyui
-from cogvideox.tests.measured import ERRORS, FUZZ, LAYOUT_MATRIX, PARITY, dump_measured, merge_measured
+from cogvideox.tests.measured import (
+    ERRORS,
+    FUZZ,
+    LAYOUT_MATRIX,
+    PARITY,
+    dump_measured,
+    merge_measured,
+    save_measured,
+)
 from cogvideox.tests.tiers import TIERS, heaviest_first, left_out, room_of, summary_lines
 
 try:
@@ -26,10 +34,15 @@ LEFT_OUT: Counter = Counter()  # reason -> tests that this run's tier leaves out
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", choices=TIERS, default="standard", help="how much to run; see tests/README.md")
+    parser.addoption("--save", action="store_true", help="write what was measured to benchmarks/results")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     forget_callers_signals()
+    if config.getoption("save") and (config.option.keyword or any("::" in name for name in config.args)):
+        raise pytest.UsageError(
+            "--save takes all tests or whole files: some cases of a comparison are not its worst one."
+        )
     if hasattr(config, "workerinput"):
         import torch
 
@@ -122,9 +135,16 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fp32(tmp_path_factory.mktemp("wide"), "5b", **shape)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def _save(config: pytest.Config) -> str:
+    """Write what was measured to the file of results; returns a sentence that says so."""
+    chosen = [name for name in config.args if name not in config.getini("testpaths")]
+    saved = save_measured(str(config.getoption("tier")), chosen)
+    return f"Written to {saved}." if saved else "Nothing is saved, because these tests measure nothing."
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
     """Print what this run has measured: the matrices, and the worst case of everything compared with diffusers; and
-    what its tier has left out."""
+    what its tier has left out. With --save, write it to the file of results if all tests have passed."""
     if LAYOUT_MATRIX:
         terminalreporter.section("layouts of a transformer on disk, and the variants loaded from each")
         for layout, variants in LAYOUT_MATRIX.items():
@@ -138,11 +158,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("parity with diffusers (relative error, worst case)")
         for what, cases in PARITY.items():
             worst, tolerance = max(cases)
-            terminalreporter.write_line(f"{what:58s} {len(cases):4d} cases  {worst:.1e}  (tolerance {tolerance:.0e})")
+            terminalreporter.write_line(f"{what:58s} {len(cases):4d} cases  {worst:.2g}  (tolerance {tolerance:.3g})")
     if ERRORS:
         terminalreporter.section("error per precision (relative to fp32)")
         for precision, measured in ERRORS.items():
             terminalreporter.write_line(f"{precision:24s} " + "   ".join(f"{note} {e:.1e}" for e, note in measured))
+    if config.getoption("save"):
+        terminalreporter.section("results")
+        terminalreporter.write_line(
+            _save(config) if exitstatus == 0 else "Nothing is saved, because a test has failed."
+        )
     if LEFT_OUT:
         tier = str(config.getoption("tier"))
         terminalreporter.section(f"left out of the {tier} tier")

@@ -21,6 +21,7 @@ from cogvideox.model_loaders import precision
 from cogvideox.model_loaders.checkpoints import Weights
 from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
 from cogvideox.tests.support import host_lacks
+from cogvideox.transformer.parameter_types import is_block_matrix
 
 HAS_INT8 = "TensorWiseINT8Layout" in quantized.FORMATS
 needs_int8 = pytest.mark.skipif(not HAS_INT8, reason=host_lacks("int8 weights"))
@@ -70,11 +71,18 @@ def changed_weights(patch: pytest.MonkeyPatch, loader: ModuleType, change: Chang
         yield
 
 
-def load(path: Path, kind: str, patch: pytest.MonkeyPatch, disable_dynamic: bool = False) -> ModelPatcher:
-    """The MODEL at `path` in `kind`: a weight_dtype, or the type of a GGUF file made of its weights."""
+def load(
+    path: Path, kind: str, patch: pytest.MonkeyPatch, disable_dynamic: bool = False, same_matrices: bool = False
+) -> ModelPatcher:
+    """The MODEL at `path` in `kind`: a weight_dtype, or the type of a GGUF file made of its weights. same_matrices: the
+    file has those alone quantised that a weight_dtype would, so that their errors compare."""
     if kind not in GGUF_FILES:
         return model_loader.load_model(path, kind, disable_dynamic=disable_dynamic)
-    with changed_weights(patch, model_loader, lambda name, weight: to_gguf(name, weight, kind)):
+
+    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
+        return weight if same_matrices and not is_block_matrix(name) else to_gguf(name, weight, kind)
+
+    with changed_weights(patch, model_loader, change):
         return model_loader.load_model(path, disable_dynamic=disable_dynamic)
 
 

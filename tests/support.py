@@ -31,9 +31,13 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def check_parity(what: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
     """Assert that ours is within `tolerance` of the reference, and keep the figure for the table at the end."""
-    error = relative_error(ours, theirs)
-    PARITY.setdefault(what, []).append((error, tolerance))
-    assert error <= tolerance, f"{what}: relative error {error:.1e}, tolerance {tolerance:.0e}"
+    check_at_most(what, relative_error(ours, theirs), tolerance)
+
+
+def check_at_most(what: str, found: float, limit: float) -> None:
+    """Assert that a figure, an error or a ratio of errors, is at most `limit`, and keep it for the table at the end."""
+    PARITY.setdefault(what, []).append((found, limit))
+    assert found <= limit, f"{what}: {found:.3g}, at most {limit:.3g}"
 
 
 def record_error(precision: str, error: float, note: str) -> None:

@@ -1,10 +1,12 @@
 """The tiers leave out what they say, and nothing else."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cogvideox.devtools.result_files import sections_by_age
 from cogvideox.tests import measured, tiers
 
 
@@ -105,3 +107,22 @@ def test_what_workers_measured_reaches_the_tables() -> None:
         for name, table in tables.items():
             table.clear()
             table.update(kept[name])
+
+
+def test_a_run_of_some_files_renews_their_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documents' figures come from this file: a row that a short run drops would be gone, one that a whole run
+    keeps would speak of a test that is no more."""
+    monkeypatch.setattr(measured, "PARITY", {"run": [(1e-6, 5e-6), (3e-6, 5e-6)], "gone": [(1e-7, 1e-6)]})
+    monkeypatch.setattr(measured, "ERRORS", {"fp8": [(1e-2, "forward")]})
+    measured.save_measured("long", [], tmp_path)
+    monkeypatch.setattr(measured, "PARITY", {"run": [(2e-6, 5e-6)]})
+    monkeypatch.setattr(measured, "ERRORS", {})
+    path = measured.save_measured("long", ["tests/vae"], tmp_path)
+    (table,) = next(sections_by_age("tests", "parity", tmp_path))
+    assert table.rows == [["run", "1", "2.0e-06", "5.0e-06"], ["gone", "1", "1.0e-07", "1.0e-06"]]
+    assert "tests/vae" in table.notes[0] and path is not None
+    measured.save_measured("long", [], tmp_path)
+    (table,) = next(sections_by_age("tests", "parity", tmp_path))
+    assert [row[0] for row in table.rows] == ["run"]
+    (table,) = next(sections_by_age("tests", "errors", tmp_path))
+    assert table.rows == [["fp8, forward", "1.0e-02"]]

@@ -214,6 +214,16 @@ def test_suite_runs_a_tier_in_two_workers(monkeypatch, argv, tier):
     assert env == {"OMP_NUM_THREADS": "1"}
 
 
+def test_what_was_measured_is_saved_on_request(monkeypatch):
+    """The documents' figures are compared with that file; a run that only seemed to write it would leave old ones."""
+    commands = []
+    monkeypatch.setattr(suite, "run_foreground", lambda command, cwd, env: commands.append(command) or 0)
+    for argv in (["test", "--long", "--save"], ["test", "--long"]):
+        arguments, rest = cli.parse(argv)
+        suite.run(cli.Path("python"), {}, arguments, rest)
+    assert ["--save" in command for command in commands] == [True, False]
+
+
 @pytest.mark.parametrize(
     "rest", [["tests/vae/test_tiny.py::test_x"], ["--pdb"], ["-n", "4"], ["-pno:xdist"], ["--co", "tests/vae"], ["-s"]]
 )

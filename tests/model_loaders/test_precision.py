@@ -40,7 +40,7 @@ def allow_fast_modes(patch: pytest.MonkeyPatch) -> None:
 def test_error_against_fp32(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures a user chooses a precision by; a wrong scale anywhere is far outside."""
     allow_fast_modes(monkeypatch)
-    full, model = load(wide, "fp32", monkeypatch), load(wide, kind, monkeypatch)
+    full, model = load(wide, "fp32", monkeypatch), load(wide, kind, monkeypatch, same_matrices=True)
     once, run = relative_error(forward(model), forward(full)), relative_error(four_steps(model), four_steps(full))
     size = model.model_size() / full.model_size()
     record_error(f"transformer {kind}", once, "forward")
@@ -48,6 +48,16 @@ def test_error_against_fp32(wide: Path, kind: str, monkeypatch: pytest.MonkeyPat
     record_error(f"transformer {kind}", size, "size")
     assert 0 < once <= BOUNDS[kind] and 0 < run <= 3 * BOUNDS[kind]
     assert size < (0.51 if kind in ("bf16", "fp16") else 0.75)
+
+
+@needs_int8
+def test_order_of_precisions(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documents advise by it. Quantised in the same matrices: a table of files that quantise more, or fewer, would
+    say the opposite of what is so."""
+    full = forward(load(wide, "fp32", monkeypatch))
+    kinds = ("fp16", "Q8_0", "int8", "fp8_e4m3fn", "Q4_0")
+    errors = [relative_error(forward(load(wide, kind, monkeypatch, same_matrices=True)), full) for kind in kinds]
+    assert errors == sorted(errors), dict(zip(kinds, errors))
 
 
 @pytest.mark.parametrize("kind", KINDS)

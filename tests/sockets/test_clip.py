@@ -14,7 +14,7 @@ from cogvideox.nodes.text import CogVideoXEncodeText
 from cogvideox.sockets import tokenizer as tokenizers
 from cogvideox.sockets.tokenizer import CogVideoXTokenizer
 from cogvideox.tests.guard import bounded
-from cogvideox.tests.support import check_parity, reference_pipeline, relative_error, write_fp32
+from cogvideox.tests.support import check_at_most, check_parity, reference_pipeline, relative_error, write_fp32
 
 PROMPTS = {
     "plain": "A panda plays a guitar in a bamboo forest.",
@@ -45,7 +45,9 @@ def test_ids_equal_diffusers(encoders: tuple, name: str) -> None:
     clip, pipeline = encoders
     tokens = clip.tokenize(PROMPTS[name])["t5xxl"]
     assert len(tokens) == 1
-    assert [token for token, _ in tokens[0]] == reference_ids(pipeline.tokenizer, PROMPTS[name])
+    want = reference_ids(pipeline.tokenizer, PROMPTS[name])
+    assert len(tokens[0]) == len(want)
+    check_at_most("token ids, how many differ", sum(token != other for (token, _), other in zip(tokens[0], want)), 0)
     assert all(weight == 1.0 for _, weight in tokens[0])
 
 

@@ -37,9 +37,8 @@ def test_transformer(tmp_path: Path, layout: str, name: str) -> None:
 
 
 # 2b's width of 1920 is not a multiple of 256, the block size of the K types
-PACKED = [
-    (name, kind) for name in hollow.OFFICIAL for kind in ("Q4_0", "Q8_0", "Q6_K") if kind != "Q6_K" or "2b" not in name
-]
+GGUF_KINDS = ("Q4_0", "Q8_0", "Q6_K")
+PACKED = [(name, kind) for name in hollow.OFFICIAL for kind in GGUF_KINDS if kind != "Q6_K" or "2b" not in name]
 
 
 @pytest.mark.parametrize("name, kind", PACKED)
@@ -87,7 +86,10 @@ def test_vae(tmp_path: Path, layout: str) -> None:
     assert_found(path, "vae", weights)
 
 
-@pytest.mark.parametrize("kind", ("HF", "prefixed", "scaled fp8", "Q8_0", "Q5_K"))
+T5 = ("HF", "prefixed", "scaled fp8", "Q8_0", "Q5_K")
+
+
+@pytest.mark.parametrize("kind", T5)
 def test_text_encoder(tmp_path: Path, kind: str) -> None:
     weights = hollow.official_t5()
     names = {

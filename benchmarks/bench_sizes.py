@@ -1,0 +1,109 @@
+"""What the official models weigh and what one step takes, counted on shapes: no weights, no clock, a few seconds."""
+
+from unittest import mock
+
+import torch
+
+from cogvideox.benchmarks.common import Table, arguments, report, use_comfyui
+
+GB, GIB = 10**9, 1 << 30
+CARDS = (8, 12, 16, 24)  # GB, the common sizes
+SPARE = 3.0  # GiB that CUDA, ComfyUI and the desktop may take of a card
+# name -> latents (T, H, W) of 49 frames of 720 x 480, and of 81 (and the frame before them) of 1360 x 768
+MODELS = {
+    "CogVideoX-2b": (13, 60, 90),
+    "CogVideoX-5b": (13, 60, 90),
+    "CogVideoX-5b-I2V": (13, 60, 90),
+    "CogVideoX1.5-5B": (22, 96, 170),
+    "CogVideoX1.5-5B-I2V": (22, 96, 170),
+}
+ROWS_SCALE_BYTES = 4  # int8 has one fp32 scale for each row of a matrix
+TEXT_TOKENS, TEXT_WIDTH, LATENT_CHANNELS = 226, 4096, 16
+IMAGE = (161, 768, 1360)  # frames of CogVideoX 1.5 at its longest
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    use_comfyui(cpu=True)
+    report("sizes", [weights_table(), step_table(), data_table()], options.save)
+
+
+def weights_table() -> Table:
+    from cogvideox.model_loaders.precision import is_t5_matrix
+    from cogvideox.tests import hollow_files as hollow
+    from cogvideox.transformer.parameter_types import is_block_matrix
+
+    parts = {name: (hollow.official_weights(name), is_block_matrix) for name in MODELS}
+    parts |= {"T5": (hollow.official_t5(), is_t5_matrix), "VAE": (hollow.official_vae(), lambda name: False)}
+    rows = []
+    for name, (weights, is_matrix) in parts.items():
+        parameters = sum(weight.numel() for key, weight in weights.items() if not key.endswith("pos_embedding"))
+        plain = 2 * parameters
+        matrices = [weight for key, weight in weights.items() if is_matrix(key)]
+        eight = plain - sum(weight.numel() - ROWS_SCALE_BYTES * weight.shape[0] for weight in matrices)
+        sizes = [f"{size / unit:.3f}" for size in (plain, eight) for unit in (GIB, GB)]
+        rows.append([name, str(parameters), *(sizes if matrices else [*sizes[:2], "", ""])])
+    notes = (
+        "Parameters times the bytes of each. 8 bits: int8, the matrices of the blocks in one byte and a scale for each "
+        "row; the rest in 16 bits.",
+    )
+    header = ("model", "parameters", "16 bits, GiB", "16 bits, GB", "8 bits, GiB", "8 bits, GB")
+    return Table("Weights", notes, header, rows)
+
+
+def step_table() -> Table:
+    weights = {row[0]: row for row in weights_table().rows}
+    rows = []
+    for name, latents in MODELS.items():
+        step = step_bytes(name, latents) / GIB
+        both = [float(weights[name][column]) + step for column in (2, 4)]
+        cards = [str(next(card for card in CARDS if card >= size + SPARE)) for size in both]
+        rows.append([name, f"{step:.3f}", *(f"{size:.2f}" for size in both), *cards])
+    notes = (
+        "The peak of a step's tensors in bf16, prompt and negative prompt in one batch, with an attention kernel that "
+        "allocates its result alone. Both: the step and the weights, in 16 and in 8 bits.",
+        f"Card: the smallest of {', '.join(map(str, CARDS))} GB that holds both with {SPARE:g} GiB to spare.",
+    )
+    header = ("model", "step, GiB", "both, GiB", "both, 8 bits", "card, GB", "card, 8 bits")
+    return Table("One step", notes, header, rows)
+
+
+def step_bytes(name: str, latents: tuple[int, int, int]) -> int:
+    """The peak of what a forward of the official model allocates."""
+    import comfy.ops
+
+    from cogvideox.sockets.model import build_dit
+    from cogvideox.tests.hollow_files import OFFICIAL
+    from cogvideox.tests.peak_bytes import PeakBytes
+    from cogvideox.transformer import attention
+
+    config = dict(OFFICIAL[name]) | ({} if "2b" in name else {"num_layers": 42, "num_attention_heads": 48})
+    side = {"sample_width": 300, "sample_height": 300} if "1.5" in name else {"sample_width": 90, "sample_height": 60}
+    dit = build_dit(config | side, torch.bfloat16, None, comfy.ops.disable_weight_init)
+
+    def fused(q: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return torch.empty_like(q).transpose(1, 2).flatten(2)
+
+    noisy = torch.empty(2, dit.config.in_channels, *latents, device="meta", dtype=torch.bfloat16)
+    context = torch.empty(2, TEXT_TOKENS, TEXT_WIDTH, device="meta", dtype=torch.bfloat16)
+    timestep = torch.empty(2, device="meta")
+    ofs = torch.empty(2, device="meta") if dit.config.ofs_embed_dim else None
+    with torch.inference_mode(), mock.patch.object(attention, "attention_for", lambda device: fused):
+        with PeakBytes() as used:
+            dit(noisy, timestep, context=context, ofs=ofs)
+    return used.peak
+
+
+def data_table() -> Table:
+    frames, height, width = IMAGE
+    clip = LATENT_CHANNELS * 13 * 60 * 90
+    rows = [
+        [f"an IMAGE of {frames} frames of {width} x {height}", f"{frames * height * width * 3 * 4 / GB:.2f} GB"],
+        ["a training clip of 49 frames of 720 x 480, mean and deviation, bf16", f"{2 * 2 * clip / 10**6:.1f} MB"],
+        ["a caption, fp16", f"{2 * TEXT_TOKENS * TEXT_WIDTH / 10**6:.2f} MB"],
+    ]
+    return Table("Data", (), ("what", "size"), rows)
+
+
+if __name__ == "__main__":
+    main()

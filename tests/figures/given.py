@@ -1,0 +1,32 @@
+"""Numbers in the documents that are no measurement of this project, each with its source."""
+
+from cogvideox.tests.figures.phrases import Given
+
+ARITHMETIC = "arithmetic"
+CHOICE = "a setting, a limit or a goal of this project, not a result"
+
+GIVEN = (
+    Given("README.md", "the 20 GB model", "model_loaders/downloads/repositories.py, from the official repositories"),
+    Given("README.md", "You need Python 3.10 or newer (tested on 3.11)", "pyproject.toml"),
+    Given("README.md", "about 8 GB of disk space (3 GB on Windows and macOS)", "devtools/environment.py"),
+    Given("README.md", "with at least 3 GiB to spare", "benchmarks/bench_sizes.py SPARE"),
+    Given("docs/exactness.md", "6 steps at denoise 0.6 are the last 6 of 10", ARITHMETIC),
+    Given("docs/exactness.md", "`num_inference_steps=10, strength=0.6`", ARITHMETIC),
+    Given("docs/exactness.md", "denoise 0.6 against strength 0.6", CHOICE),
+    Given("docs/exactness.md", "fp32 itself is accurate to about 1e-7 per operation", "IEEE 754: 2^-24 is 6e-8"),
+    Given("docs/samplers.md", "one wrong answer costs 5 points", "arithmetic: 100 / (4 prompts x 5 attributes)"),
+    Given(
+        "docs/samplers.md",
+        "at sigma 4518.7",
+        "ComfyUI, ModelSamplingDiscrete with zsnr: its last alpha is 4.897e-8",
+    ),
+    Given("docs/samplers.md", "then adds 110 times the difference", "arithmetic: (4518.7 - 20) / 2 / 20"),
+    Given("docs/speed.md", "CogVideoX-2b about 90 s on an A100, CogVideoX-5b about 180 s", "the official model cards"),
+    Given("docs/speed.md", "An H100 with 80 GB", "its maker"),
+    Given("docs/speed.md", "loading 1 GB of bf16 safetensors", CHOICE),
+    Given("docs/speed.md", "not copied | 1.15 ×, 1.1 ×", CHOICE),
+    Given("docs/speed.md", "× the memory | 1.15 ×, 1.1 ×", CHOICE),
+    Given(
+        "docs/vae.md", "without the 0.40 of the weights", "benchmarks/bench_vae.py; 215,583,907 parameters in 16 bits"
+    ),
+)

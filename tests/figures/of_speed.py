@@ -1,0 +1,334 @@
+"""docs/speed.md and docs/vae.md: `python3 dev.py bench`, all of them, on a CPU and on a card."""
+
+from cogvideox.tests.figures.cells import Cell, Number
+from cogvideox.tests.figures.phrases import Figure, Value
+
+PAGE = "docs/speed.md"
+FORWARD, RUN = "One forward, batch 1", "A sampling run"
+VARIANTS = ("2b", "5b", "1.5-5B")
+MODES = ("fast", "medium", "low", "least")
+WARM, COLD = "Loading a transformer, warm", "Loading a transformer, cold"
+PLAIN = ("bf16, diffusers' shards", "bf16, one file", "bf16, ComfyUI's names")
+PACKED = ("fp8, plain", "fp8, scaled", "int8, ComfyUI's", "GGUF Q8_0")
+SIZES = {49: "49 frames, 480 x 720", 81: "81 frames, 768 x 1360"}
+
+
+def card(row: str, after: str = "") -> Cell:
+    """A number of `python3 dev.py bench gpu`, wherever its row is."""
+    return Cell("cuda", "gpu", None, (row,), "found", after)
+
+
+def forward(variant: str, precision: str, column: str) -> Cell:
+    return Cell("cpu", "forward", FORWARD, (variant, precision), column)
+
+
+def load(title: str, layout: str, column: str = "load / read") -> Cell:
+    return Cell("cpu", "load", title, (layout,), column)
+
+
+def decode(precision: str, decoder: str, column: str = "of diffusers' untiled") -> Cell:
+    return Cell("cpu", "vae", "Decode", (precision, decoder), column)
+
+
+def encode(precision: str, encoder: str, column: str = "of diffusers' untiled") -> Cell:
+    return Cell("cpu", "vae", "Encode", (precision, encoder), column)
+
+
+def counted(frames: int, mode: str, direction: str) -> Cell:
+    """GiB of the VAE, counted at the official size."""
+    return Cell("cpu", "vae", "Memory", (SIZES[frames], f"ours, {mode}"), direction)
+
+
+def matrix(kind: str, column: str) -> Cell:
+    return Cell("cpu", "precision", "A matrix 3072 x 12288", (kind,), column)
+
+
+def merge(model: str) -> Cell:
+    return Cell("cpu", "lora", "The load that merges it", (model,), "ours / loop")
+
+
+def apply(model: str, column: str) -> Cell:
+    return Cell("cpu", "lora", "Applying a LoRA", (model,), column)
+
+
+def start(what: str) -> Cell:
+    return Cell("cpu", "start", "Importing the pack", (what,), "measured")
+
+
+def least(*values: Value) -> Value:
+    return lambda: Number(min(float(value()) for value in values))
+
+
+def most(*values: Value) -> Value:
+    return lambda: Number(max(float(value()) for value in values))
+
+
+def _both(*values: Value) -> tuple[Value, Value]:
+    """The least and the most, as "0.97 to 0.99"."""
+    return least(*values), most(*values)
+
+
+def over(value: Value, other: Value) -> Value:
+    return lambda: Number(float(value()) / float(other()))
+
+
+def _step_row(phrase: str, model: str) -> Figure:
+    names = [f"{model} step, batch 2, {who}" for who in ("diffusers", "ours, FLASH", "ours, CUDNN")]
+    names += [f"{model} step, batch 2, ComfyUI's class"] if phrase.count("GiB") == 4 else []
+    return Figure(PAGE, phrase, tuple(card(name, after) for name in names for after in ("", "peak ")))
+
+
+def _vae_row(phrase: str, direction: str, modes: tuple[str, ...]) -> Figure:
+    rows = [f"VAE {direction}, 49 frames, 480 x 720, {mode}" for mode in modes]
+    return Figure(PAGE, phrase, tuple(card(row, after) for after in ("", "peak ") for row in rows))
+
+
+def _forward_row(variant: str, native_error: str) -> Figure:
+    ratios = [forward(variant, p, f"ours / {who}") for who in ("diffusers", "native") for p in ("fp32", "bf16")]
+    errors = [forward(variant, "fp32", f"error {who}") for who in ("ours", "native")]
+    phrase = f"| {variant} fp32, bf16 | {{2}}, {{2}} | {{2}}, {{2}} | {{e}}, {{{native_error}}} |"
+    return Figure(PAGE, phrase, (*ratios, *errors))
+
+
+_RUNS = [Cell("cpu", "forward", RUN, (v, p), "ours / diffusers") for v in VARIANTS for p in ("fp32", "bf16")]
+_PARTS = ("8", "4", "2.75")
+CARD = (
+    Figure(
+        PAGE,
+        "50 steps of CogVideoX-5b with 49 frames take about {0} s, of CogVideoX 1.5 with 81 frames {0} s",
+        (card("5b step, batch 2, ours, FLASH").times(50), card("1.5-5B step, batch 2, ours, FLASH").times(50)),
+    ),
+    _step_row("| 2b, 49 frames of 720 × 480 | {2} s, {2} GiB | {2} s, {2} GiB | {2} s, {2} GiB |", "2b"),
+    _step_row(
+        "| 5b, the same | {2} s, {2} GiB | {2} s, {2} GiB | {2} s, {2} GiB | {2} s, {2} GiB |",
+        "5b",
+    ),
+    _step_row(
+        "| 1.5-5B, 81 frames of 1360 × 768 | {2} s, {2} GiB | {2} s, {2} GiB | {2} s, {2} GiB |",
+        "1.5-5B",
+    ),
+    Figure(
+        PAGE,
+        "| 5b, a step in 8, 4 and 2.75 GiB of the card, weights streamed | {2}, {2}, {2} | "
+        "{2}, {2}, {2}, weights included |",
+        tuple(card(f"5b run in {part} GiB of the card", after) for after in ("", "peak ") for part in _PARTS),
+    ),
+    Figure(
+        PAGE,
+        "ComfyUI's dynamic VRAM in 6 GiB | {2} | {2}, weights included |",
+        tuple(card("5b run, dynamic VRAM, 6 GiB of the card", after) for after in ("", "peak ")),
+    ),
+    _vae_row(
+        "| VAE, decode of 49 frames of 720 × 480: fast, medium, low, least | {2}, {2}, {2}, {2} | {2}, {2}, {2}, {2} |",
+        *("decode", MODES),
+    ),
+    _vae_row(
+        "| VAE, encode of the same: fast, medium, low, least | {2}, {2}, {2}, {2} | {2}, {2}, {2}, {2} |",
+        *("encode", MODES),
+    ),
+    _vae_row("| VAE of diffusers, tiled, decode of the same | {2} | {2} |", "decode", ("diffusers, tiled",)),
+    Figure(
+        PAGE,
+        "| 8 layers of 5b: bf16 with cuDNN, compiled block by block | {3}, {3} | |",
+        tuple(card("5b, 8 layers, ours, CUDNN, compiled block by block", after) for after in ("eager ", "")),
+    ),
+    Figure(
+        PAGE,
+        "rank 64, 49 frames, gradient checkpointing | {2} | {2}, weights included |",
+        tuple(
+            card("5b LoRA, rank 64, one clip of 49 frames, bf16, gradient checkpointing", after)
+            for after in ("", "peak ")
+        ),
+    ),
+    Figure(
+        PAGE,
+        "take {2} and {2} of bf16's time; fp8_e4m3fn_fast takes {2} of it, int8_fast {2}",
+        tuple(card(f"5b, 8 layers, {kind}", "), ") for kind in ("fp8_e4m3fn", "int8", "fp8_e4m3fn_fast", "int8_fast")),
+    ),
+    Figure(
+        "docs/training.md",
+        "one of four trainings repeated to {e} only",
+        (card("training, 5b, bf16: restart and second run", "by "),),
+    ),
+)
+
+CPU = (
+    Figure(
+        PAGE,
+        "On a CPU, the transformer takes {2} to {2} of diffusers' time",
+        _both(*(forward(v, p, "ours / diffusers") for v in VARIANTS for p in ("fp32", "bf16"))),
+    ),
+    Figure(
+        PAGE,
+        "The VAE decodes in {2} of diffusers' time in fp32 and in {2} of it in bf16",
+        (decode("fp32", "ours, fast"), decode("bf16", "ours, fast")),
+    ),
+    _forward_row("2b", "2"),
+    _forward_row("5b", "e"),
+    _forward_row("1.5-5B", "e"),
+    Figure(PAGE, "A sampling run with guidance takes {2} to {2} of diffusers' time", _both(*_RUNS)),
+    Figure(
+        PAGE,
+        "takes {1} to {1} times as long as diffusers' bf16",
+        _both(*(forward(v, "bf16 stored", "ours / diffusers") for v in VARIANTS)),
+    ),
+    Figure(
+        PAGE,
+        "| diffusers, untiled | {} | {} | {} | {} | {0}, {e} | {0}, {e} |",
+        (
+            *(side(precision, "diffusers") for side in (decode, encode) for precision in ("fp32", "bf16")),
+            *(side(precision, "diffusers", "error") for side in (decode, encode) for precision in ("fp32", "bf16")),
+        ),
+    ),
+    Figure(
+        PAGE,
+        "| diffusers, tiled | {2} | {2} | | | {0e}, {0e} | |",
+        tuple(
+            decode(p, "diffusers, tiled", column)
+            for column in ("of diffusers' untiled", "error")
+            for p in ("fp32", "bf16")
+        ),
+    ),
+    *(
+        Figure(
+            PAGE,
+            phrase,
+            (
+                *(side(precision, name) for side in (decode, encode) for precision in ("fp32", "bf16")),
+                *(side(precision, name, "error") for side in (decode, encode) for precision in ("fp32", "bf16")),
+            ),
+        )
+        for name, phrase in (
+            (
+                "ComfyUI's own",
+                "| ComfyUI's own | {2} | {2} | {2} | {2} | {0e}, {0e} | {1}, {1} |",
+            ),
+            ("ours, fast", "| ours, fast | {2} | {2} | {2} | {2} | {e}, {e} | {e}, {e} |"),
+            ("ours, low", "| ours, low | {2} | {2} | {2} | {2} | {e}, {e} | {e}, {e} |"),
+            ("ours, least", "| ours, least | {2} | {2} | {2} | {2} | {e}, {e} | {e}, {e} |"),
+        )
+    ),
+    Figure(
+        "docs/exactness.md",
+        "the error of a decode is {e} and that of an encode {e}",
+        (decode("fp32", "ours, fast", "error"), encode("fp32", "ours, fast", "error")),
+    ),
+    Figure(
+        PAGE,
+        "a frame takes {0} ms of a video of 9 frames, and {0} ms of one of 65",
+        tuple(Cell("cpu", "vae", "Time by length", (frames,), "a frame, at best") for frames in ("9", "65")),
+    ),
+    Figure(
+        PAGE,
+        "bytecode written, {} nodes | {3} s, {1} MiB, no diffusers | 0.1 s, 10 MiB |",
+        (start("nodes"), start("time"), start("resident memory")),
+    ),
+    Figure(
+        PAGE,
+        "warm cache, against reading the files | {2} to {2} × the time, {2} × the memory, mapped and not copied |",
+        (*_both(*(load(WARM, name) for name in PLAIN)), most(*(load(WARM, name, "peak resident") for name in PLAIN))),
+    ),
+    Figure(
+        PAGE,
+        "| the same of fp8, int8 and GGUF files | {2} to {2} × the time, {2} × the memory |",
+        (*_both(*(load(WARM, name) for name in PACKED)), most(*(load(WARM, name, "peak resident") for name in PACKED))),
+    ),
+    Figure(
+        PAGE,
+        "the reads alone took {1} to {1} s) | {1} to {1} × the time |",
+        (
+            *_both(*(load(COLD, name, "read") for name in (*PLAIN, *PACKED))),
+            *_both(*(load(COLD, name) for name in (*PLAIN, *PACKED))),
+        ),
+    ),
+    Figure(
+        PAGE,
+        "split and joined, warm cache | {1} × the time, {2} × the memory |",
+        (load(WARM, "bf16, SAT .pt"), load(WARM, "bf16, SAT .pt", "peak resident")),
+    ),
+    Figure(
+        PAGE,
+        "→ int8 while loading | {1} s, {1} s for {1} GB: save the result",
+        (
+            *(load(WARM, f"bf16, one file -> {kind}", "load") for kind in ("fp8", "int8")),
+            load(WARM, "bf16, one file -> int8", "file"),
+        ),
+    ),
+    Figure(
+        PAGE,
+        "against *LoraLoaderModelOnly* | {3} s, {1} to {1} × the time |",
+        (
+            most(*(apply(model, "CogVideoXApplyLora") for model in ("fp32", "bf16", "int8", "GGUF Q8_0"))),
+            *_both(*(apply(model, "ours / stock") for model in ("fp32", "bf16", "int8", "GGUF Q8_0"))),
+        ),
+    ),
+    Figure(
+        PAGE,
+        "against a plain loop: fp32, bf16, int8 | {1}, {2}, {1} × the time",
+        (merge("fp32"), merge("bf16"), merge("int8")),
+    ),
+    Figure(
+        PAGE,
+        "fp8 {e} (torchao {e}) and int8 {e} ({e})",
+        tuple(matrix(kind, "of the product") for kind in ("fp8_e4m3fn", "torchao fp8", "int8", "torchao int8")),
+    ),
+    Figure(
+        PAGE,
+        "takes {2} × fp32's time in fp8 (torchao {2} ×), {2} × in int8 ({2} ×), and {2} × where int8 is "
+        "also multiplied in eight bits ({2} ×)",
+        tuple(
+            matrix(kind, "of fp32's")
+            for kind in (
+                *("fp8_e4m3fn", "torchao fp8", "int8", "torchao int8"),
+                *("int8_fast", "torchao int8, dynamic"),
+            )
+        ),
+    ),
+)
+
+
+def _memory_row(phrase: str, frames: int, direction: str) -> Figure:
+    values = [counted(frames, mode, direction) for mode in MODES]
+    if direction == "decode":
+        values.append(Cell("cpu", "vae", "Memory", (SIZES[frames], "diffusers (published)"), "decode"))
+    return Figure("docs/vae.md", phrase, tuple(values))
+
+
+def _used(direction: str, mode: str) -> Value:
+    """What is counted over what a card has used."""
+    return over(counted(49, mode, direction), card(f"VAE {direction}, 49 frames, 480 x 720, {mode}", "peak "))
+
+
+_FREED = [
+    card(f"VAE {direction}, 49 frames, 480 x 720, {mode}: forecast", "used: ")
+    for direction in ("decode", "encode")
+    for mode in ("fast", "medium", "low")
+]
+VAE = (
+    Figure("docs/vae.md", "49 frames of 720 × 480 decode with {1} GiB or more", (counted(49, "least", "decode"),)),
+    Figure(
+        "docs/vae.md",
+        "without the {2} of the weights",
+        (Cell("cpu", "sizes", "Weights", ("VAE",), "16 bits, GiB"),),
+    ),
+    _memory_row("| decode, 49 frames 720 × 480 | {2} | {2} | {2} | {2} | {1} |", 49, "decode"),
+    _memory_row("| decode, 81 frames 1360 × 768 | {2} | {2} | {2} | {2} | {1} |", 81, "decode"),
+    _memory_row("| encode, 49 frames 720 × 480 | {2} | {2} | {2} | {2} | |", 49, "encode"),
+    _memory_row("| encode, 81 frames 1360 × 768 | {2} | {2} | {2} | {2} | |", 81, "encode"),
+    Figure(
+        "docs/vae.md",
+        "those of 49 frames were {2} to {2} of what was used, and those of `least` {2} and {2}",
+        (
+            *_both(*(_used(direction, mode) for direction in ("decode", "encode") for mode in MODES[:3])),
+            *(_used(direction, "least") for direction in ("decode", "encode")),
+        ),
+    ),
+    Figure("docs/vae.md", "asks ComfyUI to free {2} to {2} times as much as was used", _both(*_FREED)),
+    Figure(
+        "docs/vae.md",
+        "161 frames of 1360 × 768 would take {0} GB as an IMAGE",
+        (Cell("cpu", "sizes", "Data", ("an IMAGE of 161 frames of 1360 x 768",), "size"),),
+    ),
+)
+
+FIGURES = (*CARD, *CPU, *VAE)
