@@ -1,5 +1,6 @@
 """What the official models weigh and what one step takes, counted on shapes: no weights, no clock, a few seconds."""
 
+import math
 from unittest import mock
 
 import torch
@@ -96,10 +97,15 @@ def step_bytes(name: str, latents: tuple[int, int, int]) -> int:
 
 def data_table() -> Table:
     frames, height, width = IMAGE
-    clip = LATENT_CHANNELS * 13 * 60 * 90
+    clip, long_clip = (LATENT_CHANNELS * math.prod(latents) for latents in ((13, 60, 90), (21, 96, 170)))
+    width_5b, inner_5b = 3072, 12288
+    attention, feed_forward = 4 * (width_5b + width_5b), 2 * (width_5b + inner_5b)  # of a rank, in and out
     rows = [
         [f"an IMAGE of {frames} frames of {width} x {height}", f"{frames * height * width * 3 * 4 / GB:.2f} GB"],
         ["a training clip of 49 frames of 720 x 480, mean and deviation, bf16", f"{2 * 2 * clip / 10**6:.1f} MB"],
+        ["an inverted video, 50 steps, 49 frames of 720 x 480", f"{50 * 4 * clip / GB:.2f} GB"],
+        ["an inverted video, 50 steps, 81 frames of 1360 x 768", f"{50 * 4 * long_clip / GB:.2f} GB"],
+        ["a LoRA with the feed-forward layers, over one without", f"{(attention + feed_forward) / attention:.2f}"],
         ["a caption, fp16", f"{2 * TEXT_TOKENS * TEXT_WIDTH / 10**6:.2f} MB"],
     ]
     return Table("Data", (), ("what", "size"), rows)

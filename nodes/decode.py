@@ -39,7 +39,7 @@ class CogVideoXDecode(io.ComfyNode):
                     advanced=True,
                     tooltip="Compile norm and SiLU with torch.compile; the result is the same within rounding. The "
                     "first run waits for the compiler and shows how long it took. Needs Triton on a GPU, or a C++ "
-                    "compiler on the CPU, where it gains only 2 to 3 %.",
+                    "compiler on the CPU, where it gains little.",
                 ),
             ],
             outputs=[io.Image.Output()],

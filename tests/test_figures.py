@@ -6,13 +6,14 @@ import pytest
 
 from cogvideox.devtools.paths import ROOT
 from cogvideox.nodes import NODES
-from cogvideox.tests.figures import of_exactness, of_models, of_speed, of_toy
+from cogvideox.tests.figures import of_exactness, of_models, of_pages, of_speed, of_toy
 from cogvideox.tests.figures.cells import Cell, Number, find
 from cogvideox.tests.figures.given import GIVEN
 from cogvideox.tests.figures.phrases import Figure, looks_measured, one_line
 
 DOCUMENTS = ["README.md", *(f"docs/{file.name}" for file in sorted(ROOT.glob("docs/*.md")))]
-FIGURES = (*of_exactness.FIGURES, *of_models.FIGURES, *of_speed.FIGURES, *of_toy.FIGURES)
+PAGES = [f"web/docs/{file.name}" for file in sorted(ROOT.glob("web/docs/*.md"))]
+FIGURES = (*of_exactness.FIGURES, *of_models.FIGURES, *of_speed.FIGURES, *of_toy.FIGURES, *of_pages.FIGURES)
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"{figure.document}: {figure.phrase[:60]}")
@@ -22,7 +23,7 @@ def test_documents_say_what_was_measured(figure: Figure) -> None:
     assert found == [figure.formatted()], f"{figure.document} has {found}, the results have {figure.formatted()}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *PAGES])
 def test_every_measured_number_has_a_source(document: str) -> None:
     """A number that no command prints grows old unseen. Add it to tests/figures, or leave it out."""
     text = one_line(document)
@@ -35,7 +36,7 @@ def test_every_measured_number_has_a_source(document: str) -> None:
         known += [match.span() for match in re.finditer(r"\| [\w, ]+ \|(?: (?:\d+|refused) \|){9}", text)]
     unknown = [
         text[max(0, number.start() - 40) : number.end() + 30]
-        for number in looks_measured(text)
+        for number in looks_measured(text, with_units_alone=document in PAGES)
         if not any(start <= number.start() and number.end() <= end for start, end in known)
     ]
     assert not unknown, "\n".join(unknown)

@@ -112,7 +112,7 @@ class TrainConfig:
         "fp32.",
         choices=PRECISIONS,
     )
-    gradient_checkpointing: bool = setting(False, "Far less memory for about a third more time, and the same result.")
+    gradient_checkpointing: bool = setting(False, "Far less memory for about half more time, and the same result.")
     save_every: int = setting(250, "Steps between checkpoints.", least=1, most=MAX_STEPS)
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -24,6 +25,9 @@ class Number(float):
             return WORDS[int(self)]
         if spec in ("e", "0e"):
             return format(float(self), ".1e" if spec == "e" else ".0e").replace("e-0", "e-")
+        if spec.endswith("f"):  # a 5 goes up, as people round what stands in a table
+            digits = Decimal(1).scaleb(-int(spec[1:-1]))
+            return str(Decimal(repr(float(self))).quantize(digits, ROUND_HALF_UP))
         return format(float(self), spec or "g")
 
 

@@ -23,6 +23,8 @@ GIVEN = (
     Given("docs/samplers.md", "then adds 110 times the difference", "arithmetic: (4518.7 - 20) / 2 / 20"),
     Given("docs/speed.md", "CogVideoX-2b about 90 s on an A100, CogVideoX-5b about 180 s", "the official model cards"),
     Given("docs/speed.md", "An H100 with 80 GB", "its maker"),
+    Given("web/docs/CogVideoXDraftDecode.md", "a decoder in a file of 23 MB", "the repository madebyollin/taehv"),
+    Given("web/docs/CogVideoXEmptyLatent.md", "is a video of 6 seconds", "arithmetic: 49 frames at 8 a second"),
     Given("docs/speed.md", "loading 1 GB of bf16 safetensors", CHOICE),
     Given("docs/speed.md", "not copied | 1.15 ×, 1.1 ×", CHOICE),
     Given("docs/speed.md", "× the memory | 1.15 ×, 1.1 ×", CHOICE),

@@ -62,14 +62,16 @@ _NAMES = re.compile(
 )
 _UNITS = r"(?:s|ms|seconds?|minutes?|hours?|[GMk]i?B|%|×|dB|points?|cases?|times|copies|bytes?)"
 _COUNTED = r"(?:seconds|minutes|hours|cases|copies|times|layouts)"
-_MEASURED = re.compile(
-    rf"\d+(?:\.\d+)?e-\d+|\d+(?:\.\d+)? ?{_UNITS}(?!\w)|\d+\.\d+|(?<=\| )\d+(?= \|)|"
-    rf"\b(?:{'|'.join(WORDS[2:])}) {_COUNTED}\b"
-)
+_UNIT_PATTERN = rf"\d+(?:\.\d+)? ?{_UNITS}(?!\w)|\b(?:{'|'.join(WORDS[2:])}) {_COUNTED}\b"
+_WITH_UNITS = re.compile(_UNIT_PATTERN)
+_MEASURED = re.compile(rf"\d+(?:\.\d+)?e-\d+|{_UNIT_PATTERN}|\d+\.\d+|(?<=\| )\d+(?= \|)")
 
 
-def looks_measured(text: str) -> list[re.Match[str]]:
-    """The numbers of a line of text that somebody must have measured: with a unit, a decimal, a cell of a table."""
+def looks_measured(text: str, with_units_alone: bool = False) -> list[re.Match[str]]:
+    """The numbers of a line of text that somebody must have measured: with a unit, a decimal, a cell of a table.
+
+    with_units_alone: for pages whose decimals are settings.
+    """
     named = [match.span() for match in _NAMES.finditer(text)]
-    found = _MEASURED.finditer(text)
+    found = (_WITH_UNITS if with_units_alone else _MEASURED).finditer(text)
     return [number for number in found if not any(a <= number.start() < b for a, b in named)]
