@@ -14,17 +14,24 @@ from ..vae.geometry import SIZE_STEP
 # MAX_SIDE and MAX_SEED are those of ComfyUI's own nodes (nodes.py).
 MAX_SIDE, MAX_FRAMES, MAX_BATCH, MAX_SEED = 16384, 1025, 64, 0xFFFFFFFFFFFFFFFF
 MAX_STRENGTH = 10.0
-_DTYPE = (
-    "Precision of the weights in memory. default: quantised weights as in the file, others in the precision that the "
-    "checkpoint was trained in, where the device supports it. fp8_e4m3fn and int8 halve the memory of the large "
-    "matrices; int8 is the more exact of the two. _fast also multiplies in that type, where the device supports it: "
-    "faster and less exact."
+# What weight_dtype means differs from loader to loader, and so does what it may be.
+_TRAINED = "in the precision that the checkpoint was trained in, where the device supports it."
+_EIGHT_BITS = "fp8_e4m3fn and int8 halve the memory of the large matrices; int8 is the more exact of the two."
+MODEL_DTYPE = (
+    f"Precision of the weights in memory. default: quantised weights as in the file, others {_TRAINED} {_EIGHT_BITS} "
+    "_fast also multiplies in that type, where the device supports it: faster and less exact."
+)
+TEXT_ENCODER_DTYPE = f"Precision of the weights in memory. default: as in the file. {_EIGHT_BITS}"
+VAE_DTYPE = "Precision of the weights and of the computation. default: what ComfyUI prefers on the device."
+CONTROL_NET_DTYPE = (
+    f"Precision of the weights in memory. default: {_TRAINED} fp8_e4m3fn halves the memory of the large matrices, with "
+    "some loss of accuracy."
 )
 _SIDE = "Pixels, a multiple of 16."
 
 
-def dtype_input(choices: Iterable[str]) -> io.Combo.Input:
-    return io.Combo.Input("weight_dtype", options=list(choices), default="default", tooltip=_DTYPE)
+def dtype_input(choices: Iterable[str], tooltip: str) -> io.Combo.Input:
+    return io.Combo.Input("weight_dtype", options=list(choices), default="default", tooltip=tooltip)
 
 
 def family_input() -> io.Combo.Input:

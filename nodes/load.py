@@ -15,7 +15,7 @@ from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision
 from ..model_loaders.variants import DETECT
 from .file_inputs import reads_file
 from .input_checks import checked
-from .inputs import dtype_input, family_input
+from .inputs import MODEL_DTYPE, TEXT_ENCODER_DTYPE, VAE_DTYPE, dtype_input, family_input
 
 _PIPELINES, _MODELS = ("diffusers", "checkpoints"), ("diffusers", "diffusion_models")
 _TEXT_ENCODERS, _VAES = ("diffusers", "text_encoders"), ("diffusers", "vae")
@@ -85,7 +85,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
                         "under models/checkpoints with transformer, text encoder and VAE."
                     ),
                 ),
-                dtype_input(PRECISIONS),
+                dtype_input(PRECISIONS, MODEL_DTYPE),
                 family_input(),
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
@@ -123,7 +123,7 @@ class CogVideoXLoadModel(io.ComfyNode):
                     options=folders.list_components("transformer", "diffusion_models"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models.",
                 ),
-                dtype_input(PRECISIONS),
+                dtype_input(PRECISIONS, MODEL_DTYPE),
                 family_input(),
             ],
             outputs=[io.Model.Output()],
@@ -153,7 +153,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
                     options=folders.list_components("text_encoder", "text_encoders"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/text_encoders.",
                 ),
-                dtype_input(T5_PRECISIONS),
+                dtype_input(T5_PRECISIONS, TEXT_ENCODER_DTYPE),
             ],
             outputs=[io.Clip.Output()],
         )
@@ -183,7 +183,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
                     options=folders.list_components("vae", "vae"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/vae.",
                 ),
-                dtype_input(WEIGHT_DTYPES),
+                dtype_input(WEIGHT_DTYPES, VAE_DTYPE),
             ],
             outputs=[io.Vae.Output()],
         )

@@ -58,7 +58,7 @@ FIGURES = (
         *(weights("CogVideoX-5b", f"{bits} bits, GB") for bits in (8, 16)),
     ),
     _page("LoadTextEncoder", "{1} GB in 16 bits", weights("T5", "16 bits, GB")),
-    _page("SaveModel", "a file of {1} GB that loads without conversion", weights("CogVideoX-5b", "8 bits, GB")),
+    _page("SaveModel", "a file of {1} GiB that loads without conversion", weights("CogVideoX-5b", "8 bits, GiB")),
     _page(
         "TrainingClips",
         "takes about {1} MB with a bf16 VAE, its caption {1} MB",

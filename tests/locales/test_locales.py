@@ -1,4 +1,7 @@
+"""The translated names and tooltips: complete, of one vocabulary, and with the numbers of the English ones."""
+
 import json
+import re
 
 import pytest
 
@@ -7,6 +10,24 @@ from cogvideox.nodes import NODES
 
 SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in NODES)}
 FILES = sorted((ROOT / "locales").glob("*/nodeDefs.json"))
+NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-\d+)?(?![\d_]|\.\d|[A-Za-jl-z])", re.ASCII)
+# One term for one thing, as in ComfyUI's own translation: what is not to be used -> what is.
+ZH_TERMS = {
+    "噪声": "噪波",
+    "批次大小": "批量大小",
+    "流水线": "模型（全部）",
+    "蒙版": "遮罩",
+    "提示语": "提示词",
+    "潜空间": "Latent",
+}
+ZH_FOREIGN = {
+    "保存视频",
+    "保存 WEBM",
+    "条件合并",
+    "训练 LoRA",
+    "as loaded",
+    "最后几帧",
+}  # ComfyUI's, a value, an output
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
@@ -23,3 +44,63 @@ def test_translation_names_every_node_and_input(file):
         assert words["inputs"].keys() == inputs, node_id
         assert all(entry["name"] for entry in words["inputs"].values()), node_id
         assert words["display_name"] and words["description"], node_id
+
+
+def texts(file):
+    """(where, the English text or None, its translation or None) of every description and tooltip."""
+    translated = json.loads(file.read_text("utf-8"))
+    for node_id, schema in SCHEMAS.items():
+        words = translated[node_id]
+        yield node_id, schema.description, words["description"]
+        for entry in schema.inputs:
+            yield f"{node_id}.{entry.id}", entry.tooltip, words["inputs"][entry.id].get("tooltip")
+        for index, output in enumerate(schema.outputs):
+            told = words.get("outputs", {}).get(str(index), {}).get("tooltip")
+            yield f"{node_id} -> {index}", output.tooltip, told
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_every_tooltip_is_translated(file):
+    # A missing one shows in English, between two that are not.
+    assert not [where for where, english, translation in texts(file) if bool(english) != bool(translation)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_translations_have_the_numbers_of_the_original(file):
+    # Limits and recommendations that differ by language: one of the two is wrong.
+    different = []
+    for where, english, translation in texts(file):
+        found, wanted = (sorted(NUMBER.findall(text or "")) for text in (translation, english))
+        if found != wanted:
+            different.append(f"{where}: {found}, in English {wanted}")
+    assert not different, "\n".join(different)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_translations_name_the_same_choices(file):
+    # Choices are not translated: a tooltip that leaves one out, or names one that is gone, explains another list.
+    translated = json.loads(file.read_text("utf-8"))
+    missing = []
+    for node_id, schema in SCHEMAS.items():
+        for entry in schema.inputs:
+            english, told = entry.tooltip or "", translated[node_id]["inputs"][entry.id].get("tooltip", "")
+            for choice in filter(str.isidentifier, entry.as_dict().get("options") or []):
+                if re.search(rf"(?<![\w.]){choice}(?!\w)", english) and choice not in told:
+                    missing.append(f"{node_id}.{entry.id}: {choice}")
+    assert not missing
+
+
+def test_chinese_has_one_term_for_one_thing():
+    # Who searches for a word that is used in half of the places finds half.
+    text = (ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8")
+    assert not {wrong: right for wrong, right in ZH_TERMS.items() if wrong in text.replace(right, "")}
+    words = json.loads(text)
+    names = {node["display_name"] for node in words.values()}
+    names |= {entry["name"] for node in words.values() for entry in node["inputs"].values()}
+    assert set(re.findall("“([^”]*)”", text)) <= names | ZH_FOREIGN
+    terms = {}  # the same input of two nodes has the same name
+    for node in words.values():
+        for key, entry in node["inputs"].items():
+            terms.setdefault(key, set()).add(entry["name"])
+    wavering = {key: found for key, found in terms.items() if len(found) > 1}
+    assert not wavering, wavering

@@ -1,10 +1,47 @@
+"""The nodes' help pages, their tooltips and docs/nodes.md: what they say of sockets and widgets is the schema's."""
+
+import re
+from typing import Any
+
 import pytest
 
 from cogvideox.devtools.paths import ROOT
+from cogvideox.model_loaders.load_text_encoder import T5_PRECISIONS
+from cogvideox.model_loaders.load_vae import VAE_DTYPES
+from cogvideox.model_loaders.precision import PRECISIONS, WEIGHT_DTYPES
 from cogvideox.nodes import NODES
 
 DOCS = ROOT / "web" / "docs"
 SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in NODES)}
+WIDGETS = ("COMBO", "STRING", "INT", "FLOAT", "BOOLEAN", "LOSS_MAP")
+LOADERS = {  # what the loader accepts of weight_dtype
+    "CogVideoXLoadPipeline": PRECISIONS,
+    "CogVideoXLoadModel": PRECISIONS,
+    "CogVideoXLoadTextEncoder": T5_PRECISIONS,
+    "CogVideoXLoadVAE": VAE_DTYPES,
+    "CogVideoXLoadControlNet": WEIGHT_DTYPES,
+}
+
+
+def head(entry: Any) -> str:
+    """How a help page begins what it says of an input: its name, type, default and range."""
+    facts, widget = [entry.get_io_type()], entry.as_dict()
+    default, least, most = (widget.get(name) for name in ("default", "min", "max"))
+    if default not in (None, ""):
+        facts.append(f"default {_shown(default)}")
+    if least is not None:
+        facts.append(f"{_shown(least)} to {_shown(most)}")
+    if entry.optional:
+        facts.append("optional")
+    return f"- **`{entry.id}`** ({', '.join(facts)})"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str):
+        return f"`{value}`"
+    return "2^64 - 1" if value == 2**64 - 1 else f"{value:.12g}"
 
 
 @pytest.mark.parametrize("node_id", SCHEMAS)
@@ -14,11 +51,42 @@ def test_help_tells_of_every_socket_and_widget(node_id):
     inputs, outputs = text.split("## Outputs")
     inputs = inputs.split("## Inputs")[1]
     schema = SCHEMAS[node_id]
-    told = [line.split("**`")[1].split("`**")[0] for line in inputs.splitlines() if line.startswith("- **`")]
-    assert told == [entry.id for entry in schema.inputs]
-    for output in schema.outputs:
-        assert f"**`{output.display_name or output.io_type}`**" in outputs
+    told = [line.split(":")[0] for line in inputs.splitlines() if line.startswith("- **`")]
+    assert told == [head(entry) for entry in schema.inputs]
+    told = [line.split(":")[0] for line in outputs.split("## Example")[0].splitlines() if line.startswith("- **`")]
+    assert told == [f"- **`{out.display_name or out.io_type}`** ({out.io_type})" for out in schema.outputs]
 
 
 def test_no_help_for_nodes_that_are_gone():
     assert {file.stem for file in DOCS.glob("*.md")} == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("node_id", LOADERS)
+def test_loaders_offer_what_they_take(node_id):
+    # A tooltip that recommends a precision which the loader refuses costs a run to find out.
+    (widget,) = (entry for entry in SCHEMAS[node_id].inputs if entry.id == "weight_dtype")
+    named = set(re.findall(r"\b(?:fp|bf|int)\d+\w*|\b_fast", widget.tooltip))
+    taken = {*LOADERS[node_id], *(["_fast"] if "int8_fast" in LOADERS[node_id] else [])}
+    assert named <= taken
+
+
+@pytest.mark.parametrize("node_id", SCHEMAS)
+def test_list_of_nodes_names_the_sockets(node_id):
+    # Who looks there for a node that makes a LATENT finds none, or the wrong one.
+    (row,) = re.findall(rf"/{node_id}\.md\) \| (.*?) \|", "\n".join(_node_list()))
+    taken, _, given = row.partition("→")
+    schema = SCHEMAS[node_id]
+    assert _sockets(given) == [out.io_type for out in schema.outputs if out.io_type not in WIDGETS]
+    wanted = [entry.get_io_type() for entry in schema.inputs if entry.get_io_type() not in WIDGETS]
+    missing = [name for name in _sockets(taken) if name not in wanted]
+    assert not missing and set(wanted) - set(_sockets(taken)) <= {"MASK", "IMAGE", "AUDIO", "LATENT", "CONDITIONING"}
+
+
+def _node_list() -> list[str]:
+    return [line for line in (ROOT / "docs" / "nodes.md").read_text("utf-8").splitlines() if line.startswith("| [")]
+
+
+def _sockets(side: str) -> list[str]:
+    """CONDITIONING ×2, VAE -> [CONDITIONING, CONDITIONING, VAE]."""
+    found = re.findall(r"\b([A-Z][A-Z_]+)\b(?: ×(\d))?", side)
+    return [name for name, count in found for _ in range(int(count or 1)) if name not in WIDGETS]
