@@ -1,6 +1,7 @@
 """What the official models weigh and what one step takes, counted on shapes: no weights, no clock, a few seconds."""
 
 import math
+from typing import Any
 from unittest import mock
 
 import torch
@@ -20,13 +21,14 @@ MODELS = {
 }
 ROWS_SCALE_BYTES = 4  # int8 has one fp32 scale for each row of a matrix
 TEXT_TOKENS, TEXT_WIDTH, LATENT_CHANNELS = 226, 4096, 16
+VIDEOS = {"49 frames, 480 x 720": (13, 60, 90), "81 frames, 768 x 1360": (21, 96, 170)}
 IMAGE = (161, 768, 1360)  # frames of CogVideoX 1.5 at its longest
 
 
 def main() -> None:
     options = arguments(__doc__)
     use_comfyui(cpu=True)
-    report("sizes", [weights_table(), step_table(), data_table()], options.save)
+    report("sizes", [weights_table(), step_table(), vae_table(), data_table()], options.save)
 
 
 def weights_table() -> Table:
@@ -93,6 +95,24 @@ def step_bytes(name: str, latents: tuple[int, int, int]) -> int:
         with PeakBytes() as used:
             dit(noisy, timestep, context=context, ofs=ofs)
     return used.peak
+
+
+def vae_table() -> Table:
+    """What bench_vae's modes are beside."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    from cogvideox.tests.peak_bytes import PeakBytes
+
+    with torch.device("meta"):
+        network: Any = AutoencoderKLCogVideoX().to(torch.bfloat16).eval()
+    rows = []
+    for name, latents in VIDEOS.items():
+        z = torch.empty(1, LATENT_CHANNELS, *latents, device="meta", dtype=torch.bfloat16)
+        with torch.inference_mode(), PeakBytes() as used:
+            network.decode(z)
+        rows.append([name, f"{used.peak / GIB:.1f}"])
+    notes = ("The peak of the tensors of a decode in bf16, without the weights and without tiles.",)
+    return Table("The VAE of diffusers", notes, ("video", "decode, GiB"), rows)
 
 
 def data_table() -> Table:

@@ -30,7 +30,6 @@ GROWING = ((3, 6, 8), (5, 6, 8), (9, 6, 8), (17, 6, 8))
 COUNTED = {"49 frames, 480 x 720": (60, 90), "81 frames, 768 x 1360": (96, 170)}
 CHUNKS = 7  # latents, of three chunks: every later chunk takes what the third takes
 COUNT_REPEATS = 5
-PUBLISHED = {"49 frames, 480 x 720": "14.7", "81 frames, 768 x 1360": "44.5"}
 PRECISIONS = ("fp32", "bf16")
 GIB = 1 << 30
 
@@ -203,7 +202,6 @@ def memory_table() -> Table:
                 found += [f"{peak / GIB:.2f}", ratio_text, f"{1000 * min(seconds):.0f} ms"]
             rows.append([name, f"ours, {plan.name}", *found])
             print(*rows[-1], f"{time.perf_counter() - began:.0f} s", flush=True)
-        rows.append([name, "diffusers (published)", PUBLISHED[name], *[""] * 5])
     notes = (
         "bf16, GiB at the peak, counted tensor by tensor on a simulated card. The weights, 0.40 GiB, and the finished "
         "frames, which leave the card, are not in it. estimate: what ComfyUI is told, over what is used. count: the "

@@ -204,3 +204,36 @@ def test_changelog_has_its_form() -> None:
         names = re.findall(r"^### (.+)$", block, re.M)
         assert names == [name for name in SECTIONS if name in names], block.splitlines()[0]
         assert all(part.lstrip().startswith("- ") for part in re.split(r"^### .+$", block, flags=re.M)[1:])
+
+
+def authors() -> str:
+    """As pyproject.toml names them."""
+    (name,) = re.findall(r'^authors = \[\{ name = "(.+)" \}\]$', read("pyproject.toml"), re.M)
+    return name
+
+
+def test_the_licence_names_its_licensor() -> None:
+    """A licence whose placeholder was left is granted by nobody."""
+    assert not re.search(r"\[yyyy\]|\[name of", read("LICENSE"))
+    for document in ("LICENSE", "NOTICE"):
+        assert re.search(rf"^ *Copyright 20\d\d {re.escape(authors())}$", read(document), re.M), document
+
+
+def test_notice_names_every_source(tracked: set[str]) -> None:
+    """What is taken from a paper or a repository is to be found, and credited, in one place."""
+    notice = read("NOTICE")
+    texts = [read(file) for file in sorted(tracked) if file.endswith((".py", ".md")) and not file.startswith("tests/")]
+    cited = {found for text in texts for found in re.findall(r"\b[A-Z]\w+ et al\. (?:19|20)\d\d", text)}
+    assert len(cited) > 5
+    assert not {paper for paper in cited if paper not in notice}
+    sources = "".join(re.findall(r"Source[^\n]*\n?[^\n]*", "\n".join(texts)))
+    repositories = set(re.findall(r"\b(?:THUDM|TheDenk|aigc-apps|madebyollin|thu-ml|huggingface)/[\w-]+", sources))
+    assert len(repositories) > 2
+    assert not {name for name in repositories if name not in notice}
+
+
+def test_licence_and_notice_are_packaged(tracked: set[str]) -> None:
+    """Apache-2.0 asks everyone who passes the pack on to pass these on with it."""
+    (data,) = re.findall(r"^cogvideox = \[(.+)\]$", read("pyproject.toml"), re.M)
+    for name in ("LICENSE", "NOTICE"):
+        assert name in tracked and f'"{name}"' in data

@@ -290,7 +290,7 @@ CPU = (
 def _memory_row(phrase: str, frames: int, direction: str) -> Figure:
     values = [counted(frames, mode, direction) for mode in MODES]
     if direction == "decode":
-        values.append(Cell("cpu", "vae", "Memory", (SIZES[frames], "diffusers (published)"), "decode"))
+        values.append(Cell("cpu", "sizes", "The VAE of diffusers", (SIZES[frames],), "decode, GiB"))
     return Figure("docs/vae.md", phrase, tuple(values))
 
 

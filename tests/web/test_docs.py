@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from cogvideox.devtools.paths import ROOT
+from cogvideox.model_loaders.downloads.repositories import REPOSITORIES
 from cogvideox.model_loaders.load_text_encoder import T5_PRECISIONS
 from cogvideox.model_loaders.load_vae import VAE_DTYPES
 from cogvideox.model_loaders.precision import PRECISIONS, WEIGHT_DTYPES
 from cogvideox.nodes import NODES
+from cogvideox.tests.figures.phrases import looks_measured
 
 DOCS = ROOT / "web" / "docs"
 SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in NODES)}
@@ -59,6 +61,16 @@ def test_help_tells_of_every_socket_and_widget(node_id):
 
 def test_no_help_for_nodes_that_are_gone():
     assert {file.stem for file in DOCS.glob("*.md")} == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("node_id", SCHEMAS)
+def test_tooltips_have_no_measured_numbers(node_id):
+    # Nothing would notice when they are no longer so; the help page is compared with the results.
+    schema = SCHEMAS[node_id]
+    texts = [schema.description, *(entry.tooltip or "" for entry in schema.inputs if entry.id != "checkpoint")]
+    sizes = [repository.gigabytes for repository in REPOSITORIES]
+    given = f"{min(sizes):.0f} to {max(sizes):.0f} GB"  # of CogVideoX Download
+    assert not [match[0] for text in texts for match in looks_measured(text.replace(given, ""), with_units_alone=True)]
 
 
 @pytest.mark.parametrize("node_id", LOADERS)
