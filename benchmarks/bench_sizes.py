@@ -90,7 +90,7 @@ def step_bytes(name: str, latents: tuple[int, int, int]) -> int:
     noisy = torch.empty(2, dit.config.in_channels, *latents, device="meta", dtype=torch.bfloat16)
     context = torch.empty(2, TEXT_TOKENS, TEXT_WIDTH, device="meta", dtype=torch.bfloat16)
     timestep = torch.empty(2, device="meta")
-    ofs = torch.empty(2, device="meta") if dit.config.ofs_embed_dim else None
+    ofs = torch.empty(2, device="meta") if config.get("ofs_embed_dim") else None
     with torch.inference_mode(), mock.patch.object(attention, "attention_for", lambda device: fused):
         with PeakBytes() as used:
             dit(noisy, timestep, context=context, ofs=ofs)
@@ -104,7 +104,7 @@ def vae_table() -> Table:
     from cogvideox.tests.peak_bytes import PeakBytes
 
     with torch.device("meta"):
-        network: Any = AutoencoderKLCogVideoX().to(torch.bfloat16).eval()
+        network: Any = torch.nn.Module.to(AutoencoderKLCogVideoX(), torch.bfloat16).eval()
     rows = []
     for name, latents in VIDEOS.items():
         z = torch.empty(1, LATENT_CHANNELS, *latents, device="meta", dtype=torch.bfloat16)

@@ -39,6 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     forget_callers_signals()
+    if config.getoption("save") and config.getoption("tier") != "long":
+        raise pytest.UsageError("--save takes the long tier, --long: what the other tiers leave out would be missing.")
     if config.getoption("save") and (config.option.keyword or any("::" in name for name in config.args)):
         raise pytest.UsageError(
             "--save takes all tests or whole files: some cases of a comparison are not its worst one."

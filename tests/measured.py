@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from cogvideox.devtools.result_files import RESULTS, Table, sections_by_age, write_section
+from cogvideox.devtools.result_files import RESULTS, Table, write_section
+from cogvideox.tests.figures.reading import sections_by_age
 
 LAYOUT_MATRIX: dict[str, set[str]] = {}  # layout of a transformer on disk -> the variants that loaded from it
 FUZZ: dict[str, tuple[Counter, float]] = {}  # what was damaged -> (how its copies ended, slowest in seconds)
@@ -66,16 +67,16 @@ def save_measured(tier: str, chosen: Sequence[str], folder: Path = RESULTS) -> P
     chosen: the files or folders that the run was narrowed to. Their rows replace those of the newest results; without
     any, the tables are those of this run alone.
     """
-    path = None
+    path, tables = None, result_tables()
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers"))
     note = f"{datetime.date.today()}, {tier} tier; Python {platform.python_version()}, {packages}."
-    if chosen:
-        note = f"{note} Only the rows of {', '.join(chosen)} are of this run, the others of the results before."
-    for section, table in result_tables().items():
-        rows = {row[0]: row for row in table.rows}
+    for section, table in tables.items():
+        rows, notes = {row[0]: row for row in table.rows}, [note]
         if chosen:
             older = next(sections_by_age("tests", section, folder), [])
             rows = {row[0]: row for found in older for row in found.rows} | rows
-        body = Table(table.title, [note], table.header, list(rows.values())).markdown()
+            notes = [f"{note} Of this run are the rows of {', '.join(chosen)}; the others:"]
+            notes += [old for found in older for old in found.notes]
+        body = Table(table.title, notes, table.header, list(rows.values())).markdown()
         path = write_section(section, body, "tests", folder)
     return path

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cogvideox.devtools.result_files import sections_by_age
 from cogvideox.tests import measured, tiers
+from cogvideox.tests.figures.reading import sections_by_age
 
 
 class Case:

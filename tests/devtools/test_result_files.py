@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cogvideox.devtools.result_files import Table, read_tables, replace_section, sections_by_age, split_sections
+from cogvideox.devtools.result_files import Table, replace_section, split_sections
 from cogvideox.tests.figures import cells
 from cogvideox.tests.figures.cells import Cell, find
+from cogvideox.tests.figures.reading import read_tables, sections_by_age
 
 TABLE = Table(
     "Speed", ["2 layers."], ["model", "time", "ratio"], [["2b", "0.50 s (0.40 - 0.60)", "0.90"], ["5b", "", ""]]

@@ -7,7 +7,8 @@ from decimal import ROUND_HALF_UP, Decimal
 from fnmatch import fnmatchcase
 from functools import cache
 
-from cogvideox.devtools.result_files import Table, sections_by_age
+from cogvideox.devtools.result_files import Table
+from cogvideox.tests.figures.reading import sections_by_age
 
 WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
