@@ -53,11 +53,14 @@ def test_a_row_that_has_gone_is_not_taken_from_an_older_run(results: Path) -> No
 
 
 def test_a_second_call_of_the_same_day_counts(results: Path) -> None:
-    """A card's time is short: its sections come in several calls, and what was repaired is in the last one."""
+    """A card's time is short: its sections come in several calls, and what was repaired is in the last one. Another
+    card's figures are not to be taken for this one's."""
     header = ["", "found", "predicted", ""]
     first = Table("VAE", [], header, [["decode", "2 s, peak 3 GiB", "", ""], ["encode", "1 s", "", ""]])
     second = Table("VAE, third call", [], header, [["decode", "1.5 s, peak 2.5 GiB", "", ""]])
     third = Table("VAE, fourth call", [], header, [["decode", "3 s are left", "", "not measured"]])
-    write(results / "2026-11-26-cuda.md", "gpu", first, second, third)
+    other = Table("VAE, fifth call, H200", [], header, [["decode", "1 s, peak 1 GiB", "", ""]])
+    write(results / "2026-11-26-cuda.md", "gpu", first, second, third, other)
     assert Cell("cuda", "gpu", None, ("decode",), "found", "peak ")() == 2.5
     assert Cell("cuda", "gpu", None, ("encode",), "found")() == 1
+    assert Cell("cuda", "gpu", None, ("decode",), "found", card="H200")() == 1

@@ -1,7 +1,7 @@
 """Numbers of the committed results, as documents print them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
 from fnmatch import fnmatchcase
@@ -15,7 +15,6 @@ WORDS = (
     "seventeen eighteen nineteen twenty"
 ).split()
 _NUMBER = r"\d+(?:\.\d+)?(?:e[+-]\d+)?"
-_FURTHER_CALL = r"(, \w+ call)?"  # "VAE, third call" is a table of the title "VAE"
 
 
 class Number(float):
@@ -32,13 +31,19 @@ class Number(float):
         return format(float(self), spec or "g")
 
 
+def fixed(number: float) -> Callable[[], Number]:
+    """A number that the code itself holds."""
+    return lambda: Number(number)
+
+
 @dataclass(frozen=True)
 class Cell:
     """A number of a table of results.
 
     what, section: which file and section, see `devtools.result_files`. title: of the table, None for any.
     row: its first cells; one alone may stand in any of the first two. after: what precedes the number in its cell, by
-    default nothing: the first one counts. scale: the unit of the document over the table's.
+    default nothing: the first one counts. scale: the unit of the document over the table's. card: of which another
+    call was, as in a title "VAE, fourth call, H200"; by default none.
     """
 
     what: str
@@ -48,6 +53,7 @@ class Cell:
     column: str
     after: str = ""
     scale: float = 1.0
+    card: str = ""
 
     def __call__(self) -> Number:
         text = find(self)
@@ -72,7 +78,7 @@ def find(cell: Cell) -> str:
     Raises: LookupError where there is none.
     """
     for tables in tables_of(cell.what, cell.section):
-        named = [table for table in tables if _is_called(table.title, cell.title)]
+        named = [table for table in tables if _is_called(table.title, cell)]
         for table in named:
             for row in table.rows:
                 if cell.column in table.header and _is_row(row, cell.row) and "not measured" not in row:
@@ -82,8 +88,9 @@ def find(cell: Cell) -> str:
     raise LookupError(f"No *-{cell.what}.md has {cell.row} and “{cell.column}” in {cell.section}, {cell.title}.")
 
 
-def _is_called(title: str, wanted: str | None) -> bool:
-    return wanted is None or re.fullmatch(re.escape(wanted) + _FURTHER_CALL, title) is not None
+def _is_called(title: str, cell: Cell) -> bool:
+    parts = re.fullmatch(r"(.*?)(?:, \w+ call)?(?:, ([A-Z]+\d+))?", title)
+    return parts is not None and cell.title in (None, parts[1]) and (parts[2] or "") == cell.card
 
 
 def _is_row(row: Sequence[str], wanted: tuple[str, ...]) -> bool:

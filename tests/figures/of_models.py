@@ -1,9 +1,9 @@
 """README.md, docs/models.md and docs/files.md: `python3 dev.py bench sizes`, `bench gpu`, and the tests' tables."""
 
-from cogvideox.tests.figures.cells import Cell, Number, Rows
+from cogvideox.tests.figures.cells import Cell, Rows, fixed
 from cogvideox.tests.figures.of_exactness import worst
 from cogvideox.tests.figures.of_speed import card, counted
-from cogvideox.tests.figures.phrases import Figure, Value
+from cogvideox.tests.figures.phrases import Figure
 from cogvideox.tests.hollow_files import FULL_SIZE_LAYOUTS
 from cogvideox.tests.model_loaders.files import test_official_sizes as official
 from cogvideox.video_limits import MAX_VIDEO_PIXELS
@@ -45,11 +45,6 @@ def _memory_row(phrase: str, model: str, eight_bits: bool = True) -> Figure:
 def _precision_row(phrase: str, *precisions: str, bits: int | None = None) -> Figure:
     values = [error(name, of) for of in ("forward", "4 steps") for name in precisions]
     return Figure(FILES, phrase, (*values, *([weights("CogVideoX-5b", f"{bits} bits, GB")] if bits else [])))
-
-
-def fixed(number: float) -> Value:
-    """A number that the code itself holds."""
-    return lambda: Number(number)
 
 
 FIGURES = (

@@ -1,8 +1,8 @@
 """The nodes' help pages, web/docs: `python3 dev.py bench sizes`, `bench vae` and `bench train`."""
 
 from cogvideox.model_loaders.downloads.repositories import find_repository
-from cogvideox.tests.figures.cells import Cell
-from cogvideox.tests.figures.of_models import fixed, weights
+from cogvideox.tests.figures.cells import Cell, fixed
+from cogvideox.tests.figures.of_models import weights
 from cogvideox.tests.figures.of_speed import counted, over
 from cogvideox.tests.figures.phrases import Figure, Value
 from cogvideox.video_limits import MAX_VIDEO_PIXELS
