@@ -67,7 +67,7 @@ FIGURES = (
     ),
     _page(
         "TrainLora",
-        "with the feed-forward layers the file is about {1} times as large",
+        "with `attention and feed-forward` the file is about {1} times as large",
         data("a LoRA with the feed-forward layers, over one without"),
     ),
     _page(

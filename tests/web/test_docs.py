@@ -102,3 +102,17 @@ def _sockets(side: str) -> list[str]:
     """CONDITIONING ×2, VAE -> [CONDITIONING, CONDITIONING, VAE]."""
     found = re.findall(r"\b([A-Z][A-Z_]+)\b(?: ×(\d))?", side)
     return [name for name, count in found for _ in range(int(count or 1)) if name not in WIDGETS]
+
+
+@pytest.mark.parametrize("node_id", SCHEMAS)
+def test_help_tells_of_every_choice_and_of_no_other(node_id):
+    # A choice that is not explained is one to be guessed; one that is gone cannot be found in the list.
+    text = (DOCS / f"{node_id}.md").read_text("utf-8")
+    for entry in SCHEMAS[node_id].inputs:
+        choices = [str(choice) for choice in entry.as_dict().get("options") or []]
+        if not choices or entry.id == "checkpoint":  # a list of files, or of downloads, whose tooltip explains each
+            continue
+        (line,) = [line for line in text.splitlines() if line.startswith(f"- **`{entry.id}`**")]
+        assert not [choice for choice in choices if f"`{choice}`" not in line], entry.id
+        explained = re.findall(r"`([^`]+)`: ", line.partition("): ")[2])
+        assert not [name for name in explained if name not in choices], entry.id
