@@ -21,7 +21,10 @@ def _row(phrase: str, *patterns: str) -> Figure:
 
 IMAGE_RUNS = ("image to video, *-I2V, *", "image to video, o*", "server: image to video*")
 VIDEO_RUNS = ("video to video, *, d*m", "video to video, other*", "server: video to video*")
+REPEATED_IMAGE_RUNS = ("image to video, *img2vid, *",)
 RUNS = (
+    *REPEATED_IMAGE_RUNS,
+    "complete run, patches of *",
     *("whole run, *", "odd and even latent counts, *", "batch of 2", "run from given noise", "denoise 0.6*"),
     *(*IMAGE_RUNS, *VIDEO_RUNS, "*sampled posterior*", "dynamic CFG of 1 and less*", "VOID", "guidance rescale*"),
     *("Fun control, *", "Fun inpaint, *", "sampling run with *", "CogVideoX-nano*", "following a video*"),
@@ -45,6 +48,8 @@ FIGURES = (
     _row("with a sampled posterior, one seed for everything, and in a batch | {} | {e} |", "*sampled posterior*"),
     _row("Fun Control, complete run: 2b, 5b, V1.5 (DPM †) | {} | {e} |", "Fun control, *"),
     _row("Fun InP, complete run: 2b, 5b, V1.5 † | {} | {e} |", "Fun inpaint, *"),
+    _row("six sizes and lengths, DDIM and DPM † | {} | {e} |", *REPEATED_IMAGE_RUNS),
+    _row("every other value that their configs may have † | {} | {e} |", "*, other values in its config"),
     _row("VOID, complete run, with ComfyUI's conditioning † | {} | {e} |", "VOID"),
     _row("complete run on trained weights, CogVideoX-nano | {} | {e} |", "CogVideoX-nano*"),
     _row("ControlNet and the forward with it † | {} | {e} |", *("control net, *", "transformer forward with control")),

@@ -57,7 +57,7 @@ def one_line(document: str) -> str:
 
 # names of models and programs, versions, and sizes: W × H
 _NAMES = re.compile(
-    r"CogVideoX[- ]?1\.5|\bV?1\.[015]-5[bB]\w*|\bV1\.[15]|\b1\.5\b(?= and|,| video| \(|:)|Apache-\d\.\d|"
+    r"CogVideoX[- ]?1\.[05]|\bV?1\.[015]-5[bB]\w*|\bV1\.[15]|\b1\.5\b(?= and|,| video| \(|:)|Apache-\d\.\d|"
     r"(?:ComfyUI|diffusers|torch|transformers|Python|CUDA) \d+(?:\.\d+)+|\d+(?:\.\d+){2,}|\d+ (?:×|x) \d+"
 )
 _UNITS = r"(?:s|ms|seconds?|minutes?|hours?|[GMk]i?B|%|×|dB|points?|cases?|times|copies|bytes?)"
