@@ -52,7 +52,10 @@ FIGURES = (
     _row("every other value that their configs may have † | {} | {e} |", "*, other values in its config"),
     _row("VOID, complete run, with ComfyUI's conditioning † | {} | {e} |", "VOID"),
     _row("complete run on trained weights, CogVideoX-nano | {} | {e} |", "CogVideoX-nano*"),
-    _row("ControlNet and the forward with it † | {} | {e} |", *("control net, *", "transformer forward with control")),
+    _row(
+        "ControlNet and the forward with it † | {} | {e} |",
+        *("control net, encoded guide", "control net, outputs", "transformer forward with control"),
+    ),
     _row("complete runs with one and with two ControlNets † | {} | {e} |", "sampling run with *"),
     _row("inversion, every step: 2b, 5b, 1.5-5B | {} | {e} |", "inversion, *"),
     _row("complete runs that follow the inverted video †: 2b, 5b, 1.5-5B | {} | {e} |", "following a video, *"),
