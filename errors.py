@@ -5,6 +5,7 @@ use next is looked up by `advice` in one table, nodes/advice.py, when the messag
 thus complete even where a stock node raises it; in a script, which has not set the table, it does not speak of nodes.
 """
 
+import re
 from collections.abc import Mapping
 
 MAX_LETTERS, QUOTED_LETTERS = 4000, 120  # of a message, and of what it quotes
@@ -22,7 +23,7 @@ class UserError(Exception):
     def __init__(self, message: str, advice: str | None = None):
         # Both, because pickle makes an exception again from these arguments; __str__ gives the message.
         # A message may quote a file, whose names and values have any length.
-        message = shortened(message, MAX_LETTERS)
+        message = printable(shortened(message, MAX_LETTERS))
         super().__init__(message, advice)
         self.message, self.advice = message, advice
 
@@ -39,7 +40,13 @@ def set_advice(table: Mapping[str, str]) -> None:
 
 def quoted(text: str) -> str:
     """The beginning of a text that a message repeats: a prompt, or a name from a file."""
-    return shortened(text, QUOTED_LETTERS)
+    return printable(shortened(text, QUOTED_LETTERS))
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would take for commands, and what UTF-8 cannot encode: names in a stranger's file
+    may hold both, and messages go to the log as well."""
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", text)
 
 
 def shortened(text: str, most: int) -> str:

@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Callable
 
-from ..errors import MAX_LETTERS, shortened
+from ..errors import MAX_LETTERS, printable, shortened
 from .protocols import PromptServer
 
 Notify = Callable[[str], object]  # takes a sentence for the user
@@ -58,12 +58,6 @@ def as_html(text: str) -> str:
     escaped = html.escape(printable(shortened(text, MAX_LETTERS)), quote=True)
     escaped = escaped.replace("://", ":&#47;/").replace("[[", "[&#91;")
     return re.sub(r"(www)\.", r"\1&#46;", escaped, flags=re.IGNORECASE)
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal would take for commands, and what UTF-8 cannot encode: names of files may hold
-    both."""
-    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", text)
 
 
 def prompt_server() -> PromptServer | None:

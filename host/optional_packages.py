@@ -10,8 +10,7 @@ import logging
 from types import ModuleType
 from typing import Any
 
-from ..errors import UserError, quoted
-from .messages import printable
+from ..errors import UserError, printable, quoted
 
 # Whatever the pack takes of diffusers comes with these: each module imports most of the library.
 _DIFFUSERS_MODULES = (
