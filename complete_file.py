@@ -1,7 +1,8 @@
 """Files and folders that exist either complete or not at all, whatever interrupts the writing, on every system.
 
-All renames and deletions of the pack go through here. They follow the rules of Windows, which are the strictest: a name
-is only given to a file that nobody has open, a folder takes no name that is taken, and a file that is open stays.
+All renames of the pack go through here, and all deletions of folders. They follow the rules of Windows, which are the
+strictest: a name is only given to a file that nobody has open, a folder takes no name that is taken, and a file that is
+open stays.
 
 What a killed process has left is deleted by the next writer. Each unfinished file has a lock beside it, which the
 operating system releases when its process ends: a file whose lock is free is nobody's.
@@ -217,9 +218,9 @@ def _try_lock(path: Path) -> Any:
             if _has_no_locks(path):
                 return None
             raise
-        # Another process may have deleted the file between its opening and its locking here: then nobody else would
-        # find this lock.
-        if os.path.lexists(path):
+        # Another process may have deleted the file between its opening and its locking here, and a third one have made
+        # a new one: then nobody else would find this lock.
+        if _is_at(lock, path):
             return lock
         lock.release()
 
@@ -239,12 +240,27 @@ def _has_no_locks(path: Path) -> bool:
     return False  # free by now, or not to be opened
 
 
+def _is_at(lock: Any, path: Path) -> bool:
+    """Whether the file that a lock holds is the one called `path`."""
+    try:
+        there = os.stat(path)
+        held = os.fstat(lock._context.lock_file_fd)
+    except (OSError, AttributeError, TypeError):  # gone; or a version of filelock that keeps its file elsewhere
+        return os.path.lexists(path)
+    return os.path.samestat(held, there)
+
+
 def _release(held: Any, path: Path) -> None:
     if held is _TAKEN:
         return
+    # While it is still held: whoever waits for it must not find the name once another one may take it. Windows deletes
+    # no file that is open, and lets nobody else open it before it is deleted.
+    if os.name != "nt":
+        _delete(path)
     if held is not None:
-        held.release()  # before the deletion: Windows deletes no file that is open
-    _delete(path)
+        held.release()
+    if os.name == "nt":
+        _delete(path)
 
 
 def _delete(path: Path) -> None:

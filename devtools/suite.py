@@ -1,4 +1,4 @@
-"""`dev.py test`: the tiers of the test suite, two workers, and coverage. Standard library only."""
+"""`dev.py test`: the tiers of the test suite, its workers, and coverage. Standard library only."""
 
 import argparse
 import os
@@ -10,7 +10,9 @@ from . import comfyui, libraries, paths
 from .console import say
 from .process import run_foreground
 
-MAX_WORKERS = 2  # each holds torch, ComfyUI and the tests' models, 2 GB in all; a server takes a further one
+# One more than CI has cores, since tests wait for servers and browsers. Each holds torch, ComfyUI and the tests' models,
+# 2 GB in all; a server takes a further one.
+MAX_WORKERS = 3
 COVERAGE = paths.DEV / "coverage"
 _HOSTS = [release.version for release in comfyui.RELEASES]
 _NOT_MEASURED = ("tests", "benchmarks", ".venv", ".dev")
@@ -73,7 +75,7 @@ def run(python: Path, environ: Mapping[str, str], arguments: argparse.Namespace,
 
 
 def worker_options(rest: Sequence[str], cores: int) -> list[str]:
-    """pytest-xdist's options: two workers for the suite, none for a file that is named or for a debugger."""
+    """pytest-xdist's options: workers for the suite, none for a file that is named or for a debugger."""
     names_a_file = any(not argument.startswith("-") and ".py" in argument for argument in rest)
     alone = names_a_file or any(argument.split("=")[0] in _ONE_PROCESS or argument in _ONE_PROCESS for argument in rest)
     if cores < 2 or alone or any(argument.startswith(_OWN_WORKERS) for argument in rest):

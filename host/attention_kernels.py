@@ -18,6 +18,7 @@ import comfy.model_management as mm
 import comfy.ops
 import torch
 import torch.nn.functional as F
+from comfy.cli_args import args
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Members of torch.nn.attention.SDPBackend, with names for people.
@@ -56,6 +57,8 @@ class Measured:
     error: float
 
 
+_OF_COMFYUI = {"scale", "enable_gqa", "skip_output_reshape"}  # what a caller may ask attention_pytorch for besides
+
 # Size -> the kernel to put first, where another one than ComfyUI's is faster.
 _CHOSEN: dict[AttentionSize, str | None] = {}
 
@@ -66,10 +69,13 @@ def choose_attention(size: AttentionSize, heads: int, transformer_options: dict[
     heads: of the model; more than fill the card are not measured.
 
     Nothing is measured, and ComfyUI's function is called as it is, where the user or a node has chosen the attention
-    (--use-sage-attention and the like, optimized_attention_override), or where torch cannot order its kernels.
+    (--use-sage-attention and the like, optimized_attention_override) or asked for --deterministic, or where torch
+    cannot order its kernels.
     """
     order = _host_order()
     if size.device.type != "cuda" or not order or "optimized_attention_override" in transformer_options:
+        return ""
+    if args.deterministic:  # a clock would decide about the last bits of the video
         return ""
     if size not in _CHOSEN:
         try:
@@ -97,9 +103,9 @@ def attention_by_choice(
     """
     chosen = None
     # Everything else that attention_pytorch can do is left to it.
-    if mask is None and key.shape == query.shape and options.get("skip_reshape"):
+    if mask is None and key.shape == query.shape and options.get("skip_reshape") and not _OF_COMFYUI & options.keys():
         chosen = _CHOSEN.get(AttentionSize(query.device, query.dtype, query.shape[2], query.shape[3]))
-    if chosen is None or options.get("skip_output_reshape"):
+    if chosen is None:
         return comfy_attention.attention_pytorch(query, key, value, heads, mask=mask, **options)
     out = _scaled_dot_product(query, key, value, [chosen, *_host_order()])
     return out.transpose(1, 2).flatten(2)

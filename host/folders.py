@@ -87,18 +87,6 @@ def list_files(category: str, suffixes: tuple[str, ...] = WEIGHT_SUFFIXES) -> li
     return _listed(category, " ".join(suffixes), find_names)
 
 
-def paths_of_files(*categories: str) -> list[Path]:
-    """The weight files and configs of these categories, at any depth."""
-    return [
-        Path(root, path, name)
-        for category in categories
-        for root in folder_paths.get_folder_paths(category)
-        for path, folder in tree_of(root).items()
-        for name in folder.files
-        if name.lower().endswith((*WEIGHT_SUFFIXES, ".json"))
-    ]
-
-
 def list_control_nets() -> list[str]:
     """Names of everything that may be a control net: those of list_components, and folders below models/diffusers."""
     return sorted(list_components("controlnet", "controlnet"))

@@ -4,13 +4,23 @@ import html
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..errors import MAX_LETTERS, printable, shortened
 from .protocols import PromptServer
 
 Notify = Callable[[str], object]  # takes a sentence for the user
 
-_shown: dict[tuple[str, str], str | None] = {}  # (browser, node) with a text of ours on it -> the run that it is from
+
+@dataclass(frozen=True)
+class _Shown:
+    """What is on a node: the run that it is from, and its texts."""
+
+    run: str | None
+    texts: tuple[str, ...]
+
+
+_shown: dict[tuple[str, str], _Shown] = {}  # by (browser, node)
 
 
 def show_on_node(text: str, node_id: str | None) -> None:
@@ -22,17 +32,28 @@ def show_on_node(text: str, node_id: str | None) -> None:
     server = prompt_server()
     if node_id is None or server is None or server.client_id is None:
         return
-    _shown[server.client_id, node_id] = _run_of(server)
-    server.send_progress_text(as_html(text), node_id, server.client_id)
+    _show(server, server.client_id, node_id, (text,))
 
 
 def show_on_running_node(text: str) -> None:
-    """Show `text` on whichever node runs now, and in the log.
+    """Show `text` on whichever node runs now, below what this run has shown there before, and in the log.
 
     For the `notify` that nodes hand to the rooms below: stock nodes run their code as well.
     """
     logging.warning(printable(text))
-    show_on_node(text, getattr(prompt_server(), "last_node_id", None))
+    server = prompt_server()
+    if server is None or server.client_id is None or server.last_node_id is None:
+        return
+    before = _shown.get((server.client_id, server.last_node_id))
+    texts = before.texts if before is not None and before.run == _run_of(server) else ()
+    if text not in texts:
+        _show(server, server.client_id, server.last_node_id, (*texts, text))
+
+
+def _show(server: PromptServer, client_id: str, node_id: str, texts: tuple[str, ...]) -> None:
+    # The frontend has one text for a node: the next one takes its place.
+    _shown[client_id, node_id] = _Shown(_run_of(server), texts)
+    server.send_progress_text(as_html("\n\n".join(texts)), node_id, client_id)
 
 
 def clear_running_node() -> None:
@@ -44,7 +65,7 @@ def clear_running_node() -> None:
     if server is None or server.client_id is None or server.last_node_id is None:
         return
     key = server.client_id, server.last_node_id
-    if key in _shown and _shown[key] != _run_of(server):
+    if key in _shown and _shown[key].run != _run_of(server):
         del _shown[key]
         server.send_progress_text(" ", server.last_node_id, server.client_id)  # the frontend ignores an empty text
 

@@ -141,6 +141,10 @@ def _list(root: _Root, done: threading.Event) -> None:
 
 
 def _on_event_loop() -> bool:
+    """Whether this is the loop that serves all clients. The thread that runs prompts has one of its own, where a list
+    has to be as it is now."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -9,6 +9,7 @@ src/utils/formatUtil.ts.
 import re
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from .file_names import FORBIDDEN, MAX_PART_BYTES, find_problem, is_invisible
@@ -16,6 +17,7 @@ from .file_names import FORBIDDEN, MAX_PART_BYTES, find_problem, is_invisible
 _PLACEHOLDER = re.compile(r"%([^%]+)%")
 _DATE_PARTS = "d{1,2}|M{1,2}|h{1,2}|m{1,2}|s{1,2}|yyyy|yy"
 _MOST_LINKS, _MOST_DEPTH = 8, 8
+_MOST_DRAWN = 4  # nodes of the workflow for each of the prompt: muted ones and notes are not in the prompt
 _STAND_IN = "0"
 
 
@@ -101,7 +103,9 @@ def _date(pattern: str, now: time.struct_time) -> str:
 def _nodes(prompt: Mapping[str, Any], extra_pnginfo: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(name for search and replace, title, inputs) of each node of the prompt, in the order of the workflow."""
     workflow = extra_pnginfo.get("workflow")
-    drawn = dict(_drawn_nodes(workflow, "", 0)) if isinstance(workflow, Mapping) else {}
+    # A stranger's subgraphs may hold each other, so that a few nodes become billions.
+    most = _MOST_DRAWN * (len(prompt) + 100)
+    drawn = dict(islice(_drawn_nodes(workflow, "", 0), most)) if isinstance(workflow, Mapping) else {}
     order = {node_id: place for place, node_id in enumerate(drawn)}
     for node_id in sorted(map(str, prompt), key=lambda node_id: order.get(node_id, len(order))):
         node = prompt.get(node_id)
@@ -118,10 +122,10 @@ def _drawn_nodes(workflow: Mapping[str, Any], prefix: str, depth: int) -> Iterat
     """(id in the prompt, node) of a workflow and of its subgraphs: node 3 of the subgraph that node 12 is, is 12:3."""
     definitions = workflow.get("definitions")
     listed = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
-    subgraphs = {str(graph.get("id")): graph for graph in listed or () if isinstance(graph, Mapping)}
+    subgraphs = {str(graph.get("id")): graph for graph in _list(listed) if isinstance(graph, Mapping)}
 
     def walk(nodes: object, prefix: str, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        for node in nodes if isinstance(nodes, list) else ():
+        for node in _list(nodes):
             if isinstance(node, Mapping):
                 yield f"{prefix}{node.get('id')}", node
                 inner = subgraphs.get(str(node.get("type")))
@@ -129,6 +133,10 @@ def _drawn_nodes(workflow: Mapping[str, Any], prefix: str, depth: int) -> Iterat
                     yield from walk(inner.get("nodes"), f"{prefix}{node.get('id')}:", depth + 1)
 
     yield from walk(workflow.get("nodes"), prefix, depth)
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _follow(value: Any, widget: str, prompt: Mapping[str, Any]) -> Any:

@@ -244,8 +244,10 @@ def _read_sets(folder: Path, component: str) -> tuple[dict[FileSet, FoundCompone
         except UserError as error:
             problems.append(error)
     kept = preferred_forms(found)
-    if kept and problems:
-        logging.info(f"Of {folder}, {kept[0].name} is read. Passed over: {' '.join(map(str, problems[:3]))}")
+    if kept and (problems or len(found) > len(kept)):
+        others = [f"{one.name}, the same model in another form." for one in found if one not in kept]
+        passed_over = [*others, *map(str, problems)][:3]
+        logging.info(f"Of {folder}, {kept[0].name} is read. Passed over: {' '.join(passed_over)}")
     return {one: found[one] for one in kept}, problems
 
 

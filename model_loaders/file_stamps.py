@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import TypeVar
 
 from ..errors import UserError
 from ..host.folders import COMPONENTS, PIPELINE_INDEX, WEIGHT_SUFFIXES
+from .weight_files import SHARD
 
 T = TypeVar("T")
 _TOKENIZER, _SCHEDULER = "tokenizer", "scheduler"
 _DEEPSPEED = "latest"  # the file that names the folder of the weights
 _SIDE_SUFFIX, _CONFIG = ".json", "config.json"  # configs and indexes
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 
 
 def stamp_of(path: Path, *components: str) -> str:
@@ -66,9 +65,9 @@ def _files_read(path: Path, components: Iterable[str]) -> Iterator[Path]:
     else:
         yield path
         # The other shards of a set, and the config beside them. Other files there belong to other models.
-        stem = _SHARD.sub("", path.name)
+        shard = SHARD.match(path.name)
         yield folder / _CONFIG
-        yield from (file for file in _entries(folder) if stem != path.name and file.name.startswith(f"{stem}-"))
+        yield from (file for file in _entries(folder) if shard and file.name.startswith(f"{shard['stem']}-"))
     # The configs, the tokenizer and the scheduler beside it: of a pipeline, and of a component in one.
     for place in (folder, *([folder.parent] if (folder.parent / PIPELINE_INDEX).is_file() else [])):
         yield from _side_files(place) if place != folder or path.is_dir() else ()

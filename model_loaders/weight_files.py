@@ -18,13 +18,11 @@ from .files.headers import check_amount
 
 _MAX_JSON_BYTES = 1 << 24  # an index of 100,000 tensors has about 10 MB
 _MOST_FILES = 2000  # of weights in one folder; each one's header is read
-_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>(?:\.\w+)+)$")
+SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>(?:\.\w+)+)$")
 # A precision or a moving average that diffusers and transformers put before the suffix of a name; and an index of one
 # ("….index.fp16.json").
 _VARIANT = re.compile(r"\.(?P<variant>fp16|bf16|fp32|fp8\w*|int8\w*|ema|non_ema)$")
 _INDEX = re.compile(r"\.index(?:\.\w+)?\.json$")
-# The names of one component's weights in diffusers and transformers, of now and before.
-_STANDARD_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,10 @@ def file_sets(folder: Path) -> tuple[list[FileSet], list[UserError]]:
 
     Raises UserError for more files than a folder of models has.
     """
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    try:
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}). Check its permissions.") from error
     weights = [name for name in names if name.lower().endswith(WEIGHT_SUFFIXES)]
     if len(weights) > _MOST_FILES:
         raise UserError(
@@ -100,13 +101,16 @@ def preferred_forms(sets: Iterable[FileSet]) -> list[FileSet]:
 def _is_other_form(one: FileSet, better: FileSet) -> bool:
     """Whether `one` is the model of `better` in another form. GGUF is none: only the user knows which is wanted. Nor is
     one variant of another, such as fp16 of bf16."""
-    same_name = one.stem == better.stem or {one.stem, better.stem} <= set(_STANDARD_STEMS)
+    # transformers' names of one model, by suffix. accelerate calls what it has trained model.safetensors, in a folder
+    # where the model that it began with may be called diffusion_pytorch_model.safetensors.
+    of_transformers = {one.stem, better.stem} == {"model", "pytorch_model"} and one.suffix != better.suffix
+    same_name = one.stem == better.stem or of_transformers
     is_plain = ".gguf" not in (one.suffix, better.suffix) or one.suffix == better.suffix
     return same_name and is_plain and better.variant in ("", one.variant)
 
 
 def _set_of(folder: Path, names: list[str]) -> FileSet:
-    first = _SHARD.match(names[0])
+    first = SHARD.match(names[0])
     name = first["stem"] + first["suffix"] if first else names[0]
     suffix = next(suffix for suffix in WEIGHT_SUFFIXES if name.lower().endswith(suffix))
     name = name[: -len(suffix)]
@@ -158,7 +162,7 @@ def shards_of(path: Path) -> list[Path]:
     names = _numbered(path.name)
     missing = [name for name in names if not path.with_name(name).is_file()] if len(names) > 1 else []
     if missing:
-        match = _SHARD.match(path.name)
+        match = SHARD.match(path.name)
         raise UserError(
             f"{path.parent} lacks {', '.join(missing[:5])} of {int(match['count']) if match else 0} parts: the "
             "download is not complete. Download the missing files again."
@@ -168,7 +172,7 @@ def shards_of(path: Path) -> list[Path]:
 
 def _numbered(name: str) -> list[str]:
     """The names of all shards of the set that `name` announces to be one of, or `name` alone."""
-    match = _SHARD.match(name)
+    match = SHARD.match(name)
     if match is None or int(match["count"]) == 0:
         return [name]
     # The count is taken from a file name, which could announce 99999 shards: that many paths would be looked up.

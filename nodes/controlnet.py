@@ -26,7 +26,7 @@ def _check_control_net(control_net_name: str) -> None:
     check_component(_find_control_net(control_net_name), "controlnet")
 
 
-@reads_file("control_net_name", _find_control_net, _CONTROL_NETS, "controlnet")
+@reads_file("control_net_name", _find_control_net, "controlnet")
 @checked(_check_control_net)
 class CogVideoXLoadControlNet(io.ComfyNode):
     """The name of a control net -> CONTROL_NET."""

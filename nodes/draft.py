@@ -20,7 +20,7 @@ def _check_decoder(decoder: str) -> None:
     check_tiny_decoder(_find_decoder(decoder))
 
 
-@reads_file("decoder", _find_decoder, (TINY_FOLDER,))
+@reads_file("decoder", _find_decoder)
 @checked(_check_decoder)
 class CogVideoXDraftDecode(io.ComfyNode):
     """IMAGE out: [B * (4 n - 3), H, W, 3] in 0 .. 1 for n latent frames."""

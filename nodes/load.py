@@ -63,7 +63,7 @@ def _check_vae(vae_name: str) -> None:
     check_component(_find_vae(vae_name), "vae")
 
 
-@reads_file("folder", _find_pipeline, _PIPELINES)
+@reads_file("folder", _find_pipeline)
 @checked(_check_device_precision, _check_pipeline)
 class CogVideoXLoadPipeline(io.ComfyNode):
     """A diffusers pipeline folder, or one file with all parts -> MODEL, CLIP, VAE."""
@@ -104,7 +104,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
         )
 
 
-@reads_file("model_name", _find_model, _MODELS, "transformer")
+@reads_file("model_name", _find_model, "transformer")
 @checked(_check_device_precision, _check_model)
 class CogVideoXLoadModel(io.ComfyNode):
     """A transformer -> MODEL."""
@@ -134,7 +134,7 @@ class CogVideoXLoadModel(io.ComfyNode):
         return io.NodeOutput(load_model(_find_model(model_name), weight_dtype, show_on_running_node, family))
 
 
-@reads_file("text_encoder_name", _find_text_encoder, _TEXT_ENCODERS, "text_encoder")
+@reads_file("text_encoder_name", _find_text_encoder, "text_encoder")
 @checked(check_t5_precision, _check_text_encoder)
 class CogVideoXLoadTextEncoder(io.ComfyNode):
     """A T5 encoder -> CLIP."""
@@ -164,7 +164,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
 
 
 # ComfyUI may load the VAE only after sampling: what is wrong with its file has to be known when the prompt is queued.
-@reads_file("vae_name", _find_vae, _VAES, "vae")
+@reads_file("vae_name", _find_vae, "vae")
 @checked(_check_vae, check_vae_dtype)
 class CogVideoXLoadVAE(io.ComfyNode):
     """A VAE -> VAE."""

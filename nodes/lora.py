@@ -30,7 +30,7 @@ def _check_file(lora_name: str, strength: float = 1.0) -> None:
         check_lora(_find_lora(lora_name))
 
 
-@reads_file("lora_name", _find_lora, ("loras",))
+@reads_file("lora_name", _find_lora)
 @checked(require_cogvideox_model, _check_file)
 class CogVideoXApplyLora(io.ComfyNode):
     """MODEL out, a clone with the LoRA among its patches."""

@@ -57,21 +57,16 @@ def sample_checked(
     check_sampler(sampler)
     stream = read_stream(noise)
     front, latent_image = split_front(latent_image)
-    # Noise and mask were made for the latent as it came.
-    start = noise.shape[2] - latent_image.shape[2]
+    start = noise.shape[2] - latent_image.shape[2]  # noise and mask were made for the latent as it came
     noise, denoise_mask = noise[:, :, start:], None if denoise_mask is None else denoise_mask[:, :, start:]
     is_new = adds_noise(noise)
-    # A run from pure noise does not look at its latent, which may hold anything.
-    highest = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
-    if not is_new or denoise_mask is not None or (len(sigmas) and float(sigmas[0]) < highest * (1 - 1e-5)):
-        check_finite(latent_image, noise, denoise_mask)
+    _check_numbers(guider, sigmas, noise, latent_image, denoise_mask, is_new)
     check_mask(denoise_mask, goes_on=front is not None or not is_new)
     _check_nodes(guider, sampler, sigmas, noise, latent_image, notify)
 
     extra = int(lacks_frame(latent_image.shape[2], model.diffusion_model.config.patch_size_t))
     _, _, frames, height, width = latent_image.shape
-    video_tokens = check_size(model, (frames + extra, height, width), guider.model_options)
-    _choose_attention(guider, video_tokens, notify)
+    _choose_attention(guider, check_size(model, (frames + extra, height, width), guider.model_options), notify)
     guider.conds = with_repeated_images(model, guider.conds, frames)  # work, therefore after all checks
     if extra:
         if front is None and not is_new and sigmas[0] > sigmas[-1]:
@@ -80,13 +75,12 @@ def sample_checked(
         latent_image = prepend(latent_image, None if is_new else front)
         noise = prepend_noise(noise, stream)
         denoise_mask = None if denoise_mask is None else prepend(denoise_mask)
-    # Some versions of ComfyUI hand the shape down a second time, to process_conds.
-    if "latent_shapes" in kwargs:
+    if "latent_shapes" in kwargs:  # some versions of ComfyUI hand the shape down a second time, to process_conds
         kwargs["latent_shapes"] = [latent_image.shape]
     report = None if callback is None else partial(_report_without, extra, callback)
     sampler = with_first_order_steps(with_stream(sampler, stream), sigmas)
-    # The next OUTER_SAMPLE wrapper, or CFGGuider.outer_sample itself, which loads the model and runs the sampler. The
-    # sigmas are a copy: ComfyUI's uni_pc writes 0.001 over the 0 at their end.
+    # The next wrapper, or CFGGuider.outer_sample itself, which loads the model and runs the sampler. The sigmas are a
+    # copy: ComfyUI's uni_pc writes 0.001 over the 0 at their end.
     try:
         out = executor(noise, latent_image, sampler, sigmas.clone(), denoise_mask, report, disable_pbar, seed, **kwargs)
     finally:
@@ -104,6 +98,20 @@ def _finish(
     video = out[:, :, extra:]
     # A run that stops before the end goes on somewhere else, and needs the frame there.
     return join_front(out[:, :, :extra], video) if extra and not is_clean else video
+
+
+def _check_numbers(
+    guider: Guider,
+    sigmas: torch.Tensor,
+    noise: torch.Tensor,
+    latent_image: torch.Tensor,
+    denoise_mask: torch.Tensor | None,
+    is_new: bool,
+) -> None:
+    """Raises UserError for NaN or Inf in what the run looks at: one from pure noise does not look at its latent."""
+    highest = float(guider.model_patcher.get_model_object("model_sampling").sigma_max)
+    if not is_new or denoise_mask is not None or (len(sigmas) and float(sigmas[0]) < highest * (1 - 1e-5)):
+        check_finite(latent_image, noise, denoise_mask)
 
 
 def _check_nodes(

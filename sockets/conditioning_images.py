@@ -95,9 +95,13 @@ class RepeatedPicture:
             still = augment_pictures(fit_pictures(self._picture, *self._size, self._fit), self._sigma, generator)
             video = still.expand(video_frames(frames), -1, -1, -1)
             # The next seed, for the run draws its noise from the stream of this one behind a single frame's sample.
-            seed = None if self._posterior_seed is None else self._posterior_seed + 1
+            seed = None if self._posterior_seed is None else (self._posterior_seed + 1) % _SEEDS
             self._made = {frames: self._vae.encode(video, seed, self._batch_size)}
         return self._made[frames]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "RepeatedPicture":
+        """Nodes of other packs copy CONDITIONING; the VAE and what it has made are shared."""
+        return self
 
     def __reduce__(self) -> tuple:
         """Saved with a CONDITIONING it is lost, instead of a VAE being saved with it."""

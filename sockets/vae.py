@@ -192,8 +192,8 @@ class CogVideoXVAE(comfy.sd.VAE):
     def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, needed: Callable[..., int]) -> OffloadPlan:
         """Bring the weights to the device with room for what the plan needs, and return the plan."""
         # What ComfyUI unloads for us counts: after sampling the diffusion model fills the card, and it can go. The
-        # weights that are still to be loaded take their part.
-        free = available_memory(self.patcher) - (self.size - self.patcher.loaded_size())
+        # weights that are still to be loaded take their part, and what the user has reserved (--reserve-vram) stays.
+        free = available_memory(self.patcher) - (self.size - self.patcher.loaded_size()) - mm.extra_reserved_memory()
         plans = {"fast": (FAST,), "low": (LOW,) if band_pixels is None else (LOW, LEAST), "auto": LADDER}[memory]
         plans = [in_bands(plan, band_pixels) for plan in plans]
         # The first plan that fits, for which load_models_gpu unloads other models; the last one if none does.

@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         import torch
 
-        torch.set_num_threads(1)  # two workers on two cores: more threads would wait for each other
+        torch.set_num_threads(1)  # as many workers as cores, or more: their threads would wait for each other
     elif config.getoption("tier") == "fast":
         # what has become slow is named, for tiers.SLOW
         config.option.durations, config.option.durations_min = 10, 3.0

@@ -39,6 +39,9 @@ IN_PLACE = (".insert", ".append", ".extend", ".update", ".setdefault", ".pop", "
 ROOMS = {name for line in ORDER for name in line}
 
 
+MOST_LINES = 60  # of a function
+
+
 def module_name(path: Path) -> str:
     """samplers/ddim.py -> samplers.ddim; a folder's __init__.py is the folder."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -225,3 +228,15 @@ def test_registry_metadata() -> None:
     # the first heading with a date is the newest version that was released
     released = re.findall(r"^## \[(.+)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
     assert version == released[0]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_functions_can_be_seen_at_once(module: str) -> None:
+    """A function that does not fit on a screen is read in parts, and changed in one of them only."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    long = [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= MOST_LINES]
+    assert not long

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import folder_paths
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from cogvideox import complete_file
 from cogvideox.errors import UserError
@@ -161,7 +163,8 @@ def test_folders_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_save_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save, "save_model", lambda *_: 1)
-    cast(Any, save.CogVideoXSaveModel).execute(None, "new/name", "as loaded")
+    model = mock.create_autospec(ModelPatcher, instance=True)
+    cast(Any, save.CogVideoXSaveModel).execute(model, "new/name", "as loaded")
 
 
 def run_save_trained_lora(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,16 +43,18 @@ def test_what_is_not_a_small_file(tmp_path: Path, kind: str) -> None:
 )
 def test_every_reader_of_json(tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A config that is too large or too deep is refused in one sentence, or taken for none: no reader may crash."""
+    folder = tmp_path / "model"
+    folder.mkdir()
     for name in ("config.json", MANIFEST, "clips.json"):
         if content == "huge":
-            with (tmp_path / name).open("wb") as file:
+            with (folder / name).open("wb") as file:
                 file.truncate((1 << 26) + 1)  # more than any of them may have
         else:
-            (tmp_path / name).write_text(content)
+            (folder / name).write_text(content)
     with pytest.raises(UserError):
-        checkpoints.read_json(tmp_path / "config.json")
-    assert read_manifest(tmp_path) is None and read_index(tmp_path) == {} and json_object(content) == {}
+        checkpoints.read_json(folder / "config.json")
+    assert read_manifest(folder) is None and read_index(folder) == {} and json_object(content) == {}
     import folder_paths
 
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(tmp_path.parent)], set()))
-    assert tmp_path.name not in list_control_nets()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(tmp_path)], set()))
+    assert folder.name not in list_control_nets()

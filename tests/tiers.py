@@ -4,6 +4,7 @@ what the tiers are for."""
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,12 @@ SLOW = (
     "vae/test_streaming.py::test_memory_of_an_encode_does_not_grow_with_length",
     "vae/test_tiny_decoder.py::test_room_that_a_draft_asks_for",
 )
+
+
+def long_after(kept: int, cases: Iterable[Any]) -> list[Any]:
+    """Cases of a parametrised test: the first `kept` for every run, the others for the long tier."""
+    given = list(cases)
+    return [*given[:kept], *(pytest.param(case, marks=pytest.mark.long) for case in given[kept:])]
 
 
 def left_out(items: Iterable[pytest.Item], tier: str) -> dict[pytest.Item, str]:

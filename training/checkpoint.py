@@ -26,7 +26,8 @@ _STEP_FOLDER = "step-{:06d}"
 _STATE, _SETTINGS = "training.pt", "settings.json"
 _LOCK = ".cogvideox-training.lock"
 _MOST_SETTINGS_BYTES = 1 << 20
-_MOMENTS = (set(), {"exp_avg", "exp_avg_sq"})  # of an optimizer without a state, and of AdamW
+# What an optimizer keeps of a parameter: before its first step nothing, then as AdamW and as Muon do.
+_MOMENTS = (set(), {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
 _DIFFERENCES_SHOWN = 3  # of settings, in a message
 _LEFT_BY_OLDER_VERSIONS = ".part-"
 
@@ -217,7 +218,7 @@ def _require_fit(checkpoint: Path, state: Any, trained: Mapping[str, torch.nn.Pa
             if not torch.isfinite(value).all():
                 raise _unreadable(checkpoint, ValueError(f"{name} contains NaN or Inf"))
         # Otherwise the optimizer would miss an entry at its next step.
-        if kept.keys() not in _MOMENTS or ("step" in moments[name]) != bool(kept):
+        if moments[name].keys() not in _MOMENTS:
             raise _unreadable(checkpoint, ValueError(f"{name} has other moments than those of this optimizer"))
         step = moments[name].get("step", torch.zeros(()))
         if not isinstance(step, torch.Tensor) or step.numel() != 1 or not 0 <= float(step) < float("inf"):

@@ -1,6 +1,7 @@
 """The driver inside ComfyUI: a LoRA trained on a copy of the MODEL that a graph gives."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,20 +78,23 @@ def train_lora(
     samples = read_samples(model, latents, positive, config.caption_dropout)
     # CogVideoX Image to Video lets a user choose the scale (image_scale), and the CONDITIONING carries the choice.
     objective = replace(objective, image_scale=samples.image_scale)
-    with training_mode():
+    with training_mode(), ExitStack() as locks:
+        if name:  # before the model is read a second time
+            locks.enter_context(only_training(folder / name))
         trainer = Trainer(fresh_copy(model), samples, config, objective)
         folder = folder / (name or trainer.folder_name())
         try:
-            with only_training(folder):
-                done_before = steps_done(folder)
-                # The log may have steps beyond the checkpoint: these are run again.
-                progress = ProgressCallback(on_step, read_losses(folder)[:done_before])
-                callbacks = Callbacks(progress.on_step, progress.should_stop)
-                load_fully(trainer.model)  # before attach: it merges the LoRAs that the MODEL carries into the weights
-                trainer.attach()
-                with single_process(dtype, model.load_device.type == "cpu") as accelerator:
-                    weights = trainer.run(accelerator, folder, callbacks)
-                tensors, metadata = trainer.lora(weights, len(progress.losses))
+            if not name:
+                locks.enter_context(only_training(folder))
+            done_before = steps_done(folder)
+            # The log may have steps beyond the checkpoint: these are run again.
+            progress = ProgressCallback(on_step, read_losses(folder)[:done_before])
+            callbacks = Callbacks(progress.on_step, progress.should_stop)
+            load_fully(trainer.model)  # before attach: it merges the LoRAs that the MODEL carries into the weights
+            trainer.attach()
+            with single_process(dtype, model.load_device.type == "cpu") as accelerator:
+                weights = trainer.run(accelerator, folder, callbacks)
+            tensors, metadata = trainer.lora(weights, len(progress.losses))
         finally:
             trainer.detach()
             # training_mode frees the copy of the model when it ends, unless this variable still refers to it.

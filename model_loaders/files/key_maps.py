@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from ...errors import UserError
+
 
 @dataclass(frozen=True)
 class TensorLocation:
@@ -243,6 +245,8 @@ class Layout:
     locations: Mapping[str, TensorLocation]
 
 
+_MOST_COPIES = 16  # of one component in a file: a model, its moving average, and whatever a trainer keeps
+
 # What torch.compile, FSDP, activation checkpointing and peft put into names, in the middle of them as well.
 MODULE_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
 
@@ -252,12 +256,22 @@ def find_layouts(names: Iterable[str], component: str, required: Iterable[str]) 
     else of one without them; [] where none of its dialects is there.
 
     More than one is the same component under several prefixes, such as a model and its moving average.
+
+    Raises UserError for more copies than any file has: each takes a walk through all names.
     """
     bare = {MODULE_WRAPPERS.sub("", name): name for name in names}
-    layouts = []
-    for dialect in DIALECTS[component]:
-        for prefix in _prefixes(bare, dialect.signature_key):
-            layouts.append(Layout(dialect.name, prefix, _rename(bare, prefix, component, dialect.rename)))
+    prefixes = [
+        (dialect, prefix) for dialect in DIALECTS[component] for prefix in _prefixes(bare, dialect.signature_key)
+    ]
+    if len(prefixes) > _MOST_COPIES:
+        raise UserError(
+            f"The file holds a {component} {len(prefixes)} times, under names that begin differently; at most "
+            f"{_MOST_COPIES} are read. Save the one that you want in a file of its own."
+        )
+    others = _other_prefixes(bare, component)
+    layouts = [
+        Layout(dialect.name, prefix, _rename(bare, prefix, others, dialect.rename)) for dialect, prefix in prefixes
+    ]
     complete = [layout for layout in layouts if layout.locations.keys() >= set(required)]
     return complete or layouts[:1]
 
@@ -268,13 +282,14 @@ def _prefixes(names: Iterable[str], signature_key: str) -> list[str]:
     return [prefix for prefix in found if not prefix or prefix.endswith(".")]
 
 
-def _rename(bare: Mapping[str, str], prefix: str, component: str, rename: Dialect) -> dict[str, TensorLocation]:
-    """The diffusers tensors under `prefix`. bare: name without wrappers -> name in the file."""
+def _rename(bare: Mapping[str, str], prefix: str, others: set[str], rename: Dialect) -> dict[str, TensorLocation]:
+    """The diffusers tensors under `prefix`. bare: name without wrappers -> name in the file. others: prefixes of other
+    components."""
     # Names with a longer prefix belong to another component, and would be reported as unknown tensors of this one.
-    others = tuple(other for other in _other_prefixes(bare, component) if other != prefix and other.startswith(prefix))
+    longer = tuple(other for other in others if other != prefix and other.startswith(prefix))
     found: dict[str, TensorLocation] = {}
     for name, in_file in bare.items():
-        if name.startswith(prefix) and not name.startswith(others):
+        if name.startswith(prefix) and not name.startswith(longer):
             for new, location in rename(name.removeprefix(prefix)).items():
                 found[new] = TensorLocation(in_file, location.parts, location.indices)
     return found

@@ -140,17 +140,17 @@ def _flattened(loaded: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     """The tensors of dicts in `loaded`, under the dicts' names and a dot: a trainer may save {"generator": {...}}."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()  # a dict may contain itself, or another one a thousand times
-    waiting = [("", loaded)]
+    waiting = [("", loaded, 0)]
     while waiting:
-        prefix, level = waiting.pop()
-        if id(level) in seen or prefix.count(".") > _MOST_LEVELS:
+        prefix, level, depth = waiting.pop()
+        if id(level) in seen or depth > _MOST_LEVELS:
             continue
         seen.add(id(level))
         for name, value in level.items():
             if isinstance(name, str) and isinstance(value, torch.Tensor):
                 found[prefix + name] = value
             elif isinstance(name, str) and isinstance(value, Mapping):
-                waiting.append((f"{prefix}{name}.", value))
+                waiting.append((f"{prefix}{name}.", value, depth + 1))
     return found
 
 

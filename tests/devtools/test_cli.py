@@ -202,7 +202,7 @@ def test_benchmarks_all_run_and_a_failure_is_the_exit_status(untouched_clone, mo
         (["--host", "0.30.0"], "standard"),
     ],
 )
-def test_suite_runs_a_tier_in_two_workers(monkeypatch, argv, tier):
+def test_suite_runs_a_tier_in_workers(monkeypatch, argv, tier):
     """A tier that does not reach pytest would leave tests out without a word, or take ten times as long."""
     commands = []
     monkeypatch.setattr(suite, "run_foreground", lambda command, cwd, env: commands.append((command, env)) or 0)
@@ -210,7 +210,7 @@ def test_suite_runs_a_tier_in_two_workers(monkeypatch, argv, tier):
     arguments, rest = cli.parse(["test", *argv, "-k", "dit"])
     assert suite.run(cli.Path("python"), {}, arguments, rest) == 0
     ((command, env),) = commands
-    assert command == ["python", "-m", "pytest", f"--tier={tier}", "-n", "2", "-k", "dit"]
+    assert command == ["python", "-m", "pytest", f"--tier={tier}", "-n", "3", "-k", "dit"]
     assert env == {"OMP_NUM_THREADS": "1"}
 
 
@@ -234,7 +234,7 @@ def test_workers_are_left_to_those_who_choose(rest):
 
 def test_one_core_has_no_workers():
     assert suite.worker_options(["tests/vae"], cores=1) == []
-    assert suite.worker_options(["tests/vae"], cores=8) == ["-n", "2"]
+    assert suite.worker_options(["tests/vae"], cores=8) == ["-n", "3"]
 
 
 def test_coverage_is_combined_and_printed(untouched_clone, monkeypatch):

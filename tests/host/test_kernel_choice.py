@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import comfy.ldm.modules.attention as comfy_attention
+import comfy.ops
 import comfy.sample
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from cogvideox.host import attention_kernels
 from cogvideox.host.attention_kernels import (
@@ -74,10 +76,23 @@ def test_what_the_user_has_chosen_stays(card: list[AttentionSize], monkeypatch: 
     """Who starts ComfyUI with SageAttention, or takes a node for the attention, has decided; a CPU has one kernel."""
     assert not choose_attention(ON_A_CARD, 48, {"optimized_attention_override": lambda *a, **k: None})
     assert not choose_attention(AttentionSize(torch.device("cpu"), torch.float32, 100, 64), 48, {})
-    monkeypatch.undo()
-    monkeypatch.setattr(comfy_attention, "optimized_attention", comfy_attention.attention_sage)
+    monkeypatch.setattr(attention_kernels.args, "deterministic", True)
     assert not choose_attention(ON_A_CARD, 48, {})
     assert card == []
+
+
+def test_the_order_of_comfyui(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An order is there where ComfyUI computes with torch's kernels on an NVIDIA card, and nowhere else."""
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+    monkeypatch.setattr(comfy.ops, "SDPA_BACKEND_PRIORITY", order, raising=False)
+    monkeypatch.setattr(comfy_attention, "optimized_attention", comfy_attention.attention_pytorch)
+    monkeypatch.setattr(attention_kernels.mm, "is_nvidia", lambda: True)
+    assert attention_kernels._host_order() == [FLASH, CUDNN]
+    with monkeypatch.context() as amd:
+        amd.setattr(attention_kernels.mm, "is_nvidia", lambda: False)
+        assert attention_kernels._host_order() == []
+    monkeypatch.setattr(comfy_attention, "optimized_attention", comfy_attention.attention_sage)
+    assert attention_kernels._host_order() == []
 
 
 def test_a_full_card_is_asked_again(card: list[AttentionSize], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +134,8 @@ def test_the_chosen_kernel_computes_the_same(monkeypatch: pytest.MonkeyPatch) ->
     masked = attention_by_choice(query, key, value, 4, mask, skip_reshape=True)
     assert torch.allclose(masked, theirs, atol=1e-6) and len(called) == 1
     attention_by_choice(query[:, :, :7], key, value, 4, skip_reshape=True)
+    # So is whatever else a node's override may ask for.
+    attention_by_choice(query, key, value, 4, skip_reshape=True, scale=0.01)
     assert len(called) == 1
 
 

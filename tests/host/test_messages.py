@@ -77,6 +77,16 @@ def test_a_text_goes_with_its_reason(browser: Browser) -> None:
     assert [text for text, _, _ in browser.sent] == ["a warning", " "]
 
 
+def test_all_that_a_run_has_to_say_stays(browser: Browser) -> None:
+    """The frontend has one text for a node: the second warning took the first one away."""
+    for text in ("no end image", "another kernel", "no end image"):
+        messages.show_on_running_node(text)
+    assert browser.sent[-1][0] == "no end image\n\nanother kernel" and len(browser.sent) == 2
+    browser.last_prompt_id = "second run"
+    messages.show_on_running_node("another kernel")
+    assert browser.sent[-1][0] == "another kernel"
+
+
 def test_texts_have_an_end(browser: Browser) -> None:
     """A prompt of a megabyte, repeated on a node, froze the page."""
     messages.show_on_node("<" * 100_000, "7")

@@ -55,6 +55,19 @@ FILLED = {
 }
 
 
+@pytest.mark.parametrize(
+    "graphs",
+    (3, "abc", {"a": 1}, [{"id": "uuid", "nodes": [{"id": n, "type": "uuid"} for n in range(50)]}]),
+    ids=("number", "text", "table", "each holds fifty of itself"),
+)
+def test_subgraphs_of_a_stranger(graphs: Any) -> None:
+    """Eight levels of fifty are billions of nodes: the worker hung after the video was made."""
+    workflow = {**WORKFLOW, "definitions": {"subgraphs": graphs}}
+    began = time.monotonic()
+    assert fill_in("%second.cfg%", PROMPT, {"workflow": workflow}) == "7.5"
+    assert time.monotonic() - began < 1
+
+
 @pytest.mark.parametrize("name", FILLED)
 def test_values_of_the_workflow(name: str) -> None:
     """As the frontend's applyTextReplacements has them; a number is written as JavaScript writes it."""

@@ -20,6 +20,7 @@ from cogvideox.sockets.control import check_model
 from cogvideox.tests.controlnet_reference import ReferenceControl, reference_rotary
 from cogvideox.tests.support import check_parity, reference_transformer, write_fp32
 from cogvideox.tests.tasks import Task
+from cogvideox.tests.tiers import long_after
 
 FEED_FORWARDS = ("gelu-approximate", "gelu", "geglu", "geglu-approximate", "swiglu", "linear-silu")
 # variant -> (entry, another value than that of the official configs)
@@ -138,7 +139,7 @@ def test_transformer(variant: str, entry: str, value: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("patch_size", (1, 4))
-@pytest.mark.parametrize("variant", ("2b", "5b", "1.5-5B"))
+@pytest.mark.parametrize("variant", long_after(2, ("5b", "1.5-5B", "2b")))
 @torch.inference_mode()
 def test_a_run_with_other_patches(variant: str, patch_size: int, tmp_path: Path) -> None:
     """Not only the forward: the run's checks and sizes know patches as well."""
@@ -168,7 +169,7 @@ def test_vae(entry: str, value: Any, tmp_path: Path) -> None:
     check_parity("VAE, other values in its config", ours.encode(frames), mode, 1e-6)
 
 
-@pytest.mark.parametrize("variant", ("2b", "5b"))
+@pytest.mark.parametrize("variant", long_after(1, ("5b", "2b")))
 @pytest.mark.parametrize(("entry", "value"), CONTROL_NETS, ids=str)
 @torch.inference_mode()
 def test_control_net(variant: str, entry: str, value: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
+from cogvideox.model_loaders.weight_files import file_sets
 from cogvideox.tests import layout_files as layouts
 from cogvideox.tests.guard import bounded
 
@@ -128,6 +129,26 @@ def test_other_forms_of_one_model(parts: Path, tmp_path: Path, taken: str, other
         else:
             layouts.write_safetensors(folder / name, held)
     assert_opens(folder, "transformer", weights)
+
+
+def test_what_was_trained_beside_what_it_began_with(parts: Path, tmp_path: Path) -> None:
+    """accelerate writes model.safetensors: the model from which a training began was loaded without a word."""
+    folder, weights = folder_of(parts, "transformer", tmp_path), weights_of(parts, "transformer")
+    for name in ("diffusion_pytorch_model.safetensors", "model.safetensors"):
+        layouts.write_safetensors(folder / name, weights)
+    with pytest.raises(UserError, match="2 times: diffusion_pytorch_model.safetensors and model.safetensors"):
+        checkpoints.check_component(folder, "transformer")
+
+
+def test_a_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the system came as a traceback."""
+
+    def refuse(path: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("cogvideox.model_loaders.weight_files.os.listdir", refuse)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
+        file_sets(tmp_path)
 
 
 def test_both_formats_of_a_set_with_one_index_each(parts: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """LATENTs, sigmas and seeds that no node of ours makes: a sentence that names the cause, before the first step."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cogvideox.samplers.comfy_sampler import SAMPLERS, SeededNoise, build_sample
 from cogvideox.samplers.follow import read_trajectory
 from cogvideox.samplers.latent_entries import read_batch_index, read_rng_offset
 from cogvideox.samplers.noise import start_stream
-from cogvideox.sockets.conditioning_images import encode_start_and_end
+from cogvideox.sockets.conditioning_images import RepeatedPicture, encode_start_and_end
 from cogvideox.tests.guard import bounded
 from cogvideox.tests.tasks import Task
 
@@ -123,6 +124,12 @@ def test_every_seed_draws_two_pictures(task: Task, seed: int) -> None:
     drawn, count = encode_start_and_end(*given)
     assert torch.isfinite(drawn).all() and count == 16 * 8 * 12
     assert not torch.equal(drawn[:, :, :1], drawn[:, :, -1:])
+
+
+def test_every_seed_draws_a_repeated_picture(task: Task) -> None:
+    """Its posterior has the next seed as well; and a node of another pack may copy the CONDITIONING that holds it."""
+    made = RepeatedPicture(task.vae, torch.rand(1, 64, 96, 3), (96, 64), "crop", 0.1, 2**64 - 1, 2**64 - 1, 1)
+    assert torch.isfinite(copy.deepcopy(made)(2)).all()
 
 
 X = torch.zeros(1, 16, 1, 8, 12)

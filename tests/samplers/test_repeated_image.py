@@ -17,7 +17,7 @@ from cogvideox.model_loaders.variants import detect_family, resolve_config
 from cogvideox.nodes.load import CogVideoXLoadModel, CogVideoXLoadPipeline
 from cogvideox.sockets.families import FAMILIES, LOOKALIKES
 from cogvideox.tests.hollow_files import official_weights
-from cogvideox.tests.support import check_parity, relative_error, write_fp32
+from cogvideox.tests.support import check_parity, relative_error, validated, write_fp32
 from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures
 from cogvideox.training.objective import objective_for
 
@@ -218,8 +218,8 @@ def test_nodes_hand_it_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
                 model.cached_patcher_init[0](*model.cached_patcher_init[1]).model.model_config.family.name == expected
             )
         (name,) = (entry for entry in ("model_name", "folder") if entry in node.GET_NODE_INFO_V1()["input"]["required"])
-        assert node.validate_inputs(**{name: "2b", "weight_dtype": "fp32", "family": IMG2VID}) is True
-        told = node.validate_inputs(**{name: "2b", "weight_dtype": "fp32", "family": "CogVideoX-5b"})
+        assert validated(node, **{name: "2b", "weight_dtype": "fp32", "family": IMG2VID}) is True
+        told = validated(node, **{name: "2b", "weight_dtype": "fp32", "family": "CogVideoX-5b"})
         assert "These weights are not CogVideoX-5b" in str(told)
         with pytest.raises(UserError, match="family is 'other': use detect"):
             node.execute("2b", "fp32", family="other")

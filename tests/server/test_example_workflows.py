@@ -16,6 +16,7 @@ from cogvideox.devtools.example_workflows import EXAMPLES
 from cogvideox.devtools.paths import ROOT
 from cogvideox.devtools.run_workflow import Video, inspect_video
 from cogvideox.devtools.workflow import convert_to_api
+from cogvideox.tests.tiers import long_after
 
 FOLDER = ROOT / "example_workflows"
 SAVED = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
@@ -96,7 +97,7 @@ def comfy_cli(home: Path, *arguments: object) -> dict:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="comfy-cli keeps its home elsewhere")
-@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("name", long_after(4, SAVED))
 def test_example_passes_comfy_clis_check(schemas, tmp_path, name):
     """Who automates ComfyUI checks a workflow before queueing it: a warning there looks like a broken example."""
     known = tmp_path / "object_info.json"

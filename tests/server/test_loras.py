@@ -16,6 +16,7 @@ from cogvideox.tests.graphs import PIPELINE, SAMPLE, node, with_inputs
 from cogvideox.tests.part_graphs import OURS, STOCK, component_weights, latent_only, only, short, with_lora, with_part
 from cogvideox.tests.quantized_models import needs_int8
 from cogvideox.tests.support import relative_error
+from cogvideox.tests.tiers import long_after
 
 ALL, ATTENTION, OTHER = "all.safetensors", "attention.safetensors", "other.safetensors"  # as diffusers writes them
 SAVE = "save"
@@ -85,7 +86,7 @@ def texts(result: RunResult, node_id: str) -> str:
     return "\n".join(text for shown_on, text in result.texts if shown_on == node_id)
 
 
-@pytest.mark.parametrize("dialect", loras.DIALECTS)
+@pytest.mark.parametrize("dialect", long_after(9, loras.DIALECTS))
 def test_dialect(comfyui, exact, latent, written, dialect):
     """Whoever trained it, a LoRA makes the one video in either node, and ours tells how much of it fits."""
     layers = loras.DIALECTS[dialect][1]

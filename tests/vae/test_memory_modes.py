@@ -44,9 +44,14 @@ def needed(shape: torch.Size, dtype: torch.dtype, plan: OffloadPlan) -> int:
     return NEEDED[plan.name]
 
 
+RESERVED = 5000
+
+
 def chosen(vae: CogVideoXVAE, memory: str, free: int, loaded: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The mode that a decode runs in with `free` bytes free and `loaded` of WEIGHTS bytes of weights on the device."""
-    monkeypatch.setattr(mm, "get_free_memory", lambda device=None, **_: free)
+    """The mode that a decode runs in with `free` bytes free, beside those that stay reserved (--reserve-vram), and
+    `loaded` of WEIGHTS bytes of weights on the device."""
+    monkeypatch.setattr(mm, "extra_reserved_memory", lambda: RESERVED)
+    monkeypatch.setattr(mm, "get_free_memory", lambda device=None, **_: free + RESERVED)
     monkeypatch.setattr(mm, "current_loaded_models", [])
     monkeypatch.setattr(mm, "load_models_gpu", lambda models, memory_required=0, **_: None)
     monkeypatch.setattr(vae, "size", WEIGHTS)

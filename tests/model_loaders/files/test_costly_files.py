@@ -226,6 +226,15 @@ def test_names_without_end(tmp_path: Path, what: str) -> None:
         assert len(str(caught.value)) < 500
 
 
+def test_a_model_under_thousands_of_prefixes(tmp_path: Path) -> None:
+    """Each prefix took a walk through all names, which is hours for a file of 4 MB."""
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = {f"p{n}.transformer_blocks.0.norm1.linear.weight": entry for n in range(30_000)}
+    path = safetensors(tmp_path / "a.safetensors", header)
+    with bounded(), pytest.raises(UserError, match="holds a transformer 30000 times"):
+        check_component(path, "transformer")
+
+
 def test_names_of_the_length_that_is_allowed(tmp_path: Path) -> None:
     save_file({"x" * 1000: torch.zeros(1)}, tmp_path / "a.safetensors")
     assert read_header(tmp_path / "a.safetensors").entries
