@@ -10,8 +10,8 @@ from . import comfyui, libraries, paths
 from .console import say
 from .process import run_foreground
 
-# One more than CI has cores, since tests wait for servers and browsers. Each holds torch, ComfyUI and the tests' models,
-# 2 GB in all; a server takes a further one.
+# One more than CI has cores, since tests wait for servers and browsers. Each holds torch, ComfyUI and the tests'
+# models, 2 GB in all; a server takes a further one.
 MAX_WORKERS = 3
 COVERAGE = paths.DEV / "coverage"
 _HOSTS = [release.version for release in comfyui.RELEASES]
