@@ -52,7 +52,6 @@ def test_scores_of_samplers_are_those_of_the_benchmark() -> None:
         assert scores == want, name
 
 
-@pytest.mark.xfail(strict=True, reason="`dev.py bench start --save` is to be run again: its results are of 12 nodes")
 def test_start_was_measured_with_the_nodes_of_today() -> None:
     """Every node costs ComfyUI's start something: the figure for a third of them says nothing."""
     assert of_speed.start("nodes")() == len(NODES)
