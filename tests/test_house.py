@@ -230,7 +230,7 @@ def test_registry_metadata() -> None:
     assert version == released[0]
 
 
-@pytest.mark.parametrize("module", FILES)
+@pytest.mark.parametrize("module", sorted(FILES))
 def test_functions_can_be_seen_at_once(module: str) -> None:
     """A function that does not fit on a screen is read in parts, and changed in one of them only."""
     functions = [
