@@ -3,6 +3,7 @@
 import logging
 import os
 import stat
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -22,7 +23,7 @@ from .files.key_maps import Layout, TensorLocation, find_layouts
 from .files.safetensors_files import looks_like_safetensors, open_safetensors, read_safetensors_header
 from .files.tensor_specs import TensorSpec, assemble, check_quantization_notes, collect_specs, split_fused_rows
 from .files.torch_files import looks_like_torch, open_torch, read_torch_header
-from .side_configs import config_differences, is_of_another_kind
+from .side_configs import config_differences, is_of_another_kind, is_of_this_kind
 from .variants import SIGNATURES, has_computed_positions, require_component
 from .weight_files import FileSet, file_sets, latest_folder, preferred_forms, read_json, shards_of
 
@@ -47,6 +48,7 @@ _FAILED_DOWNLOADS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it points to",
     b"<": "is a web page, not weights",
 }
+_FRESH_S = 2.0  # a file that is being written changes more often than the clock of some file systems ticks
 _SIBLINGS = ("transformer", "vae", "text_encoder", "scheduler")
 
 
@@ -181,9 +183,18 @@ def _side_config(path: Path, folder: Path, component: str, found: FoundComponent
         config = read_json(place)
         return None if is_of_another_kind(component, config) else checked_config(component, config, str(place))
     try:
-        config = checked_config(component, read_json(place), str(place))
-        differences = config_differences(component, config, found.entries, str(place))
+        config = read_json(place)
     except UserError as error:  # of a file that need not be this model's
+        logging.info(f"{place} is not read for {found.files[0].name}: {error}")
+        return None
+    # One that names this component's class is not passed over for an entry that cannot be followed: the weights would
+    # load as those of another model.
+    if is_of_this_kind(component, config):
+        checked_config(component, config, str(place))
+    try:
+        config = checked_config(component, config, str(place))
+        differences = config_differences(component, config, found.entries, str(place))
+    except UserError as error:
         differences = [str(error)]
     if differences:
         logging.info(f"{place} is not read for {found.files[0].name}: {'; '.join(differences)}.")
@@ -311,9 +322,9 @@ def _entry_at(entry: Entry, location: TensorLocation) -> Entry:
 def check_component(path: Path, component: str) -> list[Path]:
     """The files of `component`; path as in open_component.
 
-    Raises UserError for what open_component would refuse. Only the headers of the files are read.
+    Raises UserError for what open_component would refuse, an entry of a config too. Only headers and configs are read.
     """
-    return list(find_weights(path, component).files)
+    return list(describe_component(path, component)[0].files)
 
 
 def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, torch.Tensor], source: str) -> None:
@@ -342,12 +353,14 @@ def read_header(path: Path) -> Header:
     Raises UserError where the file is incomplete, damaged or of an unknown format.
     """
     status = _stat_file(path)
-    return _read_header(path, status.st_size, status.st_mtime_ns)
+    if time.time() - max(status.st_mtime, status.st_ctime) < _FRESH_S:
+        return _find_format(path).read_header(path)
+    return _read_header(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
 
 
 @lru_cache(maxsize=64)
-def _read_header(path: Path, size: int, modified_ns: int) -> Header:
-    """The header, read again only when size or modification time have changed.
+def _read_header(path: Path, state: tuple[int, ...]) -> Header:
+    """The header, read again only when the file has another size, time or inode.
 
     ComfyUI validates a graph several times per run, and each loader node reads its headers for that.
     """

@@ -28,7 +28,7 @@ def stamp_of(path: Path, *components: str) -> str:
 
 
 def hash_of(files: Iterable[Path]) -> str:
-    """A hash of the names, times and sizes of files. Links are followed."""
+    """A hash of the names, times, sizes and inodes of files. Links are followed."""
     digest = hashlib.sha256()
     for file in sorted(set(files)):
         try:
@@ -36,7 +36,9 @@ def hash_of(files: Iterable[Path]) -> str:
         except OSError:  # gone by now, which is a change too
             continue
         if stat.S_ISREG(status.st_mode):
-            digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode(errors="backslashreplace"))
+            # A copy may keep the times of what it was copied from, but neither the inode nor the time of its change.
+            state = f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}\n"
+            digest.update(state.encode(errors="backslashreplace"))
     return digest.hexdigest()
 
 

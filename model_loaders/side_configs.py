@@ -26,11 +26,21 @@ _FIRST_SIDES = {
 
 def is_of_another_kind(component: str, config: Mapping[str, Any]) -> bool:
     """Whether a config.json says that it is another component's. One that says nothing may be anything's."""
+    # A control net's class may be called a transformer's, and the reverse.
+    kinds = _kinds(config)
+    return bool(kinds) and component not in kinds
+
+
+def is_of_this_kind(component: str, config: Mapping[str, Any]) -> bool:
+    """Whether a config.json says that it is this component's, and no other's."""
+    return _kinds(config) == {component}
+
+
+def _kinds(config: Mapping[str, Any]) -> set[str]:
+    """The components whose classes a config.json names."""
     architectures = config.get("architectures") if "_class_name" not in config else None
     names = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
-    kinds = {kind for name in names if isinstance(name, str) for part, kind in _KINDS.items() if part in name}
-    # A control net's class may be called a transformer's, and the reverse.
-    return bool(kinds) and component not in kinds
+    return {kind for name in names if isinstance(name, str) for part, kind in _KINDS.items() if part in name}
 
 
 def config_differences(

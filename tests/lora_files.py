@@ -145,7 +145,7 @@ DIALECTS: dict[str, tuple[Callable[[Factors], Files], tuple[str, ...], str | Non
     "without prefix": (_dotted(""), LINEAR, "{}.alpha"),
     "peft": (_dotted("base_model.model."), LINEAR, "base_model.model.{}.alpha"),
     "peft, named adapter": (
-        _dotted("base_model.model.", ".lora_A.default.weight", ".lora_B.default.weight"),
+        _dotted("base_model.model.", ".lora_A.my-lora 2.weight", ".lora_B.my-lora 2.weight"),
         LINEAR,
         "base_model.model.{}.alpha",
     ),

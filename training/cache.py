@@ -87,8 +87,10 @@ def write_cached(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
     Raises UserError where the disk is full or cannot be written to.
     """
+    if is_complete(path):  # another process was faster, and its file is in use
+        return
     try:
-        path.unlink(missing_ok=True)  # is_complete has found it broken, and write_tensors replaces no file
+        path.unlink(missing_ok=True)  # it is broken, and write_tensors replaces no file
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         write_tensors(path, contiguous, {"format": "pt", _DIGEST: digest_of(contiguous)})
     except (OSError, UserError) as error:
@@ -129,10 +131,13 @@ def digest_of(tensors: Mapping[str, torch.Tensor | None]) -> str:
 
 def read_digest(path: Path) -> str:
     """digest_of a file's tensors; from its header, or computed where an older version of the pack has written it."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "pt") as file:
-        known = (file.metadata() or {}).get(_DIGEST)
+    try:
+        with safe_open(path, "pt") as file:
+            known = (file.metadata() or {}).get(_DIGEST)
+    except (OSError, SafetensorError):
+        known = None  # read_cached says it in a sentence
     return known or digest_of(read_cached(path))
 
 

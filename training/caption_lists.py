@@ -65,7 +65,7 @@ def read_csv_rows(path: Path) -> list[Row]:
     lines = _Lines(path)
     reader = csv.reader(lines, strict=True)
     header: list[str] = []
-    rows, name, text = [], 0, 0
+    rows, name, text, named = [], 0, 0, 0
     start = 1  # the line that the next row begins in
     try:
         for cells in reader:
@@ -77,12 +77,13 @@ def read_csv_rows(path: Path) -> list[Row]:
             if not header:
                 header = _checked_header(cells, path, line)
                 name, text = map(header.index, _COLUMNS)
+                named = max(number for number, column in enumerate(header, 1) if column.strip())
                 continue
-            # Spreadsheets end every line with the commas of empty columns.
-            if any(cells[len(header) :]):
+            # Spreadsheets end every line with the commas of empty columns, the first one too.
+            if any(cells[named:]):
                 raise UserError(
-                    f"{path}, line {line}, has {len(cells)} cells and the first line {len(header)}: a comma splits its "
-                    f"caption. {_QUOTES}."
+                    f"{path}, line {line}, has {len(cells)} cells and the first line names {named} columns: a comma "
+                    f"splits its caption. {_QUOTES}."
                 )
             cells += [""] * (1 + max(name, text) - len(cells))
             rows.append(Row(line, cells[name], cells[text]))

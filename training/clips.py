@@ -150,12 +150,12 @@ def _resolved(folder: Path, list_name: str, rows: list[Row]) -> tuple[list[Clip]
         throw_if_interrupted()
         name, caption = name.strip(), caption.strip()
         shown, where = quoted(name) or "A clip without a name", f"{list_name}, line {line},"
-        path = folder / name
+        path = _path_of(name, folder)
         if "\0" in name or not _is_unicode(name + caption):
             problems.append(f"{shown}: its name or its caption in {where} contains what is no Unicode text.")
         elif not _is_allowed(path, folder):
             problems.append(f"{shown}: {where} names it, but it {_OUTSIDE}")
-        elif not name or not (os.path.isfile(path) or os.path.isdir(path)):  # no device or FIFO
+        elif not name or not _is_there(path):
             problems.append(f"{shown}: {where} names it, but there is no such file.")
         elif not caption:
             problems.append(f"{shown}: it has no caption; {where} names none.")
@@ -179,6 +179,22 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _path_of(name: str, folder: Path) -> Path:
+    """Where a list's clip is: as it is written first, for on Linux a name may hold a backslash. A list from Windows has
+    it between folders."""
+    path = folder / name
+    # Nothing outside of the folder is asked for.
+    if "\\" not in name or "\0" in name or not _is_allowed(path, folder) or _is_there(path):
+        return path
+    other = folder / name.replace("\\", "/")
+    return other if _is_allowed(other, folder) else path
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a clip may be at `path`: a file or a folder, no device or FIFO."""
+    return os.path.isfile(path) or os.path.isdir(path)
 
 
 def _with_captions(folder: Path) -> tuple[list[Clip], list[str]]:

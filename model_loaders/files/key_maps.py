@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from ...errors import UserError
+from ...errors import UserError, quoted
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,14 @@ def find_layouts(names: Iterable[str], component: str, required: Iterable[str]) 
 
     Raises UserError for more copies than any file has: each takes a walk through all names.
     """
-    bare = {MODULE_WRAPPERS.sub("", name): name for name in names}
+    listed = list(names)
+    bare = {MODULE_WRAPPERS.sub("", name): name for name in listed}
+    if len(bare) < len(listed):
+        twice = next(name for name in listed if bare[MODULE_WRAPPERS.sub("", name)] != name)
+        raise UserError(
+            f"The file holds {quoted(MODULE_WRAPPERS.sub('', twice))} twice, once as {quoted(twice)}: two models whose "
+            "names differ by what a program has wrapped around one of them. Save the one that you want by itself."
+        )
     prefixes = [
         (dialect, prefix) for dialect in DIALECTS[component] for prefix in _prefixes(bare, dialect.signature_key)
     ]

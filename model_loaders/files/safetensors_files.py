@@ -17,7 +17,7 @@ import comfy.utils
 import safetensors.torch
 import torch
 
-from ...errors import quoted
+from ...errors import UserError, quoted
 from .headers import Entry, Header, LimitError, check_amount, check_count, check_names, damaged
 
 _DTYPES = {
@@ -58,6 +58,8 @@ def read_safetensors_header(path: Path) -> Header:
 
     Raises UserError where the file is cut short, too long, names a tensor twice or contradicts itself.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # how Python writes bytes that are no text
+        raise UserError(f"{path} has a name that is no UTF-8, which safetensors cannot open. Rename it.")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

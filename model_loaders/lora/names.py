@@ -54,7 +54,7 @@ _DIFFSYNTH_LAYERS = (
 # Old diffusers kept LoRA layers in attention processors: "attn1.processor.to_q_lora.down.weight".
 _PROCESSOR = re.compile(r"\.(to_[qkv]|to_out)(?:\.0)?$")
 
-_ADAPTER = r"(?:\.(?!weight$|bias$)\w+)?"  # peft puts the adapter's name into the key: lora_A.default.weight
+_ADAPTER = r"(?:\.(?!weight$|bias$)[^.]+)?"  # peft puts the adapter's name into the key: lora_A.default.weight
 # The parts of a layer, by ComfyUI's names (comfy/weight_adapter/lora.py) as far as it reads them. MAGNITUDE and UP_BIAS
 # are peft's; patches.py handles them.
 DOWN, UP, UP_BIAS, ALPHA, MAGNITUDE = "lora_down.weight", "lora_up.weight", "lora_up.bias", "alpha", "magnitude"

@@ -1,6 +1,7 @@
 """Folders as trainers, downloads and people leave them: the header decides which file is the model."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -138,6 +139,31 @@ def test_what_was_trained_beside_what_it_began_with(parts: Path, tmp_path: Path)
         layouts.write_safetensors(folder / name, weights)
     with pytest.raises(UserError, match="2 times: diffusion_pytorch_model.safetensors and model.safetensors"):
         checkpoints.check_component(folder, "transformer")
+
+
+@pytest.mark.parametrize("part", ("vae", "transformer", "text_encoder"))
+def test_a_chosen_files_config_is_not_passed_over(parts: Path, tmp_path: Path, part: str) -> None:
+    """It named the class, and an entry that cannot be followed: the file loaded as another model."""
+    folder = Path(shutil.copytree(parts / part, tmp_path / part))
+    path = folder / "config.json"
+    wrong = {"vae": {"act_fn": "gelu"}, "transformer": {"norm_eps": 2}, "text_encoder": {"num_layers": -1}}[part]
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    for chosen in (folder, next(folder.glob("*.safetensors"))):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            checkpoints.check_component(chosen, part)
+
+
+def test_a_header_is_that_of_the_file_that_is_there(tmp_path: Path) -> None:
+    """A file that was written over within one tick of the clock, or copied with its times, had the one's header and the
+    other's tensors."""
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for times in (None, (10**18, 10**18)):
+        for number, file in enumerate((path, other)):
+            save_file({"a": torch.zeros(1)}, file, {"alpha": str(number)})
+            os.utime(file, ns=times)
+        assert checkpoints.read_header(path).metadata["alpha"] == "0"
+        os.replace(other, path)
+        assert checkpoints.read_header(path).metadata["alpha"] == "1"
 
 
 def test_a_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,17 @@ def test_a_file_under_a_linked_name(models: Path, node: str) -> None:
     assert changed(node, None) == before
 
 
+def test_a_copy_with_the_times_of_what_it_replaces(tmp_path: Path) -> None:
+    """cp -p, rsync -t and tar keep the times; two LoRAs of one rank have one size."""
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for file in (path, other):
+        file.write_bytes(file.name.encode())
+        os.utime(file, ns=(1, 1))
+    before = stamp_of(path)
+    os.replace(other, path)
+    assert stamp_of(path) != before
+
+
 def test_every_shard_of_a_variant(tmp_path: Path) -> None:
     """diffusers once put the variant behind the number: a shard that was replaced went unnoticed."""
     shards = [tmp_path / f"model-0000{n}-of-00002.fp16.safetensors" for n in (1, 2)]

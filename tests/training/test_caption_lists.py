@@ -52,9 +52,33 @@ def test_columns_in_any_order_and_number(folder: Path) -> None:
     assert captions(folder) == {"a.mp4": "x", "b.mp4": "y"}
 
 
+def test_a_comma_under_a_column_without_a_name(folder: Path) -> None:
+    """Spreadsheets write the first line with the commas of empty columns: the end of a caption was one of them."""
+    (folder / "metadata.csv").write_text("file_name,text,\na.mp4,a cat, asleep\n")
+    with pytest.raises(UserError, match="line 2, has 3 cells and the first line names 2 columns"):
+        clips.find_clips(folder)
+
+
+def test_a_list_that_was_written_on_windows(folder: Path) -> None:
+    (folder / "videos").mkdir()
+    (folder / "a.mp4").rename(folder / "videos" / "a.mp4")
+    (folder / "metadata.csv").write_text("file_name,text\nvideos\\a.mp4,x\n..\\..\\b.mp4,y\n")
+    found, problems = clips.find_clips(folder)
+    assert [(clip.path.resolve(), clip.caption) for clip in found] == [((folder / "videos" / "a.mp4").resolve(), "x")]
+    assert len(problems) == 1 and "there is no such file" in problems[0]
+
+
 BROKEN = {
-    "a comma without quotation marks": ("a.mp4,a cat, a dog\nb.mp4,x", 2, "has 3 cells and the first line 2"),
-    "a space before the quotation mark": ('a.mp4,x\nb.mp4, "a cat, a dog"', 3, "has 3 cells and the first line 2"),
+    "a comma without quotation marks": (
+        "a.mp4,a cat, a dog\nb.mp4,x",
+        2,
+        "has 3 cells and the first line names 2 columns",
+    ),
+    "a space before the quotation mark": (
+        'a.mp4,x\nb.mp4, "a cat, a dog"',
+        3,
+        "has 3 cells and the first line names 2 columns",
+    ),
     "a quotation mark that stays open": ('a.mp4,x\nb.mp4,"a cat\nc.mp4,y', 3, "a quotation mark is not closed"),
     "one that ends in the next caption": ('a.mp4,"a cat\nb.mp4,"a dog"\nc.mp4,y', 2, "a quotation mark is not closed"),
     "a letter after the quotation mark": ('a.mp4,"x\ny"\nb.mp4,"a" cat', 4, "text follows one that closes"),

@@ -176,6 +176,9 @@ def test_two_copies_in_one_file(tiny_pipelines: dict[str, Path], tmp_path: Path)
     both = layouts.prefixed("student.", weights) | layouts.prefixed("teacher.", weights)
     with pytest.raises(UserError, match="transformer 2 times, under the prefixes student. and teacher."):
         checkpoints.check_component(layouts.write_safetensors(tmp_path / "a.safetensors", both), "transformer")
+    compiled = layouts.prefixed("_orig_mod.", weights) | weights
+    with pytest.raises(UserError, match="twice, once as"):
+        checkpoints.check_component(layouts.write_safetensors(tmp_path / "c.safetensors", compiled), "transformer")
     # a control net beside its transformer is no second one
     net = tiny_component(tiny_pipelines["5b"], "controlnet", tmp_path)
     both = layouts.prefixed("transformer.", weights) | layouts.prefixed("controlnet.", net)
