@@ -38,6 +38,8 @@ _MAX_FOLDERS = 10_000
 _IN_USE = (5, 32, 33, 1224)
 _WAITS_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
+_DELETES_OPEN_FILES = os.name != "nt"
+
 _TAKEN = object()
 _swept: dict[str, float] = {}  # folder -> when it was last looked through, by time.monotonic
 
@@ -253,13 +255,13 @@ def _is_at(lock: Any, path: Path) -> bool:
 def _release(held: Any, path: Path) -> None:
     if held is _TAKEN:
         return
-    # While it is still held: whoever waits for it must not find the name once another one may take it. Windows deletes
-    # no file that is open, and lets nobody else open it before it is deleted.
-    if os.name != "nt":
+    # While it is still held: whoever waits for it must not find the name once another one may take it. On Windows the
+    # deletion comes afterwards, and is refused where another process has the file open by then.
+    if _DELETES_OPEN_FILES:
         _delete(path)
     if held is not None:
         held.release()
-    if os.name == "nt":
+    if not _DELETES_OPEN_FILES:
         _delete(path)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from cogvideox import complete_file
+
 ACCESS_DENIED, SHARING_VIOLATION, ALREADY_EXISTS, INVALID_NAME = 5, 32, 183, 123  # winerror.h
 _FORBIDDEN = set('<>:"|?*\\')
 
@@ -97,6 +99,7 @@ def windows(root: Path) -> Iterator[list[str]]:
             patch.setattr(os, name, wrap(getattr(os, name), lambda path, *_, **__: check_name(path)))
         for module in (io, builtins):
             patch.setattr(module, "open", wrap(io.open, lambda path, *_, **__: check_name(path)))
+        patch.setattr(complete_file, "_DELETES_OPEN_FILES", False)
         patch.setattr(os, "rename", wrap(os.rename, before_rename))
         patch.setattr(os, "replace", wrap(os.replace, before_replace))
         patch.setattr(os, "fsync", wrap(os.fsync, before_fsync))
