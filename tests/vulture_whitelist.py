@@ -23,7 +23,6 @@ UNUSED = {
         cogvideox_repeated
     """,
     "an annotation in quotes, which vulture does not read": "AudioStream",
-    "a parameter that is part of the key of a functools cache": "modified_ns",
     "torch reads it among its settings, or ComfyUI": "allow_tf32 aimdo_enabled",
     "tokenizers reads it on a Tokenizer": "pre_tokenizer post_processor",
     "PyAV reads it on a stream": """
