@@ -181,7 +181,6 @@ def _unfinished(path: Path) -> Iterator[Path]:
         # Where the block has raised, an error in deleting must not hide that error.
         _delete(part)
         _release(held, lock)
-        _delete(lock)  # without locks there is the file all the same
 
 
 def _part_path(path: Path) -> Path:

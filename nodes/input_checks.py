@@ -149,7 +149,7 @@ def _validate_inputs(
 def _limits(node: type[io.ComfyNode]) -> tuple[Inputs, bool]:
     """A node's inputs with their limits, and is_input_list.
 
-    Kept from the first call on: only the lists of files change, which are no limits, and to make them anew takes as
+    Kept from the first call on: only the lists of files change, which are no limits, and to make them again takes as
     long as the disk does.
 
     Not in the decorator: a schema may be built by functions that stand below the class in its module.
