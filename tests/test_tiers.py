@@ -32,7 +32,7 @@ ROWS = (
     ("server/test_c.py", "test_server", 0, "server"),
     ("server/test_c.py", "test_end_to_end", 0, "server", "fast"),
     ("browser/test_d.py", "test_browser", 0, "browser"),
-    ("nano/test_taught_colour.py", "test_any", 0),
+    ("training/test_dataset.py", "test_any", 0),
 )
 
 
@@ -75,7 +75,7 @@ def test_every_room_has_a_fast_test() -> None:
 def test_servers_share_a_worker() -> None:
     """Each worker that talks to a server starts one, which takes ten seconds and a gigabyte."""
     rooms = {tiers.room_of(item.nodeid) for item in cases(*ROWS)}
-    assert rooms == {"tests/vae/test_a.py", "tests/vae/test_b.py", "server", "tests/nano/test_taught_colour.py"}
+    assert rooms == {"tests/vae/test_a.py", "tests/vae/test_b.py", "server", "tests/training/test_dataset.py"}
     order = [tiers.room_of(item.nodeid) for item in tiers.heaviest_first(cases(*ROWS))]
     assert order[:3] == ["server"] * 3 and order[-1] == "tests/vae/test_b.py"
 

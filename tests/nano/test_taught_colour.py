@@ -83,7 +83,8 @@ def before(folder: Path) -> dict[str, float]:
     return shares(paint.load_pipeline(folder))
 
 
-@pytest.mark.parametrize("trainer", ["pack", pytest.param("core", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("trainer", ["pack", "core"])
 def test_sixteen_clips_teach_a_new_colour(host: Path, folder: Path, before: dict[str, float], trainer: str) -> None:
     """What users train LoRAs for; the whole way through the nodes: clips, training, file, Apply LoRA, sampler."""
     train_with = {"pack": train_with_the_pack, "core": train_with_core}[trainer]

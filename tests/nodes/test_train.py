@@ -1,8 +1,9 @@
 """CogVideoXTrainLora and CogVideoXSaveTrainedLora as ComfyUI runs them, and ComfyUI's own on the pack's MODEL."""
 
 import gc
+import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -334,22 +335,27 @@ def test_progress_shows_curve_and_speed(models, monkeypatch, shown) -> None:
     assert shown[0].startswith("Step 1 of 3, loss ") and "left" in shown[-2] and shown[-1].startswith("Trained 3 steps")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"bypass_mode": True},
-        {"gradient_checkpointing": True},
-        {"gradient_checkpointing": True, "bypass_mode": True},
-    ],
-    ids=["plain", "bypass", "checkpointing", "both"],
-)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_cores_trainer(models, variant, options) -> None:
+CORE_OPTIONS = {
+    "plain": {},
+    "bypass": {"bypass_mode": True},
+    "checkpointing": {"gradient_checkpointing": True},
+    "both": {"gradient_checkpointing": True, "bypass_mode": True},
+}
+
+
+def core_runs() -> Iterator[Any]:
+    """Every variant with the defaults and one with every option; the long tier has the other pairs."""
+    for variant, option in itertools.product(VARIANTS, CORE_OPTIONS):
+        is_short = option == "plain" or variant == VARIANTS[0]
+        yield pytest.param(variant, option, marks=() if is_short else pytest.mark.long)
+
+
+@pytest.mark.parametrize("variant, option", core_runs())
+def test_cores_trainer(models, variant, option) -> None:
     """ComfyUI's own Train LoRA learns on every kind of our models, and what it learns survives our file."""
     model, (latents, positive) = models(variant), clips(variant)
-    lora, losses = core_train(model, latents, positive, 3e-3, **options)
-    _, idle = core_train(model, latents, positive, 1e-7, **options)
+    lora, losses = core_train(model, latents, positive, 3e-3, **CORE_OPTIONS[option])
+    _, idle = core_train(model, latents, positive, 1e-7, **CORE_OPTIONS[option])
     assert losses[0] == pytest.approx(idle[0], rel=1e-4)
     assert sum(losses[3:]) < sum(idle[3:])
     plain = sample(model, latents, positive)
