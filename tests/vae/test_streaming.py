@@ -1,6 +1,7 @@
 """Every way through the VAE gives diffusers' numbers, at a memory that does not grow, and goes on when it runs out."""
 
 import copy
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,7 +65,21 @@ def reference_decode(network: Any, z: torch.Tensor) -> torch.Tensor:
 def test_decode(networks: Networks, plan: OffloadPlan, size: tuple[int, int, int]) -> None:
     """A band, a cache or a frame at the wrong index shows as a seam, a jump or a shift of colours."""
     z = video(1, 16, *size)
-    check_parity(f"VAE decode, {plan.name}", decode(networks[0], z, plan), reference_decode(networks[1], z), 1e-6)
+    check_parity(f"VAE decode, {plan.name}", decode(networks[0], z, plan), decoded_by_diffusers(networks, size), 1e-6)
+
+
+@cache
+def decoded_by_diffusers(networks: Networks, size: tuple[int, int, int]) -> torch.Tensor:
+    """Once for all ways of ours."""
+    return reference_decode(networks[1], video(1, 16, *size))
+
+
+@cache
+def encoded_by_diffusers(networks: Networks, size: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(in fp32, in float64), once for all ways of ours."""
+    pixels = video(1, 3, *size)
+    with torch.inference_mode():
+        return networks[1]._encode(pixels), copy.deepcopy(networks[1]).double()._encode(pixels.double())
 
 
 @names
@@ -72,12 +87,10 @@ def test_decode(networks: Networks, plan: OffloadPlan, size: tuple[int, int, int
 def test_encode(networks: Networks, plan: OffloadPlan, size: tuple[int, int, int]) -> None:
     """Image to video and every edit start from these numbers. These weights blow rounding up to 1e-6 in diffusers as
     well, so both are compared with float64; test_network.py compares them with each other."""
-    ours, theirs = networks
     pixels = video(1, 3, *size)
     with torch.inference_mode():
-        got = torch.cat(list(streaming.encode_stream(ours, pixels, plan, CPU, pixels.dtype)), dim=2)
-        reference = theirs._encode(pixels)
-        exact = copy.deepcopy(theirs).double()._encode(pixels.double())
+        got = torch.cat(list(streaming.encode_stream(networks[0], pixels, plan, CPU, pixels.dtype)), dim=2)
+    reference, exact = encoded_by_diffusers(networks, size)
     assert relative_error(got, exact) <= 2 * relative_error(reference, exact) <= 4e-6
     check_at_most("VAE encode, noisy weights, against float64", relative_error(got, exact), 4e-6)
     check_at_most("VAE encode of diffusers, noisy weights, against float64", relative_error(reference, exact), 2e-6)
