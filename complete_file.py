@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -39,9 +40,12 @@ _IN_USE = (5, 32, 33, 1224)
 _WAITS_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 _DELETES_OPEN_FILES = os.name != "nt"
+_RENAMES_ONTO_FILES = os.name != "nt"
 
 _TAKEN = object()
 _swept: dict[str, float] = {}  # folder -> when it was last looked through, by time.monotonic
+_sweeps: dict[str, threading.Thread] = {}  # folder -> what looks through it and all folders below it
+_sweeps_guard = threading.Lock()
 
 
 def writing_advice(error: OSError) -> str:
@@ -64,7 +68,7 @@ def explained_writing(path: Path) -> Iterator[None]:
 class UnfinishedFile:
     """A file that is being written.
 
-    part: where to write it. path: the name that it gets when it is complete; the writer may change it until then.
+    part: where to write it. path: the name that it gets when it is complete; afterwards, the name that it has got.
     """
 
     part: Path
@@ -72,21 +76,35 @@ class UnfinishedFile:
 
 
 @contextmanager
-def complete_file(path: Path) -> Iterator[UnfinishedFile]:
-    """Let the block write a file next to `path`. When the block ends, the file gets that name and replaces what had it.
+def complete_file(
+    path: Path, replaces: bool = False, next_path: Callable[[], Path] | None = None
+) -> Iterator[UnfinishedFile]:
+    """Let the block write a file next to `path`. When the block ends, the file gets that name.
+
+    A file that had the name when the block began is replaced, and one that got it meanwhile stays as it is. replaces:
+    that one is replaced too. next_path(): another name in the same folder, asked for where the name has been taken.
 
     Where the block raises, its file is deleted and `path` stays as it was. After a power cut `path` holds either the
     old contents or the new ones, because the new ones are on the disk before they get the name. What killed processes
     have left in the folder is deleted.
 
-    Raises UserError for every error of the system, those of the block included: a disk may be full when the file gets
-    its name, after all of it was written.
+    Raises UserError where the name has been taken and there is no other one; and for every error of the system, those
+    of the block included: a disk may be full when the file gets its name, after all of it was written.
     """
     with explained_writing(path), _unfinished(path) as part:
+        replaces = replaces or os.path.lexists(path)
         file = UnfinishedFile(part, path)
         yield file
         _flush(file.part)
-        replace_file(file.part, file.path)
+        if replaces:
+            return replace_file(file.part, file.path)
+        while not _give_free_name(file.part, file.path):
+            taken, file.path = file.path, file.path if next_path is None else next_path()
+            if file.path == taken:
+                raise UserError(
+                    f"{taken} exists already: something else has made it meanwhile. It is not overwritten. Choose "
+                    "another name, or move the file away."
+                )
 
 
 @contextmanager
@@ -111,8 +129,8 @@ def complete_folder(path: Path) -> Iterator[Path]:
 
 
 def write_complete_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 to `path`, complete or not at all. Raises UserError."""
-    with complete_file(path) as file:
+    """Write a text in UTF-8 to `path`, in the place of what is there, complete or not at all. Raises UserError."""
+    with complete_file(path, replaces=True) as file:
         file.part.write_text(text, encoding="utf-8")
 
 
@@ -122,6 +140,38 @@ def replace_file(source: Path, target: Path) -> None:
     Raises OSError.
     """
     _retried(os.replace, source, target)
+
+
+def _give_free_name(source: Path, target: Path) -> bool:
+    """Give a file the name `target`, unless that is taken. Returns whether it has got it. Raises OSError."""
+    try:
+        if not _RENAMES_ONTO_FILES:
+            _retried(os.rename, source, target)
+        elif not _link(source, target):
+            # A file system without links: exFAT, and some that are shared in a network. The name is reserved first,
+            # which fails where it is taken. A kill in between leaves an empty file, and loses nobody's.
+            target.open("xb").close()
+            try:
+                os.replace(source, target)
+            except OSError:
+                _delete(target)
+                raise
+    except FileExistsError:
+        return False
+    return True
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give a file a second name. Returns whether the file system can. Raises FileExistsError where it is taken."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        # NFS asks its server again where the first answer was lost, and finds the name taken by its own first try.
+        if not os.path.samefile(source, target):
+            raise
+    except (OSError, AttributeError):  # Python on Android has no os.link
+        return False
+    return True
 
 
 def remove_folder(path: Path) -> None:
@@ -149,32 +199,51 @@ def only_process(lock: Path, busy: str) -> Iterator[None]:
         _release(held, lock)
 
 
-def remove_unfinished(folder: Path, below: bool = False) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Delete what killed processes have left in `folder`; at most once a minute. What a living process writes stays.
-
-    below: in the folders below it as well, without following links; once in a process, since an output folder may have
-    a million files. Raises nothing.
-    """
+    Raises nothing."""
     name, now = os.path.abspath(folder), time.monotonic()
-    key = name + os.sep if below else name
-    if key in _swept and (below or now - _swept[key] < _SWEEP_EVERY_S):
-        return
-    _swept[key] = now
-    for number, (root, folders, files) in enumerate(os.walk(folder)):
-        for entry in (*folders, *files):
-            if _PART.fullmatch(entry.removesuffix(_LOCK_SUFFIX)):
-                _remove_abandoned(Path(root, entry.removesuffix(_LOCK_SUFFIX)))
-        folders[:] = [name for name in folders if below and number < _MAX_FOLDERS and not _PART.fullmatch(name)]
+    if now - _swept.get(name, float("-inf")) >= _SWEEP_EVERY_S:
+        _swept[name] = now
+        _remove_in(*next(os.walk(folder), (name, [], [])))
+
+
+def remove_unfinished_below(folder: Path) -> None:
+    """remove_unfinished in `folder` and all folders below it, without following links: in a thread, and once in a
+    process, since an output folder may have a million files, on a disk in a network. Raises nothing."""
+    with _sweeps_guard:
+        if (name := os.path.abspath(folder)) in _sweeps:
+            return
+        # A daemon, so that a disk that does not answer keeps no program from ending.
+        sweep = threading.Thread(target=_sweep, args=(name,), name="cogvideox-unfinished-files", daemon=True)
+        _sweeps[name] = sweep
+    sweep.start()
+
+
+def _sweep(root: str) -> None:
+    for number, (folder, folders, files) in enumerate(os.walk(root)):
+        _remove_in(folder, folders, files)
+        folders[:] = [name for name in folders if number < _MAX_FOLDERS and not _PART.fullmatch(name)]
+
+
+def _remove_in(folder: str, folders: list[str], files: list[str]) -> None:
+    """Delete what killed processes have left of the entries of a folder."""
+    for entry in (*folders, *files):
+        if _PART.fullmatch(entry.removesuffix(_LOCK_SUFFIX)):
+            _remove_abandoned(Path(folder, entry.removesuffix(_LOCK_SUFFIX)))
 
 
 @contextmanager
 def _unfinished(path: Path) -> Iterator[Path]:
     """A free path next to `path`, locked while the block writes there; what is left at it in the end is deleted."""
     remove_unfinished(path.parent)
-    part = _part_path(path)
-    lock = part.with_name(part.name + _LOCK_SUFFIX)
-    # Without the folder the writer itself finds out, whose error says more than the lock's.
-    held = _try_lock(lock) if path.parent.is_dir() else None
+    held = _TAKEN
+    # Whoever looks for unfinished files may hold the lock for a moment, and would then delete the file.
+    while held is _TAKEN:
+        part = _part_path(path)
+        lock = part.with_name(part.name + _LOCK_SUFFIX)
+        # Without the folder the writer itself finds out, whose error says more than the lock's.
+        held = _try_lock(lock) if path.parent.is_dir() else None
     try:
         yield part
     finally:

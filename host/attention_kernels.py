@@ -66,7 +66,7 @@ _CHOSEN: dict[AttentionSize, str | None] = {}
 def choose_attention(size: AttentionSize, heads: int, transformer_options: dict[str, Any]) -> str:
     """Measure the kernels for `size`, unless that was done before. Returns a sentence about the choice; "" for none.
 
-    heads: of the model; more than fill the card are not measured.
+    heads: of the model, which is loaded by now; more than fill the card are not measured.
 
     Nothing is measured, and ComfyUI's function is called as it is, where the user or a node has chosen the attention
     (--use-sage-attention and the like, optimized_attention_override) or asked for --deterministic, or where torch
@@ -80,7 +80,7 @@ def choose_attention(size: AttentionSize, heads: int, transformer_options: dict[
     if size not in _CHOSEN:
         try:
             measured = measure_kernels(size, heads, order)
-        except torch.OutOfMemoryError:  # the model is not loaded yet, and others may fill the card
+        except torch.OutOfMemoryError:  # another program may have taken what ComfyUI has made free
             return ""
         _CHOSEN[size] = fastest_kernel(measured)
         logging.info(f"CogVideoX attention, {size.tokens} tokens of {size.dtype}: {_describe(measured)}")

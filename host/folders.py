@@ -10,7 +10,6 @@ from ..errors import UserError, quoted
 from .file_names import check_file_name
 from .inside import is_below, is_inside, is_spelled_inside
 from .model_tree import CONFIG, Listed, Tree, start_listing, tree_of, walk
-from .placeholders import fill_in_dates
 
 DATASETS = "cogvideox_datasets"  # a key in extra_model_paths.yaml: folders that datasets may be in
 DATASETS_VARIABLE = "COGVIDEOX_DATASETS"  # the same, separated as in PATH
@@ -35,7 +34,13 @@ COMPONENT_CLASSES = {  # _class_name in a config.json of diffusers; T5's names n
     "vae": "AutoencoderKLCogVideoX",
     "controlnet": CONTROL_NET_CLASS,
 }
-
+# The component that is listed for a category, beside those of the pipelines.
+_OWN_COMPONENTS = {
+    "diffusion_models": "transformer",
+    "text_encoders": "text_encoder",
+    "vae": "vae",
+    "controlnet": "controlnet",
+}
 
 Trees = list[Tree]
 _known: dict[tuple[str, str], tuple[Trees, list[str]]] = {}
@@ -56,12 +61,7 @@ def list_components(component: str, category: str) -> list[str]:
     folders and weight files of `category`."""
 
     def find_beside(trees: Trees) -> set[str]:
-        return {
-            path
-            for tree in trees
-            for path, name, folder in walk(tree)
-            if (component in folder.folders if _is_pipeline(folder) else _is_variant(folder, name, component))
-        }
+        return {path for tree in trees for path, name, folder in walk(tree) if _holds(folder, name, component)}
 
     def find_own(trees: Trees) -> set[str]:
         folders = ((path, folder) for tree in trees for path, _, folder in walk(tree))
@@ -123,6 +123,11 @@ def _is_component(folder: Listed, is_first_level: bool) -> bool:
     return has_weights and (is_first_level or is_whole)
 
 
+def _holds(folder: Listed, name: str, component: str) -> bool:
+    """Whether a folder below models/diffusers is, or has, a `component`."""
+    return component in folder.folders if _is_pipeline(folder) else _is_variant(folder, name, component)
+
+
 def _is_variant(folder: Listed, name: str, component: str) -> bool:
     """Whether a folder below models/diffusers holds a `component` under a name of its own, as transformer_I2V does."""
     is_named = name.startswith(f"{component}_") or (
@@ -132,29 +137,61 @@ def _is_variant(folder: Listed, name: str, component: str) -> bool:
 
 
 def find(name: str, *categories: str) -> Path:
-    """The path of `name` in the first model folder of `categories` that has it.
+    """The path of `name` in the first model folder of `categories` that has it. Every name in a list is found, and as
+    what it is listed for: where several folders have the name, the first one that the lists have taken it from.
 
     Raises UserError for a name that no folder has, or that leads out of the model folders.
     """
-    parts = Path(name.replace("\\", "/")).parts if isinstance(name, str) else ()
-    # A workflow may come from anybody and must not reach files elsewhere. On Windows "C:x" and
-    # "\\x" are no absolute paths and still lead out of the folder.
-    whole = PureWindowsPath(name if parts else "")
-    if name == ".":  # a models/diffusers that is a pipeline itself
-        for root in _roots(categories[0]):
-            if (root / PIPELINE_INDEX).is_file():
-                return root
-    if not parts or parts[0] == "/" or whole.drive or whole.root or ".." in parts:
+    # Category by category, and in each of them folder by folder.
+    found = [
+        (path, category, root, spelling)
+        for category in categories
+        for root in folder_paths.get_folder_paths(category)
+        for spelling in _spellings(name)
+        if _exists(path := Path(root, spelling))
+    ]
+    if len(found) > 1 or name == ".":
+        component = _OWN_COMPONENTS.get(categories[-1], "")
+        listed = [entry for entry in found if _is_listed(*entry[1:], component)]
+        found = listed or ([] if name == "." else found)
+    if found:
+        return found[0][0]
+    # By Windows' rules on every system: its names lead out of a folder in more ways than those of other systems.
+    whole = PureWindowsPath(name if isinstance(name, str) else "")
+    if not whole.parts or whole.anchor or ".." in whole.parts:
         raise UserError(f"{quoted(str(name))!r} is not the name of a model. Choose one from the list.")
-    for category in categories:
-        for root in _roots(category):
-            # As it is written first, for on Linux a name may hold a backslash. A workflow that was saved on Windows has
-            # it between folders.
-            for path in (root / name, root.joinpath(*parts)):
-                if _exists(path):
-                    return path
     folders = ", ".join(str(root) for category in categories for root in _roots(category)) or "any model folder"
     raise UserError(f"There is no {name[:100]!r} in {folders}. Put it there, or choose another one from the list.")
+
+
+def _spellings(name: str) -> list[str]:
+    """The paths below a model folder that a name may stand for on this system, with / between folders.
+
+    A workflow may come from anybody and must not reach files elsewhere: a name that leads out of the folder has none.
+    """
+    if name == ".":  # a models/diffusers that is a pipeline itself
+        return [name]
+    found = []
+    # As it is written first, for on Linux a name may hold a backslash and a colon. A workflow that was saved on Windows
+    # has backslashes between folders.
+    for spelling in dict.fromkeys((name, name.replace("\\", "/"))) if isinstance(name, str) else ():
+        path = Path(spelling)
+        # On Windows "C:x" and "\\x" are no absolute paths and still lead out of the folder: both have an anchor there.
+        if path.parts and not path.anchor and ".." not in path.parts:
+            found.append(path.as_posix())
+    return list(dict.fromkeys(found))
+
+
+def _is_listed(category: str, root: str, path: str, component: str) -> bool:
+    """Whether a list has taken a name from this folder. component: what is listed, "" for pipelines and files."""
+    folder = tree_of(root).get("" if path == "." else path)
+    if folder is None:
+        return category != "diffusers" and path.lower().endswith(WEIGHT_SUFFIXES)
+    if category != "diffusers":
+        return _is_component(folder, "/" not in path)
+    if not component:
+        return _is_pipeline(folder)
+    return _holds(folder, path.rpartition("/")[2], component)
 
 
 def new_file(name: str, category: str, suffix: str) -> Path:
@@ -165,7 +202,7 @@ def new_file(name: str, category: str, suffix: str) -> Path:
     Raises UserError for a name that leads out of the model folder, through a link inside it too, or that cannot be a
     file's.
     """
-    plain = check_file_name(fill_in_dates(name), "CogVideoX/my_model")
+    plain = check_file_name(name, "CogVideoX/my_model")
     root = first_root(category)
     path = root / (plain if plain.endswith(suffix) else plain + suffix)
     if not is_inside(path.parent, root):

@@ -194,6 +194,7 @@ def _relisted(place: str, status: os.stat_result, before: Listed | None) -> List
 
 def _scanned(place: str, stamp: tuple[int, ...] | None) -> Listed:
     folders, files = [], []
+    dangling = False
     try:
         with os.scandir(place) as entries:
             for entry in entries:
@@ -201,15 +202,25 @@ def _scanned(place: str, stamp: tuple[int, ...] | None) -> Listed:
                     is_folder = entry.is_dir()  # of what a link leads to
                 except OSError:
                     is_folder = False
-                if not is_folder:
-                    files.append(entry.name)
-                elif entry.name != _GIT:
+                if is_folder and entry.name != _GIT:
                     folders.append(entry.name)
+                elif not is_folder and _is_file(entry):
+                    files.append(entry.name)
+                dangling |= not is_folder and entry.is_symlink() and not _is_file(entry)
     except OSError:
         return Listed()
     if _SNAPSHOTS in folders:
         folders = [name for name in folders if name not in _HUB_STORES]
-    return Listed(tuple(sorted(folders)), tuple(sorted(files)), stamp=stamp)
+    # What a link leads to may appear, as that of a disk that is mounted, without a change of the folder.
+    return Listed(tuple(sorted(folders)), tuple(sorted(files)), stamp=None if dangling else stamp)
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry, or what it links to, is a file: not a FIFO, which would be waited for, and not gone."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _stamp(path: str) -> tuple[int, ...] | None:

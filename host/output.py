@@ -1,14 +1,20 @@
 """New files in ComfyUI's output folder, numbered as ComfyUI's own save nodes do."""
 
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import folder_paths
 
-from ..complete_file import remove_unfinished
+from ..complete_file import remove_unfinished_below
 from ..errors import UserError, quoted
 from .file_names import check_file_name
 from .inside import is_inside
-from .placeholders import fill_in_dates, stand_in
+from .placeholders import stand_in
+
+Written = TypeVar("Written")
 
 
 def check_output_prefix(prefix: str, example: str = "loras/cogvideox") -> str:
@@ -28,23 +34,53 @@ def new_output_path(prefix: str, suffix: str, example: str = "loras/cogvideox") 
 
     Raises UserError as check_output_prefix does, and where the folder cannot be made.
     """
-    plain = _checked(fill_in_dates(prefix), example)
-    remove_unfinished(_root(), below=True)
-    # get_save_image_path also fills in %width% and %height%, and makes the subfolder.
+    path = _root() / _checked(prefix, example)
+    remove_unfinished_below(_root())
+    # Not by folder_paths.get_save_image_path, which fills in %year% a second time: in a value that contains it.
     try:
-        folder, filename, counter, _, _ = folder_paths.get_save_image_path(plain, str(_root()))
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return numbered_path(path.parent, path.name, f"_{suffix}")
     except OSError as error:
         raise UserError(
             f"There is no folder for {quoted(prefix)!r}: {error}. Check the permissions of ComfyUI's output folder, or "
             "choose another filename_prefix."
         ) from error
-    return Path(folder) / f"{filename}_{counter:05}_{suffix}"
+
+
+def numbered_path(folder: Path, stem: str, suffix: str) -> Path:
+    """`<folder>/<stem>_00001<suffix>` with the number after the highest that a file of that stem has.
+
+    The same as in folder_paths.get_save_image_path of ComfyUI. Raises OSError where the folder cannot be read.
+    """
+    number_of = re.compile(re.escape(os.path.normcase(stem)) + r"_(\d+)(?:[_.]|\Z)")
+    there = os.listdir(folder) if folder.is_dir() else []
+    numbers = [int(match[1]) for name in there if (match := number_of.match(os.path.normcase(name)))]
+    number = max(numbers, default=0) + 1
+    # Some file systems take more names for the same one than their list shows: macOS those in other cases.
+    while os.path.lexists(path := folder / f"{stem}_{number:05}{suffix}"):
+        number += 1
+    return path
+
+
+def write_numbered(new_path: Callable[[], Path], write: Callable[[Path], Written]) -> tuple[Path, Written]:
+    """write(path) for the next free path, or for the one after it where something else has taken that meanwhile.
+
+    new_path(): as numbered_path. write(path): writes a file that replaces no other one, and raises UserError where it
+    would. Returns the path and what `write` returns. Raises what it raises.
+    """
+    while True:
+        path = new_path()
+        try:
+            return path, write(path)
+        except UserError:
+            if not os.path.lexists(path):
+                raise
 
 
 def _checked(prefix: str, example: str) -> str:
     plain = check_file_name(prefix, example)
-    # A link in the output folder may lead out of it. get_save_image_path refuses that as well, but with a bare
-    # Exception that does not say what to do.
+    # A link in the output folder may lead out of it.
     if not is_inside((_root() / plain).parent, _root()):
         raise UserError(f"{quoted(prefix)!r} leads out of ComfyUI's output folder. Use a prefix such as {example}.")
     return plain

@@ -8,7 +8,7 @@ src/utils/formatUtil.ts.
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -21,10 +21,51 @@ _MOST_DRAWN = 4  # nodes of the workflow for each of the prompt: muted ones and 
 _STAND_IN = "0"
 
 
-def fill_in_dates(name: str) -> str:
-    """`name` with its dates and times filled in."""
+def fill_in(
+    name: str,
+    prompt: Mapping[str, Any] | None,
+    extra_pnginfo: Mapping[str, Any] | None,
+    size: tuple[int, int] | None = None,
+) -> str:
+    """`name` with its dates, with the video's size and with the values of the nodes that it names, each put in once: a
+    value that contains %year% keeps it.
+
+    %Node.widget%: Node is what a node is called for it in its properties ("Node name for S&R", by default its class),
+    or else its title. What is not found stays as it is, as in the frontend. A value becomes a valid part of a name: it
+    is known only while the workflow runs, which is too late to refuse it.
+
+    prompt, extra_pnginfo: ComfyUI's hidden inputs, None in scripts. The second one holds the workflow. size: (width,
+    height) for %width% and %height%, None for a file that has neither.
+    """
+    if not isinstance(name, str):
+        return name
+    if not has_values(name):
+        return _replaced(name, lambda *_: None, size)
+    nodes = list(_nodes(prompt or {}, extra_pnginfo or {}))
+
+    def value(called: str, widget: str) -> str | None:
+        by_name = [inputs for known, _, inputs in nodes if known == called]
+        by_title = [inputs for _, title, inputs in nodes if title == called]
+        inputs = next(iter(by_name or by_title), {})
+        found = _follow(inputs[widget], widget, prompt or {}) if widget in inputs else []
+        return None if isinstance(found, (list, dict)) else _sanitized(_as_text(found))
+
+    filled = _replaced(name, value, size)
+    return "/".join(map(_valid_part, filled.strip().replace("\\", "/").split("/")))
+
+
+def stand_in(name: str) -> str:
+    """`name` as fill_in gives it, with a 0 for each value: to check a name before the values are known."""
+    return _replaced(name, lambda *_: _STAND_IN) if isinstance(name, str) else name
+
+
+def _replaced(name: str, value_of: Callable[[str, str], str | None], size: tuple[int, int] | None = None) -> str:
+    """`name` with what its placeholders stand for, from left to right and each of them once.
+
+    value_of(node, widget): None leaves the placeholder as it is.
+    """
     now = time.localtime()
-    # folder_paths.get_save_image_path knows these, but fills them in for its own prefixes only.
+    # ComfyUI's own save nodes know these in their prefixes (folder_paths.get_save_image_path).
     words = {
         "year": str(now.tm_year),
         "month": f"{now.tm_mon:02}",
@@ -32,60 +73,33 @@ def fill_in_dates(name: str) -> str:
         "hour": f"{now.tm_hour:02}",
         "minute": f"{now.tm_min:02}",
         "second": f"{now.tm_sec:02}",
-    }
+    } | ({} if size is None else {"width": str(size[0]), "height": str(size[1])})
 
-    def value(match: re.Match[str]) -> str:
-        text = match[1]
+    def replacement(text: str) -> str | None:
         if text.startswith("date:") and len(text) < 50:
             return _date(text.removeprefix("date:"), now)
-        return words.get(text, match[0])
+        called, _, widget = text.partition(".")
+        return value_of(called, widget) if text.count(".") == 1 else words.get(text)
 
-    return _PLACEHOLDER.sub(value, name) if isinstance(name, str) else name
-
-
-def fill_in(name: str, prompt: Mapping[str, Any] | None, extra_pnginfo: Mapping[str, Any] | None) -> str:
-    """`name` with its dates and with the values of the nodes that it names.
-
-    %Node.widget%: Node is what a node is called for it in its properties ("Node name for S&R", by default its class),
-    or else its title. What is not found stays as it is, as in the frontend. A value becomes a valid part of a name: it
-    is known only while the workflow runs, which is too late to refuse it.
-
-    prompt, extra_pnginfo: ComfyUI's hidden inputs, None in scripts. The second one holds the workflow.
-    """
-    name = fill_in_dates(name)
-    if not isinstance(name, str) or not _names_node(name):
-        return name
-    nodes = list(_nodes(prompt or {}, extra_pnginfo or {}))
-
-    def value(match: re.Match[str]) -> str:
-        called, dot, widget = match[1].partition(".")
-        if not dot or "." in widget:
-            return match[0]
-        by_name = [inputs for known, _, inputs in nodes if known == called]
-        by_title = [inputs for _, title, inputs in nodes if title == called]
-        found = next(iter(by_name or by_title), {}).get(widget, match[0])
-        found = _follow(found, widget, prompt or {})
-        return match[0] if isinstance(found, (list, dict)) else _sanitized(_as_text(found))
-
-    filled = _PLACEHOLDER.sub(value, name)
-    return "/".join(map(_valid_part, filled.strip().replace("\\", "/").split("/")))
-
-
-def stand_in(name: str) -> str:
-    """`name` as fill_in gives it, with a 0 for each value: to check a name before the values are known."""
-    name = fill_in_dates(name)
-    if not isinstance(name, str):
-        return name
-    return _PLACEHOLDER.sub(lambda match: _STAND_IN if match[1].count(".") == 1 else match[0], name)
+    parts, done = [], 0
+    while match := _PLACEHOLDER.search(name, done):
+        found = replacement(match[1])
+        parts += [name[done : match.start()], match[0] if found is None else found]
+        done = match.end()
+        # For the frontend the second % of what is no placeholder is used up, as that of one is. ComfyUI's own words are
+        # filled in wherever they stand: in 100%_%year%.
+        following = _PLACEHOLDER.match(name, done - 1)
+        if found is None and following and following[1] in words:
+            parts[-1], done = match[0][:-1], done - 1
+    return "".join([*parts, name[done:]])
 
 
 def has_values(name: str) -> bool:
     """Whether a name holds values that are not known before the workflow runs."""
-    return isinstance(name, str) and _names_node(name)
-
-
-def _names_node(name: str) -> bool:
-    return any(match[1].count(".") == 1 for match in _PLACEHOLDER.finditer(name))
+    found: list[tuple[str, str]] = []
+    if isinstance(name, str):
+        _replaced(name, lambda called, widget: found.append((called, widget)))
+    return bool(found)
 
 
 def _date(pattern: str, now: time.struct_time) -> str:

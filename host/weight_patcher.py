@@ -27,12 +27,8 @@ def adopt_patcher(patcher: comfy.model_patcher.ModelPatcher) -> None:
     patcher.__class__ = adopted.get(type(patcher), type(patcher))
 
 
-class _PatchesFp32(comfy.model_patcher.ModelPatcher):
-    """Patches of fp32 weights, such as a LoRA, computed in fp32.
-
-    ComfyUI computes them in fp16 on every card that has it (lora_compute_dtype), and so rounds the weight too: after a
-    LoRA an fp32 model would be one in fp16, with an error of 8e-4 on an H100.
-    """
+class _PatchesWeights(comfy.model_patcher.ModelPatcher):
+    """Patches of weights that ComfyUI's own code would patch otherwise: see _patched."""
 
     def patch_weight_to_device(
         self,
@@ -42,22 +38,35 @@ class _PatchesFp32(comfy.model_patcher.ModelPatcher):
         return_weight: bool = False,
         **options: Any,
     ) -> torch.Tensor | None:
-        """As ComfyUI's, but for the type in which patches of fp32 weights are computed."""
+        """As ComfyUI's, with the weight that _patched gives."""
         weight = comfy.utils.get_attr(self.model, key)
-        if key not in self.patches or weight.dtype != torch.float32 or is_quantized(weight):
+        patched = self._patched(key, weight, device_to)
+        if patched is None:
             return super().patch_weight_to_device(key, device_to, inplace_update, return_weight, **options)
-        merged = comfy.lora.calculate_weight(self.patches[key], weight.to(device=device_to, copy=True), key)
-        if return_weight:
-            return merged
-        inplace_update = self.weight_inplace_update or inplace_update
+        if return_weight or patched is weight:
+            return patched
+        # A quantised weight is replaced: it takes no copy of another one.
+        in_place = (self.weight_inplace_update or inplace_update) and not is_quantized(weight)
+        # From this entry ComfyUI's unpatch_model puts the unpatched weight back.
         if key not in self.backup:
-            self.backup[key] = _Backup(weight.to(device=self.offload_device, copy=inplace_update), inplace_update)
-        write = comfy.utils.copy_to_param if inplace_update else comfy.utils.set_attr_param
-        write(self.model, key, merged)
+            self.backup[key] = _Backup(weight.to(device=self.offload_device, copy=in_place), in_place)
+        write = comfy.utils.copy_to_param if in_place else comfy.utils.set_attr_param
+        write(self.model, key, patched)
         return None
 
+    def _patched(self, key: str, weight: torch.Tensor, device_to: torch.device | None) -> torch.Tensor | None:
+        """The weight called `key` with its patches, on `device_to`; None where ComfyUI's own code is to make it.
 
-class _SavesQuantized(_PatchesFp32):
+        fp32 weights get their patches, such as a LoRA, in fp32. ComfyUI computes them in fp16 on every card that has it
+        (lora_compute_dtype), and so rounds the weight too: after a LoRA an fp32 model would be one in fp16, with an
+        error of 8e-4 on an H100.
+        """
+        if key not in self.patches or weight.dtype != torch.float32 or is_quantized(weight):
+            return None
+        return comfy.lora.calculate_weight(self.patches[key], weight.to(device=device_to, copy=True), key)
+
+
+class _SavesQuantized(_PatchesWeights):
     """Quantised weights in a state dict for saving.
 
     ComfyUI's own code makes a Parameter that requires gradients of every weight that it writes. torch refuses that for
@@ -84,29 +93,12 @@ class _SavesQuantized(_PatchesFp32):
 class WeightPatcher(_SavesQuantized):
     """ModelPatcher of a model of the pack."""
 
-    def patch_weight_to_device(
-        self,
-        key: str,
-        device_to: torch.device | None = None,
-        inplace_update: bool = False,
-        return_weight: bool = False,
-        **options: Any,
-    ) -> torch.Tensor | None:
-        """As ComfyUI's; a GGUF weight keeps its patches next to its blocks and applies them when it is unpacked."""
-        weight = comfy.utils.get_attr(self.model, key)
+    def _patched(self, key: str, weight: torch.Tensor, device_to: torch.device | None) -> torch.Tensor | None:
+        """A GGUF weight keeps its patches next to its blocks and applies them when it is unpacked; without any it is
+        the weight itself."""
         if not is_gguf(weight):
-            return super().patch_weight_to_device(key, device_to, inplace_update, return_weight, **options)
-        if key not in self.patches:
-            return weight
-        patched = with_patches(weight, key, self.patches[key], device_to)
-        if return_weight:
-            return patched
-        # From this entry ComfyUI's unpatch_model puts the unpatched weight back. The second field is False because the
-        # weight is replaced below and not changed in place.
-        if key not in self.backup:
-            self.backup[key] = _Backup(weight.to(device=self.offload_device), False)
-        comfy.utils.set_attr_param(self.model, key, patched)
-        return None
+            return super()._patched(key, weight, device_to)
+        return with_patches(weight, key, self.patches[key], device_to) if key in self.patches else weight
 
     def patch_cached_hook_weights(self, cached_weights: dict[str, Any], key: str, memory_counter: Any) -> None:
         """Put weights in place that ComfyUI has kept for a hook, such as a LoRA in some steps only.

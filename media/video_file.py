@@ -170,14 +170,11 @@ def video_sound(audio: dict | None, index: int = 0) -> Sound | None:
     return Sound(waveforms[min(index, len(waveforms) - 1)].float().cpu(), int(audio["sample_rate"]))
 
 
-def new_video_path(prefix: str, suffix: str, width: int = 0, height: int = 0) -> Path:
-    """new_output_path for a video of this size, in a folder that can be written to.
+def new_video_path(prefix: str, suffix: str) -> Path:
+    """new_output_path for a video, in a folder that can be written to.
 
     Raises UserError, which also says where a folder cannot be made.
     """
-    # new_output_path has no size for ComfyUI's function, which would put 0 for these two.
-    if isinstance(prefix, str):
-        prefix = prefix.replace("%width%", str(width)).replace("%height%", str(height))
     path = new_output_path(prefix, suffix, example="video/CogVideoX")
     if not os.access(path.parent, os.W_OK):
         raise UserError(
@@ -207,13 +204,14 @@ def write_video(
 ) -> Path:
     """Write a video and return its path.
 
-    new_path(): a free name; asked again at the end if that has been taken. chunks: frames [t, H, W, 3] in 0 .. 1, each
-    written and let go before the next is asked for. size: (width, height). sound: cut to the length of the video.
-    on_frame() is called after each frame. Whatever it or `chunks` raises, nothing is left behind.
+    new_path(): a free name; asked again at the end where another program has taken that in the minutes of writing.
+    chunks: frames [t, H, W, 3] in 0 .. 1, each written and let go before the next is asked for. size: (width, height).
+    sound: cut to the length of the video. on_frame() is called after each frame. Whatever it or `chunks` raises,
+    nothing is left behind.
 
     Raises UserError where the file cannot be written, as far as can be known before the first chunk is asked for.
     """
-    with complete_file(new_path()) as file:
+    with complete_file(new_path(), next_path=new_path) as file:
         # Found out here whether the folder takes a file at all: the system's error says more than FFmpeg's.
         with _explained(file.path):
             file.part.open("xb").close()
@@ -229,9 +227,6 @@ def write_video(
             encoder.finish()
         finally:
             encoder.close()
-        # Writing takes minutes, in which another program may have taken the name.
-        if file.path.exists():
-            file.path = new_path()
     return file.path
 
 

@@ -210,7 +210,7 @@ def latents_of(work: Path) -> list[dict[str, torch.Tensor]]:
         if not path.exists():
             autoencoder, encoder, tokenizer = _encoders(work)
             clips = transformer.encode_clips(autoencoder, encoder, tokenizer, SEED, count, frames, width)
-            with complete_file(path) as file:
+            with complete_file(path, replaces=True) as file:
                 torch.save(clips, file.part)
         sets.append(torch.load(path))
     return sets

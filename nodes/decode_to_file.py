@@ -17,6 +17,7 @@ from ..samplers.front import split_front
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SPATIAL, check_latents, video_frames
 from .decode import MEMORY_MODES
+from .file_inputs import checks_files
 from .input_checks import check_vae, checked
 from .inputs import filled_name
 
@@ -32,6 +33,7 @@ def _check_prefix(filename_prefix: str) -> None:
 
 
 # frame_rate is a check as well: it raises UserError for an `fps` that it cannot convert.
+@checks_files
 @checked(check_vae, files.frame_rate, _check_quality, _check_prefix)
 class CogVideoXDecodeToFile(io.ComfyNode):
     """LATENT [B, 16, n, h, w] -> B files of 4 n - 3 frames in the output folder. VIDEO out: the first of them."""
@@ -109,7 +111,8 @@ class CogVideoXDecodeToFile(io.ComfyNode):
         _, latents = split_front(samples["samples"])  # of a run that stopped early, and no part of the video
         metadata = files.workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         settings = files.video_settings(format, fps, crf, metadata)
-        paths = _decode(vae, latents, filled_name(cls, filename_prefix), settings, memory, audio)
+        prefix = filled_name(cls, filename_prefix, (SPATIAL * latents.shape[4], SPATIAL * latents.shape[3]))
+        paths = _decode(vae, latents, prefix, settings, memory, audio)
         names = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in paths)
         show_on_node(f"Saved {names}.", cls.hidden.unique_id)
         return io.NodeOutput(InputImpl.VideoFromFile(str(paths[0])), ui=ui.PreviewVideo([*map(_saved, paths)]))
@@ -126,7 +129,7 @@ def _decode(
     """Decode each video of the batch into a file of its own, in order."""
     frames, width, height = video_frames(latents.shape[2]), SPATIAL * latents.shape[4], SPATIAL * latents.shape[3]
     sounds = [files.video_sound(audio, index) for index in range(len(latents))]
-    new_path = partial(files.new_video_path, prefix, settings.format.suffix, width, height)
+    new_path = partial(files.new_video_path, prefix, settings.format.suffix)
     # new_path is called again for each file: the numbers in the names go by the files that exist by then.
     files.require_room(new_path().parent, width, height, len(latents) * frames)
     bar = comfy.utils.ProgressBar(len(latents) * frames)

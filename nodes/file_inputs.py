@@ -1,5 +1,5 @@
-"""Inputs that name a file: their nodes run again when it has been replaced under the same name, and it is read in a
-thread when a prompt is queued."""
+"""Inputs that name a file: their nodes run again when it has been replaced under the same name, and files are looked at
+in a thread when a prompt is queued."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,8 +21,7 @@ Node = TypeVar("Node", bound=type[io.ComfyNode])
 def reads_file(name: str, find: Callable[[str], Path], *components: str) -> Callable:
     """Decorate a loader's class, above its `checked`.
 
-    ComfyUI keeps its result until the times and sizes change of what it reads. The checks that run when a prompt is
-    queued leave the event loop, which serves all clients: a header may take seconds, and a disk in a network for ever.
+    ComfyUI keeps its result until the times and sizes change of what it reads. Its checks run as checks_files says.
 
     name: the input that names the file. find: its path. components: as in stamp_of.
     """
@@ -41,14 +40,24 @@ def reads_file(name: str, find: Callable[[str], Path], *components: str) -> Call
 
         changing: Any = node
         changing.fingerprint_inputs = classmethod(fingerprint_inputs)
-        check: Any = node.__dict__["validate_inputs"].__func__
-
-        async def validate_inputs(cls: type[io.ComfyNode], **inputs: Any) -> bool | str:
-            return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(check, cls, **inputs))
-
-        queued: Any = validate_inputs
-        queued.__signature__ = check.__signature__  # where ComfyUI reads which inputs it names
-        changing.validate_inputs = classmethod(queued)
-        return node
+        return checks_files(node)
 
     return decorate
+
+
+def checks_files(node: Node) -> Node:
+    """Decorate a node's class, above its `checked`, where a check looks at files, be it only whether a name is taken.
+
+    The checks that run when a prompt is queued leave the event loop, which serves all clients: a header may take
+    seconds, and a disk in a network for ever.
+    """
+    check: Any = node.__dict__["validate_inputs"].__func__
+
+    async def validate_inputs(cls: type[io.ComfyNode], **inputs: Any) -> bool | str:
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(check, cls, **inputs))
+
+    queued: Any = validate_inputs
+    queued.__signature__ = check.__signature__  # where ComfyUI reads which inputs it names
+    changing: Any = node
+    changing.validate_inputs = classmethod(queued)
+    return node

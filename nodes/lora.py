@@ -1,5 +1,6 @@
 """LoRAs: apply one to a model, and save those of a model."""
 
+from functools import partial
 from pathlib import Path
 
 import comfy.model_patcher
@@ -8,14 +9,14 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..host.messages import show_on_node
-from ..host.output import check_output_prefix, new_output_path
+from ..host.output import check_output_prefix, new_output_path, write_numbered
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora
 from ..model_loaders.lora.export import SAVE_DTYPES, diffusers_lora, merge_loras
 from ..model_loaders.lora.layers import SCALES
 from ..model_loaders.lora.report import format_range
 from ..sockets.model import require_cogvideox_model
-from .file_inputs import reads_file
+from .file_inputs import checks_files, reads_file
 from .input_checks import checked
 from .inputs import filled_name
 
@@ -89,6 +90,7 @@ def _check_prefix(filename_prefix: str) -> None:
     check_output_prefix(filename_prefix)
 
 
+@checks_files
 @checked(_check_prefix)
 class CogVideoXSaveLora(io.ComfyNode):
     """A file in the output folder."""
@@ -136,10 +138,11 @@ class CogVideoXSaveLora(io.ComfyNode):
     def execute(
         cls, model: comfy.model_patcher.ModelPatcher, filename_prefix: str, rank: int = 0, dtype: str = "default"
     ) -> io.NodeOutput:
-        # The path first: a prefix that cannot be one is refused before the LoRAs are merged, which may take long.
-        path = new_output_path(filled_name(cls, filename_prefix), ".safetensors")
+        new_path = partial(new_output_path, filled_name(cls, filename_prefix), ".safetensors")
+        new_path()  # a prefix that cannot be one is refused before the LoRAs are merged, which may take long
         layers = merge_loras(model, rank, dtype, comfy.utils.ProgressBar(1).update_absolute)
-        write_tensors(path, *diffusers_lora(layers))
+        tensors, header = diffusers_lora(layers)
+        path, _ = write_numbered(new_path, lambda path: write_tensors(path, tensors, header))
         rank_text = format_range([a.shape[0] for a, _ in layers.values()])
         text = f"Saved {path.name} in {path.parent.name}: {len(layers)} layers, rank {rank_text}."
         show_on_node(text, cls.hidden.unique_id)

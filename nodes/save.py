@@ -7,12 +7,13 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..complete_file import remove_unfinished
+from ..complete_file import remove_unfinished_below
 from ..host import folders
 from ..host.messages import show_on_node
 from ..host.placeholders import has_values, stand_in
 from ..model_loaders.files.safetensors_writer import refuse_taken
 from ..model_loaders.save_model import AS_LOADED, SAVE_DTYPES, check_save_dtype, save_model
+from .file_inputs import checks_files
 from .input_checks import checked
 from .inputs import filled_name
 
@@ -29,6 +30,7 @@ def _check_name(name: str) -> None:
         refuse_taken(path)
 
 
+@checks_files
 @checked(_check_name, check_save_dtype)
 class CogVideoXSaveModel(io.ComfyNode):
     """MODEL -> one .safetensors file under models/diffusion_models."""
@@ -69,7 +71,7 @@ class CogVideoXSaveModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, name: str, weight_dtype: str) -> io.NodeOutput:
-        remove_unfinished(folders.first_root(_CATEGORY), below=True)
+        remove_unfinished_below(folders.first_root(_CATEGORY))
         path, bar = _path(filled_name(cls, name)), comfy.utils.ProgressBar(1)  # the total comes with each update
 
         def on_progress(done: int, total: int) -> None:

@@ -11,19 +11,20 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..complete_file import remove_unfinished
+from ..complete_file import remove_unfinished_below
 from ..errors import UserError, quoted
 from ..host import folders
 from ..host.compat import throw_if_interrupted
 from ..host.file_names import find_problem
 from ..host.messages import show_on_node
-from ..host.output import output_subfolder
+from ..host.output import numbered_path, output_subfolder, write_numbered
 from ..host.placeholders import stand_in
 from ..host.training_mode import InterruptProcessingException, explained_out_of_memory
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.trained import convert_trained
 from ..training.config import MAX_BATCH, TrainConfig
 from ..training.fields import check_setting, settings_of
+from .file_inputs import checks_files
 from .input_checks import checked
 from .inputs import filled_name
 from .setting_inputs import widget
@@ -116,16 +117,14 @@ def new_lora_path(name: str) -> Path:
     Raises UserError for a name that leads out of the folder or that cannot be a file's.
     """
     plain = folders.new_file(name, "loras", ".safetensors")
-    pattern = re.compile(re.escape(plain.stem) + r"_(\d+)\.safetensors")
-    there = plain.parent.iterdir() if plain.parent.is_dir() else ()
-    numbers = [int(match[1]) for path in there if (match := pattern.fullmatch(path.name))]
-    return plain.with_name(f"{plain.stem}_{max(numbers, default=0) + 1:05}.safetensors")
+    return numbered_path(plain.parent, plain.stem, plain.suffix)
 
 
 def _check_name(name: str) -> None:
     new_lora_path(stand_in(name))
 
 
+@checks_files
 @checked(_check_name)
 class CogVideoXSaveTrainedLora(io.ComfyNode):
     """LORA_MODEL -> one .safetensors file under models/loras."""
@@ -158,9 +157,9 @@ class CogVideoXSaveTrainedLora(io.ComfyNode):
     @classmethod
     def execute(cls, lora: Mapping[str, torch.Tensor], name: str) -> io.NodeOutput:
         tensors, header, differences = convert_trained(lora)
-        remove_unfinished(folders.first_root("loras"), below=True)
-        path = new_lora_path(filled_name(cls, name))
-        size = write_tensors(path, tensors, {**header, **getattr(lora, "metadata", {})})
+        remove_unfinished_below(folders.first_root("loras"))
+        filled, header = filled_name(cls, name), {**header, **getattr(lora, "metadata", {})}
+        path, size = write_numbered(lambda: new_lora_path(filled), lambda path: write_tensors(path, tensors, header))
         text = f"Saved {path.name}, {size / 1e6:.1f} MB."
         if differences:
             text += (

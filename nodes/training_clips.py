@@ -17,6 +17,7 @@ from comfy_api.latest import io
 from ..host import folders
 from ..host.messages import show_on_node
 from ..training.clips import CACHE, DatasetSpec, walk_dataset
+from .file_inputs import checks_files
 from .input_checks import check_vae, check_video_size, checked
 from .setting_inputs import widget
 
@@ -33,6 +34,7 @@ def _check_folder(folder: str) -> None:
     folders.find_dataset(folder)
 
 
+@checks_files
 @checked(_check_folder, check_video_size, check_vae)
 class CogVideoXTrainingClips(io.ComfyNode):
     """Lists out, one entry a clip: LATENT samples [1, 16, T, h, w], unscaled, and CONDITIONING [1, 226, text width].

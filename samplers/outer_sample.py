@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import comfy.patcher_extension
 import comfy.samplers
 import torch
 
@@ -66,7 +67,7 @@ def sample_checked(
 
     extra = int(lacks_frame(latent_image.shape[2], model.diffusion_model.config.patch_size_t))
     _, _, frames, height, width = latent_image.shape
-    _choose_attention(guider, check_size(model, (frames + extra, height, width), guider.model_options), notify)
+    _choose_attention_later(guider, check_size(model, (frames + extra, height, width), guider.model_options), notify)
     guider.conds = with_repeated_images(model, guider.conds, frames)  # work, therefore after all checks
     if extra:
         if front is None and not is_new and sigmas[0] > sigmas[-1]:
@@ -127,6 +128,22 @@ def _check_nodes(
     check_cfg(sampler, getattr(guider, "cfg", None))
     check_merge(guider.model_patcher, notify)
     check_conditioning(guider.model_patcher.model, guider.conds, latent_image.shape, notify)
+
+
+def _choose_attention_later(guider: Guider, video_tokens: set[int], notify: Callable[[str], object]) -> None:
+    """_choose_attention as soon as the run's model is loaded, before its first step.
+
+    Now other models may fill the card, and there would be no room to measure in. When ComfyUI loads the model, it makes
+    room for its activations, of which those of the measurement are a part.
+    """
+
+    def sample(executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        _choose_attention(guider, video_tokens, notify)
+        return executor(*args, **kwargs)
+
+    # The options are a copy of this run's own (CFGGuider.sample).
+    kind, options = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, guider.model_options
+    comfy.patcher_extension.add_wrapper_with_key(kind, "cogvideox", sample, options, is_model_options=True)
 
 
 def _choose_attention(guider: Guider, video_tokens: set[int], notify: Callable[[str], object]) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from cogvideox.errors import UserError
 from cogvideox.media.video_file import FORMATS, VideoSettings, write_video
 from cogvideox.model_loaders.downloads.manifest import Manifest
 from cogvideox.model_loaders.files.safetensors_writer import write_tensors
+from cogvideox.tests.windows_files import windows
 from cogvideox.training import headless
 from cogvideox.training.cache import write_cached, write_index
 from cogvideox.training.loop import _Log
@@ -42,12 +44,95 @@ def test_what_ends_the_writing_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_name_that_was_taken_meanwhile_is_changed(tmp_path: Path) -> None:
     """Two runs that save under one prefix would overwrite each other's video."""
-    path = tmp_path / "video_1.mp4"
-    with complete_file(path) as file:
+    path, names = tmp_path / "video_1.mp4", iter([tmp_path / "video_2.mp4", tmp_path / "video_3.mp4"])
+    with complete_file(path, next_path=lambda: next(names)) as file:
         file.part.write_text("ours")
         path.write_text("theirs")
-        file.path = tmp_path / "video_2.mp4"
-    assert path.read_text() == "theirs" and file.path.read_text() == "ours"
+        (tmp_path / "video_2.mp4").write_text("theirs too")
+    assert path.read_text() == "theirs" and (tmp_path / "video_2.mp4").read_text() == "theirs too"
+    assert file.path == tmp_path / "video_3.mp4" and file.path.read_text() == "ours"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def _refuse_link(*_: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+HOW_NAMES_ARE_GIVEN: dict[str, Callable[[Path, pytest.MonkeyPatch], AbstractContextManager[object]]] = {
+    "by a link": lambda *_: nullcontext(),
+    "exFAT, which knows no links": lambda _, patch: nullcontext(patch.setattr(os, "link", _refuse_link)),
+    "a Python without links": lambda _, patch: nullcontext(patch.delattr(os, "link")),
+    "Windows": lambda folder, _: windows(folder),
+}
+given = pytest.mark.parametrize("how", HOW_NAMES_ARE_GIVEN)
+
+
+@given
+@pytest.mark.parametrize("what", ["file", "dangling link", "folder"])
+def test_what_is_taken_in_the_last_moment_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, what: str
+) -> None:
+    """The last bytes of 11 GB take seconds to reach the disk. Whoever made a file of that name meanwhile lost it."""
+    path, flush = tmp_path / "model.safetensors", os.fsync
+    make: dict[str, Callable[[], object]] = {
+        "file": lambda: path.write_bytes(b"theirs"),
+        "dangling link": lambda: path.symlink_to(tmp_path / "gone"),
+        "folder": path.mkdir,
+    }
+    with HOW_NAMES_ARE_GIVEN[how](tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "fsync", lambda number: (flush(number), make[what]()))
+        with pytest.raises(UserError, match="model.safetensors exists already.*Choose another name"):
+            write_tensors(path, {"a": torch.zeros(2)}, {})
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"theirs" if what == "file" else path.is_dir() or path.is_symlink()
+
+
+@given
+def test_a_free_name_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """On each of these disks the file is there in the end, alone and with one name."""
+    path = tmp_path / "model.safetensors"
+    with HOW_NAMES_ARE_GIVEN[how](tmp_path, monkeypatch):
+        with complete_file(path) as file:
+            file.part.write_bytes(b"ours")
+    assert path.read_bytes() == b"ours" and path.stat().st_nlink == 1 and list(tmp_path.iterdir()) == [path]
+
+
+@given
+@pytest.mark.parametrize("was_there", [True, False])
+def test_what_is_meant_to_be_replaced_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, was_there: bool
+) -> None:
+    """A log and a LoRA of each checkpoint replace the ones before, whoever has written them."""
+    path = tmp_path / "log.csv"
+    with HOW_NAMES_ARE_GIVEN[how](tmp_path, monkeypatch):
+        if was_there:
+            path.write_text("old")
+        with complete_file(path, replaces=not was_there) as file:
+            file.part.write_text("new")
+            path.write_text("meanwhile")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_answer_of_a_server_that_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS asks again, and finds the name taken by its own first try: the file is there and must not be refused."""
+    link = os.link
+
+    def linked_twice(*names: Any) -> None:
+        link(*names)
+        link(*names)
+
+    monkeypatch.setattr(os, "link", linked_twice)
+    write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_disk_that_is_full_after_the_name_was_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty file would be left, with the name of a model."""
+    monkeypatch.setattr(os, "link", _refuse_link)
+    monkeypatch.setattr(os, "replace", _refuse_link)
+    with pytest.raises(UserError, match="cannot be written: Operation not permitted"):
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {})
+    assert not list(tmp_path.iterdir())
 
 
 def _video(folder: Path) -> None:
@@ -77,7 +162,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("step", ["flush", "name"])
 @pytest.mark.parametrize("what", WRITERS)
 def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, step: str) -> None:
     """The last bytes and the name take room as well: one sentence that names the file, and nothing half-written."""
@@ -85,7 +170,8 @@ def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, step, full)
+    for name in ["fsync"] if step == "flush" else ["link", "replace"]:
+        monkeypatch.setattr(os, name, full)
     with pytest.raises(UserError, match="cannot be written.* No space left on device.*[Ff]ree s") as caught:
         WRITERS[what](tmp_path)
     assert str(tmp_path) in str(caught.value)

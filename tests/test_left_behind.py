@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,6 +91,12 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*") if path.is_file()}
 
 
+def sweep(folder: Path) -> None:
+    """Look through a folder and all below it, and wait for the end."""
+    complete_file.remove_unfinished_below(folder)
+    complete_file._sweeps[str(folder)].join()
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each writer, with what a kill has left."""
@@ -154,11 +161,76 @@ def test_folders_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models" / "link").symlink_to(outside, target_is_directory=True)
     complete_file.remove_unfinished(tmp_path / "models")
     assert len(files_in(tmp_path / "models" / "a")) == 2
-    complete_file.remove_unfinished(tmp_path / "models", below=True)
+    sweep(tmp_path / "models")
     assert not files_in(tmp_path / "models" / "a") and len(files_in(outside)) == 2
     (tmp_path / "models" / "a" / f".a.{MACHINE}-00000000.part").touch()
     monkeypatch.setattr(os, "walk", lambda _: pytest.fail("looks through a million files at every run"))
-    complete_file.remove_unfinished(tmp_path / "models", below=True)
+    sweep(tmp_path / "models")
+
+
+@pytest.fixture
+def slow_walk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A disk in a network that answers when the event is set, or after a minute, to those who ask for all folders."""
+    answers, walk = threading.Event(), os.walk
+
+    def slow(folder: Any) -> Any:
+        for number, entry in enumerate(walk(folder)):
+            if number:
+                answers.wait(60)
+            yield entry
+
+    monkeypatch.setattr(os, "walk", slow)
+    yield answers
+    answers.set()
+
+
+def test_no_save_waits_for_a_slow_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_walk: threading.Event
+) -> None:
+    """The first save of a process looked through the whole output folder, a million files, before it wrote its own."""
+    for folder in ("a", "a/b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f".a.{MACHINE}-00000000.part").touch()
+        make_older(tmp_path / folder / f".a.{MACHINE}-00000000.part", OLD_S)
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    began = time.monotonic()
+    write_tensors(new_output_path("c/mine", ".safetensors"), {"a": torch.zeros(2)}, {})
+    assert time.monotonic() - began < 30
+    assert files_in(tmp_path / "c") == {"mine_00001_.safetensors"}  # that of the folder itself is gone at once
+    assert files_in(tmp_path / "a")
+    slow_walk.set()
+    complete_file._sweeps[str(tmp_path)].join()
+    assert files_in(tmp_path) == {"mine_00001_.safetensors"}
+
+
+def test_a_file_that_is_written_while_the_folder_is_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both in one process now: what another thread writes is as much a living file as what another process does."""
+    written = tmp_path / "new" / "a.safetensors"
+    written.parent.mkdir()
+    with complete_file.complete_file(written) as file:
+        file.part.write_bytes(b"half")
+        make_older(file.part, OLD_S)
+        sweep(tmp_path)
+        assert file.part.read_bytes() == b"half"
+    assert files_in(tmp_path) == {"a.safetensors"}
+
+
+def test_a_lock_that_is_held_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for unfinished files may take the lock of a new file before its writer does, and deletes the file:
+    the writer takes another name."""
+    real, asked = complete_file._try_lock, []
+
+    def taken_once(lock: Path) -> Any:
+        asked.append(lock)
+        return complete_file._TAKEN if len(asked) == 1 else real(lock)
+
+    monkeypatch.setattr(complete_file, "_try_lock", taken_once)
+    with complete_file.complete_file(tmp_path / "a") as file:
+        file.part.write_bytes(b"all")
+        assert file.part.name == asked[1].name.removesuffix(".lock") != asked[0].name.removesuffix(".lock")
+    assert files_in(tmp_path) == {"a"}
 
 
 def run_save_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +265,7 @@ def test_nodes_look_through_all_that_they_write_to(tmp_path: Path, monkeypatch: 
     for suffix in ("", ".lock"):
         (tmp_path / "old" / f".a.{MACHINE}-00000000.part{suffix}").touch()
     NODES[node](monkeypatch)
+    complete_file._sweeps[str(tmp_path)].join()
     assert not list((tmp_path / "old").iterdir())
 
 

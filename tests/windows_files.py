@@ -99,7 +99,8 @@ def windows(root: Path) -> Iterator[list[str]]:
             patch.setattr(os, name, wrap(getattr(os, name), lambda path, *_, **__: check_name(path)))
         for module in (io, builtins):
             patch.setattr(module, "open", wrap(io.open, lambda path, *_, **__: check_name(path)))
-        patch.setattr(complete_file, "_DELETES_OPEN_FILES", False)
+        for name in ("_DELETES_OPEN_FILES", "_RENAMES_ONTO_FILES"):
+            patch.setattr(complete_file, name, False)
         patch.setattr(os, "rename", wrap(os.rename, before_rename))
         patch.setattr(os, "replace", wrap(os.replace, before_replace))
         patch.setattr(os, "fsync", wrap(os.fsync, before_fsync))

@@ -7,6 +7,7 @@ below it, would be trained without a word.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from ..small_files import read_small_text
 MAX_LIST_BYTES = 1 << 26
 _MAX_ROW_LETTERS = 1 << 20  # a caption has at most a sixteenth of it
 _COLUMNS = ("file_name", "text")
+_NO_LETTER = re.compile("[\0\ud800-\udfff]")
+_LINE_BREAK = re.compile(r"\r\n?|\n")
 _QUOTES = (
     "Put a text with commas, line breaks or quotation marks between quotation marks, and double those inside it: "
     'clip.mp4,"a ""red"" cat, asleep"'
@@ -37,7 +40,7 @@ class Row(NamedTuple):
 
 
 def read_json_rows(path: Path) -> list[Row]:
-    """The rows of a metadata.jsonl: one JSON object a line. Raises UserError naming the first line that is none."""
+    """The rows of a metadata.jsonl: one JSON object a line. Raises UserError naming the first line that is not one."""
     rows = []
     # JSON Lines end in \n alone: the other line breaks of Unicode belong to the text.
     for number, line in enumerate(read_text(path, MAX_LIST_BYTES).split("\n"), 1):
@@ -45,17 +48,19 @@ def read_json_rows(path: Path) -> list[Row]:
         _require_row(len(line), path, number)
         if line.strip():
             try:
-                row = json.loads(line, object_pairs_hook=_unique)
-                name, text = row["file_name"], row["text"]
+                entry = json.loads(line, object_pairs_hook=_unique)
+                name, text = entry["file_name"], entry["text"]
                 if not (isinstance(name, str) and isinstance(text, str)):
                     raise TypeError("null would become the caption None")
-                rows.append(Row(number, name, text))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 # Without the error's own words, which may repeat what the line contains.
                 raise UserError(
                     f'{path}, line {number}, is not {{"file_name": "clip.mp4", "text": "a caption"}}. Correct or '
                     "delete that line."
                 ) from error
+            # JSON can write in an escape what UTF-8 has no bytes for, and NUL.
+            _require_letters(name + text, f"{path}, line {number},", UserError)
+            rows.append(Row(number, name, text))
     return rows
 
 
@@ -110,15 +115,26 @@ def read_line_pairs(prompts: Path, videos: Path) -> list[Row]:
 
 
 def read_text(path: Path, most_bytes: int) -> str:
-    """Raises UnusableClipError where `path` is not UTF-8 text, or is larger than `most_bytes`."""
+    """Raises UnusableClipError where `path` is not UTF-8 text, contains NUL, or is larger than `most_bytes`."""
     try:
-        return read_small_text(path, most_bytes)
+        text = read_small_text(path, most_bytes)
     except UnicodeDecodeError as error:  # its own words repeat a byte of the file
         raise UnusableClipError(f"{path} is not UTF-8 text. Save it again as UTF-8.") from error
     except OSError as error:
         raise UnusableClipError(f"{path} cannot be read ({error}). Check its permissions.") from error
     except UserError as error:
         raise UnusableClipError(str(error)) from error
+    # The whole text first: that of a list has millions of lines.
+    for line, part in enumerate(_LINE_BREAK.split(text), 1) if "\0" in text else ():
+        _require_letters(part, f"{path}, line {line},", UnusableClipError)
+    return text
+
+
+def _require_letters(text: str, where: str, kind: type[UserError]) -> None:
+    """Raises a `kind` of error for what tokenizers cut a caption at, or fail at, and no file's name contains."""
+    if found := _NO_LETTER.search(text):
+        what = "a NUL character" if found[0] == "\0" else f"half a letter (U+{ord(found[0]):04X})"
+        raise kind(f"{where} contains {what}. Delete it, or save the file again as UTF-8 text.")
 
 
 class _Lines:
@@ -166,8 +182,6 @@ def _csv_problem(error: csv.Error) -> str:
     """What is wrong with a row, without the reader's own words, which name neither rule nor remedy."""
     if "field limit" in str(error):
         return f"a cell has more than {csv.field_size_limit()} letters, and no caption needs that many. Shorten it"
-    if "NUL" in str(error):
-        return "it contains a NUL character. Save it again as CSV in UTF-8"
     return f"a quotation mark is not closed, or text follows one that closes. {_QUOTES}"
 
 

@@ -152,7 +152,7 @@ def save_artifacts(
             save_lora(folder / f"{name}.safetensors", tensors, note, overwrite=True)
     elif step == last:
         _save_transformer(folder / "transformer", trainer.dit, weights, dtype)
-    with complete_file(folder / "loss.png") as file:
+    with complete_file(folder / "loss.png", replaces=True) as file:
         draw_losses(read_losses(folder), last).save(file.part, "PNG")
 
 

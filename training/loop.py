@@ -181,7 +181,7 @@ class _Log:
         with explained_writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         kept = read_log(path)[:steps_done]
-        with complete_file(path) as unfinished, unfinished.part.open("w", newline="") as file:
+        with complete_file(path, replaces=True) as unfinished, unfinished.part.open("w", newline="") as file:
             csv.writer(file).writerows([_COLUMNS, *kept])
         # buffering=1: each row is in the file as soon as its step is done, whatever ends the process.
         with explained_writing(path):
@@ -214,7 +214,7 @@ def read_log(path: Path) -> list[list[str]]:
         text = read_small_text(path, _MOST_LOG_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}. Delete it, or restore it from a copy.") from error
-    with suppress(csv.Error):  # as for any other row that is none
+    with suppress(csv.Error):  # as for any other line that is not a row of the log
         for row in itertools.islice(csv.reader(io.StringIO(text, newline="")), 1, None):
             if len(row) != len(_COLUMNS) or row[0] != str(len(rows) + 1) or not all(map(_is_number, row)):
                 break  # a kill in the middle of a write leaves such a row
