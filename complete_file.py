@@ -167,7 +167,7 @@ def _link(source: Path, target: Path) -> bool:
         os.link(source, target)
     except FileExistsError:
         # NFS asks its server again where the first answer was lost, and finds the name taken by its own first try.
-        if not os.path.samefile(source, target):
+        if not os.path.samestat(os.lstat(source), os.lstat(target)):
             raise
     except (OSError, AttributeError):  # Python on Android has no os.link
         return False

@@ -8,14 +8,17 @@ from typing import Any
 
 import folder_paths
 import pytest
+import torch
 
 from cogvideox.errors import UserError
-from cogvideox.host import folders
+from cogvideox.host import folders, output
 from cogvideox.host.file_names import check_file_name
 from cogvideox.host.output import check_output_prefix, new_output_path, output_subfolder
+from cogvideox.model_loaders.files.safetensors_writer import write_tensors
 from cogvideox.nodes import NODES, train
 from cogvideox.nodes.decode_to_file import CogVideoXDecodeToFile
 from cogvideox.nodes.lora import CogVideoXSaveLora
+from cogvideox.tests.support import validated
 
 BAD = {
     "empty": "",
@@ -117,8 +120,7 @@ def test_names_are_checked_when_the_prompt_is_queued() -> None:
             if name in {entry.id for entry in schema.inputs}:
                 found.add(node.__name__)
                 value: Any = ["a\nb"] if schema.is_input_list else "a\nb"
-                queued = getattr(node, "validate_inputs")  # noqa: B009, which a node without checks lacks
-                assert "letters, digits" in str(queued(**{name: value})), node
+                assert "letters, digits" in str(validated(node, **{name: value})), node
     assert found == NAMED | {"CogVideoXTrainLora"}
 
 
@@ -162,8 +164,58 @@ def test_links_lead_no_training_elsewhere(outside: Path) -> None:
 def test_checking_makes_no_folder(outside: Path, node: Any) -> None:
     """A prompt that is only queued, and perhaps refused for something else, leaves nothing behind."""
     output = outside.parent / "output"
-    assert node.validate_inputs(filename_prefix="new/name") is True
+    assert validated(node, filename_prefix="new/name") is True
     assert sorted(path.name for path in output.iterdir()) == ["link"]
+
+
+NUMBERED = {
+    "none": [],
+    "gaps": ["v_00001_.mp4", "v_00007_.safetensors"],
+    "kinds": ["v_00002.safetensors", "v_00003", "v_4_x.png"],
+    "others": ["w_00009_.mp4", "av_00009_.mp4", "v_00009x_.mp4", "v_x_00009_.mp4", "v-00009_.mp4", "v.00009.mp4"],
+    "seeds": ["v_18446744073709551615_00001_.mp4"],
+    "case": ["V_00005_.mp4"],
+}
+
+
+@pytest.mark.parametrize("prefix", ["v", "sub/v"])
+@pytest.mark.parametrize("names", NUMBERED.values(), ids=NUMBERED)
+def test_numbers_are_those_of_comfyui(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], prefix: str
+) -> None:
+    """A video of ours and a picture of ComfyUI's that belong together have one number."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    folder = (tmp_path / prefix).parent
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    theirs, stem, counter, _, _ = folder_paths.get_save_image_path(prefix, str(tmp_path))
+    assert new_output_path(prefix, ".mp4") == Path(theirs) / f"{stem}_{counter:05}_.mp4"
+
+
+def test_a_number_that_the_list_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS V_00001_.mp4 has the name v_00001_.mp4 as well."""
+    (tmp_path / "v_00001_.mp4").touch()
+    monkeypatch.setattr(os, "listdir", lambda _: ["V_00001_.mp4"])
+    assert output.numbered_path(tmp_path, "v", "_.mp4").name == "v_00002_.mp4"
+
+
+def test_a_number_that_is_taken_while_the_file_is_written(tmp_path: Path) -> None:
+    """Of two runs with one prefix, the second one lost the LoRA that it had merged for minutes."""
+    theirs = tmp_path / "v_00001.safetensors"
+
+    def write(path: Path) -> int:
+        theirs.write_bytes(b"theirs")
+        return write_tensors(path, {"a": torch.zeros(2)}, {})
+
+    path, size = output.write_numbered(lambda: output.numbered_path(tmp_path, "v", ".safetensors"), write)
+    assert theirs.read_bytes() == b"theirs" and path.name == "v_00002.safetensors" and path.stat().st_size == size
+    with pytest.raises(UserError, match="another reason"):
+        output.write_numbered(lambda: tmp_path / "w", lambda _: fail_for("another reason"))
+
+
+def fail_for(reason: str) -> None:
+    raise UserError(reason)
 
 
 def test_dates_are_filled_in(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.ldm.modules.attention as comfy_attention
+import comfy.model_management as mm
 import comfy.ops
 import comfy.sample
 import pytest
@@ -180,6 +181,9 @@ def test_a_run_measures_the_sizes_that_it_has(
     measured, used = set[AttentionSize](), set[AttentionSize]()
 
     def choose(size: AttentionSize, heads: int, _: dict[str, Any]) -> str:
+        # Earlier it might measure on a card that is full of other models, without the room that loading makes.
+        assert model.model in [loaded.model.model for loaded in mm.current_loaded_models if loaded.model], "not loaded"
+        assert not used, "a step was computed before"
         assert heads == model.model.diffusion_model.config.num_attention_heads
         measured.add(size)
         return "Attention by a kernel."

@@ -159,6 +159,97 @@ def test_a_backslash_in_a_name(models: Path) -> None:
     assert folders.find(name, "loras").is_file()
 
 
+posix = pytest.mark.skipif(os.name == "nt", reason="no such name is possible there")
+STRANGE = (
+    *("x:style", "C:", "C:\\models\\a", "\\server\\share", "..\\a", "a\\..\\b", " a", "~", "a\nb", "%41", "con", "a?*"),
+    *("..a", "...", "-rf", "'\"", "\udcff", "视频"),
+)
+
+
+def listed_by(node: str) -> set[str]:
+    (entry,) = [entry for entry in NODES_BY_NAME[node].define_schema().inputs if entry.id == LISTED[node][0]]
+    options: Any = entry.as_dict()["options"]
+    return set(options)
+
+
+NODES_BY_NAME: dict[str, Any] = {node.__name__: node for node in NODES}
+LISTED: dict[str, tuple[str, Callable[[str], Path], tuple[str, ...]]] = {
+    "CogVideoXLoadPipeline": ("folder", load._find_pipeline, ("diffusers", "checkpoints")),
+    "CogVideoXLoadModel": ("model_name", load._find_model, ("diffusers", "diffusion_models")),
+    "CogVideoXLoadTextEncoder": ("text_encoder_name", load._find_text_encoder, ("diffusers", "text_encoders")),
+    "CogVideoXLoadVAE": ("vae_name", load._find_vae, ("diffusers", "vae")),
+    "CogVideoXLoadControlNet": ("control_net_name", controlnet._find_control_net, ("diffusers", "controlnet")),
+    "CogVideoXApplyLora": ("lora_name", lora._find_lora, ("loras",)),
+    "CogVideoXDraftDecode": ("decoder", draft._find_decoder, ("vae_approx",)),
+}
+
+
+@posix
+@pytest.mark.parametrize("node", LISTED)
+def test_what_is_listed_is_found(models: Path, node: str) -> None:
+    """A file x:style.safetensors was offered and refused when it was chosen, as a name that leads out of the folder."""
+    _, find, categories = LISTED[node]
+    for category in categories:
+        for name in STRANGE:
+            for folder in (models / category, models / category / name):
+                if category == "diffusers":
+                    touch(folder / f"{name}.p", "model_index.json")
+                    for component in folders.COMPONENTS:
+                        touch(folder / f"{name}.p" / component, "a.safetensors")
+                else:
+                    touch(folder, f"{name}.safetensors", f"taecvx{name}.safetensors")
+    names = listed_by(node)
+    assert len(names) >= 2 * len(STRANGE), names
+    for name in names:
+        assert find(name).exists(), name
+        assert os.path.relpath(find(name), models).split(os.sep)[0] in categories, name
+
+
+def test_a_root_without_an_index_that_is_a_pipeline(models: Path) -> None:
+    """It was listed as a dot, and refused when it was chosen."""
+    touch(models / "extra" / "vae", "a.safetensors")
+    assert folders.list_pipelines() == ["."] == folders.list_components("vae", "vae")
+    assert folders.find(".", "diffusers", "checkpoints") == folders.find(".", "diffusers", "vae") == models / "extra"
+
+
+# (the folder that is found first, and does not hold what is listed; the one that does; the categories)
+SAME_NAMES = {
+    "a pipeline without a VAE": ("diffusers/a/transformer", "vae/a", ("diffusers", "vae")),
+    "an empty folder of another root": ("diffusers/a", "extra/a/vae", ("diffusers", "vae")),
+    "a file among the pipelines": ("diffusers/", "vae/", ("diffusers", "vae")),
+    "an empty folder before a pipeline": ("diffusers/a", "extra/a/transformer", ("diffusers", "checkpoints")),
+}
+
+
+@pytest.mark.parametrize("what", SAME_NAMES)
+def test_one_name_in_two_folders(models: Path, what: str) -> None:
+    """The name is listed for the one that can be loaded; the other one was opened, and refused."""
+    wrong, right, categories = SAME_NAMES[what]
+    touch(models / wrong)
+    touch(models / right, "w.safetensors")
+    if what == "a file among the pipelines":
+        touch(models / wrong, "w.safetensors")
+        name, place = "w.safetensors", models / right / "w.safetensors"
+    else:
+        name, place = "a", models / "/".join(right.split("/")[:2])
+    offered = folders.list_components("vae", "vae") if categories[-1] == "vae" else folders.list_pipelines()
+    assert name in offered
+    assert folders.find(name, *categories) == place
+
+
+@posix
+def test_what_cannot_be_opened_is_not_listed(models: Path) -> None:
+    """A FIFO would be waited for, and a link may lead nowhere until a disk is mounted."""
+    os.mkfifo(models / "loras" / "fifo.safetensors")
+    touch(models / "loras", "a.safetensors")
+    (models / "loras" / "b.safetensors").symlink_to(models / "disk" / "b.safetensors")
+    settle(models / "loras")
+    assert folders.list_files("loras") == ["a.safetensors"]
+    touch(models / "disk", "b.safetensors")
+    assert folders.list_files("loras") == ["a.safetensors", "b.safetensors"]
+    assert folders.find("b.safetensors", "loras").is_file()
+
+
 def test_one_spelling_in_all_lists(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI's own list has the system's separators: a workflow of Windows would name no entry on Linux."""
     for category in CATEGORIES:

@@ -89,6 +89,31 @@ def test_dates(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fill_in(name, None, None) == stand_in(name) == "2026-03-09/070502_9.3.26_20260309-070502"
 
 
+def test_size_of_the_video() -> None:
+    """As ComfyUI's own nodes fill it in; what has no size keeps the words."""
+    assert fill_in("%width%x%height%/v", None, None, (96, 64)) == "96x64/v"
+    assert fill_in("%width%x%height%/v", None, None) == "%width%x%height%/v"
+
+
+WORDS = "%year%_%month%_%width%_%height%_%M.w%_%N.v%"  # a value gets no :, and so no date:...
+
+
+@pytest.mark.parametrize(("name", "filled"), [("%N.v%", WORDS), ("a%N.v%b", f"a{WORDS}b"), ("%M.w%year%", "50%year%")])
+def test_values_are_put_in_once_and_as_they_are(name: str, filled: str) -> None:
+    """A prompt that contains %year%, or that ends in %, would become another text in the file's name."""
+    prompt = {
+        "1": {"class_type": "N", "inputs": {"v": WORDS}},
+        "2": {"class_type": "M", "inputs": {"w": "50%"}},
+    }
+    assert fill_in(name, prompt, None, (96, 64)) == filled
+
+
+@pytest.mark.parametrize("name", ["100%_%year%", "%%year%", "%a%year%", "%N.x%year%"])
+def test_words_of_comfyui_wherever_they_stand(name: str) -> None:
+    """folder_paths.get_save_image_path, which fills in prefixes of ComfyUI's own nodes, does not count the % before."""
+    assert fill_in(name, None, None) == name.replace("%year%", time.strftime("%Y"))
+
+
 @pytest.mark.parametrize(
     "value", ["", "-1", ".x", "..", "con", "x" * 5000, "视" * 300, "a.", "NUL.txt", "\ud800", "clock$"]
 )

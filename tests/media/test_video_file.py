@@ -269,11 +269,6 @@ def test_folder_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, outpu
         write(never())
 
 
-def test_size_of_the_video_in_the_prefix(output: Path) -> None:
-    """As ComfyUI's own nodes fill it in."""
-    assert files.new_video_path("%width%x%height%/v", ".mp4", 96, 64) == output / "96x64" / "v_00001_.mp4"
-
-
 def test_unknown_format_and_missing_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyAV is built in many ways; the message names what this one can write."""
     with pytest.raises(UserError, match=r"'gif' is not a video format. Choose one of mp4 \(h264\), webm"):

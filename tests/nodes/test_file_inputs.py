@@ -1,6 +1,7 @@
 """Files that are replaced under the same name: the next run loads them anew, and no run mixes two models."""
 
 import asyncio
+import inspect
 import os
 import shutil
 import threading
@@ -255,6 +256,98 @@ def test_clients_are_answered_while_a_file_is_read(
     answer = asyncio.run(queue())
     assert "slow" in str(answer[1]) and threads and threading.main_thread() not in threads
     assert ticks > 10, ticks
+
+
+# Nodes that write a file or read a folder, beside the loaders.
+NAMING = (
+    *("CogVideoXSaveModel", "CogVideoXSaveLora", "CogVideoXSaveTrainedLora", "CogVideoXDecodeToFile"),
+    "CogVideoXTrainingClips",
+)
+
+
+@pytest.fixture
+def calls_on_the_loop(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Calls of the file system by the main thread, on which ComfyUI's event loop runs."""
+    calls: list[str] = []
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread() is threading.main_thread():
+                calls.append(f"{name} {args[:1]}")
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in ("stat", "lstat", "scandir", "listdir", "readlink", "access", "open", "mkdir", "statvfs"):
+        monkeypatch.setattr(os, name, counted(name, getattr(os, name)))
+    return calls
+
+
+@pytest.mark.parametrize("node", CLASSES)
+def test_no_check_keeps_the_event_loop_waiting(
+    models: Path, monkeypatch: pytest.MonkeyPatch, calls_on_the_loop: list[str], node: str
+) -> None:
+    """A models folder in a network that hangs stopped every client's page when one of them queued a Save node."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(models / "output"))
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(models))
+    cls: Any = CLASSES[node]
+    inputs = {entry.id: entry for entry in cls.define_schema().inputs}
+    check = getattr(cls, "validate_inputs", None)
+    names = [name for name in inspect.signature(check).parameters if name in inputs] if check else []
+    values = {name: getattr(inputs[name], "default", None) for name in names}
+    if node in LOADERS:
+        values[LOADERS[node][0]] = "a"
+    if node == "CogVideoXTrainingClips":
+        values["folder"] = "vae"
+
+    async def queue() -> object:
+        calls_on_the_loop.clear()
+        answer = check(**values) if names else True
+        return await answer if asyncio.iscoroutine(answer) else answer
+
+    answer = asyncio.run(queue())
+    assert not [call for call in calls_on_the_loop if str(models) in call]
+    assert node in LOADERS or answer is True
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links are for administrators there")
+@pytest.mark.parametrize("node", NAMING)
+def test_clients_are_answered_while_a_name_is_looked_up(
+    models: Path, monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
+    """As ComfyUI asks: others are served meanwhile, and the message arrives."""
+    for root in (models, models / "diffusion_models", models / "loras"):
+        (root / "out").symlink_to(models.parent)
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(models))
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(models))
+    resolve, threads, ticks = Path.resolve, set[threading.Thread](), 0
+
+    def slow(path: Path, *args: Any, **kwargs: Any) -> Path:
+        threads.add(threading.current_thread())
+        time.sleep(0.2)
+        return resolve(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "resolve", slow)
+    inputs = {entry.id: getattr(entry, "default", None) for entry in CLASSES[node].GET_SCHEMA().inputs}
+    inputs |= {name: "out" if name == "folder" else "out/a" for name in ("name", "filename_prefix", "folder")}
+    prompt = {"1": {"class_type": node, "inputs": {name: value for name, value in inputs.items() if value is not None}}}
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    async def queue() -> Any:
+        ticking = asyncio.create_task(tick())
+        answer = await execution.validate_inputs("id", prompt, "1", {})
+        ticking.cancel()
+        return answer
+
+    answer = asyncio.run(queue())
+    expected = "There is no folder 'out'" if node == "CogVideoXTrainingClips" else "leads out of"
+    assert expected in str(answer[1])
+    assert ticks > 5 and threads and threading.main_thread() not in threads
 
 
 def test_a_second_loading_of_a_control_net(tmp_path: Path) -> None:

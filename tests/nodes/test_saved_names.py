@@ -19,8 +19,8 @@ from cogvideox.nodes import NODES, save, train
 from cogvideox.nodes.decode_to_file import CogVideoXDecodeToFile
 from cogvideox.nodes.lora import CogVideoXSaveLora
 from cogvideox.tests import lora_files
+from cogvideox.tests.support import validated
 
-PROMPT = {"1": {"class_type": "CogVideoXSample", "inputs": {"seed": 7}, "_meta": {"title": "sampler"}}}
 NAME = "my/%year%_%CogVideoXSample.seed%_%sampler.seed%"
 
 
@@ -71,13 +71,34 @@ def test_names_are_filled_in(
     node: str, tmp_path: Path, tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """%KSampler.seed% stood in the file's name: the frontend fills it in for ComfyUI's own save nodes alone."""
-    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
-    for category in ("diffusion_models", "loras"):
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, category, ([str(tmp_path)], {".safetensors"}))
-    hidden: Any = SimpleNamespace(unique_id=None, prompt=PROMPT, extra_pnginfo=None)
-    monkeypatch.setattr(io.ComfyNode, "hidden", hidden)
+    run_in(tmp_path, monkeypatch, 7)
     cls: Any = next(known for known in NODES if known.__name__ == node)
-    assert cls.validate_inputs(**dict.fromkeys(names_of(cls), NAME)) is True
+    assert validated(cls, **dict.fromkeys(names_of(cls), NAME)) is True
     SAVES[node](tiny_pipelines["5b"])
-    made = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    made = made_in(tmp_path)
     assert len(made) == 1 and made[0].startswith("my/20") and "_7_7" in made[0] and "%" not in made[0]
+
+
+@pytest.mark.parametrize("node", SAVES)
+def test_a_value_keeps_what_looks_like_a_placeholder(
+    node: str, tmp_path: Path, tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names were filled in again on their way to the file, by ComfyUI as well: a text with %year% became another."""
+    run_in(tmp_path, monkeypatch, "%year%_%width%_%month%_%CogVideoXSample.seed%")
+    SAVES[node](tiny_pipelines["5b"])
+    (made,) = made_in(tmp_path)
+    assert made.startswith("my/20") and made.count("%year%_%width%_%month%_%CogVideoXSample.seed%") == 2
+
+
+def run_in(folder: Path, monkeypatch: pytest.MonkeyPatch, seed: object) -> None:
+    """Nodes write into `folder`, in a workflow whose sampler has this seed."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(folder))
+    for category in ("diffusion_models", "loras"):
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, category, ([str(folder)], {".safetensors"}))
+    prompt = {"1": {"class_type": "CogVideoXSample", "inputs": {"seed": seed}, "_meta": {"title": "sampler"}}}
+    hidden: Any = SimpleNamespace(unique_id=None, prompt=prompt, extra_pnginfo=None)
+    monkeypatch.setattr(io.ComfyNode, "hidden", hidden)
+
+
+def made_in(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

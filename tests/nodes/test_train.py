@@ -24,7 +24,7 @@ from cogvideox.nodes import train as nodes
 from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.tests import core_trainer
 from cogvideox.tests.quantized_models import needs_int8
-from cogvideox.tests.support import check_parity, relative_error
+from cogvideox.tests.support import check_parity, relative_error, validated
 from cogvideox.training import checkpoint, graph, trainer
 
 Train, Save = nodes.CogVideoXTrainLora, nodes.CogVideoXSaveTrainedLora
@@ -400,5 +400,5 @@ def test_saving_what_diffusers_cannot_hold(models, shown) -> None:
 @pytest.mark.parametrize("name", ["", "../out", "/tmp/x", "a/"])
 def test_names_that_are_none_are_refused(name) -> None:
     """The queue says so at once, before anything is trained."""
-    assert "is not a valid file name" in str(Save.validate_inputs(name=name))
-    assert Save.validate_inputs(name=None) is True and Save.validate_inputs(name="a/b") is True
+    assert "is not a valid file name" in str(validated(Save, name=name))
+    assert validated(Save, name=None) is True and validated(Save, name="a/b") is True

@@ -24,6 +24,7 @@ from cogvideox.nodes.image import CogVideoXImageToVideo
 from cogvideox.sockets.vae import CogVideoXVAE
 from cogvideox.tests import core_trainer
 from cogvideox.tests.clip_files import write_video
+from cogvideox.tests.support import validated
 from cogvideox.training.clips import find_clips
 
 Node = nodes.CogVideoXTrainingClips
@@ -238,7 +239,7 @@ def test_edits_under_a_linked_name(folder: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", ["nowhere", "", " ", ".", "clips/a.mp4", "/no/such/folder", "x" * 5000, "a\0b"])
 def test_no_folder_is_refused(folder: Path, name: str) -> None:
     """The queue says at once that there is no such folder, before models are loaded."""
-    assert "There is no folder" in str(Node.validate_inputs(folder=name, width=64, height=64, frames=9))
+    assert "There is no folder" in str(validated(Node, folder=name, width=64, height=64, frames=9))
     with pytest.raises(UserError, match="There is no folder"):
         folders.find_dataset(name)
 
@@ -276,9 +277,9 @@ def test_folders_elsewhere_are_not_read(folder: Path, elsewhere: Path, spelled: 
         "windows": relative.replace("/", "\\"),
         "through a folder": f"clips/../{relative}",
     }[spelled]
-    message = str(Node.validate_inputs(folder=name, width=64, height=64, frames=9))
+    message = str(validated(Node, folder=name, width=64, height=64, frames=9))
     elsewhere.rmdir()
-    assert message == str(Node.validate_inputs(folder=name, width=64, height=64, frames=9)), "it tells what exists"
+    assert message == str(validated(Node, folder=name, width=64, height=64, frames=9)), "it tells what exists"
     assert "There is no folder" in message and folders.DATASETS_VARIABLE in message
 
 
@@ -312,6 +313,6 @@ def test_listing_a_folder_ends_when_the_run_is_cancelled(folder: Path) -> None:
 
 def test_valid_inputs_pass(folder: Path) -> None:
     """Linked values are not known yet; sizes are checked as everywhere."""
-    assert Node.validate_inputs(folder="clips", width=64, height=64, frames=9) is True
-    assert Node.validate_inputs(folder=None, width=None, height=None, frames=None) is True
-    assert "use 9 or 13" in str(Node.validate_inputs(folder="clips", width=64, height=64, frames=10))
+    assert validated(Node, folder="clips", width=64, height=64, frames=9) is True
+    assert validated(Node, folder=None, width=None, height=None, frames=None) is True
+    assert "use 9 or 13" in str(validated(Node, folder="clips", width=64, height=64, frames=10))

@@ -22,6 +22,7 @@ from cogvideox.media.video_file import FORMATS
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nodes import decode_to_file as nodes
 from cogvideox.sockets.vae import CogVideoXVAE
+from cogvideox.tests.support import validated
 
 CHANNELS = 16
 SETTINGS: dict[str, Any] = {
@@ -257,7 +258,5 @@ def test_another_vae(output: Path) -> None:
 )
 def test_widgets_are_checked_before_the_run(output: Path, widgets: tuple, words: str | None) -> None:
     """Else the message comes after minutes of sampling."""
-    answer = nodes.CogVideoXDecodeToFile.validate_inputs(
-        **dict(zip(("fps", "filename_prefix", "format", "crf"), widgets))
-    )
+    answer = validated(nodes.CogVideoXDecodeToFile, **dict(zip(("fps", "filename_prefix", "format", "crf"), widgets)))
     assert answer is True if words is None else words in str(answer)

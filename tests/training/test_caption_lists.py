@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,51 @@ def test_json_lines_end_in_line_feeds_alone(folder: Path, end: str) -> None:
     assert captions(folder) == rows
 
 
+# Each in its third line.
+NO_LETTERS: dict[str, Callable[[Path, str], object]] = {
+    "csv": lambda folder, end: (folder / "metadata.csv").write_bytes(
+        f"file_name,text{end}a.mp4,x{end}b.mp4,a cat\0and a dog{end}".encode()
+    ),
+    "name in csv": lambda folder, end: (folder / "metadata.csv").write_bytes(
+        f'file_name,text{end}a.mp4,"x{end}b\0.mp4",y{end}'.encode()
+    ),
+    "jsonl": lambda folder, end: (folder / "metadata.jsonl").write_text(
+        "\n\n" + json.dumps({"file_name": "a.mp4", "text": "a cat\0and a dog"})
+    ),
+    "name in jsonl": lambda folder, end: (folder / "metadata.jsonl").write_text(
+        "\n\n" + json.dumps({"file_name": "a\0.mp4", "text": "x"})
+    ),
+    "half a letter in jsonl": lambda folder, end: (folder / "metadata.jsonl").write_text(
+        "\n\n" + json.dumps({"file_name": "a.mp4", "text": "a cat \ud83d"})
+    ),
+    "bytes in jsonl": lambda folder, end: (folder / "metadata.jsonl").write_bytes(
+        f'{end}{end}{{"file_name": "a.mp4", "text": "a cat\0"}}'.encode()
+    ),
+    "prompts": lambda folder, end: write_pair(folder, f"x{end}y{end}z\0", f"a.mp4{end}b.mp4{end}c.mp4"),
+    "videos": lambda folder, end: write_pair(folder, f"x{end}y{end}z", f"a.mp4{end}b.mp4{end}c\0.mp4"),
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "old mac"])
+@pytest.mark.parametrize("what", NO_LETTERS)
+def test_what_is_no_letter(folder: Path, what: str, end: str) -> None:
+    """A tokenizer cuts a caption at NUL, or fails with an error of its own; a file's name with it names no file."""
+    NO_LETTERS[what](folder, end)
+    kind = r"half a letter \(U\+D83D\)" if "half" in what else "a NUL character"
+    with pytest.raises(UserError, match=rf", line 3, contains {kind}. Delete it, or save") as caught:
+        clips.find_clips(folder)
+    assert "cat" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_no_letter_in_a_caption_of_its_own(folder: Path) -> None:
+    """One clip of many: it is left out, and the report says so."""
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.txt").write_text("x\ny" + ("\0" if name == "b" else ""))
+    found, problems = clips.find_clips(folder)
+    assert [clip.name for clip in found] == ["a.mp4", "c.mp4"]
+    assert len(problems) == 1 and "b.txt, line 2, contains a NUL character" in problems[0]
+
+
 def write_pair(folder: Path, prompts: str, videos: str) -> None:
     (folder / "prompts.txt").write_bytes(prompts.encode())
     (folder / "videos.txt").write_bytes(videos.encode())
@@ -151,7 +197,7 @@ def test_a_missing_line_moves_no_caption(folder: Path) -> None:
 
 def test_rows_that_name_no_clip_name_their_line(folder: Path) -> None:
     """In a table of thousands of rows the name alone is hard to find, and a row may have none."""
-    (folder / "metadata.csv").write_text('file_name,text\na.mp4,"x\ny"\ngone.mp4,x\n,x\nb.mp4\n"c\0.mp4",x\n')
+    (folder / "metadata.csv").write_text('file_name,text\na.mp4,"x\ny"\ngone.mp4,x\n,x\nb.mp4\n"c?.mp4",x\n')
     found, problems = clips.find_clips(folder)
     assert [clip.name for clip in found] == ["a.mp4"]
     lines = [int(re.findall(r"metadata.csv, line (\d+),", problem)[0]) for problem in problems]
