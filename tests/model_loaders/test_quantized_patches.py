@@ -6,12 +6,14 @@ from typing import Any
 import comfy.hooks
 import comfy.memory_management
 import comfy.model_management as mm
+import comfy.model_patcher
 import comfy.ops
 import comfy.weight_adapter
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cogvideox.host import weight_patcher
 from cogvideox.host.compat import is_dynamic
 from cogvideox.tests.quantized_models import (
     BOUNDS,
@@ -31,6 +33,16 @@ from cogvideox.tests.quantized_models import (
 from cogvideox.tests.support import host_lacks, relative_error
 
 CPU = torch.device("cpu")
+
+
+def test_one_function_patches_all_weights() -> None:
+    """Two copies of ComfyUI's five arguments, and of the backup that unpatch_model reads: a change of ComfyUI would be
+    followed in one of them, and GGUF or fp32 models keep a LoRA for ever."""
+    ours = {
+        name for name, cls in vars(weight_patcher).items() if "patch_weight_to_device" in getattr(cls, "__dict__", ())
+    }
+    theirs = {cls.__name__ for cls in vars(comfy.model_patcher).values() if isinstance(cls, type)}
+    assert len(ours - theirs) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -292,7 +292,7 @@ def test_no_check_keeps_the_event_loop_waiting(
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(models))
     cls: Any = CLASSES[node]
     inputs = {entry.id: entry for entry in cls.define_schema().inputs}
-    check = getattr(cls, "validate_inputs", None)
+    check: Any = getattr(cls, "validate_inputs", None)
     names = [name for name in inspect.signature(check).parameters if name in inputs] if check else []
     values = {name: getattr(inputs[name], "default", None) for name in names}
     if node in LOADERS:
