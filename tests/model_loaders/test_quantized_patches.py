@@ -6,7 +6,6 @@ from typing import Any
 import comfy.hooks
 import comfy.memory_management
 import comfy.model_management as mm
-import comfy.model_patcher
 import comfy.ops
 import comfy.weight_adapter
 import pytest
