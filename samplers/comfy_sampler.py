@@ -28,7 +28,7 @@ class SeededNoise:
     def generate_noise(self, input_latent: Latent) -> torch.Tensor:
         """Noise shaped like the latent's samples [B, C, T, H, W] (a single frame where T is missing).
 
-        Raises UserError for a latent without samples, or with entries that are none (latent_entries).
+        Raises UserError for a latent without samples, or with entries that latent_entries refuses.
         """
         check_samples(input_latent, "The latent")
         samples = input_latent["samples"]

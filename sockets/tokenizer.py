@@ -163,7 +163,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_str(text)
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # tokenizers raises Exception itself, and a panic of its Rust code is none
+    except BaseException as error:  # tokenizers raises Exception itself, and a panic of its Rust code is no Exception
         raise UserError(f"{path} is not a tokenizer ({quoted(str(error))}). Download it again.") from error
     missing = [token for token in _SPECIAL if tokenizer.token_to_id(token) is None]
     if missing:

@@ -193,11 +193,11 @@ def _value(field: dataclasses.Field, value: Any, key: str, path: Path) -> Any:
         try:
             value = (path.parent / Path(value).expanduser()).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # NUL, too long, a ~ of nobody
-            raise UserError(f"{path}: {key} is {quoted(value)!r}, which is no path. Give another one.") from error
+            raise UserError(f"{path}: {key} is {quoted(value)!r}, which cannot be a path. Give another one.") from error
     elif kind is tuple:
         preset = field.metadata["presets"].get(value) if isinstance(value, str) else None
         value = preset or (tuple(value) if isinstance(value, list) else value)
-    elif kind is float and type(value) is int and abs(value) < 1 << 64:  # a larger one is none, and is refused below
+    elif kind is float and type(value) is int and abs(value) < 1 << 64:  # a larger one is refused below
         value = float(value)
     check_setting(field, value, f"{path}: {key}")
     return value
