@@ -3,7 +3,6 @@ in a thread when a prompt is queued."""
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,10 +10,12 @@ from typing import Any, TypeVar
 from comfy_api.latest import io
 
 from ..errors import UserError
+from ..host.daemon_threads import DaemonThreads
 from ..model_loaders.file_stamps import stamp_of
 
-# Not asyncio's own threads, from which ComfyUI's page is served: a disk in a network may hold them for ever.
-_THREADS = ThreadPoolExecutor(4, "cogvideox-checks")
+# Not asyncio's own threads, from which ComfyUI's page is served: a disk in a network may hold them for ever. As many as
+# there may be prompts that wait for such a disk before the next one waits with them.
+_THREADS = DaemonThreads(32, "cogvideox-checks")
 Node = TypeVar("Node", bound=type[io.ComfyNode])
 
 
@@ -54,7 +55,7 @@ def checks_files(node: Node) -> Node:
     check: Any = node.__dict__["validate_inputs"].__func__
 
     async def validate_inputs(cls: type[io.ComfyNode], **inputs: Any) -> bool | str:
-        return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(check, cls, **inputs))
+        return await asyncio.wrap_future(_THREADS.submit(partial(check, cls, **inputs)))
 
     queued: Any = validate_inputs
     queued.__signature__ = check.__signature__  # where ComfyUI reads which inputs it names

@@ -1,0 +1,59 @@
+"""Calls in threads that a disk which does not answer holds: nothing else waits for it."""
+
+import asyncio
+import subprocess
+import threading
+from functools import partial
+
+import pytest
+
+from cogvideox.host.daemon_threads import DaemonThreads
+from cogvideox.tests.support import command_of
+
+
+def end_while_a_check_waits() -> None:
+    """A process that ends while a disk has not answered yet."""
+    from cogvideox.nodes import file_inputs
+
+    began = threading.Event()
+    file_inputs._THREADS.submit(lambda: (began.set(), threading.Event().wait()))
+    began.wait()
+
+
+def test_a_program_ends_though_a_disk_does_not_answer() -> None:
+    """After Ctrl-C ComfyUI waited for the thread of the check, and had to be killed."""
+    ended = subprocess.run(command_of("host.test_daemon_threads.end_while_a_check_waits"), timeout=120)
+    assert not ended.returncode
+
+
+def test_the_others_go_on() -> None:
+    """Each call that is held takes one of the threads; the results of the others arrive, with their own errors."""
+    threads, disk = DaemonThreads(3, "test"), threading.Event()
+    held = [threads.submit(partial(disk.wait, 60)) for _ in range(2)]
+    assert [threads.submit(partial(pow, number, 2)).result(60) for number in range(5)] == [0, 1, 4, 9, 16]
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(lambda: 1 // 0).result(60)
+    assert not any(future.done() for future in held)
+    held.append(threads.submit(partial(disk.wait, 60)))
+    waiting = threads.submit(lambda: "served")
+    assert not waiting.done() and threads._started == 3
+    disk.set()
+    assert waiting.result(60) == "served" and all(future.result(60) for future in held)
+
+
+def test_a_client_that_goes_away() -> None:
+    """The check that it no longer waits for is not begun, and the thread serves the next one."""
+    threads, disk, begun = DaemonThreads(1, "test"), threading.Event(), list[str]()
+
+    async def ask() -> None:
+        held = threads.submit(partial(disk.wait, 60))
+        task = asyncio.ensure_future(asyncio.wrap_future(threads.submit(lambda: begun.append("gone"))))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        disk.set()
+        await asyncio.wrap_future(held)
+
+    asyncio.run(ask())
+    assert threads.submit(lambda: "next").result(60) == "next" and not begun
