@@ -82,7 +82,8 @@ def complete_file(
     """Let the block write a file next to `path`. When the block ends, the file gets that name.
 
     A file that had the name when the block began is replaced, and one that got it meanwhile stays as it is. replaces:
-    that one is replaced too. next_path(): another name in the same folder, asked for where the name has been taken.
+    that one is replaced too. next_path(): another name in the same folder, asked for where the name is taken; then no
+    file is replaced.
 
     Where the block raises, its file is deleted and `path` stays as it was. After a power cut `path` holds either the
     old contents or the new ones, because the new ones are on the disk before they get the name. What killed processes
@@ -92,7 +93,7 @@ def complete_file(
     of the block included: a disk may be full when the file gets its name, after all of it was written.
     """
     with explained_writing(path), _unfinished(path) as part:
-        replaces = replaces or os.path.lexists(path)
+        replaces = replaces or (next_path is None and os.path.lexists(path))
         file = UnfinishedFile(part, path)
         yield file
         _flush(file.part)
@@ -149,7 +150,7 @@ def _give_free_name(source: Path, target: Path) -> bool:
             _retried(os.rename, source, target)
         elif not _link(source, target):
             # A file system without links: exFAT, and some that are shared in a network. The name is reserved first,
-            # which fails where it is taken. A kill in between leaves an empty file, and loses nobody's.
+            # which fails where it is taken. A kill right after it leaves an empty file.
             target.open("xb").close()
             try:
                 os.replace(source, target)

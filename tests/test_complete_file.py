@@ -54,6 +54,15 @@ def test_a_name_that_was_taken_meanwhile_is_changed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_name_that_was_taken_before_the_first_byte(tmp_path: Path) -> None:
+    """Between the question for a free name and the beginning of the file."""
+    path = tmp_path / "video_1.mp4"
+    path.write_text("theirs")
+    with complete_file(path, next_path=lambda: tmp_path / "video_2.mp4") as file:
+        file.part.write_text("ours")
+    assert path.read_text() == "theirs" and file.path.read_text() == "ours" and file.path.name == "video_2.mp4"
+
+
 def _refuse_link(*_: object) -> None:
     raise OSError(errno.EPERM, "Operation not permitted")
 

@@ -121,6 +121,7 @@ def test_what_is_being_written_stays(tmp_path: Path) -> None:
         (part,) = tmp_path.glob(".model.safetensors.*.part")
         make_older(part, OLD_S)
         write_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)}, {})
+        sweep(tmp_path)
         assert part.read_bytes() == b"half"
         process.communicate("")
     assert files_in(tmp_path) == {"model.safetensors", "other.safetensors"}
