@@ -152,7 +152,7 @@ def find(name: str, *categories: str) -> Path:
     ]
     if len(found) > 1 or name == ".":
         component = _OWN_COMPONENTS.get(categories[-1], "")
-        listed = [entry for entry in found if _is_listed(*entry[1:], component)]
+        listed = [entry for entry in found if _is_listed(*entry, component)]
         found = listed or ([] if name == "." else found)
     if found:
         return found[0][0]
@@ -182,16 +182,15 @@ def _spellings(name: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _is_listed(category: str, root: str, path: str, component: str) -> bool:
-    """Whether a list has taken a name from this folder. component: what is listed, "" for pipelines and files."""
-    folder = tree_of(root).get("" if path == "." else path)
-    if folder is None:
-        return category != "diffusers" and path.lower().endswith(WEIGHT_SUFFIXES)
+def _is_listed(path: Path, category: str, root: str, name: str, component: str) -> bool:
+    """Whether a list has taken `name`, which is at `path`, from the folder `root`. component: what is listed, "" for
+    pipelines and files."""
+    if not path.is_dir():
+        return category != "diffusers" and name.lower().endswith(WEIGHT_SUFFIXES)
+    folder = tree_of(root).get("" if name == "." else name, Listed())
     if category != "diffusers":
-        return _is_component(folder, "/" not in path)
-    if not component:
-        return _is_pipeline(folder)
-    return _holds(folder, path.rpartition("/")[2], component)
+        return _is_component(folder, "/" not in name)
+    return _holds(folder, name.rpartition("/")[2], component) if component else _is_pipeline(folder)
 
 
 def new_file(name: str, category: str, suffix: str) -> Path:
