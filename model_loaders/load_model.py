@@ -60,11 +60,11 @@ def check_family(path: Path, family: str) -> None:
 
 
 def _build_patcher(
-    weights: Weights, weight_dtype: str, notify: Notify, said: str, disable_dynamic: bool
+    weights: Weights, weight_dtype: str, notify: Notify, chosen_family: str, disable_dynamic: bool
 ) -> comfy.model_patcher.ModelPatcher:
     state_dict = weights.state_dict
-    config = resolve_config(state_dict, weights.config, str(weights.path), said)
-    family = detect_family(config, said, weights.hint)
+    config = resolve_config(state_dict, weights.config, str(weights.path), chosen_family)
+    family = detect_family(config, chosen_family, weights.hint)
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     precision = choose_precision(weight_dtype, family.trained_dtype, state_dict, load_device)
     has_gguf = precision.keeps_quantized and any_gguf(state_dict)

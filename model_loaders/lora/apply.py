@@ -12,7 +12,7 @@ import torch
 from ...errors import UserError
 from ...host.compat import throw_if_interrupted
 from ...sockets.model import require_cogvideox_model
-from ..checkpoints import read_header
+from ..component_files import read_header
 from ..files.headers import check_names
 from ..files.safetensors_files import looks_like_safetensors, open_safetensors
 from ..files.torch_files import looks_like_torch, open_torch

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cogvideox.devtools.embedded_checkpoint import write_controlnet
 from cogvideox.errors import UserError
-from cogvideox.model_loaders import checkpoints
+from cogvideox.model_loaders import checkpoints, component_files
 from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
@@ -161,9 +161,9 @@ def test_a_header_is_that_of_the_file_that_is_there(tmp_path: Path) -> None:
         for number, file in enumerate((path, other)):
             save_file({"a": torch.zeros(1)}, file, {"alpha": str(number)})
             os.utime(file, (10**9 - age_s, 10**9 - age_s))
-        assert checkpoints.read_header(path).metadata["alpha"] == "0"
+        assert component_files.read_header(path).metadata["alpha"] == "0"
         os.replace(other, path)
-        assert checkpoints.read_header(path).metadata["alpha"] == "1"
+        assert component_files.read_header(path).metadata["alpha"] == "1"
 
 
 def test_a_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from cogvideox.model_loaders import checkpoints, variants
+from cogvideox.model_loaders import component_files, variants
 from cogvideox.model_loaders.files.headers import Entry
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import t5_shapes
@@ -17,7 +17,7 @@ from cogvideox.tests import layout_files as layouts
 
 def assert_found(path: Path, component: str, weights: dict[str, torch.Tensor]) -> Mapping[str, Entry]:
     """Every tensor of its full shape, none besides; returns what was found."""
-    found = checkpoints.find_weights(path, component).entries
+    found = component_files.find_weights(path, component).entries
     assert {n: tuple(w.shape) for n, w in weights.items()} == {n: e.shape for n, e in found.items()}
     return found
 
