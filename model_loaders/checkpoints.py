@@ -105,7 +105,7 @@ def describe_component(path: Path, component: str) -> tuple[FoundComponent, Weig
 def _describe(path: Path, component: str, found: FoundComponent) -> Weights:
     folder = component_folder(path, component) if path.is_dir() else path.parent
     in_header = _header_configs(found.metadata, str(path))
-    config = _side_config(path, folder, component, found) or in_header.get(component)
+    config = _side_config(path, folder, component, found, component in in_header) or in_header.get(component)
     siblings = _sibling_configs(folder) or in_header
     hint = found.metadata.get("modelspec.architecture", "") or _hinted_class(folder.parent)
     return Weights(folder if path.is_dir() else path, {}, config, siblings, hint)
@@ -123,7 +123,9 @@ def _pipeline_class(pipeline: Path) -> str:
     return quoted(str(read_json(pipeline / "model_index.json").get("_class_name", "")))
 
 
-def _side_config(path: Path, folder: Path, component: str, found: FoundComponent) -> dict[str, Any] | None:
+def _side_config(
+    path: Path, folder: Path, component: str, found: FoundComponent, is_in_header: bool
+) -> dict[str, Any] | None:
     """The config.json beside the weights, where it is theirs; None without one.
 
     In a folder of weights it is, unless it says that it is another component's. A chosen file may lie in a folder with
@@ -133,7 +135,7 @@ def _side_config(path: Path, folder: Path, component: str, found: FoundComponent
     """
     places = (folder, found.files[0].parent)  # the second below the first, where DeepSpeed's "latest" names it
     place = next((place / "config.json" for place in places if (place / "config.json").is_file()), None)
-    if place is None or (path.is_file() and component in json_metadata(found.metadata, "config")):
+    if place is None or (path.is_file() and is_in_header):
         return None
     if path.is_dir():
         config = read_json(place)
@@ -192,7 +194,9 @@ def _optional_config(path: Path, component: str) -> dict[str, Any] | None:
 
 def _header_configs(metadata: Mapping[str, str], source: str) -> dict[str, dict[str, Any]]:
     """The configs of all components that a file of this pack carries in its header, within the same limits."""
-    configs = json_metadata(metadata, "config")
+    # Other programs may keep a text of another kind under this name, such as the name of a file.
+    is_ours = metadata.get("config", "").lstrip().startswith("{")
+    configs = json_metadata(metadata, "config", source) if is_ours else {}
     return {
         name: checked_config(name, configs[name], f"{source} (the config of {name} in its header)")
         for name in LIMITS.keys() & configs.keys()

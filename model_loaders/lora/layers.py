@@ -126,10 +126,11 @@ def header_alphas(
     ranks: layer -> rank. spelled: layer -> its name in the file, with the prefixes that the header's patterns may have
     as well. diffusers writes peft's settings (lora_alpha, alpha_pattern, use_rslora), kohya its own.
 
-    Raises UserError for an alpha that is not a finite number, and for an alpha_pattern of no usual kind.
+    Raises UserError for settings that cannot be read, an alpha that is not a finite number, and an alpha_pattern of no
+    usual kind.
     """
     # diffusers puts a component's name before each setting, since one file may hold LoRAs of several; peft does not.
-    config = json_metadata(metadata, HEADER_KEY)
+    config = json_metadata(metadata, HEADER_KEY, "The LoRA")
     own = {key.removeprefix("transformer."): v for key, v in config.items() if key.startswith("transformer.")}
     config = own or config
     default = config.get("lora_alpha", config.get("alpha"))

@@ -9,7 +9,9 @@ import torch
 from comfy.weight_adapter import LoRAAdapter
 
 from ...host.compat import throw_if_interrupted
+from ..files.plain_numbers import as_tensor
 from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS, sort_keys
+from .other_models import require_this_model
 
 
 class MagnitudeAdapter(LoRAAdapter):
@@ -53,8 +55,10 @@ def load_patches(
     key_map: all dialects' names of the model's layers (names.weights_by_alias); other entries, of a text encoder, are
     left to ComfyUI. load_lora: ComfyUI's own function, which makes all patches except those of peft's DoRA.
     """
+    lora = {key: value if (tensor := as_tensor(key, value)) is None else tensor for key, value in lora.items()}
     # Keys that fit no layer go along, so that ComfyUI loads those of a text encoder and names the others in its log.
     found = sort_keys(lora, key_map)
+    require_this_model(found, key_map)
     tensors = {key: lora[key] for key in (*found.unmatched, *(k for keys in found.skipped.values() for k in keys))}
     magnitudes = {}
     for layer, keys in found.layers.items():

@@ -69,12 +69,12 @@ def test_lora_of_an_image_model_on_a_text_model(subject: Subject, tmp_path: Path
 def test_unmatched_keys_are_named(subject: Subject, tmp_path: Path) -> None:
     """A LoRA that fits in part is applied; what was lost must be seen."""
     files, _, _ = write_dialect("diffusers", subject.factors(ATTENTION))
-    files |= {f"transformer.transformer_blocks.{i}.attn1.to_q.lora_A.weight": torch.ones(4, 64) for i in range(5, 10)}
+    files |= {f"transformer.perceiver.{i}.to_q.lora_A.weight": torch.ones(4, 64) for i in range(5)}
     files["lora_te_encoder_block_0.lora_up.weight"] = torch.ones(3, 4)
     _, report = lora.apply_lora(subject.model, save(tmp_path / "l.safetensors", files), 1.0)
     text = report.message()
     assert "16 of 22 keys matched: 8 layers, LoRA, rank 4, scale 1 (the file has no alpha)." in text
-    assert "Not in this model: transformer.transformer_blocks.5.attn1.to_q.lora_A.weight" in text and "2 more" in text
+    assert "Not in this model: transformer.perceiver.0.to_q.lora_A.weight" in text and "2 more" in text
     assert "Skipped 1 for a text encoder: lora_te_encoder_block_0.lora_up.weight" in text
     assert len(report.details().splitlines()) == 6
 
