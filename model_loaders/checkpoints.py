@@ -17,6 +17,7 @@ from .downloads.manifest import require_complete
 from .files.headers import json_metadata
 from .files.tensor_specs import assemble, check_quantization_notes, split_fused_rows
 from .side_configs import config_differences, is_of_another_kind, is_of_this_kind
+from .variants import HasShape
 from .weight_files import read_json
 
 _SIBLINGS = ("transformer", "vae", "text_encoder", "scheduler")
@@ -162,12 +163,22 @@ def _side_config(
 def check_component(path: Path, component: str) -> list[Path]:
     """The files of `component`; path as in open_component.
 
-    Raises UserError for what open_component would refuse, an entry of a config too. Only headers and configs are read.
+    Raises UserError for what open_component would refuse, an entry of a config too, and for a config that the weights
+    contradict. Only headers and configs are read.
     """
-    return list(describe_component(path, component)[0].files)
+    found, described = describe_component(path, component)
+    source = str(described.path)
+    config = described.config
+    differences = [] if config is None else config_differences(component, config, found.entries, source)
+    if differences:
+        raise UserError(
+            f"config.json and the weights in {source} do not belong together: {'; '.join(differences)} (config against "
+            "weights). Put the config.json of these weights into their folder."
+        )
+    return list(found.files)
 
 
-def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, torch.Tensor], source: str) -> None:
+def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, HasShape], source: str) -> None:
     """Raises UserError where `found` lacks a tensor of `expected`, has another one, or one of another shape.
 
     ComfyUI's loaders only log such names, and the model would make noise. expected: name -> shape. source: path for

@@ -52,11 +52,15 @@ def load_model(
     return patcher
 
 
-def check_family(path: Path, family: str) -> None:
-    """Raises UserError where the weights at `path` are not of `family`. Only headers and configs are read."""
-    if family != DETECT:
-        found, described = describe_component(path, "transformer")
-        detect_family(resolve_config(found.entries, described.config, str(path), family), family, described.hint)
+def check_model(path: Path, family: str = DETECT) -> None:
+    """Raises UserError where the weights at `path` are not a CogVideoX transformer, or not of `family`.
+
+    Only headers and configs are read. Whether each layer is there shows in diffusers' class of the model, whose import
+    takes seconds: that is found when the model is loaded.
+    """
+    found, described = describe_component(path, "transformer")
+    config = resolve_config(found.entries, described.config, str(described.path), family)
+    detect_family(config, family, described.hint)
 
 
 def _build_patcher(
