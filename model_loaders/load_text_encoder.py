@@ -152,14 +152,20 @@ def t5_config(tensors: dict[str, Any], weights: Weights) -> dict[str, Any]:
     config.json, not T5-XXL's.
     """
     source = str(weights.path)
-    # The embedding is stored under one or both of two names. The second one is popped in either case, because the
-    # argument is evaluated before setdefault looks: left in, it would be reported as an unknown tensor.
-    tensors.setdefault("shared.weight", tensors.pop("encoder.embed_tokens.weight", torch.empty(0, 0)))
+    # The embedding is stored under one or both of two names. Left in, the second would be an unknown tensor.
+    embedding = tensors.pop("encoder.embed_tokens.weight", None)
+    if embedding is not None:
+        tensors.setdefault("shared.weight", embedding)
+    if "shared.weight" not in tensors:
+        raise UserError(
+            f"The T5 text encoder in {source} has no embedding of the tokens (shared.weight): the file is damaged or "
+            "incomplete. Download it again."
+        )
     vocab_size, width = sides(tensors, "shared.weight", (2,), source)
     wanted = weights.siblings.get("transformer", {}).get("text_embed_dim")
     if wanted is None and weights.config is None:
         wanted = T5_XXL["d_model"]
-    if wanted is not None and 0 < width != wanted:  # width 0: no embedding at all, which require_fit reports
+    if wanted is not None and width != wanted:
         raise UserError(
             f"The text encoder in {weights.path} has width {width}; the transformer reads width {wanted}. CogVideoX "
             "uses the T5-XXL v1.1 encoder (width 4096). Download the checkpoint's own text_encoder."

@@ -31,10 +31,10 @@ def in_peft(weights: Files, parts: tuple[str, ...] = ("lora_A.default.weight", "
     files: Files = {}
     for name, weight in weights.items():
         found = ATTENTION.search(name)
-        files[f"base_model.model.{name[: found.start(2)]}base_layer.{found[2]}" if found else name] = weight
+        files[f"{name[: found.start(2)]}base_layer.{found[2]}" if found else name] = weight
         if found and found[2] == "weight":
-            files |= {f"base_model.model.{name[: found.start(2)]}{part}": torch.zeros(4, 4) for part in parts}
-    return files
+            files |= {f"{name[: found.start(2)]}{part}": torch.zeros(4, 4) for part in parts}
+    return layouts.prefixed("base_model.model.", files)
 
 
 def without_base_layer(weights: Files) -> Files:
@@ -63,7 +63,7 @@ WRITERS: dict[str, Callable[[Files], Files]] = {
     "old diffusers": lambda weights: in_peft(weights, ("lora.down.weight", "lora.up.weight")),
     "SAT": in_sat,
 }
-MESSAGE = "that was saved with a LoRA beside its weights: .* is not merged .* merge_and_unload"
+MESSAGE = "that was saved with a LoRA beside its weights: .* is not merged .*merge_and_unload"
 
 
 @pytest.mark.parametrize("writer", WRITERS)
