@@ -48,6 +48,10 @@ def without(name: str) -> Callable[[Files], Files | None]:
     return lambda files: {key: tensor for key, tensor in files.items() if key != name}
 
 
+def without_embedding(files: Files) -> Files:
+    return {name: tensor for name, tensor in files.items() if "shared" not in name and "embed_tokens" not in name}
+
+
 def narrow(files: Files) -> Files:
     """A T5 of half the width."""
     return {
@@ -64,7 +68,7 @@ T5_CHANGES: dict[str, tuple[Callable[[Files], Files | None], str]] = {
         lambda f: {k: t for k, t in f.items() if "embed" not in k and "shared" not in k},
         "has no embedding",
     ),
-    "another width": (narrow, "has width 16; the transformer reads width 32|do not fit|belong together"),
+    "another width": (narrow, "has width 16; the transformer reads width 32"),
 }
 
 
