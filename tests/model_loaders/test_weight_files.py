@@ -279,6 +279,28 @@ def test_config_of_another_model_beside_a_file(parts: Path, tmp_path: Path) -> N
     assert checkpoints.open_component(path, "transformer").config == own
 
 
+def test_a_config_beside_a_file_is_checked_once(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each check walks through all entries, whenever a prompt is queued; the first answer is the one that counts."""
+    path = layouts.write_safetensors(tmp_path / "one.safetensors", weights_of(parts, "transformer"))
+    own = json.loads((parts / "transformer" / "config.json").read_text())
+    sources: list[str] = []
+    check = checkpoints.checked_config
+    monkeypatch.setattr(
+        checkpoints,
+        "checked_config",
+        lambda part, config, source: sources.append(source) or check(part, config, source),
+    )
+    for name in ("CogVideoXTransformer3DModel", None):
+        (tmp_path / "config.json").write_text(json.dumps(own | {"_class_name": name}))
+        checkpoints.check_component(path, "transformer")
+    (tmp_path / "config.json").write_text(json.dumps({"num_layers": -1}))  # somebody else's
+    checkpoints.check_component(path, "transformer")
+    (tmp_path / "config.json").write_text(json.dumps(own | {"num_layers": -1}))
+    with pytest.raises(UserError, match="num_layers"):
+        checkpoints.check_component(path, "transformer")
+    assert sources == [str(tmp_path / "config.json")] * 4
+
+
 def test_the_header_s_config_goes_before_the_one_beside_a_file(parts: Path, tmp_path: Path) -> None:
     """A saved file carries its own config; in a folder without a config.json it is read as well."""
     weights, own = weights_of(parts, "transformer"), json.loads((parts / "transformer" / "config.json").read_text())
