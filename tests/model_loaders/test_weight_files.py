@@ -285,11 +285,12 @@ def test_a_config_beside_a_file_is_checked_once(parts: Path, tmp_path: Path, mon
     own = json.loads((parts / "transformer" / "config.json").read_text())
     sources: list[str] = []
     check = checkpoints.checked_config
-    monkeypatch.setattr(
-        checkpoints,
-        "checked_config",
-        lambda part, config, source: sources.append(source) or check(part, config, source),
-    )
+
+    def counted(component: str, config: dict, source: str) -> dict:
+        sources.append(source)
+        return check(component, config, source)
+
+    monkeypatch.setattr(checkpoints, "checked_config", counted)
     for name in ("CogVideoXTransformer3DModel", None):
         (tmp_path / "config.json").write_text(json.dumps(own | {"_class_name": name}))
         checkpoints.check_component(path, "transformer")
