@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -46,6 +45,7 @@ _FAILED_DOWNLOADS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it points to",
     b"<": "is a web page, not weights",
 }
+_MOST_PIECES = 3  # of the name of an adapter's part: lora_A.default.weight
 _FRESH_S = 2.0  # a file that is being written changes more often than the clock of some file systems ticks
 
 
@@ -185,9 +185,8 @@ def _refuse_unmerged(names: Collection[str], layout: Layout, beginning: str) -> 
     for name in names:
         part = LORA_PART.search(name)
         is_part = part and MODULE_WRAPPERS.sub("", f"{name[: part.start()]}.weight") in weights
-        is_adapter = ".base_layer." not in name and any(
-            name[: dot.start()] in wrapped for dot in re.finditer(r"\.", name)
-        )
+        pieces = name.rsplit(".", _MOST_PIECES) if wrapped and ".base_layer." not in name else []
+        is_adapter = any(".".join(pieces[:count]) in wrapped for count in range(1, len(pieces)))
         if is_part or is_adapter:
             raise UserError(
                 f"{beginning} that was saved with a LoRA beside its weights: {quoted(name)} is not merged into them. "

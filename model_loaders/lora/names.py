@@ -55,6 +55,7 @@ _DIFFSYNTH_LAYERS = (
 _PROCESSOR = re.compile(r"\.(to_[qkv]|to_out)(?:\.0)?$")
 
 _MOST_PIECES = 3  # of a part's name: lora_E.default.weight
+_MOST_LETTERS = 300  # of a key in which such a part is looked for; the longest of any dialect has about 120
 _ADAPTER = r"(?:\.(?!weight$|bias$)[^.]+)?"  # peft puts the adapter's name into the key: lora_A.default.weight
 # The parts of a layer, by ComfyUI's names (comfy/weight_adapter/lora.py) as far as it reads them. MAGNITUDE and UP_BIAS
 # are peft's; patches.py handles them.
@@ -150,7 +151,7 @@ def find_weight(layer: str, names: Mapping[str, str], longest: int) -> str | Non
 
 def _part_of_own_layer(key: str, names: Mapping[str, str], longest: int) -> str:
     """What follows the name of a layer of this model in a key whose end no dialect has; "" where none precedes it."""
-    pieces = key.rsplit(".", _MOST_PIECES)
+    pieces = MODULE_WRAPPERS.sub("", key).rsplit(".", _MOST_PIECES) if len(key) <= _MOST_LETTERS else []
     for count in range(1, len(pieces)):
         if find_weight(".".join(pieces[:-count]), names, longest) is not None:
             return ".".join(pieces[-count:])

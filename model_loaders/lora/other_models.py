@@ -1,11 +1,15 @@
 """LoRAs of other models: told by the names of their layers, of which some may fit CogVideoX's by chance."""
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ...errors import UserError, quoted
 from .names import SAT_LAYER, SortedKeys, find_weight, split_key
 
+_BLOCK = re.compile(r"(?<![^._])((?:transformer_)?blocks[._])(\d+)(?=[._])")
+_ATTENTION = ".attn1.to_"
+_MOST_KEYS = 2000  # that are looked at; a LoRA on every layer of a large model has about as many
 # A pattern that only the keys of this family's LoRAs match. The first match wins.
 _OTHER_FAMILIES = (
     (re.compile(r"(?:^|[._])(?:double_blocks|single_blocks)[._]"), "Flux or HunyuanVideo"),
@@ -24,12 +28,8 @@ _OTHER_FAMILIES = (
 def guess_family(keys: Iterable[str]) -> str | None:
     """The other model family for which a LoRA with these keys was trained, in words; None where it is unknown."""
     # SAT's own "layers.0.attention." would be taken for Lumina's.
-    keys = [key for key in keys if not SAT_LAYER.search(key)]
+    keys = [key for key in itertools.islice(keys, _MOST_KEYS) if not SAT_LAYER.search(key)]
     return next((name for pattern, name in _OTHER_FAMILIES if any(pattern.search(key) for key in keys)), None)
-
-
-_BLOCK = re.compile(r"(?<![^._])((?:transformer_)?blocks[._])(\d+)(?=[._])")
-_ATTENTION = ".attn1.to_"
 
 
 def require_this_model(found: SortedKeys, names: Mapping[str, str], source: str = "The LoRA") -> None:

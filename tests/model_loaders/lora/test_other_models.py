@@ -164,6 +164,20 @@ def test_own_weights_beside_it(subject: Subject, tmp_path: Path) -> None:
     assert report.skipped == {"of the model's own weights, which are not applied": sorted(beside)} and not report.hint
 
 
+def test_a_whole_model_with_its_lora(subject: Subject, tmp_path: Path) -> None:
+    """A model that peft has saved unmerged: as a LoRA, its adapter is applied and its own weights are left out."""
+    factors = subject.factors(ATTENTION)
+    own = {
+        f"base_model.model.{name.replace('.to_q.', '.to_q.base_layer.')}": weight
+        for name, weight in subject.weights.items()
+    }
+    assert any(".base_layer." in name for name in own)
+    files = write_dialect("peft, named adapter", factors)[0] | own
+    patched, report = lora.apply_lora(subject.model, save(tmp_path / "l.safetensors", files), 1.0)
+    assert_weights(patched, fused(subject.weights, factors, 1.0))
+    assert sorted(own) == report.skipped["of the model's own weights, which are not applied"] and not report.unmatched
+
+
 @pytest.mark.parametrize("way", [by_node, by_stock_node, by_hook])
 @pytest.mark.parametrize("part", ["lora_E", "lora_E.default", "oft_R.default.weight", "vera_lambda_b", "lora_A.bias"])
 def test_parts_that_are_not_read(
