@@ -1,11 +1,13 @@
 """Plain Python numbers among the tensors of a PyTorch file: some trainers keep a LoRA's alpha as one."""
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import torch
 
+LORA_CONFIG = "lora_config"  # a LoRA's settings in a header, as finetrainers writes them
 # Under one of these names a trainer keeps the alpha of all layers, beside the tensors or one level above.
 _ALPHA_OF_ALL = ("lora_alpha", "network_alpha", "ss_network_alpha", "alpha")
 
@@ -40,4 +42,4 @@ def tensors_of(values: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
 def alpha_of_all(values: Mapping[Any, Any]) -> dict[str, str]:
     """The alpha of all layers as the metadata of a header have it, {} where it is not among `values`."""
     found = next((values[name] for name in _ALPHA_OF_ALL if is_number(values.get(name))), None)
-    return {} if found is None else {"ss_network_alpha": str(_float(found))}
+    return {} if found is None else {LORA_CONFIG: json.dumps({"lora_alpha": _float(found)})}

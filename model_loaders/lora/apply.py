@@ -14,7 +14,7 @@ from ...host.compat import throw_if_interrupted
 from ...sockets.model import require_cogvideox_model
 from ..component_files import read_header
 from ..files.headers import check_names
-from ..files.plain_numbers import alpha_of_all, tensors_of
+from ..files.plain_numbers import LORA_CONFIG, alpha_of_all, tensors_of
 from ..files.safetensors_files import looks_like_safetensors, open_safetensors
 from ..files.torch_files import looks_like_torch, open_torch
 from .layers import HEADER_KEY, MAX_SCALE, SCALES, Layer, describe_layer, missing_alphas
@@ -255,7 +255,9 @@ def _scale_source(found: SortedKeys, alphas: Mapping[str, float], metadata: Mapp
         return "1 / rank, as chosen"
     sources = ["alpha of the tensors"] if any(ALPHA in keys for keys in found.layers.values()) else []
     if alphas:
-        sources.append("alpha of the header" + ("" if HEADER_KEY in metadata else ", ss_network_alpha"))
+        sources.append(
+            "alpha of the header" + ("" if {HEADER_KEY, LORA_CONFIG} & set(metadata) else ", ss_network_alpha")
+        )
     return " and ".join(sources) or "the file has no alpha"
 
 

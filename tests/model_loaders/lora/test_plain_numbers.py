@@ -100,6 +100,22 @@ def test_a_model_beside_plain_numbers(tiny_pipelines: dict[str, Path], subject: 
 DAMAGED = ["{", "[]", "8", '"lora_alpha"', "{'r': 4}", '{"transformer.lora_alpha": 8', "[" * 100_000]
 
 
+@pytest.mark.parametrize("alpha", [8, 2.0])
+def test_settings_of_finetrainers(subject: Subject, tmp_path: Path, alpha: float) -> None:
+    """finetrainers, which trains CogVideoX, writes its settings into the header under a name of its own."""
+    factors = subject.factors(ATTENTION)
+    settings = {"r": RANK, "lora_alpha": alpha, "init_lora_weights": True, "target_modules": ["to_q", "to_k"]}
+    header = {"format": "pt", "lora_config": json.dumps(settings, indent=4)}
+    path = save(tmp_path / "l.safetensors", write_dialect("diffusers", factors)[0], header)
+    patched, report = lora.apply_lora(subject.model, path, 1.0)
+    assert_weights(patched, fused(subject.weights, factors, alpha / RANK))
+    assert report.scale_source == "alpha of the header"
+    # diffusers' own go before them
+    header |= adapter_header({"r": RANK, "lora_alpha": 1})
+    path = save(tmp_path / "l.safetensors", write_dialect("diffusers", factors)[0], header)
+    assert_weights(lora.apply_lora(subject.model, path, 1.0)[0], fused(subject.weights, factors, 1 / RANK))
+
+
 @pytest.mark.parametrize("text", DAMAGED, ids=lambda text: text[:12])
 def test_damaged_settings(subject: Subject, tmp_path: Path, text: str) -> None:
     """The alpha in them was lost without a word, and the LoRA several times too weak or too strong."""
@@ -110,6 +126,9 @@ def test_damaged_settings(subject: Subject, tmp_path: Path, text: str) -> None:
     ) as caught:
         lora.apply_lora(subject.model, path, 1.0)
     assert len(str(caught.value)) < 400
+    path = save(tmp_path / "l.safetensors", files, {"lora_config": '{"lora_alpha": 8'})
+    with pytest.raises(UserError, match="under lora_config in its header, which is not a JSON object"):
+        lora.apply_lora(subject.model, path, 1.0)
     # whoever chooses the scale does not need them
     lora.apply_lora(subject.model, path, 1.0, lora.SCALES[1])
 
@@ -120,6 +139,6 @@ def test_settings_without_an_alpha(subject: Subject, tmp_path: Path) -> None:
     for text in ("", "null", "{}", json.dumps({"transformer.lora_alpha": None})):
         path = save(tmp_path / "l.safetensors", write_dialect("diffusers", factors)[0], {"lora_adapter_metadata": text})
         assert_weights(lora.apply_lora(subject.model, path, 1.0)[0], fused(subject.weights, factors, 1.0))
-    header = adapter_header({"r": RANK, "lora_alpha": 8}) | {"config": "my_config.yaml"}
+    header = adapter_header({"r": RANK, "lora_alpha": 8}) | {"config": "my_config.yaml", "lora_config": "mine"}
     path = save(tmp_path / "l.safetensors", write_dialect("diffusers", factors)[0], header)
     assert_weights(lora.apply_lora(subject.model, path, 1.0)[0], fused(subject.weights, factors, 2.0))
