@@ -123,8 +123,8 @@ def require_component(keys: Collection[str], component: str, source: str) -> Non
     found = describe_weights(keys)
     # A damaged file of the right kind needs another message than a file of another model. "CogVideoX-like": other
     # transformers share names with CogVideoX's. One counts as CogVideoX's only with the first two required keys.
-    is_expected_kind = found.replace("-like", "") == expected.description
-    if is_expected_kind and all(key in keys for key in expected.required_keys[:2]):
+    is_alike = found.replace("-like", "") == expected.description
+    if found == expected.description or (is_alike and all(key in keys for key in expected.required_keys[:2])):
         raise UserError(
             f"{source} is {expected.description} without {', '.join(missing)}: the file is damaged or incomplete. "
             "Download it again."

@@ -137,7 +137,6 @@ def read_lora(
     state_dict = tensors_of(state_dict)
     names = weights_by_alias(shapes)
     found = sort_keys(state_dict, names)
-    require_this_model(found, names, source)
     if not found.layers:
         reason = zero_match_message(source, list(state_dict), found.skipped)
         if not allow_none:
@@ -147,6 +146,8 @@ def read_lora(
     layers = _describe_layers(state_dict, found, source)
     # Shapes before values: shapes are known from the header, while checking for NaN reads the whole file.
     _drop_misfits(layers, found, shapes, source, list(state_dict))
+    # After the shapes, whose message names the width: a LoRA of 5b has more blocks than 2b as well.
+    require_this_model(found, names, source)
     _require_finite(state_dict, found, source)
     ranks = {layer: described.rank for layer, described in layers.items() if described.rank}
     alphas = missing_alphas(found.layers, ranks, metadata, scale)

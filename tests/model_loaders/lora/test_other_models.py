@@ -17,6 +17,7 @@ from cogvideox.tests.lora_files import (
     Subject,
     assert_weights,
     fused,
+    random_factors,
     save,
     write_dialect,
 )
@@ -114,6 +115,19 @@ def test_another_model_s_is_refused(
     with pytest.raises(UserError, match=f"was trained for {words}"):
         way(subject.model, files, tmp_path)
     assert_weights(subject.model, subject.weights)
+
+
+def of_width(width: int, layers: list[str]) -> Files:
+    return write_dialect("diffusers", random_factors(dict.fromkeys(layers, (width, width)), layers))[0]
+
+
+def test_a_wider_and_deeper_model_of_ours(subject: Subject, tmp_path: Path) -> None:
+    """A LoRA of 5b on 2b: the width says more than the number of blocks. A deeper one of this width has only that."""
+    layers = blocks(5, [f"attn1.{part}" for part in ATTENTION_PARTS])
+    with pytest.raises(UserError, match="layers of another size: .* is .96, 96. in the LoRA and .64, 64. in the"):
+        by_node(subject.model, of_width(96, layers), tmp_path)
+    with pytest.raises(UserError, match="of at least 5 transformer blocks; this model has 2. Choose a LoRA for this"):
+        by_node(subject.model, of_width(64, layers), tmp_path)
 
 
 T5 = [f"encoder.block.{n}.layer.0.SelfAttention.{part}" for n in range(6) for part in "qkvo"]
