@@ -39,7 +39,13 @@ def tensors_of(values: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
-def alpha_of_all(values: Mapping[Any, Any]) -> dict[str, str]:
-    """The alpha of all layers as the metadata of a header have it, {} where it is not among `values`."""
+def alpha_of_all(values: Mapping[Any, Any]) -> float | None:
+    """The alpha of all layers, None where it is not among `values`."""
     found = next((values[name] for name in _ALPHA_OF_ALL if is_number(values.get(name))), None)
-    return {} if found is None else {LORA_CONFIG: json.dumps({"lora_alpha": _float(found)})}
+    return None if found is None else _float(found)
+
+
+def alpha_metadata(values: Mapping[Any, Any]) -> dict[str, str]:
+    """The alpha of all layers as the metadata of a header have it, {} where it is not among `values`."""
+    alpha = alpha_of_all(values)
+    return {} if alpha is None else {LORA_CONFIG: json.dumps({"lora_alpha": alpha})}

@@ -12,7 +12,7 @@ import torch
 
 from ...errors import UserError
 from .headers import Entry, Header, check_names, damaged
-from .plain_numbers import alpha_of_all, as_tensor, tensors_of
+from .plain_numbers import alpha_metadata, as_tensor, tensors_of
 from .torch_guard import walk_pickles
 from .zip_guard import check_directory
 
@@ -127,7 +127,7 @@ def _unwrap(loaded: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     for _ in range(10):
         if not isinstance(loaded, Mapping):
             break
-        metadata |= alpha_of_all(loaded)
+        metadata |= alpha_metadata(loaded)
         tensors = tensors_of(loaded)
         # Trainers wrap the weights, sometimes twice, next to optimizer state and counters. A wrapper is followed before
         # the tensors beside it are taken.

@@ -14,7 +14,7 @@ from ...host.compat import throw_if_interrupted
 from ...sockets.model import require_cogvideox_model
 from ..component_files import read_header
 from ..files.headers import check_names
-from ..files.plain_numbers import LORA_CONFIG, alpha_of_all, tensors_of
+from ..files.plain_numbers import LORA_CONFIG, alpha_metadata, tensors_of
 from ..files.safetensors_files import looks_like_safetensors, open_safetensors
 from ..files.torch_files import looks_like_torch, open_torch
 from .layers import HEADER_KEY, MAX_SCALE, SCALES, Layer, describe_layer, missing_alphas
@@ -133,7 +133,7 @@ def read_lora(
     except ValueError as error:
         raise UserError(f"{source} has {error}. Choose another LoRA.") from error
     shapes = weight_shapes(model)
-    metadata = alpha_of_all(state_dict) | dict(metadata or {})
+    metadata = alpha_metadata(state_dict) | dict(metadata or {})
     state_dict = tensors_of(state_dict)
     names = weights_by_alias(shapes)
     found = sort_keys(state_dict, names)

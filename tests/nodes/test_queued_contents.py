@@ -153,3 +153,6 @@ def test_a_control_net_s_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     change_json(tmp_path / "net" / "config.json", num_layers=7)
     told = str(validated(controlnet.CogVideoXLoadControlNet, control_net_name="net"))
     assert "do not belong together: num_layers 7 against" in told
+    (tmp_path / "net" / "config.json").unlink()
+    told = str(validated(controlnet.CogVideoXLoadControlNet, control_net_name="net"))
+    assert "has no config.json, and no CogVideoX model has its width" in told

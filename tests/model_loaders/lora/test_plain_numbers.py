@@ -77,6 +77,9 @@ def test_one_number_for_all_layers(subject: Subject, tmp_path: Path, name: str, 
         stock = comfy.sd.load_lora_for_models(subject.model, None, whole, 1.0, 0)[0]
         assert stock is not None
         assert_weights(stock, fused(subject.weights, factors, 8 / RANK))
+        hooked = subject.model.clone()
+        hooked.add_patches(comfy.lora.load_lora(whole, comfy.lora.model_lora_keys_unet(hooked.model, {})), 1.0)
+        assert_weights(hooked, fused(subject.weights, factors, 8 / RANK))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400, 1e9])
