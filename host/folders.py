@@ -28,12 +28,6 @@ CATEGORIES = (
     "vae_approx",
 )
 PIPELINE_INDEX = "model_index.json"
-CONTROL_NET_CLASS = "CogVideoXControlnet"  # _class_name in the config.json of TheDenk's checkpoints
-COMPONENT_CLASSES = {  # _class_name in a config.json of diffusers; T5's names none
-    "transformer": "CogVideoXTransformer3DModel",
-    "vae": "AutoencoderKLCogVideoX",
-    "controlnet": CONTROL_NET_CLASS,
-}
 # The component that is listed for a category, beside those of the pipelines.
 _OWN_COMPONENTS = {
     "diffusion_models": "transformer",
@@ -130,9 +124,7 @@ def _holds(folder: Listed, name: str, component: str) -> bool:
 
 def _is_variant(folder: Listed, name: str, component: str) -> bool:
     """Whether a folder below models/diffusers holds a `component` under a name of its own, as transformer_I2V does."""
-    is_named = name.startswith(f"{component}_") or (
-        name != component and folder.class_name == COMPONENT_CLASSES.get(component)
-    )
+    is_named = name.startswith(f"{component}_") or (name != component and component in folder.components)
     return is_named and any(child.lower().endswith(WEIGHT_SUFFIXES) for child in folder.files)
 
 

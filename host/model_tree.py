@@ -20,6 +20,7 @@ import folder_paths
 
 from ..errors import UserError
 from ..small_files import read_small_text
+from .component_classes import components_named
 
 CONFIG = "config.json"
 _GIT, _SNAPSHOTS = ".git", "snapshots"
@@ -36,12 +37,12 @@ _STEP_NS = 2_000_000_000
 
 @dataclass(frozen=True)
 class Listed:
-    """One folder. folders, files: names in it. class_name: of the model that its config.json describes, "" where there
-    is none. stamp: what changes when the folder does; None where that cannot be told. config_stamp: of config.json."""
+    """One folder. folders, files: names in it. components: what its config.json may describe, by the classes that it
+    names. stamp: what changes when the folder does; None where that cannot be told. config_stamp: of config.json."""
 
     folders: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    class_name: str = ""
+    components: frozenset[str] = frozenset()
     stamp: tuple[int, ...] | None = None
     config_stamp: tuple[int, ...] | None = None
 
@@ -188,8 +189,8 @@ def _relisted(place: str, status: os.stat_result, before: Listed | None) -> List
         return listed
     config = _stamp(os.path.join(place, CONFIG))
     if before is not None and config is not None and before.config_stamp == config:
-        return replace(listed, class_name=before.class_name, config_stamp=config)
-    return replace(listed, class_name=_class_name(Path(place, CONFIG)), config_stamp=config)
+        return replace(listed, components=before.components, config_stamp=config)
+    return replace(listed, components=_components(Path(place, CONFIG)), config_stamp=config)
 
 
 def _scanned(place: str, stamp: tuple[int, ...] | None) -> Listed:
@@ -231,11 +232,10 @@ def _stamp(path: str) -> tuple[int, ...] | None:
     return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
-def _class_name(config: Path) -> str:
-    """The class that a config.json names, "" where it names none."""
+def _components(config: Path) -> frozenset[str]:
+    """The components that a config.json names, none where it cannot be read."""
     try:
         value = json.loads(read_small_text(config, _MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError, UserError):
-        return ""
-    name = value.get("_class_name") if isinstance(value, dict) else None
-    return name if isinstance(name, str) else ""
+        return frozenset()
+    return components_named(value) if isinstance(value, dict) else frozenset()

@@ -20,11 +20,12 @@ from ..sockets.families import FAMILIES
 from ..transformer.parameter_types import parameter_dtype
 from ..vae.geometry import CHANNELS, SPATIAL
 from .assign import assign_weights
-from .checkpoints import open_component
+from .checkpoints import describe_component, open_component
 from .config_limits import checked_config
 from .file_stamps import if_unchanged
 from .precision import choose_dtypes
 from .side_configs import control_differences, control_shape
+from .variants import HasShape
 
 if TYPE_CHECKING:
     from ..transformer.control_net import CogVideoXControlNet, ControlConfig
@@ -40,6 +41,13 @@ def load_controlnet(path: Path, weight_dtype: str = "default") -> CogVideoXContr
     Raises UserError where the weights are not a CogVideoX control net, or one that no CogVideoX model can use.
     """
     return CogVideoXControl(_load_patcher(path, weight_dtype))
+
+
+def check_control_net(path: Path) -> None:
+    """Raises UserError for what load_controlnet would refuse of the headers and configs at `path`; nothing else is
+    read."""
+    found, described = describe_component(path, "controlnet")
+    _fitting_config(found.entries, described.config, str(described.path))
 
 
 def _load_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -96,22 +104,32 @@ def resolve_control_config(
     prepare_diffusers()
     from ..transformer.control_net import ControlConfig
 
-    shape = control_shape(state_dict, source)
-    checked_config("controlnet", shape, f"The control net that the weights in {source} describe")
-    config = _published_config(shape, source) if config is None else checked_config("controlnet", config, source)
+    config, shape = _fitting_config(state_dict, config, source)
     # config.json has entries besides, such as _class_name, that ControlConfig does not take.
     known = {f.name for f in fields(ControlConfig)}
     claimed = ControlConfig(**{k: v for k, v in config.items() if k in known})
-    differences = control_differences(config, shape)
     shape = {name: value for name, value in shape.items() if name not in ("dim", "pixels")}
-    if differences:
+    # The shapes win over the config, which lacks text_embed_dim and out_proj_dim in the published files.
+    _require_runnable(claimed, source)
+    return ControlConfig(**{k: v for k, v in config.items() if k in known} | shape)
+
+
+def _fitting_config(
+    tensors: Mapping[str, HasShape], config: Mapping[str, Any] | None, source: str
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """(config, shape) of some weights or of their headers' entries; config, source: as for resolve_control_config.
+
+    Raises UserError as resolve_control_config does, but for a control net that cannot run here.
+    """
+    shape = control_shape(tensors, source)
+    checked_config("controlnet", shape, f"The control net that the weights in {source} describe")
+    config = _published_config(shape, source) if config is None else checked_config("controlnet", config, source)
+    if differences := control_differences(config, shape):
         raise UserError(
             f"config.json and the weights in {source} do not belong together: {'; '.join(differences)} (config against "
             "weights). Put the config.json of this control net into the folder of its weights."
         )
-    # The shapes win over the config, which lacks text_embed_dim and out_proj_dim in the published files.
-    _require_runnable(claimed, source)
-    return ControlConfig(**{k: v for k, v in config.items() if k in known} | shape)
+    return config, shape
 
 
 def _published_config(shape: Mapping[str, Any], source: str) -> dict[str, Any]:

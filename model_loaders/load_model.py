@@ -52,19 +52,23 @@ def load_model(
     return patcher
 
 
-def check_family(path: Path, family: str) -> None:
-    """Raises UserError where the weights at `path` are not of `family`. Only headers and configs are read."""
-    if family != DETECT:
-        found, described = describe_component(path, "transformer")
-        detect_family(resolve_config(found.entries, described.config, str(path), family), family, described.hint)
+def check_model(path: Path, family: str = DETECT) -> None:
+    """Raises UserError where the weights at `path` are not a CogVideoX transformer, or not of `family`.
+
+    Only headers and configs are read. Whether each layer is there shows in diffusers' class of the model, whose import
+    takes seconds: that is found when the model is loaded.
+    """
+    found, described = describe_component(path, "transformer")
+    config = resolve_config(found.entries, described.config, str(described.path), family)
+    detect_family(config, family, described.hint)
 
 
 def _build_patcher(
-    weights: Weights, weight_dtype: str, notify: Notify, said: str, disable_dynamic: bool
+    weights: Weights, weight_dtype: str, notify: Notify, chosen_family: str, disable_dynamic: bool
 ) -> comfy.model_patcher.ModelPatcher:
     state_dict = weights.state_dict
-    config = resolve_config(state_dict, weights.config, str(weights.path), said)
-    family = detect_family(config, said, weights.hint)
+    config = resolve_config(state_dict, weights.config, str(weights.path), chosen_family)
+    family = detect_family(config, chosen_family, weights.hint)
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     precision = choose_precision(weight_dtype, family.trained_dtype, state_dict, load_device)
     has_gguf = precision.keeps_quantized and any_gguf(state_dict)

@@ -14,8 +14,8 @@ from ..errors import UserError
 from ..host.quantized import is_quantized
 from ..host.weight_patcher import adopt_patcher
 from ..sockets.clip import TextEncoderTarget
-from ..sockets.tokenizer import MAX_TOKENS, CogVideoXTokenizer
-from .checkpoints import Weights, open_component, require_fit
+from ..sockets.tokenizer import MAX_TOKENS, CogVideoXTokenizer, vocab_size_of
+from .checkpoints import Weights, describe_component, open_component, require_fit
 from .config_limits import checked_config
 from .file_stamps import if_unchanged
 from .precision import (
@@ -61,14 +61,10 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     load_again = if_unchanged(_load_text_encoder_patcher, path, "text_encoder")  # before the files are opened
     weights = open_component(path, "text_encoder")
     state_dict = weights.state_dict
-    config = t5_config(weights)
+    config = t5_config(state_dict, weights)
     max_tokens = weights.siblings.get("transformer", {}).get("max_text_seq_length", MAX_TOKENS)
     tokenizer = CogVideoXTokenizer(_tokenizer_folder(weights), max_tokens)
-    if tokenizer.vocab_size > config["vocab_size"]:
-        raise UserError(
-            f"The text encoder in {weights.path} knows {config['vocab_size']} tokens, its tokenizer has "
-            f"{tokenizer.vocab_size}. Put the checkpoint's own tokenizer folder next to its text_encoder folder."
-        )
+    _check_vocabulary(tokenizer.vocab_size, config, weights)
     precision = choose_t5_precision(weight_dtype, state_dict)
     # Counted before the conversion below empties state_dict; by it ComfyUI chooses the device on which T5 is created.
     parameters = comfy.utils.calculate_parameters(state_dict)
@@ -89,6 +85,25 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     # The factory has to return a patcher, not a CLIP; see load_model.
     clip.patcher.cached_patcher_init = (load_again, (path, weight_dtype))
     return clip
+
+
+def check_text_encoder(path: Path) -> None:
+    """Raises UserError for what load_text_encoder would refuse; path as there.
+
+    Only headers and configs are read, and the tokenizer where it has changed.
+    """
+    found, described = describe_component(path, "text_encoder")
+    config = t5_config(dict(found.entries), described)
+    _check_vocabulary(vocab_size_of(_tokenizer_folder(described)), config, described)
+
+
+def _check_vocabulary(tokens: int, config: Mapping[str, Any], weights: Weights) -> None:
+    """Raises UserError for a tokenizer with more tokens than the embedding has rows. config: of t5_config."""
+    if tokens > config["vocab_size"]:
+        raise UserError(
+            f"The text encoder in {weights.path} knows {config['vocab_size']} tokens, its tokenizer has {tokens}. Put "
+            "the checkpoint's own tokenizer folder next to its text_encoder folder."
+        )
 
 
 def check_t5_precision(weight_dtype: str) -> None:
@@ -127,34 +142,43 @@ def _load_text_encoder_patcher(
     return load_text_encoder(path, weight_dtype, disable_dynamic).patcher
 
 
-def t5_config(weights: Weights) -> dict[str, Any]:
+def t5_config(tensors: dict[str, Any], weights: Weights) -> dict[str, Any]:
     """ComfyUI's T5 config for these weights, from their shapes.
+
+    tensors: the state dict, or the entries of the headers by diffusers' names; the embedding's name becomes
+    shared.weight. weights: where they are, and the configs found with them.
 
     Raises UserError where the width is not the one that the pipeline's transformer reads, or, for weights without a
     config.json, not T5-XXL's.
     """
-    sd, source = weights.state_dict, str(weights.path)
-    # The embedding is stored under one or both of two names. The second one is popped in either case, because the
-    # argument is evaluated before setdefault looks: left in, it would be reported as an unknown tensor.
-    sd.setdefault("shared.weight", sd.pop("encoder.embed_tokens.weight", torch.empty(0, 0)))
-    vocab_size, width = sides(sd, "shared.weight", (2,), source)
+    source = str(weights.path)
+    # The embedding is stored under one or both of two names. Left in, the second would be an unknown tensor.
+    embedding = tensors.pop("encoder.embed_tokens.weight", None)
+    if embedding is not None:
+        tensors.setdefault("shared.weight", embedding)
+    if "shared.weight" not in tensors:
+        raise UserError(
+            f"The T5 text encoder in {source} has no embedding of the tokens (shared.weight): the file is damaged or "
+            "incomplete. Download it again."
+        )
+    vocab_size, width = sides(tensors, "shared.weight", (2,), source)
     wanted = weights.siblings.get("transformer", {}).get("text_embed_dim")
     if wanted is None and weights.config is None:
         wanted = T5_XXL["d_model"]
-    if wanted is not None and 0 < width != wanted:  # width 0: no embedding at all, which require_fit reports
+    if wanted is not None and width != wanted:
         raise UserError(
             f"The text encoder in {weights.path} has width {width}; the transformer reads width {wanted}. CogVideoX "
             "uses the T5-XXL v1.1 encoder (width 4096). Download the checkpoint's own text_encoder."
         )
     attention, feed_forward = "encoder.block.0.layer.0.SelfAttention.", "encoder.block.0.layer.1.DenseReluDense."
-    heads = sides(sd, attention + "relative_attention_bias.weight", (2,), source)[1]
+    heads = sides(tensors, attention + "relative_attention_bias.weight", (2,), source)[1]
     config = T5_XXL | {
         "d_model": width,
         "vocab_size": vocab_size,
         "num_heads": heads,
-        "num_layers": len({name.split(".")[2] for name in sd if name.startswith("encoder.block.")}),
-        "d_kv": sides(sd, attention + "q.weight", (2,), source)[0] // max(heads, 1),
-        "d_ff": sides(sd, feed_forward + "wo.weight", (2,), source)[1],
+        "num_layers": len({name.split(".")[2] for name in tensors if name.startswith("encoder.block.")}),
+        "d_kv": sides(tensors, attention + "q.weight", (2,), source)[0] // max(heads, 1),
+        "d_ff": sides(tensors, feed_forward + "wo.weight", (2,), source)[1],
     }
     checked_config("text_encoder", config, f"The T5 that the weights in {source} describe")
     claimed = weights.config or {}
@@ -164,7 +188,7 @@ def t5_config(weights: Weights) -> dict[str, Any]:
             f"config.json and the weights in {source} do not belong together: {'; '.join(found)} (config against "
             "weights). Put the config.json of this text encoder into the folder of its weights."
         )
-    require_fit(t5_shapes(config), sd, source)
+    require_fit(t5_shapes(config), tensors, source)
     return config
 
 

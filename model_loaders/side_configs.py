@@ -3,17 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..host.component_classes import components_named
 from .variants import HasShape, convolved_patch, sides, transformer_differences, transformer_shape
 
-# A part of a class's name, as config.json has it -> the component. Fine-tunes have classes of their own names.
-_KINDS = {
-    "Autoencoder": "vae",
-    "Control": "controlnet",
-    "Transformer3D": "transformer",
-    "T5": "text_encoder",
-    "Scheduler": "scheduler",
-    "Pipeline": "pipeline",
-}
 # component -> what the first side of a tensor is -> the tensor and its dimensions
 _FIRST_SIDES = {
     "vae": {
@@ -26,21 +18,13 @@ _FIRST_SIDES = {
 
 def is_of_another_kind(component: str, config: Mapping[str, Any]) -> bool:
     """Whether a config.json says that it is another component's. One that says nothing may be anything's."""
-    # A control net's class may be called a transformer's, and the reverse.
-    kinds = _kinds(config)
+    kinds = components_named(config)
     return bool(kinds) and component not in kinds
 
 
 def is_of_this_kind(component: str, config: Mapping[str, Any]) -> bool:
     """Whether a config.json says that it is this component's, and no other's."""
-    return _kinds(config) == {component}
-
-
-def _kinds(config: Mapping[str, Any]) -> set[str]:
-    """The components whose classes a config.json names."""
-    architectures = config.get("architectures") if "_class_name" not in config else None
-    names = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
-    return {kind for name in names if isinstance(name, str) for part, kind in _KINDS.items() if part in name}
+    return components_named(config) == {component}
 
 
 def config_differences(

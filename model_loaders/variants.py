@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from ..errors import UserError, quoted
 from ..sockets.families import FAMILIES, LOOKALIKES, Family
 from .config_limits import MOST_PATCH, checked_config
+from .files.key_maps import LORA_PART
 
 
 class HasShape(Protocol):
@@ -104,7 +105,7 @@ def describe_weights(keys: Collection[str]) -> str:
     for key, looks_like in _SIGNATURE_KEYS:
         if any(name.endswith("." + key) for name in keys):
             return looks_like
-    if any(".lora_" in key or key.startswith("lora_") for key in keys):
+    if any(LORA_PART.search(key) or key.startswith("lora_") for key in keys):
         return "a LoRA"
     first = next(iter(keys), None)
     return f"an unknown model (its first key is {quoted(first)!r})" if first else "an empty file"
@@ -122,8 +123,8 @@ def require_component(keys: Collection[str], component: str, source: str) -> Non
     found = describe_weights(keys)
     # A damaged file of the right kind needs another message than a file of another model. "CogVideoX-like": other
     # transformers share names with CogVideoX's. One counts as CogVideoX's only with the first two required keys.
-    is_expected_kind = found.replace("-like", "") == expected.description
-    if is_expected_kind and all(key in keys for key in expected.required_keys[:2]):
+    is_alike = found.replace("-like", "") == expected.description
+    if found == expected.description or (is_alike and all(key in keys for key in expected.required_keys[:2])):
         raise UserError(
             f"{source} is {expected.description} without {', '.join(missing)}: the file is damaged or incomplete. "
             "Download it again."
@@ -209,13 +210,13 @@ def check_family_name(family: str) -> None:
         raise UserError(f"There is no CogVideoX model {quoted(family)!r}. Choose {' or '.join(FAMILY_NAMES)}.")
 
 
-def detect_family(config: Mapping[str, Any], said: str = DETECT, hint: str = "") -> Family:
+def detect_family(config: Mapping[str, Any], chosen_family: str = DETECT, hint: str = "") -> Family:
     """The official family with this architecture (a transformer config of any size).
 
-    said: the name of the family, where the user says it. hint: what the checkpoint itself calls it, a family's name or
-    the class of its pipeline; it counts where several families have this architecture.
+    chosen_family: the name of the family, where the user chooses one. hint: what the checkpoint itself calls it, a
+    family's name or the class of its pipeline; it counts where several families have this architecture.
 
-    Raises UserError for an architecture that belongs to no family, or not to the one that was said.
+    Raises UserError for an architecture that belongs to no family, or not to the one that was chosen.
     """
     rotary = bool(config.get("use_rotary_positional_embeddings"))
     learned = bool(config.get("use_learned_positional_embeddings"))
@@ -231,13 +232,13 @@ def detect_family(config: Mapping[str, Any], said: str = DETECT, hint: str = "")
             f"{', '.join(f.name for f in FAMILIES)}. "
             "Choose a checkpoint of one of these."
         )
-    if said != DETECT:
-        check_family_name(said)
-        chosen = next((f for f in fits if f.name == said), None)
+    if chosen_family != DETECT:
+        check_family_name(chosen_family)
+        chosen = next((f for f in fits if f.name == chosen_family), None)
         if chosen is None:
             raise UserError(
-                f"These weights are not {said}: they have the architecture of {' and '.join(f.name for f in fits)}. "
-                f"Choose {DETECT}, or the checkpoint of {said}."
+                f"These weights are not {chosen_family}: they have the architecture of "
+                f"{' and '.join(f.name for f in fits)}. Choose {DETECT}, or the checkpoint of {chosen_family}."
             )
         return chosen
     return next((f for f in fits if hint in (f.name, _PIPELINE_OF_TASK.get(f.task))), fits[0])
@@ -252,12 +253,12 @@ def _architecture(f: Family) -> tuple:
 
 
 def resolve_config(
-    state_dict: Mapping[str, HasShape], config: Mapping[str, Any] | None, source: str, said: str = DETECT
+    state_dict: Mapping[str, HasShape], config: Mapping[str, Any] | None, source: str, chosen_family: str = DETECT
 ) -> dict[str, Any]:
     """A complete diffusers transformer config, checked against the weights.
 
     config: the config.json of the weights; None takes the config of the official checkpoint of exactly this size, or of
-    the family that is said, of whatever size. source: path for messages. said: as for detect_family.
+    the family that was chosen, of whatever size. source: path for messages. chosen_family: as for detect_family.
 
     Raises UserError where config and weights contradict each other, no official checkpoint has this size, or an entry
     is beyond the limits of config_limits.py.
@@ -269,7 +270,7 @@ def resolve_config(
     # Names and shapes are as cheap to invent as a config.
     checked_config("transformer", shape, f"The model that the weights in {source} describe")
     if config is None:
-        return _official_config(shape, dim, source, said)
+        return _official_config(shape, dim, source, chosen_family)
     merged = {k: v for k, v in config.items() if not k.startswith("_")}
     found = transformer_differences(merged, shape, dim)
     if found:
@@ -298,7 +299,7 @@ def transformer_differences(config: Mapping[str, Any], shape: Mapping[str, Any],
 
 # What leaves no trace in the weights (rotary positions, the size of a head) is taken from the family of exactly this
 # size. For any other size it would be a guess, and with a wrong guess the model loads and makes noise.
-def _official_config(shape: Mapping[str, Any], dim: int, source: str, said: str) -> dict[str, Any]:
+def _official_config(shape: Mapping[str, Any], dim: int, source: str, chosen_family: str) -> dict[str, Any]:
     for f in (*FAMILIES, *LOOKALIKES):
         architecture = {
             "in_channels": f.in_channels,
@@ -308,9 +309,9 @@ def _official_config(shape: Mapping[str, Any], dim: int, source: str, said: str)
         }
         size = {"num_layers": f.layers, "ofs_embed_dim": f.ofs_embed_dim}
         has_size = dim == f.heads * 64 and all(shape[name] == value for name, value in size.items())
-        is_meant = f.name == said and dim % 64 == 0 and bool(shape["ofs_embed_dim"]) == bool(f.ofs_embed_dim)
+        is_meant = f.name == chosen_family and dim % 64 == 0 and bool(shape["ofs_embed_dim"]) == bool(f.ofs_embed_dim)
         fits = all(shape[name] == value for name, value in architecture.items())
-        if fits and (is_meant or (has_size and said == DETECT)):
+        if fits and (is_meant or (has_size and chosen_family == DETECT)):
             # the size that position tables are made for: latent width and height, video frames
             sample_width, sample_height, sample_frames = (300, 300, 81) if f.patch_size_t else (90, 60, 49)
             return {
@@ -323,10 +324,10 @@ def _official_config(shape: Mapping[str, Any], dim: int, source: str, said: str)
                 "sample_height": sample_height,
                 "sample_frames": sample_frames,
             }
-    if said != DETECT:
+    if chosen_family != DETECT:
         raise UserError(
-            f"The weights in {source} are not {said}: they have {shape['num_layers']} layers of width {dim} with "
-            f"{shape['in_channels']} input channels. Choose {DETECT}, or the checkpoint of {said}."
+            f"The weights in {source} are not {chosen_family}: they have {shape['num_layers']} layers of width {dim} "
+            f"with {shape['in_channels']} input channels. Choose {DETECT}, or the checkpoint of {chosen_family}."
         )
     raise UserError(
         f"{source} has no config.json and not the size of an official checkpoint: it has {shape['num_layers']} layers "

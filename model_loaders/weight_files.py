@@ -1,6 +1,6 @@
 """Which files of a folder belong together: single files, and sets of shards with and without an index.
 
-What is in them, their headers say (checkpoints.py).
+What is in them, their headers say (component_files.py).
 """
 
 import json

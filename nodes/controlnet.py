@@ -7,8 +7,7 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..media.pictures import check_pictures
-from ..model_loaders.checkpoints import check_component
-from ..model_loaders.load_controlnet import load_controlnet
+from ..model_loaders.load_controlnet import check_control_net, load_controlnet
 from ..model_loaders.precision import WEIGHT_DTYPES
 from ..sockets.control import CogVideoXControl, chain_control
 from .file_inputs import reads_file
@@ -23,7 +22,7 @@ def _find_control_net(name: str) -> Path:
 
 
 def _check_control_net(control_net_name: str) -> None:
-    check_component(_find_control_net(control_net_name), "controlnet")
+    check_control_net(_find_control_net(control_net_name))
 
 
 @reads_file("control_net_name", _find_control_net, "controlnet")

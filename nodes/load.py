@@ -8,8 +8,8 @@ from comfy_api.latest import io
 from ..host import folders
 from ..host.messages import show_on_running_node
 from ..model_loaders.checkpoints import check_component, require_pipeline
-from ..model_loaders.load_model import check_family, load_model
-from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, load_text_encoder
+from ..model_loaders.load_model import check_model, load_model
+from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, check_text_encoder, load_text_encoder
 from ..model_loaders.load_vae import check_vae_dtype, load_vae
 from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision, quantized_mode
 from ..model_loaders.variants import DETECT
@@ -44,19 +44,17 @@ def _check_device_precision(weight_dtype: str) -> None:
 def _check_pipeline(folder: str, family: str = DETECT) -> None:
     path = _find_pipeline(folder)
     require_pipeline(path)
-    for component in folders.COMPONENTS:
-        check_component(path, component)
-    check_family(path, family)
+    check_model(path, family)
+    check_text_encoder(path)
+    check_component(path, "vae")
 
 
 def _check_model(model_name: str, family: str = DETECT) -> None:
-    path = _find_model(model_name)
-    check_component(path, "transformer")
-    check_family(path, family)
+    check_model(_find_model(model_name), family)
 
 
 def _check_text_encoder(text_encoder_name: str) -> None:
-    check_component(_find_text_encoder(text_encoder_name), "text_encoder")
+    check_text_encoder(_find_text_encoder(text_encoder_name))
 
 
 def _check_vae(vae_name: str) -> None:

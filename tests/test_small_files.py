@@ -7,7 +7,7 @@ import pytest
 
 from cogvideox.errors import UserError
 from cogvideox.host.folders import list_control_nets
-from cogvideox.model_loaders import checkpoints
+from cogvideox.model_loaders import weight_files
 from cogvideox.model_loaders.downloads.manifest import MANIFEST, read_manifest
 from cogvideox.model_loaders.files.headers import json_object
 from cogvideox.small_files import read_small_text
@@ -52,8 +52,8 @@ def test_every_reader_of_json(tmp_path: Path, content: str, monkeypatch: pytest.
         else:
             (folder / name).write_text(content)
     with pytest.raises(UserError):
-        checkpoints.read_json(folder / "config.json")
-    assert read_manifest(folder) is None and read_index(folder) == {} and json_object(content) == {}
+        weight_files.read_json(folder / "config.json")
+    assert read_manifest(folder) is None and read_index(folder) == {} and json_object(content) is None
     import folder_paths
 
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(tmp_path)], set()))

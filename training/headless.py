@@ -22,7 +22,7 @@ from ..host.training_mode import explained_out_of_memory, training_mode
 from ..model_loaders.checkpoints import check_component
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.load_model import load_model
-from ..model_loaders.load_text_encoder import load_text_encoder
+from ..model_loaders.load_text_encoder import check_text_encoder, load_text_encoder
 from ..model_loaders.load_vae import load_vae
 from ..samplers.checks import check_size
 from .adapters import save_lora
@@ -114,8 +114,8 @@ def _silent(_: str) -> None:
 
 def _load_transformer(recipe: Recipe) -> comfy.model_patcher.ModelPatcher:
     # What is missing is told before the transformer is read.
-    for component, path in (("vae", recipe.model.vae), ("text_encoder", recipe.model.text_encoder)):
-        check_component(path or recipe.model.path, component)
+    check_component(recipe.model.vae or recipe.model.path, "vae")
+    check_text_encoder(recipe.model.text_encoder or recipe.model.path)
     weight_dtype = "fp32" if recipe.mode == "full" else recipe.model.weight_dtype
     # Under dynamic VRAM ComfyUI loads weights on demand; accelerate needs all of them in the module.
     return load_model(recipe.model.path, weight_dtype, disable_dynamic=True)

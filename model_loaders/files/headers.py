@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...errors import UserError
+from ...errors import UserError, quoted
 
 # Letters in the name of a tensor; the longest of any dialect has about 120. Regular expressions are tried on names, and
 # some take the square of their length.
@@ -77,15 +77,25 @@ def check_names(names: Collection[str]) -> None:
         raise LimitError(f"a tensor's name of {longest} letters, where {MAX_NAME} are allowed")
 
 
-def json_metadata(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    """The JSON object under `key` of a header's metadata, {} where there is none or it is something else."""
-    return json_object(metadata.get(key))
+def json_metadata(metadata: Mapping[str, str], key: str, source: str) -> dict[str, Any]:
+    """The JSON object under `key` of a header's metadata, {} where there is none. source: beginning of the message.
+
+    Raises UserError where something else is there: whatever stands in it would be lost without a word.
+    """
+    text = metadata.get(key) or "null"
+    value = json_object(text)
+    if value is None and text.strip() != "null":
+        raise UserError(
+            f"{source} has {quoted(text)!r} under {key} in its header, which is not a JSON object: the file is "
+            "damaged. Download it again, or save it again with the program that wrote it."
+        )
+    return value or {}
 
 
-def json_object(text: str | bytes | None) -> dict[str, Any]:
-    """The JSON object that `text` is, {} where it is something else."""
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """The JSON object that `text` is, None where it is something else."""
     try:
-        value = json.loads(text or "{}")
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
+    return value if isinstance(value, dict) else None

@@ -247,8 +247,13 @@ class Layout:
 
 _MOST_COPIES = 16  # of one component in a file: a model, its moving average, and whatever a trainer keeps
 
-# What torch.compile, FSDP, activation checkpointing and peft put into names, in the middle of them as well.
-MODULE_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
+# What torch.compile, FSDP, activation checkpointing, peft (base_layer) and SAT's LoRA (original) put into names, in the
+# middle of them as well.
+MODULE_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|original)\."
+)
+# A part of a LoRA behind the name of its layer, as peft, diffusers, ComfyUI and SAT's trainer call it.
+LORA_PART = re.compile(r"\.(?:lora_\w+|lora\.(?:down|up)|matrix_[AB])(?:\.|$)")
 
 
 def find_layouts(names: Iterable[str], component: str, required: Iterable[str]) -> list[Layout]:

@@ -88,7 +88,7 @@ def _torchao(entries: Mapping[str, Entry], name: str, match: re.Match[str]) -> T
 def _refuse_unknown(header: Header, found: Mapping[str, TensorSpec], source: str) -> None:
     # Unread kinds have to be found by their traces, or their codes would be taken for weights: formats that ComfyUI's
     # header names, int8 without a scale, and the second scale of NVFP4 (whose codes are uint8).
-    layers = json_metadata(header.metadata, "_quantization_metadata").get("layers")
+    layers = json_metadata(header.metadata, "_quantization_metadata", source).get("layers")
     layers = layers.values() if isinstance(layers, dict) else ()
     formats = {quoted(str(layer.get("format"))) for layer in layers if isinstance(layer, dict)}
     unknown = sorted(formats - set(_FORMATS))
@@ -115,7 +115,7 @@ def check_quantization_notes(specs: Mapping[str, TensorSpec], tensors: Mapping[s
             continue
         # A note as large as a model would be made into as many Python numbers.
         text = bytes(note.flatten().to(torch.uint8).tolist()) if note.numel() <= _MAX_NOTE_BYTES else b""
-        layer = json_object(text)
+        layer = json_object(text) or {}
         if layer.get("format") not in _FORMATS or layer.get("convrot") or layer.get("params"):
             kind = quoted(str(layer.get("format"))) + (" with rotation" if layer.get("convrot") else "")
             raise UserError(

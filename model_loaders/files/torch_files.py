@@ -12,6 +12,7 @@ import torch
 
 from ...errors import UserError
 from .headers import Entry, Header, check_names, damaged
+from .plain_numbers import alpha_metadata, as_tensor, tensors_of
 from .torch_guard import walk_pickles
 from .zip_guard import check_directory
 
@@ -34,8 +35,8 @@ def read_torch_header(path: Path) -> Header:
 
     Raises UserError where the file is damaged, is compressed, or holds objects other than tensors and plain data.
     """
-    tensors = _load(path, "meta")
-    return Header({name: Entry(tuple(t.shape), t.dtype) for name, t in tensors.items()}, {})
+    tensors, metadata = _load(path, "meta")
+    return Header({name: Entry(tuple(t.shape), t.dtype) for name, t in tensors.items()}, metadata)
 
 
 def open_torch(path: Path) -> dict[str, torch.Tensor]:
@@ -43,10 +44,11 @@ def open_torch(path: Path) -> dict[str, torch.Tensor]:
 
     Raises UserError as read_torch_header does.
     """
-    return _load(path, "cpu")
+    return _load(path, "cpu")[0]
 
 
-def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
+def _load(path: Path, device: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors by name, and a LoRA's alpha of all layers under the name that it has in a header's metadata."""
     is_zip = zipfile.is_zipfile(path)
     records = _zip_records(path) if is_zip else {}
     # Given a path that ends in .safetensors, torch.load reads safetensors whatever the file contains; given an open
@@ -58,7 +60,7 @@ def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
         with path.open("rb") as file:
             source, can_map = (file, False) if is_misnamed else (path, is_zip)
             loaded = torch.load(source, map_location=device, weights_only=True, mmap=can_map)
-        tensors = _unwrap(loaded)
+        tensors, metadata = _unwrap(loaded)
         check_names(tensors)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -72,7 +74,7 @@ def _load(path: Path, device: str) -> dict[str, torch.Tensor]:
         raise damaged(path, f"cannot be read as a PyTorch file ({_first_line(error)})", error) from error
     if not tensors:
         raise UserError(f"{path} is a PyTorch file without named tensors. Choose the file that contains the weights.")
-    return tensors
+    return tensors, metadata
 
 
 def _zip_records(path: Path) -> dict[str, int]:
@@ -118,22 +120,22 @@ def _check_pickles(path: Path, records: Mapping[str, int]) -> None:
         raise ValueError("tensors whose bytes are missing")
 
 
-def _unwrap(loaded: Any) -> dict[str, torch.Tensor]:
-    """The named tensors of what a trainer saved, at any depth of nested dicts."""
+def _unwrap(loaded: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The named tensors of what a trainer saved, at any depth of nested dicts, and metadata as _load returns them."""
+    metadata: dict[str, str] = {}
     # Three wrappers are the most that a trainer was seen to use. A dict may also contain itself.
     for _ in range(10):
         if not isinstance(loaded, Mapping):
             break
-        tensors = {
-            name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
-        }
+        metadata |= alpha_metadata(loaded)
+        tensors = tensors_of(loaded)
         # Trainers wrap the weights, sometimes twice, next to optimizer state and counters. A wrapper is followed before
         # the tensors beside it are taken.
         inner = [loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)]
         if not inner:
-            return tensors or _flattened(loaded)
+            return tensors or _flattened(loaded), metadata
         loaded = inner[0]
-    return {}
+    return {}, {}
 
 
 def _flattened(loaded: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
@@ -147,9 +149,11 @@ def _flattened(loaded: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
             continue
         seen.add(id(level))
         for name, value in level.items():
-            if isinstance(name, str) and isinstance(value, torch.Tensor):
-                found[prefix + name] = value
-            elif isinstance(name, str) and isinstance(value, Mapping):
+            if not isinstance(name, str):
+                continue
+            if (tensor := as_tensor(prefix + name, value)) is not None:
+                found[prefix + name] = tensor
+            elif isinstance(value, Mapping):
                 waiting.append((f"{prefix}{name}.", value, depth + 1))
     return found
 

@@ -12,12 +12,14 @@ import torch
 from ...errors import UserError
 from ...host.compat import throw_if_interrupted
 from ...sockets.model import require_cogvideox_model
-from ..checkpoints import read_header
+from ..component_files import read_header
 from ..files.headers import check_names
+from ..files.plain_numbers import LORA_CONFIG, alpha_metadata, tensors_of
 from ..files.safetensors_files import looks_like_safetensors, open_safetensors
 from ..files.torch_files import looks_like_torch, open_torch
 from .layers import HEADER_KEY, MAX_SCALE, SCALES, Layer, describe_layer, missing_alphas
 from .names import ALPHA, OWN_PREFIX, SortedKeys, sort_keys, split_key, weights_by_alias
+from .other_models import require_this_model
 from .report import LoraReport, misfit_message, name_some, zero_match_message
 from .weight_patches import load_patches
 
@@ -29,6 +31,10 @@ _TASK_LAYERS = {OWN_PREFIX + layer for layer in ("patch_embed.proj", "proj_out")
 _SAT_HINT = (
     "This file comes from SAT's trainer, which writes no alpha. SAT trains with alpha 1: if the effect is far too "
     f"strong, set scale to “{SCALES[1]}”."
+)
+_PART_HINT = (
+    "The LoRA was trained with layers that this model does not have. The rest is applied; for its complete effect, "
+    "load the model that it was trained for."
 )
 
 
@@ -44,7 +50,8 @@ class Lora:
 
 
 def open_lora(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
-    """The tensors of a LoRA file and the metadata of its header ({} where the format has none).
+    """The tensors of a LoRA file and the metadata of its header; of a PyTorch file, which has none, the alpha of all
+    layers that may stand beside the tensors.
 
     Raises UserError for a file that is incomplete, contains code, or is neither a safetensors nor a PyTorch file.
     """
@@ -52,7 +59,7 @@ def open_lora(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
     if looks_like_safetensors(path):
         return open_safetensors(path), metadata
     if looks_like_torch(path):
-        return open_torch(path), {}
+        return open_torch(path), metadata
     raise UserError(f"{path} is not a LoRA in a format that this version reads. Use a .safetensors file.")
 
 
@@ -118,14 +125,18 @@ def read_lora(
 
     allow_none: where nothing fits, return an empty Lora whose report has the reason as its hint, instead of raising.
 
-    Raises UserError where nothing fits, or a layer has another size, is incomplete, or contains NaN or Inf.
+    Raises UserError where nothing fits, where the LoRA was trained for another model (require_this_model), or a layer
+    has another size, is incomplete, or contains NaN or Inf.
     """
     try:  # a stock node has read the file with ComfyUI's own functions
         check_names(state_dict)
     except ValueError as error:
         raise UserError(f"{source} has {error}. Choose another LoRA.") from error
     shapes = weight_shapes(model)
-    found = sort_keys(state_dict, weights_by_alias(shapes))
+    metadata = alpha_metadata(state_dict) | dict(metadata or {})
+    state_dict = tensors_of(state_dict)
+    names = weights_by_alias(shapes)
+    found = sort_keys(state_dict, names)
     if not found.layers:
         reason = zero_match_message(source, list(state_dict), found.skipped)
         if not allow_none:
@@ -135,15 +146,17 @@ def read_lora(
     layers = _describe_layers(state_dict, found, source)
     # Shapes before values: shapes are known from the header, while checking for NaN reads the whole file.
     _drop_misfits(layers, found, shapes, source, list(state_dict))
+    # After the shapes, whose message names the width: a LoRA of 5b has more blocks than 2b as well.
+    require_this_model(found, names, source)
     _require_finite(state_dict, found, source)
     ranks = {layer: described.rank for layer, described in layers.items() if described.rank}
-    alphas = missing_alphas(found.layers, ranks, metadata or {}, scale)
+    alphas = missing_alphas(found.layers, ranks, metadata, scale)
     tensors = {f"{layer}.{part}": state_dict[key] for layer, keys in found.layers.items() for part, key in keys.items()}
     _require_usual_scales(tensors, alphas, ranks, source)
     # As tensors, which is how ComfyUI's load_lora reads them. In float64, because an alpha of 0.1 rounded to fp32 is
     # not the one of the header.
     tensors |= {f"{layer}.{ALPHA}": torch.tensor(alpha, dtype=torch.float64) for layer, alpha in alphas.items()}
-    report = _report(found, layers, tensors, len(state_dict), _scale_source(found, alphas, metadata or {}, scale))
+    report = _report(found, layers, tensors, len(state_dict), _scale_source(found, alphas, metadata, scale))
     logging.info(f"{source}: {report.message()}")
     if details := report.details():
         logging.info(details)
@@ -243,8 +256,18 @@ def _scale_source(found: SortedKeys, alphas: Mapping[str, float], metadata: Mapp
         return "1 / rank, as chosen"
     sources = ["alpha of the tensors"] if any(ALPHA in keys for keys in found.layers.values()) else []
     if alphas:
-        sources.append("alpha of the header" + ("" if HEADER_KEY in metadata else ", ss_network_alpha"))
+        sources.append(
+            "alpha of the header" + ("" if {HEADER_KEY, LORA_CONFIG} & set(metadata) else ", ss_network_alpha")
+        )
     return " and ".join(sources) or "the file has no alpha"
+
+
+def _hint(found: SortedKeys, scale_source: str) -> str:
+    """What else a user should know of the LoRA. scale_source: of _scale_source."""
+    hints = [_SAT_HINT] if found.is_sat and scale_source == "the file has no alpha" else []
+    if any(split_key(key) for key in found.unmatched):
+        hints.append(_PART_HINT)
+    return " ".join(hints)
 
 
 def _report(
@@ -263,5 +286,5 @@ def _report(
         scale_source=source,
         unmatched=tuple(found.unmatched),
         skipped=found.skipped,
-        hint=_SAT_HINT if found.is_sat and source == "the file has no alpha" else "",
+        hint=_hint(found, source),
     )

@@ -11,6 +11,7 @@ import torch
 from ...errors import UserError
 from ...host.compat import throw_if_interrupted
 from ..files.headers import json_metadata
+from ..files.plain_numbers import LORA_CONFIG
 from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS, split_key
 
 # The second is for files that were trained with alpha 1 and do not say so, such as SAT's. ComfyUI-CogVideoXWrapper
@@ -124,12 +125,13 @@ def header_alphas(
     """Layer -> alpha as the file's header has it; {} where it has none.
 
     ranks: layer -> rank. spelled: layer -> its name in the file, with the prefixes that the header's patterns may have
-    as well. diffusers writes peft's settings (lora_alpha, alpha_pattern, use_rslora), kohya its own.
+    as well. diffusers and finetrainers write peft's settings (lora_alpha, alpha_pattern, use_rslora), kohya its own.
 
-    Raises UserError for an alpha that is not a finite number, and for an alpha_pattern of no usual kind.
+    Raises UserError for settings that cannot be read, an alpha that is not a finite number, and an alpha_pattern of no
+    usual kind.
     """
     # diffusers puts a component's name before each setting, since one file may hold LoRAs of several; peft does not.
-    config = json_metadata(metadata, HEADER_KEY)
+    config = _header_settings(metadata)
     own = {key.removeprefix("transformer."): v for key, v in config.items() if key.startswith("transformer.")}
     config = own or config
     default = config.get("lora_alpha", config.get("alpha"))
@@ -148,6 +150,16 @@ def header_alphas(
             # by the rank: the factor makes up for the difference.
             alphas[layer] = _number(alpha) * (math.sqrt(rank) if config.get("use_rslora") is True else 1)
     return alphas
+
+
+def _header_settings(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """A LoRA's settings as peft calls them. diffusers does not read those of finetrainers, and applies 1.
+
+    Raises UserError for settings that are damaged.
+    """
+    # Other programs may keep a text of another kind under finetrainers' name.
+    has_own = HEADER_KEY not in metadata and metadata.get(LORA_CONFIG, "").lstrip().startswith("{")
+    return json_metadata(metadata, LORA_CONFIG if has_own else HEADER_KEY, "The LoRA")
 
 
 def _compiled_patterns(patterns: Any) -> list[tuple[re.Pattern[str], Any]]:

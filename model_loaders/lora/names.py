@@ -18,7 +18,7 @@ SIGNATURE_KEY = "lora_unet__patch_embed_text_proj"
 
 # Every dialect names a layer by a prefix and the name of the layer in diffusers, ComfyUI or DiffSynth. The prefixes are
 # countless, for each program wraps the model in modules of its own: the longest end of a key that names a layer decides
-# (_find_weight). Flat dialects (Fun, kohya, LyCORIS) write "_" for the dots, which cannot be reversed:
+# (find_weight). Flat dialects (Fun, kohya, LyCORIS) write "_" for the dots, which cannot be reversed:
 # "transformer_blocks_0" has "_" of its own. Therefore all names of each layer are made, and a key is looked up among
 # them.
 _FLAT_PREFIX = "lora_unet__"  # Fun's: of SIGNATURE_KEY
@@ -54,6 +54,8 @@ _DIFFSYNTH_LAYERS = (
 # Old diffusers kept LoRA layers in attention processors: "attn1.processor.to_q_lora.down.weight".
 _PROCESSOR = re.compile(r"\.(to_[qkv]|to_out)(?:\.0)?$")
 
+_MOST_PIECES = 3  # of a part's name: lora_E.default.weight
+_MOST_LETTERS = 300  # of a key in which such a part is looked for; the longest of any dialect has about 120
 _ADAPTER = r"(?:\.(?!weight$|bias$)[^.]+)?"  # peft puts the adapter's name into the key: lora_A.default.weight
 # The parts of a layer, by ComfyUI's names (comfy/weight_adapter/lora.py) as far as it reads them. MAGNITUDE and UP_BIAS
 # are peft's; patches.py handles them.
@@ -75,9 +77,13 @@ _PLAIN_PART = re.compile(
     r"|hada_t[12]|lokr_t2|lora_mid\.weight|reshape_weight)$"
 )
 # SAT's matrix_A.0, .1 and .2 of the fused query_key_value are those of q, k and v.
-_SAT = re.compile(r"(?:^|\.)layers\.(\d+)\.attention\.(query_key_value|dense)\.matrix_([AB])\.([012])$")
+SAT_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.attention\.(query_key_value|dense)\.matrix_([AB])\.([012])$")
 _SAT_BASE = re.compile(r"(?:^|\.)(?:transformer\.(?:layers|final_layernorm|\w+_embeddings)|mixins|time_embed)\.")
-_TEXT = re.compile(r"^(?:lora_te\d?_|text_encoders?[._]|text_encoder_2[._]|lora_prior_te)")
+# The last are the layers of T5, whatever is before them.
+_TEXT = re.compile(
+    r"^(?:lora_te\d?_|lora_prior_te)|(?:^|[._])(?:text_encoders?(?:_\d)?|t5xxl)[._]"
+    r"|[._](?:SelfAttention|DenseReluDense)[._]"
+)
 _OFS = re.compile(r"(?:^|[._])ofs_embedding")
 
 
@@ -122,7 +128,7 @@ def weights_by_alias(weights: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _find_weight(layer: str, names: Mapping[str, str], longest: int) -> str | None:
+def find_weight(layer: str, names: Mapping[str, str], longest: int) -> str | None:
     """The weight whose name is the longest end of `layer`, where what is before it only wraps this model; None where
     there is none.
 
@@ -143,9 +149,27 @@ def _find_weight(layer: str, names: Mapping[str, str], longest: int) -> str | No
     return None
 
 
+def _part_of_own_layer(key: str, names: Mapping[str, str], longest: int) -> str:
+    """What follows the name of a layer of this model in a key whose end no dialect has; "" where none precedes it."""
+    pieces = MODULE_WRAPPERS.sub("", key).rsplit(".", _MOST_PIECES) if len(key) <= _MOST_LETTERS else []
+    for count in range(1, len(pieces)):
+        if find_weight(".".join(pieces[:-count]), names, longest) is not None:
+            return ".".join(pieces[-count:])
+    return ""
+
+
+def _unread_part_message(key: str, part: str) -> str:
+    """Why a LoRA is refused of which this version does not read one of a layer's tensors: the rest alone is another."""
+    kind = " of AdaLoRA" if part.startswith("lora_E") else ""
+    return (
+        f"The LoRA has {quoted(key)}, and this version does not read “{quoted(part)}”{kind}. Merge the adapter into "
+        "the model and save that, or train a LoRA, DoRA, LoHa or LoKr."
+    )
+
+
 def split_key(key: str) -> tuple[str, str] | None:
     """(layer in the key's dialect, part) of a LoRA's key; None for a key that does not belong to a LoRA."""
-    if match := _SAT.search(key):
+    if match := SAT_LAYER.search(key):
         number, module, matrix, index = match.groups()
         layer = "attn1.to_out.0" if module == "dense" else f"attn1.to_{'qkv'[int(index)]}"
         return f"transformer_blocks.{number}.{layer}", DOWN if matrix == "A" else UP
@@ -162,16 +186,21 @@ def sort_keys(keys: Iterable[str], names: Mapping[str, str]) -> SortedKeys:
 
     names: of weights_by_alias, or a key map of ComfyUI that contains these.
 
-    Raises UserError where two keys mean the same part of a layer.
+    Raises UserError where two keys mean the same part of a layer, and for a part of a layer that is not read.
     """
     keys = list(keys)
-    found = SortedKeys(is_sat=any(_SAT.search(key) for key in keys))
+    found = SortedKeys(is_sat=any(SAT_LAYER.search(key) for key in keys))
     longest = max(map(len, names), default=0)
     for key in keys:
         split = split_key(key)
         layer, part = split or ("", "")
-        weight = _find_weight(layer, names, longest) if split else None
-        if weight is not None:
+        weight = find_weight(layer, names, longest) if split else None
+        own_part = "" if split else _part_of_own_layer(key, names, longest)
+        if own_part in ("weight", "bias"):
+            found.skipped.setdefault("of the model's own weights, which are not applied", []).append(key)
+        elif own_part and not _TEXT.search(key):
+            raise UserError(_unread_part_message(key, own_part))
+        elif weight is not None:
             parts = found.layers.setdefault(weight.removesuffix(".weight"), {})
             if part in parts:
                 raise UserError(
@@ -195,25 +224,3 @@ def _skip_reason(key: str, is_lora_key: bool, is_sat: bool) -> str | None:
     if is_sat and not is_lora_key and _SAT_BASE.search(key):
         return "of the checkpoint itself, which SAT saves in the same file"
     return None
-
-
-# A pattern that only the keys of this family's LoRAs match. The first match wins.
-_OTHER_FAMILIES = (
-    (re.compile(r"(?:^|[._])(?:double_blocks|single_blocks)[._]"), "Flux or HunyuanVideo"),
-    (re.compile(r"single_transformer_blocks[._]"), "Flux"),
-    (re.compile(r"(?:^|[._])joint_blocks[._]"), "Stable Diffusion 3"),
-    (re.compile(r"blocks[._]\d+[._](?:self_attn|cross_attn)[._]"), "Wan"),
-    (re.compile(r"blocks[._]\d+[._]attn[._](?:qkv_x|proj_x)"), "Mochi"),
-    (re.compile(r"(?:input_blocks|output_blocks|middle_block|(?:down|up)_blocks|mid_block)[._]"), "Stable Diffusion"),
-    (re.compile(r"transformer_blocks[._]\d+[._]attn2[._]"), "LTX-Video or PixArt"),
-    (re.compile(r"transformer_blocks[._]\d+[._]attn[._]"), "Flux, Stable Diffusion 3, Qwen-Image or HunyuanVideo"),
-    (re.compile(r"model[._]layers[._]\d+[._]self_attn"), "a language model"),
-    (re.compile(r"(?:^|[._])layers[._]\d+[._](?:attention|feed_forward)[._]"), "Lumina or Z-Image"),
-)
-
-
-def guess_family(keys: Iterable[str]) -> str | None:
-    """The other model family for which a LoRA with these keys was trained, in words; None where it is unknown."""
-    # SAT's own "layers.0.attention." would be taken for Lumina's.
-    keys = [key for key in keys if not _SAT.search(key)]
-    return next((name for pattern, name in _OTHER_FAMILIES if any(pattern.search(key) for key in keys)), None)

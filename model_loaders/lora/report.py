@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from ...errors import quoted
 from ...sockets.families import FAMILIES
 from ..variants import describe_weights
-from .names import OWN_PREFIX, guess_family, split_key
+from .names import OWN_PREFIX, split_key
+from .other_models import guess_family
 
 MOST_LINES = 100  # of each reason in the log
 

@@ -9,7 +9,9 @@ import torch
 from comfy.weight_adapter import LoRAAdapter
 
 from ...host.compat import throw_if_interrupted
+from ..files.plain_numbers import alpha_of_all, as_tensor
 from .names import ALPHA, DOWN, MAGNITUDE, OWN_PREFIX, UP, UP_BIAS, sort_keys
+from .other_models import require_this_model
 
 
 class MagnitudeAdapter(LoRAAdapter):
@@ -53,13 +55,18 @@ def load_patches(
     key_map: all dialects' names of the model's layers (names.weights_by_alias); other entries, of a text encoder, are
     left to ComfyUI. load_lora: ComfyUI's own function, which makes all patches except those of peft's DoRA.
     """
+    alpha = alpha_of_all(lora)
+    lora = {key: value if (tensor := as_tensor(key, value)) is None else tensor for key, value in lora.items()}
     # Keys that fit no layer go along, so that ComfyUI loads those of a text encoder and names the others in its log.
     found = sort_keys(lora, key_map)
+    require_this_model(found, key_map)
     tensors = {key: lora[key] for key in (*found.unmatched, *(k for keys in found.skipped.values() for k in keys))}
     magnitudes = {}
     for layer, keys in found.layers.items():
         throw_if_interrupted()
         parts = {part: lora[key] for part, key in keys.items()}
+        if alpha is not None:
+            parts.setdefault(ALPHA, torch.tensor(alpha, dtype=torch.float64))
         # peft's lora_bias: a bias of B, scaled as the product is. ComfyUI adds it to the layer's bias as a difference.
         if (bias := parts.pop(UP_BIAS, None)) is not None:
             parts["diff_b"] = bias * _scale(parts)

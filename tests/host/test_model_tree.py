@@ -1,6 +1,7 @@
 """The lists of models: everything below the folders, one spelling, and no client of ComfyUI that waits for a disk."""
 
 import asyncio
+import json
 import os
 import shutil
 import threading
@@ -15,6 +16,7 @@ import pytest
 from cogvideox.errors import UserError
 from cogvideox.host import folders, model_tree
 from cogvideox.host.standalone import comfyui_nodes
+from cogvideox.model_loaders import side_configs
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.nodes import NODES, controlnet, draft, load, lora
 from cogvideox.tests.support import validated
@@ -77,6 +79,26 @@ def test_pipelines_at_every_depth(models: Path) -> None:
     assert {name.replace(os.sep, "/") for name in theirs} <= set(names)
     assert folders.list_components("transformer", "diffusion_models") == names[:3]
     assert folders.find("a/b/c", "diffusers") == models / "extra" / "a" / "b" / "c"
+
+
+CLASSES = {
+    "transformer": ("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel", "CogVideoXTransformer3DVCModel"),
+    "vae": ("AutoencoderKLCogVideoX", "AutoencoderKLMine"),
+    "controlnet": ("CogVideoXControlnet", "CogVideoXControlNetModel", "CogVideoXTransformer3DControlModel"),
+    "text_encoder": ("T5EncoderModel", "UMT5EncoderModel"),
+}
+
+
+@pytest.mark.parametrize(("component", "name"), [(part, name) for part, names in CLASSES.items() for name in names])
+def test_lists_and_loaders_know_the_same_classes(models: Path, component: str, name: str) -> None:
+    """A fine-tune's class of its own, in a folder of its own name: the loader takes it, and so it has to be listed."""
+    folder = touch(models / "diffusers" / "mine", "model.safetensors")
+    config = {"architectures": [name]} if component == "text_encoder" else {"_class_name": name}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert not side_configs.is_of_another_kind(component, config)
+    assert folders.list_components(component, "vae_approx") == ["mine"]
+    others = [other for other in CLASSES if other != component and side_configs.is_of_another_kind(other, config)]
+    assert others and all(folders.list_components(other, "vae_approx") == [] for other in others)
 
 
 def test_a_root_that_is_a_pipeline(models: Path) -> None:

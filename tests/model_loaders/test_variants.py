@@ -109,6 +109,24 @@ def test_other_models_are_named(key: str, words: str) -> None:
     assert words in variants.describe_weights([key])
 
 
+@pytest.mark.parametrize(
+    ("component", "lost"),
+    [
+        ("vae", "decoder.conv_in.conv.weight"),
+        ("text_encoder", "encoder.block.0.layer.1.DenseReluDense.wo.weight"),
+        ("text_encoder", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+        ("controlnet", "patch_embed.text_proj.weight"),
+        ("controlnet", "time_embedding.linear_1.weight"),
+    ],
+)
+def test_a_component_that_lacks_a_tensor(component: str, lost: str) -> None:
+    """What looks like a CogVideoX VAE and is refused as not a CogVideoX VAE helps nobody."""
+    signature = variants.SIGNATURES[component]
+    keys = [key for key in signature.required_keys if key != lost]
+    with pytest.raises(UserError, match=f"is {signature.description} without {lost}: the file is damaged or incompl"):
+        variants.require_component(keys, component, "a.safetensors")
+
+
 def test_scheduler_beside_the_weights(caplog: pytest.LogCaptureFixture) -> None:
     """The SNR shift comes with the checkpoint; a schedule that is not CogVideoX's must not pass unseen."""
     family, official = FAMILIES[1], scheduler_config("5b")

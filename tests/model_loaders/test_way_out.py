@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cogvideox.host import compat
-from cogvideox.model_loaders import checkpoints
+from cogvideox.model_loaders import checkpoints, component_files
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
@@ -51,7 +51,7 @@ def _patched(pipeline: Path, folder: Path) -> Any:
 
 
 def _lora(model: Any, folder: Path) -> dict[str, torch.Tensor]:
-    state_dict = checkpoints._find_format(folder / "lora.safetensors").open(folder / "lora.safetensors")
+    state_dict = component_files.find_format(folder / "lora.safetensors").open(folder / "lora.safetensors")
     return read_lora(state_dict, None, model).tensors
 
 

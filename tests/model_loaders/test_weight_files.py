@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cogvideox.devtools.embedded_checkpoint import write_controlnet
 from cogvideox.errors import UserError
-from cogvideox.model_loaders import checkpoints
+from cogvideox.model_loaders import checkpoints, component_files
 from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
@@ -161,9 +161,9 @@ def test_a_header_is_that_of_the_file_that_is_there(tmp_path: Path) -> None:
         for number, file in enumerate((path, other)):
             save_file({"a": torch.zeros(1)}, file, {"alpha": str(number)})
             os.utime(file, (10**9 - age_s, 10**9 - age_s))
-        assert checkpoints.read_header(path).metadata["alpha"] == "0"
+        assert component_files.read_header(path).metadata["alpha"] == "0"
         os.replace(other, path)
-        assert checkpoints.read_header(path).metadata["alpha"] == "1"
+        assert component_files.read_header(path).metadata["alpha"] == "1"
 
 
 def test_a_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +277,29 @@ def test_config_of_another_model_beside_a_file(parts: Path, tmp_path: Path) -> N
     assert checkpoints.open_component(path, "transformer").config is None
     (tmp_path / "config.json").write_text(json.dumps(own))
     assert checkpoints.open_component(path, "transformer").config == own
+
+
+def test_a_config_beside_a_file_is_checked_once(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each check walks through all entries, whenever a prompt is queued; the first answer is the one that counts."""
+    path = layouts.write_safetensors(tmp_path / "one.safetensors", weights_of(parts, "transformer"))
+    own = json.loads((parts / "transformer" / "config.json").read_text())
+    sources: list[str] = []
+    check = checkpoints.checked_config
+
+    def counted(component: str, config: dict, source: str) -> dict:
+        sources.append(source)
+        return check(component, config, source)
+
+    monkeypatch.setattr(checkpoints, "checked_config", counted)
+    for name in ("CogVideoXTransformer3DModel", None):
+        (tmp_path / "config.json").write_text(json.dumps(own | {"_class_name": name}))
+        checkpoints.check_component(path, "transformer")
+    (tmp_path / "config.json").write_text(json.dumps({"num_layers": -1}))  # somebody else's
+    checkpoints.check_component(path, "transformer")
+    (tmp_path / "config.json").write_text(json.dumps(own | {"num_layers": -1}))
+    with pytest.raises(UserError, match="num_layers"):
+        checkpoints.check_component(path, "transformer")
+    assert sources == [str(tmp_path / "config.json")] * 4
 
 
 def test_the_header_s_config_goes_before_the_one_beside_a_file(parts: Path, tmp_path: Path) -> None:

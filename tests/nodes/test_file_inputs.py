@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import comfyui_nodes
-from cogvideox.model_loaders import checkpoints
+from cogvideox.model_loaders import component_files
 from cogvideox.model_loaders.file_stamps import stamp_of
 from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
@@ -232,7 +232,7 @@ def test_clients_are_answered_while_a_file_is_read(
         time.sleep(0.5)
         raise UserError("slow")
 
-    for module in (checkpoints, apply):
+    for module in (component_files, apply):
         monkeypatch.setattr(module, "read_header", slow)
     inputs: dict[str, Any] = {entry.id: getattr(entry, "default", None) for entry in CLASSES[node].GET_SCHEMA().inputs}
     prompt = {"1": {"class_type": node, "inputs": {**inputs, "model": ["2", 0], name: "a"}}}

@@ -57,23 +57,23 @@ def refuse_writing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a file system does that is mounted read-only: root may write wherever permissions forbid it."""
     true_mkdir, true_open, true_os_open = os.mkdir, open, os.open
 
-    def refused(path: Any) -> None:
+    def assert_refused(path: Any) -> None:
         if isinstance(path, (str, os.PathLike)) and str(root) in os.path.abspath(path):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     def mkdir(path: Any, *args: Any, **kwargs: Any) -> None:
         if not os.path.isdir(path):
-            refused(path)
+            assert_refused(path)
         true_mkdir(path, *args, **kwargs)
 
     def opened(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         if set(mode) & set("wax+"):
-            refused(path)
+            assert_refused(path)
         return true_open(path, mode, *args, **kwargs)
 
     def os_opened(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            refused(path)
+            assert_refused(path)
         return true_os_open(path, flags, *args, **kwargs)
 
     monkeypatch.setattr(os, "mkdir", mkdir)

@@ -42,7 +42,7 @@ def with_index(good: bytes, each: int, count: int) -> bytes:
     return bytes(data)
 
 
-def refused(path: Path, words: str) -> None:
+def assert_refused(path: Path, words: str) -> None:
     with bounded(), pytest.raises(clips.UnusableClipError, match=f"it cannot be read .*{words}") as caught:
         segments.probe_clip(path)
     assert len(str(caught.value)) < 400
@@ -53,7 +53,7 @@ def test_an_index_of_more_than_the_file(tmp_path: Path, good: bytes, each: int, 
     """A file of a thousand bytes that counts 3e7 samples took 1.1 GB and 3.4 s, in a call that nothing interrupts."""
     path = tmp_path / "a.mp4"
     path.write_bytes(with_index(good, each, count))
-    refused(path, "for which there is no room")
+    assert_refused(path, "for which there is no room")
     with bounded(), pytest.raises(clips.UnusableClipError):
         segments.read_segment(path, segments.Segment((0,), 32, 32, (0.5, 0.5)))
 
@@ -63,7 +63,7 @@ def test_the_index_of_another_suffix(tmp_path: Path, good: bytes) -> None:
     for suffix in (".avi", ".mkv", ".webm", ".mov"):
         path = tmp_path / f"a{suffix}"
         path.write_bytes(with_index(good, 1, MANY))
-        refused(path, "for which there is no room")
+        assert_refused(path, "for which there is no room")
 
 
 FRAGMENT = struct.pack(">II", 0, MANY)
@@ -83,7 +83,7 @@ INDEXES = {
 def test_other_indexes(tmp_path: Path, what: str) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(box(b"ftyp", b"isom", bytes(4), b"isom") + INDEXES[what])
-    refused(path, "its index")
+    assert_refused(path, "its index")
 
 
 def test_good_files_are_taken(tmp_path: Path, good: bytes) -> None:
@@ -127,7 +127,7 @@ def test_pictures_that_declare_too_much(tmp_path: Path, width: int, height: int)
     folder = tmp_path / "clip"
     folder.mkdir()
     (folder / "1.png").write_bytes(png(width, height))
-    refused(folder, "pixels|too large|exceeds")
+    assert_refused(folder, "pixels|too large|exceeds")
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
@@ -142,7 +142,7 @@ def test_animations_that_declare_too_much(tmp_path: Path, suffix: str, monkeypat
         path.write_bytes(data)
     else:
         monkeypatch.setattr(segments, "_MAX_PIXELS", 1000)
-    refused(path, "pixels")
+    assert_refused(path, "pixels")
 
 
 LISTS = {
@@ -204,4 +204,4 @@ def test_indexes_that_multiply(tmp_path: Path, what: str) -> None:
         moov = track(b"vide", bytes(60), full(b"stsz", struct.pack(">II", 1, 3900)), edits)
     path = tmp_path / "a.mov"
     path.write_bytes(box(b"ftyp", b"qt  ") + box(b"mdat", bytes(4000)) + box(b"moov", moov))
-    refused(path, "its index counts")
+    assert_refused(path, "its index counts")

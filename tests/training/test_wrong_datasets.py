@@ -20,7 +20,7 @@ from PIL import Image
 
 from cogvideox.devtools.paths import ROOT
 from cogvideox.tests.clip_files import write_video
-from cogvideox.tests.mutations import MUTATIONS, as_json, fuzz, mutate_tree, wrong
+from cogvideox.tests.mutations import LEAST_REFUSED, MUTATIONS, SLOWEST_S, as_json, fuzz, mutate_tree, wrong
 from cogvideox.training import checkpoint, clips, loop, segments
 from cogvideox.training.recipe import load_recipe
 
@@ -44,7 +44,9 @@ def test_jsonl(folder: Path, mutations: int) -> None:
         (folder / "metadata.jsonl").write_text(text, "utf-8", "replace")
         return text[:80]
 
-    fuzz("metadata.jsonl", mutations, make, lambda: clips.find_clips(folder))
+    outcome = fuzz("metadata.jsonl", mutations, make, lambda: clips.find_clips(folder))
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= LEAST_REFUSED, str(outcome)
 
 
 @mutations
@@ -71,7 +73,9 @@ def test_csv(folder: Path, mutations: int) -> None:
         (folder / "metadata.csv").write_text(text, "utf-8", newline="")
         return text[:80]
 
-    fuzz("metadata.csv", mutations, make, lambda: clips.find_clips(folder))
+    outcome = fuzz("metadata.csv", mutations, make, lambda: clips.find_clips(folder))
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= LEAST_REFUSED, str(outcome)
 
 
 def as_toml(value: Any) -> str:
@@ -111,7 +115,9 @@ def test_recipes(tmp_path: Path, mutations: int) -> None:
         path.write_text("\n".join(lines), "utf-8", "replace")
         return "\n".join(lines)[:80]
 
-    fuzz("recipe", mutations, make, lambda: load_recipe(path if path.exists() else path.with_suffix(".json")))
+    outcome = fuzz("recipe", mutations, make, lambda: load_recipe(path if path.exists() else path.with_suffix(".json")))
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= LEAST_REFUSED, str(outcome)
 
 
 class Line(torch.nn.Module):
@@ -159,7 +165,9 @@ def test_checkpoints_of_trainings(tmp_path: Path, mutations: int) -> None:
         checkpoint.resume(accelerator, tmp_path, settings, trained, optimizer, average)
         assert all(torch.isfinite(value).all() for value in trained.values())
 
-    fuzz("training checkpoint", mutations, make, load)
+    outcome = fuzz("training checkpoint", mutations, make, load)
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= LEAST_REFUSED, str(outcome)
 
 
 @mutations
@@ -182,7 +190,9 @@ def test_logs_of_trainings(tmp_path: Path, mutations: int) -> None:
         losses = loop.read_losses(tmp_path)
         assert len(losses) <= 10 and all(math.isfinite(loss) for loss in losses)
 
-    fuzz("training log", mutations, make, load, least_refused=0.1)
+    outcome = fuzz("training log", mutations, make, load)
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= 0.1, str(outcome)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -235,7 +245,9 @@ def test_pngs(tmp_path: Path, mutations: int) -> None:
         (tmp_path / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
         return f"{what} {[kind for kind, _ in parts]}"
 
-    fuzz("png", mutations, make, lambda: read(tmp_path))
+    outcome = fuzz("png", mutations, make, lambda: read(tmp_path))
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= LEAST_REFUSED, str(outcome)
 
 
 def read(path: Path) -> None:
@@ -243,7 +255,8 @@ def read(path: Path) -> None:
     source = segments.probe_clip(path)
     for segment in segments.cut_segments(SPEC, source, (0.5, 0.5)):
         taken = segments.read_segment(path, segment)
-        assert taken.shape == (len(segment.indices), segment.height, segment.width, 3)
+        if taken.shape != (len(segment.indices), segment.height, segment.width, 3):
+            raise RuntimeError(f"a segment of shape {list(taken.shape)}")
     segments.read_segment(path, segments.Segment((0,), 32, 32, (0.5, 0.5)))
 
 
@@ -304,7 +317,9 @@ def test_boxes_of_clips(tmp_path: Path, kind: str, mutations: int) -> None:
         path.write_bytes(packed(boxes))
         return str(names)
 
-    fuzz(f"{kind} boxes", mutations, make, lambda: read(path), least_refused=0.15)
+    outcome = fuzz(f"{kind} boxes", mutations, make, lambda: read(path))
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= 0.15, str(outcome)
     shutil.copy(file, path)
     read(path)
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from cogvideox.errors import UserError
-from cogvideox.model_loaders.checkpoints import check_component, read_header
+from cogvideox.model_loaders.checkpoints import check_component
+from cogvideox.model_loaders.component_files import read_header
 from cogvideox.model_loaders.files.gguf_guard import check_gguf_header
 from cogvideox.model_loaders.files.headers import Entry
 from cogvideox.model_loaders.files.tensor_specs import TensorSpec, check_quantization_notes

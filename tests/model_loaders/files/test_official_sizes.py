@@ -7,23 +7,25 @@ import psutil
 import pytest
 import torch
 
-from cogvideox.model_loaders import checkpoints, variants
+from cogvideox.model_loaders import component_files, variants
+from cogvideox.model_loaders.checkpoints import check_component
 from cogvideox.model_loaders.files.headers import Entry
-from cogvideox.model_loaders.load_model import load_model
-from cogvideox.model_loaders.load_text_encoder import t5_shapes
+from cogvideox.model_loaders.load_model import check_model, load_model
+from cogvideox.model_loaders.load_text_encoder import check_text_encoder, t5_shapes
 from cogvideox.tests import hollow_files as hollow
 from cogvideox.tests import layout_files as layouts
 
 
 def assert_found(path: Path, component: str, weights: dict[str, torch.Tensor]) -> Mapping[str, Entry]:
     """Every tensor of its full shape, none besides; returns what was found."""
-    found = checkpoints.find_weights(path, component).entries
+    found = component_files.find_weights(path, component).entries
     assert {n: tuple(w.shape) for n, w in weights.items()} == {n: e.shape for n, e in found.items()}
     return found
 
 
-def assert_is(name: str, found: Mapping[str, Entry]) -> None:
-    """A single file has no config.json: its shapes must suffice."""
+def assert_is(name: str, path: Path, found: Mapping[str, Entry]) -> None:
+    """A single file has no config.json: its shapes must suffice, and nothing of it is refused when it is queued."""
+    check_model(path)
     assert variants.detect_family(variants.resolve_config(found, None, "test")).name == name
 
 
@@ -33,7 +35,7 @@ def test_transformer(tmp_path: Path, layout: str, name: str) -> None:
     """Whoever downloads one file of 11 GB must not be asked which model it is."""
     weights = hollow.official_weights(name)
     path = hollow.write_hollow(tmp_path / "any name.safetensors", hollow.FULL_SIZE_LAYOUTS[layout](weights))
-    assert_is(name, assert_found(path, "transformer", weights))
+    assert_is(name, path, assert_found(path, "transformer", weights))
 
 
 # 2b's width of 1920 is not a multiple of 256, the block size of the K types
@@ -46,7 +48,7 @@ def test_transformer_in_gguf(tmp_path: Path, name: str, kind: str) -> None:
     """GGUF counts its shapes the other way round and in blocks."""
     weights = hollow.official_weights(name)
     path = hollow.write_hollow_gguf(tmp_path / "any name.gguf", weights, kind)
-    assert_is(name, assert_found(path, "transformer", weights))
+    assert_is(name, path, assert_found(path, "transformer", weights))
 
 
 @pytest.mark.parametrize("name", hollow.OFFICIAL)
@@ -55,7 +57,7 @@ def test_transformer_in_a_torch_file(tmp_path: Path, name: str) -> None:
     weights = hollow.official_weights(name)
     named = layouts.prefixed("model.diffusion_model.", layouts.sat_names(weights))
     path = hollow.write_hollow_sat(tmp_path / "mp_rank_00_model_states.pt", named)
-    assert_is(name, assert_found(path, "transformer", weights))
+    assert_is(name, path, assert_found(path, "transformer", weights))
 
 
 @pytest.mark.parametrize("name", hollow.OFFICIAL)
@@ -73,7 +75,7 @@ def test_one_file_with_everything(tmp_path: Path, name: str) -> None:
     for component, (_, weights) in parts.items():
         found = assert_found(path, component, weights)
         if component == "transformer":
-            assert_is(name, found)
+            assert_is(name, path, found)
 
 
 VAE = {"diffusers": lambda w: w, "SAT": layouts.sat_vae_names, "prefixed": lambda w: layouts.prefixed("vae.", w)}
@@ -84,6 +86,7 @@ def test_vae(tmp_path: Path, layout: str) -> None:
     weights = hollow.official_vae()
     path = hollow.write_hollow(tmp_path / "a.safetensors", VAE[layout](weights))
     assert_found(path, "vae", weights)
+    check_component(path, "vae")
 
 
 T5 = ("HF", "prefixed", "scaled fp8", "Q8_0", "Q5_K")
@@ -103,6 +106,7 @@ def test_text_encoder(tmp_path: Path, kind: str) -> None:
         path = hollow.write_hollow_gguf(tmp_path / "a.gguf", layouts.gguf_t5_names(weights), kind)
     found = assert_found(path, "text_encoder", weights)
     config = {"d_model": 4096, "num_heads": 64, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "vocab_size": 32128}
+    check_text_encoder(path)
     assert t5_shapes(config) == {name: entry.shape for name, entry in found.items()}
 
 

@@ -21,7 +21,7 @@ from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.tests import layout_files as layouts
-from cogvideox.tests.mutations import MUTATIONS, as_json, fuzz, mutate_tree, wrong
+from cogvideox.tests.mutations import LEAST_REFUSED, MUTATIONS, SLOWEST_S, as_json, fuzz, mutate_tree, wrong
 from cogvideox.tests.support import write_fp32
 
 mutations = pytest.mark.parametrize("mutations", MUTATIONS)
@@ -125,7 +125,9 @@ def test_safetensors(smallest: Path, tmp_path: Path, component: str, mutations: 
         (folder / "a.safetensors").write_bytes(data)
         return what
 
-    fuzz(f"safetensors, {component}", mutations, make, lambda: load_component(folder, component))
+    outcome = fuzz(f"safetensors, {component}", mutations, make, lambda: load_component(folder, component))
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= LEAST_REFUSED, str(outcome)
 
 
 def _text_only(metadata: dict[str, str] | None) -> dict[str, str] | None:
@@ -153,7 +155,9 @@ def test_torch_files(smallest: Path, tmp_path: Path, component: str, mutations: 
         torch.save(whole, folder / "a.pt", _use_new_zipfile_serialization=rng.random() < 0.7)
         return what
 
-    fuzz(f"torch, {component}", mutations, make, lambda: load_component(folder, component))
+    outcome = fuzz(f"torch, {component}", mutations, make, lambda: load_component(folder, component))
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= LEAST_REFUSED, str(outcome)
 
 
 NAMES = {"transformer": dict, "vae": dict, "text_encoder": layouts.gguf_t5_names}
@@ -200,7 +204,9 @@ def test_gguf(smallest: Path, tmp_path: Path, component: str, mutations: int) ->
         write_mutated_gguf(folder / "a.gguf", NAMES[component](changed), rng)
         return what
 
-    fuzz(f"GGUF, {component}", mutations, make, lambda: load_component(folder, component))
+    outcome = fuzz(f"GGUF, {component}", mutations, make, lambda: load_component(folder, component))
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= LEAST_REFUSED, str(outcome)
 
 
 JSON_FILES = {
@@ -226,7 +232,9 @@ def test_configs(smallest: Path, tmp_path: Path, name: str, mutations: int) -> N
 
     # Of T5's config only the number of layers is read, and of the index only the class.
     least = 0.02 if name.startswith(("text_encoder", "model_index", "scheduler")) else 0.15
-    fuzz(name, mutations, make, lambda: JSON_FILES[name](pipeline), least_refused=least)
+    outcome = fuzz(name, mutations, make, lambda: JSON_FILES[name](pipeline))
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= least, str(outcome)
 
 
 @mutations
@@ -242,7 +250,9 @@ def test_control_net_configs(tmp_path: Path, mutations: int) -> None:
         (folder / "config.json").write_text(text, "utf-8", "replace")
         return text[:80]
 
-    fuzz("control net, config.json", mutations, make, lambda: load_controlnet(folder, "fp32"), least_refused=0.1)
+    outcome = fuzz("control net, config.json", mutations, make, lambda: load_controlnet(folder, "fp32"))
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= 0.1, str(outcome)
 
 
 @mutations
@@ -263,7 +273,9 @@ def test_indexes(smallest: Path, tmp_path: Path, mutations: int) -> None:
         (folder / "a.safetensors.index.json").write_text(text, "utf-8", "replace")
         return text[:80]
 
-    fuzz("index.json", mutations, make, lambda: load_component(folder, "transformer"))
+    outcome = fuzz("index.json", mutations, make, lambda: load_component(folder, "transformer"))
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= LEAST_REFUSED, str(outcome)
 
 
 @mutations
@@ -290,7 +302,9 @@ def test_tokenizer_folders(smallest: Path, tmp_path: Path, mutations: int) -> No
         for text in ("A panda, (slowly:1.2) 熊猫\u2028", "", " "):
             clip.encode_from_tokens(clip.tokenize(text))
 
-    fuzz("tokenizer", mutations, make, load)
+    outcome = fuzz("tokenizer", mutations, make, load)
+    assert not outcome.problems and outcome.slowest_s < SLOWEST_S, str(outcome)
+    assert outcome.refused_share >= LEAST_REFUSED, str(outcome)
 
 
 @pytest.mark.parametrize("shape", [(0, 34), (34, 0)], ids=str)

@@ -1,7 +1,6 @@
 """LoRAs of every trainer on the model: exactly the weights that they stand for."""
 
 import inspect
-import json
 from pathlib import Path
 
 import comfy.sd
@@ -337,11 +336,3 @@ def test_every_layer_of_every_variant(tiny_pipelines: dict[str, Path], tmp_path:
         patched, report = lora.apply_lora(loaded, save(tmp_path / "l.safetensors", files), 0.5)
         assert report.layers == len(layers) and report.matched == report.total
         assert_weights(patched, fused(weights, factors, 0.5))
-
-
-def test_header_of_json_that_is_none(subject: Subject, tmp_path: Path) -> None:
-    """A header that is not JSON is ignored, as in diffusers before 0.34."""
-    factors = subject.factors(ATTENTION)
-    for text in ("{", "[]", "null", json.dumps({"transformer.lora_alpha": None})):
-        path = save(tmp_path / "l.safetensors", write_dialect("diffusers", factors)[0], {"lora_adapter_metadata": text})
-        assert_weights(apply(subject.model, path), fused(subject.weights, factors, 1.0))

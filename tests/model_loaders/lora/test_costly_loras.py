@@ -35,7 +35,7 @@ def good(model: ModelPatcher) -> Files:
     return write_dialect("diffusers", random_factors(shapes, ATTENTION))[0]
 
 
-def refused(model: ModelPatcher, files: Files, words: str, header: dict | None = None) -> None:
+def assert_refused(model: ModelPatcher, files: Files, words: str, header: dict | None = None) -> None:
     with bounded(), pytest.raises(UserError, match=words) as caught:
         lora.read_lora(files, header, model)
     assert len(str(caught.value)) < 700
@@ -46,7 +46,9 @@ def test_ranks_beyond_both_sides(model: ModelPatcher, good: Files) -> None:
     rank = 10_000_000
     a, b = torch.zeros(1, 1).expand(rank, 64), torch.zeros(1, 1).expand(64, rank)
     files = good | {f"{FIRST}.lora_A.weight": a, f"{FIRST}.lora_B.weight": b}
-    refused(model, files, r"has rank 10000000 for a weight delta of shape \[64, 64\], where at most 64 is allowed")
+    assert_refused(
+        model, files, r"has rank 10000000 for a weight delta of shape \[64, 64\], where at most 64 is allowed"
+    )
 
 
 @pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
@@ -70,17 +72,19 @@ def test_ranks_above_the_smaller_side(model: ModelPatcher, good: Files) -> None:
 def test_alphas_that_no_trainer_writes(model: ModelPatcher, good: Files, alpha: float) -> None:
     """Multiplied by 1e99 every weight becomes Inf, and the video black."""
     words = r"has alpha .* for rank 4. Expected is an alpha of at most 1000 times the rank"
-    refused(model, good | {f"{FIRST}.alpha": torch.tensor(alpha, dtype=torch.float64)}, words)
-    refused(model, good, words, adapter_header({"r": 4, "lora_alpha": alpha}))
-    refused(model, good, words, adapter_header({"r": 4, "lora_alpha": 4, "alpha_pattern": {ATTENTION[0]: alpha}}))
-    refused(model, good, words, {"ss_network_alpha": str(alpha)})
+    assert_refused(model, good | {f"{FIRST}.alpha": torch.tensor(alpha, dtype=torch.float64)}, words)
+    assert_refused(model, good, words, adapter_header({"r": 4, "lora_alpha": alpha}))
+    assert_refused(
+        model, good, words, adapter_header({"r": 4, "lora_alpha": 4, "alpha_pattern": {ATTENTION[0]: alpha}})
+    )
+    assert_refused(model, good, words, {"ss_network_alpha": str(alpha)})
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), True, "many", [1], {}], ids=str)
 def test_alphas_that_are_no_numbers(model: ModelPatcher, good: Files, alpha: object) -> None:
     words = "as alpha, which is not a finite number"
-    refused(model, good, words, adapter_header({"r": 4, "lora_alpha": alpha}))
-    refused(model, good, words, adapter_header({"r": 4, "alpha_pattern": {ATTENTION[0]: alpha}}))
+    assert_refused(model, good, words, adapter_header({"r": 4, "lora_alpha": alpha}))
+    assert_refused(model, good, words, adapter_header({"r": 4, "alpha_pattern": {ATTENTION[0]: alpha}}))
 
 
 def test_alphas_of_honest_files(model: ModelPatcher, good: Files) -> None:
@@ -91,9 +95,11 @@ def test_alphas_of_honest_files(model: ModelPatcher, good: Files) -> None:
 def test_patterns_by_the_thousand(model: ModelPatcher, good: Files) -> None:
     """Each was compiled for each layer again."""
     patterns = {f"layer_{i}": 1 for i in range(30_000)}
-    refused(model, good, "alpha_pattern of 30000 expressions", adapter_header({"r": 4, "alpha_pattern": patterns}))
+    assert_refused(
+        model, good, "alpha_pattern of 30000 expressions", adapter_header({"r": 4, "alpha_pattern": patterns})
+    )
     wild = {f"{i}.*x.*y": 1 for i in range(17)}
-    refused(model, good, "alpha_pattern of 17 expressions", adapter_header({"r": 4, "alpha_pattern": wild}))
+    assert_refused(model, good, "alpha_pattern of 17 expressions", adapter_header({"r": 4, "alpha_pattern": wild}))
 
 
 def test_the_most_patterns_that_are_read() -> None:
@@ -121,8 +127,8 @@ def test_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_under_the_stock_nodes(model: ModelPatcher) -> None:
     """ComfyUI's own node reads the file itself, and hands over names of any length."""
     name = "transformer.lora_A" + ".lora_A" * 1_500_000
-    refused(model, {name: torch.zeros(1)}, "a tensor's name of .* letters, where 1000 are allowed")
-    refused(model, {str(i): torch.zeros(1) for i in range(40_000)}, "40000 tensors, where 32768 are allowed")
+    assert_refused(model, {name: torch.zeros(1)}, "a tensor's name of .* letters, where 1000 are allowed")
+    assert_refused(model, {str(i): torch.zeros(1) for i in range(40_000)}, "40000 tensors, where 32768 are allowed")
 
 
 def test_the_log_has_an_end() -> None:

@@ -69,12 +69,12 @@ def test_lora_of_an_image_model_on_a_text_model(subject: Subject, tmp_path: Path
 def test_unmatched_keys_are_named(subject: Subject, tmp_path: Path) -> None:
     """A LoRA that fits in part is applied; what was lost must be seen."""
     files, _, _ = write_dialect("diffusers", subject.factors(ATTENTION))
-    files |= {f"transformer.transformer_blocks.{i}.attn1.to_q.lora_A.weight": torch.ones(4, 64) for i in range(5, 10)}
+    files |= {f"transformer.perceiver.{i}.to_q.lora_A.weight": torch.ones(4, 64) for i in range(5)}
     files["lora_te_encoder_block_0.lora_up.weight"] = torch.ones(3, 4)
     _, report = lora.apply_lora(subject.model, save(tmp_path / "l.safetensors", files), 1.0)
     text = report.message()
     assert "16 of 22 keys matched: 8 layers, LoRA, rank 4, scale 1 (the file has no alpha)." in text
-    assert "Not in this model: transformer.transformer_blocks.5.attn1.to_q.lora_A.weight" in text and "2 more" in text
+    assert "Not in this model: transformer.perceiver.0.to_q.lora_A.weight" in text and "2 more" in text
     assert "Skipped 1 for a text encoder: lora_te_encoder_block_0.lora_up.weight" in text
     assert len(report.details().splitlines()) == 6
 
@@ -167,28 +167,30 @@ def test_damaged_loras_are_refused(subject: Subject, tmp_path: Path) -> None:
     good, _, _ = write_dialect("diffusers", subject.factors(ATTENTION))
     first = f"transformer.{ATTENTION[0]}"
 
-    def refused(message: str, files: Files, header: dict | None = None) -> None:
+    def assert_refused(message: str, files: Files, header: dict | None = None) -> None:
         with pytest.raises(UserError, match=message):
             apply(subject.model, save(tmp_path / "l.safetensors", files, header))
 
     for bad in (float("nan"), float("inf")):
         broken = good[f"{first}.lora_A.weight"].clone()
         broken[0, 0] = bad
-        refused("NaN", good | {f"{first}.lora_A.weight": broken})
-        refused("NaN", good | {f"{first}.alpha": torch.tensor(bad)})
-    refused("NaN", good | {f"{first}.alpha": torch.ones(3)})
-    refused("of a dtype", good | {f"{first}.lora_A.weight": torch.ones(4, 64, dtype=torch.int8)})
-    refused("lacks lora_down", {key: t for key, t in good.items() if key != f"{first}.lora_A.weight"})
-    refused("a lora_down of rank 3 and a lora_up of rank 4", good | {f"{first}.lora_A.weight": torch.ones(3, 64)})
-    refused("shape", good | {f"{first}.lora_A.weight": torch.ones(4)})
-    refused("3 values in dora_scale", good | {f"{first}.dora_scale": torch.ones(3, 1)})
-    refused("3 values in magnitude", good | {f"{first}.lora_magnitude_vector": torch.ones(3)})
-    refused("two values for one part", good | {f"{ATTENTION[0]}.lora_A.weight": torch.ones(4, 64)})
-    refused("not a finite number", good, adapter_header({"r": 4, "lora_alpha": "many"}))
-    refused("not a finite number", good, {"ss_network_alpha": "1e999"})
-    refused("does not read", good, adapter_header({"lora_alpha": 4, "alpha_pattern": {"(a+)+$": 1}}))
-    refused("not a table", good, adapter_header({"lora_alpha": 4, "alpha_pattern": [1]}))
-    refused("does not read", good | {f"{first}.lora_mid.weight": torch.ones(4, 4, 1, 1)})
+        assert_refused("NaN", good | {f"{first}.lora_A.weight": broken})
+        assert_refused("NaN", good | {f"{first}.alpha": torch.tensor(bad)})
+    assert_refused("NaN", good | {f"{first}.alpha": torch.ones(3)})
+    assert_refused("of a dtype", good | {f"{first}.lora_A.weight": torch.ones(4, 64, dtype=torch.int8)})
+    assert_refused("lacks lora_down", {key: t for key, t in good.items() if key != f"{first}.lora_A.weight"})
+    assert_refused(
+        "a lora_down of rank 3 and a lora_up of rank 4", good | {f"{first}.lora_A.weight": torch.ones(3, 64)}
+    )
+    assert_refused("shape", good | {f"{first}.lora_A.weight": torch.ones(4)})
+    assert_refused("3 values in dora_scale", good | {f"{first}.dora_scale": torch.ones(3, 1)})
+    assert_refused("3 values in magnitude", good | {f"{first}.lora_magnitude_vector": torch.ones(3)})
+    assert_refused("two values for one part", good | {f"{ATTENTION[0]}.lora_A.weight": torch.ones(4, 64)})
+    assert_refused("not a finite number", good, adapter_header({"r": 4, "lora_alpha": "many"}))
+    assert_refused("not a finite number", good, {"ss_network_alpha": "1e999"})
+    assert_refused("does not read", good, adapter_header({"lora_alpha": 4, "alpha_pattern": {"(a+)+$": 1}}))
+    assert_refused("not a table", good, adapter_header({"lora_alpha": 4, "alpha_pattern": [1]}))
+    assert_refused("does not read", good | {f"{first}.lora_mid.weight": torch.ones(4, 4, 1, 1)})
     whole = save(tmp_path / "l.safetensors", good).read_bytes()
     (tmp_path / "l.safetensors").write_bytes(whole[:-10])
     with pytest.raises(UserError, match="cut short"):
