@@ -151,15 +151,13 @@ def _resolved(folder: Path, list_name: str, rows: list[Row]) -> tuple[list[Clip]
         name, caption = name.strip(), caption.strip()
         shown, where = quoted(name) or "A clip without a name", f"{list_name}, line {line},"
         path = _path_of(name, folder)
-        if "\0" in name or not _is_unicode(name + caption):
-            problems.append(f"{shown}: its name or its caption in {where} contains what is no Unicode text.")
-        elif not _is_allowed(path, folder):
+        if not _is_allowed(path, folder):
             problems.append(f"{shown}: {where} names it, but it {_OUTSIDE}")
         elif not name or not _is_there(path):
             problems.append(f"{shown}: {where} names it, but there is no such file.")
         elif not caption:
             problems.append(f"{shown}: it has no caption; {where} names none.")
-        elif len(caption.encode("utf-8", "replace")) > MAX_CAPTION_BYTES:
+        elif len(caption.encode()) > MAX_CAPTION_BYTES:
             problems.append(f"{shown}: its caption in {where} has more than {MAX_CAPTION_BYTES} bytes.")
         else:
             clips.append(Clip(name, path, caption))
@@ -170,15 +168,6 @@ def _is_allowed(path: Path, folder: Path) -> bool:
     """Whether a file of the dataset in `folder` may be opened: it is inside, links followed, or in a folder that the
     user has named for datasets."""
     return is_spelled_inside(path, folder) and (is_inside(path, folder) or is_in_datasets(path))
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether `text` can be encoded: a name of a file whose bytes are not UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _path_of(name: str, folder: Path) -> Path:
@@ -278,3 +267,12 @@ def _caption_files(path: Path) -> list[Path]:
 
 def _is_shown(name: str, suffixes: tuple[str, ...]) -> bool:
     return name.lower().endswith(suffixes) and not name.startswith(".")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` can be encoded: a name of a file whose bytes are not UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
