@@ -23,6 +23,7 @@ SLOW = (
     "model_loaders/lora/test_apply.py::test_every_name_stands_for_one_layer",
     "nano/test_score.py::test_clips_of_other_prompts_score_near_chance",
     "nano/test_score.py::test_right_clips_score_right",
+    "nano/test_taught_colour.py",
     "nano/test_weights.py::test_text_to_video_paints_what_the_prompt_says",
     "samplers/test_inversion.py::test_way_back_leads_to_the_video",
     "samplers/test_stock_samplers.py::test_combinations_that_drowned_in_noise_paint",
