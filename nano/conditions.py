@@ -41,6 +41,18 @@ def edges(autoencoder: Any, pixels: torch.Tensor, _rng: np.random.Generator) -> 
     return {"concat": _encode(autoencoder, edge_pixels(pixels))}
 
 
+def packed_edges(_autoencoder: Any, pixels: torch.Tensor, _rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """`guide` [B, F, H, W / 8], eight pixels of a control net's video in a byte."""
+    white = edge_pixels(pixels)[:, 0].numpy() > 0
+    return {"guide": torch.from_numpy(np.packbits(white, axis=-1))}
+
+
+def unpacked_edges(guide: torch.Tensor) -> torch.Tensor:
+    """What packed_edges has packed: [B, F, 3, H, W] in -1 .. 1."""
+    white = torch.from_numpy(np.unpackbits(guide.byte().numpy(), axis=-1)).float()
+    return (white * 2 - 1)[:, :, None].expand(-1, -1, 3, -1, -1)
+
+
 def edge_pixels(pixels: torch.Tensor) -> torch.Tensor:
     """[B, 3, F, H, W] in -1 .. 1 -> the same of its edges, white on black."""
     from kornia.filters import canny
@@ -87,9 +99,10 @@ def _encode(autoencoder: Any, pixels: torch.Tensor) -> torch.Tensor:
         return autoencoder.encode(pixels).latent_dist.mode().float()
 
 
-# What a variant's task is called (sockets.families) -> how its clips are encoded.
+# A task, as sockets.families calls it, or "control net" -> what a model of it is shown of a clip.
 CONDITIONS: dict[str, Callable[[Any, torch.Tensor, np.random.Generator], dict[str, torch.Tensor]]] = {
     "image": first_frame,
     "inpaint": masked_clip,
     "control": edges,
+    "control net": packed_edges,
 }

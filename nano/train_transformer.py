@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cogvideox.training.config import TrainConfig
 
-from . import buckets, transformer, vae
+from . import buckets, conditions, control_net, transformer, vae
 from .optimizer import MuonAndAdamW
 from .stage import SEED, accelerator, log
 from .trained import empty_text, load_transformer
@@ -23,7 +23,7 @@ BATCH = 32  # what a step's samples are numbered by; how many of them a step tak
 
 @dataclass(frozen=True)
 class TransformerStage:
-    """One training of a transformer.
+    """One training of a transformer, or of a control net for it.
 
     variant: of transformer.CONFIGS. source: the stage whose weights it begins with; None begins with new ones.
     only_bucket: the number in buckets.BUCKETS of the only clips it sees; None draws from all.
@@ -35,10 +35,13 @@ class TransformerStage:
     steps: int
     learning_rate: float
     only_bucket: int | None = None
+    is_control_net: bool = False
 
     @property
     def task(self) -> str:
         """A key of conditions.CONDITIONS, or "text"."""
+        if self.is_control_net:
+            return "control net"
         return next((task for part, task in _TASKS.items() if part in self.variant), "text")
 
 
@@ -49,6 +52,7 @@ TRANSFORMER_STAGES = (
     TransformerStage("5b", "5b", "5b-short", 16000, 3e-3),
     TransformerStage("Fun-5b-InP", "Fun-5b-InP", "5b", 7000, 2e-3),
     TransformerStage("Fun-5b-Control", "Fun-5b-Control", "5b", 4000, 2e-3),
+    TransformerStage("controlnet-edges", control_net.BASE, "5b", 4000, 2e-3, is_control_net=True),
     TransformerStage("2b", "2b", "5b", 8000, 3e-3),
     TransformerStage("1.5-5B", "1.5-5B", "5b", 8000, 3e-3),
     # Its table of positions is of one size.
@@ -63,10 +67,12 @@ def train_transformer(work: Path, stage: TransformerStage) -> None:
     from cogvideox.transformer.dit import CogVideoXDiT
 
     torch.manual_seed(SEED)
-    model = CogVideoXDiT(**transformer.CONFIGS[stage.variant])
+    model: torch.nn.Module = CogVideoXDiT(**transformer.CONFIGS[stage.variant])
     transformer.init_adaln_zero(model)
     if stage.source:
         transformer.init_from_variant(model, load_transformer(work, stage.source))
+    if stage.is_control_net:
+        model = control_net.ControlledTransformer(model)
     config = TrainConfig(
         max_steps=stage.steps,
         global_batch_size=BATCH,
@@ -88,6 +94,7 @@ def train_transformer(work: Path, stage: TransformerStage) -> None:
         callbacks=loop.Callbacks(on_step=log),
         optimizer_of=muon_and_adamw,
     )
+    weights = {name.removeprefix("net."): weight for name, weight in weights.items()}
     torch.save(weights, work / stage.name / "trained.pt")
 
 
@@ -115,6 +122,8 @@ class _StageLoss:
             batch = objective.draw_batch(samples, drawn, SEED + number, goal, self._empty_text)
             if "concat" in columns[0]:
                 batch = replace(batch, c_concat=_concat(columns, batch.clean.shape))
+            if "guide" in columns[0]:
+                model.guide = conditions.unpacked_edges(torch.stack([column["guide"] for column in columns]))
             return objective.denoising_loss(model, batch, goal)
 
     def _objective(self, count: int) -> "Objective":

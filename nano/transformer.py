@@ -76,14 +76,14 @@ def encode_clips(
 def encode_conditions(
     autoencoder: Any, seed: int, count: int, size: tuple[int, int, int], task: str
 ) -> dict[str, torch.Tensor]:
-    """What a model of `task` is shown of each of the clips that encode_clips draws, in fp16; see conditions."""
+    """What a model of `task` is shown of each of the clips that encode_clips draws; latents in fp16. See conditions."""
     columns: dict[str, list[torch.Tensor]] = {}
     for indices in _batches(count, size):
         pixels, _ = draw_clips(seed, indices, *size)
         rng = np.random.default_rng([seed, *size, indices[0]])
         for name, encoded in CONDITIONS[task](autoencoder, pixels, rng).items():
-            columns.setdefault(name, []).append(encoded)
-    return {name: torch.cat(parts).half() for name, parts in columns.items()}
+            columns.setdefault(name, []).append(encoded.half() if encoded.is_floating_point() else encoded)
+    return {name: torch.cat(parts) for name, parts in columns.items()}
 
 
 def _batches(count: int, size: tuple[int, int, int]) -> Iterator[range]:
@@ -120,8 +120,8 @@ def init_from_variant(model: torch.nn.Module, trained: dict[str, torch.Tensor]) 
             continue
         if source.shape == parameter.shape:
             parameter.copy_(source)
-        elif name == "patch_embed.proj.weight" and parameter.ndim == 4:
-            parameter.zero_()[:, : source.shape[1]].copy_(source)
+        elif name == "patch_embed.proj.weight" and parameter.ndim == source.ndim:
+            parameter.zero_()[:, : source.shape[1]].copy_(source)  # channels come first, in a row of numbers as well
         elif name == "patch_embed.proj.weight":
             # [D, C, p, p] -> [D, C * pt * p * p], half of it for each frame
             parameter.copy_(source[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1) / 2)
