@@ -18,6 +18,7 @@ from cogvideox.training.config import TrainConfig
 from . import text, toy_tokenizer, vae
 from .stage import SEED, accelerator, log
 from .train_transformer import TRANSFORMER_STAGES, train_transformer
+from .trained import load_vae
 
 
 def train_vae(work: Path) -> None:
@@ -60,11 +61,11 @@ def train_decoder(work: Path) -> None:
         ema_decay=0.99,
         save_every=200,
     )
-    model = vae.TrainedDecoder(AutoencoderKLCogVideoX.from_pretrained(work / "vae" / "trained"))
+    model = vae.TrainedDecoder(load_vae(work))
 
     def loss_of(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
-        # indices that the VAE's own training has not seen
-        return model(vae.clips(SEED + 2, indices, 17 if indices[0] // vae.DECODER_BATCH % 4 == 0 else 9))
+        shape = vae.DECODER_SHAPES[indices[0] // vae.DECODER_BATCH % len(vae.DECODER_SHAPES)]
+        return model(vae.clips(SEED + 2, indices, *shape))  # a seed that the VAE's own training has not seen
 
     weights = loop.train(
         accelerator("bf16"), model, loss_of, config, work / "decoder", callbacks=loop.Callbacks(on_step=log)
@@ -75,9 +76,9 @@ def train_decoder(work: Path) -> None:
 
 
 def print_psnr(autoencoder: AutoencoderKLCogVideoX) -> None:
-    for frames in (9, 17):
-        psnr_db = vae.psnr_db(autoencoder, vae.clips(SEED + 1, range(64), frames))
-        print(f"PSNR on {frames} frames that training has not seen: {psnr_db:.1f} dB", flush=True)
+    for frames, width, height in ((9, 64, 64), (17, 64, 64), (33, 64, 64), (49, 64, 64), (17, 96, 96)):
+        psnr_db = vae.psnr_db(autoencoder, vae.clips(SEED + 1, range(32), frames, width, height))
+        print(f"PSNR on {frames} frames of {width} x {height} that training has not seen: {psnr_db:.1f} dB", flush=True)
 
 
 def train_text(work: Path) -> None:

@@ -12,16 +12,22 @@ from . import text
 from .folders import WEIGHTS
 
 
+def load_vae(work: Path) -> Any:
+    """The AutoencoderKLCogVideoX in fp32, before its decoder was sharpened where `work` holds that."""
+    trained = work / "vae" / "trained"
+    return AutoencoderKLCogVideoX.from_pretrained(trained if trained.exists() else WEIGHTS / "vae").float()
+
+
 @cache
 def load_encoders(work: Path) -> tuple[Any, Any, Any]:
     """(AutoencoderKLCogVideoX, T5EncoderModel, tokenizers.Tokenizer), in fp32."""
     from tokenizers import Tokenizer
     from transformers import T5EncoderModel
 
-    vae, text_encoder = work / "vae" / "trained", work / "text" / "trained"
+    text_encoder = work / "text" / "trained"
     tokenizer = work / "text" / "tokenizer"
     return (
-        AutoencoderKLCogVideoX.from_pretrained(vae if vae.exists() else WEIGHTS / "vae").float().eval(),
+        load_vae(work).eval(),
         T5EncoderModel.from_pretrained(
             text_encoder if text_encoder.exists() else WEIGHTS / "text_encoder", dtype=torch.float32
         ).eval(),
