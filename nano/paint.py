@@ -3,8 +3,9 @@
 Call host.standalone.use_comfyui first: the functions import ComfyUI's modules.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from .captions import caption
-from .world import Scene, draw_scene, render
+from .world import Scene, draw_scene, recolour, render
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -32,11 +33,25 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, the scene it asks for, and a clip of that scene, [F, H, W, 3] in 0 .. 255."""
+    """A prompt, the scene it asks for, and a clip of that scene, [F, H, W, 3] in 0 .. 255.
+
+    other: the same clip with a shape of another colour, for tasks that change a video.
+    """
 
     scene: Scene
     prompt: str
     truth: np.ndarray
+    other: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What CogVideoX Sampler gets for one clip."""
+
+    model: "ModelPatcher"
+    positive: list
+    negative: list
+    latent: dict
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,7 @@ class Settings:
     cfg: float = 6.0
     sampler: str = "ddim"
     dynamic_cfg: bool = False
+    denoise: float = 1.0
     seed: int = 42
 
 
@@ -69,60 +85,81 @@ def load_pipeline(folder: Path, weight_dtype: str = "default") -> Pipeline:
 def held_out_requests(seed: int, count: int, settings: Settings) -> list[Request]:
     """Scenes of combinations held out from training, each with one of its captions. seed: of the scenes."""
     requests = []
+    size = settings.frames, settings.width, settings.height
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         scene = draw_scene(rng, held_out=True)
         prompt = caption(scene, rng)
-        requests.append(Request(scene, prompt, render(scene, rng, settings.frames, settings.width, settings.height)))
+        again = copy.deepcopy(rng)  # the same path for the clip of another colour
+        truth = render(scene, rng, *size)
+        requests.append(Request(scene, prompt, truth, render(recolour(scene, rng), again, *size)))
     return requests
 
 
+Prepare = Callable[[Pipeline, Request, Settings], Inputs]
+
+
+def from_text(pipeline: Pipeline, request: Request, settings: Settings) -> Inputs:
+    """What text to video needs: the prompt, the negative prompt "", and the size."""
+    from cogvideox.nodes.latent import CogVideoXEmptyLatent
+
+    positive, negative = encode(pipeline, [request.prompt]), encode(pipeline, [""])
+    latent = CogVideoXEmptyLatent.execute(settings.width, settings.height, settings.frames, 1).args[0]
+    return Inputs(pipeline.model, positive, negative, latent)
+
+
 @torch.inference_mode()
-def paint(pipeline: Pipeline, requests: Sequence[Request], settings: Settings, from_image: bool = False) -> np.ndarray:
-    """The clips of `requests`: [B, F, H, W, 3] in 0 .. 1. from_image: give the model the truth's first frame."""
+def paint(
+    pipeline: Pipeline,
+    requests: Sequence[Request],
+    settings: Settings,
+    prepare: Prepare = from_text,
+    batch_size: int = BATCH,
+) -> np.ndarray:
+    """The clips of `requests`: [N, F, H, W, 3] in 0 .. 1."""
     painted = []
-    for start in range(0, len(requests), BATCH):
-        batch = requests[start : start + BATCH]
-        latents = sample(pipeline, batch, settings, from_image, settings.seed + start)
+    for start in range(0, len(requests), batch_size):
+        batch = [prepare(pipeline, request, settings) for request in requests[start : start + batch_size]]
+        latents = sample(batch, settings, settings.seed + start)
         painted += [pipeline.vae.decode(one[None])[0].float().numpy() for one in latents]
     return np.stack(painted)
 
 
-def sample(
-    pipeline: Pipeline, batch: Sequence[Request], settings: Settings, from_image: bool, seed: int
-) -> torch.Tensor:
-    """The latents of one batch, [B, 16, T, h, w], from the negative prompt "" and the noise of `seed`."""
-    from cogvideox.nodes.latent import CogVideoXEmptyLatent
+def sample(batch: Sequence[Inputs], settings: Settings, seed: int) -> torch.Tensor:
+    """The latents of clips of one model and size, [B, 16, T, h, w], sampled together from the noise of `seed`."""
     from cogvideox.nodes.sample import CogVideoXSample
 
-    positive = encode(pipeline, [request.prompt for request in batch])
-    negative = encode(pipeline, [""] * len(batch))
-    if from_image:
-        first = torch.cat([_encode_image(pipeline, request.truth[0]) for request in batch])
-        for conditioning in (positive, negative):
-            conditioning[0][1] |= {"concat_latent_image": first, "cogvideox_task": "image"}
-    empty = CogVideoXEmptyLatent.execute(settings.width, settings.height, settings.frames, len(batch))
     sampled = CogVideoXSample.execute(
-        pipeline.model,
-        positive,
-        negative,
-        empty.args[0],
+        batch[0].model,
+        _together([inputs.positive for inputs in batch]),
+        _together([inputs.negative for inputs in batch]),
+        _joined([inputs.latent for inputs in batch]),
         seed,
         settings.steps,
         settings.cfg,
         settings.sampler,
         settings.dynamic_cfg,
-        1.0,
+        settings.denoise,
     )
     return sampled.args[0]["samples"]
 
 
+def _together(conditionings: Sequence[list]) -> list:
+    """One CONDITIONING for a batch, of one for each clip: tensors are joined, everything else is the first's."""
+    if len(conditionings) == 1:
+        return conditionings[0]
+    entries = [conditioning[0] for conditioning in conditionings]
+    return [[torch.cat([text for text, _ in entries]), _joined([values for _, values in entries])]]
+
+
+def _joined(values: Sequence[dict]) -> dict:
+    first = values[0]
+    return {
+        key: torch.cat([one[key] for one in values]) if isinstance(first[key], torch.Tensor) else first[key]
+        for key in first
+    }
+
+
 def encode(pipeline: Pipeline, prompts: Sequence[str]) -> list:
     """One CONDITIONING for a batch of prompts, text [B, tokens, width]."""
-    texts = [pipeline.clip.encode_from_tokens_scheduled(pipeline.clip.tokenize(p))[0] for p in prompts]
-    return [[torch.cat([text for text, _ in texts]), dict(texts[0][1])]]
-
-
-def _encode_image(pipeline: Pipeline, picture: np.ndarray) -> torch.Tensor:
-    """[H, W, 3] in 0 .. 255 -> [1, 16, 1, h, w]."""
-    return pipeline.vae.encode(torch.from_numpy(picture)[None].float() / 255)
+    return _together([pipeline.clip.encode_from_tokens_scheduled(pipeline.clip.tokenize(p)) for p in prompts])

@@ -44,3 +44,10 @@ def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two pictures or clips in 0 .. 1; infinite where they are equal."""
     error = float(np.mean((np.asarray(first, np.float64) - np.asarray(second, np.float64)) ** 2))
     return float("inf") if error == 0 else float(-10 * np.log10(error))
+
+
+def deviation(exact: np.ndarray, lossy: np.ndarray) -> float:
+    """How far runs of one seed are apart, the yardstick for what saves time at the cost of exactness: the RMS of the
+    difference of their latents or frames over that of the exact ones."""
+    exact, lossy = np.asarray(exact, np.float64), np.asarray(lossy, np.float64)
+    return float(np.sqrt(np.mean((lossy - exact) ** 2) / np.mean(exact**2)))

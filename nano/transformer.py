@@ -1,6 +1,6 @@
 """CogVideoX-nano's transformers: CogVideoX's architectures at toy size, and the latents that they are trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from transformers import T5EncoderModel
 
 from . import text, vae
 from .captions import caption, partial_caption
+from .conditions import CONDITIONS
 from .world import draw_scene, render
 
 _SHARED = {
@@ -28,9 +29,15 @@ _15 = {"patch_size_t": 2, "patch_bias": False, "sample_width": 40, "sample_heigh
 # A variant, as in the folder's name after "CogVideoX-nano-" -> diffusers' config.
 CONFIGS: dict[str, dict] = {
     "5b": _SHARED | _5B,
+    "2b": _SHARED | _5B | {"use_rotary_positional_embeddings": False},
     "5b-I2V": _SHARED | _5B | {"in_channels": 32, "use_learned_positional_embeddings": True},
+    "Fun-5b-InP": _SHARED | _5B | {"in_channels": 33},
+    "Fun-5b-Control": _SHARED | _5B | {"in_channels": 32},
     "1.5-5B": _SHARED | _5B | _15,
+    "1.5-5B-I2V": _SHARED | _5B | _15 | {"in_channels": 32, "ofs_embed_dim": 32},
 }
+INVERTS_IMAGE_SCALE = ("1.5-5B-I2V",)  # whose VAE divides the start image's latents by its factor
+SNR_SHIFT = {"2b": 3.0}  # of the noise schedule, where it is not 1
 PARTIAL_SHARE = 0.1  # the share of captions that leave something out
 _BATCH = 32
 
@@ -50,29 +57,39 @@ def draw_clips(
 
 @torch.inference_mode()
 def encode_clips(
-    autoencoder: Any,
-    encoder: T5EncoderModel,
-    tokenizer: Tokenizer,
-    seed: int,
-    count: int,
-    frames: int,
-    width: int = 64,
-    height: int = 64,
+    autoencoder: Any, encoder: T5EncoderModel, tokenizer: Tokenizer, seed: int, count: int, size: tuple[int, int, int]
 ) -> dict[str, torch.Tensor]:
-    """`latents` [N, 16, T, h, w] and `text` [N, 32, width] of `count` clips, and `images` [N, 16, 1, h, w], the latents
-    of their first frames; latents are the posterior's mode, all in fp16.
+    """`latents` [N, 16, T, h, w], the posterior's mode, and `text` [N, 32, width] of `count` clips, in fp16.
 
-    autoencoder: an AutoencoderKLCogVideoX.
+    autoencoder: an AutoencoderKLCogVideoX. size: (frames, width, height) in pixels.
     """
-    columns: dict[str, list[torch.Tensor]] = {"latents": [], "text": [], "images": []}
-    for start in range(0, count, _BATCH):
-        pixels, captions = draw_clips(seed, range(start, min(start + _BATCH, count)), frames, width, height)
+    columns: dict[str, list[torch.Tensor]] = {"latents": [], "text": []}
+    for indices in _batches(count, size):
+        pixels, captions = draw_clips(seed, indices, *size)
         with torch.autocast("cpu", torch.bfloat16):
             columns["latents"].append(autoencoder.encode(pixels).latent_dist.mode())
-            columns["images"].append(autoencoder.encode(pixels[:, :, :1]).latent_dist.mode())
         columns["text"].append(encoder(input_ids=text.token_ids(tokenizer, captions)).last_hidden_state)
-        print(f"encoded {start + len(captions)} of {count} clips of {frames} frames", flush=True)
     return {name: torch.cat(parts).half() for name, parts in columns.items()}
+
+
+@torch.inference_mode()
+def encode_conditions(
+    autoencoder: Any, seed: int, count: int, size: tuple[int, int, int], task: str
+) -> dict[str, torch.Tensor]:
+    """What a model of `task` is shown of each of the clips that encode_clips draws; latents in fp16. See conditions."""
+    columns: dict[str, list[torch.Tensor]] = {}
+    for indices in _batches(count, size):
+        pixels, _ = draw_clips(seed, indices, *size)
+        rng = np.random.default_rng([seed, *size, indices[0]])
+        for name, encoded in CONDITIONS[task](autoencoder, pixels, rng).items():
+            columns.setdefault(name, []).append(encoded.half() if encoded.is_floating_point() else encoded)
+    return {name: torch.cat(parts) for name, parts in columns.items()}
+
+
+def _batches(count: int, size: tuple[int, int, int]) -> Iterator[range]:
+    for start in range(0, count, _BATCH):
+        yield range(start, min(start + _BATCH, count))
+        print(f"encoded {min(start + _BATCH, count)} of {count} clips of {size}", flush=True)
 
 
 @torch.no_grad()
@@ -103,8 +120,8 @@ def init_from_variant(model: torch.nn.Module, trained: dict[str, torch.Tensor]) 
             continue
         if source.shape == parameter.shape:
             parameter.copy_(source)
-        elif name == "patch_embed.proj.weight" and parameter.ndim == 4:
-            parameter.zero_()[:, : source.shape[1]].copy_(source)
+        elif name == "patch_embed.proj.weight" and parameter.ndim == source.ndim:
+            parameter.zero_()[:, : source.shape[1]].copy_(source)  # channels come first, in a row of numbers as well
         elif name == "patch_embed.proj.weight":
             # [D, C, p, p] -> [D, C * pt * p * p], half of it for each frame
             parameter.copy_(source[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1) / 2)

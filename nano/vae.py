@@ -22,7 +22,9 @@ CONFIG = {
 }
 SCALING_FACTOR = 0.7
 STEPS, BATCH = 5000, 8
-DECODER_STEPS, DECODER_BATCH = 700, 4
+DECODER_STEPS, DECODER_BATCH = 5000, 4
+# (frames, width, height) of the decoder's training, in turn: most of them short, whose steps take the least time.
+DECODER_SHAPES = ((9, 64, 64), (9, 64, 64), (17, 64, 64), (9, 64, 96), (9, 96, 64), (33, 64, 64), (9, 96, 96))
 _GRID = 4.0  # pixels; finer than for the transformers, so that the VAE learns shapes at every position
 
 

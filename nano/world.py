@@ -6,7 +6,7 @@ exactly.
 
 import itertools
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -87,6 +87,16 @@ def _backgrounds(colour: str, count: int) -> list[tuple[str, ...]]:
     shares = np.linspace(0, 1, 65)[:, None]
     shades = ((names, _shade(names, shares)) for names in itertools.permutations(COLOURS, count))
     return [names for names, shade in shades if _contrast(shade, colour) >= _MIN_CONTRAST]
+
+
+def recolour(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with a shape of another colour that stands out from its background."""
+    fitting = [name for name in COLOURS if name != scene.colour and scene.background in _backgrounds_of(name)]
+    return replace(scene, colour=fitting[rng.integers(len(fitting))])
+
+
+def _backgrounds_of(colour: str) -> list[tuple[str, ...]]:
+    return [*_backgrounds(colour, 1), *_backgrounds(colour, 2)]
 
 
 def _contrast(shade: np.ndarray, colour: str) -> float:

@@ -9,12 +9,8 @@ import torch
 
 from ..errors import UserError
 from ..samplers.conditioning import concat_channels, image_scale
-from ..sockets.model import CogVideoXModel
+from ..sockets.model import OFS, CogVideoXModel
 from .config import TrainConfig
-
-# The constant that CogVideoX 1.5's image to video model gets for every video, in training as in sampling. Sources:
-# diffusers pipeline_cogvideox_image2video.py; THUDM/CogVideo finetune/models/cogvideox_i2v/lora_trainer.py.
-_OFS = 2.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def objective_for(
         latent_scale=factor,
         image_scale=image_scale("checkpoint", factor, is_inverted) if family.task == "image" else None,
         patch_size_t=transformer.get("patch_size_t"),
-        ofs=_OFS if transformer.get("ofs_embed_dim") else None,
+        ofs=OFS if transformer.get("ofs_embed_dim") else None,
         timesteps=config.timesteps,
         global_batch_size=config.global_batch_size,
         caption_dropout=config.caption_dropout,

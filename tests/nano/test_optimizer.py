@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from cogvideox.nano.optimizer import MuonAndAdamW
-from cogvideox.nano.train import muon_and_adamw
+from cogvideox.nano.train_transformer import muon_and_adamw
 from cogvideox.training import loop
 from cogvideox.training.config import TrainConfig
 from cogvideox.training.objective import sample_generator

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cogvideox.nano import folders, paint, score
+from cogvideox.nano import folders, paint, score, tasks
 from cogvideox.nano.folders import VARIANTS, WEIGHTS
 from cogvideox.nano.world import Scene
 from cogvideox.tests.score_table import score_table
@@ -27,7 +27,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def shares(pipeline: paint.Pipeline, settings: paint.Settings, from_image: bool = False) -> dict[str, float]:
     """Scores of prompts of another seed than the benchmark's, and the mean PSNR of the first frames."""
     requests = paint.held_out_requests(2026, PROMPTS, settings)
-    clips = paint.paint(pipeline, requests, settings, from_image)
+    clips = paint.paint(pipeline, requests, settings, tasks.from_image if from_image else paint.from_text)
     found = score.score_clips(clips, [request.scene for request in requests])
     first_frame_db = score.first_frame_db(clips, [request.truth[0] / 255 for request in requests])
     print(score_table({"": found}), f"first frame {first_frame_db:.1f} dB")
@@ -82,6 +82,8 @@ def test_a_trained_model_gives_diffusers_latents(pipelines: dict[str, Path]) -> 
     ).frames
     scene = Scene("star", "red", "large", "left", ("white",))
     request = paint.Request(scene, prompt, np.empty(0))
-    ours = paint.sample(paint.load_pipeline(pipelines["5b"], "fp32"), [request], settings, False, settings.seed)
+    ours = paint.sample(
+        [paint.from_text(paint.load_pipeline(pipelines["5b"], "fp32"), request, settings)], settings, settings.seed
+    )
     theirs = theirs.transpose(1, 2) / 0.7
     check_parity("CogVideoX-nano, text to video with DDIM", ours, theirs, 5e-6)

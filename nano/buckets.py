@@ -1,0 +1,103 @@
+"""The clips that CogVideoX-nano's transformers learn from: lengths and sizes, encoded once, drawn bucket by bucket."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cogvideox.complete_file import complete_file
+
+from . import text, transformer
+from .trained import load_encoders
+
+# Tokens of all samples of a step together, text included: steps of every bucket take about the same time.
+STEP_TOKENS = 3600
+_PATCH_PX, _TEXT_TOKENS = 16, text.MAX_TOKENS
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Clips of one length and size, in pixels. clips: how many are drawn and encoded. share: of the steps."""
+
+    frames: int
+    width: int
+    height: int
+    clips: int
+    share: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.frames}x{self.width}x{self.height}"
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step, so that it has about STEP_TOKENS."""
+        tokens = ((self.frames - 1) // 4 + 1) * (self.width // _PATCH_PX) * (self.height // _PATCH_PX)
+        return max(4, min(32, STEP_TOKENS // (tokens + _TEXT_TOKENS)))
+
+
+# Frames -> (clips of 64 x 64, their share of the steps, clips of each other size, their share).
+_LENGTHS = {
+    9: (1500, 0.05, 500, 0.02),
+    17: (6000, 0.18, 1000, 0.05),
+    33: (2000, 0.13, 600, 0.05),
+    49: (1600, 0.13, 400, 0.05),
+}
+_OTHER_SIZES = ((96, 64), (64, 96), (96, 96))
+BUCKETS = tuple(
+    bucket
+    for frames, (clips, share, others, others_share) in _LENGTHS.items()
+    for bucket in (
+        Bucket(frames, 64, 64, clips, share),
+        *(Bucket(frames, width, height, others, others_share) for width, height in _OTHER_SIZES),
+    )
+)
+
+
+def bucket_of(step: int, seed: int) -> int:
+    """The number in BUCKETS of the clips that a step sees, drawn by their shares."""
+    shares = np.array([bucket.share for bucket in BUCKETS])
+    return int(np.random.default_rng([seed, step]).choice(len(BUCKETS), p=shares / shares.sum()))
+
+
+def encoded(work: Path, seed: int, task: str) -> list[dict[str, torch.Tensor]]:
+    """The encoded clips of each bucket and what a model of `task` is shown of them; made once, and kept in `work`."""
+    return [_encoded(bucket, work, seed, task) for bucket in BUCKETS]
+
+
+def _encoded(bucket: Bucket, work: Path, seed: int, task: str) -> dict[str, torch.Tensor]:
+    size = bucket.frames, bucket.width, bucket.height
+    columns = _kept(
+        work / f"latents-{bucket.name}.pt",
+        lambda: transformer.encode_clips(*load_encoders(work), seed, bucket.clips, size),
+    )
+    if task != "text":
+        columns |= _kept(
+            work / f"{task}-{bucket.name}.pt",
+            lambda: transformer.encode_conditions(load_encoders(work)[0], seed, bucket.clips, size, task),
+        )
+    return columns
+
+
+def _kept(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    if not path.exists():
+        columns = make()
+        with complete_file(path, replaces=True) as file:
+            torch.save(columns, file.part)
+    return torch.load(path)
+
+
+def sample_at(clips: Mapping[str, torch.Tensor], index: int, seed: int) -> dict[str, torch.Tensor]:
+    """The columns, in fp32, of the clip that a training's draw `index` takes: all of them once before any comes
+    again."""
+    count = len(clips["latents"])
+    clip = _order(count, index // count, seed)[index % count]
+    return {name: column[clip].float() for name, column in clips.items()}
+
+
+@cache
+def _order(count: int, epoch: int, seed: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
