@@ -49,7 +49,7 @@ class ControlledTransformer(torch.nn.Module):
         from cogvideox.transformer.control_net import CogVideoXControlNet, ControlConfig
 
         self.base = base.requires_grad_(False)
-        self.net = CogVideoXControlNet(ControlConfig(**config(), text_embed_dim=text.WIDTH))
+        self.net: Any = CogVideoXControlNet(ControlConfig(**config(), text_embed_dim=text.WIDTH))
         self._begin_as_the_base()
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,10 @@ from .world import Scene, draw_scene, recolour, render
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
-    from comfy.sd import CLIP, VAE
+    from comfy.sd import CLIP
+
+    from cogvideox.keys import Latent
+    from cogvideox.sockets.vae import CogVideoXVAE
 
 BATCH = 25
 
@@ -28,7 +31,7 @@ class Pipeline:
 
     model: "ModelPatcher"
     clip: "CLIP"
-    vae: "VAE"
+    vae: "CogVideoXVAE"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Inputs:
     model: "ModelPatcher"
     positive: list
     negative: list
-    latent: dict
+    latent: "Latent"
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def sample(batch: Sequence[Inputs], settings: Settings, seed: int) -> torch.Tens
         batch[0].model,
         _together([inputs.positive for inputs in batch]),
         _together([inputs.negative for inputs in batch]),
-        _joined([inputs.latent for inputs in batch]),
+        cast("Latent", _joined([dict(inputs.latent) for inputs in batch])),
         seed,
         settings.steps,
         settings.cfg,

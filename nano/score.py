@@ -35,11 +35,6 @@ def score_clips(clips: Iterable[np.ndarray], scenes: Iterable[Scene]) -> dict[st
     return summarize(score_clip(clip, scene) for clip, scene in zip(clips, scenes))
 
 
-def first_frame_db(clips: Iterable[np.ndarray], pictures: Iterable[np.ndarray]) -> float:
-    """Mean PSNR in dB of the clips' first frames against the pictures that they started from, all in 0 .. 1."""
-    return float(np.mean([psnr_db(clip[0], picture) for clip, picture in zip(clips, pictures)]))
-
-
 def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two pictures or clips in 0 .. 1; infinite where they are equal."""
     error = float(np.mean((np.asarray(first, np.float64) - np.asarray(second, np.float64)) ** 2))

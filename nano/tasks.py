@@ -7,6 +7,7 @@ Call host.standalone.use_comfyui first: the functions import ComfyUI's modules. 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,8 @@ def judge_image(clip: np.ndarray, request: Request) -> dict[str, float]:
     return {**score_clip(clip, request.scene), "first frame dB": psnr_db(clip[0], request.truth[0] / 255)}
 
 
-def _inpainted(pipeline: Pipeline, request: Request, settings: Settings, **given: torch.Tensor) -> Inputs:
+def _inpainted(pipeline: Pipeline, request: Request, settings: Settings, **given: Any) -> Inputs:
+    """given: what CogVideoXFunInpaint gets of the clip."""
     from cogvideox.nodes.fun import CogVideoXFunInpaint
 
     text = from_text(pipeline, request, settings)
@@ -129,7 +131,7 @@ def judge_edges(clip: np.ndarray, request: Request) -> dict[str, float]:
     painted = edge_pictures((clip.clip(0, 1) * 255).astype(np.float32))[..., 0].numpy() > 0.5
     given = edge_pictures(request.truth)[..., 0].numpy() > 0.5
     wider = [ndimage.binary_dilation(found, np.ones((1, 3, 3), bool)) for found in (painted, given)]
-    both, either = (wider[0] & wider[1]).sum(), (wider[0] | wider[1]).sum()
+    both, either = np.logical_and(*wider).sum(), np.logical_or(*wider).sum()
     return {**score_clip(clip, request.scene), "edges IoU": both / either if given.sum() > 8 * len(given) else np.nan}
 
 

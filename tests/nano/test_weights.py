@@ -29,7 +29,7 @@ def shares(pipeline: paint.Pipeline, settings: paint.Settings, from_image: bool 
     requests = paint.held_out_requests(2026, PROMPTS, settings)
     clips = paint.paint(pipeline, requests, settings, tasks.from_image if from_image else paint.from_text)
     found = score.score_clips(clips, [request.scene for request in requests])
-    first_frame_db = score.first_frame_db(clips, [request.truth[0] / 255 for request in requests])
+    first_frame_db = float(np.mean([score.psnr_db(clip[0], r.truth[0] / 255) for clip, r in zip(clips, requests)]))
     print(score_table({"": found}), f"first frame {first_frame_db:.1f} dB")
     return found | {"first_frame_db": first_frame_db}
 
