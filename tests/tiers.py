@@ -13,8 +13,10 @@ TESTS = Path(__file__).resolve().parent
 # What the fast tier leaves out although it talks to no server: a first case takes more than about two seconds. Files,
 # or functions of files; tests/test_tiers.py knows whether they exist. A fast run names the tests that belong here.
 SLOW = (
+    "devtools/test_bench_gpu.py",
     "devtools/test_environment.py::test_half_made_venv_is_recreated_and_a_working_one_kept",
     "devtools/test_server.py::test_server_does_not_outlive_a_command_that_is_ended",
+    "host/test_daemon_threads.py::test_a_program_ends_though_a_disk_does_not_answer",
     "host/test_optional_packages.py::test_models_load_whatever_diffusers_would_import_besides",
     "model_loaders/files/test_fuzz.py",
     "model_loaders/files/test_wrong_contents.py",
@@ -25,6 +27,7 @@ SLOW = (
     "nano/test_score.py::test_right_clips_score_right",
     "nano/test_taught_colour.py",
     "nano/test_weights.py::test_text_to_video_paints_what_the_prompt_says",
+    "nodes/test_stock_patches.py::test_compiled_patches",
     "samplers/test_inversion.py::test_way_back_leads_to_the_video",
     "samplers/test_stock_samplers.py::test_combinations_that_drowned_in_noise_paint",
     "samplers/test_stock_samplers.py::test_dpm_fast_and_adaptive_leave_no_noise",
