@@ -10,9 +10,9 @@ from . import comfyui, libraries, paths
 from .console import say
 from .process import run_foreground
 
-# One more than CI has cores, since tests wait for servers and browsers. Each holds torch, ComfyUI and the tests'
-# models, 2 GB in all; a server takes a further one.
-MAX_WORKERS = 3
+# Of the fast tier one for each of CI's cores: each takes ten seconds to start. Otherwise one more, since tests wait for
+# servers and browsers. Each holds torch, ComfyUI and the tests' models, 2 GB in all; a server takes a further one.
+WORKERS = {"fast": 2, "standard": 3, "long": 3}
 COVERAGE = paths.DEV / "coverage"
 _HOSTS = [release.version for release in comfyui.RELEASES]
 _NOT_MEASURED = ("tests", "benchmarks", ".venv", ".dev")
@@ -54,7 +54,7 @@ def run(python: Path, environ: Mapping[str, str], arguments: argparse.Namespace,
     options = [
         f"--tier={tier}",
         *(["--save"] if arguments.save else []),
-        *worker_options(rest, os.cpu_count() or 1),
+        *worker_options(rest, os.cpu_count() or 1, tier),
         *rest,
     ]
     if any(option.startswith("-n") for option in options):
@@ -74,10 +74,10 @@ def run(python: Path, environ: Mapping[str, str], arguments: argparse.Namespace,
     return status
 
 
-def worker_options(rest: Sequence[str], cores: int) -> list[str]:
+def worker_options(rest: Sequence[str], cores: int, tier: str = "standard") -> list[str]:
     """pytest-xdist's options: workers for the suite, none for a file that is named or for a debugger."""
     names_a_file = any(not argument.startswith("-") and ".py" in argument for argument in rest)
     alone = names_a_file or any(argument.split("=")[0] in _ONE_PROCESS or argument in _ONE_PROCESS for argument in rest)
     if cores < 2 or alone or any(argument.startswith(_OWN_WORKERS) for argument in rest):
         return []
-    return ["-n", str(MAX_WORKERS)]
+    return ["-n", str(WORKERS[tier])]

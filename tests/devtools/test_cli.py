@@ -235,6 +235,7 @@ def test_workers_are_left_to_those_who_choose(rest):
 def test_one_core_has_no_workers():
     assert suite.worker_options(["tests/vae"], cores=1) == []
     assert suite.worker_options(["tests/vae"], cores=8) == ["-n", "3"]
+    assert suite.worker_options(["tests/vae"], cores=8, tier="fast") == ["-n", "2"]
 
 
 def test_coverage_is_combined_and_printed(untouched_clone, monkeypatch):
