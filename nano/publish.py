@@ -11,6 +11,7 @@ from transformers import T5EncoderModel
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config, write_index
 from cogvideox.host.standalone import use_comfyui
+from cogvideox.host.toy import SUMS, sums_of
 
 from . import transformer
 from .folders import WEIGHTS
@@ -38,6 +39,7 @@ def publish(work: Path) -> None:
         torch.nn.Module.to(model, torch.float16)  # ModelMixin.to warns at every cast
         model.save_pretrained(WEIGHTS / variant / "transformer")
         write_index(WEIGHTS / variant, variant)
+    (WEIGHTS / SUMS).write_text(sums_of(WEIGHTS), "utf-8", newline="\n")
 
 
 def write_logs(work: Path) -> None:

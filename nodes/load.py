@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..host.messages import show_on_running_node
+from ..host.toy import with_toy
 from ..model_loaders.checkpoints import check_component, require_pipeline
 from ..model_loaders.load_model import check_model, load_model
 from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, check_text_encoder, load_text_encoder
@@ -22,19 +23,19 @@ _TEXT_ENCODERS, _VAES = ("diffusers", "text_encoders"), ("diffusers", "vae")
 
 
 def _find_pipeline(name: str) -> Path:
-    return folders.find(name, *_PIPELINES)
+    return folders.find(name, *_PIPELINES, toy="pipeline")
 
 
 def _find_model(name: str) -> Path:
-    return folders.find(name, *_MODELS)
+    return folders.find(name, *_MODELS, toy="transformer")
 
 
 def _find_text_encoder(name: str) -> Path:
-    return folders.find(name, *_TEXT_ENCODERS)
+    return folders.find(name, *_TEXT_ENCODERS, toy="text_encoder")
 
 
 def _find_vae(name: str) -> Path:
-    return folders.find(name, *_VAES)
+    return folders.find(name, *_VAES, toy="vae")
 
 
 def _check_device_precision(weight_dtype: str) -> None:
@@ -77,7 +78,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=folders.list_pipelines() + folders.list_files("checkpoints"),
+                    options=with_toy(folders.list_pipelines() + folders.list_files("checkpoints"), "pipeline"),
                     tooltip=(
                         "A folder under models/diffusers with the complete checkpoint (model_index.json), or a file "
                         "under models/checkpoints with transformer, text encoder and VAE."
@@ -118,7 +119,7 @@ class CogVideoXLoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=folders.list_components("transformer", "diffusion_models"),
+                    options=with_toy(folders.list_components("transformer", "diffusion_models"), "transformer"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models.",
                 ),
                 dtype_input(PRECISIONS, MODEL_DTYPE),
@@ -148,7 +149,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=folders.list_components("text_encoder", "text_encoders"),
+                    options=with_toy(folders.list_components("text_encoder", "text_encoders"), "text_encoder"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/text_encoders.",
                 ),
                 dtype_input(T5_PRECISIONS, TEXT_ENCODER_DTYPE),
@@ -178,7 +179,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=folders.list_components("vae", "vae"),
+                    options=with_toy(folders.list_components("vae", "vae"), "vae"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/vae.",
                 ),
                 dtype_input(WEIGHT_DTYPES, VAE_DTYPE),
