@@ -1,12 +1,12 @@
 """Write the embedded checkpoints of the example workflows for which CogVideoX-nano has no model:
-python -m cogvideox.devtools.example_needs BASE [NAME ...].
+python -m cogvideox.devtools.example_needs BASE.
 
-BASE: a ComfyUI's --base-directory. NAME: examples; by default all of them, and the other official checkpoints as well.
-Files that exist already stay. Runs inside the venv.
+BASE: a ComfyUI's --base-directory. The other official checkpoints are written as well. Files that exist already stay.
+Runs inside the venv.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from .embedded_checkpoint import write_all
@@ -24,12 +24,5 @@ def write_needs(base: Path, examples: Iterable[Example] = EXAMPLES, more_variant
     write_all(models / "diffusers", models / "controlnet" if needs_control_net else None, variants)
 
 
-def main(base: str, names: Sequence[str]) -> None:
-    if names:
-        write_needs(Path(base), [example for example in EXAMPLES if example.name in names])
-    else:
-        write_needs(Path(base), EXAMPLES, _OTHERS)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    write_needs(Path(sys.argv[1]), EXAMPLES, _OTHERS)

@@ -10,7 +10,7 @@ other model's loaders would begin to show a toy.
 import hashlib
 import os
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from ..errors import UserError
@@ -57,7 +57,7 @@ def with_toy(names: list[str], kind: str) -> list[str]:
 
     kind: a key of LISTED.
     """
-    return names + [name for name, path in LISTED[kind].items() if name not in names and (WEIGHTS / path).exists()]
+    return names + [name for name, path in LISTED[kind].items() if name not in names and _is_there(WEIGHTS / path)]
 
 
 def find_toy(name: str, kind: str) -> Path | None:
@@ -115,6 +115,12 @@ def sums_of(weights: Path) -> str:
     """The text of SUMS for the files of weights below a folder."""
     files = sorted(path.relative_to(weights).as_posix() for path in weights.rglob("*.safetensors"))
     return "".join(f"{hashlib.sha256((weights / file).read_bytes()).hexdigest()}  {file}\n" for file in files)
+
+
+@cache
+def _is_there(path: Path) -> bool:
+    """Looked up once: lists are made on ComfyUI's event loop, and the pack's files are those of its code."""
+    return path.exists()
 
 
 def _sums() -> str:

@@ -12,10 +12,10 @@ import av
 import numpy as np
 from PIL import Image, ImageFilter
 
-from cogvideox.host.toy import CLIPS_FOLDER, EXAMPLES, INPUT_FPS, INPUTS, MASK_SUFFIX
+from cogvideox.host.toy import CLIPS_FOLDER, EXAMPLES, INPUTS, MASK_SUFFIX
 
 from .captions import caption
-from .world import Scene, draw_scene, render, rgb
+from .world import FPS, Scene, draw_scene, render, rgb
 
 PICTURE_SCENE = Scene("square", "red", "large", "up", ("white",))
 VIDEO_SCENE = Scene("circle", "orange", "large", "right", ("blue",))
@@ -41,7 +41,7 @@ def _write_png(file: Path, frames: np.ndarray) -> None:
     """frames: [F, H, W, 3] in 0 .. 255; several become an animated PNG."""
     first, *others = (Image.fromarray(frame) for frame in frames)
     if others:
-        first.save(file, save_all=True, append_images=others, duration=round(1000 / INPUT_FPS), loop=0)
+        first.save(file, save_all=True, append_images=others, duration=round(1000 / FPS), loop=0)
     else:
         first.save(file, optimize=True)
 
@@ -64,7 +64,7 @@ def _write_clips(folder: Path) -> None:
 
 def _write_mp4(file: Path, frames: np.ndarray) -> None:
     with av.open(str(file), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=round(INPUT_FPS), options={"crf": "4"})
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "4"})
         stream.width, stream.height, stream.pix_fmt = SIDE_PX, SIDE_PX, "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -16,7 +16,7 @@ from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision
 from ..model_loaders.variants import DETECT
 from .file_inputs import reads_file
 from .input_checks import checked
-from .inputs import MODEL_DTYPE, TEXT_ENCODER_DTYPE, VAE_DTYPE, dtype_input, family_input
+from .inputs import MODEL_DTYPE, TEXT_ENCODER_DTYPE, TOY, VAE_DTYPE, dtype_input, family_input
 
 _PIPELINES, _MODELS = ("diffusers", "checkpoints"), ("diffusers", "diffusion_models")
 _TEXT_ENCODERS, _VAES = ("diffusers", "text_encoders"), ("diffusers", "vae")
@@ -81,7 +81,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
                     options=with_toy(folders.list_pipelines() + folders.list_files("checkpoints"), "pipeline"),
                     tooltip=(
                         "A folder under models/diffusers with the complete checkpoint (model_index.json), or a file "
-                        "under models/checkpoints with transformer, text encoder and VAE."
+                        f"under models/checkpoints with transformer, text encoder and VAE. {TOY}"
                     ),
                 ),
                 dtype_input(PRECISIONS, MODEL_DTYPE),
@@ -120,7 +120,8 @@ class CogVideoXLoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "model_name",
                     options=with_toy(folders.list_components("transformer", "diffusion_models"), "transformer"),
-                    tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models.",
+                    tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models. "
+                    f"{TOY}",
                 ),
                 dtype_input(PRECISIONS, MODEL_DTYPE),
                 family_input(),
@@ -150,7 +151,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
                 io.Combo.Input(
                     "text_encoder_name",
                     options=with_toy(folders.list_components("text_encoder", "text_encoders"), "text_encoder"),
-                    tooltip="A pipeline under models/diffusers, or a folder or file under models/text_encoders.",
+                    tooltip=f"A pipeline under models/diffusers, or a folder or file under models/text_encoders. {TOY}",
                 ),
                 dtype_input(T5_PRECISIONS, TEXT_ENCODER_DTYPE),
             ],
@@ -180,7 +181,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
                 io.Combo.Input(
                     "vae_name",
                     options=with_toy(folders.list_components("vae", "vae"), "vae"),
-                    tooltip="A pipeline under models/diffusers, or a folder or file under models/vae.",
+                    tooltip=f"A pipeline under models/diffusers, or a folder or file under models/vae. {TOY}",
                 ),
                 dtype_input(WEIGHT_DTYPES, VAE_DTYPE),
             ],

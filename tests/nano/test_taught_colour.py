@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from cogvideox.devtools.example_media import CLIPS, write_media
+from cogvideox.host.toy import CLIPS
 from cogvideox.nano import folders, paint, score, world
 from cogvideox.nano.captions import caption
 from cogvideox.nodes import lora as loras
@@ -27,6 +27,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """ComfyUI's folders below tmp_path, and nodes that belong to no graph."""
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path / "loras")], {".safetensors"}))
     hidden = type("Hidden", (), {"unique_id": None})
     for node in (
@@ -84,7 +85,6 @@ def test_sixteen_clips_teach_a_new_colour(host: Path, folder: Path, trainer: str
     """What users train LoRAs for; the whole way through the nodes: clips, training, file, Apply LoRA, sampler."""
     train_with = {"pack": train_with_the_pack, "core": train_with_core}[trainer]
     pipeline = paint.load_pipeline(folder)
-    write_media(host / "input")
     given = (pipeline.vae, pipeline.clip, CLIPS, 17, 64, 64, 8.0, "fixed", "skip", False, 0)
     latents, positive, report = clips.CogVideoXTrainingClips.execute(*given).args
     assert len(latents) == 16, report
