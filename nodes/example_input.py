@@ -8,6 +8,8 @@ from ..host.toy import INPUT_FPS, INPUTS
 from ..media.example_frames import read_example
 from .input_checks import checked
 
+_SHOWN_SCALE = 4  # of the picture on the node: 64 pixels are a speck there
+
 
 @checked()
 class CogVideoXExample(io.ComfyNode):
@@ -42,7 +44,9 @@ class CogVideoXExample(io.ComfyNode):
     def execute(cls, example: str) -> io.NodeOutput:
         frames, mask = read_example(example)
         video = InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, frame_rate=Fraction(INPUT_FPS)))
+        # [F, H, W, 3], each pixel four times as wide and high
+        large = frames.repeat_interleave(_SHOWN_SCALE, 1).repeat_interleave(_SHOWN_SCALE, 2)
         shown = ui.ImageSaveHelper.save_animated_png(
-            frames, "cogvideox_example", io.FolderType.temp, cls=None, fps=INPUT_FPS, compress_level=4
+            large, "cogvideox_example", io.FolderType.temp, cls=None, fps=INPUT_FPS, compress_level=4
         )
         return io.NodeOutput(frames, mask, video, ui=ui.SavedImages([shown], is_animated=len(frames) > 1))
