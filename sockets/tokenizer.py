@@ -66,8 +66,8 @@ class CogVideoXTokenizer:
         """
         # Cut here and not by the tokenizer, which would not tell what it has cut, and gets weighted prompts in parts.
         ids = self._weighted_ids(text, prompt_weights)
-        if lost := self._decode_lost(ids):
-            logging.warning(lost_text_message(lost, self.max_tokens))
+        for note in self.notes(text, prompt_weights):
+            logging.warning(note)
         ids = [*ids[: self.max_tokens - 1], (self._end, 1.0)]
         ids += [(self._pad, 1.0)] * (self.max_tokens - len(ids))
         if return_word_ids:
