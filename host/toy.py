@@ -29,8 +29,8 @@ _PIPELINES = {f"{NAME} {model}": model for model in MODELS}
 LISTED: Mapping[str, Mapping[str, str]] = {
     "pipeline": _PIPELINES,
     "transformer": _PIPELINES,
-    "text_encoder": {NAME: MODELS[0]},
-    "vae": {NAME: MODELS[0]},
+    "text_encoder": {NAME: "5b"},
+    "vae": {NAME: "5b"},
     "controlnet": {},
     "lora": {},
 }

@@ -1,4 +1,4 @@
-"""The example inputs that come with the pack: clips of CogVideoX-nano's world, drawn by nano/examples.py."""
+"""The example inputs that come with the pack: clips of CogVideoX-nano's world, drawn by nano/draw_examples.py."""
 
 from pathlib import Path
 

@@ -126,6 +126,15 @@ def test_the_toy_is_not_in_comfyuis_folders() -> None:
     assert not [root for root in roots if root.is_relative_to(toy.WEIGHTS) or toy.WEIGHTS.is_relative_to(root)]
 
 
+def test_all_that_is_published_is_listed() -> None:
+    """A model that was trained and is in no list takes room in every clone, and nobody finds it."""
+    assert {path.parent.name for path in toy.WEIGHTS.glob("*/model_index.json")} == set(toy.MODELS)
+    alone = {path for kind in ("controlnet", "lora") for path in toy.LISTED[kind].values()}
+    known = (*toy.MODELS, *toy.SHARED, *alone)
+    files = [path.relative_to(toy.WEIGHTS).as_posix() for path in toy.WEIGHTS.rglob("*.safetensors")]
+    assert not [file for file in files if not f"{file}/".startswith(tuple(f"{name}/" for name in known))]
+
+
 def test_every_file_of_weights_has_its_hash() -> None:
     """One without could be damaged unseen; one too many would be of an older publication."""
     assert (toy.WEIGHTS / toy.SUMS).read_text("utf-8") == toy.sums_of(toy.WEIGHTS)

@@ -12,7 +12,7 @@ from cogvideox.devtools.run_workflow import Video, inspect_video
 from cogvideox.errors import UserError
 from cogvideox.host import toy
 from cogvideox.media import example_frames
-from cogvideox.nano import examples
+from cogvideox.nano import draw_examples as examples
 from cogvideox.nano.world import render
 
 

@@ -1,4 +1,4 @@
-"""Draw the example inputs that come with the pack: python -m cogvideox.nano.examples.
+"""Draw the example inputs that come with the pack: python -m cogvideox.nano.draw_examples.
 
 Pictures, a video and masks for the node CogVideoX Example Input, and a dataset: clips of a colour that no model of
 CogVideoX-nano was trained on, with their captions. host/toy.py names them. Everything is drawn from fixed seeds, and
