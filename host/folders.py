@@ -10,7 +10,7 @@ from ..errors import UserError, quoted
 from .file_names import check_file_name
 from .inside import is_below, is_inside, is_spelled_inside
 from .model_tree import CONFIG, Listed, Tree, start_listing, tree_of, walk
-from .toy import CLIPS, CLIPS_FOLDER, find_toy
+from .toy import CLIPS, CLIPS_FOLDER, find_toy, names_toy
 
 DATASETS = "cogvideox_datasets"  # a key in extra_model_paths.yaml: folders that datasets may be in
 DATASETS_VARIABLE = "COGVIDEOX_DATASETS"  # the same, separated as in PATH
@@ -146,10 +146,11 @@ def find(name: str, *categories: str, toy: str = "") -> Path:
         for spelling in _spellings(name)
         if _exists(path := Path(root, spelling))
     ]
-    if len(found) > 1 or name == ".":
+    is_toys = toy != "" and names_toy(name, toy)
+    if len(found) > 1 or name == "." or is_toys:
         component = _OWN_COMPONENTS.get(categories[-1], "")
         listed = [entry for entry in found if _is_listed(*entry, component)]
-        found = listed or ([] if name == "." else found)
+        found = listed or ([] if name == "." or is_toys else found)
     if found:
         return found[0][0]
     # By Windows' rules on every system: its names lead out of a folder in more ways than those of other systems.

@@ -65,13 +65,24 @@ def find_toy(name: str, kind: str) -> Path | None:
 
     Raises UserError for damaged files.
     """
-    # As `python3 dev.py serve` called the copies that it made before the toy was in the lists.
-    known = {**LISTED[kind], **(_PIPELINES if kind in _COMPONENTS else {})}
-    inner = known.get(name) or known.get(name.replace(f"{NAME}-", f"{NAME} ", 1))
-    if inner is None or not (WEIGHTS / inner).exists():
+    path = _path_of(name, kind)
+    if path is not None:
+        check_files(path, kind)
+    return path
+
+
+def names_toy(name: str, kind: str) -> bool:
+    """Whether find_toy knows a name."""
+    return _path_of(name, kind) is not None
+
+
+def _path_of(name: str, kind: str) -> Path | None:
+    if not isinstance(name, str):  # a workflow may hold anything
         return None
-    check_files(WEIGHTS / inner, kind)
-    return WEIGHTS / inner
+    known = {**LISTED[kind], **(_PIPELINES if kind in _COMPONENTS else {})}
+    # As `python3 dev.py serve` called the copies that it made before the toy was in the lists.
+    inner = known.get(name) or known.get(name.replace(f"{NAME}-", f"{NAME} ", 1))
+    return WEIGHTS / inner if inner is not None and (WEIGHTS / inner).exists() else None
 
 
 def is_toy(path: Path) -> bool:

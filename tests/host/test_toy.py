@@ -85,6 +85,18 @@ def test_a_users_model_of_the_toys_name_is_the_users(models: Path) -> None:
     assert LISTS["pipeline"][1](FIRST) == mine
 
 
+def test_a_folder_that_no_list_offers_does_not_hide_the_toy(models: Path) -> None:
+    """The list shows the toy's name; what half a download or an empty folder of that name has left was opened."""
+    for category in ("diffusers", "diffusion_models", "vae", "text_encoders"):
+        (models / category / FIRST).mkdir()
+        (models / category / toy.NAME).mkdir()
+    for kind in ("pipeline", "transformer", "text_encoder", "vae"):
+        for name in toy.LISTED[kind]:
+            assert options(kind).count(name) == 1 and toy.is_toy(LISTS[kind][1](name))
+    (models / "vae" / toy.NAME / "mine.safetensors").touch()
+    assert LISTS["vae"][1](toy.NAME) == models / "vae" / toy.NAME
+
+
 def test_the_name_of_earlier_copies_is_still_known(models: Path) -> None:
     """Workflows that were saved when `dev.py serve` copied the toy into models/diffusers."""
     for kind in ("pipeline", "transformer", "text_encoder", "vae"):
