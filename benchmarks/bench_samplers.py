@@ -4,17 +4,16 @@ Each combination gets about as many calls of the model as ddim in the row for co
 twice a step takes half the steps.
 """
 
-import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from cogvideox.benchmarks.common import Table, arguments, report, use_comfyui
-from cogvideox.nano import folders, paint, score
+from cogvideox.host.toy import WEIGHTS
+from cogvideox.nano import paint, score
 
 CALLS_PER_STEP = {
     2: "heun exp_heun_2_x0 exp_heun_2_x0_sde dpm_2 dpm_2_ancestral dpmpp_2s_ancestral dpmpp_2s_ancestral_cfg_pp "
@@ -51,10 +50,8 @@ def main() -> None:
     import comfy.samplers
 
     schedulers = options.schedulers or comfy.samplers.SCHEDULER_NAMES
-    with tempfile.TemporaryDirectory() as scratch:
-        folders.write_pipeline(Path(scratch) / "5b", "5b")
-        bench = Bench(paint.load_pipeline(Path(scratch) / "5b"), options)
-        rows = [bench.row(names, schedulers) for names in same_samplers(options.samplers)]
+    bench = Bench(paint.load_pipeline(WEIGHTS / "5b"), options)
+    rows = [bench.row(names, schedulers) for names in same_samplers(options.samplers)]
     report("samplers", [tabulate(rows, schedulers, options, bench)], options.save)
 
 

@@ -11,7 +11,8 @@ import torch
 
 from cogvideox.benchmarks.common import use_comfyui
 from cogvideox.benchmarks.gpu_rows import FAILED, MISSING, PASSED, Bench
-from cogvideox.nano import folders, paint, score
+from cogvideox.host.toy import WEIGHTS
+from cogvideox.nano import paint, score
 
 PROMPTS, SEED = 25, 7
 SAME_DB = 40.0  # PSNR of the card's fp32 clips against the CPU's: nobody could tell them apart
@@ -23,7 +24,7 @@ def measure(bench: Bench) -> None:
     count, steps = (2, 2) if bench.smoke else (PROMPTS, 50)
     settings = paint.Settings(seed=SEED, steps=steps, frames=5 if bench.smoke else 17)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = folders.write_pipeline(Path(scratch) / "nano", "5b")
+        folder = WEIGHTS / "5b"
         clips = Path(scratch) / "clips.npy"
         # A process of its own: ComfyUI is for one device. It begins before this one has touched the card.
         on_cpu = multiprocessing.get_context().Process(

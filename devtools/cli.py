@@ -99,7 +99,6 @@ def demo(arguments: argparse.Namespace, rest: list[str]) -> int:
     wants_text, wants_image = image is None, image is not None or prompt is None
     examples = [paths.EXAMPLE_WORKFLOW] * wants_text + [paths.IMAGE_WORKFLOW] * wants_image
     setup = prepare(arguments, for_tests=False)
-    _write_needs(setup, *(example.stem for example in examples))
     options = [f"--prompt={prompt}"] if prompt is not None else []
     if image is not None:
         shutil.copyfile(image, paths.BASE / "input" / f"demo{image.suffix}")
@@ -218,11 +217,11 @@ def _install(python: Path, host: Path, stamps: Path, for_tests: bool) -> str:
     return installed
 
 
-def _write_needs(setup: Setup, *examples: str) -> None:
-    """Write the embedded checkpoints, pictures and videos of `examples`, by default of all. Raises: DevError."""
+def _write_needs(setup: Setup) -> None:
+    """Write the embedded checkpoints of the examples for which CogVideoX-nano has no model. Raises: DevError."""
     log = paths.LOGS / "example_needs.log"
     say("Embedded checkpoints (random weights)")
-    command = [str(setup.python), "-m", "cogvideox.devtools.example_needs", str(paths.BASE), *examples]
+    command = [str(setup.python), "-m", "cogvideox.devtools.example_needs", str(paths.BASE)]
     if run_logged(command, log):
         raise DevError(environment.describe_failure("the embedded checkpoints", log))
 

@@ -1,7 +1,7 @@
-"""Write tiny CogVideoX pipelines in diffusers' layout: the real architecture with random weights, or CogVideoX-nano's.
+"""Write tiny CogVideoX pipelines in diffusers' layout: the real architecture with random weights.
 
-They replace the 20 GB checkpoints in tests and examples: those with random weights wherever only numbers are compared,
-CogVideoX-nano (see the folder nano) wherever the picture matters.
+They replace the 20 GB checkpoints in tests and examples wherever only numbers are compared. Where the picture matters,
+CogVideoX-nano does, which is in every list of the loaders (host/toy.py).
 
     python -m cogvideox.devtools.embedded_checkpoint FOLDER [FOLDER OF CONTROL NETS]
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from cogvideox.nano import folders as nano
+from cogvideox.host.toy import NAME
 from cogvideox.nano import toy_tokenizer
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ VARIANTS: dict[str, dict] = {
 
 
 def folder_name(variant: str) -> str:
-    """The folder that `write_all` gives a variant under `models/diffusers`."""
-    return f"CogVideoX-{variant}" if is_nano(variant) else f"CogVideoX-tiny-{variant}"
+    """The name of a variant in the lists: of the folder that `write_all` gives it under `models/diffusers`; or one of
+    CogVideoX-nano's."""
+    return f"{NAME} {variant.removeprefix('nano-')}" if is_nano(variant) else f"CogVideoX-tiny-{variant}"
 
 
 def is_nano(variant: str) -> bool:
@@ -270,16 +271,14 @@ def write_index(folder: Path, variant: str) -> None:
 
 def write_all(root: Path, controlnet_root: Path | None = None, variants: Iterable[str] = tuple(VARIANTS)) -> list[Path]:
     """Write `variants` below `root`, and a control net for 5b below `controlnet_root` (models/controlnet) where given.
+    Those of CogVideoX-nano are left out: they come with the pack.
 
     Folders that exist already stay as they are; a new one appears complete or not at all. Returns all of them.
     """
     folders = []
-    for variant in variants:
+    for variant in (variant for variant in variants if not is_nano(variant)):
         folders.append(root / folder_name(variant))
-        write = partial(write_pipeline, variant=variant)
-        if is_nano(variant):
-            write = partial(nano.write_pipeline, variant=variant.removeprefix("nano-"))
-        _write_once(folders[-1], "model_index.json", write)
+        _write_once(folders[-1], "model_index.json", partial(write_pipeline, variant=variant))
     if controlnet_root is not None:
         folders.append(controlnet_root / CONTROLNET_NAME)
         _write_once(folders[-1], "config.json", partial(write_controlnet, variant="5b"))

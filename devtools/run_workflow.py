@@ -3,7 +3,7 @@
     python -m cogvideox.devtools.run_workflow FILE URL OUTPUT
 
 FILE: as saved by the frontend, or in API format. OUTPUT: the server's output folder. Runs inside the venv.
---prompt TEXT, --image NAME: instead of the prompt and the picture in the file; NAME in the server's input folder.
+--prompt TEXT, --image NAME: instead of the prompt and the example picture; NAME in the server's input folder.
 """
 
 import argparse
@@ -77,13 +77,17 @@ def client_format(workflow: Path, url: str) -> dict:
 
 
 def replace_widgets(api: dict, prompt: str | None, image: str | None) -> None:
-    """Set the text of the prompt that is not empty, and the file of LoadImage. Raises: DevError."""
-    for kind, widget, value in (("CogVideoXEncodeText", "text", prompt), ("LoadImage", "image", image)):
+    """Set the text of the prompt that is not empty, and put LoadImage, whose outputs are the same, in the place of the
+    example picture. Raises: DevError."""
+    for kind, widget, value in (("CogVideoXEncodeText", "text", prompt), ("CogVideoXExample", "example", image)):
         nodes = [n for n in api.values() if n["class_type"] == kind and n["inputs"][widget]]
         if value is not None:
             if len(nodes) != 1:
                 raise DevError(f"The workflow has {len(nodes)} {kind} nodes with a {widget}; it takes one.")
-            nodes[0]["inputs"][widget] = value
+            if kind == "CogVideoXExample":
+                nodes[0].update(class_type="LoadImage", inputs={"image": value})
+            else:
+                nodes[0]["inputs"][widget] = value
 
 
 def describe_file(file: Path) -> str:

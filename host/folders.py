@@ -10,6 +10,7 @@ from ..errors import UserError, quoted
 from .file_names import check_file_name
 from .inside import is_below, is_inside, is_spelled_inside
 from .model_tree import CONFIG, Listed, Tree, start_listing, tree_of, walk
+from .toy import CLIPS, CLIPS_FOLDER, find_toy, names_toy
 
 DATASETS = "cogvideox_datasets"  # a key in extra_model_paths.yaml: folders that datasets may be in
 DATASETS_VARIABLE = "COGVIDEOX_DATASETS"  # the same, separated as in PATH
@@ -128,11 +129,14 @@ def _is_variant(folder: Listed, name: str, component: str) -> bool:
     return is_named and any(child.lower().endswith(WEIGHT_SUFFIXES) for child in folder.files)
 
 
-def find(name: str, *categories: str) -> Path:
+def find(name: str, *categories: str, toy: str = "") -> Path:
     """The path of `name` in the first model folder of `categories` that has it. Every name in a list is found, and as
     what it is listed for: where several folders have the name, the first one that the lists have taken it from.
 
-    Raises UserError for a name that no folder has, or that leads out of the model folders.
+    toy: a key of toy.LISTED: what of CogVideoX-nano the name may be, where no folder has it.
+
+    Raises UserError for a name that no folder has, or that leads out of the model folders; and for a toy whose files
+    are damaged.
     """
     # Category by category, and in each of them folder by folder.
     found = [
@@ -142,16 +146,19 @@ def find(name: str, *categories: str) -> Path:
         for spelling in _spellings(name)
         if _exists(path := Path(root, spelling))
     ]
-    if len(found) > 1 or name == ".":
+    is_toys = toy != "" and names_toy(name, toy)
+    if len(found) > 1 or name == "." or is_toys:
         component = _OWN_COMPONENTS.get(categories[-1], "")
         listed = [entry for entry in found if _is_listed(*entry, component)]
-        found = listed or ([] if name == "." else found)
+        found = listed or ([] if name == "." or is_toys else found)
     if found:
         return found[0][0]
     # By Windows' rules on every system: its names lead out of a folder in more ways than those of other systems.
     whole = PureWindowsPath(name if isinstance(name, str) else "")
     if not whole.parts or whole.anchor or ".." in whole.parts:
         raise UserError(f"{quoted(str(name))!r} is not the name of a model. Choose one from the list.")
+    if toy and (of_the_pack := find_toy(name, toy)):
+        return of_the_pack
     folders = ", ".join(str(root) for category in categories for root in _roots(category)) or "any model folder"
     raise UserError(f"There is no {name[:100]!r} in {folders}. Put it there, or choose another one from the list.")
 
@@ -205,7 +212,7 @@ def find_dataset(name: str) -> Path:
     """The folder of a dataset: below ComfyUI's input folder, or below a folder that the user has named for datasets, in
     extra_model_paths.yaml or in the environment. A workflow file may come from a stranger and must not read elsewhere.
 
-    name: relative to one of these folders, or a whole path that lies in one.
+    name: relative to one of these folders, or a whole path that lies in one; or that of the toy's clips (toy.CLIPS).
 
     Raises UserError, which does not tell whether a folder exists outside of them.
     """
@@ -216,6 +223,8 @@ def find_dataset(name: str) -> Path:
         # By the spelling first: to look whether //server/share exists would already call that server.
         if is_spelled_inside(path, root) and os.path.isdir(path) and is_in_datasets(path):
             return path
+    if name == CLIPS and CLIPS_FOLDER.is_dir():
+        return CLIPS_FOLDER
     places = " or ".join(str(root) for root in roots)
     raise UserError(
         f"There is no folder {name[:100]!r} in {places}. Put the folder with the clips and their captions there "
@@ -229,6 +238,15 @@ def dataset_roots() -> list[Path]:
     listed = folder_paths.folder_names_and_paths.get(DATASETS, ([], set()))[0]
     named = [name for name in os.environ.get(DATASETS_VARIABLE, "").split(os.pathsep) if os.path.isabs(name)]
     return [Path(folder_paths.get_input_directory()), *map(Path, listed), *map(Path, named)]
+
+
+def dataset_cache(dataset: Path) -> Path | None:
+    """Where to keep what is encoded of a dataset; None for the usual place, in its own folder.
+
+    The toy's clips lie in the pack's folder, where nothing is written: ComfyUI's temporary folder takes what is encoded
+    of them, and is emptied at its next start.
+    """
+    return Path(folder_paths.get_temp_directory()) / "cogvideox_nano_clips" if dataset == CLIPS_FOLDER else None
 
 
 def list_datasets() -> list[Path]:

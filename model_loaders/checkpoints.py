@@ -11,6 +11,7 @@ import torch
 from ..errors import UserError, quoted
 from ..host.compat import throw_if_interrupted
 from ..host.folders import COMPONENTS
+from ..host.toy import part_folder
 from .component_files import FoundComponent, component_folder, find_format, find_weights
 from .config_limits import LIMITS, checked_config
 from .downloads.manifest import require_complete
@@ -61,7 +62,7 @@ def require_pipeline(path: Path) -> None:
             f"{path} is a {kind or 'pipeline of an unknown class'}, not a CogVideoX pipeline. "
             "Choose the folder of a CogVideoX checkpoint."
         )
-    missing = [name for name in COMPONENTS if not (path / name).is_dir()]
+    missing = [name for name in COMPONENTS if not part_folder(path, name).is_dir()]
     if missing:
         raise UserError(
             f"{path} lacks {', '.join(missing)}: the download is not complete. Download the missing folders again."
@@ -105,10 +106,11 @@ def describe_component(path: Path, component: str) -> tuple[FoundComponent, Weig
 
 def _describe(path: Path, component: str, found: FoundComponent) -> Weights:
     folder = component_folder(path, component) if path.is_dir() else path.parent
+    pipeline = path if path.is_dir() and folder != path else folder.parent
     in_header = _header_configs(found.metadata, str(path))
     config = _side_config(path, folder, component, found, component in in_header) or in_header.get(component)
-    siblings = _sibling_configs(folder) or in_header
-    hint = found.metadata.get("modelspec.architecture", "") or _hinted_class(folder.parent)
+    siblings = _sibling_configs(pipeline) or in_header
+    hint = found.metadata.get("modelspec.architecture", "") or _hinted_class(pipeline)
     return Weights(folder if path.is_dir() else path, {}, config, siblings, hint)
 
 
@@ -214,10 +216,10 @@ def _header_configs(metadata: Mapping[str, str], source: str) -> dict[str, dict[
     }
 
 
-def _sibling_configs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Configs of all components by folder name, where `folder` is a component's folder in a pipeline; {} otherwise."""
-    if not is_pipeline(folder.parent):
+def _sibling_configs(pipeline: Path) -> dict[str, dict[str, Any]]:
+    """Configs of all components by folder name, where the folder `pipeline` is one; {} otherwise."""
+    if not is_pipeline(pipeline):
         return {}
     files = {name: "scheduler_config.json" if name == "scheduler" else "config.json" for name in _SIBLINGS}
-    found = {name: _optional_config(folder.parent / name / file, name) for name, file in files.items()}
+    found = {name: _optional_config(part_folder(pipeline, name) / file, name) for name, file in files.items()}
     return {name: config for name, config in found.items() if config is not None}

@@ -14,6 +14,7 @@ import torch
 
 from ..errors import UserError, quoted, shortened
 from ..host.folders import WEIGHT_SUFFIXES
+from ..host.toy import part_folder, weights_folder
 from .downloads.manifest import require_complete
 from .files.gguf_files import looks_like_gguf, open_gguf, read_gguf_header
 from .files.headers import MAX_TENSORS, Entry, Header
@@ -81,7 +82,7 @@ def find_weights(path: Path, component: str) -> FoundComponent:
         raise UserError(f"{path} is neither a file nor a folder. Choose the checkpoint's {component}.")
     if not path.is_dir():
         raise UserError(f"{path} does not exist. Choose an existing file or folder.")
-    folder = component_folder(path, component)
+    folder = weights_folder(component_folder(path, component))
     found, problems = _read_sets(folder, component)
     latest = None if found else latest_folder(folder)
     if latest is not None:
@@ -101,7 +102,8 @@ def find_weights(path: Path, component: str) -> FoundComponent:
 
 def component_folder(path: Path, component: str) -> Path:
     """The folder of a component in a pipeline; `path` itself, where it is that folder."""
-    return path / component if (path / component).is_dir() else path
+    folder = part_folder(path, component)
+    return folder if folder.is_dir() else path
 
 
 def _read_sets(folder: Path, component: str) -> tuple[dict[FileSet, FoundComponent], list[UserError]]:

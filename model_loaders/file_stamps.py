@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ..errors import UserError
 from ..host.folders import COMPONENTS, PIPELINE_INDEX, WEIGHT_SUFFIXES
+from ..host.toy import part_folder, weights_folder
 from .weight_files import SHARD
 
 T = TypeVar("T")
@@ -59,8 +60,8 @@ def if_unchanged(load: Callable[..., T], path: Path, *components: str) -> Callab
 def _files_read(path: Path, components: Iterable[str]) -> Iterator[Path]:
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        inner = [path / name for name in components if (path / name).is_dir()] or [path]
-        for place in inner:
+        inner = [place for place in (part_folder(path, name) for name in components) if place.is_dir()] or [path]
+        for place in dict.fromkeys(place for part in inner for place in (part, weights_folder(part))):
             yield from _models_in(place)
             # A DeepSpeed checkpoint's weights are one folder below.
             yield from (file for below in _entries(place) if below.is_dir() for file in _models_in(below))
@@ -74,8 +75,8 @@ def _files_read(path: Path, components: Iterable[str]) -> Iterator[Path]:
     for place in (folder, *([folder.parent] if (folder.parent / PIPELINE_INDEX).is_file() else [])):
         yield from _side_files(place) if place != folder or path.is_dir() else ()
         for name in (*COMPONENTS, _SCHEDULER):
-            yield from _side_files(place / name)
-        yield from _entries(place / _TOKENIZER)
+            yield from _side_files(part_folder(place, name))
+        yield from _entries(part_folder(place, _TOKENIZER))
     yield from _entries(folder.parent / _TOKENIZER)
 
 

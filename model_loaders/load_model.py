@@ -10,8 +10,10 @@ import comfy.patcher_extension
 
 from ..host.compat import is_dynamic, model_patcher_class
 from ..host.messages import Notify
+from ..host.toy import is_toy
 from ..host.weight_patcher import adopt_patcher
 from ..samplers.outer_sample import sample_checked
+from ..samplers.toy_sizes import tell_toy_size
 from ..samplers.window_caches import cached_by_window
 from ..sockets.model import CogVideoXConfig, CogVideoXModel
 from ..sockets.preview_renderers import enable_previews
@@ -45,6 +47,10 @@ def load_model(
     load_again = if_unchanged(load_model, path, "transformer")  # before the files are opened
     weights = open_component(path, "transformer")
     patcher = _build_patcher(weights, weight_dtype, notify, family, disable_dynamic)
+    if is_toy(path):
+        told = partial(tell_toy_size, notify)
+        patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox toy", told)
+    _add_checks(patcher, notify)
     # The function and arguments by which ComfyUI loads the model a second time, with weights that no patch has
     # touched: for a clone without dynamic VRAM (it adds disable_dynamic=True), and for one on another GPU. Without
     # them, both raise.
@@ -95,9 +101,12 @@ def _build_patcher(
     adopt_patcher(patcher)
     source = str(weights.path)
     assign_weights(model.diffusion_model, state_dict, not is_dynamic(patcher), source, precision)
-    # On the MODEL, so that the checks and CogVideoX 1.5's frame in front apply to every sampler node, KSampler too.
+    return patcher
+
+
+def _add_checks(patcher: comfy.model_patcher.ModelPatcher, notify: Notify) -> None:
+    """On the MODEL, so that the checks and CogVideoX 1.5's frame in front apply to every sampler node, KSampler too."""
     wrapper = partial(sample_checked, notify)
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox", wrapper)
     # Before any node can put EasyCache on the MODEL, so that it is around EasyCache's own wrapper.
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "cogvideox", cached_by_window)
-    return patcher

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import UserError
 from ..host.quantized import is_quantized
+from ..host.toy import is_toy
 from ..host.weight_patcher import adopt_patcher
 from ..sockets.clip import TextEncoderTarget
 from ..sockets.tokenizer import MAX_TOKENS, CogVideoXTokenizer, vocab_size_of
@@ -63,7 +64,7 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     state_dict = weights.state_dict
     config = t5_config(state_dict, weights)
     max_tokens = weights.siblings.get("transformer", {}).get("max_text_seq_length", MAX_TOKENS)
-    tokenizer = CogVideoXTokenizer(_tokenizer_folder(weights), max_tokens)
+    tokenizer = CogVideoXTokenizer(_tokenizer_folder(weights), max_tokens, is_toy(path))
     _check_vocabulary(tokenizer.vocab_size, config, weights)
     precision = choose_t5_precision(weight_dtype, state_dict)
     # Counted before the conversion below empties state_dict; by it ComfyUI chooses the device on which T5 is created.

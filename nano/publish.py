@@ -4,6 +4,7 @@ import csv
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
@@ -11,6 +12,7 @@ from transformers import T5EncoderModel
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config, write_index
 from cogvideox.host.standalone import use_comfyui
+from cogvideox.host.toy import SUMS, sums_of
 
 from . import transformer
 from .folders import WEIGHTS
@@ -38,6 +40,19 @@ def publish(work: Path) -> None:
         torch.nn.Module.to(model, torch.float16)  # ModelMixin.to warns at every cast
         model.save_pretrained(WEIGHTS / variant / "transformer")
         write_index(WEIGHTS / variant, variant)
+        write_own_configs(WEIGHTS / variant, variant, vae)
+    (WEIGHTS / SUMS).write_text(sums_of(WEIGHTS), "utf-8", newline="\n")
+
+
+def write_own_configs(folder: Path, variant: str, vae: AutoencoderKLCogVideoX) -> None:
+    """Write to a pipeline's `folder` the configs in which it differs from the parts that all share: its noise schedule,
+    and how its image's latents are scaled."""
+    if variant in transformer.SNR_SHIFT:
+        config: dict[str, Any] = scheduler_config("5b") | {"snr_shift_scale": transformer.SNR_SHIFT[variant]}
+        CogVideoXDDIMScheduler(**config).save_pretrained(folder / "scheduler")
+    if variant in transformer.INVERTS_IMAGE_SCALE:
+        own: Any = AutoencoderKLCogVideoX.from_config(vae.config, invert_scale_latents=True)
+        own.save_config(folder / "vae")
 
 
 def write_logs(work: Path) -> None:

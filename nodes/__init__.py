@@ -11,6 +11,7 @@ from .decode import CogVideoXDecode
 from .decode_to_file import CogVideoXDecodeToFile
 from .download import CogVideoXDownload
 from .draft import CogVideoXDraftDecode
+from .example_input import CogVideoXExample
 from .extend import CogVideoXContinueVideo, CogVideoXJoinVideos
 from .fun import CogVideoXFunControl, CogVideoXFunInpaint
 from .image import CogVideoXImageToVideo
@@ -32,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXLoadTextEncoder,
     CogVideoXLoadVAE,
     CogVideoXLoadControlNet,
+    CogVideoXExample,
     CogVideoXDownload,
     CogVideoXSaveModel,
     CogVideoXApplyLora,

@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..host import folders
+from ..host.toy import with_toy
 from ..media.pictures import check_pictures
 from ..model_loaders.load_controlnet import check_control_net, load_controlnet
 from ..model_loaders.precision import WEIGHT_DTYPES
@@ -18,7 +19,7 @@ _CONTROL_NETS = ("diffusers", "controlnet")
 
 
 def _find_control_net(name: str) -> Path:
-    return folders.find(name, *_CONTROL_NETS)
+    return folders.find(name, *_CONTROL_NETS, toy="controlnet")
 
 
 def _check_control_net(control_net_name: str) -> None:
@@ -41,7 +42,7 @@ class CogVideoXLoadControlNet(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "control_net_name",
-                    options=folders.list_control_nets(),
+                    options=with_toy(folders.list_control_nets(), "controlnet"),
                     tooltip="A folder or file under models/controlnet, or a control net's folder under "
                     "models/diffusers.",
                 ),

@@ -27,6 +27,7 @@ CONTROL_NET_DTYPE = (
     f"Precision of the weights in memory. default: {_TRAINED} fp8_e4m3fn halves the memory of the large matrices, with "
     "some loss of accuracy."
 )
+TOY = "CogVideoX-nano is a toy that comes with the pack."
 _SIDE = "Pixels, a multiple of 16."
 
 

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..host.messages import show_on_running_node
+from ..host.toy import with_toy
 from ..model_loaders.checkpoints import check_component, require_pipeline
 from ..model_loaders.load_model import check_model, load_model
 from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, check_text_encoder, load_text_encoder
@@ -15,26 +16,26 @@ from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision
 from ..model_loaders.variants import DETECT
 from .file_inputs import reads_file
 from .input_checks import checked
-from .inputs import MODEL_DTYPE, TEXT_ENCODER_DTYPE, VAE_DTYPE, dtype_input, family_input
+from .inputs import MODEL_DTYPE, TEXT_ENCODER_DTYPE, TOY, VAE_DTYPE, dtype_input, family_input
 
 _PIPELINES, _MODELS = ("diffusers", "checkpoints"), ("diffusers", "diffusion_models")
 _TEXT_ENCODERS, _VAES = ("diffusers", "text_encoders"), ("diffusers", "vae")
 
 
 def _find_pipeline(name: str) -> Path:
-    return folders.find(name, *_PIPELINES)
+    return folders.find(name, *_PIPELINES, toy="pipeline")
 
 
 def _find_model(name: str) -> Path:
-    return folders.find(name, *_MODELS)
+    return folders.find(name, *_MODELS, toy="transformer")
 
 
 def _find_text_encoder(name: str) -> Path:
-    return folders.find(name, *_TEXT_ENCODERS)
+    return folders.find(name, *_TEXT_ENCODERS, toy="text_encoder")
 
 
 def _find_vae(name: str) -> Path:
-    return folders.find(name, *_VAES)
+    return folders.find(name, *_VAES, toy="vae")
 
 
 def _check_device_precision(weight_dtype: str) -> None:
@@ -77,10 +78,10 @@ class CogVideoXLoadPipeline(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=folders.list_pipelines() + folders.list_files("checkpoints"),
+                    options=with_toy(folders.list_pipelines() + folders.list_files("checkpoints"), "pipeline"),
                     tooltip=(
                         "A folder under models/diffusers with the complete checkpoint (model_index.json), or a file "
-                        "under models/checkpoints with transformer, text encoder and VAE."
+                        f"under models/checkpoints with transformer, text encoder and VAE. {TOY}"
                     ),
                 ),
                 dtype_input(PRECISIONS, MODEL_DTYPE),
@@ -118,8 +119,9 @@ class CogVideoXLoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=folders.list_components("transformer", "diffusion_models"),
-                    tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models.",
+                    options=with_toy(folders.list_components("transformer", "diffusion_models"), "transformer"),
+                    tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models. "
+                    f"{TOY}",
                 ),
                 dtype_input(PRECISIONS, MODEL_DTYPE),
                 family_input(),
@@ -148,8 +150,8 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=folders.list_components("text_encoder", "text_encoders"),
-                    tooltip="A pipeline under models/diffusers, or a folder or file under models/text_encoders.",
+                    options=with_toy(folders.list_components("text_encoder", "text_encoders"), "text_encoder"),
+                    tooltip=f"A pipeline under models/diffusers, or a folder or file under models/text_encoders. {TOY}",
                 ),
                 dtype_input(T5_PRECISIONS, TEXT_ENCODER_DTYPE),
             ],
@@ -178,8 +180,8 @@ class CogVideoXLoadVAE(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=folders.list_components("vae", "vae"),
-                    tooltip="A pipeline under models/diffusers, or a folder or file under models/vae.",
+                    options=with_toy(folders.list_components("vae", "vae"), "vae"),
+                    tooltip=f"A pipeline under models/diffusers, or a folder or file under models/vae. {TOY}",
                 ),
                 dtype_input(WEIGHT_DTYPES, VAE_DTYPE),
             ],

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..host import folders
 from ..host.messages import show_on_node
 from ..host.output import check_output_prefix, new_output_path, write_numbered
+from ..host.toy import with_toy
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora
 from ..model_loaders.lora.export import SAVE_DTYPES, diffusers_lora, merge_loras
@@ -22,7 +23,7 @@ from .inputs import filled_name
 
 
 def _find_lora(name: str) -> Path:
-    return folders.find(name, "loras")
+    return folders.find(name, "loras", toy="lora")
 
 
 def _check_file(lora_name: str, strength: float = 1.0) -> None:
@@ -48,7 +49,7 @@ class CogVideoXApplyLora(io.ComfyNode):
                 io.Model.Input("model"),
                 io.Combo.Input(
                     "lora_name",
-                    options=folders.list_files("loras", folders.LORA_SUFFIXES),
+                    options=with_toy(folders.list_files("loras", folders.LORA_SUFFIXES), "lora"),
                     tooltip="A file under models/loras.",
                 ),
                 io.Float.Input(

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..host.messages import show_on_node
 from ..sockets.clip import require_finite_text
-from ..sockets.tokenizer import CogVideoXTokenizer, check_length, lost_text_message
+from ..sockets.tokenizer import CogVideoXTokenizer, check_length
 from .input_checks import checked
 
 
@@ -46,8 +46,8 @@ class CogVideoXEncodeText(io.ComfyNode):
     def execute(cls, clip: comfy.sd.CLIP, text: str, prompt_weights: bool = False) -> io.NodeOutput:
         tokens = clip.tokenize(text, prompt_weights=prompt_weights)
         # A CLIP of a stock loader has another tokenizer, which cannot say what it cuts off.
-        if isinstance(clip.tokenizer, CogVideoXTokenizer) and (lost := clip.tokenizer.lost_text(text, prompt_weights)):
-            show_on_node(lost_text_message(lost, clip.tokenizer.max_tokens), cls.hidden.unique_id)
+        if isinstance(clip.tokenizer, CogVideoXTokenizer) and (notes := clip.tokenizer.notes(text, prompt_weights)):
+            show_on_node("\n\n".join(notes), cls.hidden.unique_id)
         conditioning = clip.encode_from_tokens_scheduled(tokens)
         require_finite_text(conditioning)
         return io.NodeOutput(conditioning)

@@ -16,6 +16,7 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..host.messages import show_on_node
+from ..host.toy import CLIPS
 from ..training.clips import CACHE, DatasetSpec, walk_dataset
 from .file_inputs import checks_files
 from .input_checks import check_vae, check_video_size, checked
@@ -60,7 +61,8 @@ class CogVideoXTrainingClips(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="A folder in ComfyUI's input folder, or in a folder for datasets that you have named.",
+                    tooltip="A folder in ComfyUI's input folder, or in a folder for datasets that you have named. "
+                    f"{CLIPS} are an example that comes with the pack.",
                 ),
                 *(widget(DatasetSpec, name) for name in _SETTINGS),
             ],
@@ -106,7 +108,9 @@ class CogVideoXTrainingClips(io.ComfyNode):
             image_variants=image_variants,
         )
         bar = comfy.utils.ProgressBar(1)  # the total comes with each update
-        dataset = build_dataset(folders.find_dataset(folder), spec, vae, clip, progress=bar.update_absolute)
+        path = folders.find_dataset(folder)
+        cache = folders.dataset_cache(path)
+        dataset = build_dataset(path, spec, vae, clip, progress=bar.update_absolute, cache_folder=cache)
         report = "\n".join(dataset.report)
         show_on_node(report, cls.hidden.unique_id)
         return io.NodeOutput(*_sockets(dataset), report)

@@ -4,6 +4,8 @@ import itertools
 import json
 import logging
 import os
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,17 @@ import comfy.text_encoders.sd3_clip
 from tokenizers import Tokenizer
 
 from ..errors import UserError, quoted
+from ..host.toy import KNOWS, NAME
 from ..small_files import read_small_text
 
 MAX_TOKENS = 226  # max_text_seq_length in the config of every official checkpoint
 MAX_LETTERS = 1 << 16  # of a prompt
 MAX_WEIGHT = 1000.0  # of a word; weights above 2 are rare
 _MOST_BRACKETS = 100
+_WORDS_SHOWN = 5
 CLIP_NAME = "t5xxl"  # ComfyUI's name for T5 in the tokens of a prompt and in a text model's attributes
 _SPECIAL = ("</s>", "<pad>")  # end and padding
+_SPACE = "▁"  # before the first letter of a word's token
 _STEPS = ("Sequence", "Precompiled", "Strip", "Metaspace", "WhitespaceSplit", "Replace")
 _REPLACEMENTS = [{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": text} for text in ("▁", " ")]
 _MAX_FILE_BYTES = 1 << 24  # T5's has 2.4 MB
@@ -33,17 +38,17 @@ class CogVideoXTokenizer:
     Parentheses and colons are text, as in diffusers, unless prompt weighting is asked for.
     """
 
-    def __init__(self, folder: Path | None, max_tokens: int = MAX_TOKENS):
+    def __init__(self, folder: Path | None, max_tokens: int = MAX_TOKENS, is_toy: bool = False):
         """folder: the checkpoint's `tokenizer`. The official ones hold spiece.model and no tokenizer.json; transformers
         5 reads that format only with protobuf, which ComfyUI does not install. Without tokenizer.json, ComfyUI's own
         copy of T5's tokenizer is used, which has the same vocabulary.
         max_tokens: the max_text_seq_length of the transformer that gets the text. A model that was trained with fewer
-        goes astray with more padding.
+        goes astray with more padding. is_toy: of CogVideoX-nano, which has a token for each word that it knows.
 
         Raises UserError for a tokenizer.json that is not T5's.
         """
         self.tokenizer = _read_tokenizer(_tokenizer_file(folder))
-        self.max_tokens = max_tokens
+        self.max_tokens, self.is_toy = max_tokens, is_toy
         # The end token is kept whatever else is cut, and padding follows it, as in diffusers.
         self._end, self._pad = (self.tokenizer.token_to_id(token) for token in _SPECIAL)
 
@@ -61,8 +66,8 @@ class CogVideoXTokenizer:
         """
         # Cut here and not by the tokenizer, which would not tell what it has cut, and gets weighted prompts in parts.
         ids = self._weighted_ids(text, prompt_weights)
-        if lost := self._decode_lost(ids):
-            logging.warning(lost_text_message(lost, self.max_tokens))
+        for note in self.notes(text, prompt_weights):
+            logging.warning(note)
         ids = [*ids[: self.max_tokens - 1], (self._end, 1.0)]
         ids += [(self._pad, 1.0)] * (self.max_tokens - len(ids))
         if return_word_ids:
@@ -72,6 +77,17 @@ class CogVideoXTokenizer:
     def lost_text(self, text: str, prompt_weights: bool = False) -> str:
         """The end of a prompt that does not fit, "" where all of it does."""
         return self._decode_lost(self._weighted_ids(text, prompt_weights))
+
+    def notes(self, text: str, prompt_weights: bool = False) -> list[str]:
+        """What there is to say about a prompt, in sentences: its end that does not fit, words unknown to the toy."""
+        lost = self.lost_text(text, prompt_weights)
+        unknown = self._unknown_words(text) if self.is_toy else []
+        return [lost_text_message(lost, self.max_tokens)] * bool(lost) + [unknown_message(unknown)] * bool(unknown)
+
+    def _unknown_words(self, text: str) -> list[str]:
+        """Words that are spelled letter by letter, each once."""
+        words = dict.fromkeys(re.findall(r"[^\W\d_]+", text))
+        return [word for word in words if self.tokenizer.token_to_id(_SPACE + word) is None]
 
     def _decode_lost(self, ids: list[tuple[int, float]]) -> str:
         return self.tokenizer.decode([i for i, _ in ids[self.max_tokens - 1 :]]).strip()
@@ -205,3 +221,10 @@ def lost_text_message(lost: str, max_tokens: int) -> str:
         f"This model reads {max_tokens} tokens; the prompt is longer and its end was left out: “{quoted(lost)}”. "
         "Shorten the prompt to keep it."
     )
+
+
+def unknown_message(words: Sequence[str]) -> str:
+    """The message for a prompt with `words` that CogVideoX-nano has no token for."""
+    shown = ", ".join(f"“{quoted(word)}”" for word in words[:_WORDS_SHOWN])
+    more = f" and {len(words) - _WORDS_SHOWN} more words" if len(words) > _WORDS_SHOWN else ""
+    return f"This is {NAME}, the toy that comes with the pack: it does not know {shown}{more}. {KNOWS}"

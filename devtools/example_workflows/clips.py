@@ -1,11 +1,10 @@
 """One clip: from a text, from a picture, from another video."""
 
-from ..example_media import TOY_PICTURE
 from .table import (
     BOTH_PROMPTS,
     FRAMES,
     HEIGHT,
-    NANO_SIZE,
+    SIZE,
     WIDTH,
     Column,
     Example,
@@ -13,7 +12,8 @@ from .table import (
     checkpoint,
     conditioned,
     decode,
-    load_video,
+    example,
+    example_video,
     prompts,
     sampler,
     save_video,
@@ -42,7 +42,7 @@ _STAR = "A big yellow star moves to the right on a gradient from blue to purple.
 
 
 def text_to_video() -> Example:
-    nodes = (*prompts(_STAR, 210), Node("latent", "CogVideoXEmptyLatent", NANO_SIZE))
+    nodes = (*prompts(_STAR, 210), Node("latent", "CogVideoXEmptyLatent", SIZE))
     return Example(
         "text_to_video",
         "nano-5b",
@@ -59,7 +59,7 @@ _IMAGE_TO_VIDEO = """\
 ### For real videos
 1. Put the folder of **CogVideoX-5b-I2V** or **CogVideoX1.5-5B-I2V** into `models/diffusers`. The text to video \
 checkpoints do not take pictures.
-2. Press **R** and choose it above, and your picture.
+2. Press **R** and choose it above. Put *Load Image* with your picture in the place of *CogVideoX Example Input*.
 3. Describe the whole scene, not only what moves, and set:
 
 | | 5b-I2V | 1.5-5B-I2V |
@@ -84,10 +84,10 @@ def image_to_video() -> Example:
     start = Node(
         "start",
         "CogVideoXImageToVideo",
-        NANO_SIZE,
+        SIZE,
         {**BOTH_PROMPTS, "vae": "pipeline.VAE", "start_image": "picture.IMAGE"},
     )
-    picture = Node("picture", "LoadImage", {"image": TOY_PICTURE}, {}, "The first frame", 340)
+    picture = example("picture", "picture", "The first frame")
     return Example(
         "image_to_video",
         "nano-5b-I2V",
@@ -103,7 +103,8 @@ def image_to_video() -> Example:
 _VIDEO_TO_VIDEO = """\
 ### For real videos
 1. Put the folder of **CogVideoX-5b** (or 2b, or 1.5-5B) into `models/diffusers`, press **R** and choose it above.
-2. Choose your own video, best one of 8 frames a second (16 for 1.5).
+2. Put *Load Video* with your own video in the place of *CogVideoX Example Input*, best one of 8 frames a second \
+(16 for 1.5).
 3. Set:
 
 | | 5b | 1.5-5B |
@@ -120,10 +121,7 @@ the last 30 of 50, which diffusers calls `strength=0.6`.
 The new video runs as fast as yours.
 """
 
-_GLASS = (
-    "A hot-air balloon of coloured glass glides over snowy mountains in the evening sun. Small clouds drift by, light "
-    "sparkles in the glass. Photograph, soft light, sharp detail."
-)
+_GREEN = "A large green circle moves to the right on a blue background."
 
 
 def video_to_video() -> Example:
@@ -136,11 +134,11 @@ def video_to_video() -> Example:
     )
     return Example(
         "video_to_video",
-        "5b",
+        "nano-5b",
         (
-            checkpoint("5b", _VIDEO_TO_VIDEO),
-            Column("2  Your video", 340, (*load_video(), first)),
-            Column("3  Prompt and size", 340, (*prompts(_GLASS), encode)),
+            checkpoint("nano-5b", _VIDEO_TO_VIDEO),
+            Column("2  A video", 340, (*example_video(), first)),
+            Column("3  Prompt and size", 340, (*prompts(_GREEN), encode)),
             Column("4  Sample", 340, (sampler(links={"latent_image": "encode.LATENT"}, widgets={"denoise": 0.6}),)),
             Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
         ),

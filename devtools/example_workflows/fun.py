@@ -1,6 +1,5 @@
 """The CogVideoX-Fun models: frames or regions that are given, or a control video."""
 
-from ..example_media import MASK, PICTURE
 from .table import (
     BOTH_PROMPTS,
     SIZE,
@@ -10,7 +9,8 @@ from .table import (
     checkpoint,
     conditioned,
     decode,
-    load_video,
+    example,
+    example_video,
     prompts,
     sampler,
     save_video,
@@ -32,7 +32,7 @@ _START_END_FRAME = f"""\
 ### For real videos
 1. Put the folder of a **CogVideoX-Fun InP** checkpoint (CogVideoX-Fun-V1.1-5b-InP, ...) into `models/diffusers`, \
 press **R** and choose it above.
-2. Choose your two pictures. One twice makes a loop.
+2. Put two *Load Image* with your pictures in the place of the example inputs. One picture twice makes a loop.
 3. Set:
 
 {_SETTINGS}
@@ -43,16 +43,13 @@ The official I2V checkpoints were not trained for an end image, though *CogVideo
 for one: use Fun InP.
 """
 
-_BREEZE = (
-    "A child's drawing comes to life: the wind gets up, clouds race across the blue sky, and all comes to rest again. "
-    "Flat colours on paper, the camera stands still."
-)
+_SQUARE = "A large red square moves up on a white background."
 
 
 def start_end_frame() -> Example:
     pictures = (
-        Node("first", "LoadImage", {"image": PICTURE}, {}, "The first frame", 340),
-        Node("last", "LoadImage", {"image": PICTURE}, {}, "The last frame", 340),
+        example("first", "picture", "The first frame"),
+        example("last", "last picture", "The last frame"),
     )
     known = Node(
         "known",
@@ -66,7 +63,7 @@ def start_end_frame() -> Example:
         (
             checkpoint("Fun-5b-InP", _START_END_FRAME),
             Column("2  Two pictures", 320, pictures),
-            Column("3  Prompt and size", 340, (*prompts(_BREEZE), known)),
+            Column("3  Prompt and size", 340, (*prompts(_SQUARE), known)),
             Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=_DDIM),)),
             Column("5  Video", 340, (decode(), *save_video())),
         ),
@@ -77,7 +74,8 @@ _FUN_INPAINT = f"""\
 ### For real videos
 1. Put the folder of a **CogVideoX-Fun InP** checkpoint (CogVideoX-Fun-V1.1-5b-InP, ...) into `models/diffusers`, \
 press **R** and choose it above.
-2. Choose your video, at least as long as the clip, and a mask: white is regenerated, black is kept.
+2. Put *Load Video* with your video, at least as long as the clip, and *Load Image (as Mask)* in the place of the \
+example input: what is white in the mask is regenerated, what is black is kept.
 3. Set:
 
 {_SETTINGS}
@@ -87,22 +85,19 @@ frame with *Load Image*, open the mask editor from its menu, and use that node's
 picture for each frame.
 """
 
-_BIRD = (
-    "A large white paper bird flies across a blue sky over green hills. Its wings move slowly, clouds drift by. Flat "
-    "colours, the camera stands still."
-)
+_STAR = "A large white star moves to the right on a blue background."
 
 
 def fun_inpaint() -> Example:
-    mask = Node("mask", "LoadImageMask", {"image": MASK, "channel": "red"}, {}, "What is regenerated (white)", 340)
-    known = Node("known", "CogVideoXFunInpaint", SIZE, _INPAINT_LINKS | {"video": "frames.images", "mask": "mask.MASK"})
+    mask = Node("mask", "MaskPreview", {}, {"mask": "file.MASK"}, "What is regenerated (white)", 340)
+    known = Node("known", "CogVideoXFunInpaint", SIZE, _INPAINT_LINKS | {"video": "frames.images", "mask": "file.MASK"})
     return Example(
         "fun_inpaint",
         "Fun-5b-InP",
         (
             checkpoint("Fun-5b-InP", _FUN_INPAINT),
-            Column("2  Your video and a mask", 340, (*load_video(), mask)),
-            Column("3  Prompt and size", 340, (*prompts(_BIRD), known)),
+            Column("2  A video and a mask", 340, (*example_video(), mask)),
+            Column("3  Prompt and size", 340, (*prompts(_STAR), known)),
             Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=_DDIM),)),
             Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
         ),
@@ -113,7 +108,7 @@ _FUN_CONTROL = f"""\
 ### For real videos
 1. Put the folder of a **CogVideoX-Fun Control** checkpoint (CogVideoX-Fun-V1.1-5b-Control, ...) into \
 `models/diffusers`, press **R** and choose it above.
-2. Choose your video, at least as long as the clip.
+2. Put *Load Video* with your video, at least as long as the clip, in the place of *CogVideoX Example Input*.
 3. Set:
 
 {_SETTINGS}
@@ -124,10 +119,7 @@ poses alone. *Canny* comes with ComfyUI; for the others put a preprocessor in it
 `strength` below 1 or `end_percent` below 1 leave more to the prompt.
 """
 
-_LANTERN = (
-    "A glowing paper lantern floats over dark hills under a starry sky. Thin clouds drift by, the lantern sways a "
-    "little. Night, warm light, sharp detail."
-)
+_PURPLE = "A large purple circle moves to the right on a yellow background."
 
 
 def fun_control() -> Example:
@@ -142,8 +134,8 @@ def fun_control() -> Example:
         "Fun-5b-Control",
         (
             checkpoint("Fun-5b-Control", _FUN_CONTROL),
-            Column("2  Your video and its edges", 340, (*load_video(), *edges())),
-            Column("3  Prompt and size", 340, (*prompts(_LANTERN), control)),
+            Column("2  A video and its edges", 340, (*example_video(), *edges())),
+            Column("3  Prompt and size", 340, (*prompts(_PURPLE), control)),
             Column("4  Sample", 340, (sampler(links=conditioned("control"), widgets=_DDIM),)),
             Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
         ),

@@ -14,7 +14,7 @@ from .table import (
     Node,
     checkpoint,
     decode,
-    load_video,
+    example_video,
     prompt,
     prompts,
     sampler,
@@ -25,7 +25,7 @@ _CONTROLNET = """\
 ### For real videos
 1. Put the folder of **CogVideoX-5b** (or 2b) into `models/diffusers` and its control net \
 (cogvideox-5b-controlnet-canny-v1, ...) into `models/controlnet`. Press **R** and choose both above.
-2. Choose your video, 49 frames or more, best 8 a second.
+2. Put *Load Video* with your video in the place of *CogVideoX Example Input*, 49 frames or more, best 8 a second.
 3. Set 720 x 480, 49 frames, 50 steps (2b: ddim, dynamic_cfg off).
 
 **Control**: *Canny* goes with a canny control net. For hed or depth put such a preprocessor in its place.
@@ -36,10 +36,7 @@ There are none for 1.5 and for image to video. Fun Control models take their con
 fun_control.
 """
 
-_JELLYFISH = (
-    "A glowing jellyfish drifts through a dark blue sea above a coral reef. Tiny bubbles rise, light falls from above. "
-    "Slow motion, deep colours."
-)
+_PURPLE = "A large purple circle moves to the right on a yellow background."
 
 
 def controlnet() -> Example:
@@ -57,8 +54,8 @@ def controlnet() -> Example:
         "5b",
         (
             checkpoint("5b", _CONTROLNET, load, title="Your own checkpoint and control net"),
-            Column("2  Your video and its edges", 340, (*load_video(), *edges())),
-            Column("3  Prompt and size", 340, (*prompts(_JELLYFISH), apply, size)),
+            Column("2  A video and its edges", 340, (*example_video(), *edges())),
+            Column("3  Prompt and size", 340, (*prompts(_PURPLE), apply, size)),
             Column("4  Sample", 340, (sampler(links=guided),)),
             Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
         ),
@@ -68,7 +65,8 @@ def controlnet() -> Example:
 _INVERSION_EDIT = """\
 ### For real videos
 1. Put the folder of **CogVideoX-5b** (or 2b, or 1.5-5B) into `models/diffusers`, press **R** and choose it above.
-2. Choose your video, best one of 8 frames a second (16 for 1.5).
+2. Put *Load Video* with your video in the place of *CogVideoX Example Input*, best one of 8 frames a second \
+(16 for 1.5).
 3. Set `length` 49, 720 x 480 (1.5: 81, 1360 x 768), and 50 steps in **both** places.
 
 The video is run backwards into noise; while the new one is made, every attention layer also looks at the old one. So \
@@ -81,10 +79,7 @@ prompt.
 while the video is followed.
 """
 
-_PAPER = (
-    "A blue paper lantern floats over sand dunes under a golden evening sky. Small clouds drift by, the light is warm. "
-    "Flat colours."
-)
+_GREEN = "A large green circle moves to the right on a blue background."
 
 
 def inversion_edit() -> Example:
@@ -108,7 +103,7 @@ def inversion_edit() -> Example:
         height=370,
     )
     texts = (
-        prompt("positive", "What the new video shows", _PAPER, 170),
+        prompt("positive", "What the new video shows", _GREEN, 170),
         prompt("negative", "Empty: negative, and for the inversion", "", 130, NEGATIVE),
         invert,
     )
@@ -119,10 +114,10 @@ def inversion_edit() -> Example:
     )
     return Example(
         "inversion_edit",
-        "5b",
+        "nano-5b",
         (
-            checkpoint("5b", _INVERSION_EDIT),
-            Column("2  Your video and its size", 340, (*load_video(), first, encode)),
+            checkpoint("nano-5b", _INVERSION_EDIT),
+            Column("2  A video and its size", 340, (*example_video(), first, encode)),
             Column("3  Prompt and inversion", 340, texts),
             Column("4  Sample", 340, (follow, new)),
             Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),

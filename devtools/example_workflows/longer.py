@@ -21,14 +21,8 @@ Connect `last_frames` of *Continue Video* to `start_image` of *CogVideoX Image t
 that node's three outputs, not to the `latent` here.
 """
 
-_FIRST = (
-    "A small wooden boat lies on a calm lake at dawn. Fog drifts over the water, pine trees stand on the far shore. "
-    "Wide shot, soft light."
-)
-_SECOND = (
-    "A small wooden boat glides over a calm lake as the sun rises. The fog lifts, golden light falls on the pine "
-    "trees. Wide shot, soft light."
-)
+_FIRST = "A small yellow circle moves to the right on a blue background."
+_SECOND = "A small yellow circle moves to the right on a blue background."
 
 
 def extend_video() -> Example:
@@ -53,9 +47,9 @@ def extend_video() -> Example:
     )
     return Example(
         "extend_video",
-        "5b",
+        "nano-5b",
         (
-            checkpoint("5b", _EXTEND_VIDEO, title="Your own checkpoint, and longer videos"),
+            checkpoint("nano-5b", _EXTEND_VIDEO, title="Your own checkpoint, and longer videos"),
             Column("2  Prompts and size", 320, texts),
             Column("3  First clip", 320, (sampler(height=500), decode())),
             Column("4  Second clip", 320, (go_on, sampler("sample2", second, {"seed": 43}))),
@@ -88,20 +82,14 @@ Combine again for more. One prompt alone works too.
 A little longer in one piece: *CogVideoX Positions* with `riflex` instead of the windows.
 """
 
-_MORNING = (
-    "A lighthouse on a rocky coast in the morning. Gulls circle around the tower, calm waves roll in, the sky is "
-    "clear. Wide shot, natural colours."
-)
-_STORM = (
-    "A lighthouse on a rocky coast in a storm at dusk. High waves break against the rocks, dark clouds race by, the "
-    "lamp shines. Wide shot."
-)
+_RED = "A large red circle moves to the right on a white background."
+_BLUE = "A large blue circle moves to the right on a white background."
 
 
 def long_video() -> Example:
     texts = (
-        prompt("first", "First", _MORNING),
-        prompt("then", "Then", _STORM),
+        prompt("first", "First", _RED),
+        prompt("then", "Then", _BLUE),
         Node(
             "positive",
             "ConditioningCombine",
@@ -120,9 +108,9 @@ def long_video() -> Example:
     )
     return Example(
         "long_video",
-        "5b",
+        "nano-5b",
         (
-            checkpoint("5b", _LONG_VIDEO),
+            checkpoint("nano-5b", _LONG_VIDEO),
             Column("2  Prompts and length", 360, texts),
             Column("3  Sample in windows", 360, (windows, sampler(links={"model": "windows.MODEL"}))),
             Column("4  Video", 360, (decode(), *save_video())),

@@ -1,18 +1,18 @@
 """The parts of an example workflow, and the nodes that nearly all of them have.
 
-They use the embedded checkpoints, so sizes are tiny, and a note says what to set for real videos: CogVideoX-nano, whose
-videos show what the prompt says, where it can do the task, random weights elsewhere.
+They use CogVideoX-nano, which comes with the pack and paints what the prompt says, where it can do the task, and
+embedded checkpoints with random weights elsewhere. Sizes are the toy's; a note says what to set for real videos.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..embedded_checkpoint import folder_name, is_nano
-from ..example_media import FPS, VIDEO
+from cogvideox.host.toy import INPUT_FPS
 
-WIDTH, HEIGHT, FRAMES = 96, 64, 9
+from ..embedded_checkpoint import folder_name, is_nano
+
+WIDTH, HEIGHT, FRAMES = 64, 64, 17
 SIZE = {"width": WIDTH, "height": HEIGHT, "frames": FRAMES, "batch_size": 1}
-NANO_SIZE = {"width": 64, "height": 64, "frames": 17, "batch_size": 1}
 POSITIVE, NEGATIVE = "#232", "#322"  # colours of the prompts
 BOTH_PROMPTS = {"positive": "positive.CONDITIONING", "negative": "negative.CONDITIONING"}
 
@@ -85,10 +85,15 @@ def prompts(text: str, height: int = 170) -> tuple[Node, Node]:
     )
 
 
-def load_video(title: str = "Your video", height: int = 290) -> tuple[Node, Node]:
-    """The example's video and, as "frames", its pictures."""
+def example(name: str, shows: str, title: str, height: int = 340) -> Node:
+    """An example input. shows: a key of toy.INPUTS."""
+    return Node(name, "CogVideoXExample", {"example": shows}, {}, title, height)
+
+
+def example_video() -> tuple[Node, Node]:
+    """The example video and, as "frames", its pictures."""
     return (
-        Node("file", "LoadVideo", {"file": VIDEO}, {}, title, height),
+        example("file", "video", "The video", 290),
         Node("frames", "GetVideoComponents", {}, {"video": "file.VIDEO"}),
     )
 
@@ -117,7 +122,7 @@ def save_video(images: str = "decode.IMAGE", fps: str | None = None, height: int
     """fps: the output it comes from; None for that of the models before 1.5. height: room for the video."""
     links = {"images": images} | ({"fps": fps} if fps else {})
     return (
-        Node("video", "CreateVideo", {"fps": FPS}, links),
+        Node("video", "CreateVideo", {"fps": INPUT_FPS}, links),
         Node("save", "SaveVideo", {"filename_prefix": "video/CogVideoX"}, {"video": "video.VIDEO"}, height=height),
     )
 

@@ -1,8 +1,9 @@
 """A LoRA, from a folder of clips to a video with what was learnt."""
 
-from ..example_media import CLIPS
+from cogvideox.host.toy import CLIPS
+
 from .table import (
-    NANO_SIZE,
+    SIZE,
     Column,
     Example,
     Node,
@@ -47,7 +48,7 @@ def train_lora() -> Example:
     clips = Node(
         "clips",
         "CogVideoXTrainingClips",
-        {"folder": CLIPS, **{name: NANO_SIZE[name] for name in ("frames", "width", "height")}},
+        {"folder": CLIPS, **{name: SIZE[name] for name in ("frames", "width", "height")}},
         {"vae": "pipeline.VAE", "clip": "pipeline.CLIP"},
     )
     settings: dict[str, object] = {"steps": 250, "batch_size": 8, "learning_rate": 0.005, "rank": 16, "alpha": 16.0}
@@ -56,7 +57,7 @@ def train_lora() -> Example:
     keep = Node("keep", "CogVideoXSaveTrainedLora", {"name": "CogVideoX/example"}, {"lora": "train.lora"})
     loss = Node("loss", "LossGraphNode", {}, {"loss": "train.loss_map"}, height=320)
     lora = Node("lora", "LoraModelLoader", {}, {"model": "pipeline.MODEL", "lora": "train.lora"})
-    latent = Node("latent", "CogVideoXEmptyLatent", {**NANO_SIZE})
+    latent = Node("latent", "CogVideoXEmptyLatent", SIZE)
     return Example(
         "train_lora",
         "nano-5b",

@@ -77,12 +77,8 @@ def one_page(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def pictures() -> dict[str, Path]:
-    """Where screenshots go: below .dev, and with COGVIDEOX_UPDATE_SCREENSHOTS=1 those that belong to the repository
-    into it."""
-    folders: dict[str, Path] = dict.fromkeys(("screenshot", "documentation", "thumbnail"), DEV / "screenshots")
-    if os.environ.get("COGVIDEOX_UPDATE_SCREENSHOTS") == "1":
-        folders |= {"documentation": ROOT / "docs", "thumbnail": ROOT / "example_workflows"}
-    for folder in folders.values():
-        folder.mkdir(parents=True, exist_ok=True)
-    return folders
+def pictures() -> Path:
+    """Where screenshots go: below .dev, and with COGVIDEOX_UPDATE_SCREENSHOTS=1 into the documentation."""
+    folder = ROOT / "docs" if os.environ.get("COGVIDEOX_UPDATE_SCREENSHOTS") == "1" else DEV / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from cogvideox.devtools.frontend import Frontend
 from cogvideox.devtools.server import Server
+from cogvideox.host.toy import WEIGHTS
 
-_PIPELINE = "CogVideoX-nano-5b"
+_PIPELINE = "CogVideoX-nano 5b"
 _MARKUP = "<img src=x onerror=window.hacked=1>"
 # Load -> Apply LoRA -> Save LoRA, and run it.
 _RUN = """
@@ -38,7 +39,7 @@ _RUN = """
 def lora(comfyui: Server) -> str:
     """The name of a LoRA that fits, but for one key: it is markup that runs as script where it becomes HTML."""
     models = comfyui.output.parent / "models"
-    config = json.loads((models / "diffusers" / _PIPELINE / "transformer" / "config.json").read_text("utf-8"))
+    config = json.loads((WEIGHTS / "5b" / "transformer" / "config.json").read_text("utf-8"))
     width = config["num_attention_heads"] * config["attention_head_dim"]
     layer = "transformer.transformer_blocks.0"
     tensors = {f"{layer}.attn1.to_q.lora_A.weight": torch.ones(2, width)}

@@ -63,12 +63,12 @@ def test_prompt_and_picture_take_the_places_of_the_examples():
     api = {
         "1": {"class_type": "CogVideoXEncodeText", "inputs": {"text": "a star"}},
         "2": {"class_type": "CogVideoXEncodeText", "inputs": {"text": ""}},
-        "3": {"class_type": "LoadImage", "inputs": {"image": "toy.png"}},
+        "3": {"class_type": "CogVideoXExample", "inputs": {"example": "picture"}},
     }
     run_workflow.replace_widgets(api, "a circle", "mine.png")
     assert [api["1"]["inputs"]["text"], api["2"]["inputs"]["text"]] == ["a circle", ""]
     assert api["3"]["inputs"]["image"] == "mine.png"
     del api["3"]
     run_workflow.replace_widgets(api, None, None)
-    with pytest.raises(DevError, match="0 LoadImage nodes"):
+    with pytest.raises(DevError, match="0 CogVideoXExample nodes"):
         run_workflow.replace_widgets(api, None, "mine.png")

@@ -16,6 +16,7 @@ import pytest
 from cogvideox.errors import UserError
 from cogvideox.host import folders, model_tree
 from cogvideox.host.standalone import comfyui_nodes
+from cogvideox.host.toy import is_toy
 from cogvideox.model_loaders import side_configs
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.nodes import NODES, controlnet, draft, load, lora
@@ -220,7 +221,7 @@ def test_what_is_listed_is_found(models: Path, node: str) -> None:
                         touch(folder / f"{name}.p" / component, "a.safetensors")
                 else:
                     touch(folder, f"{name}.safetensors", f"taecvx{name}.safetensors")
-    names = listed_by(node)
+    names = {name for name in listed_by(node) if not is_toy(find(name))}
     assert len(names) >= 2 * len(STRANGE), names
     for name in names:
         assert find(name).exists(), name

@@ -27,6 +27,8 @@ ZH_FOREIGN = {
     "训练 LoRA",
     "as loaded",
     "最后几帧",
+    "加载图像",
+    "加载视频",
 }  # ComfyUI's, a value, an output
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from cogvideox.devtools.example_media import CLIPS, write_media
-from cogvideox.nano import folders, paint, score, world
+from cogvideox.host.toy import CLIPS, WEIGHTS
+from cogvideox.nano import paint, score, world
 from cogvideox.nano.captions import caption
 from cogvideox.nodes import lora as loras
 from cogvideox.nodes import train
@@ -27,6 +27,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """ComfyUI's folders below tmp_path, and nodes that belong to no graph."""
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path / "loras")], {".safetensors"}))
     hidden = type("Hidden", (), {"unique_id": None})
     for node in (
@@ -74,17 +75,11 @@ def train_with_core(model: ModelPatcher, latents: list, positive: list) -> dict:
     return core_trainer.train(model, latents, positive, **settings)[0]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folders.write_pipeline(tmp_path_factory.mktemp("nano") / "5b", "5b")
-
-
 @pytest.mark.parametrize("trainer", ["pack", pytest.param("core", marks=pytest.mark.long)])
-def test_sixteen_clips_teach_a_new_colour(host: Path, folder: Path, trainer: str) -> None:
+def test_sixteen_clips_teach_a_new_colour(host: Path, trainer: str) -> None:
     """What users train LoRAs for; the whole way through the nodes: clips, training, file, Apply LoRA, sampler."""
     train_with = {"pack": train_with_the_pack, "core": train_with_core}[trainer]
-    pipeline = paint.load_pipeline(folder)
-    write_media(host / "input")
+    pipeline = paint.load_pipeline(WEIGHTS / "5b")
     given = (pipeline.vae, pipeline.clip, CLIPS, 17, 64, 64, 8.0, "fixed", "skip", False, 0)
     latents, positive, report = clips.CogVideoXTrainingClips.execute(*given).args
     assert len(latents) == 16, report
@@ -92,7 +87,7 @@ def test_sixteen_clips_teach_a_new_colour(host: Path, folder: Path, trainer: str
     name = train.CogVideoXSaveTrainedLora.execute(lora, "pink").args[0]
     taught = loras.CogVideoXApplyLora.execute(pipeline.model, name, 1.0).args[0]
 
-    before = shares(paint.load_pipeline(folder), SAMPLED[trainer])
+    before = shares(paint.load_pipeline(WEIGHTS / "5b"), SAMPLED[trainer])
     after = shares(paint.Pipeline(taught, pipeline.clip, pipeline.vae), SAMPLED[trainer])
     assert before["colour"] <= 0.05 and after["colour"] >= LEAST_AFTER[trainer]
     # what it could do before, it still can

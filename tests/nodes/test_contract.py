@@ -22,6 +22,7 @@ CONTRACT = {
     "CogVideoXLoadTextEncoder": ([("text_encoder_name", "COMBO", None), DTYPE], ["CLIP"]),
     "CogVideoXLoadVAE": ([("vae_name", "COMBO", None), DTYPE], ["VAE"]),
     "CogVideoXLoadControlNet": ([("control_net_name", "COMBO", None), DTYPE], ["CONTROL_NET"]),
+    "CogVideoXExample": ([("example", "COMBO", "picture")], ["IMAGE", "MASK", "VIDEO"]),
     "CogVideoXDownload": ([("checkpoint", "COMBO", "CogVideoX-2b")], ["COMBO"]),
     "CogVideoXSaveModel": (
         [("model", "MODEL", None), ("name", "STRING", "CogVideoX/converted"), ("weight_dtype", "COMBO", "as loaded")],

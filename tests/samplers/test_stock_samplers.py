@@ -21,8 +21,9 @@ from comfy_extras.nodes_custom_sampler import (
 
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import comfyui_nodes
+from cogvideox.host.toy import WEIGHTS
 from cogvideox.model_loaders.load_model import load_model
-from cogvideox.nano import folders, paint, score
+from cogvideox.nano import paint, score
 from cogvideox.nodes.sample import CogVideoXSampler, CogVideoXScheduler
 from cogvideox.samplers import outer_sample
 from cogvideox.samplers.noise import NoiseStream
@@ -99,8 +100,8 @@ def ours(name: str) -> Any:
 class Nano:
     """CogVideoX-nano with two prompts, and the latents that its own equations lead to."""
 
-    def __init__(self, folder: Path):
-        self.pipeline = paint.load_pipeline(folders.write_pipeline(folder / "5b", "5b"))
+    def __init__(self) -> None:
+        self.pipeline = paint.load_pipeline(WEIGHTS / "5b")
         requests = paint.held_out_requests(7, 2, paint.Settings())
         self.scenes = [request.scene for request in requests]
         self.positive = paint.encode(self.pipeline, [request.prompt for request in requests])
@@ -119,9 +120,9 @@ class Nano:
 
 
 @pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Nano:
+def nano() -> Nano:
     with torch.inference_mode():
-        return Nano(tmp_path_factory.mktemp("nano"))
+        return Nano()
 
 
 @pytest.mark.parametrize(("sampler", "scheduler"), TWELVE)

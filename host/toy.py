@@ -1,0 +1,159 @@
+"""CogVideoX-nano, the toy models that come with the pack: what the loaders list of them, and where their files lie.
+
+They are read where they lie, in the pack's own folder, and nothing is written there. A pipeline has a folder of its
+own; what all pipelines share (VAE, text encoder, tokenizer, scheduler) lies once, beside these folders.
+
+Not in ComfyUI's model folders: other packs write previews and notes beside the files of these, and the lists of every
+other model's loaders would begin to show a toy.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+
+from ..errors import UserError
+
+NAME = "CogVideoX-nano"
+WEIGHTS = Path(__file__).resolve().parent.parent / "nano" / "weights"
+EXAMPLES = WEIGHTS.parent / "examples"
+SUMS = "SHA256SUMS"  # of the files of weights, in the format of the program sha256sum
+SHARED = ("vae", "text_encoder", "tokenizer", "scheduler")
+_COMPONENTS = ("transformer", "vae", "text_encoder")
+
+# The folders of the pipelines below WEIGHTS, in the order of the lists.
+MODELS = ("5b", "5b-I2V", "1.5-5B")
+_PIPELINES = {f"{NAME} {model}": model for model in MODELS}
+# What a loader loads -> its names in the list -> the path below WEIGHTS. A shared part is listed once.
+LISTED: Mapping[str, Mapping[str, str]] = {
+    "pipeline": _PIPELINES,
+    "transformer": _PIPELINES,
+    "text_encoder": {NAME: "5b"},
+    "vae": {NAME: "5b"},
+    "controlnet": {},
+    "lora": {},
+}
+
+# What it was trained on; twice that is still worth a look.
+SIDES_PX, FRAMES = (64, 96), (9, 49)
+KNOWS = (
+    "It knows coloured shapes that move, and nothing else: a size (small, large), a colour (red, green, blue, yellow, "
+    "orange, purple, cyan, white), a shape (circle, square, triangle, star), a motion (to the left, to the right, up, "
+    "down, bouncing, rotating, growing) and a background, as in “a small green star moves down on a white background”."
+)
+
+# The example inputs: what a list calls them -> the file below EXAMPLES, a picture or an animated one, beside which lies
+# a mask of its size ("video.png", "video_mask.png").
+INPUTS: Mapping[str, str] = {"picture": "picture.png", "last picture": "last_picture.png", "video": "video.png"}
+MASK_SUFFIX = "_mask.png"
+INPUT_FPS = 8.0
+CLIPS = f"{NAME} clips"  # the name of a dataset: pink shapes, a colour that no model was trained on, with captions
+CLIPS_FOLDER = EXAMPLES / "clips"
+
+
+def with_toy(names: list[str], kind: str) -> list[str]:
+    """The user's own `names`, then those of the toy that are there; one that the user has too is the user's.
+
+    kind: a key of LISTED.
+    """
+    return names + [name for name, path in LISTED[kind].items() if name not in names and _is_there(WEIGHTS / path)]
+
+
+def find_toy(name: str, kind: str) -> Path | None:
+    """The path of a name in the list; None for any other. A pipeline's path stands for its parts as well (part_folder).
+
+    Raises UserError for damaged files.
+    """
+    path = _path_of(name, kind)
+    if path is not None:
+        check_files(path, kind)
+    return path
+
+
+def names_toy(name: str, kind: str) -> bool:
+    """Whether find_toy knows a name."""
+    return _path_of(name, kind) is not None
+
+
+def _path_of(name: str, kind: str) -> Path | None:
+    if not isinstance(name, str):  # a workflow may hold anything
+        return None
+    known = {**LISTED[kind], **(_PIPELINES if kind in _COMPONENTS else {})}
+    # As `python3 dev.py serve` called the copies that it made before the toy was in the lists.
+    inner = known.get(name) or known.get(name.replace(f"{NAME}-", f"{NAME} ", 1))
+    return WEIGHTS / inner if inner is not None and (WEIGHTS / inner).exists() else None
+
+
+def is_toy(path: Path) -> bool:
+    """Whether `path` is one of the toy's files or folders, where they lie in the pack."""
+    return path.is_relative_to(WEIGHTS)
+
+
+def part_folder(pipeline: Path, part: str) -> Path:
+    """The folder of a part of any pipeline, such as "vae"; for the toy's, of a shared part that it has not itself."""
+    own = pipeline / part
+    return WEIGHTS / part if part in SHARED and pipeline.parent == WEIGHTS and not own.is_dir() else own
+
+
+def weights_folder(folder: Path) -> Path:
+    """The folder of a part's weights: another one than its config's where a pipeline of the toy has a config of its own
+    for weights that all share."""
+    is_config_alone = (
+        folder.parent.parent == WEIGHTS and folder.name in SHARED and not any(folder.glob("*.safetensors"))
+    )
+    return WEIGHTS / folder.name if is_config_alone else folder
+
+
+def check_files(path: Path, kind: str) -> None:
+    """Raises UserError where a file of weights that loading reads is not the one that was published.
+
+    path, kind: as find_toy gives and takes them.
+    """
+    parts = _COMPONENTS if kind == "pipeline" else (kind,) if kind in _COMPONENTS else ()
+    places = [weights_folder(part_folder(path, part)) for part in parts] or [path]
+    read = [line.split(maxsplit=1) for line in _sums().splitlines()]
+    for digest, inner in read:
+        file = WEIGHTS / inner.strip()
+        if any(file == place or place in file.parents for place in places) and _sha256(file) != digest:
+            raise UserError(
+                f"{file} is damaged: its sha256 is not the one in {SUMS}. Install the pack again, or run `git checkout "
+                "-- nano/weights` in its folder."
+            )
+
+
+def sums_of(weights: Path) -> str:
+    """The text of SUMS for the files of weights below a folder."""
+    files = sorted(path.relative_to(weights).as_posix() for path in weights.rglob("*.safetensors"))
+    return "".join(f"{hashlib.sha256((weights / file).read_bytes()).hexdigest()}  {file}\n" for file in files)
+
+
+@cache
+def _is_there(path: Path) -> bool:
+    """Looked up once: lists are made on ComfyUI's event loop, and the pack's files are those of its code."""
+    return path.exists()
+
+
+def _sums() -> str:
+    try:
+        return (WEIGHTS / SUMS).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{WEIGHTS / SUMS} cannot be read ({error}), so that the files of {NAME} cannot be checked. Install the "
+            "pack again."
+        ) from error
+
+
+def _sha256(file: Path) -> str:
+    """ "" for a file that cannot be read."""
+    try:
+        status = os.stat(file)
+        return _sha256_at(file, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=64)
+def _sha256_at(file: Path, state: tuple[int, ...]) -> str:
+    """Of a file in this state; ComfyUI asks several times a run."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,111 @@
+"""A ComfyUI that has the pack in custom_nodes and nothing else: no model, no picture, no command."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cogvideox.devtools import client
+from cogvideox.devtools.client import object_info
+from cogvideox.devtools.comfyui import prepare_base
+from cogvideox.devtools.example_workflows import EXAMPLES
+from cogvideox.devtools.paths import PACK_NAME, ROOT
+from cogvideox.devtools.run_workflow import Video, client_format, inspect_video
+from cogvideox.devtools.server import Server, running_server
+from cogvideox.host import toy
+from cogvideox.host.folders import CATEGORIES
+
+LOADERS = {
+    "CogVideoXLoadPipeline": ("folder", "pipeline"),
+    "CogVideoXLoadModel": ("model_name", "transformer"),
+    "CogVideoXLoadTextEncoder": ("text_encoder_name", "text_encoder"),
+    "CogVideoXLoadVAE": ("vae_name", "vae"),
+    "CogVideoXLoadControlNet": ("control_net_name", "controlnet"),
+    "CogVideoXApplyLora": ("lora_name", "lora"),
+}
+# Those whose task the toy can do so far.
+PAINTED = [example.name for example in EXAMPLES if example.variant.startswith("nano-")]
+
+
+def states(*folders: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file below `folders`."""
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.suffix != ".pyc"}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    base = tmp_path_factory.mktemp("plain")
+    prepare_base(base, ROOT, PACK_NAME)
+    for category in CATEGORIES:  # as ComfyUI's own repository has them, empty
+        (base / "models" / category).mkdir(exist_ok=True)
+    before = states(toy.WEIGHTS.parent, base / "models", base / "input")
+    host = Path(os.environ["COMFYUI_PATH"])
+    with running_server(host, base, log=base / "server.log", cpu=True) as running:
+        yield running
+    after = states(toy.WEIGHTS.parent, base / "models", base / "input")
+    kept = {path: state for path, state in after.items() if "/models/loras/CogVideoX/" not in Path(path).as_posix()}
+    assert kept == before, "only train_lora, which says so, writes a LoRA"
+
+
+def test_every_loader_lists_the_toy(plain: Server) -> None:
+    """Whoever has just installed the pack finds a model in each list, without a command or a download."""
+    schemas = object_info(plain.url)
+    for node, (name, kind) in LOADERS.items():
+        entry = schemas[node]["input"]["required"][name]
+        offered = entry[0] if isinstance(entry[0], list) else entry[1]["options"]
+        assert offered == list(toy.LISTED[kind]), node
+
+
+@pytest.mark.parametrize("name", [PAINTED[0], *(pytest.param(name, marks=pytest.mark.long) for name in PAINTED[1:])])
+def test_template_runs_at_once(plain: Server, name: str) -> None:
+    """The first click of a new user: a template that asks for a file that is not there ends with an error."""
+    api = client_format(ROOT / "example_workflows" / f"{name}.json", plain.url)
+    for node in api.values():
+        if node["class_type"] == "CogVideoXTrainLora":
+            node["inputs"]["steps"] = 5
+    result = client.run_workflow(plain.url, api, timeout_s=300)
+    assert result.error is None, str(result.error)
+    (video,) = (file for file in result.files(plain.output) if file.suffix == ".mp4")
+    found = inspect_video(video)
+    assert found == Video(found.frames, 64, 64, 8) and found.frames >= 17
+
+
+def test_single_parts_run_with_a_real_prompt_at_another_size(plain: Server) -> None:
+    """Asked for what it cannot know, the toy runs, and says on the nodes that it is one and what it knows."""
+    prompt = "A close-up of an old fisherman who mends his net in the harbour while gulls circle overhead. " * 12
+    api = {
+        "model": {"class_type": "CogVideoXLoadModel", "inputs": {"model_name": "CogVideoX-nano 1.5-5B"}},
+        "clip": {"class_type": "CogVideoXLoadTextEncoder", "inputs": {"text_encoder_name": toy.NAME}},
+        "vae": {"class_type": "CogVideoXLoadVAE", "inputs": {"vae_name": toy.NAME}},
+        "text": {"class_type": "CogVideoXEncodeText", "inputs": {"clip": ["clip", 0], "text": prompt}},
+        "size": {"class_type": "CogVideoXEmptyLatent", "inputs": {"width": 720, "height": 480, "frames": 5}},
+        "sample": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["model", 0],
+                "positive": ["text", 0],
+                "negative": ["text", 0],
+                "latent_image": ["size", 0],
+                "seed": 1,
+                "steps": 1,
+                "cfg": 1.0,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+                "denoise": 1.0,
+            },
+        },
+        "frames": {"class_type": "CogVideoXDecode", "inputs": {"vae": ["vae", 0], "samples": ["sample", 0]}},
+        "look": {"class_type": "PreviewImage", "inputs": {"images": ["frames", 0]}},
+    }
+    for node in ("model", "clip", "vae"):
+        api[node]["inputs"]["weight_dtype"] = "default"
+    api["size"]["inputs"]["batch_size"] = 1
+    api["frames"]["inputs"]["memory"] = "auto"
+    result = client.run_workflow(plain.url, api, timeout_s=300)
+    assert result.error is None, str(result.error)
+    told = {node: text for node, text in result.texts}
+    assert "This is CogVideoX-nano, the toy" in told["text"] and "fisherman" in told["text"]
+    assert "its end was left out" in told["text"] and "coloured shapes that move" in told["text"]
+    assert "720 × 480 with 5 frames is far from that" in told["sample"]
