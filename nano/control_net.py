@@ -7,6 +7,7 @@ import torch
 from . import text
 from .transformer import CONFIGS
 
+NAME = "controlnet-edges"  # its stage, and its folder among the published weights
 LAYERS = 2
 BASE = "5b"
 _OF_THE_MODEL = (
@@ -27,6 +28,7 @@ def config() -> dict[str, Any]:
     base = CONFIGS[BASE]
     width = base["num_attention_heads"] * base["attention_head_dim"]
     return {name: base[name] for name in _OF_THE_MODEL} | {
+        "_class_name": "CogVideoXControlnet",
         "vae_channels": base["in_channels"],
         "in_channels": 3,
         "downscale_coef": 8,
@@ -49,7 +51,8 @@ class ControlledTransformer(torch.nn.Module):
         from cogvideox.transformer.control_net import CogVideoXControlNet, ControlConfig
 
         self.base = base.requires_grad_(False)
-        self.net: Any = CogVideoXControlNet(ControlConfig(**config(), text_embed_dim=text.WIDTH))
+        known = {name: value for name, value in config().items() if not name.startswith("_")}
+        self.net: Any = CogVideoXControlNet(ControlConfig(**known, text_embed_dim=text.WIDTH))
         self._begin_as_the_base()
 
     @torch.no_grad()

@@ -1,6 +1,10 @@
-"""Write CogVideoX-nano's checkpoint from what nano.train has left in WORK: python -m cogvideox.nano.publish WORK."""
+"""Write what nano.train has left in WORK to CogVideoX-nano's published weights: python -m cogvideox.nano.publish WORK.
+
+What WORK does not hold stays as it was published.
+"""
 
 import csv
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -8,50 +12,68 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from safetensors.torch import save_file
 from transformers import T5EncoderModel
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config, write_index
 from cogvideox.host.standalone import use_comfyui
 from cogvideox.host.toy import SUMS, sums_of
 
-from . import transformer
+from . import control_net, transformer
 from .folders import WEIGHTS
 
 LOGS = Path(__file__).resolve().parent / "training"
 
 
 def publish(work: Path) -> None:
-    """Write the parts that all variants share, and each variant's transformer, to WEIGHTS in fp16."""
-    shutil.rmtree(WEIGHTS, ignore_errors=True)
-    vae = AutoencoderKLCogVideoX.from_pretrained(work / "decoder" / "trained").half()
-    vae.register_to_config(_name_or_path="")  # diffusers would write the folder it was read from
-    vae.save_pretrained(WEIGHTS / "vae")
-    T5EncoderModel.from_pretrained(work / "text" / "trained").half().save_pretrained(WEIGHTS / "text_encoder")
-    shutil.copytree(work / "text" / "tokenizer", WEIGHTS / "tokenizer")
+    """Write the parts that all variants share, each variant's transformer and the control net to WEIGHTS, in fp16."""
+    if (work / "decoder" / "trained").exists():
+        vae: Any = AutoencoderKLCogVideoX.from_pretrained(work / "decoder" / "trained")
+        vae.register_to_config(_name_or_path="")  # diffusers would write the folder it was read from
+        vae.half().save_pretrained(WEIGHTS / "vae")
+    if (work / "text" / "trained").exists():
+        T5EncoderModel.from_pretrained(work / "text" / "trained").half().save_pretrained(WEIGHTS / "text_encoder")
+        shutil.copytree(work / "text" / "tokenizer", WEIGHTS / "tokenizer", dirs_exist_ok=True)
     CogVideoXDDIMScheduler(**scheduler_config("5b")).save_pretrained(WEIGHTS / "scheduler")
     for variant, config in transformer.CONFIGS.items():
         trained = work / variant / "trained.pt"
-        if not trained.exists():
-            continue
-        model = CogVideoXTransformer3DModel(**config)
-        missing, unexpected = model.load_state_dict(torch.load(trained), strict=False)
-        if unexpected or set(missing) - {"patch_embed.pos_embedding"}:
-            raise ValueError(f"{trained} does not fit its config. Missing: {missing}; unexpected: {unexpected}.")
-        torch.nn.Module.to(model, torch.float16)  # ModelMixin.to warns at every cast
-        model.save_pretrained(WEIGHTS / variant / "transformer")
-        write_index(WEIGHTS / variant, variant)
-        write_own_configs(WEIGHTS / variant, variant, vae)
+        if trained.exists():
+            write_transformer(WEIGHTS / variant, variant, config, torch.load(trained))
+    net = work / control_net.NAME / "trained.pt"
+    if net.exists():
+        write_control_net(WEIGHTS / control_net.NAME, torch.load(net))
     (WEIGHTS / SUMS).write_text(sums_of(WEIGHTS), "utf-8", newline="\n")
 
 
-def write_own_configs(folder: Path, variant: str, vae: AutoencoderKLCogVideoX) -> None:
+def write_transformer(folder: Path, variant: str, config: dict, weights: dict[str, torch.Tensor]) -> None:
+    """Write a variant's pipeline, without the parts that all share. Raises ValueError for weights of another config."""
+    model = CogVideoXTransformer3DModel(**config)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if unexpected or set(missing) - {"patch_embed.pos_embedding"}:
+        raise ValueError(f"{variant} does not fit its config. Missing: {missing}; unexpected: {unexpected}.")
+    torch.nn.Module.to(model, torch.float16)  # ModelMixin.to warns at every cast
+    model.save_pretrained(folder / "transformer")
+    write_index(folder, variant)
+    write_own_configs(folder, variant)
+
+
+def write_control_net(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write a control net in the files of TheDenk's checkpoints."""
+    folder.mkdir(exist_ok=True)
+    halves = {name: tensor.half().contiguous() for name, tensor in weights.items()}
+    save_file(halves, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(control_net.config(), indent=2) + "\n", "utf-8")
+
+
+def write_own_configs(folder: Path, variant: str) -> None:
     """Write to a pipeline's `folder` the configs in which it differs from the parts that all share: its noise schedule,
     and how its image's latents are scaled."""
     if variant in transformer.SNR_SHIFT:
         config: dict[str, Any] = scheduler_config("5b") | {"snr_shift_scale": transformer.SNR_SHIFT[variant]}
         CogVideoXDDIMScheduler(**config).save_pretrained(folder / "scheduler")
     if variant in transformer.INVERTS_IMAGE_SCALE:
-        own: Any = AutoencoderKLCogVideoX.from_config(vae.config, invert_scale_latents=True)
+        shared = AutoencoderKLCogVideoX.load_config(WEIGHTS / "vae")
+        own: Any = AutoencoderKLCogVideoX.from_config(shared, invert_scale_latents=True)
         own.save_config(folder / "vae")
 
 

@@ -52,7 +52,7 @@ TRANSFORMER_STAGES = (
     TransformerStage("5b", "5b", "5b-short", 16000, 3e-3),
     TransformerStage("Fun-5b-InP", "Fun-5b-InP", "5b", 7000, 2e-3),
     TransformerStage("Fun-5b-Control", "Fun-5b-Control", "5b", 4000, 2e-3),
-    TransformerStage("controlnet-edges", control_net.BASE, "5b", 4000, 2e-3, is_control_net=True),
+    TransformerStage(control_net.NAME, control_net.BASE, "5b", 4000, 2e-3, is_control_net=True),
     TransformerStage("2b", "2b", "5b", 8000, 3e-3),
     TransformerStage("1.5-5B", "1.5-5B", "5b", 8000, 3e-3),
     # Its table of positions is of one size.
