@@ -31,20 +31,25 @@ def _rows() -> dict[str, tuple[tasks.Task, str, dict]]:
         **{name: (_TEXT, weight_dtype, {}) for name, weight_dtype in _SMALLER.items()},
         "1.5, cfg 1": (_1_5, "default", {"cfg": 1.0}),
     }
-    for name, variant in {"5b": "5b", "2b": "2b", "1.5": "1.5-5B"}.items():
+    for name, variant in {"": "5b", "2b": "2b", "1.5": "1.5-5B"}.items():
         for frames in _LENGTHS:
             for width, height in _SIZES:
                 changes = {"frames": frames, "width": width, "height": height}
-                rows[f"{name}, {frames} frames of {width} x {height}"] = (
-                    replace(_TEXT, variant=variant),
-                    "default",
-                    changes,
-                )
+                title = _title(name, frames, width, height)
+                if title:
+                    rows[title] = (replace(_TEXT, variant=variant), "default", changes)
     for name, task in tasks.TASKS.items():
         rows[name] = (task, "default", dict(task.changes))
     for cfg in (4.0, 1.0):
         rows[f"image to video, cfg {cfg:g}"] = (tasks.TASKS["image to video"], "default", {"cfg": cfg})
     return rows
+
+
+def _title(name: str, frames: int, width: int, height: int) -> str:
+    """Of a row of text to video: what differs from 5b with 17 frames of 64 x 64; "" where nothing does."""
+    length = f"{frames} frames" if frames != paint.Settings.frames else ""
+    size = f"{width} x {height}" if (width, height) != (paint.Settings.width, paint.Settings.height) else ""
+    return ", ".join(filter(None, (name, " of ".join(filter(None, (length, size))) or name and "text to video")))
 
 
 ROWS = _rows()
@@ -55,14 +60,21 @@ def main() -> None:
         __doc__,
         prompts={"type": int, "default": 200},
         seed={"type": int, "default": 7, "help": "of the prompts and the noise"},
-        rows={"nargs": "+", "choices": list(ROWS), "default": list(ROWS), "metavar": "ROW"},
+        rows={"nargs": "+", "choices": list(ROWS), "metavar": "ROW", "help": "all of the variants that there are"},
         weights={"help": "pipelines in diffusers' layout, a folder each, instead of the repository's own"},
     )
+    options.rows = options.rows or rows_of(options.weights)
     use_comfyui()
     with tempfile.TemporaryDirectory() as scratch:
         exact: dict[str, np.ndarray] = {}
         rows = [score_row(title, options, Path(scratch), exact) for title in options.rows]
     report("nano", [tabulate(rows, options)], options.save)
+
+
+def rows_of(weights: str | None) -> list[str]:
+    """The rows whose variants are in the folder `weights`, or published."""
+    there = {path.name for path in Path(weights).iterdir()} if weights else set(folders.VARIANTS)
+    return [title for title, (task, _, _) in ROWS.items() if task.variant in there]
 
 
 def score_row(title: str, options: Namespace, scratch: Path, exact: dict[str, np.ndarray]) -> list[str]:
@@ -103,7 +115,7 @@ def _figure(name: str, value: float) -> str:
 
 def tabulate(rows: list[list[str]], options: Namespace) -> Table:
     return Table(
-        f"CogVideoX-nano on {options.prompts} prompts of combinations held out from training",
+        f"CogVideoX-nano on {options.prompts} prompts of combinations that it never saw",
         [
             f"Prompts and noise from seed {options.seed}; 17 frames of 64 x 64, ddim, 50 steps, cfg 6 unless the row "
             f"says otherwise; batches of {paint.BATCH}.",

@@ -112,10 +112,13 @@ def check_files(path: Path, kind: str) -> None:
     """
     parts = _COMPONENTS if kind == "pipeline" else (kind,) if kind in _COMPONENTS else ()
     places = [weights_folder(part_folder(path, part)) for part in parts] or [path]
-    read = [line.split(maxsplit=1) for line in _sums().splitlines()]
-    for digest, inner in read:
-        file = WEIGHTS / inner.strip()
-        if any(file == place or place in file.parents for place in places) and _sha256(file) != digest:
+    published = _sums()
+    # Those that are there, and those that should be.
+    files = {file for place in places for file in (place.rglob("*.safetensors") if place.is_dir() else [place])}
+    files |= {file for file in map(WEIGHTS.joinpath, published) if any(place in file.parents for place in places)}
+    for file in sorted(files):
+        digest = published.get(file.relative_to(WEIGHTS).as_posix())
+        if digest is None or _sha256(file) != digest:
             raise UserError(
                 f"{file} is damaged: its sha256 is not the one in {SUMS}. Install the pack again, or run `git checkout "
                 "-- nano/weights` in its folder."
@@ -134,14 +137,17 @@ def _is_there(path: Path) -> bool:
     return path.exists()
 
 
-def _sums() -> str:
+def _sums() -> dict[str, str]:
+    """File below WEIGHTS -> its sha256, as SUMS has them. A line that is damaged names no file."""
     try:
-        return (WEIGHTS / SUMS).read_text("utf-8")
+        lines = (WEIGHTS / SUMS).read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
             f"{WEIGHTS / SUMS} cannot be read ({error}), so that the files of {NAME} cannot be checked. Install the "
             "pack again."
         ) from error
+    pairs = (line.split(maxsplit=1) for line in lines)
+    return {pair[1].strip(): pair[0] for pair in pairs if len(pair) == 2}
 
 
 def _sha256(file: Path) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from .world import path_box
+
 EDGE_THRESHOLDS = 0.1, 0.3  # of ComfyUI's Canny node in the example workflows
 # Which part of the clips shows what: the start; the start and the end; everything but a region; nothing.
 _KNOWN_SHARES = {"start": 0.35, "start and end": 0.25, "region": 0.3, "nothing": 0.1}
 _START_FRAMES = (1, 1, 1, 5, 9)  # each as likely; more than one continue a clip
-_BOX_MARGIN_PX = 4
-_LEAST_DIFFERENCE = 24  # between a shape and its background, in one colour channel of 0 .. 255
 
 
 def first_frame(autoencoder: Any, pixels: torch.Tensor, _rng: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -73,25 +73,19 @@ def draw_mask(clip: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     if kind == "start and end":
         mask[-1] = 0
     if kind == "region":
-        top, bottom, left, right = _path_box(clip) if rng.random() < 0.6 else _random_box(height, width, rng)
-        mask[:] = 0
-        mask[:, top:bottom, left:right] = 1
+        painted = ((clip.permute(1, 2, 3, 0) + 1) * 127.5).round().byte().numpy()
+        box = path_box(painted) if rng.random() < 0.6 else _random_box(height, width, rng)
+        mask[:] = torch.from_numpy(box)
     return mask
 
 
-def _path_box(clip: torch.Tensor) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) around all that the shape passes over: it never touches a clip's left edge."""
-    differs = ((clip - clip[..., :1]).abs().amax(dim=0) > _LEAST_DIFFERENCE / 127.5).any(dim=0)  # [H, W]
-    (rows,), (columns,) = differs.any(dim=1).nonzero(as_tuple=True), differs.any(dim=0).nonzero(as_tuple=True)
-    top, left = int(rows.min()) - _BOX_MARGIN_PX, int(columns.min()) - _BOX_MARGIN_PX
-    bottom, right = int(rows.max()) + 1 + _BOX_MARGIN_PX, int(columns.max()) + 1 + _BOX_MARGIN_PX
-    return max(0, top), min(clip.shape[2], bottom), max(0, left), min(clip.shape[3], right)
-
-
-def _random_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def _random_box(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """[height, width], True in a box of 0.3 to 0.8 of each side."""
     sides = [int(side * rng.uniform(0.3, 0.8)) for side in (height, width)]
     top, left = (int(rng.integers(whole - side + 1)) for whole, side in zip((height, width), sides))
-    return top, top + sides[0], left, left + sides[1]
+    box = np.zeros((height, width), bool)
+    box[top : top + sides[0], left : left + sides[1]] = True
+    return box
 
 
 def _encode(autoencoder: Any, pixels: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,7 @@ def write_own_configs(folder: Path, variant: str) -> None:
         config: dict[str, Any] = scheduler_config("5b") | {"snr_shift_scale": transformer.SNR_SHIFT[variant]}
         CogVideoXDDIMScheduler(**config).save_pretrained(folder / "scheduler")
     if variant in transformer.INVERTS_IMAGE_SCALE:
-        shared = AutoencoderKLCogVideoX.load_config(WEIGHTS / "vae")
+        shared: Any = AutoencoderKLCogVideoX.load_config(WEIGHTS / "vae")
         own: Any = AutoencoderKLCogVideoX.from_config(shared, invert_scale_latents=True)
         own.save_config(folder / "vae")
 

@@ -16,10 +16,10 @@ from scipy import ndimage
 from . import conditions
 from .paint import Inputs, Pipeline, Prepare, Request, Settings, from_text
 from .score import psnr_db, score_clip
+from .world import path_box
 
 OVERLAP, EXTENDED_BY = 5, 17  # frames that a continuation takes over, and that it has in all
 WINDOW, WINDOW_OVERLAP = 49, 16
-_BOX_MARGIN_PX = 4
 # Differences of neighbouring frames: how far that at a join may exceed the median before it is called a jump.
 _JUMP, _STILL = 1.5, 1.0 / 255
 
@@ -28,8 +28,7 @@ _JUMP, _STILL = 1.5, 1.0 / 255
 class Task:
     """variant: of the checkpoint. judge(clip, request) gives shares (True or False) and figures by name.
 
-    clip_frames: of the clip that the request shows, where it is not the sampled one. batched: whether clips may be
-    sampled together.
+    changes: the settings that differ from the defaults. batched: whether clips may be sampled together.
     """
 
     variant: str
@@ -95,16 +94,6 @@ def judge_region(clip: np.ndarray, request: Request) -> dict[str, float]:
     rest = ~path_box(request.other)
     kept = psnr_db(clip[:, rest], request.other[:, rest] / 255)
     return {**score_clip(clip, request.scene), "rest dB": kept}
-
-
-def path_box(clip: np.ndarray) -> np.ndarray:
-    """[H, W], True in the box around all that a clip's shape passes over: it never touches the left edge."""
-    differs = np.abs(clip.astype(np.int16) - clip[:, :, :1]).max(axis=(0, 3)) > 24
-    grown = ndimage.binary_dilation(differs, iterations=_BOX_MARGIN_PX)
-    rows, columns = np.flatnonzero(grown.any(axis=1)), np.flatnonzero(grown.any(axis=0))
-    box = np.zeros_like(grown)
-    box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
-    return box
 
 
 def from_edges(pipeline: Pipeline, request: Request, settings: Settings) -> Inputs:

@@ -26,7 +26,7 @@ _SHARED = {
 }
 _5B = {"in_channels": 16, "sample_width": 8, "sample_height": 8, "sample_frames": 17}
 _15 = {"patch_size_t": 2, "patch_bias": False, "sample_width": 40, "sample_height": 40}
-# A variant, as in the folder's name after "CogVideoX-nano-" -> diffusers' config.
+# A variant, as its folder among the published weights is called -> diffusers' config.
 CONFIGS: dict[str, dict] = {
     "5b": _SHARED | _5B,
     "2b": _SHARED | _5B | {"use_rotary_positional_embeddings": False},

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+from scipy import ndimage
 
 FPS = 8
 SHAPES = ("circle", "square", "triangle", "star")
@@ -40,6 +41,8 @@ _MIN_CONTRAST = 70.0  # between a shape and any part of its background, a distan
 # The largest step of a frame: the VAE encodes four frames together, and they should differ little.
 _MAX_TRAVEL_PX, _MAX_DROP_PX = 2.2, 1.3
 _MAX_TURN_STEP, _TURN = np.deg2rad(7.5), np.deg2rad(120)
+_BOX_MARGIN_PX = 4
+_LEAST_DIFFERENCE = 24  # between a shape and its background, in one colour channel of 0 .. 255
 GROWTH = (0.6, 1.35)  # a growing shape's first and last radius, in radii of its size
 
 
@@ -157,6 +160,20 @@ def _angle(scene: Scene, time: np.ndarray) -> np.ndarray:
     if scene.motion != "rotating":
         return np.zeros_like(time)
     return min(_TURN, _MAX_TURN_STEP * (len(time) - 1)) * time
+
+
+def path_box(clip: np.ndarray) -> np.ndarray:
+    """[height, width], True in the box around all that a clip's shape passes over, and some pixels around it.
+
+    clip: [frames, height, width, 3] in 0 .. 255. A shape never touches the left edge, so that each row's first pixel is
+    its background.
+    """
+    differs = np.abs(clip.astype(np.int16) - clip[:, :, :1]).max(axis=(0, 3)) > _LEAST_DIFFERENCE
+    grown = ndimage.binary_dilation(differs, iterations=_BOX_MARGIN_PX)
+    rows, columns = np.flatnonzero(grown.any(axis=1)), np.flatnonzero(grown.any(axis=0))
+    box = np.zeros_like(grown)
+    box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return box
 
 
 def shape_coverage(

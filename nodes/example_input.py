@@ -38,8 +38,6 @@ class CogVideoXExample(io.ComfyNode):
                 io.Mask.Output(tooltip="White where the shape is, or passes."),
                 io.Video.Output(tooltip="The same frames as a video, 8 frames per second."),
             ],
-            # ComfyUI shows the picture again, where nothing has changed since an earlier run, on output nodes alone.
-            is_output_node=True,
         )
 
     @classmethod

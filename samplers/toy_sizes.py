@@ -38,7 +38,7 @@ def toy_size_message(latent_size: tuple[int, ...]) -> str:
     if _FAR * min(width, height) >= shortest and max(width, height) <= _FAR * longest and frames <= _FAR * most:
         return ""
     return (
-        f"This is {NAME}, the toy that comes with the pack. It was trained with sides of {shortest} to {longest} "
-        f"pixels and {FRAMES[0]} to {most} frames; {width} × {height} with {frames} frames is far from that, and "
-        f"shows nothing recognisable. {KNOWS} For real videos, load an official checkpoint."
+        f"This is {NAME}, the toy that comes with the pack. It is made for 17 frames of 64 × 64, and has seen sides of "
+        f"up to {longest} pixels and up to {most} frames; {width} × {height} with {frames} frames is far from that, "
+        f"and shows nothing recognisable. {KNOWS} For real videos, load an official checkpoint."
     )

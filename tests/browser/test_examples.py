@@ -169,8 +169,7 @@ def test_frontend_converts_as_the_tools_do(one_page: Frontend, comfyui: Server, 
 def test_queue_button_runs_the_others(frontend: Frontend, name: str) -> None:
     # The frontend converts the saved workflow in its own way: a value in another's place runs to another video.
     queue(frontend, name)
-    loaded = sum(node["type"] == "LoadVideo" for node in SAVED[name]["nodes"])
-    expect(frontend.page.locator("video")).to_have_count(loaded + 1)
+    expect(frontend.page.locator("video")).to_have_count(1)
     frontend.page.wait_for_function(_ALL_SHOWN, timeout=30_000)
     assert frontend.console == []
 

@@ -210,7 +210,7 @@ def test_suite_runs_a_tier_in_workers(monkeypatch, argv, tier):
     arguments, rest = cli.parse(["test", *argv, "-k", "dit"])
     assert suite.run(cli.Path("python"), {}, arguments, rest) == 0
     ((command, env),) = commands
-    assert command == ["python", "-m", "pytest", f"--tier={tier}", "-n", "3", "-k", "dit"]
+    assert command == ["python", "-m", "pytest", f"--tier={tier}", "-n", "2" if tier == "fast" else "3", "-k", "dit"]
     assert env == {"OMP_NUM_THREADS": "1"}
 
 

@@ -1,6 +1,7 @@
 """CogVideoX-nano in the loaders' lists, read where it lies in the pack."""
 
 import hashlib
+import itertools
 import shutil
 from pathlib import Path
 
@@ -103,25 +104,37 @@ def test_the_name_of_earlier_copies_is_still_known(models: Path) -> None:
         assert LISTS[kind][1]("CogVideoX-nano-5b") == toy.WEIGHTS / "5b"
 
 
-@pytest.mark.parametrize("kind", toy.LISTED)
 @pytest.mark.parametrize(
-    "name",
+    "kind, name",
     [
-        "CogVideoX-nano 5b/../../../README.md",
-        "../nano/weights/5b",
-        "CogVideoX-nano /etc",
-        "CogVideoX-nano",
-        "CogVideoX-nano 5b/transformer",
-        "5b",
-        str(toy.WEIGHTS / "5b"),
+        (kind, name)
+        for kind, name in itertools.product(
+            toy.LISTED,
+            [
+                "CogVideoX-nano 5b/../../../README.md",
+                "../nano/weights/5b",
+                "CogVideoX-nano /etc",
+                "CogVideoX-nano",
+                "CogVideoX-nano 5b/transformer",
+                "5b",
+                str(toy.WEIGHTS / "5b"),
+            ],
+        )
+        if name not in toy.LISTED[kind]
     ],
 )
 def test_only_names_of_the_list_lead_to_the_toy(models: Path, kind: str, name: str) -> None:
     """A stranger's workflow must not reach the pack's other files through a name that begins with the toy's."""
-    if name in toy.LISTED[kind]:
-        return
     with pytest.raises(UserError, match="There is no|is not the name of a model"):
         LISTS[kind][1](name)
+
+
+@pytest.mark.parametrize("line", ["", "no such line\n", "word\n"])
+def test_a_damaged_list_of_hashes_lets_nothing_pass(models: Path, own_weights: Path, line: str) -> None:
+    """An empty one would call every damaged file good."""
+    (own_weights / toy.SUMS).write_text(line, "utf-8")
+    with pytest.raises(UserError, match="its sha256 is not the one in SHA256SUMS"):
+        LISTS["pipeline"][1](FIRST)
 
 
 def test_what_is_not_there_is_not_listed(models: Path, own_weights: Path) -> None:

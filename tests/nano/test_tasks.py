@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cogvideox.nano import paint, tasks
+from cogvideox.nano import paint, tasks, world
 from cogvideox.nano.score import deviation
 
 COUNT = 8
@@ -63,4 +63,4 @@ def test_the_other_clip_differs_in_the_colour_alone() -> None:
     for request in requests():
         assert request.other.shape == request.truth.shape
         differs = (request.other != request.truth).any(axis=-1)
-        assert differs.any() and not differs[:, ~tasks.path_box(request.other)].any()
+        assert differs.any() and not differs[:, ~world.path_box(request.other)].any()
