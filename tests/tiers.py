@@ -78,6 +78,11 @@ def long_after(kept: int, cases: Iterable[Any]) -> list[Any]:
     return [*given[:kept], *(pytest.param(case, marks=pytest.mark.long) for case in given[kept:])]
 
 
+def long_rows_after(kept: int, rows: Iterable[tuple]) -> list[Any]:
+    """The same for a test of several parameters, whose cases are tuples."""
+    return [pytest.param(*row, marks=() if number < kept else pytest.mark.long) for number, row in enumerate(rows)]
+
+
 def left_out(items: Iterable[pytest.Item], tier: str) -> dict[pytest.Item, str]:
     """The tests that `tier` does not run, each with the reason."""
     seen: set[tuple[Path, str]] = set()
@@ -123,19 +128,22 @@ def summary_lines(tier: str, counts: Counter) -> list[str]:
     return [*lines, f"They run with {commands}."]
 
 
+_ONE_SERVER = ("tests/server/", "tests/browser/")
+
+
 def room_of(node_id: str) -> str:
-    """What one worker runs: a file, or all that needs servers, since every worker would start its own."""
+    """What one worker runs: a file, or a folder whose tests share a server, since every worker would start its own."""
     file = node_id.split("::", 1)[0]
-    return "server" if file.startswith(("tests/server/", "tests/browser/")) else file
+    return next((folder for folder in _ONE_SERVER if file.startswith(folder)), file)
 
 
 def heaviest_first(items: list[pytest.Item]) -> list[pytest.Item]:
-    """The order in which workers take rooms: the server's, which is the largest, then files with slow tests, so that no
-    long test is left to one worker at the end."""
+    """The order in which workers take rooms: those of servers, which are the largest, then files with slow tests, so
+    that no long test is left to one worker at the end."""
     slow = {item.path for item in items if is_slow(item) or item.get_closest_marker("long")}
 
     def weight(item: pytest.Item) -> int:
-        if room_of(item.nodeid) == "server":
+        if room_of(item.nodeid) in _ONE_SERVER:
             return 0
         return 1 if item.path in slow else 2
 

@@ -72,6 +72,7 @@ def test_template_runs_at_once(plain: Server, name: str) -> None:
     assert found == Video(found.frames, 64, 64, 8) and found.frames >= 17
 
 
+@pytest.mark.long  # what the nodes say of it: tests/samplers/test_toy_sizes.py and tests/host/test_toy.py
 def test_single_parts_run_with_a_real_prompt_at_another_size(plain: Server) -> None:
     """Asked for what it cannot know, the toy runs, and says on the nodes that it is one and what it knows."""
     prompt = "A close-up of an old fisherman who mends his net in the harbour while gulls circle overhead. " * 12

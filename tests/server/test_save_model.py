@@ -52,7 +52,11 @@ NEAR = {
     ("GGUF", True, "int8"): 8e-3,
 }
 BOUNDS = {**dict.fromkeys(sorted(EXACT), 0.0), **NEAR}
-CASES = [pytest.param(*case, marks=needs_int8 if "int8" in case else ()) for case in BOUNDS]
+# Every second one in every run, all in the long tier.
+CASES = [
+    pytest.param(*case, marks=[*([needs_int8] if "int8" in case else []), *([pytest.mark.long] if number % 2 else [])])
+    for number, case in enumerate(BOUNDS)
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,7 @@
 """Whole workflows on the real server: what comes out, and what a user sees while they run."""
 
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from cogvideox.tests.graphs import (
     with_inputs,
 )
 from cogvideox.tests.support import TEXT_TO_VIDEO, relative_error
+from cogvideox.tests.tiers import long_rows_after
 
 
 @pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
@@ -37,8 +39,10 @@ def test_text_to_video(comfyui, variant, frames):
     assert_picture(made.frames)
 
 
-@pytest.mark.parametrize("weight_dtype", ["default", "bf16", "fp16", "fp8_e4m3fn"])
-@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
+@pytest.mark.parametrize(
+    "weight_dtype, variant",
+    long_rows_after(6, itertools.product(["default", "fp8_e4m3fn", "bf16", "fp16"], TEXT_TO_VIDEO)),
+)
 def test_every_precision_makes_the_same_video(comfyui, variant, weight_dtype):
     """A precision that overflows or scales wrongly shows as another, black or grey video."""
     exact = comfyui.make(text_to_video(folder_name(variant), weight_dtype="fp32"))

@@ -14,6 +14,7 @@ from cogvideox.model_loaders.load_model import check_model, load_model
 from cogvideox.model_loaders.load_text_encoder import check_text_encoder, t5_shapes
 from cogvideox.tests import hollow_files as hollow
 from cogvideox.tests import layout_files as layouts
+from cogvideox.tests.tiers import long_rows_after
 
 
 def assert_found(path: Path, component: str, weights: dict[str, torch.Tensor]) -> Mapping[str, Entry]:
@@ -43,7 +44,7 @@ GGUF_KINDS = ("Q4_0", "Q8_0", "Q6_K")
 PACKED = [(name, kind) for name in hollow.OFFICIAL for kind in GGUF_KINDS if kind != "Q6_K" or "2b" not in name]
 
 
-@pytest.mark.parametrize("name, kind", PACKED)
+@pytest.mark.parametrize("name, kind", long_rows_after(12, [*PACKED[::3], *PACKED[1::3], *PACKED[2::3]]))
 def test_transformer_in_gguf(tmp_path: Path, name: str, kind: str) -> None:
     """GGUF counts its shapes the other way round and in blocks."""
     weights = hollow.official_weights(name)
