@@ -144,18 +144,30 @@ def test_weights_of_the_right_type_are_not_copied(wide: Path, monkeypatch: pytes
         assert value.data_ptr() == seen[name]
 
 
-def test_fast_modes_are_refused_with_the_reason(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "weight_dtype, kind", [("fp8_e4m3fn_fast", "fp8"), pytest.param("int8_fast", "int8", marks=needs_int8)]
+)
+def test_fast_modes_are_refused_with_the_reason(
+    wide: Path, monkeypatch: pytest.MonkeyPatch, weight_dtype: str, kind: str
+) -> None:
     """A card without the units would run them slower than bf16, or not at all."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
-    for dtype, kind in (("fp8_e4m3fn_fast", "fp8"), ("int8_fast", "int8")):
-        with pytest.raises(UserError, match=f"needs {kind} matmul support, which this CPU does not have.*Choose"):
-            model_loader.load_model(wide, dtype)
-        with pytest.raises(UserError, match="T5 cannot run in .*_fast: ComfyUI computes text encoders in fp32"):
-            text_loader.load_text_encoder(wide, dtype)
-        with pytest.raises(UserError, match="VAE cannot run in"):
-            load_vae(wide, dtype)
+    with pytest.raises(UserError, match=f"needs {kind} matmul support, which this CPU does not have.*Choose"):
+        model_loader.load_model(wide, weight_dtype)
+    with pytest.raises(UserError, match="T5 cannot run in .*_fast: ComfyUI computes text encoders in fp32"):
+        text_loader.load_text_encoder(wide, weight_dtype)
+    with pytest.raises(UserError, match="VAE cannot run in"):
+        load_vae(wide, weight_dtype)
+
+
+@needs_int8
+def test_a_cpu_with_the_instructions_computes_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True}, raising=False)
     precision.check_precision("int8_fast", torch.device("cpu"))
+
+
+def test_fast_modes_of_a_card(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ComfyUI says of the card; and an unknown name is refused."""
     monkeypatch.setattr(mm, "supports_fp8_compute", lambda device: False)
     with pytest.raises(UserError, match="which cuda:0 does not have"):
         precision.check_precision("fp8_e4m3fn_fast", torch.device("cuda:0"))
