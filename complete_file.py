@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import NameTakenError, UserError
 
 # Of the same folder, since a file is renamed in one step only within a file system; hidden, and with a suffix of its
 # own, so that no list of models takes it for one. The machine is part of the name, because a folder in a network may
@@ -89,8 +89,8 @@ def complete_file(
     old contents or the new ones, because the new ones are on the disk before they get the name. What killed processes
     have left in the folder is deleted.
 
-    Raises UserError where the name has been taken and there is no other one; and for every error of the system, those
-    of the block included: a disk may be full when the file gets its name, after all of it was written.
+    Raises NameTakenError where the name has been taken and there is no other one; and UserError for every error of the
+    system, those of the block included: a disk may be full when the file gets its name, after all of it was written.
     """
     with explained_writing(path), _unfinished(path) as part:
         replaces = replaces or (next_path is None and os.path.lexists(path))
@@ -101,8 +101,11 @@ def complete_file(
             return replace_file(file.part, file.path)
         while not _give_free_name(file.part, file.path):
             taken, file.path = file.path, file.path if next_path is None else next_path()
+            # The same name again: what had it may be gone by now.
+            if file.path == taken and _give_free_name(file.part, file.path):
+                return
             if file.path == taken:
-                raise UserError(
+                raise NameTakenError(
                     f"{taken} exists already: something else has made it meanwhile. It is not overwritten. Choose "
                     "another name, or move the file away."
                 )

@@ -32,6 +32,10 @@ class UserError(Exception):
         return f"{self.message} {step}" if step else self.message
 
 
+class NameTakenError(UserError):
+    """A new file's name has been taken by something else, which is not overwritten."""
+
+
 def set_advice(table: Mapping[str, str]) -> None:
     """Complete the messages of errors with these next steps, sentences by UserError's `advice`."""
     _advice.clear()

@@ -188,7 +188,7 @@ def _is_listed(path: Path, category: str, root: str, name: str, component: str) 
         return category != "diffusers" and name.lower().endswith(WEIGHT_SUFFIXES)
     folder = tree_of(root).get("" if name == "." else name, Listed())
     if category != "diffusers":
-        return _is_component(folder, "/" not in name)
+        return name != "." and _is_component(folder, "/" not in name)
     return _holds(folder, name.rpartition("/")[2], component) if component else _is_pipeline(folder)
 
 

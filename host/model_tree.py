@@ -20,7 +20,7 @@ import folder_paths
 
 from ..errors import UserError
 from ..small_files import read_small_text
-from .component_classes import components_named
+from .component_classes import components_offered
 
 CONFIG = "config.json"
 _GIT, _SNAPSHOTS = ".git", "snapshots"
@@ -37,8 +37,9 @@ _STEP_NS = 2_000_000_000
 
 @dataclass(frozen=True)
 class Listed:
-    """One folder. folders, files: names in it. components: what its config.json may describe, by the classes that it
-    names. stamp: what changes when the folder does; None where that cannot be told. config_stamp: of config.json."""
+    """One folder. folders, files: names in it. components: what its config.json may describe of CogVideoX, by the
+    classes that it names. stamp: what changes when the folder does; None where that cannot be told. config_stamp: of
+    config.json."""
 
     folders: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
@@ -207,7 +208,7 @@ def _scanned(place: str, stamp: tuple[int, ...] | None) -> Listed:
                     folders.append(entry.name)
                 elif not is_folder and _is_file(entry):
                     files.append(entry.name)
-                dangling |= not is_folder and entry.is_symlink() and not _is_file(entry)
+                dangling |= not is_folder and _is_link(entry) and not _is_file(entry)
     except OSError:
         return Listed()
     if _SNAPSHOTS in folders:
@@ -224,6 +225,14 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
+def _is_link(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a link, as far as the disk says so: one entry that it cannot read hides no other ones."""
+    try:
+        return entry.is_symlink()
+    except OSError:
+        return False
+
+
 def _stamp(path: str) -> tuple[int, ...] | None:
     try:
         status = os.stat(path)
@@ -233,9 +242,9 @@ def _stamp(path: str) -> tuple[int, ...] | None:
 
 
 def _components(config: Path) -> frozenset[str]:
-    """The components that a config.json names, none where it cannot be read."""
+    """The components that a config.json names and that are offered; none where it cannot be read."""
     try:
         value = json.loads(read_small_text(config, _MAX_CONFIG_BYTES))
     except (OSError, ValueError, RecursionError, UserError):
         return frozenset()
-    return components_named(value) if isinstance(value, dict) else frozenset()
+    return components_offered(value) if isinstance(value, dict) else frozenset()

@@ -9,7 +9,7 @@ from typing import TypeVar
 import folder_paths
 
 from ..complete_file import remove_unfinished_below
-from ..errors import UserError, quoted
+from ..errors import NameTakenError, UserError, quoted
 from .file_names import check_file_name
 from .inside import is_inside
 from .placeholders import stand_in
@@ -66,16 +66,15 @@ def numbered_path(folder: Path, stem: str, suffix: str) -> Path:
 def write_numbered(new_path: Callable[[], Path], write: Callable[[Path], Written]) -> tuple[Path, Written]:
     """write(path) for the next free path, or for the one after it where something else has taken that meanwhile.
 
-    new_path(): as numbered_path. write(path): writes a file that replaces no other one, and raises UserError where it
-    would. Returns the path and what `write` returns. Raises what it raises.
+    new_path(): as numbered_path. write(path): writes a file that replaces no other one, and raises NameTakenError where
+    it would. Returns the path and what `write` returns. Raises what it raises.
     """
     while True:
         path = new_path()
         try:
             return path, write(path)
-        except UserError:
-            if not os.path.lexists(path):
-                raise
+        except NameTakenError:  # counted again: the next number is free
+            continue
 
 
 def _checked(prefix: str, example: str) -> str:

@@ -13,6 +13,7 @@ from ..host.compat import throw_if_interrupted
 from ..host.folders import COMPONENTS
 from ..host.toy import part_folder
 from .component_files import FoundComponent, component_folder, find_format, find_weights
+from .config_conflicts import config_conflict
 from .config_limits import LIMITS, checked_config
 from .downloads.manifest import require_complete
 from .files.headers import json_metadata
@@ -30,7 +31,8 @@ class Weights:
 
     state_dict: a value may be a ComfyUI QuantizedTensor of its logical shape (host/quantized.py). config: of this
     component. siblings: configs of the other components of the pipeline, by their folders' names. hint: what the
-    checkpoint calls the model: the name in a file's header, or the class in the pipeline's index.
+    checkpoint calls the model: the name in a file's header, or the class in the pipeline's index. is_config_in_header:
+    whether the config stands in the header of the weights' file.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class Weights:
     config: dict[str, Any] | None = None
     siblings: dict[str, dict[str, Any]] = field(default_factory=dict)
     hint: str = ""
+    is_config_in_header: bool = False
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -108,10 +111,12 @@ def _describe(path: Path, component: str, found: FoundComponent) -> Weights:
     folder = component_folder(path, component) if path.is_dir() else path.parent
     pipeline = path if path.is_dir() and folder != path else folder.parent
     in_header = _header_configs(found.metadata, str(path))
-    config = _side_config(path, folder, component, found, component in in_header) or in_header.get(component)
+    beside = _side_config(path, folder, component, found, component in in_header)
+    config = beside or in_header.get(component)
     siblings = _sibling_configs(pipeline) or in_header
     hint = found.metadata.get("modelspec.architecture", "") or _hinted_class(pipeline)
-    return Weights(folder if path.is_dir() else path, {}, config, siblings, hint)
+    is_config_in_header = not beside and config is not None
+    return Weights(folder if path.is_dir() else path, {}, config, siblings, hint, is_config_in_header)
 
 
 def _hinted_class(folder: Path) -> str:
@@ -173,10 +178,7 @@ def check_component(path: Path, component: str) -> list[Path]:
     config = described.config
     differences = [] if config is None else config_differences(component, config, found.entries, source)
     if differences:
-        raise UserError(
-            f"config.json and the weights in {source} do not belong together: {'; '.join(differences)} (config against "
-            "weights). Put the config.json of these weights into their folder."
-        )
+        raise config_conflict(differences, source, component.replace("_", " "), described.is_config_in_header)
     return list(found.files)
 
 

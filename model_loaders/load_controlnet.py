@@ -21,6 +21,7 @@ from ..transformer.parameter_types import parameter_dtype
 from ..vae.geometry import CHANNELS, SPATIAL
 from .assign import assign_weights
 from .checkpoints import describe_component, open_component
+from .config_conflicts import config_conflict
 from .config_limits import checked_config
 from .file_stamps import if_unchanged
 from .precision import choose_dtypes
@@ -47,14 +48,14 @@ def check_control_net(path: Path) -> None:
     """Raises UserError for what load_controlnet would refuse of the headers and configs at `path`; nothing else is
     read."""
     found, described = describe_component(path, "controlnet")
-    _fitting_config(found.entries, described.config, str(described.path))
+    _fitting_config(found.entries, described.config, str(described.path), described.is_config_in_header)
 
 
 def _load_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     load_again = if_unchanged(_load_patcher, path, "controlnet")  # before the files are opened
     weights = open_component(path, "controlnet")
     state_dict, source = weights.state_dict, str(weights.path)
-    config = resolve_control_config(state_dict, weights.config, source)
+    config = resolve_control_config(state_dict, weights.config, source, weights.is_config_in_header)
     load_device = mm.get_torch_device()
     storage, compute = choose_dtypes(
         weight_dtype,
@@ -91,12 +92,12 @@ def build_control_net(
 
 
 def resolve_control_config(
-    state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None, source: str
+    state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None, source: str, is_in_header: bool = False
 ) -> "ControlConfig":
     """The config of some weights.
 
     config: the config.json of the weights; None takes that of the published control nets of this size.
-    source: path for messages.
+    source: path for messages. is_in_header: whether the config stands in the header of the weights' file.
 
     Raises UserError where config and weights contradict each other, for a control net that cannot run here, and as
     prepare_diffusers does.
@@ -104,7 +105,7 @@ def resolve_control_config(
     prepare_diffusers()
     from ..transformer.control_net import ControlConfig
 
-    config, shape = _fitting_config(state_dict, config, source)
+    config, shape = _fitting_config(state_dict, config, source, is_in_header)
     # config.json has entries besides, such as _class_name, that ControlConfig does not take.
     known = {f.name for f in fields(ControlConfig)}
     claimed = ControlConfig(**{k: v for k, v in config.items() if k in known})
@@ -115,9 +116,9 @@ def resolve_control_config(
 
 
 def _fitting_config(
-    tensors: Mapping[str, HasShape], config: Mapping[str, Any] | None, source: str
+    tensors: Mapping[str, HasShape], config: Mapping[str, Any] | None, source: str, is_in_header: bool
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """(config, shape) of some weights or of their headers' entries; config, source: as for resolve_control_config.
+    """(config, shape) of some weights or of their headers' entries; the rest: as for resolve_control_config.
 
     Raises UserError as resolve_control_config does, but for a control net that cannot run here.
     """
@@ -125,10 +126,7 @@ def _fitting_config(
     checked_config("controlnet", shape, f"The control net that the weights in {source} describe")
     config = _published_config(shape, source) if config is None else checked_config("controlnet", config, source)
     if differences := control_differences(config, shape):
-        raise UserError(
-            f"config.json and the weights in {source} do not belong together: {'; '.join(differences)} (config against "
-            "weights). Put the config.json of this control net into the folder of its weights."
-        )
+        raise config_conflict(differences, source, "control net", is_in_header)
     return config, shape
 
 

@@ -65,7 +65,7 @@ def check_model(path: Path, family: str = DETECT) -> None:
     takes seconds: that is found when the model is loaded.
     """
     found, described = describe_component(path, "transformer")
-    config = resolve_config(found.entries, described.config, str(described.path), family)
+    config = resolve_config(found.entries, described.config, str(described.path), family, described.is_config_in_header)
     detect_family(config, family, described.hint)
 
 
@@ -73,7 +73,7 @@ def _build_patcher(
     weights: Weights, weight_dtype: str, notify: Notify, chosen_family: str, disable_dynamic: bool
 ) -> comfy.model_patcher.ModelPatcher:
     state_dict = weights.state_dict
-    config = resolve_config(state_dict, weights.config, str(weights.path), chosen_family)
+    config = resolve_config(state_dict, weights.config, str(weights.path), chosen_family, weights.is_config_in_header)
     family = detect_family(config, chosen_family, weights.hint)
     load_device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     precision = choose_precision(weight_dtype, family.trained_dtype, state_dict, load_device)

@@ -17,6 +17,7 @@ from ..host.weight_patcher import adopt_patcher
 from ..sockets.clip import TextEncoderTarget
 from ..sockets.tokenizer import MAX_TOKENS, CogVideoXTokenizer, vocab_size_of
 from .checkpoints import Weights, describe_component, open_component, require_fit
+from .config_conflicts import config_conflict
 from .config_limits import checked_config
 from .file_stamps import if_unchanged
 from .precision import (
@@ -185,10 +186,7 @@ def t5_config(tensors: dict[str, Any], weights: Weights) -> dict[str, Any]:
     claimed = weights.config or {}
     names = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")
     if found := [f"{n} {claimed[n]} against {config[n]}" for n in names if claimed.get(n, config[n]) != config[n]]:
-        raise UserError(
-            f"config.json and the weights in {source} do not belong together: {'; '.join(found)} (config against "
-            "weights). Put the config.json of this text encoder into the folder of its weights."
-        )
+        raise config_conflict(found, source, "text encoder", weights.is_config_in_header)
     require_fit(t5_shapes(config), tensors, source)
     return config
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ..errors import UserError, quoted
 from ..sockets.families import FAMILIES, LOOKALIKES, Family
+from .config_conflicts import config_conflict
 from .config_limits import MOST_PATCH, checked_config
 from .files.key_maps import LORA_PART
 
@@ -253,12 +254,17 @@ def _architecture(f: Family) -> tuple:
 
 
 def resolve_config(
-    state_dict: Mapping[str, HasShape], config: Mapping[str, Any] | None, source: str, chosen_family: str = DETECT
+    state_dict: Mapping[str, HasShape],
+    config: Mapping[str, Any] | None,
+    source: str,
+    chosen_family: str = DETECT,
+    is_in_header: bool = False,
 ) -> dict[str, Any]:
     """A complete diffusers transformer config, checked against the weights.
 
     config: the config.json of the weights; None takes the config of the official checkpoint of exactly this size, or of
     the family that was chosen, of whatever size. source: path for messages. chosen_family: as for detect_family.
+    is_in_header: whether the config stands in the header of the weights' file.
 
     Raises UserError where config and weights contradict each other, no official checkpoint has this size, or an entry
     is beyond the limits of config_limits.py.
@@ -274,10 +280,7 @@ def resolve_config(
     merged = {k: v for k, v in config.items() if not k.startswith("_")}
     found = transformer_differences(merged, shape, dim)
     if found:
-        raise UserError(
-            f"config.json and the weights in {source} do not belong together: {'; '.join(found)} (config against "
-            "weights). Put the config.json of this checkpoint into the folder of its weights."
-        )
+        raise config_conflict(found, source, "transformer", is_in_header)
     # A config may lack an entry that has a default in diffusers; the shapes complete it.
     merged |= shape
     if merged["ofs_embed_dim"] not in (None, merged["time_embed_dim"]):

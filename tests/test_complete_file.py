@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cogvideox.complete_file import complete_file, write_complete_text
-from cogvideox.errors import UserError
+from cogvideox.errors import NameTakenError, UserError
 from cogvideox.media.video_file import FORMATS, VideoSettings, write_video
 from cogvideox.model_loaders.downloads.manifest import Manifest
-from cogvideox.model_loaders.files.safetensors_writer import write_tensors
+from cogvideox.model_loaders.files import safetensors_writer
+from cogvideox.model_loaders.files.safetensors_writer import write_safetensors, write_tensors
 from cogvideox.tests.windows_files import windows
 from cogvideox.training import headless
 from cogvideox.training.cache import write_cached, write_index
@@ -61,6 +63,59 @@ def test_a_name_that_was_taken_before_the_first_byte(tmp_path: Path) -> None:
     with complete_file(path, next_path=lambda: tmp_path / "video_2.mp4") as file:
         file.part.write_text("ours")
     assert path.read_text() == "theirs" and file.path.read_text() == "ours" and file.path.name == "video_2.mp4"
+
+
+def test_a_name_that_is_free_again(tmp_path: Path) -> None:
+    """What had the name is deleted before the next one is asked for, which is then the same: the video was lost."""
+    path = tmp_path / "video_1.mp4"
+
+    def next_path() -> Path:
+        path.unlink()
+        return path
+
+    with complete_file(path, next_path=next_path) as file:
+        file.part.write_text("ours")
+        path.write_text("theirs")
+    assert path.read_text() == "ours" and file.path == path and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_that_stays_taken(tmp_path: Path) -> None:
+    """Nobody else has to be asked for ever."""
+    path = tmp_path / "video_1.mp4"
+    with pytest.raises(NameTakenError, match="exists already"), complete_file(path, next_path=lambda: path) as file:
+        file.part.write_text("ours")
+        path.write_text("theirs")
+    assert path.read_text() == "theirs" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("when", ["before the first byte", "while it is written"])
+def test_a_file_that_appears_while_weights_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool, when: str
+) -> None:
+    """Where the file is meant to be replaced, a training of hours ended at it; where not, it has to stay."""
+    path = tmp_path / "model.safetensors"
+
+    def theirs(*_: object) -> None:
+        path.write_bytes(b"theirs")
+
+    if when == "before the first byte":
+        monkeypatch.setattr(safetensors_writer, "require_space", theirs)
+
+    def tensor(_: str) -> torch.Tensor:
+        theirs()
+        return torch.ones(2)
+
+    def write() -> int:
+        return write_safetensors(path, {"a": ((2,), torch.float32)}, tensor, {}, overwrite=overwrite)
+
+    if overwrite:
+        assert write() == path.stat().st_size and load_file(path)["a"].tolist() == [1, 1]
+    else:
+        with pytest.raises(NameTakenError, match="exists already"):
+            write()
+        assert path.read_bytes() == b"theirs"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def _refuse_link(*_: object) -> None:

@@ -8,8 +8,10 @@ from typing import Any, TypeGuard
 import torch
 
 LORA_CONFIG = "lora_config"  # a LoRA's settings in a header, as finetrainers writes them
-# Under one of these names a trainer keeps the alpha of all layers, beside the tensors or one level above.
-_ALPHA_OF_ALL = ("lora_alpha", "network_alpha", "ss_network_alpha", "alpha")
+ALPHA_NAME = "cogvideox_alpha_name"  # in metadata: what the plain number is called that LORA_CONFIG was made of
+# The names of the setting in peft (LoraConfig) and in kohya's sd-scripts (an argument of train_network.py, and what it
+# writes into a header): beside the tensors, or one level above them. A bare "alpha" there may be anything.
+_ALPHA_OF_ALL = ("lora_alpha", "network_alpha", "ss_network_alpha")
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
@@ -41,11 +43,15 @@ def tensors_of(values: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
 
 def alpha_of_all(values: Mapping[Any, Any]) -> float | None:
     """The alpha of all layers, None where it is not among `values`."""
-    found = next((values[name] for name in _ALPHA_OF_ALL if is_number(values.get(name))), None)
-    return None if found is None else _float(found)
+    name = _name_of_alpha(values)
+    return None if name is None else _float(values[name])
+
+
+def _name_of_alpha(values: Mapping[Any, Any]) -> str | None:
+    return next((name for name in _ALPHA_OF_ALL if is_number(values.get(name))), None)
 
 
 def alpha_metadata(values: Mapping[Any, Any]) -> dict[str, str]:
-    """The alpha of all layers as the metadata of a header have it, {} where it is not among `values`."""
-    alpha = alpha_of_all(values)
-    return {} if alpha is None else {LORA_CONFIG: json.dumps({"lora_alpha": alpha})}
+    """The alpha of all layers as the metadata of a header have it, with its name; {} where it is not among `values`."""
+    name = _name_of_alpha(values)
+    return {} if name is None else {LORA_CONFIG: json.dumps({"lora_alpha": _float(values[name])}), ALPHA_NAME: name}

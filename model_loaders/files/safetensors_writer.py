@@ -10,7 +10,7 @@ from typing import BinaryIO
 import torch
 
 from ...complete_file import complete_file, explained_writing
-from ...errors import UserError
+from ...errors import NameTakenError, UserError
 
 # dtypes as the format's header names them (the safetensors repository's README)
 _NAMES = {
@@ -45,8 +45,8 @@ def write_safetensors(
     it is to be written. on_progress(bytes done, bytes in total) is called after each; it may raise to stop, and then
     no file is left behind. overwrite: replace an existing file, once the new one is complete.
 
-    Raises UserError where `path` exists and `overwrite` is not set, or the disk has too little room, both before the
-    first call of `tensor`; and where the system cannot write it.
+    Raises NameTakenError where `path` exists and `overwrite` is not set, before the first call of `tensor` or when the
+    file is written; and UserError where the disk has too little room, or the system cannot write it.
     """
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
     header = _header(shapes, sizes, metadata)
@@ -56,13 +56,14 @@ def write_safetensors(
     with explained_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         require_space(path, total)
-    # Checked once more at the end: writing takes minutes, in which somebody else may have made a file of this name.
-    with complete_file(path) as unfinished:
+    with complete_file(path, replaces=overwrite) as unfinished:
         with unfinished.part.open("xb") as file:
             file.write(header)
             for name, (shape, dtype) in shapes.items():
                 _write_tensor(file, name, tensor(name), shape, dtype)
                 on_progress(file.tell(), total)
+        # complete_file keeps what is made while the block runs. Asked once more, because it would replace a file that
+        # was made between the first question and the beginning of the block.
         if not overwrite:
             refuse_taken(path)
     return total
@@ -77,9 +78,11 @@ def write_tensors(
 
 
 def refuse_taken(path: Path) -> None:
-    """Raises UserError where `path` exists."""
+    """Raises NameTakenError where `path` exists."""
     if path.exists() or path.is_symlink():
-        raise UserError(f"{path} exists already and is not overwritten. Choose another name, or move the file away.")
+        raise NameTakenError(
+            f"{path} exists already and is not overwritten. Choose another name, or move the file away."
+        )
 
 
 def require_space(path: Path, size_bytes: int) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import comfy.model_patcher
 import torch
 
-from ...errors import UserError
+from ...errors import UserError, quoted
 from ...host.compat import throw_if_interrupted
 from ...sockets.model import require_cogvideox_model
 from ..component_files import read_header
 from ..files.headers import check_names
-from ..files.plain_numbers import LORA_CONFIG, alpha_metadata, tensors_of
+from ..files.plain_numbers import ALPHA_NAME, LORA_CONFIG, alpha_metadata, tensors_of
 from ..files.safetensors_files import looks_like_safetensors, open_safetensors
 from ..files.torch_files import looks_like_torch, open_torch
 from .layers import HEADER_KEY, MAX_SCALE, SCALES, Layer, describe_layer, missing_alphas
@@ -133,7 +133,9 @@ def read_lora(
     except ValueError as error:
         raise UserError(f"{source} has {error}. Choose another LoRA.") from error
     shapes = weight_shapes(model)
-    metadata = alpha_metadata(state_dict) | dict(metadata or {})
+    metadata = dict(metadata or {})
+    if not {HEADER_KEY, LORA_CONFIG} & metadata.keys():
+        metadata |= alpha_metadata(state_dict)
     state_dict = tensors_of(state_dict)
     names = weights_by_alias(shapes)
     found = sort_keys(state_dict, names)
@@ -251,11 +253,14 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _scale_source(found: SortedKeys, alphas: Mapping[str, float], metadata: Mapping[str, str], scale: str) -> str:
-    """Where the scales come from, in words. alphas: those that the header or the user's choice gives."""
+    """Where the scales come from, in words. alphas: those that the header, a number
+    beside the tensors or the user's choice gives."""
     if scale == SCALES[1]:
         return "1 / rank, as chosen"
     sources = ["alpha of the tensors"] if any(ALPHA in keys for keys in found.layers.values()) else []
-    if alphas:
+    if alphas and ALPHA_NAME in metadata:
+        sources.append(f"alpha beside the tensors, {quoted(metadata[ALPHA_NAME])}")
+    elif alphas:
         sources.append(
             "alpha of the header" + ("" if {HEADER_KEY, LORA_CONFIG} & set(metadata) else ", ss_network_alpha")
         )

@@ -54,6 +54,8 @@ _DIFFSYNTH_LAYERS = (
 # Old diffusers kept LoRA layers in attention processors: "attn1.processor.to_q_lora.down.weight".
 _PROCESSOR = re.compile(r"\.(to_[qkv]|to_out)(?:\.0)?$")
 
+# peft keeps a layer that is trained whole beside the original one (ModulesToSaveWrapper), under the adapter's name.
+_WHOLE_LAYER = re.compile(r"\.(?:modules_to_save(?:\.(?!weight$|bias$)[^.]+)?|original_module)(?=\.)")
 _MOST_PIECES = 3  # of a part's name: lora_E.default.weight
 _MOST_LETTERS = 300  # of a key in which such a part is looked for; the longest of any dialect has about 120
 _ADAPTER = r"(?:\.(?!weight$|bias$)[^.]+)?"  # peft puts the adapter's name into the key: lora_A.default.weight
@@ -151,7 +153,9 @@ def find_weight(layer: str, names: Mapping[str, str], longest: int) -> str | Non
 
 def _part_of_own_layer(key: str, names: Mapping[str, str], longest: int) -> str:
     """What follows the name of a layer of this model in a key whose end no dialect has; "" where none precedes it."""
-    pieces = MODULE_WRAPPERS.sub("", key).rsplit(".", _MOST_PIECES) if len(key) <= _MOST_LETTERS else []
+    if len(key) > _MOST_LETTERS:
+        return ""
+    pieces = _WHOLE_LAYER.sub("", MODULE_WRAPPERS.sub("", key)).rsplit(".", _MOST_PIECES)
     for count in range(1, len(pieces)):
         if find_weight(".".join(pieces[:-count]), names, longest) is not None:
             return ".".join(pieces[-count:])

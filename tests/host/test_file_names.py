@@ -214,6 +214,20 @@ def test_a_number_that_is_taken_while_the_file_is_written(tmp_path: Path) -> Non
         output.write_numbered(lambda: tmp_path / "w", lambda _: fail_for("another reason"))
 
 
+def test_another_error_while_something_is_there(tmp_path: Path) -> None:
+    """A full disk, and a name that is taken besides: the LoRA was written again and again."""
+    tries: list[Path] = []
+
+    def write(path: Path) -> None:
+        path.touch()
+        tries.append(path)
+        fail_for("The disk is full" if len(tries) < 5 else "It was tried again")
+
+    with pytest.raises(UserError, match="The disk is full"):
+        output.write_numbered(lambda: tmp_path / "v", write)
+    assert len(tries) == 1
+
+
 def fail_for(reason: str) -> None:
     raise UserError(reason)
 

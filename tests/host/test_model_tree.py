@@ -1,12 +1,14 @@
 """The lists of models: everything below the folders, one spelling, and no client of ComfyUI that waits for a disk."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,44 @@ def test_lists_and_loaders_know_the_same_classes(models: Path, component: str, n
     assert folders.list_components(component, "vae_approx") == ["mine"]
     others = [other for other in CLASSES if other != component and side_configs.is_of_another_kind(other, config)]
     assert others and all(folders.list_components(other, "vae_approx") == [] for other in others)
+
+
+# In diffusers 0.42 beside CogVideoX's and ConsisID's, and some of other versions.
+OTHER_FAMILIES = {
+    "vae": [
+        *("AsymmetricAutoencoderKL", "AutoencoderDC", "AutoencoderKL", "AutoencoderOobleck", "AutoencoderRAE"),
+        *("AutoencoderTiny", "AutoencoderVidTok", "AutoencoderSAME"),
+        *(f"AutoencoderKL{name}" for name in ("Allegro", "Cosmos", "HunyuanImage", "HunyuanVideo", "HunyuanVideo15")),
+        *(f"AutoencoderKL{name}" for name in ("LTXVideo", "LTX2Audio", "Magvit", "MiniMaxH3", "Mochi", "QwenImage")),
+        *(f"AutoencoderKL{name}" for name in ("KVAE", "TemporalDecoder", "Wan", "Flux2")),
+    ],
+    "controlnet": [
+        *("ControlNetModel", "ControlNetUnionModel", "ControlNetXSAdapter", "CosmosControlNetModel"),
+        *("FluxControlNetModel", "FluxMultiControlNetModel", "HunyuanDiT2DControlNetModel", "MultiControlNetModel"),
+        *("QwenImageControlNetModel", "SD3ControlNetModel", "SanaControlNetModel", "SparseControlNetModel"),
+        *("UNetControlNetXSModel", "ZImageControlNetModel", "MultiControlNetUnionModel"),
+    ],
+    "transformer": [
+        f"{name}Transformer3DModel"
+        for name in (
+            *("Allegro", "AnyFlow", "AnyFlowFAR", "ChronoEdit", "Cosmos", "EasyAnimate", "HunyuanVideo", "Kandinsky5"),
+            *("HunyuanVideoFramepack", "JoyImageEdit", "LTXVideo", "Latte", "Mochi", "SanaVideo", "SkyReelsV2", "Wan"),
+            *("WanVACE", "WanAnimate"),
+        )
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("component", "name"), [(part, name) for part, names in OTHER_FAMILIES.items() for name in names]
+)
+def test_other_families_are_not_listed(models: Path, component: str, name: str) -> None:
+    """The folder of a Stable Diffusion VAE was offered as a VAE. Chosen all the same, its weights say what it is."""
+    folder = touch(models / "diffusers" / "other", "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"_class_name": name}))
+    assert not side_configs.is_of_another_kind(component, {"_class_name": name})
+    assert [folders.list_components(part, "vae_approx") for part in CLASSES] == [[]] * len(CLASSES)
+    assert folders.find("other", "diffusers") == folder
 
 
 def test_a_root_that_is_a_pipeline(models: Path) -> None:
@@ -258,6 +298,37 @@ def test_one_name_in_two_folders(models: Path, what: str) -> None:
     offered = folders.list_components("vae", "vae") if categories[-1] == "vae" else folders.list_pipelines()
     assert name in offered
     assert folders.find(name, *categories) == place
+
+
+@pytest.mark.parametrize("loader", ["model", "text encoder", "vae", "control net"])
+def test_a_category_is_no_model(models: Path, loader: str) -> None:
+    """A dot is listed for pipelines alone; with loose files in a loader's own category it opened all of them."""
+    find, category = LOADERS[loader]
+    touch(models / category, "a.safetensors", "b.safetensors")
+    with pytest.raises(UserError, match="is not the name of a model"):
+        find(".")
+
+
+def test_an_entry_that_the_disk_cannot_read(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged entry among a hundred models made the whole folder empty."""
+    touch(models / "loras", "a.safetensors", "b.safetensors")
+    real = os.scandir
+
+    class Damaged:
+        name = "b.safetensors"
+
+        def is_dir(self) -> bool:
+            raise OSError(errno.EIO, "Input/output error")
+
+        is_file = is_symlink = is_dir
+
+    @contextmanager
+    def scandir(path: str) -> Iterator[Iterator[Any]]:
+        with real(path) as entries:
+            yield (Damaged() if entry.name == Damaged.name else entry for entry in entries)
+
+    monkeypatch.setattr(model_tree.os, "scandir", scandir)
+    assert folders.list_files("loras") == ["a.safetensors"]
 
 
 @posix

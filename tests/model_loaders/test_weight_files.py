@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from cogvideox.devtools.embedded_checkpoint import write_controlnet
 from cogvideox.errors import UserError
 from cogvideox.model_loaders import checkpoints, component_files
-from cogvideox.model_loaders.load_controlnet import load_controlnet
-from cogvideox.model_loaders.load_model import load_model
-from cogvideox.model_loaders.load_text_encoder import load_text_encoder
+from cogvideox.model_loaders.load_controlnet import check_control_net, load_controlnet
+from cogvideox.model_loaders.load_model import check_model, load_model
+from cogvideox.model_loaders.load_text_encoder import check_text_encoder, load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.model_loaders.weight_files import file_sets
 from cogvideox.tests import layout_files as layouts
@@ -31,6 +31,10 @@ def parts(tiny_pipelines: Mapping[str, Path], tmp_path_factory: pytest.TempPathF
     folder = Path(shutil.copytree(tiny_pipelines["5b"], tmp_path_factory.mktemp("parts") / "5b"))
     write_controlnet(folder / "controlnet", "5b", dtype=torch.float32)
     return folder
+
+
+def check_vae(path: Path) -> None:
+    checkpoints.check_component(path, "vae")
 
 
 def weights_of(parts: Path, part: str) -> dict[str, torch.Tensor]:
@@ -310,6 +314,37 @@ def test_the_header_s_config_goes_before_the_one_beside_a_file(parts: Path, tmp_
     assert (checkpoints.open_component(tmp_path, "transformer").config or {})["sample_frames"] == 13
     (tmp_path / "config.json").write_text(json.dumps(own))
     assert (checkpoints.open_component(path, "transformer").config or {})["sample_frames"] == 13
+
+
+# what asks for a component -> the component, and the entry of its config that the weights contradict
+CONFLICTS: dict[Callable[[Path], object], tuple[str, str, object]] = {
+    check_model: ("transformer", "num_layers", 7),
+    load_model: ("transformer", "num_layers", 7),
+    check_vae: ("vae", "block_out_channels", [64, 64, 64, 64]),
+    check_text_encoder: ("text_encoder", "num_layers", 7),
+    load_text_encoder: ("text_encoder", "num_layers", 7),
+    check_control_net: ("controlnet", "num_layers", 7),
+    load_controlnet: ("controlnet", "num_layers", 7),
+}
+
+
+@pytest.mark.parametrize("is_in_header", [False, True])
+@pytest.mark.parametrize("open_it", CONFLICTS, ids=lambda function: function.__name__)
+def test_where_a_wrong_config_stands(
+    parts: Path, tmp_path: Path, open_it: Callable[[Path], object], is_in_header: bool
+) -> None:
+    """Who was told to move a config.json looked for one, while the file's own header was wrong."""
+    component, entry, value = CONFLICTS[open_it]
+    config = json.loads((parts / component / "config.json").read_text()) | {entry: value}
+    header = {"config": json.dumps({component: config})} if is_in_header else None
+    layouts.write_safetensors(tmp_path / "a.safetensors", weights_of(parts, component), header)
+    if not is_in_header:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="do not belong together: .* .config against weights.") as caught:
+        open_it(tmp_path)
+    said = str(caught.value)
+    assert ("Put the config.json of this" in said) != is_in_header and ("config.json" in said) != is_in_header
+    assert ("The config in the header of" in said and "save the model again" in said) == is_in_header
 
 
 def test_an_index_of_countless_shards(parts: Path, tmp_path: Path) -> None:

@@ -168,10 +168,23 @@ def test_a_fine_tune_s_layers_beside_it(subject: Subject, tmp_path: Path, name: 
     assert "trained with layers that this model does not have. The rest is applied" in report.message()
 
 
+OWN_WEIGHTS = (
+    "transformer.norm_out.linear.weight",
+    "base_model.model.proj_out.bias",
+    # as peft's model has them in its own state dict
+    "base_model.model.proj_out.original_module.weight",
+    "base_model.model.proj_out.modules_to_save.default.weight",
+    "base_model.model.proj_out.modules_to_save.default.bias",
+    "base_model.model.patch_embed.proj.modules_to_save.weight",
+    "base_model.model.norm_out.modules_to_save.default.linear.weight",
+    "base_model.model.norm_out.original_module.linear.weight",
+)
+
+
 def test_own_weights_beside_it(subject: Subject, tmp_path: Path) -> None:
     """peft's modules_to_save: whole layers in a LoRA's file are not applied, and are called what they are."""
     factors = subject.factors(ATTENTION)
-    beside = {"transformer.norm_out.linear.weight": torch.ones(2), "base_model.model.proj_out.bias": torch.ones(2)}
+    beside = dict.fromkeys(OWN_WEIGHTS, torch.ones(2))
     files = write_dialect("diffusers", factors)[0] | beside
     patched, report = lora.apply_lora(subject.model, save(tmp_path / "l.safetensors", files), 1.0)
     assert_weights(patched, fused(subject.weights, factors, 1.0))

@@ -23,7 +23,7 @@ from cogvideox.tests.lora_files import (
     write_dialect,
 )
 
-OF_ALL = ("lora_alpha", "network_alpha", "ss_network_alpha", "alpha")
+OF_ALL = ("lora_alpha", "network_alpha", "ss_network_alpha")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_one_number_for_all_layers(subject: Subject, tmp_path: Path, name: str, 
     torch.save(whole, tmp_path / "l.pt")
     patched, report = lora.apply_lora(subject.model, tmp_path / "l.pt", 1.0)
     assert_weights(patched, fused(subject.weights, factors, 8 / RANK))
-    assert "scale 2 (alpha of the header" in report.message()
+    assert f"scale 2 (alpha beside the tensors, {name})" in report.message()
     if not is_wrapped:
         stock = comfy.sd.load_lora_for_models(subject.model, None, whole, 1.0, 0)[0]
         assert stock is not None
@@ -80,6 +80,22 @@ def test_one_number_for_all_layers(subject: Subject, tmp_path: Path, name: str, 
         hooked = subject.model.clone()
         hooked.add_patches(comfy.lora.load_lora(whole, comfy.lora.model_lora_keys_unet(hooked.model, {})), 1.0)
         assert_weights(hooked, fused(subject.weights, factors, 8 / RANK))
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_number_that_may_be_anything(subject: Subject, tmp_path: Path, is_wrapped: bool) -> None:
+    """A loss's alpha or that of a schedule made the LoRA several times too strong."""
+    factors = subject.factors(ATTENTION)
+    values = write_dialect("diffusers", factors)[0]
+    whole = {"state_dict": values, "alpha": 8} if is_wrapped else {**values, "alpha": 8}
+    torch.save(whole, tmp_path / "l.pt")
+    patched, report = lora.apply_lora(subject.model, tmp_path / "l.pt", 1.0)
+    assert_weights(patched, fused(subject.weights, factors, 1.0))
+    assert report.scale_source == "the file has no alpha"
+    if not is_wrapped:
+        stock = comfy.sd.load_lora_for_models(subject.model, None, whole, 1.0, 0)[0]
+        assert stock is not None
+        assert_weights(stock, fused(subject.weights, factors, 1.0))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400, 1e9])
