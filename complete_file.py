@@ -101,8 +101,8 @@ def complete_file(
             return replace_file(file.part, file.path)
         while not _give_free_name(file.part, file.path):
             taken, file.path = file.path, file.path if next_path is None else next_path()
-            # The same name again: what had it may be gone by now.
-            if file.path == taken and _give_free_name(file.part, file.path):
+            # Another name was asked for and is the same: what had it may be gone by now.
+            if next_path and file.path == taken and _give_free_name(file.part, file.path):
                 return
             if file.path == taken:
                 raise NameTakenError(
