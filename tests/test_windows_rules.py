@@ -34,8 +34,8 @@ def test_every_writer_twice(tmp_path: Path, what: str) -> None:
             WRITERS[what](tmp_path)
         except UserError as error:
             assert "exists already" in str(error)
-    # Whether a name is taken is asked by the rename that gives it, which Windows refuses then; twice where no other name
-    # is to be had.
+    # Whether a name is taken is asked by the rename that gives it, which Windows refuses then; twice where there is no
+    # other name.
     assert not refused or (what == "video" and len(refused) <= 2)
     assert all(refusal.startswith(f"[Errno {errno.EEXIST}]") for refusal in refused)
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
