@@ -60,7 +60,7 @@ _MOST_PIECES = 3  # of a part's name: lora_E.default.weight
 _MOST_LETTERS = 300  # of a key in which such a part is looked for; the longest of any dialect has about 120
 _ADAPTER = r"(?:\.(?!weight$|bias$)[^.]+)?"  # peft puts the adapter's name into the key: lora_A.default.weight
 # The parts of a layer, by ComfyUI's names (comfy/weight_adapter/lora.py) as far as it reads them. MAGNITUDE and UP_BIAS
-# are peft's; patches.py handles them.
+# are peft's; weight_patches.py handles them.
 DOWN, UP, UP_BIAS, ALPHA, MAGNITUDE = "lora_down.weight", "lora_up.weight", "lora_up.bias", "alpha", "magnitude"
 _PARTS = tuple(
     (re.compile(pattern), part)
