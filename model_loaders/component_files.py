@@ -18,7 +18,7 @@ from ..host.toy import part_folder, weights_folder
 from .downloads.manifest import require_complete
 from .files.gguf_files import looks_like_gguf, open_gguf, read_gguf_header
 from .files.headers import MAX_TENSORS, Entry, Header
-from .files.key_maps import LORA_PART, MODULE_WRAPPERS, Layout, TensorLocation, find_layouts
+from .files.key_maps import LORA_PART, MODULE_WRAPPERS, Layout, TensorLocation, find_layouts, split_ends
 from .files.safetensors_files import looks_like_safetensors, open_safetensors, read_safetensors_header
 from .files.tensor_specs import TensorSpec, collect_specs
 from .files.torch_files import looks_like_torch, open_torch, read_torch_header
@@ -46,7 +46,6 @@ _FAILED_DOWNLOADS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it points to",
     b"<": "is a web page, not weights",
 }
-_MOST_PIECES = 3  # of the name of an adapter's part: lora_A.default.weight
 _FRESH_S = 2.0  # a file that is being written changes more often than the clock of some file systems ticks
 
 
@@ -187,8 +186,7 @@ def _refuse_unmerged(names: Collection[str], layout: Layout, beginning: str) -> 
     for name in names:
         part = LORA_PART.search(name)
         is_part = part and MODULE_WRAPPERS.sub("", f"{name[: part.start()]}.weight") in weights
-        pieces = name.rsplit(".", _MOST_PIECES) if wrapped and ".base_layer." not in name else []
-        is_adapter = any(".".join(pieces[:count]) in wrapped for count in range(1, len(pieces)))
+        is_adapter = wrapped and ".base_layer." not in name and any(layer in wrapped for layer, _ in split_ends(name))
         if is_part or is_adapter:
             raise UserError(
                 f"{beginning} that was saved with a LoRA beside its weights: {quoted(name)} is not merged into them. "

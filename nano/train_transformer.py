@@ -113,7 +113,7 @@ class _StageLoss:
         number = self._stage.only_bucket
         number = buckets.bucket_of(step, SEED) if number is None else number
         goal = self._objective(count := buckets.BUCKETS[number].batch_size)
-        # Numbered anew in each bucket, so that the samples of a step are spread over all noise levels.
+        # Numbered by themselves in each bucket, so that the samples of a step are spread over all noise levels.
         drawn = range(step * count, (step + 1) * count)
         columns = [buckets.sample_at(self._sets[number], index, SEED) for index in drawn]
         samples = [_sample_of(column) for column in columns]

@@ -66,7 +66,7 @@ class CogVideoXTokenizer:
         """
         # Cut here and not by the tokenizer, which would not tell what it has cut, and gets weighted prompts in parts.
         ids = self._weighted_ids(text, prompt_weights)
-        for note in self.notes(text, prompt_weights):
+        for note in self._notes(text, ids):
             logging.warning(note)
         ids = [*ids[: self.max_tokens - 1], (self._end, 1.0)]
         ids += [(self._pad, 1.0)] * (self.max_tokens - len(ids))
@@ -80,7 +80,11 @@ class CogVideoXTokenizer:
 
     def notes(self, text: str, prompt_weights: bool = False) -> list[str]:
         """What there is to say about a prompt, in sentences: its end that does not fit, words unknown to the toy."""
-        lost = self.lost_text(text, prompt_weights)
+        return self._notes(text, self._weighted_ids(text, prompt_weights))
+
+    def _notes(self, text: str, ids: list[tuple[int, float]]) -> list[str]:
+        """notes of a prompt whose tokens are known: all of them, uncut."""
+        lost = self._decode_lost(ids)
         unknown = self._unknown_words(text) if self.is_toy else []
         return [lost_text_message(lost, self.max_tokens)] * bool(lost) + [unknown_message(unknown)] * bool(unknown)
 

@@ -6,7 +6,7 @@ rules from SAT's VAE are in diffusers' repository, scripts/convert_cogvideox_to_
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ...errors import UserError, quoted
@@ -254,6 +254,14 @@ MODULE_WRAPPERS = re.compile(
 )
 # A part of a LoRA behind the name of its layer, as peft, diffusers, ComfyUI and SAT's trainer call it.
 LORA_PART = re.compile(r"\.(?:lora_\w+|lora\.(?:down|up)|matrix_[AB])(?:\.|$)")
+_MOST_PIECES = 3  # of the name of an adapter's part: lora_E.default.weight
+
+
+def split_ends(name: str) -> Iterator[tuple[str, str]]:
+    """(layer, part) for every part that may end a name, the shortest first: the last piece, the last two, ..."""
+    pieces = name.rsplit(".", _MOST_PIECES)
+    for count in range(1, len(pieces)):
+        yield ".".join(pieces[:-count]), ".".join(pieces[-count:])
 
 
 def find_layouts(names: Iterable[str], component: str, required: Iterable[str]) -> list[Layout]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ...errors import UserError, quoted
-from ..files.key_maps import MODULE_WRAPPERS
+from ..files.key_maps import MODULE_WRAPPERS, split_ends
 
 OWN_PREFIX = "diffusion_model."  # of a layer in ComfyUI's MODEL
 # Only the key map of a CogVideoX model has this name, so that a key map with it is recognised as one: ComfyUI's
@@ -56,7 +56,6 @@ _PROCESSOR = re.compile(r"\.(to_[qkv]|to_out)(?:\.0)?$")
 
 # peft keeps a layer that is trained whole beside the original one (ModulesToSaveWrapper), under the adapter's name.
 _WHOLE_LAYER = re.compile(r"\.(?:modules_to_save(?:\.(?!weight$|bias$)[^.]+)?|original_module)(?=\.)")
-_MOST_PIECES = 3  # of a part's name: lora_E.default.weight
 _MOST_LETTERS = 300  # of a key in which such a part is looked for; the longest of any dialect has about 120
 _ADAPTER = r"(?:\.(?!weight$|bias$)[^.]+)?"  # peft puts the adapter's name into the key: lora_A.default.weight
 # The parts of a layer, by ComfyUI's names (comfy/weight_adapter/lora.py) as far as it reads them. MAGNITUDE and UP_BIAS
@@ -155,10 +154,9 @@ def _part_of_own_layer(key: str, names: Mapping[str, str], longest: int) -> str:
     """What follows the name of a layer of this model in a key whose end no dialect has; "" where none precedes it."""
     if len(key) > _MOST_LETTERS:
         return ""
-    pieces = _WHOLE_LAYER.sub("", MODULE_WRAPPERS.sub("", key)).rsplit(".", _MOST_PIECES)
-    for count in range(1, len(pieces)):
-        if find_weight(".".join(pieces[:-count]), names, longest) is not None:
-            return ".".join(pieces[-count:])
+    for layer, part in split_ends(_WHOLE_LAYER.sub("", MODULE_WRAPPERS.sub("", key))):
+        if find_weight(layer, names, longest) is not None:
+            return part
     return ""
 
 

@@ -239,6 +239,14 @@ def test_clients_are_answered_while_a_file_is_read(
     source = {"2": {"class_type": "CogVideoXLoadModel", "inputs": {}}}
     if node != "CogVideoXApplyLora":
         del prompt["1"]["inputs"]["model"]
+    answer, ticks = queued(prompt | source, {"2": (True, [], "2")})
+    assert "slow" in str(answer[1]) and threads and threading.main_thread() not in threads
+    assert ticks > 10, ticks
+
+
+def queued(prompt: dict[str, Any], validated: dict[str, Any]) -> tuple[Any, int]:
+    """What ComfyUI answers about node "1" of a prompt that is queued, and how often its event loop could turn to other
+    clients meanwhile. validated: the answers about the nodes before it."""
     ticks = 0
 
     async def tick() -> None:
@@ -249,13 +257,11 @@ def test_clients_are_answered_while_a_file_is_read(
 
     async def queue() -> Any:
         ticking = asyncio.create_task(tick())
-        answer = await execution.validate_inputs("id", prompt | source, "1", {"2": (True, [], "2")})
+        answer = await execution.validate_inputs("id", prompt, "1", validated)
         ticking.cancel()
         return answer
 
-    answer = asyncio.run(queue())
-    assert "slow" in str(answer[1]) and threads and threading.main_thread() not in threads
-    assert ticks > 10, ticks
+    return asyncio.run(queue()), ticks
 
 
 # Nodes that write a file or read a folder, beside the loaders.
@@ -320,7 +326,7 @@ def test_clients_are_answered_while_a_name_is_looked_up(
         (root / "out").symlink_to(models.parent)
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(models))
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(models))
-    resolve, threads, ticks = Path.resolve, set[threading.Thread](), 0
+    resolve, threads = Path.resolve, set[threading.Thread]()
 
     def slow(path: Path, *args: Any, **kwargs: Any) -> Path:
         threads.add(threading.current_thread())
@@ -331,20 +337,7 @@ def test_clients_are_answered_while_a_name_is_looked_up(
     inputs = {entry.id: getattr(entry, "default", None) for entry in CLASSES[node].GET_SCHEMA().inputs}
     inputs |= {name: "out" if name == "folder" else "out/a" for name in ("name", "filename_prefix", "folder")}
     prompt = {"1": {"class_type": node, "inputs": {name: value for name, value in inputs.items() if value is not None}}}
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.01)
-            ticks += 1
-
-    async def queue() -> Any:
-        ticking = asyncio.create_task(tick())
-        answer = await execution.validate_inputs("id", prompt, "1", {})
-        ticking.cancel()
-        return answer
-
-    answer = asyncio.run(queue())
+    answer, ticks = queued(prompt, {})
     expected = "There is no folder 'out'" if node == "CogVideoXTrainingClips" else "leads out of"
     assert expected in str(answer[1])
     assert ticks > 5 and threads and threading.main_thread() not in threads
