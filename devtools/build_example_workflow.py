@@ -22,6 +22,7 @@ from .errors import DevError
 from .example_needs import write_needs
 from .example_workflows import EXAMPLES, Example
 from .frontend import Frontend, launched_browser, open_frontend, settings
+from .named import chosen_by_name
 from .paths import EXAMPLE_WORKFLOW, PACK_NAME, ROOT
 from .server import running_server
 
@@ -91,11 +92,7 @@ def build(frontend: Frontend, example: Example) -> dict:
 
 def main(names: Sequence[str]) -> None:
     """Write the examples called `names`, all of them if there are none. Raises: DevError."""
-    known = {example.name: example for example in EXAMPLES}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise DevError(f"There is no example {' '.join(unknown)}; there are: {', '.join(known)}.")
-    chosen = [known[name] for name in names or known]
+    chosen = chosen_by_name(EXAMPLES, names, "example")
     chromium = find_browser()
     if chromium is None:
         raise DevError("No Chromium starts here: install one, or name it in the environment variable CHROMIUM.")

@@ -25,6 +25,7 @@ from .comfyui import prepare_base
 from .errors import DevError
 from .example_needs import write_needs
 from .example_workflows import EXAMPLES as TEMPLATES
+from .named import chosen_by_name
 from .paths import EXAMPLE_WORKFLOW, PACK_NAME, ROOT
 from .run_workflow import client_format
 from .server import Server, running_server
@@ -128,11 +129,7 @@ def _spread(frames: list[Image.Image], count: int) -> list[Image.Image]:
 
 def main(names: Sequence[str]) -> None:
     """Write the pictures of the templates called `names`, of all if there are none. Raises: DevError."""
-    known = {template.name: template for template in TEMPLATES}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise DevError(f"There is no template {' '.join(unknown)}; there are: {', '.join(known)}.")
-    chosen = [known[name] for name in names or known]
+    chosen = chosen_by_name(TEMPLATES, names, "template")
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         prepare_base(base, ROOT, PACK_NAME)
