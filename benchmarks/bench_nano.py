@@ -61,7 +61,7 @@ def main() -> None:
         prompts={"type": int, "default": 200},
         seed={"type": int, "default": 7, "help": "of the prompts and the noise"},
         rows={"nargs": "+", "choices": list(ROWS), "metavar": "ROW", "help": "all of the variants that there are"},
-        weights={"help": "pipelines in diffusers' layout, a folder each, instead of the repository's own"},
+        weights={"help": "pipelines, a folder each, instead of the repository's own; the control net stays"},
     )
     options.rows = options.rows or rows_of(options.weights)
     use_comfyui()

@@ -19,7 +19,6 @@ from pathlib import Path
 from .browser import find_browser
 from .comfyui import prepare_base
 from .errors import DevError
-from .example_needs import write_needs
 from .example_workflows import EXAMPLES, Example
 from .frontend import Frontend, launched_browser, open_frontend, settings
 from .named import chosen_by_name
@@ -99,7 +98,6 @@ def main(names: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         prepare_base(base, ROOT, PACK_NAME)
-        write_needs(base, chosen)
         host = Path(os.environ["COMFYUI_PATH"])
         with (
             running_server(host, base, log=base / "server.log", cpu=True, settings=settings()) as server,

@@ -23,7 +23,6 @@ from cogvideox.host.toy import CLIPS, CLIPS_FOLDER, EXAMPLES, INPUTS, MASK_SUFFI
 from . import client
 from .comfyui import prepare_base
 from .errors import DevError
-from .example_needs import write_needs
 from .example_workflows import EXAMPLES as TEMPLATES
 from .named import chosen_by_name
 from .paths import EXAMPLE_WORKFLOW, PACK_NAME, ROOT
@@ -133,7 +132,6 @@ def main(names: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         prepare_base(base, ROOT, PACK_NAME)
-        write_needs(base, chosen)
         with running_server(Path(os.environ["COMFYUI_PATH"]), base, log=base / "server.log", cpu=True) as server:
             for template in chosen:
                 build(template.name, server).save(FOLDER / f"{template.name}.jpg", quality=90, optimize=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import browser, comfyui, environment, libraries, models, overlay, paths, server, suite
 from .console import say
 from .errors import DevError, describe_full_disk, is_disk_full
-from .process import run_foreground, run_logged
+from .process import run_foreground
 from .signals import forget_callers_signals
 
 
@@ -63,7 +63,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, explanation in (
-        ("demo", demo, "paint a prompt, and a picture, with the toy checkpoint that comes along"),
+        ("demo", demo, "make three videos, or one of your prompt or picture, with the toy that comes along"),
         ("test", test, "run the tests: a fast, a standard or a long tier; further arguments go to pytest"),
         ("serve", serve, "keep ComfyUI running for your browser"),
         ("bench", bench, "run the benchmarks, or the one named, with further arguments"),
@@ -89,27 +89,38 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return arguments, rest[1:] if rest[:1] == ["--"] else rest
 
 
+_DEMO = ("text_to_video", "image_to_video", "fun_inpaint")
+
+
 def demo(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Run the example workflows on the toy checkpoint and name the videos they made: text to video with a prompt, image
-    to video with a picture, both with neither."""
+    """Run example workflows on the toy, name the videos they made, and put frames of these into one picture: text to
+    video with a prompt, image to video with a picture; with neither both, and a region of a video repainted."""
     port = _chosen_port(arguments)
     image, prompt = arguments.image, arguments.prompt
     if image is not None and not image.is_file():
         raise DevError(f"There is no picture {image}.")
-    wants_text, wants_image = image is None, image is not None or prompt is None
-    examples = [paths.EXAMPLE_WORKFLOW] * wants_text + [paths.IMAGE_WORKFLOW] * wants_image
+    asked = image is not None or prompt is not None
+    examples = ["image_to_video" if image is not None else "text_to_video"] if asked else list(_DEMO)
     setup = prepare(arguments, for_tests=False)
     options = [f"--prompt={prompt}"] if prompt is not None else []
     if image is not None:
         shutil.copyfile(image, paths.BASE / "input" / f"demo{image.suffix}")
         options.append(f"--image=demo{image.suffix}")
+    module = [str(setup.python), "-m"]
     with _server(setup, port, "demo") as running:
-        for example in examples:
-            say(f"Running {example.name}")
-            command = [setup.python, "-m", "cogvideox.devtools.run_workflow", example, running.url, running.output]
-            status = run_foreground([*map(str, command), *options], env=setup.environ())
-            if status:
+        before = set(running.output.rglob("*.mp4"))
+        for name in examples:
+            say(f"Running {name}.json")
+            example = paths.EXAMPLE_WORKFLOW.with_stem(name)
+            command = [*module, "cogvideox.devtools.run_workflow", str(example), running.url, str(running.output)]
+            if status := run_foreground([*command, *options], env=setup.environ()):
                 return status
+        made = sorted(set(running.output.rglob("*.mp4")) - before)  # their names are numbered
+        sheet = running.output / "demo.png"
+        command = [*module, "cogvideox.devtools.contact_sheet", str(sheet), *map(str, made)]
+        if status := run_foreground(command, env=setup.environ()):
+            return status
+    say(f"Frames of them, a row each: {sheet}")
     return 0
 
 
@@ -117,7 +128,6 @@ def serve(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Keep the server running until Ctrl-C."""
     port = _chosen_port(arguments)
     setup = prepare(arguments, for_tests=False)
-    _write_needs(setup)
     with _server(setup, port, "serve", user_directory=paths.BASE / "user") as running:
         say(f"ComfyUI is at {running.url} - the examples are under Templates, {paths.PACK_NAME}; Ctrl-C ends it")
         status = running.process.wait()
@@ -215,15 +225,6 @@ def _install(python: Path, host: Path, stamps: Path, for_tests: bool) -> str:
             python, "test requirements", extras, constraints, stamps, paths.LOGS, after=installed
         )
     return installed
-
-
-def _write_needs(setup: Setup) -> None:
-    """Write the embedded checkpoints of the examples for which CogVideoX-nano has no model. Raises: DevError."""
-    log = paths.LOGS / "example_needs.log"
-    say("Embedded checkpoints (random weights)")
-    command = [str(setup.python), "-m", "cogvideox.devtools.example_needs", str(paths.BASE)]
-    if run_logged(command, log):
-        raise DevError(environment.describe_failure("the embedded checkpoints", log))
 
 
 def _chosen_port(arguments: argparse.Namespace) -> int | None:

@@ -2,7 +2,7 @@
 
     python -m cogvideox.devtools.contact_sheet PICTURE VIDEO [VIDEO ...]
 
-The pictures of CogVideoX-nano's videos in the README are made with it. Runs inside the venv.
+docs/nano.png and the picture of `dev.py demo` are made with it. Runs inside the venv.
 """
 
 import sys

@@ -1,25 +1,21 @@
 """Write tiny CogVideoX pipelines in diffusers' layout: the real architecture with random weights.
 
-They replace the 20 GB checkpoints in tests and examples wherever only numbers are compared. Where the picture matters,
+They replace the 20 GB checkpoints in tests wherever only numbers are compared. Where the picture matters,
 CogVideoX-nano does, which is in every list of the loaders (host/toy.py).
 
-    python -m cogvideox.devtools.embedded_checkpoint FOLDER [FOLDER OF CONTROL NETS]
+    python -m cogvideox.devtools.embedded_checkpoint FOLDER
 """
 
 import json
-import os
-import shutil
 import string
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from cogvideox.host.toy import NAME
 from cogvideox.nano import toy_tokenizer
 
 if TYPE_CHECKING:
@@ -78,14 +74,8 @@ VARIANTS: dict[str, dict] = {
 
 
 def folder_name(variant: str) -> str:
-    """The name of a variant in the lists: of the folder that `write_all` gives it under `models/diffusers`; or one of
-    CogVideoX-nano's."""
-    return f"{NAME} {variant.removeprefix('nano-')}" if is_nano(variant) else f"CogVideoX-tiny-{variant}"
-
-
-def is_nano(variant: str) -> bool:
-    """Whether `variant` is one of CogVideoX-nano, whose weights are trained, such as "nano-5b"."""
-    return variant.startswith("nano-")
+    """What a variant's folder is called below `models/diffusers`, and so in the lists."""
+    return f"CogVideoX-tiny-{variant}"
 
 
 def transformer_config(variant: str, **overrides: object) -> dict:
@@ -269,36 +259,6 @@ def write_index(folder: Path, variant: str) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
-def write_all(root: Path, controlnet_root: Path | None = None, variants: Iterable[str] = tuple(VARIANTS)) -> list[Path]:
-    """Write `variants` below `root`, and a control net for 5b below `controlnet_root` (models/controlnet) where given.
-    Those of CogVideoX-nano are left out: they come with the pack.
-
-    Folders that exist already stay as they are; a new one appears complete or not at all. Returns all of them.
-    """
-    folders = []
-    for variant in (variant for variant in variants if not is_nano(variant)):
-        folders.append(root / folder_name(variant))
-        _write_once(folders[-1], "model_index.json", partial(write_pipeline, variant=variant))
-    if controlnet_root is not None:
-        folders.append(controlnet_root / CONTROLNET_NAME)
-        _write_once(folders[-1], "config.json", partial(write_controlnet, variant="5b"))
-    return folders
-
-
-def _write_once(folder: Path, marker: str, write: Callable[[Path], object]) -> None:
-    if (folder / marker).exists():
-        return
-    unfinished = folder.parent / f".{folder.name}.part"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    write(unfinished)
-    os.replace(unfinished, folder)
-    print(f"wrote {folder.name}", flush=True)
-
-
-CONTROLNET_NAME = "CogVideoX-tiny-5b-controlnet"
-
-
 def controlnet_config(variant: str, **overrides: object) -> dict:
     """config.json of a control net for the tiny "2b" or "5b", as TheDenk's checkpoints write it."""
     base = transformer_config(variant)
@@ -393,4 +353,6 @@ def write_controlnet(
 
 
 if __name__ == "__main__":
-    write_all(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    for name in VARIANTS:
+        write_pipeline(Path(sys.argv[1]) / folder_name(name), name)
+    write_controlnet(Path(sys.argv[1]) / folder_name("5b-controlnet"), "5b")

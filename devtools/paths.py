@@ -11,4 +11,3 @@ LOGS = DEV / "logs"
 CONSTRAINTS = ROOT / "constraints-dev.txt"
 BASE = DEV / "base"  # ComfyUI's --base-directory: a user's own checkout is only read
 EXAMPLE_WORKFLOW = ROOT / "example_workflows" / "text_to_video.json"
-IMAGE_WORKFLOW = EXAMPLE_WORKFLOW.with_name("image_to_video.json")

@@ -63,27 +63,38 @@ def bucket_of(step: int, seed: int) -> int:
     return int(np.random.default_rng([seed, step]).choice(len(BUCKETS), p=shares / shares.sum()))
 
 
-def encoded(work: Path, seed: int, task: str) -> list[dict[str, torch.Tensor]]:
-    """The encoded clips of each bucket and what a model of `task` is shown of them; made once, and kept in `work`."""
-    return [_encoded(bucket, work, seed, task) for bucket in BUCKETS]
-
-
-def _encoded(bucket: Bucket, work: Path, seed: int, task: str) -> dict[str, torch.Tensor]:
-    size = bucket.frames, bucket.width, bucket.height
-    columns = _kept(
-        work / f"latents-{bucket.name}.pt",
-        lambda: transformer.encode_clips(*load_encoders(work), seed, bucket.clips, size),
-    )
-    if task != "text":
-        columns |= _kept(
-            work / f"{task}-{bucket.name}.pt",
-            lambda: transformer.encode_conditions(load_encoders(work)[0], seed, bucket.clips, size, task),
-        )
+def load_or_encode(number: int, work: Path, seed: int, task: str) -> dict[str, torch.Tensor]:
+    """The encoded clips of a bucket, by its number, and what a model of `task` is shown of them; made once, and kept in
+    `work`."""
+    columns: dict[str, torch.Tensor] = {}
+    for part in dict.fromkeys(("text", task)):
+        columns |= load_or_encode_part(BUCKETS[number], work, seed, part)
     return columns
 
 
-def _kept(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+# Task -> the share of a bucket's clips that its model learns from, where each clip has to be encoded once more.
+_SHARES = {"inpaint": 0.25, "control": 0.25}
+
+
+def load_or_encode_part(bucket: Bucket, work: Path, seed: int, task: str) -> dict[str, torch.Tensor]:
+    """The latents and texts of a bucket's clips for "text", else what a model of `task` is shown of them alone."""
+    size = bucket.frames, bucket.width, bucket.height
+    if task == "text":
+        return _load_or_make(
+            work / f"latents-{bucket.name}.pt",
+            lambda: transformer.encode_clips(*load_encoders(work), seed, bucket.clips, size),
+        )
+    return _load_or_make(
+        work / f"{task}-{bucket.name}.pt",
+        lambda: transformer.encode_conditions(
+            load_encoders(work)[0], seed, round(bucket.clips * _SHARES.get(task, 1.0)), size, task
+        ),
+    )
+
+
+def _load_or_make(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         columns = make()
         with complete_file(path, replaces=True) as file:
             torch.save(columns, file.part)
@@ -91,9 +102,9 @@ def _kept(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, 
 
 
 def sample_at(clips: Mapping[str, torch.Tensor], index: int, seed: int) -> dict[str, torch.Tensor]:
-    """The columns, in fp32, of the clip that a training's draw `index` takes: all of them once before any comes
-    again."""
-    count = len(clips["latents"])
+    """The columns, in fp32, of the clip that a training's draw `index` takes. Of draws that follow each other all take
+    another clip, until there is none left; a bucket that sees only some of the steps takes parts of each such order."""
+    count = min(len(column) for column in clips.values())
     clip = _order(count, index // count, seed)[index % count]
     return {name: column[clip].float() for name, column in clips.items()}
 

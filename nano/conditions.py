@@ -28,7 +28,7 @@ def masked_clip(autoencoder: Any, pixels: torch.Tensor, rng: np.random.Generator
     sockets.conditioning_images.encode_masked_video."""
     from cogvideox.media.masks import fun_mask
 
-    masks = torch.stack([draw_mask(clip, rng) for clip in pixels])  # [B, F, H, W], 1 is inpainted
+    masks = torch.stack([draw_mask(clip, rng) for clip in pixels.cpu()]).to(pixels.device)  # [B, F, H, W]
     latents = _encode(autoencoder, pixels.masked_fill(masks[:, None] > 0.5, -1.0))
     known = torch.cat([fun_mask(mask, *latents.shape[2:]) for mask in masks])
     # Where nothing is known the model gets zeros, not the latents of a black clip.
@@ -43,13 +43,14 @@ def edges(autoencoder: Any, pixels: torch.Tensor, _rng: np.random.Generator) -> 
 
 def packed_edges(_autoencoder: Any, pixels: torch.Tensor, _rng: np.random.Generator) -> dict[str, torch.Tensor]:
     """`guide` [B, F, H, W / 8], eight pixels of a control net's video in a byte."""
-    white = edge_pixels(pixels)[:, 0].numpy() > 0
+    white = edge_pixels(pixels)[:, 0].cpu().numpy() > 0
     return {"guide": torch.from_numpy(np.packbits(white, axis=-1))}
 
 
 def unpacked_edges(guide: torch.Tensor) -> torch.Tensor:
     """What packed_edges has packed: [B, F, 3, H, W] in -1 .. 1."""
-    white = torch.from_numpy(np.unpackbits(guide.byte().numpy(), axis=-1)).float()
+    bits = torch.arange(7, -1, -1, dtype=torch.uint8, device=guide.device)
+    white = ((guide[..., None] >> bits) & 1).flatten(-2).float()
     return (white * 2 - 1)[:, :, None].expand(-1, -1, 3, -1, -1)
 
 
@@ -89,7 +90,7 @@ def _random_box(height: int, width: int, rng: np.random.Generator) -> np.ndarray
 
 
 def _encode(autoencoder: Any, pixels: torch.Tensor) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(pixels.device.type, torch.bfloat16):
         return autoencoder.encode(pixels).latent_dist.mode().float()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import T5EncoderModel
 
@@ -19,14 +20,14 @@ from cogvideox.devtools.embedded_checkpoint import scheduler_config, write_index
 from cogvideox.host.standalone import use_comfyui
 from cogvideox.host.toy import SUMS, sums_of
 
-from . import control_net, transformer
+from . import control_net, train_lora, transformer
 from .folders import WEIGHTS
 
 LOGS = Path(__file__).resolve().parent / "training"
 
 
 def publish(work: Path) -> None:
-    """Write the parts that all variants share, each variant's transformer and the control net to WEIGHTS, in fp16."""
+    """Write the parts that all variants share, transformers, the control net and the LoRA to WEIGHTS, all in fp16."""
     if (work / "decoder" / "trained").exists():
         vae: Any = AutoencoderKLCogVideoX.from_pretrained(work / "decoder" / "trained")
         vae.register_to_config(_name_or_path="")  # diffusers would write the folder it was read from
@@ -42,6 +43,9 @@ def publish(work: Path) -> None:
     net = work / control_net.NAME / "trained.pt"
     if net.exists():
         write_control_net(WEIGHTS / control_net.NAME, torch.load(net))
+    lora = work / train_lora.NAME / f"{train_lora.NAME}.safetensors"
+    if lora.exists():
+        write_lora(WEIGHTS / lora.name, lora)
     (WEIGHTS / SUMS).write_text(sums_of(WEIGHTS), "utf-8", newline="\n")
 
 
@@ -63,6 +67,13 @@ def write_control_net(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     halves = {name: tensor.half().contiguous() for name, tensor in weights.items()}
     save_file(halves, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(control_net.config(), indent=2) + "\n", "utf-8")
+
+
+def write_lora(file: Path, trained: Path) -> None:
+    """Write a trained LoRA with its header."""
+    with safe_open(trained, "pt") as opened:
+        halves = {name: opened.get_tensor(name).half() for name in opened.keys()}
+        save_file(halves, file, metadata=opened.metadata())
 
 
 def write_own_configs(folder: Path, variant: str) -> None:

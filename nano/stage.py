@@ -1,13 +1,20 @@
 """What the stages of CogVideoX-nano's training have in common: the seed, the device, the log."""
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, AutocastKwargs
 
 SEED = 20261121
 
 
-def accelerator(precision: str) -> Accelerator:
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+def accelerator(precision: str, on_cpu: bool = False, caches_casts: bool = True) -> Accelerator:
+    """accelerate, on a card where there is one and `on_cpu` is not set. precision: as accelerate calls it.
+
+    caches_casts: whether autocast keeps the weights that it has cast. A weight that is used once a step gains nothing
+    by it, and CUDA graphs must not meet the cache.
+    """
+    autocast = AutocastKwargs(cache_enabled=caches_casts)
+    cpu = on_cpu or not torch.cuda.is_available()
+    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[autocast])
 
 
 def log(step: int, loss: float) -> None:

@@ -7,13 +7,16 @@ Call host.standalone.use_comfyui first: the functions import ComfyUI's modules. 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from . import conditions
+from cogvideox.host.toy import WEIGHTS
+
+from . import conditions, control_net
 from .paint import Inputs, Pipeline, Prepare, Request, Settings, from_text
 from .score import psnr_db, score_clip
 from .world import path_box
@@ -108,6 +111,23 @@ def from_edges(pipeline: Pipeline, request: Request, settings: Settings) -> Inpu
     return Inputs(pipeline.model, positive, negative, latent)
 
 
+def with_control_net(pipeline: Pipeline, request: Request, settings: Settings) -> Inputs:
+    """Text to video with the published control net along the clip's edges."""
+    from cogvideox.nodes.controlnet import CogVideoXApplyControlNet
+
+    text = from_text(pipeline, request, settings)
+    guide = edge_pictures(request.truth)
+    node = CogVideoXApplyControlNet.execute(text.positive, text.negative, _control_net(), guide, 1.0, 0.0, 1.0)
+    return replace(text, positive=node.args[0], negative=node.args[1])
+
+
+@cache
+def _control_net() -> Any:
+    from cogvideox.model_loaders.load_controlnet import load_controlnet
+
+    return load_controlnet(WEIGHTS / control_net.NAME, "default")
+
+
 def edge_pictures(clip: np.ndarray) -> torch.Tensor:
     """The clip's edges as ComfyUI's Canny node paints them. clip: in 0 .. 255."""
     pixels = pictures(clip).permute(3, 0, 1, 2)[None] * 2 - 1
@@ -159,10 +179,13 @@ def continued(pipeline: Pipeline, request: Request, settings: Settings) -> Input
 
 
 def judge_continued(clip: np.ndarray, request: Request) -> dict[str, float]:
-    """Of the whole video, the given part and its continuation."""
-    whole = np.concatenate([request.truth[: len(request.truth) - EXTENDED_BY + OVERLAP] / 255, clip[OVERLAP:]])
-    join = len(request.truth) - EXTENDED_BY + OVERLAP
-    return {**score_clip(whole, request.scene), "no jump": is_smooth(whole, slice(join - 1, join))}
+    """Of the whole video, the given part and its continuation, which CogVideoX Join Videos fades into each other."""
+    from cogvideox.media.continuation import join_videos
+
+    given = pictures(request.truth[: len(request.truth) - EXTENDED_BY + OVERLAP])
+    whole = join_videos(given, torch.from_numpy(clip).float(), OVERLAP, blend=True).numpy()
+    join = slice(len(given) - OVERLAP - 1, len(given))
+    return {**score_clip(whole, request.scene), "no jump": is_smooth(whole, join)}
 
 
 def is_smooth(clip: np.ndarray, where: slice = slice(None)) -> bool:
@@ -198,6 +221,7 @@ TASKS: dict[str, Task] = {
     "start and end image": Task("Fun-5b-InP", from_start_and_end, judge_end, {}),
     "region": Task("Fun-5b-InP", in_region, judge_region, {}),
     "edges, Fun Control": Task("Fun-5b-Control", from_edges, judge_edges, {}),
+    "edges, control net": Task("5b", with_control_net, judge_edges, {}, batched=False),
     "video to video, denoise 0.6": Task("5b", from_video, judge_text, {"denoise": 0.6}),
     "inversion edit": Task("5b", from_inverted, judge_text, {}, batched=False),
     "extend": Task("5b", continued, judge_continued, {"frames": 29}),

@@ -1,7 +1,7 @@
 """Train CogVideoX-nano: python -m cogvideox.nano.train STAGE WORK, the stages in the order of STAGES.
 
-Each stage goes on where it was stopped. COMFYUI_PATH names ComfyUI's checkout. WORK takes checkpoints, logs and what
-was trained; nano.publish makes the checkpoint of it.
+Each stage goes on where it was stopped; the decoder and the transformers on a card where there is one. COMFYUI_PATH
+names ComfyUI's checkout. WORK takes checkpoints, logs and what was trained; nano.publish makes the checkpoint of it.
 """
 
 import sys
@@ -15,10 +15,11 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKL
 from cogvideox.host.standalone import use_comfyui
 from cogvideox.training.config import TrainConfig
 
-from . import text, toy_tokenizer, vae
+from . import text, toy_tokenizer, train_lora, vae
 from .stage import SEED, accelerator, log
-from .train_transformer import TRANSFORMER_STAGES, train_transformer
+from .train_transformer import train_transformer
 from .trained import load_vae
+from .transformer_stages import TRANSFORMER_STAGES
 
 
 def train_vae(work: Path) -> None:
@@ -38,7 +39,12 @@ def train_vae(work: Path) -> None:
     )
     model = vae.TrainedVAE()
     weights = loop.train(
-        accelerator("bf16"), model, vae.loss_of(SEED), config, work / "vae", callbacks=loop.Callbacks(on_step=log)
+        accelerator("bf16", on_cpu=True),
+        model,
+        vae.loss_of(SEED),
+        config,
+        work / "vae",
+        callbacks=loop.Callbacks(on_step=log),
     )
     model.load_state_dict(weights)
     vae.standardize(model.vae, vae.clips(SEED + 1, range(256), 17))
@@ -62,14 +68,14 @@ def train_decoder(work: Path) -> None:
         save_every=200,
     )
     model = vae.TrainedDecoder(load_vae(work))
+    runner = accelerator("bf16")
 
     def loss_of(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
         shape = vae.DECODER_SHAPES[indices[0] // vae.DECODER_BATCH % len(vae.DECODER_SHAPES)]
-        return model(vae.clips(SEED + 2, indices, *shape))  # a seed that the VAE's own training has not seen
+        # a seed that the VAE's own training has not seen
+        return model(vae.clips(SEED + 2, indices, *shape).to(runner.device))
 
-    weights = loop.train(
-        accelerator("bf16"), model, loss_of, config, work / "decoder", callbacks=loop.Callbacks(on_step=log)
-    )
+    weights = loop.train(runner, model, loss_of, config, work / "decoder", callbacks=loop.Callbacks(on_step=log))
     model.load_state_dict(weights, strict=False)
     model.vae.save_pretrained(work / "decoder" / "trained")
     print_psnr(model.vae)
@@ -98,7 +104,7 @@ def train_text(work: Path) -> None:
     )
     model = text.TrainedText(text.build_encoder(tokenizer.get_vocab_size()))
     loop.train(
-        accelerator("no"),
+        accelerator("no", on_cpu=True),
         model,
         text.loss_of(tokenizer, SEED),
         config,
@@ -115,9 +121,10 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "text": train_text,
     "decoder": train_decoder,
     **{stage.name: partial(train_transformer, stage=stage) for stage in TRANSFORMER_STAGES},
+    train_lora.NAME: train_lora.train_lora,
 }
 
 if __name__ == "__main__":
     stage, work = sys.argv[1], Path(sys.argv[2])
-    use_comfyui()
+    use_comfyui(cpu=not torch.cuda.is_available())
     STAGES[stage](work)

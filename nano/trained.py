@@ -20,14 +20,14 @@ def load_vae(work: Path) -> Any:
 
 @cache
 def load_encoders(work: Path) -> tuple[Any, Any, Any]:
-    """(AutoencoderKLCogVideoX, T5EncoderModel, tokenizers.Tokenizer), in fp32."""
+    """(AutoencoderKLCogVideoX, on a card where there is one, T5EncoderModel, tokenizers.Tokenizer), in fp32."""
     from tokenizers import Tokenizer
     from transformers import T5EncoderModel
 
     text_encoder = work / "text" / "trained"
     tokenizer = work / "text" / "tokenizer"
     return (
-        load_vae(work).eval(),
+        load_vae(work).eval().to("cuda" if torch.cuda.is_available() else "cpu"),
         T5EncoderModel.from_pretrained(
             text_encoder if text_encoder.exists() else WEIGHTS / "text_encoder", dtype=torch.float32
         ).eval(),

@@ -66,10 +66,11 @@ def encode_clips(
     columns: dict[str, list[torch.Tensor]] = {"latents": [], "text": []}
     for indices in _batches(count, size):
         pixels, captions = draw_clips(seed, indices, *size)
-        with torch.autocast("cpu", torch.bfloat16):
+        pixels = pixels.to(autoencoder.device)
+        with torch.autocast(pixels.device.type, torch.bfloat16):
             columns["latents"].append(autoencoder.encode(pixels).latent_dist.mode())
         columns["text"].append(encoder(input_ids=text.token_ids(tokenizer, captions)).last_hidden_state)
-    return {name: torch.cat(parts).half() for name, parts in columns.items()}
+    return {name: torch.cat(parts).half().cpu() for name, parts in columns.items()}
 
 
 @torch.inference_mode()
@@ -79,11 +80,11 @@ def encode_conditions(
     """What a model of `task` is shown of each of the clips that encode_clips draws; latents in fp16. See conditions."""
     columns: dict[str, list[torch.Tensor]] = {}
     for indices in _batches(count, size):
-        pixels, _ = draw_clips(seed, indices, *size)
+        pixels = draw_clips(seed, indices, *size)[0].to(autoencoder.device)
         rng = np.random.default_rng([seed, *size, indices[0]])
         for name, encoded in CONDITIONS[task](autoencoder, pixels, rng).items():
             columns.setdefault(name, []).append(encoded.half() if encoded.is_floating_point() else encoded)
-    return {name: torch.cat(parts) for name, parts in columns.items()}
+    return {name: torch.cat(parts).cpu() for name, parts in columns.items()}
 
 
 def _batches(count: int, size: tuple[int, int, int]) -> Iterator[range]:

@@ -149,5 +149,6 @@ def psnr_db(vae: Any, pixels: torch.Tensor) -> float:
 
     vae: an AutoencoderKLCogVideoX. pixels: [B, 3, F, H, W] in -1 .. 1.
     """
+    pixels = pixels.to(vae.device)
     decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
     return float(10 * torch.log10(4 / F.mse_loss(decoded, pixels)))

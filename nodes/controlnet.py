@@ -13,7 +13,7 @@ from ..model_loaders.precision import WEIGHT_DTYPES
 from ..sockets.control import CogVideoXControl, chain_control
 from .file_inputs import reads_file
 from .input_checks import check_percent_range, checked
-from .inputs import CONTROL_NET_DTYPE, dtype_input, hold_input, range_inputs, strength_input
+from .inputs import CONTROL_NET_DTYPE, TOY, dtype_input, hold_input, range_inputs, strength_input
 
 _CONTROL_NETS = ("diffusers", "controlnet")
 
@@ -44,7 +44,7 @@ class CogVideoXLoadControlNet(io.ComfyNode):
                     "control_net_name",
                     options=with_toy(folders.list_control_nets(), "controlnet"),
                     tooltip="A folder or file under models/controlnet, or a control net's folder under "
-                    "models/diffusers.",
+                    f"models/diffusers. {TOY}",
                 ),
                 dtype_input(WEIGHT_DTYPES, CONTROL_NET_DTYPE),
             ],

@@ -19,7 +19,7 @@ from ..model_loaders.lora.report import format_range
 from ..sockets.model import require_cogvideox_model
 from .file_inputs import checks_files, reads_file
 from .input_checks import checked
-from .inputs import filled_name
+from .inputs import TOY, filled_name
 
 
 def _find_lora(name: str) -> Path:
@@ -50,7 +50,7 @@ class CogVideoXApplyLora(io.ComfyNode):
                 io.Combo.Input(
                     "lora_name",
                     options=with_toy(folders.list_files("loras", folders.LORA_SUFFIXES), "lora"),
-                    tooltip="A file under models/loras.",
+                    tooltip=f"A file under models/loras. {TOY}",
                 ),
                 io.Float.Input(
                     "strength",

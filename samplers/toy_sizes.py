@@ -34,11 +34,11 @@ def tell_toy_size(
 def toy_size_message(latent_size: tuple[int, ...]) -> str:
     """The sentences for latents of this (T, H, W); "" for a size in or near the toy's world."""
     frames, (height, width) = 4 * latent_size[0] - 3, (8 * side for side in latent_size[1:])
-    (shortest, longest), most = SIDES_PX, FRAMES[1]
+    (shortest, longest), (least, most) = SIDES_PX, FRAMES
     if _FAR * min(width, height) >= shortest and max(width, height) <= _FAR * longest and frames <= _FAR * most:
         return ""
     return (
-        f"This is {NAME}, the toy that comes with the pack. It is made for 17 frames of 64 × 64, and has seen sides of "
-        f"up to {longest} pixels and up to {most} frames; {width} × {height} with {frames} frames is far from that, "
-        f"and shows nothing recognisable. {KNOWS} For real videos, load an official checkpoint."
+        f"This is {NAME}, the toy that comes with the pack. It has seen sides of {shortest} and {longest} pixels and "
+        f"{least} to {most} frames; {width} × {height} with {frames} frames is far from that, and shows nothing "
+        f"recognisable. {KNOWS} For real videos, load an official checkpoint."
     )

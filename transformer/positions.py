@@ -11,6 +11,8 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed, get_3d_sincos_p
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
 Function = TypeVar("Function", bound=Callable)
+# Sizes whose tables are kept at a time. CUDA graphs that a training has captured go on reading those of all its sizes.
+MOST_SIZES = 64
 
 
 def _not_compiled(function: Function) -> Function:
@@ -21,7 +23,7 @@ def _not_compiled(function: Function) -> Function:
 
 
 @_not_compiled
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=MOST_SIZES)
 def rotary_table(
     head_dim: int,
     grid: tuple[int, int, int],
@@ -68,7 +70,7 @@ def rotary_table(
 
 
 @_not_compiled
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=MOST_SIZES)
 def sincos_table(
     dim: int, grid: tuple[int, int, int], spatial_scale: float, temporal_scale: float, device: torch.device
 ) -> torch.Tensor:

@@ -45,9 +45,8 @@ def text_to_video() -> Example:
     nodes = (*prompts(_STAR, 210), Node("latent", "CogVideoXEmptyLatent", SIZE))
     return Example(
         "text_to_video",
-        "nano-5b",
         (
-            checkpoint("nano-5b", _TEXT_TO_VIDEO),
+            checkpoint("5b", _TEXT_TO_VIDEO),
             Column("2  Prompt and size", 360, nodes),
             Column("3  Sample", 360, (sampler(height=620),)),
             Column("4  Video", 360, (decode(), *save_video(height=450))),
@@ -90,9 +89,8 @@ def image_to_video() -> Example:
     picture = example("picture", "picture", "The first frame")
     return Example(
         "image_to_video",
-        "nano-5b-I2V",
         (
-            checkpoint("nano-5b-I2V", _IMAGE_TO_VIDEO),
+            checkpoint("5b-I2V", _IMAGE_TO_VIDEO),
             Column("2  Prompt and picture", 360, (*prompts(_SQUARE, 150), picture)),
             Column("3  Sample", 360, (start, sampler(links=conditioned("start")))),
             Column("4  Video", 360, (decode(), *save_video())),
@@ -134,9 +132,8 @@ def video_to_video() -> Example:
     )
     return Example(
         "video_to_video",
-        "nano-5b",
         (
-            checkpoint("nano-5b", _VIDEO_TO_VIDEO),
+            checkpoint("5b", _VIDEO_TO_VIDEO),
             Column("2  A video", 340, (*example_video(), first)),
             Column("3  Prompt and size", 340, (*prompts(_GREEN), encode)),
             Column("4  Sample", 340, (sampler(links={"latent_image": "encode.LATENT"}, widgets={"denoise": 0.6}),)),

@@ -59,7 +59,6 @@ def start_end_frame() -> Example:
     )
     return Example(
         "start_end_frame",
-        "Fun-5b-InP",
         (
             checkpoint("Fun-5b-InP", _START_END_FRAME),
             Column("2  Two pictures", 320, pictures),
@@ -93,7 +92,6 @@ def fun_inpaint() -> Example:
     known = Node("known", "CogVideoXFunInpaint", SIZE, _INPAINT_LINKS | {"video": "frames.images", "mask": "file.MASK"})
     return Example(
         "fun_inpaint",
-        "Fun-5b-InP",
         (
             checkpoint("Fun-5b-InP", _FUN_INPAINT),
             Column("2  A video and a mask", 340, (*example_video(), mask)),
@@ -131,7 +129,6 @@ def fun_control() -> Example:
     )
     return Example(
         "fun_control",
-        "Fun-5b-Control",
         (
             checkpoint("Fun-5b-Control", _FUN_CONTROL),
             Column("2  A video and its edges", 340, (*example_video(), *edges())),

@@ -1,6 +1,7 @@
 """Led by another video: a control net, or attention shared with an inverted video."""
 
-from ..embedded_checkpoint import CONTROLNET_NAME
+from cogvideox.host.toy import LISTED
+
 from .fun import edges
 from .table import (
     BOTH_PROMPTS,
@@ -40,7 +41,7 @@ _PURPLE = "A large purple circle moves to the right on a yellow background."
 
 
 def controlnet() -> Example:
-    load = Node("net", "CogVideoXLoadControlNet", {"control_net_name": CONTROLNET_NAME})
+    load = Node("net", "CogVideoXLoadControlNet", {"control_net_name": next(iter(LISTED["controlnet"]))})
     apply = Node(
         "apply",
         "CogVideoXApplyControlNet",
@@ -51,7 +52,6 @@ def controlnet() -> Example:
     guided = {"positive": "apply.positive", "negative": "apply.negative"}
     return Example(
         "controlnet",
-        "5b",
         (
             checkpoint("5b", _CONTROLNET, load, title="Your own checkpoint and control net"),
             Column("2  A video and its edges", 340, (*example_video(), *edges())),
@@ -114,9 +114,8 @@ def inversion_edit() -> Example:
     )
     return Example(
         "inversion_edit",
-        "nano-5b",
         (
-            checkpoint("nano-5b", _INVERSION_EDIT),
+            checkpoint("5b", _INVERSION_EDIT),
             Column("2  A video and its size", 340, (*example_video(), first, encode)),
             Column("3  Prompt and inversion", 340, texts),
             Column("4  Sample", 340, (follow, new)),

@@ -47,9 +47,8 @@ def extend_video() -> Example:
     )
     return Example(
         "extend_video",
-        "nano-5b",
         (
-            checkpoint("nano-5b", _EXTEND_VIDEO, title="Your own checkpoint, and longer videos"),
+            checkpoint("5b", _EXTEND_VIDEO, title="Your own checkpoint, and longer videos"),
             Column("2  Prompts and size", 320, texts),
             Column("3  First clip", 320, (sampler(height=500), decode())),
             Column("4  Second clip", 320, (go_on, sampler("sample2", second, {"seed": 43}))),
@@ -108,9 +107,8 @@ def long_video() -> Example:
     )
     return Example(
         "long_video",
-        "nano-5b",
         (
-            checkpoint("nano-5b", _LONG_VIDEO),
+            checkpoint("5b", _LONG_VIDEO),
             Column("2  Prompts and length", 360, texts),
             Column("3  Sample in windows", 360, (windows, sampler(links={"model": "windows.MODEL"}))),
             Column("4  Video", 360, (decode(), *save_video())),

@@ -1,15 +1,13 @@
 """The parts of an example workflow, and the nodes that nearly all of them have.
 
-They use CogVideoX-nano, which comes with the pack and paints what the prompt says, where it can do the task, and
-embedded checkpoints with random weights elsewhere. Sizes are the toy's; a note says what to set for real videos.
+They use CogVideoX-nano, which comes with the pack and paints what the prompt says. Sizes are the toy's; a note says
+what to set for real videos.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cogvideox.host.toy import INPUT_FPS
-
-from ..embedded_checkpoint import folder_name, is_nano
+from cogvideox.host.toy import INPUT_FPS, NAME
 
 WIDTH, HEIGHT, FRAMES = 64, 64, 17
 SIZE = {"width": WIDTH, "height": HEIGHT, "frames": FRAMES, "batch_size": 1}
@@ -47,26 +45,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Example:
-    """A workflow: the file's name, the embedded checkpoint it is set to, and its columns."""
+    """A workflow: the file's name and its columns."""
 
     name: str
-    variant: str
     columns: tuple[Column, ...]
-
-    @property
-    def needs_control_net(self) -> bool:
-        return any(node.type == "CogVideoXLoadControlNet" for column in self.columns for node in column.nodes)
 
 
 def checkpoint(variant: str, note: str, *more: Node, title: str = "Your own checkpoint", width: int = 350) -> Column:
-    """The loader, set to the embedded `variant`, `more` loaders, and a note (Markdown) on real ones, which begins with
-    a word on the embedded one."""
-    name = folder_name(variant)
+    """The loader, set to the toy's `variant`, `more` loaders, and a note (Markdown) on real ones, which begins with a
+    word on the toy."""
+    name = f"{NAME} {variant}"
     ready = (
         f"**{name}** is a toy: it was trained on coloured shapes that move, and on nothing else. Write a size, a "
         "colour, a shape (circle, square, triangle, star), where it moves and its background."
-        if is_nano(variant)
-        else f"**{name}** holds random weights: Run makes coloured noise, and shows that everything works."
     )
     loader = Node("pipeline", "CogVideoXLoadPipeline", {"folder": name})
     text = Node("note", "MarkdownNote", {"text": f"### Ready to run\n{ready}\n\n{note}"}, {}, title, 300, stretch=True)

@@ -60,9 +60,8 @@ def train_lora() -> Example:
     latent = Node("latent", "CogVideoXEmptyLatent", SIZE)
     return Example(
         "train_lora",
-        "nano-5b",
         (
-            checkpoint("nano-5b", _TRAIN_LORA),
+            checkpoint("5b", _TRAIN_LORA),
             Column("2  Clips and captions", 340, (clips,)),
             Column("3  Train", 400, (train,)),
             Column("4  Keep it", 340, (keep, loss, lora)),

@@ -12,7 +12,6 @@ from playwright.sync_api import Browser
 from cogvideox.devtools import server
 from cogvideox.devtools.browser import find_browser
 from cogvideox.devtools.comfyui import prepare_base
-from cogvideox.devtools.example_needs import write_needs
 from cogvideox.devtools.frontend import Frontend, launched_browser, open_frontend, settings
 from cogvideox.devtools.paths import DEV, PACK_NAME, ROOT
 
@@ -37,7 +36,6 @@ def chromium() -> str:
 def comfyui(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
     base = tmp_path_factory.mktemp("browser")
     prepare_base(base, ROOT, PACK_NAME)
-    write_needs(base)
     host, log = Path(os.environ["COMFYUI_PATH"]), base / "server.log"
     with server.running_server(host, base, log=log, cpu=True) as running:
         yield running

@@ -1,8 +1,10 @@
+import contextlib
 import errno
 import importlib.util
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,6 +77,47 @@ def test_demos_picture_that_is_not_there_is_named_before_anything_long(untouched
     assert cli.main(["demo", "--prompt", "a star", "--image", "nowhere.png"]) == 1
     assert "There is no picture nowhere.png" in sentence(capsys)
     assert not list(untouched_clone.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given, names",
+    [
+        ([], ["text_to_video", "image_to_video", "fun_inpaint"]),
+        (["--prompt", "a star"], ["text_to_video"]),
+        (["--image", "start.png"], ["image_to_video"]),
+        (["--image", "start.png", "--prompt", "a star"], ["image_to_video"]),
+    ],
+)
+def test_demo_runs_what_is_asked_for_and_shows_it(untouched_clone, monkeypatch, capsys, given, names):
+    """The first command of the README: what it runs, with which prompt and picture, and the picture of all frames."""
+    output = untouched_clone / "output"
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        if "cogvideox.devtools.run_workflow" in command:
+            (output / f"{len(commands)}.mp4").touch()
+        return 0
+
+    output.mkdir()
+    (output / "of a run before.mp4").touch()
+    (untouched_clone / "input").mkdir()
+    picture = untouched_clone / "start.png"
+    picture.touch()
+    running = SimpleNamespace(url="http://127.0.0.1:1", output=output)
+    monkeypatch.setattr(paths, "BASE", untouched_clone)
+    monkeypatch.setattr(cli, "prepare", lambda *_, **__: SimpleNamespace(python="python", environ=dict))
+    monkeypatch.setattr(cli, "_server", lambda *_: contextlib.nullcontext(running))
+    monkeypatch.setattr(cli, "run_foreground", run)
+    assert cli.main(["demo", *(str(picture) if word == "start.png" else word for word in given)]) == 0
+    *runs, sheet = commands
+    assert [Path(command[3]).stem for command in runs] == names
+    assert all(Path(command[3]).is_file() for command in runs)
+    options = {option for command in runs for option in command[6:]}
+    wanted = {"--prompt": "--prompt=a star", "--image": "--image=demo.png"}
+    assert options == {wanted[word] for word in given if word in wanted}
+    assert [Path(file).name for file in sheet[4:]] == [f"{n + 1}.mp4" for n in range(len(names))]
+    assert sheet[3] in capsys.readouterr().out
 
 
 def test_too_little_room_is_found_before_anything_is_written(untouched_clone, monkeypatch, capsys):

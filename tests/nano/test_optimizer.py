@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,3 +65,28 @@ def test_both_follow_the_loops_learning_rate() -> None:
     assert steps["bias"] == pytest.approx(1e-3 * 4**0.5, rel=1e-3)
     # of rank 1: one singular value, brought to about 1, by 0.2 * sqrt(8)
     assert 0.5e-3 < steps["weight"] / (0.2 * 8**0.5) < 1.5e-3
+
+
+def test_matrices_take_muons_steps() -> None:
+    """Ours against torch's, which takes them one by one: shapes laid on their side, and two of the same shape."""
+    muon: Any = getattr(torch.optim, "Muon", None)
+    if muon is None:
+        pytest.skip("this torch has no Muon")
+    shapes = ((8, 4), (4, 8), (8, 4), (6, 6), (5,))
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.ParameterList(torch.zeros(shape) for shape in shapes) for _ in range(2))
+    for one, other in zip(ours, theirs):
+        one.data.normal_()
+        other.data.copy_(one.data)
+    optimizers = (
+        MuonAndAdamW(ours, 1e-2, (0.9, 0.99), 1e-2),
+        muon(theirs[:4], 1e-2, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        for one, other in zip(ours, theirs):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(ours[:4], theirs[:4]):
+        assert torch.allclose(one, other, atol=1e-4), (one - other).abs().max()

@@ -1,5 +1,6 @@
 """What is written of CogVideoX-nano is what the loaders read."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cogvideox.host import toy
 from cogvideox.model_loaders import checkpoints
 from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
-from cogvideox.nano import control_net, publish, transformer
+from cogvideox.nano import control_net, publish, train_lora, transformer
+from cogvideox.training.recipe import load_recipe
 from cogvideox.transformer.dit import CogVideoXDiT
 
 FAMILIES = {
@@ -84,3 +88,22 @@ def test_a_control_net_begins_as_its_model_and_is_loaded(weights: Path) -> None:
     publish.write_control_net(weights / "net", trained)
     net: Any = load_controlnet(weights / "net", "fp32").patcher.model
     assert all(torch.equal(net.state_dict()[name], tensor.half().float()) for name, tensor in trained.items())
+
+
+def test_a_lora_keeps_its_header(weights: Path) -> None:
+    """Its alpha stands there: without it the LoRA would be applied with another strength than it was trained with."""
+    trained = {"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.randn(4, 8)}
+    save_file(trained, weights / "trained.safetensors", metadata={"alpha": "3"})
+    publish.write_lora(weights / "pink.safetensors", weights / "trained.safetensors")
+    with safe_open(weights / "pink.safetensors", "pt") as file:
+        assert file.metadata() == {"alpha": "3"}
+        for name, tensor in trained.items():
+            assert torch.equal(file.get_tensor(name), tensor.half())
+
+
+def test_the_loras_recipe_is_one(tmp_path: Path) -> None:
+    """A key that a recipe no longer has, or a path beside the work folder, would show after the models are trained."""
+    (tmp_path / "pink.json").write_text(json.dumps(train_lora.RECIPE), "utf-8")
+    recipe = load_recipe(tmp_path / "pink.json")
+    assert recipe.run_folder.resolve() == tmp_path / train_lora.NAME
+    assert recipe.dataset.cache is not None and recipe.dataset.cache.parent.resolve() == tmp_path

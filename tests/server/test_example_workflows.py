@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from cogvideox.devtools import client, run_workflow
-from cogvideox.devtools.example_needs import write_needs
 from cogvideox.devtools.example_workflows import EXAMPLES
 from cogvideox.devtools.paths import ROOT
 from cogvideox.devtools.run_workflow import Video, inspect_video
@@ -33,8 +32,6 @@ SAMPLERS = ("CogVideoXSample", "CogVideoXInvert")
 
 @pytest.fixture(scope="module")
 def schemas(comfyui) -> dict:
-    """The server's schemas, once the checkpoints are there that the pack does not have."""
-    write_needs(comfyui.base)
     return client.object_info(comfyui.url)
 
 

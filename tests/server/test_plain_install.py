@@ -24,8 +24,7 @@ LOADERS = {
     "CogVideoXLoadControlNet": ("control_net_name", "controlnet"),
     "CogVideoXApplyLora": ("lora_name", "lora"),
 }
-# Those whose task the toy can do so far.
-PAINTED = [example.name for example in EXAMPLES if example.variant.startswith("nano-")]
+NAMES = [example.name for example in EXAMPLES]
 
 
 def states(*folders: Path) -> dict[str, tuple[int, int]]:
@@ -58,7 +57,7 @@ def test_every_loader_lists_the_toy(plain: Server) -> None:
         assert offered == list(toy.LISTED[kind]), node
 
 
-@pytest.mark.parametrize("name", [PAINTED[0], *(pytest.param(name, marks=pytest.mark.long) for name in PAINTED[1:])])
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.long) for name in NAMES[1:])])
 def test_template_runs_at_once(plain: Server, name: str) -> None:
     """The first click of a new user: a template that asks for a file that is not there ends with an error."""
     api = client_format(ROOT / "example_workflows" / f"{name}.json", plain.url)

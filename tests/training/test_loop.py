@@ -14,6 +14,7 @@ import torch
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import command_of
+from cogvideox.tests.tiers import long_after
 from cogvideox.training import checkpoint, loop
 from cogvideox.training.adapters import attach_lora
 from cogvideox.training.config import MAY_DIFFER_ON_RESUME, TrainConfig
@@ -113,7 +114,7 @@ def work(folder: str, pipeline: str, place: str) -> None:
     train(Path(folder), *lora_training(Path(pipeline)), on_step=on_step)
 
 
-@pytest.mark.parametrize("place", ["step", "save"])
+@pytest.mark.parametrize("place", long_after(1, ["step", "save"]))
 def test_killed_training_ends_in_the_same_lora(tiny_pipelines: dict[str, Path], tmp_path: Path, place: str) -> None:
     """A power cut must cost minutes, not the training, and what comes out must not tell that there was one."""
     pipeline, folder = tiny_pipelines["5b"], tmp_path / "killed"

@@ -90,6 +90,7 @@ def test_two_processes_train_as_one(results: dict[str, dict], mode: str) -> None
         assert other["checkpoint"].keys() == one["checkpoint"].keys(), "one process could not go on with it"
 
 
+@pytest.mark.long  # two processes train in every run, above
 def test_recipe_in_two_processes_is_the_recipe_in_one(
     tiny_pipelines: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,57 @@
+"""Every stage of CogVideoX-nano's transformers runs: two steps on a handful of clips."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cogvideox.nano import buckets, encode, publish, train
+from cogvideox.nano.stage import SEED
+from cogvideox.nano.transformer_stages import TRANSFORMER_STAGES, TransformerStage
+
+FEW = tuple(
+    buckets.Bucket(frames, width, height, 4, 0.5)
+    for frames, width, height in ((9, 64, 64), (17, 64, 64))  # the second is that of the learned table
+)
+
+
+@pytest.fixture
+def few_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "BUCKETS", FEW)
+    monkeypatch.setattr(buckets.Bucket, "batch_size", 2)
+
+
+@pytest.mark.parametrize("stage", TRANSFORMER_STAGES, ids=lambda stage: stage.name)
+def test_a_stage_trains_and_leaves_weights_that_are_published(
+    stage: TransformerStage, few_clips: None, tmp_path: Path
+) -> None:
+    """Who trains the toy anew finds out after hours, not minutes, that a stage or its weights do not fit."""
+    short = replace(stage, steps=2, only_bucket=None if stage.only_bucket is None else 1)
+    train.train_transformer(tmp_path, short)
+    weights = torch.load(tmp_path / stage.name / "trained.pt")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert sum(1 for _ in (tmp_path / stage.name / "log.csv").open()) == 3  # the head and two steps
+    if stage.is_control_net:
+        publish.write_control_net(tmp_path / "published", weights)
+        assert any(weights[name].any() for name in weights if name.startswith("out_projectors"))
+    else:
+        config = publish.transformer.CONFIGS[stage.variant]
+        publish.write_transformer(tmp_path / "published", stage.variant, config, weights)
+
+
+def test_what_processes_encode_beforehand_is_what_a_stage_encodes_itself(few_clips: None, tmp_path: Path) -> None:
+    """Otherwise a training on a machine of many cores is another one than the recipe's."""
+    there, beforehand = tmp_path / "there", tmp_path / "beforehand"
+    itself = buckets.load_or_encode(0, there, SEED, "inpaint")
+    encode.encode(beforehand, 2, ["text", "inpaint"])
+    assert len(list(beforehand.iterdir())) == 2 * len(FEW)
+    before = buckets.load_or_encode(0, beforehand, SEED, "inpaint")
+    assert before.keys() == itself.keys() and torch.equal(before["known"], itself["known"])
+    for name, column in itself.items():  # in bf16, and in another number of threads
+        assert torch.allclose(before[name].float(), column.float(), atol=0.02), name
+
+
+def test_a_task_that_there_is_not_is_named() -> None:
+    with pytest.raises(ValueError, match="There is no task edges. The tasks are text, image, inpaint"):
+        encode.encode(Path(), 1, ["text", "edges"])
