@@ -123,6 +123,7 @@ def smoke(out: Path, *arguments: str) -> dict:
     return json.loads((out / "results.json").read_text())
 
 
+@pytest.mark.long  # its parts are tested one by one below
 def test_smoke_run_marks_every_row(tmp_path: Path) -> None:
     """Nobody may take the figures of tiny shapes on a CPU for a card's."""
     results = smoke(tmp_path, "--sections", "ceilings,step-5b")

@@ -1,11 +1,15 @@
 """Every stage of CogVideoX-nano's transformers runs: two steps on a handful of clips."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
 
+from cogvideox.host.patches import own_states
 from cogvideox.nano import buckets, encode, publish, train
 from cogvideox.nano.stage import SEED
 from cogvideox.nano.transformer_stages import TRANSFORMER_STAGES, TransformerStage
@@ -14,6 +18,13 @@ FEW = tuple(
     buckets.Bucket(frames, width, height, 4, 0.5)
     for frames, width, height in ((9, 64, 64), (17, 64, 64))  # the second is that of the learned table
 )
+
+
+@pytest.fixture(autouse=True)
+def accelerates_own_state() -> Iterator[None]:
+    """accelerate keeps a stage's precision for the process: a later test's training would compute in bf16."""
+    with own_states(PartialState, AcceleratorState, GradientState):
+        yield
 
 
 @pytest.fixture
@@ -40,6 +51,7 @@ def test_a_stage_trains_and_leaves_weights_that_are_published(
         publish.write_transformer(tmp_path / "published", stage.variant, config, weights)
 
 
+@pytest.mark.long  # two processes that import ComfyUI; what they call is called in every stage above
 def test_what_processes_encode_beforehand_is_what_a_stage_encodes_itself(few_clips: None, tmp_path: Path) -> None:
     """Otherwise a training on a machine of many cores is another one than the recipe's."""
     there, beforehand = tmp_path / "there", tmp_path / "beforehand"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cogvideox.devtools import client
 from cogvideox.tests.graphs import DECODE, IMAGES, SAMPLE, replaced, text_to_video, with_ksampler
+from cogvideox.tests.tiers import long_after
 from cogvideox.tests.tiny_decoders import NAME, write_tiny_decoder
 
 STEPS = 300  # a few seconds: the clip of three latents plays a few times
@@ -38,7 +39,9 @@ def turns(pictures: list[np.ndarray]) -> int:
     return sum(change > max(1.0, 5 * np.median(changes)) for change in changes)
 
 
-@pytest.mark.parametrize("with_sampler", (lambda graph: graph, with_ksampler), ids=("CogVideoXSample", "KSampler"))
+@pytest.mark.parametrize(
+    "with_sampler", long_after(1, (lambda graph: graph, with_ksampler)), ids=("CogVideoXSample", "KSampler")
+)
 def test_the_whole_clip_is_shown(comfyui, with_sampler) -> None:
     """ComfyUI's own preview stands still on the first frame, whatever goes on in the others."""
     shown = previews(comfyui, with_sampler(text_to_video(steps=STEPS, seed=11)), "latent2rgb")
