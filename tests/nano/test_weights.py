@@ -132,4 +132,5 @@ def test_a_trained_model_gives_diffusers_latents(pipelines: dict[str, Path]) -> 
         [paint.from_text(paint.load_pipeline(pipelines["5b"], "fp32"), request, settings)], settings, settings.seed
     )
     theirs = theirs.transpose(1, 2) / 0.7
-    check_parity("CogVideoX-nano, text to video with DDIM", ours, theirs, 5e-6)
+    # 4e-6 was seen: trained weights and cfg 6 amplify the rounding of fp32, which differs from processor to processor.
+    check_parity("CogVideoX-nano, text to video with DDIM", ours, theirs, 1e-5)
