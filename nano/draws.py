@@ -1,6 +1,7 @@
 """What the steps of a transformer's training see: clips of one bucket, their noise, and what is shown of them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ class StepDraws(torch.utils.data.Dataset):
         numbers = range(len(buckets.BUCKETS)) if stage.only_bucket is None else [stage.only_bucket]
         self._sets = {number: buckets.load_or_encode(number, work, SEED, stage.task) for number in numbers}
         self._empty_text = empty_text(work)
+        self._goal = self.objective(torch.device("cpu"))
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         from cogvideox.training import objective
@@ -34,7 +36,7 @@ class StepDraws(torch.utils.data.Dataset):
         drawn = range(step * count, (step + 1) * count)
         columns = [buckets.sample_at(self._sets[number], index, SEED) for index in drawn]
         samples = [_sample_of(column) for column in columns]
-        goal = self.objective(torch.device("cpu"), count)
+        goal = replace(self._goal, global_batch_size=count)
         batch = objective.draw_batch(samples, drawn, SEED + number, goal, self._empty_text)
         inputs = {"clean": batch.clean, "noise": batch.noise, "timesteps": batch.timesteps, "text": batch.text}
         if batch.c_concat is not None:
@@ -45,8 +47,8 @@ class StepDraws(torch.utils.data.Dataset):
             inputs["control_video"] = torch.stack([column["guide"] for column in columns]).byte()
         return inputs
 
-    def objective(self, device: torch.device, count: int = 1) -> "Objective":
-        """What is minimised, computed on `device`. count: the samples of a step."""
+    def objective(self, device: torch.device) -> "Objective":
+        """What is minimised, computed on `device`."""
         from cogvideox.samplers.schedule import alphas_cumprod
         from cogvideox.sockets.model import OFS
         from cogvideox.training.objective import Objective
@@ -60,7 +62,6 @@ class StepDraws(torch.utils.data.Dataset):
             patch_size_t=config.get("patch_size_t"),
             ofs=OFS if config.get("ofs_embed_dim") else None,
             timesteps="logit-normal",
-            global_batch_size=count,
             caption_dropout=0.1,
         )
 

@@ -71,6 +71,7 @@ class _StageLoss:
         # Captured graphs go on reading the tables of positions.
         assert len(buckets.BUCKETS) <= MOST_SIZES
         self._draws, self._steps, self._device = StepDraws(work, stage), stage.steps, device
+        self._goal = self._draws.objective(device)
         self._batches: Iterator[dict[str, torch.Tensor]] | None = None
         self._captured: dict[torch.Size, Callable[..., torch.Tensor]] = {}
 
@@ -81,15 +82,12 @@ class _StageLoss:
         if self._device.type == "cpu":
             # torch's fused attention takes three times as long as the plain one for so few tokens on a CPU
             with sdpa_kernel(SDPBackend.MATH):
-                return self._denoising(model)(*batch)
+                return Denoising(model, self._goal)(*batch)
         # The batches of a bucket are of one shape.
         shape = batch[0].shape
         if shape not in self._captured:
-            self._captured[shape] = captured(self._denoising(model), batch)
+            self._captured[shape] = captured(Denoising(model, self._goal), batch)
         return self._captured[shape](*batch)
-
-    def _denoising(self, model: torch.nn.Module) -> "Denoising":
-        return Denoising(model, self._draws.objective(self._device))
 
     def _from_step(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
         """The draws of all steps from `first` on; for a card two processes draw them ahead."""
