@@ -68,8 +68,8 @@ def collect_specs(header: Header, source: str) -> dict[str, TensorSpec]:
                 entry=Entry(shape, match["kind"]), data=name, block_type=match["kind"]
             )
         else:
-            scale = next((f"{module}.{s}" for s in _SCALES if leaf == "weight" and f"{module}.{s}" in entries), None)
-            found[name] = TensorSpec(entry, name, scale)
+            scales = [f"{module}.{scale}" for scale in _SCALES] if leaf == "weight" else []
+            found[name] = TensorSpec(entry, name, next(filter(entries.__contains__, scales), None))
     _refuse_unknown(header, found, source)
     return found
 

@@ -228,11 +228,11 @@ def test_names_without_end(tmp_path: Path, what: str) -> None:
 
 
 def test_a_model_under_thousands_of_prefixes(tmp_path: Path) -> None:
-    """Each prefix took a walk through all names, which is hours for a file of 4 MB."""
+    """Each prefix took a walk through all names: 64 million steps here, and hours for a file of 4 MB."""
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    header = {f"p{n}.transformer_blocks.0.norm1.linear.weight": entry for n in range(30_000)}
+    header = {f"p{n}.transformer_blocks.0.norm1.linear.weight": entry for n in range(8_000)}
     path = safetensors(tmp_path / "a.safetensors", header)
-    with bounded(), pytest.raises(UserError, match="holds a transformer 30000 times"):
+    with bounded(), pytest.raises(UserError, match="holds a transformer 8000 times"):
         check_component(path, "transformer")
 
 
