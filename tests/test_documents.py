@@ -134,16 +134,15 @@ def test_imports_in_documents_work(document: str) -> None:
         assert importlib.util.find_spec(module), module
 
 
-def definitions() -> dict[str, set[str]]:
+@pytest.fixture(scope="module")
+def definitions(tracked: set[str]) -> dict[str, set[str]]:
     """module or class -> the names defined in it, by every ending of its dotted name: "checkpoints",
     "model_loaders.checkpoints"; a class by its own name too."""
     found: dict[str, set[str]] = {}
-    for path in ROOT.rglob("*.py"):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0].startswith("."):
-            continue
+    for file in sorted(file for file in tracked if file.endswith(".py")):
+        parts = Path(file).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
         for start in range(len(parts)):
             found.setdefault(".".join(parts[start:]), set()).update(_defined(tree))
         for node in tree.body:
@@ -164,9 +163,9 @@ def _defined(scope: ast.Module | ast.ClassDef) -> set[str]:
 
 
 @pytest.mark.parametrize("document", ["CONTRIBUTING.md", "tests/README.md"])
-def test_named_files_and_functions_exist(document: str, tracked: set[str]) -> None:
+def test_named_files_and_functions_exist(document: str, tracked: set[str], definitions: dict[str, set[str]]) -> None:
     """A page that leads through the code and names what is gone sends its reader into the dark."""
-    known, missing, text = definitions(), [], _FENCE.sub("", read(document))
+    known, missing, text = definitions, [], _FENCE.sub("", read(document))
     names = {Path(file).name for file in tracked}
     for span in re.findall(r"`([^`\n]+)`", text):
         if re.fullmatch(r"[\w./]+/|[\w./]+\.(py|md|toml|json|csv)", span):

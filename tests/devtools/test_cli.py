@@ -2,6 +2,7 @@ import contextlib
 import errno
 import importlib.util
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -232,6 +233,14 @@ def test_benchmarks_all_run_and_a_failure_is_the_exit_status(untouched_clone, mo
     assert cli.main(["bench", "--quick"]) == 3
     for name in ("bench_a", "bench_b"):
         assert (untouched_clone / f"{name}--quick").read_text("utf-8") == str(ready.host)
+
+
+def test_processes_keep_what_they_compile(monkeypatch):
+    """Containers forbid it; then each process of a test run compiles ComfyUI and the pack for seconds."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    environ = cli.Setup(cli.Path("host"), cli.Path(sys.executable)).environ()
+    command = [sys.executable, "-c", "import sys; sys.exit(sys.dont_write_bytecode)"]
+    assert subprocess.run(command, env=environ).returncode == 0
 
 
 @pytest.mark.parametrize(
