@@ -42,6 +42,6 @@ TRANSFORMER_STAGES = (
     TransformerStage("2b", "2b", "5b", 8000, 3e-3),
     TransformerStage("1.5-5B", "1.5-5B", "5b", 8000, 3e-3),
     # Its table of positions is of one size.
-    TransformerStage("5b-I2V", "5b-I2V", "5b", 6000, 2e-3, _17_FRAMES),
-    TransformerStage("1.5-5B-I2V", "1.5-5B-I2V", "1.5-5B", 6000, 2e-3),
+    TransformerStage("5b-I2V", "5b-I2V", "5b", 5000, 2e-3, _17_FRAMES),
+    TransformerStage("1.5-5B-I2V", "1.5-5B-I2V", "1.5-5B", 5000, 2e-3),
 )
