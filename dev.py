@@ -1,4 +1,4 @@
-"""The commands demo, test, serve, bench, models and train; see `python3 dev.py --help`. Python and git suffice."""
+"""The commands demo, run, test, serve, bench, models and train; see `python3 dev.py --help`. Python and git suffice."""
 
 import importlib.util
 import sys

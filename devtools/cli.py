@@ -2,8 +2,8 @@
 
 import argparse
 import contextlib
+import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import browser, comfyui, environment, libraries, models, overlay, paths, server, suite
+from . import bench_list, browser, comfyui, environment, libraries, models, overlay, paths, server, suite
 from .console import say
 from .errors import DevError, describe_full_disk, is_disk_full
 from .process import run_foreground
+from .run import plan as run_plan
 from .signals import forget_callers_signals
 
 
@@ -67,19 +68,26 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "dev.py", description="Try, test and measure the pack in a real ComfyUI.", parents=[common], allow_abbrev=False
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, explanation in (
+    for name, act, explanation in (
         ("demo", demo, "make three videos, or one of your prompt or picture, with the toy that comes along"),
         ("test", test, "run the tests: a fast, a standard or a long tier; further arguments go to pytest"),
         ("serve", serve, "keep ComfyUI running for your browser"),
         ("bench", bench, "run the benchmarks, or the one named, with further arguments"),
     ):
-        command = commands.add_parser(name, help=explanation, parents=[common], allow_abbrev=False)
-        command.set_defaults(run=run)
-        if run is test:
+        # bench says itself what there is, and passes --help on to a benchmark.
+        command = commands.add_parser(
+            name, help=explanation, parents=[common], allow_abbrev=False, add_help=act is not bench
+        )
+        command.set_defaults(run=act)
+        if act is test:
             suite.add_arguments(command)
-        if run is demo:
+        if act is demo:
             command.add_argument("--prompt", metavar="TEXT", help="what to paint: a shape, its colour, where it goes")
             command.add_argument("--image", metavar="FILE", type=Path, help="the first frame: image to video")
+    explanation = "make videos of prompts, pictures or videos, on a server of its own or one that runs"
+    command = commands.add_parser("run", help=explanation, parents=[common], allow_abbrev=False)
+    run_plan.add_arguments(command)
+    command.set_defaults(run=make)
     explanation = "list the published checkpoints, or download one: models fetch NAME"
     command = commands.add_parser("models", help=explanation, parents=[common], allow_abbrev=False)
     models.add_arguments(command)
@@ -89,44 +97,67 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command.add_argument("recipe", help="a TOML file; training/example.toml is a whole one")
     command.set_defaults(run=train)
     arguments, rest = parser.parse_known_args(argv)
+    arguments.argv = argv
     if rest and arguments.run not in (test, bench):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments, rest[1:] if rest[:1] == ["--"] else rest
 
 
 _DEMO = ("text_to_video", "image_to_video", "fun_inpaint")
+_DEMO_PROMPT = "A large red square moves up on a white background."  # where a picture alone is given
 
 
 def demo(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Run example workflows on the toy, name the videos they made, and put frames of these into one picture: text to
-    video with a prompt, image to video with a picture; with neither both, and a region of a video repainted."""
+    """Run example workflows on the toy, name the videos they made, and put frames of these into one picture. With a
+    prompt or a picture, one video of it instead, as `run` makes it."""
+    if arguments.image is not None or arguments.prompt is not None:
+        return _demo_of(arguments)
     port = _chosen_port(arguments)
-    image, prompt = arguments.image, arguments.prompt
-    if image is not None and not image.is_file():
-        raise DevError(f"There is no picture {image}.")
-    asked = image is not None or prompt is not None
-    examples = ["image_to_video" if image is not None else "text_to_video"] if asked else list(_DEMO)
     setup = prepare(arguments, for_tests=False)
-    options = [f"--prompt={prompt}"] if prompt is not None else []
-    if image is not None:
-        shutil.copyfile(image, paths.BASE / "input" / f"demo{image.suffix}")
-        options.append(f"--image=demo{image.suffix}")
-    module = [str(setup.python), "-m"]
     with _server(setup, port, "demo") as running:
-        before = set(running.output.rglob("*.mp4"))
-        for name in examples:
-            say(f"Running {name}.json")
-            example = paths.EXAMPLE_WORKFLOW.with_stem(name)
-            command = [*module, "cogvideox.devtools.run_workflow", str(example), running.url, str(running.output)]
-            if status := run_foreground([*command, *options], env=setup.environ()):
-                return status
-        made = sorted(set(running.output.rglob("*.mp4")) - before)  # their names are numbered
-        sheet = running.output / "demo.png"
-        command = [*module, "cogvideox.devtools.contact_sheet", str(sheet), *map(str, made)]
-        if status := run_foreground(command, env=setup.environ()):
-            return status
-    say(f"Frames of them, a row each: {sheet}")
-    return 0
+        command = [str(setup.python), "-m", "cogvideox.devtools.demo", running.url, str(running.output), *_DEMO]
+        return run_foreground(command, env=setup.environ())
+
+
+def _demo_of(arguments: argparse.Namespace) -> int:
+    folder = paths.BASE / "output" / "demo"
+    number = 1 + max((int(file.stem) for file in folder.glob("*.mp4") if file.stem.isdecimal()), default=0)
+    video, sheet = folder / f"{number}.mp4", folder / f"{number}.png"
+    prompt = _DEMO_PROMPT if arguments.prompt is None else arguments.prompt
+    options = [f"--prompt={prompt}", f"--out={video}"]
+    if arguments.image is not None:
+        options.append(f"--image={arguments.image}")
+    options += [f"--{name}={value}" for name in ("comfyui", "port") if (value := getattr(arguments, name, None))]
+    if status := make(*parse(["run", *options])):
+        return status
+    python = environment.venv_python(paths.VENV)
+    command = [str(python), "-m", "cogvideox.devtools.contact_sheet", str(sheet), str(video)]
+    status = run_foreground(command)
+    say(f"Frames of it: {sheet}")
+    return status
+
+
+def make(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Make the videos that `run` asks for: what can be checked without packages here, the rest in a process that has
+    them. Progress goes to stderr: stdout has a line of JSON for each result, and nothing else."""
+    results = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        plan = run_plan.read_plan(arguments)
+        if arguments.ready is not None:
+            from .run.work import Own, work  # needs packages
+
+            own = json.loads(arguments.ready)
+            return work(plan, Own(**own) if own else None, results)
+        if plan.server is not None:
+            python, environ, ready = models.interpreter(run_plan.NEEDED), dict(os.environ), "{}"
+        else:
+            port = _chosen_port(arguments)
+            folder = models.models_folder(arguments)
+            setup = prepare(arguments, for_tests=False)
+            python, environ = setup.python, setup.environ()
+            ready = json.dumps({"host": str(setup.host), "models": str(folder), "port": port})
+    command = [str(python), str(paths.ROOT / "dev.py"), *arguments.argv, "--ready", ready]
+    return run_foreground(command, env=environ)
 
 
 def serve(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -159,9 +190,12 @@ def test(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def bench(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Run one benchmark, named without its `bench_`, or all of them; returns the first status that is not 0."""
-    files = sorted((paths.ROOT / "benchmarks").glob("bench_*.py"))
-    scripts = {file.stem.removeprefix("bench_"): file for file in files}
-    names, options = (rest[:1], rest[1:]) if rest and not rest[0].startswith("-") else (list(scripts), rest)
+    scripts = bench_list.scripts()
+    named = rest[:1] if rest and not rest[0].startswith("-") else []
+    if not named and {"-h", "--help"} & set(rest):
+        print(bench_list.describe(scripts))
+        return 0
+    names, options = named or list(scripts), rest[len(named) :]
     unknown = [name for name in names if name not in scripts]
     if unknown or not scripts:
         raise DevError(f"There is no benchmark {' '.join(unknown)}; there are: {', '.join(scripts) or 'none'}.")

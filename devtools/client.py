@@ -1,6 +1,7 @@
 """Talk to a ComfyUI server as its frontend does: queue a workflow, follow its websocket. Runs inside the venv."""
 
 import asyncio
+import contextlib
 import json
 import struct
 import time
@@ -18,6 +19,7 @@ from .server import request
 
 # ComfyUI's protocol.py
 _TEXT, _PREVIEW_WITH_METADATA = 3, 4
+_CANCEL_S = 5.0  # how long a program that ends waits for the server to hear of it
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -57,8 +59,8 @@ class RunResult:
 
     def files(self, output: Path) -> list[Path]:
         """The files that were saved below the server's output folder, in the order of their nodes."""
-        saved = [item for message in self.outputs.values() for items in message.values() for item in _file_items(items)]
-        return [output / item["subfolder"] / item["filename"] for item in saved if item["type"] == "output"]
+        saved = [item for message in self.outputs.values() for item in saved_files(message)]
+        return [output / item["subfolder"] / item["filename"] for item in saved]
 
 
 class Rejected(Exception):
@@ -73,14 +75,16 @@ def run_workflow(
     url: str,
     api: dict,
     on_event: OnEvent | None = None,
-    timeout_s: float = 600.0,
+    timeout_s: float | None = 600.0,
     extra_data: dict | None = None,
 ) -> RunResult:
     """Queue a workflow in API format and wait until the server has finished it.
 
     on_event: called with each message's type and data as it comes, previews as ("preview", {"node", "image"}) and
     progress texts as ("text", {"node", "text"}); it may call `interrupt`.
+    timeout_s: None waits for as long as it takes.
     extra_data: what a frontend sends along with a workflow, such as {"preview_method": "taesd"}.
+    Where this program ends before the workflow, by Ctrl-C or because of the time, the server stops it.
     Returns also when the workflow was refused, failed or was interrupted: see RunResult.error.
     Raises: DevError if the server goes away or takes longer than `timeout_s`.
     """
@@ -112,6 +116,13 @@ def interrupt(url: str) -> None:
     request(f"{url}/interrupt", {})
 
 
+def cancel(url: str, prompt_id: str) -> None:
+    """Take one workflow out of the queue, or stop it where it runs. Others are left alone. Raises nothing."""
+    with contextlib.suppress(OSError):
+        request(f"{url}/queue", {"delete": [prompt_id]}, timeout_s=_CANCEL_S)
+        request(f"{url}/interrupt", {"prompt_id": prompt_id}, timeout_s=_CANCEL_S)
+
+
 def free(url: str, settle_s: float = 1.0) -> None:
     """Unload every model and forget every cached result.
 
@@ -126,7 +137,13 @@ def history(url: str, prompt_id: str) -> dict:
     return json.loads(request(f"{url}/history/{prompt_id}")).get(prompt_id, {})
 
 
-async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float, extra_data: dict | None) -> RunResult:
+def saved_files(message: dict) -> list[dict]:
+    """What an "executed" message says of files in the output folder: {"filename", "subfolder", "type"} of each."""
+    items = [item for items in message.values() if isinstance(items, list) for item in items]
+    return [item for item in items if isinstance(item, dict) and "filename" in item and item["type"] == "output"]
+
+
+async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float | None, extra_data: dict | None) -> RunResult:
     client_id = uuid.uuid4().hex
     result = RunResult()
     async with aiohttp.ClientSession() as session:
@@ -140,7 +157,10 @@ async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float, extra_d
                 return result
             try:
                 await asyncio.wait_for(_follow(socket, result, on_event), timeout_s)
-            except asyncio.TimeoutError as error:
+            except BaseException as error:  # Ctrl-C and SIGTERM too: nobody waits for the result any more
+                cancel(url, result.prompt_id)
+                if not isinstance(error, asyncio.TimeoutError):
+                    raise
                 raise DevError(f"The workflow did not end within {timeout_s:.0f} s.") from error
     return result
 
@@ -206,7 +226,3 @@ def _read_refusal(answer: dict, api: dict) -> RunError:
         node_id, node_type, message = refusals[0]
         message += "".join(f"; {other_type} (node {other}): {why}" for other, other_type, why in refusals[1:])
     return RunError("rejected", node_id, node_type, message)
-
-
-def _file_items(items: object) -> list[dict]:
-    return [item for item in items if isinstance(item, dict) and "filename" in item] if isinstance(items, list) else []

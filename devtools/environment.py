@@ -1,12 +1,16 @@
 """The virtual environment: room for it, its creation, and what pip puts into it."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from .console import say
@@ -108,6 +112,7 @@ def install_package(python: Path, root: Path, stamps: Path, logs: Path) -> None:
     stamp = stamps / "package"
     if stamp.exists() and stamp.read_text("utf-8") == digest:
         return
+    say(f"This clone: installing it as the package cogvideox, where it lies (log: {logs / 'pip-package.log'})")
     stamp.unlink(missing_ok=True)
     run_pip(python, ["install", "--no-deps", "--editable", str(root)], "this clone", logs / "pip-package.log")
     stamps.mkdir(parents=True, exist_ok=True)
@@ -135,8 +140,32 @@ def run_pip(python: Path, arguments: Sequence[str], what: str, log: Path) -> Non
         "off",
         *arguments[1:],
     ]
-    if run_logged(command, log, env={**os.environ, "PYTHONUNBUFFERED": "1"}, matching=_PIP_STEPS):
+    environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="pip-", dir=log.parent) as scratch:
+        if arguments[0] == "install":
+            # On the disk whose room has been looked at: the system's folder for such files may be one in memory.
+            environ |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), scratch)
+        measure = partial(_written_since, time.time(), (Path(scratch), python.parent.parent))
+        status = run_logged(command, log, env=environ, matching=_PIP_STEPS, measure=measure)
+    if status:
         raise DevError(describe_failure(what, log))
+
+
+def _written_since(began: float, folders: Iterable[Path]) -> str:
+    """How much has been written into folders: pip says nothing while a file of gigabytes comes. "" below a megabyte."""
+    megabytes = sum(size for folder in folders for size in _new_sizes(folder, began)) / 1e6
+    return f"{megabytes:,.0f} MB so far" if megabytes >= 1 else ""
+
+
+def _new_sizes(folder: Path, began: float) -> Iterator[int]:
+    """The bytes of every file below a folder that is newer than `began`. Another program writes there meanwhile."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(place, name))
+                if status.st_ctime >= began:
+                    yield status.st_size
 
 
 def describe_failure(what: str, log: Path) -> str:

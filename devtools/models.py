@@ -3,8 +3,10 @@
 import argparse
 import importlib.util
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ from .process import run_foreground
 if TYPE_CHECKING:
     from cogvideox.model_loaders.downloads.fetch import Progress
 
-_NEEDED = ("requests", "filelock")  # what a download imports; ComfyUI requires both
+_NEEDED = {"requests": "requests", "filelock": "filelock"}  # module -> package: what a download imports
 _REPORT_S = 10.0  # between two lines where the output is not a terminal
 
 
@@ -45,7 +47,8 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         return 0
     if not arguments.name:
         raise DevError("Name the checkpoint: `models fetch NAME`; `models` lists the names.")
-    python = _interpreter(arguments.name)
+    _require_name(arguments.name)  # a wrong name must be found before anything is installed
+    python = interpreter(_NEEDED)
     if python == Path(sys.executable):
         fetch(arguments.name, target)
         return 0
@@ -110,29 +113,37 @@ class _ProgressLines:
 
 def _target(arguments: argparse.Namespace) -> Path:
     """The folder of the checkpoints. Raises: DevError where the given folder is not a ComfyUI."""
-    if arguments.to:
-        return Path(arguments.to).expanduser().resolve()
+    return Path(arguments.to).expanduser().resolve() if arguments.to else models_folder(arguments) / "diffusers"
+
+
+def models_folder(arguments: argparse.Namespace) -> Path:
+    """The folder `models` of the ComfyUI that is named, of the one whose custom_nodes the clone is in, or else of the
+    clone's own. Raises: DevError where what is named is not a ComfyUI."""
     checkout = getattr(arguments, "comfyui", None) or os.environ.get("COMFYUI_PATH")
     if checkout:
         named_by = "--comfyui" if "comfyui" in arguments else "COMFYUI_PATH"
-        return comfyui.find_checkout(checkout, named_by) / "models" / "diffusers"
+        return comfyui.find_checkout(checkout, named_by) / "models"
     above = paths.ROOT.parent
     if above.name == "custom_nodes" and (above.parent / "main.py").is_file():
-        return above.parent / "models" / "diffusers"
-    return paths.BASE / "models" / "diffusers"
+        return above.parent / "models"
+    return paths.BASE / "models"
 
 
-def _interpreter(name: str) -> Path:
-    """A Python that has the packages in _NEEDED: this one, or the venv's. Raises: DevError."""
-    try:
-        repositories.find_repository(name)  # a wrong name must be found before anything is installed
-    except UserError as error:
-        raise DevError(str(error)) from error
-    if all(importlib.util.find_spec(module) for module in _NEEDED):
+def interpreter(needed: Mapping[str, str]) -> Path:
+    """A Python that has some modules: this one, or the venv's. needed: module -> its package. Raises: DevError."""
+    if all(importlib.util.find_spec(module) for module in needed):
         return Path(sys.executable)
     paths.LOGS.mkdir(parents=True, exist_ok=True)
     python = environment.create_venv(paths.VENV, paths.LOGS)
-    constraints = paths.ROOT / "constraints-dev.txt"
-    arguments = ["install", *_NEEDED, "-c", str(constraints)]
-    environment.run_pip(python, arguments, " and ".join(_NEEDED), paths.LOGS / "pip-downloads.log")
+    if subprocess.run([str(python), "-c", f"import {', '.join(needed)}"], capture_output=True, check=False).returncode:
+        arguments = ["install", *needed.values(), "-c", str(paths.CONSTRAINTS)]
+        environment.run_pip(python, arguments, " and ".join(needed.values()), paths.LOGS / "pip-downloads.log")
     return python
+
+
+def _require_name(name: str) -> None:
+    """Raises DevError for a wrong name."""
+    try:
+        repositories.find_repository(name)
+    except UserError as error:
+        raise DevError(str(error)) from error

@@ -4,7 +4,7 @@ import contextlib
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +51,27 @@ def run_logged(
     env: Mapping[str, str] | None = None,
     heartbeat_s: float = 10.0,
     matching: str = "",
+    measure: Callable[[], str] = lambda: "",
 ) -> int:
-    """Run `command` with its output in `log`, printing a line of it every `heartbeat_s` seconds.
+    """Run `command` with its output in `log`, printing a line of it every `heartbeat_s` seconds, the first one sooner.
 
-    matching: a regular expression for the lines worth printing. Returns the exit status. The process is stopped when
-    this one is interrupted.
+    matching: a regular expression for the lines worth printing; where there is none yet, the last one is printed.
+    measure: what else there is to say of how far it is.
+    Returns the exit status. The process is stopped when this one is interrupted.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as out:
         process = start(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=cwd, env=env)
         try:
+            wait_s = heartbeat_s / 3
             while True:
                 try:
-                    return process.wait(heartbeat_s)
+                    return process.wait(wait_s)
                 except subprocess.TimeoutExpired:
-                    say(f"  ... {time.monotonic() - began:.0f} s: {last_line(log, 90, matching)}")
+                    wait_s = heartbeat_s
+                    line = last_line(log, 90, matching) or last_line(log, 90) or "started"
+                    say(f"  ... {time.monotonic() - began:.0f} s: {', '.join(filter(None, (line, measure())))}")
         finally:
             stop(process)
 

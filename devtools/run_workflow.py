@@ -3,10 +3,9 @@
     python -m cogvideox.devtools.run_workflow FILE URL OUTPUT
 
 FILE: as saved by the frontend, or in API format. OUTPUT: the server's output folder. Runs inside the venv.
---prompt TEXT, --image NAME: instead of the prompt and the example picture; NAME in the server's input folder.
 """
 
-import argparse
+import io
 import json
 import sys
 from dataclasses import dataclass
@@ -28,23 +27,37 @@ class Video:
     fps: float
 
 
-def inspect_video(file: Path) -> Video:
+def inspect_video(file: Path | io.BytesIO) -> Video:
     """Decode a video file and count."""
     import av
 
-    with av.open(str(file)) as container:
+    with av.open(file if isinstance(file, io.BytesIO) else str(file)) as container:
         stream = container.streams.video[0]
         frames = sum(1 for _ in container.decode(stream))
         return Video(frames, stream.width, stream.height, float(stream.average_rate or 0))
 
 
-def run(workflow: Path, url: str, output: Path, prompt: str | None = None, image: str | None = None) -> None:
-    """Run a workflow file to its end, with a line per node and step, and name the files it saved.
+def run(workflow: Path, url: str, output: Path) -> list[Path]:
+    """Run a workflow file to its end, with a line per node and step, and name the files it saved; returns these.
 
-    Raises: DevError if the workflow is refused, fails or saves nothing, or has no single node for prompt or image.
+    Raises: DevError if the workflow is refused, fails or saves nothing.
     """
     api = client_format(workflow, url)
-    replace_widgets(api, prompt, image)
+    result = client.run_workflow(url, api, progress_lines(api))
+    if result.error is not None:
+        raise DevError(f"The workflow {workflow.name} did not run to its end: {result.error}")
+    if result.previews:
+        say(f"  {len(result.previews)} live previews were sent")
+    files = [file.resolve() for file in result.files(output)]
+    if not files:
+        raise DevError(f"The workflow {workflow.name} saved no file: it needs a node such as SaveVideo.")
+    for file in files:
+        print(describe_file(file), flush=True)
+    return files
+
+
+def progress_lines(api: dict) -> client.OnEvent:
+    """What prints a line for each node and step of a workflow in API format."""
     types = {node_id: node["class_type"] for node_id, node in api.items()}
 
     def report(kind: str, data: dict) -> None:
@@ -55,16 +68,7 @@ def run(workflow: Path, url: str, output: Path, prompt: str | None = None, image
         elif kind == "text":
             say(f"    {data['text']}")
 
-    result = client.run_workflow(url, api, report)
-    if result.error is not None:
-        raise DevError(f"The workflow {workflow.name} did not run to its end: {result.error}")
-    if result.previews:
-        say(f"  {len(result.previews)} live previews were sent")
-    files = result.files(output)
-    if not files:
-        raise DevError(f"The workflow {workflow.name} saved no file: it needs a node such as SaveVideo.")
-    for file in files:
-        print(describe_file(file.resolve()), flush=True)
+    return report
 
 
 def client_format(workflow: Path, url: str) -> dict:
@@ -76,36 +80,26 @@ def client_format(workflow: Path, url: str) -> dict:
     return convert_to_api(saved, client.object_info(url))
 
 
-def replace_widgets(api: dict, prompt: str | None, image: str | None) -> None:
-    """Set the text of the prompt that is not empty, and put LoadImage, whose outputs are the same, in the place of the
-    example picture. Raises: DevError."""
-    for kind, widget, value in (("CogVideoXEncodeText", "text", prompt), ("CogVideoXExample", "example", image)):
-        nodes = [n for n in api.values() if n["class_type"] == kind and n["inputs"][widget]]
-        if value is not None:
-            if len(nodes) != 1:
-                raise DevError(f"The workflow has {len(nodes)} {kind} nodes with a {widget}; it takes one.")
-            if kind == "CogVideoXExample":
-                nodes[0].update(class_type="LoadImage", inputs={"image": value})
-            else:
-                nodes[0]["inputs"][widget] = value
-
-
 def describe_file(file: Path) -> str:
     """The path, and for a video its frames, size and fps."""
     if file.suffix not in (".mp4", ".webm", ".mkv"):
         return str(file)
-    video = inspect_video(file)
-    return f"{file}  ({video.frames} frames, {video.width}x{video.height}, {video.fps:g} fps)"
+    return f"{file}  ({describe_video(inspect_video(file))})"
+
+
+def describe_video(video: Video) -> str:
+    """Its frames, size and fps."""
+    return f"{video.frames} frames, {video.width}x{video.height}, {video.fps:g} fps"
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser("run_workflow", allow_abbrev=False)
-    for name in ("workflow", "url", "output", "--prompt", "--image"):
-        parser.add_argument(name)
-    arguments = parser.parse_args(argv)
+    if len(argv) != 3:
+        print("usage: run_workflow FILE URL OUTPUT", file=sys.stderr)
+        return 2
+    workflow, url, output = argv
     try:
-        run(Path(arguments.workflow), arguments.url, Path(arguments.output), arguments.prompt, arguments.image)
+        run(Path(workflow), url, Path(output))
     except DevError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

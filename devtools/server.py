@@ -22,7 +22,7 @@ from .process import last_line, start, stop
 
 ADDRESS = "127.0.0.1"
 
-# Never through a proxy: the server is on this machine.
+# Never through a proxy: the server is on this machine, or is one that the user has named.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -111,10 +111,13 @@ def running_server(
         yield Server(url, port, process, log, Path(base).resolve() / "output", user)
 
 
-def request(url: str, body: dict | None = None, timeout_s: float = 60.0) -> bytes:
-    """GET `url`, or POST `body` as JSON. Raises: urllib.error.HTTPError, OSError if nobody answers."""
-    data = None if body is None else json.dumps(body).encode()
-    message = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+def request(
+    url: str, body: dict | bytes | None = None, timeout_s: float = 60.0, content_type: str = "application/json"
+) -> bytes:
+    """GET `url`, or POST `body`, a dict as JSON. Raises: urllib.error.HTTPError, OSError if nobody answers, and
+    http.client.HTTPException for half an answer."""
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    message = urllib.request.Request(url, data, {"Content-Type": content_type})
     with _OPENER.open(message, timeout=timeout_s) as response:
         return response.read()
 

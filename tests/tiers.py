@@ -13,10 +13,15 @@ TESTS = Path(__file__).resolve().parent
 # What the fast tier leaves out although it talks to no server: a first case takes more than about a second. Files,
 # or functions of files; tests/test_tiers.py knows whether they exist. A fast run names the tests that belong here.
 SLOW = (
+    "devtools/run/test_run_clips.py::test_own_server_lists_what_another_comfyui_has",
+    "devtools/run/test_run_work.py::test_ended_run_is_ended_on_the_server_too",
+    "devtools/run/test_run_work.py::test_reader_that_ends_is_no_traceback",
     "devtools/test_bench_gpu.py",
     "devtools/test_environment.py::test_half_made_venv_is_recreated_and_a_working_one_kept",
+    "devtools/test_environment.py::test_pip_says_how_much_has_come",
     "devtools/test_overlay.py::test_pip_leaves_the_shared_packages_alone",
     "devtools/test_process.py::test_long_step_shows_that_it_is_alive",
+    "devtools/test_process.py::test_progress_has_no_blank_lines",
     "devtools/test_server.py::test_server_does_not_outlive_a_command_that_is_ended",
     "devtools/test_server.py::test_server_that_never_answers_is_given_up_and_stopped",
     "devtools/test_workflow.py::test_agrees_with_comfy_cli",

@@ -6,12 +6,10 @@ A latent frame stands for four frames of the video, the first one for a single f
 import torch
 
 from ..errors import UserError
-from ..video_limits import check_amount, check_latent_amount
+from ..video_limits import SIZE_STEP as SIZE_STEP  # taken from here by those who take the rest from here
+from ..video_limits import TEMPORAL, check_latent_amount, check_size
 
-SPATIAL, TEMPORAL, CHANNELS = 8, 4, 16
-# The transformer makes one token of 2 x 2 latents, so width and height have to divide by 16. diffusers checks 8 only,
-# and fails later.
-SIZE_STEP = 16
+SPATIAL, CHANNELS = 8, 16
 
 
 def latent_frames(frames: int) -> int:
@@ -22,27 +20,6 @@ def latent_frames(frames: int) -> int:
 def video_frames(latent_frames: int) -> int:
     """Frames that `latent_frames` decode to: 4 n - 3, and none for 0."""
     return max(0, TEMPORAL * (latent_frames - 1) + 1)
-
-
-def check_size(width: int, height: int, frames: int, batch_size: int = 1) -> None:
-    """Raises UserError naming the nearest sizes that fit, where width, height or frames do not, and where all videos
-    together are too large."""
-    problems = []
-    for name, value in (("width", width), ("height", height)):
-        if value < SIZE_STEP or value % SIZE_STEP:
-            problems.append(f"{name} {value} is not divisible by {SIZE_STEP}: use {_nearest(value, SIZE_STEP, 0)}")
-    if frames < 1 or (frames - 1) % TEMPORAL:
-        problems.append(
-            f"frames {frames} is not 4k + 1 (8k + 1 as the models were trained): use {_nearest(frames, TEMPORAL, 1)}"
-        )
-    if problems:
-        raise UserError("; ".join(problems) + ".")
-    check_amount(width, height, frames, batch_size)
-
-
-def _nearest(value: int, step: int, offset: int) -> str:
-    below = (value - offset) // step * step + offset
-    return f"{below} or {below + step}" if below > 0 else str(step if offset == 0 else offset)
 
 
 def empty_latent(width: int, height: int, frames: int, batch_size: int) -> torch.Tensor:

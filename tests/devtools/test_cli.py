@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import importlib.util
+import json
 import socket
 import subprocess
 import sys
@@ -76,49 +77,93 @@ def test_port_in_use_is_found_before_anything_long(untouched_clone, capsys, comm
 
 def test_demos_picture_that_is_not_there_is_named_before_anything_long(untouched_clone, capsys):
     assert cli.main(["demo", "--prompt", "a star", "--image", "nowhere.png"]) == 1
-    assert "There is no picture nowhere.png" in sentence(capsys)
+    assert "--image names nowhere.png, which is not there" in sentence(capsys)
     assert not list(untouched_clone.iterdir())
 
 
+@pytest.fixture
+def fake_server(untouched_clone, monkeypatch):
+    """A machine that is ready, and a server that is none. Returns the commands that are run on them."""
+    commands = []
+    running = SimpleNamespace(url="http://127.0.0.1:1", output=untouched_clone / "output")
+    ready = cli.Setup(untouched_clone / "host", Path("python"))
+    monkeypatch.setattr(cli, "prepare", lambda *_, **__: ready)
+    monkeypatch.setattr(cli, "_server", lambda *_: contextlib.nullcontext(running))
+    monkeypatch.setattr(cli, "run_foreground", lambda command, **_: commands.append([*map(str, command)]) or 0)
+    return commands
+
+
+def test_demo_runs_three_workflows(untouched_clone, fake_server):
+    """The first command of the README."""
+    assert cli.main(["demo"]) == 0
+    names = ["text_to_video", "image_to_video", "fun_inpaint"]
+    (command,) = fake_server
+    assert command[1:] == [
+        "-m",
+        "cogvideox.devtools.demo",
+        "http://127.0.0.1:1",
+        str(untouched_clone / "output"),
+        *names,
+    ]
+    assert all((paths.ROOT / "example_workflows" / f"{name}.json").is_file() for name in names)
+
+
 @pytest.mark.parametrize(
-    "given, names",
+    "given, asked",
     [
-        ([], ["text_to_video", "image_to_video", "fun_inpaint"]),
-        (["--prompt", "a star"], ["text_to_video"]),
-        (["--image", "start.png"], ["image_to_video"]),
-        (["--image", "start.png", "--prompt", "a star"], ["image_to_video"]),
+        (["--prompt", "a star"], ["--prompt=a star"]),
+        (
+            ["--image", "start.png"],
+            ["--prompt=A large red square moves up on a white background.", "--image=start.png"],
+        ),
+        (["--image", "start.png", "--prompt", "a star"], ["--prompt=a star", "--image=start.png"]),
     ],
 )
-def test_demo_runs_what_is_asked_for_and_shows_it(untouched_clone, monkeypatch, capsys, given, names):
-    """The first command of the README: what it runs, with which prompt and picture, and the picture of all frames."""
-    output = untouched_clone / "output"
-    commands = []
+def test_demo_of_a_prompt_or_a_picture_is_a_run(untouched_clone, fake_server, monkeypatch, capsys, given, asked):
+    """What is given is made by `run`, under a name that no demo before had, and shown."""
+    monkeypatch.chdir(untouched_clone)
+    Path("start.png").touch()
+    folder = untouched_clone / ".dev" / "base" / "output" / "demo"
+    folder.mkdir(parents=True)
+    (folder / "9.mp4").touch()
+    assert cli.main(["demo", *given]) == 0
+    run, sheet = fake_server
+    assert run[1:3] == [str(paths.ROOT / "dev.py"), "run"]
+    assert [option for option in run[3:-2] if not option.startswith("--out=")] == asked
+    assert f"--out={folder / '10.mp4'}" in run
+    assert sheet[1:] == ["-m", "cogvideox.devtools.contact_sheet", str(folder / "10.png"), str(folder / "10.mp4")]
+    assert str(folder / "10.png") in capsys.readouterr().out
 
-    def run(command, **_):
-        commands.append(command)
-        if "cogvideox.devtools.run_workflow" in command:
-            (output / f"{len(commands)}.mp4").touch()
-        return 0
 
-    output.mkdir()
-    (output / "of a run before.mp4").touch()
-    (untouched_clone / "input").mkdir()
-    picture = untouched_clone / "start.png"
-    picture.touch()
-    running = SimpleNamespace(url="http://127.0.0.1:1", output=output)
-    monkeypatch.setattr(paths, "BASE", untouched_clone)
-    monkeypatch.setattr(cli, "prepare", lambda *_, **__: SimpleNamespace(python="python", environ=dict))
-    monkeypatch.setattr(cli, "_server", lambda *_: contextlib.nullcontext(running))
-    monkeypatch.setattr(cli, "run_foreground", run)
-    assert cli.main(["demo", *(str(picture) if word == "start.png" else word for word in given)]) == 0
-    *runs, sheet = commands
-    assert [Path(command[3]).stem for command in runs] == names
-    assert all(Path(command[3]).is_file() for command in runs)
-    options = {option for command in runs for option in command[6:]}
-    wanted = {"--prompt": "--prompt=a star", "--image": "--image=demo.png"}
-    assert options == {wanted[word] for word in given if word in wanted}
-    assert [Path(file).name for file in sheet[4:]] == [f"{n + 1}.mp4" for n in range(len(names))]
-    assert sheet[3] in capsys.readouterr().out
+def test_run_goes_on_in_the_clones_own_python(untouched_clone, fake_server, capsys):
+    """stdout has the results alone, which another program reads; the server of one's own gets the user's models."""
+    assert cli.main(["run", "--prompt", "a", "--out", str(untouched_clone / "a.mp4"), "--seed", "3"]) == 0
+    ((python, script, *rest, ready),) = fake_server
+    assert (python, script) == ("python", str(paths.ROOT / "dev.py"))
+    assert rest == ["run", "--prompt", "a", "--out", str(untouched_clone / "a.mp4"), "--seed", "3", "--ready"]
+    assert json.loads(ready) == {
+        "host": str(untouched_clone / "host"),
+        "models": str(untouched_clone / ".dev" / "base" / "models"),
+        "port": None,
+    }
+    assert capsys.readouterr().out == ""
+
+
+def test_bench_help_names_the_benchmarks(untouched_clone, capsys):
+    """Their names stood in an error message alone. Nothing is installed for it."""
+    assert cli.main(["bench", "--help"]) == 0
+    out = capsys.readouterr().out
+    for script in (paths.ROOT / "benchmarks").glob("bench_*.py"):
+        (line,) = (line for line in out.splitlines() if line.split()[:1] == [script.stem.removeprefix("bench_")])
+        assert line.endswith(".") and len(line.split()) > 5, line
+    assert not list(untouched_clone.iterdir())
+
+
+def test_help_of_one_benchmark_is_its_own(untouched_clone, fake_server):
+    """`bench nano --help` printed the options of `bench`, of which it has others."""
+    assert cli.main(["bench", "nano", "--help"]) == 0
+    (command,) = fake_server
+    assert command == ["python", str(paths.ROOT / "benchmarks" / "bench_nano.py"), "--help"]
 
 
 def test_too_little_room_is_found_before_anything_is_written(untouched_clone, monkeypatch, capsys):

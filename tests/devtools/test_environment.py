@@ -1,4 +1,5 @@
 import sys
+from functools import partial
 
 import pytest
 
@@ -50,6 +51,22 @@ def test_offline_pip_is_one_sentence_with_pips_last_word_and_the_log(fake_pip, i
     assert "No matching distribution found for diffusers" in message
     assert str(tmp_path / "logs" / "pip-the-packages.log") in message
     assert "\n" not in message
+
+
+def test_pip_says_how_much_has_come(fake_pip, python, tmp_path, monkeypatch, capsys):
+    """A wheel of gigabytes takes minutes in which pip prints nothing. Its files are on the clone's disk, whose room has
+    been looked at: the system's folder for them may be a small one in memory."""
+    run_logged = environment.run_logged
+    monkeypatch.setattr(environment, "run_logged", partial(run_logged, heartbeat_s=0.9))
+    fake_pip(
+        "import tempfile, time\nprint('Collecting torch', flush=True)\n"
+        "file = tempfile.NamedTemporaryFile()\nfile.write(bytes(5_000_000))\nfile.flush()\n"
+        "print(tempfile.gettempdir())\ntime.sleep(1)"
+    )
+    environment.run_pip(python, ["install", "torch"], "torch", tmp_path / "logs" / "pip.log")
+    assert "Collecting torch, 5 MB so far" in capsys.readouterr().out
+    assert str(tmp_path / "logs") in (tmp_path / "logs" / "pip.log").read_text("utf-8")
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["pip.log"]
 
 
 def test_conflicting_packages_are_not_called_offline(fake_pip, install):

@@ -108,5 +108,7 @@ def test_a_python_without_requests_gets_a_venv_that_has_it(tmp_path, monkeypatch
     monkeypatch.setattr(paths, "LOGS", tmp_path / "logs")
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(models.environment, "create_venv", lambda venv, logs: python)
-    assert models._interpreter(NAME) == python
+    assert models.interpreter(models._NEEDED) == python
+    assert not calls.exists(), "it has them already"
+    assert models.interpreter({"no_such_module": "requests", "filelock": "filelock"}) == python
     assert "requests filelock" in calls.read_text("utf-8")

@@ -15,6 +15,21 @@ def test_long_step_shows_that_it_is_alive(tmp_path, capsys):
     assert "Collecting torch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "output, shown", [("", "started"), ("Requirement already satisfied: x", "Requirement already")]
+)
+def test_progress_has_no_blank_lines(tmp_path, capsys, output, shown):
+    """pip prints pages before the first line that is worth showing, and a blank line every ten seconds says nothing."""
+    code = f"import time; print({output!r}, flush=True); time.sleep(1.0)"
+    command = [sys.executable, "-c", code]
+    process.run_logged(
+        command, tmp_path / "log", heartbeat_s=0.6, matching="^Collecting", measure=lambda: "9 MB so far"
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2, "the first one comes sooner than the others"
+    assert f"s: {shown}" in lines[-1] and all(line.endswith(", 9 MB so far") for line in lines)
+
+
 def test_log_line_in_a_message_has_no_colour_codes(tmp_path):
     (tmp_path / "log").write_text("first\n\x1b[1m\x1b[31m[ERROR]\x1b[0m port taken\n\n", "utf-8")
     assert process.last_line(tmp_path / "log") == "[ERROR] port taken"

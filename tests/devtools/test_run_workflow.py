@@ -1,10 +1,11 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("aiohttp")
 
-from cogvideox.devtools import run_workflow  # noqa: E402
+from cogvideox.devtools import demo, run_workflow  # noqa: E402
 from cogvideox.devtools.client import RunError, RunResult  # noqa: E402
 from cogvideox.devtools.errors import DevError  # noqa: E402
 
@@ -58,17 +59,24 @@ def test_file_that_is_no_workflow_is_named(tmp_path, capsys):
     assert "notes.txt cannot be read as a workflow" in capsys.readouterr().err
 
 
-def test_prompt_and_picture_take_the_places_of_the_examples():
-    # `dev.py demo --prompt` must paint that prompt, and leave the negative one alone.
-    api = {
-        "1": {"class_type": "CogVideoXEncodeText", "inputs": {"text": "a star"}},
-        "2": {"class_type": "CogVideoXEncodeText", "inputs": {"text": ""}},
-        "3": {"class_type": "CogVideoXExample", "inputs": {"example": "picture"}},
-    }
-    run_workflow.replace_widgets(api, "a circle", "mine.png")
-    assert [api["1"]["inputs"]["text"], api["2"]["inputs"]["text"]] == ["a circle", ""]
-    assert api["3"]["inputs"]["image"] == "mine.png"
-    del api["3"]
-    run_workflow.replace_widgets(api, None, None)
-    with pytest.raises(DevError, match="0 CogVideoXExample nodes"):
-        run_workflow.replace_widgets(api, None, "mine.png")
+def test_demo_shows_the_videos_that_its_workflows_have_saved(tmp_path, monkeypatch, video, capsys):
+    """It looked for what is new in the output folder, and found the videos of another program there too."""
+    shown = []
+    sheet = SimpleNamespace(save=lambda file, optimize: file.touch())
+    monkeypatch.setattr(demo, "contact_sheet", lambda videos: shown.extend(videos) or sheet)
+    monkeypatch.setattr(
+        demo.run_workflow, "run", lambda workflow, url, output: [video, tmp_path / f"{workflow.stem}.png"]
+    )
+    (tmp_path / "of another program.mp4").touch()
+    assert demo.main(["http://host", str(tmp_path), "text_to_video", "fun_inpaint"]) == 0
+    assert shown == [video, video]
+    assert str(tmp_path / "demo.png") in capsys.readouterr().out and (tmp_path / "demo.png").exists()
+
+
+def test_failed_demo_is_one_sentence(monkeypatch, tmp_path, capsys):
+    def fail(*_):
+        raise DevError("The workflow failed.")
+
+    monkeypatch.setattr(demo.run_workflow, "run", fail)
+    assert demo.main(["http://host", str(tmp_path), "text_to_video"]) == 1
+    assert capsys.readouterr().err == "error: The workflow failed.\n"

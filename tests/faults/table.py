@@ -159,7 +159,7 @@ FAULTS = (
     ),
     Fault(
         "any count of frames is taken",
-        "vae/geometry.py",
+        "video_limits.py",
         "if frames < 1 or (frames - 1) % TEMPORAL:",
         "if frames < 1:",
         ("tests/vae/test_geometry.py",),

@@ -1,0 +1,135 @@
+"""What may be said of one clip, on the command line and in a line of a file of prompts: one table for both."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SAMPLERS = ("ddim", "dpm")
+# What the loaders list, and the option that takes a name of it.
+LISTS = {"pipeline": "model", "transformer": "model", "text_encoder": "text_encoder", "vae": "vae", "lora": "lora"}
+Lists = Mapping[str, Sequence[str]]  # a key of LISTS -> the names that a server offers
+_SWITCH = {"on": True, "true": True, "off": False, "false": False}
+# ComfyUI's limits for the seed and for the frames a second of CreateVideo, and the pack's for the others.
+_MAX_SEED, _FPS, _MAX_STEPS, _MAX_CFG, _MAX_FRAMES, _MAX_SIDE_PX = (1 << 64) - 1, (1.0, 120.0), 1000, 100.0, 1025, 16384
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA in the server's list, and its strength."""
+
+    name: str
+    strength: float
+
+
+@dataclass(frozen=True)
+class Option:
+    """read(text) gives the value, and raises ValueError with what is expected, the end of a sentence.
+
+    repeats: it may be given several times, and its value is a tuple.
+    """
+
+    metavar: str
+    help: str
+    read: Callable[[str], Any]
+    repeats: bool = False
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Reads a whole number."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise ValueError(f"give a whole number from {least} to {most}")
+        return value
+
+    return read
+
+
+def number(least: float, most: float) -> Callable[[str], float]:
+    """Reads a number."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:  # False for NaN
+            raise ValueError(f"give a number from {least:g} to {most:g}")
+        return value
+
+    return read
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Reads one of a few words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"give {' or '.join(choices)}")
+        return text
+
+    return read
+
+
+def read_switch(text: str) -> bool:
+    """on or off."""
+    if text.lower() not in _SWITCH:
+        raise ValueError("give on or off")
+    return _SWITCH[text.lower()]
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT in pixels. Whether a video may have them is looked at with the number of frames."""
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
+        raise ValueError("give the width and height in pixels, such as 720x480")
+    width, height = (int(side) for side in sides)
+    if max(width, height) > _MAX_SIDE_PX:
+        raise ValueError(f"give sides of at most {_MAX_SIDE_PX} pixels")
+    return width, height
+
+
+def read_lora(text: str) -> Lora:
+    """NAME or NAME:STRENGTH, 1 where there is none."""
+    name, colon, strength = text.rpartition(":")
+    if not colon:
+        name, strength = text, "1"
+    how = "write NAME or NAME:STRENGTH, such as style:0.8"
+    try:
+        value = float(strength)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"its strength {strength.strip()!r} is no number; {how}")
+    if not name.strip():
+        raise ValueError(f"it has no name; {how}")
+    return Lora(name.strip(), value)
+
+
+# The names are those of the command line, with _ for -, and the keys of a line in JSON.
+OPTIONS: Mapping[str, Option] = {
+    "prompt": Option("TEXT", "what the video shows", str),
+    "negative": Option("TEXT", "the negative prompt, empty by default", str),
+    "image": Option("FILE", "the first frame: image to video", str),
+    "video": Option("FILE", "a video to change, or that controls a Control model", str),
+    "model": Option("NAME", "a checkpoint in the list of Load CogVideoX Pipeline; by default the toy", str),
+    "like": Option("NAME", "the official checkpoint that the model is one of, where its name does not say so", str),
+    "text_encoder": Option("NAME", "the text encoder, where the model is a transformer alone", str),
+    "vae": Option("NAME", "the VAE, where the model is a transformer alone", str),
+    "weight_dtype": Option("NAME", "the precision of the weights, such as int8", str),
+    "lora": Option("NAME[:STRENGTH]", "a LoRA; may be given several times", read_lora, repeats=True),
+    "size": Option("WxH", "width and height in pixels", read_size),
+    "frames": Option("N", "frames of the video, 8k + 1", whole(1, _MAX_FRAMES)),
+    "fps": Option("N", "frames a second", number(*_FPS)),
+    "steps": Option("N", "sampling steps", whole(1, _MAX_STEPS)),
+    "cfg": Option("N", "guidance strength", number(0.0, _MAX_CFG)),
+    "sampler": Option("NAME", " or ".join(SAMPLERS), one_of(*SAMPLERS)),
+    "dynamic_cfg": Option("on|off", "change the guidance over the run", read_switch),
+    "denoise": Option("N", "how much of --video is changed, from 0 to 1", number(0.0, 1.0)),
+    "seed": Option("N", "the same seed makes the same video; 0 by default", whole(0, _MAX_SEED)),
+}

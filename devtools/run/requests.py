@@ -1,0 +1,165 @@
+"""What a person asks for: the command line, and a file of prompts. Standard library only."""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cogvideox.errors import UserError, quoted
+from cogvideox.small_files import read_small_text
+from cogvideox.video_limits import check_size
+
+from ..errors import DevError
+from .options import OPTIONS
+
+_MAX_FILE_BYTES = 64 << 20
+_FILES = {"image": "picture", "video": "video"}  # the options that name a file of the person's own -> what it is
+
+
+@dataclass(frozen=True)
+class Request:
+    """One clip. values: those of OPTIONS that were given. own: those of them that its line in a file gives.
+
+    source: the line, such as "line 3 of prompts.txt"; "" for the command line. folder: what its paths start from.
+    """
+
+    values: Mapping[str, Any]
+    own: frozenset[str] = field(default_factory=frozenset)
+    source: str = ""
+    folder: Path = Path()
+
+    def label(self, name: str) -> str:
+        """How a message calls an option."""
+        return f"{name} in {self.source}" if name in self.own else f"--{name.replace('_', '-')}"
+
+    def file(self, name: str) -> Path | None:
+        """The path that the option image or video names."""
+        written = self.values.get(name)
+        if written is None:
+            return None
+        path = Path(written).expanduser()
+        return self.folder / path if name in self.own else path
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of one clip, as text: what is wrong with it is said in our own words."""
+    for name, option in OPTIONS.items():
+        command.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar=option.metavar,
+            help=option.help.replace("%", "%%"),
+            action="append" if option.repeats else "store",
+        )
+    command.add_argument("--prompts", metavar="FILE", type=Path, help="a prompt in each line, or JSON with options")
+
+
+def read_requests(arguments: argparse.Namespace) -> list[Request]:
+    """The clips that the command line asks for. Raises: DevError for what can be seen without opening pictures."""
+    given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name, None) is not None}
+    common = Request({name: _read(name, value, f"--{name.replace('_', '-')}") for name, value in given.items()})
+    if arguments.prompts is None:
+        requests = [common]
+    elif "prompt" in given:
+        raise DevError("--prompt makes one video and --prompts one for each line of a file: give one of the two.")
+    else:
+        requests = list(_read_file(arguments.prompts, common))
+        if not requests:
+            raise DevError(f"--prompts names {arguments.prompts}, in which there is no prompt: write one in each line.")
+    for request in requests:
+        _check(request)
+    return requests
+
+
+def _check_shape(request: Request) -> None:
+    """Raises: DevError for a size and a length that no model can make."""
+    width, height = request.values.get("size", (16, 16))
+    frames = request.values.get("frames", 1)
+    try:
+        check_size(width, height, frames)
+    except UserError as error:
+        labels = [request.label(name) for name in ("size", "frames") if name in request.values]
+        raise DevError(f"{' and '.join(labels)}: {error}") from error
+
+
+def _check(request: Request) -> None:
+    """Raises: DevError for what one clip lacks, and for files that are not there."""
+    if "prompt" not in request.values:
+        place = f"{_begin(request.source)} has no prompt" if request.source else "There is no prompt"
+        raise DevError(f"{place}: give one with {'its key prompt' if request.source else '--prompt or --prompts'}.")
+    for name, kind in _FILES.items():
+        path = request.file(name)
+        if path is not None and not path.is_file():
+            found = "a folder" if path.is_dir() else "not there"
+            raise DevError(f"{request.label(name)} names {request.values[name]}, which is {found}: give a {kind} file.")
+    _check_shape(request)
+    if "image" in request.values and "video" in request.values:
+        raise DevError(f"{request.label('image')} and {request.label('video')} are given: a clip takes one of the two.")
+
+
+def _read_file(file: Path, common: Request) -> Iterator[Request]:
+    """The requests of a file's lines. Empty lines, and those that begin with #, are left out. Raises: DevError."""
+    try:
+        text = read_small_text(file.expanduser(), _MAX_FILE_BYTES)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DevError(f"Line {line} of {file} is not UTF-8: save the file as UTF-8.") from error
+    except UserError as error:
+        raise DevError(f"--prompts: {error}") from error
+    except OSError as error:
+        raise DevError(f"--prompts names {file}, which cannot be read: {error.strerror or error}.") from error
+    # Not splitlines, which also splits at characters that editors count as part of a line.
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if line and not line.startswith("#"):
+            yield _read_line(line, f"line {number} of {file}", file.expanduser().parent, common)
+
+
+def _read_line(line: str, source: str, folder: Path, common: Request) -> Request:
+    """A prompt, or an object in JSON whose keys are names of OPTIONS. Raises: DevError."""
+    if not line.startswith("{"):
+        return Request({**common.values, "prompt": line}, frozenset({"prompt"}), source, folder)
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise DevError(
+            f"{_begin(source)} begins with {{ and is no JSON: {error}. Write an object in one line, such as "
+            '{"prompt": "a star", "seed": 2}, or the prompt alone.'
+        ) from error
+    unknown = [quoted(str(key)) for key in found if key not in OPTIONS]
+    if unknown:
+        raise DevError(
+            f"{_begin(source)} has {', '.join(unknown)}, which is no option; there are: {', '.join(OPTIONS)}."
+        )
+    own = {name: _read(name, _as_text(value), f"{name} in {source}") for name, value in found.items()}
+    return Request({**common.values, **own}, frozenset(own), source, folder)
+
+
+def _begin(source: str) -> str:
+    """A source at the beginning of a sentence."""
+    return source[:1].upper() + source[1:]
+
+
+def _as_text(value: Any) -> str | list[str]:
+    """A value of JSON as the command line would have it."""
+    if isinstance(value, list):
+        return [str(_as_text(item)) for item in value]
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _read(name: str, value: str | list[str], label: str) -> Any:
+    """The value of an option. Raises: DevError."""
+    option = OPTIONS[name]
+    if isinstance(value, list) and not option.repeats:
+        raise DevError(f"{label} is a list: give one value.")
+    texts = value if isinstance(value, list) else [value]
+    values = []
+    for text in texts:
+        try:
+            values.append(option.read(text))
+        except ValueError as error:
+            raise DevError(f"{label} is {quoted(text)!r}: {error}.") from error
+    return tuple(values) if option.repeats else values[0]

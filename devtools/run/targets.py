@@ -1,0 +1,146 @@
+"""Where results go, and which of them are there already. Standard library only, but to write.
+
+Beside each video lies a file NAME.mp4.json with the settings that it was made with and its hash: by this a run that
+was ended goes on where it stopped.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogvideox.complete_file import complete_file, write_complete_text
+from cogvideox.errors import UserError
+from cogvideox.small_files import read_small_text
+
+from ..errors import DevError
+
+SUFFIX, RECORD_SUFFIX = ".mp4", ".json"
+_NUMBER = re.compile(r"%0[1-9]d")  # not %d, which "100%done.mp4" has too
+_IN_A_FOLDER = "%04d.mp4"
+_MAX_RECORD_BYTES = 1 << 20
+_NAMES_ONLY = ("image", "video")  # settings that say where a file was; its hash says what it is
+
+
+@dataclass(frozen=True)
+class Target:
+    """The path of a result. written: as the person would write it, for messages."""
+
+    path: Path
+    written: str
+
+    @property
+    def record(self) -> Path:
+        return self.path.with_name(self.path.name + RECORD_SUFFIX)
+
+
+def plan_targets(out: str, count: int) -> list[Target]:
+    """The paths of `count` results. The folders that they need are made, and tried.
+
+    out: a file, a folder, or a path with a number such as clips/%03d.mp4, which counts from 1. A path without a suffix
+    is a folder. Raises: DevError.
+    """
+    is_folder = out.endswith(("/", os.sep)) or os.path.isdir(os.path.expanduser(out)) or not Path(out).suffix
+    pattern = os.path.join(out, _IN_A_FOLDER) if is_folder else out
+    numbers = len(_NUMBER.findall(Path(pattern).name))
+    if Path(pattern).suffix.lower() != SUFFIX:
+        raise DevError(f"--out is {out}, and videos are written as {SUFFIX}: give a name that ends so, or a folder.")
+    if numbers > 1:
+        raise DevError(f"--out is {out}, which has {numbers} numbers: give one, such as clips/%03d{SUFFIX}.")
+    if count > 1 and not numbers:
+        raise DevError(
+            f"--out is {out}, which is one file, and there are {count} prompts: give a folder, or a name with a "
+            f"number, such as {Path(out).with_name(Path(out).stem + '-%03d' + SUFFIX)}."
+        )
+    names = [_numbered(pattern, number) for number in range(1, count + 1)]
+    targets = [Target(Path(os.path.abspath(os.path.expanduser(name))), name) for name in names]
+    _try_folder(targets[0].path.parent, out)
+    for target in targets:
+        if target.path.is_dir():
+            raise DevError(f"--out: {target.written} is a folder, and a video is to have that name: give another one.")
+    return targets
+
+
+def _numbered(pattern: str, number: int) -> str:
+    """The number belongs into the last part alone; a % elsewhere is one."""
+    folder, name = os.path.split(pattern)
+    return os.path.join(folder, _NUMBER.sub(lambda found: found[0] % number, name))
+
+
+def _try_folder(folder: Path, out: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DevError(
+            f"--out is {out}, and nothing can be written to {folder} ({error.strerror or error}): give another place."
+        ) from error
+
+
+def find_done(target: Target, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of a result that is there, whole, and was made with these settings; None otherwise."""
+    record = _read_record(target.record)
+    if record is None or _identity(record["settings"]) != _identity(settings):
+        return None
+    return record if _sha256(target.path) == record["sha256"] else None
+
+
+def check_free(targets: Iterable[Target], overwrite: bool) -> None:
+    """Raises: DevError where a result would take the place of a file."""
+    taken = [target for target in targets if os.path.lexists(target.path) or _is_foreign(target.record)]
+    if taken and not overwrite:
+        others = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        how = (
+            "was made with other settings, or has changed since" if _read_record(taken[0].record) else "exists already"
+        )
+        name = taken[0].written + ("" if os.path.lexists(taken[0].path) else RECORD_SUFFIX)
+        raise DevError(f"{name}{others} {how}: give another --out, or --overwrite to replace it.")
+
+
+def write_result(target: Target, video: bytes, record: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
+    """Write a video and its record, each under a name of its own until it is complete; returns the record with the
+    hash. Raises: DevError, where another file has taken the name meanwhile too."""
+    written = {**record, "sha256": hashlib.sha256(video).hexdigest()}
+    try:
+        if os.path.lexists(target.path) and not overwrite:
+            raise DevError(f"{target.written} has been made by something else meanwhile: it is not overwritten.")
+        # The record first: a kill between the two leaves a record without its video, and that video is made again.
+        write_complete_text(target.record, json.dumps(written, ensure_ascii=False, indent=1) + "\n")
+        with complete_file(target.path, replaces=overwrite) as file:
+            file.part.write_bytes(video)
+    except UserError as error:
+        raise DevError(str(error)) from error
+    return written
+
+
+def _is_foreign(record: Path) -> bool:
+    """Whether another file has the name of a record."""
+    return os.path.lexists(record) and _read_record(record) is None
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError, UserError):
+        record = json.loads(read_small_text(path, _MAX_RECORD_BYTES))
+        if isinstance(record, dict) and isinstance(record.get("settings"), dict) and "sha256" in record:
+            return record
+    return None
+
+
+def _identity(settings: Mapping[str, Any]) -> Any:
+    """What has to be equal for two results to be the same, as JSON gives it back."""
+    return json.loads(json.dumps({name: value for name, value in settings.items() if name not in _NAMES_ONLY}))
+
+
+def _sha256(path: Path) -> str:
+    """ "" for a file that cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""

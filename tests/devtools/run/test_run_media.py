@@ -1,0 +1,91 @@
+"""Pictures and videos of one's own: what is wrong with one is found before a server starts."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from cogvideox import video_limits
+from cogvideox.devtools.errors import DevError
+from cogvideox.devtools.run.media import read_media
+from cogvideox.devtools.run.requests import Request
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((200, 200), 90).convert("RGB").save(file, "JPEG")
+    return file.getvalue()
+
+
+def animation() -> bytes:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in (0, 100, 200)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+def sound() -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="wav") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "words"),
+    [
+        ("image", b"no picture", "is no picture that can be read"),
+        ("image", b"", "is no picture that can be read"),
+        ("image", jpeg()[:2000], "is no picture that can be read"),
+        ("image", animation(), "has 3 pictures"),
+        ("video", b"no video", "is no video that can be read"),
+        ("video", b"", "is no video that can be read"),
+        ("video", sound(), "in which there is no video"),
+    ],
+)
+def test_wrong_file_is_named_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, data: bytes, words: str
+) -> None:
+    """ComfyUI would name a copy in its input folder, after its start and the loading of the model."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_bytes(data)
+    with pytest.raises(DevError, match=f"--{kind} names ./mine, .*{words}"):
+        read_media([Request({kind: "./mine"})])
+
+
+def test_film_is_refused_before_it_is_decoded_to_its_end(
+    video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server decodes all of a file into memory, whatever part of it is used."""
+    monkeypatch.setattr(video_limits, "MAX_VIDEO_PIXELS", 64 * 64 * 20)
+    assert read_media([Request({"video": str(video(20))})])
+    with pytest.raises(DevError, match="which is too long: 64 x 64 pixels x 21 frames .*Cut the part out"):
+        read_media([Request({"video": str(video(99))})])
+
+
+def test_video_says_its_frames_and_speed(video: Callable[..., Path]) -> None:
+    (found,) = read_media([Request({"video": str(video(13, fps=16))})] * 2).values()
+    assert (found.frames, found.fps, found.suffix) == (13, 16.0, ".mp4")
+    assert found.name == f"{found.sha256[:32]}.mp4"
+
+
+def test_picture_of_a_turned_phone_is_upright(tmp_path: Path) -> None:
+    """Hosts differ in whether they look at the mark; a video of somebody lying on the side comes out."""
+    picture = Image.new("RGB", (80, 48))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "phone.jpg", exif=exif)
+    (found,) = read_media([Request({"image": str(tmp_path / "phone.jpg")})]).values()
+    with Image.open(io.BytesIO(found.data)) as sent:
+        assert sent.size == (48, 80) and found.suffix == ".png"
+    picture.save(tmp_path / "plain.jpg")
+    (found,) = read_media([Request({"image": str(tmp_path / "plain.jpg")})]).values()
+    assert found.data == (tmp_path / "plain.jpg").read_bytes() and found.suffix == ".jpg"

@@ -1,0 +1,179 @@
+"""dev.py run: bad input is one sentence, before anything is installed or started."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from cogvideox.devtools import cli, models
+from cogvideox.devtools.run import remote
+from cogvideox.devtools.run.options import Lora
+from cogvideox.devtools.run.requests import Request, read_requests
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """refused(arguments...) -> the one sentence that `run` ends with; nothing may be set up before it."""
+    monkeypatch.chdir(tmp_path)
+    for owner, name in ((cli, "prepare"), (models, "interpreter"), (cli, "run_foreground")):
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("it went on"))
+
+    def run(*arguments: str, out: str = "out/") -> str:
+        assert cli.main(["run", "--out", out, *arguments]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "", "stdout is for results alone"
+        (line,) = captured.err.splitlines()
+        return line.removeprefix("error: ")
+
+    return run
+
+
+ONE = ("--prompt", "a star")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ("There is no prompt", "--prompt or --prompts")),
+        ((*ONE, "--lora", "style:strong"), ("--lora is 'style:strong'", "'strong' is no number", "style:0.8")),
+        ((*ONE, "--lora", "style:nan"), ("'nan' is no number",)),
+        ((*ONE, "--lora", ":0.5"), ("has no name",)),
+        ((*ONE, "--steps", "many"), ("--steps is 'many'", "from 1 to 1000")),
+        ((*ONE, "--steps", "0"), ("--steps is '0'", "from 1 to 1000")),
+        ((*ONE, "--cfg", "nan"), ("--cfg is 'nan'", "from 0 to 100")),
+        ((*ONE, "--fps", "1000"), ("--fps is '1000'", "from 1 to 120")),
+        ((*ONE, "--seed", "-1"), ("--seed is '-1'",)),
+        ((*ONE, "--sampler", "euler"), ("--sampler is 'euler'", "ddim or dpm")),
+        ((*ONE, "--dynamic-cfg", "maybe"), ("--dynamic-cfg is 'maybe'", "on or off")),
+        ((*ONE, "--size", "720"), ("--size is '720'", "720x480")),
+        ((*ONE, "--size", "720x470"), ("--size: height 470", "464 or 480")),
+        ((*ONE, "--frames", "50"), ("--frames: frames 50 is not 4k + 1", "49 or 53")),
+        ((*ONE, "--size", "16384x16384", "--frames", "1025"), ("--size and --frames", "billion pixels")),
+        ((*ONE, "--image", "../no.png"), ("--image names ../no.png, which is not there",)),
+        ((*ONE, "--video", "."), ("--video names ., which is a folder",)),
+        ((*ONE, "--prompts", "p.txt"), ("give one of the two",)),
+        (("--prompts", "p.txt"), ("--prompts names p.txt, which cannot be read: No such file",)),
+        (("--prompts", "."), ("--prompts", "not a regular file")),
+        ((*ONE, "--server", "localhost:8188"), ("--server is 'localhost:8188'", "http://127.0.0.1:8188")),
+        ((*ONE, "--server", "http://me:pw@host"), ("no address of a server",)),
+        ((*ONE, "--server", "http://host:99999"), ("no address of a server",)),
+        ((*ONE, "--server", "file:///etc/passwd"), ("no address of a server",)),
+    ],
+)
+def test_what_is_wrong_is_named(
+    refused: Callable[..., str], arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """Otherwise minutes of installation and a server's start come before the same answer, or a traceback does."""
+    message = refused(*arguments)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"a star\n\n# a remark\n{'prompt': 1}\n", ("Line 4 of prompts.txt begins with { and is no JSON",)),
+        (b'a\n{"prompt": "b", "steps": "ten"}', ("steps in line 2 of prompts.txt is 'ten'",)),
+        (b'{"prompt": "b", "sede": 1}', ("Line 1 of prompts.txt has sede", "there are: prompt, negative")),
+        (b'a\n{"seed": 1}', ("Line 2 of prompts.txt has no prompt",)),
+        (b'{"prompt": "b", "steps": [1, 2]}', ("steps in line 1 of prompts.txt is a list",)),
+        (b'{"prompt": "b", "steps": true}', ("steps in line 1 of prompts.txt is 'on'",)),
+        (b'{"prompt": "b", "steps": 5.5}', ("steps in line 1 of prompts.txt is '5.5'",)),
+        (b'{"prompt": "b", "lora": ["x:0.5", "y:z"]}', ("lora in line 1 of prompts.txt is 'y:z'",)),
+        (b'{"prompt": "b", "size": "65x64"}', ("size in line 1 of prompts.txt: width 65",)),
+        (b'\r\n{"prompt": "b", "image": "gone.png"}', ("image in line 2 of prompts.txt names gone.png, which is not",)),
+        (b'{"prompt": "b", "image": "p.png", "video": "prompts.txt"}', ("names p.png, which is not there",)),
+        (b"a star\nein gr\xfcner Stern\n", ("Line 2 of prompts.txt is not UTF-8",)),
+        (b"\n# nothing\n", ("--prompts names prompts.txt, in which there is no prompt",)),
+    ],
+)
+def test_broken_line_is_named_by_its_number(
+    refused: Callable[..., str], tmp_path: Path, text: bytes, words: tuple[str, ...]
+) -> None:
+    """A file of a thousand prompts cannot be searched for the one that is wrong."""
+    (tmp_path / "prompts.txt").write_bytes(text)
+    message = refused("--prompts", "prompts.txt")
+    assert all(word in message for word in words), message
+
+
+def test_places_that_cannot_be_written_are_found(refused: Callable[..., str], tmp_path: Path) -> None:
+    """A video that has taken an hour would have nowhere to go."""
+    (tmp_path / "file").touch()
+    (tmp_path / "two.txt").write_text("a\nb\n")
+    for out in ("file/clip.mp4", "file/deeper/"):
+        assert f"--out is {out}, and nothing can be written to" in refused(*ONE, out=out)
+    assert "--out is clip.webm, and videos are written as .mp4" in refused(*ONE, out="clip.webm")
+    several = refused("--prompts", "two.txt", out="clips/one.mp4")
+    assert "there are 2 prompts" in several and "clips/one-%03d.mp4" in several
+    assert "which has 2 numbers" in refused(*ONE, out="%03d-%02d.mp4")
+
+
+def test_line_overrides_the_command_line(tmp_path: Path) -> None:
+    """Settings of one line must not reach the next; its pictures lie beside the file, the command line's do not."""
+    (tmp_path / "p.jsonl").write_text(
+        '\ufeff{"prompt": "ä\u2028b", "seed": 7, "size": "96x64", "dynamic_cfg": false, "lora": ["a:0.5", "b"], '
+        '"image": "p.jsonl"}\n  plain  \n',
+        "utf-8",
+    )
+    argv = ["run", "--out", "x/", "--prompts", str(tmp_path / "p.jsonl"), "--seed", "3", "--steps", "4", "--lora", "c"]
+    first, second = read_requests(cli.parse(argv)[0])
+    common = {"seed": 3, "steps": 4, "lora": (Lora("c", 1.0),)}
+    assert second.values == {**common, "prompt": "plain"}
+    assert first.values == {
+        **common,
+        "prompt": "ä\u2028b",
+        "seed": 7,
+        "size": (96, 64),
+        "dynamic_cfg": False,
+        "lora": (Lora("a", 0.5), Lora("b", 1.0)),
+        "image": "p.jsonl",
+    }
+    assert first.file("image") == tmp_path / "p.jsonl"
+    assert Request({"image": "here.png"}).file("image") == Path("here.png")
+
+
+@pytest.fixture
+def web_page() -> Iterator[str]:
+    """The address of a server that is no ComfyUI."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_server_that_is_none_is_told_so(refused: Callable[..., str], web_page: str) -> None:
+    """Port 8188 may be anything's."""
+    assert f"{web_page} answers, and not as ComfyUI does" in refused(*ONE, "--server", web_page)
+
+
+def test_server_that_does_not_answer_is_given_up(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine behind a firewall would hold the command for minutes."""
+    assert remote.ANSWER_S == 10.0
+    monkeypatch.setattr(remote, "ANSWER_S", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert f"No server answers at {url} (no answer within 0.3 s)" in refused(*ONE, "--server", url)
+    assert f"No server answers at {url} (" in refused(*ONE, "--server", url)
+
+
+def test_server_without_the_pack_is_told_so(refused: Callable[..., str], fake) -> None:
+    """ComfyUI's own answer is that a node does not exist, after everything has been uploaded."""
+    fake.has_pack = False
+    assert f"The ComfyUI at {fake.url} does not have this pack" in refused(*ONE, "--server", fake.url + "/")
