@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import bench_list, browser, comfyui, environment, libraries, models, overlay, paths, server, suite
+from . import bench_list, browser, comfyui, environment, libraries, migrate, models, overlay, paths, server, suite
 from .console import say
 from .errors import DevError, describe_full_disk, is_disk_full
 from .process import run_foreground
@@ -92,6 +92,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command = commands.add_parser("models", help=explanation, parents=[common], allow_abbrev=False)
     models.add_arguments(command)
     command.set_defaults(run=models.run)
+    explanation = "rewrite a workflow of ComfyUI-CogVideoXWrapper into the pack's nodes: migrate workflow.json"
+    command = commands.add_parser("migrate", help=explanation, allow_abbrev=False)
+    migrate.add_arguments(command)
+    command.set_defaults(run=migrate.run)
     explanation = "train a LoRA, or a whole transformer, as a recipe says: train my_recipe.toml"
     command = commands.add_parser("train", help=explanation, parents=[common], allow_abbrev=False)
     command.add_argument("recipe", help="a TOML file; training/example.toml is a whole one")

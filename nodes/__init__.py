@@ -20,6 +20,7 @@ from .latent import CogVideoXEmptyLatent
 from .load import CogVideoXLoadModel, CogVideoXLoadPipeline, CogVideoXLoadTextEncoder, CogVideoXLoadVAE
 from .long import CogVideoXContextWindows, CogVideoXPositions
 from .lora import CogVideoXApplyLora, CogVideoXSaveLora
+from .replacing import register_replacements
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
 from .text import CogVideoXEncodeText
@@ -71,6 +72,9 @@ set_advice(ADVICE)
 
 class CogVideoXExtension(ComfyExtension):
     """The object that ComfyUI asks for the pack's nodes."""
+
+    async def on_load(self) -> None:
+        await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         start_listings()

@@ -21,6 +21,7 @@ ORDER = (
     {"media"},
     {"transformer", "samplers", "vae"},
     {"host"},
+    {"migration"},
     {"complete_file", "small_files", "video_limits"},
     {"errors", "keys"},
 )

@@ -1,0 +1,102 @@
+"""What a rewriting has changed, left out and refused, in sentences for the user."""
+
+from dataclasses import dataclass, field
+
+from .node_graph import Graph, Link, Node
+from .target_nodes import TARGETS
+
+CHANGED, LEFT_OUT, REFUSED = "changed", "left out", "refused"
+
+
+@dataclass(frozen=True)
+class Options:
+    """wrapper_folder: whether the checkpoints lie in the wrapper's models/CogVideo, whose folders have other names.
+    leave_out: whether what has no counterpart is left out; else the workflow is refused."""
+
+    wrapper_folder: bool = False
+    leave_out: bool = False
+
+
+class CannotConvert(Exception):
+    """A node without which the rest of its chain cannot be converted; the report has said why."""
+
+
+@dataclass
+class Work:
+    """A rewriting under way.
+
+    entries: (CHANGED, LEFT_OUT or REFUSED, node, sentence). made: what an old node has already become, by its id and
+    the purpose.
+    """
+
+    graph: Graph
+    options: Options
+    entries: list[tuple[str, str, str]] = field(default_factory=list)
+    made: dict[tuple[str, str], Link] = field(default_factory=dict)
+
+    def note(self, kind: str, node: Node, sentence: str) -> None:
+        entry = (kind, node.label, sentence)
+        if entry not in self.entries:
+            self.entries.append(entry)
+
+    def changed(self, node: Node, sentence: str) -> None:
+        self.note(CHANGED, node, sentence)
+
+    def left_out(self, node: Node, sentence: str) -> None:
+        self.note(LEFT_OUT, node, sentence)
+
+    def lacks(self, node: Node, sentence: str) -> None:
+        """Something of `node` has no counterpart, and what the video shows depends on it."""
+        self.note(LEFT_OUT if self.options.leave_out else REFUSED, node, sentence)
+
+    def refuse(self, node: Node, sentence: str) -> CannotConvert:
+        """To be raised where nothing can stand for `node`."""
+        self.note(REFUSED, node, sentence)
+        return CannotConvert(sentence)
+
+    def of(self, kind: str) -> list[str]:
+        """The lines of the report of one kind."""
+        return [f"{node}: {sentence}" for found, node, sentence in self.entries if found == kind]
+
+    def add(self, kind: str, at: Node, place: tuple[int, int] = (0, 0), **inputs: object) -> Node:
+        """A new node in the place of `at`. place: how many node widths to the right and heights below of it."""
+        target, saved = TARGETS[kind], {}
+        if "pos" in at.saved:
+            x, y = _numbers(at.saved["pos"])
+            height = 60 + 26 * (max(len(target.sockets), len(target.outputs)) + len(target.widgets))
+            if kind == "CogVideoXEncodeText":
+                height += 120  # several lines of text
+            saved = {"pos": [x + 340 * place[0], y + 200 * place[1]], "size": [315, height]}
+            saved |= {key: at.saved[key] for key in ("color", "bgcolor") if key in at.saved}
+        node = Node(self.graph.new_id(), kind, {k: v for k, v in inputs.items() if v is not None}, saved=saved)
+        node.is_new = True
+        self.graph.nodes[node.id] = node
+        return node
+
+    def text(self, node: Node, name: str) -> str:
+        """The name of a file or a checkpoint at a widget, with / between folders. Raises CannotConvert."""
+        found = self.graph.constant(node.inputs.get(name))
+        if not isinstance(found, str):
+            raise self.refuse(node, f"its {name} comes from another node. Choose it in the node and migrate again.")
+        return found.replace("\\", "/")
+
+    def needed(self, node: Node, name: str, slot: int | None = None) -> Link:
+        """The Link at a socket that `node` needs. slot: of the output that it has to be. Raises CannotConvert."""
+        found = self.graph.resolve(node.inputs.get(name))
+        if not isinstance(found, Link):
+            raise self.refuse(node, f"nothing is connected to its input {name}. Connect it and migrate again.")
+        if slot is not None and found.slot != slot:
+            source = self.graph.nodes[found.node].label
+            raise self.refuse(node, f"its input {name} comes from output {found.slot} of {source}; expected is {slot}.")
+        return found
+
+
+def _numbers(position: object) -> tuple[float, float]:
+    """The two numbers of a position: a list, or an object as older frontends wrote it."""
+    if isinstance(position, dict):
+        position = [position.get("0"), position.get("1")]
+    if isinstance(position, list) and len(position) >= 2:
+        x, y = position[:2]
+        if isinstance(x, (int, float)) and isinstance(y, (int, float)):
+            return x, y
+    return 0.0, 0.0

@@ -1,0 +1,40 @@
+"""Workflows of ComfyUI-CogVideoXWrapper in the real frontend: it offers the replacements, and opens what migrates."""
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from cogvideox.devtools import client
+from cogvideox.devtools.server import Server
+from cogvideox.devtools.workflow import convert_to_api
+from cogvideox.migration.migrate_graph import migrate_workflow
+from cogvideox.migration.migration_report import Options
+from cogvideox.tests.migration.wrapper_flows import TWELVE
+
+# The values of a node's widgets by name.
+_WIDGETS = "type => Object.fromEntries(app.graph.nodes.find(n => n.type === type).widgets.map(w => [w.name, w.value]))"
+
+
+def test_missing_nodes_of_the_wrapper_have_a_replacement(open_as: Any) -> None:
+    """Whoever opens an old workflow is offered the nodes that are the same, and gets them with their links."""
+    with open_as(Comfy__NodeReplacement__Enabled=True) as frontend:
+        frontend.load(TWELVE["control_net"]().document(), "wrapper")
+        expect(frontend.page.get_by_text("Swap Nodes").first).to_be_visible(timeout=15_000)
+        offered = frontend.page.evaluate("() => app.api.fetchApi('/node_replacements').then(answer => answer.json())")
+        assert offered["CogVideoDecode"][0]["new_node_id"] == "CogVideoXDecode"
+
+
+@pytest.mark.parametrize("name", ["i2v_1.5", "context_windows"])
+def test_migrated_workflow_opens(open_as: Any, comfyui: Server, name: str) -> None:
+    """No widget may be at another's place, no link lost: the frontend makes the prompt that our tools make."""
+    document, _ = migrate_workflow(TWELVE[name]().document(), Options())
+    assert document is not None
+    expected = convert_to_api(document, client.object_info(comfyui.url))
+    with open_as() as frontend:
+        frontend.load(document, name)
+        made = frontend.page.evaluate("() => app.graphToPrompt().then(prompt => prompt.output)")
+        sampler = frontend.page.evaluate(_WIDGETS, "CogVideoXSample")
+    found = {node_id: (node["class_type"], node["inputs"]) for node_id, node in made.items()}
+    assert found == {node_id: (node["class_type"], node["inputs"]) for node_id, node in expected.items()}
+    assert (sampler["seed"], sampler["steps"], sampler["sampler"], sampler["denoise"]) == (42, 25, "ddim", 1)
