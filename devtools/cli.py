@@ -88,7 +88,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command = commands.add_parser("run", help=explanation, parents=[common], allow_abbrev=False)
     run_plan.add_arguments(command)
     command.set_defaults(run=make)
-    explanation = "list the published checkpoints, or download one: models fetch NAME"
+    explanation = "list the published models, download a checkpoint (models fetch NAME), or ask what has moved (check)"
     command = commands.add_parser("models", help=explanation, parents=[common], allow_abbrev=False)
     models.add_arguments(command)
     command.set_defaults(run=models.run)

@@ -1,7 +1,8 @@
-"""List the published checkpoints and download them, without ComfyUI."""
+"""List the published models, download checkpoints and ask the hubs what has moved, without ComfyUI."""
 
 import argparse
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -28,8 +29,16 @@ _REPORT_S = 10.0  # between two lines where the output is not a terminal
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The arguments of `dev.py models`."""
-    command.add_argument("action", nargs="?", choices=("list", "fetch"), default="list", help="list is the default")
+    command.add_argument(
+        "action",
+        nargs="?",
+        choices=("list", "fetch", "check"),
+        default="list",
+        help="list is the default; check asks the hubs whether sizes and hashes are still those of the list",
+    )
     command.add_argument("name", nargs="?", metavar="NAME", help="the checkpoint to download")
+    command.add_argument("--json", action="store_true", help="list as JSON: of a file its entry in `properties.models`")
+    command.add_argument("--modelscope", action="store_true", help="download from ModelScope, not from Hugging Face")
     command.add_argument(
         "--to",
         metavar="DIR",
@@ -40,20 +49,30 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Run `dev.py models`; returns the exit status. Raises: DevError."""
     target = _target(arguments)
+    if arguments.action != "fetch" and arguments.name:
+        raise DevError(
+            f"`models {arguments.action}` takes no name. `models fetch {arguments.name}` downloads that checkpoint."
+        )
     if arguments.action == "list":
-        if arguments.name:
-            raise DevError(f"`models list` takes no name. `models fetch {arguments.name}` downloads that checkpoint.")
-        list_models(target)
+        if arguments.json:
+            print_json()
+        else:
+            list_models(target)
         return 0
-    if not arguments.name:
-        raise DevError("Name the checkpoint: `models fetch NAME`; `models` lists the names.")
-    _require_name(arguments.name)  # a wrong name must be found before anything is installed
+    if arguments.action == "fetch":
+        if not arguments.name:
+            raise DevError("Name the checkpoint: `models fetch NAME`; `models` lists the names.")
+        _require_name(arguments.name)
     python = interpreter(_NEEDED)
-    if python == Path(sys.executable):
-        fetch(arguments.name, target)
-        return 0
-    command = [str(python), str(paths.ROOT / "dev.py"), "models", "fetch", arguments.name, "--to", str(target)]
-    return run_foreground(command, cwd=paths.ROOT)
+    if python != Path(sys.executable):
+        name = [arguments.name] if arguments.name else []
+        source = ["--modelscope"] if arguments.modelscope else []
+        command = [str(python), str(paths.ROOT / "dev.py"), "models", arguments.action, *name, "--to", str(target)]
+        return run_foreground([*command, *source], cwd=paths.ROOT)
+    if arguments.action == "check":
+        return check()
+    fetch(arguments.name, target, repositories.MODELSCOPE if arguments.modelscope else repositories.HUGGING_FACE)
+    return 0
 
 
 def list_models(target: Path) -> None:
@@ -63,7 +82,22 @@ def list_models(target: Path) -> None:
         state = describe_state(target / entry.name)
         print(f"{entry.name:31} {entry.gigabytes:3.0f} GB  {entry.licence:17}  {entry.made_for:37}  {state}")
     print("\nLicences: " + "; ".join(f"{name}: {url}" for name, url in (repositories.APACHE, repositories.COGVIDEOX)))
-    print("Download one with: python3 dev.py models fetch NAME [--to DIR]")
+    print("Download one with: python3 dev.py models fetch NAME [--to DIR] [--modelscope]")
+    print("\nSingle files, for a loader of one part each:")
+    for file in repositories.FILES:
+        what = ", ".join(file.families) or file.holds
+        print(f"{file.name:51} {file.gigabytes:4.1f} GB  {what:24}  models/{file.directory:16}  {file.url}")
+
+
+def print_json() -> None:
+    """Print the table for programs. A file's entry is what a workflow has of it in `properties.models` of a node, from
+    which ComfyUI offers its download."""
+    checkpoints = {
+        entry.name: dict(zip(repositories.SOURCES, map(entry.on, repositories.SOURCES)))
+        for entry in repositories.REPOSITORIES
+    }
+    files = [file.as_property() for file in repositories.FILES]
+    print(json.dumps({"checkpoints": checkpoints, "files": files}, indent=1))
 
 
 def describe_state(folder: Path) -> str:
@@ -80,16 +114,36 @@ def describe_state(folder: Path) -> str:
     return "there, not verified" if (folder / "model_index.json").is_file() else "-"
 
 
-def fetch(name: str, target: Path) -> None:
+def check() -> int:
+    """Ask the hubs for every entry of the table, and print what they say; returns the exit status.
+
+    Raises: DevError where the environment names no hub.
+    """
+    from .check_models import check as ask_hubs  # needs requests
+
+    findings = []
+    try:
+        for finding in ask_hubs(repositories.REPOSITORIES, repositories.FILES):
+            findings.append(finding)
+            print(finding.describe(), flush=True)
+    except UserError as error:
+        raise DevError(str(error)) from error
+    wrong = [finding for finding in findings if finding.problems]
+    where = "model_loaders/downloads/repositories.py"
+    say(f"{len(wrong)} of {len(findings)} entries are not as in {where}." if wrong else f"All {len(findings)} are so.")
+    return 1 if wrong else 0
+
+
+def fetch(name: str, target: Path, source: str = repositories.HUGGING_FACE) -> None:
     """Download one checkpoint into its folder under `target`. Raises: DevError."""
-    from cogvideox.model_loaders.downloads.fetch import download  # needs requests
+    from cogvideox.model_loaders.downloads.fetch import download_checkpoint  # needs requests
 
     try:
         entry = repositories.find_repository(name)
         folder = target / entry.name
         say(entry.describe())
         say(f"into {folder}; Ctrl-C stops the download, and the same command continues it")
-        downloaded = download(entry.repository, folder, _ProgressLines())
+        downloaded = download_checkpoint(entry, folder, _ProgressLines(), source=source)
     except UserError as error:
         raise DevError(str(error)) from error
     say(f"Complete and verified: {folder} ({downloaded / 1e9:.2f} GB downloaded)")
@@ -105,7 +159,7 @@ class _ProgressLines:
     def __call__(self, progress: "Progress") -> None:
         is_last = progress.done >= progress.total
         if self.same_line:
-            print(f"\r{progress.describe()[:100]:100}", end="\n" if is_last else "", flush=True)
+            print(f"\r{progress.describe()[:118]:118}", end="\n" if is_last else "", flush=True)
         elif is_last or time.monotonic() - self.reported_at >= _REPORT_S:
             self.reported_at = time.monotonic()
             say(f"  ... {progress.describe()}")
@@ -142,7 +196,7 @@ def interpreter(needed: Mapping[str, str]) -> Path:
 
 
 def _require_name(name: str) -> None:
-    """Raises DevError for a wrong name."""
+    """Raises DevError for a wrong name, before anything is installed."""
     try:
         repositories.find_repository(name)
     except UserError as error:

@@ -41,6 +41,10 @@ Trees = list[Tree]
 _known: dict[tuple[str, str], tuple[Trees, list[str]]] = {}
 
 
+class NoSuchModelError(UserError):
+    """No model folder has the name."""
+
+
 def list_pipelines() -> list[str]:
     """Folders below models/diffusers with a pipeline, complete or not (the loader says what is missing): at any depth,
     as THUDM/CogVideoX-5b or the snapshot of a hub's cache is."""
@@ -160,7 +164,9 @@ def find(name: str, *categories: str, toy: str = "") -> Path:
     if toy and (of_the_pack := find_toy(name, toy)):
         return of_the_pack
     folders = ", ".join(str(root) for category in categories for root in _roots(category)) or "any model folder"
-    raise UserError(f"There is no {name[:100]!r} in {folders}. Put it there, or choose another one from the list.")
+    raise NoSuchModelError(
+        f"There is no {name[:100]!r} in {folders}. Put it there, or choose another one from the list."
+    )
 
 
 def _spellings(name: str) -> list[str]:

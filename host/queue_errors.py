@@ -1,5 +1,6 @@
 """What ComfyUI reports about a prompt that cannot be queued."""
 
+from collections.abc import Sequence
 from typing import Any
 
 _CUSTOM = "custom_validation_failed"  # execution.validate_inputs: the type of what a node's validate_inputs returns
@@ -15,9 +16,20 @@ def reported_once(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for index, error in enumerate(errors):
         name, message = _input_and_message(error)
         key = index if message is None else message
-        if key not in kept or (message or "").startswith(f"{name} "):
+        if message is not None and message.startswith(f"{name}: "):
+            kept[key] = {**error, "details": f"{name} - {message.removeprefix(f'{name}: ')}"}
+        elif key not in kept or (message or "").startswith(f"{name} "):
             kept[key] = error
     return list(kept.values())
+
+
+def naming_input(message: str, name: str, names: Sequence[str]) -> str:
+    """`message`, so that reported_once finds the input `name`, one of the `names` that validate_inputs takes.
+
+    Without that function, in a ComfyUI of another version, the name tells a reader which input is meant.
+    """
+    is_clear = len(names) < 2 or any(message.startswith(f"{known} ") for known in names)
+    return message if is_clear else f"{name}: {message}"
 
 
 def _input_and_message(error: dict[str, Any]) -> tuple[str, str | None]:

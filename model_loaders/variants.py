@@ -205,10 +205,16 @@ DETECT = "detect"
 FAMILY_NAMES = (DETECT, *(family.name for family in (*FAMILIES, *LOOKALIKES)))
 
 
+class WrongFamilyError(UserError):
+    """The weights are fine, and not what the user has called them."""
+
+    input_name = "family"  # what is wrong of a loader's inputs
+
+
 def check_family_name(family: str) -> None:
     """Raises UserError for a name that is not in FAMILY_NAMES."""
     if family not in FAMILY_NAMES:
-        raise UserError(f"There is no CogVideoX model {quoted(family)!r}. Choose {' or '.join(FAMILY_NAMES)}.")
+        raise WrongFamilyError(f"There is no CogVideoX model {quoted(family)!r}. Choose {' or '.join(FAMILY_NAMES)}.")
 
 
 def detect_family(config: Mapping[str, Any], chosen_family: str = DETECT, hint: str = "") -> Family:
@@ -237,7 +243,7 @@ def detect_family(config: Mapping[str, Any], chosen_family: str = DETECT, hint: 
         check_family_name(chosen_family)
         chosen = next((f for f in fits if f.name == chosen_family), None)
         if chosen is None:
-            raise UserError(
+            raise WrongFamilyError(
                 f"These weights are not {chosen_family}: they have the architecture of "
                 f"{' and '.join(f.name for f in fits)}. Choose {DETECT}, or the checkpoint of {chosen_family}."
             )
@@ -328,7 +334,7 @@ def _official_config(shape: Mapping[str, Any], dim: int, source: str, chosen_fam
                 "sample_frames": sample_frames,
             }
     if chosen_family != DETECT:
-        raise UserError(
+        raise WrongFamilyError(
             f"The weights in {source} are not {chosen_family}: they have {shape['num_layers']} layers of width {dim} "
             f"with {shape['in_channels']} input channels. Choose {DETECT}, or the checkpoint of {chosen_family}."
         )

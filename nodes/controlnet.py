@@ -6,7 +6,6 @@ import torch
 from comfy_api.latest import io
 
 from ..host import folders
-from ..host.toy import with_toy
 from ..media.pictures import check_pictures
 from ..model_loaders.load_controlnet import check_control_net, load_controlnet
 from ..model_loaders.precision import WEIGHT_DTYPES
@@ -14,12 +13,11 @@ from ..sockets.control import CogVideoXControl, chain_control
 from .file_inputs import reads_file
 from .input_checks import check_percent_range, checked
 from .inputs import CONTROL_NET_DTYPE, TOY, dtype_input, hold_input, range_inputs, strength_input
-
-_CONTROL_NETS = ("diffusers", "controlnet")
+from .missing_models import find, offer
 
 
 def _find_control_net(name: str) -> Path:
-    return folders.find(name, *_CONTROL_NETS, toy="controlnet")
+    return find(name, "controlnet")
 
 
 def _check_control_net(control_net_name: str) -> None:
@@ -42,7 +40,7 @@ class CogVideoXLoadControlNet(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "control_net_name",
-                    options=with_toy(folders.list_control_nets(), "controlnet"),
+                    options=offer(folders.list_control_nets(), "controlnet"),
                     tooltip="A folder or file under models/controlnet, or a control net's folder under "
                     f"models/diffusers. {TOY}",
                 ),

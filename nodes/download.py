@@ -1,4 +1,4 @@
-"""Download checkpoints from the model hub into ComfyUI's model folders."""
+"""Download checkpoints from a model hub into ComfyUI's model folders."""
 
 import time
 from pathlib import Path
@@ -11,9 +11,9 @@ from comfy_api.latest import io
 from ..errors import UserError
 from ..host.messages import show_on_node
 from ..model_loaders.downloads.background import Cancelled
-from ..model_loaders.downloads.fetch import Progress, download
+from ..model_loaders.downloads.fetch import Progress, download_checkpoint
 from ..model_loaders.downloads.manifest import MANIFEST, is_complete
-from ..model_loaders.downloads.repositories import REPOSITORIES, find_repository
+from ..model_loaders.downloads.repositories import HUGGING_FACE, REPOSITORIES, SOURCES, find_repository, find_source
 from .input_checks import checked
 
 _MB = 10**6
@@ -33,7 +33,7 @@ def _folder(name: str) -> Path:
 
 
 class _Display:
-    """A download's progress on the node: the bar, and a line of text twice a second."""
+    """A download's progress on the node: the bar, and a line of text twice a second, with speed, size and time left."""
 
     def __init__(self, node_id: str | None):
         self.node_id, self.bar, self.shown = node_id, None, 0.0
@@ -57,9 +57,9 @@ class CogVideoXDownload(io.ComfyNode):
             node_id="CogVideoXDownload",
             display_name="CogVideoX Download",
             category="CogVideoX/load",
-            search_aliases=["fetch", "checkpoint", "weights", "hugging face"],
+            search_aliases=["fetch", "checkpoint", "weights", "hugging face", "modelscope", "mirror"],
             description=(
-                "Download a checkpoint from the model hub into models/diffusers: 13 to 21 GB, under the licence of the "
+                "Download a checkpoint from a model hub into models/diffusers: 13 to 31 GB, under the licence of the "
                 "checkpoint, which you accept by downloading it (the tooltip of the input lists them). An interrupted "
                 "download is resumed, and every file is compared with the hub's hash."
             ),
@@ -69,7 +69,15 @@ class CogVideoXDownload(io.ComfyNode):
                     options=[entry.name for entry in REPOSITORIES],
                     default=REPOSITORIES[0].name,
                     tooltip=_CHOICES,
-                )
+                ),
+                io.Combo.Input(
+                    "source",
+                    options=list(SOURCES),
+                    default=HUGGING_FACE,
+                    optional=True,
+                    tooltip="Hugging Face, or the mirror of it that the environment variable HF_ENDPOINT names; or "
+                    "ModelScope, where the same authors publish. What one has begun, the other goes on with.",
+                ),
             ],
             # The loaders' inputs are combos, to which ComfyUI links no STRING (comfy_execution/validation.py).
             outputs=[io.Combo.Output(display_name="folder")],
@@ -78,7 +86,7 @@ class CogVideoXDownload(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str | None) -> float:
+    def fingerprint_inputs(cls, checkpoint: str | None, source: str | None = HUGGING_FACE) -> float:
         """NaN, which equals nothing, as long as a file is missing: ComfyUI runs the node again until all are there."""
         if checkpoint is None:  # linked: ComfyUI does not know the value yet
             return float("nan")
@@ -86,16 +94,17 @@ class CogVideoXDownload(io.ComfyNode):
         return (folder / MANIFEST).stat().st_mtime if is_complete(folder) else float("nan")
 
     @classmethod
-    def execute(cls, checkpoint: str) -> io.NodeOutput:
-        entry = find_repository(checkpoint)
+    def execute(cls, checkpoint: str, source: str = HUGGING_FACE) -> io.NodeOutput:
+        entry, source = find_repository(checkpoint), find_source(source)
         folder = _folder(entry.name)
-        show_on_node(f"{entry.describe()}, into {folder}", cls.hidden.unique_id)
+        show_on_node(f"{entry.describe()}, from {entry.on(source)} on {source}, into {folder}", cls.hidden.unique_id)
         try:
-            downloaded = download(
-                entry.repository,
+            downloaded = download_checkpoint(
+                entry,
                 folder,
                 _Display(cls.hidden.unique_id),
                 comfy.model_management.processing_interrupted,
+                source,
             )
         except Cancelled:
             # Raises ComfyUI's own exception and clears the interrupt flag: the run shows as cancelled, not as failed.

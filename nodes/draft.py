@@ -4,16 +4,16 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..host import folders
 from ..keys import Latent
 from ..model_loaders.load_tiny_decoder import TINY_FOLDER, check_tiny_decoder, list_tiny_decoders, load_tiny_decoder
 from ..sockets.draft_decoder import decode_draft
 from .file_inputs import reads_file
 from .input_checks import checked
+from .missing_models import find, offer
 
 
 def _find_decoder(name: str) -> Path:
-    return folders.find(name, TINY_FOLDER)
+    return find(name, "decoder")
 
 
 def _check_decoder(decoder: str) -> None:
@@ -37,7 +37,7 @@ class CogVideoXDraftDecode(io.ComfyNode):
                 io.Latent.Input("samples", tooltip="From CogVideoX Sampler or any other sampler."),
                 io.Combo.Input(
                     "decoder",
-                    options=list_tiny_decoders(),
+                    options=offer(list_tiny_decoders(), "decoder"),
                     tooltip=f"taecvx files in models/{TINY_FOLDER}, from the repository madebyollin/taehv on GitHub. "
                     "Press R after adding one.",
                 ),

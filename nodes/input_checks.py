@@ -17,6 +17,7 @@ from comfy_api.latest import io
 
 from ..errors import UserError, quoted
 from ..host.messages import clear_running_node
+from ..host.queue_errors import naming_input
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SIZE_STEP, check_size
 from ..video_limits import check_latent_amount
@@ -40,7 +41,8 @@ def checked(*checks: Callable[..., object]) -> Callable[[Node], Node]:
     every Combo that has a default. (A Combo without one lists files, which may have been added since: declare the check
     that finds the file.) When a prompt is queued, ComfyUI itself compares the inputs that no check names with their
     limits. It shows the message of validate_inputs once for each input that validate_inputs names: it names no more
-    inputs than the checks need.
+    inputs than the checks need, and says which of them is wrong, for host.queue_errors. That is the first input of the
+    check, or the `input_name` of its error.
 
     With is_input_list, a check gets the first element of each widget's list, and the whole list of a socket.
     """
@@ -129,12 +131,14 @@ def _validate_inputs(
         inputs, is_input_list = _limits(node)
         values = _values(inputs, given, names, is_input_list)
         known = {name: value for name, value in values.items() if value is not None}  # None: linked, not known yet
+        wrong = names[0]
         try:
             _check_limits(inputs, known)
             for check in checks:
+                wrong = next(iter(check.parameters), wrong)
                 check(known)
         except UserError as error:
-            return str(error)
+            return naming_input(str(error), getattr(error, "input_name", wrong), names)
         return True
 
     # With defaults, for ComfyUI leaves out the optional inputs that a prompt does not have.

@@ -7,7 +7,6 @@ from comfy_api.latest import io
 
 from ..host import folders
 from ..host.messages import show_on_running_node
-from ..host.toy import with_toy
 from ..model_loaders.checkpoints import check_component, require_pipeline
 from ..model_loaders.load_model import check_model, load_model
 from ..model_loaders.load_text_encoder import T5_PRECISIONS, check_t5_precision, check_text_encoder, load_text_encoder
@@ -17,25 +16,23 @@ from ..model_loaders.variants import DETECT
 from .file_inputs import reads_file
 from .input_checks import checked
 from .inputs import MODEL_DTYPE, TEXT_ENCODER_DTYPE, TOY, VAE_DTYPE, dtype_input, family_input
-
-_PIPELINES, _MODELS = ("diffusers", "checkpoints"), ("diffusers", "diffusion_models")
-_TEXT_ENCODERS, _VAES = ("diffusers", "text_encoders"), ("diffusers", "vae")
+from .missing_models import find, offer
 
 
 def _find_pipeline(name: str) -> Path:
-    return folders.find(name, *_PIPELINES, toy="pipeline")
+    return find(name, "pipeline")
 
 
 def _find_model(name: str) -> Path:
-    return folders.find(name, *_MODELS, toy="transformer")
+    return find(name, "transformer")
 
 
 def _find_text_encoder(name: str) -> Path:
-    return folders.find(name, *_TEXT_ENCODERS, toy="text_encoder")
+    return find(name, "text_encoder")
 
 
 def _find_vae(name: str) -> Path:
-    return folders.find(name, *_VAES, toy="vae")
+    return find(name, "vae")
 
 
 def _check_device_precision(weight_dtype: str) -> None:
@@ -78,7 +75,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=with_toy(folders.list_pipelines() + folders.list_files("checkpoints"), "pipeline"),
+                    options=offer(folders.list_pipelines() + folders.list_files("checkpoints"), "pipeline"),
                     tooltip=(
                         "A folder under models/diffusers with the complete checkpoint (model_index.json), or a file "
                         f"under models/checkpoints with transformer, text encoder and VAE. {TOY}"
@@ -119,7 +116,7 @@ class CogVideoXLoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=with_toy(folders.list_components("transformer", "diffusion_models"), "transformer"),
+                    options=offer(folders.list_components("transformer", "diffusion_models"), "transformer"),
                     tooltip="A pipeline under models/diffusers, or a folder or file under models/diffusion_models. "
                     f"{TOY}",
                 ),
@@ -150,7 +147,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "text_encoder_name",
-                    options=with_toy(folders.list_components("text_encoder", "text_encoders"), "text_encoder"),
+                    options=offer(folders.list_components("text_encoder", "text_encoders"), "text_encoder"),
                     tooltip=f"A pipeline under models/diffusers, or a folder or file under models/text_encoders. {TOY}",
                 ),
                 dtype_input(T5_PRECISIONS, TEXT_ENCODER_DTYPE),
@@ -180,7 +177,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "vae_name",
-                    options=with_toy(folders.list_components("vae", "vae"), "vae"),
+                    options=offer(folders.list_components("vae", "vae"), "vae"),
                     tooltip=f"A pipeline under models/diffusers, or a folder or file under models/vae. {TOY}",
                 ),
                 dtype_input(WEIGHT_DTYPES, VAE_DTYPE),

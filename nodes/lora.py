@@ -10,7 +10,6 @@ from comfy_api.latest import io
 from ..host import folders
 from ..host.messages import show_on_node
 from ..host.output import check_output_prefix, new_output_path, write_numbered
-from ..host.toy import with_toy
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora
 from ..model_loaders.lora.export import SAVE_DTYPES, diffusers_lora, merge_loras
@@ -20,10 +19,11 @@ from ..sockets.model import require_cogvideox_model
 from .file_inputs import checks_files, reads_file
 from .input_checks import checked
 from .inputs import TOY, filled_name
+from .missing_models import find, offer
 
 
 def _find_lora(name: str) -> Path:
-    return folders.find(name, "loras", toy="lora")
+    return find(name, "lora")
 
 
 def _check_file(lora_name: str, strength: float = 1.0) -> None:
@@ -49,7 +49,7 @@ class CogVideoXApplyLora(io.ComfyNode):
                 io.Model.Input("model"),
                 io.Combo.Input(
                     "lora_name",
-                    options=with_toy(folders.list_files("loras", folders.LORA_SUFFIXES), "lora"),
+                    options=offer(folders.list_files("loras", folders.LORA_SUFFIXES), "lora"),
                     tooltip=f"A file under models/loras. {TOY}",
                 ),
                 io.Float.Input(

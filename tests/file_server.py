@@ -1,4 +1,4 @@
-"""A model hub on this machine that misbehaves as told, to download from."""
+"""A model hub on this machine that misbehaves as told, to download from: Hugging Face's way, and ModelScope's."""
 
 import contextlib
 import hashlib
@@ -15,10 +15,18 @@ import pytest
 BIG = "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-REPOSITORY = "zai-org/CogVideoX-2b"
+REPOSITORY, ON_MODELSCOPE = "zai-org/CogVideoX-2b", "ZhipuAI/CogVideoX-2b"
 
 
-_SETTINGS = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "http_proxy", "HTTP_PROXY")
+_SETTINGS = (
+    "HF_HUB_OFFLINE",
+    "HF_ENDPOINT",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "MODELSCOPE_ENDPOINT",
+    "http_proxy",
+    "HTTP_PROXY",
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,10 @@ class FileServer:
         self.files, self.revision, self.asked = dict(files), REVISION, []
         self.faults: dict[str, Iterator[Fault]] = {}
         self.listed: list[dict] = []  # further entries of the list of files
+        # Further repositories, of which only the lists of files are there, in the format of the hub that has them; and
+        # what others are called now.
+        self.lists: dict[str, list[dict]] = {}
+        self.renamed: dict[str, str] = {}
         self.closing = threading.Event()
         server = self
 
@@ -83,6 +95,15 @@ class FileServer:
     def requests(self, path: str) -> list[Asked]:
         """What came for one file."""
         return [asked for asked in self.asked if asked.path.endswith(f"/{path}")]
+
+    def modelscope_list(self) -> list[dict]:
+        """What ModelScope answers of the files."""
+        entries: list[dict] = [{"Type": "tree", "Path": "transformer", "Name": "transformer", "Size": 0, "Sha256": ""}]
+        for path, data in self.files.items():
+            digest, name = hashlib.sha256(data).hexdigest(), path.rsplit("/", 1)[-1]
+            entry = {"Type": "blob", "Path": path, "Name": name, "Size": len(data), "Sha256": digest}
+            entries.append({**entry, "Revision": self.revision, "IsLFS": path.endswith(".safetensors")})
+        return entries
 
     def tree(self) -> list[dict]:
         entries = [{"type": "directory", "path": "transformer", "oid": "0" * 40, "size": 0}, *self.listed]
@@ -123,6 +144,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_bytes(b"no", fault.status, fault.headers)
         if fault.body is not None:
             return self.send_bytes(fault.body)
+        if path.startswith("/api/v1/models/"):
+            name = path.removeprefix("/api/v1/models/").removesuffix("/repo/files")
+            files = hub.modelscope_list() if name == ON_MODELSCOPE and name not in hub.lists else hub.lists.get(name)
+            answer = {"Code": 200, "Data": {"Files": files}, "Success": files is not None}
+            return self.send_bytes(json.dumps(answer).encode())
+        name, _, tree = path.removeprefix("/api/models/").partition("/tree/")
+        if name in hub.lists:
+            found = hub.lists[name] if tree else {"sha": hub.revision, "id": hub.renamed.get(name, name)}
+            return self.send_bytes(json.dumps(found).encode())
         if path == f"/api/models/{REPOSITORY}":
             return self.send_bytes(json.dumps({"sha": hub.revision}).encode())
         if path == f"/api/models/{REPOSITORY}/tree/{hub.revision}":
@@ -174,11 +204,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def running_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    """A hub with a small repository, and nothing else of the developer's own settings."""
+    """A hub with a small repository, as Hugging Face and as ModelScope, and nothing of the developer's own settings."""
     for name in _SETTINGS:
         monkeypatch.delenv(name, raising=False)
     server = FileServer(small_repository())
     monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
     try:
         yield server
     finally:

@@ -8,7 +8,7 @@ import errno
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +18,9 @@ from ...errors import UserError
 from .background import Cancelled, in_background
 from .hub import Hub, NotFoundError, RangeError, RemoteFile, ResponseStart, TransientError
 from .manifest import FOLDERS, Manifest, is_complete, partial_bytes, read_manifest, remove_parts, select_files
+from .modelscope import ModelScope
 from .part_file import PartFile, equals_digest, new_digest
+from .repositories import HUGGING_FACE, MODELSCOPE, SOURCES, Repository
 
 T = TypeVar("T")
 LOCK = ".cogvideox-download.lock"
@@ -42,10 +44,44 @@ class Progress:
     rate: float
     checking: bool = False
 
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to the end at this rate; None while nothing comes, or files on the disk are read."""
+        return (self.total - self.done) / self.rate if self.rate > 0 and not self.checking else None
+
     def describe(self) -> str:
         """One line for the user."""
         activity = "checking" if self.checking else f"{self.rate / 1e6:.1f} MB/s"
-        return f"{self.done / 1e6:.0f} MB of {self.total / 1e9:.2f} GB, {activity}, {self.file}"
+        left = "" if self.left_s is None else f", {describe_time(self.left_s)} left"
+        return f"{self.done / 1e6:.0f} MB of {self.total / 1e9:.2f} GB, {activity}{left}, {self.file}"
+
+
+def describe_time(seconds: float) -> str:
+    """A time to wait, as exact as one needs to know it."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def new_hub(source: str = HUGGING_FACE) -> Hub:
+    """The hub of this name, one of repositories.SOURCES. Raises UserError where the environment names none."""
+    return ModelScope() if source == MODELSCOPE else Hub()
+
+
+def download_checkpoint(
+    entry: Repository,
+    folder: Path,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    source: str = HUGGING_FACE,
+) -> int:
+    """Make `folder` the checkpoint `entry`, from a hub of SOURCES; what was begun from another one goes on.
+
+    Returns and raises as `download` does.
+    """
+    names = {entry.on(known) for known in SOURCES}
+    return download(entry.on(source), folder, on_progress, should_stop, source=source, same=names)
 
 
 def download(
@@ -54,17 +90,20 @@ def download(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
     pause_s: float = 1.0,
+    source: str = HUGGING_FACE,
+    same: Collection[str] = (),
 ) -> int:
     """Make `folder` the diffusers pipeline `repository` of the hub; returns the number of bytes downloaded.
 
     Files with the right size and hash are kept, partial files are continued, and a complete folder needs no network.
-    pause_s: before the second try of a request; it doubles from try to try.
+    pause_s: before the second try of a request; it doubles from try to try. source: one of SOURCES. same: names of the
+    same checkpoint on other hubs.
 
     Raises UserError saying what to do, and Cancelled when should_stop() is true; both keep what was downloaded.
     """
     # Before the lock and without the network, so that a workflow with a download node also runs offline.
     manifest = read_manifest(folder)
-    if manifest is not None and manifest.repository == repository and is_complete(folder):
+    if manifest is not None and manifest.repository in (repository, *same) and is_complete(folder):
         return 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +113,7 @@ def download(
         )
         with only_process(folder / LOCK, busy):
             remove_unfinished(folder)
-            return _Download(repository, folder, on_progress, should_stop, pause_s).run()
+            return _Download(repository, folder, on_progress, should_stop, pause_s, source, same).run()
     except OSError as error:
         raise UserError(_describe_disk_error(folder, error)) from error
 
@@ -89,10 +128,12 @@ class _Download:
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
         pause_s: float,
+        source: str,
+        same: Collection[str],
     ):
-        self.repository, self.folder = repository, folder
+        self.repository, self.folder, self.same = repository, folder, same
         self.on_progress, self.should_stop, self.pause_s = on_progress, should_stop, pause_s
-        self.hub = Hub()
+        self.hub = new_hub(source)
         self.total = self.done = 0  # bytes of all files, and of those that are complete
         self.downloaded = 0  # bytes received in this run
         self.answered = False  # whether any server has answered in this run
@@ -117,6 +158,8 @@ class _Download:
         old = read_manifest(self.folder)
         if old is None:
             return self.new_manifest(None), False
+        if old.repository != self.repository and old.repository in self.same:
+            return self.new_manifest(old), False  # begun from another hub
         if old.repository != self.repository:
             raise UserError(
                 f"{self.folder} holds a download of {old.repository}, not of {self.repository}. "
@@ -228,8 +271,8 @@ class _Download:
                 part.discard()
                 raise UserError(
                     f"{file.path} was downloaded twice from {self.hub.endpoint}, both times with another content than "
-                    "the hub announces (wrong hash), and was deleted. Check the proxy and HF_ENDPOINT, or download "
-                    "that file with a browser."
+                    f"the hub announces (wrong hash), and was deleted. Check the proxy and {self.hub.variable}, or "
+                    "download that file with a browser."
                 )
             part.finalize()
         self.done += file.size
@@ -248,7 +291,8 @@ class _Download:
                 refusals += 1
                 if refusals > 2 or not before:
                     raise UserError(
-                        f"{self.hub.endpoint} does not send {part.file.path} from byte {before} on. Check HF_ENDPOINT."
+                        f"{self.hub.endpoint} does not send {part.file.path} from byte {before} on. Check "
+                        f"{self.hub.variable}."
                     ) from None
                 part.restart()
             except TransientError as error:

@@ -46,11 +46,16 @@ class RangeError(Exception):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a repository. digest: "sha256:" or "git-sha1:" and hexadecimal digits."""
+    """One file of a repository.
+
+    digest: "sha256:" or "git-sha1:" and hexadecimal digits. revision: the commit that it is taken from, "" for that of
+    the whole repository.
+    """
 
     path: str
     size: int
     digest: str
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,17 +72,24 @@ class ResponseStart:
 class Hub:
     """The hub at HF_ENDPOINT. The token in HF_TOKEN is sent to that host only.
 
+    variable: the environment variable that names another address.
+
     Raises UserError where HF_ENDPOINT is not an http address, or the token contains characters that no token has.
     """
 
+    variable, default_endpoint = "HF_ENDPOINT", ENDPOINT
+    token_variables: tuple[str, ...] = TOKEN_VARIABLES
+
     def __init__(self) -> None:
-        self.endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).strip().rstrip("/")
+        self.endpoint = (os.environ.get(self.variable) or self.default_endpoint).strip().rstrip("/")
         parts = urlsplit(self.endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
             raise UserError(
-                "HF_ENDPOINT is not the address of a model hub. Unset it, or set it to an address such as https://host."
+                f"{self.variable} is not the address of a model hub. Unset it, or set it to an address such as "
+                "https://host."
             )
-        self._token = next((value for name in TOKEN_VARIABLES if (value := os.environ.get(name, "").strip())), None)
+        tokens = (os.environ.get(name, "").strip() for name in self.token_variables)
+        self._token = next(filter(None, tokens), None)
         if self._token and not re.fullmatch(r"[!-~]+", self._token):
             # requests would refuse the header, and its message would quote the token
             raise UserError(
@@ -89,15 +101,25 @@ class Hub:
         """The address where a browser shows the repository's files."""
         return f"{self.endpoint}/{repository}/tree/main"
 
+    def file_url(self, repository: str, revision: str, path: str) -> str:
+        """The address of a file's bytes."""
+        return f"{self.endpoint}/{quote(repository)}/resolve/{revision}/{quote(path)}"
+
     def revision(self, repository: str) -> str:
         """The current commit of the branch `main`. Raises UserError, TransientError."""
-        sha = _read_json(self._open(f"{self.endpoint}/api/models/{quote(repository)}"), dict).get("sha")
-        if not isinstance(sha, str) or not re.fullmatch(r"[0-9a-f]{40}", sha):
+        return self.current(repository)[0]
+
+    def current(self, repository: str) -> tuple[str, str]:
+        """The current commit of the branch `main`, and what the hub calls the repository now: under a former name it
+        answers as well. Raises UserError, TransientError."""
+        found = self._read_json(self._open(f"{self.endpoint}/api/models/{quote(repository)}"), dict)
+        sha, name = found.get("sha"), found.get("id", repository)
+        if not is_commit(sha):
             raise UserError(
                 f"{self.endpoint} names no revision of {repository}, so it does not answer as a model hub. Check "
-                "HF_ENDPOINT."
+                f"{self.variable}."
             )
-        return sha
+        return str(sha), name if isinstance(name, str) else repository
 
     def files(self, repository: str, revision: str) -> list[RemoteFile]:
         """All files of a revision. Raises UserError, TransientError."""
@@ -105,7 +127,7 @@ class Hub:
         found: list[RemoteFile] = []
         for _ in range(_MAX_PAGES):
             answer = self._open(url)
-            entries = _read_json(answer, list)
+            entries = self._read_json(answer, list)
             found += [_remote_file(entry) for entry in entries if _is_file(entry)]
             following = answer.links.get("next", {}).get("url")
             if not following:
@@ -113,7 +135,7 @@ class Hub:
             url = urljoin(url, following)
         raise UserError(
             f"{self.endpoint} lists the files of {repository} on more than {_MAX_PAGES} pages, so it does not answer "
-            "as a model hub. Check HF_ENDPOINT."
+            f"as a model hub. Check {self.variable}."
         )
 
     def read(
@@ -132,7 +154,7 @@ class Hub:
         # 13.1.5). Without it, the end of a changed file would follow the beginning of the old one.
         if offset and etag:
             headers["If-Range"] = etag
-        url = f"{self.endpoint}/{quote(repository)}/resolve/{revision}/{quote(file.path)}"
+        url = self.file_url(repository, file.revision or revision, file.path)
         with self._open(url, headers) as answer:
             # 206 is a part of the file; 200 is all of it, whatever was asked for.
             first_byte = _first_byte(answer) if answer.status_code == 206 else 0
@@ -163,16 +185,17 @@ class Hub:
         for _ in range(_MAX_REDIRECTS):
             answer = self._get(url, headers or {})
             if answer.status_code not in (301, 302, 303, 307, 308):
-                _check_status(answer, requested, _origin(url) == _origin(self.endpoint), "Range" in (headers or {}))
+                is_hub = _origin(url) == _origin(self.endpoint)
+                _check_status(answer, requested, is_hub, "Range" in (headers or {}), self.variable)
                 return answer
             answer.close()
             following = urljoin(url, answer.headers.get("Location", ""))
             if urlsplit(following).scheme not in ("https", urlsplit(url).scheme):
                 raise UserError(
-                    f"{requested} is redirected to an address without encryption. Check HF_ENDPOINT and the proxy."
+                    f"{requested} is redirected to an address without encryption. Check {self.variable} and the proxy."
                 )
             url = following
-        raise UserError(f"{requested} is redirected more than {_MAX_REDIRECTS} times. Check HF_ENDPOINT.")
+        raise UserError(f"{requested} is redirected more than {_MAX_REDIRECTS} times. Check {self.variable}.")
 
     def _get(self, url: str, headers: Mapping[str, str]) -> "requests.Response":
         import requests
@@ -194,20 +217,36 @@ class Hub:
         except requests.exceptions.SSLError as error:
             raise UserError(
                 f"This machine does not trust the certificate of {_host(url)} ({_reason(error)}). "
-                "Check the clock, the proxy and HF_ENDPOINT."
+                f"Check the clock, the proxy and {self.variable}."
             ) from None
         except (requests.ConnectionError, requests.Timeout) as error:
             raise TransientError(f"{_host(url)} cannot be reached ({_reason(error)})") from None
         except requests.RequestException as error:  # whose own text may contain a signed address
             raise UserError(
-                f"The request to {_host(url)} failed ({type(error).__name__}). Check HF_ENDPOINT."
+                f"The request to {_host(url)} failed ({type(error).__name__}). Check {self.variable}."
             ) from None
 
+    def _read_json(self, answer: "requests.Response", kind: type[T]) -> T:
+        """The JSON value in an answer. Raises UserError where it is not a `kind`, TransientError."""
+        import requests
 
-def _check_status(answer: "requests.Response", requested: str, is_hub: bool, has_range: bool) -> None:
+        try:
+            with answer:
+                value = answer.json()
+        except ValueError:  # as is requests' own error for an answer that is not JSON
+            value = None
+        except requests.RequestException as error:
+            raise TransientError(f"the connection was cut ({_reason(error)})", answered=True) from None
+        if not isinstance(value, kind):
+            raise UserError(f"{_host(answer.url)} does not answer as a model hub. Check {self.variable} and the proxy.")
+        return value
+
+
+def _check_status(answer: "requests.Response", requested: str, is_hub: bool, has_range: bool, variable: str) -> None:
     """Raise the error for any status but 200 and 206.
 
     is_hub: the hub itself has answered, not a host that it redirected to. has_range: a part of a file was requested.
+    variable: the environment variable that names the hub's address.
     """
     status = answer.status_code
     if status in (200, 206):
@@ -223,13 +262,13 @@ def _check_status(answer: "requests.Response", requested: str, is_hub: bool, has
         )
     if status in (404, 410) and is_hub:
         raise NotFoundError(
-            f"{requested} does not exist (status {status}). Check HF_ENDPOINT, or download the checkpoint elsewhere."
+            f"{requested} does not exist (status {status}). Check {variable}, or download the checkpoint elsewhere."
         )
     # Large files are on other hosts, to which the hub redirects by signed addresses. These expire, and the next request
     # gets a new one: what would be final from the hub itself is worth another try.
     if status in (401, 403, 404, 408, 425, 429) or status >= 500:
         raise TransientError(f"{_host(requested)} answers with status {status}", _retry_after(answer), answered=True)
-    raise UserError(f"{requested} answers with status {status} instead of a file. Check HF_ENDPOINT.")
+    raise UserError(f"{requested} answers with status {status} instead of a file. Check {variable}.")
 
 
 # Retry-After may also be a date, which is not read: the pause between two tries is used then.
@@ -244,22 +283,6 @@ def _first_byte(answer: "requests.Response") -> int:
     """The offset at which a part of a file begins, by its Content-Range; -1 where that says nothing."""
     found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
     return int(found[1]) if found else -1
-
-
-def _read_json(answer: "requests.Response", kind: type[T]) -> T:
-    """The JSON value in an answer. Raises UserError where it is not a `kind`, TransientError."""
-    import requests
-
-    try:
-        with answer:
-            value = answer.json()
-    except ValueError:  # as is requests' own error for an answer that is not JSON
-        value = None
-    except requests.RequestException as error:
-        raise TransientError(f"the connection was cut ({_reason(error)})", answered=True) from None
-    if not isinstance(value, kind):
-        raise UserError(f"{_host(answer.url)} does not answer as a model hub. Check HF_ENDPOINT and the proxy.")
-    return value
 
 
 def _is_file(entry: object) -> bool:
@@ -288,6 +311,11 @@ def check_path(path: object) -> str:
     if any(part in ("", ".", "..") or "\\" in part or part[1:2] == ":" for part in parts):
         raise UserError(f"The hub names a file {str(path)[:100]!r}, which leads out of the folder. Check HF_ENDPOINT.")
     return str(path)
+
+
+def is_commit(revision: object) -> bool:
+    """Whether `revision` has the form of a commit."""
+    return isinstance(revision, str) and bool(re.fullmatch(r"[0-9a-f]{40}", revision))
 
 
 def is_digest(digest: object) -> bool:

@@ -14,7 +14,8 @@ from pathlib import Path
 from ...complete_file import write_complete_text
 from ...errors import UserError
 from ...small_files import read_small_text
-from .hub import RemoteFile, is_digest
+from .hub import RemoteFile, is_commit, is_digest
+from .modelscope import BRANCH
 
 MANIFEST = ".cogvideox-download.json"
 PART = ".part"
@@ -81,6 +82,7 @@ class Manifest:
                     "path": file.path,
                     "size": file.size,
                     "digest": file.digest,
+                    "revision": file.revision,
                     "verified": self.verified.get(file.path),
                     "etag": self.etags.get(file.path),
                 }
@@ -98,7 +100,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         manifest = Manifest(
             str(value["repository"]),
             str(value["revision"]),
-            [RemoteFile(entry["path"], int(entry["size"]), entry["digest"]) for entry in entries],
+            [
+                RemoteFile(entry["path"], int(entry["size"]), entry["digest"], str(entry.get("revision", "")))
+                for entry in entries
+            ],
             {entry["path"]: tuple(entry["verified"]) for entry in entries if entry["verified"]},
             {entry["path"]: str(entry["etag"]) for entry in entries if entry["etag"]},
             value["complete"] is True,
@@ -108,8 +113,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     # The file may have been changed by anyone, and it names files to write: every path has to be one that the pack
     # would choose itself.
     is_sound = all(
-        _WANTED.fullmatch(file.path) and is_digest(file.digest) and file.size >= 0 for file in manifest.files
+        _WANTED.fullmatch(file.path)
+        and is_digest(file.digest)
+        and file.size >= 0
+        and (file.revision == "" or is_commit(file.revision))
+        for file in manifest.files
     )
+    is_sound &= is_commit(manifest.revision) or manifest.revision == BRANCH
     return manifest if is_sound and value.get("format") == _FORMAT else None
 
 
@@ -125,7 +135,7 @@ def require_complete(path: Path) -> None:
             continue
         manifest = read_manifest(folder)
         if manifest is None or not manifest.complete:
-            raise UserError(_describe_partial(folder, manifest))
+            raise UserError(_describe_partial(folder, manifest), advice="finish the download")
         return
 
 

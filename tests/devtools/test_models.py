@@ -1,5 +1,6 @@
 """dev.py models: the list and the download, in an interpreter that has no ComfyUI."""
 
+import json
 import subprocess
 import sys
 
@@ -30,7 +31,7 @@ def test_list_tells_size_licence_and_what_is_there(hub, tmp_path, capsys):
     # Else the user looks through folders to find out which of them are whole.
     assert cli.main(["models", "list", "--to", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "CogVideoX1.5-5B-I2V" in out and "21 GB  CogVideoX LICENSE" in out and "/LICENSE" in out
+    assert "CogVideoX1.5-5B-I2V" in out and "31 GB  CogVideoX LICENSE" in out and "/LICENSE" in out
     assert state(tmp_path, capsys) == "-"
     (tmp_path / "CogVideoX-5b").mkdir()
     (tmp_path / "CogVideoX-5b" / "model_index.json").write_text("{}")
@@ -47,8 +48,37 @@ def test_list_tells_size_licence_and_what_is_there(hub, tmp_path, capsys):
 def test_fetch_says_where_and_that_it_is_verified(hub, tmp_path, capsys):
     assert cli.main(["models", "fetch", NAME, "--to", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "about 13 GB, Apache-2.0" in out and f"verified: {tmp_path / NAME}" in out
+    assert "about 14 GB, Apache-2.0" in out and f"verified: {tmp_path / NAME}" in out
     assert (tmp_path / NAME / BIG).read_bytes() == hub.files[BIG]
+
+
+def test_fetch_from_modelscope(hub, tmp_path, capsys, monkeypatch):
+    # In a country that cannot reach Hugging Face.
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+    assert cli.main(["models", "fetch", NAME, "--to", str(tmp_path), "--modelscope"]) == 0
+    assert (tmp_path / NAME / BIG).read_bytes() == hub.files[BIG]
+    assert all("ZhipuAI/CogVideoX-2b" in asked.path for asked in hub.asked)
+    assert state(tmp_path, capsys) == "complete"
+
+
+def test_list_names_the_single_files(tmp_path, capsys):
+    # Who wants one part finds its address and its folder.
+    assert cli.main(["models", "--to", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for file in models.repositories.FILES:
+        assert f"models/{file.directory}" in out and file.url in out
+
+
+def test_the_table_for_programs(capsys):
+    # Who writes a workflow needs the entry with which ComfyUI offers a missing model.
+    assert cli.main(["models", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["checkpoints"]["CogVideoX-5b"] == {
+        "Hugging Face": "zai-org/CogVideoX-5b",
+        "ModelScope": "ZhipuAI/CogVideoX-5b",
+    }
+    (t5,) = (file for file in table["files"] if file["name"] == "t5xxl_fp16.safetensors")
+    assert t5.keys() == {"name", "url", "directory", "hash", "hash_type"} and t5["directory"] == "text_encoders"
 
 
 def test_failure_is_one_sentence(hub, tmp_path, capsys):
@@ -58,7 +88,7 @@ def test_failure_is_one_sentence(hub, tmp_path, capsys):
     assert len(lines) == 1 and lines[0].startswith("error: ") and "offline" in lines[0]
 
 
-@pytest.mark.parametrize("arguments", [["fetch"], ["fetch", "CogVideoX-7b"], ["list", NAME]])
+@pytest.mark.parametrize("arguments", [["fetch"], ["fetch", "CogVideoX-7b"], ["list", NAME], ["check", NAME]])
 def test_wrong_arguments_ask_no_hub(hub, tmp_path, capsys, arguments):
     assert cli.main(["models", *arguments, "--to", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -42,8 +42,8 @@ FIGURES = (
     ),
     _page(
         "Download",
-        "a checkpoint is {0} GB (2b) or about {0} GB (5b, 1.5)",
-        *(fixed(find_repository(name).gigabytes) for name in ("CogVideoX-2b", "CogVideoX-5b")),
+        "a checkpoint is about {0} GB (2b), {0} GB (5b) or {0} GB (1.5,",
+        *(fixed(find_repository(name).gigabytes) for name in ("CogVideoX-2b", "CogVideoX-5b", "CogVideoX1.5-5B")),
     ),
     _page("EmptyLatent", "have at most {1} billion pixels", fixed(MAX_VIDEO_PIXELS / 1e9)),
     _page(

@@ -152,6 +152,7 @@ CONTRACT = {
 OPTIONAL = {
     "CogVideoXLoadPipeline": ["family"],
     "CogVideoXLoadModel": ["family"],
+    "CogVideoXDownload": ["source"],
     "CogVideoXSample": ["guidance_rescale"],
     "CogVideoXDynamicCFG": ["guidance_rescale"],
     "CogVideoXEncodeText": ["prompt_weights"],

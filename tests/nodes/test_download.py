@@ -14,10 +14,11 @@ from comfy_api.latest import io
 from comfy_execution.validation import validate_node_input
 
 from cogvideox.errors import UserError
-from cogvideox.model_loaders.downloads.repositories import REPOSITORIES
+from cogvideox.model_loaders.downloads.fetch import Progress
+from cogvideox.model_loaders.downloads.repositories import MODELSCOPE, REPOSITORIES, SOURCES
 from cogvideox.nodes import download as module
 from cogvideox.nodes.load import CogVideoXLoadPipeline
-from cogvideox.tests.file_server import BIG, Fault, FileServer, running_hub
+from cogvideox.tests.file_server import BIG, ON_MODELSCOPE, Fault, FileServer, running_hub
 
 Node = module.CogVideoXDownload
 NAME = "CogVideoX-2b"
@@ -49,12 +50,48 @@ def test_the_node_fetches_and_names_the_folder(models: Path, hub: FileServer, sh
     """And says before it starts how much comes under which licence, and at the end that all is verified."""
     assert Node.execute(NAME).args == (NAME,)
     assert (models / NAME / BIG).read_bytes() == hub.files[BIG]
-    assert "13 GB" in shown[0] and "Apache-2.0" in shown[0] and str(models / NAME) in shown[0]
+    assert "14 GB" in shown[0] and "Apache-2.0" in shown[0] and str(models / NAME) in shown[0]
     assert " MB of " in shown[1] and "MB/s" in "".join(shown)
     assert "verified" in shown[-1] and "Apache-2.0" in shown[-1]
     hub.close()
     assert Node.execute(NAME).args == (NAME,)
     assert "nothing to download" in shown[-1]
+
+
+def test_it_shows_size_speed_and_time_left(
+    models: Path, hub: FileServer, shown: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for 20 GB wants to know whether for minutes or for the night."""
+    monkeypatch.setattr(module, "_SHOW_S", 0.0)
+    hub.fail(BIG, Fault(slow_s=0.01))
+    Node.execute(NAME)
+    during = [line for line in shown if line.endswith(BIG) and " left, " in line]
+    assert during and all(" MB of 0.00 GB, " in line and " MB/s, " in line for line in during)
+    display = module._Display("7")
+    display(Progress(BIG, 10**9, 14 * 10**9, 20e6))
+    assert shown[-1] == f"1000 MB of 14.00 GB, 20.0 MB/s, 11 min left, {BIG}"
+
+
+def test_modelscope_is_a_source(
+    models: Path, hub: FileServer, shown: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Hugging Face cannot be reached, there was no button."""
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+    assert Node.execute(NAME, MODELSCOPE).args == (NAME,)
+    assert f"from {ON_MODELSCOPE} on ModelScope" in shown[0] and "verified" in shown[-1]
+    assert all(ON_MODELSCOPE in asked.path for asked in hub.asked) and len(hub.asked) > 10
+    assert not math.isnan(Node.fingerprint_inputs(NAME, MODELSCOPE))
+    assert Node.fingerprint_inputs(NAME, MODELSCOPE) == Node.fingerprint_inputs(NAME)
+
+
+@pytest.mark.parametrize("source", ["https://evil.example", "http://127.0.0.1:8188", "file:///etc", ""])
+def test_a_workflow_chooses_no_address(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Only names of the table: else a stranger's workflow would make the server ask whom it likes."""
+    monkeypatch.setattr(module, "download_checkpoint", lambda *_: pytest.fail("a hub was asked"))
+    with pytest.raises(UserError, match="source is .*: use Hugging Face or ModelScope"):
+        Node.execute(NAME, source)
+    entry = Node.GET_SCHEMA().inputs[1]
+    assert isinstance(entry, io.Combo.Input) and entry.options == list(SOURCES) and entry.optional
 
 
 def test_cancel_ends_it_at_once_and_the_next_run_goes_on(models: Path, hub: FileServer, shown: list[str]) -> None:
@@ -125,7 +162,7 @@ def test_size_and_licence_of_each_are_told_beforehand() -> None:
 
 def test_an_unknown_checkpoint_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """An edited workflow must not make the server ask the hub for anything."""
-    monkeypatch.setattr(module, "download", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(module, "download_checkpoint", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(UserError, match="checkpoint is '../../evil': use CogVideoX-2b, "):
         Node.execute("../../evil")
     # when the prompt is queued, ComfyUI compares what validate_inputs does not name with the options

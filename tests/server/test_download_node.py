@@ -11,7 +11,7 @@ import pytest
 from cogvideox.devtools import client
 from cogvideox.devtools.client import RunResult
 from cogvideox.devtools.embedded_checkpoint import folder_name
-from cogvideox.tests.file_server import REPOSITORY, Fault, FileServer
+from cogvideox.tests.file_server import ON_MODELSCOPE, REPOSITORY, Fault, FileServer
 from cogvideox.tests.graphs import LATENTS, PIPELINE, node, with_inputs
 from cogvideox.tests.part_graphs import latent_only, short
 
@@ -39,9 +39,9 @@ def weights(hub) -> str:
     return max(hub.files, key=lambda path: len(hub.files[path]))
 
 
-def fetching(checkpoint: str = NAME) -> dict:
+def fetching(checkpoint: str = NAME, **more: str) -> dict:
     """A graph of the download alone."""
-    return {GET: node(NODE, checkpoint=checkpoint)}
+    return {GET: node(NODE, checkpoint=checkpoint, **more)}
 
 
 def linked() -> dict:
@@ -70,12 +70,13 @@ def test_from_nothing_to_a_video(comfyui, hub, weights):
     assert NAME in loader["options"]
 
 
-def test_it_says_what_comes(comfyui, hub):
+def test_it_says_what_comes(comfyui, hub, weights):
     """Who starts a download of 13 GB wants to know so, its licence, how far it is, and that it came well."""
+    hub.fail(weights, Fault(slow_s=0.02))
     result = comfyui.run(fetching())
     text = shown(result)
-    assert "about 13 GB, Apache-2.0" in text and str(comfyui.pipelines / NAME) in text
-    assert " MB/s, " in text and "is complete and verified" in text
+    assert "about 14 GB, Apache-2.0" in text and str(comfyui.pipelines / NAME) in text
+    assert " MB/s, " in text and " left, " in text and "is complete and verified" in text
     assert [(value, most) for node_id, value, most in result.progress if node_id == GET][-1:] == [(0, 1)]  # megabytes
 
 
@@ -98,7 +99,7 @@ def test_cancel_and_again(comfyui, hub, weights):
     assert not (comfyui.pipelines / NAME / weights).exists()
     half = comfyui.run(latent_only(short(NAME))).error
     assert half is not None and half.kind == "rejected" and half.node_type == "CogVideoXLoadPipeline"
-    for words in ("holds a half-finished download", "1 of 15 files", "Start the download again"):
+    for words in ("holds a half-finished download", "1 of 15 files", "Start the download again", "CogVideoX Download"):
         assert words in half.message
     assert "is complete and verified" in shown(comfyui.run(linked()))
     assert [asked.range for asked in hub.requests(weights)] == [None, "bytes=50000-", "bytes=50000-"]
@@ -138,6 +139,25 @@ def test_names_that_are_not_in_the_table(hub, refused, name):
     """A shared workflow must not make the server ask for anything else."""
     assert refused(fetching(name), NODE, f"checkpoint: {name!r} not in ['CogVideoX-2b'").kind == "rejected"
     assert not hub.asked
+
+
+@pytest.mark.parametrize("source", ["https://evil.example", "../../evil", ""])
+def test_sources_that_are_not_in_the_table(hub, refused, source):
+    """A shared workflow must not make the server ask at another address."""
+    words = f"source: {source!r} not in ['Hugging Face', 'ModelScope']"
+    assert refused(fetching(source=source), NODE, words).kind == "rejected"
+    assert not hub.asked
+
+
+def test_the_other_hub(comfyui, hub, weights):
+    """What Hugging Face has begun, ModelScope goes on with; the token of the one is not the other's."""
+    hub.fail(weights, Fault(cut_after=50_000), Fault(403))
+    assert comfyui.run(fetching()).error is not None
+    hub.asked.clear()
+    text = shown(comfyui.run(fetching(source="ModelScope")))
+    assert f"from {ON_MODELSCOPE} on ModelScope" in text and "is complete and verified" in text
+    assert [asked.range for asked in hub.requests(weights)] == ["bytes=50000-"]
+    assert all(ON_MODELSCOPE in asked.path and "authorization" not in asked.headers for asked in hub.asked)
 
 
 def test_token_goes_nowhere_but_to_the_hub(comfyui, hub, weights):

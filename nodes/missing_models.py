@@ -1,0 +1,127 @@
+"""Models that are not there: what a loader's list says then, and the next click for who has chosen one of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from ..host import folders
+from ..host.toy import LISTED, with_toy
+from ..model_loaders.downloads.repositories import REPOSITORIES, Repository, find_file
+from ..model_loaders.load_tiny_decoder import TINY_FOLDER
+
+_DOWNLOAD = "CogVideoX Download"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one list of a loader holds.
+
+    what: it in words. categories: ComfyUI's model folders, in which its names are looked up. own: what of one's own
+    goes into which folder. published: whether CogVideoX Download gets it. template: the one that shows it on the toy,
+    "" for none.
+    """
+
+    what: str
+    categories: tuple[str, ...]
+    own: str
+    published: bool = False
+    template: str = ""
+
+
+KINDS: Mapping[str, Kind] = {
+    "pipeline": Kind(
+        "checkpoint",
+        ("diffusers", "checkpoints"),
+        "a checkpoint's whole folder into models/diffusers, or one file with all parts into models/checkpoints",
+        published=True,
+        template="text_to_video",
+    ),
+    "transformer": Kind(
+        "model",
+        ("diffusers", "diffusion_models"),
+        "a checkpoint's whole folder into models/diffusers, or a transformer's file into models/diffusion_models",
+        published=True,
+        template="text_to_video",
+    ),
+    "text_encoder": Kind(
+        "text encoder",
+        ("diffusers", "text_encoders"),
+        "a checkpoint's whole folder into models/diffusers, or a T5-XXL file into models/text_encoders",
+        published=True,
+        template="text_to_video",
+    ),
+    "vae": Kind(
+        "VAE",
+        ("diffusers", "vae"),
+        "a checkpoint's whole folder into models/diffusers, or a VAE's file into models/vae",
+        published=True,
+        template="text_to_video",
+    ),
+    "controlnet": Kind(
+        "control net",
+        ("diffusers", "controlnet"),
+        "a control net's folder or file into models/controlnet",
+        template="controlnet",
+    ),
+    "lora": Kind("LoRA", ("loras",), "a LoRA's file into models/loras"),
+    "decoder": Kind("tiny decoder", (TINY_FOLDER,), f"a taecvx file into models/{TINY_FOLDER}"),
+}
+
+
+def offer(own: list[str], kind: str) -> list[str]:
+    """The list of a loader: the user's `own` models, the toy's, and without any of the user's a line that says so.
+
+    kind: a key of KINDS.
+    """
+    listed = with_toy(own, kind) if kind in LISTED else list(own)
+    return listed if own else [*listed, say_empty(kind)]
+
+
+def say_empty(kind: str) -> str:
+    """The last line of a list in which nothing is the user's own. To choose it is to choose nothing."""
+    known = KINDS[kind]
+    step = f"queue {_DOWNLOAD}" if known.published else f"put one into models/{known.categories[-1]}"
+    return f"(no {known.what} of your own yet: {step})"
+
+
+def find(name: str, kind: str) -> Path:
+    """The path of a name in the list of a loader.
+
+    Raises UserError, which names the next click, where nothing is chosen or no folder has the name.
+    """
+    known = KINDS[kind]
+    if name in (None, "", say_empty(kind)):
+        raise UserError(f"No {known.what} is chosen: choose one from the list. {_next_click(known)}")
+    try:
+        return folders.find(name, *known.categories, toy=kind if kind in LISTED else "")
+    except folders.NoSuchModelError as error:
+        raise UserError(f"{error} {_download_of(name, known)}") from error
+
+
+def _next_click(kind: Kind) -> str:
+    """Where to get something of a kind, and how to try the graph without it."""
+    get = f"Add the node {_DOWNLOAD}, choose a checkpoint and queue it; or put" if kind.published else "Put"
+    steps = [f"{get} {kind.own}.", "Then press R and choose it."]
+    if kind.template:
+        steps.append(f"The template {kind.template} runs without a download, with CogVideoX-nano.")
+    return " ".join(steps)
+
+
+def _download_of(name: str, kind: Kind) -> str:
+    """Where to get what has this name."""
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    entry = _published(last)
+    if entry is not None and kind.published:
+        return f"Add the node {_DOWNLOAD}, choose {entry.name} and queue it ({entry.gigabytes:.0f} GB); then press R."
+    file = find_file(last)
+    if file is not None and file.directory == kind.categories[-1]:
+        return (
+            f"Download it ({file.gigabytes:.1f} GB) from {file.url} into models/{file.directory}, by ComfyUI's dialog "
+            "of missing models or by hand; then press R."
+        )
+    return _next_click(kind)
+
+
+def _published(name: str) -> Repository | None:
+    return next((entry for entry in REPOSITORIES if entry.name.lower() == name.lower()), None)

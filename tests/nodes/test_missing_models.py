@@ -1,0 +1,198 @@
+"""What a new user meets: a list without a model, a name that is not there, and nothing chosen."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import execution
+import folder_paths
+import pytest
+import torch
+from comfy_api.latest import io
+
+from cogvideox.devtools.example_workflows import EXAMPLES
+from cogvideox.errors import UserError
+from cogvideox.host import folders, patches, toy
+from cogvideox.host.queue_errors import naming_input, reported_once
+from cogvideox.host.standalone import comfyui_nodes
+from cogvideox.model_loaders.downloads.repositories import FILES, REPOSITORIES
+from cogvideox.nodes import NODES, controlnet, draft, load, lora, missing_models
+from cogvideox.nodes.missing_models import KINDS, say_empty
+
+# What has a list of models: the node, the input with the list, the kind.
+LISTS: list[tuple[type[io.ComfyNode], str, str]] = [
+    (load.CogVideoXLoadPipeline, "folder", "pipeline"),
+    (load.CogVideoXLoadModel, "model_name", "transformer"),
+    (load.CogVideoXLoadTextEncoder, "text_encoder_name", "text_encoder"),
+    (load.CogVideoXLoadVAE, "vae_name", "vae"),
+    (controlnet.CogVideoXLoadControlNet, "control_net_name", "controlnet"),
+    (lora.CogVideoXApplyLora, "lora_name", "lora"),
+    (draft.CogVideoXDraftDecode, "decoder", "decoder"),
+]
+PUBLISHED = [entry for entry in LISTS if KINDS[entry[2]].published]
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model folders of a ComfyUI that was just installed."""
+    for category in folders.CATEGORIES:
+        (tmp_path / "models" / category).mkdir(parents=True)
+        where = ([str(tmp_path / "models" / category)], {".safetensors"})
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, category, where)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, str]]]:
+    """queue(node, inputs): (input, message) of each error that ComfyUI reports, whatever the order of the inputs."""
+    monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs)  # restored afterwards
+    if hasattr(execution.validate_inputs, patches._MARK):
+        monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs.__wrapped__)
+    patches.wrap_validation({node.__name__ for node in NODES})
+
+    def check(node: type[io.ComfyNode], **given: Any) -> list[tuple[str, str]]:
+        monkeypatch.setitem(comfyui_nodes().NODE_CLASS_MAPPINGS, node.__name__, node)
+        widgets = {
+            entry.id: entry.default
+            for entry in node.define_schema().inputs
+            if isinstance(entry, (io.Combo.Input, io.Float.Input)) and entry.default is not None
+        }
+        told = []
+        for inputs in ({**widgets, **given}, dict(reversed({**widgets, **given}.items()))):
+            prompt = {"1": {"class_type": node.__name__, "inputs": inputs}}
+            errors = asyncio.run(execution.validate_inputs("id", prompt, "1", {}))[1]
+            own = [error for error in errors if error["type"] == "custom_validation_failed"]
+            told.append([(e["extra_info"]["input_name"], e["details"].partition(" - ")[2]) for e in own])
+        assert told[0] == told[1], "the order of the inputs in a prompt says nothing"
+        return told[0]
+
+    return check
+
+
+def options(node: type[io.ComfyNode], name: str) -> list[str]:
+    (entry,) = (entry for entry in node.define_schema().inputs if entry.id == name)
+    assert isinstance(entry, io.Combo.Input) and entry.options is not None
+    return [str(option) for option in entry.options]
+
+
+def test_every_list_of_models_is_looked_at() -> None:
+    """A list that nobody wrapped would be empty again."""
+    lists = {
+        (node.__name__, entry.id)
+        for node in NODES
+        for entry in node.define_schema().inputs
+        if isinstance(entry, io.Combo.Input) and entry.default is None
+    }
+    assert lists == {(node.__name__, name) for node, name, _ in LISTS}
+    assert {kind for _, _, kind in LISTS} == set(KINDS)
+
+
+@pytest.mark.parametrize("node, name, kind", LISTS)
+def test_a_list_without_a_model_says_so(
+    models: Path, monkeypatch: pytest.MonkeyPatch, node: type[io.ComfyNode], name: str, kind: str
+) -> None:
+    """An empty list looks broken, and one of toys alone does not tell where the real model comes from."""
+    names = list(toy.LISTED.get(kind, ()))
+    assert options(node, name) == [*names, say_empty(kind)]
+    monkeypatch.setattr(toy, "WEIGHTS", models / "deleted")
+    toy._is_there.cache_clear()
+    assert options(node, name) == [say_empty(kind)]
+    mine = models / KINDS[kind].categories[-1] / "taecvx_mine.safetensors"
+    mine.touch()
+    assert options(node, name) == [mine.name]
+    toy._is_there.cache_clear()
+
+
+@pytest.mark.parametrize("node, name, kind", LISTS)
+@pytest.mark.parametrize("chosen", ["", None, "the line that says so"])
+def test_nothing_chosen_names_the_next_click(
+    queue: Callable, node: type[io.ComfyNode], name: str, kind: str, chosen: str | None
+) -> None:
+    """'Choose one from the list' does not help before a list with nothing in it."""
+    value = say_empty(kind) if chosen else chosen
+    with pytest.raises(UserError) as raised:
+        missing_models.find(value, kind)  # type: ignore[arg-type]
+    message = str(raised.value)
+    assert message.startswith(f"No {KINDS[kind].what} is chosen: choose one from the list. ") and "press R" in message
+    assert f"models/{KINDS[kind].categories[-1]}" in message
+    assert ("Add the node CogVideoX Download" in message) == KINDS[kind].published
+    if value is not None:  # None: linked, in ComfyUI's language
+        assert queue(node, **{name: value}) == [(name, message)]
+
+
+@pytest.mark.parametrize("node, name, kind", LISTS)
+def test_a_name_that_is_not_there_blames_its_input_alone(
+    queue: Callable, models: Path, node: type[io.ComfyNode], name: str, kind: str
+) -> None:
+    """Two red inputs, of which one is right, send people to look for a mistake that they did not make."""
+    ((blamed, message),) = queue(node, **{name: "not-here.safetensors"})
+    assert blamed == name
+    assert message.startswith("There is no 'not-here.safetensors' in ")
+    assert str(models / KINDS[kind].categories[-1]) in message
+    assert missing_models._next_click(KINDS[kind]) in message
+
+
+@pytest.mark.parametrize("node, name, kind", PUBLISHED)
+@pytest.mark.parametrize("chosen", ["CogVideoX-5b", "THUDM/CogVideoX-5b", "zai-org\\cogvideox-5b"])
+def test_a_published_checkpoint_is_one_click_away(
+    queue: Callable, node: type[io.ComfyNode], name: str, kind: str, chosen: str
+) -> None:
+    """A template for a real checkpoint asks for it by this name."""
+    ((blamed, message),) = queue(node, **{name: chosen})
+    assert blamed == name and "Add the node CogVideoX Download, choose CogVideoX-5b and queue it (22 GB)" in message
+
+
+def test_every_published_file_is_told_where_it_belongs(queue: Callable) -> None:
+    """And only there: a T5 in the list of VAEs is no next click."""
+    holders = {"transformer": LISTS[1], "text_encoder": LISTS[2], "vae": LISTS[3]}
+    for file in FILES:
+        for holds, (node, name, _) in holders.items():
+            ((blamed, message),) = queue(node, **{name: file.name})
+            is_told = f"from {file.url} into models/{file.directory}" in message
+            assert blamed == name and is_told == (holds == file.holds), file.name
+
+
+def test_a_wrong_family_or_precision_is_blamed_itself(queue: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is right: its input must not be red."""
+    monkeypatch.setattr(load.mm, "get_torch_device", lambda: torch.device("cpu"))
+    for node, name, kind in LISTS[:2]:
+        toys = {name: next(iter(toy.LISTED[kind]))}
+        assert queue(node, **toys) == []
+        ((blamed, message),) = queue(node, **toys, family="CogVideoX-2b-img2vid")
+        assert blamed == "family" and message.startswith("These weights are not CogVideoX-2b-img2vid")
+        ((blamed, message),) = queue(node, **toys, weight_dtype="fp8_e4m3fn_fast")
+        assert blamed == "weight_dtype" and message.startswith("fp8_e4m3fn_fast needs fp8 matmul support")
+
+
+def test_saved_values_stay_valid(queue: Callable) -> None:
+    """Workflows that were saved with a toy, in every list."""
+    for node, name, kind in LISTS[:5]:
+        for value in toy.LISTED[kind]:
+            assert queue(node, **{name: value}) == [], (node, value)
+
+
+def test_templates_that_are_named_are_there() -> None:
+    names = {example.name for example in EXAMPLES}
+    assert {kind.template for kind in KINDS.values() if kind.template} <= names
+
+
+def test_the_line_in_the_list_is_no_models_name() -> None:
+    lines = [say_empty(kind) for kind in KINDS]
+    known = {entry.name for entry in (*REPOSITORIES, *FILES)}.union(*toy.LISTED.values())
+    assert len(set(lines)) == len(lines) and not known & set(lines)
+
+
+def test_the_input_is_named_where_the_message_does_not() -> None:
+    """Where ComfyUI repeats a message for each input, the right one is found again; elsewhere a reader finds it."""
+    names = ["folder", "family"]
+    assert naming_input("There is no x.", "folder", names) == "folder: There is no x."
+    assert naming_input("family is x: use y.", "folder", names) == "family is x: use y."
+    assert naming_input("There is no x.", "folder", ["folder"]) == "There is no x."
+    errors = [
+        {"type": "custom_validation_failed", "details": f"{name} - folder: Gone.", "extra_info": {"input_name": name}}
+        for name in ("family", "folder")
+    ]
+    (kept,) = reported_once(errors)
+    assert kept["details"] == "folder - Gone." and kept["extra_info"]["input_name"] == "folder"
+    assert errors[1]["details"] == "folder - folder: Gone.", "the error is ComfyUI's own"
