@@ -176,6 +176,7 @@ def serve(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def test(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Run a tier of the test suite inside the venv, or in environments with other versions of libraries."""
+    _require_clone("tests", "test_*.py")
     if arguments.libraries is not None and (arguments.host is not None or arguments.faults):
         raise DevError("--libraries takes neither --host nor --faults: run the two commands one after the other.")
     setup = prepare(arguments, for_tests=True)
@@ -194,6 +195,7 @@ def test(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def bench(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Run one benchmark, named without its `bench_`, or all of them; returns the first status that is not 0."""
+    _require_clone("benchmarks", "bench_*.py")
     scripts = bench_list.scripts()
     named = rest[:1] if rest and not rest[0].startswith("-") else []
     if not named and {"-h", "--help"} & set(rest):
@@ -211,6 +213,15 @@ def bench(arguments: argparse.Namespace, rest: list[str]) -> int:
         ended = run_foreground(command, cwd=paths.ROOT, env=setup.environ())
         status = status or ended
     return status
+
+
+def _require_clone(folder: str, pattern: str) -> None:
+    """Raises: DevError in the Comfy Registry's package (.comfyignore)."""
+    if not any((paths.ROOT / folder).glob(pattern)):
+        raise DevError(
+            f"{paths.ROOT} is the Comfy Registry's package, which has neither tests nor benchmarks: clone the "
+            "repository for them."
+        )
 
 
 def train(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -10,7 +10,7 @@ from ..errors import UserError, quoted
 from .file_names import check_file_name
 from .inside import is_below, is_inside, is_spelled_inside
 from .model_tree import CONFIG, Listed, Tree, start_listing, tree_of, walk
-from .toy import CLIPS, CLIPS_FOLDER, find_toy, names_toy
+from .toy import CLIPS, CLIPS_FOLDER, check_present, find_toy, names_toy
 
 DATASETS = "cogvideox_datasets"  # a key in extra_model_paths.yaml: folders that datasets may be in
 DATASETS_VARIABLE = "COGVIDEOX_DATASETS"  # the same, separated as in PATH
@@ -163,6 +163,8 @@ def find(name: str, *categories: str, toy: str = "") -> Path:
         raise UserError(f"{quoted(str(name))!r} is not the name of a model. Choose one from the list.")
     if toy and (of_the_pack := find_toy(name, toy)):
         return of_the_pack
+    if toy:
+        check_present(name, toy)
     folders = ", ".join(str(root) for category in categories for root in _roots(category)) or "any model folder"
     raise NoSuchModelError(
         f"There is no {name[:100]!r} in {folders}. Put it there, or choose another one from the list."

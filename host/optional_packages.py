@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -55,8 +56,8 @@ def prepare_diffusers() -> None:
     """Import what the pack takes of diffusers, which takes seconds the first time.
 
     diffusers imports peft, accelerate, gguf and others wherever they are installed, though nothing that the pack takes
-    needs them, and fails with any that is broken: peft 0.17 stops all of diffusers under transformers 5. Such a
-    package is named in the log, and diffusers is told that it is not there.
+    needs them, and fails with any that is broken: peft 0.17 stops all of diffusers under transformers 5. transformers
+    does the same with accelerate. Such a package is named in the log, and both are told that it is not there.
 
     Raises UserError where diffusers itself, or what it cannot do without, is missing, broken or too old.
     """
@@ -68,11 +69,12 @@ def prepare_diffusers() -> None:
             return
         except Exception as error:
             culprit = _culprit(error)
-            if culprit in _REQUIRED or culprit in hidden or not _hide(culprit):
+            if culprit in _REQUIRED or not _hide(culprit):
                 name = culprit if culprit in _REQUIRED else "diffusers"
                 raise package_error(name, "CogVideoX", error) from error
+            if culprit not in hidden:
+                logging.warning(printable(f"Not needed by CogVideoX: the Python package {_broken(culprit, error)}"))
             hidden.add(culprit)
-            logging.warning(printable(f"Not needed by CogVideoX: the Python package {_broken(culprit, error)}"))
 
 
 def _broken(name: str, error: BaseException) -> str:
@@ -102,26 +104,60 @@ def _first(error: BaseException) -> BaseException:
 
 def _culprit(error: BaseException) -> str:
     """The package that has failed while diffusers was imported: the one that diffusers imported last itself, since
-    what that one imports is its own affair; diffusers, where it asked in vain for a name or a module of its own."""
-    cause, found = _first(error), ""
-    traceback, imported_by_diffusers = cause.__traceback__, False
-    while traceback is not None:
-        package = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package == "diffusers":
-            imported_by_diffusers, found = True, ""
-        elif imported_by_diffusers and not found and package not in ("importlib", ""):
-            found = package
-        traceback = traceback.tb_next
-    return found or (getattr(cause, "name", None) or "diffusers").partition(".")[0]
+    what that one imports is its own affair, unless it is transformers, which can go without a package as well;
+    diffusers, where it asked in vain for a name or a module of its own."""
+    packages = _imported(error)
+    after = packages[len(packages) - packages[::-1].index("diffusers") :] if "diffusers" in packages else []
+    if (
+        len(after) > 1
+        and after[0] == "transformers"
+        and after[1] not in _REQUIRED
+        and _transformers_goes_without(after[1])
+    ):
+        return after[1]
+    if after:
+        return after[0]
+    cause = _first(error)
+    missing = cause.name if isinstance(cause, ImportError) else None
+    return (missing or "diffusers").partition(".")[0]
+
+
+def _imported(error: BaseException) -> list[str]:
+    """The packages whose code was running when `error` was raised, each as often as it was entered, outermost first."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    packages: list[str] = []
+    for raised in chain:  # each was caught where the traceback of the one before it ends
+        traceback = raised.__traceback__
+        while traceback is not None:
+            package = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+            if package not in ("importlib", "", *packages[-1:]):
+                packages.append(package)
+            traceback = traceback.tb_next
+    return packages
+
+
+def _transformers_goes_without(package: str) -> bool:
+    """Whether transformers asks if `package` is installed before it imports it."""
+    return package not in _REQUIRED and hasattr(
+        sys.modules.get("transformers.utils.import_utils"), f"is_{package}_available"
+    )
 
 
 def _hide(package: str) -> bool:
-    """Have diffusers take `package` for missing; False where it does not ask for it, or knows already."""
-    from .patches import hide_from_diffusers
+    """Have diffusers and transformers take `package` for missing; False where neither asks for it, or both know
+    already."""
+    from .patches import hide_from_diffusers, hide_from_transformers
 
     known: ModuleType = importlib.import_module("diffusers.utils.import_utils")
     name = {"cv2": "opencv"}.get(package, package)
     flags = [flag for flag in vars(known) if flag.startswith(f"_{name}") and flag.endswith("_available")]
     flags = [flag for flag in flags if getattr(known, flag) is True]
     hide_from_diffusers(known, flags)
-    return bool(flags)
+    transformers = sys.modules.get("transformers.utils.import_utils")
+    is_there = getattr(transformers, f"is_{name}_available", lambda: False)
+    if transformers is None or not is_there():
+        return bool(flags)
+    hide_from_transformers(transformers, name)
+    return bool(flags) or not is_there()

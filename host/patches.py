@@ -19,15 +19,17 @@ a logger
     has a filter while a VAE asks ComfyUI for its defaults (without_warnings). It drops warnings of that thread only.
 accelerate's states
     are those of the training while one runs in the graph (own_states); those of other packs are put back after it.
-`diffusers.utils.import_utils`
-    is told that a package is not installed which cannot be imported (hide_from_diffusers): peft, accelerate or another
-    without which CogVideoX runs. diffusers would fail for every pack; see host.optional_packages.
+`diffusers.utils.import_utils`, `transformers.utils.import_utils`
+    are told that a package is not installed which cannot be imported (hide_from_diffusers, hide_from_transformers):
+    peft, accelerate or another without which CogVideoX runs. Both would fail for every pack; see
+    host.optional_packages.
 
 A wrapper hands every call for other models and latent formats on, unchanged: with whatever arguments a newer version of
 ComfyUI has added.
 
-Set elsewhere: the package's __init__.py enters the package in `sys.modules` under its proper name. Only in processes
-that are not ComfyUI, host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`, and
+Set elsewhere: the package's __init__.py enters the package in `sys.modules` under its proper name, and
+host.start_check adds one route to ComfyUI's server and one function to those that aiohttp calls when it starts. Only in
+processes that are not ComfyUI, host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`, and
 training.headless handles SIGINT and SIGTERM while it trains.
 """
 
@@ -242,6 +244,23 @@ def hide_from_diffusers(import_utils: ModuleType, flags: Iterable[str]) -> None:
     installed, such as `_peft_available`."""
     for flag in flags:
         setattr(import_utils, flag, False)
+
+
+def hide_from_transformers(import_utils: ModuleType, package: str) -> None:
+    """Have transformers go without a package that cannot be imported. What it has imported already stays."""
+    is_available = getattr(import_utils, f"is_{package}_available")
+    if not hasattr(is_available, "cache_clear"):  # transformers 4
+        setattr(import_utils, f"_{package}_available", False)
+        return
+    # Its modules hold the function itself, which keeps its first answer: it is asked again while nothing is there.
+    utils: Any = import_utils
+    true_look = utils._is_package_available
+    utils._is_package_available = lambda *args, **kwargs: (False, "0")
+    try:
+        is_available.cache_clear()
+        is_available()
+    finally:
+        utils._is_package_available = true_look
 
 
 @contextmanager

@@ -71,18 +71,33 @@ def find_toy(name: str, kind: str) -> Path | None:
     return path
 
 
+def check_present(name: str, kind: str) -> None:
+    """Raises UserError for a name of the toy whose files the pack's folder has not."""
+    inner = _inner_path(name, kind)
+    if inner is not None and not (WEIGHTS / inner).exists():
+        raise UserError(
+            f"{name} is a part of the pack, and {WEIGHTS / inner} is missing. Install the pack again, or run `git "
+            "checkout -- nano/weights` in its folder. Or choose another model."
+        )
+
+
 def names_toy(name: str, kind: str) -> bool:
     """Whether find_toy knows a name."""
     return _path_of(name, kind) is not None
 
 
 def _path_of(name: str, kind: str) -> Path | None:
+    inner = _inner_path(name, kind)
+    return WEIGHTS / inner if inner is not None and (WEIGHTS / inner).exists() else None
+
+
+def _inner_path(name: str, kind: str) -> str | None:
+    """Where a toy of this name lies below WEIGHTS."""
     if not isinstance(name, str):  # a workflow may hold anything
         return None
     known = {**LISTED[kind], **(_PIPELINES if kind in _COMPONENTS else {})}
     # As `python3 dev.py serve` called the copies that it made before the toy was in the lists.
-    inner = known.get(name) or known.get(name.replace(f"{NAME}-", f"{NAME} ", 1))
-    return WEIGHTS / inner if inner is not None and (WEIGHTS / inner).exists() else None
+    return known.get(name) or known.get(name.replace(f"{NAME}-", f"{NAME} ", 1))
 
 
 def is_toy(path: Path) -> bool:

@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..errors import set_advice
 from ..host.folders import start_listings
 from ..host.patches import wrap_validation
+from ..host.start_check import watch_node_ids
 from .advice import ADVICE
 from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
 from .decode import CogVideoXDecode
@@ -78,5 +79,7 @@ class CogVideoXExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         start_listings()
-        wrap_validation({node.__name__ for node in NODES})  # each is named as its node_id
+        by_id = {node.__name__: node for node in NODES}  # each is named as its node_id
+        wrap_validation(by_id.keys())
+        watch_node_ids(by_id)
         return NODES

@@ -14,7 +14,13 @@ import pytest
 from cogvideox.nodes import NODES
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{file.name}" for file in ROOT.glob("docs/*.md"))]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    *(f"docs/{file.name}" for file in ROOT.glob("docs/*.md")),
+]
 README_WORDS = 1500
 # Keep a Changelog 1.1.0; ours needs no Deprecated so far
 SECTIONS = ("Added", "Changed", "Fixed", "Removed", "Security")

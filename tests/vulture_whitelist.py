@@ -2,7 +2,7 @@
 
 UNUSED = {
     "ComfyUI calls or reads it on a custom node": """
-        WEB_DIRECTORY comfy_entrypoint get_node_list on_load
+        WEB_DIRECTORY get_node_list on_load
     """,
     "ComfyUI calls or reads it on a model, a VAE, a CLIP, a control net, a latent format or a previewer": """
         concat_cond resize_cond_for_context_window deepclone_multigpu unet_extra_config memory_usage_factor

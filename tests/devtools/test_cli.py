@@ -265,6 +265,16 @@ def test_unknown_benchmark_names_the_known_ones(untouched_clone, monkeypatch, ca
     assert sentence(capsys) == "There is no benchmark stat; there are: load, start."
 
 
+@pytest.mark.parametrize("command", ["test", "bench"])
+def test_the_registrys_package_has_neither_tests_nor_benchmarks(command, untouched_clone, monkeypatch, capsys):
+    # pytest's own words for a folder that is not there lead nowhere, and come after minutes of pip.
+    (untouched_clone / "benchmarks").mkdir()
+    (untouched_clone / "benchmarks" / "__init__.py").touch()
+    monkeypatch.setattr(paths, "ROOT", untouched_clone)
+    assert cli.main([command]) == 1
+    assert "is the Comfy Registry's package" in sentence(capsys)
+
+
 def test_benchmarks_all_run_and_a_failure_is_the_exit_status(untouched_clone, monkeypatch):
     (untouched_clone / "benchmarks").mkdir()
     for name, status in (("bench_a", 3), ("bench_b", 0)):

@@ -309,4 +309,28 @@ FAULTS = (
         ("tests/training/test_loop.py::test_large_gradients_are_clipped",),
         "One broken clip throws a LoRA out of what it has learnt.",
     ),
+    Fault(
+        "any file of the disk is served with the pack's pages",
+        "host/served_pages.py",
+        "if not is_below(file, root) or not file.is_file():",
+        "if not file.is_file():",
+        ("tests/host/test_served_pages.py",),
+        "Whoever can open the page reads every file.",
+    ),
+    Fault(
+        "a replaced node is not noticed",
+        "host/start_check.py",
+        "        if found is not node:",
+        "        if found is None:",
+        ("tests/host/test_start_check.py::test_nodes_of_another_pack_with_the_same_ids",),
+        "Workflows run another pack's node, and nothing says so.",
+    ),
+    Fault(
+        "transformers is not told of a broken accelerate",
+        "host/optional_packages.py",
+        "    hide_from_transformers(transformers, name)\n",
+        "",
+        ("tests/host/test_optional_packages.py::test_models_load_whatever_diffusers_would_import_besides[99.0]",),
+        "No model loads where accelerate is broken, which only training needs.",
+    ),
 )

@@ -1,0 +1,36 @@
+"""The pack's help pages, scripts and templates, from a folder of any name.
+
+ComfyUI serves them below an address with the folder's name in it, and aiohttp finds no address there with a space, a
+bracket or a letter beyond ASCII: it compares the name as an address spells it with the name as it is. Help was empty
+then, and no template opened. Names without such letters are left to ComfyUI.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from .inside import is_below
+
+# Those that an address spells as they are; aiohttp takes braces for patterns.
+_PLAIN = re.compile(r"[\w.~!$&'*+;=:@-]+", re.ASCII)
+# Where ComfyUI's page looks, without the name -> the folder that it means. ComfyUI adds /api to each as well.
+_PLACES = {"/extensions/": "web", "/workflow_templates/": "example_workflows"}
+
+
+def serve_pages(server: Any, folder: Path) -> None:
+    """Serve the pack's own pages where ComfyUI cannot. server: ComfyUI's. folder: the pack's, in custom_nodes."""
+    name = folder.name
+    if _PLAIN.fullmatch(name) or set(name) & set("{}"):
+        return
+    from aiohttp import web
+
+    for place, inner in _PLACES.items():
+
+        async def get_page(request: Any, root: Path = folder / inner) -> Any:
+            file = root / request.match_info["file"]
+            if not is_below(file, root) or not file.is_file():
+                raise web.HTTPNotFound()
+            return web.FileResponse(file)
+
+        # A pattern is compared with the address as it is meant.
+        server.routes.get(place + "{pack:" + re.escape(name) + "}/{file:.+}")(get_page)
