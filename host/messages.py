@@ -3,8 +3,10 @@
 import html
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import MAX_LETTERS, printable, shortened
 from .protocols import PromptServer
@@ -20,7 +22,20 @@ class _Shown:
     texts: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Request:
+    """A prompt that is being queued: the browser that asks, and the errors that it has been told."""
+
+    client_id: str | None
+    told: set[tuple[str, str]] = field(default_factory=set)
+
+
 _shown: dict[tuple[str, str], _Shown] = {}  # by (browser, node)
+# Of the request that is answered now: ComfyUI checks a prompt in the task that has received it.
+_request: ContextVar[_Request | None] = ContextVar("cogvideox_request", default=None)
+_IN_THE_QUEUE = "not run"  # in the place of a run, for what is shown of a prompt that was refused
+# web/js/error_toast.js listens to these.
+ERROR_EVENT, FORGET_EVENT = "cogvideox.error", "cogvideox.forget"
 
 
 def show_on_node(text: str, node_id: str | None) -> None:
@@ -66,8 +81,67 @@ def clear_running_node() -> None:
         return
     key = server.client_id, server.last_node_id
     if key in _shown and _shown[key].run != _run_of(server):
-        del _shown[key]
-        server.send_progress_text(" ", server.last_node_id, server.client_id)  # the frontend ignores an empty text
+        _clear(server, *key)
+
+
+def clear_earlier_runs(reused: Collection[str]) -> None:
+    """Take away what earlier runs have shown on any node, once ComfyUI knows which nodes the run that begins reuses.
+
+    reused: the nodes that do not run again. Their results are those of an earlier run, and so is what was said of them.
+    """
+    server = prompt_server()
+    if server is None or server.client_id is None:
+        return
+    for client_id, node_id in [key for key in _shown if key[0] == server.client_id]:
+        if node_id not in reused and _shown[client_id, node_id].run != _run_of(server):
+            _clear(server, client_id, node_id)
+
+
+def show_error(text: str, node_id: str) -> None:
+    """Show the error that has ended the run: on the node `node_id`, above what it has said before, and as a toast."""
+    server = prompt_server()
+    if server is None or server.client_id is None:
+        return
+    run = _run_of(server)
+    before = _shown.get((server.client_id, node_id))
+    warnings = before.texts if before is not None and before.run == run else ()
+    _show_error(server, server.client_id, node_id, run, (text, *warnings))
+
+
+def begin_request(request: dict[str, Any]) -> dict[str, Any]:
+    """What ComfyUI calls with each prompt that a browser queues, before the prompt is checked. Returns it unchanged.
+
+    What the last refused prompt has left on its nodes goes, and so do the toasts.
+    """
+    server, client_id = prompt_server(), request.get("client_id")
+    _request.set(_Request(client_id))
+    if server is not None and client_id is not None:
+        for key in [key for key, shown in _shown.items() if key[0] == client_id and shown.run == _IN_THE_QUEUE]:
+            _clear(server, *key)
+        server.send_sync(FORGET_EVENT, {}, client_id)
+    return request
+
+
+def show_refusal(text: str, node_id: str) -> None:
+    """Show why a prompt is not queued, on the node `node_id` and as a toast. ComfyUI checks a node once for each output
+    that needs it: each browser is told once."""
+    server, request = prompt_server(), _request.get()
+    if server is None or request is None or request.client_id is None or (node_id, text) in request.told:
+        return
+    request.told.add((node_id, text))
+    _show_error(server, request.client_id, node_id, _IN_THE_QUEUE, (text,))
+
+
+def _show_error(server: PromptServer, client_id: str, node_id: str, run: str | None, texts: tuple[str, ...]) -> None:
+    _shown[client_id, node_id] = _Shown(run, texts)
+    server.send_progress_text(as_html("\n\n".join(texts)), node_id, client_id)
+    # A toast is text for the frontend, not HTML.
+    server.send_sync(ERROR_EVENT, {"node_id": node_id, "text": printable(shortened(texts[0], MAX_LETTERS))}, client_id)
+
+
+def _clear(server: PromptServer, client_id: str, node_id: str) -> None:
+    del _shown[client_id, node_id]
+    server.send_progress_text(" ", node_id, client_id)  # the frontend ignores an empty text
 
 
 def as_html(text: str) -> str:

@@ -10,7 +10,13 @@ tests/test_house.py looks for them, and tests/host/test_patches.py, in each vers
     pack has put there stays.
 `execution.validate_inputs`
     is wrapped by wrap_validation when ComfyUI loads the nodes, because it repeats a message of a node's own checks for
-    each of the node's inputs.
+    each of the node's inputs. What they say is shown on the node as well.
+`execution.PromptExecutor.handle_execution_error`, `execution.PromptExecutor.add_message`
+    are wrapped by wrap_run_reports at the same time: a UserError shows on the node that raised it, stock or ours, under
+    its short name, and what earlier runs have shown goes when a run begins. ComfyUI's own message of an error says that
+    there was one; the sentence is two clicks away.
+`server.PromptServer.instance`
+    gets a handler of queued prompts at the same time (add_on_prompt_handler), which changes none of them.
 `comfy.quant_ops`
     learns the layout of GGUF blocks, under a name of ours, when host.quantized is imported (register_layout).
 `comfy.model_management.in_training`, `comfy.ops.run_every_op`
@@ -53,15 +59,17 @@ import torch
 from comfy.cli_args import LatentPreviewMethod
 from comfy.cli_args import args as options
 
+from ..errors import UserError
+from .messages import begin_request, clear_earlier_runs, prompt_server, show_error, show_refusal
 from .protocols import LatentFormat
-from .queue_errors import reported_once
+from .queue_errors import own_messages, reported_once
 
 _MARK = "_cogvideox_wrapped"  # an attribute of every wrapper of ours
 Format = TypeVar("Format", bound=LatentFormat)
 
 
-def wrap_once(module: ModuleType, name: str, wrap: Callable[[Callable], Callable]) -> None:
-    """Replace a module's function by wrap(function), unless that has been done."""
+def wrap_once(module: ModuleType | type, name: str, wrap: Callable[[Callable], Callable]) -> None:
+    """Replace a module's function, or a class's method, by wrap(function), unless that has been done."""
     original = getattr(module, name)
     if not hasattr(original, _MARK):
         wrapper = functools.wraps(original)(wrap(original))
@@ -193,11 +201,48 @@ def wrap_validation(node_ids: Collection[str]) -> None:
             if prompt[node]["class_type"] in node_ids:
                 # (whether the prompt may run, errors, node). ComfyUI keeps the same list for nodes that come later.
                 result[1][:] = reported_once(result[1])
+                for message in own_messages(result[1]):
+                    show_refusal(message, node)
             return result
 
         return validate_inputs
 
     wrap_once(execution, "validate_inputs", wrap)
+
+
+def wrap_run_reports() -> None:
+    """Show the sentence of a UserError where one looks, and take away what earlier runs have shown.
+
+    ComfyUI reports an error as the full name of its class and a text with a line break after it.
+    """
+    execution = sys.modules.get("execution")
+    if execution is None:  # in a script
+        return
+
+    def errors(original: Callable) -> Callable:
+        def handle_execution_error(*args: Any, **kwargs: Any) -> Any:
+            error, exception = argument(args, kwargs, 5, "error"), argument(args, kwargs, 6, "ex")
+            if isinstance(exception, UserError):
+                error["exception_type"] = type(exception).__name__
+                error["exception_message"] = str(exception)
+                show_error(str(exception), error["node_id"])
+            return original(*args, **kwargs)
+
+        return handle_execution_error
+
+    def messages(original: Callable) -> Callable:
+        def add_message(*args: Any, **kwargs: Any) -> Any:
+            if argument(args, kwargs, 1, "event") == "execution_cached":
+                clear_earlier_runs(argument(args, kwargs, 2, "data")["nodes"])
+            return original(*args, **kwargs)
+
+        return add_message
+
+    wrap_once(execution.PromptExecutor, "handle_execution_error", errors)
+    wrap_once(execution.PromptExecutor, "add_message", messages)
+    server = prompt_server()
+    if server is not None and begin_request not in server.on_prompt_handlers:
+        server.add_on_prompt_handler(begin_request)
 
 
 def register_layout(name: str, layout: type) -> None:

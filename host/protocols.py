@@ -14,6 +14,10 @@ class PromptServer(Protocol):
     client_id: str | None  # of the browser that queued the prompt which runs
     sockets_metadata: dict[str, Any]
 
+    on_prompt_handlers: list[Callable[[dict[str, Any]], dict[str, Any]]]
+
+    def add_on_prompt_handler(self, handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None: ...
+
     def send_sync(self, event: Any, data: Any, sid: str | None = None) -> None: ...
 
     def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None: ...

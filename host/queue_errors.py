@@ -32,6 +32,11 @@ def naming_input(message: str, name: str, names: Sequence[str]) -> str:
     return message if is_clear else f"{name}: {message}"
 
 
+def own_messages(errors: list[dict[str, Any]]) -> list[str]:
+    """What the node's own checks say in `errors`, without ComfyUI's name of the input in front."""
+    return [message for _, message in map(_input_and_message, errors) if message is not None]
+
+
 def _input_and_message(error: dict[str, Any]) -> tuple[str, str | None]:
     """The input that `error` is reported for, and the message of the node's own check, None for any other error."""
     name = str(error.get("extra_info", {}).get("input_name", ""))

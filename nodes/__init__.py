@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..errors import set_advice
 from ..host.folders import start_listings
-from ..host.patches import wrap_validation
+from ..host.patches import wrap_run_reports, wrap_validation
 from ..host.start_check import watch_node_ids
 from .advice import ADVICE
 from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
@@ -82,4 +82,5 @@ class CogVideoXExtension(ComfyExtension):
         by_id = {node.__name__: node for node in NODES}  # each is named as its node_id
         wrap_validation(by_id.keys())
         watch_node_ids(by_id)
+        wrap_run_reports()
         return NODES

@@ -12,8 +12,9 @@ from ..model_loaders.precision import WEIGHT_DTYPES
 from ..sockets.control import CogVideoXControl, chain_control
 from .file_inputs import reads_file
 from .input_checks import check_percent_range, checked
-from .inputs import CONTROL_NET_DTYPE, TOY, dtype_input, hold_input, range_inputs, strength_input
+from .inputs import CONTROL_NET_DTYPE, TOY, dtype_input, hold_input, prompt_inputs, range_inputs, strength_input
 from .missing_models import find, offer
+from .search_words import SEARCH_WORDS
 
 
 def _find_control_net(name: str) -> Path:
@@ -35,7 +36,7 @@ class CogVideoXLoadControlNet(io.ComfyNode):
             node_id="CogVideoXLoadControlNet",
             display_name="Load CogVideoX ControlNet",
             category="CogVideoX/load",
-            search_aliases=["controlnet", "control net", "canny", "hed", "depth"],
+            search_aliases=SEARCH_WORDS["CogVideoXLoadControlNet"],
             description="Load a control net for CogVideoX-2b or CogVideoX-5b.",
             inputs=[
                 io.Combo.Input(
@@ -46,7 +47,7 @@ class CogVideoXLoadControlNet(io.ComfyNode):
                 ),
                 dtype_input(WEIGHT_DTYPES, CONTROL_NET_DTYPE),
             ],
-            outputs=[io.ControlNet.Output()],
+            outputs=[io.ControlNet.Output(tooltip="For Apply CogVideoX ControlNet, or ComfyUI's Apply ControlNet.")],
         )
 
     @classmethod
@@ -64,11 +65,10 @@ class CogVideoXApplyControlNet(io.ComfyNode):
             node_id="CogVideoXApplyControlNet",
             display_name="Apply CogVideoX ControlNet",
             category="CogVideoX/condition",
-            search_aliases=["controlnet", "control net", "apply controlnet", "canny", "hed", "depth"],
+            search_aliases=SEARCH_WORDS["CogVideoXApplyControlNet"],
             description="Guide where things are and how they move with a control video (edges, depth, ...).",
             inputs=[
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
+                *prompt_inputs(),
                 io.ControlNet.Input("control_net", tooltip="From Load CogVideoX ControlNet."),
                 io.Image.Input(
                     "control_video",
@@ -80,8 +80,10 @@ class CogVideoXApplyControlNet(io.ComfyNode):
                 hold_input("the control video"),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The prompt with the control net, for a sampler."
+                ),
+                io.Conditioning.Output(display_name="negative", tooltip="The same for the negative prompt."),
             ],
         )
 

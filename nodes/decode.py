@@ -5,6 +5,8 @@ from comfy_api.latest import io
 from ..keys import Latent
 from ..sockets.vae import CogVideoXVAE
 from .input_checks import check_vae, checked
+from .inputs import FRAMES_OUT, vae_input
+from .search_words import SEARCH_WORDS
 
 MEMORY_MODES = ("auto", "fast", "low")
 
@@ -19,11 +21,11 @@ class CogVideoXDecode(io.ComfyNode):
             node_id="CogVideoXDecode",
             display_name="CogVideoX Decode",
             category="CogVideoX/decode",
-            search_aliases=["vae decode", "latent to video"],
+            search_aliases=SEARCH_WORDS["CogVideoXDecode"],
             description="Decode a video latent exactly as diffusers does, in the same chunks of frames.",
             inputs=[
-                io.Vae.Input("vae"),
-                io.Latent.Input("samples"),
+                vae_input(),
+                io.Latent.Input("samples", tooltip="The video latent, from a sampler."),
                 io.Combo.Input(
                     "memory",
                     options=list(MEMORY_MODES),
@@ -42,7 +44,7 @@ class CogVideoXDecode(io.ComfyNode):
                     "compiler on the CPU, where it gains little.",
                 ),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip=FRAMES_OUT)],
         )
 
     @classmethod

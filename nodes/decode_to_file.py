@@ -19,7 +19,8 @@ from ..vae.geometry import SPATIAL, check_latents, video_frames
 from .decode import MEMORY_MODES
 from .file_inputs import checks_files
 from .input_checks import check_vae, checked
-from .inputs import filled_name
+from .inputs import filled_name, vae_input
+from .search_words import SEARCH_WORDS
 
 _FORMAT = next(iter(files.FORMATS))
 
@@ -44,20 +45,20 @@ class CogVideoXDecodeToFile(io.ComfyNode):
             node_id="CogVideoXDecodeToFile",
             display_name="CogVideoX Decode to File",
             category="CogVideoX/decode",
-            search_aliases=["save video", "vae decode", "mp4", "webm", "long video", "low memory", "out of memory"],
+            search_aliases=SEARCH_WORDS["CogVideoXDecodeToFile"],
             description=(
                 "Decode a video latent exactly as diffusers does and write each frame to a video file as soon as it is "
                 "decoded: only a few frames are in memory at a time, however long the video is."
             ),
             inputs=[
-                io.Vae.Input("vae"),
-                io.Latent.Input("samples"),
+                vae_input(),
+                io.Latent.Input("samples", tooltip="The video latent, from a sampler."),
                 io.Float.Input(
                     "fps",
                     default=8.0,
                     min=files.MIN_FPS,
                     max=files.MAX_FPS,
-                    step=0.01,
+                    step=0.001,  # 23.976
                     tooltip="Frames per second: 8 for CogVideoX, 16 for CogVideoX 1.5.",
                 ),
                 io.String.Input(

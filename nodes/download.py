@@ -15,6 +15,7 @@ from ..model_loaders.downloads.fetch import Progress, download_checkpoint
 from ..model_loaders.downloads.manifest import MANIFEST, is_complete
 from ..model_loaders.downloads.repositories import HUGGING_FACE, REPOSITORIES, SOURCES, find_repository, find_source
 from .input_checks import checked
+from .search_words import SEARCH_WORDS
 
 _MB = 10**6
 _SHOW_S = 0.5
@@ -57,7 +58,7 @@ class CogVideoXDownload(io.ComfyNode):
             node_id="CogVideoXDownload",
             display_name="CogVideoX Download",
             category="CogVideoX/load",
-            search_aliases=["fetch", "checkpoint", "weights", "hugging face", "modelscope", "mirror"],
+            search_aliases=SEARCH_WORDS["CogVideoXDownload"],
             description=(
                 "Download a checkpoint from a model hub into models/diffusers: 13 to 31 GB, under the licence of the "
                 "checkpoint, which you accept by downloading it (the tooltip of the input lists them). An interrupted "
@@ -80,7 +81,7 @@ class CogVideoXDownload(io.ComfyNode):
                 ),
             ],
             # The loaders' inputs are combos, to which ComfyUI links no STRING (comfy_execution/validation.py).
-            outputs=[io.Combo.Output(display_name="folder")],
+            outputs=[io.Combo.Output(display_name="folder", tooltip="The folder's name, for Load CogVideoX Pipeline.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )

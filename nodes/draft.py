@@ -9,7 +9,9 @@ from ..model_loaders.load_tiny_decoder import TINY_FOLDER, check_tiny_decoder, l
 from ..sockets.draft_decoder import decode_draft
 from .file_inputs import reads_file
 from .input_checks import checked
+from .inputs import FRAMES_OUT
 from .missing_models import find, offer
+from .search_words import SEARCH_WORDS
 
 
 def _find_decoder(name: str) -> Path:
@@ -31,7 +33,7 @@ class CogVideoXDraftDecode(io.ComfyNode):
             node_id="CogVideoXDraftDecode",
             display_name="CogVideoX Draft Decode",
             category="CogVideoX/decode",
-            search_aliases=["taecvx", "taehv", "tiny vae", "taesd", "preview"],
+            search_aliases=SEARCH_WORDS["CogVideoXDraftDecode"],
             description="Decode a video latent with the tiny decoder taecvx: fast, small and close, but not exact.",
             inputs=[
                 io.Latent.Input("samples", tooltip="From CogVideoX Sampler or any other sampler."),
@@ -42,7 +44,7 @@ class CogVideoXDraftDecode(io.ComfyNode):
                     "Press R after adding one.",
                 ),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip=FRAMES_OUT)],
         )
 
     @classmethod

@@ -7,6 +7,7 @@ from comfy_api.latest import InputImpl, Types, io, ui
 from ..host.toy import INPUT_FPS, INPUTS
 from ..media.example_frames import read_example
 from .input_checks import checked
+from .search_words import SEARCH_WORDS
 
 _SHOWN_SCALE = 4  # of the picture on the node: 64 pixels are a speck there
 
@@ -21,7 +22,7 @@ class CogVideoXExample(io.ComfyNode):
             node_id="CogVideoXExample",
             display_name="CogVideoX Example Input",
             category="CogVideoX/load",
-            search_aliases=["sample picture", "sample video", "demo", "toy", "nano"],
+            search_aliases=SEARCH_WORDS["CogVideoXExample"],
             description="A small picture or video that comes with the pack, to try a workflow with.",
             inputs=[
                 io.Combo.Input(

@@ -6,9 +6,10 @@ from comfy_api.latest import io
 from ..media.continuation import check_overlap, continuation_latent, join_videos, last_frames
 from ..media.pictures import fit_clip
 from ..sockets.vae import CogVideoXVAE
-from ..vae.geometry import SIZE_STEP, check_size
+from ..vae.geometry import SIZE_STEP, TEMPORAL, check_size
 from .input_checks import check_vae, checked
-from .inputs import MAX_FRAMES, fit_input, own_size_inputs
+from .inputs import COUNT, MAX_FRAMES, fit_input, own_size_inputs, vae_input
+from .search_words import SEARCH_WORDS
 
 
 def _check_continuation(frames: int = MAX_FRAMES, overlap: int = 1, width: int = 0, height: int = 0) -> None:
@@ -31,26 +32,26 @@ class CogVideoXContinueVideo(io.ComfyNode):
             node_id="CogVideoXContinueVideo",
             display_name="CogVideoX Continue Video",
             category="CogVideoX/extend",
-            search_aliases=["extend video", "longer video", "long video", "overlap", "last frame"],
+            search_aliases=SEARCH_WORDS["CogVideoXContinueVideo"],
             description="Begin a new clip with the last frames of the previous one. Text to video models continue "
             "the latent; image to video models take last_frames as their start image.",
             inputs=[
-                io.Vae.Input("vae"),
+                vae_input(),
                 io.Image.Input("images", tooltip="The clip so far."),
                 io.Int.Input(
                     "frames",
                     default=49,
                     min=1,
                     max=MAX_FRAMES,
-                    step=8,
-                    tooltip="Frames of the new clip, including the overlap: 8k + 1.",
+                    step=TEMPORAL,
+                    tooltip=f"Frames of the new clip, including the overlap: {COUNT}",
                 ),
                 io.Int.Input(
                     "overlap",
                     default=1,
                     min=1,
                     max=MAX_FRAMES,
-                    step=4,
+                    step=TEMPORAL,
                     tooltip="Frames taken over from the end of the clip, 4k + 1: 1 keeps the image, 5 or more also "
                     "keep the motion.",
                 ),
@@ -58,9 +59,15 @@ class CogVideoXContinueVideo(io.ComfyNode):
                 fit_input(),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent"),
-                io.Image.Output(display_name="last_frames"),
-                io.Int.Output(display_name="overlap"),
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="For a text to video model: the latent_image of a sampler at denoise 1.",
+                ),
+                io.Image.Output(
+                    display_name="last_frames",
+                    tooltip="For an image to video model: the start_image of CogVideoX Image to Video.",
+                ),
+                io.Int.Output(display_name="overlap", tooltip="For CogVideoX Join Videos."),
             ],
         )
 
@@ -91,7 +98,7 @@ class CogVideoXJoinVideos(io.ComfyNode):
             node_id="CogVideoXJoinVideos",
             display_name="CogVideoX Join Videos",
             category="CogVideoX/extend",
-            search_aliases=["concatenate videos", "extend video", "append", "cross-fade"],
+            search_aliases=SEARCH_WORDS["CogVideoXJoinVideos"],
             description="Join a clip and its continuation, without the frames that both of them show.",
             inputs=[
                 io.Image.Input("images_before", tooltip="The video so far."),
@@ -109,7 +116,7 @@ class CogVideoXJoinVideos(io.ComfyNode):
                     tooltip="Cross-fade between the two clips over the overlap, which hides a jump in colour.",
                 ),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip="All frames in order.")],
         )
 
     @classmethod

@@ -17,11 +17,14 @@ from .inputs import (
     fit_input,
     hold_input,
     noise_augmentation_input,
+    prompt_inputs,
     range_inputs,
     seed_input,
     size_inputs,
     strength_input,
+    vae_input,
 )
+from .search_words import SEARCH_WORDS
 
 
 @checked(check_all_sizes, check_vae)
@@ -34,13 +37,12 @@ class CogVideoXFunInpaint(io.ComfyNode):
             node_id="CogVideoXFunInpaint",
             display_name="CogVideoX Fun Inpaint",
             category="CogVideoX/condition",
-            search_aliases=["inp", "fun inpaint", "start end frame", "i2v"],
+            search_aliases=SEARCH_WORDS["CogVideoXFunInpaint"],
             description="Keep parts of a video and regenerate the rest, with CogVideoX-Fun InP models: a start image, "
             "an end image, a region, or any of them together.",
             inputs=[
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Vae.Input("vae"),
+                *prompt_inputs(),
+                vae_input(),
                 *size_inputs(),
                 io.Image.Input("video", optional=True, tooltip="The video of which parts are kept."),
                 io.Mask.Input(
@@ -58,7 +60,7 @@ class CogVideoXFunInpaint(io.ComfyNode):
                 fit_input(),
                 hold_input("the video"),
             ],
-            outputs=conditioned_outputs(),
+            outputs=conditioned_outputs("the masked video"),
         )
 
     @classmethod
@@ -103,20 +105,22 @@ class CogVideoXFunControl(io.ComfyNode):
             node_id="CogVideoXFunControl",
             display_name="CogVideoX Fun Control",
             category="CogVideoX/condition",
-            search_aliases=["pose", "canny", "depth", "fun control"],
+            search_aliases=SEARCH_WORDS["CogVideoXFunControl"],
             description="Guide a CogVideoX-Fun Control or Pose model with a control video (poses, edges, depth).",
             inputs=[
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Vae.Input("vae"),
-                io.Image.Input("control_video"),
+                *prompt_inputs(),
+                vae_input(),
+                io.Image.Input(
+                    "control_video",
+                    tooltip="One image for each frame: poses, edges or depth, as the model was trained on.",
+                ),
                 *size_inputs(),
                 strength_input("The control video's latents are multiplied by it; the models were trained with 1."),
                 *range_inputs("the control"),
                 fit_input(),
                 hold_input("the control video"),
             ],
-            outputs=conditioned_outputs(),
+            outputs=conditioned_outputs("the control video"),
         )
 
     @classmethod

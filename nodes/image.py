@@ -15,8 +15,11 @@ from .inputs import (
     fit_input,
     noise_augmentation_input,
     posterior_inputs,
+    prompt_inputs,
     size_inputs,
+    vae_input,
 )
+from .search_words import SEARCH_WORDS
 
 
 @checked(check_all_sizes, check_vae)
@@ -29,12 +32,11 @@ class CogVideoXImageToVideo(io.ComfyNode):
             node_id="CogVideoXImageToVideo",
             display_name="CogVideoX Image to Video",
             category="CogVideoX/condition",
-            search_aliases=["i2v", "start image", "first frame", "end image"],
+            search_aliases=SEARCH_WORDS["CogVideoXImageToVideo"],
             description="Start a video from an image, with CogVideoX-5b-I2V, 1.5-5B-I2V or 2b-img2vid.",
             inputs=[
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Vae.Input("vae"),
+                *prompt_inputs(),
+                vae_input(),
                 *size_inputs(),
                 io.Image.Input(
                     "start_image",
@@ -68,7 +70,7 @@ class CogVideoXImageToVideo(io.ComfyNode):
                 ),
                 *posterior_inputs(),
             ],
-            outputs=conditioned_outputs(),
+            outputs=conditioned_outputs("the image"),
         )
 
     @classmethod

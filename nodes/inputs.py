@@ -9,7 +9,7 @@ from ..host.placeholders import fill_in
 from ..keys import Concat, Latent
 from ..media.pictures import FITS
 from ..model_loaders.variants import DETECT, FAMILY_NAMES
-from ..vae.geometry import SIZE_STEP
+from ..vae.geometry import SIZE_STEP, TEMPORAL
 
 # MAX_SIDE and MAX_SEED are those of ComfyUI's own nodes (nodes.py).
 MAX_SIDE, MAX_FRAMES, MAX_BATCH, MAX_SEED = 16384, 1025, 64, 0xFFFFFFFFFFFFFFFF
@@ -28,7 +28,32 @@ CONTROL_NET_DTYPE = (
     "some loss of accuracy."
 )
 TOY = "CogVideoX-nano is a toy that comes with the pack."
+COUNT = "4k + 1: 49 for CogVideoX, 81 for CogVideoX 1.5. The models were trained on 8k + 1."
+MODEL_OUT = "The transformer, for CogVideoX Sampler, KSampler and nodes that change a model."
+CLIP_OUT = "The text encoder, for CogVideoX Text Encode."
+VAE_OUT = "For CogVideoX Decode and the nodes that encode images and videos."
+FRAMES_OUT = "The frames, one after the other. The videos of a batch follow each other."
 _SIDE = "Pixels, a multiple of 16."
+
+
+def model_input() -> io.Model.Input:
+    return io.Model.Input("model", tooltip="From Load CogVideoX Model or Load CogVideoX Pipeline.")
+
+
+def clip_input() -> io.Clip.Input:
+    return io.Clip.Input("clip", tooltip="From Load CogVideoX Text Encoder or Load CogVideoX Pipeline.")
+
+
+def vae_input() -> io.Vae.Input:
+    return io.Vae.Input("vae", tooltip="From Load CogVideoX VAE or Load CogVideoX Pipeline.")
+
+
+def prompt_inputs() -> list[io.Input]:
+    """positive and negative, of a node that adds to them."""
+    return [
+        io.Conditioning.Input("positive", tooltip="What the video shows, from CogVideoX Text Encode."),
+        io.Conditioning.Input("negative", tooltip="The negative prompt, usually empty."),
+    ]
 
 
 def dtype_input(choices: Iterable[str], tooltip: str) -> io.Combo.Input:
@@ -52,7 +77,8 @@ def size_inputs() -> list[io.Input]:
     return [
         io.Int.Input("width", default=720, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=_SIDE),
         io.Int.Input("height", default=480, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=_SIDE),
-        io.Int.Input("frames", default=49, min=1, max=MAX_FRAMES, step=8, tooltip="Video frames, 8k + 1."),
+        # A step of 8 would turn a 21 that is typed into 25: the frontend rounds to multiples of the step.
+        io.Int.Input("frames", default=49, min=1, max=MAX_FRAMES, step=TEMPORAL, tooltip=f"Video frames, {COUNT}"),
         io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH, tooltip="Number of videos in one run."),
     ]
 
@@ -82,6 +108,7 @@ def hold_input(what: str) -> io.Boolean.Input:
         "hold_last_frame",
         default=False,
         optional=True,
+        advanced=True,
         tooltip=f"If {what} is shorter than the clip, repeat its last frame instead of stopping with an error.",
     )
 
@@ -119,16 +146,23 @@ def seed_input(tooltip: str) -> io.Int.Input:
 
 def noise_augmentation_input(tooltip: str) -> io.Float.Input:
     return io.Float.Input(
-        "noise_augmentation", default=0.0, min=0.0, max=1.0, step=0.0001, optional=True, tooltip=tooltip
+        "noise_augmentation",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.0001,
+        optional=True,
+        advanced=True,
+        tooltip=tooltip,
     )
 
 
-def conditioned_outputs() -> list[io.Output]:
-    """Outputs of a node that adds to the prompts: positive, negative and the latent to sample."""
+def conditioned_outputs(what: str) -> list[io.Output]:
+    """Outputs of a node that adds `what` to the prompts: positive, negative and the latent to sample."""
     return [
-        io.Conditioning.Output(display_name="positive"),
-        io.Conditioning.Output(display_name="negative"),
-        io.Latent.Output(display_name="latent"),
+        io.Conditioning.Output(display_name="positive", tooltip=f"The prompt with {what}, for a sampler."),
+        io.Conditioning.Output(display_name="negative", tooltip="The same for the negative prompt."),
+        io.Latent.Output(display_name="latent", tooltip="Empty, of this size: for latent_image of a sampler."),
     ]
 
 

@@ -14,6 +14,7 @@ from ..samplers.schedule import TRAIN_TIMESTEPS
 from .input_checks import check_latent_image, check_percent_range, checked
 from .inputs import range_inputs
 from .sample import noise_levels
+from .search_words import SEARCH_WORDS
 
 
 @checked(check_latent_image)
@@ -27,7 +28,7 @@ class CogVideoXInvert(io.ComfyNode):
             node_id="CogVideoXInvert",
             display_name="Invert CogVideoX Video",
             category="CogVideoX/sample",
-            search_aliases=["ddim inversion", "video to noise", "unsample", "edit video"],
+            search_aliases=SEARCH_WORDS["CogVideoXInvert"],
             description="Run DDIM backwards: from an encoded video to the noise that would generate it.",
             inputs=[
                 io.Model.Input("model", tooltip="From Load CogVideoX Model or Load CogVideoX Pipeline."),
@@ -51,7 +52,12 @@ class CogVideoXInvert(io.ComfyNode):
                     tooltip="At 1 a run at cfg 1 restores the video; with guidance no run does.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="The noise, to be sampled without adding noise; for CogVideoX Follow Video as well.",
+                )
+            ],
         )
 
     @classmethod
@@ -88,7 +94,7 @@ class CogVideoXFollowVideo(io.ComfyNode):
             node_id="CogVideoXFollowVideo",
             display_name="CogVideoX Follow Video",
             category="CogVideoX/sample",
-            search_aliases=["ddim inversion", "edit video", "attention sharing", "reference video"],
+            search_aliases=SEARCH_WORDS["CogVideoXFollowVideo"],
             description="Generate a video that follows an inverted one with a new prompt, by sharing attention with "
             "it.",
             inputs=[
@@ -96,7 +102,7 @@ class CogVideoXFollowVideo(io.ComfyNode):
                 io.Latent.Input("inverted", tooltip="From Invert CogVideoX Video."),
                 *range_inputs("following the video"),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="A copy of the model that follows the video.")],
         )
 
     @classmethod

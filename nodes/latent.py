@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..vae.geometry import empty_latent
 from .input_checks import check_all_sizes, checked
 from .inputs import size_inputs
+from .search_words import SEARCH_WORDS
 
 
 @checked(check_all_sizes)
@@ -17,10 +18,10 @@ class CogVideoXEmptyLatent(io.ComfyNode):
             node_id="CogVideoXEmptyLatent",
             display_name="Empty CogVideoX Latent",
             category="CogVideoX/latent",
-            search_aliases=["empty video latent", "video size", "frames"],
+            search_aliases=SEARCH_WORDS["CogVideoXEmptyLatent"],
             description="An empty video latent: 720 x 480 with 49 frames for CogVideoX, 1360 x 768 with 81 for 1.5.",
             inputs=size_inputs(),
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="Zeros, for latent_image of a sampler.")],
         )
 
     @classmethod

@@ -15,8 +15,19 @@ from ..model_loaders.precision import PRECISIONS, WEIGHT_DTYPES, check_precision
 from ..model_loaders.variants import DETECT
 from .file_inputs import reads_file
 from .input_checks import checked
-from .inputs import MODEL_DTYPE, TEXT_ENCODER_DTYPE, TOY, VAE_DTYPE, dtype_input, family_input
+from .inputs import (
+    CLIP_OUT,
+    MODEL_DTYPE,
+    MODEL_OUT,
+    TEXT_ENCODER_DTYPE,
+    TOY,
+    VAE_DTYPE,
+    VAE_OUT,
+    dtype_input,
+    family_input,
+)
 from .missing_models import find, offer
+from .search_words import SEARCH_WORDS
 
 
 def _find_pipeline(name: str) -> Path:
@@ -70,7 +81,7 @@ class CogVideoXLoadPipeline(io.ComfyNode):
             node_id="CogVideoXLoadPipeline",
             display_name="Load CogVideoX Pipeline",
             category="CogVideoX/load",
-            search_aliases=["diffusers loader", "checkpoint", "text to video"],
+            search_aliases=SEARCH_WORDS["CogVideoXLoadPipeline"],
             description="Load the transformer, text encoder and VAE of a CogVideoX checkpoint.",
             inputs=[
                 io.Combo.Input(
@@ -84,7 +95,11 @@ class CogVideoXLoadPipeline(io.ComfyNode):
                 dtype_input(PRECISIONS, MODEL_DTYPE),
                 family_input(),
             ],
-            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+            outputs=[
+                io.Model.Output(tooltip=MODEL_OUT),
+                io.Clip.Output(tooltip=CLIP_OUT),
+                io.Vae.Output(tooltip=VAE_OUT),
+            ],
         )
 
     @classmethod
@@ -111,7 +126,7 @@ class CogVideoXLoadModel(io.ComfyNode):
             node_id="CogVideoXLoadModel",
             display_name="Load CogVideoX Model",
             category="CogVideoX/load",
-            search_aliases=["transformer", "diffusion model"],
+            search_aliases=SEARCH_WORDS["CogVideoXLoadModel"],
             description="Load only the transformer of a CogVideoX checkpoint.",
             inputs=[
                 io.Combo.Input(
@@ -123,7 +138,7 @@ class CogVideoXLoadModel(io.ComfyNode):
                 dtype_input(PRECISIONS, MODEL_DTYPE),
                 family_input(),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip=MODEL_OUT)],
         )
 
     @classmethod
@@ -142,7 +157,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
             node_id="CogVideoXLoadTextEncoder",
             display_name="Load CogVideoX Text Encoder",
             category="CogVideoX/load",
-            search_aliases=["clip", "t5"],
+            search_aliases=SEARCH_WORDS["CogVideoXLoadTextEncoder"],
             description="Load only the T5 text encoder of a CogVideoX checkpoint.",
             inputs=[
                 io.Combo.Input(
@@ -152,7 +167,7 @@ class CogVideoXLoadTextEncoder(io.ComfyNode):
                 ),
                 dtype_input(T5_PRECISIONS, TEXT_ENCODER_DTYPE),
             ],
-            outputs=[io.Clip.Output()],
+            outputs=[io.Clip.Output(tooltip=CLIP_OUT)],
         )
 
     @classmethod
@@ -172,7 +187,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
             node_id="CogVideoXLoadVAE",
             display_name="Load CogVideoX VAE",
             category="CogVideoX/load",
-            search_aliases=["vae"],
+            search_aliases=SEARCH_WORDS["CogVideoXLoadVAE"],
             description="Load only the VAE of a CogVideoX checkpoint.",
             inputs=[
                 io.Combo.Input(
@@ -182,7 +197,7 @@ class CogVideoXLoadVAE(io.ComfyNode):
                 ),
                 dtype_input(WEIGHT_DTYPES, VAE_DTYPE),
             ],
-            outputs=[io.Vae.Output()],
+            outputs=[io.Vae.Output(tooltip=VAE_OUT)],
         )
 
     @classmethod

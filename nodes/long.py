@@ -12,8 +12,9 @@ from ..samplers.comfy_sampler import require_cogvideox
 from ..sockets.model import patch_positions
 from ..vae.geometry import TEMPORAL, latent_frames
 from .input_checks import checked
-from .inputs import MAX_FRAMES
+from .inputs import MAX_FRAMES, model_input
 from .sample import noise_levels
+from .search_words import SEARCH_WORDS
 
 # The names of comfy.context_windows.ContextSchedules.
 SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform", "batched")
@@ -38,10 +39,10 @@ class CogVideoXContextWindows(io.ComfyNode):
             node_id="CogVideoXContextWindows",
             display_name="CogVideoX Context Windows",
             category="CogVideoX/sample",
-            search_aliases=["long video", "freenoise", "context options"],
+            search_aliases=SEARCH_WORDS["CogVideoXContextWindows"],
             description="Sample a video of any length in overlapping windows, with ComfyUI's own context windows.",
             inputs=[
-                io.Model.Input("model"),
+                model_input(),
                 io.Int.Input(
                     "context_frames",
                     default=49,
@@ -69,6 +70,7 @@ class CogVideoXContextWindows(io.ComfyNode):
                     "fuse_method",
                     options=comfy.context_windows.ContextFuseMethods.LIST_STATIC,
                     default="pyramid",
+                    advanced=True,
                     tooltip="How the windows' predictions are averaged where they overlap.",
                 ),
                 io.Boolean.Input(
@@ -87,11 +89,12 @@ class CogVideoXContextWindows(io.ComfyNode):
                     "split_prompts",
                     default=False,
                     optional=True,
+                    advanced=True,
                     tooltip="Prompts joined with Conditioning (Combine) apply one after the other over the video, "
                     "instead of all at once.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="A copy of the model that samples in windows, for any sampler.")],
         )
 
     @classmethod
@@ -138,11 +141,11 @@ class CogVideoXPositions(io.ComfyNode):
             node_id="CogVideoXPositions",
             display_name="CogVideoX Positions",
             category="CogVideoX/sample",
-            search_aliases=["riflex", "long video", "resolution"],
+            search_aliases=SEARCH_WORDS["CogVideoXPositions"],
             description="Change the position embeddings of a model, for sizes and lengths beyond those it was trained "
             "on.",
             inputs=[
-                io.Model.Input("model"),
+                model_input(),
                 io.Boolean.Input(
                     "riflex",
                     default=False,
@@ -156,7 +159,7 @@ class CogVideoXPositions(io.ComfyNode):
                     "quality.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="A copy of the model with these positions, for any sampler.")],
         )
 
     @classmethod

@@ -18,8 +18,9 @@ from ..model_loaders.lora.report import format_range
 from ..sockets.model import require_cogvideox_model
 from .file_inputs import checks_files, reads_file
 from .input_checks import checked
-from .inputs import TOY, filled_name
+from .inputs import TOY, filled_name, model_input
 from .missing_models import find, offer
+from .search_words import SEARCH_WORDS
 
 
 def _find_lora(name: str) -> Path:
@@ -43,10 +44,10 @@ class CogVideoXApplyLora(io.ComfyNode):
             node_id="CogVideoXApplyLora",
             display_name="Apply CogVideoX LoRA",
             category="CogVideoX/lora",
-            search_aliases=["load lora", "lora loader", "DimensionX", "style", "camera motion", "dora", "lycoris"],
+            search_aliases=SEARCH_WORDS["CogVideoXApplyLora"],
             description="Apply a LoRA of any trainer to a CogVideoX model, and show which of its keys fit.",
             inputs=[
-                io.Model.Input("model"),
+                model_input(),
                 io.Combo.Input(
                     "lora_name",
                     options=offer(folders.list_files("loras", folders.LORA_SUFFIXES), "lora"),
@@ -71,7 +72,7 @@ class CogVideoXApplyLora(io.ComfyNode):
                     'with "as trained" they are far too strong.',
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="A copy of the model with the LoRA.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -102,7 +103,7 @@ class CogVideoXSaveLora(io.ComfyNode):
             node_id="CogVideoXSaveLora",
             display_name="Save CogVideoX LoRA",
             category="CogVideoX/lora",
-            search_aliases=["convert lora", "merge loras", "export lora", "diffusers lora"],
+            search_aliases=SEARCH_WORDS["CogVideoXSaveLora"],
             description="Save all LoRAs of a model as one LoRA file that diffusers and ComfyUI load.",
             inputs=[
                 io.Model.Input("model", tooltip="A CogVideoX model to which one or more LoRAs are applied."),

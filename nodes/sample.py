@@ -19,7 +19,8 @@ from ..samplers.front import split_front
 from ..samplers.guidance import patch_dynamic_cfg, patch_guidance_rescale
 from ..samplers.schedule import TRAIN_TIMESTEPS, require_schedule, total_steps
 from .input_checks import check_latent_image, checked
-from .inputs import MAX_SEED
+from .inputs import MAX_SEED, model_input
+from .search_words import SEARCH_WORDS
 
 _SAMPLER_TOOLTIP = "ddim for CogVideoX-2b, dpm for the 5b models, as their model cards recommend."
 
@@ -72,6 +73,7 @@ def _guidance_rescale_input() -> io.Float.Input:
         max=1.0,
         step=0.01,
         optional=True,
+        advanced=True,
         tooltip="Against too much contrast at a high cfg, as rescale_noise_cfg in diffusers. 0 switches it off.",
     )
 
@@ -111,11 +113,11 @@ class CogVideoXSample(io.ComfyNode):
             node_id="CogVideoXSample",
             display_name="CogVideoX Sampler",
             category="CogVideoX/sample",
-            search_aliases=["ksampler", "text to video", "t2v", "ddim", "dpm"],
+            search_aliases=SEARCH_WORDS["CogVideoXSample"],
             description="Sample a video with CogVideoX's own schedule and equations. The result equals diffusers' "
-            "pipelines.",
+            "pipelines. In API JSON this node is CogVideoXSample.",
             inputs=[
-                io.Model.Input("model", tooltip="From Load CogVideoX Model or Load CogVideoX Pipeline."),
+                model_input(),
                 io.Conditioning.Input("positive", tooltip="What the video shows."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt, usually empty."),
                 io.Latent.Input(
@@ -133,7 +135,7 @@ class CogVideoXSample(io.ComfyNode):
                 _denoise_input(),
                 _guidance_rescale_input(),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The video latent, for CogVideoX Decode.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -194,9 +196,11 @@ class CogVideoXSampler(io.ComfyNode):
             node_id="CogVideoXSampler",
             display_name="CogVideoX Sampler Select",
             category="CogVideoX/sample",
-            description="CogVideoX's DDIM or DPM equations as a SAMPLER.",
+            search_aliases=SEARCH_WORDS["CogVideoXSampler"],
+            description="CogVideoX's DDIM or DPM equations as a SAMPLER, for SamplerCustomAdvanced. CogVideoX Sampler "
+            "is the node that samples by itself. In API JSON this is CogVideoXSampler, and that one CogVideoXSample.",
             inputs=[io.Combo.Input("sampler", options=list(SAMPLERS), default="ddim", tooltip=_SAMPLER_TOOLTIP)],
-            outputs=[io.Sampler.Output()],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
@@ -214,9 +218,10 @@ class CogVideoXScheduler(io.ComfyNode):
             node_id="CogVideoXScheduler",
             display_name="CogVideoX Scheduler",
             category="CogVideoX/sample",
+            search_aliases=SEARCH_WORDS["CogVideoXScheduler"],
             description="The noise levels of CogVideoX's own schedule: trailing timesteps with zero terminal SNR.",
-            inputs=[io.Model.Input("model"), _steps_input(), _denoise_input()],
-            outputs=[io.Sigmas.Output()],
+            inputs=[model_input(), _steps_input(), _denoise_input()],
+            outputs=[io.Sigmas.Output(tooltip="One noise level more than steps, the last one 0.")],
         )
 
     @classmethod
@@ -234,9 +239,10 @@ class CogVideoXNoise(io.ComfyNode):
             node_id="CogVideoXNoise",
             display_name="CogVideoX Noise",
             category="CogVideoX/sample",
+            search_aliases=SEARCH_WORDS["CogVideoXNoise"],
             description="Noise in the order in which diffusers draws it: the same seed gives the same video.",
             inputs=[_seed_input()],
-            outputs=[io.Noise.Output()],
+            outputs=[io.Noise.Output(tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
@@ -254,9 +260,10 @@ class CogVideoXDynamicCFG(io.ComfyNode):
             node_id="CogVideoXDynamicCFG",
             display_name="CogVideoX Dynamic CFG",
             category="CogVideoX/sample",
+            search_aliases=SEARCH_WORDS["CogVideoXDynamicCFG"],
             description="Change the guidance over the run as diffusers' use_dynamic_cfg does, with any sampler.",
-            inputs=[io.Model.Input("model"), _steps_input(), _cfg_input(), _guidance_rescale_input()],
-            outputs=[io.Model.Output()],
+            inputs=[model_input(), _steps_input(), _cfg_input(), _guidance_rescale_input()],
+            outputs=[io.Model.Output(tooltip="A copy of the model with this guidance.")],
         )
 
     @classmethod

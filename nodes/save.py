@@ -16,6 +16,7 @@ from ..model_loaders.save_model import AS_LOADED, SAVE_DTYPES, check_save_dtype,
 from .file_inputs import checks_files
 from .input_checks import checked
 from .inputs import filled_name
+from .search_words import SEARCH_WORDS
 
 _CATEGORY = "diffusion_models"
 
@@ -41,13 +42,13 @@ class CogVideoXSaveModel(io.ComfyNode):
             node_id="CogVideoXSaveModel",
             display_name="Save CogVideoX Model",
             category="CogVideoX/load",
-            search_aliases=["convert", "quantize", "merge lora", "export"],
+            search_aliases=SEARCH_WORDS["CogVideoXSaveModel"],
             description=(
                 "Save the transformer, with its LoRAs merged and in the precision chosen here, as one .safetensors "
                 "file for Load CogVideoX Model. No file is overwritten."
             ),
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="A CogVideoX model, with or without LoRAs."),
                 io.String.Input(
                     "name",
                     default="CogVideoX/converted",
@@ -64,7 +65,7 @@ class CogVideoXSaveModel(io.ComfyNode):
                 ),
             ],
             # The loaders' inputs are combos, to which ComfyUI links no STRING (comfy_execution/validation.py).
-            outputs=[io.Combo.Output(display_name="model_name")],
+            outputs=[io.Combo.Output(display_name="model_name", tooltip="The file's name, for Load CogVideoX Model.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )

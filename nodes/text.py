@@ -7,6 +7,8 @@ from ..host.messages import show_on_node
 from ..sockets.clip import require_finite_text
 from ..sockets.tokenizer import CogVideoXTokenizer, check_length
 from .input_checks import checked
+from .inputs import clip_input
+from .search_words import SEARCH_WORDS
 
 
 @checked(check_length)
@@ -19,10 +21,10 @@ class CogVideoXEncodeText(io.ComfyNode):
             node_id="CogVideoXEncodeText",
             display_name="CogVideoX Text Encode",
             category="CogVideoX/text",
-            search_aliases=["prompt", "text encode", "t5"],
+            search_aliases=SEARCH_WORDS["CogVideoXEncodeText"],
             description="Encode a prompt exactly as diffusers does: 226 tokens; parentheses and colons are plain text.",
             inputs=[
-                io.Clip.Input("clip"),
+                clip_input(),
                 io.String.Input(
                     "text",
                     multiline=True,
@@ -38,7 +40,9 @@ class CogVideoXEncodeText(io.ComfyNode):
                     "for it.",
                 ),
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[
+                io.Conditioning.Output(tooltip="For positive or negative of a sampler, or of a node that adds images.")
+            ],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -27,6 +27,7 @@ from ..training.fields import check_setting, settings_of
 from .file_inputs import checks_files
 from .input_checks import checked
 from .inputs import filled_name
+from .search_words import SEARCH_WORDS
 from .setting_inputs import widget
 
 if TYPE_CHECKING:  # imported only when the node runs: it needs accelerate and peft, which ComfyUI does not bring
@@ -69,7 +70,7 @@ class CogVideoXTrainLora(io.ComfyNode):
             node_id="CogVideoXTrainLora",
             display_name="Train CogVideoX LoRA",
             category="CogVideoX/train",
-            search_aliases=["finetune", "fine-tune", "train lora", "dreambooth", "training"],
+            search_aliases=SEARCH_WORDS["CogVideoXTrainLora"],
             description=(
                 "Train a LoRA with CogVideoX's own objective. Queue it again after a cancel or a crash: it continues "
                 "from its last checkpoint."
@@ -77,9 +78,9 @@ class CogVideoXTrainLora(io.ComfyNode):
             is_input_list=True,  # or ComfyUI would run the node, and train, once for each clip in `latents`
             inputs=[*_required_inputs(), *_optional_inputs()],
             outputs=[
-                _LORA.Output(display_name="lora"),
-                _LOSSES.Output(display_name="loss_map"),
-                io.Int.Output(display_name="steps"),
+                _LORA.Output(display_name="lora", tooltip="For Save Trained CogVideoX LoRA."),
+                _LOSSES.Output(display_name="loss_map", tooltip="The loss of every step, for Plot Loss Graph."),
+                io.Int.Output(display_name="steps", tooltip="The total number of trained steps."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -135,7 +136,7 @@ class CogVideoXSaveTrainedLora(io.ComfyNode):
             node_id="CogVideoXSaveTrainedLora",
             display_name="Save Trained CogVideoX LoRA",
             category="CogVideoX/train",
-            search_aliases=["save lora", "export lora", "save lora weights", "diffusers lora"],
+            search_aliases=SEARCH_WORDS["CogVideoXSaveTrainedLora"],
             description=(
                 "Write a LoRA that was trained in the graph, by this pack's trainer or ComfyUI's, into models/loras, "
                 "in the layout that diffusers and ComfyUI load. Nothing is overwritten."
@@ -149,7 +150,7 @@ class CogVideoXSaveTrainedLora(io.ComfyNode):
                 ),
             ],
             # The input of Apply CogVideoX LoRA is a combo, to which ComfyUI links no STRING.
-            outputs=[io.Combo.Output(display_name="lora_name")],
+            outputs=[io.Combo.Output(display_name="lora_name", tooltip="The file's name, for Apply CogVideoX LoRA.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
@@ -177,7 +178,7 @@ def _required_inputs() -> list[io.Input]:
         io.Conditioning.Input("positive", tooltip="A list of captions, one a clip, or one for all of them."),
         _widget("steps"),
         _widget("batch_size"),
-        _widget("learning_rate", round=False),  # or the frontend would round it to multiples of the widget's step
+        _widget("learning_rate"),
         _widget("rank"),
         _widget("alpha"),
         # Another seed is another training: if it changed after each run, no run would resume from a checkpoint.

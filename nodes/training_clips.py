@@ -20,6 +20,8 @@ from ..host.toy import CLIPS
 from ..training.clips import CACHE, DatasetSpec, walk_dataset
 from .file_inputs import checks_files
 from .input_checks import check_vae, check_video_size, checked
+from .inputs import clip_input, vae_input
+from .search_words import SEARCH_WORDS
 from .setting_inputs import widget
 
 if TYPE_CHECKING:  # it needs PyAV and more, which ComfyUI's start must not wait for
@@ -50,14 +52,14 @@ class CogVideoXTrainingClips(io.ComfyNode):
             node_id="CogVideoXTrainingClips",
             display_name="CogVideoX Training Clips",
             category="CogVideoX/train",
-            search_aliases=["dataset", "finetune", "fine-tune", "lora training", "captions", "make training dataset"],
+            search_aliases=SEARCH_WORDS["CogVideoXTrainingClips"],
             description=(
                 "Encode a folder of clips and captions for training. What is encoded stays on disk: the next time only "
                 "what has changed is encoded again."
             ),
             inputs=[
-                io.Vae.Input("vae"),
-                io.Clip.Input("clip"),
+                vae_input(),
+                clip_input(),
                 io.String.Input(
                     "folder",
                     default="",
@@ -67,9 +69,13 @@ class CogVideoXTrainingClips(io.ComfyNode):
                 *(widget(DatasetSpec, name) for name in _SETTINGS),
             ],
             outputs=[
-                io.Latent.Output(display_name="latents", is_output_list=True),
-                io.Conditioning.Output(display_name="positive", is_output_list=True),
-                io.String.Output(display_name="report"),
+                io.Latent.Output(display_name="latents", is_output_list=True, tooltip="A list, one encoded clip each."),
+                io.Conditioning.Output(
+                    display_name="positive", is_output_list=True, tooltip="A list, one encoded caption each."
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="Which clips are left out and why, and what sizes there are."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -11,7 +11,8 @@ from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import latent_frames, video_frames
 from ..video_limits import check_amount
 from .input_checks import check_own_size, check_vae, checked
-from .inputs import MAX_BATCH, fit_input, own_size_inputs, posterior_inputs
+from .inputs import MAX_BATCH, fit_input, own_size_inputs, posterior_inputs, vae_input
+from .search_words import SEARCH_WORDS
 
 
 @checked(check_own_size, check_vae)
@@ -24,10 +25,10 @@ class CogVideoXEncodeVideo(io.ComfyNode):
             node_id="CogVideoXEncodeVideo",
             display_name="CogVideoX Encode Video",
             category="CogVideoX/latent",
-            search_aliases=["vae encode", "v2v", "video to video"],
+            search_aliases=SEARCH_WORDS["CogVideoXEncodeVideo"],
             description="Encode a video exactly as diffusers does. Sample it with denoise below 1 to change it.",
             inputs=[
-                io.Vae.Input("vae"),
+                vae_input(),
                 io.Image.Input(
                     "images", tooltip="The frames. The last ones are left out where their number is not 4k + 1."
                 ),
@@ -51,7 +52,7 @@ class CogVideoXEncodeVideo(io.ComfyNode):
                     "diffusers.",
                 ),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The encoded video, for latent_image of CogVideoX Sampler.")],
             hidden=[io.Hidden.unique_id],
         )
 

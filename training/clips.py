@@ -10,7 +10,7 @@ from ..errors import UserError, quoted
 from ..host.compat import throw_if_interrupted
 from ..host.folders import DATASETS, DATASETS_VARIABLE, is_in_datasets
 from ..host.inside import is_inside, is_spelled_inside
-from ..vae.geometry import SIZE_STEP, check_size
+from ..vae.geometry import SIZE_STEP, TEMPORAL, check_size
 from .caption_lists import Row, UnusableClipError, read_csv_rows, read_json_rows, read_line_pairs, read_text
 from .config import MAX_SEED
 from .fields import check_settings, setting
@@ -44,7 +44,11 @@ class DatasetSpec:
     """
 
     frames: int = setting(
-        49, "Frames of each clip, 8k + 1: 49 for CogVideoX, 81 for CogVideoX 1.5.", least=1, most=MAX_FRAMES, step=8
+        49,
+        "Frames of each clip, 4k + 1: 49 for CogVideoX, 81 for CogVideoX 1.5. The models were trained on 8k + 1.",
+        least=1,
+        most=MAX_FRAMES,
+        step=TEMPORAL,
     )
     width: int = setting(720, "Pixels, a multiple of 16.", least=SIZE_STEP, most=MAX_SIDE, step=SIZE_STEP)
     height: int = setting(480, "Pixels, a multiple of 16.", least=SIZE_STEP, most=MAX_SIDE, step=SIZE_STEP)
@@ -53,7 +57,7 @@ class DatasetSpec:
         "Frames a second that are taken: 8 for CogVideoX, 16 for CogVideoX 1.5. 0: all there are.",
         least=0.0,
         most=120.0,
-        step=0.01,
+        step=0.001,  # 23.976
     )
     buckets: str = setting(
         "fixed",

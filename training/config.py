@@ -59,7 +59,7 @@ class TrainConfig:
         "The cosine schedule lets it fall to 0.",
         least=1e-8,
         most=1.0,
-        step=1e-6,
+        step=1e-8,  # the frontend rounds what is typed to the step: 2.5e-6 would become 3e-6
     )
     warmup_steps: int = setting(0, "Steps over which the learning rate rises from 0.", least=0, most=MAX_STEPS)
     schedule: str = setting(

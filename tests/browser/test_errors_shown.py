@@ -1,0 +1,101 @@
+"""An error's sentence on the node that failed and in the toast, in the real frontend, and what is left of it later."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from cogvideox.devtools.frontend import Frontend
+
+# Load a pipeline and run it with prompts that are not for it, in ComfyUI's own sampler.
+_GRAPH = """
+([model, frames]) => {
+  app.graph.clear()
+  const add = (type, x, values) => {
+    const node = LiteGraph.createNode(type)
+    node.pos = [x, 100]
+    app.graph.add(node)
+    for (const widget of node.widgets ?? []) if (widget.name in (values ?? {})) widget.value = values[widget.name]
+    return node
+  }
+  const load = add('CogVideoXLoadPipeline', 50, {folder: model})
+  const text = add('CogVideoXEncodeText', 400)
+  const latent = add('CogVideoXEmptyLatent', 800, {width: 64, height: 64, frames})
+  const sample = add('KSampler', 1200, {steps: 1, scheduler: 'simple'})
+  const decode = add('CogVideoXDecode', 1200)
+  const preview = add('PreviewImage', 1500)
+  load.connect(1, text, 0)
+  load.connect(0, sample, 0)
+  text.connect(0, sample, 1)
+  text.connect(0, sample, 2)
+  latent.connect(0, sample, 3)
+  load.connect(2, decode, 0)
+  sample.connect(0, decode, 1)
+  decode.connect(0, preview, 0)
+  window.ids = {load: load.id, latent: latent.id, sample: sample.id}
+}
+"""
+_RUN = """
+async () => {
+  const ended = ['execution_success', 'execution_error']
+  const run = new Promise(done => ended.forEach(name => api.addEventListener(name, () => done(name), {once: true})))
+  await app.queuePrompt(0)
+  return await run
+}
+"""
+_TEXT = """
+name => app.graph.getNodeById(window.ids[name]).widgets
+  .filter(widget => widget.name === '$$node-text-preview').map(widget => widget.value).join('').trim()
+"""
+_SET = """
+([name, widget, value]) => {
+  app.graph.getNodeById(window.ids[name]).widgets.find(found => found.name === widget).value = value
+}
+"""
+WRONG_MODEL = "Pass positive and negative through CogVideoX Image to Video"
+WRONG_FRAMES = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 53."
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "vue"])
+def page_of(
+    request: pytest.FixtureRequest, open_as: Callable[..., AbstractContextManager[Frontend]]
+) -> Iterator[Frontend]:
+    """A page in each of the two renderers."""
+    with open_as(Comfy__VueNodes__Enabled=request.param, Comfy__Minimap__Visible=False) as opened:
+        opened.page.evaluate("async () => { window.api = (await import('/scripts/api.js')).api }")
+        yield opened
+
+
+def toast(frontend: Frontend, text: str) -> Locator:
+    return frontend.page.locator(".p-toast-message").filter(has_text=text)
+
+
+def test_an_error_in_a_stock_node(page_of: Frontend) -> None:
+    # The commonest of all: a model with another model's conditioning, in KSampler.
+    page = page_of.page
+    page.evaluate(_GRAPH, ["CogVideoX-nano 5b-I2V", 9])
+    assert page.evaluate(_RUN) == "execution_error"
+    expect(toast(page_of, WRONG_MODEL)).to_be_visible()
+    expect(toast(page_of, "KSampler")).to_be_visible()  # its title
+    assert WRONG_MODEL in page.evaluate(_TEXT, "sample")
+    expect(page.get_by_text(WRONG_MODEL).nth(1)).to_be_visible()  # on the node as well
+    page.get_by_role("button", name="View details").click()  # ComfyUI's own box is not covered
+    page.evaluate(_SET, ["load", "folder", "CogVideoX-nano 5b"])
+    assert page.evaluate(_RUN) == "execution_success"
+    expect(toast(page_of, WRONG_MODEL)).to_have_count(0)
+    assert WRONG_MODEL not in page.evaluate(_TEXT, "sample")
+
+
+def test_a_refused_prompt(page_of: Frontend) -> None:
+    # A number of frames that does not fit gets its sentence, where it comes past the widget: from a file or a link.
+    page = page_of.page
+    page.evaluate(_GRAPH, ["CogVideoX-nano 5b", 50])
+    page.evaluate("() => app.queuePrompt(0)")
+    expect(toast(page_of, WRONG_FRAMES)).to_have_count(1)
+    assert page.evaluate(_TEXT, "latent") == WRONG_FRAMES
+    expect(page.get_by_text(WRONG_FRAMES).nth(1)).to_be_visible()
+    page.evaluate(_SET, ["latent", "frames", 9])
+    assert page.evaluate(_RUN) == "execution_success"
+    expect(toast(page_of, WRONG_FRAMES)).to_have_count(0)
+    assert page.evaluate(_TEXT, "latent") == ""

@@ -1,0 +1,193 @@
+"""Errors where one looks: on the node that failed and in a toast, by the sentence, and gone with the next run."""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import execution
+import pytest
+import server
+
+from cogvideox.errors import UserError
+from cogvideox.host import messages, patches
+from cogvideox.host.standalone import comfyui_nodes
+from cogvideox.model_loaders.downloads.hub import NotFoundError
+from cogvideox.nodes.latent import CogVideoXEmptyLatent
+
+MARKUP = "<img src=x>"
+# What is wrapped, and the arguments that the wrappers read by position or by name.
+WRAPPED = {"handle_execution_error": {"error": 5, "ex": 6}, "add_message": {"event": 1, "data": 2}}
+
+
+class Browser:
+    """ComfyUI's server: who has queued the run, which node runs, what was shown on nodes and what in toasts."""
+
+    def __init__(self) -> None:
+        self.client_id: str | None = "mine"
+        self.last_node_id: str | None = "7"
+        self.last_prompt_id = "first run"
+        self.texts: list[tuple[str, str, str | None]] = []
+        self.events: list[tuple[str, dict, str | None]] = []
+        self.on_prompt_handlers: list[Callable] = []
+
+    def add_on_prompt_handler(self, handler: Callable) -> None:
+        self.on_prompt_handlers.append(handler)
+
+    def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
+        self.texts.append((text, node_id, sid))
+
+    def send_sync(self, event: str, data: dict, sid: str | None = None) -> None:
+        if event.startswith("cogvideox."):
+            self.events.append((event, data, sid))
+
+
+@pytest.fixture
+def browser(monkeypatch: pytest.MonkeyPatch) -> Iterator[Browser]:
+    made = Browser()
+    monkeypatch.setattr(server.PromptServer, "instance", made, raising=False)
+    for name in WRAPPED:  # restored afterwards
+        method = getattr(execution.PromptExecutor, name)
+        monkeypatch.setattr(execution.PromptExecutor, name, getattr(method, "__wrapped__", method))
+    patches.wrap_run_reports()
+    patches.wrap_run_reports()  # ComfyUI may load the pack twice: nothing is said twice
+    assert made.on_prompt_handlers == [messages.begin_request]
+    yield made
+    messages._shown.clear()
+    messages._request.set(None)
+
+
+def report(error: Exception, node_id: str = "5", class_type: str = "KSampler") -> dict[str, Any]:
+    """What ComfyUI sends of an error that node `node_id` has raised."""
+    sent: list[tuple[str, dict]] = []
+    executor = SimpleNamespace(add_message=lambda event, data, broadcast: sent.append((event, data)))
+    details = {
+        "node_id": node_id,
+        "exception_message": f"{error}\n",
+        "exception_type": f"{type(error).__module__}.{type(error).__name__}",
+        "traceback": [],
+        "current_inputs": {},
+    }
+    prompt = {node_id: {"class_type": class_type}}
+    execution.PromptExecutor.handle_execution_error(executor, "first run", prompt, [], set(), details, error)
+    ((event, data),) = sent
+    assert event == "execution_error"
+    return data
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", WRAPPED)
+def test_comfyui_has_what_is_wrapped(name: str) -> None:
+    """Where ComfyUI has moved a method, or an argument, errors would be those of ComfyUI again, without a word."""
+    parameters = list(inspect.signature(getattr(execution.PromptExecutor, name)).parameters)
+    assert {argument: parameters.index(argument) for argument in WRAPPED[name]} == WRAPPED[name]
+    assert hasattr(server.PromptServer, "add_on_prompt_handler")
+
+
+@pytest.mark.parametrize("error", [UserError("The clip is too long."), NotFoundError("There is no such file.")])
+def test_the_sentence_is_on_the_node_and_in_a_toast(browser: Browser, error: UserError) -> None:
+    """ComfyUI's toast says that the node "threw an error during execution"; why was two clicks away. The node may be
+    ComfyUI's own: a KSampler that our model stops."""
+    data = report(error)
+    assert browser.texts == [(str(error), "5", "mine")]
+    assert browser.events == [("cogvideox.error", {"node_id": "5", "text": str(error)}, "mine")]
+    assert data["exception_message"] == str(error)  # no line break, no second line
+    assert data["exception_type"] == type(error).__name__  # was cogvideox.errors.UserError, or a path of folders
+
+
+def test_what_the_node_has_said_in_this_run_stays_below(browser: Browser) -> None:
+    """A warning that explains the error was replaced by it."""
+    messages.show_on_node("3 keys are left out.", "5")
+    report(UserError("No key is left."))
+    assert browser.texts[-1][0] == "No key is left.\n\n3 keys are left out."
+
+
+def test_other_errors_are_comfyuis(browser: Browser) -> None:
+    """Other packs' errors, and bugs, keep their names and their traceback."""
+    data = report(ValueError("a bug"))
+    assert (data["exception_type"], data["exception_message"]) == ("builtins.ValueError", "a bug\n")
+    assert not browser.texts and not browser.events
+
+
+def test_markup_in_an_error(browser: Browser) -> None:
+    """The node shows HTML, the toast text."""
+    report(UserError(f"The key {MARKUP} fits nothing."))
+    assert browser.texts[0][0] == "The key &lt;img src=x&gt; fits nothing."
+    assert browser.events[0][1]["text"] == f"The key {MARKUP} fits nothing."
+
+
+def begin_run(browser: Browser, run: str, reused: list[str]) -> None:
+    browser.last_prompt_id = run
+    executor = SimpleNamespace(server=browser, status_messages=[])
+    data = {"nodes": reused, "prompt_id": run}
+    execution.PromptExecutor.add_message(executor, "execution_cached", data, broadcast=False)
+
+
+def test_messages_of_one_run_are_gone_in_the_next(browser: Browser) -> None:
+    """An error stayed on a node that the next run did not reach, and a warning on a stock node for ever. A node that
+    does not run again keeps what was said of the result that is used again."""
+    begin_run(browser, "first run", [])
+    messages.show_on_node("16 of 18 keys matched.", "2")
+    messages.show_on_running_node("A warning on VAE Decode.")
+    report(UserError("The clip is too long."))
+    browser.texts.clear()
+    begin_run(browser, "second run", ["2"])
+    assert sorted(browser.texts) == [(" ", "5", "mine"), (" ", "7", "mine")]
+    browser.texts.clear()
+    begin_run(browser, "third run", [])
+    assert browser.texts == [(" ", "2", "mine")]
+
+
+def test_other_browsers_keep_theirs(browser: Browser) -> None:
+    """Somebody else's run on a shared server took one's own messages away."""
+    messages.show_on_node("mine", "2")
+    browser.client_id = "another"
+    browser.texts.clear()
+    begin_run(browser, "second run", [])
+    assert not browser.texts
+    browser.client_id = None  # queued through the API: nobody looks
+    report(UserError("The clip is too long."))
+    assert not browser.texts and not browser.events
+
+
+def test_a_refused_prompt_says_why_on_the_node(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI says "rejected the value for frames"; the sentence was behind View details."""
+    original = getattr(execution.validate_inputs, "__wrapped__", execution.validate_inputs)
+    monkeypatch.setattr(execution, "validate_inputs", original)
+    patches.wrap_validation({"CogVideoXEmptyLatent"})
+    mappings = comfyui_nodes().NODE_CLASS_MAPPINGS
+    monkeypatch.setitem(mappings, "CogVideoXEmptyLatent", CogVideoXEmptyLatent)
+    inputs = {"width": 64, "height": 64, "frames": 50, "batch_size": 1}
+
+    async def queue(client_id: str | None) -> None:
+        request = {"prompt": {"3": {"class_type": "CogVideoXEmptyLatent", "inputs": inputs}}}
+        if client_id is not None:
+            request["client_id"] = client_id
+        browser.on_prompt_handlers[0](request)
+        validated: dict = {}
+        for _ in range(2):  # for each output that needs the node
+            await execution.validate_inputs("a run", request["prompt"], "3", validated)
+
+    why = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 53."
+    asyncio.run(queue("mine"))
+    assert browser.texts == [(why, "3", "mine")]
+    told = ("cogvideox.error", {"node_id": "3", "text": why}, "mine")
+    assert browser.events == [("cogvideox.forget", {}, "mine"), told]
+    browser.texts.clear()
+    inputs["frames"] = 49
+    asyncio.run(queue("mine"))
+    assert browser.texts == [(" ", "3", "mine")]
+    inputs["frames"] = 50
+    asyncio.run(queue(None))
+    assert len(browser.texts) == 1
+
+
+def test_a_script_has_no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no server at all, and nothing may fail for it."""
+    monkeypatch.setattr(server.PromptServer, "instance", None, raising=False)
+    messages.show_error("a text", "5")
+    messages.clear_earlier_runs([])
+    assert messages.begin_request({"prompt": {}}) == {"prompt": {}}
+    messages.show_refusal("a text", "5")
+    assert not messages._shown
