@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -17,6 +18,7 @@ from ..samplers.toy_sizes import tell_toy_size
 from ..samplers.window_caches import cached_by_window
 from ..sockets.model import CogVideoXConfig, CogVideoXModel
 from ..sockets.preview_renderers import enable_previews
+from ..sockets.recommended import add_settings_hint, recommended_for
 from .assign import assign_weights
 from .checkpoints import Weights, describe_component, open_component
 from .file_stamps import if_unchanged
@@ -50,6 +52,10 @@ def load_model(
     if is_toy(path):
         told = partial(tell_toy_size, notify)
         patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox toy", told)
+    loaded: Any = patcher.model
+    known = loaded.model_config
+    if settings := recommended_for(known.family, known.transformer_config):
+        add_settings_hint(patcher, known.family.name, settings, notify)
     _add_checks(patcher, notify)
     # The function and arguments by which ComfyUI loads the model a second time, with weights that no patch has
     # touched: for a clone without dynamic VRAM (it adds disable_dynamic=True), and for one on another GPU. Without

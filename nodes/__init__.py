@@ -21,6 +21,7 @@ from .latent import CogVideoXEmptyLatent
 from .load import CogVideoXLoadModel, CogVideoXLoadPipeline, CogVideoXLoadTextEncoder, CogVideoXLoadVAE
 from .long import CogVideoXContextWindows, CogVideoXPositions
 from .lora import CogVideoXApplyLora, CogVideoXSaveLora
+from .memory_forecast import CogVideoXMemoryForecast
 from .replacing import register_replacements
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
@@ -38,6 +39,7 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXExample,
     CogVideoXDownload,
     CogVideoXSaveModel,
+    CogVideoXMemoryForecast,
     CogVideoXApplyLora,
     CogVideoXSaveLora,
     CogVideoXEncodeText,

@@ -22,7 +22,7 @@ from ..vae.activation import modulated_silu
 from ..vae.compiled import compiled_modulated_silu
 from ..vae.geometry import CHANNELS, SPATIAL, TEMPORAL, check_latents, latent_frames, video_frames
 from ..vae.memory import PeakMemory
-from ..vae.plan import FAST, LADDER, LEAST, LOW, OffloadPlan, in_bands
+from ..vae.plan import FAST, LADDER, LEAST, LOW, OffloadPlan, first_fitting, in_bands
 from ..vae.streaming import decode_stream, encode_stream
 from .meta_model import model_on_meta
 from .model import non_finite_weights
@@ -196,8 +196,7 @@ class CogVideoXVAE(comfy.sd.VAE):
         free = available_memory(self.patcher) - (self.size - self.patcher.loaded_size()) - mm.extra_reserved_memory()
         plans = {"fast": (FAST,), "low": (LOW,) if band_pixels is None else (LOW, LEAST), "auto": LADDER}[memory]
         plans = [in_bands(plan, band_pixels) for plan in plans]
-        # The first plan that fits, for which load_models_gpu unloads other models; the last one if none does.
-        plan = next((plan for plan in plans if needed(shape, self.vae_dtype, plan) <= free), plans[-1])
+        plan = first_fitting(plans, lambda plan: needed(shape, self.vae_dtype, plan), free)
         mm.load_models_gpu([self.patcher], memory_required=needed(shape, self.vae_dtype, plan))
         return plan
 

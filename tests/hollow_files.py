@@ -3,6 +3,7 @@
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,6 +58,29 @@ def official_weights(name: str) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         model = CogVideoXTransformer3DModel(**config)
     return {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
+
+
+def hollow_model(name: str) -> Any:
+    """The official MODEL in bf16 as load_model builds it, with weights of a shape and without values."""
+    import comfy.model_patcher
+
+    from cogvideox.sockets.families import FAMILIES
+    from cogvideox.sockets.model import CogVideoXConfig, CogVideoXModel
+
+    (family,) = (family for family in FAMILIES if family.name == name)
+    config: dict[str, Any] = {"in_channels": family.in_channels}
+    config |= {"num_layers": family.layers, "num_attention_heads": family.heads} | OFFICIAL[name]
+    if family.patch_size_t:
+        config |= {"sample_width": 300, "sample_height": 300, "sample_frames": 81}
+    model_config = CogVideoXConfig(config, family, family.vae_scaling_factor, family.snr_shift_scale)
+    model_config.set_inference_dtype(torch.bfloat16, None)
+    cpu = torch.device("cpu")
+    model = CogVideoXModel(model_config)
+    for module in model.modules():  # tables come in the type of the file, which is fp64 in diffusers
+        for key, table in module._buffers.items():
+            if table is not None and table.is_meta:
+                module._buffers[key] = table.to(torch.bfloat16)
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
 
 def write_hollow(path: Path, weights: dict[str, torch.Tensor]) -> Path:

@@ -51,6 +51,15 @@ class PeakMemory:
         count = _counted_frames(video_frames(latent_frames(shape[2])), FRAMES_AT_ONCE)
         return self._peak_bytes(encode_stream, (shape[1], count, *shape[3:]), dtype, plan)
 
+    def decode_host_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan) -> int:
+        """What the same decode holds in host memory, in a plan that keeps tensors there. Without the result."""
+        host = torch.device("cpu")
+        if self._device == host:
+            return 0  # it is part of decode_bytes
+        count = _counted_frames(shape[2] + (shape[2] > 1 and shape[2] % 2 == 0), LATENTS_AT_ONCE)
+        size = (shape[1], count, *shape[3:])
+        return count_peak(decode_stream, self._network, size, dtype, plan, self._device, counted_on=host)
+
     def _peak_bytes(self, walk: Callable, size: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan) -> int:
         key = walk, size, dtype, plan
         if key not in self._known:
@@ -65,9 +74,12 @@ def count_peak(
     dtype: torch.dtype,
     plan: OffloadPlan,
     device: torch.device,
+    counted_on: torch.device | None = None,
 ) -> int:
-    """The most bytes on `device` in the first chunks of decode_stream or encode_stream. size: (C, T, H, W)."""
-    tally = Tally(device, memory_format(device, dtype))
+    """The most bytes on `device` in the first chunks of decode_stream or encode_stream. size: (C, T, H, W).
+
+    counted_on: another device whose bytes are counted instead, while the pass runs on `device`."""
+    tally = Tally(counted_on or device, memory_format(device, dtype))
     # The input belongs to the caller. It is there before ComfyUI is asked for memory, so it does not count.
     video = CountedTensor.allocate(tally, (1, *size), torch.float32, torch.device("cpu"), counted=False)
     make_stream = partial(_CountingStream, tally)

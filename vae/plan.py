@@ -1,6 +1,6 @@
 """Memory modes: where a pass through the VAE keeps its tensors. None of them changes a value of the result."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 # Pixels of a frame that a lean mode works on at once.
@@ -46,6 +46,12 @@ MEDIUM = OffloadPlan("medium", caches_on_host=True)
 LOW = OffloadPlan("low", caches_on_host=True, blocks_on_host=True, recompute=True, band_pixels=BAND_PIXELS)
 LEAST = replace(LOW, name="least", hidden_on_host=True)
 LADDER = (FAST, MEDIUM, LOW, LEAST)
+
+
+def first_fitting(plans: Sequence[OffloadPlan], needed: Callable[[OffloadPlan], int], free_bytes: float) -> OffloadPlan:
+    """The first of `plans` that needs no more than `free_bytes`, for which ComfyUI unloads other models; the last one
+    where none does."""
+    return next((plan for plan in plans if needed(plan) <= free_bytes), plans[-1])
 
 
 def leaner(plan: OffloadPlan) -> OffloadPlan | None:

@@ -223,9 +223,9 @@ FAULTS = (
     ),
     Fault(
         "auto takes a plan of twice the free memory",
-        "sockets/vae.py",
-        "if needed(shape, self.vae_dtype, plan) <= free)",
-        "if needed(shape, self.vae_dtype, plan) <= 2 * free)",
+        "vae/plan.py",
+        "if needed(plan) <= free_bytes)",
+        "if needed(plan) <= 2 * free_bytes)",
         ("tests/vae/test_memory_modes.py::test_auto_takes_the_fastest_mode_that_fits",),
         "A decode runs out of memory on its way and starts again.",
     ),

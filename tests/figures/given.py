@@ -9,11 +9,21 @@ GIVEN = (
     Given("README.md", "the 20 GB model", "model_loaders/downloads/repositories.py, from the official repositories"),
     Given("README.md", "You need Python 3.10 or newer (tested on 3.11)", "pyproject.toml"),
     Given("README.md", "about 8 GB of disk space (3 GB on Windows and macOS)", "devtools/environment.py"),
-    Given("README.md", "with at least 3 GiB to spare", "benchmarks/bench_sizes.py SPARE"),
     Given("docs/exactness.md", "6 steps at denoise 0.6 are the last 6 of 10", ARITHMETIC),
     Given("docs/exactness.md", "`num_inference_steps=10, strength=0.6`", ARITHMETIC),
     Given("docs/exactness.md", "denoise 0.6 against strength 0.6", CHOICE),
     Given("docs/exactness.md", "fp32 itself is accurate to about 1e-7 per operation", "IEEE 754: 2^-24 is 6e-8"),
+    Given("docs/models.md", "the desktop are taken to hold 1 GiB", "host/memory_rules.py, TAKEN_BYTES: an assumption"),
+    Given(
+        "docs/models.md",
+        "ComfyUI keeps 400 MiB free on Linux, 600 on Windows",
+        "ComfyUI, comfy/model_management.py, EXTRA_RESERVED_VRAM",
+    ),
+    Given(
+        "docs/models.md",
+        "on parts of one H100 took as much within 12 %",
+        "tests/model_loaders/test_forecast.py, test_an_h100_took_as_much",
+    ),
     Given("docs/samplers.md", "one wrong answer costs 5 points", "arithmetic: 100 / (4 prompts x 5 attributes)"),
     Given(
         "docs/samplers.md",

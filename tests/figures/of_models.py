@@ -28,9 +28,8 @@ def damaged(patterns: str, column: str, by: str) -> Rows:
     return Rows("damaged files", (patterns,), column, by)
 
 
-def _readme_row(phrase: str, model: str, eight_bits: bool = True) -> Figure:
-    values = [weights(model), step(model), step(model, "card, GB")]
-    return Figure(README, phrase, (*values, *([step(model, "card, 8 bits")] if eight_bits else [])))
+def _readme_row(phrase: str, model: str) -> Figure:
+    return Figure(README, phrase, (weights(model), step(model)))
 
 
 def _memory_row(phrase: str, model: str, eight_bits: bool = True) -> Figure:
@@ -48,9 +47,9 @@ def _precision_row(phrase: str, *precisions: str, bits: int | None = None) -> Fi
 
 
 FIGURES = (
-    _readme_row("49 frames, 8 fps | {1} | {1} | {} GB | | Apache-2.0 |", "CogVideoX-2b", eight_bits=False),
-    _readme_row("49 frames, 8 fps | {1} | {1} | {} GB | {} GB |", "CogVideoX-5b"),
-    _readme_row("81 frames, 16 fps | {1} | {1} | {} GB | {} GB |", "CogVideoX1.5-5B"),
+    _readme_row("49 frames, 8 fps | {1} | {1} | Apache-2.0 |", "CogVideoX-2b"),
+    _readme_row("49 frames, 8 fps | {1} | {1} | [CogVideoX LICENSE][] |", "CogVideoX-5b"),
+    _readme_row("81 frames, 16 fps | {1} | {1} | [CogVideoX LICENSE][] |", "CogVideoX1.5-5B"),
     Figure(README, "T5 ({1} GiB) runs before sampling", (weights("T5"),)),
     Figure(README, "the VAE ({1} GiB) after it", (weights("VAE"),)),
     Figure(

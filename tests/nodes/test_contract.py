@@ -28,6 +28,7 @@ CONTRACT = {
         [("model", "MODEL", None), ("name", "STRING", "CogVideoX/converted"), ("weight_dtype", "COMBO", "as loaded")],
         ["COMBO"],
     ),
+    "CogVideoXMemoryForecast": ([("model", "MODEL", None), *SIZE], ["STRING"]),
     "CogVideoXApplyLora": ([("model", "MODEL", None), ("lora_name", "COMBO", None), RANGE[0]], ["MODEL"]),
     "CogVideoXSaveLora": ([("model", "MODEL", None), ("filename_prefix", "STRING", "loras/cogvideox")], []),
     "CogVideoXEncodeText": ([("clip", "CLIP", None), ("text", "STRING", None)], ["CONDITIONING"]),
@@ -183,6 +184,7 @@ OPTIONAL = {
     "CogVideoXApplyLora": ["scale"],
     "CogVideoXSaveLora": ["rank", "dtype"],
     "CogVideoXContextWindows": ["retain_start_image", "split_prompts"],
+    "CogVideoXMemoryForecast": ["vae", "clip", "control_net", "card_gb"],
     "CogVideoXDecode": ["compile"],
     "CogVideoXDecodeToFile": ["audio"],
     "CogVideoXTrainLora": [

@@ -1,0 +1,185 @@
+"""What a run will take of the card, said before it begins."""
+
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from comfy_api.latest import io
+
+from ..host.compat import is_dynamic
+from ..host.memory_rules import GIB, Card, card_of, this_card, total_ram
+from ..host.messages import show_on_node
+from ..model_loaders.forecast import (
+    Forecast,
+    Part,
+    VideoSize,
+    forecast_run,
+    official_text_encoder,
+    official_vae,
+    text_encoder_of,
+    vae_of,
+)
+from ..sockets.model import require_cogvideox_model
+from ..sockets.recommended import describe, recommended_for
+from ..sockets.vae import CogVideoXVAE
+from .input_checks import check_all_sizes, check_vae, checked
+from .inputs import size_inputs
+
+_MOST_GB = 1024.0
+
+
+def _check_vae(vae: CogVideoXVAE | None = None) -> None:
+    if vae is not None:
+        check_vae(vae)
+
+
+@checked(check_all_sizes, require_cogvideox_model, _check_vae)
+class CogVideoXMemoryForecast(io.ComfyNode):
+    """STRING out: the text that is shown on the node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CogVideoXMemoryForecast",
+            display_name="CogVideoX Memory Forecast",
+            category="CogVideoX/load",
+            search_aliases=["vram", "memory", "out of memory", "oom", "which settings", "my gpu", "low vram"],
+            description="Say before a run what it takes of the card, of main memory and of the disk, and which "
+            "weight_dtype and memory mode to choose. Nothing is loaded to the card.",
+            inputs=[
+                io.Model.Input("model", tooltip="From Load CogVideoX Model or Load CogVideoX Pipeline."),
+                *size_inputs(),
+                io.Vae.Input("vae", optional=True, tooltip="Without one, the VAE of the official checkpoints."),
+                io.Clip.Input("clip", optional=True, tooltip="Without one, T5-XXL in 16 bits."),
+                io.ControlNet.Input(
+                    "control_net", optional=True, tooltip="A ControlNet that is to be on the card as well."
+                ),
+                io.Float.Input(
+                    "card_gb",
+                    default=0.0,
+                    min=0.0,
+                    max=_MOST_GB,
+                    step=0.5,
+                    optional=True,
+                    tooltip="Another card's memory in GB, as it is sold. 0: the card of this machine.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="forecast")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        width: int,
+        height: int,
+        frames: int,
+        batch_size: int,
+        vae: CogVideoXVAE | None = None,
+        clip: CLIP | None = None,
+        control_net: object = None,
+        card_gb: float = 0.0,
+    ) -> io.NodeOutput:
+        card = card_of(card_gb, is_dynamic(model)) if card_gb else this_card(model)
+        forecast = forecast_run(
+            model,
+            VideoSize(width, height, frames, batch_size),
+            card,
+            official_text_encoder() if clip is None else text_encoder_of(clip),
+            official_vae(card) if vae is None else vae_of(vae),
+            control_net,
+        )
+        notes = [describe_card(card, card_gb), *_stand_ins(vae, clip), *advice(forecast)]
+        config = model.model.model_config
+        if settings := recommended_for(config.family, config.transformer_config):
+            notes.append(f"The authors of {forecast.family} recommend {describe(settings)}.")
+        text = "\n".join([title(forecast), *table(forecast), *notes])
+        show_on_node(text, cls.hidden.unique_id)
+        return io.NodeOutput(text)
+
+
+def title(forecast: Forecast) -> str:
+    """What is forecast."""
+    video = forecast.video
+    videos = f", {video.batch_size} videos" if video.batch_size > 1 else ""
+    return (
+        f"{forecast.family}, {video.width} × {video.height}, {video.frames} frames{videos}. "
+        "In GiB, counted and not measured:"
+    )
+
+
+def table(forecast: Forecast) -> list[str]:
+    """The parts in the order in which they run, as lines that the node shows as a table in its Markdown mode."""
+    rows = [("", "weights", "stay on the card", "work", "peak"), ("---",) * 5]
+    for name, part in forecast.parts.items():
+        weights = part.weights
+        shown = f"{name}, mode {part.mode}" if part.mode else name
+        sizes = (weights.bytes, weights.resident_bytes, part.working_bytes + weights.buffer_bytes, part.peak_bytes)
+        rows.append((shown, *map(_gib, sizes)))
+    for weights in forecast.control:
+        rows.append(("ControlNet", *map(_gib, (weights.bytes, weights.resident_bytes)), "", ""))
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def describe_card(card: Card, card_gb: float) -> str:
+    """Which memory the parts have to fit into."""
+    free = f"{_gib(card.free_bytes)} GiB"
+    if card_gb:
+        return f"A card of {card_gb:g} GB has about {free} free: the driver and the desktop are taken to hold 1 GiB."
+    if card.keeps_all and card.device.type == "cpu":
+        return f"ComfyUI computes on the CPU here: all of it is main memory, of which {free} are free."
+    return f"{free} of the card can be free for it."
+
+
+def _stand_ins(vae: object, clip: object) -> list[str]:
+    missing = [name for name, given in (("VAE", vae), ("text encoder", clip)) if given is None]
+    if not missing:
+        return []
+    return [f"No {' and no '.join(missing)} is connected: that of the official checkpoints is counted."]
+
+
+def advice(forecast: Forecast) -> list[str]:
+    """Sentences on what fits, what is streamed, and what to choose."""
+    notes = [_missing(name, over) for name, over in forecast.missing_bytes.items()]
+    denoiser, encoder = forecast.denoiser.weights, forecast.text_encoder.weights
+    if denoiser.streamed_bytes:
+        notes.append(f"Every call of the denoiser streams {_gib(denoiser.streamed_bytes)} GiB from main memory.")
+    else:
+        notes.append("All weights of the denoiser stay: nothing is streamed in a step.")
+    if encoder.streamed_bytes:
+        notes.append(f"The text encoder streams {_gib(encoder.streamed_bytes)} GiB, once a prompt.")
+    together = "in one batch" if forecast.in_one_batch else "one after the other, because a batch of both does not fit"
+    notes.append(f"Prompt and negative prompt are computed {together}.")
+    notes.append(_precision(*forecast.eight_bits, forecast))
+    mode = forecast.decode.mode
+    notes.append(f"memory of the decoder: auto, which takes mode {mode} here.")
+    ram = total_ram()
+    notes.append(
+        f"Main memory: about {_gib(forecast.host_bytes)} GiB, the finished frames included"
+        f"{'' if forecast.host_bytes < ram else f', which is more than the {_gib(ram)} GiB of this machine'}. "
+        f"Disk: {forecast.disk_bytes / 1e9:.1f} GB for transformer, text encoder and VAE in 16 bits."
+    )
+    return notes
+
+
+def _missing(name: str, over: float) -> str:
+    step = "Choose a smaller size" if name.startswith("VAE") else "Choose a smaller size, fewer frames or one video"
+    more = ", or CogVideoX Context Windows" if name == "denoiser" else ""
+    return f"The {name} does not fit: it takes {_gib(over)} GiB more than is free. {step}{more}."
+
+
+def _precision(name: str, smaller: Part | None, forecast: Forecast) -> str:
+    if smaller is None:
+        return "weight_dtype: as it is loaded, in eight bits or less."
+    if forecast.weight_dtype == "default":
+        return "weight_dtype: default."
+    weights = smaller.weights
+    rest = f"{_gib(weights.streamed_bytes)} GiB of them are streamed" if weights.streamed_bytes else "and all stay"
+    return (
+        f"weight_dtype: {name}, with {_gib(weights.bytes)} GiB of weights, {rest}. default is more exact, and streams "
+        "more."
+    )
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f}"
