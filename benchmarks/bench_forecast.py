@@ -17,6 +17,14 @@ MODELS = ("CogVideoX-2b", "CogVideoX-5b", "CogVideoX-5b-I2V", "CogVideoX1.5-5B",
 ROWS = {"2b": MODELS[:1], "5b, 5b-I2V": MODELS[1:3], "1.5-5B, 1.5-5B-I2V": MODELS[3:]}
 MARK, END = "<!-- forecast -->", "<!-- end -->"
 
+_TEMPLATES = {
+    "CogVideoX-2b": "22 Text to video with CogVideoX-5b",
+    "CogVideoX-5b": "22 Text to video with CogVideoX-5b",
+    "CogVideoX-5b-I2V": "23 Image to video with CogVideoX-5b-I2V",
+    "CogVideoX1.5-5B": "21 Text to video with CogVideoX1.5-5B",
+    "CogVideoX1.5-5B-I2V": "23 Image to video with CogVideoX-5b-I2V",
+}
+
 
 def main() -> None:
     options = arguments(__doc__, write={"action": "store_true", "help": "write docs/models.md and README.md as well"})
@@ -87,7 +95,7 @@ def needs_table(found: dict[tuple[str, int], Any]) -> Table:
     for name in MODELS:
         runs = [found[name, gigabytes] for gigabytes in CARDS_GB]
         least, most = (choose(run.host_bytes for run in runs) for choose in (min, max))
-        template = "image_to_video" if name.endswith("I2V") else "text_to_video"
+        template = _TEMPLATES[name]
         rows.append([name, f"{_gib(least)} to {_gib(most)} GiB", f"{runs[0].disk_bytes / 1e9:.1f} GB", template])
     notes = ("Counted, not measured. The most is that of the smallest card, whose VAE keeps frames in main memory.",)
     return Table("Main memory and disk", notes, ("checkpoint", "main memory", "disk", "template"), rows)

@@ -2,12 +2,14 @@
 
     python -m cogvideox.devtools.build_thumbnails [NAME ...]
 
-Each template runs on a real server as it is. Above is what goes in: the example's pictures, the first frames of the
-clips to train with, or the prompt; below, frames of the video. Needs COMFYUI_PATH; after a change of the toy or of a
-template.
+Each template of the toy runs on a real server as it is. Above is what goes in: the example's pictures, the first frames
+of the clips to train with, or the prompt; below, frames of the video. The picture of a template for a real checkpoint
+says what it needs, because nothing that such a checkpoint has made is here to be shown. Needs COMFYUI_PATH; after a
+change of the toy or of a template.
 """
 
 import os
+import shutil
 import sys
 import tempfile
 import textwrap
@@ -23,13 +25,13 @@ from cogvideox.host.toy import CLIPS, CLIPS_FOLDER, EXAMPLES, INPUTS, MASK_SUFFI
 from . import client
 from .comfyui import prepare_base
 from .errors import DevError
-from .example_workflows import EXAMPLES as TEMPLATES
+from .example_workflows import EXAMPLES as WORKFLOWS
+from .example_workflows import file_name
 from .named import chosen_by_name
-from .paths import EXAMPLE_WORKFLOW, PACK_NAME, ROOT
+from .paths import PACK_NAME, ROOT, TEMPLATES
 from .run_workflow import client_format
 from .server import Server, running_server
 
-FOLDER = EXAMPLE_WORKFLOW.parent
 SIDE_PX, _GAP_PX = 512, 8  # of a card, between its tiles
 _TILES, _TILES_OF_LONG, _LONG_FRAMES = 3, 5, 18  # tiles in a row; of a video of so many frames or more
 _BACKGROUND, _INK, _ARROW = (24, 24, 24), (235, 235, 235), (120, 120, 120)
@@ -38,7 +40,7 @@ _LETTERS, _FONT_PX = 34, 26  # of a line of a prompt
 
 def build(name: str, server: Server) -> Image.Image:
     """The card of a template. Raises: DevError where it does not run to its end."""
-    api = client_format(FOLDER / f"{name}.json", server.url)
+    api = client_format(TEMPLATES / f"{name}.json", server.url)
     result = client.run_workflow(server.url, api)
     if result.error is not None:
         raise DevError(f"The template {name} did not run to its end: {result.error}")
@@ -62,6 +64,21 @@ def card(given: Sequence[Image.Image | str], made: Sequence[Image.Image]) -> Ima
     _paste_row(canvas, pictures, middle - 24 - _tile_px(_TILES))
     draw.polygon([(middle - 16, middle - 10), (middle + 16, middle - 10), (middle, middle + 10)], _ARROW)
     _paste_row(canvas, made, middle + 24)
+    return canvas
+
+
+def download_card(needs: str) -> Image.Image:
+    """A square picture of a template that runs after a download. needs: the model, then a line for each other thing."""
+    canvas = Image.new("RGB", (SIDE_PX, SIDE_PX), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    middle, top = SIDE_PX // 2, 96
+    draw.rectangle([middle - 12, top, middle + 12, top + 44], _ARROW)
+    draw.polygon([(middle - 36, top + 44), (middle + 36, top + 44), (middle, top + 84)], _ARROW)
+    draw.rectangle([middle - 60, top + 100, middle + 60, top + 110], _ARROW)
+    model, *rest = needs.splitlines()
+    for text, size_px, height in ((textwrap.fill(model, 24), 36, 286), ("\n".join(rest), _FONT_PX, 392)):
+        font = ImageFont.load_default(size_px)
+        draw.multiline_text((middle, height), text, _INK, font, "mm", spacing=10, align="center")
     return canvas
 
 
@@ -93,6 +110,9 @@ def _inputs(api: dict) -> Iterator[Image.Image | str]:
             yield from _spread(frames, _TILES - is_masked) if len(frames) > 1 else frames
             if is_masked:
                 yield Image.open(file.with_name(file.stem + MASK_SUFFIX))
+        elif node["class_type"] == "LoadImage":
+            shown = True
+            yield Image.open(Path(os.environ["COMFYUI_PATH"]) / "input" / node["inputs"]["image"])
         elif node["class_type"] == "CogVideoXTrainingClips" and node["inputs"]["folder"] == CLIPS:
             shown = True
             yield from (_read_video(clip)[0] for clip in sorted(CLIPS_FOLDER.glob("*.mp4"))[:_TILES])
@@ -128,14 +148,26 @@ def _spread(frames: list[Image.Image], count: int) -> list[Image.Image]:
 
 def main(names: Sequence[str]) -> None:
     """Write the pictures of the templates called `names`, of all if there are none. Raises: DevError."""
-    chosen = chosen_by_name(TEMPLATES, names, "template")
+    chosen = chosen_by_name(WORKFLOWS, names, "template")
+    for template in chosen:
+        if template.needs:
+            _save(download_card(template.needs), file_name(template))
+    toys = [file_name(template) for template in chosen if not template.needs]
+    if not toys:
+        return
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         prepare_base(base, ROOT, PACK_NAME)
-        with running_server(Path(os.environ["COMFYUI_PATH"]), base, log=base / "server.log", cpu=True) as server:
-            for template in chosen:
-                build(template.name, server).save(FOLDER / f"{template.name}.jpg", quality=90, optimize=True)
-                print(f"{template.name}.jpg", flush=True)
+        host = Path(os.environ["COMFYUI_PATH"])
+        shutil.copy(host / "input" / "example.png", base / "input")  # as in every ComfyUI
+        with running_server(host, base, log=base / "server.log", cpu=True) as server:
+            for name in toys:
+                _save(build(name, server), name)
+
+
+def _save(picture: Image.Image, name: str) -> None:
+    picture.save(TEMPLATES / f"{name}.jpg", quality=90, optimize=True)
+    print(f"{name}.jpg", flush=True)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return arguments, rest[1:] if rest[:1] == ["--"] else rest
 
 
-_DEMO = ("text_to_video", "image_to_video", "fun_inpaint")
+_DEMO = ("Text to video", "Image to video", "Inpaint a region of a video")
 _DEMO_PROMPT = "A large red square moves up on a white background."  # where a picture alone is given
 
 
@@ -169,7 +169,7 @@ def serve(arguments: argparse.Namespace, rest: list[str]) -> int:
     port = _chosen_port(arguments)
     setup = prepare(arguments, for_tests=False)
     with _server(setup, port, "serve", user_directory=paths.BASE / "user") as running:
-        say(f"ComfyUI is at {running.url} - the examples are under Templates, {paths.PACK_NAME}; Ctrl-C ends it")
+        say(f"ComfyUI is at {running.url} - the examples are under Templates, CogVideoX; Ctrl-C ends it")
         status = running.process.wait()
     raise DevError(f"ComfyUI ended by itself (exit status {status}); its log is {running.log}.")
 

@@ -2,7 +2,7 @@
 
     python -m cogvideox.devtools.demo URL OUTPUT NAME [NAME ...]
 
-OUTPUT: the server's output folder. NAME: a workflow of the folder example_workflows. Runs inside the venv.
+OUTPUT: the server's output folder. NAME: the title of a template, without its number. Runs inside the venv.
 """
 
 import sys
@@ -13,15 +13,15 @@ from . import run_workflow
 from .console import say
 from .contact_sheet import contact_sheet
 from .errors import DevError
-from .paths import EXAMPLE_WORKFLOW
+from .paths import template
 
 
 def run_examples(url: str, output: Path, names: Sequence[str]) -> Path:
     """Returns the picture: a row for each video that the workflows have saved. Raises: DevError."""
     videos = []
     for name in names:
-        say(f"Running {name}.json")
-        files = run_workflow.run(EXAMPLE_WORKFLOW.with_stem(name), url, output)
+        say(f"Running {name}")
+        files = run_workflow.run(template(name), url, output)
         videos += [file for file in files if file.suffix == ".mp4"]
     sheet = output / "demo.png"
     contact_sheet(videos).save(sheet, optimize=True)

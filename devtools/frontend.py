@@ -25,6 +25,7 @@ _FRONTEND_NOISE = (
     "[ComfyUI] The legacy queue/history menu is deprecated",
     "[MaskEditor] ComfyApp.open_maskeditor is deprecated",
     "/Comfy-Org/z_image_turbo/",  # the built-in workflow's models, which it wants to know the size of
+    "https://huggingface.co/",  # models that a workflow offers to download, which it wants to know the size of
 )
 
 

@@ -10,4 +10,10 @@ DEV = ROOT / ".dev"
 LOGS = DEV / "logs"
 CONSTRAINTS = ROOT / "constraints-dev.txt"
 BASE = DEV / "base"  # ComfyUI's --base-directory: a user's own checkout is only read
-EXAMPLE_WORKFLOW = ROOT / "example_workflows" / "text_to_video.json"
+TEMPLATES = ROOT / "example_workflows"
+
+
+def template(title: str) -> Path:
+    """The file of a template by its title, before which the name has its number in the list."""
+    (file,) = TEMPLATES.glob(f"?? {title}.json")
+    return file

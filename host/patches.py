@@ -17,6 +17,9 @@ tests/test_house.py looks for them, and tests/host/test_patches.py, in each vers
     there was one; the sentence is two clicks away.
 `server.PromptServer.instance`
     gets a handler of queued prompts at the same time (add_on_prompt_handler), which changes none of them.
+`app.custom_node_manager.CustomNodeManager.build_translations`, `app.custom_node_manager.glob`
+    are wrapped by wrap_templates at the same time: the first says that the pack's templates stand under "CogVideoX",
+    whatever its folder is called, the second lists every pack's templates by their names, not as the disk has them.
 `comfy.quant_ops`
     learns the layout of GGUF blocks, under a name of ours, when host.quantized is imported (register_layout).
 `comfy.model_management.in_training`, `comfy.ops.run_every_op`
@@ -41,6 +44,7 @@ training.headless handles SIGINT and SIGTERM while it trains.
 
 import functools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -64,6 +68,8 @@ from .messages import begin_request, clear_earlier_runs, prompt_server, show_err
 from .protocols import LatentFormat
 from .queue_errors import own_messages, reported_once
 
+# The frontend falls back to the folder's name, not to English, where a locale has no entry (st in src/i18n.ts).
+_FRONTEND_LOCALES = ("en", "zh", "zh-TW", "ru", "ja", "ko", "fr", "es", "ar", "tr", "pt-BR", "fa", "he")
 _MARK = "_cogvideox_wrapped"  # an attribute of every wrapper of ours
 Format = TypeVar("Format", bound=LatentFormat)
 
@@ -243,6 +249,48 @@ def wrap_run_reports() -> None:
     server = prompt_server()
     if server is not None and begin_request not in server.on_prompt_handlers:
         server.add_on_prompt_handler(begin_request)
+
+
+class _SortedGlob:
+    """The module glob, whose glob() returns paths in the order of their names without the ending."""
+
+    def __init__(self, original: ModuleType):
+        self._original = original
+
+    def glob(self, *args: Any, **kwargs: Any) -> list[str]:
+        return sorted(self._original.glob(*args, **kwargs), key=lambda path: os.path.splitext(path)[0])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+def wrap_templates(folder: str, title: str) -> None:
+    """Have ComfyUI list templates in order, and the pack's under `title`. folder: the pack's, below custom_nodes.
+
+    ComfyUI names a group of templates after the folder, and has no way to be told another name; its frontend does
+    translate that name, by the key `templateWorkflows.category` (src/platform/workflow/templates/repositories/
+    workflowTemplatesStore.ts), in which a dot is written as an underscore.
+    """
+    manager: Any = sys.modules.get("app.custom_node_manager")
+    if manager is None:  # a script
+        return
+
+    def wrap(original: Callable) -> Callable:
+        def build_translations(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            translations = dict(original(*args, **kwargs))  # ComfyUI keeps the same dict for later requests
+            for locale in {*_FRONTEND_LOCALES, *translations}:
+                texts = dict(translations.get(locale, {}))
+                workflows = dict(texts.get("templateWorkflows", {}))
+                # A name that a pack's locales give is kept.
+                workflows["category"] = {folder.replace(".", "_"): title, **workflows.get("category", {})}
+                translations[locale] = {**texts, "templateWorkflows": workflows}
+            return translations
+
+        return build_translations
+
+    wrap_once(manager.CustomNodeManager, "build_translations", wrap)
+    if not isinstance(manager.glob, _SortedGlob):
+        manager.glob = _SortedGlob(manager.glob)
 
 
 def register_layout(name: str, layout: type) -> None:

@@ -1,10 +1,12 @@
 """The pack's nodes: their schemas, sockets and messages. Calculations are in the packages below."""
 
+from pathlib import Path
+
 from comfy_api.latest import ComfyExtension, io
 
 from ..errors import set_advice
 from ..host.folders import start_listings
-from ..host.patches import wrap_run_reports, wrap_validation
+from ..host.patches import wrap_run_reports, wrap_templates, wrap_validation
 from ..host.start_check import watch_node_ids
 from .advice import ADVICE
 from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
@@ -85,4 +87,5 @@ class CogVideoXExtension(ComfyExtension):
         wrap_validation(by_id.keys())
         watch_node_ids(by_id)
         wrap_run_reports()
+        wrap_templates(Path(__file__).parent.parent.name, "CogVideoX")
         return NODES

@@ -35,34 +35,34 @@ KINDS: Mapping[str, Kind] = {
         ("diffusers", "checkpoints"),
         "a checkpoint's whole folder into models/diffusers, or one file with all parts into models/checkpoints",
         published=True,
-        template="text_to_video",
+        template="01 Text to video",
     ),
     "transformer": Kind(
         "model",
         ("diffusers", "diffusion_models"),
         "a checkpoint's whole folder into models/diffusers, or a transformer's file into models/diffusion_models",
         published=True,
-        template="text_to_video",
+        template="01 Text to video",
     ),
     "text_encoder": Kind(
         "text encoder",
         ("diffusers", "text_encoders"),
         "a checkpoint's whole folder into models/diffusers, or a T5-XXL file into models/text_encoders",
         published=True,
-        template="text_to_video",
+        template="01 Text to video",
     ),
     "vae": Kind(
         "VAE",
         ("diffusers", "vae"),
         "a checkpoint's whole folder into models/diffusers, or a VAE's file into models/vae",
         published=True,
-        template="text_to_video",
+        template="01 Text to video",
     ),
     "controlnet": Kind(
         "control net",
         ("diffusers", "controlnet"),
         "a control net's folder or file into models/controlnet",
-        template="controlnet",
+        template="09 Video from edges (ControlNet)",
     ),
     "lora": Kind("LoRA", ("loras",), "a LoRA's file into models/loras"),
     "decoder": Kind("tiny decoder", (TINY_FOLDER,), f"a taecvx file into models/{TINY_FOLDER}"),
@@ -104,7 +104,7 @@ def _next_click(kind: Kind) -> str:
     get = f"Add the node {_DOWNLOAD}, choose a checkpoint and queue it; or put" if kind.published else "Put"
     steps = [f"{get} {kind.own}.", "Then press R and choose it."]
     if kind.template:
-        steps.append(f"The template {kind.template} runs without a download, with CogVideoX-nano.")
+        steps.append(f"The template “{kind.template}” runs without a download, with CogVideoX-nano.")
     return " ".join(steps)
 
 

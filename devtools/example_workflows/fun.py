@@ -16,31 +16,13 @@ from .table import (
     save_video,
 )
 
-_SETTINGS = """\
-| | V1, V1.1 | V1.5 |
-|---|---|---|
-| width | 672 | 672 |
-| height | 384 | 384 |
-| frames | 49 | 85 |
-| steps | 50 | 50 |
-| fps | 8 | 8 |
-
-Other shapes and larger sizes (up to about 1024 x 1024) work as well, in multiples of 16."""
 _INPAINT_LINKS = {**BOTH_PROMPTS, "vae": "pipeline.VAE"}
 
-_START_END_FRAME = f"""\
-### For real videos
-1. Put the folder of a **CogVideoX-Fun InP** checkpoint (CogVideoX-Fun-V1.1-5b-InP, ...) into `models/diffusers`, \
-press **R** and choose it above.
-2. Put two *Load Image* with your pictures in the place of the example inputs. One picture twice makes a loop.
-3. Set:
+START_END_FRAME = """\
+**Your own pictures**: put two *Load Image* in the place of the example inputs. One picture twice makes a loop. Leave \
+out the end image, or the start image, and the model generates that end.
 
-{_SETTINGS}
-
-Leave out the end image, or the start image, and the model generates that end.
-
-The official I2V checkpoints were not trained for an end image, though *CogVideoX Image to Video* has an input \
-for one: use Fun InP.
+The official I2V checkpoints were not trained for an end image, though *CogVideoX Image to Video* has an input for one.
 """
 
 _SQUARE = "A large red square moves up on a white background."
@@ -59,8 +41,9 @@ def start_end_frame() -> Example:
     )
     return Example(
         "start_end_frame",
+        "Video from first and last frame",
         (
-            checkpoint("Fun-5b-InP", _START_END_FRAME),
+            checkpoint("Fun-5b-InP", "First and last frame with CogVideoX-Fun", START_END_FRAME),
             Column("2  Two pictures", 320, pictures),
             Column("3  Prompt and size", 340, (*prompts(_SQUARE), known)),
             Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=_DDIM),)),
@@ -69,19 +52,12 @@ def start_end_frame() -> Example:
     )
 
 
-_FUN_INPAINT = f"""\
-### For real videos
-1. Put the folder of a **CogVideoX-Fun InP** checkpoint (CogVideoX-Fun-V1.1-5b-InP, ...) into `models/diffusers`, \
-press **R** and choose it above.
-2. Put *Load Video* with your video, at least as long as the clip, and *Load Image (as Mask)* in the place of the \
-example input: what is white in the mask is regenerated, what is black is kept.
-3. Set:
+FUN_INPAINT = """\
+**The mask**: what is white is regenerated, what is black is kept. It has your video's size or the clip's. A picture \
+is one mask for all frames; a mask that moves has one picture for each frame.
 
-{_SETTINGS}
-
-**The mask** has your video's size or the clip's. A picture of it is one mask for all frames. To paint one, load a \
-frame with *Load Image*, open the mask editor from its menu, and use that node's MASK. A mask that moves has one \
-picture for each frame.
+**Your own**: put *Load Video* and *Load Image (as Mask)* in the place of the example input. To paint a mask, load a \
+frame with *Load Image*, open the mask editor from its menu, and use that node's MASK.
 """
 
 _STAR = "A large white star moves to the right on a blue background."
@@ -92,8 +68,9 @@ def fun_inpaint() -> Example:
     known = Node("known", "CogVideoXFunInpaint", SIZE, _INPAINT_LINKS | {"video": "frames.images", "mask": "file.MASK"})
     return Example(
         "fun_inpaint",
+        "Inpaint a region of a video",
         (
-            checkpoint("Fun-5b-InP", _FUN_INPAINT),
+            checkpoint("Fun-5b-InP", "Inpaint a region with CogVideoX-Fun", FUN_INPAINT),
             Column("2  A video and a mask", 340, (*example_video(), mask)),
             Column("3  Prompt and size", 340, (*prompts(_STAR), known)),
             Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=_DDIM),)),
@@ -102,15 +79,7 @@ def fun_inpaint() -> Example:
     )
 
 
-_FUN_CONTROL = f"""\
-### For real videos
-1. Put the folder of a **CogVideoX-Fun Control** checkpoint (CogVideoX-Fun-V1.1-5b-Control, ...) into \
-`models/diffusers`, press **R** and choose it above.
-2. Put *Load Video* with your video, at least as long as the clip, in the place of *CogVideoX Example Input*.
-3. Set:
-
-{_SETTINGS}
-
+FUN_CONTROL = """\
 **Control**: these models were trained with Canny edges, depth, poses and straight lines (MLSD), the Pose models with \
 poses alone. *Canny* comes with ComfyUI; for the others put a preprocessor in its place.
 
@@ -129,8 +98,9 @@ def fun_control() -> Example:
     )
     return Example(
         "fun_control",
+        "Video from edges (Fun Control)",
         (
-            checkpoint("Fun-5b-Control", _FUN_CONTROL),
+            checkpoint("Fun-5b-Control", "Edges to video with CogVideoX-Fun Control", FUN_CONTROL),
             Column("2  A video and its edges", 340, (*example_video(), *edges())),
             Column("3  Prompt and size", 340, (*prompts(_PURPLE), control)),
             Column("4  Sample", 340, (sampler(links=conditioned("control"), widgets=_DDIM),)),

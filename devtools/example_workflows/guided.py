@@ -22,19 +22,12 @@ from .table import (
     save_video,
 )
 
-_CONTROLNET = """\
-### For real videos
-1. Put the folder of **CogVideoX-5b** (or 2b) into `models/diffusers` and its control net \
-(cogvideox-5b-controlnet-canny-v1, ...) into `models/controlnet`. Press **R** and choose both above.
-2. Put *Load Video* with your video in the place of *CogVideoX Example Input*, 49 frames or more, best 8 a second.
-3. Set 720 x 480, 49 frames, 50 steps (2b: ddim, dynamic_cfg off).
-
+CONTROLNET = """\
 **Control**: *Canny* goes with a canny control net. For hed or depth put such a preprocessor in its place.
 
 `strength` 0.5 to 1; `end_percent` 0.5 to 0.8 lets the prompt finish freely, and faster.
 
-There are none for 1.5 and for image to video. Fun Control models take their control video without a control net: see \
-fun_control.
+There are none for 1.5 and for image to video. Fun Control models take their control video without a control net.
 """
 
 _PURPLE = "A large purple circle moves to the right on a yellow background."
@@ -52,8 +45,9 @@ def controlnet() -> Example:
     guided = {"positive": "apply.positive", "negative": "apply.negative"}
     return Example(
         "controlnet",
+        "Video from edges (ControlNet)",
         (
-            checkpoint("5b", _CONTROLNET, load, title="Your own checkpoint and control net"),
+            checkpoint("5b", "Edges to video with a ControlNet for CogVideoX-5b", CONTROLNET, load),
             Column("2  A video and its edges", 340, (*example_video(), *edges())),
             Column("3  Prompt and size", 340, (*prompts(_PURPLE), apply, size)),
             Column("4  Sample", 340, (sampler(links=guided),)),
@@ -62,13 +56,7 @@ def controlnet() -> Example:
     )
 
 
-_INVERSION_EDIT = """\
-### For real videos
-1. Put the folder of **CogVideoX-5b** (or 2b, or 1.5-5B) into `models/diffusers`, press **R** and choose it above.
-2. Put *Load Video* with your video in the place of *CogVideoX Example Input*, best one of 8 frames a second \
-(16 for 1.5).
-3. Set `length` 49, 720 x 480 (1.5: 81, 1360 x 768), and 50 steps in **both** places.
-
+INVERSION_EDIT = """\
 The video is run backwards into noise; while the new one is made, every attention layer also looks at the old one. So \
 the layout and the motion stay, and the prompt says what is seen.
 
@@ -114,8 +102,9 @@ def inversion_edit() -> Example:
     )
     return Example(
         "inversion_edit",
+        "Edit a video, keep its motion",
         (
-            checkpoint("5b", _INVERSION_EDIT),
+            checkpoint("5b", "Edit a video with CogVideoX-5b", INVERSION_EDIT),
             Column("2  A video and its size", 340, (*example_video(), first, encode)),
             Column("3  Prompt and inversion", 340, texts),
             Column("4  Sample", 340, (follow, new)),

@@ -4,21 +4,14 @@ from .table import NEGATIVE, SIZE, Column, Example, Node, checkpoint, decode, pr
 
 _CLIP, _OVERLAP = 17, 9  # frames
 
-_EXTEND_VIDEO = """\
-### For real videos
-1. Put the folder of **CogVideoX-5b** (or 2b, or 1.5-5B) into `models/diffusers`, press **R** and choose it above.
-2. Set 720 x 480, 49 frames in both places and 50 steps (1.5: 1360 x 768, 81 frames, 16 fps). With `overlap` 9, \
-49 + 49 frames make 89.
-
+EXTEND_VIDEO = """\
 **overlap**: 1 takes over the last picture, 5 or more its motion too. Frames count as 4k + 1: 1, 5, 9, 13, ...
 
-### Longer still
-Copy groups 4 and 5 and give *Continue Video* the joined video. Colours may drift with every clip; `blend` softens a \
-seam.
+**Longer still**: copy groups 4 and 5 and give *Continue Video* the joined video. Colours may drift with every clip; \
+`blend` softens a seam.
 
-### From a picture (I2V checkpoints)
-Connect `last_frames` of *Continue Video* to `start_image` of *CogVideoX Image to Video*, and the second sampler to \
-that node's three outputs, not to the `latent` here.
+**From a picture (I2V checkpoints)**: connect `last_frames` of *Continue Video* to `start_image` of *CogVideoX Image \
+to Video*, and the second sampler to that node's three outputs, not to the `latent` here.
 """
 
 _FIRST = "A small yellow circle moves to the right on a blue background."
@@ -47,8 +40,9 @@ def extend_video() -> Example:
     )
     return Example(
         "extend_video",
+        "Extend a video clip by clip",
         (
-            checkpoint("5b", _EXTEND_VIDEO, title="Your own checkpoint, and longer videos"),
+            checkpoint("5b", "Extend a video with CogVideoX-5b", EXTEND_VIDEO),
             Column("2  Prompts and size", 320, texts),
             Column("3  First clip", 320, (sampler(height=500), decode())),
             Column("4  Second clip", 320, (go_on, sampler("sample2", second, {"seed": 43}))),
@@ -57,20 +51,7 @@ def extend_video() -> Example:
     )
 
 
-_LONG_VIDEO = """\
-### For real videos
-1. Put the folder of **CogVideoX-5b** (or 2b, or 1.5-5B) into `models/diffusers`, press **R** and choose it above.
-2. Set 50 steps and:
-
-| | 2b, 5b | 1.5-5B |
-|---|---|---|
-| width | 720 | 1360 |
-| height | 480 | 768 |
-| frames | 97, 145, ... | 161, ... |
-| context_frames | 49 | 81 |
-| overlap_frames | 16 | 24 |
-| fps | 8 | 16 |
-
+LONG_VIDEO = """\
 All frames are sampled together in overlapping windows: the memory of one window, the time of all.
 
 **Prompts**: *Conditioning (Combine)* puts them in order, and `split_prompts` gives each its part of the video. \
@@ -107,8 +88,9 @@ def long_video() -> Example:
     )
     return Example(
         "long_video",
+        "Long video in windows",
         (
-            checkpoint("5b", _LONG_VIDEO),
+            checkpoint("5b", "Long video with CogVideoX-5b", LONG_VIDEO),
             Column("2  Prompts and length", 360, texts),
             Column("3  Sample in windows", 360, (windows, sampler(links={"model": "windows.MODEL"}))),
             Column("4  Video", 360, (decode(), *save_video())),

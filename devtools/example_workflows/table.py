@@ -19,8 +19,9 @@ BOTH_PROMPTS = {"positive": "positive.CONDITIONING", "negative": "negative.CONDI
 class Node:
     """One node. name: what `links` call it. widgets: values by widget name, the others keep their default.
 
-    links: input name -> "node name.output name". height: at least so many px. stretch: down to the end of the longest
-    column, for the last node of a column.
+    links: input name -> "node name.output name". height: at least so many px. bypassed: switched off until the user
+    switches it on. models: what the frontend offers to download where a file that a widget names is missing. later: the
+    value of a combo that no fresh install lists, because it is downloaded first.
     """
 
     name: str
@@ -30,7 +31,9 @@ class Node:
     title: str = ""
     height: int = 0
     color: str = ""
-    stretch: bool = False
+    bypassed: bool = False
+    models: tuple[Mapping[str, str], ...] = ()
+    later: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,23 +48,44 @@ class Column:
 
 @dataclass(frozen=True)
 class Example:
-    """A workflow: the file's name and its columns."""
+    """A workflow. name: for the commands. title: what its card in ComfyUI says, the file's name after a number.
+
+    app: (node name, widget name) of the inputs that ComfyUI's app mode shows; none opens it as a graph. needs: what has
+    to be downloaded, for the card of a template that does not run without. fps: of its video, frames per second.
+    """
 
     name: str
+    title: str
     columns: tuple[Column, ...]
+    app: tuple[tuple[str, str], ...] = ()
+    needs: str = ""
+    fps: float = INPUT_FPS
 
 
-def checkpoint(variant: str, note: str, *more: Node, title: str = "Your own checkpoint", width: int = 350) -> Column:
-    """The loader, set to the toy's `variant`, `more` loaders, and a note (Markdown) on real ones, which begins with a
-    word on the toy."""
+WATCH = "**To see it while it is sampled**: *Settings → Comfy → Execution → Live preview method*, set to *auto*."
+
+
+def note(text: str, title: str) -> Node:
+    """A note in Markdown. Its height is measured."""
+    return Node("note", "MarkdownNote", {"text": text}, {}, title)
+
+
+def checkpoint(
+    variant: str, real: str, hints: str, *more: Node, title: str = "Ready to run", width: int = 350
+) -> Column:
+    """The loader, set to the toy's `variant`, `more` loaders, and a note.
+
+    real: the title of the template for a real checkpoint. hints: what the task's settings do, in Markdown.
+    """
     name = f"{NAME} {variant}"
     ready = (
         f"**{name}** is a toy: it was trained on coloured shapes that move, and on nothing else. Write a size, a "
-        "colour, a shape (circle, square, triangle, star), where it moves and its background."
+        "colour, a shape (circle, square, triangle, star), where it moves and its background, and press **Run**."
     )
+    further = f"### For real videos\nOpen the template **{real}**. It has the settings and offers the download."
     loader = Node("pipeline", "CogVideoXLoadPipeline", {"folder": name})
-    text = Node("note", "MarkdownNote", {"text": f"### Ready to run\n{ready}\n\n{note}"}, {}, title, 300, stretch=True)
-    return Column("1  Checkpoint", width, (loader, *more, text))
+    text = "\n\n".join(part for part in (ready, further, hints.strip(), WATCH) if part)
+    return Column("1  Checkpoint", width, (loader, *more, note(text, title)))
 
 
 def prompt(name: str, title: str, text: str, height: int = 150, color: str = POSITIVE) -> Node:

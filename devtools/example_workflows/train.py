@@ -14,32 +14,18 @@ from .table import (
     save_video,
 )
 
-_TRAIN_LORA = """\
-The toy was not trained on anything pink. Run teaches it from 16 clips, in less than a minute, and samples a pink star.
-
-### For a LoRA of your own
-1. Put the folder of **CogVideoX-5b** (or 2b, 5b-I2V, 1.5-5B, …) into `models/diffusers`, press **R** and choose it \
-above.
-2. Make a folder in `input` with 25 to 100 clips and their captions (`01.mp4` and `01.txt`, …), and write its name \
-into *CogVideoX Training Clips*.
-3. Set:
-
-| | 2b, 5b | 1.5-5B |
-|---|---|---|
-| width | 720 | 1360 |
-| height | 480 | 768 |
-| frames | 49 | 81 |
-| fps | 8 | 16 |
-| steps | 2000 | 2000 |
-| rank, alpha | 64 | 64 |
-| learning_rate | 0.0001 | 0.0001 |
-| gradient_checkpointing | on | on |
-
-For image to video switch `image_to_video` on.
+YOUR_OWN = """\
+**Your own clips**: make a folder in `input` with 25 to 100 clips and their captions (`01.mp4` and `01.txt`, …), and \
+write its name into *CogVideoX Training Clips*. For image to video switch `image_to_video` on.
 
 **Cancel** keeps a checkpoint; queue again to go on from it. The finished LoRA is in `models/loras/CogVideoX`: put it \
 on a model with *Apply CogVideoX LoRA*.
 """
+TRAIN_LORA = f"""\
+The toy was not trained on anything pink. **Run** teaches it from 16 clips, in less than a minute, and samples a pink \
+star.
+
+{YOUR_OWN}"""
 
 _LEARNT = "A big pink star moves to the right on a blue background."
 
@@ -60,8 +46,9 @@ def train_lora() -> Example:
     latent = Node("latent", "CogVideoXEmptyLatent", SIZE)
     return Example(
         "train_lora",
+        "Train a LoRA",
         (
-            checkpoint("5b", _TRAIN_LORA),
+            checkpoint("5b", "Train a LoRA for CogVideoX-5b", TRAIN_LORA),
             Column("2  Clips and captions", 340, (clips,)),
             Column("3  Train", 400, (train,)),
             Column("4  Keep it", 340, (keep, loss, lora)),

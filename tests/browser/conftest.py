@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -37,6 +38,7 @@ def comfyui(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     base = tmp_path_factory.mktemp("browser")
     prepare_base(base, ROOT, PACK_NAME)
     host, log = Path(os.environ["COMFYUI_PATH"]), base / "server.log"
+    shutil.copy(host / "input" / "example.png", base / "input")  # as in every ComfyUI
     with server.running_server(host, base, log=log, cpu=True) as running:
         yield running
 

@@ -6,6 +6,7 @@ from PIL import Image
 
 from cogvideox.devtools import build_thumbnails as thumbnails
 from cogvideox.devtools.errors import DevError
+from cogvideox.devtools.example_workflows import EXAMPLES
 from cogvideox.devtools.paths import ROOT
 from cogvideox.host.toy import CLIPS
 
@@ -53,6 +54,16 @@ def test_a_card_shows_all_of_both_rows(count):
 def test_a_prompt_is_written_out():
     blank, written = (np.asarray(thumbnails.card(texts, [])) for texts in ([], ["A big yellow star moves."]))
     assert (written != blank).any(axis=-1)[:256].mean() > 0.005
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.needs], ids=lambda e: e.name)
+def test_a_card_says_what_has_to_be_downloaded(example):
+    """Letters that run over the edge, or none: the picture would not say what a click on it costs."""
+    blank, card = (np.asarray(thumbnails.download_card(text)).astype(int) for text in ("\n", example.needs))
+    written = np.argwhere(np.abs(card - blank).max(axis=-1) > 60)
+    assert len(written) > 2000
+    assert written.min() >= 16 and written.max() < 512 - 16
+    assert "GB" in example.needs and "fps" in example.needs
 
 
 def test_every_template_has_one_of_this_kind():

@@ -96,7 +96,7 @@ def fake_server(untouched_clone, monkeypatch):
 def test_demo_runs_three_workflows(untouched_clone, fake_server):
     """The first command of the README."""
     assert cli.main(["demo"]) == 0
-    names = ["text_to_video", "image_to_video", "fun_inpaint"]
+    names = ["Text to video", "Image to video", "Inpaint a region of a video"]
     (command,) = fake_server
     assert command[1:] == [
         "-m",
@@ -105,7 +105,7 @@ def test_demo_runs_three_workflows(untouched_clone, fake_server):
         str(untouched_clone / "output"),
         *names,
     ]
-    assert all((paths.ROOT / "example_workflows" / f"{name}.json").is_file() for name in names)
+    assert all(paths.template(name).is_file() for name in names)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,15 @@ def test_comfyui_reads_what_is_switched() -> None:
     assert not mm.in_training and comfy.ops.run_every_op is before
 
 
+def test_comfyui_lists_templates_through_what_is_wrapped() -> None:
+    """Moved elsewhere, the templates would stand in the disk's order under the folder's name, without an error."""
+    from app import custom_node_manager
+
+    routes = inspect.getsource(custom_node_manager.CustomNodeManager.add_routes)
+    assert "glob.glob(" in routes and "self.build_translations()" in routes
+    assert list(inspect.signature(custom_node_manager.CustomNodeManager.build_translations).parameters) == ["self"]
+
+
 def test_comfyui_hands_a_lora_file_s_header_on_where_it_is_read() -> None:
     """ComfyUI 0.24 and newer hand it on, as the sixth argument: an alpha may stand nowhere else."""
     parameters = list(inspect.signature(comfy.sd.load_lora_for_models).parameters)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfy_api.latest import io
 
-from cogvideox.devtools.example_workflows import EXAMPLES
+from cogvideox.devtools.example_workflows import EXAMPLES, file_name
 from cogvideox.errors import UserError
 from cogvideox.host import folders, patches, toy
 from cogvideox.host.queue_errors import naming_input, reported_once
@@ -173,7 +173,7 @@ def test_saved_values_stay_valid(queue: Callable) -> None:
 
 
 def test_templates_that_are_named_are_there() -> None:
-    names = {example.name for example in EXAMPLES}
+    names = {file_name(example) for example in EXAMPLES}
     assert {kind.template for kind in KINDS.values() if kind.template} <= names
 
 

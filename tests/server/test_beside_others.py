@@ -35,6 +35,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="the interpreter with br
 # Both whole: which of them ComfyUI loads first is the file system's choice.
 COPIES = ("ComfyUI CogVideoX, größer – 视频 (1)", "ComfyUI-CogVideoX.copy")
 CUT_OFF = "aaa cut off"
+TEMPLATE = "01 Text to video"
 OTHER, ITS_NODE = "an other pack", "CogVideoXDraftDecode"
 CUT_OFF_FILES = ("__init__.py", "errors.py", "host/__init__.py", "host/start_check.py")
 
@@ -128,8 +129,8 @@ def test_help_and_templates_of_a_folder_with_any_name(installed: Installed) -> N
     url = f"{installed.server.url}/extensions/{urllib.parse.quote(installed.used.name)}/docs/CogVideoXSample.md"
     assert b"## Inputs" in server.request(url)
     listed = json.loads(server.request(f"{installed.server.url}/workflow_templates"))
-    assert "text_to_video" in listed[installed.used.name]
-    url = f"{installed.server.url}/api/workflow_templates/{urllib.parse.quote(installed.used.name)}/text_to_video.json"
+    assert TEMPLATE in listed[installed.used.name]
+    url = f"{installed.server.url}/api/workflow_templates/{urllib.parse.quote(installed.used.name)}/{urllib.parse.quote(TEMPLATE)}.json"
     assert json.loads(server.request(url))["nodes"]
 
 
@@ -138,7 +139,7 @@ def test_the_first_template_runs(installed: Installed) -> None:
     schemas = object_info(installed.server.url)
     ours = {node.__name__ for node in NODES} - {ITS_NODE}
     assert ours <= schemas.keys()
-    template = installed.used / "example_workflows" / "text_to_video.json"
+    template = installed.used / "example_workflows" / f"{TEMPLATE}.json"
     result = client.run_workflow(installed.server.url, client_format(template, installed.server.url), timeout_s=300)
     assert result.error is None, str(result.error)
     assert [file for file in result.files(installed.server.output) if file.suffix == ".mp4"]
@@ -204,6 +205,6 @@ def test_the_node_says_that_diffusers_is_missing(bare: server.Server) -> None:
 
 
 def test_a_template_whose_toy_is_gone_says_so(bare: server.Server) -> None:
-    template = client_format(ROOT / "example_workflows" / "text_to_video.json", bare.url)
+    template = client_format(ROOT / "example_workflows" / f"{TEMPLATE}.json", bare.url)
     result = client.run_workflow(bare.url, template, timeout_s=120)
     assert result.error is not None and "CogVideoX-nano 5b is a part of the pack" in str(result.error)

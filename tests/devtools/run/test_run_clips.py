@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cogvideox.devtools.errors import DevError
-from cogvideox.devtools.paths import EXAMPLE_WORKFLOW
+from cogvideox.devtools.paths import template
 from cogvideox.devtools.run.clips import Clip, settle
 from cogvideox.devtools.run.graph import build_graph
 from cogvideox.devtools.run.local_models import EXTRA_PATHS, local_lists, write_extra_paths
@@ -40,7 +40,7 @@ def test_toy_is_taken_with_its_templates_settings(picture: Path, video: Callable
     assert settings_of() == ("CogVideoX-nano 5b", *toy, 1.0)
     assert settings_of(image=str(picture)) == ("CogVideoX-nano 5b-I2V", *toy, 1.0)
     assert settings_of(video=str(video(17))) == ("CogVideoX-nano 5b", *toy, 0.6)
-    saved = json.loads(EXAMPLE_WORKFLOW.read_text("utf-8"))
+    saved = json.loads(template("Text to video").read_text("utf-8"))
     widgets = {node["type"]: node["widgets_values"] for node in saved["nodes"] if node.get("widgets_values")}
     assert widgets["CogVideoXEmptyLatent"][:3] == list(toy[:3])
     assert {20, 6, "dpm", True} <= set(widgets["CogVideoXSample"])

@@ -1,0 +1,174 @@
+"""The templates' files: their names and order, where the nodes stand, which pack they come from, what notes refer to.
+
+That their values fit the nodes is checked by tests/server/test_template_values.py, what the frontend makes of them by
+tests/browser."""
+
+import itertools
+import json
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cogvideox.devtools import paths
+from cogvideox.devtools.example_workflows import EXAMPLES, Example, file_name
+from cogvideox.devtools.example_workflows.layout import TITLE_PX, lay_out
+from cogvideox.devtools.example_workflows.stamp import pack, stamp
+from cogvideox.devtools.example_workflows.table import INPUT_FPS, Column, Node
+from cogvideox.host import patches
+
+SAVED = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(paths.TEMPLATES.glob("*.json"))}
+BY_NAME = {file_name(example): example for example in EXAMPLES}
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def test_files_are_those_of_the_tables_and_stand_in_their_order() -> None:
+    """ComfyUI shows a file's name as the template's title, and lists by it: a card without a table cannot be rebuilt,
+    and the simplest template is the first."""
+    assert list(SAVED) == [file_name(example) for example in EXAMPLES]
+    assert list(SAVED)[0] == "01 Text to video"
+    assert sorted(file.stem for file in paths.TEMPLATES.glob("*.jpg")) == list(SAVED)
+    for name in SAVED:
+        # No sign that a disk, an address or a translation's key takes for its own.
+        assert re.fullmatch(r"\d\d [A-Z][\w ,.()-]+", name), name
+        assert len(name) <= 60, "longer titles are cut on the card"
+
+
+def node_box(node: dict) -> Box:
+    left, top = node["pos"]
+    return left, top - TITLE_PX, left + node["size"][0], top + node["size"][1]
+
+
+def group_box(group: dict) -> Box:
+    left, top, width, height = group["bounding"]
+    return left, top, left + width, top + height
+
+
+def overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def contains(outer: Box, inner: Box) -> bool:
+    return outer[0] <= inner[0] and outer[1] <= inner[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
+
+
+def misplaced(workflow: dict) -> list[str]:
+    """What overlaps in a workflow, and what stands outside every group or in two."""
+    nodes = {f"{node['id']} {node['type']}": node_box(node) for node in workflow["nodes"]}
+    groups = {group["title"]: group_box(group) for group in workflow["groups"]}
+    found = [
+        f"{one} overlaps {other}"
+        for boxes in (nodes, groups)
+        for (one, a), (other, b) in itertools.combinations(boxes.items(), 2)
+        if overlap(a, b)
+    ]
+    inside = {name: [title for title, group in groups.items() if contains(group, box)] for name, box in nodes.items()}
+    return found + [f"{name} is in {titles}" for name, titles in inside.items() if len(titles) != 1]
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_nothing_overlaps(name: str) -> None:
+    """A node under another cannot be read, and one outside its group does not move with it."""
+    assert misplaced(SAVED[name]) == []
+
+
+@pytest.mark.parametrize("change", ({"pos": [0, 100]}, {"size": [900, 200]}, {"pos": [0, 5000]}))
+def test_an_overlap_is_found(change: dict) -> None:
+    workflow = json.loads(json.dumps(SAVED["01 Text to video"]))
+    workflow["nodes"][1].update(change)
+    assert misplaced(workflow)
+
+
+def test_layout_takes_the_higher_of_what_is_needed_and_what_is_wanted() -> None:
+    """A preview needs room that the node does not ask for before it runs; a node needs what its widgets take."""
+    columns = (
+        Column("a", 300, (Node("one", "A"), Node("two", "B", height=400))),
+        Column("b", 200, (Node("three", "C", height=10),)),
+    )
+    example = Example("x", "X", columns)
+    workflow: dict[str, Any] = {"nodes": [{"id": 1, "type": "A"}, {"id": 2, "type": "B"}, {"id": 3, "type": "C"}]}
+    lay_out(example, workflow, {"one": 100.4, "two": 120, "three": 50})
+    assert [node["size"] for node in workflow["nodes"]] == [[300, 101], [300, 400], [200, 50]]
+    assert misplaced(workflow) == []
+    assert len({group_box(group)[3] for group in workflow["groups"]}) == 1  # they end together
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_nodes_say_which_pack_and_version_they_are_of(name: str) -> None:
+    """Who opens the workflow without the pack is offered it. After a new version: build_example_workflow."""
+    for node in (node for graph in graphs(SAVED[name]) for node in graph["nodes"]):
+        properties = node["properties"]
+        if node["type"].startswith("CogVideoX"):
+            assert (properties["cnr_id"], properties["ver"]) == pack(), node["type"]
+        elif node["type"] != "MarkdownNote" and "-" not in node["type"]:
+            assert properties["cnr_id"] == "comfy-core" and re.fullmatch(r"\d+\.\d+\.\d+", properties["ver"])
+
+
+def graphs(workflow: dict) -> list[dict]:
+    return [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+
+
+def test_a_stamp_reaches_nodes_in_subgraphs_and_leaves_these_alone() -> None:
+    inner = {"id": "1-2", "nodes": [{"type": "CogVideoXSample"}]}
+    workflow = {"nodes": [{"type": "1-2"}, {"type": "SaveVideo"}], "definitions": {"subgraphs": [inner]}}
+    stamp(workflow, "0.30.0")
+    assert inner["nodes"][0]["properties"] == dict(zip(("cnr_id", "ver"), pack()))
+    assert workflow["nodes"] == [
+        {"type": "1-2"},
+        {"type": "SaveVideo", "properties": {"cnr_id": "comfy-core", "ver": "0.30.0"}},
+    ]
+
+
+def notes(workflow: dict) -> list[str]:
+    return [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_notes_name_templates_that_exist_and_say_how_to_watch(name: str) -> None:
+    (text,) = notes(SAVED[name])
+    titles = {example.title for example in EXAMPLES}
+    named = re.findall(r"template \*\*(.+?)\*\*", text)
+    assert set(named) <= titles, named
+    assert "Live preview method" in text
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_videos_run_at_the_models_speed(name: str) -> None:
+    """CreateVideo's own default is 30 frames a second: a clip of six seconds would be over after two."""
+    workflow = SAVED[name]
+    for node in workflow["nodes"]:
+        if node["type"] == "CreateVideo":
+            fps = next(entry for entry in node["inputs"] if entry["name"] == "fps")
+            assert fps["link"] is not None or node["widgets_values"][0] == BY_NAME[name].fps
+
+
+def test_toys_run_at_the_toys_speed() -> None:
+    assert {example.fps for example in EXAMPLES if not example.needs} == {INPUT_FPS}
+
+
+def fake_manager(monkeypatch: pytest.MonkeyPatch, translations: dict, files: list[str]) -> SimpleNamespace:
+    class Manager:
+        def build_translations(self) -> dict:
+            return translations
+
+    found = SimpleNamespace(glob=lambda pattern: [f for f in files if pattern in f], escape=lambda text: text)
+    manager = SimpleNamespace(CustomNodeManager=Manager, glob=found)
+    monkeypatch.setitem(patches.sys.modules, "app.custom_node_manager", manager)
+    return manager
+
+
+def test_category_and_order_whatever_the_folder_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk lists files in an order of its own, and a clone may have any name."""
+    theirs = {"en": {"nodeDefs": {"A": 1}, "templateWorkflows": {"category": {"other": "Other"}}}}
+    files = ["p/e/02 B.json", "p/e/10 C.json", "p/e/01 A, more.json", "p/e/01 A.json"]
+    manager = fake_manager(monkeypatch, theirs, files)
+    for _ in range(2):  # a second pack of ours changes nothing
+        patches.wrap_templates("my.clone", "CogVideoX")
+    assert manager.glob.glob("p/e") == ["p/e/01 A.json", "p/e/01 A, more.json", "p/e/02 B.json", "p/e/10 C.json"]
+    assert manager.glob.escape("x") == "x"
+    got = manager.CustomNodeManager().build_translations()
+    assert got["en"]["nodeDefs"] == {"A": 1}
+    assert got["en"]["templateWorkflows"]["category"] == {"other": "Other", "my_clone": "CogVideoX"}
+    assert got["zh"]["templateWorkflows"]["category"] == {"my_clone": "CogVideoX"}
+    assert theirs["en"]["templateWorkflows"]["category"] == {"other": "Other"}, "ComfyUI's own dict is left alone"
