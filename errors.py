@@ -28,8 +28,11 @@ class UserError(Exception):
         self.message, self.advice = message, advice
 
     def __str__(self) -> str:
-        step = _advice.get(self.advice or "")
-        return f"{self.message} {step}" if step else self.message
+        return " ".join(filter(None, self.parts()))
+
+    def parts(self) -> tuple[str, str]:
+        """The message and the sentence about the next step, which may be empty: each is translated for itself."""
+        return self.message, _advice.get(self.advice or "", "")
 
 
 class NameTakenError(UserError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import MAX_LETTERS, printable, shortened
+from .language import localized, prompt_server
 from .protocols import PromptServer
 
 Notify = Callable[[str], object]  # takes a sentence for the user
@@ -68,7 +69,8 @@ def show_on_running_node(text: str) -> None:
 def _show(server: PromptServer, client_id: str, node_id: str, texts: tuple[str, ...]) -> None:
     # The frontend has one text for a node: the next one takes its place.
     _shown[client_id, node_id] = _Shown(_run_of(server), texts)
-    server.send_progress_text(as_html("\n\n".join(texts)), node_id, client_id)
+    shown = "\n\n".join(localized(text, client_id) for text in texts)
+    server.send_progress_text(as_html(shown), node_id, client_id)
 
 
 def clear_running_node() -> None:
@@ -98,7 +100,10 @@ def clear_earlier_runs(reused: Collection[str]) -> None:
 
 
 def show_error(text: str, node_id: str) -> None:
-    """Show the error that has ended the run: on the node `node_id`, above what it has said before, and as a toast."""
+    """Show the error that has ended the run: on the node `node_id`, above what it has said before, and as a toast.
+
+    text: in the browser's language.
+    """
     server = prompt_server()
     if server is None or server.client_id is None:
         return
@@ -122,6 +127,12 @@ def begin_request(request: dict[str, Any]) -> dict[str, Any]:
     return request
 
 
+def requesting_client() -> str | None:
+    """The browser whose prompt is checked now; None where nobody says."""
+    request = _request.get()
+    return request.client_id if request is not None else None
+
+
 def show_refusal(text: str, node_id: str) -> None:
     """Show why a prompt is not queued, on the node `node_id` and as a toast. ComfyUI checks a node once for each output
     that needs it: each browser is told once."""
@@ -134,7 +145,8 @@ def show_refusal(text: str, node_id: str) -> None:
 
 def _show_error(server: PromptServer, client_id: str, node_id: str, run: str | None, texts: tuple[str, ...]) -> None:
     _shown[client_id, node_id] = _Shown(run, texts)
-    server.send_progress_text(as_html("\n\n".join(texts)), node_id, client_id)
+    shown = "\n\n".join(localized(text, client_id) for text in texts)
+    server.send_progress_text(as_html(shown), node_id, client_id)
     # A toast is text for the frontend, not HTML.
     server.send_sync(ERROR_EVENT, {"node_id": node_id, "text": printable(shortened(texts[0], MAX_LETTERS))}, client_id)
 
@@ -153,13 +165,6 @@ def as_html(text: str) -> str:
     escaped = html.escape(printable(shortened(text, MAX_LETTERS)), quote=True)
     escaped = escaped.replace("://", ":&#47;/").replace("[[", "[&#91;")
     return re.sub(r"(www)\.", r"\1&#46;", escaped, flags=re.IGNORECASE)
-
-
-def prompt_server() -> PromptServer | None:
-    """ComfyUI's server; None in a script."""
-    import server
-
-    return getattr(server.PromptServer, "instance", None)
 
 
 def _run_of(server: PromptServer) -> str | None:

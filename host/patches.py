@@ -10,11 +10,11 @@ tests/test_house.py looks for them, and tests/host/test_patches.py, in each vers
     pack has put there stays.
 `execution.validate_inputs`
     is wrapped by wrap_validation when ComfyUI loads the nodes, because it repeats a message of a node's own checks for
-    each of the node's inputs. What they say is shown on the node as well.
+    each of the node's inputs, in the language of the browser that asks. What they say is shown on the node as well.
 `execution.PromptExecutor.handle_execution_error`, `execution.PromptExecutor.add_message`
     are wrapped by wrap_run_reports at the same time: a UserError shows on the node that raised it, stock or ours, under
-    its short name, and what earlier runs have shown goes when a run begins. ComfyUI's own message of an error says that
-    there was one; the sentence is two clicks away.
+    its short name and in the browser's language, and what earlier runs have shown goes when a run begins. ComfyUI's own
+    message of an error says that there was one; the sentence is two clicks away.
 `server.PromptServer.instance`
     gets a handler of queued prompts at the same time (add_on_prompt_handler), which changes none of them.
 `app.custom_node_manager.CustomNodeManager.build_translations`, `app.custom_node_manager.glob`
@@ -64,9 +64,17 @@ from comfy.cli_args import LatentPreviewMethod
 from comfy.cli_args import args as options
 
 from ..errors import UserError
-from .messages import begin_request, clear_earlier_runs, prompt_server, show_error, show_refusal
+from .language import localized, localized_error
+from .messages import (
+    begin_request,
+    clear_earlier_runs,
+    prompt_server,
+    requesting_client,
+    show_error,
+    show_refusal,
+)
 from .protocols import LatentFormat
-from .queue_errors import own_messages, reported_once
+from .queue_errors import in_words, own_messages, reported_once
 
 # The frontend falls back to the folder's name, not to English, where a locale has no entry (st in src/i18n.ts).
 _FRONTEND_LOCALES = ("en", "zh", "zh-TW", "ru", "ja", "ko", "fr", "es", "ar", "tr", "pt-BR", "fa", "he")
@@ -74,13 +82,13 @@ _MARK = "_cogvideox_wrapped"  # an attribute of every wrapper of ours
 Format = TypeVar("Format", bound=LatentFormat)
 
 
-def wrap_once(module: ModuleType | type, name: str, wrap: Callable[[Callable], Callable]) -> None:
+def wrap_once(owner: ModuleType | type, name: str, wrap: Callable[[Callable], Callable]) -> None:
     """Replace a module's function, or a class's method, by wrap(function), unless that has been done."""
-    original = getattr(module, name)
+    original = getattr(owner, name)
     if not hasattr(original, _MARK):
         wrapper = functools.wraps(original)(wrap(original))
         setattr(wrapper, _MARK, True)
-        setattr(module, name, wrapper)
+        setattr(owner, name, wrapper)
 
 
 def argument(args: tuple, kwargs: dict[str, Any], position: int, name: str) -> Any:
@@ -206,7 +214,7 @@ def wrap_validation(node_ids: Collection[str]) -> None:
             prompt, node = argument(args, kwargs, 1, "prompt"), argument(args, kwargs, 2, "item")
             if prompt[node]["class_type"] in node_ids:
                 # (whether the prompt may run, errors, node). ComfyUI keeps the same list for nodes that come later.
-                result[1][:] = reported_once(result[1])
+                result[1][:] = in_words(reported_once(result[1]), lambda text: localized(text, requesting_client()))
                 for message in own_messages(result[1]):
                     show_refusal(message, node)
             return result
@@ -227,11 +235,13 @@ def wrap_run_reports() -> None:
 
     def errors(original: Callable) -> Callable:
         def handle_execution_error(*args: Any, **kwargs: Any) -> Any:
-            error, exception = argument(args, kwargs, 5, "error"), argument(args, kwargs, 6, "ex")
-            if isinstance(exception, UserError):
-                error["exception_type"] = type(exception).__name__
-                error["exception_message"] = str(exception)
-                show_error(str(exception), error["node_id"])
+            error, raised = argument(args, kwargs, 5, "error"), argument(args, kwargs, 6, "ex")
+            if isinstance(raised, UserError):  # which ComfyUI has written to the log before, in English
+                server = prompt_server()
+                text = localized_error(raised, server.client_id if server else None)
+                show_error(text, error["node_id"])
+                error = {**error, "exception_type": type(raised).__name__, "exception_message": text}
+                args, kwargs = with_argument(args, kwargs, 5, "error", error)
             return original(*args, **kwargs)
 
         return handle_execution_error

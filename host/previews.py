@@ -13,7 +13,7 @@ from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
-from .messages import prompt_server
+from .language import prompt_server
 from .patches import Format, wrap_previewer
 from .protocols import LatentFormat, PromptServer
 

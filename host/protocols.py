@@ -13,6 +13,8 @@ class PromptServer(Protocol):
     last_node_id: str | None  # the node that runs
     client_id: str | None  # of the browser that queued the prompt which runs
     sockets_metadata: dict[str, Any]
+    sockets: dict[str, Any]  # by client_id: aiohttp.web.WebSocketResponse
+    user_manager: Any  # app.user_manager.UserManager
 
     on_prompt_handlers: list[Callable[[dict[str, Any]], dict[str, Any]]]
 

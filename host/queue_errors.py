@@ -1,6 +1,6 @@
 """What ComfyUI reports about a prompt that cannot be queued."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _CUSTOM = "custom_validation_failed"  # execution.validate_inputs: the type of what a node's validate_inputs returns
@@ -35,6 +35,15 @@ def naming_input(message: str, name: str, names: Sequence[str]) -> str:
 def own_messages(errors: list[dict[str, Any]]) -> list[str]:
     """What the node's own checks say in `errors`, without ComfyUI's name of the input in front."""
     return [message for _, message in map(_input_and_message, errors) if message is not None]
+
+
+def in_words(errors: list[dict[str, Any]], translate: Callable[[str], str]) -> list[dict[str, Any]]:
+    """ComfyUI's errors of one node, the messages of its own checks translated: "width - " and the message."""
+    shown = []
+    for error in errors:
+        name, message = _input_and_message(error)
+        shown.append(error if message is None else {**error, "details": f"{name} - {translate(message)}"})
+    return shown
 
 
 def _input_and_message(error: dict[str, Any]) -> tuple[str, str | None]:

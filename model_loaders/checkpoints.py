@@ -1,7 +1,7 @@
 """Open weights on disk: a diffusers folder, one component of it, or a file of any layout."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,11 @@ def check_component(path: Path, component: str) -> list[Path]:
     return list(found.files)
 
 
+def _some(names: Collection[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(map(quoted, sorted(names)[:3]))}{more}"
+
+
 def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, HasShape], source: str) -> None:
     """Raises UserError where `found` lacks a tensor of `expected`, has another one, or one of another shape.
 
@@ -190,11 +195,9 @@ def require_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Has
     """
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     misshapen = [name for name in expected.keys() & found.keys() if expected[name] != tuple(found[name].shape)]
-    problems = [
-        f"{what} {', '.join(map(quoted, sorted(names)[:3]))}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in (("missing", missing), ("unknown", unexpected), ("of another shape", misshapen))
-        if names
-    ]
+    problems = [f"missing {_some(missing)}"] if missing else []
+    problems += [f"unknown {_some(unexpected)}"] if unexpected else []
+    problems += [f"of another shape {_some(misshapen)}"] if misshapen else []
     if problems:
         raise UserError(
             f"The weights in {source} do not fit the model: {'; '.join(problems)}. Download the checkpoint again, "

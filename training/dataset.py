@@ -289,7 +289,14 @@ def _summary_lines(
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    """Each noun stands in a text of its own: what is put together of words cannot be translated."""
+    ending = "" if number == 1 else "s"
+    counted = {
+        "clip": f"{number} clip{ending}",
+        "caption": f"{number} caption{ending}",
+        "sample": f"{number} sample{ending}",
+    }
+    return counted[what]
 
 
 def _none_usable(folder: Path, spec: DatasetSpec, reasons: list[str]) -> str:

@@ -34,9 +34,9 @@ class LoraReport:
 
     def message(self) -> str:
         """A few lines for the user."""
-        about = f"{self.layers} layers, {' and '.join(self.kinds)}"
-        if self.ranks:
-            about += f", rank {format_range(self.ranks)}, scale {format_range(self.scales)} ({self.scale_source})"
+        ranks, scales = format_range(self.ranks), format_range(self.scales)
+        strength = f", rank {ranks}, scale {scales} ({self.scale_source})" if self.ranks else ""
+        about = f"{self.layers} layers, {' and '.join(self.kinds)}{strength}"
         lines = [f"{self.matched} of {self.total} keys matched: {about}."]
         if self.unmatched:
             lines.append(f"Not in this model: {name_some(self.unmatched)}.")

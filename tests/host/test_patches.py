@@ -20,6 +20,7 @@ import comfy.model_management as mm
 import comfy.ops
 import comfy.quant_ops
 import comfy.sd
+import execution
 import latent_preview
 import pytest
 import torch
@@ -35,17 +36,19 @@ from cogvideox.sockets.vae import CogVideoXVAE, _set_host_defaults
 from cogvideox.tests.support import host_lacks
 
 # What is wrapped, and the arguments that the wrappers read by position or by name.
-WRAPPED: list[tuple[ModuleType, str, dict[str, int]]] = [
+WRAPPED: list[tuple[ModuleType | type, str, dict[str, int]]] = [
     (comfy.lora, "model_lora_keys_unet", {"model": 0, "key_map": 1}),
     (comfy.lora, "load_lora", {"lora": 0, "to_load": 1}),
     (comfy.sd, "load_lora_for_models", {"model": 0, "lora": 2}),
     (latent_preview, "get_previewer", {"device": 0, "latent_format": 1}),
+    (execution, "validate_inputs", {"prompt": 1, "item": 2}),
+    (execution.PromptExecutor, "handle_execution_error", {"self": 0, "error": 5, "ex": 6}),
 ]
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(("module", "name", "read"), WRAPPED, ids=[name for _, name, _ in WRAPPED])
-def test_comfyui_has_what_is_wrapped(module: ModuleType, name: str, read: dict[str, int]) -> None:
+def test_comfyui_has_what_is_wrapped(module: ModuleType | type, name: str, read: dict[str, int]) -> None:
     """Where ComfyUI has moved a function, or an argument, the wrapper would do nothing, without an error."""
     parameters = list(inspect.signature(getattr(module, name)).parameters)  # of the original, through __wrapped__
     assert {argument: parameters.index(argument) for argument in read} == read

@@ -130,7 +130,8 @@ def test_help_and_templates_of_a_folder_with_any_name(installed: Installed) -> N
     assert b"## Inputs" in server.request(url)
     listed = json.loads(server.request(f"{installed.server.url}/workflow_templates"))
     assert TEMPLATE in listed[installed.used.name]
-    url = f"{installed.server.url}/api/workflow_templates/{urllib.parse.quote(installed.used.name)}/{urllib.parse.quote(TEMPLATE)}.json"
+    name = urllib.parse.quote(f"{installed.used.name}/{TEMPLATE}.json")
+    url = f"{installed.server.url}/api/workflow_templates/{name}"
     assert json.loads(server.request(url))["nodes"]
 
 

@@ -1,0 +1,252 @@
+"""Messages in another language: a finished English text, matched with the templates that it was made from.
+
+Messages are raised and shown in plain English. A catalogue, locales/zh/messages.json, has the template of each, with
+named placeholders, and its translation with the same ones. A text is translated where it is shown, and stays English
+where the catalogue has nothing for it: the message of a library, or one that another version of the pack has left.
+
+A text may hold anything, such as names from a stranger's file. Nothing here is a regular expression: a template's
+constant parts are looked for from left to right, so that a template costs as much as reading the text once, and how
+many are tried for one text is limited.
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+
+from ..errors import MAX_LETTERS
+
+_CATALOGUES = Path(__file__).resolve().parent.parent / "locales"
+_MAX_LETTERS = 2 * MAX_LETTERS  # of a text that is translated: a message and what completes it
+_MAX_SEARCHES, _MAX_DEPTH = 300, 5  # through the whole catalogue, for one text; of a part in a part
+_MAX_SENTENCES = 24  # of one paragraph
+_MAX_SHIFTS = 12  # of the border between two values
+_FEW_LETTERS, _SOME_LETTERS = 3, 16  # in the constant parts of a template: fewer make it a fragment
+_NO_WORDS, _NO_PHRASES = (" ",), (". ", ": ", "; ")  # what its values cannot hold then
+_LISTS = (("; ", "；"), (" and ", "，并且"), (", ", "，"))  # how parts are joined in English, and in the translation
+_WIDE_ENDS = "。！？；：，）”"  # no space follows these
+_OWN_TEXT = "quoted"  # how a placeholder's name begins whose value is a user's own text
+
+
+@dataclass(frozen=True)
+class _Template:
+    """An English template: constants[0] {names[0]} constants[1] ... constants[-1], and its translation."""
+
+    constants: tuple[str, ...]
+    names: tuple[str, ...]
+    translation: tuple[tuple[str, str | None], ...]  # (constant, the placeholder after it)
+    letters: int  # in the constants
+
+    def values(self, text: str) -> list[str] | None:
+        """What stands in the placeholders' places in `text`; None if the template did not make it."""
+        first, last = self.constants[0], self.constants[-1]
+        if not self.names:
+            return [] if text == first else None
+        if not text.startswith(first) or not text.endswith(last) or len(text) < len(first) + len(last):
+            return None
+        values, start, end = [], len(first), len(text) - len(last)
+        for constant in self.constants[1:-1]:
+            found = text.find(constant, start, end)
+            if found < 0:
+                return None
+            values.append(text[start:found])
+            start = found + len(constant)
+        return [*values, text[start:end]]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A language's templates. by_text: those without placeholders; others: with, the most specific first."""
+
+    by_text: dict[str, _Template]
+    others: tuple[_Template, ...]
+
+    def find(self, text: str) -> tuple[_Template, list[str]] | None:
+        """The most specific template that has made `text`, and the values of its placeholders."""
+        if text in self.by_text:
+            return self.by_text[text], []
+        for template in self.others:
+            values = template.values(text)
+            if values is None:
+                continue
+            # "{low} or {high}" and "missing {names}" are found in any text: they count where they can be meant alone.
+            borders = (
+                _NO_WORDS
+                if template.letters < _FEW_LETTERS
+                else _NO_PHRASES
+                if template.letters < _SOME_LETTERS
+                else ()
+            )
+            if not any(border in value for value in values for border in borders):
+                return template, values
+        return None
+
+
+def translate(text: str, language: str) -> str:
+    """`text` in the language of locales/<language>/messages.json, as far as the catalogue knows its parts."""
+    return translate_with(load_catalogue(language), text)
+
+
+def translate_with(catalogue: Catalogue, text: str) -> str:
+    """The same with a given catalogue. A text of more than 8,000 letters stays as it is."""
+    if len(text) > _MAX_LETTERS:
+        return text
+    return "\n".join(_Translator(catalogue).paragraph(line) for line in text.split("\n"))
+
+
+@functools.cache
+def load_catalogue(language: str) -> Catalogue:
+    """A catalogue, read once. An unreadable one is reported in the log, and messages stay English."""
+    path = _CATALOGUES / language / "messages.json"
+    try:
+        return make_catalogue(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        logging.warning(f"CogVideoX's messages stay English: {path} cannot be read ({error}).")
+        return make_catalogue({})
+
+
+def make_catalogue(entries: dict[str, str | None]) -> Catalogue:
+    """The templates of `entries`: {English: its translation, or None where the text stays English}."""
+    told = {english: translation for english, translation in entries.items() if translation is not None}
+    # A sentence that is appended to another one, with its space, is looked for without it.
+    told |= {
+        english.lstrip(" "): translation.lstrip(" ") for english, translation in told.items() if english[-1:] == "."
+    }
+    made = [_parse(english, translation) for english, translation in told.items()]
+    others = sorted((one for one in made if one.names and one.letters), key=lambda one: -one.letters)
+    return Catalogue({one.constants[0]: one for one in made if not one.names}, tuple(others))
+
+
+def placeholders(template: str) -> tuple[tuple[str, str | None], ...]:
+    """(constant, the name of the placeholder after it, or None at the end) of the parts of a template."""
+    return tuple((constant, name) for constant, name, _, _ in Formatter().parse(template))
+
+
+def _parse(english: str, translation: str) -> _Template:
+    constants, names = [""], []
+    for constant, name in placeholders(english):
+        constants[-1] += constant  # a doubled brace ends a part without a placeholder
+        if name is not None:
+            names.append(name)
+            constants.append("")
+    letters = sum(letter.isalpha() for constant in constants for letter in constant)
+    return _Template(tuple(constants), tuple(names), placeholders(translation), letters)
+
+
+class _Translator:
+    """One text's translation, which may take so many searches and no more."""
+
+    def __init__(self, catalogue: Catalogue):
+        self._catalogue, self._searches = catalogue, 0
+
+    def paragraph(self, text: str, depth: int = 0) -> str:
+        """A line: one message, or sentences of several; those that the catalogue does not know stay English."""
+        found = self._message(text, depth)
+        if found is not None:
+            return found
+        starts = [0, *_sentence_starts(text)]
+        written, number = "", 0
+        while number < len(starts):
+            # The longest piece first: a message may be several sentences.
+            for end in range(len(starts), number, -1):
+                stop = starts[end] if end < len(starts) else len(text)
+                piece = text[starts[number] : stop]
+                found = self._message(piece.strip(" "), depth) if piece != text else None
+                if found is not None:
+                    break
+            written = _joined(written, found if found is not None else piece.strip(" "))
+            number = end
+        return written if len(starts) > 1 else text
+
+    def _message(self, text: str, depth: int) -> str | None:
+        """`text`, translated, if one template has made all of it."""
+        self._searches += 1
+        if self._searches > _MAX_SEARCHES or depth > _MAX_DEPTH or not text:
+            return None
+        found = self._catalogue.find(text)
+        if found is None:
+            # "clip.mp4: it has no caption": what a message is about, and the message.
+            subject, colon, rest = text.partition(": ")
+            told = self._message(rest, depth + 1) if colon else None
+            return None if told is None else f"{subject}：{told}"
+        template, values = found
+        shown = dict(zip(template.names, self._values(template, values, depth + 1)))
+        return "".join(part + (shown.get(name, "") if name else "") for part, name in template.translation)
+
+    def _values(self, template: _Template, values: Sequence[str], depth: int) -> list[str]:
+        """The values of a message, translated where they are parts of sentences themselves."""
+        values = list(values)
+        shown = [self._value(name, value, depth) for name, value in zip(template.names, values)]
+        for number, constant in enumerate(template.constants[1:-1]):
+            # "{path} {what}": a path with a space in it ends at the first one that a known part follows.
+            # "{names}{more}": so do names.
+            if constant.strip(" ,:(") or shown[number + 1] != values[number + 1] or self._is_own(template, number + 1):
+                continue
+            both = values[number] + constant + values[number + 1]
+            for border in _borders(both, constant)[1:_MAX_SHIFTS] if constant else _last_borders(both):
+                right = both[border + len(constant) :]
+                if (told := self._value(template.names[number + 1], right, depth)) != right:
+                    break
+            else:
+                border, told = len(both), ""
+                if constant:
+                    continue
+            values[number], values[number + 1] = both[:border], both[border + len(constant) :]
+            shown[number], shown[number + 1] = self._value(template.names[number], both[:border], depth), told
+        return shown
+
+    @staticmethod
+    def _is_own(template: _Template, number: int) -> bool:
+        return template.names[number].startswith(_OWN_TEXT)
+
+    def _value(self, name: str, text: str, depth: int) -> str:
+        if name.startswith(_OWN_TEXT) or not any(letter.isalpha() for letter in text):
+            return text
+        for english, translated in _LISTS:
+            parts = text.split(english)
+            if not 1 < len(parts) <= _MAX_SENTENCES:
+                continue
+            shown = [self._message(part, depth) for part in parts]
+            known = sum(part is not None for part in shown)
+            # "a, b and c" may as well be names, or one name; what stands between semicolons are parts of sentences.
+            if known == len(parts) or (known > 1 and english == "; "):
+                return translated.join(told or part for told, part in zip(shown, parts))
+        found = self._message(text, depth)
+        if found is not None:
+            return found
+        # "a, b, c and 3 more"
+        names, joint, rest = text.rpartition(" and ")
+        told = self._message(joint + rest, depth) if joint else None
+        if told is not None:
+            return names + told
+        return self.paragraph(text, depth) if ". " in text else text
+
+
+def _sentence_starts(text: str) -> list[int]:
+    """Where sentences begin after the first one: after a full stop and a space."""
+    borders = [start + 2 for start in _borders(text, ". ")]
+    return [start for start in borders if start < len(text)][: _MAX_SENTENCES - 1]
+
+
+def _borders(text: str, between: str) -> list[int]:
+    found, start = [], text.find(between)
+    while start >= 0:
+        found.append(start)
+        start = text.find(between, start + 1)
+    return found
+
+
+def _last_borders(text: str) -> list[int]:
+    """Where the last parts of a text begin, with the space or the comma before them, the very last one first."""
+    found: list[int] = []
+    for start in _borders(text, " ")[: -_MAX_SHIFTS - 1 : -1]:
+        found += [start, start - 1] if text[start - 1 : start] in (",", ";") else [start]
+    return found
+
+
+def _joined(before: str, after: str) -> str:
+    """Two sentences: with a space between them, unless the first ends in a wide sign that has its own."""
+    return before + after if not before or before[-1] in _WIDE_ENDS else f"{before} {after}"

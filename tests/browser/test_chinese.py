@@ -1,0 +1,62 @@
+"""ComfyUI in Chinese: an error on a node, and a node's help page."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from playwright.sync_api import expect
+from safetensors.torch import save_file
+
+from cogvideox.devtools.frontend import Frontend
+from cogvideox.devtools.paths import ROOT
+from cogvideox.devtools.server import Server
+
+# Load -> Apply LoRA with a file that does not fit -> Save LoRA, and run it.
+_RUN = """
+lora => {
+  window.outcome = null
+  app.api.addEventListener('execution_success', () => { window.outcome = 'success' })
+  app.api.addEventListener('execution_error', e => { window.outcome = e.detail.exception_message })
+  const add = (type, values) => {
+    const node = LiteGraph.createNode(type)
+    app.graph.add(node)
+    for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name]
+    return node
+  }
+  const load = add('CogVideoXLoadPipeline', {folder: 'CogVideoX-nano 5b'})
+  const apply = add('CogVideoXApplyLora', {lora_name: lora})
+  const save = add('CogVideoXSaveLora', {filename_prefix: 'loras/from_a_browser_test'})
+  load.connect(0, apply, apply.findInputSlot('model'))
+  apply.connect(0, save, save.findInputSlot('model'))
+  app.queuePrompt(0)
+}
+"""
+_ADD = "type => { const node = LiteGraph.createNode(type); app.graph.add(node); app.canvas.selectItems([node]) }"
+_SENTENCE = "请选择为 CogVideoX 训练的 LoRA。"
+
+
+def test_error_and_help_are_chinese(comfyui: Server, open_as: Callable[..., AbstractContextManager[Frontend]]) -> None:
+    # Names of nodes in Chinese beside errors in English: the half that matters most is the one that cannot be read.
+    path = comfyui.output.parent / "models" / "loras" / "of_another_model.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file({"no.layer.lora_A.weight": torch.ones(2, 2), "no.layer.lora_B.weight": torch.ones(2, 2)}, path)
+    with open_as(Comfy__Locale="zh") as frontend:
+        page = frontend.page
+        page.evaluate(_RUN, path.name)
+        page.wait_for_function("() => window.outcome", timeout=60_000)
+        assert _SENTENCE in page.evaluate("() => window.outcome")
+        # The frontend shows an error in a window of its own, since ComfyUI 0.30 at the press of a button.
+        text, details = page.get_by_text(_SENTENCE).first, page.get_by_test_id("error-overlay-see-errors")
+        expect(text.or_(details).first).to_be_visible()
+        if not text.is_visible():
+            details.click()
+        expect(text).to_be_visible()
+        assert _SENTENCE not in comfyui.log.read_text("utf-8")  # which stays English
+    with open_as(Comfy__Locale="zh") as frontend:
+        page = frontend.page
+        page.evaluate(_ADD, "CogVideoXDecode")
+        page.get_by_test_id("info-button").click()
+        shown = page.locator(".node-help-content")
+        first = (ROOT / "web" / "docs" / "CogVideoXDecode" / "zh.md").read_text("utf-8").split("：")[0]
+        expect(shown).to_contain_text(first)
+        expect(shown.get_by_role("heading", name="示例")).to_be_visible()

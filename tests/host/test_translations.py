@@ -1,0 +1,193 @@
+"""Finished English messages, matched with the templates that they were made from."""
+
+import random
+import time
+
+import pytest
+
+from cogvideox.errors import UserError, quoted
+from cogvideox.host.folders import DATASETS
+from cogvideox.host.translations import Catalogue, load_catalogue, make_catalogue, translate, translate_with
+from cogvideox.nodes.advice import ADVICE
+
+CATALOGUE = make_catalogue(
+    {
+        "{name} has {count} frames. Use {nearest}.": "{name} 有 {count} 帧。请使用 {nearest}。",
+        "{below} or {above}": "{below} 或 {above}",
+        "{path} {what} ({size} bytes).": "{path} {what}（{size} 字节）。",
+        "is a web page": "是网页",
+        "has gaps": "有空隙",
+        "{found} Download it again.": "{found} 请重新下载。",
+        "The file holds {quoted_name} twice.": "文件中有两份 {quoted_name}。",
+        "Left out: {reason}": "未采用：{reason}",
+        "{folder} lacks {shown}{more}.": "{folder} 缺少 {shown}{more}。",
+        " and {count} more": " 以及另外 {count} 个",
+        "The weights do not fit: {problems}.": "权重不符：{problems}。",
+        "missing {names}": "缺少 {names}",
+        "It is {what}": None,
+        " It went on.": " 已继续。",
+        "All steps were trained.": "全部步数已训练。",
+        'a line is {{"text": "{text}"}}': '一行为 {{"text": "{text}"}}',
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("english", "chinese"),
+    [
+        ("The mask has 5 frames. Use 1 or 9.", "The mask 有 5 帧。请使用 1 或 9。"),
+        # a path that contains the border between two placeholders
+        ("/my models/a b.pt is a web page (3 bytes).", "/my models/a b.pt 是网页（3 字节）。"),
+        (
+            "/my models/a b.pt does what (3 bytes).",
+            "/my does what（3 字节）。".replace("/my does", "/my models/a b.pt does"),
+        ),
+        # a sentence in a sentence, and sentences one after the other
+        ("x.pt has gaps (2 bytes). Download it again.", "x.pt 有空隙（2 字节）。 请重新下载。"),
+        ("All steps were trained. It went on.", "全部步数已训练。已继续。"),
+        ("All steps were trained. Nobody knows this. It went on.", "全部步数已训练。Nobody knows this. 已继续。"),
+        ("All steps were trained.\nAll steps were trained.", "全部步数已训练。\n全部步数已训练。"),
+        # what a message is about
+        ("clip.mp4: All steps were trained.", "clip.mp4：全部步数已训练。"),
+        # lists
+        ("The weights do not fit: missing a, b; is a web page; other c.", "权重不符：缺少 a, b；是网页；other c。"),
+        ("vae lacks a, b and c.", "vae 缺少 a, b and c。"),
+        ("vae lacks a, b and 3 more.", "vae 缺少 a, b 以及另外 3 个。"),
+        ('a line is {"text": "a {cat}"}', '一行为 {"text": "a {cat}"}'),
+        # left in English: unknown, and what the catalogue says
+        ("No such message.", "No such message."),
+        ("It is so", "It is so"),
+        ("", ""),
+    ],
+)
+def test_messages_are_found(english: str, chinese: str) -> None:
+    """Half a message in another language, or none, where a file has a space in its name."""
+    assert translate_with(CATALOGUE, english) == chinese
+
+
+def test_a_users_own_text_stays() -> None:
+    """A prompt, or a name in a file, that happens to be one of our phrases is not ours to translate."""
+    assert translate_with(CATALOGUE, "The file holds is a web page twice.") == "文件中有两份 is a web page。"
+    assert translate_with(CATALOGUE, "Left out: a cat or a dog") == "未采用：a cat or a dog"
+
+
+def test_braces_in_a_value_are_text() -> None:
+    """A file called {0.__class__} is not a template."""
+    shown = translate_with(CATALOGUE, "{name.__class__} has {0} frames. Use {nearest}.")
+    assert shown == "{name.__class__} 有 {0} 帧。请使用 {nearest}。"
+
+
+def hostile_texts() -> list[str]:
+    """Texts of 8,000 letters made of what the real catalogue looks for, and of what makes a search slow."""
+    draw = random.Random(0)
+    pieces = [piece for one in load_catalogue("zh").others for piece in one.constants if piece]
+    mixed = "".join(draw.choice(pieces) for _ in range(2000))
+    return [
+        "a" * 8000,
+        ". " * 4000,
+        " and " * 1600,
+        ": " * 4000,
+        "; ".join(draw.choice(pieces) for _ in range(500)),
+        mixed[:8000],
+        " or ".join("a b" for _ in range(1300)),
+        "The weights in " + " do not fit the model: " * 340,
+        "\n" * 8000,
+        "\n".join(draw.choice(pieces) + "x" for _ in range(400)),
+    ]
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_a_hostile_text_takes_no_time(number: int) -> None:
+    """A name in a stranger's file, of any length, is matched with hundreds of templates while the server waits."""
+    text = hostile_texts()[number][:8000]
+    load_catalogue("zh")
+    start = time.process_time()
+    translate(text, "zh")
+    assert time.process_time() - start < 1  # the worst of them takes a tenth of a second
+    assert translate_with(CATALOGUE, text + "a" * 8000) == text + "a" * 8000  # longer than any message
+
+
+def test_a_broken_catalogue_leaves_messages_english(tmp_path, monkeypatch) -> None:
+    """An error about an error would hide the first one."""
+    (tmp_path / "zh").mkdir()
+    (tmp_path / "zh" / "messages.json").write_text("{", "utf-8")
+    monkeypatch.setattr("cogvideox.host.translations._CATALOGUES", tmp_path)
+    load_catalogue.cache_clear()
+    try:
+        assert translate("Saved a.", "zh") == "Saved a."
+        assert translate("Saved a.", "no such language") == "Saved a."
+    finally:
+        load_catalogue.cache_clear()
+
+
+def errors() -> list[tuple[str, str]]:
+    """(an English message as the pack makes it, its translation)."""
+    return [
+        (
+            "/models/text encoders/t5.safetensors is a web page, not weights (120 bytes). Download it again.",
+            "/models/text encoders/t5.safetensors 是网页，不是权重（120 字节）。请重新下载。",
+        ),
+        (
+            "The VAE in /a b/vae looks like a Wan VAE, not a CogVideoX VAE. Choose the checkpoint's vae.",
+            "The VAE in /a b/vae 看起来是Wan VAE，不是CogVideoX VAE。请选择模型的 vae。",
+        ),
+        ("frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 53", None),
+        ("width 100 is not divisible by 16: use 96 or 112", "width 100 不能被 16 整除：请使用 96 或 112"),
+        (
+            "The weights in x do not fit the model: missing a, b; of another shape c. Download the checkpoint again, "
+            "or put its own config.json into the folder of its weights.",
+            "x 中的权重与模型不符：缺少 a, b；形状不同 c。请重新下载模型，"
+            "或把它自己的 config.json 放到权重所在的文件夹。",
+        ),
+        (
+            f"There is no folder {quoted('a b')} in /input. Put the folder with the clips and their captions there "
+            f"(clip.mp4 and clip.txt), or name the folder that it is in: under {DATASETS} in extra_model_paths.yaml, "
+            "or in the environment variable COGVIDEOX_DATASETS.",
+            None,
+        ),
+        (
+            "clip 1.mp4: it has 5 frames, too few for 49 at 8 frames a second. Take a longer clip, ask for fewer frames"
+            ', or set shorter to "bucket".',
+            None,
+        ),
+        (
+            "480 of 490 keys matched: 240 layers, attention and feed-forward, rank 8 to 16, scale 1 "
+            "(alpha of the header).\nNot in this model: a, b, c and 3 more.\n"
+            "Skipped 4 for a text encoder: a, b, c and 1 more.",
+            "490 个键中有 480 个匹配：240 层，attention 和 feed-forward，秩 8 到 16，缩放 1（文件头中的 alpha）。"
+            "\n此模型中没有：a, b, c 以及另外 3 个。\n跳过 4 个（用于文本编码器）：a, b, c 以及另外 1 个。",
+        ),
+        (
+            "Encoded now: 1 sample and 3 captions (the empty one counts); from the cache: 2 and 0.",
+            "现编码：1 个样本和3 个描述（含空描述）；来自缓存：2 和 0。",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(errors())))
+def test_real_messages(number: int) -> None:
+    """The catalogue's own sentences, with what they quote."""
+    english, chinese = errors()[number]
+    shown = translate(english, "zh")
+    assert shown == chinese if chinese else "：" in shown and "请" in shown
+
+
+def test_every_next_step_is_translated() -> None:
+    """It is half of the message."""
+    for step in ADVICE.values():
+        assert translate(step, "zh") != step and translate(step, "zh").endswith("。")
+
+
+def test_an_error_has_its_parts() -> None:
+    """The two are translated apart."""
+    step = ADVICE["make a latent"]
+    assert UserError("Found this.", advice="make a latent").parts() == ("Found this.", step)
+    assert UserError("Found this.").parts() == ("Found this.", "")
+
+
+def test_catalogue_prefers_the_more_specific() -> None:
+    """ "{path}: {error}" would take every message for its own."""
+    entries = {"{a} is {b}.": "一般 {a} {b}", "{a} is not a model: {b}.": "具体 {a} {b}"}
+    for order in (entries, dict(reversed(entries.items()))):
+        catalogue: Catalogue = make_catalogue(order)
+        assert translate_with(catalogue, "x is not a model: it is y.") == "具体 x it is y"
