@@ -9,6 +9,7 @@ from typing import Any
 
 from cogvideox.benchmarks.common import Table, arguments, report, use_comfyui
 from cogvideox.devtools.paths import ROOT
+from cogvideox.model_loaders.downloads.repositories import find_repository
 
 GIB = 1 << 30
 CARDS_GB = (6, 8, 12, 16, 24, 48, 80)
@@ -16,7 +17,6 @@ MODELS = ("CogVideoX-2b", "CogVideoX-5b", "CogVideoX-5b-I2V", "CogVideoX1.5-5B",
 # A row of README's table -> the checkpoints that it stands for; the most of them counts.
 ROWS = {"2b": MODELS[:1], "5b, 5b-I2V": MODELS[1:3], "1.5-5B, 1.5-5B-I2V": MODELS[3:]}
 MARK, END = "<!-- forecast -->", "<!-- end -->"
-
 _TEMPLATES = {
     "CogVideoX-2b": "22 Text to video with CogVideoX-5b",
     "CogVideoX-5b": "22 Text to video with CogVideoX-5b",
@@ -90,13 +90,13 @@ def _cards(gigabytes: list[int]) -> str:
 
 
 def needs_table(found: dict[tuple[str, int], Any]) -> Table:
-    """Main memory and disk of each checkpoint."""
+    """Main memory of each checkpoint, and disk: of the published files."""
     rows = []
     for name in MODELS:
         runs = [found[name, gigabytes] for gigabytes in CARDS_GB]
         least, most = (choose(run.host_bytes for run in runs) for choose in (min, max))
         template = _TEMPLATES[name]
-        rows.append([name, f"{_gib(least)} to {_gib(most)} GiB", f"{runs[0].disk_bytes / 1e9:.1f} GB", template])
+        rows.append([name, f"{_gib(least)} to {_gib(most)} GiB", f"{find_repository(name).gigabytes:.1f} GB", template])
     notes = ("Counted, not measured. The most is that of the smallest card, whose VAE keeps frames in main memory.",)
     return Table("Main memory and disk", notes, ("checkpoint", "main memory", "disk", "template"), rows)
 

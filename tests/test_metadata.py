@@ -108,7 +108,7 @@ def test_the_package_has_what_the_nodes_read(tmp_path: Path, monkeypatch: pytest
     assert packed == set(packaged_files())
     folders = {PurePosixPath(file).parts[0] for file in packed if "/" in file}
     needed = {"docs", "example_workflows", "host", "locales", "media", "model_loaders", "nano", "nodes", "samplers"}
-    needed |= {"sockets", "training", "transformer", "vae", "web", "devtools", "benchmarks"}
+    needed |= {"sockets", "training", "transformer", "vae", "web", "devtools", "benchmarks", "migration", "subgraphs"}
     assert folders == needed
     weights = {f"nano/weights/{line.split()[1]}" for line in (toy.WEIGHTS / toy.SUMS).read_text("utf-8").splitlines()}
     examples = {file for file in tracked() if file.startswith(("nano/examples/", "example_workflows/", "web/"))}

@@ -68,7 +68,7 @@ def test_demo_shows_the_videos_that_its_workflows_have_saved(tmp_path, monkeypat
         demo.run_workflow, "run", lambda workflow, url, output: [video, tmp_path / f"{workflow.stem}.png"]
     )
     (tmp_path / "of another program.mp4").touch()
-    assert demo.main(["http://host", str(tmp_path), "text_to_video", "fun_inpaint"]) == 0
+    assert demo.main(["http://host", str(tmp_path), "Text to video", "Inpaint a region of a video"]) == 0
     assert shown == [video, video]
     assert str(tmp_path / "demo.png") in capsys.readouterr().out and (tmp_path / "demo.png").exists()
 
@@ -78,5 +78,5 @@ def test_failed_demo_is_one_sentence(monkeypatch, tmp_path, capsys):
         raise DevError("The workflow failed.")
 
     monkeypatch.setattr(demo.run_workflow, "run", fail)
-    assert demo.main(["http://host", str(tmp_path), "text_to_video"]) == 1
+    assert demo.main(["http://host", str(tmp_path), "Text to video"]) == 1
     assert capsys.readouterr().err == "error: The workflow failed.\n"

@@ -142,7 +142,7 @@ def test_what_is_not_there_is_not_listed(models: Path, own_weights: Path) -> Non
     """Who deletes the toy to save space sees no name that cannot be loaded."""
     shutil.rmtree(own_weights / "5b-I2V")
     assert "CogVideoX-nano 5b-I2V" not in options("pipeline") and FIRST in options("pipeline")
-    with pytest.raises(UserError, match="There is no 'CogVideoX-nano 5b-I2V'"):
+    with pytest.raises(UserError, match="5b-I2V is missing. Install the pack again"):
         LISTS["pipeline"][1]("CogVideoX-nano 5b-I2V")
 
 

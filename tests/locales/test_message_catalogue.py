@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from cogvideox.devtools.message_catalogue import (
+from cogvideox.tests.locales.message_catalogue import (
     CATALOGUES,
     MAY_BE_LEFT_OUT,
     read_catalogue,

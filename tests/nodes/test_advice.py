@@ -11,6 +11,7 @@ from cogvideox.nodes.advice import ADVICE
 from cogvideox.samplers.conditioning import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
+OF_GRAPHS = {"running_graph.py"}  # reads the types of a prompt's nodes
 BELOW = ("training", "model_loaders", "sockets", "media", "transformer", "samplers", "vae", "host")
 # the nodes of ours by the names that people see, and the stock ones that messages have spoken of
 NAMES = {node.GET_SCHEMA().display_name for node in NODES} | {"KSampler", "VOIDSampler", "Load LoRA", "CLIPTextEncode"}
@@ -36,6 +37,8 @@ def test_rooms_below_name_no_node() -> None:
     """A script, or another frontend, has no nodes to speak of; and a renamed node would leave its old name behind."""
     found = []
     for path in files():
+        if path.name in OF_GRAPHS:
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         documented = (ast.Module, ast.FunctionDef, ast.ClassDef)
         docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, documented)}

@@ -42,7 +42,7 @@ def without_int8(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_int8_is_refused_when_the_prompt_is_queued(node: Any, inputs: dict[str, Any]) -> None:
     """It was refused while the node ran: Save Model comes after everything else of a run."""
-    message = str(validated(node, weight_dtype="int8", **inputs))
+    message = str(validated(node, weight_dtype="int8", **inputs)).removeprefix("weight_dtype: ")
     assert message.startswith(REFUSED) and message.endswith(SINCE)
     assert validated(node, weight_dtype="fp8_e4m3fn", **inputs) is True
 

@@ -23,7 +23,13 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import nodes
 
     found = NodeReplaceManager()
-    monkeypatch.setattr(server.PromptServer, "instance", SimpleNamespace(node_replace_manager=found), raising=False)
+    instance = SimpleNamespace(
+        node_replace_manager=found,
+        app=SimpleNamespace(on_startup=[]),
+        on_prompt_handlers=[],
+        add_on_prompt_handler=lambda handler: None,
+    )
+    monkeypatch.setattr(server.PromptServer, "instance", instance, raising=False)
     monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", {**nodes.NODE_CLASS_MAPPINGS})
     for node in asyncio.run(CogVideoXExtension().get_node_list()):
         nodes.NODE_CLASS_MAPPINGS[node.__name__] = node

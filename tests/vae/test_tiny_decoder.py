@@ -51,7 +51,7 @@ def test_node_lays_a_batch_end_to_end(file: Path, monkeypatch: pytest.MonkeyPatc
     """SaveVideo takes one row of frames; a batch must come out video after video, as from CogVideoX Decode."""
     from cogvideox.nodes import draft
 
-    monkeypatch.setattr(draft.folders, "find", lambda name, *_: file)
+    monkeypatch.setattr(draft, "find", lambda name, *_: file)
     z = latents(3, batch=2)
     got = draft.CogVideoXDraftDecode.execute({"samples": z}, NAME).args[0]
     assert got.shape == (18, 32, 48, 3) and 0 <= got.min() and got.max() <= 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from pathlib import Path
 
-from .paths import ROOT
+from cogvideox.devtools.paths import ROOT
 
 CATALOGUES = sorted((ROOT / "locales").glob("*/messages.json"))
 ROOMS = ("nodes", "training", "model_loaders", "sockets", "media", "transformer", "samplers", "vae", "host")
