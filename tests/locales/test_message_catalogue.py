@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from cogvideox.host.translations import make_catalogue, placeholders, translate_with
 from cogvideox.tests.locales.message_catalogue import (
     CATALOGUES,
     MAY_BE_LEFT_OUT,
@@ -12,7 +13,6 @@ from cogvideox.tests.locales.message_catalogue import (
     source_templates,
     templates_of,
 )
-from cogvideox.host.translations import make_catalogue, placeholders, translate_with
 from cogvideox.tests.locales.test_locales import NUMBER, ZH_TERMS
 
 SOURCE = source_templates()
