@@ -48,7 +48,7 @@ def forecasts() -> dict[tuple[str, int], Any]:
     encoder, vae, found = official_text_encoder(), official_vae(card_of(CARDS_GB[0])), {}
     for name in MODELS:
         model, settings = hollow_model(name), RECOMMENDED[name]
-        size = VideoSize(settings.width, settings.height, settings.usual_frames)
+        size = VideoSize(settings.width, settings.height, settings.frames)
         for gigabytes in CARDS_GB:
             found[name, gigabytes] = forecast_run(model, size, card_of(gigabytes), encoder, vae)
     return found

@@ -1,7 +1,6 @@
-"""The settings with which each official checkpoint was published, and what a run says where its own differ."""
+"""What a run says where its settings are not those with which the checkpoint was published."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,46 +12,14 @@ from ..host.messages import Notify
 from ..host.protocols import Guider, GuiderExecutor
 from ..host.running_graph import frame_rates_after, running_graph
 from ..keys import read_positions
+from ..official_settings import OFFICIAL, Settings
 from ..samplers.comfy_sampler import sample_along
 from ..vae.geometry import SPATIAL, video_frames
 from .families import Family
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Of one checkpoint.
-
-    sampler: of CogVideoX Sampler. frames: the most that it was trained on; `usual_frames` are the default. any_aspect:
-    the shorter side is `height`, the longer one anything up to `width`, either way round.
-    """
-
-    sampler: str
-    steps: int
-    cfg: float
-    width: int
-    height: int
-    frames: int
-    usual_frames: int
-    fps: int
-    any_aspect: bool = False
-
-    def takes_size(self, width: int, height: int) -> bool:
-        """Whether the checkpoint was trained on videos of this size."""
-        if not self.any_aspect:
-            return (width, height) == (self.width, self.height)
-        return min(width, height) == self.height and max(width, height) <= self.width
-
-
-_480P = {"steps": 50, "cfg": 6.0, "width": 720, "height": 480, "frames": 49, "usual_frames": 49, "fps": 8}
-_768P = {"steps": 50, "cfg": 6.0, "width": 1360, "height": 768, "frames": 161, "usual_frames": 81, "fps": 16}
-# Source: the model cards of the official repositories (zai-org, once THUDM), and for the samplers the README and
-# inference/cli_demo.py of THUDM/CogVideo, which takes CogVideoXDPMScheduler for the 5b models and DDIM for 2b.
+# The checkpoints of which a run is told where its settings differ. A Fun model takes many sizes.
 RECOMMENDED = {
-    "CogVideoX-2b": Settings("ddim", **_480P),
-    "CogVideoX-5b": Settings("dpm", **_480P),
-    "CogVideoX-5b-I2V": Settings("dpm", **_480P),
-    "CogVideoX1.5-5B": Settings("dpm", **_768P),
-    "CogVideoX1.5-5B-I2V": Settings("dpm", **_768P, any_aspect=True),
+    name: settings for name, settings in OFFICIAL.items() if settings.task in ("text", "image") and not settings.family
 }
 _HIGHEST = 1 - 1e-5  # of the largest sigma: a run that begins there begins with noise
 
@@ -67,12 +34,12 @@ def recommended_for(family: Family, transformer_config: dict[str, Any]) -> Setti
 
 def describe(settings: Settings) -> str:
     """The settings as a list for people."""
-    frames = f"{settings.usual_frames} frames"
-    if settings.frames > settings.usual_frames:
-        frames += f" (at most {settings.frames})"
+    frames = f"{settings.frames} frames"
+    if settings.most_frames > settings.frames:
+        frames += f" (at most {settings.most_frames})"
     return (
         f"sampler {settings.sampler}, {settings.steps} steps, cfg {settings.cfg:g}, "
-        f"{settings.width} × {settings.height}, {frames}, {settings.fps} fps"
+        f"{settings.width} × {settings.height}, {frames}, {settings.fps:g} fps"
     )
 
 
@@ -92,10 +59,10 @@ def hint(name: str, settings: Settings, used: dict[str, Any]) -> str:
         if settings.any_aspect:
             wanted = f"a shorter side of {settings.height} and a longer one of at most {settings.width} pixels"
         differences.append(f"{wanted} (here {used['size'][0]} × {used['size'][1]})")
-    if used.get("frames", 1) > settings.frames:
-        differences.append(f"at most {settings.frames} frames (here {used['frames']})")
+    if used.get("frames", 1) > settings.most_frames:
+        differences.append(f"at most {settings.most_frames} frames (here {used['frames']})")
     if wrong := sorted(set(used.get("fps", ())) - {settings.fps}):
-        differences.append(f"{settings.fps} fps (here {', '.join(f'{rate:g}' for rate in wrong)})")
+        differences.append(f"{settings.fps:g} fps (here {', '.join(f'{rate:g}' for rate in wrong)})")
     if not differences:
         return ""
     return f"The authors of {name} recommend {', '.join(differences)}. Other settings run, and may look worse."

@@ -22,7 +22,7 @@ ORDER = (
     {"transformer", "samplers", "vae"},
     {"host"},
     {"migration"},
-    {"complete_file", "small_files", "video_limits"},
+    {"complete_file", "official_settings", "small_files", "video_limits"},
     {"errors", "keys"},
 )
 HOST_ONLY = {"comfy_api", "folder_paths", "nodes", "server", "latent_preview"}

@@ -1,6 +1,6 @@
 """`dev.py run`: videos from the command line, on a ComfyUI that runs already or on one of its own.
 
-options.py, requests.py: what a person asks for. recommended.py: what the checkpoint's authors recommend. targets.py:
+options.py, requests.py: what a person asks for. recommended.py: which settings a model gets. targets.py:
 where the results go, and which of them are there already. remote.py: the server over HTTP. plan.py: all of it read and
 checked, before anything is installed: these files need no package.
 

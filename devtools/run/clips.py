@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from cogvideox.errors import UserError
+from cogvideox.official_settings import Settings
 from cogvideox.video_limits import TEMPORAL, check_size
 
 from ..errors import DevError
 from .media import Media
 from .options import LISTS, Lists, Lora
-from .recommended import TOY_FOR, Recommended, recommended_for
+from .recommended import TOY_FOR, recommended_for
 from .requests import Request
 
 _FPS = (1.0, 120.0)  # the limits of ComfyUI's CreateVideo
@@ -21,7 +22,7 @@ _FPS = (1.0, 120.0)  # the limits of ComfyUI's CreateVideo
 class Clip:
     """What one run makes. model: a name in the list "pipeline", or, with text_encoder and vae, in "transformer".
 
-    task: as in Recommended. media: its picture or video. settings: as JSON has them, for the record.
+    task: as in Settings. media: its picture or video. settings: as JSON has them, for the record.
     """
 
     settings: Mapping[str, Any]
@@ -122,7 +123,7 @@ def _listed(known: Sequence[str]) -> str:
     return ", ".join(known) if known else "it is empty"
 
 
-def _check_task(request: Request, like: Recommended, model: str, given: str) -> None:
+def _check_task(request: Request, like: Settings, model: str, given: str) -> None:
     """Raises: DevError where the model does not take what is given, or lacks what it needs."""
     takes = {"text": ("", "video"), "image": ("image",), "inpaint": ("", "image"), "control": ("video",)}[like.task]
     if given in takes:
@@ -136,7 +137,7 @@ def _check_task(request: Request, like: Recommended, model: str, given: str) -> 
     )
 
 
-def _frames(request: Request, like: Recommended, video: Media | None) -> int:
+def _frames(request: Request, like: Settings, video: Media | None) -> int:
     """As many as asked for; as the checkpoint's authors recommend; but no more than the video has. Raises: DevError."""
     asked = request.values.get("frames", like.frames)
     if video is None or video.frames >= asked:
@@ -150,12 +151,12 @@ def _frames(request: Request, like: Recommended, video: Media | None) -> int:
     return most
 
 
-def _fps(like: Recommended, video: Media | None) -> float:
+def _fps(like: Settings, video: Media | None) -> float:
     """Frames a second: those of the video, where there is one."""
     return video.fps if video is not None and _FPS[0] <= video.fps <= _FPS[1] else like.fps
 
 
-def _check_size(request: Request, like: Recommended, settings: Mapping[str, Any]) -> None:
+def _check_size(request: Request, like: Settings, settings: Mapping[str, Any]) -> None:
     """Raises: DevError for a size and length that do not fit."""
     size = settings["width"], settings["height"], settings["frames"]
     labels = " and ".join(request.label(name) for name in ("size", "frames") if name in request.values)

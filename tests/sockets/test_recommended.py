@@ -26,7 +26,7 @@ def test_settings_are_those_of_the_download(name: str) -> None:
     settings = RECOMMENDED[name]
     (entry,) = (entry for entry in REPOSITORIES if entry.name == name)
     numbers = [int(number) for number in re.findall(r"\d+", entry.made_for)]
-    assert numbers == [settings.width, settings.height, settings.usual_frames, settings.fps]
+    assert numbers == [settings.width, settings.height, settings.frames, settings.fps]
     assert settings.sampler in SAMPLERS and settings.takes_size(settings.width, settings.height)
     assert name in {family.name for family in FAMILIES}
     # What they are called elsewhere: previews play at the same rate.
