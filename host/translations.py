@@ -94,7 +94,7 @@ def translate_with(catalogue: Catalogue, text: str) -> str:
     """The same with a given catalogue. A text of more than 8,000 letters stays as it is."""
     if len(text) > _MAX_LETTERS:
         return text
-    return "\n".join(_Translator(catalogue).paragraph(line) for line in text.split("\n"))
+    return "\n".join(_line(_Translator(catalogue), line) for line in text.split("\n"))
 
 
 @functools.cache
@@ -134,6 +134,14 @@ def _parse(english: str, translation: str) -> _Template:
             constants.append("")
     letters = sum(letter.isalpha() for constant in constants for letter in constant)
     return _Template(tuple(constants), tuple(names), placeholders(translation), letters)
+
+
+def _line(translator: "_Translator", line: str) -> str:
+    """A line of a text, or of a table in it: "| weights | 3 GiB |"."""
+    told = translator.paragraph(line)
+    if told != line or not line.startswith("| "):
+        return told
+    return "| " + " | ".join(translator.paragraph(cell) for cell in line[2:].split(" | "))
 
 
 class _Translator:

@@ -24,6 +24,7 @@ from .input_checks import check_all_sizes, check_vae, checked
 from .inputs import size_inputs
 
 _MOST_GB = 1024.0
+_HEAD = "|  | weights | stay on the card | work | peak |"  # one text, for its translation
 
 
 def _check_vae(vae: CogVideoXVAE | None = None) -> None:
@@ -110,7 +111,7 @@ def title(forecast: Forecast) -> str:
 
 def table(forecast: Forecast) -> list[str]:
     """The parts in the order in which they run, as lines that the node shows as a table in its Markdown mode."""
-    rows = [("", "weights", "stay on the card", "work", "peak"), ("---",) * 5]
+    rows = []
     for name, part in forecast.parts.items():
         weights = part.weights
         shown = f"{name}, mode {part.mode}" if part.mode else name
@@ -118,7 +119,7 @@ def table(forecast: Forecast) -> list[str]:
         rows.append((shown, *map(_gib, sizes)))
     for weights in forecast.control:
         rows.append(("ControlNet", *map(_gib, (weights.bytes, weights.resident_bytes)), "", ""))
-    return [f"| {' | '.join(row)} |" for row in rows]
+    return [_HEAD, f"|{' --- |' * 5}", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def describe_card(card: Card, card_gb: float) -> str:

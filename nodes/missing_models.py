@@ -101,8 +101,8 @@ def find(name: str, kind: str) -> Path:
 
 def _next_click(kind: Kind) -> str:
     """Where to get something of a kind, and how to try the graph without it."""
-    get = f"Add the node {_DOWNLOAD}, choose a checkpoint and queue it; or put" if kind.published else "Put"
-    steps = [f"{get} {kind.own}.", "Then press R and choose it."]
+    download = f"Add the node {_DOWNLOAD}, choose a checkpoint and queue it; or put {kind.own}."
+    steps = [download if kind.published else f"Put {kind.own}.", "Then press R and choose it."]
     if kind.template:
         steps.append(f"The template “{kind.template}” runs without a download, with CogVideoX-nano.")
     return " ".join(steps)

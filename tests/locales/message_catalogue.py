@@ -17,10 +17,11 @@ from cogvideox.devtools.paths import ROOT
 
 CATALOGUES = sorted((ROOT / "locales").glob("*/messages.json"))
 ROOMS = ("nodes", "training", "model_loaders", "sockets", "media", "transformer", "samplers", "vae", "host")
-# Texts of programs in a terminal, and of tooltips, which are translated in nodeDefs.json.
+# Texts of programs in a terminal, of tooltips, which are translated in nodeDefs.json, and what people search for.
 _OTHER_FILES = {
     *("training/example.py", "training/headless.py", "training/launch.py", "training/recipe.py"),
-    *("nodes/inputs.py", "host/standalone.py"),
+    *("nodes/inputs.py", "nodes/search_words.py", "host/standalone.py"),
+    "host/start_check.py",  # what the log says at start
 }
 _UNSEEN_KEYWORDS = {"tooltip", "advice"}  # texts of nodeDefs.json; keys of nodes/advice.py
 _UNSEEN_CALLS = ("io.", "logging.", "re.", "setting")  # setting: the help of a training's recipe
