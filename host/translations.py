@@ -21,10 +21,10 @@ from ..errors import MAX_LETTERS
 
 _CATALOGUES = Path(__file__).resolve().parent.parent / "locales"
 _MAX_LETTERS = 2 * MAX_LETTERS  # of a text that is translated: a message and what completes it
-_MAX_SEARCHES, _MAX_DEPTH = 300, 5  # through the whole catalogue, for one text; of a part in a part
+_MAX_SEARCHES, _MAX_DEPTH = 400, 5  # through the whole catalogue, for one text; of a part in a part
 _MAX_SENTENCES = 24  # of one paragraph
 _MAX_SHIFTS = 12  # of the border between two values
-_FEW_LETTERS, _SOME_LETTERS = 3, 16  # in the constant parts of a template: fewer make it a fragment
+_FEW_LETTERS, _SOME_LETTERS = 3, 9  # in the constant parts of a template: fewer make it a fragment
 _NO_WORDS, _NO_PHRASES = (" ",), (". ", ": ", "; ")  # what its values cannot hold then
 _LISTS = (("; ", "；"), (" and ", "，并且"), (", ", "，"))  # how parts are joined in English, and in the translation
 _WIDE_ENDS = "。！？；：，）”"  # no space follows these
@@ -64,13 +64,16 @@ class Catalogue:
     by_text: dict[str, _Template]
     others: tuple[_Template, ...]
 
-    def find(self, text: str) -> tuple[_Template, list[str]] | None:
-        """The most specific template that has made `text`, and the values of its placeholders."""
+    def find(self, text: str, plain: bool = False) -> tuple[_Template, list[str]] | None:
+        """The most specific template that has made `text`, and the values of its placeholders.
+
+        plain: only a template in whose values no sentence ends.
+        """
         if text in self.by_text:
             return self.by_text[text], []
         for template in self.others:
             values = template.values(text)
-            if values is None:
+            if values is None or (plain and any(". " in value for value in values)):
                 continue
             # "{low} or {high}" and "missing {names}" are found in any text: they count where they can be meant alone.
             borders = (
@@ -116,7 +119,10 @@ def make_catalogue(entries: dict[str, str | None]) -> Catalogue:
         english.lstrip(" "): translation.lstrip(" ") for english, translation in told.items() if english[-1:] == "."
     }
     made = [_parse(english, translation) for english, translation in told.items()]
-    others = sorted((one for one in made if one.names and one.letters), key=lambda one: -one.letters)
+    others = sorted(
+        (one for one in made if one.names and one.letters),
+        key=lambda one: (-one.letters, -sum(map(len, one.constants))),
+    )
     return Catalogue({one.constants[0]: one for one in made if not one.names}, tuple(others))
 
 
@@ -138,9 +144,8 @@ def _parse(english: str, translation: str) -> _Template:
 
 def _line(translator: "_Translator", line: str) -> str:
     """A line of a text, or of a table in it: "| weights | 3 GiB |"."""
-    told = translator.paragraph(line)
-    if told != line or not line.startswith("| "):
-        return told
+    if not line.startswith("| ") or line in translator.catalogue.by_text:
+        return translator.paragraph(line)
     return "| " + " | ".join(translator.paragraph(cell) for cell in line[2:].split(" | "))
 
 
@@ -148,37 +153,49 @@ class _Translator:
     """One text's translation, which may take so many searches and no more."""
 
     def __init__(self, catalogue: Catalogue):
-        self._catalogue, self._searches = catalogue, 0
+        self.catalogue, self._searches = catalogue, 0
 
     def paragraph(self, text: str, depth: int = 0) -> str:
-        """A line: one message, or sentences of several; those that the catalogue does not know stay English."""
-        found = self._message(text, depth)
-        if found is not None:
-            return found
+        """A line: one message, or sentences of several; those that the catalogue does not know stay English.
+
+        Messages with sentences in the places of their placeholders are tried last: they take the next one for theirs.
+        """
+        for plain in (True, False):
+            found = self._message(text, depth, plain)
+            if found is not None:
+                return found
+            told, is_complete = self._sentences(text, depth, plain)
+            if is_complete or not plain:
+                return told
+        return text
+
+    def _sentences(self, text: str, depth: int, plain: bool) -> tuple[str, bool]:
+        """(the sentences of a text, translated piece by piece; whether the catalogue knows them all)."""
         starts = [0, *_sentence_starts(text)]
-        written, number = "", 0
-        while number < len(starts):
+        written, number, is_complete = "", 0, len(starts) > 1
+        while number < len(starts) > 1:
             # The longest piece first: a message may be several sentences.
             for end in range(len(starts), number, -1):
                 stop = starts[end] if end < len(starts) else len(text)
                 piece = text[starts[number] : stop]
-                found = self._message(piece.strip(" "), depth) if piece != text else None
+                found = self._message(piece.strip(" "), depth, plain) if piece != text else None
                 if found is not None:
                     break
+            is_complete = is_complete and found is not None
             written = _joined(written, found if found is not None else piece.strip(" "))
             number = end
-        return written if len(starts) > 1 else text
+        return (written, is_complete) if len(starts) > 1 else (text, False)
 
-    def _message(self, text: str, depth: int) -> str | None:
-        """`text`, translated, if one template has made all of it."""
+    def _message(self, text: str, depth: int, plain: bool = False) -> str | None:
+        """`text`, translated, if one template has made all of it. plain: no value of it has sentences of its own."""
         self._searches += 1
         if self._searches > _MAX_SEARCHES or depth > _MAX_DEPTH or not text:
             return None
-        found = self._catalogue.find(text)
+        found = self.catalogue.find(text, plain)
         if found is None:
             # "clip.mp4: it has no caption": what a message is about, and the message.
             subject, colon, rest = text.partition(": ")
-            told = self._message(rest, depth + 1) if colon else None
+            told = self._message(rest, depth + 1, plain) if colon else None
             return None if told is None else f"{subject}：{told}"
         template, values = found
         shown = dict(zip(template.names, self._values(template, values, depth + 1)))
@@ -213,6 +230,8 @@ class _Translator:
     def _value(self, name: str, text: str, depth: int) -> str:
         if name.startswith(_OWN_TEXT) or not any(letter.isalpha() for letter in text):
             return text
+        if ". " in text:
+            return self.paragraph(text, depth)
         for english, translated in _LISTS:
             parts = text.split(english)
             if not 1 < len(parts) <= _MAX_SENTENCES:
@@ -228,9 +247,7 @@ class _Translator:
         # "a, b, c and 3 more"
         names, joint, rest = text.rpartition(" and ")
         told = self._message(joint + rest, depth) if joint else None
-        if told is not None:
-            return names + told
-        return self.paragraph(text, depth) if ". " in text else text
+        return text if told is None else names + told
 
 
 def _sentence_starts(text: str) -> list[int]:

@@ -52,8 +52,10 @@ class Progress:
     def describe(self) -> str:
         """One line for the user."""
         activity = "checking" if self.checking else f"{self.rate / 1e6:.1f} MB/s"
-        left = "" if self.left_s is None else f", {describe_time(self.left_s)} left"
-        return f"{self.done / 1e6:.0f} MB of {self.total / 1e9:.2f} GB, {activity}{left}, {self.file}"
+        came = f"{self.done / 1e6:.0f} MB of {self.total / 1e9:.2f} GB"
+        if self.left_s is None:
+            return f"{came}, {activity}, {self.file}"
+        return f"{came}, {activity}, {describe_time(self.left_s)} left, {self.file}"
 
 
 def describe_time(seconds: float) -> str:

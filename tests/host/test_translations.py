@@ -49,6 +49,9 @@ CATALOGUE = make_catalogue(
         ("All steps were trained.\nAll steps were trained.", "全部步数已训练。\n全部步数已训练。"),
         # what a message is about
         ("clip.mp4: All steps were trained.", "clip.mp4：全部步数已训练。"),
+        # a message that ends in another one, and a table
+        ("The file holds quotes twice. x has 5 frames. Use 1.", "文件中有两份 quotes。x 有 5 帧。请使用 1。"),
+        ("| is a web page | has gaps | 3 |", "| 是网页 | 有空隙 | 3 |"),
         # lists
         ("The weights do not fit: missing a, b; is a web page; other c.", "权重不符：缺少 a, b；是网页；other c。"),
         ("vae lacks a, b and c.", "vae 缺少 a, b and c。"),
