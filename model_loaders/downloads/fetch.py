@@ -52,10 +52,10 @@ class Progress:
     def describe(self) -> str:
         """One line for the user."""
         activity = "checking" if self.checking else f"{self.rate / 1e6:.1f} MB/s"
-        came = f"{self.done / 1e6:.0f} MB of {self.total / 1e9:.2f} GB"
+        done, total = f"{self.done / 1e6:.0f}", f"{self.total / 1e9:.2f}"
         if self.left_s is None:
-            return f"{came}, {activity}, {self.file}"
-        return f"{came}, {activity}, {describe_time(self.left_s)} left, {self.file}"
+            return f"{done} MB of {total} GB, {activity}, {self.file}"
+        return f"{done} MB of {total} GB, {activity}, {describe_time(self.left_s)} left, {self.file}"
 
 
 def describe_time(seconds: float) -> str:
