@@ -29,6 +29,26 @@ def _check_windows(context_frames: int, overlap_frames: int) -> None:
         )
 
 
+def _prompt_inputs() -> list[io.Input]:
+    """What of the conditioning each window gets."""
+    return [
+        io.Boolean.Input(
+            "retain_start_image",
+            default=False,
+            optional=True,
+            tooltip="Image to video: give the start image to every window, not only to the first one.",
+        ),
+        io.Boolean.Input(
+            "split_prompts",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Prompts joined with Conditioning (Combine) apply one after the other over the video, "
+            "instead of all at once.",
+        ),
+    ]
+
+
 @checked(_check_windows)
 class CogVideoXContextWindows(io.ComfyNode):
     """MODEL out, a patched clone."""
@@ -79,20 +99,7 @@ class CogVideoXContextWindows(io.ComfyNode):
                     tooltip="FreeNoise: later windows start from the shuffled noise of the first one, which keeps the "
                     "content consistent.",
                 ),
-                io.Boolean.Input(
-                    "retain_start_image",
-                    default=False,
-                    optional=True,
-                    tooltip="Image to video: give the start image to every window, not only to the first one.",
-                ),
-                io.Boolean.Input(
-                    "split_prompts",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Prompts joined with Conditioning (Combine) apply one after the other over the video, "
-                    "instead of all at once.",
-                ),
+                *_prompt_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="A copy of the model that samples in windows, for any sampler.")],
         )
