@@ -63,7 +63,7 @@ class CogVideoXMemoryForecast(io.ComfyNode):
                     tooltip="Another card's memory in GB, as it is sold. 0: the card of this machine.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="forecast")],
+            outputs=[io.String.Output(display_name="forecast", tooltip="The same text, for other nodes.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
