@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="the interpreter with br
 # Both whole: which of them ComfyUI loads first is the file system's choice.
 COPIES = ("ComfyUI CogVideoX, größer – 视频 (1)", "ComfyUI-CogVideoX.copy")
 CUT_OFF = "aaa cut off"
-TEMPLATE = "01 Text to video"
+TEMPLATE, TRAINING = "01 Text to video", "11 Train a LoRA"
 OTHER, ITS_NODE = "an other pack", "CogVideoXDraftDecode"
 CUT_OFF_FILES = ("__init__.py", "errors.py", "host/__init__.py", "host/start_check.py")
 
@@ -149,7 +149,7 @@ def test_the_first_template_runs(installed: Installed) -> None:
 
 def test_a_training_names_what_is_broken(installed: Installed) -> None:
     """On the node that needs it, before any work."""
-    template = installed.used / "example_workflows" / "train_lora.json"
+    template = installed.used / "example_workflows" / f"{TRAINING}.json"
     result = client.run_workflow(installed.server.url, client_format(template, installed.server.url), timeout_s=300)
     assert result.error is not None and result.error.node_type == "CogVideoXTrainLora"
     assert "cannot be imported" in result.error.message and "python -m pip install --upgrade" in result.error.message
