@@ -88,9 +88,11 @@ def test_an_h100_took_as_much(
 def test_the_step_is_what_its_tensors_take(name: str, encoder: TextEncoder, vae: Autoencoder) -> None:
     """Counted tensor by tensor, with 1.5's frame in front. Too low a forecast ends a run, a high one sells a card."""
     size = LARGE if "1.5" in name else SMALL
-    found = forecast_run(hollow_model(name), size, card_of(80), encoder, vae)
+    model, latents = hollow_model(name), bench_sizes.MODELS[name]
+    found = forecast_run(model, size, card_of(80), encoder, vae)
     assert found.in_one_batch
-    counted = bench_sizes.step_bytes(name, bench_sizes.MODELS[name])
+    assert found.denoiser.working_bytes == model.model.memory_required([2, 16, *latents])
+    counted = bench_sizes.step_bytes(name, latents)
     assert counted <= found.denoiser.working_bytes <= 1.1 * counted
 
 
