@@ -69,8 +69,9 @@ def single_files(hints: str, transformer: ModelFile, *others: ModelFile, net: No
     text = "\n".join(
         [
             "### Three files, once",
-            f"ComfyUI shows what is missing, with a button that downloads it ({total:.0f} GB together). What the "
-            "browser saves elsewhere belongs into its folder below `models`; then press **R**:",
+            f"ComfyUI says that they are missing. **View details** lists them, each with a button that downloads it "
+            f"({total:.0f} GB together). What the browser saves elsewhere belongs into its folder below `models`; then "
+            "press **R**:",
             "",
             "| file | folder |",
             "|---|---|",
@@ -89,8 +90,8 @@ def folder(hints: str, name: str) -> tuple[Node, ...]:
     text = (
         f"### One folder, once\nSelect *CogVideoX Download* above and press **Ctrl+B**: it is bypassed, and now it is "
         f"not. **Run** then downloads {name} into `models/diffusers`, checks every file and makes the video. It goes "
-        "on where it was interrupted, and has nothing to do the next time.\n\nA folder that you have already: leave "
-        "the download bypassed, press **R** and choose it in the loader."
+        "on where it was interrupted, and has nothing to do the next time.\n\nIf you have a folder under another name: "
+        "delete the download, press **R** and choose yours in the loader."
     )
     return (
         Node("download", "CogVideoXDownload", {"checkpoint": name}, bypassed=True),
