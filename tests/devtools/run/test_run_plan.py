@@ -1,6 +1,8 @@
 """dev.py run: bad input is one sentence, before anything is installed or started."""
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from cogvideox.devtools import cli, models
+from cogvideox.devtools.paths import ROOT
 from cogvideox.devtools.run import remote
 from cogvideox.devtools.run.options import Lora
+from cogvideox.devtools.run.plan import NEEDED
 from cogvideox.devtools.run.requests import Request, read_requests
 
 
@@ -177,3 +181,21 @@ def test_server_without_the_pack_is_told_so(refused: Callable[..., str], fake) -
     """ComfyUI's own answer is that a node does not exist, after everything has been uploaded."""
     fake.has_pack = False
     assert f"The ComfyUI at {fake.url} does not have this pack" in refused(*ONE, "--server", fake.url + "/")
+
+
+@pytest.mark.parametrize(
+    ("module", "allowed"),
+    [
+        ("cogvideox.devtools.run.plan", set()),
+        ("cogvideox.devtools.run.work", set(NEEDED)),
+    ],
+)
+def test_nothing_else_is_imported(module: str, allowed: set[str]) -> None:
+    """What is checked first runs in a Python without packages; a server elsewhere needs four, and no torch."""
+    foreign = {"torch", "comfy", "diffusers", "numpy", "yaml", "requests", *NEEDED} - allowed
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import dev; dev.import_package(); import {module}; "
+        f"print(sorted({foreign!r} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
