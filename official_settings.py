@@ -12,7 +12,8 @@ class Settings:
     """Of one checkpoint, as the nodes call them. frames: of the video; most_frames: the most that it was trained on.
 
     task: what the model takes beside a prompt: "text" nothing, or a video to change; "image" a first frame; "inpaint"
-    a first frame or nothing; "control" a video. fps: frames a second. changing_steps, denoise: for a video to change.
+    a first frame or nothing; "control" a video. fps: frames a second. changing_steps, changing_cfg and denoise are
+    for a video to change.
     one_size: it makes no other size and length. any_aspect: the shorter side is `height`, the longer one anything up to
     `width`, either way round. family: what the loader has to be told, where weights cannot say what they are.
     """
@@ -28,6 +29,7 @@ class Settings:
     most_frames: int = 49
     fps: float = 8.0
     changing_steps: int = 30
+    changing_cfg: float = 6.0
     denoise: float = 0.6
     one_size: bool = False
     any_aspect: bool = False

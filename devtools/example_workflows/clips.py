@@ -2,7 +2,9 @@
 
 from .table import (
     BOTH_PROMPTS,
+    EDITED,
     FRAMES,
+    GIVEN,
     HEIGHT,
     SIZE,
     WIDTH,
@@ -64,7 +66,7 @@ def image_to_video() -> Example:
         (
             checkpoint("5b-I2V", "Image to video with CogVideoX-5b-I2V", IMAGE_TO_VIDEO),
             Column("2  Prompt and picture", 360, (*prompts(_SQUARE, 150), picture)),
-            Column("3  Sample", 360, (start, sampler(links=conditioned("start")))),
+            Column("3  Sample", 360, (start, sampler(links=conditioned("start"), widgets=GIVEN))),
             Column("4  Video", 360, (decode(), *save_video())),
         ),
     )
@@ -95,7 +97,11 @@ def video_to_video() -> Example:
             checkpoint("5b", "Video to video with CogVideoX1.5-5B", VIDEO_TO_VIDEO),
             Column("2  A video", 340, (*example_video(), first)),
             Column("3  Prompt and size", 340, (*prompts(_GREEN), encode)),
-            Column("4  Sample", 340, (sampler(links={"latent_image": "encode.LATENT"}, widgets={"denoise": 0.6}),)),
+            Column(
+                "4  Sample",
+                340,
+                (sampler(links={"latent_image": "encode.LATENT"}, widgets={"denoise": 0.6, **EDITED}),),
+            ),
             Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
         ),
     )

@@ -2,6 +2,7 @@
 
 from .table import (
     BOTH_PROMPTS,
+    GIVEN,
     SIZE,
     Column,
     Example,
@@ -117,4 +118,4 @@ def edges() -> tuple[Node, Node]:
     )
 
 
-_DDIM = {"sampler": "ddim", "dynamic_cfg": False}
+_DDIM = {"sampler": "ddim", **GIVEN}

@@ -5,7 +5,9 @@ from cogvideox.host.toy import LISTED
 from .fun import edges
 from .table import (
     BOTH_PROMPTS,
+    EDITED,
     FRAMES,
+    GIVEN,
     HEIGHT,
     NEGATIVE,
     SIZE,
@@ -50,7 +52,7 @@ def controlnet() -> Example:
             checkpoint("5b", "Edges to video with a ControlNet for CogVideoX-5b", CONTROLNET, load),
             Column("2  A video and its edges", 340, (*example_video(), *edges())),
             Column("3  Prompt and size", 340, (*prompts(_PURPLE), apply, size)),
-            Column("4  Sample", 340, (sampler(links=guided),)),
+            Column("4  Sample", 340, (sampler(links=guided, widgets=GIVEN),)),
             Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
         ),
     )
@@ -98,7 +100,7 @@ def inversion_edit() -> Example:
     follow = Node("follow", "CogVideoXFollowVideo", {}, {"model": "pipeline.MODEL", "inverted": "invert.latent"})
     new = sampler(
         links={"model": "follow.MODEL", "latent_image": "encode.LATENT"},
-        widgets={"sampler": "ddim", "dynamic_cfg": False},
+        widgets={"sampler": "ddim", **EDITED},
     )
     return Example(
         "inversion_edit",

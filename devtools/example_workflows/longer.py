@@ -1,6 +1,6 @@
 """Longer than one clip: clip after clip, or one long run in windows."""
 
-from .table import NEGATIVE, SIZE, Column, Example, Node, checkpoint, decode, prompt, sampler, save_video
+from .table import GIVEN, NEGATIVE, SIZE, Column, Example, Node, checkpoint, decode, prompt, sampler, save_video
 
 _CLIP, _OVERLAP = 17, 9  # frames
 
@@ -45,7 +45,7 @@ def extend_video() -> Example:
             checkpoint("5b", "Extend a video with CogVideoX-5b", EXTEND_VIDEO),
             Column("2  Prompts and size", 320, texts),
             Column("3  First clip", 320, (sampler(height=500), decode())),
-            Column("4  Second clip", 320, (go_on, sampler("sample2", second, {"seed": 43}))),
+            Column("4  Second clip", 320, (go_on, sampler("sample2", second, {"seed": 43, **GIVEN}))),
             Column("5  Video", 320, (decode("decode2", "sample2.LATENT"), join, *save_video("join.IMAGE"))),
         ),
     )
@@ -92,7 +92,7 @@ def long_video() -> Example:
         (
             checkpoint("5b", "Long video with CogVideoX-5b", LONG_VIDEO),
             Column("2  Prompts and length", 360, texts),
-            Column("3  Sample in windows", 360, (windows, sampler(links={"model": "windows.MODEL"}))),
+            Column("3  Sample in windows", 360, (windows, sampler(links={"model": "windows.MODEL"}, widgets=GIVEN))),
             Column("4  Video", 360, (decode(), *save_video())),
         ),
     )

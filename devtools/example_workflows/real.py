@@ -26,8 +26,8 @@ from .table import WATCH, Column, Example, Node, note
 
 _5B, _1_5 = {"width": 720, "height": 480, "frames": 49}, {"width": 1360, "height": 768, "frames": 81}
 _FUN = {"width": 672, "height": 384, "frames": 49}
-_DPM = {"steps": 50, "sampler": "dpm", "dynamic_cfg": True}
-_DDIM = {"steps": 50, "sampler": "ddim", "dynamic_cfg": False}
+_DPM = {"steps": 50, "cfg": 6.0, "sampler": "dpm", "dynamic_cfg": True}
+_DDIM = {"steps": 50, "cfg": 6.0, "sampler": "ddim", "dynamic_cfg": False}
 _FPS_1_5 = 16.0
 
 _DOG = (

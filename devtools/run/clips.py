@@ -55,7 +55,7 @@ def settle(request: Request, media: Mapping[Path, Media], lists: Lists | None) -
         "frames": _frames(request, like, video),
         "fps": values.get("fps", _fps(like, video)),
         "steps": values.get("steps", like.changing_steps if changes else like.steps),
-        "cfg": values.get("cfg", like.cfg),
+        "cfg": values.get("cfg", like.changing_cfg if changes else like.cfg),
         "sampler": values.get("sampler", like.sampler),
         "dynamic_cfg": values.get("dynamic_cfg", like.dynamic_cfg),
         "denoise": values.get("denoise", like.denoise) if changes else 1.0,

@@ -9,7 +9,8 @@ from cogvideox.official_settings import OFFICIAL, Settings
 
 from ..errors import DevError
 
-_TOY = Settings(width=64, height=64, frames=17, fps=INPUT_FPS, steps=20, changing_steps=20)
+# Those of the templates.
+_TOY = Settings(dynamic_cfg=False, steps=20, cfg=3.0, width=64, height=64, frames=17, fps=INPUT_FPS, changing_steps=20)
 _TOY_TASKS = {"5b-I2V": "image", "Fun-5b-InP": "inpaint", "Fun-5b-Control": "control"}
 
 TOYS: Mapping[str, Settings] = {
@@ -17,7 +18,7 @@ TOYS: Mapping[str, Settings] = {
         _TOY,
         task=_TOY_TASKS.get(model, "text"),
         sampler="ddim" if model.startswith("Fun") else _TOY.sampler,
-        dynamic_cfg=not model.startswith("Fun"),
+        cfg=_TOY.cfg if _TOY_TASKS.get(model, "text") == "text" else 2.0,
     )
     for model in MODELS
 }

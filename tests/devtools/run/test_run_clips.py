@@ -18,7 +18,7 @@ from cogvideox.devtools.run.options import Lora
 from cogvideox.devtools.run.recommended import OFFICIAL, TOYS, recommended_for
 from cogvideox.devtools.run.requests import Request
 from cogvideox.host.standalone import comfyui_from_environment
-from cogvideox.host.toy import LISTED
+from cogvideox.host.toy import LISTED, NAME
 from cogvideox.model_loaders.downloads.repositories import REPOSITORIES
 from cogvideox.nodes import NODES
 
@@ -36,14 +36,17 @@ def settings_of(lists: Any = None, **values: Any) -> tuple:
 
 def test_toy_is_taken_with_its_templates_settings(picture: Path, video: Callable[..., Path]) -> None:
     """`run --prompt` shows what the template shows; other settings would look worse for no reason."""
-    toy = (64, 64, 17, 8.0, 20, 6.0, "dpm", True)
-    assert settings_of() == ("CogVideoX-nano 5b", *toy, 1.0)
-    assert settings_of(image=str(picture)) == ("CogVideoX-nano 5b-I2V", *toy, 1.0)
-    assert settings_of(video=str(video(17))) == ("CogVideoX-nano 5b", *toy, 0.6)
-    saved = json.loads(template("Text to video").read_text("utf-8"))
-    widgets = {node["type"]: node["widgets_values"] for node in saved["nodes"] if node.get("widgets_values")}
-    assert widgets["CogVideoXEmptyLatent"][:3] == list(toy[:3])
-    assert {20, 6, "dpm", True} <= set(widgets["CogVideoXSample"])
+    for title, given, name, denoise in (
+        ("Text to video", {}, "5b", 1.0),
+        ("Image to video", {"image": str(picture)}, "5b-I2V", 1.0),
+        ("Video to video", {"video": str(video(17))}, "5b", 0.6),
+    ):
+        saved = json.loads(template(title).read_text("utf-8"))
+        widgets = {node["type"]: node["widgets_values"] for node in saved["nodes"] if node.get("widgets_values")}
+        sample = widgets["CogVideoXSample"]
+        cfg = sample[3]  # seed, what becomes of it, steps, cfg, sampler, dynamic_cfg, denoise
+        assert sample[2:7] == [20, cfg, "dpm", False, denoise]
+        assert settings_of(**given) == (f"{NAME} {name}", 64, 64, 17, 8.0, 20, cfg, "dpm", False, denoise)
 
 
 def test_checkpoint_has_its_authors_settings(lists: dict, picture: Path) -> None:
