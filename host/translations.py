@@ -24,7 +24,7 @@ _MAX_LETTERS = 2 * MAX_LETTERS  # of a text that is translated: a message and wh
 _MAX_SEARCHES, _MAX_DEPTH = 400, 5  # through the whole catalogue, for one text; of a part in a part
 _MAX_SENTENCES = 24  # of one paragraph
 _MAX_SHIFTS = 12  # of the border between two values
-_FEW_LETTERS, _SOME_LETTERS = 3, 9  # in the constant parts of a template: fewer make it a fragment
+_FEW_LETTERS, _SOME_LETTERS = 4, 9  # in the constant parts of a template: fewer make it a fragment
 _NO_WORDS, _NO_PHRASES = (" ",), (". ", ": ", "; ")  # what its values cannot hold then
 _LISTS = (("; ", "；"), (" and ", "，并且"), (", ", "，"))  # how parts are joined in English, and in the translation
 _WIDE_ENDS = "。！？；：，）”"  # no space follows these
@@ -76,13 +76,9 @@ class Catalogue:
             if values is None or (plain and any(". " in value for value in values)):
                 continue
             # "{low} or {high}" and "missing {names}" are found in any text: they count where they can be meant alone.
-            borders = (
-                _NO_WORDS
-                if template.letters < _FEW_LETTERS
-                else _NO_PHRASES
-                if template.letters < _SOME_LETTERS
-                else ()
-            )
+            borders = _NO_PHRASES if template.letters < _SOME_LETTERS else ()
+            if template.letters < _FEW_LETTERS and not template.constants[0]:
+                borders = _NO_WORDS
             if not any(border in value for value in values for border in borders):
                 return template, values
         return None

@@ -157,7 +157,7 @@ def errors() -> list[tuple[str, str]]:
             "480 of 490 keys matched: 240 layers, attention and feed-forward, rank 8 to 16, scale 1 "
             "(alpha of the header).\nNot in this model: a, b, c and 3 more.\n"
             "Skipped 4 for a text encoder: a, b, c and 1 more.",
-            "490 个键中有 480 个匹配：240 层，attention 和 feed-forward，秩 8 到 16，缩放 1（文件头中的 alpha）。"
+            "490 个键中有 480 个匹配：240 层，attention and feed-forward，秩 8 到 16，缩放 1（文件头中的 alpha）。"
             "\n此模型中没有：a, b, c 以及另外 3 个。\n跳过 4 个（用于文本编码器）：a, b, c 以及另外 1 个。",
         ),
         (
