@@ -170,6 +170,7 @@ class _Translator:
         starts = [0, *_sentence_starts(text)]
         written, number, is_complete = "", 0, len(starts) > 1
         while number < len(starts) > 1:
+            piece, found, end = "", None, number + 1
             # The longest piece first: a message may be several sentences.
             for end in range(len(starts), number, -1):
                 stop = starts[end] if end < len(starts) else len(text)
