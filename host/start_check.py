@@ -30,6 +30,8 @@ _PURPOSES = {
     "gguf": "GGUF files need it",
     "tomli": "recipes of trainings need it",
 }
+# A line of requirements.txt. packaging's own parser would take 40 ms of ComfyUI's start.
+_REQUIREMENT = re.compile(r"""([\w.-]+)>=([\w.]+)(?:; python_version < "(\d+)\.(\d+)")?""")
 _HOST_MODULES = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server", "execution")
 
 
@@ -87,24 +89,23 @@ def installed_twice(used: Path, folder: Path) -> UserError:
 
 def missing_requirements(folder: Path) -> str:
     """A sentence about the packages of requirements.txt that are not installed or too old, else ""."""
-    # Comes with transformers, which ComfyUI requires.
-    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.version import Version  # comes with transformers, which ComfyUI requires
 
     lacking = []
     try:
         lines = (folder / "requirements.txt").read_text("utf-8").splitlines()
-        asked = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
-    except (OSError, ValueError, InvalidRequirement):
+    except (OSError, ValueError):
         return f"{folder / 'requirements.txt'} of CogVideoX's nodes cannot be read. {_again(folder)}"
-    for requirement in asked:
-        if requirement.marker is not None and not requirement.marker.evaluate():
+    for asked in map(_REQUIREMENT.fullmatch, lines):
+        if asked is None or (asked[3] and sys.version_info >= (int(asked[3]), int(asked[4]))):
             continue
-        purpose = _PURPOSES.get(requirement.name, "CogVideoX needs it")
-        found = _version(requirement.name)
+        name, lowest = asked[1], asked[2]
+        purpose = _PURPOSES.get(name, "CogVideoX needs it")
+        found = _version(name)
         if not found:
-            lacking.append(f"{requirement.name} is not installed ({purpose})")
-        elif not requirement.specifier.contains(found, prereleases=True):
-            lacking.append(f"{requirement.name} {found} is not {requirement.specifier} ({purpose})")
+            lacking.append(f"{name} is not installed ({purpose})")
+        elif Version(found) < Version(lowest):
+            lacking.append(f"{name} {found} is older than {lowest} ({purpose})")
     if not lacking:
         return ""
     return (
