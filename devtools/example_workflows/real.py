@@ -7,6 +7,8 @@ missing. A whole folder is downloaded by CogVideoX Download, which is bypassed u
 from collections.abc import Mapping
 from dataclasses import replace
 
+from cogvideox.model_loaders.downloads.repositories import SingleFile
+
 from . import clips, fun, guided, longer, train
 from .model_files import (
     FUN_CONTROL,
@@ -20,7 +22,6 @@ from .model_files import (
     T5_FP16,
     UPSCALER,
     VAE,
-    ModelFile,
 )
 from .table import WATCH, Column, Example, Node, note
 
@@ -46,11 +47,11 @@ _DISC = (
 )
 
 
-def _names(*files: ModelFile) -> tuple[Mapping[str, str], ...]:
+def _names(*files: SingleFile) -> tuple[Mapping[str, str], ...]:
     return tuple(file.as_property() for file in files)
 
 
-def loaders(transformer: ModelFile, *others: ModelFile) -> tuple[Node, Node, Node]:
+def loaders(transformer: SingleFile, *others: SingleFile) -> tuple[Node, Node, Node]:
     """One file each for the transformer, T5 and the VAE. others: transformers that fit in its place."""
     return (
         Node("model", "CogVideoXLoadModel", {"model_name": transformer.name}, models=_names(transformer, *others)),
@@ -62,7 +63,7 @@ def loaders(transformer: ModelFile, *others: ModelFile) -> tuple[Node, Node, Nod
 _PART_OF = {"pipeline.MODEL": "model.MODEL", "pipeline.CLIP": "clip.CLIP", "pipeline.VAE": "vae.VAE"}
 
 
-def single_files(hints: str, transformer: ModelFile, *others: ModelFile, net: Node | None = None) -> tuple[Node, ...]:
+def single_files(hints: str, transformer: SingleFile, *others: SingleFile, net: Node | None = None) -> tuple[Node, ...]:
     """The loaders, that of a control net too, and the note that says where the files go."""
     files = (transformer, T5_FP16, VAE)
     rows, total = [f"| {file.name} | {file.directory} |" for file in files], sum(file.gigabytes for file in files)

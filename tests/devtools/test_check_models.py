@@ -1,5 +1,6 @@
 """dev.py models check: the whole table against hubs on this machine that hold it, or not quite."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -164,3 +165,25 @@ def test_the_documentation_has_every_address() -> None:
     page = (ROOT / "docs" / "models.md").read_text("utf-8")
     listed = {line.split(": ")[1] for line in page.splitlines() if line.endswith(".safetensors") and line[0] == "["}
     assert listed == {single.url for single in FILES}
+
+
+def test_workflows_name_what_the_table_names() -> None:
+    """An address in a template that is not the table's would stay when the table is corrected."""
+    known = [single.as_property() for single in FILES]
+    named = [
+        entry
+        for file in (*ROOT.glob("example_workflows/*.json"), *ROOT.glob("subgraphs/*.json"))
+        for node in _nodes_in(json.loads(file.read_text("utf-8")))
+        for entry in node["properties"]["models"]
+    ]
+    assert named and not [entry for entry in named if entry not in known]
+
+
+def _nodes_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Every node, in subgraphs too, that names models."""
+    if isinstance(value, dict):
+        if isinstance(value.get("properties"), dict) and value["properties"].get("models"):
+            yield value
+        value = list(value.values())
+    for inner in value if isinstance(value, list) else ():
+        yield from _nodes_in(inner)
