@@ -72,7 +72,11 @@ class FakeComfyUI:
         @web.middleware
         async def break_some(request: web.Request, handler: Callable) -> web.StreamResponse:
             status, text = self.broken.get(request.path, (0, ""))
-            return web.Response(status=status, text=text) if status else await handler(request)
+            if not status:
+                return await handler(request)
+            if request.path == "/prompt":
+                await self.queued.put(None)
+            return web.Response(status=status, text=text)
 
         return break_some
 
@@ -105,6 +109,8 @@ class FakeComfyUI:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         graph = await self.queued.get()
+        if graph is None:  # nothing was queued
+            return socket
         id_, text = f"run {len(self.graphs)}", graph["prompt"]["inputs"]["text"]
 
         async def send(kind: str, **data: object) -> None:
