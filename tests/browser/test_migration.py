@@ -20,6 +20,7 @@ def test_missing_nodes_of_the_wrapper_have_a_replacement(open_as: Any) -> None:
     """Whoever opens an old workflow is offered the nodes that are the same, and gets them with their links."""
     with open_as(Comfy__NodeReplacement__Enabled=True) as frontend:
         frontend.load(TWELVE["control_net"]().document(), "wrapper")
+        frontend.page.get_by_role("button", name="View details").click(timeout=15_000)  # of the errors that it found
         expect(frontend.page.get_by_text("Swap Nodes").first).to_be_visible(timeout=15_000)
         offered = frontend.page.evaluate("() => app.api.fetchApi('/node_replacements').then(answer => answer.json())")
         assert offered["CogVideoDecode"][0]["new_node_id"] == "CogVideoXDecode"
