@@ -41,13 +41,14 @@ class Blueprint:
 
 def _widgets(size: str, *, frames: tuple[str, str] | None = None) -> tuple[tuple[str, str, str], ...]:
     """Those of every blueprint. size: the node with width and height; frames: another for the number of frames."""
+    frames_node, frames_widget = frames or (size, "frames")
     return (
         ("checkpoint", "pipeline", "folder"),
         ("prompt", "positive", "text"),
         ("negative_prompt", "negative", "text"),
         ("width", size, "width"),
         ("height", size, "height"),
-        ("frames", *(frames or (size, "frames"))),
+        ("frames", frames_node, frames_widget),
         ("seed", "sample", "seed"),
         ("steps", "sample", "steps"),
         ("cfg", "sample", "cfg"),

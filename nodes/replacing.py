@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from typing import Any
 
 from comfy_api import latest
 
@@ -23,7 +24,7 @@ async def register_replacements() -> None:
         logging.debug(f"This ComfyUI offers no replacements for the nodes of ComfyUI-CogVideoXWrapper: {error}")
         return
     for old, replacement in REPLACEMENTS.items():
-        inputs = [{"new_id": new, "old_id": name} for new, name in replacement.inputs.items()]
+        inputs: list[Any] = [{"new_id": new, "old_id": name} for new, name in replacement.inputs.items()]
         values = [{"new_id": new, "set_value": value} for new, value in replacement.values.items()]
         await register(
             entry(

@@ -156,11 +156,14 @@ def summary_lines(tier: str, counts: Counter) -> list[str]:
 
 
 _ONE_SERVER = ("tests/server/", "tests/browser/")
+_OWN_SERVERS = ("test_beside_others.py", "test_other_folder.py", "test_plain_install.py")  # of tests/server
 
 
 def room_of(node_id: str) -> str:
     """What one worker runs: a file, or a folder whose tests share a server, since every worker would start its own."""
     file = node_id.split("::", 1)[0]
+    if file.endswith(_OWN_SERVERS):
+        return file
     return next((folder for folder in _ONE_SERVER if file.startswith(folder)), file)
 
 
@@ -172,6 +175,8 @@ def heaviest_first(items: list[pytest.Item]) -> list[pytest.Item]:
     def weight(item: pytest.Item) -> int:
         if room_of(item.nodeid) in _ONE_SERVER:
             return 0
-        return 1 if item.path in slow else 2
+        if room_of(item.nodeid).endswith(_OWN_SERVERS):
+            return 1
+        return 2 if item.path in slow else 3
 
     return sorted(items, key=weight)

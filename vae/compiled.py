@@ -41,7 +41,8 @@ def _compile(device: torch.device, dtype: torch.dtype) -> tuple[Activation, str]
         _call_once(activation, device, dtype)
     # It depends on compilers, drivers and versions of Python, and each fails in its own way.
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = f"{type(error).__name__}: {' '.join(lines[:2])}"  # the first names the backend alone
         return modulated_silu, (
             f"torch.compile does not work here ({reason}): the VAE goes on without it, with the same result. It needs "
             "a C++ compiler for the CPU (on Windows that of Visual Studio) and Triton for a card."

@@ -4,7 +4,7 @@ is offered it by name."""
 try:
     import tomllib
 except ImportError:  # Python 3.10
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found,no-redef]
 
 from ..paths import ROOT
 

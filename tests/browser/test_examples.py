@@ -14,6 +14,7 @@ from cogvideox.devtools.frontend import Frontend
 from cogvideox.devtools.paths import PACK_NAME, ROOT
 from cogvideox.devtools.server import Server, request
 from cogvideox.devtools.workflow import convert_to_api
+from cogvideox.tests.tiers import long_after
 
 FOLDER = ROOT / "example_workflows"
 SAVED = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
@@ -119,7 +120,7 @@ def assert_intact(frontend: Frontend, name: str) -> None:
     assert frontend.console == []
 
 
-@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("name", long_after(14, SAVED))
 def test_example_opens_as_it_was_saved(one_page: Frontend, name: str) -> None:
     # A user opening the example would see red nodes, cut links, or a seed where the steps belong.
     one_page.load(SAVED[name], name)
@@ -166,7 +167,7 @@ def test_queue_button_makes_a_video_that_plays(frontend: Frontend, pictures: Pat
     assert frontend.console == []
 
 
-@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("name", long_after(6, SAVED))
 def test_frontend_converts_as_the_tools_do(one_page: Frontend, comfyui: Server, name: str) -> None:
     # The frontend converts the saved workflow in its own way: a value in another's place runs to another video. What
     # the tools make of each example is run by tests/server/test_example_workflows.py.
@@ -201,6 +202,11 @@ def test_examples_are_offered_as_templates(frontend: Frontend, comfyui: Server) 
     assert shown == wanted[: len(shown)] and len(shown) >= len(TOYS), "from simple to special"
     for name in SAVED:
         card = page.get_by_test_id(f"template-workflow-{name}")
+        for _ in range(20):
+            if card.count():
+                break
+            cards.last.scroll_into_view_if_needed()
+            page.wait_for_timeout(250)
         card.scroll_into_view_if_needed()
         size = list(Image.open(FOLDER / f"{name}.jpg").size)  # the picture of last resort has another
         page.wait_for_function(

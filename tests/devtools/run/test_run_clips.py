@@ -21,7 +21,6 @@ from cogvideox.host.standalone import comfyui_from_environment
 from cogvideox.host.toy import LISTED, NAME
 from cogvideox.model_loaders.downloads.repositories import REPOSITORIES
 from cogvideox.nodes import NODES
-from cogvideox.sockets.recommended import RECOMMENDED
 
 
 def settled(lists: Any = None, **values: Any) -> Clip:
@@ -58,16 +57,6 @@ def test_checkpoint_has_its_authors_settings(lists: dict, picture: Path) -> None
         ("THUDM/CogVideoX1.5-5B-I2V", 1024, 768, 81, 16.0, 30, 6.0, "dpm", True, 1.0)
     )
     assert recommended_for("CogVideoX-2b", None, "--like").sampler == "ddim"
-
-
-def test_hints_of_the_nodes_do_not_contradict_the_command() -> None:
-    """The command's table is one of its own, since it is read where torch may be missing: a run with its settings would
-    be told on the sampler's node that the authors recommend others."""
-    for name, nodes in RECOMMENDED.items():
-        found = OFFICIAL[name]
-        assert (found.sampler, found.steps, found.cfg) == (nodes.sampler, nodes.steps, nodes.cfg)
-        size = nodes.width, nodes.height, nodes.usual_frames, nodes.fps
-        assert (found.width, found.height, found.frames, found.fps) == size
 
 
 def test_every_published_checkpoint_has_settings() -> None:
