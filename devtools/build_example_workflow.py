@@ -41,7 +41,12 @@ async example => {
   for (const column of example.columns)
     for (const spec of column.nodes) {
       const node = nodes[spec.name] = need(LiteGraph.createNode(spec.type), `node ${spec.type}`)
+      // The frontend remembers widgets by their node's number: what an example before this one has set would come back.
+      const own = (node.widgets ?? []).map(widget => widget.value)
       app.graph.add(node)
+      node.widgets?.forEach((widget, i) => {
+        if (i < own.length && widget.value !== own[i]) widget.value = own[i]
+      })
       if (spec.title) node.title = spec.title
       if (spec.color) { node.color = spec.color; node.bgcolor = spec.color }
       if (spec.bypassed) node.mode = 4  // LGraphEventMode.BYPASS

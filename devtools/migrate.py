@@ -63,7 +63,11 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise DevError(f"{source} is not migrated, and nothing is written.{hint}")
     _check_target(source, target, arguments.overwrite)
     lines = None if yaml is None else _extended(yaml)
-    _write(target, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    try:
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    except RecursionError as error:  # written less deep than it is read
+        raise DevError(f"{source} is not migrated: it is nested too deeply.") from error
+    _write(target, text)
     print(f"Written: {target}")
     if yaml is not None and lines is not None:
         _write(yaml.resolve(), lines)

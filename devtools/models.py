@@ -191,7 +191,7 @@ def interpreter(needed: Mapping[str, str]) -> Path:
     python = environment.create_venv(paths.VENV, paths.LOGS)
     if subprocess.run([str(python), "-c", f"import {', '.join(needed)}"], capture_output=True, check=False).returncode:
         arguments = ["install", *needed.values(), "-c", str(paths.CONSTRAINTS)]
-        environment.run_pip(python, arguments, " and ".join(needed.values()), paths.LOGS / "pip-downloads.log")
+        environment.run_pip(python, arguments, ", ".join(needed.values()), paths.LOGS / "pip-downloads.log")
     return python
 
 

@@ -119,6 +119,8 @@ def begin_request(request: dict[str, Any]) -> dict[str, Any]:
     What the last refused prompt has left on its nodes goes, and so do the toasts.
     """
     server, client_id = prompt_server(), request.get("client_id")
+    if not isinstance(client_id, str):  # anybody may send anything, and a list would end ComfyUI's loop of messages
+        client_id = None
     _request.set(_Request(client_id))
     if server is not None and client_id is not None:
         for key in [key for key, shown in _shown.items() if key[0] == client_id and shown.run == _IN_THE_QUEUE]:
@@ -138,6 +140,8 @@ def show_refusal(text: str, node_id: str) -> None:
     that needs it: each browser is told once."""
     server, request = prompt_server(), _request.get()
     if server is None or request is None or request.client_id is None or (node_id, text) in request.told:
+        return
+    if request.client_id not in server.sockets:  # nobody reads it; kept for ever, texts of made-up browsers fill memory
         return
     request.told.add((node_id, text))
     _show_error(server, request.client_id, node_id, _IN_THE_QUEUE, (text,))

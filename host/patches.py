@@ -238,8 +238,12 @@ def wrap_run_reports() -> None:
             error, raised = argument(args, kwargs, 5, "error"), argument(args, kwargs, 6, "ex")
             if isinstance(raised, UserError):  # which ComfyUI has written to the log before, in English
                 server = prompt_server()
-                text = localized_error(raised, server.client_id if server else None)
-                show_error(text, error["node_id"])
+                text = str(raised)
+                try:
+                    text = localized_error(raised, server.client_id if server else None)
+                    show_error(text, error["node_id"])
+                except Exception:  # ComfyUI calls this outside its try: an error here would end its queue for good
+                    logging.debug("An error could not be shown on its node.", exc_info=True)
                 error = {**error, "exception_type": type(raised).__name__, "exception_message": text}
                 args, kwargs = with_argument(args, kwargs, 5, "error", error)
             return original(*args, **kwargs)
@@ -249,7 +253,10 @@ def wrap_run_reports() -> None:
     def messages(original: Callable) -> Callable:
         def add_message(*args: Any, **kwargs: Any) -> Any:
             if argument(args, kwargs, 1, "event") == "execution_cached":
-                clear_earlier_runs(argument(args, kwargs, 2, "data")["nodes"])
+                try:
+                    clear_earlier_runs(argument(args, kwargs, 2, "data")["nodes"])
+                except Exception:  # as above
+                    logging.debug("What earlier runs have shown could not be cleared.", exc_info=True)
             return original(*args, **kwargs)
 
         return add_message

@@ -22,6 +22,8 @@ _PLAYING = {
     "SaveAnimatedPNG": "fps",
     "VHS_VideoCombine": "frame_rate",
 }
+# of a graph that is looked through, and of a rate that is taken for one
+_MOST_NODES, _HIGHEST_FPS = 2000, 1e4
 
 
 def running_graph() -> tuple[Graph, str] | None:
@@ -39,15 +41,19 @@ def running_graph() -> tuple[Graph, str] | None:
 def frame_rates_after(graph: Graph, node_id: str) -> set[float]:
     """The frames a second at which the video of the node `node_id` is played, as far as they are typed in."""
     found, seen, waiting = set(), {node_id}, [node_id]
+    if len(graph) > _MOST_NODES:  # each passing node is compared with all: not worth minutes
+        return found
     while waiting:
         source = waiting.pop()
         for name, node in graph.items():
-            inputs = node.get("inputs", {})
-            if name in seen or not any(isinstance(value, list) and value[:1] == [source] for value in inputs.values()):
+            inputs = node.get("inputs")
+            if name in seen or not isinstance(inputs, Mapping):  # ComfyUI checks only what an output needs
+                continue
+            if not any(isinstance(value, list) and value[:1] == [source] for value in inputs.values()):
                 continue
             seen.add(name)
             rate = inputs.get(_PLAYING.get(node.get("class_type", ""), ""))
-            if isinstance(rate, (int, float)):
+            if isinstance(rate, (int, float)) and 0 < rate < _HIGHEST_FPS:
                 found.add(float(rate))
             if node.get("class_type") in _PASSING:
                 waiting.append(name)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .inside import is_below
+from .inside import is_below, is_spelled_inside
 
 # Those that an address spells as they are; aiohttp takes braces for patterns.
 _PLAIN = re.compile(r"[\w.~!$&'*+;=:@-]+", re.ASCII)
@@ -28,7 +28,7 @@ def serve_pages(server: Any, folder: Path) -> None:
 
         async def get_page(request: Any, root: Path = folder / inner) -> Any:
             file = root / request.match_info["file"]
-            if not is_below(file, root) or not file.is_file():
+            if not is_spelled_inside(file, root) or not is_below(file, root) or not file.is_file():
                 raise web.HTTPNotFound()
             return web.FileResponse(file)
 

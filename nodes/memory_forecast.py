@@ -22,6 +22,7 @@ from ..sockets.recommended import describe, recommended_for
 from ..sockets.vae import CogVideoXVAE
 from .input_checks import check_all_sizes, check_vae, checked
 from .inputs import size_inputs
+from .search_words import SEARCH_WORDS
 
 _MOST_GB = 1024.0
 _HEAD = "|  | weights | stay on the card | work | peak |"  # one text, for its translation
@@ -42,7 +43,7 @@ class CogVideoXMemoryForecast(io.ComfyNode):
             node_id="CogVideoXMemoryForecast",
             display_name="CogVideoX Memory Forecast",
             category="CogVideoX/load",
-            search_aliases=["vram", "memory", "out of memory", "oom", "which settings", "my gpu", "low vram"],
+            search_aliases=SEARCH_WORDS["CogVideoXMemoryForecast"],
             description="Say before a run what it takes of the card, of main memory and of the disk, and which "
             "weight_dtype and memory mode to choose. Nothing is loaded to the card.",
             inputs=[

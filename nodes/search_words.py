@@ -40,6 +40,7 @@ _OF_DIFFUSERS = {
     "CogVideoXDecodeToFile": ["export_to_video"],
 }
 _TYPED = {
+    "CogVideoXMemoryForecast": ["vram", "memory", "out of memory", "oom", "which settings", "my gpu", "low vram"],
     "CogVideoXLoadPipeline": ["diffusers loader", "checkpoint loader", "load checkpoint", "text to video"],
     "CogVideoXLoadModel": ["unet loader", "diffusion model", "transformer", "gguf loader", "fp8"],
     "CogVideoXLoadTextEncoder": ["clip loader", "t5 loader", "t5xxl"],

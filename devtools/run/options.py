@@ -124,7 +124,7 @@ OPTIONS: Mapping[str, Option] = {
     "weight_dtype": Option("NAME", "the precision of the weights, such as int8", str),
     "lora": Option("NAME[:STRENGTH]", "a LoRA; may be given several times", read_lora, repeats=True),
     "size": Option("WxH", "width and height in pixels", read_size),
-    "frames": Option("N", "frames of the video, 8k + 1", whole(1, _MAX_FRAMES)),
+    "frames": Option("N", "frames of the video, 4k + 1; 8k + 1 is best", whole(1, _MAX_FRAMES)),
     "fps": Option("N", "frames a second", number(*_FPS)),
     "steps": Option("N", "sampling steps", whole(1, _MAX_STEPS)),
     "cfg": Option("N", "guidance strength", number(0.0, _MAX_CFG)),

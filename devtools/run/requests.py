@@ -122,7 +122,7 @@ def _read_line(line: str, source: str, folder: Path, common: Request) -> Request
         return Request({**common.values, "prompt": line}, frozenset({"prompt"}), source, folder)
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DevError(
             f"{_begin(source)} begins with {{ and is no JSON: {error}. Write an object in one line, such as "
             '{"prompt": "a star", "seed": 2}, or the prompt alone.'

@@ -80,10 +80,6 @@ class SingleFile:
         found = {"name": self.name, "url": self.url, "directory": self.directory}
         return found if self.sha256 is None else {**found, "hash": self.sha256, "hash_type": "SHA256"}
 
-    def describe(self) -> str:
-        """One line for the user: name, size, licence."""
-        return f"{self.name}: {self.gigabytes:.1f} GB, {self.licence} ({self.licence_url})"
-
 
 def _official(name: str, gigabytes: float, licence: tuple[str, str], made_for: str) -> Repository:
     return Repository(name, f"zai-org/{name}", f"ZhipuAI/{name}", gigabytes, *licence, made_for)

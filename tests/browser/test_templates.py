@@ -49,7 +49,8 @@ _LOOK = (
 )
 
 
-@pytest.mark.parametrize("is_vue", (True, pytest.param(False, marks=pytest.mark.long)), ids=("vue", "classic"))
+@pytest.mark.long  # tests/devtools/test_templates.py computes it from the files
+@pytest.mark.parametrize("is_vue", (True, False), ids=("vue", "classic"))
 def test_nothing_overlaps_in_either_renderer(open_as: OpenAs, is_vue: bool) -> None:
     """The renderers give a node other heights than the file has: one would lie under the next."""
     with open_as(Comfy__VueNodes__Enabled=is_vue) as frontend:

@@ -30,6 +30,7 @@ class Browser:
         self.last_prompt_id = "first run"
         self.texts: list[tuple[str, str, str | None]] = []
         self.events: list[tuple[str, dict, str | None]] = []
+        self.sockets: dict[str, object] = {"mine": object()}
         self.on_prompt_handlers: list[Callable] = []
 
     def add_on_prompt_handler(self, handler: Callable) -> None:
@@ -191,3 +192,24 @@ def test_a_script_has_no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
     assert messages.begin_request({"prompt": {}}) == {"prompt": {}}
     messages.show_refusal("a text", "5")
     assert not messages._shown
+
+
+@pytest.mark.parametrize("client_id", [[], {}, 7, None])
+def test_a_prompt_of_no_browser_ends_nothing(browser: Browser, client_id: object) -> None:
+    """A list as client_id reached ComfyUI's loop of messages, where it ended the program."""
+    messages.begin_request({"client_id": client_id})
+    messages.show_refusal("The width is odd.", "5")
+    assert not browser.events and not browser.texts
+
+
+def test_made_up_browsers_are_not_remembered(browser: Browser) -> None:
+    """Each left its texts in memory for ever."""
+    messages.begin_request({"client_id": "nobody"})
+    messages.show_refusal("The width is odd.", "5")
+    assert not messages._shown and not browser.texts
+
+
+def test_a_failing_report_does_not_end_the_queue(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI reports an error outside its own try: the thread of the queue would end with it."""
+    monkeypatch.setattr(browser, "send_progress_text", lambda *_: 1 / 0)
+    assert report(UserError("The clip is too long."))["exception_message"] == "The clip is too long."

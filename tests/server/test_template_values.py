@@ -7,7 +7,9 @@ import pytest
 
 from cogvideox.devtools import client
 from cogvideox.devtools.build_blueprints import BLUEPRINTS, FOLDER, Blueprint
+from cogvideox.devtools.example_workflows import EXAMPLES, Example, file_name
 from cogvideox.devtools.paths import TEMPLATES
+from cogvideox.devtools.workflow import _input_specs, _pair
 from cogvideox.tests.template_values import faults
 
 SAVED = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(TEMPLATES.glob("*.json"))}
@@ -31,6 +33,28 @@ def schemas(comfyui) -> dict:
 def test_template_fits_the_nodes(schemas: dict, name: str) -> None:
     """A user opening it would see red nodes, cut links, or a seed where the steps belong."""
     assert faults(SAVED[name], schemas) == []
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=file_name)
+def test_what_no_table_sets_is_the_nodes_default(schemas: dict, example: Example) -> None:
+    """Ten templates had a denoise of 0.6, a size or a cfg of whichever template was built before them."""
+    specs = [spec for column in example.columns for spec in column.nodes]
+    nodes = sorted(SAVED[file_name(example)]["nodes"], key=lambda node: node["id"])
+    assert [node["type"] for node in nodes] == [spec.type for spec in specs]
+    for spec, node in zip(specs, nodes):
+        if spec.type.startswith("CogVideoX"):
+            assert others_than_default(schemas[spec.type], node, set(spec.widgets)) == {}, spec.name
+
+
+def others_than_default(schema: dict, node: dict, set_by_table: set[str]) -> dict[str, object]:
+    """Widget -> value, of those that have another value than the node's own."""
+    known = dict(_input_specs(schema))
+    found = {}
+    for name, value in _pair(list(known.items()), list(node.get("widgets_values") or [])):
+        options = known[name][1] if name in known and len(known[name]) > 1 else {}
+        if name not in set_by_table and "default" in options and value != options["default"]:
+            found[name] = value
+    return found
 
 
 def swapped(workflow: dict) -> None:

@@ -1,6 +1,7 @@
 """The settings that a checkpoint was published with, and the hint of a run with others."""
 
 import re
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -220,3 +221,18 @@ def test_loaded_checkpoints_have_the_hint(monkeypatch: pytest.MonkeyPatch) -> No
     loader.load_model(WEIGHTS / "5b", "fp32")
     assert added == ["CogVideoX-5b"]
     assert set(OFFICIAL) >= set(RECOMMENDED) and module.RECOMMENDED is RECOMMENDED
+
+
+def test_graphs_of_strangers_do_not_stop_a_hint() -> None:
+    """ComfyUI checks only what an output needs: the rest of a prompt may be anything, and of any size."""
+    odd = {
+        "1": {"class_type": "VAEDecode", "inputs": {"samples": ["0", 0]}},
+        "2": {"class_type": "CreateVideo", "inputs": {"images": ["1", 0], "fps": 10**400}},
+        "3": {"class_type": "CreateVideo", "inputs": []},
+        "4": {"class_type": "CreateVideo", "inputs": None},
+    }
+    assert graphs.frame_rates_after(odd, "0") == set()  # type: ignore[arg-type]
+    many = {str(n): {"class_type": "PreviewImage", "inputs": {"images": [str(n - 1), 0]}} for n in range(1, 100_000)}
+    began = time.process_time()
+    assert graphs.frame_rates_after(many, "0") == set()
+    assert time.process_time() - began < 1
