@@ -205,7 +205,8 @@ def test_examples_are_offered_as_templates(frontend: Frontend, comfyui: Server) 
         for _ in range(20):
             if card.count():
                 break
-            cards.last.scroll_into_view_if_needed()
+            cards.last.hover()
+            page.mouse.wheel(0, 3000)
             page.wait_for_timeout(250)
         card.scroll_into_view_if_needed()
         size = list(Image.open(FOLDER / f"{name}.jpg").size)  # the picture of last resort has another
