@@ -239,8 +239,8 @@ def _asked(error: Exception) -> str:
 
 def _again(folder: Path) -> str:
     return (
-        f"Install the nodes again: delete {folder} and clone or install it anew, or run `git status` in it to see what "
-        "differs. Then start ComfyUI again."
+        f"Install the nodes again: delete {folder} and clone or install it once more, or run `git status` in it to see "
+        "what differs. Then start ComfyUI again."
     )
 
 

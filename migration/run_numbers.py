@@ -50,7 +50,7 @@ def even_frames(work: Work, node: Node, value: object) -> object:
         work.changed(node, "frames comes from another node: it has to be 4k + 1, 8k + 1 at best.")
         return work.graph.resolve(value)
     if not isinstance(known, int) or isinstance(known, bool) or known < 1:
-        raise work.refuse(node, f"its num_frames {known} are no number of frames. Type one in.")
+        raise work.refuse(node, f"its num_frames is {known}: expected is a count of 1 or more. Type one in.")
     frames = nearest_frames(known)
     if frames == known:
         return value

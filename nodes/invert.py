@@ -12,7 +12,7 @@ from ..samplers.follow import follow_video, read_trajectory
 from ..samplers.inversion import inversion_sigmas, record_inversion
 from ..samplers.schedule import TRAIN_TIMESTEPS
 from .input_checks import check_latent_image, check_percent_range, checked
-from .inputs import range_inputs
+from .inputs import model_input, range_inputs
 from .sample import noise_levels
 from .search_words import SEARCH_WORDS
 
@@ -31,7 +31,7 @@ class CogVideoXInvert(io.ComfyNode):
             search_aliases=SEARCH_WORDS["CogVideoXInvert"],
             description="Run DDIM backwards: from an encoded video to the noise that would generate it.",
             inputs=[
-                io.Model.Input("model", tooltip="From Load CogVideoX Model or Load CogVideoX Pipeline."),
+                model_input(),
                 io.Conditioning.Input("positive", tooltip="An empty prompt, or one that describes the video."),
                 io.Conditioning.Input("negative", tooltip="An empty prompt. It has no effect at cfg 1."),
                 io.Latent.Input("latent_image", tooltip="The video, from a CogVideoX VAE."),

@@ -21,7 +21,7 @@ from ..sockets.model import require_cogvideox_model
 from ..sockets.recommended import describe, recommended_for
 from ..sockets.vae import CogVideoXVAE
 from .input_checks import check_all_sizes, check_vae, checked
-from .inputs import size_inputs
+from .inputs import model_input, size_inputs
 from .search_words import SEARCH_WORDS
 
 _MOST_GB = 1024.0
@@ -47,7 +47,7 @@ class CogVideoXMemoryForecast(io.ComfyNode):
             description="Say before a run what it takes of the card, of main memory and of the disk, and which "
             "weight_dtype and memory mode to choose. Nothing is loaded to the card.",
             inputs=[
-                io.Model.Input("model", tooltip="From Load CogVideoX Model or Load CogVideoX Pipeline."),
+                model_input(),
                 *size_inputs(),
                 io.Vae.Input("vae", optional=True, tooltip="Without one, the VAE of the official checkpoints."),
                 io.Clip.Input("clip", optional=True, tooltip="Without one, T5-XXL in 16 bits."),

@@ -11,11 +11,9 @@ from cogvideox.video_limits import TEMPORAL, check_size
 
 from ..errors import DevError
 from .media import Media
-from .options import LISTS, Lists, Lora
+from .options import FPS_RANGE, LISTS, Lists, Lora
 from .recommended import TOY_FOR, recommended_for
 from .requests import Request
-
-_FPS = (1.0, 120.0)  # the limits of ComfyUI's CreateVideo
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def _frames(request: Request, like: Settings, video: Media | None) -> int:
 
 def _fps(like: Settings, video: Media | None) -> float:
     """Frames a second: those of the video, where there is one."""
-    return video.fps if video is not None and _FPS[0] <= video.fps <= _FPS[1] else like.fps
+    return video.fps if video is not None and FPS_RANGE[0] <= video.fps <= FPS_RANGE[1] else like.fps
 
 
 def _check_size(request: Request, like: Settings, settings: Mapping[str, Any]) -> None:

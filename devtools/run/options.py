@@ -11,7 +11,8 @@ LISTS = {"pipeline": "model", "transformer": "model", "text_encoder": "text_enco
 Lists = Mapping[str, Sequence[str]]  # a key of LISTS -> the names that a server offers
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
 # ComfyUI's limits for the seed and for the frames a second of CreateVideo, and the pack's for the others.
-_MAX_SEED, _FPS, _MAX_STEPS, _MAX_CFG, _MAX_FRAMES, _MAX_SIDE_PX = (1 << 64) - 1, (1.0, 120.0), 1000, 100.0, 1025, 16384
+_MAX_SEED, _MAX_STEPS, _MAX_CFG, _MAX_FRAMES, _MAX_SIDE_PX = (1 << 64) - 1, 1000, 100.0, 1025, 16384
+FPS_RANGE = (1.0, 120.0)  # of ComfyUI's CreateVideo
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ OPTIONS: Mapping[str, Option] = {
     "lora": Option("NAME[:STRENGTH]", "a LoRA; may be given several times", read_lora, repeats=True),
     "size": Option("WxH", "width and height in pixels", read_size),
     "frames": Option("N", "frames of the video, 4k + 1; 8k + 1 is best", whole(1, _MAX_FRAMES)),
-    "fps": Option("N", "frames a second", number(*_FPS)),
+    "fps": Option("N", "frames a second", number(*FPS_RANGE)),
     "steps": Option("N", "sampling steps", whole(1, _MAX_STEPS)),
     "cfg": Option("N", "guidance strength", number(0.0, _MAX_CFG)),
     "sampler": Option("NAME", " or ".join(SAMPLERS), one_of(*SAMPLERS)),

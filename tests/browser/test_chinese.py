@@ -10,27 +10,8 @@ from safetensors.torch import save_file
 from cogvideox.devtools.frontend import Frontend
 from cogvideox.devtools.paths import ROOT
 from cogvideox.devtools.server import Server
+from cogvideox.tests.browser.lora_run import RUN_LORA
 
-# Load -> Apply LoRA with a file that does not fit -> Save LoRA, and run it.
-_RUN = """
-lora => {
-  window.outcome = null
-  app.api.addEventListener('execution_success', () => { window.outcome = 'success' })
-  app.api.addEventListener('execution_error', e => { window.outcome = e.detail.exception_message })
-  const add = (type, values) => {
-    const node = LiteGraph.createNode(type)
-    app.graph.add(node)
-    for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name]
-    return node
-  }
-  const load = add('CogVideoXLoadPipeline', {folder: 'CogVideoX-nano 5b'})
-  const apply = add('CogVideoXApplyLora', {lora_name: lora})
-  const save = add('CogVideoXSaveLora', {filename_prefix: 'loras/from_a_browser_test'})
-  load.connect(0, apply, apply.findInputSlot('model'))
-  apply.connect(0, save, save.findInputSlot('model'))
-  app.queuePrompt(0)
-}
-"""
 _ADD = "type => { const node = LiteGraph.createNode(type); app.graph.add(node); app.canvas.selectItems([node]) }"
 _SENTENCE = "请选择为 CogVideoX 训练的 LoRA。"
 
@@ -42,7 +23,7 @@ def test_error_and_help_are_chinese(comfyui: Server, open_as: Callable[..., Abst
     save_file({"no.layer.lora_A.weight": torch.ones(2, 2), "no.layer.lora_B.weight": torch.ones(2, 2)}, path)
     with open_as(Comfy__Locale="zh") as frontend:
         page = frontend.page
-        page.evaluate(_RUN, path.name)
+        page.evaluate(RUN_LORA, ["CogVideoX-nano 5b", path.name])
         page.wait_for_function("() => window.outcome", timeout=60_000)
         assert _SENTENCE in page.evaluate("() => window.outcome")
         # The frontend shows an error in a window of its own, since ComfyUI 0.30 at the press of a button.

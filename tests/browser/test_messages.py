@@ -10,29 +10,10 @@ from safetensors.torch import save_file
 from cogvideox.devtools.frontend import Frontend
 from cogvideox.devtools.server import Server
 from cogvideox.host.toy import WEIGHTS
+from cogvideox.tests.browser.lora_run import RUN_LORA
 
 _PIPELINE = "CogVideoX-nano 5b"
 _MARKUP = "<img src=x onerror=window.hacked=1>"
-# Load -> Apply LoRA -> Save LoRA, and run it.
-_RUN = """
-([pipeline, lora]) => {
-  window.outcome = null
-  app.api.addEventListener('execution_success', () => { window.outcome = 'success' })
-  app.api.addEventListener('execution_error', e => { window.outcome = e.detail.exception_message })
-  const add = (type, values) => {
-    const node = LiteGraph.createNode(type)
-    app.graph.add(node)
-    for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name]
-    return node
-  }
-  const load = add('CogVideoXLoadPipeline', {folder: pipeline})
-  const apply = add('CogVideoXApplyLora', {lora_name: lora})
-  const save = add('CogVideoXSaveLora', {filename_prefix: 'loras/from_a_browser_test'})
-  load.connect(0, apply, apply.findInputSlot('model'))
-  apply.connect(0, save, save.findInputSlot('model'))
-  app.queuePrompt(0)
-}
-"""
 
 
 @pytest.fixture
@@ -63,7 +44,7 @@ def unusable_lora(comfyui: Server) -> str:
 def test_markup_in_an_error_is_text(unusable_lora: str, frontend: Frontend) -> None:
     # The frontend shows an error in a window of its own, since ComfyUI 0.30 at the press of a button.
     page = frontend.page
-    page.evaluate(_RUN, [_PIPELINE, unusable_lora])
+    page.evaluate(RUN_LORA, [_PIPELINE, unusable_lora])
     page.wait_for_function("() => window.outcome", timeout=60_000)
     assert _MARKUP in page.evaluate("() => window.outcome")
     text, details = page.get_by_text(_MARKUP).first, page.get_by_role("button", name="View details")
@@ -78,7 +59,7 @@ def test_markup_in_an_error_is_text(unusable_lora: str, frontend: Frontend) -> N
 def test_markup_in_a_message_is_text(lora: str, frontend: Frontend) -> None:
     # A workflow and its files come from strangers: what they call a thing must not run as script in the user's page.
     page = frontend.page
-    page.evaluate(_RUN, [_PIPELINE, lora])
+    page.evaluate(RUN_LORA, [_PIPELINE, lora])
     page.wait_for_function("() => window.outcome", timeout=60_000)
     assert page.evaluate("() => window.outcome") == "success"
     expect(page.get_by_text(_MARKUP).first).to_be_visible()

@@ -13,6 +13,7 @@ from cogvideox.errors import UserError
 from cogvideox.host import folders, toy
 from cogvideox.nodes import NODES, controlnet, load, lora
 from cogvideox.nodes.missing_models import say_empty
+from cogvideox.tests.model_folders import empty_model_folders
 
 LISTS = {
     "pipeline": (load.CogVideoXLoadPipeline, load._find_pipeline),
@@ -28,11 +29,7 @@ FIRST = "CogVideoX-nano 5b"
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A plain ComfyUI's model folders: there, and empty."""
-    for category in folders.CATEGORIES:
-        (tmp_path / "models" / category).mkdir(parents=True)
-        where = ([str(tmp_path / "models" / category)], {".safetensors"})
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, category, where)
-    return tmp_path / "models"
+    return empty_model_folders(tmp_path, monkeypatch)
 
 
 @pytest.fixture

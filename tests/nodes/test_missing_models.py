@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import execution
-import folder_paths
 import pytest
 import torch
 from comfy_api.latest import io
 
 from cogvideox.devtools.example_workflows import EXAMPLES, file_name
 from cogvideox.errors import UserError
-from cogvideox.host import folders, patches, toy
+from cogvideox.host import patches, toy
 from cogvideox.host.queue_errors import naming_input, reported_once
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.model_loaders.downloads.repositories import FILES, REPOSITORIES
 from cogvideox.nodes import NODES, controlnet, draft, load, lora, missing_models
 from cogvideox.nodes.missing_models import KINDS, say_empty
+from cogvideox.tests.model_folders import empty_model_folders
 
 # What has a list of models: the node, the input with the list, the kind.
 LISTS: list[tuple[type[io.ComfyNode], str, str]] = [
@@ -36,11 +36,7 @@ PUBLISHED = [entry for entry in LISTS if KINDS[entry[2]].published]
 @pytest.fixture(autouse=True)
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The model folders of a ComfyUI that was just installed."""
-    for category in folders.CATEGORIES:
-        (tmp_path / "models" / category).mkdir(parents=True)
-        where = ([str(tmp_path / "models" / category)], {".safetensors"})
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, category, where)
-    return tmp_path / "models"
+    return empty_model_folders(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The nodes' help pages, their tooltips and docs/nodes.md: what they say of sockets and widgets is the schema's."""
 
 import re
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from cogvideox.model_loaders.precision import PRECISIONS, WEIGHT_DTYPES
 from cogvideox.nodes import NODES
 from cogvideox.nodes.missing_models import KINDS, say_empty
 from cogvideox.tests.figures.phrases import looks_measured
+from cogvideox.tests.web.input_heads import ENGLISH, head
 
 DOCS = ROOT / "web" / "docs"
 SCHEMAS = {schema.node_id: schema for schema in (node.GET_SCHEMA() for node in NODES)}
@@ -27,27 +27,6 @@ LOADERS = {  # what the loader accepts of weight_dtype
 }
 
 
-def head(entry: Any) -> str:
-    """How a help page begins what it says of an input: its name, type, default and range."""
-    facts, widget = [entry.get_io_type()], entry.as_dict()
-    default, least, most = (widget.get(name) for name in ("default", "min", "max"))
-    if default not in (None, ""):
-        facts.append(f"default {_shown(default)}")
-    if least is not None:
-        facts.append(f"{_shown(least)} to {_shown(most)}")
-    if entry.optional:
-        facts.append("optional")
-    return f"- **`{entry.id}`** ({', '.join(facts)})"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, str):
-        return f"`{value}`"
-    return "2^64 - 1" if value == 2**64 - 1 else f"{value:.12g}"
-
-
 @pytest.mark.parametrize("node_id", SCHEMAS)
 def test_help_tells_of_every_socket_and_widget(node_id):
     # Else the (i) panel is empty for a new node, or silent on the input that the user looks for.
@@ -56,7 +35,7 @@ def test_help_tells_of_every_socket_and_widget(node_id):
     inputs = inputs.split("## Inputs")[1]
     schema = SCHEMAS[node_id]
     told = [line.split(":")[0] for line in inputs.splitlines() if line.startswith("- **`")]
-    assert told == [head(entry) for entry in schema.inputs]
+    assert told == [head(entry, ENGLISH) for entry in schema.inputs]
     told = [line.split(":")[0] for line in outputs.split("## Example")[0].splitlines() if line.startswith("- **`")]
     assert told == [f"- **`{out.display_name or out.io_type}`** ({out.io_type})" for out in schema.outputs]
 

@@ -6,12 +6,12 @@ is none.
 
 import json
 import re
-from typing import Any
 
 import pytest
 
 from cogvideox.devtools.paths import ROOT
 from cogvideox.tests.locales.test_locales import NUMBER, ZH_TERMS
+from cogvideox.tests.web.input_heads import CHINESE, head
 from cogvideox.tests.web.test_docs import DOCS, SCHEMAS
 
 WORDS = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
@@ -58,27 +58,6 @@ def english(node_id: str) -> str:
     return (DOCS / f"{node_id}.md").read_text("utf-8")
 
 
-def head(entry: Any) -> str:
-    """How a Chinese page begins what it says of an input: its name, type, default and range."""
-    facts, widget = [entry.get_io_type()], entry.as_dict()
-    default, least, most = (widget.get(name) for name in ("default", "min", "max"))
-    if default not in (None, ""):
-        facts.append(f"默认 {_shown(default)}")
-    if least is not None:
-        facts.append(f"{_shown(least)} 到 {_shown(most)}")
-    if entry.optional:
-        facts.append("可选")
-    return f"- **`{entry.id}`**（{'，'.join(facts)}）"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "开启" if value else "关闭"
-    if isinstance(value, str):
-        return f"`{value}`"
-    return "2^64 - 1" if value == 2**64 - 1 else f"{value:.12g}"
-
-
 def test_every_node_has_a_page() -> None:
     # The frontend shows the English one instead, without a word.
     assert {file.parent.name for file in DOCS.glob("*/zh.md")} == set(SCHEMAS)
@@ -91,7 +70,7 @@ def test_page_tells_of_every_socket_and_widget(node_id: str) -> None:
     inputs, outputs = page(node_id).split("## 输出\n")
     inputs, schema = inputs.split("## 输入\n")[1], SCHEMAS[node_id]
     told = [line.split("：")[0] for line in inputs.splitlines() if line.startswith("- **`")]
-    assert told == [head(entry) for entry in schema.inputs]
+    assert told == [head(entry, CHINESE) for entry in schema.inputs]
     told = [line.split("：")[0] for line in outputs.split("## 示例\n")[0].splitlines() if line.startswith("- **`")]
     assert told == [f"- **`{out.display_name or out.io_type}`**（{out.io_type}）" for out in schema.outputs]
 
