@@ -73,24 +73,27 @@ class Settings:
     seed: int = 42
 
 
-def load_pipeline(folder: Path, weight_dtype: str = "default") -> Pipeline:
-    """All parts of a pipeline folder; weight_dtype is the transformer's."""
+def load_pipeline(folder: Path, weight_dtype: str = "default", others: str = "default") -> Pipeline:
+    """All parts of a pipeline folder. weight_dtype: the transformer's; others: the text encoder's and the VAE's."""
     from cogvideox.model_loaders.load_model import load_model
     from cogvideox.model_loaders.load_text_encoder import load_text_encoder
     from cogvideox.model_loaders.load_vae import load_vae
 
     return Pipeline(
         load_model(folder, weight_dtype),
-        load_text_encoder(folder),
-        load_vae(folder),
+        load_text_encoder(folder, others),
+        load_vae(folder, others),
     )
 
 
-def held_out_requests(seed: int, count: int, settings: Settings) -> list[Request]:
-    """Scenes of combinations held out from training, each with one of its captions. seed: of the scenes."""
+def held_out_requests(seed: int, count: int, settings: Settings, first: int = 0) -> list[Request]:
+    """Scenes of combinations held out from training, each with one of its captions. seed: of the scenes.
+
+    first: the number of the first one; a request depends on the seed and its own number alone.
+    """
     requests = []
     size = settings.frames, settings.width, settings.height
-    for index in range(count):
+    for index in range(first, first + count):
         rng = np.random.default_rng([seed, index])
         scene = draw_scene(rng, held_out=True)
         prompt = caption(scene, rng)

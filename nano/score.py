@@ -44,5 +44,16 @@ def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
 def deviation(exact: np.ndarray, lossy: np.ndarray) -> float:
     """How far runs of one seed are apart, the yardstick for what saves time at the cost of exactness: the RMS of the
     difference of their latents or frames over that of the exact ones."""
+    return deviation_of([squares(exact, lossy)])
+
+
+def squares(exact: np.ndarray, lossy: np.ndarray) -> tuple[float, float]:
+    """The sums of the squared difference and of the squared exact values, for deviation_of."""
     exact, lossy = np.asarray(exact, np.float64), np.asarray(lossy, np.float64)
-    return float(np.sqrt(np.mean((lossy - exact) ** 2) / np.mean(exact**2)))
+    return float(((lossy - exact) ** 2).sum()), float((exact**2).sum())
+
+
+def deviation_of(parts: Iterable[tuple[float, float]]) -> float:
+    """The deviation of runs of which every part has its squares."""
+    differences, exact = zip(*parts)
+    return float(np.sqrt(sum(differences) / sum(exact)))

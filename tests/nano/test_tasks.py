@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cogvideox.nano import paint, tasks, world
-from cogvideox.nano.score import deviation
+from cogvideox.nano.score import deviation, deviation_of, squares
 
 COUNT = 8
 
@@ -57,6 +57,12 @@ def test_deviation_is_relative() -> None:
     exact = np.ones((2, 3))
     assert deviation(exact, exact) == 0 and deviation(exact, exact * 1.5) == pytest.approx(0.5)
     assert deviation(10 * exact, 15 * exact) == pytest.approx(0.5)
+
+
+def test_the_deviation_of_parts_is_that_of_the_whole() -> None:
+    exact, lossy = np.random.default_rng(0).random((2, 5, 7))
+    parts = [squares(exact[rows], lossy[rows]) for rows in (slice(2), slice(2, 5))]
+    assert deviation_of(parts) == pytest.approx(deviation(exact, lossy))
 
 
 def test_the_other_clip_differs_in_the_colour_alone() -> None:
