@@ -13,6 +13,7 @@ import numpy as np
 
 from cogvideox.benchmarks.common import Table, arguments, report
 from cogvideox.benchmarks.nano_parts import Row, Scored, score_rows
+from cogvideox.host.standalone import comfyui_from_environment
 from cogvideox.nano import folders, paint, score, tasks
 
 _TEXT = tasks.Task("5b", paint.from_text, tasks.judge_text, {})
@@ -67,6 +68,7 @@ def main() -> None:
         workers={"type": int, "default": 1, "help": "processes that share the prompts"},
         device={"choices": ("cpu", "cuda"), "default": "cpu"},
     )
+    comfyui_from_environment()  # says what is missing; an error in a process of the pool would only say that it ended
     titles = options.rows or rows_of(options.weights)
     rows = {title: ROWS[title] for title in titles}
     with tempfile.TemporaryDirectory() as scratch:

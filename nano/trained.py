@@ -47,5 +47,10 @@ def load_transformer(work: Path, stage: str) -> dict[str, torch.Tensor]:
     trained = work / stage / "trained.pt"
     if trained.exists():
         return torch.load(trained)
-    published = WEIGHTS / stage.removesuffix("-short") / "transformer" / "diffusion_pytorch_model.safetensors"
+    published = (
+        WEIGHTS
+        / stage.removesuffix("-short").removesuffix("-first")
+        / "transformer"
+        / "diffusion_pytorch_model.safetensors"
+    )
     return {name: tensor.float() for name, tensor in load_file(published).items()}

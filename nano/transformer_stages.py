@@ -40,8 +40,10 @@ TRANSFORMER_STAGES = (
     TransformerStage("Fun-5b-Control", "Fun-5b-Control", "5b", 3000, 2e-3),
     TransformerStage(control_net.NAME, control_net.BASE, "5b", 2000, 2e-3, is_control_net=True),
     TransformerStage("2b", "2b", "5b", 8000, 3e-3),
-    TransformerStage("1.5-5B", "1.5-5B", "5b", 8000, 3e-3),
+    TransformerStage("1.5-5B-first", "1.5-5B", "5b", 8000, 3e-3),
+    TransformerStage("1.5-5B", "1.5-5B", "1.5-5B-first", 6000, 3e-3),
     # Its table of positions is of one size.
     TransformerStage("5b-I2V", "5b-I2V", "5b", 5000, 2e-3, _17_FRAMES),
-    TransformerStage("1.5-5B-I2V", "1.5-5B-I2V", "1.5-5B", 5000, 2e-3),
+    TransformerStage("1.5-5B-I2V-first", "1.5-5B-I2V", "1.5-5B-first", 5000, 2e-3),
+    TransformerStage("1.5-5B-I2V", "1.5-5B-I2V", "1.5-5B-I2V-first", 5000, 2e-3),
 )

@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,25 +49,10 @@ def die_in_the_middle_of_each(root: str) -> None:
         assert os.waitpid(child, 0)[1] == signal.SIGKILL, what
 
 
-def hold(folder: str) -> None:
-    """Write a file and say so; end when the standard input does."""
-    with complete_file.complete_file(Path(folder) / "model.safetensors") as file:
-        file.part.write_bytes(b"half")
-        print("writing", flush=True)
-        sys.stdin.read()
-
-
-def train_here(folder: str) -> None:
-    """Hold a training's folder and say so; end when the standard input does."""
-    with checkpoint.only_training(Path(folder)):
-        print("training", flush=True)
-        sys.stdin.read()
-
-
 @contextmanager
 def running(function: str, folder: Path) -> Iterator[subprocess.Popen]:
-    """A process that is in the middle of `function`."""
-    command = command_of(f"test_left_behind.{function}", folder)
+    """A process that is in the middle of `function`, "module.name" of the tests."""
+    command = command_of(function, folder)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline().strip().endswith("ing")
         yield process
@@ -117,7 +101,7 @@ def test_the_next_run_deletes_what_a_kill_has_left(killed: Path, what: str) -> N
 
 def test_what_is_being_written_stays(tmp_path: Path) -> None:
     """Two ComfyUIs that save into one folder would delete each other's models, however long the one takes."""
-    with running("hold", tmp_path) as process:
+    with running("held_file.hold", tmp_path) as process:
         (part,) = tmp_path.glob(".model.safetensors.*.part")
         make_older(part, OLD_S)
         write_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)}, {})
@@ -289,7 +273,7 @@ def test_a_folder_is_there_complete_or_not_at_all(tmp_path: Path) -> None:
 def test_one_training_a_folder(tmp_path: Path) -> None:
     """Two with one checkpoint_name deleted each other's checkpoints, and left a log of 7 rows for 25 steps."""
     folder = tmp_path / "mine"
-    with running("train_here", folder) as process:
+    with running("held_file.train_here", folder) as process:
         with (
             pytest.raises(UserError, match="Another training writes to .*mine.*another checkpoint_name"),
             checkpoint.only_training(folder),

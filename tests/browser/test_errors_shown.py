@@ -57,7 +57,7 @@ WRONG_MODEL = "Pass positive and negative through CogVideoX Image to Video"
 WRONG_FRAMES = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 53."
 
 
-@pytest.fixture(params=[False, True], ids=["classic", "vue"])
+@pytest.fixture(params=[pytest.param(False, marks=pytest.mark.long), True], ids=["classic", "vue"])
 def page_of(
     request: pytest.FixtureRequest, open_as: Callable[..., AbstractContextManager[Frontend]]
 ) -> Iterator[Frontend]:

@@ -120,7 +120,7 @@ def assert_intact(frontend: Frontend, name: str) -> None:
     assert frontend.console == []
 
 
-@pytest.mark.parametrize("name", long_after(14, SAVED))
+@pytest.mark.parametrize("name", long_after(6, SAVED))
 def test_example_opens_as_it_was_saved(one_page: Frontend, name: str) -> None:
     # A user opening the example would see red nodes, cut links, or a seed where the steps belong.
     one_page.load(SAVED[name], name)
@@ -167,7 +167,7 @@ def test_queue_button_makes_a_video_that_plays(frontend: Frontend, pictures: Pat
     assert frontend.console == []
 
 
-@pytest.mark.parametrize("name", long_after(6, SAVED))
+@pytest.mark.parametrize("name", long_after(3, SAVED))
 def test_frontend_converts_as_the_tools_do(one_page: Frontend, comfyui: Server, name: str) -> None:
     # The frontend converts the saved workflow in its own way: a value in another's place runs to another video. What
     # the tools make of each example is run by tests/server/test_example_workflows.py.

@@ -11,6 +11,7 @@ from cogvideox.devtools.workflow import convert_to_api
 from cogvideox.migration.migrate_graph import migrate_workflow
 from cogvideox.migration.migration_report import Options
 from cogvideox.tests.migration.wrapper_flows import TWELVE
+from cogvideox.tests.tiers import long_after
 
 # The values of a node's widgets by name.
 _WIDGETS = "type => Object.fromEntries(app.graph.nodes.find(n => n.type === type).widgets.map(w => [w.name, w.value]))"
@@ -26,7 +27,7 @@ def test_missing_nodes_of_the_wrapper_have_a_replacement(open_as: Any) -> None:
         assert offered["CogVideoDecode"][0]["new_node_id"] == "CogVideoXDecode"
 
 
-@pytest.mark.parametrize("name", ["i2v_1.5", "context_windows"])
+@pytest.mark.parametrize("name", long_after(1, ["i2v_1.5", "context_windows"]))
 def test_migrated_workflow_opens(open_as: Any, comfyui: Server, name: str) -> None:
     """No widget may be at another's place, no link lost: the frontend makes the prompt that our tools make."""
     document, _ = migrate_workflow(TWELVE[name]().document(), Options())

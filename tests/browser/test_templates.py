@@ -17,6 +17,7 @@ from cogvideox.devtools.paths import TEMPLATES
 from cogvideox.devtools.server import Server, request
 from cogvideox.devtools.workflow import convert_to_api
 from cogvideox.tests.devtools.test_templates import contains, group_box, overlap
+from cogvideox.tests.tiers import long_after
 
 SAVED = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(TEMPLATES.glob("*.json"))}
 DOWNLOADS = {
@@ -159,7 +160,7 @@ def test_blueprints_are_served(comfyui: Server) -> None:
     assert {entry["name"] for entry in found} >= {blueprint.name for blueprint in BLUEPRINTS}
 
 
-@pytest.mark.parametrize("name", APPS)
+@pytest.mark.parametrize("name", long_after(1, APPS))
 def test_an_app_opens_as_a_form(frontend: Frontend, comfyui: Server, name: str) -> None:
     """The form has every input of the table, and Run makes the same video as the graph."""
     page = frontend.page

@@ -1,5 +1,6 @@
 """What a run takes, counted before it begins, against what is then asked for, counted or measured."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cogvideox.tests.figures.cells import Cell
 from cogvideox.tests.hollow_files import OFFICIAL, hollow_model
 from cogvideox.tests.peak_bytes import PeakBytes
 from cogvideox.tests.quantized_models import KINDS, load
+from cogvideox.tests.tiers import long_after, long_rows_after
 
 OFFICIAL_NAMES = ("CogVideoX-2b", "CogVideoX-5b", "CogVideoX-5b-I2V", "CogVideoX1.5-5B", "CogVideoX1.5-5B-I2V")
 SMALL, LARGE = VideoSize(720, 480, 49), VideoSize(1360, 768, 81)
@@ -52,7 +54,7 @@ def tiny(tiny_pipelines: dict[str, Path]) -> ModelPatcher:
     return load_model(tiny_pipelines["5b"], "fp32")
 
 
-@pytest.mark.parametrize("name", OFFICIAL_NAMES)
+@pytest.mark.parametrize("name", long_after(2, reversed(OFFICIAL_NAMES)))
 def test_the_disk_is_at_most_the_download(name: str, encoder: TextEncoder, vae: Autoencoder) -> None:
     """The forecast counts 16 bits; the published VAEs are in fp32, and so is the text encoder of 1.5."""
     size = LARGE if "1.5" in name else SMALL
@@ -84,7 +86,7 @@ def test_an_h100_took_as_much(
     assert not found.in_one_batch  # as there: batches of [1]
 
 
-@pytest.mark.parametrize("name", OFFICIAL_NAMES)
+@pytest.mark.parametrize("name", long_after(2, reversed(OFFICIAL_NAMES)))
 def test_the_step_is_what_its_tensors_take(name: str, encoder: TextEncoder, vae: Autoencoder) -> None:
     """Counted tensor by tensor, with 1.5's frame in front. Too low a forecast ends a run, a high one sells a card."""
     size = LARGE if "1.5" in name else SMALL
@@ -96,8 +98,10 @@ def test_the_step_is_what_its_tensors_take(name: str, encoder: TextEncoder, vae:
     assert counted <= found.denoiser.working_bytes <= 1.1 * counted
 
 
-@pytest.mark.parametrize("video", (SMALL, LARGE), ids=("480p", "768p"))
-@pytest.mark.parametrize("gigabytes", (4, 6, 8, 12, 16, 24))
+@pytest.mark.parametrize(
+    ("gigabytes", "video"),
+    long_rows_after(4, [(6, SMALL), (8, LARGE), (12, SMALL), (24, LARGE), *itertools.product((4, 16), (SMALL, LARGE))]),
+)
 def test_the_vae_takes_that_mode(
     gigabytes: int, video: VideoSize, tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +135,7 @@ def test_a_leaner_mode_holds_more_in_main_memory(vae: Autoencoder) -> None:
     assert held[1] >= 0.9 * (found[24].working_bytes - found[12].working_bytes)
 
 
-@pytest.mark.parametrize("gigabytes", (6, 8, 12, 16, 24, 48, 80))
+@pytest.mark.parametrize("gigabytes", long_after(3, (8, 24, 80, 6, 12, 16, 48)))
 def test_the_advice_leaves_less_to_stream(
     gigabytes: int, models: dict[str, ModelPatcher], encoder: TextEncoder, vae: Autoencoder
 ) -> None:

@@ -16,7 +16,7 @@ from cogvideox.tests.graphs import PIPELINE, SAMPLE, node, with_inputs
 from cogvideox.tests.part_graphs import OURS, STOCK, component_weights, latent_only, only, short, with_lora, with_part
 from cogvideox.tests.quantized_models import needs_int8
 from cogvideox.tests.support import relative_error
-from cogvideox.tests.tiers import long_after
+from cogvideox.tests.tiers import long_after, long_rows_after
 
 ALL, ATTENTION, OTHER = "all.safetensors", "attention.safetensors", "other.safetensors"  # as diffusers writes them
 SAVE = "save"
@@ -86,7 +86,7 @@ def texts(result: RunResult, node_id: str) -> str:
     return "\n".join(text for shown_on, text in result.texts if shown_on == node_id)
 
 
-@pytest.mark.parametrize("dialect", long_after(9, loras.DIALECTS))
+@pytest.mark.parametrize("dialect", long_after(5, loras.DIALECTS))
 def test_dialect(comfyui, exact, latent, written, dialect):
     """Whoever trained it, a LoRA makes the one video in either node, and ours tells how much of it fits."""
     layers = loras.DIALECTS[dialect][1]
@@ -133,7 +133,14 @@ def test_strength(comfyui, exact, latent):
 KINDS = {"fp32": 0.0, "fp8_e4m3fn": 4e-2, "int8": 1e-2, "GGUF": 1e-2}  # how far each may be from fp32's video
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=needs_int8 if k == "int8" else ()) for k in KINDS])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("fp32", "fp8_e4m3fn"),
+        pytest.param("int8", marks=(needs_int8, pytest.mark.long)),
+        pytest.param("GGUF", marks=pytest.mark.long),
+    ],
+)
 def test_stack_on_every_precision(latent, kind):
     """Two LoRAs add up, whichever nodes put them there, and on packed weights too: there other packs lose them."""
     chain = (ALL, 0.4), (OTHER, -0.3)
@@ -208,8 +215,20 @@ def offered(comfyui) -> set[str]:
     return set(client.object_info(comfyui.url)[OURS]["input"]["required"]["lora_name"][1]["options"])
 
 
-@pytest.mark.parametrize("class_type", [OURS, STOCK])
-@pytest.mark.parametrize("dialect", ["diffusers", "raw SAT", "Fun"])
+@pytest.mark.parametrize(
+    ("dialect", "class_type"),
+    long_rows_after(
+        2,
+        [
+            ("raw SAT", OURS),
+            ("diffusers", STOCK),
+            ("Fun", OURS),
+            ("diffusers", OURS),
+            ("raw SAT", STOCK),
+            ("Fun", STOCK),
+        ],
+    ),
+)
 def test_saved_lora_makes_the_same_video(comfyui, exact, latent, written, dialect, class_type):
     """Any dialect becomes diffusers', in ComfyUI's output folder, and is offered by the LoRA nodes at once."""
     name = written(f"to save {dialect}.safetensors", dialect, loras.DIALECTS[dialect][1])

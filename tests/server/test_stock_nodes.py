@@ -24,6 +24,7 @@ from cogvideox.tests.graphs import (
     with_ksampler,
 )
 from cogvideox.tests.support import TEXT_TO_VIDEO, relative_error
+from cogvideox.tests.tiers import long_after, long_rows_after
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])
@@ -109,8 +110,20 @@ def lora(comfyui) -> str:
     return "tiny.safetensors"
 
 
-@pytest.mark.parametrize("weight_dtype", ["default", "fp8_e4m3fn"])
-@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
+@pytest.mark.parametrize(
+    ("variant", "weight_dtype"),
+    long_rows_after(
+        3,
+        [
+            ("2b", "default"),
+            ("5b", "fp8_e4m3fn"),
+            ("1.5-5B", "default"),
+            ("2b", "fp8_e4m3fn"),
+            ("5b", "default"),
+            ("1.5-5B", "fp8_e4m3fn"),
+        ],
+    ),
+)
 def test_lora(comfyui, lora, variant, weight_dtype):
     """A LoRA must act on the video, the more the stronger, and be gone without a trace when it is taken out."""
     graph = text_to_video(folder_name(variant), weight_dtype=weight_dtype)
@@ -157,8 +170,10 @@ def context_windows(graph: dict, length: int, **changes) -> dict:
     return patched(graph, "ContextWindowsManual", **inputs | changes)
 
 
-@pytest.mark.parametrize("freenoise", [False, True])
-@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
+@pytest.mark.parametrize(
+    ("variant", "freenoise"),
+    long_rows_after(2, [("1.5-5B", True), ("5b", False), ("2b", True), ("2b", False), ("5b", True), ("1.5-5B", False)]),
+)
 def test_context_windows(comfyui, variant, freenoise):
     """Long videos on small cards: windows must cover every frame, and change nothing where one holds the video."""
     graph = text_to_video(folder_name(variant), frames=33)  # 9 latent frames
@@ -170,7 +185,7 @@ def test_context_windows(comfyui, variant, freenoise):
     assert torch.equal(comfyui.make(context_windows(graph, 10)).latent, plain)
 
 
-@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
+@pytest.mark.parametrize("variant", long_after(1, reversed(TEXT_TO_VIDEO)))  # 1.5, which takes frames in pairs
 def test_context_windows_with_a_frame_in_front(comfyui, variant):
     """ComfyUI puts a frame in front of later windows by default, which makes them odd: CogVideoX 1.5, which takes
     frames in pairs, must still run, and differ from windows without it only a little."""

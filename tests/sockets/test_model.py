@@ -213,6 +213,7 @@ def test_stock_lora_loader(tiny_pipelines: dict[str, Path]) -> None:
     assert torch.equal(model.model.diffusion_model.get_submodule(name).weight, before)
 
 
+@pytest.mark.long  # the node itself is run by tests/nodes/test_stock_patches.py
 def test_torch_compile_node(tiny_pipelines: dict[str, Path]) -> None:
     """TorchCompileModel must trace the model without a graph that changes its numbers."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
