@@ -23,7 +23,7 @@ SHARED = ("vae", "text_encoder", "tokenizer", "scheduler")
 _COMPONENTS = ("transformer", "vae", "text_encoder")
 
 # The folders of the pipelines below WEIGHTS, in the order of the lists.
-MODELS = ("5b", "5b-I2V", "1.5-5B", "Fun-5b-InP", "Fun-5b-Control")
+MODELS = ("5b", "5b-I2V", "1.5-5B", "1.5-5B-I2V", "2b", "Fun-5b-InP", "Fun-5b-Control")
 _PIPELINES = {f"{NAME} {model}": model for model in MODELS}
 # What a loader loads -> its names in the list -> the path below WEIGHTS. A shared part is listed once.
 LISTED: Mapping[str, Mapping[str, str]] = {
