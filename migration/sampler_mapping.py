@@ -1,6 +1,7 @@
 """The wrapper's sampler, with all that it is given -> the nodes that make the size, the conditions and the run."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .loader_mapping import LoadedModel, conditioning_of, load_vae, model_of, with_control_net
 from .migration_report import Work
@@ -52,7 +53,11 @@ def convert_sampler(work: Work, node: Node) -> None:
     if work.graph.constant(cfg) is None:
         work.lacks(node, "its cfg comes from another node. A cfg for each step has no counterpart; it is set to 6.")
         cfg = 6.0
-    shared = {"positive": conditions.positive, "negative": conditions.negative, "latent_image": conditions.latent}
+    shared: dict[str, Any] = {
+        "positive": conditions.positive,
+        "negative": conditions.negative,
+        "latent_image": conditions.latent,
+    }
     shared |= {"seed": node.inputs["seed"], "cfg": cfg}
     added = _add_sampler(work, node, replace(model, link=link), run, in_windows, shared)
     work.graph.moved[Link(node.id, 0)] = Link(added.id, 0)
@@ -96,7 +101,7 @@ def _steps(work: Work, node: Node, changes_video: bool) -> Steps:
 
 
 def _add_sampler(
-    work: Work, node: Node, model: LoadedModel, run: Steps, in_windows: bool, inputs: dict[str, object]
+    work: Work, node: Node, model: LoadedModel, run: Steps, in_windows: bool, inputs: dict[str, Any]
 ) -> Node:
     """The sampler that stands for the wrapper's scheduler."""
     inputs |= {"model": model.link, "steps": run.steps, "denoise": run.denoise}
@@ -133,7 +138,8 @@ def _with_windows(work: Work, node: Node, model: LoadedModel) -> tuple[Link, boo
     found = window_frames(frames, overlap) if isinstance(frames, int) and isinstance(overlap, int) else None
     schedule = SCHEDULES.get(str(values.get("context_schedule")))
     is_known = schedule is not None and isinstance(values.get("freenoise"), bool)
-    if options.type != "CogVideoContextOptions" or found is None or not is_known:
+    is_known = is_known and options.type == "CogVideoContextOptions"
+    if not is_known or found is None or not isinstance(frames, int):
         raise work.refuse(options, f"windows of {frames} frames with an overlap of {overlap} have no counterpart.")
     if values["context_stride"] != 4:
         work.lacks(options, f"context_stride {values['context_stride']} has no counterpart; it is 4.")
@@ -196,7 +202,7 @@ def _empty_latent(work: Work, node: Node, samples: Node | None) -> Link:
     return Link(work.add("CogVideoXEmptyLatent", samples or node, **size, **_frames(work, node)).id, 0)
 
 
-def _size_of_samples(work: Work, node: Node, samples: Node | None) -> dict[str, object]:
+def _size_of_samples(work: Work, node: Node, samples: Node | None) -> dict[str, Any]:
     """width and height of an empty latent, or of the video that is encoded."""
     if samples is None:
         raise work.refuse(node, "neither samples nor image_cond_latents are connected: it has no size. Connect one.")
@@ -208,13 +214,13 @@ def _size_of_samples(work: Work, node: Node, samples: Node | None) -> dict[str, 
     return {name: even_side(work, samples, name, value) for name, value in found.items()}
 
 
-def _size_of_image(work: Work, user: Node, name: str) -> dict[str, object]:
+def _size_of_image(work: Work, user: Node, name: str) -> dict[str, Any]:
     image = work.needed(user, name)
     width, height = video_size(work, user, image)
     return {"width": even_side(work, user, "width", width), "height": even_side(work, user, "height", height)}
 
 
-def _frames(work: Work, node: Node) -> dict[str, object]:
+def _frames(work: Work, node: Node) -> dict[str, Any]:
     return {"frames": even_frames(work, node, node.inputs["num_frames"]), "batch_size": 1}
 
 
@@ -261,7 +267,7 @@ def _first_frames(work: Work, node: Node, images: Link) -> Link:
 
 def _image_conditions(work: Work, node: Node, model: LoadedModel, image: Node, positive: Link, negative: Link) -> Node:
     """The node for what is concatenated with the noisy video."""
-    inputs: dict[str, object] = {"positive": positive, "negative": negative}
+    inputs: dict[str, Any] = {"positive": positive, "negative": negative}
     inputs["vae"] = load_vae(work, work.needed(image, "vae"), image)
     inputs |= _size_of_image(work, image, "start_image") | _frames(work, node)
     start, end = work.needed(image, "start_image"), work.graph.resolve(image.inputs.get("end_image"))
