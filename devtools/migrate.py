@@ -9,7 +9,8 @@ from pathlib import Path
 from cogvideox.errors import UserError, printable
 from cogvideox.migration.migrate_graph import migrate_workflow
 from cogvideox.migration.migration_report import CHANGED, LEFT_OUT, REFUSED, Options, Work
-from cogvideox.migration.workflow_format import MAX_BYTES, parse_workflow
+from cogvideox.migration.workflow_format import parse_workflow
+from cogvideox.migration.workflow_limits import MAX_BYTES
 from cogvideox.small_files import read_small_text
 
 from .errors import DevError, describe_full_disk, is_disk_full

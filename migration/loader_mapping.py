@@ -192,9 +192,11 @@ def load_text_encoder(work: Work, value: object, user: Node) -> Link:
     if loader is None:
         raise work.refuse(user, "nothing is connected to its input clip. Connect a CLIPLoader and migrate again.")
     if loader.type == "CogVideoTextEncode":  # its second output is the CLIP that it was given
-        clip = load_text_encoder(work, loader.inputs.get("clip"), loader)
-        work.graph.moved[Link(loader.id, 1)] = clip
-        return clip
+        output = Link(loader.id, 1)
+        if output not in work.graph.moved:
+            with work.once(loader, "clip"):
+                work.graph.moved[output] = load_text_encoder(work, loader.inputs.get("clip"), loader)
+        return work.graph.moved[output]
     if (loader.id, "clip") in work.made:
         return work.made[loader.id, "clip"]
     name = loader.widget(0, "clip_name")
@@ -212,12 +214,11 @@ def conditioning_of(work: Work, node: Node, name: str) -> Link:
     found = work.graph.nodes[work.needed(node, name, slot=0).node]
     if (found.id, "conditioning") in work.made:
         return work.made[found.id, "conditioning"]
-    if found.type == "CogVideoTextEncode":
-        made = _encode_text(work, found)
-    elif found.type == "CogVideoTextEncodeCombine":
-        made = _combine(work, found)
-    else:
+    convert = {"CogVideoTextEncode": _encode_text, "CogVideoTextEncodeCombine": _combine}.get(found.type)
+    if convert is None:
         raise work.refuse(node, f"its {name} comes from {found.label}, which is no prompt of the wrapper.")
+    with work.once(found, "conditioning"):
+        made = convert(work, found)
     work.made[found.id, "conditioning"] = work.graph.moved[Link(found.id, 0)] = made
     return made
 

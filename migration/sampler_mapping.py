@@ -40,6 +40,11 @@ def convert_sampler(work: Work, node: Node) -> None:
     """CogVideoSampler. Raises CannotConvert."""
     if Link(node.id, 0) in work.graph.moved:  # a second pass has asked for it already
         return
+    with work.once(node, "latent"):
+        _convert_sampler(work, node)
+
+
+def _convert_sampler(work: Work, node: Node) -> None:
     _check_extras(work, node)
     model = model_of(work, node)
     positive, negative = conditioning_of(work, node, "positive"), conditioning_of(work, node, "negative")
@@ -226,12 +231,9 @@ def _frames(work: Work, node: Node) -> dict[str, Any]:
 
 def _any_vae(work: Work, node: Node) -> Link:
     """The VAE that what `node` makes is decoded with: nothing else in its chain has one."""
-    for user in work.graph.nodes.values():
-        if user.type != "CogVideoDecode":
-            continue
-        samples = work.graph.resolve(user.inputs.get("samples"))
-        if isinstance(samples, Link) and samples.node == node.id:
-            return load_vae(work, work.needed(user, "vae"), user)
+    decoder = work.decoders.get(node.id)
+    if decoder is not None:
+        return load_vae(work, work.needed(decoder, "vae"), decoder)
     raise work.refuse(node, "no CogVideoDecode follows it, whose VAE its model needs. Add one and migrate again.")
 
 
