@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..errors import MAX_LETTERS, UserError, shortened
+from ..errors import UserError, printable, shortened
 from .node_graph import Graph, Link, Node
 from .target_nodes import TARGETS
 from .workflow_limits import MAX_WRITTEN_NODES, TooLargeError
 
 CHANGED, LEFT_OUT, REFUSED = "changed", "left out", "refused"
+_SHOWN_LETTERS = 300  # a path is shorter
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,13 @@ class Options:
 
     wrapper_folder: bool = False
     leave_out: bool = False
+
+
+def shown(value: object) -> str:
+    """What a sentence repeats of a value or of a file's name, which may be of any kind and length."""
+    if value is None or isinstance(value, Link):
+        return "from another node"
+    return printable(shortened(str(value), _SHOWN_LETTERS))
 
 
 class CannotConvert(Exception):
@@ -41,7 +49,7 @@ class Work:
     failed: set[tuple[str, str]] = field(default_factory=set)
 
     def note(self, kind: str, node: Node, sentence: str) -> None:
-        self.entries[kind, node.label, shortened(sentence, MAX_LETTERS)] = None  # a name in it has any length
+        self.entries[kind, node.label, sentence] = None
 
     def changed(self, node: Node, sentence: str) -> None:
         self.note(CHANGED, node, sentence)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .loader_mapping import LoadedModel, conditioning_of, load_vae, model_of, with_control_net
-from .migration_report import Work
+from .migration_report import Work, shown
 from .node_graph import Link, Node
 from .run_numbers import even_frames, even_side, matching_denoise, video_size, window_frames
 from .wrapper_nodes import EXTRAS, SCHEDULES, STOCK_SAMPLERS
@@ -100,7 +100,9 @@ def _steps(work: Work, node: Node, changes_video: bool) -> Steps:
         raise work.refuse(node, "steps or denoise_strength come from another node: type both in and migrate again.")
     found = matching_denoise(count, strength) if 0 < count <= _MOST_STEPS and 0 < strength < 1 else None
     if found is None:
-        raise work.refuse(node, f"{count} steps at denoise_strength {strength} are no step. Choose more of either.")
+        raise work.refuse(
+            node, f"{shown(count)} steps at denoise_strength {shown(strength)} are no step. Choose more of either."
+        )
     work.changed(node, f"the last {found[0]} of {count} steps are run: steps {found[0]}, denoise {found[1]}.")
     return Steps(*found, whole=count)
 
@@ -126,7 +128,7 @@ def _add_sampler(
         return work.add("CogVideoXSample", node, **inputs, sampler="ddim", dynamic_cfg=False)
     name = STOCK_SAMPLERS.get(scheduler)
     if name is None:
-        work.lacks(node, f"the scheduler {scheduler} has no counterpart; KSampler's ipndm is nearest.")
+        work.lacks(node, f"the scheduler {shown(scheduler)} has no counterpart; KSampler's ipndm is nearest.")
         name = "ipndm"
     else:
         work.changed(node, f"{scheduler} is KSampler's {name}: the same method, and not the same numbers.")
@@ -145,9 +147,11 @@ def _with_windows(work: Work, node: Node, model: LoadedModel) -> tuple[Link, boo
     is_known = schedule is not None and isinstance(values.get("freenoise"), bool)
     is_known = is_known and options.type == "CogVideoContextOptions"
     if not is_known or found is None or not isinstance(frames, int):
-        raise work.refuse(options, f"windows of {frames} frames with an overlap of {overlap} have no counterpart.")
+        raise work.refuse(
+            options, f"windows of {shown(frames)} frames with an overlap of {shown(overlap)} have no counterpart."
+        )
     if values["context_stride"] != 4:
-        work.lacks(options, f"context_stride {values['context_stride']} has no counterpart; it is 4.")
+        work.lacks(options, f"context_stride {shown(values['context_stride'])} has no counterpart; it is 4.")
     text = f"{frames} frames are {frames // 4} latents in the wrapper; here as many are {found[0]} frames. "
     work.changed(options, f"{text}FreeNoise shuffles the noise in another order.")
     added = work.add(
@@ -252,7 +256,9 @@ def _start_video(work: Work, node: Node, video: Node) -> Link:
         raise work.refuse(node, f"its samples come from {video.label}. {_LAYOUT}: encode the video again.")
     for name, least in (("noise_aug_strength", 0), ("strength", 1)):
         if work.graph.constant(video.inputs[name]) != least:
-            work.lacks(video, f"{name} {video.inputs[name]} has no counterpart for video to video; it is {least}.")
+            work.lacks(
+                video, f"{name} {shown(video.inputs[name])} has no counterpart for video to video; it is {least}."
+            )
     vae, images = load_vae(work, work.needed(video, "vae"), video), work.needed(video, "start_image")
     images = _first_frames(work, node, images)
     return Link(work.add("CogVideoXEncodeVideo", video, vae=vae, images=images).id, 0)
@@ -289,7 +295,9 @@ def _image_conditions(work: Work, node: Node, model: LoadedModel, image: Node, p
         return work.add("CogVideoXFunControl", image, **inputs, control_video=start)
     for name, least in (("strength", 1), ("start_percent", 0), ("end_percent", 1)):
         if work.graph.constant(image.inputs[name]) != least:
-            work.lacks(image, f"{name} {image.inputs[name]} has no counterpart for a start image; it is {least}.")
+            work.lacks(
+                image, f"{name} {shown(image.inputs[name])} has no counterpart for a start image; it is {least}."
+            )
     work.changed(image, "the mode of the VAE's posterior is taken; the wrapper draws a sample of it.")
     if model.traits.unscaled_image:
         work.changed(image, "image_scale is unscaled: the wrapper divides out the scale for CogVideoX 1.5.")
