@@ -255,10 +255,9 @@ def _start_video(work: Work, node: Node, video: Node) -> Link:
     if video.type != "CogVideoImageEncode":
         raise work.refuse(node, f"its samples come from {video.label}. {_LAYOUT}: encode the video again.")
     for name, least in (("noise_aug_strength", 0), ("strength", 1)):
-        if work.graph.constant(video.inputs[name]) != least:
-            work.lacks(
-                video, f"{name} {shown(video.inputs[name])} has no counterpart for video to video; it is {least}."
-            )
+        given = work.graph.constant(video.inputs[name])
+        if given != least:
+            work.lacks(video, f"{name} {shown(given)} has no counterpart for video to video; it is {least}.")
     vae, images = load_vae(work, work.needed(video, "vae"), video), work.needed(video, "start_image")
     images = _first_frames(work, node, images)
     return Link(work.add("CogVideoXEncodeVideo", video, vae=vae, images=images).id, 0)
@@ -294,10 +293,9 @@ def _image_conditions(work: Work, node: Node, model: LoadedModel, image: Node, p
         inputs |= {name: image.inputs[name] for name in ("strength", "start_percent", "end_percent")}
         return work.add("CogVideoXFunControl", image, **inputs, control_video=start)
     for name, least in (("strength", 1), ("start_percent", 0), ("end_percent", 1)):
-        if work.graph.constant(image.inputs[name]) != least:
-            work.lacks(
-                image, f"{name} {shown(image.inputs[name])} has no counterpart for a start image; it is {least}."
-            )
+        given = work.graph.constant(image.inputs[name])
+        if given != least:
+            work.lacks(image, f"{name} {shown(given)} has no counterpart for a start image; it is {least}.")
     work.changed(image, "the mode of the VAE's posterior is taken; the wrapper draws a sample of it.")
     if model.traits.unscaled_image:
         work.changed(image, "image_scale is unscaled: the wrapper divides out the scale for CogVideoX 1.5.")
