@@ -9,25 +9,17 @@ from pathlib import Path
 from cogvideox.errors import UserError, printable
 from cogvideox.migration.migrate_graph import migrate_workflow
 from cogvideox.migration.migration_report import CHANGED, LEFT_OUT, REFUSED, Options, Work
-from cogvideox.migration.workflow_format import MAX_BYTES, parse_workflow
+from cogvideox.migration.workflow_format import parse_workflow
+from cogvideox.migration.workflow_limits import MAX_BYTES
 from cogvideox.small_files import read_small_text
 
 from .errors import DevError, describe_full_disk, is_disk_full
+from .wrapper_folder import MODELS, SECTION, Extension, extend, folder_lines
 
-SECTION = "cogvideox_wrapper"
-_MODELS = "models/CogVideo"  # of the wrapper, in ComfyUI's folder
-# A category of ComfyUI's -> the folder below _MODELS. The first has the checkpoints, and is the line that is needed.
-_CATEGORIES = {
-    "diffusers": "",
-    "loras": "/loras",
-    "controlnet": "/ControlNet",
-    "vae": "/VAE",
-    "diffusion_models": "/GGUF",
-}
 _TITLES = {
-    CHANGED: "What is another value, or another file, than in the wrapper:",
+    CHANGED: "What differs from the wrapper:",
     LEFT_OUT: "What is left out:",
-    REFUSED: "What has no counterpart:",
+    REFUSED: "What cannot be migrated:",
 }
 
 
@@ -43,51 +35,66 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--extra-model-paths",
         type=Path,
         metavar="YAML",
-        help=f"ComfyUI's extra_model_paths.yaml: {_MODELS} is added to it, and its checkpoints are used",
+        help=f"ComfyUI's extra_model_paths.yaml: {MODELS} is added to it, and its checkpoints are used",
     )
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Run `dev.py migrate`; returns the exit status. Raises: DevError."""
     source: Path = arguments.workflow
-    target: Path = arguments.out or source.with_name(f"{source.stem}_migrated.json")
     yaml: Path | None = arguments.extra_model_paths
     options = Options(wrapper_folder=yaml is not None, leave_out=arguments.leave_out)
     try:
-        document, work = migrate_workflow(parse_workflow(_read(source)), options)
+        document, work = migrate_workflow(parse_workflow(_read(source, "a workflow, which is a .json file")), options)
     except UserError as error:
         raise DevError(f"{source} is not migrated. {error}") from error
-    _print_report(work)
     if document is None:
+        _print_report(work)
         hint = "" if options.leave_out else " --leave-out writes it without, where that is possible."
         raise DevError(f"{source} is not migrated, and nothing is written.{hint}")
+    target: Path = arguments.out or source.with_name(f"{source.stem}_migrated.json")
     _check_target(source, target, arguments.overwrite)
-    lines = None if yaml is None else _extended(yaml)
-    try:
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    except RecursionError as error:  # written less deep than it is read
-        raise DevError(f"{source} is not migrated: it is nested too deeply.") from error
-    _write(target, text)
+    extension = None if yaml is None else _extension(yaml, target)
+    _print_report(work)
+    _write(target, json.dumps(document, indent=2, ensure_ascii=False) + "\n", "Name another file with --out.")
     print(f"Written: {target}")
-    if yaml is not None and lines is not None:
-        _write(yaml.resolve(), lines)
-        print(f"Written: {yaml}, section {SECTION}. Restart ComfyUI.")
+    if yaml is not None and extension is not None:
+        _write_extension(yaml, extension)
     return 0
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, what: str) -> str:
+    """The text of a file. what: of which kind it has to be. Raises: DevError."""
     try:
+        if path.is_dir():
+            raise DevError(f"{path} is a folder. Name {what}.")
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise DevError(f"{path} has {size >> 20} MiB, more than the {MAX_BYTES >> 20} that are read. Name {what}.")
         return read_small_text(path, MAX_BYTES)
+    except UserError as error:
+        raise DevError(str(error)) from error
     except UnicodeDecodeError as error:
-        raise DevError(f"{path} is not text in UTF-8. Save the workflow as JSON with ComfyUI.") from error
+        raise DevError(f"{path} is not text in UTF-8. Name {what}.") from error
     except OSError as error:
-        raise DevError(f"{path} cannot be read: {error.strerror or error}. Name a workflow's file.") from error
+        raise DevError(f"{path} cannot be read: {error.strerror or error}. Name {what}.") from error
 
 
 def _check_target(source: Path, target: Path, overwrites: bool) -> None:
-    if target.exists() and not overwrites:
-        what = "is the workflow itself" if target.resolve() == source.resolve() else "exists already"
-        raise DevError(f"{target} {what}. Name another file with --out, or add --overwrite to replace it.")
+    """Raises: DevError for a file that must not or cannot be written."""
+    another = "Name another file with --out"
+    try:
+        if target.is_dir():
+            raise DevError(f"{target} is a folder. {another}.")
+        if os.path.lexists(target) and not overwrites:
+            what = "is the workflow itself" if target.resolve() == source.resolve() else "exists already"
+            raise DevError(f"{target} {what}. {another}, or add --overwrite to replace it.")
+        if not target.parent.is_dir():
+            raise DevError(f"{target} cannot be written: there is no folder {target.parent}. Make it, or name another.")
+    except (OSError, RuntimeError) as error:  # a name that is too long; links in a circle
+        raise DevError(
+            f"{target} cannot be written: {getattr(error, 'strerror', None) or error}. {another}."
+        ) from error
 
 
 def _print_report(work: Work) -> None:
@@ -96,50 +103,53 @@ def _print_report(work: Work) -> None:
         if lines:
             print(title)
             for line in lines:
-                print(f"  - {printable(line)}")
+                # A line break in a name would begin a line that looks like one of ours.
+                print(f"  - {printable(' '.join(line.split()))}")
 
 
-def _extended(yaml: Path) -> str | None:
-    """The text of extra_model_paths.yaml with the wrapper's folders; None where it has them. Raises: DevError."""
-    home = yaml.resolve().parent
-    if not (home / _MODELS).is_dir():
-        raise DevError(
-            f"There is no {_MODELS} beside {yaml}. Name the extra_model_paths.yaml in ComfyUI's own folder; it is made "
-            "where it is not there yet."
-        )
-    text = _read(yaml) if yaml.exists() else ""
-    if any(line.startswith(f"{SECTION}:") for line in text.splitlines()):
-        return None
-    # Without a base_path, a path counts from the folder of this file (ComfyUI's utils/extra_config.py).
-    entries = [
-        f"    {category}: {_MODELS}{folder}"
-        for category, folder in _CATEGORIES.items()
-        if (home / f"{_MODELS}{folder}").is_dir()
-    ]
-    before = text if not text or text.endswith("\n") else f"{text}\n"
-    return f"{before}{SECTION}:  # of ComfyUI-CogVideoXWrapper\n" + "\n".join(entries) + "\n"
+def _extension(yaml: Path, target: Path) -> Extension:
+    """What is to be written to extra_model_paths.yaml. Raises: DevError."""
+    if yaml.is_dir():
+        raise DevError(f"{yaml} is a folder. Name the extra_model_paths.yaml in ComfyUI's own folder.")
+    lines = folder_lines(yaml)
+    if os.path.realpath(yaml) == os.path.realpath(target):
+        raise DevError(f"{target} is the file of --extra-model-paths as well. Name another file with --out.")
+    text = _read(yaml, "ComfyUI's extra_model_paths.yaml") if os.path.lexists(yaml) else ""
+    return extend(yaml, text, lines)
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file in UTF-8, complete or not at all. Raises: DevError.
+def _write_extension(yaml: Path, extension: Extension) -> None:
+    if extension.text is not None:
+        _write(yaml, extension.text, "Add the section by hand, as docs/migration.md shows it.")
+        print(f"Written: {yaml}, section {SECTION}. Restart ComfyUI.")
+        return
+    print(f"{yaml} has a section {SECTION} already, which stays as it is.")
+    if extension.lacking:
+        print("These lines of it are missing: add them, and restart ComfyUI.")
+        for line in extension.lacking:
+            print(f"    {line}")
+
+
+def _write(path: Path, text: str, advice: str) -> None:
+    """Write a file in UTF-8, complete or not at all, through a link to the file itself. Raises: DevError.
 
     complete_file.py needs a package, and this command runs before any is installed.
     """
-    part = None
+    part, place = None, Path(os.path.realpath(path))
+    # A lone surrogate in a stranger's text is no character of UTF-8. Bytes, because Windows would change line ends.
+    data = text.encode("utf-8", "replace")
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".migrated.", suffix=".part", delete=False) as file:
             part = Path(file.name)
-            # A lone surrogate in a stranger's text is no character of UTF-8.
-            file.write(text.encode("utf-8", "replace").decode("utf-8"))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
-        os.replace(part, path)
+        part.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o644)
+        os.replace(part, place)
         part = None
     except OSError as error:
-        advice = describe_full_disk(path) if is_disk_full(error) else "Name another file with --out."
+        if is_disk_full(error):
+            advice = describe_full_disk(path)
         raise DevError(f"{path} cannot be written: {error.strerror or error}. {advice}") from error
     finally:
         if part is not None:

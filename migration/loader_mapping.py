@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .migration_report import Work
+from .migration_report import Work, shown
 from .node_graph import Graph, Link, Node
 from .wrapper_nodes import CHECKPOINTS, GGUF_VAE, QUANTIZATION, TORA_CHECKPOINT, Checkpoint, Traits, traits_of
 
@@ -42,14 +42,14 @@ def load_model(work: Work, loader: Node) -> Link:
         return work.made[loader.id, "model"]
     name = work.text(loader, "model")
     if name == TORA_CHECKPOINT or "tora" in name.lower():
-        raise work.refuse(loader, f"{name} is Tora's, whose trajectories this pack does not support.")
+        raise work.refuse(loader, f"{shown(name)} is Tora's, whose trajectories this pack does not support.")
     known = _checkpoint(work, loader) if loader.type == "DownloadAndLoadCogVideoModel" else None
     file = _folder(work, loader, known) if known else name
     family = known.family if known else "detect"
     model = Link(work.add("CogVideoXLoadModel", loader, model_name=file, weight_dtype=_dtype(work, loader)).id, 0)
     work.graph.nodes[model.node].inputs["family"] = family
     if not known:
-        work.changed(loader, f"the model is looked for as {file} in models/diffusion_models.")
+        work.changed(loader, f"the model is looked for as {shown(file)} in models/diffusion_models.")
     _note_options(work, loader)
     model = _with_loras(work, loader, model)
     compiled = work.graph.source(loader.inputs.get("compile_args"))
@@ -88,7 +88,7 @@ def load_vae(work: Work, link: Link, user: Node) -> Link:
 def _checkpoint(work: Work, loader: Node) -> Checkpoint:
     name = work.text(loader, "model")
     if name not in CHECKPOINTS:
-        raise work.refuse(loader, f"the checkpoint {name} is unknown. Choose one of the wrapper's list.")
+        raise work.refuse(loader, f"the checkpoint {shown(name)} is unknown. Choose one of the wrapper's list.")
     return CHECKPOINTS[name]
 
 
@@ -114,7 +114,9 @@ def _dtype(work: Work, loader: Node) -> str:
     if quantization == "disabled":
         return precision
     if quantization not in QUANTIZATION:
-        work.lacks(loader, f"the quantization {quantization} has no counterpart; without it weights are {precision}.")
+        work.lacks(
+            loader, f"the quantization {shown(quantization)} has no counterpart; without it weights are {precision}."
+        )
         return precision
     dtype = QUANTIZATION[quantization]
     work.changed(loader, f"{quantization} becomes {dtype}, which scales the weights: the numbers are others.")
@@ -131,7 +133,7 @@ def _note_options(work: Work, loader: Node) -> None:
         work.left_out(loader, "fp8_fastmode has no counterpart for GGUF weights.")
     attention = str(loader.inputs.get("attention_mode"))
     if "sage" in attention:
-        work.left_out(loader, f"{attention} is an option of ComfyUI: start it with --use-sage-attention.")
+        work.left_out(loader, f"{shown(attention)} is an option of ComfyUI: start it with --use-sage-attention.")
 
 
 def _lora_chain(graph: Graph, loader: Node) -> list[Node]:
@@ -172,13 +174,15 @@ def _with_loras(work: Work, loader: Node, model: Link) -> Link:
             0,
         )
         if by_rank:
-            work.changed(node, f"{name} is applied at the scale {_BY_RANK}, as the wrapper fuses it.")
+            work.changed(node, f"{shown(name)} is applied at the scale {_BY_RANK}, as the wrapper fuses it.")
         if by_rank and len(chain) > 1:
             work.changed(
                 node, "the wrapper scales all LoRAs by the rank of the last; here each is scaled by its own rank."
             )
         if node.type == "CogVideoLoraSelect" and not work.options.wrapper_folder:
-            work.changed(node, f"{name} is looked for in models/loras. The wrapper has it in models/CogVideo/loras.")
+            work.changed(
+                node, f"{shown(name)} is looked for in models/loras. The wrapper has it in models/CogVideo/loras."
+            )
     return model
 
 
@@ -192,9 +196,11 @@ def load_text_encoder(work: Work, value: object, user: Node) -> Link:
     if loader is None:
         raise work.refuse(user, "nothing is connected to its input clip. Connect a CLIPLoader and migrate again.")
     if loader.type == "CogVideoTextEncode":  # its second output is the CLIP that it was given
-        clip = load_text_encoder(work, loader.inputs.get("clip"), loader)
-        work.graph.moved[Link(loader.id, 1)] = clip
-        return clip
+        output = Link(loader.id, 1)
+        if output not in work.graph.moved:
+            with work.once(loader, "clip"):
+                work.graph.moved[output] = load_text_encoder(work, loader.inputs.get("clip"), loader)
+        return work.graph.moved[output]
     if (loader.id, "clip") in work.made:
         return work.made[loader.id, "clip"]
     name = loader.widget(0, "clip_name")
@@ -202,7 +208,7 @@ def load_text_encoder(work: Work, value: object, user: Node) -> Link:
         raise work.refuse(user, f"its clip comes from {loader.label}; expected is ComfyUI's CLIPLoader with a T5.")
     file = name.replace("\\", "/")
     clip = Link(work.add("CogVideoXLoadTextEncoder", loader, text_encoder_name=file, weight_dtype="default").id, 0)
-    work.changed(loader, f"{file} is loaded by Load CogVideoX Text Encoder, with 226 tokens as in diffusers.")
+    work.changed(loader, f"{shown(file)} is loaded by Load CogVideoX Text Encoder, with 226 tokens as in diffusers.")
     work.made[loader.id, "clip"] = clip
     return clip
 
@@ -212,12 +218,11 @@ def conditioning_of(work: Work, node: Node, name: str) -> Link:
     found = work.graph.nodes[work.needed(node, name, slot=0).node]
     if (found.id, "conditioning") in work.made:
         return work.made[found.id, "conditioning"]
-    if found.type == "CogVideoTextEncode":
-        made = _encode_text(work, found)
-    elif found.type == "CogVideoTextEncodeCombine":
-        made = _combine(work, found)
-    else:
+    convert = {"CogVideoTextEncode": _encode_text, "CogVideoTextEncodeCombine": _combine}.get(found.type)
+    if convert is None:
         raise work.refuse(node, f"its {name} comes from {found.label}, which is no prompt of the wrapper.")
+    with work.once(found, "conditioning"):
+        made = convert(work, found)
     work.made[found.id, "conditioning"] = work.graph.moved[Link(found.id, 0)] = made
     return made
 
@@ -227,8 +232,7 @@ def _encode_text(work: Work, node: Node) -> Link:
     work.graph.moved[Link(node.id, 1)] = clip
     text, strength = node.inputs["prompt"], work.graph.constant(node.inputs["strength"])
     if strength != 1:
-        shown = "from another node" if strength is None else strength
-        work.lacks(node, f"strength {shown} has no counterpart: a prompt has the strength 1.")
+        work.lacks(node, f"strength {shown(strength)} has no counterpart: a prompt has the strength 1.")
     known = work.graph.constant(text)
     # The wrapper's tokenizer always reads (word:1.2) as a weight, and a text without brackets holds none.
     weights = not isinstance(known, str) or "(" in known or ")" in known
@@ -246,7 +250,7 @@ def _combine(work: Work, node: Node) -> Link:
         return Link(added.id, 0)
     ratio = 0.5 if mode == "average" else work.graph.constant(node.inputs["weighted_average_ratio"])
     if not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
-        raise work.refuse(node, f"a ratio of {ratio} has no counterpart: ConditioningAverage takes 0 to 1.")
+        raise work.refuse(node, f"a ratio of {shown(ratio)} has no counterpart: ConditioningAverage takes 0 to 1.")
     added = work.add(
         "ConditioningAverage", node, conditioning_to=second, conditioning_from=first, conditioning_to_strength=ratio
     )
@@ -286,7 +290,9 @@ def load_control_net(work: Work, loader: Node, user: Node) -> Link:
         raise work.refuse(user, f"its controlnet comes from {loader.label}, which is no control net of the wrapper.")
     name = work.text(loader, "model").rpartition("/")[2]
     if not work.options.wrapper_folder:
-        work.changed(loader, f"the control net is looked for as {name} in models/controlnet: put its folder there.")
+        work.changed(
+            loader, f"the control net is looked for as {shown(name)} in models/controlnet: put its folder there."
+        )
     made = Link(work.add("CogVideoXLoadControlNet", loader, control_net_name=name).id, 0)
     work.made[loader.id, "control_net"] = work.graph.moved[Link(loader.id, 0)] = made
     return made

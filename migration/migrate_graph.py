@@ -1,14 +1,18 @@
 """Rewrite a whole workflow of the wrapper."""
 
+from functools import partial
 from typing import Any
 
 from ..errors import UserError, quoted
 from .loader_mapping import LOADERS, conditioning_of, load_control_net, load_model, load_text_encoder, load_vae
 from .migration_report import REFUSED, CannotConvert, Options, Work
-from .node_graph import BYPASSED, CARRIERS, MUTED, Link, Node
+from .node_graph import BYPASSED, CARRIERS, MUTED, Link, Node, sort_by_links
 from .sampler_mapping import convert_decoder, convert_sampler
 from .workflow_format import read_graph, write_graph
+from .workflow_limits import TooLargeError
 from .wrapper_nodes import NAMES, UNSUPPORTED
+
+_PROMPTS = ("CogVideoTextEncode", "CogVideoTextEncodeCombine")
 
 
 def migrate_workflow(document: dict[str, Any], options: Options) -> tuple[dict[str, Any] | None, Work]:
@@ -19,7 +23,7 @@ def migrate_workflow(document: dict[str, Any], options: Options) -> tuple[dict[s
     Raises UserError for a workflow that is damaged, or has no node of the wrapper.
     """
     graph = read_graph(document)
-    theirs = [node for node in graph.nodes.values() if node.type in NAMES]
+    theirs = [node for node in sort_by_links(graph) if node.type in NAMES]
     if not theirs:
         raise UserError("The workflow has no node of ComfyUI-CogVideoXWrapper: there is nothing to migrate.")
     work = Work(graph, options)
@@ -39,14 +43,20 @@ def migrate_workflow(document: dict[str, Any], options: Options) -> tuple[dict[s
 
 
 def _convert(work: Work, theirs: list[Node], active: list[Node]) -> None:
+    """active: in the order of their links, so that what a node asks for is there: a recursion along a chain of
+    thousands of nodes would end in an error."""
     graph = work.graph
     before = graph.used_outputs()
-    for kind, convert in (("CogVideoSampler", convert_sampler), ("CogVideoDecode", convert_decoder)):
+    convert_rest = partial(_convert_rest, used=before)
+    for converts, kinds in (
+        (convert_rest, _PROMPTS),
+        (convert_sampler, ("CogVideoSampler",)),
+        (convert_decoder, ("CogVideoDecode",)),
+        (convert_rest, NAMES.difference(_PROMPTS)),
+    ):
         for node in active:
-            if node.type == kind:
-                _attempt(work, node, convert)
-    for node in active:
-        _attempt(work, node, lambda work, node: _convert_rest(work, node, before.get(node.id, set())))
+            if node.type in kinds:
+                _attempt(work, node, converts)
     if work.of(REFUSED):
         return
     for node in active:
@@ -61,14 +71,16 @@ def _attempt(work: Work, node: Node, convert: Any) -> None:
         convert(work, node)
     except CannotConvert:
         pass  # the report says why
+    except TooLargeError:
+        raise
     except UserError as error:  # of the links to it
         work.refuse(node, str(error))
-    except RecursionError:
-        work.refuse(node, "its chain of nodes is too long. Shorten it and migrate again.")
 
 
-def _convert_rest(work: Work, node: Node, slots: set[int]) -> None:
-    """A node that no sampler has asked for, and others than the wrapper's may use. slots: its outputs that are used."""
+def _convert_rest(work: Work, node: Node, used: dict[str, set[int]]) -> None:
+    """A prompt, or a node that no sampler has asked for, and others than the wrapper's may use. used: the outputs of
+    each node that something is linked to."""
+    slots = used.get(node.id, set())
     if node.type in LOADERS:
         if 0 in slots:
             load_model(work, node)
@@ -78,7 +90,7 @@ def _convert_rest(work: Work, node: Node, slots: set[int]) -> None:
         load_vae(work, Link(node.id, 0), node)
     elif node.type == "DownloadAndLoadCogVideoControlNet" and slots:
         load_control_net(work, node, node)
-    elif node.type in ("CogVideoTextEncode", "CogVideoTextEncodeCombine"):
+    elif node.type in _PROMPTS:
         if 0 in slots:
             holder = Node(node.id, node.type, {"prompt": Link(node.id, 0)})
             conditioning_of(work, holder, "prompt")
@@ -133,9 +145,4 @@ def _prune(work: Work, theirs: list[Node], before: dict[str, set[int]]) -> None:
     for node in theirs:
         del graph.nodes[node.id]
     kinds = (*CARRIERS, "CLIPLoader", "EmptyLatentImage", "EmptySD3LatentImage", "PrimitiveNode")
-    idle = True
-    while idle:
-        used = graph.used_outputs()
-        idle = [n.id for n in graph.nodes.values() if n.type in kinds and n.id in before and n.id not in used]
-        for name in idle:
-            del graph.nodes[name]
+    graph.remove_idle([node.id for node in graph.nodes.values() if node.type in kinds and node.id in before])

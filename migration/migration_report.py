@@ -1,11 +1,17 @@
 """What a rewriting has changed, left out and refused, in sentences for the user."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from ..errors import UserError, printable, shortened
 from .node_graph import Graph, Link, Node
 from .target_nodes import TARGETS
+from .workflow_limits import MAX_WRITTEN_NODES, TooLargeError
 
 CHANGED, LEFT_OUT, REFUSED = "changed", "left out", "refused"
+_SHOWN_LETTERS = 300  # a path is shorter
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,13 @@ class Options:
     leave_out: bool = False
 
 
+def shown(value: object) -> str:
+    """What a sentence repeats of a value or of a file's name, which may be of any kind and length."""
+    if value is None or isinstance(value, Link):
+        return "from another node"
+    return printable(shortened(str(value), _SHOWN_LETTERS))
+
+
 class CannotConvert(Exception):
     """A node without which the rest of its chain cannot be converted; the report has said why."""
 
@@ -25,19 +38,18 @@ class CannotConvert(Exception):
 class Work:
     """A rewriting under way.
 
-    entries: (CHANGED, LEFT_OUT or REFUSED, node, sentence). made: what an old node has already become, by its id and
-    the purpose.
+    entries: (CHANGED, LEFT_OUT or REFUSED, node, sentence), each once. made: what an old node has already become, by
+    its id and the purpose. failed: what has become nothing, in the same way; the report has said why.
     """
 
     graph: Graph
     options: Options
-    entries: list[tuple[str, str, str]] = field(default_factory=list)
+    entries: dict[tuple[str, str, str], None] = field(default_factory=dict)
     made: dict[tuple[str, str], Link] = field(default_factory=dict)
+    failed: set[tuple[str, str]] = field(default_factory=set)
 
     def note(self, kind: str, node: Node, sentence: str) -> None:
-        entry = (kind, node.label, sentence)
-        if entry not in self.entries:
-            self.entries.append(entry)
+        self.entries[kind, node.label, sentence] = None
 
     def changed(self, node: Node, sentence: str) -> None:
         self.note(CHANGED, node, sentence)
@@ -59,7 +71,13 @@ class Work:
         return [f"{node}: {sentence}" for found, node, sentence in self.entries if found == kind]
 
     def add(self, kind: str, at: Node, place: tuple[int, int] = (0, 0), **inputs: object) -> Node:
-        """A new node in the place of `at`. place: how many node widths to the right and heights below of it."""
+        """A new node in the place of `at`. place: how many node widths to the right and heights below of it.
+        Raises TooLargeError."""
+        if len(self.graph.nodes) >= MAX_WRITTEN_NODES:
+            raise TooLargeError(
+                f"The workflow would have more than {MAX_WRITTEN_NODES} nodes here: loaders or samplers share long "
+                "chains, which each of them gets for itself. Split it."
+            )
         target, saved = TARGETS[kind], {}
         if "pos" in at.saved:
             x, y = _numbers(at.saved["pos"])
@@ -72,6 +90,29 @@ class Work:
         node.is_new = True
         self.graph.nodes[node.id] = node
         return node
+
+    @cached_property
+    def decoders(self) -> dict[str, Node]:
+        """The first CogVideoDecode behind each node."""
+        found: dict[str, Node] = {}
+        for node in [node for node in self.graph.nodes.values() if node.type == "CogVideoDecode"]:
+            try:
+                samples = self.graph.resolve(node.inputs.get("samples"))
+            except UserError:
+                continue  # the decoder's own conversion says it
+            if isinstance(samples, Link):
+                found.setdefault(samples.node, node)
+        return found
+
+    @contextmanager
+    def once(self, node: Node, purpose: str) -> Iterator[None]:
+        """A conversion that is not tried again where it has failed: all that need it would try. Raises CannotConvert,
+        and what the block raises."""
+        if (node.id, purpose) in self.failed:
+            raise CannotConvert
+        self.failed.add((node.id, purpose))
+        yield
+        self.failed.remove((node.id, purpose))
 
     def text(self, node: Node, name: str) -> str:
         """The name of a file or a checkpoint at a widget, with / between folders. Raises CannotConvert."""

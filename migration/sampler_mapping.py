@@ -1,9 +1,10 @@
 """The wrapper's sampler, with all that it is given -> the nodes that make the size, the conditions and the run."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .loader_mapping import LoadedModel, conditioning_of, load_vae, model_of, with_control_net
-from .migration_report import Work
+from .migration_report import Work, shown
 from .node_graph import Link, Node
 from .run_numbers import even_frames, even_side, matching_denoise, video_size, window_frames
 from .wrapper_nodes import EXTRAS, SCHEDULES, STOCK_SAMPLERS
@@ -39,6 +40,11 @@ def convert_sampler(work: Work, node: Node) -> None:
     """CogVideoSampler. Raises CannotConvert."""
     if Link(node.id, 0) in work.graph.moved:  # a second pass has asked for it already
         return
+    with work.once(node, "latent"):
+        _convert_sampler(work, node)
+
+
+def _convert_sampler(work: Work, node: Node) -> None:
     _check_extras(work, node)
     model = model_of(work, node)
     positive, negative = conditioning_of(work, node, "positive"), conditioning_of(work, node, "negative")
@@ -52,7 +58,11 @@ def convert_sampler(work: Work, node: Node) -> None:
     if work.graph.constant(cfg) is None:
         work.lacks(node, "its cfg comes from another node. A cfg for each step has no counterpart; it is set to 6.")
         cfg = 6.0
-    shared = {"positive": conditions.positive, "negative": conditions.negative, "latent_image": conditions.latent}
+    shared: dict[str, Any] = {
+        "positive": conditions.positive,
+        "negative": conditions.negative,
+        "latent_image": conditions.latent,
+    }
     shared |= {"seed": node.inputs["seed"], "cfg": cfg}
     added = _add_sampler(work, node, replace(model, link=link), run, in_windows, shared)
     work.graph.moved[Link(node.id, 0)] = Link(added.id, 0)
@@ -90,13 +100,15 @@ def _steps(work: Work, node: Node, changes_video: bool) -> Steps:
         raise work.refuse(node, "steps or denoise_strength come from another node: type both in and migrate again.")
     found = matching_denoise(count, strength) if 0 < count <= _MOST_STEPS and 0 < strength < 1 else None
     if found is None:
-        raise work.refuse(node, f"{count} steps at denoise_strength {strength} are no step. Choose more of either.")
+        raise work.refuse(
+            node, f"{shown(count)} steps at denoise_strength {shown(strength)} are no step. Choose more of either."
+        )
     work.changed(node, f"the last {found[0]} of {count} steps are run: steps {found[0]}, denoise {found[1]}.")
     return Steps(*found, whole=count)
 
 
 def _add_sampler(
-    work: Work, node: Node, model: LoadedModel, run: Steps, in_windows: bool, inputs: dict[str, object]
+    work: Work, node: Node, model: LoadedModel, run: Steps, in_windows: bool, inputs: dict[str, Any]
 ) -> Node:
     """The sampler that stands for the wrapper's scheduler."""
     inputs |= {"model": model.link, "steps": run.steps, "denoise": run.denoise}
@@ -116,7 +128,7 @@ def _add_sampler(
         return work.add("CogVideoXSample", node, **inputs, sampler="ddim", dynamic_cfg=False)
     name = STOCK_SAMPLERS.get(scheduler)
     if name is None:
-        work.lacks(node, f"the scheduler {scheduler} has no counterpart; KSampler's ipndm is nearest.")
+        work.lacks(node, f"the scheduler {shown(scheduler)} has no counterpart; KSampler's ipndm is nearest.")
         name = "ipndm"
     else:
         work.changed(node, f"{scheduler} is KSampler's {name}: the same method, and not the same numbers.")
@@ -133,10 +145,13 @@ def _with_windows(work: Work, node: Node, model: LoadedModel) -> tuple[Link, boo
     found = window_frames(frames, overlap) if isinstance(frames, int) and isinstance(overlap, int) else None
     schedule = SCHEDULES.get(str(values.get("context_schedule")))
     is_known = schedule is not None and isinstance(values.get("freenoise"), bool)
-    if options.type != "CogVideoContextOptions" or found is None or not is_known:
-        raise work.refuse(options, f"windows of {frames} frames with an overlap of {overlap} have no counterpart.")
+    is_known = is_known and options.type == "CogVideoContextOptions"
+    if not is_known or found is None or not isinstance(frames, int):
+        raise work.refuse(
+            options, f"windows of {shown(frames)} frames with an overlap of {shown(overlap)} have no counterpart."
+        )
     if values["context_stride"] != 4:
-        work.lacks(options, f"context_stride {values['context_stride']} has no counterpart; it is 4.")
+        work.lacks(options, f"context_stride {shown(values['context_stride'])} has no counterpart; it is 4.")
     text = f"{frames} frames are {frames // 4} latents in the wrapper; here as many are {found[0]} frames. "
     work.changed(options, f"{text}FreeNoise shuffles the noise in another order.")
     added = work.add(
@@ -196,7 +211,7 @@ def _empty_latent(work: Work, node: Node, samples: Node | None) -> Link:
     return Link(work.add("CogVideoXEmptyLatent", samples or node, **size, **_frames(work, node)).id, 0)
 
 
-def _size_of_samples(work: Work, node: Node, samples: Node | None) -> dict[str, object]:
+def _size_of_samples(work: Work, node: Node, samples: Node | None) -> dict[str, Any]:
     """width and height of an empty latent, or of the video that is encoded."""
     if samples is None:
         raise work.refuse(node, "neither samples nor image_cond_latents are connected: it has no size. Connect one.")
@@ -208,24 +223,21 @@ def _size_of_samples(work: Work, node: Node, samples: Node | None) -> dict[str, 
     return {name: even_side(work, samples, name, value) for name, value in found.items()}
 
 
-def _size_of_image(work: Work, user: Node, name: str) -> dict[str, object]:
+def _size_of_image(work: Work, user: Node, name: str) -> dict[str, Any]:
     image = work.needed(user, name)
     width, height = video_size(work, user, image)
     return {"width": even_side(work, user, "width", width), "height": even_side(work, user, "height", height)}
 
 
-def _frames(work: Work, node: Node) -> dict[str, object]:
+def _frames(work: Work, node: Node) -> dict[str, Any]:
     return {"frames": even_frames(work, node, node.inputs["num_frames"]), "batch_size": 1}
 
 
 def _any_vae(work: Work, node: Node) -> Link:
     """The VAE that what `node` makes is decoded with: nothing else in its chain has one."""
-    for user in work.graph.nodes.values():
-        if user.type != "CogVideoDecode":
-            continue
-        samples = work.graph.resolve(user.inputs.get("samples"))
-        if isinstance(samples, Link) and samples.node == node.id:
-            return load_vae(work, work.needed(user, "vae"), user)
+    decoder = work.decoders.get(node.id)
+    if decoder is not None:
+        return load_vae(work, work.needed(decoder, "vae"), decoder)
     raise work.refuse(node, "no CogVideoDecode follows it, whose VAE its model needs. Add one and migrate again.")
 
 
@@ -243,8 +255,9 @@ def _start_video(work: Work, node: Node, video: Node) -> Link:
     if video.type != "CogVideoImageEncode":
         raise work.refuse(node, f"its samples come from {video.label}. {_LAYOUT}: encode the video again.")
     for name, least in (("noise_aug_strength", 0), ("strength", 1)):
-        if work.graph.constant(video.inputs[name]) != least:
-            work.lacks(video, f"{name} {video.inputs[name]} has no counterpart for video to video; it is {least}.")
+        given = work.graph.constant(video.inputs[name])
+        if given != least:
+            work.lacks(video, f"{name} {shown(given)} has no counterpart for video to video; it is {least}.")
     vae, images = load_vae(work, work.needed(video, "vae"), video), work.needed(video, "start_image")
     images = _first_frames(work, node, images)
     return Link(work.add("CogVideoXEncodeVideo", video, vae=vae, images=images).id, 0)
@@ -261,7 +274,7 @@ def _first_frames(work: Work, node: Node, images: Link) -> Link:
 
 def _image_conditions(work: Work, node: Node, model: LoadedModel, image: Node, positive: Link, negative: Link) -> Node:
     """The node for what is concatenated with the noisy video."""
-    inputs: dict[str, object] = {"positive": positive, "negative": negative}
+    inputs: dict[str, Any] = {"positive": positive, "negative": negative}
     inputs["vae"] = load_vae(work, work.needed(image, "vae"), image)
     inputs |= _size_of_image(work, image, "start_image") | _frames(work, node)
     start, end = work.needed(image, "start_image"), work.graph.resolve(image.inputs.get("end_image"))
@@ -280,8 +293,9 @@ def _image_conditions(work: Work, node: Node, model: LoadedModel, image: Node, p
         inputs |= {name: image.inputs[name] for name in ("strength", "start_percent", "end_percent")}
         return work.add("CogVideoXFunControl", image, **inputs, control_video=start)
     for name, least in (("strength", 1), ("start_percent", 0), ("end_percent", 1)):
-        if work.graph.constant(image.inputs[name]) != least:
-            work.lacks(image, f"{name} {image.inputs[name]} has no counterpart for a start image; it is {least}.")
+        given = work.graph.constant(image.inputs[name])
+        if given != least:
+            work.lacks(image, f"{name} {shown(given)} has no counterpart for a start image; it is {least}.")
     work.changed(image, "the mode of the VAE's posterior is taken; the wrapper draws a sample of it.")
     if model.traits.unscaled_image:
         work.changed(image, "image_scale is unscaled: the wrapper divides out the scale for CogVideoX 1.5.")

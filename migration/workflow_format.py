@@ -8,11 +8,11 @@ import math
 from typing import Any
 
 from ..errors import UserError, quoted
-from .node_graph import Graph, Link, Node, check_circles
+from .node_graph import Graph, Link, Node
 from .target_nodes import TARGETS
+from .workflow_limits import check_depth, check_nodes, check_slots, check_values, read_integer, refuse_depth
 from .wrapper_nodes import NAMES, REQUIRED, WRAPPER, WrapperInput
 
-MAX_BYTES, MAX_NODES = 32 * 2**20, 5_000
 _CONTROL = ("fixed", "increment", "decrement", "randomize")
 _TYPES: dict[str, tuple[type, ...]] = {
     "INT": (int,),
@@ -24,26 +24,23 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def parse_workflow(text: str) -> dict[str, Any]:
-    """The JSON of a workflow. Raises UserError for what is no JSON, or no workflow."""
+    """The JSON of a workflow. Raises UserError for what is no JSON, no workflow, or beyond the limits."""
+    check_values(text)
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_int=read_integer)
     except RecursionError as error:
-        raise UserError("The file is nested too deeply for a workflow. Save it with ComfyUI again.") from error
+        raise refuse_depth() from error
     except ValueError as error:
         raise UserError(f"The file is no JSON ({quoted(str(error))}). Save the workflow with ComfyUI again.") from error
     if not isinstance(document, dict) or not document:
         raise UserError("The file is JSON, but no workflow of ComfyUI, which is an object with nodes. Choose another.")
+    check_depth(document)
     return document
 
 
 def read_graph(document: dict[str, Any]) -> Graph:
     """The nodes of a workflow. Raises UserError."""
-    nodes = _read_saved(document) if "nodes" in document else _read_api(document)
-    if len(nodes) > MAX_NODES:
-        raise UserError(f"The workflow has {len(nodes)} nodes; at most {MAX_NODES} are read. Split it.")
-    graph = Graph(nodes)
-    check_circles(graph)
-    return graph
+    return Graph(_read_saved(document) if "nodes" in document else _read_api(document))
 
 
 def write_graph(document: dict[str, Any], graph: Graph) -> dict[str, Any]:
@@ -62,6 +59,7 @@ def _read_saved(document: dict[str, Any]) -> dict[str, Node]:
     saved, links = document["nodes"], document.get("links") or []
     if not isinstance(saved, list) or not isinstance(links, list):
         raise _refuse("its nodes or its links are no lists")
+    check_nodes(len(saved))
     _refuse_subgraphs(document)
     sources = dict(_read_link(link) for link in links)
     nodes: dict[str, Node] = {}
@@ -89,9 +87,16 @@ def _read_link(link: Any) -> tuple[Any, Link]:
 
 
 def _refuse_subgraphs(document: dict[str, Any]) -> None:
-    definitions = document.get("definitions")
-    text = json.dumps(definitions) if definitions else ""
-    inside = sorted(name for name in NAMES if f'"type": "{name}"' in text)
+    found, left = set(), [document.get("definitions")]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            kind = value.get("type")
+            found |= {kind} if isinstance(kind, str) and kind in NAMES else set()
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    inside = sorted(found)
     if inside:
         raise UserError(
             f"The workflow has {', '.join(inside)} in a subgraph, which is not rewritten. Unpack the subgraph in "
@@ -102,13 +107,17 @@ def _refuse_subgraphs(document: dict[str, Any]) -> None:
 def _read_saved_node(entry: dict[str, Any], sources: dict[Any, Link]) -> Node:
     mode, widgets, entries = entry.get("mode") or 0, entry.get("widgets_values"), entry.get("inputs") or []
     outputs = entry.get("outputs") or []
-    for part in (entries, outputs):
-        if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
-            raise _refuse(f"the inputs or outputs of node {quoted(str(entry['id']))} are no list of objects")
     node = Node(str(entry["id"]), entry["type"], {}, mode if isinstance(mode, int) else 0, widgets, entry)
+    for kind, part in (("inputs", entries), ("outputs", outputs)):
+        if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
+            raise _refuse(f"the {kind} of {node.label} are no list of objects")
+        check_slots(node.label, len(part), kind)
+    taken: set[str] = set()
     for number, item in enumerate(entries):
         name = str(item.get("name"))
-        name = name if name not in node.slots else f"{name} #{number}"
+        while name in taken:
+            name = f"{name} #{number}"
+        taken.add(name)
         node.slots.append(name)
         link = item.get("link")
         if _is_id(link) and link in sources:
@@ -238,6 +247,7 @@ def _saved_node(node: Node) -> dict[str, Any]:
 
 def _read_api(document: dict[str, Any]) -> dict[str, Node]:
     nodes = {}
+    check_nodes(len(document))
     for name, entry in document.items():
         is_node = isinstance(entry, dict) and isinstance(entry.get("class_type"), str)
         if not is_node or not isinstance(entry.get("inputs", {}), dict):
@@ -247,6 +257,7 @@ def _read_api(document: dict[str, Any]) -> dict[str, Node]:
             )
         inputs = {str(key): _api_value(value) for key, value in (entry.get("inputs") or {}).items()}
         node = Node(name, entry["class_type"], inputs, saved=entry)
+        check_slots(node.label, len(inputs), "inputs")
         if node.type in WRAPPER:
             _take_widgets(node, inputs)
         nodes[name] = node

@@ -13,7 +13,7 @@ from cogvideox import PACKAGE
 from cogvideox.tests.vulture_whitelist import UNUSED
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = "host media model_loaders nodes samplers sockets training transformer vae".split()
+ROOMS = "host media migration model_loaders nodes samplers sockets training transformer vae".split()
 BELOW = "complete_file.py errors.py keys.py official_settings.py small_files.py video_limits.py".split()
 TOOLS = "__init__.py benchmarks dev.py devtools nano".split()
 

@@ -35,7 +35,7 @@ def test_writes_beside_the_workflow(workflow: Path, capsys: pytest.CaptureFixtur
     assert cli.main(["migrate", str(workflow)]) == 0
     out = capsys.readouterr().out
     target = workflow.with_name("bear_migrated.json")
-    assert f"Written: {target}" in out and "What is another value" in out and "the same seed" in out
+    assert f"Written: {target}" in out and "What differs from the wrapper:" in out and "the same seed" in out
     assert "CogVideoXSample" in kinds(target) and workflow.read_bytes() == before
     assert sorted(file.name for file in workflow.parent.iterdir()) == ["bear.json", "bear_migrated.json"]
 
@@ -59,7 +59,7 @@ def test_refused_workflow_writes_nothing(tmp_path: Path, capsys: pytest.CaptureF
     file.write_text(json.dumps(TWELVE["tora"]().document()), "utf-8")
     assert cli.main(["migrate", str(file), "--extra-model-paths", str(yaml)]) == 1
     found = capsys.readouterr()
-    assert "What has no counterpart:" in found.out and "ToraEncodeTrajectory" in found.out
+    assert "What cannot be migrated:" in found.out and "ToraEncodeTrajectory" in found.out
     assert "nothing is written" in found.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "tora.json"]
 
@@ -79,8 +79,55 @@ def test_bad_file_is_one_sentence(
 
 def test_missing_file_and_missing_folder(workflow: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cannot be read" in error_of(capsys, workflow.with_name("nowhere.json"))
-    assert "regular file" in error_of(capsys, workflow.parent)
-    assert "cannot be written" in error_of(capsys, workflow, "--out", workflow.parent / "no" / "x.json")
+    assert "is a folder" in error_of(capsys, workflow.parent)
+    assert "there is no folder" in error_of(capsys, workflow, "--out", workflow.parent / "no" / "x.json")
+
+
+@pytest.mark.parametrize("name", [".", "/", "", "x" * 300])
+def test_path_that_is_no_file_is_one_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such a path has no name from which that of the new file is made, or one that no disk takes."""
+    message = error_of(capsys, name)
+    assert "Name a workflow, which is a .json file." in message and message.count("\n") == 1
+
+
+def test_out_that_is_a_folder_and_names_of_any_length(workflow: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --overwrite, too: a folder is not replaced by a file. What is wrong with --out is said before the report."""
+    for more in ([], ["--overwrite"]):
+        assert cli.main(["migrate", str(workflow), "--out", str(workflow.parent), *more]) == 1
+        found = capsys.readouterr()
+        assert "is a folder" in found.err and not found.out
+    assert "cannot be written" in error_of(capsys, workflow.rename(workflow.with_name("x" * 250 + ".json")))
+    longest = workflow.with_name("y" * 250 + ".json")
+    assert cli.main(["migrate", str(workflow.with_name("x" * 250 + ".json")), "--out", str(longest)]) == 0
+    assert "CogVideoXSample" in kinds(longest)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets only some users make links")
+def test_writes_through_a_link(workflow: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user whose workflows are links into a folder of their own keeps both; a circle of links is one sentence."""
+    link, circle = workflow.with_name("link.json"), workflow.with_name("circle.json")
+    link.symlink_to(workflow)
+    circle.symlink_to(circle)
+    assert "is the workflow itself" in error_of(capsys, link, "--out", link)
+    assert cli.main(["migrate", str(link), "--out", str(link), "--overwrite"]) == 0
+    assert link.is_symlink() and "CogVideoXSample" in kinds(workflow)
+    workflow.write_text(json.dumps(TWELVE["t2v_2b"]().document()), "utf-8")
+    assert "cannot be written" in error_of(capsys, workflow, "--out", circle)
+
+
+def test_line_breaks_in_a_name_make_no_line_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stranger's workflow could say that something else has been written, or that an error is none."""
+    document = TWELVE["t2v_2b"]().document()
+    for node in document["nodes"]:
+        if node["type"] == "CLIPLoader":
+            node["widgets_values"][0] = "a.safetensors\nWritten: /home/me/other.json\r\x1b[2K"
+    file = tmp_path / "names.json"
+    file.write_text(json.dumps(document), "utf-8")
+    assert cli.main(["migrate", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "other.json" in out and "\x1b" not in out and "\r" not in out
+    written = f"Written: {tmp_path / 'names_migrated.json'}"
+    assert [line for line in out.splitlines() if line.startswith("Written")] == [written]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFO")

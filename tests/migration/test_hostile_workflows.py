@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 
 import pytest
 
@@ -11,6 +10,7 @@ from cogvideox.migration.migrate_graph import migrate_workflow
 from cogvideox.migration.migration_report import Options
 from cogvideox.migration.workflow_format import parse_workflow
 from cogvideox.migration.wrapper_nodes import WRAPPER
+from cogvideox.tests.migration.graph_checks import migrated, only, source
 from cogvideox.tests.migration.wrapper_flows import TWELVE, Flow, text_to_video
 from cogvideox.tests.mutations import LEAST_REFUSED, MUTATIONS, fuzz, mutate_tree
 
@@ -49,12 +49,6 @@ def test_damaged_file_is_one_sentence(text: str, word: str) -> None:
         migrate_workflow(parse_workflow(text), Options())
 
 
-def test_too_many_nodes() -> None:
-    nodes = [{"id": number, "type": "Note"} for number in range(5_001)]
-    with pytest.raises(UserError, match="5001 nodes"):
-        migrate_workflow({"nodes": [*nodes]}, Options())
-
-
 def test_circles() -> None:
     """Followed, they would never end: in links, through Set and Get, in a chain of LoRAs."""
     flow = Flow()
@@ -73,7 +67,7 @@ def test_circles() -> None:
 
 
 def test_long_chains() -> None:
-    """As deep as a file may be: no traceback, and no minute."""
+    """As deep as a file may be: every link of it is followed, and none by a recursion."""
     flow = Flow()
     chain = (flow.add("CLIPLoader", "t5.safetensors", "sd3"), 0)
     for _ in range(1200):
@@ -81,10 +75,8 @@ def test_long_chains() -> None:
     loader = flow.loader(T2V)
     last = chain[0]
     flow.save(flow.sample(loader, ((last, 0), (last, 0)), samples=flow.empty(64, 64)), (loader, 1))
-    start = time.monotonic()
-    _, work = migrate_workflow(flow.document(), Options())
-    assert any("too long" in line for line in work.of("refused"))
-    assert time.monotonic() - start < 30
+    api, _ = migrated(flow)
+    assert source(api, only(api, "CogVideoXEncodeText")["clip"]) == "CogVideoXLoadTextEncoder"
 
 
 def test_links_to_nowhere_are_as_if_unconnected() -> None:

@@ -11,6 +11,7 @@ from cogvideox.tests.migration.wrapper_flows import (
     fun_control,
     fun_inpaint,
     image_to_video,
+    noise_warp,
     text_to_video,
     video_to_video,
 )
@@ -41,17 +42,6 @@ def with_extra(type_: str, name: str, *widgets: object) -> Flow:
     sampler = next(node for node in flow.nodes if node["type"] == "CogVideoSampler")
     flow.links.append([len(flow.links) + 1, extra, 0, sampler["id"], len(sampler["inputs"]), "*"])
     sampler["inputs"].append({"name": name, "type": "*", "link": len(flow.links)})
-    return flow
-
-
-def noise_warp() -> Flow:
-    """Go-with-the-Flow: warped noise is given as the samples at strength 1."""
-    flow = Flow()
-    loader = flow.loader(I2V)
-    image = flow.encode((loader, 1), flow.picture(720, 480))
-    noise = (flow.add("GetWarpedNoiseFromVideo", 16), 0)
-    sampled = flow.sample(loader, flow.prompts(), samples=noise, image_cond_latents=image)
-    flow.save(sampled, (loader, 1))
     return flow
 
 
@@ -218,3 +208,18 @@ def test_control_models_have_no_noise_on_the_video() -> None:
     encode = next(node for node in flow.nodes if node["type"] == "CogVideoImageEncode")
     encode["widgets_values"][1] = 0.05
     assert any("noise_aug_strength" in line for line in refused(flow))
+
+
+def test_values_of_any_kind_are_shown_in_plain_words() -> None:
+    """A link was shown as Link(node='3', slot=0), and a widget of a thousand entries whole."""
+    flow = video_to_video(T2V)
+    number = (flow.add("CreateCFGScheduleFloatList", 50, 6, 1), 0)
+    encode = next(node for node in flow.nodes if node["type"] == "CogVideoImageEncode")
+    flow.links.append([len(flow.links) + 1, number[0], 0, encode["id"], len(encode["inputs"]), "FLOAT"])
+    encode["inputs"].append({"name": "strength", "type": "FLOAT", "link": len(flow.links)})
+    (line,) = refused(flow)
+    assert "strength from another node has no counterpart" in line
+    flow = flow_with()
+    empty = next(node for node in flow.nodes if node["type"] == "EmptyLatentImage")
+    empty["widgets_values"][0] = {f"{number}": number for number in range(2000)}
+    assert any("is no size of a video" in line and len(line) < 500 for line in refused(flow))

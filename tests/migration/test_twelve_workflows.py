@@ -5,8 +5,9 @@ import pytest
 from cogvideox.devtools.workflow import convert_to_api
 from cogvideox.migration.migrate_graph import migrate_workflow
 from cogvideox.migration.migration_report import Options
+from cogvideox.migration.wrapper_nodes import NAMES, WRAPPER
 from cogvideox.tests.migration.graph_checks import check_runs, migrated, only, refused, schemas, source
-from cogvideox.tests.migration.wrapper_flows import ORBIT, T5, TWELVE, fun_inpaint
+from cogvideox.tests.migration.wrapper_flows import EXAMPLES, ORBIT, T5, TWELVE, fun_inpaint
 
 MIGRATED = [name for name in TWELVE if name != "tora"]
 
@@ -45,8 +46,6 @@ def _values(api: dict) -> list:
 
 def _as_api(saved: dict) -> dict:
     """A wrapper's workflow as the frontend sends it."""
-    from cogvideox.migration.wrapper_nodes import NAMES, WRAPPER
-
     known = dict(schemas())
     for name in NAMES:
         inputs = {i.name: [i.kind, {"default": i.default}] for i in WRAPPER.get(name, ())}
@@ -163,3 +162,58 @@ def test_tora_is_refused_by_name() -> None:
     lines = refused(TWELVE["tora"]())
     assert any("ToraEncodeTrajectory" in line for line in lines)
     assert any("CogVideoSampler" in line and "Tora" in line for line in lines)
+
+
+def test_tora_without_its_trajectory_when_asked() -> None:
+    """Image to video remains, which runs; the report says what is missing."""
+    written, work = migrate_workflow(TWELVE["tora"]().document(), Options(leave_out=True))
+    assert written is not None and sum("Tora" in line for line in work.of("left out")) == 3
+    kinds = {node["type"] for node in written["nodes"]}
+    assert {"CogVideoXImageToVideo", "CogVideoXSample"} <= kinds and not kinds & NAMES
+
+
+# Of the wrapper's own examples: the nodes that stand for the task, or the node by which it is refused, and why.
+BECOMES = {
+    "cogvideox_1_0_5b_T2V_02": {"CogVideoXEmptyLatent"},
+    "cogvideox_1_0_5b_I2V_02": {"CogVideoXImageToVideo"},
+    "cogvideox_1_5_5b_I2V_01": {"CogVideoXImageToVideo"},
+    "cogvideox_1_0_5b_interpolation_02": {"CogVideoXImageToVideo"},
+    "cogvideox_1_0_5b_vid2vid_02": {"CogVideoXEncodeVideo", "ImageFromBatch"},
+    "cogvideox_1_0_2b_controlnet_02": {"CogVideoXEmptyLatent", "CogVideoXApplyControlNet"},
+    "cogvideox_Fun_I2V_02": {"CogVideoXFunInpaint"},
+    "cogvideox_Fun_pose_02": {"CogVideoXFunControl"},
+    "cogvideox_Fun_180_orbit_02": {"CogVideoXFunInpaint", "CogVideoXApplyLora"},
+}
+REFUSED_EXAMPLES = {
+    "cogvideox_1_0_5b_I2V_noise_warp_01": ("CogVideoSampler", "GetWarpedNoiseFromVideo"),
+    "cogvideox_1_0_5b_I2V_Tora_02": ("ToraEncodeTrajectory", "Tora"),
+    "cogvideox_Fun_I2V_Tora": ("ToraEncodeTrajectory", "Tora"),
+}
+_TASK_NODES = set().union(*BECOMES.values())
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_wrapper_s_own_examples(name: str) -> None:
+    """What most people have begun with, and have saved with their own prompt."""
+    if name in REFUSED_EXAMPLES:
+        node, word = REFUSED_EXAMPLES[name]
+        assert any(line.startswith(node) and word in line for line in refused(EXAMPLES[name]()))
+        return
+    api, _ = migrated(EXAMPLES[name]())
+    assert {node["class_type"] for node in api.values()} & _TASK_NODES == BECOMES[name]
+
+
+def test_start_and_end_image_of_interpolation() -> None:
+    """Its checkpoint is not to be downloaded here; both pictures are in the node."""
+    api, work = migrated(EXAMPLES["cogvideox_1_0_5b_interpolation_02"]())
+    node = only(api, "CogVideoXImageToVideo")
+    assert source(api, node["start_image"]) == source(api, node["end_image"]) == "ImageScale"
+    assert only(api, "CogVideoXLoadModel")["model_name"] == "CogvideoX-Interpolation"
+    assert any("not in CogVideoX Download" in line for line in work.of("changed"))
+
+
+def test_orbit_lora_of_an_inpaint_model() -> None:
+    api, _ = migrated(EXAMPLES["cogvideox_Fun_180_orbit_02"]())
+    lora = only(api, "CogVideoXApplyLora")
+    assert (lora["lora_name"], lora["scale"]) == (ORBIT, "1 / rank (DimensionX)")
+    assert only(api, "CogVideoXFunInpaint")["noise_augmentation"] == 0.03

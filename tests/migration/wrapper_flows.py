@@ -185,10 +185,18 @@ def video_to_video(
 
 
 def fun_inpaint(
-    model: str, size: Size = (720, 480), frames: int = 49, t5: str = T5, steps: int = 25, ends: bool = True
+    model: str,
+    size: Size = (720, 480),
+    frames: int = 49,
+    t5: str = T5,
+    steps: int = 25,
+    ends: bool = True,
+    lora: str = "",
 ) -> Flow:
+    """lora: a file, fused as its node does where it is told to."""
     flow = Flow()
-    loader = flow.loader(model)
+    chain = (flow.add("CogVideoLoraSelect", lora, 1, True, prev_lora=None), 0) if lora else None
+    loader = flow.loader(model, lora=chain)
     sockets = {
         "vae": (loader, 1),
         "start_image": flow.picture(*size),
@@ -269,7 +277,12 @@ def context_windows(
 def tora(model: str = "THUDM/CogVideoX-5b-I2V") -> Flow:
     flow = Flow()
     loader = flow.loader(model)
-    image = flow.encode((loader, 1), flow.picture(720, 480))
+    picture = flow.picture(720, 480)
+    if "InP" in model:
+        sockets = {"vae": (loader, 1), "start_image": picture, "end_image": None}
+        image: Slot = (flow.add("CogVideoImageEncodeFunInP", 49, True, 0.03, **sockets), 0)
+    else:
+        image = flow.encode((loader, 1), picture)
     sockets = {
         "tora_model": (flow.add("DownloadAndLoadToraModel", "kijai/CogVideoX-5b-Tora"), 0),
         "vae": (loader, 1),
@@ -277,6 +290,17 @@ def tora(model: str = "THUDM/CogVideoX-5b-I2V") -> Flow:
     }
     trajectory = (flow.add("ToraEncodeTrajectory", "", 720, 480, 49, 1, 0, 1, True, **sockets), 0)
     sampled = flow.sample(loader, flow.prompts(), image_cond_latents=image, tora_trajectory=trajectory)
+    flow.save(sampled, (loader, 1))
+    return flow
+
+
+def noise_warp(model: str = "THUDM/CogVideoX-5b-I2V") -> Flow:
+    """Go-with-the-Flow: warped noise is given as the samples at strength 1."""
+    flow = Flow()
+    loader = flow.loader(model)
+    image = flow.encode((loader, 1), flow.picture(720, 480))
+    noise = (flow.add("GetWarpedNoiseFromVideo", 16), 0)
+    sampled = flow.sample(loader, flow.prompts(), samples=noise, image_cond_latents=image)
     flow.save(sampled, (loader, 1))
     return flow
 
@@ -298,4 +322,23 @@ TWELVE: dict[str, Callable[..., Flow]] = {
     "lora": lambda **o: loras("THUDM/CogVideoX-5b", [("style.safetensors", 0.8, False), (ORBIT, 1, True)], **o),
     "context_windows": lambda **o: context_windows("THUDM/CogVideoX-5b", **o),
     "tora": lambda **o: tora(),
+}
+# The wrapper's own examples, by their files' names. Of its fourteen, cut_and_drag_for_noisewarp_01 has no node of it,
+# and vid2vid_02 is there twice.
+_INP = "alibaba-pai/CogVideoX-Fun-V1.1-5b-InP"
+EXAMPLES: dict[str, Callable[..., Flow]] = {
+    "cogvideox_1_0_5b_T2V_02": lambda **o: text_to_video("THUDM/CogVideoX-5b", **o),
+    "cogvideox_1_0_5b_I2V_02": TWELVE["i2v_5b"],
+    "cogvideox_1_5_5b_I2V_01": TWELVE["i2v_1.5"],
+    "cogvideox_1_0_5b_interpolation_02": lambda **o: image_to_video(
+        "feizhengcong/CogvideoX-Interpolation", ends=True, **o
+    ),
+    "cogvideox_1_0_5b_vid2vid_02": TWELVE["v2v_5b"],
+    "cogvideox_1_0_2b_controlnet_02": TWELVE["control_net"],
+    "cogvideox_Fun_I2V_02": lambda **o: fun_inpaint(_INP, ends=False, **o),
+    "cogvideox_Fun_pose_02": TWELVE["fun_control"],
+    "cogvideox_Fun_180_orbit_02": lambda **o: fun_inpaint(_INP, ends=False, lora=ORBIT, **o),
+    "cogvideox_1_0_5b_I2V_noise_warp_01": lambda **o: noise_warp(),
+    "cogvideox_1_0_5b_I2V_Tora_02": TWELVE["tora"],
+    "cogvideox_Fun_I2V_Tora": lambda **o: tora(_INP),
 }

@@ -29,7 +29,7 @@ from cogvideox.tests.graphs import (
     with_inputs,
     without,
 )
-from cogvideox.tests.migration.wrapper_flows import ORBIT, TWELVE
+from cogvideox.tests.migration.wrapper_flows import EXAMPLES, ORBIT, TWELVE
 from cogvideox.tests.migration.wrapper_flows import PROMPT as BEAR
 from cogvideox.tests.part_graphs import component_weights
 from cogvideox.tests.task_graphs import write_picture
@@ -42,6 +42,7 @@ CHECKPOINTS = {
     "CogVideoX1.5-5B": "1.5-5B",
     "CogVideoX-5b-I2V": "5b-I2V",
     "CogVideoX1.5-5B-I2V": "1.5-5B-I2V",
+    "CogvideoX-Interpolation": "5b-I2V",
     "CogVideoX-Fun-V1.1-5b-InP": "Fun-5b-InP",
     "CogVideoX-Fun-V1.1-5b-Pose": "Fun-5b-Control",
 }
@@ -49,6 +50,9 @@ CHECKPOINTS = {
 FRAMES = dict.fromkeys((name for name in TWELVE if name != "tora"), 9) | {"context_windows": 33}
 _OPTIONS: dict = {"size": (WIDTH, HEIGHT), "frames": 9, "steps": 3, "t5": "CogVideoX-5b"}
 _MORE: dict[str, dict] = {"v2v_5b": {"steps": 5}, "context_windows": {"frames": 33, "window": 16}}
+# Of the wrapper's own examples, those that are not among the twelve.
+EXAMPLE_RUNS = ("cogvideox_1_0_5b_interpolation_02", "cogvideox_Fun_I2V_02", "cogvideox_Fun_180_orbit_02")
+FRAMES |= dict.fromkeys(EXAMPLE_RUNS, 9)
 LONG = ("t2v_2b", "i2v_5b", "fun_control", "context_windows", "lora")
 
 
@@ -69,9 +73,9 @@ def ready(comfyui) -> dict:
 
 
 def migrated(name: str, schemas: dict) -> dict:
-    """A workflow of the twelve in API format, made small."""
+    """A workflow in API format, made small."""
     options = _OPTIONS | _MORE.get(name, {})
-    document, work = migrate_workflow(TWELVE[name](**options).document(), Options())
+    document, work = migrate_workflow((TWELVE | EXAMPLES)[name](**options).document(), Options())
     assert document is not None, work.of("refused")
     return convert_to_api(document, schemas)
 

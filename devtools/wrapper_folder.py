@@ -1,0 +1,88 @@
+"""The section of ComfyUI's extra_model_paths.yaml through which it finds the wrapper's models folder.
+
+Text in, text out, without a YAML library: the command runs before any package is installed.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogvideox.errors import quoted
+
+from .errors import DevError
+
+SECTION = "cogvideox_wrapper"
+MODELS = "models/CogVideo"  # of the wrapper, in ComfyUI's folder
+# A category of ComfyUI's -> the folder below MODELS. The first has the checkpoints, and is the line that is needed.
+_CATEGORIES = {
+    "diffusers": "",
+    "loras": "/loras",
+    "controlnet": "/ControlNet",
+    "vae": "/VAE",
+    "diffusion_models": "/GGUF",
+}
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_KEY = re.compile(r"""(?:'([^']+)'|"([^"\\]+)"|([^\s#&*!|>'"%@`{}\[\],?:-][^:#'"{}\[\],]*?))\s*:(?:\s|$)""")
+
+
+@dataclass(frozen=True)
+class Extension:
+    """text: of the file with the section, None where it has one. lacking: the lines that its own section does not have,
+    and that the folders on this disk need."""
+
+    text: str | None
+    lacking: list[str]
+
+
+def folder_lines(yaml: Path) -> list[str]:
+    """ "category: folder" for each folder of the wrapper's that there is. Raises DevError where there is none."""
+    # ComfyUI counts a path from the folder of this file, links not followed (its utils/extra_config.py).
+    home = Path(os.path.abspath(yaml)).parent
+    if not (home / MODELS).is_dir():
+        by_hand = _section(["diffusers: the whole path of the wrapper's folder CogVideo"])
+        raise DevError(
+            f"There is no {MODELS} beside {yaml}. Name the extra_model_paths.yaml in ComfyUI's own folder; it is made "
+            f"where it is not there yet. If your models are elsewhere, add this to it by hand:\n{by_hand}"
+        )
+    there = {name: MODELS + folder for name, folder in _CATEGORIES.items() if (home / (MODELS + folder)).is_dir()}
+    return [f"{name}: {folder}" for name, folder in there.items()]
+
+
+def extend(yaml: Path, text: str, lines: list[str]) -> Extension:
+    """The file `text`, which may be empty, with the section. Everything that is in it stays as it is, comments and line
+    ends included. Raises DevError for a file that is not ComfyUI's, where a section at its end would be damage."""
+    found, sections = _LINE_END.split(text), {}
+    for number, line in enumerate(found):
+        is_inside = line[:1].isspace() and sections
+        if is_inside or not _is_content(line) or (not sections and re.match(r"---\s*(#|$)", line)):
+            continue
+        match = _KEY.match(line)
+        if match is None:
+            raise DevError(
+                f"{yaml} is not written to: in its line {number + 1} ({quoted(line.strip())}) no name of a section "
+                f"begins, as in ComfyUI's file. Name that file, or add this to it by hand:\n{_section(lines)}"
+            )
+        sections[number] = next(filter(None, match.groups()))
+    if SECTION in sections.values():
+        begin = next(number for number, name in sections.items() if name == SECTION)
+        end = next((number for number in sections if number > begin), len(found))
+        return Extension(None, _lacking(found[begin + 1 : end], lines))
+    line_end = "\r\n" if "\r\n" in text else "\n"
+    before = text if not text or text.endswith(("\n", "\r")) else text + line_end
+    return Extension(before + _section(lines, line_end) + line_end, [])
+
+
+def _is_content(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
+def _section(lines: list[str], line_end: str = "\n") -> str:
+    return line_end.join((f"{SECTION}:  # of ComfyUI-CogVideoXWrapper", *(f"    {line}" for line in lines)))
+
+
+def _lacking(own: list[str], lines: list[str]) -> list[str]:
+    """The lines that a section of the user's does not have. With a base_path its folders count from elsewhere."""
+    plain = (re.sub(r"\s+#.*|['\"]", "", line.replace("\\", "/")) for line in own if _is_content(line))
+    given = {line.strip().rstrip("/") for line in plain}
+    return [] if any(line.startswith("base_path:") for line in given) else [line for line in lines if line not in given]
