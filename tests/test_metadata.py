@@ -160,7 +160,7 @@ def test_publishing_is_refused_without_an_owner(tmp_path: Path) -> None:
             f'"{PLACEHOLDER}"',
             f"@{PLACEHOLDER}",
         ):
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"x\n{text}\n")
             subprocess.run(["git", "add", name], cwd=tmp_path, check=True)
             assert check(version) != 0, (name, text)

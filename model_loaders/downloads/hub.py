@@ -249,7 +249,8 @@ class Hub:
             ) from None
         except (requests.ConnectionError, requests.Timeout) as error:
             raise TransientError(f"{_host(url)} cannot be reached ({_reason(error)})") from None
-        except requests.RequestException as error:  # whose own text may contain a signed address
+        # Its own text may contain a signed address. ValueError: for a redirect to what is no address.
+        except (requests.RequestException, ValueError) as error:
             raise UserError(
                 f"The request to {_host(url)} failed ({type(error).__name__}). Check {self.variable}."
             ) from None

@@ -200,7 +200,7 @@ def test_an_address_of_no_hub_is_a_sentence(tmp_path: Path, hub: FileServer, add
         pytest.skip("files come from other hosts")
     else:
         hub.fail(BIG, Fault(redirect=address))
-    assert "HF_ENDPOINT and the proxy" in failure(tmp_path / "x")
+    assert "Check HF_ENDPOINT" in failure(tmp_path / "x")
 
 
 def test_a_mirror_may_hand_on_the_hubs_addresses(
