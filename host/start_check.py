@@ -152,7 +152,7 @@ def replaced_ids(ours: Mapping[str, type], registered: Mapping[str, type]) -> st
         if (found := registered.get(node_id)) is not None and found is not node:
             theirs.setdefault(_pack_of(found), []).append(node_id)
     return " ".join(
-        f"{_listed(ids)} of {pack} {'has' if len(ids) == 1 else 'have'} the id of a node of CogVideoX. Remove one of "
+        f"CogVideoX has nodes of the same id as {pack}: {_listed(ids)}. Remove one of "
         "the two packs: ComfyUI takes the node that is loaded last, and workflows of the other run the wrong one."
         for pack, ids in sorted(theirs.items())
     )
