@@ -147,9 +147,8 @@ def test_every_notice_is_chinese_where_the_page_is(
         "more",
     }
     for english, chinese in zip(told, shown):
-        assert chinese != english and not words & set(re.findall("[A-Za-z]+", chinese.replace(str(tmp_path), ""))), (
-            chinese
-        )
+        rest = chinese.replace(str(tmp_path), "")
+        assert chinese != english and not words & set(re.findall("[A-Za-z]+", rest)), chinese
     assert "以及另外 2 个" in shown[5] and "节点包 custom_nodes/old pack" in shown[5]
     assert shown[-1] == "CogVideoX 需要 ComfyUI 0.16.3 或更新版本，而当前版本是 0.3.40。请更新 ComfyUI。"
     assert shown[0].startswith("CogVideoX 缺少 Python 包：") and "not-a-package 未安装（CogVideoX 需要它）" in shown[0]
@@ -340,7 +339,7 @@ def test_nodes_of_another_pack_with_the_same_ids() -> None:
     assert "A of CogVideoX is replaced by the pack custom_nodes/other pack" in sentence
     assert "B of CogVideoX is replaced by ComfyUI" in sentence
     sentence = start_check.replaced_ids(ours, {"A": theirs, "C": theirs, "D": theirs})
-    assert "A, C of the pack custom_nodes/other pack have the id of a node of CogVideoX" in sentence
+    assert "CogVideoX has nodes of the same id as the pack custom_nodes/other pack: A, C. Remove" in sentence
 
 
 def test_a_notice_is_logged_and_kept_once(notices: list[str], caplog: pytest.LogCaptureFixture) -> None:
