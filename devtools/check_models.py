@@ -7,7 +7,7 @@ from functools import partial
 from itertools import groupby
 from typing import TypeVar
 
-from cogvideox.errors import UserError
+from cogvideox.errors import UserError, printable
 from cogvideox.model_loaders.downloads.fetch import new_hub
 from cogvideox.model_loaders.downloads.hub import Hub, NotFoundError, RemoteFile, TransientError
 from cogvideox.model_loaders.downloads.manifest import select_files
@@ -34,7 +34,8 @@ class Finding:
     def describe(self) -> str:
         """One line for a person."""
         state = " ".join(self.problems) if self.problems else "as in the table"
-        return f"{self.name:51} {self.source:12}  {state}{f'  ({self.told})' if self.told else ''}"
+        # What a hub answers is printed: no commands to a terminal.
+        return printable(f"{self.name:51} {self.source:12}  {state}{f'  ({self.told})' if self.told else ''}")
 
 
 def check(repositories: Sequence[Repository], files: Iterable[SingleFile]) -> Iterator[Finding]:

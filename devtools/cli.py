@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from cogvideox.errors import printable
 
 from . import bench_list, browser, comfyui, environment, libraries, migrate, models, overlay, paths, server, suite
 from .console import say
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         with _stopping_when_asked():
             return arguments.run(arguments, rest)
     except DevError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
         if not is_disk_full(error):
@@ -63,43 +66,43 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     common.add_argument(
         "--comfyui", metavar="PATH", help="your ComfyUI (or COMFYUI_PATH); only `models fetch` writes there"
     )
-    common.add_argument("--port", type=int, metavar="N", help="the server's port, a free one by default")
-    parser = argparse.ArgumentParser(
-        "dev.py", description="Try, test and measure the pack in a real ComfyUI.", parents=[common], allow_abbrev=False
-    )
+    starts = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    starts.add_argument("--port", type=int, metavar="N", help="the server's port, a free one by default")
+    title, both = "Try, test and measure the pack in a real ComfyUI.", [common, starts]
+    parser = argparse.ArgumentParser("dev.py", description=title, parents=both, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, act, explanation in (
-        ("demo", demo, "make three videos, or one of your prompt or picture, with the toy that comes along"),
-        ("test", test, "run the tests: a fast, a standard or a long tier; further arguments go to pytest"),
-        ("serve", serve, "keep ComfyUI running for your browser"),
-        ("bench", bench, "run the benchmarks, or the one named, with further arguments"),
-    ):
+
+    def add(name: str, act: Callable, parents: list[argparse.ArgumentParser], explanation: str) -> Any:
+        sentence = f"{explanation[:1].upper()}{explanation[1:]}."
         # bench says itself what there is, and passes --help on to a benchmark.
         command = commands.add_parser(
-            name, help=explanation, parents=[common], allow_abbrev=False, add_help=act is not bench
+            name,
+            help=explanation,
+            description=sentence,
+            parents=parents,
+            allow_abbrev=False,
+            add_help=act is not bench,
         )
         command.set_defaults(run=act)
-        if act is test:
-            suite.add_arguments(command)
-        if act is demo:
-            command.add_argument("--prompt", metavar="TEXT", help="what to paint: a shape, its colour, where it goes")
-            command.add_argument("--image", metavar="FILE", type=Path, help="the first frame: image to video")
-    explanation = "make videos of prompts, pictures or videos, on a server of its own or one that runs"
-    command = commands.add_parser("run", help=explanation, parents=[common], allow_abbrev=False)
-    run_plan.add_arguments(command)
-    command.set_defaults(run=make)
-    explanation = "list the published models, download a checkpoint (models fetch NAME), or ask what has moved (check)"
-    command = commands.add_parser("models", help=explanation, parents=[common], allow_abbrev=False)
-    models.add_arguments(command)
-    command.set_defaults(run=models.run)
-    explanation = "rewrite a workflow of ComfyUI-CogVideoXWrapper into the pack's nodes: migrate workflow.json"
-    command = commands.add_parser("migrate", help=explanation, allow_abbrev=False)
-    migrate.add_arguments(command)
-    command.set_defaults(run=migrate.run)
-    explanation = "train a LoRA, or a whole transformer, as a recipe says: train my_recipe.toml"
-    command = commands.add_parser("train", help=explanation, parents=[common], allow_abbrev=False)
+        return command
+
+    command = add("demo", demo, both, "make three videos, or one of your prompt or picture, with the toy in the pack")
+    command.add_argument("--prompt", metavar="TEXT", help="what to paint: a shape, its colour, where it goes")
+    command.add_argument("--image", metavar="FILE", type=Path, help="the first frame: image to video")
+    tiers = "run the tests: a fast, a standard or a long tier; further arguments go to pytest"
+    suite.add_arguments(add("test", test, [common], tiers))
+    add("serve", serve, both, "keep ComfyUI running for your browser")
+    add("bench", bench, [common], "run the benchmarks, or the one named, with further arguments")
+    made = "make videos of prompts, pictures or videos, on a server of its own or one that runs"
+    run_plan.add_arguments(add("run", make, both, made))
+    hubs = "list the published models, download a checkpoint (models fetch NAME), or ask what has moved (check)"
+    models.add_arguments(add("models", models.run, [common], hubs))
+    rewritten = "rewrite a workflow of ComfyUI-CogVideoXWrapper into the pack's nodes: migrate workflow.json"
+    migrate.add_arguments(add("migrate", migrate.run, [], rewritten))
+    command = add(
+        "train", train, [common], "train a LoRA, or a whole transformer, as a recipe says: train my_recipe.toml"
+    )
     command.add_argument("recipe", help="a TOML file; training/example.toml is a whole one")
-    command.set_defaults(run=train)
     arguments, rest = parser.parse_known_args(argv)
     arguments.argv = argv
     if rest and arguments.run not in (test, bench):

@@ -14,6 +14,9 @@ from typing import Any
 
 import aiohttp
 
+from cogvideox.errors import quoted
+from cogvideox.host.inside import is_below, is_spelled_inside
+
 from .errors import DevError
 from .server import request
 
@@ -58,9 +61,11 @@ class RunResult:
     error: RunError | None = None
 
     def files(self, output: Path) -> list[Path]:
-        """The files that were saved below the server's output folder, in the order of their nodes."""
-        saved = [item for message in self.outputs.values() for item in saved_files(message)]
-        return [output / item["subfolder"] / item["filename"] for item in saved]
+        """The files that were saved below the server's output folder, in the order of their nodes.
+
+        Raises: DevError where the server names another place.
+        """
+        return [local_file(item, output) for message in self.outputs.values() for item in saved_files(message)]
 
 
 class Rejected(Exception):
@@ -139,8 +144,22 @@ def history(url: str, prompt_id: str) -> dict:
 
 def saved_files(message: dict) -> list[dict]:
     """What an "executed" message says of files in the output folder: {"filename", "subfolder", "type"} of each."""
-    items = [item for items in message.values() if isinstance(items, list) for item in items]
-    return [item for item in items if isinstance(item, dict) and "filename" in item and item["type"] == "output"]
+    items = [item for items in message.values() if isinstance(items, list) for item in items if isinstance(item, dict)]
+    names = ("filename", "subfolder", "type")
+    return [item for item in items if all(isinstance(item.get(n), str) for n in names) and item["type"] == "output"]
+
+
+def local_file(item: dict, output: Path, folder: Path | None = None) -> Path:
+    """Where a saved file lies on this machine. item: one of saved_files. output: the server's output folder. folder:
+    the folder that it has to be in, `output` by default.
+
+    Raises: DevError for a name that leads out of it: what a server says is not trusted with files of this machine.
+    """
+    folder = folder or output
+    path = output / item["subfolder"] / item["filename"]
+    if not (is_spelled_inside(path, folder) and is_below(path, folder)):
+        raise DevError(f"The server names a file {quoted(str(path))!r}, which is not in {folder}: it is left alone.")
+    return path
 
 
 async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float | None, extra_data: dict | None) -> RunResult:

@@ -27,6 +27,15 @@ def localized(text: str, client_id: str | None) -> str:
     return translate(text, language) if language else text
 
 
+def localized_for(request: Any, text: str) -> str:
+    """`text` in the language of the page that sends a request (aiohttp's), which may have no connection open yet."""
+    server = prompt_server()
+    chosen = None if server is None or options.multi_user else _setting(server)
+    locale = chosen if isinstance(chosen, str) else _default_locale(_languages_of(request))
+    language = LANGUAGES.get(locale)
+    return translate(text, language) if language else text
+
+
 def localized_error(error: UserError, client_id: str | None) -> str:
     """An error's message with its next step, in the language of the browser `client_id`."""
     # The two are translated apart: where one ends need not be looked for.
@@ -68,7 +77,11 @@ def _setting(server: PromptServer) -> object:
 
 def _accepted_languages(socket: Any) -> list[str]:
     """A browser's languages, its favourite first: from the request that opened its connection (aiohttp keeps it)."""
-    headers = getattr(getattr(socket, "_req", None), "headers", {})
+    return _languages_of(getattr(socket, "_req", None))
+
+
+def _languages_of(request: Any) -> list[str]:
+    headers = getattr(request, "headers", {})
     return [entry.split(";")[0].strip() for entry in str(headers.get("Accept-Language", ""))[:200].split(",")]
 
 

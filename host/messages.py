@@ -17,7 +17,7 @@ Notify = Callable[[str], object]  # takes a sentence for the user
 
 @dataclass(frozen=True)
 class _Shown:
-    """What is on a node: the run that it is from, and its texts."""
+    """What is on a node: the run that it is from, and its texts, in the browser's language: each is translated once."""
 
     run: str | None
     texts: tuple[str, ...]
@@ -48,7 +48,7 @@ def show_on_node(text: str, node_id: str | None) -> None:
     server = prompt_server()
     if node_id is None or server is None or server.client_id is None:
         return
-    _show(server, server.client_id, node_id, (text,))
+    _show(server, server.client_id, node_id, (localized(text, server.client_id),))
 
 
 def show_on_running_node(text: str) -> None:
@@ -62,15 +62,15 @@ def show_on_running_node(text: str) -> None:
         return
     before = _shown.get((server.client_id, server.last_node_id))
     texts = before.texts if before is not None and before.run == _run_of(server) else ()
-    if text not in texts:
-        _show(server, server.client_id, server.last_node_id, (*texts, text))
+    told = localized(text, server.client_id)
+    if told not in texts:
+        _show(server, server.client_id, server.last_node_id, (*texts, told))
 
 
 def _show(server: PromptServer, client_id: str, node_id: str, texts: tuple[str, ...]) -> None:
     # The frontend has one text for a node: the next one takes its place.
     _shown[client_id, node_id] = _Shown(_run_of(server), texts)
-    shown = "\n\n".join(localized(text, client_id) for text in texts)
-    server.send_progress_text(as_html(shown), node_id, client_id)
+    server.send_progress_text(as_html("\n\n".join(texts)), node_id, client_id)
 
 
 def clear_running_node() -> None:
@@ -137,7 +137,10 @@ def requesting_client() -> str | None:
 
 def show_refusal(text: str, node_id: str) -> None:
     """Show why a prompt is not queued, on the node `node_id` and as a toast. ComfyUI checks a node once for each output
-    that needs it: each browser is told once."""
+    that needs it: each browser is told once.
+
+    text: in the browser's language.
+    """
     server, request = prompt_server(), _request.get()
     if server is None or request is None or request.client_id is None or (node_id, text) in request.told:
         return
@@ -149,8 +152,7 @@ def show_refusal(text: str, node_id: str) -> None:
 
 def _show_error(server: PromptServer, client_id: str, node_id: str, run: str | None, texts: tuple[str, ...]) -> None:
     _shown[client_id, node_id] = _Shown(run, texts)
-    shown = "\n\n".join(localized(text, client_id) for text in texts)
-    server.send_progress_text(as_html(shown), node_id, client_id)
+    server.send_progress_text(as_html("\n\n".join(texts)), node_id, client_id)
     # A toast is text for the frontend, not HTML.
     server.send_sync(ERROR_EVENT, {"node_id": node_id, "text": printable(shortened(texts[0], MAX_LETTERS))}, client_id)
 

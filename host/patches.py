@@ -210,9 +210,11 @@ def wrap_validation(node_ids: Collection[str]) -> None:
 
     def wrap(original: Callable) -> Callable:
         async def validate_inputs(*args: Any, **kwargs: Any) -> Any:
-            result = await original(*args, **kwargs)
             prompt, node = argument(args, kwargs, 1, "prompt"), argument(args, kwargs, 2, "item")
-            if prompt[node]["class_type"] in node_ids:
+            # For each further output that needs the node ComfyUI gives back what it has found for the first one.
+            is_new = node not in (argument(args, kwargs, 3, "validated") or ())
+            result = await original(*args, **kwargs)
+            if is_new and prompt[node]["class_type"] in node_ids:
                 # (whether the prompt may run, errors, node). ComfyUI keeps the same list for nodes that come later.
                 result[1][:] = in_words(reported_once(result[1]), lambda text: localized(text, requesting_client()))
                 for message in own_messages(result[1]):

@@ -142,12 +142,7 @@ def taken_ids(ours: Mapping[str, type], registered: Mapping[str, type]) -> str:
         found = registered.get(node_id)
         if found is not node:
             others.setdefault(_pack_of(found), []).append(node_id)
-    return " ".join(
-        f"{_listed(ids)} of CogVideoX {'is' if len(ids) == 1 else 'are'} replaced by {pack}, which has "
-        f"{'a node' if len(ids) == 1 else 'nodes'} of the same id. Remove one of the two packs: workflows of the other "
-        "run the wrong node."
-        for pack, ids in sorted(others.items())
-    )
+    return " ".join(_taken_by(pack, ids) for pack, ids in sorted(others.items()))
 
 
 def replaced_ids(ours: Mapping[str, type], registered: Mapping[str, type]) -> str:
@@ -157,7 +152,7 @@ def replaced_ids(ours: Mapping[str, type], registered: Mapping[str, type]) -> st
         if (found := registered.get(node_id)) is not None and found is not node:
             theirs.setdefault(_pack_of(found), []).append(node_id)
     return " ".join(
-        f"{_listed(ids)} of {pack} {'has' if len(ids) == 1 else 'have'} the id of a node of CogVideoX. Remove one of "
+        f"CogVideoX has nodes of the same id as {pack}: {_listed(ids)}. Remove one of "
         "the two packs: ComfyUI takes the node that is loaded last, and workflows of the other run the wrong one."
         for pack, ids in sorted(theirs.items())
     )
@@ -212,12 +207,22 @@ def serve_notices() -> list[str] | None:
         setattr(server, _STORE, kept)
 
         async def get_notices(request: Any) -> Any:
-            return web.json_response(kept)
+            return web.json_response([_in_language_of(request, sentence) for sentence in kept])
 
         # A second route of the same name would keep ComfyUI from starting: hence the attribute.
         server.routes.get(ROUTE)(get_notices)
         return kept
     return notices
+
+
+def _in_language_of(request: Any, sentence: str) -> str:
+    """A sentence in the language of the page that asks for it; in English where that cannot be had."""
+    try:
+        language = importlib.import_module(".language", __package__)
+        return language.localized_for(request, sentence)
+    except Exception:  # of a copy that is damaged, which may be what the sentence says
+        logging.debug("A notice could not be translated.", exc_info=True)
+        return sentence
 
 
 def _server() -> Any:
@@ -248,8 +253,16 @@ def _pack_of(node: type | None) -> str:
     """Where a node comes from, as ComfyUI notes it: "custom_nodes.NAME"."""
     module = str(getattr(node, "RELATIVE_PYTHON_MODULE", "") or "")
     if node is None:
-        return "nothing"
+        return "another pack"
     return f"the pack {printable(module.replace('.', '/', 1))}" if module.startswith("custom_nodes.") else "ComfyUI"
+
+
+def _taken_by(pack: str, ids: list[str]) -> str:
+    verb, ending = ("is", "a node") if len(ids) == 1 else ("are", "nodes")
+    return (
+        f"{_listed(ids)} of CogVideoX {verb} replaced by {pack}, which has {ending} of the same id. Remove one of the "
+        "two packs: workflows of the other run the wrong node."
+    )
 
 
 def _listed(ids: list[str]) -> str:

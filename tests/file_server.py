@@ -68,6 +68,7 @@ class FileServer:
         self.files, self.revision, self.asked = dict(files), REVISION, []
         self.faults: dict[str, Iterator[Fault]] = {}
         self.listed: list[dict] = []  # further entries of the list of files
+        self.next_page = ""  # the address of the list's second page, for one that is not this server's
         # Further repositories, of which only the lists of files are there, in the format of the hub that has them; and
         # what others are called now.
         self.lists: dict[str, list[dict]] = {}
@@ -140,6 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = next(hub.faults.get("", iter(())), Fault())
         if fault.stall:
             hub.closing.wait()
+        if fault.redirect:
+            return self.send_bytes(b"", 307, {"Location": f"{fault.redirect}{self.path}"})
         if fault.status:
             return self.send_bytes(b"no", fault.status, fault.headers)
         if fault.body is not None:
@@ -159,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
             entries, half = hub.tree(), len(hub.files) // 2
             if "cursor" in query:
                 return self.send_bytes(json.dumps(entries[half:]).encode())
-            following = f'<{hub.url}{path}?recursive=true&cursor=x>; rel="next"'
+            following = f'<{hub.next_page or hub.url}{path}?recursive=true&cursor=x>; rel="next"'
             return self.send_bytes(json.dumps(entries[:half]).encode(), headers={"Link": following})
         return self.send_bytes(b"not found", 404)
 

@@ -17,7 +17,7 @@ from cogvideox.host import toy
 from cogvideox.tests.pack_copies import packaged_files
 
 MOST_BYTES = 100_000  # of a picture that is loaded with the Registry's page
-PLACEHOLDER = "OWNER"  # of whoever publishes the pack
+PLACEHOLDER = name_owner.PLACEHOLDER
 WORKFLOWS = ROOT / ".github" / "workflows"
 
 
@@ -27,13 +27,14 @@ def tracked() -> list[str]:
 
 
 def owners() -> dict[str, set[str]]:
-    """File -> the owners in the addresses of this repository that it mentions."""
+    """File -> the owners in the addresses of this repository that it mentions, and a placeholder in other places."""
     found = {}
     for file in tracked():
-        if not file.endswith((".md", ".toml", ".yml", ".py", ".js")) or file.startswith("tests/"):
-            continue
-        text = (ROOT / file).read_text("utf-8")
-        if names := {owner for _, owner in name_owner.ADDRESS.findall(text)}:
+        text = (ROOT / file).read_bytes().decode("utf-8", "replace")
+        names = {owner for _, owner in name_owner.ADDRESS.findall(text)}
+        if file not in (".github/workflows/publish.yml", "devtools/name_owner.py"):
+            names |= set(re.findall(rf'[/@"]({PLACEHOLDER})\b', text))
+        if names and not file.startswith("tests/"):
             found[file] = names
     return found
 
@@ -136,7 +137,8 @@ def test_publishing_is_refused_without_an_owner(tmp_path: Path) -> None:
     text = (WORKFLOWS / "publish.yml").read_text("utf-8")
     lines = text[text.index("grep -Fqx") : text.index("      - run: pip install")]
     script = "set -e\n" + "\n".join(line.removeprefix("          ") for line in lines.splitlines())
-    for name in (*name_owner.FILES, "CHANGELOG.md"):
+    for name in (*name_owner.FILES, "CHANGELOG.md", ".github/workflows/publish.yml", "devtools/name_owner.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (version,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
 
@@ -145,7 +147,26 @@ def test_publishing_is_refused_without_an_owner(tmp_path: Path) -> None:
         return subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environ, capture_output=True).returncode
 
     name_owner.name_owner(tmp_path, "ada", "ada")
+    assert check(version) != 0, "what cannot be searched is not published"
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
     assert check(version) == 0
     assert check("9.9.9") != 0
+    for name in ("CONTRIBUTING.md", "docs/page.md", ".github/CODEOWNERS", "web/js/x.js", "example_workflows/x.json"):
+        file = tmp_path / name
+        before = file.read_bytes() if file.is_file() else None
+        for text in (
+            f"https://github.com/{PLACEHOLDER}/{name_owner.REPOSITORY}",
+            f'"{PLACEHOLDER}"',
+            f"@{PLACEHOLDER}",
+        ):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"x\n{text}\n")
+            subprocess.run(["git", "add", name], cwd=tmp_path, check=True)
+            assert check(version) != 0, (name, text)
+        subprocess.run(["git", "rm", "-qf", name], cwd=tmp_path, check=True)
+        if before is not None:
+            file.write_bytes(before)
+    assert check(version) == 0
     name_owner.name_owner(tmp_path, PLACEHOLDER, PLACEHOLDER)
     assert check(version) != 0

@@ -17,6 +17,12 @@ from ..errors import DevError
 from .requests import Request
 
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+# Pillow and FFmpeg go by a file's content. Of the other formats some run a program (EPS), open further files
+# (playlists), or take nearly any bytes for a picture (TGA, XBM): what is uploaded is to be one, and nothing else.
+_PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,flv,ogg,asf,mpegts,mpeg"
+_VIDEO_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _VIDEO_FORMATS}
+_MAX_PICTURE_BYTES = 1 << 28  # a checkpoint that is named in the place of a picture would fill the memory
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,13 @@ def read_media(requests: Iterable[Request]) -> dict[Path, Media]:
 
 def _read_picture(path: Path, place: str) -> Media:
     """One still picture; one that its camera only marks as turned is turned."""
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(_MAX_PICTURE_BYTES + 1)
+    if len(data) > _MAX_PICTURE_BYTES:
+        raise DevError(f"{place}, which has more than {_MAX_PICTURE_BYTES >> 20} MiB: give a PNG or JPEG file.")
     digest = hashlib.sha256(data).hexdigest()
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=_PICTURE_FORMATS) as picture:
             # A phone's MPO is one picture with small ones beside it.
             count = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
             picture.load()
@@ -74,7 +83,7 @@ def _read_picture(path: Path, place: str) -> Media:
 def _read_video(path: Path, place: str) -> Media:
     """A video with at least one frame. All of its frames together must fit into a run."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=_VIDEO_OPTIONS) as container:
             if not container.streams.video:
                 raise DevError(f"{place}, in which there is no video: give another file.")
             stream = container.streams.video[0]

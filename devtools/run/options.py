@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SAMPLERS = ("ddim", "dpm")
+# Of model_loaders/precision.py, which imports torch; a test compares the two.
+PRECISIONS = ("default", "fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e4m3fn_fast", "int8", "int8_fast")
 # What the loaders list, and the option that takes a name of it.
 LISTS = {"pipeline": "model", "transformer": "model", "text_encoder": "text_encoder", "vae": "vae", "lora": "lora"}
 Lists = Mapping[str, Sequence[str]]  # a key of LISTS -> the names that a server offers
@@ -71,10 +73,17 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"give {' or '.join(choices)}")
+            raise ValueError(f"give {', '.join(choices[:-1])} or {choices[-1]}")
         return text
 
     return read
+
+
+def named(text: str) -> str:
+    """A name of a file or of a model. In a script, an empty one is a variable that was never set."""
+    if not text.strip():
+        raise ValueError("give a name")
+    return text
 
 
 def read_switch(text: str) -> bool:
@@ -116,13 +125,13 @@ def read_lora(text: str) -> Lora:
 OPTIONS: Mapping[str, Option] = {
     "prompt": Option("TEXT", "what the video shows", str),
     "negative": Option("TEXT", "the negative prompt, empty by default", str),
-    "image": Option("FILE", "the first frame: image to video", str),
-    "video": Option("FILE", "a video to change, or that controls a Control model", str),
-    "model": Option("NAME", "a checkpoint in the list of Load CogVideoX Pipeline; by default the toy", str),
-    "like": Option("NAME", "the official checkpoint that the model is one of, where its name does not say so", str),
-    "text_encoder": Option("NAME", "the text encoder, where the model is a transformer alone", str),
-    "vae": Option("NAME", "the VAE, where the model is a transformer alone", str),
-    "weight_dtype": Option("NAME", "the precision of the weights, such as int8", str),
+    "image": Option("FILE", "the first frame: image to video", named),
+    "video": Option("FILE", "a video to change, or that controls a Control model", named),
+    "model": Option("NAME", "a checkpoint in the list of Load CogVideoX Pipeline; by default the toy", named),
+    "like": Option("NAME", "the official checkpoint that the model is one of, where its name does not say so", named),
+    "text_encoder": Option("NAME", "the text encoder, where the model is a transformer alone", named),
+    "vae": Option("NAME", "the VAE, where the model is a transformer alone", named),
+    "weight_dtype": Option("NAME", "the precision of the weights, such as int8", one_of(*PRECISIONS)),
     "lora": Option("NAME[:STRENGTH]", "a LoRA; may be given several times", read_lora, repeats=True),
     "size": Option("WxH", "width and height in pixels", read_size),
     "frames": Option("N", "frames of the video, 4k + 1; 8k + 1 is best", whole(1, _MAX_FRAMES)),

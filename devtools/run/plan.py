@@ -3,10 +3,11 @@
 import argparse
 from dataclasses import dataclass
 
+from ..errors import DevError
 from .remote import check_server, read_address
-from .requests import Request, read_requests
+from .requests import FILES, Request, read_requests
 from .requests import add_arguments as _add_clip_arguments
-from .targets import Target, plan_targets
+from .targets import Target, check_apart, plan_targets
 
 # What the run imports where the server is another program: module -> package.
 NEEDED = {"aiohttp": "aiohttp", "av": "av", "PIL": "pillow", "filelock": "filelock"}
@@ -38,6 +39,19 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     requests = read_requests(arguments)
     address = read_address(arguments.server) if arguments.server is not None else None
     targets = plan_targets(arguments.out, len(requests))
+    check_apart(targets, [arguments.prompts, *(request.file(name) for request in requests for name in FILES)])
+    if address is not None:
+        _check_own_options(arguments)
     if address is not None and arguments.ready is None:
         check_server(address)
     return Plan(requests, targets, address, arguments.overwrite)
+
+
+def _check_own_options(arguments: argparse.Namespace) -> None:
+    """Raises: DevError for an option about a server of one's own, where another one is named."""
+    for name in ("comfyui", "port"):
+        if name in arguments:
+            raise DevError(
+                f"--{name} is for a ComfyUI that the command starts, and --server names one that runs: give one of the "
+                "two."
+            )

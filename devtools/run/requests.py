@@ -2,12 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cogvideox.errors import UserError, quoted
+from cogvideox.host.inside import is_inside, is_spelled_inside
 from cogvideox.small_files import read_small_text
 from cogvideox.video_limits import check_size
 
@@ -15,7 +16,7 @@ from ..errors import DevError
 from .options import OPTIONS
 
 _MAX_FILE_BYTES = 64 << 20
-_FILES = {"image": "picture", "video": "video"}  # the options that name a file of the person's own -> what it is
+FILES = {"image": "picture", "video": "video"}  # the options that name a file of the person's own -> what it is
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
             action="append" if option.repeats else "store",
         )
     command.add_argument("--prompts", metavar="FILE", type=Path, help="a prompt in each line, or JSON with options")
+    command.add_argument(
+        "--media-folder",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="lines of --prompts may name pictures and videos in this folder too, not only in that of the file; may be "
+        "given several times",
+    )
 
 
 def read_requests(arguments: argparse.Namespace) -> list[Request]:
@@ -67,8 +77,11 @@ def read_requests(arguments: argparse.Namespace) -> list[Request]:
         requests = list(_read_file(arguments.prompts, common))
         if not requests:
             raise DevError(f"--prompts names {arguments.prompts}, in which there is no prompt: write one in each line.")
+    for folder in arguments.media_folder:
+        if not folder.expanduser().is_dir():
+            raise DevError(f"--media-folder names {folder}, which is no folder: give one that is there.")
     for request in requests:
-        _check(request)
+        _check(request, arguments.media_folder)
     return requests
 
 
@@ -83,19 +96,38 @@ def _check_shape(request: Request) -> None:
         raise DevError(f"{' and '.join(labels)}: {error}") from error
 
 
-def _check(request: Request) -> None:
-    """Raises: DevError for what one clip lacks, and for files that are not there."""
+def _check(request: Request, media_folders: Sequence[Path]) -> None:
+    """Raises: DevError for what one clip lacks, and for files that are not there or may not be named."""
     if "prompt" not in request.values:
         place = f"{_begin(request.source)} has no prompt" if request.source else "There is no prompt"
         raise DevError(f"{place}: give one with {'its key prompt' if request.source else '--prompt or --prompts'}.")
-    for name, kind in _FILES.items():
+    for name, kind in FILES.items():
         path = request.file(name)
+        if path is not None and name in request.own:
+            _check_place(request, name, path, media_folders)
         if path is not None and not path.is_file():
             found = "a folder" if path.is_dir() else "not there"
             raise DevError(f"{request.label(name)} names {request.values[name]}, which is {found}: give a {kind} file.")
     _check_shape(request)
     if "image" in request.values and "video" in request.values:
         raise DevError(f"{request.label('image')} and {request.label('video')} are given: a clip takes one of the two.")
+
+
+def _check_place(request: Request, name: str, path: Path, media_folders: Sequence[Path]) -> None:
+    """Raises: DevError where a line of a file names something outside of the folders that it may take files from.
+
+    Such a file may come from a stranger, and what it names is uploaded to a server: a picture of an identity card, in
+    the worst case. What the command line itself names is the person's own choice.
+    """
+    allowed = [request.folder, *(folder.expanduser() for folder in media_folders)]
+    # The spelling first: to look up //server/share on Windows calls that server.
+    if any(is_spelled_inside(path, folder) for folder in allowed) and any(is_inside(path, at) for at in allowed):
+        return
+    raise DevError(
+        f"{request.label(name)} names {quoted(request.values[name])}, which is not in the folder of that file: what it "
+        "names is uploaded, and it may be a stranger's. Put the file beside it, or allow its folder with "
+        "--media-folder DIR."
+    )
 
 
 def _read_file(file: Path, common: Request) -> Iterator[Request]:

@@ -46,6 +46,8 @@ def plan_targets(out: str, count: int) -> list[Target]:
     out: a file, a folder, or a path with a number such as clips/%03d.mp4, which counts from 1. A path without a suffix
     is a folder. Raises: DevError.
     """
+    if not out.strip():
+        raise DevError("--out is empty: give the name of the video, or a folder.")
     is_folder = out.endswith(("/", os.sep)) or os.path.isdir(os.path.expanduser(out)) or not Path(out).suffix
     pattern = os.path.join(out, _IN_A_FOLDER) if is_folder else out
     numbers = len(_NUMBER.findall(Path(pattern).name))
@@ -65,6 +67,20 @@ def plan_targets(out: str, count: int) -> list[Target]:
         if target.path.is_dir():
             raise DevError(f"--out: {target.written} is a folder, and a video is to have that name: give another one.")
     return targets
+
+
+def check_apart(targets: Iterable[Target], inputs: Iterable[Path | None]) -> None:
+    """Raises: DevError where a result, or its record, would take the place of a file that the run reads."""
+    read = {_identity_of(path): path for path in inputs if path is not None}
+    for target in targets:
+        for path in (target.path, target.record):
+            if (found := read.get(_identity_of(path))) is not None:
+                raise DevError(f"--out would replace {found}, which the run reads, by a result: give another name.")
+
+
+def _identity_of(path: Path) -> str:
+    """The same for all spellings of a path, links followed."""
+    return os.path.normcase(os.path.realpath(path.expanduser()))
 
 
 def _numbered(pattern: str, number: int) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import struct
 import sys
 import tempfile
 import time
@@ -17,6 +18,8 @@ from typing import Any, TextIO
 
 import aiohttp
 import av.error
+
+from cogvideox.errors import printable
 
 from .. import client, paths
 from ..console import say
@@ -94,7 +97,7 @@ def _make_all(jobs: list[tuple[Target, Clip]], serve: Serve, plan: Plan, out: Te
                 try:
                     record = _make(url, target, clip, plan)
                 except _ClipError as error:
-                    print(f"error: {target.written} was not made: {error}", file=sys.stderr, flush=True)
+                    print(printable(f"error: {target.written} was not made: {error}"), file=sys.stderr, flush=True)
                     failed.append(target)
                     continue
             _print_result(record, out)
@@ -133,13 +136,18 @@ def _make(url: str, target: Target, clip: Clip, plan: Plan) -> dict[str, Any]:
         result = client.run_workflow(url, graph, progress_lines(graph), timeout_s=None)
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
         raise DevError(f"The server at {url} went away ({error}): start it and run the same command again.") from error
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise _ClipError(f"the server does not answer as ComfyUI does ({error!r})") from error
     if result.error is not None:
         raise _ClipError(str(result.error))
     saved = client.saved_files(result.outputs.get(SAVE, {}))
     if not saved:
         raise _ClipError("the server has saved no video")
+    copy = None
+    if plan.server is None:
+        # The server of our own writes below the clone, where nobody looks for it.
+        output = paths.BASE / "output"
+        copy = _of_the_clip(client.local_file, saved[0], output, output / FOLDER)
     video = _of_the_clip(download, url, saved[0])
     seconds = round(time.monotonic() - began, 1)
     found = _look_at(video)
@@ -147,9 +155,8 @@ def _make(url: str, target: Target, clip: Clip, plan: Plan) -> dict[str, Any]:
         raise _ClipError(f"the server sent {describe_video(found) if found else 'no video that can be read'}")
     record = {"file": str(target.path), "seed": clip.settings["seed"], "seconds": seconds, "settings": clip.settings}
     written = write_result(target, video, record, plan.overwrite)
-    if plan.server is None:
-        # The server of our own writes below the clone, where nobody looks for it.
-        (paths.BASE / "output" / saved[0]["subfolder"] / saved[0]["filename"]).unlink(missing_ok=True)
+    if copy is not None:
+        copy.unlink(missing_ok=True)
     say(f"  {target.path}  ({describe_video(found)})")
     return written
 

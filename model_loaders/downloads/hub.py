@@ -112,7 +112,7 @@ class Hub:
     def current(self, repository: str) -> tuple[str, str]:
         """The current commit of the branch `main`, and what the hub calls the repository now: under a former name it
         answers as well. Raises UserError, TransientError."""
-        found = self._read_json(self._open(f"{self.endpoint}/api/models/{quote(repository)}"), dict)
+        found = self._ask(f"{self.endpoint}/api/models/{quote(repository)}", dict)[0]
         sha, name = found.get("sha"), found.get("id", repository)
         if not is_commit(sha):
             raise UserError(
@@ -126,13 +126,12 @@ class Hub:
         url = f"{self.endpoint}/api/models/{quote(repository)}/tree/{revision}?recursive=true"
         found: list[RemoteFile] = []
         for _ in range(_MAX_PAGES):
-            answer = self._open(url)
-            entries = self._read_json(answer, list)
+            entries, answer = self._ask(url, list)
             found += [_remote_file(entry) for entry in entries if _is_file(entry)]
             following = answer.links.get("next", {}).get("url")
             if not following:
                 return found
-            url = urljoin(url, following)
+            url = self._next_page(url, following)
         raise UserError(
             f"{self.endpoint} lists the files of {repository} on more than {_MAX_PAGES} pages, so it does not answer "
             f"as a model hub. Check {self.variable}."
@@ -172,8 +171,32 @@ class Hub:
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 raise TransientError(f"the connection was cut ({_reason(error)})", answered=True) from None
 
-    def _open(self, url: str, headers: Mapping[str, str] | None = None) -> "requests.Response":
+    def _next_page(self, url: str, link: str) -> str:
+        """The address of the next page of a list, at the endpoint. link: what the page `url` says of it.
+
+        Raises UserError where it leads to another host: what is listed there says which bytes are the right ones.
+        """
+        following = _followed(url, link)
+        if _is_at(following, self.default_endpoint):
+            # A mirror hands on what the hub itself has answered, its address included.
+            parts = urlsplit(following)
+            return f"{self.endpoint}{parts.path}?{parts.query}"
+        if not _is_at(following, self.endpoint):
+            raise UserError(
+                f"{self.endpoint} leads to {_host(following)} for the next page of a list of files, so it does not "
+                f"answer as a model hub. Check {self.variable} and the proxy."
+            )
+        return following
+
+    def _ask(self, url: str, kind: type[T]) -> tuple[T, "requests.Response"]:
+        """The JSON value, a `kind`, that the hub itself answers, and the answer. Raises UserError, TransientError."""
+        answer = self._open(url, by_hub=True)
+        return self._read_json(answer, kind), answer
+
+    def _open(self, url: str, headers: Mapping[str, str] | None = None, by_hub: bool = False) -> "requests.Response":
         """The answer to a GET after all redirects, its body not read yet.
+
+        by_hub: no other host may answer. Files come from other hosts, and their hashes are known by then.
 
         Raises UserError, TransientError, RangeError.
         """
@@ -189,7 +212,12 @@ class Hub:
                 _check_status(answer, requested, is_hub, "Range" in (headers or {}), self.variable)
                 return answer
             answer.close()
-            following = urljoin(url, answer.headers.get("Location", ""))
+            following = _followed(url, answer.headers.get("Location", ""))
+            if by_hub and not any(_is_at(following, hub) for hub in (self.endpoint, self.default_endpoint)):
+                raise UserError(
+                    f"{requested} is redirected to {_host(following)}, which is another host than the hub. Check "
+                    f"{self.variable} and the proxy."
+                )
             if urlsplit(following).scheme not in ("https", urlsplit(url).scheme):
                 raise UserError(
                     f"{requested} is redirected to an address without encryption. Check {self.variable} and the proxy."
@@ -221,7 +249,8 @@ class Hub:
             ) from None
         except (requests.ConnectionError, requests.Timeout) as error:
             raise TransientError(f"{_host(url)} cannot be reached ({_reason(error)})") from None
-        except requests.RequestException as error:  # whose own text may contain a signed address
+        # Its own text may contain a signed address. ValueError: for a redirect to what is no address.
+        except (requests.RequestException, ValueError) as error:
             raise UserError(
                 f"The request to {_host(url)} failed ({type(error).__name__}). Check {self.variable}."
             ) from None
@@ -323,9 +352,31 @@ def is_digest(digest: object) -> bool:
     return isinstance(digest, str) and bool(re.fullmatch(r"sha256:[0-9a-f]{64}|git-sha1:[0-9a-f]{40}", digest))
 
 
+def _followed(url: str, link: str) -> str:
+    """The address to which a link on `url` leads; "" where it is none."""
+    try:
+        following = urljoin(url, link)
+        _ = urlsplit(following).port
+    except ValueError:
+        return ""
+    return following
+
+
+def _is_at(url: str, endpoint: str) -> bool:
+    """Whether `url` is one of the server at `endpoint`: with encryption where that was without, with or without www."""
+    there, own = _origin(url), _origin(endpoint)
+    if there == own:
+        return True
+    are_usual = there[0::2] == ("https", 443) and own[0::2] in (("https", 443), ("http", 80))
+    return are_usual and bool(there[1]) and (there[1] or "").removeprefix("www.") == (own[1] or "").removeprefix("www.")
+
+
 def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:  # no address
+        return "", None, None
 
 
 def _host(url: str) -> str:

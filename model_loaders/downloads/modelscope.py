@@ -37,7 +37,7 @@ class ModelScope(Hub):
 
     def files(self, repository: str, revision: str) -> list[RemoteFile]:
         url = f"{self.endpoint}/api/v1/models/{quote(repository)}/repo/files?Revision={revision}&Recursive=true"
-        answer = self._read_json(self._open(url), dict)
+        answer = self._ask(url, dict)[0]
         if answer.get("Success") is False:  # with status 200
             raise NotFoundError(
                 f"{self.endpoint} has no repository {repository}. Check {self.variable}, or choose another source."

@@ -128,6 +128,21 @@ def test_one_repository_of_single_files_that_is_gone_is_told_for_each(
     assert status == 1 and len(lines) == 3 and all("t5xxl" in line and "It is gone: " in line for line in lines)
 
 
+def test_an_answer_from_elsewhere_is_none(asked: Callable, hubs: tuple[FileServer, FileServer]) -> None:
+    """A hub that has been taken over must not say, through another one, that all is as it was."""
+    hub, other = hubs
+    hub.fail("", Fault(redirect=other.url))
+    status, (line,) = asked()
+    assert status == 1 and "which is another host than the hub" in line
+
+
+def test_a_hub_commands_no_terminal(hubs: tuple[FileServer, FileServer], capsys: pytest.CaptureFixture) -> None:
+    hubs[0].renamed["zai-org/CogVideoX-2b"] = "x\x1b]0;title\x07"
+    assert cli.main(["models", "check"]) == 1
+    out = capsys.readouterr().out
+    assert "is called x\ufffd]0;title\ufffd now" in out and "\x1b" not in out
+
+
 def test_it_takes_no_name(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["models", "check", "CogVideoX-2b"]) == 1
     assert "`models check` takes no name" in capsys.readouterr().err

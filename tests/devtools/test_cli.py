@@ -159,6 +159,17 @@ def test_bench_help_names_the_benchmarks(untouched_clone, capsys):
     assert not list(untouched_clone.iterdir())
 
 
+@pytest.mark.parametrize("command", ["demo", "test", "serve", "run", "models", "migrate", "train"])
+def test_help_says_what_a_command_does(command: str, capsys: pytest.CaptureFixture) -> None:
+    """It listed options alone, --port among them for commands that start no server: it was taken, and nothing done."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    shown = capsys.readouterr().out
+    sentence = shown.split("\n\n")[1].replace("\n", " ")
+    assert ended.value.code == 0 and sentence[0].isupper() and sentence.endswith(".")
+    assert ("--port" in shown) == (command in ("demo", "serve", "run"))
+
+
 def test_help_of_one_benchmark_is_its_own(untouched_clone, fake_server):
     """`bench nano --help` printed the options of `bench`, of which it has others."""
     assert cli.main(["bench", "nano", "--help"]) == 0

@@ -89,6 +89,20 @@ def test_result_holds_what_the_server_said(comfyui, tmp_path):
     assert heard[:4] == ["execution_cached", "executing", "progress", "preview"]
 
 
+@pytest.mark.parametrize(
+    ("subfolder", "filename"),
+    [("", "../a.mp4"), ("", "/etc/passwd"), ("sub/../..", "a.mp4"), ("/etc", "passwd"), ("", "."), ("link", "a.mp4")],
+)
+def test_a_saved_file_is_in_the_output_folder(tmp_path, subfolder, filename):
+    # What a server names is opened as a video, or deleted: no other file may be meant.
+    (tmp_path / "out").mkdir()
+    if subfolder == "link":
+        (tmp_path / "out" / "link").symlink_to(tmp_path)
+    item = {"filename": filename, "subfolder": subfolder, "type": "output"}
+    with pytest.raises(DevError, match="names a file .*, which is not in "):
+        client.RunResult(outputs={"6": {"images": [item]}}).files(tmp_path / "out")
+
+
 def test_other_peoples_workflows_are_not_mixed_in(comfyui):
     url = comfyui(
         [

@@ -1,5 +1,6 @@
 """Which language a browser shows ComfyUI in, and where messages get it."""
 
+import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,9 @@ import server
 from comfy.cli_args import args as options
 
 from cogvideox.errors import UserError
-from cogvideox.host import language, messages, patches
+from cogvideox.host import language, messages, patches, translations
+from cogvideox.host.standalone import comfyui_nodes
+from cogvideox.nodes.latent import CogVideoXEmptyLatent
 
 CHINESE, ENGLISH = {"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}, {"Accept-Language": "en-US,en;q=0.9,zh;q=0.8"}
 SHORT = UserError("frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 53")
@@ -135,6 +138,59 @@ def test_texts_on_nodes_are_chinese(comfyui: Server, caplog: pytest.LogCaptureFi
     messages.show_on_running_node("Saved <b>.")
     assert comfyui.sent[-1] == ("text", "强度为 0：模型保持不变。\n\n已保存 &lt;b&gt;。", "mine")
     assert "Strength is 0" in caplog.text and "强度" not in caplog.text
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every text that is looked up in the catalogue."""
+    texts: list[str] = []
+
+    def translate(text: str, to: str) -> str:
+        texts.append(text)
+        return translations.translate(text, to)
+
+    monkeypatch.setattr(language, "translate", translate)
+    return texts
+
+
+def test_a_text_is_looked_up_once(comfyui: Server, looked_up: list[str]) -> None:
+    """An error was translated, and then what came out of it; a warning again with each one after it. A translation may
+    be what another template has made, and a long text takes a part of a second each time."""
+    comfyui.settings.stored = {"Comfy.Locale": "zh"}
+    comfyui.open("mine", CHINESE)
+    messages.show_on_running_node("Strength is 0: the model stays as it is.")
+    messages.show_on_running_node("Saved a.")
+    messages.show_on_running_node("Saved a.")
+    sent_error(comfyui, SHORT)
+    last = [data for event, data, _ in comfyui.sent if event == "text"][-1]
+    assert last == f"{IN_CHINESE}\n\n强度为 0：模型保持不变。\n\n已保存 a。"
+    assert all("强" not in text and "帧" not in text for text in looked_up)
+    assert looked_up.count(str(SHORT)) == 1
+    assert looked_up.count("Strength is 0: the model stays as it is.") == 1
+
+
+def test_a_refusal_is_looked_up_once(comfyui: Server, looked_up: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI gives back the same errors for each output that needs the node."""
+    comfyui.settings.stored = {"Comfy.Locale": "zh"}
+    comfyui.open("mine", CHINESE)
+    original = getattr(execution.validate_inputs, "__wrapped__", execution.validate_inputs)
+    monkeypatch.setattr(execution, "validate_inputs", original)
+    patches.wrap_validation({"CogVideoXEmptyLatent"})
+    monkeypatch.setitem(comfyui_nodes().NODE_CLASS_MAPPINGS, "CogVideoXEmptyLatent", CogVideoXEmptyLatent)
+    inputs = {"width": 64, "height": 64, "frames": 50, "batch_size": 1}
+    prompt = {"3": {"class_type": "CogVideoXEmptyLatent", "inputs": inputs}}
+
+    async def queue() -> list[dict]:
+        messages.begin_request({"client_id": "mine"})
+        validated: dict = {}
+        for _ in range(3):
+            _, errors, _ = await execution.validate_inputs("a run", prompt, "3", validated)
+        return errors
+
+    (error,) = asyncio.run(queue())
+    assert error["details"] == f"frames - {IN_CHINESE}."
+    assert [data for event, data, _ in comfyui.sent if event == "text"] == [f"{IN_CHINESE}."]
+    assert looked_up == [f"{SHORT}."]
 
 
 class Executor:

@@ -2,10 +2,12 @@
 
 import ast
 import asyncio
+import json
 import logging
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -47,6 +49,140 @@ def notices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kept: list[str] = []
     monkeypatch.setattr(start_check, "serve_notices", lambda: kept)
     return kept
+
+
+class _Page:
+    """ComfyUI's server, and a page that asks it for the notices."""
+
+    def __init__(self, accepts: str = "zh-CN,zh;q=0.9", chosen: str | None = None) -> None:
+        self.answers: list[Any] = []
+        self.routes = SimpleNamespace(get=lambda path: self.answers.append)
+        found = {} if chosen is None else {"Comfy.Locale": chosen}
+        self.user_manager = SimpleNamespace(settings=SimpleNamespace(get_settings=lambda _: found))
+        self.sockets: dict[str, Any] = {}
+        self.accepts = accepts
+
+    def ask(self) -> list[str]:
+        request = SimpleNamespace(headers={"Accept-Language": self.accepts})
+        return json.loads(asyncio.run(self.answers[0](request)).text)
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., _Page]:
+    import server
+
+    def make(*arguments: Any) -> _Page:
+        made = _Page(*arguments)
+        monkeypatch.setattr(server.PromptServer, "instance", made, raising=False)
+        return made
+
+    return make
+
+
+NODE = type("Node", (), {"RELATIVE_PYTHON_MODULE": "custom_nodes.old pack"})
+
+
+def sentences(folder: Path) -> list[str]:
+    """Every notice that there is."""
+    (folder / "requirements.txt").write_text("diffusers>=99.1\nnot-a-package>=1\ngguf>=99\n")
+    lacking = start_check.missing_requirements(folder)
+    (folder / "requirements.txt").unlink()
+    ids = {f"CogVideoX{number}": object for number in range(7)}
+    (folder / "nano" / "weights").mkdir(parents=True)
+    (folder / "nano" / "weights" / "SHA256SUMS").write_text("0 a.safetensors\n1 b.safetensors\n")
+    some = start_check.missing_files(folder)
+    error = ModuleNotFoundError("No module named 'x'", name="comfy.x")
+    line = SyntaxError("invalid syntax", (str(folder / "a.py"), 3, 0, ""))
+    return [
+        lacking,
+        some,
+        start_check.missing_requirements(folder),
+        start_check.missing_files(folder / "nowhere"),
+        start_check.taken_ids({"CogVideoXSample": object}, {"CogVideoXSample": NODE}),
+        start_check.taken_ids(ids, dict.fromkeys(ids, NODE)),
+        start_check.replaced_ids({"CogVideoXSample": object}, {"CogVideoXSample": NODE}),
+        start_check.replaced_ids(ids, dict.fromkeys(ids, NODE)),
+        str(start_check.installed_twice(folder, folder / "two")),
+        *(
+            str(start_check.import_error(raised, folder))
+            for raised in (
+                error,
+                line,
+                ValueError("a bug"),
+                ImportError("no", name="cogvideox.keys"),
+                ModuleNotFoundError("No module named 'diffusers'", name="diffusers"),
+                ImportError("cannot import name", name="accelerate"),
+            )
+        ),
+    ]
+
+
+def test_every_notice_is_chinese_where_the_page_is(
+    page: Callable[..., _Page], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first thing that somebody reads whose installation is broken was English in a Chinese page."""
+    opened = page()
+    told = sentences(tmp_path)
+    monkeypatch.setitem(sys.modules, "comfyui_version", SimpleNamespace(__version__="0.3.40"))
+    told.append(start_check.comfyui_too_old())
+    assert all(told) and len(set(told)) == len(told)
+    for sentence in told:
+        start_check.tell(sentence, in_log=False)
+    shown = opened.ask()
+    assert len(shown) == len(told)
+    # What is left in Latin letters are names, paths, commands and what Python itself says.
+    words = {
+        "is",
+        "are",
+        "of",
+        "the",
+        "needs",
+        "lacks",
+        "again",
+        "Install",
+        "Update",
+        "Remove",
+        "which",
+        "cannot",
+        "more",
+    }
+    for english, chinese in zip(told, shown):
+        rest = chinese.replace(str(tmp_path), "")
+        assert chinese != english and not words & set(re.findall("[A-Za-z]+", rest)), chinese
+    assert "以及另外 2 个" in shown[5] and "节点包 custom_nodes/old pack" in shown[5]
+    assert shown[-1] == "CogVideoX 需要 ComfyUI 0.16.3 或更新版本，而当前版本是 0.3.40。请更新 ComfyUI。"
+    assert shown[0].startswith("CogVideoX 缺少 Python 包：") and "not-a-package 未安装（CogVideoX 需要它）" in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("accepts", "chosen", "is_chinese"),
+    [
+        ("zh-CN", None, True),
+        ("en-US,zh;q=0.5", None, False),
+        ("en", "zh", True),
+        ("zh", "en", False),
+        ("", None, False),
+    ],
+)
+def test_a_notice_is_in_the_language_of_its_page(
+    page: Callable[..., _Page], accepts: str, chosen: str | None, is_chinese: bool
+) -> None:
+    """By the setting, or else by what the browser that asks prefers: it may have no other connection yet."""
+    opened = page(accepts, chosen)
+    start_check.tell(str(start_check.installed_twice(ROOT, ROOT / "two")), in_log=False)
+    (shown,) = opened.ask()
+    assert shown.startswith("CogVideoX 的节点安装了两份") == is_chinese
+    assert shown.startswith("CogVideoX's nodes are installed twice") != is_chinese
+
+
+def test_a_notice_that_cannot_be_translated_is_english(
+    page: Callable[..., _Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says may be that files are missing, the translator's own among them."""
+    opened = page()
+    start_check.tell("A sentence.", in_log=False)
+    monkeypatch.setitem(sys.modules, "cogvideox.host.language", None)
+    assert opened.ask() == ["A sentence."]
 
 
 def test_a_half_updated_copy_leaves_the_name_to_a_whole_one(tmp_path: Path) -> None:
@@ -203,7 +339,7 @@ def test_nodes_of_another_pack_with_the_same_ids() -> None:
     assert "A of CogVideoX is replaced by the pack custom_nodes/other pack" in sentence
     assert "B of CogVideoX is replaced by ComfyUI" in sentence
     sentence = start_check.replaced_ids(ours, {"A": theirs, "C": theirs, "D": theirs})
-    assert "A, C of the pack custom_nodes/other pack have the id of a node of CogVideoX" in sentence
+    assert "CogVideoX has nodes of the same id as the pack custom_nodes/other pack: A, C. Remove" in sentence
 
 
 def test_a_notice_is_logged_and_kept_once(notices: list[str], caplog: pytest.LogCaptureFixture) -> None:

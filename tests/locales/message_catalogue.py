@@ -21,7 +21,6 @@ ROOMS = ("nodes", "training", "model_loaders", "sockets", "media", "transformer"
 _OTHER_FILES = {
     *("training/example.py", "training/headless.py", "training/launch.py", "training/recipe.py"),
     *("nodes/inputs.py", "nodes/search_words.py", "host/standalone.py"),
-    "host/start_check.py",  # what the log says at start
 }
 _UNSEEN_KEYWORDS = {"tooltip", "advice"}  # texts of nodeDefs.json; keys of nodes/advice.py
 _UNSEEN_CALLS = ("io.", "logging.", "re.", "setting")  # setting: the help of a training's recipe

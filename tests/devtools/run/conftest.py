@@ -37,7 +37,8 @@ class FakeComfyUI:
     """What a test says to the server, and what the server has heard.
 
     failing: prompts whose run fails. damaged: prompts whose video comes damaged. hanging: prompts that never end.
-    broken: paths that are answered with a status and a text, whatever is asked.
+    broken: paths that are answered with a status and a text, whatever is asked. saved: what it says otherwise of the
+    files that it has saved. error: the message of a run that fails.
     """
 
     url: str = ""
@@ -50,6 +51,8 @@ class FakeComfyUI:
     uploads: dict[str, bytes] = field(default_factory=dict)
     cancelled: list[dict] = field(default_factory=list)
     broken: dict[str, tuple[int, str]] = field(default_factory=dict)
+    error: str = "no"
+    saved: dict[str, object] = field(default_factory=dict)
     queued: asyncio.Queue = field(default_factory=asyncio.Queue)
 
     @property
@@ -122,9 +125,11 @@ class FakeComfyUI:
             await socket.receive()
             return socket
         if text in self.failing:
-            await send("execution_error", node_id="sample", node_type="S", exception_message="no", exception_type="E")
+            await send(
+                "execution_error", node_id="sample", node_type="S", exception_message=self.error, exception_type="E"
+            )
         else:
-            item = {"filename": f"{id_}.mp4", "subfolder": "cogvideox_run", "type": "output"}
+            item = {"filename": f"{id_}.mp4", "subfolder": "cogvideox_run", "type": "output", **self.saved}
             await send("executed", node="save", output={"images": [item], "animated": [True]})
         await send("executing", node=None)
         return socket

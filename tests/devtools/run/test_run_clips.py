@@ -10,6 +10,7 @@ import pytest
 
 from cogvideox.devtools.errors import DevError
 from cogvideox.devtools.paths import template
+from cogvideox.devtools.run import options
 from cogvideox.devtools.run.clips import Clip, settle
 from cogvideox.devtools.run.graph import build_graph
 from cogvideox.devtools.run.local_models import EXTRA_PATHS, local_lists, write_extra_paths
@@ -57,6 +58,13 @@ def test_checkpoint_has_its_authors_settings(lists: dict, picture: Path) -> None
         ("THUDM/CogVideoX1.5-5B-I2V", 1024, 768, 81, 16.0, 30, 6.0, "dpm", True, 1.0)
     )
     assert recommended_for("CogVideoX-2b", None, "--like").sampler == "ddim"
+
+
+def test_precisions_are_those_of_the_loaders() -> None:
+    """One that only the loader knows could not be asked for."""
+    from cogvideox.model_loaders.precision import PRECISIONS
+
+    assert set(options.PRECISIONS) == set(PRECISIONS)
 
 
 def test_every_published_checkpoint_has_settings() -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cogvideox import video_limits
 from cogvideox.devtools.errors import DevError
+from cogvideox.devtools.run import media
 from cogvideox.devtools.run.media import read_media
 from cogvideox.devtools.run.requests import Request
 
@@ -28,9 +29,15 @@ def animation() -> bytes:
     return file.getvalue()
 
 
+def saved(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, kind)
+    return file.getvalue()
+
+
 def sound() -> bytes:
     file = io.BytesIO()
-    with av.open(file, "w", format="wav") as container:
+    with av.open(file, "w", format="matroska") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8000
@@ -46,6 +53,9 @@ def sound() -> bytes:
         ("image", b"", "is no picture that can be read"),
         ("image", jpeg()[:2000], "is no picture that can be read"),
         ("image", animation(), "has 3 pictures"),
+        ("image", b"P3 1 1 255 12 34 56", "is no picture that can be read"),  # plain text that Pillow takes for one
+        ("image", saved("TGA"), "is no picture that can be read"),  # as nearly any file without a mark
+        ("image", saved("EPS"), "is no picture that can be read"),  # a program
         ("video", b"no video", "is no video that can be read"),
         ("video", b"", "is no video that can be read"),
         ("video", sound(), "in which there is no video"),
@@ -59,6 +69,24 @@ def test_wrong_file_is_named_as_it_was_written(
     Path("mine").write_bytes(data)
     with pytest.raises(DevError, match=f"--{kind} names ./mine, .*{words}"):
         read_media([Request({kind: "./mine"})])
+
+
+def test_a_playlist_is_no_video(tmp_path: Path, video: Callable[..., Path]) -> None:
+    """FFmpeg opens what it names: files of this machine first, and then those of the server that it is uploaded to."""
+    name = video(9).name
+    for text in (f"ffconcat version 1.0\nfile {name}\n", f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{name}\n"):
+        (tmp_path / "list.mp4").write_text(text)
+        with pytest.raises(DevError, match="which is no video that can be read"):
+            read_media([Request({"video": str(tmp_path / "list.mp4")})])
+
+
+def test_a_checkpoint_is_not_read_as_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 GB under a wrong name would fill the memory."""
+    assert media._MAX_PICTURE_BYTES == 256 << 20
+    monkeypatch.setattr(media, "_MAX_PICTURE_BYTES", 1 << 20)
+    (tmp_path / "x.png").write_bytes(bytes(1 + (1 << 20)))
+    with pytest.raises(DevError, match="x.png, which has more than 1 MiB: give a PNG or JPEG file"):
+        read_media([Request({"image": str(tmp_path / "x.png")})])
 
 
 def test_film_is_refused_before_it_is_decoded_to_its_end(

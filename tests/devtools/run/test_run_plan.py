@@ -1,5 +1,7 @@
 """dev.py run: bad input is one sentence, before anything is installed or started."""
 
+import json
+import os
 import socket
 import subprocess
 import sys
@@ -51,6 +53,11 @@ ONE = ("--prompt", "a star")
         ((*ONE, "--fps", "1000"), ("--fps is '1000'", "from 1 to 120")),
         ((*ONE, "--seed", "-1"), ("--seed is '-1'",)),
         ((*ONE, "--sampler", "euler"), ("--sampler is 'euler'", "ddim or dpm")),
+        ((*ONE, "--weight-dtype", "int4"), ("--weight-dtype is 'int4'", "default, fp32, ", "or int8_fast")),
+        ((*ONE, "--image", ""), ("--image is ''", "give a name")),
+        ((*ONE, "--model", " "), ("--model is ' '", "give a name")),
+        ((*ONE, "--media-folder", "no"), ("--media-folder names no, which is no folder",)),
+        ((*ONE, "--server", "http://127.0.0.1:9", "--port", "81"), ("--port is for a ComfyUI that",)),
         ((*ONE, "--dynamic-cfg", "maybe"), ("--dynamic-cfg is 'maybe'", "on or off")),
         ((*ONE, "--size", "720"), ("--size is '720'", "720x480")),
         ((*ONE, "--size", "720x470"), ("--size: height 470", "464 or 480")),
@@ -112,6 +119,58 @@ def test_places_that_cannot_be_written_are_found(refused: Callable[..., str], tm
     several = refused("--prompts", "two.txt", out="clips/one.mp4")
     assert "there are 2 prompts" in several and "clips/one-%03d.mp4" in several
     assert "which has 2 numbers" in refused(*ONE, out="%03d-%02d.mp4")
+
+
+def test_a_line_names_files_of_its_own_folder_alone(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a line names is uploaded: a stranger's file of prompts must not send a person's pictures to a server."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    secret = tmp_path / "home" / "card.png"
+    downloaded = tmp_path / "downloaded"
+    for folder in (secret.parent, downloaded / "frames", tmp_path / "downloaded-too"):
+        folder.mkdir(parents=True)
+    for file in (secret, downloaded / "frames" / "own.png", tmp_path / "downloaded-too" / "x.png"):
+        file.touch()
+    written = [str(secret), "~/card.png", "../home/card.png", "frames/../../home/card.png", "../downloaded-too/x.png"]
+    if os.name == "posix":
+        (downloaded / "link.png").symlink_to(secret)
+        written.append("link.png")
+    prompts = downloaded / "prompts.txt"
+    for name in (*written, "../home/not_there.png"):  # and whether a file is there is not told either
+        for kind in ("image", "video"):
+            prompts.write_text(json.dumps({"prompt": "a", kind: name}))
+            message = refused("--prompts", str(prompts))
+            assert message.startswith(f"{kind} in line 1 of {prompts} names {name}, which is not in the folder of")
+            assert "--media-folder DIR" in message
+    prompts.write_text("".join(json.dumps({"prompt": "a", "image": name}) + "\n" for name in written))
+    argv = ["run", "--out", "x/", "--prompts", str(prompts)]
+    allowed = ["--media-folder", str(tmp_path / "downloaded-too"), "--media-folder", "~"]
+    assert len(read_requests(cli.parse([*argv, *allowed])[0])) == len(written)
+    prompts.write_text('{"prompt": "a", "image": "frames/own.png"}\nb\n')
+    assert len(read_requests(cli.parse(argv)[0])) == 2
+    prompts.write_text("b\n")
+    (request,) = read_requests(cli.parse([*argv, "--image", str(secret)])[0])
+    assert request.file("image") == secret, "what the command line names is the person's own choice"
+
+
+def test_a_result_takes_the_place_of_nothing_that_is_read(refused: Callable[..., str], tmp_path: Path) -> None:
+    """With --overwrite, the video that was to be changed, or the file of prompts, was gone."""
+    (tmp_path / "clip.mp4").touch()
+    again = (*ONE, "--overwrite", "--video", "clip.mp4")
+    assert "--out would replace clip.mp4, which the run reads" in refused(*again, out="./clip.mp4")
+    (tmp_path / "new.mp4.json").write_text('{"prompt": "a", "video": "clips/0002.mp4"}\n{"prompt": "a"}\n')
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "0002.mp4").touch()
+    lines = ("--prompts", "new.mp4.json", "--overwrite")
+    assert "--out would replace clips/0002.mp4, which the run reads" in refused(*lines, out="clips")
+    (tmp_path / "new.mp4.json").write_text('{"prompt": "a"}\n')
+    assert "--out would replace new.mp4.json, which the run reads" in refused(*lines, out="new.mp4")
+
+
+def test_an_out_that_is_empty_is_none(refused: Callable[..., str]) -> None:
+    """`--out "$VIDEO"` of a script that has never set it filled the folder that it ran in."""
+    assert "--out is empty" in refused(*ONE, out="")
 
 
 def test_line_overrides_the_command_line(tmp_path: Path) -> None:

@@ -210,6 +210,40 @@ def test_own_server_runs_once_for_all_and_keeps_no_copies(
     assert not list(tmp_path.glob("run-*")), "nothing of a run stays in the base directory"
 
 
+@pytest.mark.parametrize("place", ["victims", "output", "output/cogvideox_run/../other"])
+def test_nothing_but_its_own_copy_is_deleted(
+    fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, place: str
+) -> None:
+    """The name comes from a server; whatever answers in its place must not delete a file of its choice."""
+    monkeypatch.setattr(paths, "BASE", tmp_path)
+    monkeypatch.setattr(work, "running_server", lambda *_, **__: nullcontext(fake))
+    (tmp_path / "output" / "cogvideox_run").mkdir(parents=True)
+    victim = tmp_path / place / "run 1.mp4"
+    victim.parent.mkdir(exist_ok=True)
+    victim.write_bytes(b"somebody's")
+    fake.saved = {"subfolder": os.path.relpath(victim.parent, tmp_path / "output")}
+    own = json.dumps(Own(str(tmp_path), str(tmp_path / "models"), None).__dict__)
+    assert cli.main(["run", "--prompt", "a", "--out", str(tmp_path / "a.mp4"), "--ready", own]) == 1
+    assert "a.mp4 was not made: The server names a file" in capsys.readouterr().err
+    assert victim.read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize("saved", [{"subfolder": None}, {"filename": ["a"]}, {"type": 7}])
+def test_a_saved_file_without_a_name_is_none(run: Run, fake, saved: dict[str, object]) -> None:
+    """It ended in a traceback, and the clips after it were not made."""
+    fake.saved = saved
+    status, results, err = run("--prompt", "a", "--out", "a.mp4")
+    assert (status, results) == (1, []) and "a.mp4 was not made: the server has saved no video" in err
+
+
+def test_a_server_commands_no_terminal(run: Run, fake) -> None:
+    """Its messages are printed: escape sequences in them would write into the title, or more."""
+    fake.error = "no \x1b]0;title\x07 memory \x9b2J"
+    fake.failing = {"a"}
+    _, _, err = run("--prompt", "a", "--out", "a.mp4")
+    assert "no \ufffd]0;title\ufffd memory \ufffd2J" in err and "\x1b" not in err
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_ended_run_is_ended_on_the_server_too(fake, tmp_path: Path, how: signal.Signals) -> None:

@@ -163,6 +163,75 @@ def test_a_redirect_without_encryption_or_end_is_refused(monkeypatch: pytest.Mon
             client._open(f"https://hub/{name}/resolve/r/f")
 
 
+@pytest.fixture
+def other(hub: FileServer) -> Iterator[FileServer]:
+    """Another server, which answers as the hub does."""
+    server = FileServer(hub.files)
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("how", ["next page", "redirect"])
+def test_what_is_listed_comes_from_the_hub_alone(
+    tmp_path: Path, hub: FileServer, other: FileServer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The list says which bytes are the right ones: one of another host makes its bytes right."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    if how == "redirect":
+        hub.fail("", Fault(redirect=other.url))
+    else:
+        hub.next_page = other.url
+    message = failure(tmp_path / "x")
+    assert "127.0.0.1" in message and "HF_ENDPOINT and the proxy" in message
+    assert not other.asked and not hub.requests(BIG)
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://127.0.0.1", "http://[", "https://127.0.0.1:99999", "file://", "//evil.example"]
+)
+@pytest.mark.parametrize("how", ["next page", "redirect", "redirected file"])
+def test_an_address_of_no_hub_is_a_sentence(tmp_path: Path, hub: FileServer, address: str, how: str) -> None:
+    """It ended in a traceback, or in a request to whomever it names."""
+    if how == "next page":
+        hub.next_page = address
+    elif how == "redirect":
+        hub.fail("", Fault(redirect=address))
+    elif address == "//evil.example":
+        pytest.skip("files come from other hosts")
+    else:
+        hub.fail(BIG, Fault(redirect=address))
+    assert "Check HF_ENDPOINT" in failure(tmp_path / "x")
+
+
+def test_a_mirror_may_hand_on_the_hubs_addresses(
+    tmp_path: Path, hub: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list's next page is then asked of the mirror: where one is chosen, the hub itself often cannot be reached."""
+    hub.next_page = "https://huggingface.co"
+    fetch(tmp_path / "x")
+    manifests.require_complete(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint", "is_own"),
+    [
+        ("https://modelscope.cn/api", "https://www.modelscope.cn", True),
+        ("https://hub/api", "http://hub", True),
+        ("https://HUB:443/api", "https://hub", True),
+        ("http://hub/api", "https://hub", False),
+        ("https://hub:8443/api", "https://hub", False),
+        ("https://hub.evil.example/api", "https://hub", False),
+        ("https://hub@evil.example/api", "https://hub", False),
+        ("https://www.evil.example", "https://www.hub", False),
+        ("", "https://hub", False),
+        ("https:///x", "https://hub", False),
+    ],
+)
+def test_which_addresses_are_a_hubs(url: str, endpoint: str, is_own: bool) -> None:
+    """One that only begins like it is another's; one without encryption can be anybody's."""
+    assert hub_module._is_at(url, endpoint) == is_own
+
+
 @pytest.mark.parametrize("endpoint", ["huggingface.co", "file:///etc", "https://me:pass@mirror"])
 def test_an_invalid_endpoint_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint: str) -> None:
     """And its password is not repeated."""

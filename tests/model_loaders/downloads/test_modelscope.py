@@ -164,6 +164,14 @@ def test_answers_of_another_form_are_refused(tmp_path: Path, modelscope: FileSer
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] in ([], [downloads.LOCK])
 
 
+def test_the_list_comes_from_modelscope_alone(tmp_path: Path, hub: FileServer, modelscope: FileServer) -> None:
+    """Another host's list would have its own hashes."""
+    modelscope.fail("", Fault(redirect=hub.url))
+    with pytest.raises(UserError, match="is redirected to 127.0.0.1, which is another host.*MODELSCOPE_ENDPOINT"):
+        fetch(tmp_path / "x")
+    assert not hub.asked
+
+
 @pytest.mark.parametrize("key", ["revision", "file"])
 def test_a_manifest_that_was_changed_names_no_other_address(tmp_path: Path, modelscope: FileServer, key: str) -> None:
     """It lies where anybody's zip may have been unpacked, and its revisions go into addresses."""
