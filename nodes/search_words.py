@@ -62,7 +62,7 @@ _TYPED = {
     "CogVideoXSaveLora": ["convert lora", "merge loras", "export lora", "diffusers lora"],
     "CogVideoXEncodeText": ["prompt", "text encode", "clip text encode", "t5"],
     "CogVideoXEmptyLatent": ["empty video latent", "empty latent video", "video size", "frames"],
-    "CogVideoXImageToVideo": ["i2v", "img2vid", "start image", "first frame", "end image"],
+    "CogVideoXImageToVideo": ["i2v", "cogvideox i2v", "img2vid", "start image", "first frame", "end image"],
     "CogVideoXEncodeVideo": ["v2v", "vid2vid", "video to video", "vae encode"],
     "CogVideoXFunInpaint": ["inp", "i2v", "inpaint video", "start end frame", "first last frame"],
     "CogVideoXFunControl": ["pose", "canny", "depth", "control video"],
