@@ -47,7 +47,7 @@ IMAGE_TO_VIDEO = """\
 **Your own picture**: put *Load Image* in the place of *CogVideoX Example Input*. Describe the whole scene, not only \
 what moves.
 
-**Hardly any motion?** Set `noise_augmentation` to 0.05 or so.
+**Hardly any motion?** Set *noise_augmentation* to 0.05 or so.
 """
 
 _SQUARE = "A large red square moves up on a white background."
@@ -77,8 +77,8 @@ def denoise_note(settings: Settings) -> str:
     """What `denoise` does with the steps of a template."""
     steps, denoise = settings.changing_steps, settings.denoise
     return (
-        f"**denoise**: the lower, the more of the video stays. `steps` are really run: {steps} at {denoise:g} are the "
-        f"last {steps} of {int(steps / denoise)}, which diffusers calls `strength={denoise:g}`."
+        f"**denoise**: the lower, the more of the video stays. *steps* are really run: {steps} at {denoise:g} are the "
+        f"last {steps} of {int(steps / denoise)}, which diffusers calls *strength {denoise:g}*."
     )
 
 

@@ -88,7 +88,7 @@ FUN_CONTROL = """\
 **Control**: these models were trained with Canny edges, depth, poses and straight lines (MLSD), the Pose models with \
 poses alone. *Canny* comes with ComfyUI; for the others put a preprocessor in its place.
 
-`strength` below 1 or `end_percent` below 1 leave more to the prompt.
+*strength* below 1 or *end_percent* below 1 leave more to the prompt.
 """
 
 _PURPLE = "A large purple circle moves to the right on a yellow background."

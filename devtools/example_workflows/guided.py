@@ -26,7 +26,7 @@ from .table import (
 CONTROLNET = """\
 **Control**: *Canny* goes with a canny control net. For hed or depth put such a preprocessor in its place.
 
-`strength` 0.5 to 1; `end_percent` 0.5 to 0.8 lets the prompt finish freely, and faster.
+*strength* 0.5 to 1; *end_percent* 0.5 to 0.8 lets the prompt finish freely, and faster.
 
 There are none for 1.5 and for image to video. Fun Control models take their control video without a control net.
 """
@@ -64,7 +64,7 @@ the layout and the motion stay, and the prompt says what is seen.
 **Prompt**: describe the new video as you would the old one, with the change you want. The inversion takes an empty \
 prompt.
 
-**More freedom**: raise `start_percent` or lower `end_percent` of *Follow Video*. A step costs about 2.5 times as much \
+**More freedom**: raise *start_percent* or lower *end_percent* of *Follow Video*. A step costs about 2.5 times as much \
 while the video is followed.
 """
 

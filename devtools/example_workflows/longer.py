@@ -10,10 +10,10 @@ EXTEND_VIDEO = """\
 **overlap**: 1 takes over the last picture, 5 or more its motion too. Frames count as 4k + 1: 1, 5, 9, 13, ...
 
 **Longer still**: copy groups 4 and 5 and give *Continue Video* the joined video. Colours may drift with every clip; \
-`blend` softens a seam.
+*blend* softens a seam.
 
-**From a picture (I2V checkpoints)**: connect `last_frames` of *Continue Video* to `start_image` of *CogVideoX Image \
-to Video*, and the second sampler to that node's three outputs, not to the `latent` here.
+**From a picture (I2V checkpoints)**: connect *last_frames* of *Continue Video* to *start_image* of *CogVideoX Image \
+to Video*, and the second sampler to that node's three outputs, not to the *latent* here.
 """
 
 _FIRST = "A small yellow circle moves to the right on a blue background."
@@ -56,12 +56,12 @@ def extend_video() -> Example:
 LONG_VIDEO = """\
 All frames are sampled together in overlapping windows: the memory of one window, the time of all.
 
-**Prompts**: *Conditioning (Combine)* puts them in order, and `split_prompts` gives each its part of the video. \
+**Prompts**: *Conditioning (Combine)* puts them in order, and *split_prompts* gives each its part of the video. \
 Combine again for more. One prompt alone works too.
 
 **freenoise** keeps people and places alike over the windows.
 
-A little longer in one piece: *CogVideoX Positions* with `riflex` instead of the windows.
+A little longer in one piece: *CogVideoX Positions* with *riflex* instead of the windows.
 """
 
 _RED = "A large red circle moves to the right on a white background."

@@ -36,7 +36,7 @@ from .real_notes import (
     made,
     made_of_video,
 )
-from .table import WATCH, Column, Example, Node, changed, followed, note, own_video, sampled, size
+from .table import WATCH, Column, Example, Node, changed, followed, note, own_video, prompt_height, sampled, size
 
 _5B, _5B_I2V, _1_5 = OFFICIAL["CogVideoX-5b"], OFFICIAL["CogVideoX-5b-I2V"], OFFICIAL["CogVideoX1.5-5B"]
 _INP = "CogVideoX-Fun-V1.1-5b-InP"
@@ -88,15 +88,15 @@ def single_files(
         [
             f"### {count.capitalize()}, once",
             f"ComfyUI says that they are missing. **View details** lists the files, each with a button that downloads "
-            f"it ({gigabytes} together). What the browser saves elsewhere belongs into its folder below `models`; then "
-            "press **R**:",
+            f"it ({gigabytes} together). A browser saves them in a place of its own: move each into its folder below "
+            "*models*, and press **R**.",
             "",
             "| file | folder |",
             "|---|---|",
             *rows,
             "",
-            f"With less memory choose `{T5_FP8.name}` as the text encoder, and *fp8_e4m3fn* as the model's "
-            "`weight_dtype`.",
+            f"With less memory choose *{T5_FP8.name}* as the text encoder, and *fp8_e4m3fn* as the model's "
+            "*weight_dtype*.",
         ]
     )
     last = note("\n\n".join([text, hints.strip(), WATCH]), "Before the first run")
@@ -107,9 +107,9 @@ def folder(hints: str, name: str) -> tuple[Node, ...]:
     """The download of a whole checkpoint, its loader, and the note that says how to press it."""
     gigabytes = words([find_repository(name)])[1]
     text = (
-        f"### One folder, once\nSelect *CogVideoX Download* above and press **Ctrl+B**: it is bypassed, and now it is "
-        f"not. **Run** then downloads {name} ({gigabytes}) into `models/diffusers`, checks every file and makes the "
-        "video. It goes on where it was interrupted, and has nothing to do the next time.\n\nIf you have a folder under "
+        "### One folder, once\n*CogVideoX Download* above is bypassed: select it and press **Ctrl+B** to switch it on. "
+        f"**Run** then downloads {name} ({gigabytes}) into *models/diffusers*, checks every file and makes the video. "
+        "It goes on where it was interrupted, and has nothing to do the next time.\n\nIf you have a folder under "
         "another name: delete the download, press **R** and choose yours in the loader."
     )
     return (
@@ -139,12 +139,17 @@ def derive(
         widgets["video"] = {**widgets.get("video", {}), "fps": fps}
     single = any(spec.name == "model" for spec in first)
 
-    def changed_node(spec: Node) -> Node:
+    def changed_node(spec: Node, width: int) -> Node:
         spec = instead.pop(spec.name, spec)
         links = {to: _PART_OF.get(source, source) if single else source for to, source in spec.links.items()}
-        return replace(spec, widgets={**spec.widgets, **widgets.pop(spec.name, {})}, links=links)
+        values = {**spec.widgets, **widgets.pop(spec.name, {})}
+        height = max(spec.height, prompt_height(str(values["text"]), width)) if "text" in values else spec.height
+        return replace(spec, widgets=values, links=links, height=height)
 
-    rest = tuple(replace(column, nodes=tuple(map(changed_node, column.nodes))) for column in toy.columns[1:])
+    rest = tuple(
+        replace(column, nodes=tuple(changed_node(spec, column.width) for spec in column.nodes))
+        for column in toy.columns[1:]
+    )
     if instead or widgets:
         raise KeyError(f"{toy.name} has no node {', '.join([*instead, *widgets])}")
     columns = (Column("1  Checkpoint", 380, first), *rest)

@@ -30,7 +30,7 @@ def example_is_short(name: str, settings: Settings) -> str:
 def example_is_held(settings: Settings) -> str:
     """The same where the nodes hold its last frame."""
     return (
-        f"**The example video** has {INPUT_FRAMES} frames; `hold_last_frame` repeats its last one up to "
+        f"**The example video** has {INPUT_FRAMES} frames; *hold_last_frame* repeats its last one up to "
         f"{settings.frames}, and from there on nothing moves."
     )
 
@@ -61,11 +61,11 @@ Less memory: *Upscale Image By* with 0.5 between the two.
 """
 IMAGE_TO_VIDEO = f"""\
 **Your own picture**: choose it in *Load Image*. Describe the whole scene, not only what moves. 5b-I2V knows this one \
-size. For 1.5-5B-I2V choose `{I2V_1_5.name}`, {made(_1_5_I2V)}; it takes other shapes too.
+size. For 1.5-5B-I2V choose *{I2V_1_5.name}*, {made(_1_5_I2V)}; it takes other shapes too.
 
-**Hardly any motion?** Set `noise_augmentation` to 0.05 or so.
+**Hardly any motion?** Set *noise_augmentation* to 0.05 or so.
 """
 NET = """\
-**The control net**: put the folder `cogvideox-5b-controlnet-canny-v1` of TheDenk's repository on the hub into \
-`models/controlnet`, press **R** and choose it.
+**The control net**: put the folder *cogvideox-5b-controlnet-canny-v1* of TheDenk's repository on the hub into \
+*models/controlnet*, press **R** and choose it.
 """

@@ -4,6 +4,7 @@ They use CogVideoX-nano, which comes with the pack and paints what the prompt sa
 what to set for real videos.
 """
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -127,6 +128,12 @@ def checkpoint(
 
 def prompt(name: str, title: str, text: str, height: int = 150, color: str = POSITIVE) -> Node:
     return Node(name, "CogVideoXEncodeText", {"text": text}, {"clip": "pipeline.CLIP"}, title, height, color)
+
+
+def prompt_height(text: str, width: int) -> int:
+    """How high a prompt's node has to be to show all of its text in both renderers. Both in px."""
+    letters_a_line = (width - 60) // 6  # of a font whose letters are all 6 px wide
+    return 116 + 16 * len(textwrap.wrap(text, letters_a_line))
 
 
 def prompts(text: str, height: int = 170) -> tuple[Node, Node]:

@@ -120,10 +120,10 @@ _V1_5, _I2V_1_5 = OFFICIAL["CogVideoX-Fun-V1.5-5b-InP"], OFFICIAL["CogVideoX1.5-
 ELSEWHERE = (
     rf"V1\.5 takes {_V1_5.frames} frames",
     r"up to about 1024 x 1024\) work as well, in multiples of 16",  # web/docs/CogVideoXFunInpaint.md
-    rf"safetensors`, {_I2V_1_5.width} x {_I2V_1_5.height}, {_I2V_1_5.frames} frames, {_I2V_1_5.fps:g} fps; it takes",
-    r"`noise_augmentation` to 0\.05 or so",  # a value to try
-    r"`strength` 0\.5 to 1; `end_percent` 0\.5 to 0\.8",  # values to try
-    r"`strength` below 1 or `end_percent` below 1",
+    rf"safetensors\*, {_I2V_1_5.width} x {_I2V_1_5.height}, {_I2V_1_5.frames} frames, {_I2V_1_5.fps:g} fps; it takes",
+    r"\*noise_augmentation\* to 0\.05 or so",  # a value to try
+    r"\*strength\* 0\.5 to 1; \*end_percent\* 0\.5 to 0\.8",  # values to try
+    r"\*strength\* below 1 or \*end_percent\* below 1",
     r"1 takes over the last picture, 5 or more its motion too\. Frames count as 4k \+ 1: 1, 5, 9, 13, \.\.\.",
     r"about 2\.5 times as much",  # docs/speed.md
     r"\*Upscale Image By\* with 0\.5",  # of four times, so that two remain
@@ -146,12 +146,12 @@ def claims(name: str) -> Iterator[str]:
     if nodes_of(name, "CogVideoXApplyControlNet"):
         yield rf"Its first {made.frames} frames are taken"
     if any(widgets_of(node).get("hold_last_frame") for node in SAVED[name]["nodes"] if "inputs" in node):
-        yield rf"has {INPUT_FRAMES} frames; `hold_last_frame` repeats its last one up to {made.frames}, and"
+        yield rf"has {INPUT_FRAMES} frames; \*hold_last_frame\* repeats its last one up to {made.frames}, and"
     for node in nodes_of(name, "CogVideoXSample"):
         widgets = widgets_of(node)
         steps, denoise = int(str(widgets["steps"])), float(str(widgets["denoise"]))
         last = rf"{steps} at {denoise:g} are the last {steps} of {int(steps / denoise)}, "
-        yield rf"{last}which diffusers calls `strength={denoise:g}`"
+        yield rf"{last}which diffusers calls \*strength {denoise:g}\*"
     if name in REAL:
         best = settings_of(name)
         yield (
@@ -169,7 +169,7 @@ def unaccounted(name: str, text: str) -> list[str]:
     """The numbers of a note that neither the graph nor ELSEWHERE has, with what stands around them."""
     for pattern in (*ELSEWHERE, *claims(name)):
         text = re.sub(pattern, "", text)
-    text = re.sub(r"template \*\*.+?\*\*|`[^`]*\.\w+`|\*\*CogVideoX.+?\*\*", "", text)  # titles, files and models
+    text = re.sub(r"template \*\*.+?\*\*|\*[^* ]*\.\w+\*|\*\*CogVideoX.+?\*\*", "", text)  # titles, files and models
     text = re.sub(r"^\|.*\|$", "", text, flags=re.M)  # tables, which have tests of their own
     text = re.sub(r"\bCogVideoX\S*|\b1\.5-5B(-I2V)?", "", text)
     return [text[max(0, found.start() - 30) : found.end() + 20] for found in _NUMBER.finditer(text)]
