@@ -46,7 +46,7 @@ def extend_video() -> Example:
         (
             checkpoint("5b", "Extend a video with CogVideoX-5b", EXTEND_VIDEO),
             Column("2  Prompts and size", 320, texts),
-            Column("3  First clip", 320, (sampler(height=500), decode())),
+            Column("3  First clip", 320, (sampler(), decode())),
             Column("4  Second clip", 320, (go_on, sampler("sample2", second, {"seed": 43, **sampled(GIVEN)}))),
             Column("5  Video", 320, (decode("decode2", "sample2.LATENT"), join, *save_video("join.IMAGE"))),
         ),

@@ -245,7 +245,7 @@ def upscale_and_interpolate() -> Example:
         else spec
         for spec in save
     )
-    sampled_and_decoded = replace(before[-1], nodes=(replace(before[-1].nodes[0], height=470), decode))
+    sampled_and_decoded = replace(before[-1], nodes=(replace(before[-1].nodes[0], height=500), decode))
     columns = (*before[:2], sampled_and_decoded, _finish(), Column("5  Video", 360, video))
     return Example(
         "upscale_and_interpolate",

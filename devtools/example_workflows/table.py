@@ -162,7 +162,7 @@ def sampler(
     links: Mapping[str, str] | None = None,
     widgets: Mapping[str, object] | None = None,
     title: str = "",
-    height: int = 470,
+    height: int = 500,
 ) -> Node:
     """A CogVideoX Sampler as it suits the toy and a text; links and widgets change that. height: room for a preview."""
     wired = {"model": "pipeline.MODEL", **BOTH_PROMPTS, "latent_image": "latent.LATENT"}
