@@ -38,7 +38,7 @@ def text_to_video() -> Example:
             checkpoint("5b", "Text to video with CogVideoX1.5-5B", TEXT_TO_VIDEO),
             Column("2  Prompt and size", 360, nodes),
             Column("3  Sample", 360, (sampler(height=620),)),
-            Column("4  Video", 360, (decode(), *save_video(height=450))),
+            Column("4  Video", 360, (decode(), *save_video())),
         ),
     )
 

@@ -174,7 +174,7 @@ def decode(name: str = "decode", samples: str = "sample.LATENT", title: str = ""
     return Node(name, "CogVideoXDecode", {}, {"vae": "pipeline.VAE", "samples": samples}, title)
 
 
-def save_video(images: str = "decode.IMAGE", fps: str | None = None, height: int = 340) -> tuple[Node, Node]:
+def save_video(images: str = "decode.IMAGE", fps: str | None = None, height: int = 450) -> tuple[Node, Node]:
     """fps: the output it comes from; None for that of the models before 1.5. height: room for the video."""
     links = {"images": images} | ({"fps": fps} if fps else {})
     return (
