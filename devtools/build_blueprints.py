@@ -12,6 +12,8 @@ import sys
 import uuid
 from dataclasses import asdict, dataclass
 
+from cogvideox.official_settings import OFFICIAL
+
 from .build_example_workflow import BUILD, comfyui_version, opened_renderers
 from .errors import DevError
 from .example_workflows import Example
@@ -58,8 +60,8 @@ def _widgets(size: str, *, frames: tuple[str, str] | None = None) -> tuple[tuple
 
 
 _NANO = (
-    "Set to CogVideoX-nano, the toy that comes with the pack; for real videos choose a checkpoint, its size, 50 steps "
-    "and its frame rate."
+    "Set to CogVideoX-nano, the toy that comes with the pack; for real videos choose a checkpoint, its size, "
+    f"{OFFICIAL['CogVideoX-5b'].steps} steps and its frame rate."
 )
 BLUEPRINTS = (
     Blueprint(

@@ -13,18 +13,23 @@ import numpy as np
 from PIL import Image
 
 COLUMNS = 6  # frames in a row, evenly spread from the first to the last
-ZOOM = 2  # times as large as in the video
+ZOOM, MOST_PX = 2, 320  # times as large as in the video, but no wider
 GAP = 4  # pixels
 
 
 def contact_sheet(videos: list[Path]) -> Image.Image:
-    """COLUMNS frames of each video on white. All frames are scaled to ZOOM times the first video's size."""
+    """COLUMNS frames of each video on white. All frames are scaled to ZOOM times the first video's size, and to no more
+    than MOST_PX in width."""
     rows = [_frames(video) for video in videos]
-    width, height = (side * ZOOM for side in rows[0][0].size)
+    first = rows[0][0]
+    width = min(ZOOM * first.width, MOST_PX)
+    height = round(width * first.height / first.width)
+    # A toy's pixels stay squares.
+    scaling = Image.Resampling.NEAREST if width == ZOOM * first.width else Image.Resampling.LANCZOS
     sheet = Image.new("RGB", (COLUMNS * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
     for row, frames in enumerate(rows):
         for column, frame in enumerate(frames):
-            enlarged = frame.resize((width, height), Image.Resampling.NEAREST)
+            enlarged = frame.resize((width, height), scaling)
             sheet.paste(enlarged, (column * (width + GAP), row * (height + GAP)))
     return sheet
 

@@ -47,7 +47,7 @@ KNOWS = (
 # a mask of its size ("video.png", "video_mask.png").
 INPUTS: Mapping[str, str] = {"picture": "picture.png", "last picture": "last_picture.png", "video": "video.png"}
 MASK_SUFFIX = "_mask.png"
-INPUT_FPS = 8.0
+INPUT_FRAMES, INPUT_FPS = 17, 8.0  # of the video
 CLIPS = f"{NAME} clips"  # the name of a dataset: pink shapes, a colour that no model was trained on, with captions
 CLIPS_FOLDER = EXAMPLES / "clips"
 

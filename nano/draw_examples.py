@@ -12,14 +12,14 @@ import av
 import numpy as np
 from PIL import Image, ImageFilter
 
-from cogvideox.host.toy import CLIPS_FOLDER, EXAMPLES, INPUTS, MASK_SUFFIX
+from cogvideox.host.toy import CLIPS_FOLDER, EXAMPLES, INPUT_FRAMES, INPUTS, MASK_SUFFIX
 
 from .captions import caption
 from .world import FPS, Scene, draw_scene, render, rgb
 
 PICTURE_SCENE = Scene("square", "red", "large", "up", ("white",))
 VIDEO_SCENE = Scene("circle", "orange", "large", "right", ("blue",))
-CLIP_COUNT, FRAMES, SIDE_PX, SEED = 16, 17, 64, 11
+CLIP_COUNT, FRAMES, SIDE_PX, SEED = 16, INPUT_FRAMES, 64, 11
 _MARGIN_PX = 5  # of a mask around its shape, odd
 
 

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from cogvideox.host.toy import WEIGHTS
 
-from . import conditions, control_net
+from . import conditions, control_net, toy_settings
 from .paint import Inputs, Pipeline, Prepare, Request, Settings, from_text
 from .score import psnr_db, score_clip
 from .world import path_box
@@ -26,9 +26,7 @@ WINDOW, WINDOW_OVERLAP = 49, 16
 # Differences of frames that are as far apart as a latent frame is long: how far that at a join may exceed the median
 # before it is called a jump.
 _JUMP, _STILL, _SPAN = 1.5, 1.0 / 255, 4
-# Guidance takes a picture to extremes, away from the one that was given: at cfg 6 the edges' IoU falls from 0.64 to
-# 0.45 and the first frame from 31.8 to 26.1 dB. An edit needs it: its prompt has to win against the video.
-_GIVEN, _EDITED = {"cfg": 2.0}, {"cfg": 6.0}
+_GIVEN, _EDITED = {"cfg": toy_settings.GIVEN.cfg}, {"cfg": toy_settings.TEXT.changing_cfg}
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,9 @@ TASKS: dict[str, Task] = {
     "region": Task("Fun-5b-InP", in_region, judge_region, _GIVEN),
     "edges, Fun Control": Task("Fun-5b-Control", from_edges, judge_edges, _GIVEN),
     "edges, control net": Task("5b", with_control_net, judge_edges, _GIVEN, batched=False),
-    "video to video, denoise 0.6": Task("5b", from_video, judge_text, {"denoise": 0.6, **_EDITED}),
+    "video to video, denoise 0.6": Task(
+        "5b", from_video, judge_text, {"denoise": toy_settings.TEXT.denoise, **_EDITED}
+    ),
     "inversion edit": Task("5b", from_inverted, judge_text, _EDITED, batched=False),
     "extend": Task("5b", continued, judge_continued, {"frames": 29, **_GIVEN}),
     "windows, 97 frames": Task("5b", in_windows, judge_long, {"frames": 97, **_GIVEN}, batched=False),

@@ -4,8 +4,8 @@ UserError's `advice` is one of its keys (errors.py); tests/nodes/test_advice.py 
 """
 
 ADVICE = {
-    "apply a LoRA first": "Connect the model after Apply CogVideoX LoRA or another LoRA loader.",
-    "apply the LoRA to weights": "Remove the node that adds it, or apply the LoRA with Apply CogVideoX LoRA.",
+    "apply a LoRA first": "Connect the model after Load CogVideoX LoRA or another LoRA loader.",
+    "apply the LoRA to weights": "Remove the node that adds it, or apply the LoRA with Load CogVideoX LoRA.",
     "choose a scheduler": "Use the scheduler simple or beta, or CogVideoX Scheduler.",
     "combine prompts": "Join prompts with Conditioning (Combine) instead of Conditioning (Concat).",
     "condition for text": (

@@ -42,7 +42,7 @@ class CogVideoXApplyLora(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CogVideoXApplyLora",
-            display_name="Apply CogVideoX LoRA",
+            display_name="Load CogVideoX LoRA",
             category="CogVideoX/lora",
             search_aliases=SEARCH_WORDS["CogVideoXApplyLora"],
             description="Apply a LoRA of any trainer to a CogVideoX model, and show which of its keys fit.",

@@ -149,8 +149,8 @@ class CogVideoXSaveTrainedLora(io.ComfyNode):
                     tooltip="Of the new file under models/loras; may contain folders. A number is added.",
                 ),
             ],
-            # The input of Apply CogVideoX LoRA is a combo, to which ComfyUI links no STRING.
-            outputs=[io.Combo.Output(display_name="lora_name", tooltip="The file's name, for Apply CogVideoX LoRA.")],
+            # The input of Load CogVideoX LoRA is a combo, to which ComfyUI links no STRING.
+            outputs=[io.Combo.Output(display_name="lora_name", tooltip="The file's name, for Load CogVideoX LoRA.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )

@@ -1,24 +1,25 @@
 """One clip: from a text, from a picture, from another video."""
 
+from cogvideox.nano.toy_settings import IMAGE, TEXT
+from cogvideox.official_settings import Settings
+
 from .table import (
     BOTH_PROMPTS,
-    EDITED,
-    FRAMES,
-    GIVEN,
-    HEIGHT,
-    SIZE,
-    WIDTH,
     Column,
     Example,
     Node,
+    changed,
     checkpoint,
     conditioned,
     decode,
     example,
     example_video,
+    own_video,
     prompts,
+    sampled,
     sampler,
     save_video,
+    size,
 )
 
 TEXT_TO_VIDEO = """\
@@ -29,7 +30,7 @@ _STAR = "A big yellow star moves to the right on a gradient from blue to purple.
 
 
 def text_to_video() -> Example:
-    nodes = (*prompts(_STAR, 210), Node("latent", "CogVideoXEmptyLatent", SIZE))
+    nodes = (*prompts(_STAR, 210), Node("latent", "CogVideoXEmptyLatent", size(TEXT)))
     return Example(
         "text_to_video",
         "Text to video",
@@ -37,7 +38,7 @@ def text_to_video() -> Example:
             checkpoint("5b", "Text to video with CogVideoX1.5-5B", TEXT_TO_VIDEO),
             Column("2  Prompt and size", 360, nodes),
             Column("3  Sample", 360, (sampler(height=620),)),
-            Column("4  Video", 360, (decode(), *save_video(height=450))),
+            Column("4  Video", 360, (decode(), *save_video())),
         ),
     )
 
@@ -46,7 +47,7 @@ IMAGE_TO_VIDEO = """\
 **Your own picture**: put *Load Image* in the place of *CogVideoX Example Input*. Describe the whole scene, not only \
 what moves.
 
-**Hardly any motion?** Set `noise_augmentation` to 0.05 or so.
+**Hardly any motion?** Set *noise_augmentation* to 0.05 or so.
 """
 
 _SQUARE = "A large red square moves up on a white background."
@@ -56,7 +57,7 @@ def image_to_video() -> Example:
     start = Node(
         "start",
         "CogVideoXImageToVideo",
-        SIZE,
+        size(IMAGE),
         {**BOTH_PROMPTS, "vae": "pipeline.VAE", "start_image": "picture.IMAGE"},
     )
     picture = example("picture", "picture", "The first frame")
@@ -66,41 +67,45 @@ def image_to_video() -> Example:
         (
             checkpoint("5b-I2V", "Image to video with CogVideoX-5b-I2V", IMAGE_TO_VIDEO),
             Column("2  Prompt and picture", 360, (*prompts(_SQUARE, 150), picture)),
-            Column("3  Sample", 360, (start, sampler(links=conditioned("start"), widgets=GIVEN))),
+            Column("3  Sample", 360, (start, sampler(links=conditioned("start"), widgets=sampled(IMAGE)))),
             Column("4  Video", 360, (decode(), *save_video())),
         ),
     )
 
 
-VIDEO_TO_VIDEO = """\
-**denoise**: the lower, the more of the video stays. `steps` are really run: 30 at 0.6 are the last 30 of 50, which \
-diffusers calls `strength=0.6`.
+def denoise_note(settings: Settings) -> str:
+    """What `denoise` does with the steps of a template."""
+    steps, denoise = settings.changing_steps, settings.denoise
+    return (
+        f"**denoise**: the lower, the more of the video stays. *steps* are really run: {steps} at {denoise:g} are the "
+        f"last {steps} of {int(steps / denoise)}, which diffusers calls *strength {denoise:g}*."
+    )
 
-**Your own video**: put *Load Video* in the place of *CogVideoX Example Input*. The new video runs as fast as yours.
-"""
 
 _GREEN = "A large green circle moves to the right on a blue background."
 
 
 def video_to_video() -> Example:
-    first = Node("first", "ImageFromBatch", {"length": FRAMES}, {"image": "frames.images"}, "The first frames")
+    first = Node("first", "ImageFromBatch", {"length": TEXT.frames}, {"image": "frames.images"}, "The first frames")
     encode = Node(
         "encode",
         "CogVideoXEncodeVideo",
-        {"width": WIDTH, "height": HEIGHT},
+        {"width": TEXT.width, "height": TEXT.height},
         {"vae": "pipeline.VAE", "images": "first.IMAGE"},
     )
     return Example(
         "video_to_video",
         "Video to video",
         (
-            checkpoint("5b", "Video to video with CogVideoX1.5-5B", VIDEO_TO_VIDEO),
+            checkpoint(
+                "5b", "Video to video with CogVideoX1.5-5B", f"{denoise_note(TEXT)}\n\n{own_video(TEXT.frames)}"
+            ),
             Column("2  A video", 340, (*example_video(), first)),
             Column("3  Prompt and size", 340, (*prompts(_GREEN), encode)),
             Column(
                 "4  Sample",
                 340,
-                (sampler(links={"latent_image": "encode.LATENT"}, widgets={"denoise": 0.6, **EDITED}),),
+                (sampler(links={"latent_image": "encode.LATENT"}, widgets=changed(TEXT)),),
             ),
             Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
         ),

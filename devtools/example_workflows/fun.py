@@ -1,9 +1,9 @@
 """The CogVideoX-Fun models: frames or regions that are given, or a control video."""
 
+from cogvideox.nano.toy_settings import CONTROL, INPAINT
+
 from .table import (
     BOTH_PROMPTS,
-    GIVEN,
-    SIZE,
     Column,
     Example,
     Node,
@@ -13,8 +13,10 @@ from .table import (
     example,
     example_video,
     prompts,
+    sampled,
     sampler,
     save_video,
+    size,
 )
 
 _INPAINT_LINKS = {**BOTH_PROMPTS, "vae": "pipeline.VAE"}
@@ -37,7 +39,7 @@ def start_end_frame() -> Example:
     known = Node(
         "known",
         "CogVideoXFunInpaint",
-        SIZE,
+        size(INPAINT),
         _INPAINT_LINKS | {"start_image": "first.IMAGE", "end_image": "last.IMAGE"},
     )
     return Example(
@@ -47,7 +49,7 @@ def start_end_frame() -> Example:
             checkpoint("Fun-5b-InP", "First and last frame with CogVideoX-Fun", START_END_FRAME),
             Column("2  Two pictures", 320, pictures),
             Column("3  Prompt and size", 340, (*prompts(_SQUARE), known)),
-            Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=_DDIM),)),
+            Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=sampled(INPAINT)),)),
             Column("5  Video", 340, (decode(), *save_video())),
         ),
     )
@@ -66,7 +68,9 @@ _STAR = "A large white star moves to the right on a blue background."
 
 def fun_inpaint() -> Example:
     mask = Node("mask", "MaskPreview", {}, {"mask": "file.MASK"}, "What is regenerated (white)", 340)
-    known = Node("known", "CogVideoXFunInpaint", SIZE, _INPAINT_LINKS | {"video": "frames.images", "mask": "file.MASK"})
+    known = Node(
+        "known", "CogVideoXFunInpaint", size(INPAINT), _INPAINT_LINKS | {"video": "frames.images", "mask": "file.MASK"}
+    )
     return Example(
         "fun_inpaint",
         "Inpaint a region of a video",
@@ -74,7 +78,7 @@ def fun_inpaint() -> Example:
             checkpoint("Fun-5b-InP", "Inpaint a region with CogVideoX-Fun", FUN_INPAINT),
             Column("2  A video and a mask", 340, (*example_video(), mask)),
             Column("3  Prompt and size", 340, (*prompts(_STAR), known)),
-            Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=_DDIM),)),
+            Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=sampled(INPAINT)),)),
             Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
         ),
     )
@@ -84,7 +88,7 @@ FUN_CONTROL = """\
 **Control**: these models were trained with Canny edges, depth, poses and straight lines (MLSD), the Pose models with \
 poses alone. *Canny* comes with ComfyUI; for the others put a preprocessor in its place.
 
-`strength` below 1 or `end_percent` below 1 leave more to the prompt.
+*strength* below 1 or *end_percent* below 1 leave more to the prompt.
 """
 
 _PURPLE = "A large purple circle moves to the right on a yellow background."
@@ -94,7 +98,7 @@ def fun_control() -> Example:
     control = Node(
         "control",
         "CogVideoXFunControl",
-        SIZE,
+        size(CONTROL),
         {**BOTH_PROMPTS, "vae": "pipeline.VAE", "control_video": "edges.IMAGE"},
     )
     return Example(
@@ -104,7 +108,7 @@ def fun_control() -> Example:
             checkpoint("Fun-5b-Control", "Edges to video with CogVideoX-Fun Control", FUN_CONTROL),
             Column("2  A video and its edges", 340, (*example_video(), *edges())),
             Column("3  Prompt and size", 340, (*prompts(_PURPLE), control)),
-            Column("4  Sample", 340, (sampler(links=conditioned("control"), widgets=_DDIM),)),
+            Column("4  Sample", 340, (sampler(links=conditioned("control"), widgets=sampled(CONTROL)),)),
             Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
         ),
     )
@@ -116,6 +120,3 @@ def edges() -> tuple[Node, Node]:
         Node("edges", "Canny", {"low_threshold": 0.1, "high_threshold": 0.3}, {"image": "frames.images"}),
         Node("look", "PreviewImage", {}, {"images": "edges.IMAGE"}, "The edges", 280),
     )
-
-
-_DDIM = {"sampler": "ddim", **GIVEN}

@@ -1,33 +1,32 @@
 """Led by another video: a control net, or attention shared with an inverted video."""
 
 from cogvideox.host.toy import LISTED
+from cogvideox.nano.toy_settings import GIVEN, TEXT
 
 from .fun import edges
 from .table import (
     BOTH_PROMPTS,
-    EDITED,
-    FRAMES,
-    GIVEN,
-    HEIGHT,
     NEGATIVE,
-    SIZE,
-    WIDTH,
     Column,
     Example,
     Node,
     checkpoint,
     decode,
     example_video,
+    followed,
+    own_video,
     prompt,
     prompts,
+    sampled,
     sampler,
     save_video,
+    size,
 )
 
 CONTROLNET = """\
 **Control**: *Canny* goes with a canny control net. For hed or depth put such a preprocessor in its place.
 
-`strength` 0.5 to 1; `end_percent` 0.5 to 0.8 lets the prompt finish freely, and faster.
+*strength* 0.5 to 1; *end_percent* 0.5 to 0.8 lets the prompt finish freely, and faster.
 
 There are none for 1.5 and for image to video. Fun Control models take their control video without a control net.
 """
@@ -43,7 +42,7 @@ def controlnet() -> Example:
         {},
         {**BOTH_PROMPTS, "control_net": "net.CONTROL_NET", "control_video": "edges.IMAGE"},
     )
-    size = Node("latent", "CogVideoXEmptyLatent", SIZE)
+    latent = Node("latent", "CogVideoXEmptyLatent", size(TEXT))
     guided = {"positive": "apply.positive", "negative": "apply.negative"}
     return Example(
         "controlnet",
@@ -51,8 +50,8 @@ def controlnet() -> Example:
         (
             checkpoint("5b", "Edges to video with a ControlNet for CogVideoX-5b", CONTROLNET, load),
             Column("2  A video and its edges", 340, (*example_video(), *edges())),
-            Column("3  Prompt and size", 340, (*prompts(_PURPLE), apply, size)),
-            Column("4  Sample", 340, (sampler(links=guided, widgets=GIVEN),)),
+            Column("3  Prompt and size", 340, (*prompts(_PURPLE), apply, latent)),
+            Column("4  Sample", 340, (sampler(links=guided, widgets=sampled(GIVEN)),)),
             Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
         ),
     )
@@ -65,7 +64,7 @@ the layout and the motion stay, and the prompt says what is seen.
 **Prompt**: describe the new video as you would the old one, with the change you want. The inversion takes an empty \
 prompt.
 
-**More freedom**: raise `start_percent` or lower `end_percent` of *Follow Video*. A step costs about 2.5 times as much \
+**More freedom**: raise *start_percent* or lower *end_percent* of *Follow Video*. A step costs about 2.5 times as much \
 while the video is followed.
 """
 
@@ -73,17 +72,17 @@ _GREEN = "A large green circle moves to the right on a blue background."
 
 
 def inversion_edit() -> Example:
-    first = Node("first", "ImageFromBatch", {"length": FRAMES}, {"image": "frames.images"}, "The first frames")
+    first = Node("first", "ImageFromBatch", {"length": TEXT.frames}, {"image": "frames.images"}, "The first frames")
     encode = Node(
         "encode",
         "CogVideoXEncodeVideo",
-        {"width": WIDTH, "height": HEIGHT},
+        {"width": TEXT.width, "height": TEXT.height},
         {"vae": "pipeline.VAE", "images": "first.IMAGE"},
     )
     invert = Node(
         "invert",
         "CogVideoXInvert",
-        {"steps": 20},
+        {"steps": TEXT.steps},
         {
             "model": "pipeline.MODEL",
             "positive": "negative.CONDITIONING",
@@ -100,13 +99,13 @@ def inversion_edit() -> Example:
     follow = Node("follow", "CogVideoXFollowVideo", {}, {"model": "pipeline.MODEL", "inverted": "invert.latent"})
     new = sampler(
         links={"model": "follow.MODEL", "latent_image": "encode.LATENT"},
-        widgets={"sampler": "ddim", **EDITED},
+        widgets=followed(TEXT),
     )
     return Example(
         "inversion_edit",
         "Edit a video, keep its motion",
         (
-            checkpoint("5b", "Edit a video with CogVideoX-5b", INVERSION_EDIT),
+            checkpoint("5b", "Edit a video with CogVideoX-5b", f"{INVERSION_EDIT}\n{own_video(TEXT.frames)}"),
             Column("2  A video and its size", 340, (*example_video(), first, encode)),
             Column("3  Prompt and inversion", 340, texts),
             Column("4  Sample", 340, (follow, new)),

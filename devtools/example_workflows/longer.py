@@ -1,17 +1,19 @@
 """Longer than one clip: clip after clip, or one long run in windows."""
 
-from .table import GIVEN, NEGATIVE, SIZE, Column, Example, Node, checkpoint, decode, prompt, sampler, save_video
+from cogvideox.nano.toy_settings import GIVEN, TEXT
 
-_CLIP, _OVERLAP = 17, 9  # frames
+from .table import NEGATIVE, Column, Example, Node, checkpoint, decode, prompt, sampled, sampler, save_video, size
+
+OVERLAP, _LONG, _WINDOW, _WINDOW_OVERLAP = 9, 33, 17, 8  # frames
 
 EXTEND_VIDEO = """\
 **overlap**: 1 takes over the last picture, 5 or more its motion too. Frames count as 4k + 1: 1, 5, 9, 13, ...
 
 **Longer still**: copy groups 4 and 5 and give *Continue Video* the joined video. Colours may drift with every clip; \
-`blend` softens a seam.
+*blend* softens a seam.
 
-**From a picture (I2V checkpoints)**: connect `last_frames` of *Continue Video* to `start_image` of *CogVideoX Image \
-to Video*, and the second sampler to that node's three outputs, not to the `latent` here.
+**From a picture (I2V checkpoints)**: connect *last_frames* of *Continue Video* to *start_image* of *CogVideoX Image \
+to Video*, and the second sampler to that node's three outputs, not to the *latent* here.
 """
 
 _FIRST = "A small yellow circle moves to the right on a blue background."
@@ -23,19 +25,19 @@ def extend_video() -> Example:
         prompt("positive", "The first clip", _FIRST),
         prompt("then", "How it goes on", _SECOND),
         prompt("negative", "Negative prompt", "", 130, NEGATIVE),
-        Node("latent", "CogVideoXEmptyLatent", SIZE | {"frames": _CLIP}),
+        Node("latent", "CogVideoXEmptyLatent", size(TEXT)),
     )
     go_on = Node(
         "go_on",
         "CogVideoXContinueVideo",
-        {"frames": _CLIP, "overlap": _OVERLAP},
+        {"frames": TEXT.frames, "overlap": OVERLAP},
         {"vae": "pipeline.VAE", "images": "decode.IMAGE"},
     )
     second = {"positive": "then.CONDITIONING", "latent_image": "go_on.latent"}
     join = Node(
         "join",
         "CogVideoXJoinVideos",
-        {"overlap": _OVERLAP},
+        {"overlap": OVERLAP},
         {"images_before": "decode.IMAGE", "images_after": "decode2.IMAGE", "overlap": "go_on.overlap"},
     )
     return Example(
@@ -44,8 +46,8 @@ def extend_video() -> Example:
         (
             checkpoint("5b", "Extend a video with CogVideoX-5b", EXTEND_VIDEO),
             Column("2  Prompts and size", 320, texts),
-            Column("3  First clip", 320, (sampler(height=500), decode())),
-            Column("4  Second clip", 320, (go_on, sampler("sample2", second, {"seed": 43, **GIVEN}))),
+            Column("3  First clip", 320, (sampler(), decode())),
+            Column("4  Second clip", 320, (go_on, sampler("sample2", second, {"seed": 43, **sampled(GIVEN)}))),
             Column("5  Video", 320, (decode("decode2", "sample2.LATENT"), join, *save_video("join.IMAGE"))),
         ),
     )
@@ -54,12 +56,12 @@ def extend_video() -> Example:
 LONG_VIDEO = """\
 All frames are sampled together in overlapping windows: the memory of one window, the time of all.
 
-**Prompts**: *Conditioning (Combine)* puts them in order, and `split_prompts` gives each its part of the video. \
+**Prompts**: *Conditioning (Combine)* puts them in order, and *split_prompts* gives each its part of the video. \
 Combine again for more. One prompt alone works too.
 
 **freenoise** keeps people and places alike over the windows.
 
-A little longer in one piece: *CogVideoX Positions* with `riflex` instead of the windows.
+A little longer in one piece: *CogVideoX Positions* with *riflex* instead of the windows.
 """
 
 _RED = "A large red circle moves to the right on a white background."
@@ -78,12 +80,12 @@ def long_video() -> Example:
             "One after the other",
         ),
         prompt("negative", "Negative prompt", "", 130, NEGATIVE),
-        Node("latent", "CogVideoXEmptyLatent", SIZE | {"frames": 33}),
+        Node("latent", "CogVideoXEmptyLatent", size(TEXT) | {"frames": _LONG}),
     )
     windows = Node(
         "windows",
         "CogVideoXContextWindows",
-        {"context_frames": 17, "overlap_frames": 8, "split_prompts": True},
+        {"context_frames": _WINDOW, "overlap_frames": _WINDOW_OVERLAP, "split_prompts": True},
         {"model": "pipeline.MODEL"},
     )
     return Example(
@@ -92,7 +94,11 @@ def long_video() -> Example:
         (
             checkpoint("5b", "Long video with CogVideoX-5b", LONG_VIDEO),
             Column("2  Prompts and length", 360, texts),
-            Column("3  Sample in windows", 360, (windows, sampler(links={"model": "windows.MODEL"}, widgets=GIVEN))),
+            Column(
+                "3  Sample in windows",
+                360,
+                (windows, sampler(links={"model": "windows.MODEL"}, widgets=sampled(GIVEN))),
+            ),
             Column("4  Video", 360, (decode(), *save_video())),
         ),
     )

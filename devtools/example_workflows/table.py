@@ -4,13 +4,14 @@ They use CogVideoX-nano, which comes with the pack and paints what the prompt sa
 what to set for real videos.
 """
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cogvideox.host.toy import INPUT_FPS, NAME
+from cogvideox.nano.toy_settings import TEXT
+from cogvideox.official_settings import Settings
 
-WIDTH, HEIGHT, FRAMES = 64, 64, 17
-SIZE = {"width": WIDTH, "height": HEIGHT, "frames": FRAMES, "batch_size": 1}
 POSITIVE, NEGATIVE = "#232", "#322"  # colours of the prompts
 BOTH_PROMPTS = {"positive": "positive.CONDITIONING", "negative": "negative.CONDITIONING"}
 
@@ -62,9 +63,44 @@ class Example:
     fps: float = INPUT_FPS
 
 
-# What the toy is given comes out as it is with less guidance, and an edit needs more: nano/tasks.py has the figures.
-GIVEN, EDITED = {"cfg": 2.0}, {"cfg": 6.0}
 WATCH = "**To see it while it is sampled**: *Settings → Comfy → Execution → Live preview method*, set to *auto*."
+
+
+def size(settings: Settings) -> dict[str, object]:
+    """The widgets of a node for a video's size and length."""
+    return {"width": settings.width, "height": settings.height, "frames": settings.frames}
+
+
+def sampled(settings: Settings) -> dict[str, object]:
+    """The widgets of CogVideoX Sampler."""
+    return {
+        "steps": settings.steps,
+        "cfg": settings.cfg,
+        "sampler": settings.sampler,
+        "dynamic_cfg": settings.dynamic_cfg,
+    }
+
+
+def changed(settings: Settings) -> dict[str, object]:
+    """The same where a video is changed."""
+    return sampled(settings) | {
+        "steps": settings.changing_steps,
+        "cfg": settings.changing_cfg,
+        "denoise": settings.denoise,
+    }
+
+
+def followed(settings: Settings) -> dict[str, object]:
+    """The same where an inverted video is followed: from noise, by ddim, with which it was inverted."""
+    return sampled(settings) | {"cfg": settings.changing_cfg, "sampler": "ddim", "dynamic_cfg": False}
+
+
+def own_video(frames: int) -> str:
+    """How a note says what to do for another video than the example. frames: as many as are taken of it."""
+    return (
+        "**Your own video**: put *Load Video* in the place of *CogVideoX Example Input*. Its first "
+        f"{frames} frames are taken, and the new video runs as fast as yours."
+    )
 
 
 def note(text: str, title: str) -> Node:
@@ -94,6 +130,12 @@ def prompt(name: str, title: str, text: str, height: int = 150, color: str = POS
     return Node(name, "CogVideoXEncodeText", {"text": text}, {"clip": "pipeline.CLIP"}, title, height, color)
 
 
+def prompt_height(text: str, width: int) -> int:
+    """How high a prompt's node has to be to show all of its text in both renderers. Both in px."""
+    letters_a_line = (width - 60) // 6  # of a font whose letters are all 6 px wide
+    return 116 + 16 * len(textwrap.wrap(text, letters_a_line))
+
+
 def prompts(text: str, height: int = 170) -> tuple[Node, Node]:
     """What the video shows, and an empty negative prompt."""
     return (
@@ -120,11 +162,11 @@ def sampler(
     links: Mapping[str, str] | None = None,
     widgets: Mapping[str, object] | None = None,
     title: str = "",
-    height: int = 470,
+    height: int = 500,
 ) -> Node:
-    """A CogVideoX Sampler as it suits the toy; links and widgets change that. height: room for the preview."""
+    """A CogVideoX Sampler as it suits the toy and a text; links and widgets change that. height: room for a preview."""
     wired = {"model": "pipeline.MODEL", **BOTH_PROMPTS, "latent_image": "latent.LATENT"}
-    settings = {"seed": 42, "control_after_generate": "fixed", "steps": 20, "cfg": 3.0, "sampler": "dpm"}
+    settings = {"seed": 42, "control_after_generate": "fixed", **sampled(TEXT)}
     return Node(name, "CogVideoXSample", settings | dict(widgets or {}), wired | dict(links or {}), title, height)
 
 
@@ -132,7 +174,7 @@ def decode(name: str = "decode", samples: str = "sample.LATENT", title: str = ""
     return Node(name, "CogVideoXDecode", {}, {"vae": "pipeline.VAE", "samples": samples}, title)
 
 
-def save_video(images: str = "decode.IMAGE", fps: str | None = None, height: int = 340) -> tuple[Node, Node]:
+def save_video(images: str = "decode.IMAGE", fps: str | None = None, height: int = 450) -> tuple[Node, Node]:
     """fps: the output it comes from; None for that of the models before 1.5. height: room for the video."""
     links = {"images": images} | ({"fps": fps} if fps else {})
     return (

@@ -1,9 +1,9 @@
 """A LoRA, from a folder of clips to a video with what was learnt."""
 
 from cogvideox.host.toy import CLIPS
+from cogvideox.nano.toy_settings import TEXT
 
 from .table import (
-    SIZE,
     Column,
     Example,
     Node,
@@ -12,14 +12,15 @@ from .table import (
     prompts,
     sampler,
     save_video,
+    size,
 )
 
 YOUR_OWN = """\
-**Your own clips**: make a folder in `input` with 25 to 100 clips and their captions (`01.mp4` and `01.txt`, …), and \
-write its name into *CogVideoX Training Clips*. For image to video switch `image_to_video` on.
+**Your own clips**: make a folder in *input* with 25 to 100 clips and their captions (*01.mp4* and *01.txt*, …), and \
+write its name into *CogVideoX Training Clips*. For image to video switch *image_to_video* on.
 
-**Cancel** keeps a checkpoint; queue again to go on from it. The finished LoRA is in `models/loras/CogVideoX`: put it \
-on a model with *Apply CogVideoX LoRA*.
+**Cancel** keeps a checkpoint; queue again to go on from it. The finished LoRA is in *models/loras/CogVideoX*: put it \
+on a model with *Load CogVideoX LoRA*.
 """
 TRAIN_LORA = f"""\
 The toy was not trained on anything pink. **Run** teaches it from 16 clips, in less than a minute, and samples a pink \
@@ -34,7 +35,7 @@ def train_lora() -> Example:
     clips = Node(
         "clips",
         "CogVideoXTrainingClips",
-        {"folder": CLIPS, **{name: SIZE[name] for name in ("frames", "width", "height")}},
+        {"folder": CLIPS, **size(TEXT)},
         {"vae": "pipeline.VAE", "clip": "pipeline.CLIP"},
     )
     settings: dict[str, object] = {"steps": 250, "batch_size": 8, "learning_rate": 0.005, "rank": 16, "alpha": 16.0}
@@ -43,7 +44,7 @@ def train_lora() -> Example:
     keep = Node("keep", "CogVideoXSaveTrainedLora", {"name": "CogVideoX/example"}, {"lora": "train.lora"})
     loss = Node("loss", "LossGraphNode", {}, {"loss": "train.loss_map"}, height=320)
     lora = Node("lora", "LoraModelLoader", {}, {"model": "pipeline.MODEL", "lora": "train.lora"})
-    latent = Node("latent", "CogVideoXEmptyLatent", SIZE)
+    latent = Node("latent", "CogVideoXEmptyLatent", size(TEXT))
     return Example(
         "train_lora",
         "Train a LoRA",

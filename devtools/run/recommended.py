@@ -2,26 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
-from cogvideox.host.toy import INPUT_FPS, MODELS, NAME
+from cogvideox.host.toy import MODELS, NAME
+from cogvideox.nano.toy_settings import suited_to
 from cogvideox.official_settings import OFFICIAL, Settings
 
 from ..errors import DevError
 
-# Those of the templates.
-_TOY = Settings(dynamic_cfg=False, steps=20, cfg=3.0, width=64, height=64, frames=17, fps=INPUT_FPS, changing_steps=20)
-_TOY_TASKS = {"5b-I2V": "image", "Fun-5b-InP": "inpaint", "Fun-5b-Control": "control"}
-
-TOYS: Mapping[str, Settings] = {
-    f"{NAME} {model}": replace(
-        _TOY,
-        task=_TOY_TASKS.get(model, "text"),
-        sampler="ddim" if model.startswith("Fun") else _TOY.sampler,
-        cfg=_TOY.cfg if _TOY_TASKS.get(model, "text") == "text" else 2.0,
-    )
-    for model in MODELS
-}
+TOYS: Mapping[str, Settings] = {f"{NAME} {model}": suited_to(model) for model in MODELS}
 # The toy for what is given, where no model is named.
 TOY_FOR = {"": f"{NAME} 5b", "image": f"{NAME} 5b-I2V", "video": f"{NAME} 5b"}
 

@@ -14,6 +14,7 @@ from cogvideox.devtools.frontend import Frontend
 from cogvideox.devtools.paths import PACK_NAME, ROOT
 from cogvideox.devtools.server import Server, request
 from cogvideox.devtools.workflow import convert_to_api
+from cogvideox.tests.devtools.test_templates import misplaced
 from cogvideox.tests.tiers import long_after
 
 FOLDER = ROOT / "example_workflows"
@@ -164,6 +165,7 @@ def test_queue_button_makes_a_video_that_plays(frontend: Frontend, pictures: Pat
     video.click()
     page.wait_for_function("() => document.querySelector('video').currentTime > 0.2", timeout=30_000)
     assert page.locator('[data-testid="error-overlay"]').count() == 0
+    assert misplaced(page.evaluate("() => app.graph.serialize()")) == [], "nodes grow with what they show"
     assert frontend.console == []
 
 
@@ -184,8 +186,13 @@ def test_frontend_converts_as_the_tools_do(one_page: Frontend, comfyui: Server, 
 def test_queue_button_runs_the_others(frontend: Frontend, name: str) -> None:
     # The frontend converts the saved workflow in its own way: a value in another's place runs to another video.
     queue(frontend, name)
-    expect(frontend.page.locator("video")).to_have_count(1)
+    if saved_as_app(name):
+        expect(frontend.page.get_by_test_id("linear-video-output").first).to_be_visible()
+    else:
+        expect(frontend.page.locator("video")).to_have_count(1)
     frontend.page.wait_for_function(_ALL_SHOWN, timeout=30_000)
+    frontend.page.wait_for_timeout(1000)  # nodes grow with what they show
+    assert misplaced(frontend.page.evaluate("() => app.graph.serialize()")) == []
     assert frontend.console == []
 
 
@@ -226,12 +233,18 @@ def wait_for_nodes(frontend: Frontend, name: str) -> None:
     frontend.page.wait_for_function("count => app.graph.nodes.length === count", arg=count)
 
 
+def saved_as_app(name: str) -> bool:
+    """Whether it opens as a form, with a Run of its own."""
+    return SAVED[name]["extra"].get("linearMode", False)
+
+
 def queue(frontend: Frontend, name: str) -> None:
     """Open an example and press Run; what _WATCH sees is in window.seen."""
     frontend.load(SAVED[name], name)
     frontend.page.evaluate(_FIT)
     frontend.page.evaluate(_WATCH)
-    frontend.page.locator('[data-testid="queue-button"]').click()
+    in_app = frontend.page.get_by_test_id("linear-run-button").get_by_role("button", name="Run")
+    (in_app if saved_as_app(name) else frontend.page.get_by_test_id("queue-button")).click()
     frontend.page.wait_for_function("() => window.seen.outcome", timeout=180_000)
     assert frontend.page.evaluate("() => window.seen.outcome") == "success"
 

@@ -45,6 +45,12 @@ _NOTE = """
   return [text.scrollHeight - text.clientHeight, (box.bottom - end) / app.canvas.ds.scale]
 }
 """
+# How many px of its prompts the graph hides in the box that hides most. A note's box for typing, which has no class in
+# one renderer and no size in the other, is none of them.
+_PROMPTS = """
+() => Math.max(...[...document.querySelectorAll('textarea')].filter(box => box.className)
+  .map(box => box.scrollHeight - box.clientHeight))
+"""
 _LOOK = (
     "scale => { app.canvas.ds.scale = scale; app.canvas.ds.offset = [200, 220]; app.graph.setDirtyCanvas(true, true) }"
 )
@@ -69,6 +75,7 @@ def test_nothing_overlaps_in_either_renderer(open_as: OpenAs, is_vue: bool) -> N
             hidden, empty = frontend.page.evaluate(_NOTE)
             assert hidden <= 2, f"{name}: the note's text is cut off"
             assert empty <= 4 * TITLE_PX, f"{name}: {empty} px of the note's box are empty"
+            assert frontend.page.evaluate(_PROMPTS) <= 2, f"{name}: a prompt is cut off"
 
 
 @pytest.mark.parametrize("name", [name for name, files in DOWNLOADS.items() if files])

@@ -19,3 +19,10 @@ def test_frames_from_first_to_last_a_row_a_video(tmp_path):
     first_row = sheet[0, :: 32 * zoom + gap, 0]
     assert first_row.tolist() == [0, 40, 80, 120, 160, 200]
     assert (sheet[-1] == 255).all()
+
+
+def test_frames_of_a_real_video_fit_on_a_page(tmp_path):
+    """Six frames of 720 x 480, twice as large: a picture 8660 pixels wide for one row of a document."""
+    clip = np.full((6, 480, 720, 3), 128, np.uint8)
+    sheet = contact_sheet.contact_sheet([write_video(tmp_path / "x.mkv", clip, "ffv1", "bgr0", container="matroska")])
+    assert sheet.size == (6 * 320 + 5 * contact_sheet.GAP, 213)

@@ -134,6 +134,12 @@ def test_notes_name_templates_that_exist_and_say_how_to_watch(name: str) -> None
 
 
 @pytest.mark.parametrize("name", SAVED)
+def test_notes_have_no_code(name: str) -> None:
+    """Vue nodes draw it in blue letters on a blue bar: the name of a file or of a widget could not be read."""
+    assert not any("`" in text for text in notes(SAVED[name]))
+
+
+@pytest.mark.parametrize("name", SAVED)
 def test_videos_run_at_the_models_speed(name: str) -> None:
     """CreateVideo's own default is 30 frames a second: a clip of six seconds would be over after two."""
     workflow = SAVED[name]

@@ -54,7 +54,7 @@ def test_text_to_video_paints_what_the_prompt_says(pipelines: dict[str, Path]) -
 
 
 def test_the_lora_paints_a_colour_that_the_model_never_saw(pipelines: dict[str, Path]) -> None:
-    """The LoRA that comes with the pack, through Apply CogVideoX LoRA, for prompts that none of its clips had."""
+    """The LoRA that comes with the pack, through Load CogVideoX LoRA, for prompts that none of its clips had."""
     plain = paint.load_pipeline(pipelines["5b"])
     scenes = [draw_scene(np.random.default_rng([99, index]), colour="pink") for index in range(6)]
     requests = [
