@@ -18,25 +18,26 @@ from cogvideox.nano import folders, paint, score, tasks
 
 _TEXT = tasks.Task("5b", paint.from_text, tasks.judge_text, {})
 _1_5 = replace(_TEXT, variant="1.5-5B")
-_SIZES = ((64, 64), (96, 64), (64, 96), (96, 96))
-_LENGTHS = (9, 17, 33, 49)
-_BASE = "text to video: ddim, 50 steps, cfg 3"
+SIZES = ((64, 64), (96, 64), (64, 96), (96, 96))
+LENGTHS = (9, 17, 33, 49)
+_PLAIN = paint.Settings()
+BASE = f"text to video: {_PLAIN.sampler}, {_PLAIN.steps} steps, cfg {_PLAIN.cfg:g}"
 _SMALLER = {"bf16": "bf16", "fp8": "fp8_e4m3fn", "int8": "int8"}  # row -> weight_dtype
 
 
 def _rows() -> dict[str, Row]:
     rows = {
-        _BASE: Row(_TEXT),
-        **{name: Row(_TEXT, weight_dtype, exact=_BASE) for name, weight_dtype in _SMALLER.items()},
+        BASE: Row(_TEXT),
+        **{name: Row(_TEXT, weight_dtype, exact=BASE) for name, weight_dtype in _SMALLER.items()},
         **{f"cfg {cfg:g}": Row(_TEXT, changes={"cfg": cfg}) for cfg in (6.0, 1.0)},
         "dpm, dynamic cfg": Row(_TEXT, changes={"sampler": "dpm", "dynamic_cfg": True}),
         **{f"{steps} steps": Row(_TEXT, changes={"steps": steps}) for steps in (20, 10, 5)},
         "1.5, cfg 1": Row(_1_5, changes={"cfg": 1.0}),
     }
     for name, variant in {"": "5b", "2b": "2b", "1.5": "1.5-5B"}.items():
-        for frames in _LENGTHS:
-            for width, height in _SIZES:
-                title = _title(name, frames, width, height)
+        for frames in LENGTHS:
+            for width, height in SIZES:
+                title = title_of(name, frames, width, height)
                 if title:
                     changes = {"frames": frames, "width": width, "height": height}
                     rows[title] = Row(replace(_TEXT, variant=variant), changes=changes)
@@ -48,7 +49,7 @@ def _rows() -> dict[str, Row]:
     return rows
 
 
-def _title(name: str, frames: int, width: int, height: int) -> str:
+def title_of(name: str, frames: int, width: int, height: int) -> str:
     """Of a row of text to video: what differs from 5b with 17 frames of 64 x 64; "" where nothing does."""
     length = f"{frames} frames" if frames != paint.Settings.frames else ""
     size = f"{width} x {height}" if (width, height) != (paint.Settings.width, paint.Settings.height) else ""
@@ -121,8 +122,9 @@ def tabulate(rows: list[list[str]], options: Namespace) -> Table:
     return Table(
         f"CogVideoX-nano on {options.prompts} prompts of combinations that it never saw",
         [
-            f"Prompts and noise from seed {options.seed}; 17 frames of 64 x 64, ddim, 50 steps, cfg 3 unless the row "
-            f"says otherwise; fp32, batches of {paint.BATCH}; {options.workers} processes at a time.",
+            f"Prompts and noise from seed {options.seed}; {_PLAIN.frames} frames of {_PLAIN.width} x {_PLAIN.height}, "
+            f"{BASE.partition(': ')[2]} unless the row says otherwise; fp32, batches of {paint.BATCH}; "
+            f"{options.workers} processes at a time.",
             "Read off the decoded frames by rule (nano/reading.py); guessing would be right in 1 of 8 for the colour, "
             "1 of 4 for the shape, 1 of 7 for the direction.",
             "Decibels: mean PSNR against what was given. IoU: of both clips' edges, a pixel wider on every side.",

@@ -1,6 +1,7 @@
 """The prompts of a row of bench_nano in parts, each scored in one of several processes.
 
-The noise of a clip depends on its prompt's number alone, so that parts add up to what one process would have found.
+A part is a batch, whose noise comes from the seed and the number of its first prompt wherever it is sampled: parts add
+up to what one process would have found.
 """
 
 import time

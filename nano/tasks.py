@@ -127,7 +127,7 @@ def with_control_net(pipeline: Pipeline, request: Request, settings: Settings) -
 def _control_net() -> Any:
     from cogvideox.model_loaders.load_controlnet import load_controlnet
 
-    return load_controlnet(WEIGHTS / control_net.NAME, "default")
+    return load_controlnet(WEIGHTS / control_net.NAME, "fp32")
 
 
 def edge_pictures(clip: np.ndarray) -> torch.Tensor:
@@ -228,7 +228,7 @@ TASKS: dict[str, Task] = {
     "region": Task("Fun-5b-InP", in_region, judge_region, _GIVEN),
     "edges, Fun Control": Task("Fun-5b-Control", from_edges, judge_edges, _GIVEN),
     "edges, control net": Task("5b", with_control_net, judge_edges, _GIVEN, batched=False),
-    "video to video, denoise 0.6": Task(
+    f"video to video, denoise {toy_settings.TEXT.denoise:g}": Task(
         "5b", from_video, judge_text, {"denoise": toy_settings.TEXT.denoise, **_EDITED}
     ),
     "inversion edit": Task("5b", from_inverted, judge_text, _EDITED, batched=False),

@@ -72,7 +72,6 @@ SLOW = (
     "samplers/test_stock_samplers.py::test_rising_noise_levels",
     "samplers/test_window_caches.py::test_each_window_has_a_cache_of_its_own",
     "samplers/test_window_caches.py::test_every_schedule_of_windows",
-    "sockets/test_model.py::test_torch_compile_node",
     "test_house.py::test_any_folder_name_is_the_package_in_comfyui",
     "test_house.py::test_importing_the_pack_loads_no_diffusers",
     "test_left_behind.py::test_one_training_a_folder",

@@ -1,5 +1,7 @@
 """The toy's scores, shared between processes."""
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +28,54 @@ def test_a_row_without_an_exact_one_is_compared_with_nothing() -> None:
     assert bench_nano.cells_of([Scored("9 frames", [SQUARE], 1.0)])[-3:] == ["", "", "1.00"]
 
 
+class _Pool:
+    """Runs in this process what is given to it."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __enter__(self) -> "_Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def submit(self, call: Callable, *arguments: object) -> Future:
+        future: Future = Future()
+        future.set_result(call(*arguments))
+        return future
+
+
+def test_lossy_rows_are_painted_beside_their_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere there would be nothing to compare them with; and no prompt may be left out, or scored twice."""
+    asked = []
+
+    def scored(part: nano_parts._Part) -> list[Scored]:
+        asked.append((*part.rows, part.first, part.count))
+        return [Scored(title, [SQUARE] * part.count, 1.0) for title in part.rows]
+
+    monkeypatch.setattr(nano_parts, "ProcessPoolExecutor", _Pool)
+    monkeypatch.setattr(nano_parts, "_score", scored)
+    rows = {title: bench_nano.ROWS[title] for title in ("9 frames", "bf16", bench_nano.BASE)}
+    found = list(score_rows(rows, Path(), 30, 7, 2, "cpu"))
+    assert asked == [
+        ("9 frames", 0, 25),
+        ("9 frames", 25, 5),
+        (bench_nano.BASE, "bf16", 0, 25),
+        (bench_nano.BASE, "bf16", 25, 5),
+    ]
+    assert {parts[0].title for parts in found} == set(rows) and all(len(parts) == 2 for parts in found)
+
+
+def test_a_lossy_row_without_its_exact_one_is_painted_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nano_parts, "ProcessPoolExecutor", _Pool)
+    monkeypatch.setattr(nano_parts, "_score", lambda part: [Scored(title, [SQUARE], 1.0) for title in part.rows])
+    (parts,) = score_rows({"fp8": bench_nano.ROWS["fp8"]}, Path(), 1, 7, 1, "cpu")
+    assert [part.title for part in parts] == ["fp8"]
+
+
 @pytest.mark.long
 def test_two_processes_find_what_a_single_run_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders.write_pipeline(tmp_path / "5b", "5b")
-    rows = {title: bench_nano.ROWS[title] for title in (bench_nano._BASE, "bf16")}
+    rows = {title: bench_nano.ROWS[title] for title in (bench_nano.BASE, "bf16")}
     rows = {title: replace(row, changes={"steps": 2}) for title, row in rows.items()}
     monkeypatch.setattr(nano_parts.paint, "BATCH", 2)
     found = {parts[0].title: parts for parts in score_rows(rows, tmp_path, 4, 7, 2, "cpu")}

@@ -134,10 +134,7 @@ ELSEWHERE = (
 
 def claims(name: str) -> Iterator[str]:
     """Expressions of what the graph of a template bears out."""
-    if name in VIDEOS or name in REAL:
-        made = Run(SAVED[name]).made
-    else:  # an app, which takes ComfyUI's own picture or the example
-        made = Run(SAVED[name]).made
+    made = Run(SAVED[name]).made
     yield rf"\({downloads_of(name)[2]} GB( together)?\)"
     for node in nodes_of(name, "ImageFromBatch"):
         yield rf"Its first {widgets_of(node)['length']} frames are taken"
