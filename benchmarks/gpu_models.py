@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
@@ -197,6 +198,17 @@ def with_attention(backend: str, call: Callable[[], torch.Tensor]) -> Callable[[
 
     def run() -> torch.Tensor:
         with attention_by(backend):
+            return call()
+
+    return run
+
+
+def without_kernels(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """`call` with torch's operations in the place of the transformer's Triton kernels."""
+    from cogvideox.transformer import token_passes
+
+    def run() -> torch.Tensor:
+        with mock.patch.object(token_passes, "use_kernels", lambda x: False):
             return call()
 
     return run

@@ -253,7 +253,7 @@ def block_forward(
     scales, shifts and gates of its own, computed from the time embedding.
 
     text: [B, L, D]. video: [B, N, D]. embedding: [B, time width]. patches: of other nodes, for its attention.
-    in_place: text and video may be overwritten, because nobody else holds them.
+    in_place: kernels may overwrite text and video, because nobody else holds them.
     Returns (text, video).
 
     Source: diffusers cogvideox_transformer_3d.py, CogVideoXBlock, with each multiply and add fused into one pass.

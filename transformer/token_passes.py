@@ -69,7 +69,7 @@ def modulated_norm(norm: torch.nn.LayerNorm, modulation: torch.Tensor, tokens: P
 def added(modulation: torch.Tensor, tokens: Pair, output: torch.Tensor, in_place: bool) -> Pair:
     """tokens + gate * output, text and video each with its gate in `modulation`.
 
-    output: [B, L + N, D], of a sublayer. in_place: `tokens` may be overwritten, because nobody else holds them.
+    output: [B, L + N, D], of a sublayer. in_place: a kernel may overwrite `tokens`, because nobody else holds them.
     """
     text, video = tokens
     if _fits(RESIDUAL, None, modulation, text, video, output):
@@ -83,7 +83,9 @@ def added(modulation: torch.Tensor, tokens: Pair, output: torch.Tensor, in_place
 
         if _launched(RESIDUAL, video, [], launch):
             return target
-    return _added_by_torch(modulation, tokens, output, in_place)
+    _, _, gate, _, _, text_gate = modulation.chunk(6, dim=1)
+    parts = output[:, : text.shape[1]], output[:, text.shape[1] :]
+    return torch.addcmul(text, text_gate[:, None], parts[0]), torch.addcmul(video, gate[:, None], parts[1])
 
 
 def added_and_normed(
@@ -151,16 +153,6 @@ def modulate(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> 
     large the time goes into memory traffic.
     """
     return torch.addcmul(shift[:, None], normed, (1 + scale)[:, None])
-
-
-def _added_by_torch(modulation: torch.Tensor, tokens: Pair, output: torch.Tensor, in_place: bool) -> Pair:
-    _, _, gate, _, _, text_gate = modulation.chunk(6, dim=1)
-    text, video = tokens
-    parts = output[:, : text.shape[1]], output[:, text.shape[1] :]
-    # A type that differs, as under autocast, is converted only by the form that makes a new tensor.
-    if in_place and output.dtype == text.dtype == video.dtype:
-        return text.addcmul_(text_gate[:, None], parts[0]), video.addcmul_(gate[:, None], parts[1])
-    return torch.addcmul(text, text_gate[:, None], parts[0]), torch.addcmul(video, gate[:, None], parts[1])
 
 
 def _empty_joint(tokens: Pair) -> torch.Tensor:
