@@ -66,10 +66,10 @@ def make_layers(case: Case, head_width: int, dtype: torch.dtype, device: str) ->
     """Norms and tokens of one block, random, the same numbers for each type."""
     batch, heads, text_tokens, grid = case
     width, video_tokens = heads * head_width, grid[0] * grid[1] * grid[2]
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator(device).manual_seed(3)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).bfloat16().to(device, dtype)
+        return torch.randn(shape, generator=generator, device=device).bfloat16().to(dtype)
 
     def norm(size: int, eps: float) -> torch.nn.LayerNorm:
         layer = torch.nn.LayerNorm(size, eps=eps)
