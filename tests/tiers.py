@@ -73,6 +73,7 @@ SLOW = (
     "samplers/test_window_caches.py::test_each_window_has_a_cache_of_its_own",
     "samplers/test_window_caches.py::test_every_schedule_of_windows",
     "sockets/test_model.py::test_torch_compile_node",
+    "transformer/test_token_passes.py::test_kernels_equal_torch",
     "test_house.py::test_any_folder_name_is_the_package_in_comfyui",
     "test_house.py::test_importing_the_pack_loads_no_diffusers",
     "test_left_behind.py::test_one_training_a_folder",
