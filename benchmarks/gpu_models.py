@@ -1,6 +1,7 @@
 """Transformers of the official sizes with random weights, made where they are used, and shared by all who compute."""
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -212,6 +213,23 @@ def without_kernels(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tens
             return call()
 
     return run
+
+
+@contextmanager
+def kernels_at_every_size() -> Iterator[Counter]:
+    """The transformer's Triton kernels for few tokens too; yields how often each has been launched."""
+    from cogvideox.transformer import token_passes
+
+    launches: Counter = Counter()
+    launched = token_passes._launched
+
+    def count(name: str, *arguments: Any) -> bool:
+        done = launched(name, *arguments)
+        launches[name] += done
+        return done
+
+    with mock.patch.object(token_passes, "LEAST_VALUES", 0), mock.patch.object(token_passes, "_launched", count):
+        yield launches
 
 
 def with_choice(

@@ -127,13 +127,19 @@ def _token_kernel(
             tl.store(target + own, stored, mask=here)
             value = stored.to(tl.float32)
         if NORM:
-            mean = tl.sum(value, 0) / WIDTH
-            centred = tl.where(inside, value - mean, 0.0)
-            variance = tl.sum(centred * centred, 0) / WIDTH
-            normed = centred * (1.0 / tl.sqrt_rn(variance + eps)) * factor + term
+            normed = _standardised(value, inside, eps, WIDTH) * factor + term
             if not FOLD:
                 normed = normed * scale + shift
             tl.store(joint + together, normed.to(joint.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _standardised(value, inside, eps, WIDTH: tl.constexpr):
+    """The `inside` values of one token, less their mean and over their deviation."""
+    mean = tl.sum(value, 0) / WIDTH
+    centred = tl.where(inside, value - mean, 0.0)
+    variance = tl.sum(centred * centred, 0) / WIDTH
+    return centred * (1.0 / tl.sqrt_rn(variance + eps))
 
 
 def run_head_kernel(

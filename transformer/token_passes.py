@@ -2,8 +2,9 @@
 
 diffusers' operations for these read and write all tokens about four times as often as is needed, which is a fifth of a
 step on a card. Each function here is one kernel where Triton works (token_kernels.py), and torch's operations, in the
-order of the reference, where it does not, where a gradient is asked for, and where torch.compile makes kernels of its
-own. In fp32 both are equal within rounding; in a half precision the kernels round less often.
+order of the reference, where it does not, where a gradient is asked for, where there are few tokens, and where
+torch.compile makes kernels of its own. In fp32 both are equal within rounding; in a half precision the kernels round
+less often.
 """
 
 import logging
@@ -27,6 +28,9 @@ NORM, RESIDUAL, RESIDUAL_NORM = "adaptive norm", "residual", "residual and adapt
 ROTATION, GELU_PRODUCT = "norm and rotation of heads", "product with gelu"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_WIDTH = 8192  # values of a token that one program holds
+# Values of all tokens below which a step waits for the host and not for the card: Triton takes 0.1 ms for a launch, as
+# long as torch for all the operations that the kernel replaces.
+LEAST_VALUES = 1 << 22
 # (kernel, device, type) that have failed, or whose result is not exact enough: they are not tried again.
 _WITHOUT: set[tuple[str, torch.device, torch.dtype]] = set()
 _EXACT: set[tuple[str, torch.device, torch.dtype]] = set()  # those whose result has been compared
@@ -35,7 +39,7 @@ _LEAST_EXACT = 1.05  # times the error of torch's operations
 
 def use_kernels(x: torch.Tensor) -> bool:
     """Whether x, whose values somebody may need for a gradient, or torch.compile may fuse by itself, is for kernels."""
-    return x.is_cuda and may_overwrite()
+    return x.is_cuda and x.numel() >= LEAST_VALUES and may_overwrite()
 
 
 def may_overwrite() -> bool:
