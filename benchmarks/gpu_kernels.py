@@ -81,14 +81,14 @@ def _passes(case: Case, device: torch.device, in_place: bool = True) -> tuple[di
     from cogvideox.transformer import token_passes as passes
 
     of = make_layers(case, 64, torch.bfloat16, str(device))
-    first, second = of.modulations
+    (first, second), (query, key) = of.modulations, of.heads
     calls: dict[str, Callable[[], object]] = {
         "adaptive norm": lambda: passes.modulated_norm(of.norm, first, of.tokens),
         "residual": lambda: passes.added(first, of.tokens, of.output, in_place),
         "residual and adaptive norm": lambda: passes.added_and_normed(
             first, of.tokens, of.output, of.norm, second, in_place
         ),
-        "norm and rotation of heads": lambda: passes.normed_heads(of.attn, *of.heads, of.rotary),
+        "norm and rotation of heads": lambda: passes.normed_heads(of.attn, query, key, of.rotary),
     }
     return {name: _without_gradient(call) for name, call in calls.items()}, of.output.nbytes
 
@@ -166,11 +166,12 @@ def _try_settings(
         return bench.row(f"settings {settings}", "there is no card")
     from cogvideox.transformer import token_kernels
 
-    with mock.patch.multiple(token_kernels, **settings):
+    changed: Any = settings
+    with mock.patch.multiple(token_kernels, **changed):
         seconds = kernel_seconds(bench, {name: calls[name] for name in names}, 5, warm=2)
         found = {name: TRAFFIC[name] * size / seconds[name] for name in names}
     listed = ", ".join(f"{name} {rate / 1e12:.2f} TB/s" for name, rate in found.items())
-    bench.row(f"settings {settings}", listed, bytes_per_s=found, **settings)
+    bench.row(f"settings {settings}", listed, bytes_per_s=found, settings=settings)
 
 
 def _given_up(bench: Bench) -> None:

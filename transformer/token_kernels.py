@@ -4,7 +4,7 @@ Importing this module imports Triton, which not every system has. token_passes.p
 computes it without Triton.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -47,12 +47,13 @@ def run_token_kernel(
     block = triton.next_power_of_2(width)
     grid = triton.cdiv(text_tokens, ROWS) + triton.cdiv(video.shape[1], ROWS), batch
     # Triton launches on the current device, which need not be the one that the tokens are on.
+    kernel: Any = _token_kernel
     with torch.cuda.device_of(video):
-        _token_kernel[grid](
+        kernel[grid](
             *(text, video, output, gates, to_text, to_video),
             *(affine.weight, affine.bias, modulation, joint),
             *(text_tokens, video.shape[1], affine.eps),
-            ADD=added is not None,  # type: ignore[call-arg]
+            ADD=added is not None,
             NORM=normed is not None,
             # In fp32 the folded product would round where the unfolded one does not; in a half precision both are far
             # more precise than what is stored, and folding halves the registers.
@@ -108,13 +109,7 @@ def _token_kernel(
     if ADD:
         gate = tl.load(gates + part + 2 * WIDTH, mask=inside, other=0.0).to(tl.float32)
     if NORM:
-        factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-        term = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-        shift = tl.load(modulation + part, mask=inside, other=0.0).to(tl.float32)
-        scale = 1.0 + tl.load(modulation + part + WIDTH, mask=inside, other=0.0).to(tl.float32)
-        if FOLD:
-            factor = factor * scale
-            term = term * scale + shift
+        factor, term, shift, scale = _affine(weight + column, bias + column, modulation + part, inside, FOLD, WIDTH)
     for index in range(ROWS):
         here = inside & (first + index < count)
         own = (own_row + index) * WIDTH + column
@@ -131,6 +126,19 @@ def _token_kernel(
             if not FOLD:
                 normed = normed * scale + shift
             tl.store(joint + together, normed.to(joint.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _affine(weight, bias, shifts, inside, FOLD: tl.constexpr, WIDTH: tl.constexpr):
+    """Factor and term of the norm, shift and scale of the modulation, in fp32; FOLD: all in factor and term."""
+    factor = tl.load(weight, mask=inside, other=0.0).to(tl.float32)
+    term = tl.load(bias, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(shifts, mask=inside, other=0.0).to(tl.float32)
+    scale = 1.0 + tl.load(shifts + WIDTH, mask=inside, other=0.0).to(tl.float32)
+    if FOLD:
+        factor = factor * scale
+        term = term * scale + shift
+    return factor, term, shift, scale
 
 
 @triton.jit
@@ -153,11 +161,12 @@ def run_head_kernel(
     batch, tokens, heads, width = query.shape
     at_once = min(HEADS, triton.next_power_of_2(heads))
     grid = batch * tokens, triton.cdiv(heads, at_once)
+    kernel: Any = _head_kernel
     with torch.cuda.device_of(query):
-        _head_kernel[grid](
+        kernel[grid](
             *(query, key, of_query.weight, of_query.bias, of_key.weight, of_key.bias),
             *(query if rotary is None else rotary, tokens, of_query.eps, of_key.eps),
-            ROTATE=rotary is not None,  # type: ignore[call-arg]
+            ROTATE=rotary is not None,
             HEADS=heads,
             WIDTH=width,
             AT_ONCE=at_once,
