@@ -28,8 +28,8 @@ NORM, RESIDUAL, RESIDUAL_NORM = "adaptive norm", "residual", "residual and adapt
 ROTATION, GELU_PRODUCT = "norm and rotation of heads", "product with gelu"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_WIDTH = 8192  # values of a token that one program holds
-# Values of all tokens below which a step waits for the host and not for the card: Triton takes 0.1 ms for a launch, as
-# long as torch for all the operations that the kernel replaces.
+# Values of all tokens below which a step waits for the host and not for the card: Triton takes about 0.1 ms for a
+# launch, as long as torch for all the operations that the kernel replaces.
 LEAST_VALUES = 1 << 22
 # (kernel, device, type) that have failed, or whose result is not exact enough: they are not tried again.
 _WITHOUT: set[tuple[str, torch.device, torch.dtype]] = set()
