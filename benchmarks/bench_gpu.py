@@ -31,6 +31,7 @@ import torch  # noqa: E402
 from cogvideox.benchmarks import (  # noqa: E402
     gpu_ceilings,
     gpu_dynamic,
+    gpu_kernels,
     gpu_memory,
     gpu_nano,
     gpu_parity,
@@ -66,6 +67,7 @@ class Section:
 # In order of worth: where time runs out, the last ones are left out.
 SECTIONS = {
     "ceilings": Section(gpu_ceilings.measure, 25),
+    "kernels": Section(gpu_kernels.measure, 40),
     "parity": Section(gpu_parity.measure, 190, together=True),
     "parity-vae": Section(gpu_parity_vae.measure, 190, together=True),
     "parity-train": Section(gpu_parity_train.measure, 190, together=True),

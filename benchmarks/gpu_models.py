@@ -1,12 +1,14 @@
 """Transformers of the official sizes with random weights, made where they are used, and shared by all who compute."""
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
@@ -200,6 +202,34 @@ def with_attention(backend: str, call: Callable[[], torch.Tensor]) -> Callable[[
             return call()
 
     return run
+
+
+def without_kernels(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """`call` with torch's operations in the place of the transformer's Triton kernels."""
+    from cogvideox.transformer import token_passes
+
+    def run() -> torch.Tensor:
+        with mock.patch.object(token_passes, "use_kernels", lambda x: False):
+            return call()
+
+    return run
+
+
+@contextmanager
+def kernels_at_every_size() -> Iterator[Counter]:
+    """The transformer's Triton kernels for few tokens too; yields how often each has been launched."""
+    from cogvideox.transformer import token_passes
+
+    launches: Counter = Counter()
+    launched = token_passes._launched
+
+    def count(name: str, *arguments: Any) -> bool:
+        done = launched(name, *arguments)
+        launches[name] += done
+        return done
+
+    with mock.patch.object(token_passes, "LEAST_VALUES", 0), mock.patch.object(token_passes, "_launched", count):
+        yield launches
 
 
 def with_choice(

@@ -7,7 +7,16 @@ from unittest import mock
 
 import torch
 
-from cogvideox.benchmarks.gpu_models import Inputs, forward_ours, forward_theirs, loaded, precision_obstacle, rotary_of
+from cogvideox.benchmarks.gpu_kernels import kernel_rows
+from cogvideox.benchmarks.gpu_models import (
+    Inputs,
+    forward_ours,
+    forward_theirs,
+    kernels_at_every_size,
+    loaded,
+    precision_obstacle,
+    rotary_of,
+)
 from cogvideox.benchmarks.gpu_rows import MISSING, Bench, relative_error
 
 FORWARD_FP32, RUN_FP32 = 5e-6, 2e-5  # on a CPU 2e-6 and 5e-6; a card has other kernels, and sums in other orders
@@ -24,7 +33,7 @@ def measure(bench: Bench) -> None:
     from cogvideox.tests.support import ALL_VARIANTS, TEXT_TO_VIDEO, TinyPipelines
 
     variants = ("2b", "5b", "1.5-5B-I2V", "Fun-2b-InP") if bench.smoke else ALL_VARIANTS
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, kernels_at_every_size() as launches:
         tiny = TinyPipelines(Path(scratch))
         for variant in variants:
             bench.attempt(f"forward, {variant}", lambda variant=variant: forwards(bench, variant, tiny[variant]))
@@ -36,6 +45,7 @@ def measure(bench: Bench) -> None:
         bench.attempt("partial loading", lambda: partial_loading(bench, tiny["5b"]))
         bench.attempt("quantised", lambda: quantized(bench, Path(scratch) / "wide"))
         bench.attempt("synchronisations", lambda: synchronisations(bench, tiny["5b"]))
+        bench.attempt("kernels", lambda: kernel_rows(bench, launches))
 
 
 def tiny_inputs(bench: Bench, model: Any, size: tuple[int, int, int] = (3, 8, 12)) -> tuple[Inputs, Any]:

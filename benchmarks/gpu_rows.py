@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -132,6 +132,50 @@ def _seconds_of_one(device: torch.device, call: Callable[[], object]) -> float:
     last.record()
     torch.cuda.synchronize()
     return first.elapsed_time(last) / 1000
+
+
+class Event(NamedTuple):
+    """What the profiler has seen of one name."""
+
+    name: str
+    seconds: float
+    count: int
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is not a filling or a copy of memory, of which cuBLASLt and cuDNN need one for each call."""
+        return not self.name.startswith(("Memset", "Memcpy"))
+
+
+def kernel_seconds(
+    bench: Bench, calls: Mapping[str, Callable[[], object]], repeats: int, warm: int = 1
+) -> dict[str, float]:
+    """Seconds that the card works on each call, the mean of `repeats`, by torch's profiler.
+
+    An event beside a single short call would also count the time that the host takes to launch it.
+    """
+    found: dict[str, float] = {}
+    for name, call in calls.items():
+        for _ in range(warm):
+            call()
+        finish(bench.device)
+        found[name] = sum(event.seconds for event in device_events(bench, call, repeats)) / repeats
+    return found
+
+
+def device_events(bench: Bench, call: Callable[[], object], repeats: int = 1) -> list[Event]:
+    """The kernels, and the fillings and copies of memory, of `repeats` calls, by name, the longest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activity = ProfilerActivity.CUDA if bench.on_card else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiled:
+        for _ in range(repeats):
+            call()
+        finish(bench.device)
+    key = "self_device_time_total" if bench.on_card else "self_cpu_time_total"
+    rows: Any = profiled.key_averages()
+    found = [Event(row.key, getattr(row, key) / 1e6, row.count) for row in rows if getattr(row, key) > 0]
+    return sorted(found, key=lambda event: -event.seconds)
 
 
 def peak_bytes(device: torch.device, call: Callable[[], object]) -> int:

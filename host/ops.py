@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 
 _ADOPTED = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")
+_PLAIN_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _adopted_subclasses: dict[tuple[type, type], type] = {}
 
 
@@ -51,6 +52,21 @@ def _adopted_class(cls: type, torch_class: type, operation: type) -> type:
     if key not in _adopted_subclasses:
         _adopted_subclasses[key] = type(cls.__name__, (cls, operation), {})
     return _adopted_subclasses[key]
+
+
+def is_plain_layer(layer: Any) -> bool:
+    """Whether calling an adopted Linear or LayerNorm computes what torch's own does, with weights_on's weights.
+
+    It does not where the weights are quantised, or where ComfyUI or another node has put hooks or another forward on
+    this one layer, as a LoRA in bypass mode does.
+    """
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        return False
+    plain: tuple[Any, ...] = comfy.ops.disable_weight_init.Linear, comfy.ops.disable_weight_init.LayerNorm
+    methods = "forward", "forward_comfy_cast_weights"
+    return any(all(getattr(type(layer), name) is getattr(of, name) for name in methods) for of in plain) and (
+        layer.weight is None or layer.weight.dtype in _PLAIN_TYPES
+    )
 
 
 @contextmanager

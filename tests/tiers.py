@@ -86,6 +86,7 @@ SLOW = (
     "training/test_two_drivers.py::test_drivers_refuse_the_same_differences",
     "training/test_two_drivers.py::test_either_driver_goes_on_with_the_others_training",
     "training/test_wrong_datasets.py::test_pngs",
+    "transformer/test_token_passes.py::test_kernels_equal_torch",
     "vae/test_compiled.py",
     "vae/test_fused.py",
     "vae/test_memory.py",

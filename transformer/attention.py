@@ -7,6 +7,7 @@ from diffusers.models.attention_processor import Attention
 
 from ..host.compat import attention_for, rotate_pairs
 from ..host.stock_patches import AttentionPatches
+from .token_passes import normed_heads
 
 
 def joint_attention(
@@ -29,12 +30,12 @@ def joint_attention(
     batch, count, _ = tokens.shape
     # diffusers' other models may lack some of these; every CogVideoX model has all.
     assert attn.norm_q and attn.norm_k and attn.to_k and attn.to_v and attn.to_out
-    query = attn.norm_q(attn.to_q(tokens).view(batch, count, attn.heads, -1))
-    key = attn.norm_k(attn.to_k(tokens).view(batch, count, attn.heads, -1))
+    query = attn.to_q(tokens).view(batch, count, attn.heads, -1)
+    key = attn.to_k(tokens).view(batch, count, attn.heads, -1)
+    # Patches get queries and keys that are not rotated, and rotate them themselves.
+    query, key = normed_heads(attn, query, key, rotary if patches is None else None)
     value = attn.to_v(tokens).view(batch, count, attn.heads, -1)
     if patches is None:
-        if rotary is not None:
-            query, key = rotate_pairs(query, rotary), rotate_pairs(key, rotary)
         # [B, N, heads, D] -> [B, heads, N, D]
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         attend = attention_for(tokens.device)

@@ -7,7 +7,6 @@ import comfy.patcher_extension
 import torch
 import torch.nn.functional as F
 from diffusers import CogVideoXTransformer3DModel
-from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 
 from ..errors import UserError
@@ -17,6 +16,7 @@ from ..host.stock_patches import AttentionPatches, ServedPatches, serve_patches
 from ..keys import read_positions
 from .attention import joint_attention
 from .positions import forget_tables, resampled_table, rotary_table, sincos_table
+from .token_passes import added, added_and_normed, feed_forward, may_overwrite, modulate, modulated_norm
 
 
 class CogVideoXDiT(CogVideoXTransformer3DModel):
@@ -205,6 +205,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         # models whose blocks take text and image tokens together set the same ones (comfy/ldm/lens/model.py).
         options = {**transformer_options, "total_blocks": len(self.transformer_blocks), "block_type": "double"}
         options["img_slice"] = [text.shape[1], text.shape[1] + video.shape[1]]  # of the video in the joint sequence
+        # A function of another node may keep the tokens that it was given: a cache compares them with later ones.
+        in_place = may_overwrite() and not replacements and not patches
         for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
             options["block_index"] = index
             attention = patches.attention[index] if patches else None
@@ -213,7 +215,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
                     replacements[("double_block", index)], block, text, video, embedding, rotary, options, attention
                 )
             else:
-                text, video = block_forward(block, text, video, embedding, rotary, options, attention)
+                text, video = block_forward(block, text, video, embedding, rotary, options, attention, in_place)
             for patch in patches.block_output if patches else ():
                 args = {"img": video, "txt": text, "x": x, "vec": embedding, "block_index": index}
                 out = patch({**args, "transformer_options": options})
@@ -237,15 +239,6 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         return out.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def modulate(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """normed * (1 + scale) + shift; normed [B, N, D], scale and shift [B, D].
-
-    addcmul reads and writes the tokens once; a multiplication and an addition would do so twice, and with tensors this
-    large the time goes into memory traffic.
-    """
-    return torch.addcmul(shift[:, None], normed, (1 + scale)[:, None])
-
-
 def block_forward(
     block: CogVideoXBlock,
     text: torch.Tensor,
@@ -254,40 +247,28 @@ def block_forward(
     rotary: torch.Tensor | None,
     transformer_options: dict[str, Any],
     patches: AttentionPatches | None = None,
+    in_place: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One expert-adaptive block. Attention and feed-forward see text and video as one sequence; each of the two has
     scales, shifts and gates of its own, computed from the time embedding.
 
     text: [B, L, D]. video: [B, N, D]. embedding: [B, time width]. patches: of other nodes, for its attention.
+    in_place: kernels may overwrite text and video, because nobody else holds them.
     Returns (text, video).
 
     Source: diffusers cogvideox_transformer_3d.py, CogVideoXBlock, with each multiply and add fused into one pass.
     """
-    text_tokens = text.shape[1]
     # The same for both norms of the block; diffusers computes it in each.
     activated = F.silu(embedding)
-
-    def residual(
-        norm: CogVideoXLayerNormZero,
-        sublayer: Callable[[torch.Tensor], torch.Tensor],
-        text: torch.Tensor,
-        video: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        shift, scale, gate, text_shift, text_scale, text_gate = norm.linear(activated).chunk(6, dim=1)
-        # Text comes first in the joint sequence: the rotary table and the two slices below rely on it.
-        out = sublayer(
-            torch.cat(
-                [modulate(norm.norm(text), text_scale, text_shift), modulate(norm.norm(video), scale, shift)], dim=1
-            )
-        )
-        text = torch.addcmul(text, text_gate[:, None], out[:, :text_tokens])
-        return text, torch.addcmul(video, gate[:, None], out[:, text_tokens:])
-
-    def attend(tokens: torch.Tensor) -> torch.Tensor:
-        return joint_attention(block.attn1, tokens, rotary, transformer_options, patches)
-
-    text, video = residual(block.norm1, attend, text, video)
-    return residual(block.norm2, block.ff, text, video)
+    first, second = block.norm1.linear(activated), block.norm2.linear(activated)
+    joint = modulated_norm(block.norm1.norm, first, (text, video))
+    out = joint_attention(block.attn1, joint, rotary, transformer_options, patches)
+    del joint  # or it would be held as long as the block runs
+    tokens, joint = added_and_normed(first, (text, video), out, block.norm2.norm, second, in_place)
+    del out
+    out = feed_forward(block.ff, joint)
+    # What the attention was added to is the block's own by now.
+    return added(second, tokens, out, in_place=may_overwrite())
 
 
 def _replaced_block(

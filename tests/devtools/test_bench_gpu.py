@@ -108,7 +108,7 @@ def test_nothing_is_measured_without_a_card() -> None:
 
 def test_an_unknown_section_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["bench_gpu", "--sections", "steps,vae"])
-    with pytest.raises(SystemExit, match="There is no section steps. There are: ceilings, parity"):
+    with pytest.raises(SystemExit, match="There is no section steps. There are: ceilings, kernels, parity"):
         bench_gpu.main()
 
 

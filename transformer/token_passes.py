@@ -1,0 +1,283 @@
+"""What a block does to its tokens between two matrix products: norms, modulation, gates, residuals, gelu.
+
+diffusers' operations for these read and write all tokens about four times as often as is needed, which is a fifth of a
+step on a card. Each function here is one kernel where Triton works (token_kernels.py), and torch's operations, in the
+order of the reference, where it does not, where a gradient is asked for, where there are few tokens, and where
+torch.compile makes kernels of its own. In fp32 both are equal within rounding; in a half precision the kernels round
+less often.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.models.activations import GELU
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import Attention
+
+from ..host.compat import is_out_of_memory, rotate_pairs
+from ..host.ops import is_plain_layer, weights_on
+
+if TYPE_CHECKING:
+    from .token_kernels import Affine
+
+Pair = tuple[torch.Tensor, torch.Tensor]  # tokens of text [B, L, D] and of video [B, N, D]
+# Names of the kernels, for the log.
+NORM, RESIDUAL, RESIDUAL_NORM = "adaptive norm", "residual", "residual and adaptive norm"
+ROTATION, GELU_PRODUCT = "norm and rotation of heads", "product with gelu"
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_MOST_WIDTH = 8192  # values of a token that one program holds
+# Values of all tokens below which a step waits for the host and not for the card: Triton takes about 0.1 ms for a
+# launch, as long as torch for all the operations that the kernel replaces.
+LEAST_VALUES = 1 << 22
+# (kernel, device, type) that have failed, or whose result is not exact enough: they are not tried again.
+_WITHOUT: set[tuple[str, torch.device, torch.dtype]] = set()
+_EXACT: set[tuple[str, torch.device, torch.dtype]] = set()  # those whose result has been compared
+_LEAST_EXACT = 1.05  # times the error of torch's operations
+
+
+def use_kernels(x: torch.Tensor) -> bool:
+    """Whether x, whose values somebody may need for a gradient, or torch.compile may fuse by itself, is for kernels."""
+    return x.is_cuda and x.numel() >= LEAST_VALUES and may_overwrite()
+
+
+def may_overwrite() -> bool:
+    """Whether tokens that nobody else holds may be overwritten: autograd may need them, and torch.compile plans the
+    memory by itself."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def modulated_norm(norm: torch.nn.LayerNorm, modulation: torch.Tensor, tokens: Pair) -> torch.Tensor:
+    """LayerNorm of text and video, each with its own scale and shift, as one sequence [B, L + N, D], text first.
+
+    modulation: [B, 6 * D], what diffusers' CogVideoXLayerNormZero makes of the time embedding.
+    """
+    text, video = tokens
+    if _fits(NORM, norm, modulation, text, video):
+        joint = _empty_joint(tokens)
+
+        def launch(affine: "Affine") -> None:
+            from .token_kernels import run_token_kernel
+
+            run_token_kernel((text.contiguous(), video.contiguous()), None, (affine, modulation, joint))
+
+        if _launched(NORM, video, [norm], launch):
+            return joint
+    shift, scale, _, text_shift, text_scale, _ = modulation.chunk(6, dim=1)
+    # Text comes first in the joint sequence: the rotary table and the slices of a sublayer's output rely on it.
+    parts = modulate(norm(text), text_scale, text_shift), modulate(norm(video), scale, shift)
+    return torch.cat(parts, dim=1)
+
+
+def added(modulation: torch.Tensor, tokens: Pair, output: torch.Tensor, in_place: bool) -> Pair:
+    """tokens + gate * output, text and video each with its gate in `modulation`.
+
+    output: [B, L + N, D], of a sublayer. in_place: a kernel may overwrite `tokens`, because nobody else holds them.
+    """
+    text, video = tokens
+    if _fits(RESIDUAL, None, modulation, text, video, output):
+        source = text.contiguous(), video.contiguous()
+        target = source if in_place else (torch.empty_like(source[0]), torch.empty_like(source[1]))
+
+        def launch() -> None:
+            from .token_kernels import run_token_kernel
+
+            run_token_kernel(source, (output, modulation, target), None)
+
+        if _launched(RESIDUAL, video, [], launch):
+            return target
+    _, _, gate, _, _, text_gate = modulation.chunk(6, dim=1)
+    parts = output[:, : text.shape[1]], output[:, text.shape[1] :]
+    return torch.addcmul(text, text_gate[:, None], parts[0]), torch.addcmul(video, gate[:, None], parts[1])
+
+
+def added_and_normed(
+    modulation: torch.Tensor,
+    tokens: Pair,
+    output: torch.Tensor,
+    next_norm: torch.nn.LayerNorm,
+    next_modulation: torch.Tensor,
+    in_place: bool,
+) -> tuple[Pair, torch.Tensor]:
+    """`added`, and the `modulated_norm` of its result for the next sublayer: (tokens, joint sequence)."""
+    text, video = tokens
+    if _fits(RESIDUAL_NORM, next_norm, next_modulation, text, video, output, modulation):
+        source = text.contiguous(), video.contiguous()
+        target = source if in_place else (torch.empty_like(source[0]), torch.empty_like(source[1]))
+        joint = _empty_joint(tokens)
+
+        def launch(affine: "Affine") -> None:
+            from .token_kernels import run_token_kernel
+
+            run_token_kernel(source, (output, modulation, target), (affine, next_modulation, joint))
+
+        if _launched(RESIDUAL_NORM, video, [next_norm], launch):
+            return target, joint
+    tokens = added(modulation, tokens, output, in_place)
+    return tokens, modulated_norm(next_norm, next_modulation, tokens)
+
+
+def normed_heads(attn: Attention, query: torch.Tensor, key: torch.Tensor, rotary: torch.Tensor | None) -> Pair:
+    """Queries and keys [B, N, heads, D], each head normalised, then rotated by `rotary` (positions.rotary_table, or
+    None). They may be overwritten: they are the fresh outputs of two linear layers."""
+    norm_q: Any = attn.norm_q
+    norm_k: Any = attn.norm_k
+    if _heads_fit(norm_q, norm_k, query, key, rotary):
+
+        def launch(of_query: "Affine", of_key: "Affine") -> None:
+            from .token_kernels import run_head_kernel
+
+            run_head_kernel(query, key, of_query, of_key, rotary)
+
+        if _launched(ROTATION, query, [norm_q, norm_k], launch):
+            return query, key
+    query, key = norm_q(query), norm_k(key)
+    return (query, key) if rotary is None else (rotate_pairs(query, rotary), rotate_pairs(key, rotary))
+
+
+def feed_forward(ff: FeedForward, tokens: torch.Tensor) -> torch.Tensor:
+    """`ff` of tokens [B, N, D], with the gelu where the product's kernel has the value in its registers, or else in
+    place: there are four times as many values as in the tokens."""
+    first: Any = ff.net[0]
+    if not use_kernels(tokens) or type(first) is not GELU or first.approximate != "tanh" or _is_hooked(ff, first):
+        return ff(tokens)
+    hidden = _projected_with_gelu(first.proj, tokens)
+    if hidden is None:
+        hidden = torch.ops.aten.gelu_(first.proj(tokens), approximate="tanh")
+    for layer in list(ff.net)[1:]:
+        hidden = layer(hidden)
+    return hidden
+
+
+def modulate(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """normed * (1 + scale) + shift; normed [B, N, D], scale and shift [B, D].
+
+    addcmul reads and writes the tokens once; a multiplication and an addition would do so twice, and with tensors this
+    large the time goes into memory traffic.
+    """
+    return torch.addcmul(shift[:, None], normed, (1 + scale)[:, None])
+
+
+def _empty_joint(tokens: Pair) -> torch.Tensor:
+    text, video = tokens
+    return video.new_empty(video.shape[0], text.shape[1] + video.shape[1], video.shape[2])
+
+
+def _fits(name: str, norm: torch.nn.LayerNorm | None, *tensors: torch.Tensor) -> bool:
+    """Whether the token kernel `name` can take these: the modulation, text, video, and others in the joint order."""
+    modulation, text, video, *others = tensors
+    if not _is_open(name, video) or (norm is not None and not _has_affine(norm)):
+        return False
+    dtype, device = video.dtype, video.device
+    if dtype not in _FLOATS or any(x.dtype != dtype or x.device != device for x in tensors):
+        return False
+    contiguous = all(x.is_contiguous() for x in (modulation, *others))
+    fits = modulation.shape == (video.shape[0], 6 * video.shape[2]) and text.shape[1] and video.shape[1]
+    return contiguous and bool(fits) and text.shape[0] == video.shape[0] and video.shape[2] <= _MOST_WIDTH
+
+
+def _heads_fit(norm_q: Any, norm_k: Any, query: torch.Tensor, key: torch.Tensor, rotary: torch.Tensor | None) -> bool:
+    width = query.shape[3]
+    if not _is_open(ROTATION, query) or not all(_has_affine(norm) for norm in (norm_q, norm_k)):
+        return False
+    if query.dtype not in _FLOATS or key.dtype != query.dtype or key.shape != query.shape:
+        return False
+    if width < 16 or width & (width - 1) or not (query.is_contiguous() and key.is_contiguous()):
+        return False
+    if rotary is None:
+        return True
+    matrices = (1, query.shape[1], 1, width // 2, 2, 2)
+    same_place = rotary.device == query.device and rotary.dtype == torch.float32
+    return rotary.shape == matrices and same_place and rotary.is_contiguous()
+
+
+def _has_affine(norm: torch.nn.LayerNorm) -> bool:
+    return is_plain_layer(norm) and norm.weight is not None and norm.bias is not None
+
+
+def _is_hooked(*modules: Any) -> bool:
+    """Whether something else than a module's class decides what calling it does."""
+    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
+
+
+def _launched(name: str, x: torch.Tensor, norms: list[Any], launch: Callable[..., None]) -> bool:
+    """Whether the kernel `name` has been launched, on weights of `norms` as ComfyUI has patched and placed them."""
+    try:
+        _with_affine(x, norms, launch)
+    # A compiler, a driver or a half installed package may raise anything.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        _give_up(name, x, error)
+        return False
+    return True
+
+
+def _with_affine(x: torch.Tensor, norms: list[Any], launch: Callable[..., None], *found: "Affine") -> None:
+    if not norms:
+        return launch(*found)
+    from .token_kernels import Affine
+
+    norm, *others = norms
+    with weights_on(norm, x.device, x.dtype) as (weight, bias):
+        assert bias is not None  # _has_affine
+        _with_affine(x, others, launch, *found, Affine(weight, bias, norm.eps))
+
+
+def _is_open(name: str, x: torch.Tensor) -> bool:
+    return use_kernels(x) and (name, x.device, x.dtype) not in _WITHOUT
+
+
+def _give_up(name: str, x: torch.Tensor, error: Exception) -> None:
+    """Go on without the kernel `name`, with a line in the log."""
+    _WITHOUT.add((name, x.device, x.dtype))
+    # A system without Triton is an ordinary one; a Triton that does not work is worth a line of log.
+    if not isinstance(error, ModuleNotFoundError):
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        logging.warning(
+            f"CogVideoX's kernel for {name} does not work on {x.device} in {x.dtype} ({reason}): the transformer goes "
+            "on without it, somewhat slower and with the same result."
+        )
+
+
+def _projected_with_gelu(layer: Any, tokens: torch.Tensor) -> torch.Tensor | None:
+    """gelu(layer(tokens)) in its tanh form by one kernel of cuBLASLt; None, with nothing done, where that cannot be.
+
+    In fp32 cuBLASLt's tanh is an approximation of the card's, and on other devices than NVIDIA's the same function of
+    torch may mean the erf form.
+    """
+    key = GELU_PRODUCT, tokens.device, tokens.dtype
+    half = tokens.dtype in (torch.bfloat16, torch.float16)
+    if not half or torch.version.cuda is None or not _is_open(GELU_PRODUCT, tokens):
+        return None
+    if not is_plain_layer(layer) or layer.bias is None or not torch.is_floating_point(layer.weight):
+        return None
+    if key not in _EXACT and torch.cuda.is_current_stream_capturing():  # a comparison waits for the card
+        return None
+    rows = tokens.flatten(0, -2)
+    try:
+        with weights_on(layer, tokens.device, tokens.dtype) as (weight, bias):
+            assert bias is not None
+            product: Any = torch._addmm_activation
+            hidden = product(bias, rows, weight.T, use_gelu=True)
+            if key not in _EXACT:
+                _require_exact_gelu(hidden, rows, weight, bias)
+                _EXACT.add(key)
+    except Exception as error:  # cuBLASLt may lack a shape or a type
+        if is_out_of_memory(error):
+            raise
+        _give_up(GELU_PRODUCT, tokens, error)
+        return None
+    return hidden.unflatten(0, tokens.shape[:-1])
+
+
+def _require_exact_gelu(hidden: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Raises RuntimeError where `hidden` is further from fp64 than torch's two operations, in its first corner."""
+    corner = rows[:64], weight[:256], bias[:256]
+    two_steps = torch.nn.functional.gelu(torch.nn.functional.linear(*corner), approximate="tanh").double()
+    product = torch.nn.functional.linear(*(x.double() for x in corner))
+    exact = torch.nn.functional.gelu(product, approximate="tanh")
+    found, most = ((x - exact).norm() for x in (hidden[:64, :256].double(), two_steps))
+    if not found <= _LEAST_EXACT * most:
+        raise RuntimeError(f"its error is {float(found / most):.2f} of that of torch's operations")
