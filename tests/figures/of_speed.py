@@ -19,6 +19,12 @@ def card(row: str, after: str = "", name: str = "") -> Cell:
     return Cell("cuda", "gpu", None, (row,), "found", after, card=name)
 
 
+def with_kernels(row: str, after: str = "") -> Cell:
+    """Of the call with the pack's kernels."""
+    title = "A step of 5b, 49 frames of 480 x 720, with kernels"
+    return Cell("cuda", "gpu", title, (f"5b step, batch 2, {row}",), "found", after)
+
+
 def forward(variant: str, precision: str, column: str) -> Cell:
     return Cell("cpu", "forward", FORWARD, (variant, precision), column)
 
@@ -152,6 +158,18 @@ CARD = (
         "a step took {2} s (5b), {2} s (1.5) and {2} s (2b)",
         tuple(card(f"{model} step, batch 2, ours, as chosen", "", "H200") for model in ("5b", "1.5-5B", "2b")),
     ),
+    Figure(
+        PAGE,
+        "a step of 5b takes {2} s where diffusers takes {2} s, {2} of its time, and {2} GiB instead of {2}",
+        (
+            with_kernels("ours, CUDNN"),
+            with_kernels("diffusers"),
+            with_kernels("ours, CUDNN", "), "),
+            with_kernels("ours, CUDNN", "peak "),
+            with_kernels("diffusers", "peak "),
+        ),
+    ),
+    Figure(PAGE, "without the kernels {2} s", (with_kernels("ours unfused"),)),
     Figure(
         "docs/training.md",
         "one of four trainings repeated to {e} only",
