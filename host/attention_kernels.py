@@ -8,10 +8,9 @@ for as long as the process lives.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention as comfy_attention
 import comfy.model_management as mm
@@ -39,8 +38,7 @@ _QUERIES, _WAVES = 128, 8
 _COMPARED_ROWS = 256  # queries whose result is compared with float64
 
 
-@dataclass(frozen=True)
-class AttentionSize:
+class AttentionSize(NamedTuple):
     """What the fastest kernel depends on. tokens: of text and video. width: of one head."""
 
     device: torch.device
@@ -49,8 +47,7 @@ class AttentionSize:
     width: int
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """seconds: the median of some calls. error: RMS of the difference from float64 over the RMS of the result."""
 
     seconds: float

@@ -10,8 +10,7 @@ and f({"x": ..., "q": ..., "k": ...}) in Wan. Those with joint attention are Cog
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -29,8 +28,7 @@ _SERVED: Mapping[str, tuple[tuple, dict[str, None]]] = {
 _FOREIGN_MODULES = ("comfy.ldm.", "comfy_extras.nodes_model_patch", "comfy_extras.nodes_flux")
 
 
-@dataclass(frozen=True)
-class AttentionPatches:
+class AttentionPatches(NamedTuple):
     """What one block's attention calls. The functions of a kind are called one after the other."""
 
     before: tuple[Callable, ...]  # f(q, k, v, pe=, attn_mask=, extra_options=) -> {"q": ..., ...}
@@ -38,8 +36,7 @@ class AttentionPatches:
     after: tuple[Callable, ...]  # f(out [B, N, heads * D], extra_options) -> out
 
 
-@dataclass(frozen=True)
-class ServedPatches:
+class ServedPatches(NamedTuple):
     """What the transformer calls."""
 
     attention: tuple[AttentionPatches, ...]  # of each block

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -180,12 +181,12 @@ def _refuse_unmerged(names: Collection[str], layout: Layout, beginning: str) -> 
 
     names: of all tensors of the files. beginning: of the message.
     """
-    weights = {MODULE_WRAPPERS.sub("", at.name) for at in layout.locations.values()}
+    weights = {re.sub(MODULE_WRAPPERS, "", at.name) for at in layout.locations.values()}
     # Whatever kind of adapter peft has put around a layer, the layer itself is called base_layer then.
     wrapped = {name.partition(".base_layer.")[0] for name in names if ".base_layer." in name}
     for name in names:
-        part = LORA_PART.search(name)
-        is_part = part and MODULE_WRAPPERS.sub("", f"{name[: part.start()]}.weight") in weights
+        part = re.search(LORA_PART, name)
+        is_part = part and re.sub(MODULE_WRAPPERS, "", f"{name[: part.start()]}.weight") in weights
         is_adapter = wrapped and ".base_layer." not in name and any(layer in wrapped for layer, _ in split_ends(name))
         if is_part or is_adapter:
             raise UserError(

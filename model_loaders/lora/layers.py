@@ -27,7 +27,7 @@ _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 # could make matching take hours.
 _MOST_PATTERNS = 1024  # a 5b model has 600 linear layers
 _MOST_WILD_PATTERNS = 16
-_PLAIN_PATTERN = re.compile(r"[\w.^$\\|*-]{0,200}")
+_PLAIN_PATTERN = r"[\w.^$\\|*-]{0,200}"
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _compiled_patterns(patterns: Any) -> list[tuple[re.Pattern[str], Any]]:
         )
     compiled = []
     for pattern, value in patterns.items():
-        if not _PLAIN_PATTERN.fullmatch(pattern) or pattern.count("*") > 2:
+        if not re.fullmatch(_PLAIN_PATTERN, pattern) or pattern.count("*") > 2:
             raise UserError(
                 f"The LoRA's header names layers by the expression {pattern[:80]!r}, which this version does not read. "
                 "Save the LoRA again with plain layer names in alpha_pattern."
