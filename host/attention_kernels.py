@@ -8,6 +8,7 @@ for as long as the process lives.
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ _QUERIES, _WAVES = 128, 8
 _COMPARED_ROWS = 256  # queries whose result is compared with float64
 
 
-class AttentionSize(NamedTuple):
+@dataclass(frozen=True)
+class AttentionSize:
     """What the fastest kernel depends on. tokens: of text and video. width: of one head."""
 
     device: torch.device

@@ -10,7 +10,8 @@ and f({"x": ..., "q": ..., "k": ...}) in Wan. Those with joint attention are Cog
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,7 +29,8 @@ _SERVED: Mapping[str, tuple[tuple, dict[str, None]]] = {
 _FOREIGN_MODULES = ("comfy.ldm.", "comfy_extras.nodes_model_patch", "comfy_extras.nodes_flux")
 
 
-class AttentionPatches(NamedTuple):
+@dataclass(frozen=True)
+class AttentionPatches:
     """What one block's attention calls. The functions of a kind are called one after the other."""
 
     before: tuple[Callable, ...]  # f(q, k, v, pe=, attn_mask=, extra_options=) -> {"q": ..., ...}
@@ -36,7 +38,8 @@ class AttentionPatches(NamedTuple):
     after: tuple[Callable, ...]  # f(out [B, N, heads * D], extra_options) -> out
 
 
-class ServedPatches(NamedTuple):
+@dataclass(frozen=True)
+class ServedPatches:
     """What the transformer calls."""
 
     attention: tuple[AttentionPatches, ...]  # of each block

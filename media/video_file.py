@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from comfy.cli_args import args
@@ -30,8 +30,7 @@ _ANY_RATE = 48000  # samples a second that every audio encoder here takes
 _BT709, _LIMITED = 1, 1  # ITU-T H.273, tables 2 to 4; FFmpeg's pixfmt.h, AVCOL_RANGE_MPEG
 
 
-@dataclass(frozen=True)
-class VideoFormat:
+class VideoFormat(NamedTuple):
     """A container and what fills it. container, encoder, audio_encoder, pixel_format: by FFmpeg's names."""
 
     container: str
@@ -72,8 +71,7 @@ class VideoSettings:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Sound:
+class Sound(NamedTuple):
     """waveform: [C, S], -1 .. 1; rate: samples a second."""
 
     waveform: torch.Tensor

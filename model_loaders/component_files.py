@@ -6,7 +6,6 @@ import re
 import stat
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -50,8 +49,7 @@ _FAILED_DOWNLOADS = {
 _FRESH_S = 2.0  # a file that is being written changes more often than the clock of some file systems ticks
 
 
-@dataclass(frozen=True)
-class FoundComponent:
+class FoundComponent(NamedTuple):
     """A component as the headers of its files describe it.
 
     specs: by name in the files. entries: by diffusers' name.

@@ -7,9 +7,9 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import UserError, quoted
 from ..host.folders import WEIGHT_SUFFIXES
@@ -25,8 +25,7 @@ _VARIANT = r"\.(?P<variant>fp16|bf16|fp32|fp8\w*|int8\w*|ema|non_ema)$"
 _INDEX = r"\.index(?:\.\w+)?\.json$"
 
 
-@dataclass(frozen=True)
-class FileSet:
+class FileSet(NamedTuple):
     """Files that hold one set of tensors together.
 
     stem: their name without the number of a shard, variant and suffix. variant: "" or a precision, such as "fp16".

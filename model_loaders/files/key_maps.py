@@ -8,14 +8,12 @@ rules from SAT's VAE are in diffusers' repository, scripts/convert_cogvideox_to_
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...errors import UserError, quoted
 
 
-@dataclass(frozen=True)
-class TensorLocation:
+class TensorLocation(NamedTuple):
     """Which rows of which tensor of a file are one tensor of diffusers.
 
     name: of the tensor in the file. parts: its rows are this many equal parts. indices: of the parts that belong to
@@ -53,7 +51,7 @@ def _renamer(*rules: tuple[str, str]) -> Dialect:
 
     The order matters: a rule sees the name as the rules before it have left it.
     """
-    # Compiled for the first name: all rules together would take a tenth of ComfyUI's start with the pack.
+    # For the first name, since ComfyUI waits for the pack's import: the pack's patterns took 6 to 8 ms of it together.
     compiled = functools.cache(lambda: [(re.compile(pattern), replacement) for pattern, replacement in rules])
 
     def rename(name: str) -> dict[str, TensorLocation]:
@@ -238,8 +236,7 @@ DIALECTS = {
 }
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The dialect and the prefix of a file's names, and the location of each diffusers tensor in the file."""
 
     dialect: str

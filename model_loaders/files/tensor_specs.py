@@ -7,7 +7,7 @@ torchao prototype/safetensors (`_weight_qdata`, `_weight_scale`), MinusZoneAI/Co
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -28,8 +28,7 @@ _TORCHAO = r"^(?P<module>.+?)\.(?:_weight_|weight:)(?P<part>qdata|int_data|scale
 _BLOCKS = r"^(?P<module>.+)\.(?P<kind>\w+)_qweight$"
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """One logical tensor, and the names of the file's tensors that it consists of.
 
     block_type: of GGUF, where a safetensors file contains such blocks as bytes.

@@ -3,8 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,8 +29,7 @@ _MOST_WILD_PATTERNS = 16
 _PLAIN_PATTERN = r"[\w.^$\\|*-]{0,200}"
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """kind: "LoRA", "DoRA", "LoHa", "LoKr" or "difference". shape: [out, in] of the weight delta, None without one."""
 
     kind: str
