@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +67,7 @@ def file_sets(folder: Path) -> tuple[list[FileSet], list[UserError]]:
             taken.update(part for part in listed if len(_numbered(part)) == 1)
             _require_shards(folder, listed, name)
             taken.update(listed)
-            sets.append(replace(_set_of(folder, listed), has_index=True))
+            sets.append(_set_of(folder, listed)._replace(has_index=True))
         except UserError as error:
             problems.append(error)
     for name in weights:
