@@ -30,7 +30,8 @@ _ANY_RATE = 48000  # samples a second that every audio encoder here takes
 _BT709, _LIMITED = 1, 1  # ITU-T H.273, tables 2 to 4; FFmpeg's pixfmt.h, AVCOL_RANGE_MPEG
 
 
-class VideoFormat(NamedTuple):
+@dataclass(frozen=True)
+class VideoFormat:
     """A container and what fills it. container, encoder, audio_encoder, pixel_format: by FFmpeg's names."""
 
     container: str
