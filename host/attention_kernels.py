@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.ldm.modules.attention as comfy_attention
 import comfy.model_management as mm
@@ -49,8 +49,7 @@ class AttentionSize:
     width: int
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """seconds: the median of some calls. error: RMS of the difference from float64 over the RMS of the result."""
 
     seconds: float

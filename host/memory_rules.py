@@ -7,7 +7,7 @@ comfy/samplers.py, _calc_cond_batch; comfy/sampler_helpers.py, prepare_sampling.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -84,8 +84,7 @@ def total_ram() -> int:
     return total
 
 
-@dataclass(frozen=True)
-class LayerSize:
+class LayerSize(NamedTuple):
     """What one layer's weights take: on the card, and as a buffer where they are streamed (with what a cast or a LoRA
     adds to them)."""
 
@@ -99,8 +98,7 @@ def layer_sizes(patcher: comfy.model_patcher.ModelPatcher) -> list[LayerSize]:
     return [LayerSize(int(entry[0]), int(entry[1])) for entry in load_list]
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """One model's weights on a card. buffer_bytes: of what is streamed, on its way."""
 
     bytes: int

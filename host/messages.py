@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import MAX_LETTERS, printable, shortened
 from .language import localized, prompt_server
@@ -15,8 +15,7 @@ from .protocols import PromptServer
 Notify = Callable[[str], object]  # takes a sentence for the user
 
 
-@dataclass(frozen=True)
-class _Shown:
+class _Shown(NamedTuple):
     """What is on a node: the run that it is from, and its texts, in the browser's language: each is translated once."""
 
     run: str | None

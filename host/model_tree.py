@@ -12,9 +12,9 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import folder_paths
 
@@ -30,13 +30,13 @@ _MAX_CONFIG_BYTES = 1 << 20
 _WAIT_S = 0.25  # how long the event loop waits for a listing, in total
 _LARGE_FOLDERS, _SLOW_S = 1000, 0.25  # what makes a listing too dear to repeat at each question
 _HOLD_TIMES, _MAX_HOLD_S = 10, 30.0  # it is repeated after ten times the time that it takes
+_START_S = 1.0  # for which the listing of start_listing is not repeated
 # A file system may keep times in steps of two seconds (FAT): a folder that had just been changed when it was listed may
 # have been changed again since, with the same time.
 _STEP_NS = 2_000_000_000
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """One folder. folders, files: names in it. components: what its config.json may describe of CogVideoX, by the
     classes that it names. stamp: what changes when the folder does; None where that cannot be told. config_stamp: of
     config.json."""
@@ -62,6 +62,7 @@ class _Root:
     began: float = 0.0
     ended: float = float("-inf")
     took_s: float = 0.0
+    held_until: float = float("-inf")  # the event loop does not repeat the listing before
 
 
 _roots: dict[str, _Root] = {}
@@ -85,9 +86,12 @@ def tree_of(root: str) -> Tree:
 
 
 def start_listing(*roots: str) -> None:
-    """Begin to list these folders, so that the answer is there when it is asked for."""
+    """Begin to list these folders, so that the answer is there when it is asked for. For a second it then is the answer
+    on the event loop: there ComfyUI asks node after node for its lists when it loads the pack."""
     for root in roots:
-        _begin(_roots.setdefault(root, _Root(root)))
+        listed = _roots.setdefault(root, _Root(root))
+        listed.held_until = time.monotonic() + _START_S
+        _begin(listed)
 
 
 def walk(tree: Tree) -> Iterator[tuple[str, str, Listed]]:
@@ -100,6 +104,8 @@ def walk(tree: Tree) -> Iterator[tuple[str, str, Listed]]:
 def _ask(root: _Root) -> Tree:
     is_loop = _on_event_loop()
     if is_loop and root.tree and time.monotonic() - root.ended < _hold_s(root):
+        return root.tree
+    if is_loop and root.done is None and time.monotonic() < root.held_until:
         return root.tree
     done, began, is_new = _begin(root)
     if not is_loop:
@@ -190,8 +196,8 @@ def _relisted(place: str, status: os.stat_result, before: Listed | None) -> List
         return listed
     config = _stamp(os.path.join(place, CONFIG))
     if before is not None and config is not None and before.config_stamp == config:
-        return replace(listed, components=before.components, config_stamp=config)
-    return replace(listed, components=_components(Path(place, CONFIG)), config_stamp=config)
+        return listed._replace(components=before.components, config_stamp=config)
+    return listed._replace(components=_components(Path(place, CONFIG)), config_stamp=config)
 
 
 def _scanned(place: str, stamp: tuple[int, ...] | None) -> Listed:

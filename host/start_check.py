@@ -290,6 +290,9 @@ def _comfyui_version() -> str:
 
 def _version(distribution: str) -> str:
     try:
-        return importlib.metadata.version(distribution) or ""
+        found = importlib.metadata.distribution(distribution)
+        # importlib.metadata would parse the whole file as an e-mail, its long description too: half a millisecond.
+        line = re.search(r"^Version: (\S+)", found.read_text("METADATA") or "", re.M)
+        return line[1] if line else found.version or ""
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return ""

@@ -13,9 +13,9 @@ import functools
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
+from typing import NamedTuple
 
 from ..errors import MAX_LETTERS
 
@@ -31,8 +31,7 @@ _WIDE_ENDS = "。！？；：，）”"  # no space follows these
 _OWN_TEXT = "quoted"  # how a placeholder's name begins whose value is a user's own text
 
 
-@dataclass(frozen=True)
-class _Template:
+class _Template(NamedTuple):
     """An English template: constants[0] {names[0]} constants[1] ... constants[-1], and its translation."""
 
     constants: tuple[str, ...]
@@ -57,8 +56,7 @@ class _Template:
         return [*values, text[start:end]]
 
 
-@dataclass(frozen=True)
-class Catalogue:
+class Catalogue(NamedTuple):
     """A language's templates. by_text: those without placeholders; others: with, the most specific first."""
 
     by_text: dict[str, _Template]

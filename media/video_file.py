@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from comfy.cli_args import args
@@ -72,8 +72,7 @@ class VideoSettings:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Sound:
+class Sound(NamedTuple):
     """waveform: [C, S], -1 .. 1; rate: samples a second."""
 
     waveform: torch.Tensor

@@ -10,11 +10,10 @@ are the same with no more than that. The others need the whole workflow, and `py
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Replacement:
+class Replacement(NamedTuple):
     """new: the node's id here. widgets: the old widgets in their order. inputs: new name -> old name, of an input that
     the old node cannot run without, since ComfyUI fails where a prompt lacks it. values: of inputs that are new. The
     first output is the first one."""

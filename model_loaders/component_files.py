@@ -2,10 +2,10 @@
 
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -49,8 +49,7 @@ _FAILED_DOWNLOADS = {
 _FRESH_S = 2.0  # a file that is being written changes more often than the clock of some file systems ticks
 
 
-@dataclass(frozen=True)
-class FoundComponent:
+class FoundComponent(NamedTuple):
     """A component as the headers of its files describe it.
 
     specs: by name in the files. entries: by diffusers' name.
@@ -180,12 +179,12 @@ def _refuse_unmerged(names: Collection[str], layout: Layout, beginning: str) -> 
 
     names: of all tensors of the files. beginning: of the message.
     """
-    weights = {MODULE_WRAPPERS.sub("", at.name) for at in layout.locations.values()}
+    weights = {re.sub(MODULE_WRAPPERS, "", at.name) for at in layout.locations.values()}
     # Whatever kind of adapter peft has put around a layer, the layer itself is called base_layer then.
     wrapped = {name.partition(".base_layer.")[0] for name in names if ".base_layer." in name}
     for name in names:
-        part = LORA_PART.search(name)
-        is_part = part and MODULE_WRAPPERS.sub("", f"{name[: part.start()]}.weight") in weights
+        part = re.search(LORA_PART, name)
+        is_part = part and re.sub(MODULE_WRAPPERS, "", f"{name[: part.start()]}.weight") in weights
         is_adapter = wrapped and ".base_layer." not in name and any(layer in wrapped for layer, _ in split_ends(name))
         if is_part or is_adapter:
             raise UserError(

@@ -11,8 +11,7 @@ the scheduler's other entries, which variants.resolve_snr_shift compares with th
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import UserError, quoted
 
@@ -21,8 +20,7 @@ MOST_PATCH = 8  # latents on a side of a patch; official: 2
 MOST_TOKENS = 4096  # of text: every prompt is padded to that many; official: 226
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(NamedTuple):
     """expected: in words, for "Expected is ...". holds: whether a value of the file is that."""
 
     expected: str

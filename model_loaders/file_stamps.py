@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -68,7 +69,7 @@ def _files_read(path: Path, components: Iterable[str]) -> Iterator[Path]:
     else:
         yield path
         # The other shards of a set, and the config beside them. Other files there belong to other models.
-        shard = SHARD.match(path.name)
+        shard = re.match(SHARD, path.name)
         yield folder / _CONFIG
         yield from (file for file in _entries(folder) if shard and file.name.startswith(f"{shard['stem']}-"))
     # The configs, the tokenizer and the scheduler beside it: of a pipeline, and of a component in one.

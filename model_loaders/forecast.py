@@ -4,8 +4,7 @@ Every figure comes from what ComfyUI itself asks or is told: the memory of a ste
 VAE's modes from the count that its decode goes by, what stays on the card from ComfyUI's rules (host/memory_rules.py).
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -37,8 +36,7 @@ from .load_text_encoder import T5_XXL, t5_shapes
 _BYTES_16_BITS, _BYTES_FP32 = 2, 4
 
 
-@dataclass(frozen=True)
-class VideoSize:
+class VideoSize(NamedTuple):
     """What is generated: pixels, frames of the video, videos in one run."""
 
     width: int
@@ -53,8 +51,7 @@ class VideoSize:
         return self.batch_size, CHANNELS, count, self.height // SPATIAL, self.width // SPATIAL
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One of the models of a run on the card. working_bytes: what it needs beside its weights.
 
     mode: of the VAE. host_bytes: what it keeps in host memory meanwhile, without weights."""
@@ -70,8 +67,7 @@ class Part:
         return self.weights.resident_bytes + self.weights.buffer_bytes + self.working_bytes
 
 
-@dataclass(frozen=True)
-class Forecast:
+class Forecast(NamedTuple):
     """One run, of MODEL, CLIP and VAE one after the other.
 
     family: the model's name. control: weights of control nets, which are on the card with the denoiser. encode: of the
@@ -115,8 +111,7 @@ class Forecast:
         return name if smaller and self.denoiser.weights.streamed_bytes else "default"
 
 
-@dataclass(frozen=True)
-class TextEncoder:
+class TextEncoder(NamedTuple):
     """A T5 encoder's sizes. working_bytes: of one prompt."""
 
     bytes: int
@@ -125,8 +120,7 @@ class TextEncoder:
     parameters: int
 
 
-@dataclass(frozen=True)
-class Autoencoder:
+class Autoencoder(NamedTuple):
     """A VAE's network, which may have no weights, and the type that it computes in."""
 
     network: torch.nn.Module

@@ -1,9 +1,9 @@
 """Which official checkpoint some weights belong to, and their complete config."""
 
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..errors import UserError, quoted
 from ..sockets.families import FAMILIES, LOOKALIKES, Family
@@ -19,8 +19,7 @@ class HasShape(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-@dataclass(frozen=True)
-class ComponentSignature:
+class ComponentSignature(NamedTuple):
     """How a component of CogVideoX is recognised.
 
     description: in words for messages. required_keys: names that together only CogVideoX's component has; the first
@@ -106,7 +105,7 @@ def describe_weights(keys: Collection[str]) -> str:
     for key, looks_like in _SIGNATURE_KEYS:
         if any(name.endswith("." + key) for name in keys):
             return looks_like
-    if any(LORA_PART.search(key) or key.startswith("lora_") for key in keys):
+    if any(re.search(LORA_PART, key) or key.startswith("lora_") for key in keys):
         return "a LoRA"
     first = next(iter(keys), None)
     return f"an unknown model (its first key is {quoted(first)!r})" if first else "an empty file"

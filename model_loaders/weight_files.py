@@ -7,9 +7,8 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import UserError, quoted
 from ..host.folders import WEIGHT_SUFFIXES
@@ -18,15 +17,14 @@ from .files.headers import check_amount
 
 _MAX_JSON_BYTES = 1 << 24  # an index of 100,000 tensors has about 10 MB
 _MOST_FILES = 2000  # of weights in one folder; each one's header is read
-SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>(?:\.\w+)+)$")
+SHARD = r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>(?:\.\w+)+)$"
 # A precision or a moving average that diffusers and transformers put before the suffix of a name; and an index of one
 # ("….index.fp16.json").
-_VARIANT = re.compile(r"\.(?P<variant>fp16|bf16|fp32|fp8\w*|int8\w*|ema|non_ema)$")
-_INDEX = re.compile(r"\.index(?:\.\w+)?\.json$")
+_VARIANT = r"\.(?P<variant>fp16|bf16|fp32|fp8\w*|int8\w*|ema|non_ema)$"
+_INDEX = r"\.index(?:\.\w+)?\.json$"
 
 
-@dataclass(frozen=True)
-class FileSet:
+class FileSet(NamedTuple):
     """Files that hold one set of tensors together.
 
     stem: their name without the number of a shard, variant and suffix. variant: "" or a precision, such as "fp16".
@@ -62,14 +60,14 @@ def file_sets(folder: Path) -> tuple[list[FileSet], list[UserError]]:
             "folder of its own."
         )
     sets, problems, taken = [], [], set()
-    for name in (name for name in names if _INDEX.search(name.lower())):
+    for name in (name for name in names if re.search(_INDEX, name.lower())):
         try:
             listed = _indexed_names(folder / name)
             # Parts of a model, complete or not. Shards whose names say how many there are can be complete without it.
             taken.update(part for part in listed if len(_numbered(part)) == 1)
             _require_shards(folder, listed, name)
             taken.update(listed)
-            sets.append(replace(_set_of(folder, listed), has_index=True))
+            sets.append(_set_of(folder, listed)._replace(has_index=True))
         except UserError as error:
             problems.append(error)
     for name in weights:
@@ -110,11 +108,11 @@ def _is_other_form(one: FileSet, better: FileSet) -> bool:
 
 
 def _set_of(folder: Path, names: list[str]) -> FileSet:
-    first = SHARD.match(names[0])
+    first = re.match(SHARD, names[0])
     name = first["stem"] + first["suffix"] if first else names[0]
     suffix = next(suffix for suffix in WEIGHT_SUFFIXES if name.lower().endswith(suffix))
     name = name[: -len(suffix)]
-    variant = _VARIANT.search(name.lower())
+    variant = re.search(_VARIANT, name.lower())
     stem = name[: variant.start()] if variant else name
     return FileSet(tuple(folder / name for name in names), stem, variant["variant"] if variant else "", suffix)
 
@@ -162,7 +160,7 @@ def shards_of(path: Path) -> list[Path]:
     names = _numbered(path.name)
     missing = [name for name in names if not path.with_name(name).is_file()] if len(names) > 1 else []
     if missing:
-        match = SHARD.match(path.name)
+        match = re.match(SHARD, path.name)
         raise UserError(
             f"{path.parent} lacks {', '.join(missing[:5])} of {int(match['count']) if match else 0} parts: the "
             "download is not complete. Download the missing files again."
@@ -172,7 +170,7 @@ def shards_of(path: Path) -> list[Path]:
 
 def _numbered(name: str) -> list[str]:
     """The names of all shards of the set that `name` announces to be one of, or `name` alone."""
-    match = SHARD.match(name)
+    match = re.match(SHARD, name)
     if match is None or int(match["count"]) == 0:
         return [name]
     # The count is taken from a file name, which could announce 99999 shards: that many paths would be looked up.

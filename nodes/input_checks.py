@@ -9,9 +9,8 @@ million of frames would take the memory of the whole machine.
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from comfy_api.latest import io
 
@@ -51,10 +50,11 @@ def checked(*checks: Callable[..., object]) -> Callable[[Node], Node]:
         # The plain function: ComfyUI calls execute on a clone of the class, and only the clone has cls.hidden. A method
         # that is bound to `node` would not see it.
         execute: Callable[..., Any] = node.__dict__["execute"].__func__
-        declared = [_read_check(check, execute) for check in checks]
-        methods = {"execute": _checked_execute(node, execute, declared)}
+        signature = inspect.signature(execute)
+        declared = [_read_check(check, execute, signature) for check in checks]
+        methods = {"execute": _checked_execute(node, execute, signature, declared)}
         if typed := [check for check in declared if check.is_typed]:
-            methods["validate_inputs"] = _validate_inputs(node, execute, typed)
+            methods["validate_inputs"] = _validate_inputs(node, signature, typed)
         for name, method in methods.items():
             setattr(node, name, classmethod(method))
         return node
@@ -62,8 +62,7 @@ def checked(*checks: Callable[..., object]) -> Callable[[Node], Node]:
     return decorate
 
 
-@dataclass(frozen=True)
-class _Check:
+class _Check(NamedTuple):
     run: Callable[..., object]
     parameters: Mapping[str, inspect.Parameter]
 
@@ -79,10 +78,9 @@ class _Check:
             self.run(**{name: known[name] for name in self.parameters if name in known})
 
 
-def _read_check(check: Callable[..., object], execute: Callable[..., Any]) -> _Check:
+def _read_check(check: Callable[..., object], execute: Callable[..., Any], signature: inspect.Signature) -> _Check:
     """Raises TypeError, when the pack is imported, for a check that could never run as declared."""
-    parameters = inspect.signature(check, eval_str=True).parameters
-    taken = inspect.signature(execute).parameters
+    parameters, taken = _parameters(check), signature.parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     for name, parameter in parameters.items():
         if parameter.annotation is parameter.empty:
@@ -92,9 +90,16 @@ def _read_check(check: Callable[..., object], execute: Callable[..., Any]) -> _C
     return _Check(check, parameters)
 
 
-def _checked_execute(node: type[io.ComfyNode], execute: Callable[..., Any], checks: list[_Check]) -> Callable[..., Any]:
+@functools.cache
+def _parameters(check: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    """Read once for all nodes that declare the check: ComfyUI waits for it at its start."""
+    return inspect.signature(check, eval_str=True).parameters
+
+
+def _checked_execute(
+    node: type[io.ComfyNode], execute: Callable[..., Any], signature: inspect.Signature, checks: list[_Check]
+) -> Callable[..., Any]:
     """`execute` of `node`, after its limits and checks."""
-    signature = inspect.signature(execute)
 
     @functools.wraps(execute)
     def execute_checked(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
@@ -116,13 +121,13 @@ def _checked_execute(node: type[io.ComfyNode], execute: Callable[..., Any], chec
 
 
 def _validate_inputs(
-    node: type[io.ComfyNode], execute: Callable[..., Any], checks: list[_Check]
+    node: type[io.ComfyNode], executed: inspect.Signature, checks: list[_Check]
 ) -> Callable[..., bool | str]:
     """A validate_inputs for `node` that names the inputs of `checks` and no others.
 
     ComfyUI reads the names by inspect.getfullargspec, which goes by __signature__.
     """
-    order = [*inspect.signature(execute).parameters]
+    order = [*executed.parameters]
     named = {name for check in checks for name in check.parameters}
     names = [name for name in order if name in named] + sorted(named.difference(order))
 

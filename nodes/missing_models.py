@@ -1,8 +1,8 @@
 """Models that are not there: what a loader's list says then, and the next click for who has chosen one of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import UserError
 from ..host import folders
@@ -13,8 +13,7 @@ from ..model_loaders.load_tiny_decoder import TINY_FOLDER
 _DOWNLOAD = "CogVideoX Download"
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """What one list of a loader holds.
 
     what: it in words. categories: ComfyUI's model folders, in which its names are looked up. own: what of one's own

@@ -3,8 +3,7 @@
 keys.Concat lists what CONDITIONING holds of it. Here it becomes the channels of the model's input.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,8 +12,7 @@ from ..host.protocols import BaseModel
 from ..keys import read_concat
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """What a model's input channels beyond the video's 16 are for."""
 
     channels: int

@@ -173,7 +173,8 @@ def heaviest_first(items: list[pytest.Item]) -> list[pytest.Item]:
     slow = {item.path for item in items if is_slow(item) or item.get_closest_marker("long")}
 
     def weight(item: pytest.Item) -> int:
-        # In a worker that had run thousands of tests torch.compile has failed; why is not known.
+        # In a worker that had run thousands of tests torch.compile has failed; why is not known. vae/compiled.py logs
+        # the traceback at debug level, which these tests show where they fail.
         if item.nodeid.startswith("tests/vae/test_compiled.py"):
             return -1
         if room_of(item.nodeid) in _ONE_SERVER:

@@ -1,6 +1,7 @@
 """modulated_silu as torch.compile makes it."""
 
 import functools
+import logging
 import time
 from collections.abc import Callable
 
@@ -41,6 +42,7 @@ def _compile(device: torch.device, dtype: torch.dtype) -> tuple[Activation, str]
         _call_once(activation, device, dtype)
     # It depends on compilers, drivers and versions of Python, and each fails in its own way.
     except Exception as error:
+        logging.debug("torch.compile of the VAE's activation has failed:", exc_info=error)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = f"{type(error).__name__}: {' '.join(lines[:2])}"  # the first names the backend alone
         return modulated_silu, (

@@ -9,9 +9,8 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ...complete_file import only_process, remove_unfinished, writing_advice
 from ...errors import UserError
@@ -31,8 +30,7 @@ _HASH_CHUNK_BYTES = 4 << 20
 _REPORT_S = 0.2
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a download is. done and total: bytes of all files. rate: bytes per second over the last reports.
 
     checking: `file` is being hashed on the disk, not downloaded.

@@ -7,8 +7,7 @@ their sha256 there, the others git's own hash of a blob.
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from ...errors import UserError
@@ -44,8 +43,7 @@ class RangeError(Exception):
     """The server cannot continue at the byte where the file on disk ends."""
 
 
-@dataclass(frozen=True)
-class RemoteFile:
+class RemoteFile(NamedTuple):
     """One file of a repository.
 
     digest: "sha256:" or "git-sha1:" and hexadecimal digits. revision: the commit that it is taken from, "" for that of
@@ -58,8 +56,7 @@ class RemoteFile:
     revision: str = ""
 
 
-@dataclass(frozen=True)
-class ResponseStart:
+class ResponseStart(NamedTuple):
     """How the server answered a request for a file.
 
     offset: of the first byte that it sends, in the file. etag: the version of these bytes, None where it gives none.

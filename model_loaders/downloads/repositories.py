@@ -4,7 +4,7 @@ The one table of addresses; nothing else in the pack names one, and a workflow c
 dev.py models check` asks each of them what it holds now. No import of torch or ComfyUI.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ...errors import UserError
 
@@ -14,8 +14,7 @@ APACHE = ("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 COGVIDEOX = ("CogVideoX LICENSE", "https://huggingface.co/zai-org/CogVideoX-5b/blob/main/LICENSE")
 
 
-@dataclass(frozen=True)
-class Repository:
+class Repository(NamedTuple):
     """One checkpoint on the model hubs.
 
     name: its folder under models/diffusers, and the value that workflows contain.
@@ -41,8 +40,7 @@ class Repository:
         return f"{self.name}: about {self.gigabytes:.0f} GB, {self.licence} ({self.licence_url})"
 
 
-@dataclass(frozen=True)
-class SingleFile:
+class SingleFile(NamedTuple):
     """One published file that does a loader's job alone.
 
     repository, path: where it is on Hugging Face. directory: the folder of ComfyUI's models that it goes into.

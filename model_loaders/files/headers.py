@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,16 +18,14 @@ MAX_TENSORS = 1 << 15
 MAX_VALUES = 20 * MAX_TENSORS
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor of a file: its logical shape, and its torch dtype or the name of its GGUF block type."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | str
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """The tensors of a file by name, and the strings of its metadata."""
 
     entries: Mapping[str, Entry]

@@ -7,7 +7,7 @@ torchao prototype/safetensors (`_weight_qdata`, `_weight_scale`), MinusZoneAI/Co
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -24,12 +24,11 @@ _IGNORED = ("input_scale", "scale_input", "comfy_quant", *_SCALES)
 _MAX_NOTE_BYTES = 1 << 12  # of comfy_quant; ComfyUI writes less than a hundred
 _FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
 # torchao's names: "layer._weight_qdata" now, "layer.weight:qdata" in its older versions
-_TORCHAO = re.compile(r"^(?P<module>.+?)\.(?:_weight_|weight:)(?P<part>qdata|int_data|scale|zero_point)$")
-_BLOCKS = re.compile(r"^(?P<module>.+)\.(?P<kind>\w+)_qweight$")
+_TORCHAO = r"^(?P<module>.+?)\.(?:_weight_|weight:)(?P<part>qdata|int_data|scale|zero_point)$"
+_BLOCKS = r"^(?P<module>.+)\.(?P<kind>\w+)_qweight$"
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """One logical tensor, and the names of the file's tensors that it consists of.
 
     block_type: of GGUF, where a safetensors file contains such blocks as bytes.
@@ -56,11 +55,11 @@ def collect_specs(header: Header, source: str) -> dict[str, TensorSpec]:
         # "scaled_fp8" marks a file as a whole, for ComfyUI's convert_old_quants. The dtypes say as much.
         if leaf in _IGNORED or leaf == "scaled_fp8":
             continue
-        if match := _TORCHAO.match(name):
+        if match := re.match(_TORCHAO, name):
             # Scale and zero point are found together with the codes that they belong to.
             if match["part"] in ("qdata", "int_data"):
                 found[match["module"] + ".weight"] = _torchao(entries, name, match)
-        elif (match := _BLOCKS.match(name)) and match["kind"] in BLOCK_FORMATS and len(entry.shape) == 2:
+        elif (match := re.match(_BLOCKS, name)) and match["kind"] in BLOCK_FORMATS and len(entry.shape) == 2:
             # Bytes [rows, bytes per row] -> the logical shape. 0 columns where the last block is not complete: no model
             # has such a shape, so that require_fit names the tensor.
             shape = (entry.shape[0], BLOCK_FORMATS[match["kind"]].row_columns(entry.shape[1]) or 0)

@@ -3,8 +3,8 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import comfy.model_patcher
 import torch
@@ -38,8 +38,7 @@ _PART_HINT = (
 )
 
 
-@dataclass(frozen=True)
-class Lora:
+class Lora(NamedTuple):
     """A LoRA as it fits a model.
 
     tensors: "diffusion_model.<layer>.<part>" -> tensor, with the alpha of each layer that has one.

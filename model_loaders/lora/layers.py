@@ -3,8 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,11 +26,10 @@ _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 # could make matching take hours.
 _MOST_PATTERNS = 1024  # a 5b model has 600 linear layers
 _MOST_WILD_PATTERNS = 16
-_PLAIN_PATTERN = re.compile(r"[\w.^$\\|*-]{0,200}")
+_PLAIN_PATTERN = r"[\w.^$\\|*-]{0,200}"
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """kind: "LoRA", "DoRA", "LoHa", "LoKr" or "difference". shape: [out, in] of the weight delta, None without one."""
 
     kind: str
@@ -179,7 +177,7 @@ def _compiled_patterns(patterns: Any) -> list[tuple[re.Pattern[str], Any]]:
         )
     compiled = []
     for pattern, value in patterns.items():
-        if not _PLAIN_PATTERN.fullmatch(pattern) or pattern.count("*") > 2:
+        if not re.fullmatch(_PLAIN_PATTERN, pattern) or pattern.count("*") > 2:
             raise UserError(
                 f"The LoRA's header names layers by the expression {pattern[:80]!r}, which this version does not read. "
                 "Save the LoRA again with plain layer names in alpha_pattern."

@@ -24,68 +24,63 @@ SIGNATURE_KEY = "lora_unet__patch_embed_text_proj"
 _FLAT_PREFIX = "lora_unet__"  # Fun's: of SIGNATURE_KEY
 # A prefix with one of these does not wrap this model: the layer is a part of something larger. A number counts blocks
 # (Flux: single_transformer_blocks.0.proj_out, Stable Diffusion: down_blocks.1.attentions.0.transformer_blocks.0.attn1).
-_FOREIGN_WORD = re.compile(
-    r"(?:^|[._])(?:\d+|single|double|joint|encoder|decoder|te\d?|text|vae|control|controlnet)(?:[._]|$)"
-)
+_FOREIGN_WORD = r"(?:^|[._])(?:\d+|single|double|joint|encoder|decoder|te\d?|text|vae|control|controlnet)(?:[._]|$)"
 # Flat names are short, and their words stand in other names as well (img_proj_out): what is before one, back to the
 # last dot, has to begin as trainers' prefixes do.
-_FLAT_START = re.compile(r"(?:^|\.)(?:lora|lycoris)_\w*$")
+_FLAT_START = r"(?:^|\.)(?:lora|lycoris)_\w*$"
 # diffusers' layers -> the names of ComfyUI's own CogVideoX model (comfy/ldm/cogvideo/model.py)
 _COMFYUI_LAYERS = (
-    (re.compile(r"^transformer_blocks\."), "blocks."),
-    (re.compile(r"\.attn1\.to_([qkv])$"), r".\1"),
-    (re.compile(r"\.attn1\.to_out\.0$"), ".attn_out"),
-    (re.compile(r"\.ff\.net\.0\.proj$"), ".ff_proj"),
-    (re.compile(r"\.ff\.net\.2$"), ".ff_out"),
-    (re.compile(r"^(time|ofs)_embedding\.linear_"), r"\1_embedding_linear_"),
+    (r"^transformer_blocks\.", "blocks."),
+    (r"\.attn1\.to_([qkv])$", r".\1"),
+    (r"\.attn1\.to_out\.0$", ".attn_out"),
+    (r"\.ff\.net\.0\.proj$", ".ff_proj"),
+    (r"\.ff\.net\.2$", ".ff_out"),
+    (r"^(time|ofs)_embedding\.linear_", r"\1_embedding_linear_"),
 )
 # diffusers' layers -> those of DiffSynth-Studio (diffsynth/models/cog_dit.py)
 _DIFFSYNTH_LAYERS = (
-    (re.compile(r"^transformer_blocks\."), "blocks."),
-    (re.compile(r"\.attn1\.to_out\.0$"), ".attn1.to_out"),
-    (re.compile(r"\.attn1\.norm_([qk])$"), r".norm_\1"),
-    (re.compile(r"\.ff\.net\.0\.proj$"), ".ff.0"),
-    (re.compile(r"\.ff\.net\.2$"), ".ff.2"),
-    (re.compile(r"^patch_embed\.proj$"), "patchify.proj"),
-    (re.compile(r"^patch_embed\.text_proj$"), "context_embedder"),
-    (re.compile(r"^time_embedding\.linear_1$"), "time_embedder.timestep_embedder.0"),
-    (re.compile(r"^time_embedding\.linear_2$"), "time_embedder.timestep_embedder.2"),
+    (r"^transformer_blocks\.", "blocks."),
+    (r"\.attn1\.to_out\.0$", ".attn1.to_out"),
+    (r"\.attn1\.norm_([qk])$", r".norm_\1"),
+    (r"\.ff\.net\.0\.proj$", ".ff.0"),
+    (r"\.ff\.net\.2$", ".ff.2"),
+    (r"^patch_embed\.proj$", "patchify.proj"),
+    (r"^patch_embed\.text_proj$", "context_embedder"),
+    (r"^time_embedding\.linear_1$", "time_embedder.timestep_embedder.0"),
+    (r"^time_embedding\.linear_2$", "time_embedder.timestep_embedder.2"),
 )
 # Old diffusers kept LoRA layers in attention processors: "attn1.processor.to_q_lora.down.weight".
-_PROCESSOR = re.compile(r"\.(to_[qkv]|to_out)(?:\.0)?$")
+_PROCESSOR = r"\.(to_[qkv]|to_out)(?:\.0)?$"
 
 # peft keeps a layer that is trained whole beside the original one (ModulesToSaveWrapper), under the adapter's name.
-_WHOLE_LAYER = re.compile(r"\.(?:modules_to_save(?:\.(?!weight$|bias$)[^.]+)?|original_module)(?=\.)")
+_WHOLE_LAYER = r"\.(?:modules_to_save(?:\.(?!weight$|bias$)[^.]+)?|original_module)(?=\.)"
 _MOST_LETTERS = 300  # of a key in which such a part is looked for; the longest of any dialect has about 120
 _ADAPTER = r"(?:\.(?!weight$|bias$)[^.]+)?"  # peft puts the adapter's name into the key: lora_A.default.weight
 # The parts of a layer, by ComfyUI's names (comfy/weight_adapter/lora.py) as far as it reads them. MAGNITUDE and UP_BIAS
 # are peft's; weight_patches.py handles them.
 DOWN, UP, UP_BIAS, ALPHA, MAGNITUDE = "lora_down.weight", "lora_up.weight", "lora_up.bias", "alpha", "magnitude"
-_PARTS = tuple(
-    (re.compile(pattern), part)
-    for pattern, part in (
-        (rf"\.lora_A{_ADAPTER}(?:\.weight)?$", DOWN),
-        (rf"\.lora_B{_ADAPTER}(?:\.weight)?$", UP),
-        (rf"\.(?:lora_B{_ADAPTER}|lora_up)\.bias$", UP_BIAS),
-        (r"(?:\.lora_down|[._]lora\.down|\.lora_linear_layer\.down)\.weight$", DOWN),
-        (r"(?:\.lora_up|[._]lora\.up|\.lora_linear_layer\.up)\.weight$", UP),
-        (rf"\.lora_magnitude_vector{_ADAPTER}(?:\.weight)?$", MAGNITUDE),
-        (r"\.magnitude$", MAGNITUDE),
-    )
+_PARTS = (
+    (rf"\.lora_A{_ADAPTER}(?:\.weight)?$", DOWN),
+    (rf"\.lora_B{_ADAPTER}(?:\.weight)?$", UP),
+    (rf"\.(?:lora_B{_ADAPTER}|lora_up)\.bias$", UP_BIAS),
+    (r"(?:\.lora_down|[._]lora\.down|\.lora_linear_layer\.down)\.weight$", DOWN),
+    (r"(?:\.lora_up|[._]lora\.up|\.lora_linear_layer\.up)\.weight$", UP),
+    (rf"\.lora_magnitude_vector{_ADAPTER}(?:\.weight)?$", MAGNITUDE),
+    (r"\.magnitude$", MAGNITUDE),
 )
-_PLAIN_PART = re.compile(
+_PLAIN_PART = (
     r"\.(alpha|dora_scale|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|diff|diff_b|set_weight|w_norm|b_norm"
     r"|hada_t[12]|lokr_t2|lora_mid\.weight|reshape_weight)$"
 )
 # SAT's matrix_A.0, .1 and .2 of the fused query_key_value are those of q, k and v.
-SAT_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.attention\.(query_key_value|dense)\.matrix_([AB])\.([012])$")
-_SAT_BASE = re.compile(r"(?:^|\.)(?:transformer\.(?:layers|final_layernorm|\w+_embeddings)|mixins|time_embed)\.")
+SAT_LAYER = r"(?:^|\.)layers\.(\d+)\.attention\.(query_key_value|dense)\.matrix_([AB])\.([012])$"
+_SAT_BASE = r"(?:^|\.)(?:transformer\.(?:layers|final_layernorm|\w+_embeddings)|mixins|time_embed)\."
 # The last are the layers of T5, whatever is before them.
-_TEXT = re.compile(
+_TEXT = (
     r"^(?:lora_te\d?_|lora_prior_te)|(?:^|[._])(?:text_encoders?(?:_\d)?|t5xxl)[._]"
     r"|[._](?:SelfAttention|DenseReluDense)[._]"
 )
-_OFS = re.compile(r"(?:^|[._])ofs_embedding")
+_OFS = r"(?:^|[._])ofs_embedding"
 
 
 @dataclass
@@ -108,14 +103,14 @@ def layer_aliases(layer: str) -> Iterator[str]:
     for name in dict.fromkeys((layer, _spelled(layer, _COMFYUI_LAYERS), _spelled(layer, _DIFFSYNTH_LAYERS))):
         yield from {name: None, name.replace(".", "_"): None, _FLAT_PREFIX + name.replace(".", "_"): None}
     if ".attn1.to_" in layer:
-        yield _PROCESSOR.sub(r".processor.\1", layer)
+        yield re.sub(_PROCESSOR, r".processor.\1", layer)
         # Old diffusers' "attn1.to_out_lora.down" has no index 0.
         yield from (name.removesuffix(".0") for name in (layer,) if layer.endswith(".0"))
 
 
-def _spelled(layer: str, rules: Iterable[tuple[re.Pattern[str], str]]) -> str:
+def _spelled(layer: str, rules: Iterable[tuple[str, str]]) -> str:
     for pattern, replacement in rules:
-        layer = pattern.sub(replacement, layer)
+        layer = re.sub(pattern, replacement, layer)
     return layer
 
 
@@ -135,7 +130,7 @@ def find_weight(layer: str, names: Mapping[str, str], longest: int) -> str | Non
 
     names: as for sort_keys. longest: letters of the longest of them, so that a key of any length costs the same.
     """
-    layer = MODULE_WRAPPERS.sub("", layer)
+    layer = re.sub(MODULE_WRAPPERS, "", layer)
     first = max(0, len(layer) - longest)
     starts = [first] if first == 0 or layer[first - 1] in "._" else []
     for start in starts + [index + 1 for index in range(first, len(layer)) if layer[index] in "._"]:
@@ -144,9 +139,9 @@ def find_weight(layer: str, names: Mapping[str, str], longest: int) -> str | Non
         # A key map of ComfyUI also names text encoders' weights, and may have tuples as values.
         if not (isinstance(weight, str) and weight.startswith(OWN_PREFIX)):
             continue
-        if prefix.endswith("_") and ("." in name or not _FLAT_START.search(prefix)):
+        if prefix.endswith("_") and ("." in name or not re.search(_FLAT_START, prefix)):
             continue  # the end of a longer word: "single_transformer_blocks.0.…"
-        return None if _FOREIGN_WORD.search(prefix) else weight
+        return None if re.search(_FOREIGN_WORD, prefix) else weight
     return None
 
 
@@ -154,7 +149,7 @@ def _part_of_own_layer(key: str, names: Mapping[str, str], longest: int) -> str:
     """What follows the name of a layer of this model in a key whose end no dialect has; "" where none precedes it."""
     if len(key) > _MOST_LETTERS:
         return ""
-    for layer, part in split_ends(_WHOLE_LAYER.sub("", MODULE_WRAPPERS.sub("", key))):
+    for layer, part in split_ends(re.sub(_WHOLE_LAYER, "", re.sub(MODULE_WRAPPERS, "", key))):
         if find_weight(layer, names, longest) is not None:
             return part
     return ""
@@ -171,14 +166,14 @@ def _unread_part_message(key: str, part: str) -> str:
 
 def split_key(key: str) -> tuple[str, str] | None:
     """(layer in the key's dialect, part) of a LoRA's key; None for a key that does not belong to a LoRA."""
-    if match := SAT_LAYER.search(key):
+    if match := re.search(SAT_LAYER, key):
         number, module, matrix, index = match.groups()
         layer = "attn1.to_out.0" if module == "dense" else f"attn1.to_{'qkv'[int(index)]}"
         return f"transformer_blocks.{number}.{layer}", DOWN if matrix == "A" else UP
     for pattern, part in _PARTS:
-        if match := pattern.search(key):
+        if match := re.search(pattern, key):
             return key[: match.start()], part
-    if match := _PLAIN_PART.search(key):
+    if match := re.search(_PLAIN_PART, key):
         return key[: match.start()], match[1]
     return None
 
@@ -191,7 +186,7 @@ def sort_keys(keys: Iterable[str], names: Mapping[str, str]) -> SortedKeys:
     Raises UserError where two keys mean the same part of a layer, and for a part of a layer that is not read.
     """
     keys = list(keys)
-    found = SortedKeys(is_sat=any(SAT_LAYER.search(key) for key in keys))
+    found = SortedKeys(is_sat=any(re.search(SAT_LAYER, key) for key in keys))
     longest = max(map(len, names), default=0)
     for key in keys:
         split = split_key(key)
@@ -200,7 +195,7 @@ def sort_keys(keys: Iterable[str], names: Mapping[str, str]) -> SortedKeys:
         own_part = "" if split else _part_of_own_layer(key, names, longest)
         if own_part in ("weight", "bias"):
             found.skipped.setdefault("of the model's own weights, which are not applied", []).append(key)
-        elif own_part and not _TEXT.search(key):
+        elif own_part and not re.search(_TEXT, key):
             raise UserError(_unread_part_message(key, own_part))
         elif weight is not None:
             parts = found.layers.setdefault(weight.removesuffix(".weight"), {})
@@ -219,10 +214,10 @@ def sort_keys(keys: Iterable[str], names: Mapping[str, str]) -> SortedKeys:
 
 def _skip_reason(key: str, is_lora_key: bool, is_sat: bool) -> str | None:
     """Why a key that matches no layer may be left out without harm; None where it may not."""
-    if _TEXT.search(key):
+    if re.search(_TEXT, key):
         return "for a text encoder"
-    if _OFS.search(key):
+    if re.search(_OFS, key):
         return "for the ofs embedding, which only CogVideoX1.5-5B-I2V has"
-    if is_sat and not is_lora_key and _SAT_BASE.search(key):
+    if is_sat and not is_lora_key and re.search(_SAT_BASE, key):
         return "of the checkpoint itself, which SAT saves in the same file"
     return None

@@ -7,29 +7,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from ...errors import UserError, quoted
 from .names import SAT_LAYER, SortedKeys, find_weight, split_key
 
-_BLOCK = re.compile(r"(?<![^._])((?:transformer_)?blocks[._])(\d+)(?=[._])")
+_BLOCK = r"(?<![^._])((?:transformer_)?blocks[._])(\d+)(?=[._])"
 _ATTENTION = ".attn1.to_"
 _MOST_KEYS = 2000  # that are looked at; a LoRA on every layer of a large model has about as many
 # A pattern that only the keys of this family's LoRAs match. The first match wins.
 _OTHER_FAMILIES = (
-    (re.compile(r"(?:^|[._])(?:double_blocks|single_blocks)[._]"), "Flux or HunyuanVideo"),
-    (re.compile(r"single_transformer_blocks[._]"), "Flux"),
-    (re.compile(r"(?:^|[._])joint_blocks[._]"), "Stable Diffusion 3"),
-    (re.compile(r"blocks[._]\d+[._](?:self_attn|cross_attn)[._]"), "Wan"),
-    (re.compile(r"blocks[._]\d+[._](?:attn[._](?:qkv_x|proj_x)|attn1[._](?:add_[qkv]_proj|to_add_out))"), "Mochi"),
-    (re.compile(r"(?:input_blocks|output_blocks|middle_block|(?:down|up)_blocks|mid_block)[._]"), "Stable Diffusion"),
-    (re.compile(r"transformer_blocks[._]\d+[._]attn2[._]"), "LTX-Video or PixArt"),
-    (re.compile(r"transformer_blocks[._]\d+[._]attn[._]"), "Flux, Stable Diffusion 3, Qwen-Image or HunyuanVideo"),
-    (re.compile(r"model[._]layers[._]\d+[._]self_attn"), "a language model"),
-    (re.compile(r"(?:^|[._])layers[._]\d+[._](?:attention|feed_forward)[._]"), "Lumina or Z-Image"),
+    (r"(?:^|[._])(?:double_blocks|single_blocks)[._]", "Flux or HunyuanVideo"),
+    (r"single_transformer_blocks[._]", "Flux"),
+    (r"(?:^|[._])joint_blocks[._]", "Stable Diffusion 3"),
+    (r"blocks[._]\d+[._](?:self_attn|cross_attn)[._]", "Wan"),
+    (r"blocks[._]\d+[._](?:attn[._](?:qkv_x|proj_x)|attn1[._](?:add_[qkv]_proj|to_add_out))", "Mochi"),
+    (r"(?:input_blocks|output_blocks|middle_block|(?:down|up)_blocks|mid_block)[._]", "Stable Diffusion"),
+    (r"transformer_blocks[._]\d+[._]attn2[._]", "LTX-Video or PixArt"),
+    (r"transformer_blocks[._]\d+[._]attn[._]", "Flux, Stable Diffusion 3, Qwen-Image or HunyuanVideo"),
+    (r"model[._]layers[._]\d+[._]self_attn", "a language model"),
+    (r"(?:^|[._])layers[._]\d+[._](?:attention|feed_forward)[._]", "Lumina or Z-Image"),
 )
 
 
 def guess_family(keys: Iterable[str]) -> str | None:
     """The other model family for which a LoRA with these keys was trained, in words; None where it is unknown."""
     # SAT's own "layers.0.attention." would be taken for Lumina's.
-    keys = [key for key in itertools.islice(keys, _MOST_KEYS) if not SAT_LAYER.search(key)]
-    return next((name for pattern, name in _OTHER_FAMILIES if any(pattern.search(key) for key in keys)), None)
+    keys = [key for key in itertools.islice(keys, _MOST_KEYS) if not re.search(SAT_LAYER, key)]
+    return next((name for pattern, name in _OTHER_FAMILIES if any(re.search(pattern, key) for key in keys)), None)
 
 
 def require_this_model(found: SortedKeys, names: Mapping[str, str], source: str = "The LoRA") -> None:
@@ -66,7 +66,7 @@ def require_this_model(found: SortedKeys, names: Mapping[str, str], source: str 
 
 def _count_blocks(names: Mapping[str, str]) -> int:
     """The transformer blocks of the model."""
-    numbers = (_BLOCK.search(weight) for weight in names.values() if isinstance(weight, str))
+    numbers = (re.search(_BLOCK, weight) for weight in names.values() if isinstance(weight, str))
     return 1 + max((int(number[2]) for number in numbers if number), default=-1)
 
 
@@ -78,7 +78,7 @@ def _count_blocks_beyond(foreign: Sequence[tuple[str, str]], names: Mapping[str,
     longest = max(map(len, names), default=0)
     deepest = 0
     for _, layer in foreign:
-        block = _BLOCK.search(layer)
+        block = re.search(_BLOCK, layer)
         if block and find_weight(f"{layer[: block.start(2)]}0{layer[block.end(2) :]}", names, longest) is not None:
             deepest = max(deepest, 1 + int(block[2]))
     return deepest

@@ -470,6 +470,35 @@ def test_the_event_loop_does_not_wait(models: Path, slow: threading.Event, caplo
     assert "will be there at the next refresh" in caplog.text
 
 
+def test_the_start_lists_each_folder_once(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI asks node after node for its lists when it loads the pack: each answer had a thread of its own."""
+    touch(models / "vae", "a.safetensors")
+    listed: list[str] = []
+    refreshed = model_tree._refreshed
+
+    def count(root: str, before: dict[str, model_tree.Listed]) -> dict[str, model_tree.Listed]:
+        listed.append(root)
+        return refreshed(root, before)
+
+    monkeypatch.setattr(model_tree, "_refreshed", count)
+
+    async def load() -> list[str]:
+        folders.start_listings()
+        for node in NODES:
+            node.GET_SCHEMA()
+        return folders.list_files("vae")
+
+    assert asyncio.run(load()) == ["a.safetensors"]
+    assert str(models / "vae") in listed and len(listed) == len(set(listed))
+
+    async def ask() -> list[str]:
+        return folders.list_files("vae")
+
+    touch(models / "vae", "b.safetensors")
+    monkeypatch.setattr(model_tree._roots[str(models / "vae")], "held_until", 0.0)  # the second is over
+    assert asyncio.run(ask()) == ["a.safetensors", "b.safetensors"]
+
+
 def test_what_is_slow_is_not_repeated_at_every_question(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """20,000 folders, asked for by six nodes and again for each input of a prompt."""
     touch(models / "vae", "a.safetensors")

@@ -18,9 +18,10 @@ needs_compiler = pytest.mark.skipif(
 
 
 @pytest.fixture
-def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is shown on the node; nothing is compiled yet."""
+def messages(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What is shown on the node; nothing is compiled yet. Why it has failed is in the log of a test that fails."""
     lines: list[str] = []
+    caplog.set_level("DEBUG")
     monkeypatch.setattr(compiled, "_COMPILED", {})
     return lines
 
@@ -66,7 +67,10 @@ def test_compiled_bf16_rounds_as_often(tiny_pipelines: dict[str, Path], messages
 
 
 def test_without_a_compiler_the_decode_goes_on(
-    tiny_pipelines: dict[str, Path], messages: list[str], monkeypatch: pytest.MonkeyPatch
+    tiny_pipelines: dict[str, Path],
+    messages: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Windows without Visual Studio, or a Python newer than torch.compile knows, must not cost the video."""
 
@@ -78,3 +82,4 @@ def test_without_a_compiler_the_decode_goes_on(
     frames = [decode(messages, tiny_pipelines["5b"], "fp32", z, "fast", compile) for compile in (False, True, True)]
     assert torch.equal(frames[0], frames[1]) and torch.equal(frames[0], frames[2])
     assert len(messages) == 1 and "Compiler: cl is not found." in messages[0]
+    assert "Traceback" in caplog.text and "in fail" in caplog.text  # at debug: the message has two lines of it
