@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideox.errors import UserError
+from cogvideox.errors import UserError, printable
 from cogvideox.model_loaders.downloads import manifest as manifest_files
 from cogvideox.model_loaders.downloads import repositories
 
@@ -159,7 +159,7 @@ class _ProgressLines:
     def __call__(self, progress: "Progress") -> None:
         is_last = progress.done >= progress.total
         if self.same_line:
-            print(f"\r{progress.describe()[:118]:118}", end="\n" if is_last else "", flush=True)
+            print(f"\r{printable(progress.describe())[:118]:118}", end="\n" if is_last else "", flush=True)
         elif is_last or time.monotonic() - self.reported_at >= _REPORT_S:
             self.reported_at = time.monotonic()
             say(f"  ... {progress.describe()}")
@@ -167,7 +167,9 @@ class _ProgressLines:
 
 def _target(arguments: argparse.Namespace) -> Path:
     """The folder of the checkpoints. Raises: DevError where the given folder is not a ComfyUI."""
-    return Path(arguments.to).expanduser().resolve() if arguments.to else models_folder(arguments) / "diffusers"
+    return (
+        Path(os.path.realpath(paths.expanded(arguments.to))) if arguments.to else models_folder(arguments) / "diffusers"
+    )
 
 
 def models_folder(arguments: argparse.Namespace) -> Path:
