@@ -55,7 +55,7 @@ def find_checkout(path: str, named_by: str) -> Path:
     Raises: DevError if it is not a ComfyUI checkout.
     """
     folder = Path(os.path.realpath(expanded(path)))
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # pathlib raises for a name that is too long
         raise DevError(f"{named_by} names {folder}, which is not a folder: give the one that holds ComfyUI's main.py.")
     missing = [part for part in _PARTS if not (folder / part).exists()]
     if missing:

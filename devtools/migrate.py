@@ -111,7 +111,7 @@ def _print_report(work: Work) -> None:
 
 def _extension(yaml: Path, target: Path) -> Extension:
     """What is to be written to extra_model_paths.yaml. Raises: DevError."""
-    if yaml.is_dir():
+    if os.path.isdir(yaml):
         raise DevError(f"{yaml} is a folder. Name the extra_model_paths.yaml in ComfyUI's own folder.")
     lines = folder_lines(yaml)
     if os.path.realpath(yaml) == os.path.realpath(target):

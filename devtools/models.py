@@ -109,9 +109,9 @@ def describe_state(folder: Path) -> str:
             return "complete"
         left = sum(file.size for file in missing) - manifest_files.partial_bytes(folder, missing)
         return f"partial, {left / 1e9:.1f} GB to go"
-    if (folder / manifest_files.MANIFEST).exists():
+    if os.path.exists(folder / manifest_files.MANIFEST):
         return "partial"
-    return "there, not verified" if (folder / "model_index.json").is_file() else "-"
+    return "there, not verified" if os.path.isfile(folder / "model_index.json") else "-"
 
 
 def check() -> int:

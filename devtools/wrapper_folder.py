@@ -43,7 +43,7 @@ def folder_lines(yaml: Path) -> list[str]:
     """ "category: folder" for each folder of the wrapper's that there is. Raises DevError where there is none."""
     # ComfyUI counts a path from the folder of this file, links not followed (its utils/extra_config.py).
     home = Path(os.path.abspath(yaml)).parent
-    if not (home / MODELS).is_dir():
+    if not os.path.isdir(home / MODELS):
         by_hand = _section(["diffusers: the whole path of the wrapper's folder CogVideo"])
         raise DevError(
             f"There is no {MODELS} beside {yaml}. Name the extra_model_paths.yaml in ComfyUI's own folder; it is made "
