@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def list_models(target: Path) -> None:
     """Print every checkpoint and whether it is in `target`."""
-    print(f"{'checkpoint':31} {'about':>6}  {'licence':17}  {'made for':37}  in {target}")
+    print(printable(f"{'checkpoint':31} {'about':>6}  {'licence':17}  {'made for':37}  in {target}"))
     for entry in repositories.REPOSITORIES:
         state = describe_state(target / entry.name)
         print(f"{entry.name:31} {entry.gigabytes:3.0f} GB  {entry.licence:17}  {entry.made_for:37}  {state}")

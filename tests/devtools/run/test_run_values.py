@@ -232,6 +232,23 @@ def test_record_that_is_none_is_somebody_elses(fake, tmp_path: Path, record: str
     assert results(fake, *ONE, "--out", str(tmp_path / "a.mp4"), "--overwrite")[0] == 0
 
 
+@pytest.mark.parametrize("answer", ["[" * 50_000, "5", "null", '{"a":' * 50_000])
+@pytest.mark.parametrize(
+    "path", ["/system_stats", "/object_info/CogVideoXLoadPipeline", "/upload/image", "/prompt", "refused prompt"]
+)
+def test_server_that_answers_anything_is_a_sentence(
+    refused: Refused, fake, capsys: pytest.CaptureFixture, picture: Path, path: str, answer: str
+) -> None:
+    """Python gives up JSON of so many levels with an error that is none of the usual ones."""
+    fake.broken = {path.replace("refused prompt", "/prompt"): (400 if path == "refused prompt" else 200, answer)}
+    arguments = (*ONE, "--server", fake.url, "--image", picture.name)
+    if path.startswith(("/system", "/object")):
+        assert f"{fake.url} answers, and not as ComfyUI does" in refused(*arguments)
+    else:
+        assert cli.main(["run", "--out", "a.mp4", *arguments, "--ready", "{}"]) == 1
+        assert "a.mp4 was not made: " in capsys.readouterr().err
+
+
 def test_home_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
