@@ -23,7 +23,7 @@ _PUBLISHER = re.compile(r'(?<=^PublisherId = ")[^"]+', re.M)
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("owner", help=f"the name on GitHub, in the place of {PLACEHOLDER}")
+    parser.add_argument("owner", help="the name on GitHub")
     parser.add_argument("--publisher", help="the id of the Comfy Registry, where it is not the same")
     options = parser.parse_args(argv)
     for file in name_owner(ROOT, options.owner, options.publisher or options.owner):
