@@ -51,9 +51,10 @@ def quoted(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal would take for commands, and what UTF-8 cannot encode: names in a stranger's file
-    may hold both, and messages go to the log as well."""
-    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", text)
+    """`text` without what a terminal would take for commands, what turns the direction of the text around it (so that
+    "gpj.exe" reads "exe.jpg"), and what UTF-8 cannot encode: names in a stranger's file may hold all of it, and
+    messages go to the log as well."""
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", "\ufffd", text)
 
 
 def shortened(text: str, most: int) -> str:

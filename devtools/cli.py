@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogvideox.errors import printable
+from cogvideox.errors import UserError, printable
 
 from . import bench_list, browser, comfyui, environment, libraries, migrate, models, overlay, paths, server, suite
 from .console import say
@@ -46,17 +46,29 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _stopping_when_asked():
             return arguments.run(arguments, rest)
-    except DevError as error:
+    except (DevError, UserError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
-        if not is_disk_full(error):
+        # What the system refuses of a file is nothing that a traceback explains. Everything else that comes up to here
+        # is a fault of ours, and whoever repairs it needs the traceback.
+        if not is_disk_full(error) and error.filename is None:
             raise
-        print(f"error: {describe_full_disk(error.filename or paths.ROOT)}", file=sys.stderr)
+        print(f"error: {printable(_describe_refusal(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+
+
+def _describe_refusal(error: OSError) -> str:
+    """The sentence for an error of the system that names a file."""
+    if is_disk_full(error):
+        return describe_full_disk(error.filename or paths.ROOT)
+    return (
+        f"The system refuses {error.filename} ({type(error).__name__}: {error.strerror or error}). Check its name, its "
+        "folder and its permissions, and run the command again."
+    )
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -229,8 +241,8 @@ def _require_clone(folder: str, pattern: str) -> None:
 
 def train(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Train as a recipe says, in one process; training/launch.py says how in several."""
-    recipe = Path(arguments.recipe).expanduser().resolve()
-    if not recipe.is_file():
+    recipe = Path(os.path.realpath(paths.expanded(arguments.recipe)))
+    if not os.path.isfile(recipe):
         raise DevError(f"There is no recipe {recipe}. Copy training/example.toml and fill it in.")
     setup = prepare(arguments, for_tests=False)
     say(f"Training {recipe.name}")

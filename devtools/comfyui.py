@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from .console import say
 from .environment import run_pip
 from .errors import DevError
+from .paths import expanded
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def find_checkout(path: str, named_by: str) -> Path:
 
     Raises: DevError if it is not a ComfyUI checkout.
     """
-    folder = Path(path).expanduser().resolve()
-    if not folder.is_dir():
+    folder = Path(os.path.realpath(expanded(path)))
+    if not os.path.isdir(folder):  # pathlib raises for a name that is too long
         raise DevError(f"{named_by} names {folder}, which is not a folder: give the one that holds ComfyUI's main.py.")
     missing = [part for part in _PARTS if not (folder / part).exists()]
     if missing:

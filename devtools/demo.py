@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cogvideox.errors import printable
+
 from . import run_workflow
 from .console import say
 from .contact_sheet import contact_sheet
@@ -34,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         sheet = run_examples(url, Path(output), names)
     except DevError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
     extension = None if yaml is None else _extension(yaml, target)
     _print_report(work)
     _write(target, json.dumps(document, indent=2, ensure_ascii=False) + "\n", "Name another file with --out.")
-    print(f"Written: {target}")
+    print(printable(f"Written: {target}"))
     if yaml is not None and extension is not None:
         _write_extension(yaml, extension)
     return 0
@@ -86,6 +86,8 @@ def _check_target(source: Path, target: Path, overwrites: bool) -> None:
     try:
         if target.is_dir():
             raise DevError(f"{target} is a folder. {another}.")
+        if os.path.exists(target) and not os.path.isfile(target):
+            raise DevError(f"{target} is a device or a pipe, and no file takes its place. {another}.")
         if os.path.lexists(target) and not overwrites:
             what = "is the workflow itself" if target.resolve() == source.resolve() else "exists already"
             raise DevError(f"{target} {what}. {another}, or add --overwrite to replace it.")
@@ -109,7 +111,7 @@ def _print_report(work: Work) -> None:
 
 def _extension(yaml: Path, target: Path) -> Extension:
     """What is to be written to extra_model_paths.yaml. Raises: DevError."""
-    if yaml.is_dir():
+    if os.path.isdir(yaml):
         raise DevError(f"{yaml} is a folder. Name the extra_model_paths.yaml in ComfyUI's own folder.")
     lines = folder_lines(yaml)
     if os.path.realpath(yaml) == os.path.realpath(target):
@@ -121,9 +123,9 @@ def _extension(yaml: Path, target: Path) -> Extension:
 def _write_extension(yaml: Path, extension: Extension) -> None:
     if extension.text is not None:
         _write(yaml, extension.text, "Add the section by hand, as docs/migration.md shows it.")
-        print(f"Written: {yaml}, section {SECTION}. Restart ComfyUI.")
+        print(printable(f"Written: {yaml}, section {SECTION}. Restart ComfyUI."))
         return
-    print(f"{yaml} has a section {SECTION} already, which stays as it is.")
+    print(printable(f"{yaml} has a section {SECTION} already, which stays as it is."))
     if extension.lacking:
         print("These lines of it are missing: add them, and restart ComfyUI.")
         for line in extension.lacking:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvideox.errors import UserError
+from cogvideox.errors import UserError, printable
 from cogvideox.model_loaders.downloads import manifest as manifest_files
 from cogvideox.model_loaders.downloads import repositories
 
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def list_models(target: Path) -> None:
     """Print every checkpoint and whether it is in `target`."""
-    print(f"{'checkpoint':31} {'about':>6}  {'licence':17}  {'made for':37}  in {target}")
+    print(printable(f"{'checkpoint':31} {'about':>6}  {'licence':17}  {'made for':37}  in {target}"))
     for entry in repositories.REPOSITORIES:
         state = describe_state(target / entry.name)
         print(f"{entry.name:31} {entry.gigabytes:3.0f} GB  {entry.licence:17}  {entry.made_for:37}  {state}")
@@ -109,9 +109,9 @@ def describe_state(folder: Path) -> str:
             return "complete"
         left = sum(file.size for file in missing) - manifest_files.partial_bytes(folder, missing)
         return f"partial, {left / 1e9:.1f} GB to go"
-    if (folder / manifest_files.MANIFEST).exists():
+    if os.path.exists(folder / manifest_files.MANIFEST):
         return "partial"
-    return "there, not verified" if (folder / "model_index.json").is_file() else "-"
+    return "there, not verified" if os.path.isfile(folder / "model_index.json") else "-"
 
 
 def check() -> int:
@@ -159,7 +159,7 @@ class _ProgressLines:
     def __call__(self, progress: "Progress") -> None:
         is_last = progress.done >= progress.total
         if self.same_line:
-            print(f"\r{progress.describe()[:118]:118}", end="\n" if is_last else "", flush=True)
+            print(f"\r{printable(progress.describe())[:118]:118}", end="\n" if is_last else "", flush=True)
         elif is_last or time.monotonic() - self.reported_at >= _REPORT_S:
             self.reported_at = time.monotonic()
             say(f"  ... {progress.describe()}")
@@ -167,7 +167,9 @@ class _ProgressLines:
 
 def _target(arguments: argparse.Namespace) -> Path:
     """The folder of the checkpoints. Raises: DevError where the given folder is not a ComfyUI."""
-    return Path(arguments.to).expanduser().resolve() if arguments.to else models_folder(arguments) / "diffusers"
+    return (
+        Path(os.path.realpath(paths.expanded(arguments.to))) if arguments.to else models_folder(arguments) / "diffusers"
+    )
 
 
 def models_folder(arguments: argparse.Namespace) -> Path:

@@ -1,5 +1,6 @@
 """The paths of a clone. Everything that the commands write is under `.venv` and `.dev`, both ignored by git."""
 
+import os
 from pathlib import Path
 
 PACK_NAME = "cogvideox"
@@ -11,6 +12,12 @@ LOGS = DEV / "logs"
 CONSTRAINTS = ROOT / "constraints-dev.txt"
 BASE = DEV / "base"  # ComfyUI's --base-directory: a user's own checkout is only read
 TEMPLATES = ROOT / "example_workflows"
+
+
+def expanded(path: str | Path) -> Path:
+    """A path as a person writes it, with the home folder for ~. The ~ of a user that there is not stays, and is a name
+    like any other; pathlib's own expanduser raises a RuntimeError."""
+    return Path(os.path.expanduser(path))
 
 
 def template(title: str) -> Path:

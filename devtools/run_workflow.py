@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from cogvideox.errors import printable
+
 from . import client
 from .console import say
 from .errors import DevError
@@ -52,7 +54,7 @@ def run(workflow: Path, url: str, output: Path) -> list[Path]:
     if not files:
         raise DevError(f"The workflow {workflow.name} saved no file: it needs a node such as SaveVideo.")
     for file in files:
-        print(describe_file(file), flush=True)
+        print(printable(describe_file(file)), flush=True)
     return files
 
 
@@ -101,7 +103,7 @@ def main(argv: list[str]) -> int:
     try:
         run(Path(workflow), url, Path(output))
     except DevError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

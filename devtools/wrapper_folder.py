@@ -22,7 +22,11 @@ _CATEGORIES = {
     "vae": "/VAE",
     "diffusion_models": "/GGUF",
 }
-_LINE_END = re.compile(r"\r\n|\r|\n")
+_LINE_END = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # what YAML 1.1 takes for one
+_NOT_PRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")  # YAML 1.1, 5.1
+# What may follow a section's name in its line: nothing, or a comment; null; a mapping in braces; an anchor or a tag of
+# the mapping below it, or an alias of one.
+_SECTION_VALUE = re.compile(r"(?:#|(?:~|null|Null|NULL|\{.*\}|[&!*]\S+)\s*(?:$|\s#))|$")
 _KEY = re.compile(r"""(?:'([^']+)'|"([^"\\]+)"|([^\s#&*!|>'"%@`{}\[\],?:-][^:#'"{}\[\],]*?))\s*:(?:\s|$)""")
 
 
@@ -39,7 +43,7 @@ def folder_lines(yaml: Path) -> list[str]:
     """ "category: folder" for each folder of the wrapper's that there is. Raises DevError where there is none."""
     # ComfyUI counts a path from the folder of this file, links not followed (its utils/extra_config.py).
     home = Path(os.path.abspath(yaml)).parent
-    if not (home / MODELS).is_dir():
+    if not os.path.isdir(home / MODELS):
         by_hand = _section(["diffusers: the whole path of the wrapper's folder CogVideo"])
         raise DevError(
             f"There is no {MODELS} beside {yaml}. Name the extra_model_paths.yaml in ComfyUI's own folder; it is made "
@@ -52,17 +56,16 @@ def folder_lines(yaml: Path) -> list[str]:
 def extend(yaml: Path, text: str, lines: list[str]) -> Extension:
     """The file `text`, which may be empty, with the section. Everything that is in it stays as it is, comments and line
     ends included. Raises DevError for a file that is not ComfyUI's, where a section at its end would be damage."""
+    if damage := _NOT_PRINTABLE.search(text):
+        raise _refuse(yaml, len(_LINE_END.split(text[: damage.start()])), "a character that YAML does not have", lines)
     found, sections = _LINE_END.split(text), {}
     for number, line in enumerate(found):
         is_inside = line[:1].isspace() and sections
         if is_inside or not _is_content(line) or (not sections and re.match(r"---\s*(#|$)", line)):
             continue
         match = _KEY.match(line)
-        if match is None:
-            raise DevError(
-                f"{yaml} is not written to: in its line {number + 1} ({quoted(line.strip())}) no name of a section "
-                f"begins, as in ComfyUI's file. Name that file, or add this to it by hand:\n{_section(lines)}"
-            )
+        if match is None or not _SECTION_VALUE.match(line[match.end() :].lstrip()):
+            raise _refuse(yaml, number + 1, quoted(line.strip()), lines)
         sections[number] = next(filter(None, match.groups()))
     if SECTION in sections.values():
         begin = next(number for number, name in sections.items() if name == SECTION)
@@ -71,6 +74,13 @@ def extend(yaml: Path, text: str, lines: list[str]) -> Extension:
     line_end = "\r\n" if "\r\n" in text else "\n"
     before = text if not text or text.endswith(("\n", "\r")) else text + line_end
     return Extension(before + _section(lines, line_end) + line_end, [])
+
+
+def _refuse(yaml: Path, line: int, found: str, lines: list[str]) -> DevError:
+    return DevError(
+        f"{yaml} is not written to: in its line {line} ({found}) no section begins, as in ComfyUI's file. Name that "
+        f"file, or add this to it by hand:\n{_section(lines)}"
+    )
 
 
 def _is_content(line: str) -> bool:

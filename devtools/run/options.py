@@ -14,6 +14,7 @@ Lists = Mapping[str, Sequence[str]]  # a key of LISTS -> the names that a server
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
 # ComfyUI's limits for the seed and for the frames a second of CreateVideo, and the pack's for the others.
 _MAX_SEED, _MAX_STEPS, _MAX_CFG, _MAX_FRAMES, _MAX_SIDE_PX = (1 << 64) - 1, 1000, 100.0, 1025, 16384
+_MAX_STRENGTH, _MAX_LETTERS = 100.0, 1 << 16
 FPS_RANGE = (1.0, 120.0)  # of ComfyUI's CreateVideo
 
 
@@ -68,6 +69,14 @@ def number(least: float, most: float) -> Callable[[str], float]:
     return read
 
 
+def portion(text: str) -> float:
+    """Reads a number above 0, up to 1."""
+    value = number(0.0, 1.0)(text)
+    if value == 0:
+        raise ValueError("give a number above 0, up to 1; at 0 the video would stay as it is")
+    return value
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """Reads one of a few words."""
 
@@ -77,6 +86,20 @@ def one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def free_text(text: str) -> str:
+    """A prompt. What is no text would be refused by the server, or when the result is written, after all the work."""
+    if len(text) > _MAX_LETTERS:
+        raise ValueError(f"it has {len(text)} letters; give at most {_MAX_LETTERS}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"its letter {error.start + 1} is half a character (a lone surrogate, or a byte that is not UTF-8); give "
+            "text in UTF-8"
+        ) from error
+    return text
 
 
 def named(text: str) -> str:
@@ -98,9 +121,10 @@ def read_size(text: str) -> tuple[int, int]:
     sides = text.lower().replace("×", "x").split("x")
     if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
         raise ValueError("give the width and height in pixels, such as 720x480")
-    width, height = (int(side) for side in sides)
-    if max(width, height) > _MAX_SIDE_PX:
-        raise ValueError(f"give sides of at most {_MAX_SIDE_PX} pixels")
+    try:
+        width, height = (whole(0, _MAX_SIDE_PX)(side) for side in sides)
+    except ValueError as error:
+        raise ValueError(f"give sides of at most {_MAX_SIDE_PX} pixels") from error
     return width, height
 
 
@@ -114,17 +138,22 @@ def read_lora(text: str) -> Lora:
         value = float(strength)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if math.isnan(value):
         raise ValueError(f"its strength {strength.strip()!r} is no number; {how}")
+    if abs(value) > _MAX_STRENGTH:
+        raise ValueError(f"its strength {strength.strip()} is not from {-_MAX_STRENGTH:g} to {_MAX_STRENGTH:g}; {how}")
     if not name.strip():
         raise ValueError(f"it has no name; {how}")
     return Lora(name.strip(), value)
 
 
+# In JSON, these are texts: a number, true or null in the place of one is a mistake.
+TEXTS = (free_text, named, read_lora)
+
 # The names are those of the command line, with _ for -, and the keys of a line in JSON.
 OPTIONS: Mapping[str, Option] = {
-    "prompt": Option("TEXT", "what the video shows", str),
-    "negative": Option("TEXT", "the negative prompt, empty by default", str),
+    "prompt": Option("TEXT", "what the video shows", free_text),
+    "negative": Option("TEXT", "the negative prompt, empty by default", free_text),
     "image": Option("FILE", "the first frame: image to video", named),
     "video": Option("FILE", "a video to change, or that controls a Control model", named),
     "model": Option("NAME", "a checkpoint in the list of Load CogVideoX Pipeline; by default the toy", named),
@@ -140,6 +169,6 @@ OPTIONS: Mapping[str, Option] = {
     "cfg": Option("N", "guidance strength", number(0.0, _MAX_CFG)),
     "sampler": Option("NAME", " or ".join(SAMPLERS), one_of(*SAMPLERS)),
     "dynamic_cfg": Option("on|off", "change the guidance over the run", read_switch),
-    "denoise": Option("N", "how much of --video is changed, from 0 to 1", number(0.0, 1.0)),
+    "denoise": Option("N", "how much of --video is changed, above 0 and up to 1", portion),
     "seed": Option("N", "the same seed makes the same video; 0 by default", whole(0, _MAX_SEED)),
 }

@@ -50,7 +50,9 @@ def check_server(url: str) -> None:
             if not isinstance(answer, dict) or "system" not in answer:
                 raise ValueError
             found = _json(request(f"{url}/object_info/{node}", timeout_s=_TRANSFER_S))
-    except (ValueError, urllib.error.HTTPError) as error:
+            if not isinstance(found, dict):
+                raise ValueError
+    except (ValueError, TypeError, RecursionError, urllib.error.HTTPError) as error:
         raise DevError(
             f"{url} answers, and not as ComfyUI does: give the address of a ComfyUI with --server."
         ) from error
@@ -114,7 +116,7 @@ def _explained(url: str, what: str = "") -> Iterator[None]:
         raise DevError(
             f"No server answers at {url} ({how}): start ComfyUI there, or leave --server out to have one started."
         ) from error
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         if not what:
             raise
         raise DevError(f"{what}: {url} does not answer as ComfyUI does.") from error

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,13 @@ from cogvideox.small_files import read_small_text
 from cogvideox.video_limits import check_size
 
 from ..errors import DevError
-from .options import OPTIONS
+from ..paths import expanded
+from .options import OPTIONS, TEXTS, Option
 
 _MAX_FILE_BYTES = 64 << 20
+_MAX_PROMPTS = 100_000  # a request takes about a kilobyte, and a line of the file may be one letter
+# What a message calls a value of JSON that cannot be an option's.
+_JSON_KINDS = {dict: "an object", list: "a list", type(None): "null", bool: "true or false", int: "a number"}
 FILES = {"image": "picture", "video": "video"}  # the options that name a file of the person's own -> what it is
 
 
@@ -40,7 +45,7 @@ class Request:
         written = self.values.get(name)
         if written is None:
             return None
-        path = Path(written).expanduser()
+        path = expanded(written)
         return self.folder / path if name in self.own else path
 
 
@@ -78,7 +83,7 @@ def read_requests(arguments: argparse.Namespace) -> list[Request]:
         if not requests:
             raise DevError(f"--prompts names {arguments.prompts}, in which there is no prompt: write one in each line.")
     for folder in arguments.media_folder:
-        if not folder.expanduser().is_dir():
+        if not os.path.isdir(expanded(folder)):
             raise DevError(f"--media-folder names {folder}, which is no folder: give one that is there.")
     for request in requests:
         _check(request, arguments.media_folder)
@@ -105,8 +110,9 @@ def _check(request: Request, media_folders: Sequence[Path]) -> None:
         path = request.file(name)
         if path is not None and name in request.own:
             _check_place(request, name, path, media_folders)
-        if path is not None and not path.is_file():
-            found = "a folder" if path.is_dir() else "not there"
+        # os.path, because pathlib raises where a path is too long, or its folder may not be read.
+        if path is not None and not os.path.isfile(path):
+            found = "a folder" if os.path.isdir(path) else "no file" if os.path.exists(path) else "not there"
             raise DevError(f"{request.label(name)} names {request.values[name]}, which is {found}: give a {kind} file.")
     _check_shape(request)
     if "image" in request.values and "video" in request.values:
@@ -119,7 +125,7 @@ def _check_place(request: Request, name: str, path: Path, media_folders: Sequenc
     Such a file may come from a stranger, and what it names is uploaded to a server: a picture of an identity card, in
     the worst case. What the command line itself names is the person's own choice.
     """
-    allowed = [request.folder, *(folder.expanduser() for folder in media_folders)]
+    allowed = [request.folder, *map(expanded, media_folders)]
     # The spelling first: to look up //server/share on Windows calls that server.
     if any(is_spelled_inside(path, folder) for folder in allowed) and any(is_inside(path, at) for at in allowed):
         return
@@ -133,7 +139,7 @@ def _check_place(request: Request, name: str, path: Path, media_folders: Sequenc
 def _read_file(file: Path, common: Request) -> Iterator[Request]:
     """The requests of a file's lines. Empty lines, and those that begin with #, are left out. Raises: DevError."""
     try:
-        text = read_small_text(file.expanduser(), _MAX_FILE_BYTES)
+        text = read_small_text(expanded(file), _MAX_FILE_BYTES)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DevError(f"Line {line} of {file} is not UTF-8: save the file as UTF-8.") from error
@@ -142,10 +148,14 @@ def _read_file(file: Path, common: Request) -> Iterator[Request]:
     except OSError as error:
         raise DevError(f"--prompts names {file}, which cannot be read: {error.strerror or error}.") from error
     # Not splitlines, which also splits at characters that editors count as part of a line.
+    count = 0
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if line and not line.startswith("#"):
-            yield _read_line(line, f"line {number} of {file}", file.expanduser().parent, common)
+            count += 1
+            if count > _MAX_PROMPTS:
+                raise DevError(f"--prompts names {file}, which has more than {_MAX_PROMPTS} prompts: divide it.")
+            yield _read_line(line, f"line {number} of {file}", expanded(file).parent, common)
 
 
 def _read_line(line: str, source: str, folder: Path, common: Request) -> Request:
@@ -164,7 +174,7 @@ def _read_line(line: str, source: str, folder: Path, common: Request) -> Request
         raise DevError(
             f"{_begin(source)} has {', '.join(unknown)}, which is no option; there are: {', '.join(OPTIONS)}."
         )
-    own = {name: _read(name, _as_text(value), f"{name} in {source}") for name, value in found.items()}
+    own = {name: _read_json(name, value, f"{name} in {source}") for name, value in found.items()}
     return Request({**common.values, **own}, frozenset(own), source, folder)
 
 
@@ -173,20 +183,32 @@ def _begin(source: str) -> str:
     return source[:1].upper() + source[1:]
 
 
-def _as_text(value: Any) -> str | list[str]:
-    """A value of JSON as the command line would have it."""
-    if isinstance(value, list):
-        return [str(_as_text(item)) for item in value]
+def _read_json(name: str, value: Any, label: str) -> Any:
+    """The value of an option, from JSON. Raises: DevError."""
+    option = OPTIONS[name]
+    if not isinstance(value, list):
+        return _read(name, _as_text(value, option, label), label)
+    if not option.repeats:
+        raise DevError(f"{label} is a list: give one value.")
+    return _read(name, [_as_text(item, option, f"An entry of {label}") for item in value], label)
+
+
+def _as_text(value: Any, option: Option, label: str) -> str:
+    """A single value of JSON as the command line would have it. Raises: DevError for lists, objects and null."""
+    if isinstance(value, str):
+        return value
+    if value is None or isinstance(value, (list, dict)) or option.read in TEXTS:
+        expected = "a text in quotes" if option.read in TEXTS else "one value"
+        kind = _JSON_KINDS.get(type(value), "a number")
+        raise DevError(f"{label} is {kind}: give {expected}, or leave the key out.")
     if isinstance(value, bool):
         return "on" if value else "off"
-    return value if isinstance(value, str) else json.dumps(value)
+    return json.dumps(value)
 
 
 def _read(name: str, value: str | list[str], label: str) -> Any:
     """The value of an option. Raises: DevError."""
     option = OPTIONS[name]
-    if isinstance(value, list) and not option.repeats:
-        raise DevError(f"{label} is a list: give one value.")
     texts = value if isinstance(value, list) else [value]
     values = []
     for text in texts:

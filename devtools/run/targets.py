@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -17,14 +18,17 @@ from typing import Any
 
 from cogvideox.complete_file import complete_file, write_complete_text
 from cogvideox.errors import UserError
+from cogvideox.migration.workflow_limits import check_depth
 from cogvideox.small_files import read_small_text
 
 from ..errors import DevError
+from ..paths import expanded
 
 SUFFIX, RECORD_SUFFIX = ".mp4", ".json"
 _NUMBER = re.compile(r"%0[1-9]d")  # not %d, which "100%done.mp4" has too
 _IN_A_FOLDER = "%04d.mp4"
 _MAX_RECORD_BYTES = 1 << 20
+_LONGER = 32  # letters by which the names that a file has before it is complete are longer than its own
 _NAMES_ONLY = ("image", "video")  # settings that say where a file was; its hash says what it is
 
 
@@ -48,7 +52,7 @@ def plan_targets(out: str, count: int) -> list[Target]:
     """
     if not out.strip():
         raise DevError("--out is empty: give the name of the video, or a folder.")
-    is_folder = out.endswith(("/", os.sep)) or os.path.isdir(os.path.expanduser(out)) or not Path(out).suffix
+    is_folder = out.endswith(("/", os.sep)) or os.path.isdir(expanded(out)) or not Path(out).suffix
     pattern = os.path.join(out, _IN_A_FOLDER) if is_folder else out
     numbers = len(_NUMBER.findall(Path(pattern).name))
     if Path(pattern).suffix.lower() != SUFFIX:
@@ -61,12 +65,32 @@ def plan_targets(out: str, count: int) -> list[Target]:
             f"number, such as {Path(out).with_name(Path(out).stem + '-%03d' + SUFFIX)}."
         )
     names = [_numbered(pattern, number) for number in range(1, count + 1)]
-    targets = [Target(Path(os.path.abspath(os.path.expanduser(name))), name) for name in names]
+    targets = [Target(Path(os.path.abspath(expanded(name))), name) for name in names]
     _try_folder(targets[0].path.parent, out)
     for target in targets:
-        if target.path.is_dir():
-            raise DevError(f"--out: {target.written} is a folder, and a video is to have that name: give another one.")
+        _check_place(target.path, target.written)
+        _check_place(target.record, target.written + RECORD_SUFFIX)
     return targets
+
+
+def _check_place(path: Path, written: str) -> None:
+    """Raises: DevError where no file can have this name, or what has it is no file: /dev/null would be replaced."""
+    another = "and a file is to have that name: give another one"
+    try:
+        with suppress(FileNotFoundError):
+            os.lstat(path.with_name(f"{path.name}{_LONGER * 'x'}"))
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        # A link to a place that is not there yet is followed, as for every other program.
+        if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+            raise DevError(f"--out: {written} is a link to a folder that is not there, {another}.") from None
+        return
+    except OSError as error:
+        raise DevError(f"--out: {written} cannot be written ({error.strerror or error}): give another name.") from error
+    if stat.S_ISDIR(mode):
+        raise DevError(f"--out: {written} is a folder, {another}.")
+    if not stat.S_ISREG(mode):
+        raise DevError(f"--out: {written} is a device or a pipe, {another}.")
 
 
 def check_apart(targets: Iterable[Target], inputs: Iterable[Path | None]) -> None:
@@ -80,7 +104,7 @@ def check_apart(targets: Iterable[Target], inputs: Iterable[Path | None]) -> Non
 
 def _identity_of(path: Path) -> str:
     """The same for all spellings of a path, links followed."""
-    return os.path.normcase(os.path.realpath(path.expanduser()))
+    return os.path.normcase(os.path.realpath(expanded(path)))
 
 
 def _numbered(pattern: str, number: int) -> str:
@@ -128,12 +152,18 @@ def write_result(target: Target, video: bytes, record: Mapping[str, Any], overwr
         if os.path.lexists(target.path) and not overwrite:
             raise DevError(f"{target.written} has been made by something else meanwhile: it is not overwritten.")
         # The record first: a kill between the two leaves a record without its video, and that video is made again.
-        write_complete_text(target.record, json.dumps(written, ensure_ascii=False, indent=1) + "\n")
-        with complete_file(target.path, replaces=overwrite) as file:
+        # In ASCII, because a path may have bytes that are not UTF-8.
+        write_complete_text(_followed(target.record), json.dumps(written, indent=1) + "\n")
+        with complete_file(_followed(target.path), replaces=overwrite) as file:
             file.part.write_bytes(video)
     except UserError as error:
         raise DevError(str(error)) from error
     return written
+
+
+def _followed(path: Path) -> Path:
+    """The file that a link leads to: it is written, and the link stays."""
+    return Path(os.path.realpath(path))
 
 
 def _is_foreign(record: Path) -> bool:
@@ -142,8 +172,9 @@ def _is_foreign(record: Path) -> bool:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError, UserError):
+    with suppress(OSError, ValueError, RecursionError, UserError):
         record = json.loads(read_small_text(path, _MAX_RECORD_BYTES))
+        check_depth(record)
         if isinstance(record, dict) and isinstance(record.get("settings"), dict) and "sha256" in record:
             return record
     return None

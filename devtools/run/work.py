@@ -112,7 +112,7 @@ def _make_all(jobs: list[tuple[Target, Clip]], serve: Serve, plan: Plan, out: Te
 def _print_result(record: dict[str, Any], out: TextIO) -> None:
     """Raises: DevError where what read the results has ended."""
     try:
-        print(json.dumps(record, ensure_ascii=False), file=out, flush=True)
+        print(json.dumps(record), file=out, flush=True)
     except BrokenPipeError as error:
         # Python flushes once more at its end, and would complain of that too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
@@ -136,7 +136,7 @@ def _make(url: str, target: Target, clip: Clip, plan: Plan) -> dict[str, Any]:
         result = client.run_workflow(url, graph, progress_lines(graph), timeout_s=None)
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
         raise DevError(f"The server at {url} went away ({error}): start it and run the same command again.") from error
-    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise _ClipError(f"the server does not answer as ComfyUI does ({error!r})") from error
     if result.error is not None:
         raise _ClipError(str(result.error))

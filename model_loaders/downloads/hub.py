@@ -4,10 +4,11 @@ Format: the hub's public API, /api/models/<repository> and /api/models/<reposito
 their sha256 there, the others git's own hash of a blob.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from ...errors import UserError
@@ -20,6 +21,8 @@ TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 TIMEOUT_S = (10, 30)  # to connect; without a byte
 CHUNK = 128 << 10  # bytes; a killed process loses at most this and what is queued between the threads
 _MAX_REDIRECTS, _MAX_PAGES, _MAX_WAIT_S = 5, 50, 60.0
+_MAX_ANSWER_BYTES = 1 << 26  # a page of 1000 files takes 400 kB
+_MAX_FILE_BYTES = 1 << 50  # beyond every disk, and still a number that floats can be made of
 T = TypeVar("T", dict, list)
 
 
@@ -79,8 +82,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.endpoint = (os.environ.get(self.variable) or self.default_endpoint).strip().rstrip("/")
-        parts = urlsplit(self.endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        if not _is_address(self.endpoint):
             raise UserError(
                 f"{self.variable} is not the address of a model hub. Unset it, or set it to an address such as "
                 "https://host."
@@ -258,8 +260,13 @@ class Hub:
 
         try:
             with answer:
-                value = answer.json()
-        except ValueError:  # as is requests' own error for an answer that is not JSON
+                body = bytearray()
+                for chunk in answer.iter_content(CHUNK):
+                    body += chunk
+                    if len(body) > _MAX_ANSWER_BYTES:
+                        break
+                value = json.loads(body)
+        except (ValueError, RecursionError):  # it is no JSON, is cut, or nests deeper than anything that a hub answers
             value = None
         except requests.RequestException as error:
             raise TransientError(f"the connection was cut ({_reason(error)})", answered=True) from None
@@ -300,14 +307,15 @@ def _check_status(answer: "requests.Response", requested: str, is_hub: bool, has
 # Retry-After may also be a date, which is not read: the pause between two tries is used then.
 def _retry_after(answer: "requests.Response") -> float | None:
     try:
-        return min(max(float(answer.headers.get("Retry-After", "")), 0.0), _MAX_WAIT_S)
+        # In this order, NaN becomes 0.
+        return min(max(0.0, float(answer.headers.get("Retry-After", ""))), _MAX_WAIT_S)
     except ValueError:
         return None
 
 
 def _first_byte(answer: "requests.Response") -> int:
     """The offset at which a part of a file begins, by its Content-Range; -1 where that says nothing."""
-    found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    found = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range", ""))
     return int(found[1]) if found else -1
 
 
@@ -325,7 +333,7 @@ def _remote_file(entry: Mapping[str, Any]) -> RemoteFile:
     lfs = entry.get("lfs")
     digest = f"sha256:{lfs.get('oid')}" if isinstance(lfs, dict) else f"git-sha1:{entry.get('oid')}"
     size = lfs.get("size", size) if isinstance(lfs, dict) else size
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0 or not is_digest(digest):
+    if not is_size(size) or not is_digest(digest):
         raise UserError(f"The hub names no size and hash of {path!r}. Check HF_ENDPOINT.")
     return RemoteFile(path, size, digest)
 
@@ -339,6 +347,11 @@ def check_path(path: object) -> str:
     return str(path)
 
 
+def is_size(size: object) -> TypeGuard[int]:
+    """Whether `size` can be that of a file, in bytes."""
+    return isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= _MAX_FILE_BYTES
+
+
 def is_commit(revision: object) -> bool:
     """Whether `revision` has the form of a commit."""
     return isinstance(revision, str) and bool(re.fullmatch(r"[0-9a-f]{40}", revision))
@@ -347,6 +360,16 @@ def is_commit(revision: object) -> bool:
 def is_digest(digest: object) -> bool:
     """Whether `digest` has the form of RemoteFile.digest."""
     return isinstance(digest, str) and bool(re.fullmatch(r"sha256:[0-9a-f]{64}|git-sha1:[0-9a-f]{40}", digest))
+
+
+def _is_address(url: str) -> bool:
+    """Whether `url` is the address of a server, without a password."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # a bracket without its other one, a port beyond 65535
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.username or parts.password)
 
 
 def _followed(url: str, link: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ...complete_file import write_complete_text
 from ...errors import UserError
 from ...small_files import read_small_text
-from .hub import RemoteFile, is_commit, is_digest
+from .hub import RemoteFile, is_commit, is_digest, is_size
 from .modelscope import BRANCH
 
 MANIFEST = ".cogvideox-download.json"
@@ -108,14 +108,14 @@ def read_manifest(folder: Path) -> Manifest | None:
             {entry["path"]: str(entry["etag"]) for entry in entries if entry["etag"]},
             value["complete"] is True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, UserError):
         return None
     # The file may have been changed by anyone, and it names files to write: every path has to be one that the pack
     # would choose itself.
     is_sound = all(
         _WANTED.fullmatch(file.path)
         and is_digest(file.digest)
-        and file.size >= 0
+        and is_size(file.size)
         and (file.revision == "" or is_commit(file.revision))
         for file in manifest.files
     )

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ...errors import UserError
-from .hub import Hub, NotFoundError, RemoteFile, check_path, is_commit, is_digest
+from .hub import Hub, NotFoundError, RemoteFile, check_path, is_commit, is_digest, is_size
 
 ENDPOINT = "https://www.modelscope.cn"
 BRANCH = "master"
@@ -56,7 +56,7 @@ def _remote_file(entry: Mapping[str, Any]) -> RemoteFile:
     """
     path, size = check_path(entry.get("Path")), entry.get("Size")
     digest, revision = f"sha256:{entry.get('Sha256')}", entry.get("Revision")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0 or not is_digest(digest):
+    if not is_size(size) or not is_digest(digest):
         raise UserError(f"ModelScope names no size and hash of {path!r}. Choose another source.")
     # Without a commit the file comes from the branch, and its hash tells whether it has changed since it was listed.
     return RemoteFile(path, size, digest, str(revision) if is_commit(revision) else "")

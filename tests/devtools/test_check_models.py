@@ -9,6 +9,7 @@ import pytest
 
 from cogvideox.devtools import check_models, cli
 from cogvideox.devtools.paths import ROOT
+from cogvideox.model_loaders.downloads import hub as hub_module
 from cogvideox.model_loaders.downloads import repositories
 from cogvideox.tests.file_server import Fault, FileServer, running_hub
 
@@ -143,17 +144,78 @@ def test_a_hub_commands_no_terminal(hubs: tuple[FileServer, FileServer], capsys:
     assert "is called x\ufffd]0;title\ufffd now" in out and "\x1b" not in out
 
 
+def test_what_a_hub_calls_itself_is_one_line_and_of_one_direction(
+    hubs: tuple[FileServer, FileServer], capsys: pytest.CaptureFixture
+) -> None:
+    """A name that turns the line around, or begins new ones, reads as an answer of the command's own."""
+    hubs[0].renamed["zai-org/CogVideoX-2b"] = "x\u202egpj\u2066\nAll 40 are so.\u2028" + "y" * 10_000
+    assert cli.main(["models", "check"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == COUNT + 1
+    (line,) = (line for line in lines if "is called x" in line)
+    assert "x\ufffdgpj\ufffd All 40" in line and len(line) < 4100
+
+
+@pytest.mark.parametrize("size", [10**400, 1 << 60, -1, 1.5, True, None, "1", [1]])
+def test_sizes_that_no_file_has_are_told(asked: Callable, hubs: tuple[FileServer, FileServer], size: Any) -> None:
+    """A number of 400 digits ended the command in an OverflowError, and so would the node have."""
+    hub, other = hubs
+    entry = next(entry for entry in ENTRIES if entry.name == "CogVideoX-5b")
+    hub.lists[entry.repository][-1]["lfs"]["size"] = size
+    other.lists[entry.modelscope][-1]["Size"] = size
+    status, lines = asked()
+    assert status == 1 and len(lines) == 2 and all("CogVideoX-5b " in line for line in lines)
+    assert all("names no size and hash of" in line for line in lines)
+
+
+@pytest.mark.parametrize("body", [b'{"a":' * 50_000, b"[" * 50_000, b"\xff", b'{"sha": ' + b"9" * 5000 + b"}"])
+def test_an_answer_that_nests_without_end_is_none(
+    asked: Callable, hubs: tuple[FileServer, FileServer], body: bytes
+) -> None:
+    for hub in hubs:
+        hub.fail("", Fault(body=body))
+    status, lines = asked()
+    assert status == 1 and len(lines) == 2 and all("does not answer as a model hub" in line for line in lines)
+
+
+def test_an_answer_without_end_is_none(
+    asked: Callable, hubs: tuple[FileServer, FileServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would fill the memory."""
+    assert hub_module._MAX_ANSWER_BYTES == 1 << 26
+    monkeypatch.setattr(hub_module, "_MAX_ANSWER_BYTES", 200_000)
+    hubs[0].fail("", Fault(body=b"[" + b" " * 300_000 + b"]"))
+    status, (line,) = asked()
+    assert status == 1 and "does not answer as a model hub" in line
+
+
+@pytest.mark.parametrize("wait", ["nan", "-nan", "inf", "-1", "1e999", "soon", "9" * 5000])
+def test_a_pause_of_no_length_is_not_waited(
+    asked: Callable, hubs: tuple[FileServer, FileServer], monkeypatch: pytest.MonkeyPatch, wait: str
+) -> None:
+    """time.sleep takes no NaN."""
+    monkeypatch.setattr(hub_module, "_MAX_WAIT_S", 0.01)
+    hubs[0].fail("", Fault(429, {"Retry-After": wait}))
+    assert asked() == (0, [])
+
+
 def test_it_takes_no_name(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["models", "check", "CogVideoX-2b"]) == 1
     assert "`models check` takes no name" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("variable", ["HF_ENDPOINT", "MODELSCOPE_ENDPOINT"])
+@pytest.mark.parametrize("address", ["modelscope.cn", "http://[::1", "http://[x]", "http://hub:99999", "http://hub:x"])
 def test_an_address_of_no_hub_is_one_sentence(
-    hubs: tuple[FileServer, FileServer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    hubs: tuple[FileServer, FileServer],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    variable: str,
+    address: str,
 ) -> None:
-    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "modelscope.cn")
+    monkeypatch.setenv(variable, address)
     assert cli.main(["models", "check"]) == 1
-    assert "error: MODELSCOPE_ENDPOINT is not the address of a model hub" in capsys.readouterr().err
+    assert f"error: {variable} is not the address of a model hub" in capsys.readouterr().err
 
 
 def test_the_table_of_single_files_is_sound() -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from cogvideox.devtools import cli, comfyui, environment, overlay, paths, server, suite
+from cogvideox.errors import UserError
 
 
 @pytest.fixture
@@ -201,6 +202,43 @@ def test_other_system_errors_are_not_called_a_full_disk(untouched_clone, monkeyp
     monkeypatch.setattr(environment, "check_room", fail)
     with pytest.raises(OSError, match="Input/output"):
         cli.main(["demo"])
+
+
+def test_what_the_system_refuses_of_a_file_is_one_sentence(untouched_clone, monkeypatch, capsys):
+    """A traceback does not say more; of an error without a file, and of a fault of ours, it is all there is."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "some/file\x1b[2K")
+
+    def damage(*_):
+        raise ValueError("a fault")
+
+    def tell(*_):
+        raise UserError("There is no such thing. Name another.")
+
+    monkeypatch.setattr(environment, "check_room", refuse)
+    assert cli.main(["demo"]) == 1
+    found = "some/file\ufffd[2K (PermissionError: Permission denied)"
+    assert sentence(capsys).startswith(f"The system refuses {found}. Check its name")
+    monkeypatch.setattr(environment, "check_room", tell)
+    assert cli.main(["demo"]) == 1
+    assert sentence(capsys) == "There is no such thing. Name another."
+    monkeypatch.setattr(environment, "check_room", damage)
+    with pytest.raises(ValueError, match="a fault"):
+        cli.main(["demo"])
+
+
+@pytest.mark.parametrize("name", ["~nosuch/x", "x" * 300, "a/" * 3000])
+def test_paths_that_no_disk_has_are_one_sentence(untouched_clone, monkeypatch, capsys, name):
+    """The home of nobody was a RuntimeError, and a name that is too long an OSError."""
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    for argv in (["serve", "--comfyui", name], ["train", name], ["demo", "--image", name]):
+        assert cli.main(argv) == 1
+        assert name.rstrip("/") in sentence(capsys)
+    monkeypatch.setenv("COMFYUI_PATH", name)
+    assert cli.main(["serve"]) == 1
+    assert sentence(capsys).startswith("COMFYUI_PATH names ")
+    assert cli.main(["models", "list", "--to", name]) == 0
 
 
 def test_ctrl_c_ends_without_a_traceback(untouched_clone, monkeypatch, capsys):

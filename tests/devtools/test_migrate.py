@@ -136,6 +136,32 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "regular file" in error_of(capsys, tmp_path / "pipe.json")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFO")
+@pytest.mark.parametrize("through_link", [False, True])
+def test_out_that_is_no_file_stays(
+    workflow: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, through_link: bool
+) -> None:
+    """/dev/null was replaced by a workflow, for all programs of the machine."""
+    pipe, out = workflow.with_name("pipe"), workflow.with_name("out.json")
+    os.mkfifo(pipe if through_link else out)
+    if through_link:
+        out.symlink_to(pipe)
+    for more in ([], ["--overwrite"]):
+        assert f"{out} is a device or a pipe" in error_of(capsys, workflow, "--out", out, *more)
+    assert out.is_fifo() and out.is_symlink() == through_link
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names on Windows are text")
+def test_names_that_are_no_text_are_kept(workflow: Path) -> None:
+    """What was written could not be printed: a traceback stood in the place of its name."""
+    out = os.fsencode(workflow.parent) + b"/gr\xfcn.json"
+    program = str(Path(cli.__file__).parents[1] / "dev.py")
+    ended = subprocess.run([sys.executable, program, "migrate", str(workflow), "--out", out], capture_output=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "Written: " in ended.stdout.decode() and "gr\ufffdn.json" in ended.stdout.decode()
+    assert "CogVideoXSample" in Path(os.fsdecode(out)).read_text("utf-8")
+
+
 def test_failed_write_leaves_what_was_there(
     workflow: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 import yaml as pyyaml
@@ -30,6 +31,8 @@ KEPT = {
     "a comment that names the section": "# cogvideox_wrapper:\nmine:\n    # cogvideox_wrapper: no\n    vae: x\n",
     "a path that names the section": "mine:\n    vae: x/cogvideox_wrapper:/y\n    cogvideox_wrapper: z\n",
     "flow in one line": "mine: {vae: x, loras: y}\nother: null\n",
+    "flow, null and comments": "a: {} # x\nb: ~ # y\nc: NULL\nd: # {\ne: {vae: '}'}\n",
+    "an anchor": "a: &one\n  vae: x\nb: *one\nc: !!map\n  vae: y\n",
 }
 
 
@@ -65,9 +68,30 @@ def test_what_is_in_the_file_stays(what: str) -> None:
         ("mine:\n    vae: x\n...\n", 3),
         ("mine:\n    vae: x\n---\nother:\n", 3),
         ("{mine: {vae: x},\nother: {vae: y}}\n", 1),
-        ("mine: {\n  vae: x\n}\n", 3),
+        ("mine: {\n  vae: x\n}\n", 1),
         ("%YAML 1.2\n---\nmine:\n", 1),
         ("https://example.org/x\n", 1),
+        ("{}", 1),
+        ("null\n", 1),
+        ("[1]\n", 1),
+        ('{"a": {"base_path": "/x"}}', 1),
+        ("mine:\n    vae: x\n...", 3),
+        ("  mine:\n      vae: x\n", 1),
+        ("mine: {vae: x}\nother: x\n", 2),  # ComfyUI reads a text as a section, and does not start
+        ('a: "x"\n', 1),
+        ("a: [x]\n", 1),
+        ("a: |\n  x\n", 1),
+        ("a: 1\n", 1),
+        ("a: b: c\n", 1),
+        ("a: {vae: x} y\n", 1),
+        ("a: 'x\nb: y'\n", 1),
+        ("? cogvideox_wrapper\n: {vae: x}\n", 1),
+        ('"cogvideox\\x5fwrapper":\n  vae: x\n', 1),
+        ("!!str cogvideox_wrapper:\n  vae: x\n", 1),
+        ("a:\n  vae: x\n# y\x85[1]\n", 4),  # YAML's line ends are more than an editor's
+        ("a:\n  vae: x\n# y\u2028[1]\n", 4),
+        ("a:\n  vae: x\n  loras: \x00\n", 3),
+        ("a:\n  vae: \x1b[2K\n", 2),
     ],
 )
 def test_file_of_another_kind_is_not_written_to(text: str, line: int) -> None:
@@ -90,6 +114,12 @@ def test_file_of_another_kind_is_not_written_to(text: str, line: int) -> None:
         ("cogvideox_wrapper:\n    # loras: models/CogVideo/loras\n    diffusers: models/CogVideo/\n", LINES[1:]),
         ("cogvideox_wrapper:\n    base_path: D:\\ComfyUI\\models\\CogVideo\n    diffusers: .\n", []),
         ("cogvideox_wrapper:\n", LINES),
+        ('"cogvideox_wrapper":\n', LINES),
+        ("cogvideox_wrapper :\n", LINES),
+        ("cogvideox_wrapper\t:\n", LINES),
+        ("# a\u2028cogvideox_wrapper:\n", LINES),
+        ("cogvideox_wrapper: # mine\n", LINES),
+        ("cogvideox_wrapper: null\n", LINES),
     ],
 )
 def test_section_of_the_user_s_stays(section: str, lacking: list[str]) -> None:
@@ -149,6 +179,78 @@ def test_failed_write_leaves_the_file(
     assert "by hand" in found.err and "--out" not in found.err
     assert yaml.read_text("utf-8") == "mine:\n    vae: x\n"
     assert sorted(path.name for path in comfyui.iterdir()) == ["extra_model_paths.yaml", "models"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFO")
+def test_a_pipe_is_not_waited_for_nor_replaced(comfyui: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    yaml = comfyui / "extra_model_paths.yaml"
+    os.mkfifo(yaml)
+    assert migrate(comfyui, yaml) == 1
+    error = capsys.readouterr().err
+    assert "is not a regular file" in error and error.count("\n") == 1 and yaml.is_fifo()
+
+
+PIECES = (
+    "a:",
+    "b :",
+    '"c":',
+    "cogvideox_wrapper:",
+    " ",
+    "  vae: x",
+    "\t",
+    "\n",
+    "\r\n",
+    "\x85",
+    "{}",
+    "~",
+    "[",
+    "'",
+    '"',
+)
+PIECES += (
+    "#",
+    "...",
+    "---",
+    "x",
+    "&a",
+    "*a",
+    "!!map",
+    "|",
+    "- ",
+    "\u2028",
+    "?",
+    ": ",
+    "{",
+    "}",
+    ",",
+    "null",
+    "\\",
+    "%",
+)
+
+
+def test_whatever_the_file_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of files put together by chance, each is refused, or ComfyUI reads in it what it read before, and the section."""
+    random, extended, read = Random(0), 0, 0
+    for _ in range(4000):
+        text = "".join(random.choices(PIECES, k=random.randrange(1, 9)))
+        if random.random() < 0.5:
+            text = f"mine:\n  loras: x\n{text}"
+        try:
+            before = pyyaml.safe_load(text)
+        except pyyaml.YAMLError:
+            continue  # ComfyUI does not start with it, whatever is behind
+        read += 1
+        try:
+            found = wrapper_folder.extend(Path("x.yaml"), text, LINES)
+        except DevError:
+            continue
+        assert before is None or all(isinstance(section, dict | None) for section in before.values()), text
+        assert (found.text is None) == ("cogvideox_wrapper" in (before or {})), text
+        if found.text is not None:
+            assert pyyaml.safe_load(found.text) == {**(before or {}), "cogvideox_wrapper": SECTION}, text
+            extended += 1
+    assert extended > 50 and read > 400
 
 
 @pytest.mark.parametrize("contents", [b"mine: \xff\n", b"- a\n", b"x" * (32 * 2**20 + 1), None])

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from aiohttp import web
 
-from cogvideox.devtools import server
+from cogvideox.devtools import cli, models, server
 from cogvideox.devtools.run.remote import _LOADERS
 from cogvideox.host.toy import LISTED
 
@@ -166,6 +166,23 @@ def fake() -> Iterator[FakeComfyUI]:
     loop.call_soon_threadsafe(loop.stop)
     thread.join(30)
     loop.close()
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """refused(arguments...) -> the one sentence that `run` ends with; nothing may be set up before it."""
+    monkeypatch.chdir(tmp_path)
+    for owner, name in ((cli, "prepare"), (models, "interpreter"), (cli, "run_foreground")):
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("it went on"))
+
+    def run(*arguments: str, out: str = "out/") -> str:
+        assert cli.main(["run", "--out", out, *arguments]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "", "stdout is for results alone"
+        (line,) = captured.err.splitlines()
+        return line.removeprefix("error: ")
+
+    return run
 
 
 @pytest.fixture

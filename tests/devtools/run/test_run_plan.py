@@ -12,30 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from cogvideox.devtools import cli, models
+from cogvideox.devtools import cli
 from cogvideox.devtools.paths import ROOT
 from cogvideox.devtools.run import remote
 from cogvideox.devtools.run.options import Lora
 from cogvideox.devtools.run.plan import NEEDED
 from cogvideox.devtools.run.requests import Request, read_requests
-
-
-@pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """refused(arguments...) -> the one sentence that `run` ends with; nothing may be set up before it."""
-    monkeypatch.chdir(tmp_path)
-    for owner, name in ((cli, "prepare"), (models, "interpreter"), (cli, "run_foreground")):
-        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("it went on"))
-
-    def run(*arguments: str, out: str = "out/") -> str:
-        assert cli.main(["run", "--out", out, *arguments]) == 1
-        captured = capsys.readouterr()
-        assert captured.out == "", "stdout is for results alone"
-        (line,) = captured.err.splitlines()
-        return line.removeprefix("error: ")
-
-    return run
-
 
 ONE = ("--prompt", "a star")
 
