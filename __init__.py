@@ -48,7 +48,8 @@ async def comfy_entrypoint() -> "CogVideoXExtension":
     other = _other_copy()
     if other is not None:
         raise _installed_twice(other)
-    name = _package().__name__
+    package = _package()
+    name = package.__name__
     try:
         start_check = importlib.import_module(".host.start_check", name)
     except Exception as error:
@@ -64,7 +65,7 @@ async def comfy_entrypoint() -> "CogVideoXExtension":
         logging.debug("CogVideoX's nodes could not be imported.", exc_info=True)
         _forget(name)
         raise _told(start_check, start_check.import_error(error, _FOLDER)) from error
-    setattr(sys.modules[name], _USED_AS, _FOLDER)
+    setattr(package, _USED_AS, _FOLDER)
     start_check.serve_notices()
     start_check.check_install(_FOLDER)
     return extension

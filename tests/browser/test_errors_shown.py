@@ -116,7 +116,7 @@ def test_many_refused_nodes(page_of: Frontend) -> None:
 
 
 def test_scripts_that_are_served_twice(frontend: Frontend) -> None:
-    # A second copy of the pack, or a second link to it, serves them as well: ComfyUI refuses the name's second extension.
+    # A second copy of the pack serves them as well, and ComfyUI refuses the second extension of one name.
     page = frontend.page
     scripts = page.evaluate("async () => (await (await fetch('/extensions')).json()).filter(p => p.includes('/js/'))")
     ours = [path for path in scripts if path.rsplit("/", 1)[1] in ("error_toast.js", "start_notices.js")]
