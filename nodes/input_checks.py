@@ -228,7 +228,7 @@ def _is_nan(value: Any) -> bool:
 def _limit_problem(entry: io.Input, value: Any) -> str | None:
     """What is wrong with a value, in a sentence, or None."""
     if isinstance(entry, (io.Int.Input, io.Float.Input)):
-        kind = Integral if isinstance(entry, io.Int.Input) else Real
+        kind: Any = Integral if isinstance(entry, io.Int.Input) else Real
         # Python takes true for 1, and 1.5 for a whole number would fail somewhere further on. NaN is not inside.
         is_number = isinstance(value, kind) and not isinstance(value, bool)
         low, high = (f"{limit:g}" if isinstance(limit, float) else limit for limit in (entry.min, entry.max))
