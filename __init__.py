@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PACKAGE = "cogvideox"
 LOWEST_PYTHON = (3, 10)
 _FOLDER = Path(__file__).parent
+_USED_AS = "_cogvideox_used_as"  # an attribute of the package: the folder by whose name ComfyUI has loaded its nodes
 
 
 def _other_copy() -> "Path | None":
@@ -29,7 +30,11 @@ def _other_copy() -> "Path | None":
     file = getattr(known, "__file__", None)
     if file is None or not hasattr(known, "comfy_entrypoint") or f"{PACKAGE}.nodes" not in sys.modules:
         return None
-    return None if Path(file).resolve() == Path(__file__).resolve() else Path(file).parent
+    if Path(file).resolve() != Path(__file__).resolve():
+        return Path(file).parent
+    # The same folder a second time: through another link, or as ComfyUI loads a pack again.
+    used = getattr(known, _USED_AS, _FOLDER)
+    return None if used == _FOLDER else used
 
 
 # The page would otherwise get the scripts and help pages of a copy whose nodes are not used.
@@ -43,7 +48,8 @@ async def comfy_entrypoint() -> "CogVideoXExtension":
     other = _other_copy()
     if other is not None:
         raise _installed_twice(other)
-    name = _package().__name__
+    package = _package()
+    name = package.__name__
     try:
         start_check = importlib.import_module(".host.start_check", name)
     except Exception as error:
@@ -59,6 +65,7 @@ async def comfy_entrypoint() -> "CogVideoXExtension":
         logging.debug("CogVideoX's nodes could not be imported.", exc_info=True)
         _forget(name)
         raise _told(start_check, start_check.import_error(error, _FOLDER)) from error
+    setattr(package, _USED_AS, _FOLDER)
     start_check.serve_notices()
     start_check.check_install(_FOLDER)
     return extension

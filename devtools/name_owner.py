@@ -14,7 +14,6 @@ from .errors import DevError
 from .paths import ROOT
 
 REPOSITORY = "ComfyUI-CogVideoX"
-PLACEHOLDER = "OWNER"  # until it is known; .github/workflows/publish.yml publishes nothing that has it
 FILES = ("pyproject.toml", "README.md", "SECURITY.md", "CONTRIBUTING.md")
 # of the repository's pages, and of its files as they are
 ADDRESS = re.compile(rf"((?:github|githubusercontent)\.com/)([\w-]+)(?=/{REPOSITORY}\b)")

@@ -35,7 +35,11 @@ _shown: dict[tuple[str, str], _Shown] = {}  # by (browser, node)
 _request: ContextVar[_Request | None] = ContextVar("cogvideox_request", default=None)
 _IN_THE_QUEUE = "not run"  # in the place of a run, for what is shown of a prompt that was refused
 # web/js/error_toast.js listens to these.
-ERROR_EVENT, FORGET_EVENT = "cogvideox.error", "cogvideox.forget"
+ERROR_EVENT, MORE_EVENT, FORGET_EVENT = "cogvideox.error", "cogvideox.more_errors", "cogvideox.forget"
+# A workflow may have any number of nodes, and a hundred toasts cover the page and stop it for seconds.
+_MOST_TOASTS = 3  # of a request
+_MOST_TEXTS = 20  # of a run, on one node: it may run once for each entry of a list
+_REST_IN_LOG = "Further messages of this node are in ComfyUI's log."
 
 
 def show_on_node(text: str, node_id: str | None) -> None:
@@ -61,15 +65,26 @@ def show_on_running_node(text: str) -> None:
         return
     before = _shown.get((server.client_id, server.last_node_id))
     texts = before.texts if before is not None and before.run == _run_of(server) else ()
-    told = localized(text, server.client_id)
+    if len(texts) > _MOST_TEXTS:
+        return
+    told = localized(text if len(texts) < _MOST_TEXTS else _REST_IN_LOG, server.client_id)
     if told not in texts:
         _show(server, server.client_id, server.last_node_id, (*texts, told))
 
 
 def _show(server: PromptServer, client_id: str, node_id: str, texts: tuple[str, ...]) -> None:
+    _show_texts(server, client_id, node_id, _run_of(server), texts)
+
+
+def _show_texts(server: PromptServer, client_id: str, node_id: str, run: str | None, texts: tuple[str, ...]) -> None:
     # The frontend has one text for a node: the next one takes its place.
-    _shown[client_id, node_id] = _Shown(_run_of(server), texts)
+    _shown[client_id, node_id] = _Shown(run, texts)
     server.send_progress_text(as_html("\n\n".join(texts)), node_id, client_id)
+
+
+def _show_toast(server: PromptServer, client_id: str, node_id: str, text: str) -> None:
+    # A toast is text for the frontend, not HTML.
+    server.send_sync(ERROR_EVENT, {"node_id": node_id, "text": printable(shortened(text, MAX_LETTERS))}, client_id)
 
 
 def clear_running_node() -> None:
@@ -109,7 +124,8 @@ def show_error(text: str, node_id: str) -> None:
     run = _run_of(server)
     before = _shown.get((server.client_id, node_id))
     warnings = before.texts if before is not None and before.run == run else ()
-    _show_error(server, server.client_id, node_id, run, (text, *warnings))
+    _show_texts(server, server.client_id, node_id, run, (text, *warnings))
+    _show_toast(server, server.client_id, node_id, text)
 
 
 def begin_request(request: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +152,7 @@ def requesting_client() -> str | None:
 
 def show_refusal(text: str, node_id: str) -> None:
     """Show why a prompt is not queued, on the node `node_id` and as a toast. ComfyUI checks a node once for each output
-    that needs it: each browser is told once.
+    that needs it: each browser is told once. After the first toasts of a prompt one more counts what follows.
 
     text: in the browser's language.
     """
@@ -146,14 +162,15 @@ def show_refusal(text: str, node_id: str) -> None:
     if request.client_id not in server.sockets:  # nobody reads it; kept for ever, texts of made-up browsers fill memory
         return
     request.told.add((node_id, text))
-    _show_error(server, request.client_id, node_id, _IN_THE_QUEUE, (text,))
-
-
-def _show_error(server: PromptServer, client_id: str, node_id: str, run: str | None, texts: tuple[str, ...]) -> None:
-    _shown[client_id, node_id] = _Shown(run, texts)
-    server.send_progress_text(as_html("\n\n".join(texts)), node_id, client_id)
-    # A toast is text for the frontend, not HTML.
-    server.send_sync(ERROR_EVENT, {"node_id": node_id, "text": printable(shortened(texts[0], MAX_LETTERS))}, client_id)
+    before = _shown.get((request.client_id, node_id))
+    texts = before.texts if before is not None and before.run == _IN_THE_QUEUE else ()
+    _show_texts(server, request.client_id, node_id, _IN_THE_QUEUE, (*texts, text))
+    more = len(request.told) - _MOST_TOASTS
+    if more <= 0:
+        _show_toast(server, request.client_id, node_id, text)
+        return
+    counted = "One more error is shown on its node." if more == 1 else f"{more} more errors are shown on their nodes."
+    server.send_sync(MORE_EVENT, {"text": localized(counted, request.client_id)}, request.client_id)
 
 
 def _clear(server: PromptServer, client_id: str, node_id: str) -> None:

@@ -10,13 +10,15 @@ tests/test_house.py looks for them, and tests/host/test_patches.py, in each vers
     pack has put there stays.
 `execution.validate_inputs`
     is wrapped by wrap_validation when ComfyUI loads the nodes, because it repeats a message of a node's own checks for
-    each of the node's inputs, in the language of the browser that asks. What they say is shown on the node as well.
+    each of the node's inputs, in the language of the browser that asks, and because they do not see a typed value as it
+    was sent. What they say is shown on the node as well.
 `execution.PromptExecutor.handle_execution_error`, `execution.PromptExecutor.add_message`
     are wrapped by wrap_run_reports at the same time: a UserError shows on the node that raised it, stock or ours, under
     its short name and in the browser's language, and what earlier runs have shown goes when a run begins. ComfyUI's own
     message of an error says that there was one; the sentence is two clicks away.
 `server.PromptServer.instance`
-    gets a handler of queued prompts at the same time (add_on_prompt_handler), which changes none of them.
+    gets two handlers of queued prompts at the same time (handle_prompts): one changes none of them, the other one nodes
+    of ComfyUI-CogVideoXWrapper on which ComfyUI would fail (nodes/replacing.py).
 `app.custom_node_manager.CustomNodeManager.build_translations`, `app.custom_node_manager.glob`
     are wrapped by wrap_templates at the same time: the first says that the pack's templates stand under "CogVideoX",
     whatever its folder is called, the second lists every pack's templates by their names, not as the disk has them.
@@ -74,7 +76,7 @@ from .messages import (
     show_refusal,
 )
 from .protocols import LatentFormat
-from .queue_errors import in_words, own_messages, reported_once
+from .queue_errors import in_words, own_messages, refused, reported_once
 
 # The frontend falls back to the folder's name, not to English, where a locale has no entry (st in src/i18n.ts).
 _FRONTEND_LOCALES = ("en", "zh", "zh-TW", "ru", "ja", "ko", "fr", "es", "ar", "tr", "pt-BR", "fa", "he")
@@ -197,11 +199,14 @@ def wrap_previewer(
     wrap_once(latent_preview, "get_previewer", wrap)
 
 
-def wrap_validation(node_ids: Collection[str]) -> None:
-    """Report what the checks of these nodes find once, where ComfyUI repeats it for each of their inputs.
+def wrap_validation(
+    node_ids: Collection[str], find_converted: Callable[[str, Any], dict[str, str]] = lambda node_id, given: {}
+) -> None:
+    """Report what the checks of these nodes find once, where ComfyUI repeats it for each of their inputs, and what they
+    cannot find, since ComfyUI converts a typed value before it asks them.
 
     ComfyUI calls a node's validate_inputs once for all inputs that it names, and has no way to be told which of them
-    was wrong.
+    was wrong. find_converted: (node id, inputs in the prompt) -> messages by input.
     """
     # In a script no prompt is queued: importing ComfyUI's server for this would take seconds.
     execution = sys.modules.get("execution")
@@ -213,12 +218,16 @@ def wrap_validation(node_ids: Collection[str]) -> None:
             prompt, node = argument(args, kwargs, 1, "prompt"), argument(args, kwargs, 2, "item")
             # For each further output that needs the node ComfyUI gives back what it has found for the first one.
             is_new = node not in (argument(args, kwargs, 3, "validated") or ())
-            result = await original(*args, **kwargs)
-            if is_new and prompt[node]["class_type"] in node_ids:
-                # (whether the prompt may run, errors, node). ComfyUI keeps the same list for nodes that come later.
-                result[1][:] = in_words(reported_once(result[1]), lambda text: localized(text, requesting_client()))
-                for message in own_messages(result[1]):
-                    show_refusal(message, node)
+            if not is_new or (class_type := prompt[node]["class_type"]) not in node_ids:
+                return await original(*args, **kwargs)
+            converted = find_converted(class_type, prompt[node]["inputs"])
+            result = refused(await original(*args, **kwargs), converted)
+            if converted:
+                argument(args, kwargs, 3, "validated")[node] = result
+            # ComfyUI keeps the same list for nodes that come later.
+            result[1][:] = in_words(reported_once(result[1]), lambda text: localized(text, requesting_client()))
+            for message in own_messages(result[1]):
+                show_refusal(message, node)
             return result
 
         return validate_inputs
@@ -265,9 +274,14 @@ def wrap_run_reports() -> None:
 
     wrap_once(execution.PromptExecutor, "handle_execution_error", errors)
     wrap_once(execution.PromptExecutor, "add_message", messages)
+    handle_prompts(begin_request)
+
+
+def handle_prompts(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Have ComfyUI call `handler` with each prompt that is queued, before it is checked, and go on with its result."""
     server = prompt_server()
-    if server is not None and begin_request not in server.on_prompt_handlers:
-        server.add_on_prompt_handler(begin_request)
+    if server is not None and handler not in server.on_prompt_handlers:
+        server.add_on_prompt_handler(handler)
 
 
 class _SortedGlob:

@@ -1,7 +1,11 @@
 """What ComfyUI reports about a prompt that cannot be queued."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+Result = tuple[
+    bool, list[dict[str, Any]], str
+]  # whether the prompt may run, errors, node: of ComfyUI's validate_inputs
 
 _CUSTOM = "custom_validation_failed"  # execution.validate_inputs: the type of what a node's validate_inputs returns
 
@@ -30,6 +34,28 @@ def naming_input(message: str, name: str, names: Sequence[str]) -> str:
     """
     is_clear = len(names) < 2 or any(message.startswith(f"{known} ") for known in names)
     return message if is_clear else f"{name}: {message}"
+
+
+def refused(result: Result, messages: Mapping[str, str]) -> Result:
+    """ComfyUI's result of a node's validation, with the `messages` about its inputs, by their names, as of the node's
+    own checks, in the place of what these say of the same inputs."""
+    if not messages:
+        return result
+    others = [error for error in result[1] if not (_input_and_message(error)[1] or "").startswith(_starts(messages))]
+    errors = [
+        {
+            "type": _CUSTOM,
+            "message": "Custom validation failed for node",
+            "details": f"{name} - {message}",
+            "extra_info": {"input_name": name},
+        }
+        for name, message in messages.items()
+    ]
+    return False, [*others, *errors], result[2]
+
+
+def _starts(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}{end}" for name in names for end in (" ", ": "))
 
 
 def own_messages(errors: list[dict[str, Any]]) -> list[str]:

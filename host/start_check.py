@@ -80,7 +80,13 @@ def import_error(error: Exception, folder: Path) -> UserError:
 
 
 def installed_twice(used: Path, folder: Path) -> UserError:
-    """The sentence for a second copy of the pack. used, folder: the first one's folder, and the second one's."""
+    """The sentence for a second copy of the pack. used, folder: the first one's folder, and the second one's, which may
+    be two links to one."""
+    if used.resolve() == folder.resolve():
+        return UserError(
+            f"CogVideoX's nodes are found twice: ComfyUI uses {used} and leaves out {folder}, and both lead to the "
+            "same folder. Remove one of the two links, not the folder, and start ComfyUI again."
+        )
     return UserError(
         f"CogVideoX's nodes are installed twice: ComfyUI uses {used} (version {_pack_version(used)}) and leaves out "
         f"{folder} (version {_pack_version(folder)}). Delete one of the two folders and start ComfyUI again."

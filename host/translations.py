@@ -17,7 +17,7 @@ from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
 
-from ..errors import MAX_LETTERS
+from ..errors import MAX_LETTERS, quoted
 
 _CATALOGUES = Path(__file__).resolve().parent.parent / "locales"
 _MAX_LETTERS = 2 * MAX_LETTERS  # of a text that is translated: a message and what completes it
@@ -99,10 +99,20 @@ def load_catalogue(language: str) -> Catalogue:
     """A catalogue, read once. An unreadable one is reported in the log, and messages stay English."""
     path = _CATALOGUES / language / "messages.json"
     try:
-        return make_catalogue(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError) as error:
+        return make_catalogue(_checked_entries(json.loads(path.read_text("utf-8"))))
+    except (OSError, TypeError, ValueError, RecursionError) as error:  # the last one of lists in lists
         logging.warning(f"CogVideoX's messages stay English: {path} cannot be read ({error}).")
         return make_catalogue({})
+
+
+def _checked_entries(found: object) -> dict[str, str | None]:
+    """What a catalogue's file holds. Raises TypeError where that is not text, or null, for each text."""
+    if not isinstance(found, dict):
+        raise TypeError(f"it holds a {type(found).__name__} where a dict is expected")
+    for english, translation in found.items():
+        if not isinstance(translation, str | None):
+            raise TypeError(f"it has a {type(translation).__name__} for {quoted(english)!r}")
+    return found
 
 
 def make_catalogue(entries: dict[str, str | None]) -> Catalogue:

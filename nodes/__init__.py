@@ -1,5 +1,6 @@
 """The pack's nodes: their schemas, sockets and messages. Calculations are in the packages below."""
 
+from functools import partial
 from pathlib import Path
 
 from comfy_api.latest import ComfyExtension, io
@@ -18,6 +19,7 @@ from .example_input import CogVideoXExample
 from .extend import CogVideoXContinueVideo, CogVideoXJoinVideos
 from .fun import CogVideoXFunControl, CogVideoXFunInpaint
 from .image import CogVideoXImageToVideo
+from .input_checks import converted_problems
 from .invert import CogVideoXFollowVideo, CogVideoXInvert
 from .latent import CogVideoXEmptyLatent
 from .load import CogVideoXLoadModel, CogVideoXLoadPipeline, CogVideoXLoadTextEncoder, CogVideoXLoadVAE
@@ -84,7 +86,7 @@ class CogVideoXExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         start_listings()
         by_id = {node.__name__: node for node in NODES}  # each is named as its node_id
-        wrap_validation(by_id.keys())
+        wrap_validation(by_id.keys(), partial(converted_problems, by_id))
         watch_node_ids(by_id)
         wrap_run_reports()
         wrap_templates(Path(__file__).parent.parent.name, "CogVideoX")

@@ -8,8 +8,9 @@ million of frames would take the memory of the whole machine.
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
 from comfy_api.latest import io
@@ -36,12 +37,13 @@ def checked(*checks: Callable[..., object]) -> Callable[[Node], Node]:
     parameter with a default does not keep the check from running: the default stands in for a value that is not known
     yet. A check of anything but bool, int, float and str (a VAE, say) runs only before `execute`.
 
-    The limits need no declaration: min and max of every Int and Float input, where NaN is refused, and the options of
-    every Combo that has a default. (A Combo without one lists files, which may have been added since: declare the check
-    that finds the file.) When a prompt is queued, ComfyUI itself compares the inputs that no check names with their
-    limits. It shows the message of validate_inputs once for each input that validate_inputs names: it names no more
-    inputs than the checks need, and says which of them is wrong, for host.queue_errors. That is the first input of the
-    check, or the `input_name` of its error.
+    The limits need no declaration: min and max of every Int and Float input, where NaN is refused, true or false for a
+    Boolean, a text for a String, and the options of every Combo that has a default. (A Combo without one lists files,
+    which may have been added since: declare the check that finds the file.) When a prompt is queued, ComfyUI itself
+    compares the inputs that no check names with their limits, after it has converted them: converted_problems finds
+    what would become another value. ComfyUI shows the message of validate_inputs once for each input that
+    validate_inputs names: it names no more inputs than the checks need, and says which of them is wrong, for
+    host.queue_errors. That is the first input of the check, or the `input_name` of its error.
 
     With is_input_list, a check gets the first element of each widget's list, and the whole list of a socket.
     """
@@ -189,23 +191,71 @@ def _check_limits(inputs: Inputs, values: Mapping[str, Any]) -> None:
         raise UserError(" ".join(filter(None, problems)))
 
 
+def converted_problems(nodes: Mapping[str, type[io.ComfyNode]], node_id: str, given: Any) -> dict[str, str]:
+    """What is wrong with typed values of a prompt that ComfyUI would turn into others without a word, by input.
+
+    bool("false") is true, int(49.9) is 49 and str(null) is "None"; float("nan") is within all limits. A text that holds
+    a number, and a number for a text, are what they seem to be. nodes: by their ids. given: the node's inputs.
+    """
+    if not isinstance(given, Mapping):
+        return {}
+    inputs, _ = _limits(nodes[node_id])
+    found = {name: _converted_problem(entry, given[name]) for name, entry in inputs.items() if name in given}
+    return {name: problem for name, problem in found.items() if problem is not None}
+
+
+def _converted_problem(entry: io.Input, value: Any) -> str | None:
+    if isinstance(value, list):  # a link
+        return None
+    if isinstance(value, dict) and "__value__" in value:  # as ComfyUI wraps a value that is a list
+        value = value["__value__"]
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(entry, io.Boolean.Input):
+        is_changed = True
+    elif isinstance(entry, io.Int.Input):  # on NaN and infinity int() fails
+        is_changed = isinstance(value, bool) or (
+            isinstance(value, float) and math.isfinite(value) and not value.is_integer()
+        )
+    elif isinstance(entry, io.Float.Input):
+        is_changed = isinstance(value, bool) or _is_nan(value)
+    else:
+        is_changed = isinstance(entry, io.String.Input) and not is_number
+    return _limit_problem(entry, value) if is_changed else None
+
+
+def _is_nan(value: Any) -> bool:
+    try:
+        return math.isnan(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
 def _limit_problem(entry: io.Input, value: Any) -> str | None:
     """What is wrong with a value, in a sentence, or None."""
     if isinstance(entry, (io.Int.Input, io.Float.Input)):
-        try:
-            is_inside = entry.min <= value <= entry.max  # False for NaN
-        except TypeError:  # a node of another pack gave None or a string
-            is_inside = False
-        if isinstance(entry, io.Int.Input) and (isinstance(value, bool) or not isinstance(value, Integral)):
-            is_inside = False  # Python takes true for 1, and 1.5 would fail somewhere further on
+        kind: Any = Integral if isinstance(entry, io.Int.Input) else Real
+        # Python takes true for 1, and 1.5 for a whole number would fail somewhere further on. NaN is not inside.
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
         low, high = (f"{limit:g}" if isinstance(limit, float) else limit for limit in (entry.min, entry.max))
-        return None if is_inside else f"{entry.id} is {value}: use {low} to {high}."
+        is_inside = is_number and entry.min <= value <= entry.max
+        return None if is_inside else f"{entry.id} is {_shown(value)}: use {low} to {high}."
+    if isinstance(entry, io.Boolean.Input):
+        return None if isinstance(value, bool) else f"{entry.id} is {_shown(value)}: use true or false."
     if isinstance(entry, io.String.Input) and not isinstance(value, str):
-        return f"{entry.id} is {quoted(str(value))}: connect a text."
+        return f"{entry.id} is {_shown(value)}: use a text."
     if isinstance(entry, io.Combo.Input) and entry.default is not None and value not in entry.options:
         *others, last = map(str, entry.options)
-        return f"{entry.id} is {value!r}: use {', '.join(others)} or {last}."
+        return f"{entry.id} is {_shown(value, repr)}: use {', '.join(others)} or {last}."
     return None
+
+
+def _shown(value: Any, write: Callable[[Any], str] = str) -> str:
+    """The beginning of a value as a message repeats it. A link carries anything: Python does not write a number of more
+    than 4300 digits."""
+    try:
+        return quoted(write(value))
+    except Exception:  # of the str of any class
+        return f"a {type(value).__name__}"
 
 
 def check_video_size(width: int = SIZE_STEP, height: int = SIZE_STEP, frames: int = 1) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from comfy_api import latest
 
 from ..host.messages import prompt_server
+from ..host.patches import handle_prompts
+from ..host.standalone import comfyui_nodes
 from ..migration.replacements import REPLACEMENTS
 
 
@@ -35,3 +37,24 @@ async def register_replacements() -> None:
                 output_mapping=[{"new_idx": 0, "old_idx": 0}],
             )
         )
+    handle_prompts(replace_incomplete)
+
+
+def replace_incomplete(request: dict[str, Any]) -> dict[str, Any]:
+    """Replace the nodes of a queued prompt on which ComfyUI's own replacement would fail, and return the prompt.
+
+    It takes from a node `_meta`, which the browser adds and a script need not, and each input that is renamed
+    (app/node_replace_manager.py). Without them ComfyUI answers with an error 500; an unknown node gets a sentence.
+    """
+    known, prompt = comfyui_nodes().NODE_CLASS_MAPPINGS, request.get("prompt")
+    for node in prompt.values() if isinstance(prompt, dict) else ():
+        old = node.get("class_type") if isinstance(node, dict) else None
+        replacement = REPLACEMENTS.get(old) if isinstance(old, str) and old not in known else None
+        inputs = node.get("inputs") if replacement is not None else None
+        if replacement is None or not isinstance(inputs, dict) or replacement.new not in known:
+            continue
+        if isinstance(node.get("_meta"), dict) and set(replacement.inputs.values()) <= inputs.keys():
+            continue  # ComfyUI does it
+        given = {new: inputs[name] for new, name in replacement.inputs.items() if name in inputs}
+        node |= {"class_type": replacement.new, "inputs": {**given, **replacement.values}}
+    return request

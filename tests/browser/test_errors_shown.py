@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from cogvideox.devtools.frontend import Frontend
+from cogvideox.devtools.paths import ROOT
 
 # Load a pipeline and run it with prompts that are not for it, in ComfyUI's own sampler.
 _GRAPH = """
@@ -34,6 +35,18 @@ _GRAPH = """
   sample.connect(0, decode, 1)
   decode.connect(0, preview, 0)
   window.ids = {load: load.id, latent: latent.id, sample: sample.id}
+}
+"""
+_MANY = """
+count => {
+  app.graph.clear()
+  for (let number = 0; number < count; number++) {
+    const [latent, save] = ['CogVideoXEmptyLatent', 'SaveLatent'].map(type => LiteGraph.createNode(type))
+    app.graph.add(latent)
+    app.graph.add(save)
+    latent.widgets.find(widget => widget.name === 'frames').value = 50
+    latent.connect(0, save, 0)
+  }
 }
 """
 _RUN = """
@@ -85,6 +98,32 @@ def test_an_error_in_a_stock_node(page_of: Frontend) -> None:
     assert page.evaluate(_RUN) == "execution_success"
     expect(toast(page_of, WRONG_MODEL)).to_have_count(0)
     assert WRONG_MODEL not in page.evaluate(_TEXT, "sample")
+
+
+def test_many_refused_nodes(page_of: Frontend) -> None:
+    # A hundred toasts covered the page, which did not answer for seconds: a few are shown, and one counts the others.
+    page = page_of.page
+    page.evaluate(_MANY, 40)
+    page.evaluate("() => app.queuePrompt(0)")
+    expect(toast(page_of, "37 more errors are shown on their nodes.")).to_be_visible()
+    expect(toast(page_of, WRONG_FRAMES)).to_have_count(3)
+    expect(toast(page_of, "more error")).to_have_count(1)
+    texts = "() => app.graph._nodes.flatMap(n => n.widgets ?? []).filter(w => w.name === '$$node-text-preview').length"
+    assert page.evaluate(texts) == 40
+    page.evaluate(_GRAPH, ["CogVideoX-nano 5b", 9])
+    assert page.evaluate(_RUN) == "execution_success"
+    expect(toast(page_of, "error")).to_have_count(0)
+
+
+def test_scripts_that_are_served_twice(frontend: Frontend) -> None:
+    # A second copy of the pack serves them as well, and ComfyUI refuses the second extension of one name.
+    page = frontend.page
+    scripts = page.evaluate("async () => (await (await fetch('/extensions')).json()).filter(p => p.includes('/js/'))")
+    ours = [path for path in scripts if path.rsplit("/", 1)[1] in ("error_toast.js", "start_notices.js")]
+    assert len(ours) == len(list((ROOT / "web" / "js").glob("*.js"))) == 2
+    for path in ours:
+        page.evaluate("path => import(path + '?again')", path)
+    assert frontend.console == []
 
 
 def test_a_refused_prompt(page_of: Frontend) -> None:

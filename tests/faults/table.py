@@ -312,8 +312,8 @@ FAULTS = (
     Fault(
         "any file of the disk is served with the pack's pages",
         "host/served_pages.py",
-        "if not is_spelled_inside(file, root) or not is_below(file, root) or not file.is_file():",
-        "if not file.is_file():",
+        "if not is_spelled_inside(file, root) or not is_below(file, root) or not _is_file(file):",
+        "if not _is_file(file):",
         ("tests/host/test_served_pages.py",),
         "Whoever can open the page reads every file.",
     ),

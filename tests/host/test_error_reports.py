@@ -184,6 +184,33 @@ def test_a_refused_prompt_says_why_on_the_node(browser: Browser, monkeypatch: py
     assert len(browser.texts) == 1
 
 
+def test_a_workflow_of_wrong_nodes_makes_a_few_toasts(browser: Browser) -> None:
+    """150 nodes with a file that is missing made 150 toasts, and the page did not answer for seconds. One request's
+    toasts are one request's: the next prompt says its own."""
+    for count in (600, 4):
+        browser.texts.clear()
+        browser.events.clear()
+        browser.on_prompt_handlers[0]({"client_id": "mine"})
+        for number in range(count):
+            messages.show_refusal(f"There is no file {number}.", str(number))
+            messages.show_refusal(f"There is no file {number}.", str(number))
+        texts = [text for text, _, _ in browser.texts if text != " "]
+        assert texts == [f"There is no file {number}." for number in range(count)]
+        toasts = [data["text"] for event, data, _ in browser.events if event == "cogvideox.error"]
+        assert toasts == [f"There is no file {number}." for number in range(3)]
+        more = [data["text"] for event, data, _ in browser.events if event == "cogvideox.more_errors"]
+        assert len(more) == count - 3 and more[0] == "One more error is shown on its node."
+        assert count == 4 or more[-1] == "597 more errors are shown on their nodes."
+
+
+def test_two_errors_of_a_refused_node(browser: Browser) -> None:
+    """The second one took the place of the first."""
+    browser.on_prompt_handlers[0]({"client_id": "mine"})
+    for text in ("The width is odd.", "The height is odd."):
+        messages.show_refusal(text, "5")
+    assert browser.texts[-1][0] == "The width is odd.\n\nThe height is odd."
+
+
 def test_a_script_has_no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no server at all, and nothing may fail for it."""
     monkeypatch.setattr(server.PromptServer, "instance", None, raising=False)

@@ -87,6 +87,16 @@ def test_all_that_a_run_has_to_say_stays(browser: Browser) -> None:
     assert browser.sent[-1][0] == "another kernel"
 
 
+def test_a_node_that_runs_for_each_entry_of_a_list(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+    """Each run of it added a message: the text of ten thousand was made ten thousand times."""
+    for number in range(1000):
+        messages.show_on_running_node(f"Entry {number} is left out.")
+    assert len(browser.sent) == 21
+    assert browser.sent[-1][0].endswith("Further messages of this node are in ComfyUI&#x27;s log.")
+    assert "Entry 19 is" in browser.sent[-1][0] and "Entry 20 is" not in browser.sent[-1][0]
+    assert len(caplog.records) == 1000
+
+
 def test_texts_have_an_end(browser: Browser) -> None:
     """A prompt of a megabyte, repeated on a node, froze the page."""
     messages.show_on_node("<" * 100_000, "7")

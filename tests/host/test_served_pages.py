@@ -36,7 +36,13 @@ async def statuses(folder: Path, paths: list[str]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("name", ["plain-name_1.0", "a b", "größer", "视频", "a (1)", "a, b", "a–b", "a[b]", "a#b"])
+NAMES = (
+    *("plain-name_1.0", "plain+name", "a b", "größer", "视频", "a (1)", "a, b", "a–b", "a[b]", "a#b", "a?b", "a\\b"),
+    *("a%b", "100%", "a%20b", "CogVideoX 100% (1)", "a{b}", "{a", "a}", "{file:.+}"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_page_is_found_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
     """Help was empty and no template opened in a folder that Windows had called "ComfyUI-CogVideoX - Copy (2)"."""
     folder = tmp_path / name
@@ -45,9 +51,12 @@ def test_a_page_is_found_in_a_folder_of_any_name(name: str, tmp_path: Path) -> N
         (folder / inner).touch()
     quoted = urllib.parse.quote(name)
     pages = [f"/extensions/{quoted}/docs/x.md", f"/extensions/{quoted}/docs/y.md"]
+    missing = [f"/extensions/{quoted}/{file}" for file in ("x" * 3000, "x%00", "docs", "y/" * 1500)]
     outside = [f"/extensions/{quoted}/{up}secret.txt" for up in ("../", "%2e%2e/", "..%2f", "docs/../../")]
     assert asyncio.run(statuses(folder, pages)) == [200, 404]
     assert not {200, 500} & set(asyncio.run(statuses(folder, outside)))
+    if not name.startswith("plain"):  # else ComfyUI's own routes answer
+        assert asyncio.run(statuses(folder, missing)) == [404] * len(missing)
     if name.startswith("plain"):  # ComfyUI's own routes serve them
         return
     template = f"/workflow_templates/{quoted}/x.json"

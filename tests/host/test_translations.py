@@ -110,10 +110,18 @@ def test_a_hostile_text_takes_no_time(number: int) -> None:
     assert translate_with(CATALOGUE, text + "a" * 8000) == text + "a" * 8000  # longer than any message
 
 
-def test_a_broken_catalogue_leaves_messages_english(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", "5", "null", '"a"', '["Saved {names}."]', '{"Saved {names}.": 5}', '{"Saved {names}.": ["b"]}'),
+        *('{"Saved {names}.": {"a": "b"}}', '{"Saved {": "b"}', '{"Saved {names}.": "{"}', "\ud800", "[" * 100_000),
+    ],
+    ids=lambda text: text[:20].encode("ascii", "replace").decode(),
+)
+def test_a_broken_catalogue_leaves_messages_english(text: str, tmp_path, monkeypatch) -> None:
     """An error about an error would hide the first one."""
     (tmp_path / "zh").mkdir()
-    (tmp_path / "zh" / "messages.json").write_text("{", "utf-8")
+    (tmp_path / "zh" / "messages.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     monkeypatch.setattr("cogvideox.host.translations._CATALOGUES", tmp_path)
     load_catalogue.cache_clear()
     try:

@@ -2,11 +2,14 @@
 
 import asyncio
 import inspect
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import execution
 import pytest
+import torch
 from comfy_api.internal import first_real_override
 from comfy_api.latest import io
 
@@ -53,6 +56,8 @@ def inputs() -> list[io.Input]:
         io.Int.Input("height", default=8, min=4, max=40, optional=True),
         io.Float.Input("share", default=0.5, min=0.25, max=1.0),
         io.Combo.Input("fit", options=["crop", "pad", "none"], default="crop"),
+        io.Boolean.Input("loop", default=False, optional=True),
+        io.String.Input("text", default="", optional=True),
         io.Combo.Input("file", options=["there"]),
     ]
 
@@ -66,7 +71,17 @@ class Node(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: object, width: int, share: float, fit: str, file: str, height: int = 8) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: object,
+        width: int,
+        share: float,
+        fit: str,
+        file: str,
+        height: int = 8,
+        loop: bool = False,
+        text: str = "",
+    ) -> io.NodeOutput:
         ran.append(f"body of {cls.hidden.unique_id}")
         return io.NodeOutput(width)
 
@@ -209,6 +224,11 @@ def test_linked_values_wait_until_they_are_known(queue: Callable[..., list[dict]
         ({"share": "much"}, "share is much: use 0.25 to 1."),
         ({"fit": "stretch"}, "fit is 'stretch': use crop, pad or none."),
         ({"model": "bad"}, "The model is bad"),
+        *(({"loop": value}, f"loop is {value}: use true or false.") for value in (None, 0, 1, NAN, "false", {}, 2**70)),
+        *(({"text": value}, f"text is {value}: use a text.") for value in (None, 5, True, NAN, {})),
+        *(({"share": value}, "use 0.25 to 1.") for value in (True, 10**5000, torch.ones(2), torch.ones(()))),
+        *(({"width": value}, "use 4 to 40.") for value in (10**5000, torch.ones(2), {})),
+        ({"fit": 10**5000}, "fit is a int: use crop, pad or none."),
     ],
 )
 def test_linked_values_when_the_node_runs(given: dict[str, Any], words: str) -> None:
@@ -216,6 +236,51 @@ def test_linked_values_when_the_node_runs(given: dict[str, Any], words: str) -> 
     with pytest.raises(UserError) as error:
         run(**given)
     assert words in str(error.value) and not any(step.startswith("body") for step in ran)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        *(({"loop": value}, "use true or false.") for value in ("false", "", None, NAN, {}, 0, 1, -(2**70))),
+        *(({"width": value}, "width is .*: use 4 to 40.") for value in (8.5, True)),
+        *(({"share": value}, "share is .*: use 0.25 to 1.") for value in (True, NAN, "nan")),
+        *(({"text": value}, "text is .*: use a text.") for value in (None, True, {}, {"__value__": ["a"]})),
+    ],
+)
+def test_typed_values_that_comfyui_would_convert(
+    given: dict[str, Any], words: str, queue: Callable[..., list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script's "dynamic_cfg": "false" switched it on, 49.9 frames were 49, and a prompt of null read "None"."""
+    monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs)  # restored afterwards
+    if hasattr(execution.validate_inputs, patches._MARK):
+        monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs.__wrapped__)
+    patches.wrap_validation({"CheckedNode"}, partial(input_checks.converted_problems, {"CheckedNode": Node}))
+    (error,) = queue(**given)
+    assert error["extra_info"] == {"input_name": next(iter(given))}
+    assert re.search(words, error["details"]), error
+    # In the prompt's result as well: else ComfyUI runs it all the same.
+    typed = {"model": ["1", 0], "width": 8, "share": 0.5, "fit": "crop", "file": "there", **given}
+    prompt = {
+        "1": {"class_type": "CheckedSource", "inputs": {}},
+        "2": {"class_type": "CheckedNode", "inputs": typed},
+    }
+    validated: dict[str, tuple] = {}
+    for _ in range(2):  # for each output that needs the node
+        found = asyncio.run(execution.validate_inputs("id", prompt, "2", validated))
+        assert not found[0] and len(found[1]) == 1 and validated["2"] == found
+
+
+def test_typed_values_that_are_what_they_seem(
+    queue: Callable[..., list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts send numbers as texts, 1 for 1.0 and 8.0 for 8; a wrapped value is the value."""
+    monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs)  # restored afterwards
+    if hasattr(execution.validate_inputs, patches._MARK):
+        monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs.__wrapped__)
+    patches.wrap_validation({"CheckedNode"}, partial(input_checks.converted_problems, {"CheckedNode": Node}))
+    for given in ({"loop": True}, {"loop": {"__value__": False}}, {"loop": ["1", 1], "text": 5}, {"width": 8.0}):
+        assert not [error for error in queue(**given) if error["type"] == "custom_validation_failed"], given
+    assert queue(width="8", share=1, text="a") == []
 
 
 def test_order() -> None:
@@ -279,7 +344,8 @@ LIMITED = [
     pytest.param(node, entry, id=f"{node.__name__}-{entry.id}")
     for node in OURS
     for entry in node.GET_SCHEMA().inputs
-    if isinstance(entry, (io.Int.Input, io.Float.Input)) or (isinstance(entry, io.Combo.Input) and entry.default)
+    if isinstance(entry, (io.Boolean.Input, io.Int.Input, io.Float.Input, io.String.Input))
+    or (isinstance(entry, io.Combo.Input) and entry.default)
 ]
 
 
@@ -293,8 +359,13 @@ def test_every_node_is_checked(node: Any) -> None:
 def test_every_limit_holds_when_the_node_runs(node: type[io.ComfyNode], entry: Any) -> None:
     """A linked million of frames takes the server down; a linked NaN makes a black video after an hour."""
     given = {other.id: getattr(other, "default", None) for other in node.GET_SCHEMA().inputs}
+    given |= {other.id: "" for other in node.GET_SCHEMA().inputs if isinstance(other, io.String.Input)}
     is_list = node.GET_SCHEMA().is_input_list
-    wrong = ["nothing of the kind"] if isinstance(entry, io.Combo.Input) else [entry.min - 1, entry.max + 1, NAN]
+    wrong: list[object] = [None, NAN, 2**70, {}]
+    if isinstance(entry, (io.Int.Input, io.Float.Input)):
+        wrong += [entry.min - 1, entry.max + 1, True]
+    elif not isinstance(entry, io.String.Input):
+        wrong += ["nothing of the kind"]
     for value in wrong:
         with pytest.raises(UserError, match=f"^{entry.id} is .*: use "):
             values = given | {entry.id: value}

@@ -1,6 +1,7 @@
 """ComfyUI's node replacement for the wrapper's nodes: what is offered is the same, and nothing is replaced unasked."""
 
 import asyncio
+import copy
 import json
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -27,8 +28,9 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         node_replace_manager=found,
         app=SimpleNamespace(on_startup=[]),
         on_prompt_handlers=[],
-        add_on_prompt_handler=lambda handler: None,
     )
+    found.handlers = instance.on_prompt_handlers
+    instance.add_on_prompt_handler = found.handlers.append
     monkeypatch.setattr(server.PromptServer, "instance", instance, raising=False)
     monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", {**nodes.NODE_CLASS_MAPPINGS})
     for node in asyncio.run(CogVideoXExtension().get_node_list()):
@@ -66,6 +68,42 @@ def test_replaced_nodes_are_the_same(manager: Any) -> None:
     assert found["3"]["inputs"] == {"images": ["2", 0]}
 
 
+def test_incomplete_nodes_of_a_script(manager: Any) -> None:
+    """ComfyUI answered with an error 500, where without the pack it says that the node is unknown."""
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"vae": ["1", 0], "samples": ["9", 0]}, {"vae": ["1", 0], "samples": ["9", 0], "memory": "auto"}),
+        ({"vae": ["1", 0]}, {"vae": ["1", 0], "memory": "auto"}),  # ComfyUI then names the input that is missing
+        ({}, {"memory": "auto"}),
+    ]
+    for given, expected in cases:
+        for meta in ({}, {"_meta": None}, {"_meta": "Decode"}, {"_meta": {}}):
+            found = {"2": {"class_type": "CogVideoDecode", "inputs": dict(given), **meta}}
+            found["3"] = prompt()["3"]
+            request = replacing.replace_incomplete({"prompt": found, "client_id": "mine"})
+            manager.apply_replacements(request["prompt"])
+            assert (found["2"]["class_type"], found["2"]["inputs"]) == ("CogVideoXDecode", expected)
+            assert found["3"] == prompt()["3"]
+
+
+@pytest.mark.parametrize("old", REPLACEMENTS)
+def test_each_node_without_anything(old: str, manager: Any) -> None:
+    found = {"1": {"class_type": old, "inputs": {}}}
+    manager.apply_replacements(replacing.replace_incomplete({"prompt": found})["prompt"])
+    assert found["1"] == {"class_type": REPLACEMENTS[old].new, "inputs": dict(REPLACEMENTS[old].values)}
+
+
+@pytest.mark.parametrize(
+    "request_", [{}, {"prompt": None}, {"prompt": []}, {"prompt": {"1": None, "2": {"class_type": []}, "3": {}}}]
+)
+def test_what_is_no_prompt_is_left_to_comfyui(request_: dict[str, Any], manager: Any) -> None:
+    assert replacing.replace_incomplete(copy.deepcopy(request_)) == request_
+
+
+def test_whole_nodes_are_left_to_comfyui(manager: Any) -> None:
+    assert replacing.replace_incomplete({"prompt": prompt()}) == {"prompt": prompt()}
+    assert replacing.replace_incomplete in manager.handlers
+
+
 def test_an_installed_wrapper_keeps_its_nodes(manager: Any) -> None:
     """Whoever has both packs runs old workflows as before."""
     import nodes
@@ -73,8 +111,9 @@ def test_an_installed_wrapper_keeps_its_nodes(manager: Any) -> None:
     for name in REPLACEMENTS:
         nodes.NODE_CLASS_MAPPINGS[name] = object
     found = prompt()
-    manager.apply_replacements(found)
-    assert found == prompt()
+    del found["2"]["_meta"]
+    manager.apply_replacements(replacing.replace_incomplete({"prompt": found})["prompt"])
+    assert found == prompt() | {"2": {name: value for name, value in prompt()["2"].items() if name != "_meta"}}
 
 
 def test_the_browser_gets_the_table(manager: Any) -> None:

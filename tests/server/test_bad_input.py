@@ -1,11 +1,16 @@
 """Values and connections that do not fit, over the API: each ends in a message that says what was found, what is
 expected and what to do, before anything is sampled, and leaves the server able to work."""
 
+import json
+import urllib.error
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from cogvideox.devtools.embedded_checkpoint import write_pipeline
+from cogvideox.devtools.server import request
+from cogvideox.migration.replacements import REPLACEMENTS
 from cogvideox.tests.graphs import (
     DECODE,
     LATENT,
@@ -67,6 +72,34 @@ def test_batch_of_none(refused):
     """A linked 0 would end somewhere in the model."""
     graph = with_inputs(text_to_video(), LATENT, batch_size=["number", 0])
     refused(graph | {"number": node("PrimitiveInt", value=0)}, "CogVideoXEmptyLatent", "batch_size is 0: use 1 to 64")
+
+
+@pytest.mark.parametrize(
+    ("node_id", "wrong", "words"),
+    [
+        (SAMPLE, {"dynamic_cfg": "false"}, "dynamic_cfg is false: use true or false."),
+        (LATENT, {"frames": 9.5}, "frames is 9.5: use 1 to 1025."),
+        (SAMPLE, {"cfg": float("nan")}, "cfg is nan: use"),
+        (PROMPT, {"text": None}, "text is None: use a text."),
+    ],
+)
+def test_a_value_that_comfyui_would_convert(refused, node_id, wrong, words):
+    """Without a word "false" was true, 9.5 frames were 9, and a prompt of null read "None"."""
+    graph = with_inputs(text_to_video(), node_id, **wrong)
+    refused(graph, graph[node_id]["class_type"], words)
+
+
+@pytest.mark.parametrize("old", REPLACEMENTS)
+def test_a_node_of_the_wrapper_without_what_the_browser_adds(comfyui, old):
+    """ComfyUI answered with an error 500 where a script leaves out `_meta` or an input."""
+    graph = {"1": {"class_type": old, "inputs": {}}, "2": node("PreviewAny", source=["1", 0])}
+    with pytest.raises(urllib.error.HTTPError) as error:
+        request(f"{comfyui.url}/prompt", {"prompt": graph})
+    assert error.value.code == 400
+    found = json.loads(error.value.read())["node_errors"]["1"]
+    assert found["class_type"] == REPLACEMENTS[old].new
+    missing = {each["extra_info"]["input_name"] for each in found["errors"]}
+    assert missing == set(REPLACEMENTS[old].inputs)
 
 
 @pytest.mark.parametrize("sampler", ["CogVideoXSample", "KSampler"])

@@ -33,7 +33,7 @@ from cogvideox.tests.pack_copies import (
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the interpreter with broken packages is a shell script")
 # Both whole: which of them ComfyUI loads first is the file system's choice.
-COPIES = ("ComfyUI CogVideoX, größer – 视频 (1)", "ComfyUI-CogVideoX.copy")
+COPIES = ("ComfyUI CogVideoX, größer – 视频 {100%} (1)", "ComfyUI-CogVideoX.copy%20b")
 CUT_OFF = "aaa cut off"
 TEMPLATE, TRAINING = "01 Text to video", "11 Train a LoRA"
 OTHER, ITS_NODE = "an other pack", "CogVideoXDraftDecode"

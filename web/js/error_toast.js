@@ -1,12 +1,31 @@
 // Shows the sentence of an error of this pack in a toast. ComfyUI's own toast says that a node has failed, and not why.
-// host/messages.py sends both events, to the browser that has queued the prompt.
+// host/messages.py sends these events, to the browser that has queued the prompt.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
+const NAME = "CogVideoX.ErrorToast";
 const STYLE = "cogvideox-error";
+const PAUSE_MS = 200;
 const shown = [];
+// The last toast says how many errors more there are. Its text changes with each of them, and only the last one is shown.
+let more, timer;
+
+function show(summary, detail) {
+  // Without `life` it stays until it is closed, or until the next run.
+  const message = { severity: "error", summary, detail, styleClass: STYLE };
+  app.extensionManager.toast.add(message);
+  return message;
+}
+
+function showMore(text) {
+  if (more) app.extensionManager.toast.remove(more);
+  more = show("CogVideoX", text);
+}
 
 function forget() {
+  clearTimeout(timer);
+  if (more) shown.push(more);
+  more = undefined;
   while (shown.length) app.extensionManager.toast.remove(shown.pop());
 }
 
@@ -15,25 +34,25 @@ function titleOf(nodeId) {
   return app.graph?.getNodeById(Number(nodeId))?.title ?? "CogVideoX";
 }
 
-app.registerExtension({
-  name: "CogVideoX.ErrorToast",
-  setup() {
-    // ComfyUI's own box, with its View details, stays visible and free to be clicked, above the toasts.
-    const style = document.createElement("style");
-    style.textContent = `.p-toast:has(.${STYLE}) { margin-top: 10rem; }`;
-    document.head.append(style);
-    api.addEventListener("cogvideox.error", ({ detail }) => {
-      // Without `life` it stays until it is closed, or until the next run.
-      const message = {
-        severity: "error",
-        summary: titleOf(detail.node_id),
-        detail: detail.text,
-        styleClass: STYLE,
-      };
-      shown.push(message);
-      app.extensionManager.toast.add(message);
-    });
-    api.addEventListener("cogvideox.forget", forget);
-    api.addEventListener("execution_start", forget);
-  },
-});
+// A second copy of the pack serves this file as well, and ComfyUI refuses a second extension of one name.
+if (!window[NAME]) {
+  window[NAME] = true;
+  app.registerExtension({
+    name: NAME,
+    setup() {
+      // ComfyUI's own box, with its View details, stays visible and free to be clicked, above the toasts.
+      const style = document.createElement("style");
+      style.textContent = `.p-toast:has(.${STYLE}) { margin-top: 10rem; }`;
+      document.head.append(style);
+      api.addEventListener("cogvideox.error", ({ detail }) => {
+        shown.push(show(titleOf(detail.node_id), detail.text));
+      });
+      api.addEventListener("cogvideox.more_errors", ({ detail }) => {
+        clearTimeout(timer);
+        timer = setTimeout(showMore, PAUSE_MS, detail.text);
+      });
+      api.addEventListener("cogvideox.forget", forget);
+      api.addEventListener("execution_start", forget);
+    },
+  });
+}
