@@ -116,7 +116,7 @@ def test_the_package_has_what_the_nodes_read(tmp_path: Path, monkeypatch: pytest
     assert weights | examples | {"LICENSE", "NOTICE", "requirements.txt", "pyproject.toml", "dev.py"} <= packed
     assert {file for file in packed if file.startswith("benchmarks/")} == {"benchmarks/__init__.py"}
     assert not [file for file in packed if file.startswith(("tests/", ".github/", ".ci/", "nano/training/"))]
-    assert size < 25e6
+    assert size < 28e6  # 24 of it are the weights of the toys
 
 
 def test_only_a_person_publishes() -> None:

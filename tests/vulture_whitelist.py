@@ -34,5 +34,5 @@ UNUSED = {
     """,
     "the page in which the example workflows are built": "bypassed later",
     "ComfyUI reads it among its options": "base_directory",
-    "the tests, whose client of a server devtools/client.py is as well": "exception_type interrupt history executed",
+    "the tests, whose client of a server devtools/client.py is as well": "exception_type interrupt history",
 }

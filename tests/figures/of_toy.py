@@ -1,15 +1,18 @@
 """docs/nano.md and docs/samplers.md: `python3 dev.py bench nano` and `bench samplers`."""
 
-from cogvideox.tests.figures.cells import Cell, Note
+from cogvideox.benchmarks import bench_nano
+from cogvideox.tests.figures.cells import Cell, Note, Number
 from cogvideox.tests.figures.phrases import Figure
 
-NANO = "CogVideoX-nano on 50 prompts of combinations that it never saw"
+NANO = "CogVideoX-nano on 200 prompts of combinations that it never saw"
+ON_CPU = "CogVideoX-nano on 50 prompts of combinations that it never saw"
+BASE = "text to video: ddim, 50 steps, cfg 3"
 SCORES = "Samplers and schedulers of KSampler on CogVideoX-nano"
 SAMPLERS = "docs/samplers.md"
 
 
 def score(row: str, column: str, after: str = "") -> Cell:
-    return Cell("cpu", "nano", NANO, (row,), column, after)
+    return Cell("cuda", "nano", NANO, (row,), column, after)
 
 
 def note(pattern: str) -> Note:
@@ -23,22 +26,41 @@ def _row(name: str, row: str, task: str = "", *after: str) -> Figure:
     return Figure("docs/nano.md", phrase, (*cells, *(score(row, "task", one) for one in after)))
 
 
+def _titles(variant: str, frames: int) -> list[str]:
+    """The benchmark's rows of a length, for the four sizes."""
+    name = "" if variant == "5b" else variant.removesuffix("-5B")
+    return [bench_nano.title_of(name, frames, *size) or BASE for size in bench_nano.SIZES]
+
+
+def _by_size(variant: str, frames: int) -> Figure:
+    """A row of the table of lengths and sizes."""
+    phrase = f"| {variant}, {frames} frames |" + " {1} / {1} |" * len(bench_nano.SIZES)
+    titles = _titles(variant, frames)
+    return Figure(
+        "docs/nano.md", phrase, tuple(score(title, column) for title in titles for column in ("shape", "direction"))
+    )
+
+
+def _least_colour() -> Number:
+    rows = [title for variant in VARIANTS for frames in SCORED for title in _titles(variant, frames)]
+    return min(score(row, "colour")() for row in rows)
+
+
+VARIANTS, SCORED = ("5b",), (17, 33, 49)
 FIGURES = (
     Figure(
         "docs/nano.md",
         "a clip takes {1} s on two CPU cores",
-        (score("text to video: ddim, 50 steps, cfg 3", "s a clip"),),
+        (Cell("cpu", "nano", ON_CPU, (BASE,), "s a clip"),),
     ),
-    _row("text to video", "text to video: ddim, 50 steps, cfg 3"),
+    _row("text to video", BASE),
     _row("text to video, cfg 6", "cfg 6"),
+    _row("text to video, cfg 1", "cfg 1"),
     _row("text to video, 9 frames", "9 frames"),
-    _row("text to video, 33 frames", "33 frames"),
-    _row("text to video, 49 frames", "49 frames"),
-    _row("text to video, 96 × 64", "96 x 64"),
-    _row("text to video, 64 × 96", "64 x 96"),
-    _row("text to video, 96 × 96", "96 x 96"),
+    _row("CogVideoX-2b, text to video", "2b, text to video"),
     _row("CogVideoX 1.5, text to video", "1.5, text to video"),
     _row("image to video", "image to video, cfg 2", "first frame {1} dB", "first frame "),
+    _row("CogVideoX 1.5, image to video", "1.5, image to video, cfg 2", "first frame {1} dB", "first frame "),
     _row(
         "start and end image, Fun InP",
         "start and end image, cfg 2",
@@ -51,6 +73,12 @@ FIGURES = (
     _row("edges, control net", "edges, control net, cfg 2", "edges IoU {2}", "edges IoU "),
     _row("video to video, denoise 0.6", "video to video, denoise 0.6, cfg 6"),
     _row("inversion edit", "inversion edit, cfg 6"),
+    _row("extend a video", "extend, cfg 2", "no jump {1} %", "no jump "),
+    *(_by_size(variant, frames) for variant in VARIANTS for frames in SCORED),
+    Figure("docs/nano.md", "the colour is right in at least {1} %", (_least_colour,)),
+    Figure(
+        "docs/nano.md", "bf16 {4}, int8 {4}, fp8 {4}", tuple(score(row, "deviation") for row in ("bf16", "int8", "fp8"))
+    ),
     Figure(SAMPLERS, "Every combination calls the model {} times for a video", (note(r"(\d+) calls of the model"),)),
     Figure(
         SAMPLERS,
