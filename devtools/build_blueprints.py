@@ -61,11 +61,11 @@ def _widgets(size: str, *, frames: tuple[str, str] | None = None) -> tuple[tuple
 
 _NANO = (
     "Set to CogVideoX-nano, the toy that comes with the pack; for real videos choose a checkpoint, its size, "
-    f"{OFFICIAL['CogVideoX-5b'].steps} steps and its frame rate."
+    f"{OFFICIAL['CogVideoX-5b'].steps} steps and its frame rate. Connect its video to Save Video before you press Run."
 )
 BLUEPRINTS = (
     Blueprint(
-        "CogVideoX Text to Video",
+        "Text to Video (CogVideoX)",
         f"A video of what a text says. {_NANO}",
         ("cogvideox", "cogvideo", "t2v", "text to video"),
         text_to_video(),
@@ -73,7 +73,7 @@ BLUEPRINTS = (
         (*_widgets("latent"), ("fps", "video", "fps")),
     ),
     Blueprint(
-        "CogVideoX Image to Video",
+        "Image to Video (CogVideoX)",
         f"A video that begins with a picture. {_NANO}",
         ("cogvideox", "cogvideo", "i2v", "image to video"),
         image_to_video(),
@@ -81,7 +81,7 @@ BLUEPRINTS = (
         (*_widgets("start"), ("fps", "video", "fps")),
     ),
     Blueprint(
-        "CogVideoX Video to Video",
+        "Video to Video (CogVideoX)",
         f"A video after another one: denoise says how much is made new. {_NANO}",
         ("cogvideox", "cogvideo", "v2v", "video to video"),
         video_to_video(),

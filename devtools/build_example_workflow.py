@@ -111,6 +111,7 @@ def build(classic: Frontend, vue: Frontend, example: Example) -> dict:
     names = [spec.name for column in example.columns for spec in column.nodes]
     both = {name: max(heights[name], needed[str(node["id"])]) for name, node in zip(names, workflow["nodes"])}
     lay_out(example, workflow, both)
+    label_inputs(example, workflow, names)
     # Random and per-machine values are replaced, so that building the same example again gives the same file.
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_NAME}/{example.name}"))
     workflow["extra"] = {"ds": {"scale": 0.8, "offset": [90, 150]}} | app_mode(example, names)
@@ -122,8 +123,16 @@ def app_mode(example: Example, names: Sequence[str]) -> dict:
     """The entries of `extra` that make a workflow open in ComfyUI's app mode. names: of the nodes, in their order."""
     if not example.app:
         return {}
-    inputs = [[names.index(node) + 1, widget] for node, widget in example.app]
+    inputs = [[names.index(node) + 1, widget] for node, widget, _ in example.app]
     return {"linearMode": True, "linearData": {"inputs": inputs, "outputs": [names.index("save") + 1]}}
+
+
+def label_inputs(example: Example, workflow: dict, names: Sequence[str]) -> None:
+    """Give the inputs of an app the names that a person reads, as the frontend saves inputs that a user has renamed."""
+    for node, widget, label in example.app:
+        inputs = workflow["nodes"][names.index(node)]["inputs"]
+        (entry,) = (entry for entry in inputs if entry.get("widget", {}).get("name") == widget)
+        entry["label"] = label
 
 
 def comfyui_version() -> str:

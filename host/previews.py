@@ -63,7 +63,7 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
 
     def __init__(self, latent_format: LatentFormat, renderers: list[Renderer], make_player: MakePlayer):
         # Packs that animate previews themselves, such as VideoHelperSuite, read the colours off the previewer.
-        super().__init__(latent_format.latent_rgb_factors)
+        super().__init__(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
         self._renderers = renderers
         self._make_player = make_player
         self._player: Player | None = None

@@ -31,6 +31,7 @@ class LatentFormat(Protocol):
     latent_channels: int
     scale_factor: float
     latent_rgb_factors: Any  # one row a latent channel, one column a colour
+    latent_rgb_factors_bias: Any  # added to each colour; None for nothing
 
     def process_out(self, latent: torch.Tensor) -> torch.Tensor: ...
 

@@ -9,13 +9,16 @@ from ..vae.tiny_decoder import TinyDecoder
 MAX_FRAMES = 24  # of a preview, which ComfyUI sends picture by picture
 
 
-def rgb_frames(x0: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+def rgb_frames(x0: torch.Tensor, factors: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Latents [B, 16, n, h, w] as the model sees them -> the first video's frames, uint8 [t, h, w, 3], on the CPU.
 
-    factors: [16, 3], one row a channel. Every latent pixel is one pixel; at most MAX_FRAMES frames.
+    factors: [16, 3], one row a channel. bias: [3], added to each colour. Every latent pixel is one pixel; at most
+    MAX_FRAMES frames.
     """
     latents = x0[0, :, shown_frames(x0.shape[2])].float()  # [16, t, h, w]
     colours = torch.einsum("ctyx,cr->tyxr", latents, factors.to(latents))
+    if bias is not None:
+        colours = colours + bias.to(colours)
     # The colours are in -1 .. 1, as those that ComfyUI's Latent2RGBPreviewer computes.
     return _to_bytes((colours + 1) / 2)
 

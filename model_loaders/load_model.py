@@ -19,6 +19,7 @@ from ..samplers.window_caches import cached_by_window
 from ..sockets.model import CogVideoXConfig, CogVideoXModel
 from ..sockets.preview_renderers import enable_previews
 from ..sockets.recommended import add_settings_hint, recommended_for
+from ..sockets.toy_colours import show_toy_colours
 from .assign import assign_weights
 from .checkpoints import Weights, describe_component, open_component
 from .file_stamps import if_unchanged
@@ -52,6 +53,7 @@ def load_model(
     if is_toy(path):
         told = partial(tell_toy_size, notify)
         patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox toy", told)
+        show_toy_colours(patcher)
     loaded: Any = patcher.model
     known = loaded.model_config
     if settings := recommended_for(known.family, known.transformer_config):

@@ -70,6 +70,14 @@ class CogVideoXLatent(comfy.latent_formats.LatentFormat):
         self.scale_factor = scale_factor
         self.preview_fps = fps
         self.latent_rgb_factors = LATENT_RGB_FACTORS
+        self.latent_rgb_factors_bias: list[float] | None = None
+        self.suits_tiny_decoder = True  # taecvx, which is fitted to the official VAE
+
+    def take_colours(self, factors: list[list[float]], bias: list[float]) -> None:
+        """For latents of another VAE than the official one: the colours of its previews, in the shape of
+        LATENT_RGB_FACTORS, and what is added to each."""
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = factors, bias
+        self.suits_tiny_decoder = False
 
 
 class CogVideoXSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):

@@ -31,18 +31,23 @@ def make_renderers(
 ) -> list[Renderer]:
     """Ways to make pictures of scaled latents, the best first; the next one is taken where one fails.
 
-    with_decoder: use the tiny decoder, where `open_decoder` finds one on `device`. max_side_px: of its pictures.
+    with_decoder: use the tiny decoder, where `open_decoder` finds one on `device` and it is for these latents.
+    max_side_px: of its pictures.
     """
     fps = latent_format.preview_fps
-    renderers = [partial(_render_colours, torch.tensor(latent_format.latent_rgb_factors), fps)]
-    decoder = open_decoder(device) if with_decoder else None
+    bias = latent_format.latent_rgb_factors_bias
+    colours = torch.tensor(latent_format.latent_rgb_factors), None if bias is None else torch.tensor(bias)
+    renderers = [partial(_render_colours, *colours, fps)]
+    decoder = open_decoder(device) if with_decoder and latent_format.suits_tiny_decoder else None
     if decoder is not None:
         renderers.insert(0, partial(_render_pictures, decoder, device, latent_format, fps, max_side_px))
     return renderers
 
 
-def _render_colours(factors: torch.Tensor, fps: float, x0: torch.Tensor) -> tuple[torch.Tensor, float]:
-    frames = rgb_frames(x0, factors)
+def _render_colours(
+    factors: torch.Tensor, bias: torch.Tensor | None, fps: float, x0: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    frames = rgb_frames(x0, factors, bias)
     return frames, seconds_per_frame(x0.shape[2], len(frames), fps)
 
 

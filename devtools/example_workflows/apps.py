@@ -8,11 +8,20 @@ from dataclasses import replace
 from .clips import image_to_video, text_to_video, video_to_video
 from .table import Example, Node
 
-_SETTINGS = (("sample", "steps"), ("sample", "sampler"), ("sample", "dynamic_cfg"), ("sample", "seed"))
+_Inputs = tuple[tuple[str, str, str], ...]
+_PROMPT = ("positive", "text", "Prompt")
+_CHECKPOINT = ("pipeline", "folder", "Checkpoint")
+_FPS = ("video", "fps", "Frames per second")
+_SETTINGS: _Inputs = (
+    ("sample", "steps", "Steps"),
+    ("sample", "sampler", "Sampler"),
+    ("sample", "dynamic_cfg", "Dynamic guidance (dynamic_cfg)"),
+    ("sample", "seed", "Seed"),
+)
 
 
-def _size(node: str) -> tuple[tuple[str, str], ...]:
-    return ((node, "width"), (node, "height"), (node, "frames"))
+def _size(node: str) -> _Inputs:
+    return ((node, "width", "Width"), (node, "height", "Height"), (node, "frames", "Frames"))
 
 
 def text_to_video_app() -> Example:
@@ -20,30 +29,44 @@ def text_to_video_app() -> Example:
         text_to_video(),
         name="text_to_video_app",
         title="Text to video as an app",
-        app=(("positive", "text"), ("pipeline", "folder"), *_size("latent"), *_SETTINGS, ("video", "fps")),
+        app=(_PROMPT, _CHECKPOINT, *_size("latent"), *_SETTINGS, _FPS),
     )
 
 
 def image_to_video_app() -> Example:
-    """With Load Image, which has a button to upload a picture; ComfyUI comes with example.png."""
-    toy = image_to_video()
-    picture = Node("picture", "LoadImage", {"image": "example.png"}, {}, "The first frame", 340, later=True)
-    columns = tuple(
-        replace(column, nodes=tuple(picture if spec.name == "picture" else spec for spec in column.nodes))
-        for column in toy.columns
+    """The example picture, of which the prompt speaks, or a picture of one's own: Load Image has a button to upload
+    one, and is only read where the switch is on. ComfyUI comes with its example.png."""
+    own = Node("own", "LoadImage", {"image": "example.png"}, {}, "Your picture", 340, later=True)
+    chosen = Node(
+        "chosen",
+        "ComfySwitchNode",
+        {"switch": False},
+        {"on_false": "picture.IMAGE", "on_true": "own.IMAGE"},
+        "Your picture or the example",
     )
+    toy = image_to_video()
+    columns = []
+    for column in toy.columns:
+        nodes = [
+            replace(spec, links={**spec.links, "start_image": "chosen.output"}) if spec.name == "start" else spec
+            for spec in column.nodes
+        ]
+        if any(spec.name == "picture" for spec in nodes):
+            nodes += [own, chosen]
+        columns.append(replace(column, nodes=tuple(nodes)))
     return replace(
         toy,
-        columns=columns,
+        columns=tuple(columns),
         name="image_to_video_app",
         title="Image to video as an app",
         app=(
-            ("picture", "image"),
-            ("positive", "text"),
-            ("pipeline", "folder"),
+            ("chosen", "switch", "Use your picture instead of the example"),
+            ("own", "image", "Your picture"),
+            _PROMPT,
+            _CHECKPOINT,
             *_size("start"),
             *_SETTINGS,
-            ("video", "fps"),
+            _FPS,
         ),
     )
 
@@ -54,13 +77,13 @@ def video_to_video_app() -> Example:
         name="video_to_video_app",
         title="Video to video as an app",
         app=(
-            ("file", "example"),
-            ("positive", "text"),
-            ("pipeline", "folder"),
-            ("first", "length"),
-            ("encode", "width"),
-            ("encode", "height"),
-            ("sample", "denoise"),
+            ("file", "example", "Example video"),
+            _PROMPT,
+            _CHECKPOINT,
+            ("first", "length", "Frames"),
+            ("encode", "width", "Width"),
+            ("encode", "height", "Height"),
+            ("sample", "denoise", "How much is made new (denoise)"),
             *_SETTINGS,
         ),
     )

@@ -4,6 +4,7 @@ from cogvideox.nano.toy_settings import IMAGE, TEXT
 from cogvideox.official_settings import Settings
 
 from .table import (
+    ADVANCED,
     BOTH_PROMPTS,
     Column,
     Example,
@@ -26,6 +27,11 @@ TEXT_TO_VIDEO = """\
 The same seed makes the same video as in diffusers.
 """
 
+_OTHER_CARDS = """\
+For a small card choose *CogVideoX-2b* in its *CogVideoX Download*. The largest model is in the template **21 Text to \
+video with CogVideoX1.5-5B**.
+"""
+
 _STAR = "A big yellow star moves to the right on a gradient from blue to purple."
 
 
@@ -35,7 +41,7 @@ def text_to_video() -> Example:
         "text_to_video",
         "Text to video",
         (
-            checkpoint("5b", "Text to video with CogVideoX1.5-5B", TEXT_TO_VIDEO),
+            checkpoint("5b", "22 Text to video with CogVideoX-5b", f"{_OTHER_CARDS}\n{TEXT_TO_VIDEO}"),
             Column("2  Prompt and size", 360, nodes),
             Column("3  Sample", 360, (sampler(height=620),)),
             Column("4  Video", 360, (decode(), *save_video())),
@@ -43,11 +49,11 @@ def text_to_video() -> Example:
     )
 
 
-IMAGE_TO_VIDEO = """\
+IMAGE_TO_VIDEO = f"""\
 **Your own picture**: put *Load Image* in the place of *CogVideoX Example Input*. Describe the whole scene, not only \
 what moves.
 
-**Hardly any motion?** Set *noise_augmentation* to 0.05 or so.
+**Hardly any motion?** Set *noise_augmentation* {ADVANCED} to 0.05 or so.
 """
 
 _SQUARE = "A large red square moves up on a white background."
@@ -65,7 +71,7 @@ def image_to_video() -> Example:
         "image_to_video",
         "Image to video",
         (
-            checkpoint("5b-I2V", "Image to video with CogVideoX-5b-I2V", IMAGE_TO_VIDEO),
+            checkpoint("5b-I2V", "23 Image to video with CogVideoX-5b-I2V", IMAGE_TO_VIDEO),
             Column("2  Prompt and picture", 360, (*prompts(_SQUARE, 150), picture)),
             Column("3  Sample", 360, (start, sampler(links=conditioned("start"), widgets=sampled(IMAGE)))),
             Column("4  Video", 360, (decode(), *save_video())),
@@ -98,7 +104,7 @@ def video_to_video() -> Example:
         "Video to video",
         (
             checkpoint(
-                "5b", "Video to video with CogVideoX1.5-5B", f"{denoise_note(TEXT)}\n\n{own_video(TEXT.frames)}"
+                "5b", "24 Video to video with CogVideoX1.5-5B", f"{denoise_note(TEXT)}\n\n{own_video(TEXT.frames)}"
             ),
             Column("2  A video", 340, (*example_video(), first)),
             Column("3  Prompt and size", 340, (*prompts(_GREEN), encode)),

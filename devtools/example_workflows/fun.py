@@ -46,7 +46,7 @@ def start_end_frame() -> Example:
         "start_end_frame",
         "Video from first and last frame",
         (
-            checkpoint("Fun-5b-InP", "First and last frame with CogVideoX-Fun", START_END_FRAME),
+            checkpoint("Fun-5b-InP", "28 First and last frame with CogVideoX-Fun", START_END_FRAME),
             Column("2  Two pictures", 320, pictures),
             Column("3  Prompt and size", 340, (*prompts(_SQUARE), known)),
             Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=sampled(INPAINT)),)),
@@ -75,7 +75,7 @@ def fun_inpaint() -> Example:
         "fun_inpaint",
         "Inpaint a region of a video",
         (
-            checkpoint("Fun-5b-InP", "Inpaint a region with CogVideoX-Fun", FUN_INPAINT),
+            checkpoint("Fun-5b-InP", "29 Inpaint a region with CogVideoX-Fun", FUN_INPAINT),
             Column("2  A video and a mask", 340, (*example_video(), mask)),
             Column("3  Prompt and size", 340, (*prompts(_STAR), known)),
             Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=sampled(INPAINT)),)),
@@ -105,7 +105,7 @@ def fun_control() -> Example:
         "fun_control",
         "Video from edges (Fun Control)",
         (
-            checkpoint("Fun-5b-Control", "Edges to video with CogVideoX-Fun Control", FUN_CONTROL),
+            checkpoint("Fun-5b-Control", "30 Edges to video with CogVideoX-Fun Control", FUN_CONTROL),
             Column("2  A video and its edges", 340, (*example_video(), *edges())),
             Column("3  Prompt and size", 340, (*prompts(_PURPLE), control)),
             Column("4  Sample", 340, (sampler(links=conditioned("control"), widgets=sampled(CONTROL)),)),

@@ -48,7 +48,7 @@ def controlnet() -> Example:
         "controlnet",
         "Video from edges (ControlNet)",
         (
-            checkpoint("5b", "Edges to video with a ControlNet for CogVideoX-5b", CONTROLNET, load),
+            checkpoint("5b", "31 Edges to video with a ControlNet for CogVideoX-5b", CONTROLNET, load),
             Column("2  A video and its edges", 340, (*example_video(), *edges())),
             Column("3  Prompt and size", 340, (*prompts(_PURPLE), apply, latent)),
             Column("4  Sample", 340, (sampler(links=guided, widgets=sampled(GIVEN)),)),
@@ -105,7 +105,7 @@ def inversion_edit() -> Example:
         "inversion_edit",
         "Edit a video, keep its motion",
         (
-            checkpoint("5b", "Edit a video with CogVideoX-5b", f"{INVERSION_EDIT}\n{own_video(TEXT.frames)}"),
+            checkpoint("5b", "32 Edit a video with CogVideoX-5b", f"{INVERSION_EDIT}\n{own_video(TEXT.frames)}"),
             Column("2  A video and its size", 340, (*example_video(), first, encode)),
             Column("3  Prompt and inversion", 340, texts),
             Column("4  Sample", 340, (follow, new)),

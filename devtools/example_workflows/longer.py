@@ -2,7 +2,20 @@
 
 from cogvideox.nano.toy_settings import GIVEN, TEXT
 
-from .table import NEGATIVE, Column, Example, Node, checkpoint, decode, prompt, sampled, sampler, save_video, size
+from .table import (
+    ADVANCED,
+    NEGATIVE,
+    Column,
+    Example,
+    Node,
+    checkpoint,
+    decode,
+    prompt,
+    sampled,
+    sampler,
+    save_video,
+    size,
+)
 
 OVERLAP, _LONG, _WINDOW, _WINDOW_OVERLAP = 9, 33, 17, 8  # frames
 
@@ -44,7 +57,7 @@ def extend_video() -> Example:
         "extend_video",
         "Extend a video clip by clip",
         (
-            checkpoint("5b", "Extend a video with CogVideoX-5b", EXTEND_VIDEO),
+            checkpoint("5b", "26 Extend a video with CogVideoX-5b", EXTEND_VIDEO),
             Column("2  Prompts and size", 320, texts),
             Column("3  First clip", 320, (sampler(), decode())),
             Column("4  Second clip", 320, (go_on, sampler("sample2", second, {"seed": 43, **sampled(GIVEN)}))),
@@ -53,11 +66,11 @@ def extend_video() -> Example:
     )
 
 
-LONG_VIDEO = """\
+LONG_VIDEO = f"""\
 All frames are sampled together in overlapping windows: the memory of one window, the time of all.
 
-**Prompts**: *Conditioning (Combine)* puts them in order, and *split_prompts* gives each its part of the video. \
-Combine again for more. One prompt alone works too.
+**Prompts**: *Conditioning (Combine)* puts them in order, and *split_prompts* {ADVANCED} gives each its part of the \
+video. Combine again for more. One prompt alone works too.
 
 **freenoise** keeps people and places alike over the windows.
 
@@ -92,7 +105,7 @@ def long_video() -> Example:
         "long_video",
         "Long video in windows",
         (
-            checkpoint("5b", "Long video with CogVideoX-5b", LONG_VIDEO),
+            checkpoint("5b", "27 Long video with CogVideoX-5b", LONG_VIDEO),
             Column("2  Prompts and length", 360, texts),
             Column(
                 "3  Sample in windows",

@@ -29,6 +29,7 @@ from .real_notes import (
     FUN_SETTINGS,
     IMAGE_TO_VIDEO,
     NET,
+    SMALL_CARDS,
     TEXT_SETTINGS,
     UPSCALE,
     example_is_held,
@@ -107,7 +108,8 @@ def folder(hints: str, name: str) -> tuple[Node, ...]:
     """The download of a whole checkpoint, its loader, and the note that says how to press it."""
     gigabytes = words([find_repository(name)])[1]
     text = (
-        "### One folder, once\n*CogVideoX Download* above is bypassed: select it and press **Ctrl+B** to switch it on. "
+        "### Switch the download on: select the violet node above and press Ctrl+B\n"
+        "It is *CogVideoX Download*, bypassed so that nothing is fetched unasked. "
         f"**Run** then downloads {name} ({gigabytes}) into *models/diffusers*, checks every file and makes the video. "
         "It goes on where it was interrupted, and has nothing to do the next time.\n\nIf you have a folder under "
         "another name: delete the download, press **R** and choose yours in the loader."
@@ -194,7 +196,7 @@ def text_to_video_folder() -> Example:
         clips.text_to_video(),
         "text_to_video_5b",
         "Text to video with CogVideoX-5b",
-        folder(f"{TEXT_SETTINGS}\n\n{clips.TEXT_TO_VIDEO}", "CogVideoX-5b"),
+        folder(f"{SMALL_CARDS}\n\n{TEXT_SETTINGS}\n\n{clips.TEXT_TO_VIDEO}", "CogVideoX-5b"),
         {**_texts(_DOG), "latent": size(_5B), "sample": sampled(_5B)},
         "CogVideoX-5b",
         made(_5B),

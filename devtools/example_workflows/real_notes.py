@@ -4,6 +4,7 @@ from cogvideox.host.toy import INPUT_FPS, INPUT_FRAMES
 from cogvideox.official_settings import OFFICIAL, Settings
 
 from .model_files import I2V_1_5
+from .table import ADVANCED
 
 _1_5_I2V = OFFICIAL["CogVideoX1.5-5B-I2V"]
 
@@ -30,8 +31,8 @@ def example_is_short(name: str, settings: Settings) -> str:
 def example_is_held(settings: Settings) -> str:
     """The same where the nodes hold its last frame."""
     return (
-        f"**The example video** has {INPUT_FRAMES} frames; *hold_last_frame* repeats its last one up to "
-        f"{settings.frames}, and from there on nothing moves."
+        f"**The example video** has {INPUT_FRAMES} frames; *hold_last_frame* {ADVANCED} repeats its last one up "
+        f"to {settings.frames}, and from there on nothing moves."
     )
 
 
@@ -48,6 +49,7 @@ def _table(**columns: Settings) -> str:
     return "\n".join(f"| {' | '.join([name, *cells])} |" for name, cells in rows)
 
 
+SMALL_CARDS = "**A small card**: choose *CogVideoX-2b* in *CogVideoX Download*, and its settings:"
 TEXT_SETTINGS = _table(
     **{"2b": OFFICIAL["CogVideoX-2b"], "5b": OFFICIAL["CogVideoX-5b"], "1.5-5B": OFFICIAL["CogVideoX1.5-5B"]}
 )
@@ -63,7 +65,7 @@ IMAGE_TO_VIDEO = f"""\
 **Your own picture**: choose it in *Load Image*. Describe the whole scene, not only what moves. 5b-I2V knows this one \
 size. For 1.5-5B-I2V choose *{I2V_1_5.name}*, {made(_1_5_I2V)}; it takes other shapes too.
 
-**Hardly any motion?** Set *noise_augmentation* to 0.05 or so.
+**Hardly any motion?** Set *noise_augmentation* {ADVANCED} to 0.05 or so.
 """
 NET = """\
 **The control net**: put the folder *cogvideox-5b-controlnet-canny-v1* of TheDenk's repository on the hub into \

@@ -39,30 +39,34 @@ class Node:
 
 @dataclass(frozen=True)
 class Column:
-    """Nodes below one another in a group. width: of each node, in px."""
+    """Nodes below one another in a group. width: of each node, in px. is_below: the group stands below the one before
+    it, and not beside it: a graph that is too wide opens too small to be read."""
 
     title: str
     width: int
     nodes: tuple[Node, ...]
     color: str = "#3f789e"
+    is_below: bool = False
 
 
 @dataclass(frozen=True)
 class Example:
     """A workflow. name: for the commands. title: what its card in ComfyUI says, the file's name after a number.
 
-    app: (node name, widget name) of the inputs that ComfyUI's app mode shows; none opens it as a graph. needs: what has
-    to be downloaded, for the card of a template that does not run without. fps: of its video, frames per second.
+    app: (node name, widget name, label) of the inputs that ComfyUI's app mode shows; none opens it as a graph. needs:
+    what has to be downloaded, for the card of a template that does not run without. fps: of its video, frames per
+    second.
     """
 
     name: str
     title: str
     columns: tuple[Column, ...]
-    app: tuple[tuple[str, str], ...] = ()
+    app: tuple[tuple[str, str, str], ...] = ()
     needs: str = ""
     fps: float = INPUT_FPS
 
 
+ADVANCED = "(under *Show advanced inputs*)"  # where Vue nodes keep an input that is rarely changed
 WATCH = "**To see it while it is sampled**: *Settings → Comfy → Execution → Live preview method*, set to *auto*."
 
 
@@ -113,14 +117,14 @@ def checkpoint(
 ) -> Column:
     """The loader, set to the toy's `variant`, `more` loaders, and a note.
 
-    real: the title of the template for a real checkpoint. hints: what the task's settings do, in Markdown.
+    real: the file name of the template for a real checkpoint. hints: what the task's settings do, in Markdown.
     """
     name = f"{NAME} {variant}"
     ready = (
         f"**{name}** is a toy: it was trained on coloured shapes that move, and on nothing else. Write a size, a "
         "colour, a shape (circle, square, triangle, star), where it moves and its background, and press **Run**."
     )
-    further = f"### For real videos\nOpen the template **{real}**. It has the settings and offers the download."
+    further = f"### For real videos\nOpen the template **{real}**. It has the settings and says how to download."
     loader = Node("pipeline", "CogVideoXLoadPipeline", {"folder": name})
     text = "\n\n".join(part for part in (ready, further, hints.strip(), WATCH) if part)
     return Column("1  Checkpoint", width, (loader, *more, note(text, title)))

@@ -40,7 +40,7 @@ def train_lora() -> Example:
     )
     settings: dict[str, object] = {"steps": 250, "batch_size": 8, "learning_rate": 0.005, "rank": 16, "alpha": 16.0}
     data = {"model": "pipeline.MODEL", "latents": "clips.latents", "positive": "clips.positive"}
-    train = Node("train", "CogVideoXTrainLora", settings, data, height=760)
+    train = Node("train", "CogVideoXTrainLora", settings, data, height=640)
     keep = Node("keep", "CogVideoXSaveTrainedLora", {"name": "CogVideoX/example"}, {"lora": "train.lora"})
     loss = Node("loss", "LossGraphNode", {}, {"loss": "train.loss_map"}, height=320)
     lora = Node("lora", "LoraModelLoader", {}, {"model": "pipeline.MODEL", "lora": "train.lora"})
@@ -49,9 +49,9 @@ def train_lora() -> Example:
         "train_lora",
         "Train a LoRA",
         (
-            checkpoint("5b", "Train a LoRA for CogVideoX-5b", TRAIN_LORA),
+            checkpoint("5b", "33 Train a LoRA for CogVideoX-5b", TRAIN_LORA),
             Column("2  Clips and captions", 340, (clips,)),
-            Column("3  Train", 400, (train,)),
+            Column("3  Train", 340, (train,), is_below=True),
             Column("4  Keep it", 340, (keep, loss, lora)),
             Column("5  Sample with it", 340, (*prompts(_LEARNT), latent, sampler(links={"model": "lora.model"}))),
             Column("6  Video", 340, (decode(), *save_video())),

@@ -127,6 +127,13 @@ def test_among_the_first_that_are_found(one_page: Frontend, query: str) -> None:
         assert any(all(word in text.lower() for word in words) for text in (name, title)), (name, title)
 
 
+@pytest.mark.parametrize("task", ["Text to Video", "Image to Video", "Video to Video"])
+def test_a_blueprint_is_among_the_first_for_its_task(one_page: Frontend, task: str) -> None:
+    """Named as ComfyUI's own are: a title that begins with what was typed comes before one that has it inside."""
+    found = [title for _, title in one_page.page.evaluate(_SEARCH, task.lower())]
+    assert f"{task} (CogVideoX)" in found[:7], found[:12]
+
+
 def test_the_search_dialog_shows_it_first(frontend: Frontend) -> None:
     page = frontend.page
     page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")

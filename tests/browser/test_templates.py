@@ -158,8 +158,8 @@ def test_a_blueprint_is_found_in_the_node_library(frontend: Frontend) -> None:
     """By the words of its name; ComfyUI 0.30 reads no search aliases of a pack's blueprints."""
     page = frontend.page
     page.evaluate("() => { app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library') }")
-    page.get_by_placeholder("Search").first.fill("cogvideox image")
-    expect(page.get_by_text("CogVideoX Image to Video", exact=True).first).to_be_visible()
+    page.get_by_placeholder("Search").first.fill("image to video")
+    expect(page.get_by_text("Image to Video (CogVideoX)", exact=True).first).to_be_visible()
 
 
 def test_blueprints_are_served(comfyui: Server) -> None:
@@ -175,12 +175,13 @@ def test_an_app_opens_as_a_form(frontend: Frontend, comfyui: Server, name: str) 
     form = page.get_by_test_id("linear-widgets")
     form.wait_for()
     page.wait_for_timeout(1000)
-    print(form.inner_text())
     stores = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s"
     shown = page.evaluate(
         f"() => {{ const a = {stores}.get('appMode'); return [a.selectedInputs, a.selectedOutputs] }}"
     )
-    assert [entry[1] for entry in shown[0]] == [widget for _, widget in APPS[name].app]
+    assert [entry[1] for entry in shown[0]] == [widget for _, widget, _ in APPS[name].app]
+    labels = form.inner_text().splitlines()
+    assert [label for *_, label in APPS[name].app if label not in labels] == []
     assert len(shown[1]) == 1
     prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
     for node in prompt.values():
