@@ -108,7 +108,7 @@ def folder(hints: str, name: str) -> tuple[Node, ...]:
     """The download of a whole checkpoint, its loader, and the note that says how to press it."""
     gigabytes = words([find_repository(name)])[1]
     text = (
-        "### Switch the download on: select the violet node above and press Ctrl+B\n"
+        "### One folder, once: select the violet download node above and press Ctrl+B\n"
         "It is *CogVideoX Download*, bypassed so that nothing is fetched unasked. "
         f"**Run** then downloads {name} ({gigabytes}) into *models/diffusers*, checks every file and makes the video. "
         "It goes on where it was interrupted, and has nothing to do the next time.\n\nIf you have a folder under "

@@ -94,7 +94,7 @@ def note_of(name: str) -> str:
 def test_a_note_counts_the_downloads_that_the_graph_has(name: str) -> None:
     """The note of 25 said three files where ComfyUI lists five, and that of 23 22 GB where its card said 21."""
     files, folders, gigabytes = downloads_of(name)
-    heading = re.match(r"### (.+), once\n", note_of(name))
+    heading = re.match(r"### (.+), once[:\n]", note_of(name))
     assert heading and stated_downloads(heading[1].lower()) == (files, folders)
     assert re.findall(r"(\d+) GB", note_of(name)) == [str(gigabytes)]
     rows = re.findall(r"^\| (\S+\.safetensors) \| (\w+) \|$", note_of(name), re.M)
@@ -121,7 +121,7 @@ ELSEWHERE = (
     rf"V1\.5 takes {_V1_5.frames} frames",
     r"up to about 1024 x 1024\) work as well, in multiples of 16",  # web/docs/CogVideoXFunInpaint.md
     rf"safetensors\*, {_I2V_1_5.width} x {_I2V_1_5.height}, {_I2V_1_5.frames} frames, {_I2V_1_5.fps:g} fps; it takes",
-    r"\*noise_augmentation\* to 0\.05 or so",  # a value to try
+    r"\*noise_augmentation\* \(under \*Show advanced inputs\*\) to 0\.05 or so",  # a value to try
     r"\*strength\* 0\.5 to 1; \*end_percent\* 0\.5 to 0\.8",  # values to try
     r"\*strength\* below 1 or \*end_percent\* below 1",
     r"1 takes over the last picture, 5 or more its motion too\. Frames count as 4k \+ 1: 1, 5, 9, 13, \.\.\.",
@@ -143,7 +143,10 @@ def claims(name: str) -> Iterator[str]:
     if nodes_of(name, "CogVideoXApplyControlNet"):
         yield rf"Its first {made.frames} frames are taken"
     if any(widgets_of(node).get("hold_last_frame") for node in SAVED[name]["nodes"] if "inputs" in node):
-        yield rf"has {INPUT_FRAMES} frames; \*hold_last_frame\* repeats its last one up to {made.frames}, and"
+        yield (
+            rf"has {INPUT_FRAMES} frames; \*hold_last_frame\* \(under \*Show advanced inputs\*\) repeats its last one "
+            rf"up to {made.frames}, and"
+        )
     for node in nodes_of(name, "CogVideoXSample"):
         widgets = widgets_of(node)
         steps, denoise = int(str(widgets["steps"])), float(str(widgets["denoise"]))
