@@ -64,7 +64,7 @@ _TYPED = {
     "CogVideoXEmptyLatent": ["empty video latent", "empty latent video", "video size", "frames"],
     "CogVideoXImageToVideo": ["i2v", "cogvideox i2v", "img2vid", "start image", "first frame", "end image"],
     "CogVideoXEncodeVideo": ["v2v", "vid2vid", "video to video", "vae encode"],
-    "CogVideoXFunInpaint": ["inp", "i2v", "inpaint video", "start end frame", "first last frame"],
+    "CogVideoXFunInpaint": ["inp", "fun i2v", "inpaint video", "start end frame", "first last frame"],
     "CogVideoXFunControl": ["pose", "canny", "depth", "control video"],
     "CogVideoXApplyControlNet": ["controlnet", "control net", "apply controlnet", "canny", "hed", "depth"],
     "CogVideoXContinueVideo": ["extend video", "longer video", "long video", "overlap", "last frame"],

@@ -134,6 +134,12 @@ def test_a_blueprint_is_among_the_first_for_its_task(one_page: Frontend, task: s
     assert f"{task} (CogVideoX)" in found[:7], found[:12]
 
 
+def test_a_picture_is_begun_with_by_the_node_of_every_model(one_page: Frontend) -> None:
+    """“i2v” brought CogVideoX Fun Inpaint before it, which is for the models of one family."""
+    ours = [name for name, _ in one_page.page.evaluate(_SEARCH, "i2v") if name in IDS]
+    assert ours[0] == "CogVideoXImageToVideo" and "CogVideoXFunInpaint" in ours, ours
+
+
 def test_the_search_dialog_shows_it_first(frontend: Frontend) -> None:
     page = frontend.page
     page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
