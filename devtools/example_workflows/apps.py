@@ -60,7 +60,7 @@ def image_to_video_app() -> Example:
         name="image_to_video_app",
         title="Image to video as an app",
         app=(
-            ("chosen", "switch", "Use your picture instead of the example"),
+            ("chosen", "switch", "Use your own picture"),
             ("own", "image", "Your picture"),
             _PROMPT,
             _CHECKPOINT,
