@@ -30,12 +30,23 @@ def faults(workflow: dict, schemas: dict) -> list[str]:
     return found
 
 
+_MATCHED = "COMFY_MATCHTYPE_V3"  # ComfyUI's type of inputs and outputs that are all of whatever type is connected
+
+
+def _given(kind: object, node: dict, known: dict) -> object:
+    """The type that the frontend saves for an output: of a matched one, that of the inputs that it matches."""
+    if kind != _MATCHED:
+        return _type(kind)
+    types = {entry["type"] for entry in node["inputs"] if entry["name"] in known and known[entry["name"]][0] == kind}
+    return types.pop() if len(types) == 1 else kind
+
+
 def _node_faults(node: dict, schema: dict) -> Iterator[str]:
     known = dict(_input_specs(schema))
     for entry in node["inputs"]:
         if entry["name"] not in known and "." not in entry["name"] and entry.get("type") != "IMAGEUPLOAD":
             yield f"has no input {entry['name']}"
-    if [slot["type"] for slot in node["outputs"]] != [_type(kind) for kind in schema["output"]]:
+    if [slot["type"] for slot in node["outputs"]] != [_given(kind, node, known) for kind in schema["output"]]:
         yield f"gives {schema['output']}"
     for name in schema["input"].get("required", {}):
         entry = next((entry for entry in node["inputs"] if entry["name"] == name), None)
