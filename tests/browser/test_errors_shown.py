@@ -67,7 +67,7 @@ _SET = """
 }
 """
 WRONG_MODEL = "Pass positive and negative through CogVideoX Image to Video"
-WRONG_FRAMES = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 53."
+WRONG_FRAMES = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 57, or else 53."
 
 
 @pytest.fixture(params=[pytest.param(False, marks=pytest.mark.long), True], ids=["classic", "vue"])

@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
 from cogvideox.host.memory_rules import GIB
+from cogvideox.host.toy import WEIGHTS
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
@@ -107,6 +108,13 @@ def test_this_machine_without_a_card(tiny_pipelines: dict[str, Path]) -> None:
     text = forecast(load_model(folder, "fp32"), 96, 64, 9, 1, vae=vae, clip=clip)
     assert "ComfyUI computes on the CPU here" in text and "nothing is streamed in a step" in text
     assert "is connected" not in text and "recommend" not in text  # a tiny model of its own
+
+
+def test_the_toy_is_called_by_its_name() -> None:
+    """'CogVideoX-5b' above figures of a few MiB was read as what 5b takes."""
+    for name in ("5b", "1.5-5B-I2V"):
+        text = forecast(load_model(WEIGHTS / name, "fp32"), 64, 64, 17, 1)
+        assert text.splitlines()[0].startswith(f"CogVideoX-nano {name}, 64 × 64, 17 frames.")
 
 
 def test_nothing_is_loaded(official: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:
