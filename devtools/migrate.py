@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from cogvideox.errors import UserError
+from cogvideox.errors import UserError, printable
 from cogvideox.migration.migrate_graph import migrate_workflow
 from cogvideox.migration.migration_report import Options, Work, report_lines
 from cogvideox.migration.workflow_format import parse_workflow

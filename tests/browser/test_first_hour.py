@@ -97,7 +97,10 @@ def test_toasts_leave_the_downloads_free(open_as: Callable[..., AbstractContextM
 def test_texts_are_seen_whole(open_as: Callable[..., AbstractContextManager[Frontend]], vue: bool) -> None:
     """A box of two lines showed no figure of the forecast. What is refused beside it keeps its sentence, in Chinese
     too: the forecast's run took it away."""
-    for locale, refused, width in (("en", "use 17 or 25, or else 21", 720 + 32 * vue), ("zh", "17 或 25", 736 + 32 * vue)):
+    for locale, refused, width in (
+        ("en", "use 17 or 25, or else 21", 720 + 32 * vue),
+        ("zh", "17 或 25", 736 + 32 * vue),
+    ):
         with open_as(Comfy__Locale=locale, Comfy__VueNodes__Enabled=vue, Comfy__Minimap__Visible=False) as frontend:
             page = frontend.page
             page.evaluate(_FORECAST, [20, width])

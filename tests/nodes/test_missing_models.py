@@ -1,6 +1,7 @@
 """What a new user meets: a list without a model, a name that is not there, and nothing chosen."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from comfy_api.latest import io
 
 from cogvideox.devtools.example_workflows import EXAMPLES, file_name
+from cogvideox.devtools.paths import ROOT
 from cogvideox.errors import UserError
 from cogvideox.host import patches, queued_workflow, toy
 from cogvideox.host.queue_errors import naming_input, reported_once
@@ -160,6 +162,19 @@ def test_a_download_that_stands_bypassed_is_switched_on(
     for change in ({"mode": 0}, {"widgets_values": ["CogVideoX-2b"]}, {"widgets_values": None}, {"type": "Note"}):
         workflow["nodes"] = [entry | change]
         assert "Add the node CogVideoX Download, choose CogVideoX-5b" in told(), change
+
+
+def test_templates_are_read_as_they_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the checkpoint stands among a node's values is the frontend's."""
+    monkeypatch.setattr(queued_workflow, "_bypassed", ContextVar("of this test", default=frozenset()))
+    found = 0
+    for path in sorted((ROOT / "example_workflows").glob("*.json")):
+        workflow = json.loads(path.read_text("utf-8"))
+        nodes = [node for node in workflow["nodes"] if node["type"] == "CogVideoXDownload" and node["mode"] == 4]
+        note_workflow({"extra_data": {"extra_pnginfo": {"workflow": workflow}}})
+        assert len(bypassed_downloads()) == len(nodes) and bypassed_downloads() <= {one.name for one in REPOSITORIES}
+        found += len(nodes)
+    assert found
 
 
 @pytest.mark.parametrize("nodes", [None, {}, 7, [None, 7, [], {"type": []}], "CogVideoXDownload"])
