@@ -96,7 +96,8 @@ class CogVideoXMemoryForecast(io.ComfyNode):
         config = model.model.model_config
         if settings := recommended_for(config.family, config.transformer_config):
             notes.append(f"The authors of {forecast.family} recommend {describe(settings)}.")
-        text = "\n".join([title(forecast), *table(forecast), *notes])
+        # The empty line ends the table where Markdown is drawn: the sentences would be rows of it.
+        text = "\n".join([title(forecast), *table(forecast), "", *notes])
         show_on_node(text, cls.hidden.unique_id)
         return io.NodeOutput(text)
 

@@ -39,7 +39,9 @@ async ([frames, width]) => {
 """
 # Of each node's text: how much of it is out of sight.
 _HIDDEN = """
-() => [...document.querySelectorAll('.max-h-\\\\[200px\\\\].min-h-\\\\[28px\\\\]')].filter(box => box.innerText.trim())
+() => [...document.querySelectorAll(
+  '.max-h-\\\\[200px\\\\].min-h-\\\\[28px\\\\], .widget-markdown > .comfy-markdown-content'
+)].filter(box => box.innerText.trim())
   .map(box => [box.innerText.trim().split('\\n')[0].slice(0, 40), box.scrollHeight - box.clientHeight,
     box.getBoundingClientRect().height])
 """
