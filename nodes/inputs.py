@@ -73,9 +73,9 @@ def family_input() -> io.Combo.Input:
     )
 
 
-def size_inputs(note: str = "") -> list[io.Input]:
-    """width, height, frames and batch_size of a video. note: a sentence for the end of each tooltip."""
-    side, frames, batch = (f"{text} {note}".rstrip() for text in (_SIDE, f"Video frames, {COUNT}", _VIDEOS))
+def size_inputs(tooltip: str = "") -> list[io.Input]:
+    """width, height, frames and batch_size of a video. tooltip: a sentence for the end of each."""
+    side, frames, batch = (f"{text} {tooltip}".rstrip() for text in (_SIDE, f"Video frames, {COUNT}", _VIDEOS))
     return [
         io.Int.Input("width", default=720, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=side),
         io.Int.Input("height", default=480, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=side),

@@ -25,7 +25,6 @@ from .inputs import model_input, size_inputs
 from .search_words import SEARCH_WORDS
 
 _MOST_GB = 1024.0
-_OWN_SIZE = "The forecast's own: set it as in your run."
 _HEAD = "|  | weights | stay on the card | work | peak |"  # one text, for its translation
 
 
@@ -49,7 +48,7 @@ class CogVideoXMemoryForecast(io.ComfyNode):
             "weight_dtype and memory mode to choose. Nothing is loaded to the card.",
             inputs=[
                 model_input(),
-                *size_inputs(_OWN_SIZE),
+                *size_inputs(tooltip="The forecast's own: set it as in your run."),
                 io.Vae.Input("vae", optional=True, tooltip="Without one, the VAE of the official checkpoints."),
                 io.Clip.Input("clip", optional=True, tooltip="Without one, T5-XXL in 16 bits."),
                 io.ControlNet.Input(
