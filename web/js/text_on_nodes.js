@@ -23,6 +23,7 @@ function heightOf(text, width) {
 }
 
 function fit(nodeId) {
+  if (window.LiteGraph?.vueNodesMode) return // whose nodes grow by themselves
   const node = app.canvas?.graph?.getNodeById(Number(String(nodeId).split(":").pop()))
   const widget = node?.widgets?.find((found) => found.name === WIDGET)
   if (!widget?.options || !node.comfyClass?.startsWith("CogVideoX")) return
