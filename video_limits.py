@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .errors import UserError
 
+_TRAINED = 8  # the models were trained on videos of a multiple of it and one frame more
 TEMPORAL = 4  # frames of the video in a latent frame, but for the first one
 # A latent is 8 pixels wide and the transformer makes one token of 2 x 2 latents, so width and height have to divide by
 # 16. diffusers checks 8 only, and fails later.
@@ -27,9 +28,7 @@ def check_size(width: int, height: int, frames: int, batch_size: int = 1) -> Non
         if value < SIZE_STEP or value % SIZE_STEP:
             problems.append(f"{name} {value} is not divisible by {SIZE_STEP}: use {_nearest(value, SIZE_STEP, 0)}")
     if frames < 1 or (frames - 1) % TEMPORAL:
-        problems.append(
-            f"frames {frames} is not 4k + 1 (8k + 1 as the models were trained): use {_nearest(frames, TEMPORAL, 1)}"
-        )
+        problems.append(_refused_frames(frames))
     if problems:
         raise UserError("; ".join(problems) + ".")
     check_amount(width, height, frames, batch_size)
@@ -38,6 +37,17 @@ def check_size(width: int, height: int, frames: int, batch_size: int = 1) -> Non
 def _nearest(value: int, step: int, offset: int) -> str:
     below = (value - offset) // step * step + offset
     return f"{below} or {below + step}" if below > 0 else str(step if offset == 0 else offset)
+
+
+def _refused_frames(frames: int) -> str:
+    """Names the lengths that the models were trained on first, then the one between them."""
+    below = (frames - 1) // _TRAINED * _TRAINED + 1
+    if below < 1:
+        return f"frames {frames} is not 4k + 1 (8k + 1 as the models were trained): use 1"
+    return (
+        f"frames {frames} is not 4k + 1 (8k + 1 as the models were trained): use {below} or {below + _TRAINED}, or "
+        f"else {below + TEMPORAL}"
+    )
 
 
 def check_amount(width: int, height: int, frames: int, batch_size: int = 1) -> None:

@@ -8,19 +8,13 @@ from pathlib import Path
 
 from cogvideox.errors import UserError, printable
 from cogvideox.migration.migrate_graph import migrate_workflow
-from cogvideox.migration.migration_report import CHANGED, LEFT_OUT, REFUSED, Options, Work
+from cogvideox.migration.migration_report import Options, Work, report_lines
 from cogvideox.migration.workflow_format import parse_workflow
 from cogvideox.migration.workflow_limits import MAX_BYTES
 from cogvideox.small_files import read_small_text
 
 from .errors import DevError, describe_full_disk, is_disk_full
 from .wrapper_folder import MODELS, SECTION, Extension, extend, folder_lines
-
-_TITLES = {
-    CHANGED: "What differs from the wrapper:",
-    LEFT_OUT: "What is left out:",
-    REFUSED: "What cannot be migrated:",
-}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -100,13 +94,8 @@ def _check_target(source: Path, target: Path, overwrites: bool) -> None:
 
 
 def _print_report(work: Work) -> None:
-    for kind, title in _TITLES.items():
-        lines = work.of(kind)
-        if lines:
-            print(title)
-            for line in lines:
-                # A line break in a name would begin a line that looks like one of ours.
-                print(f"  - {printable(' '.join(line.split()))}")
+    for line in report_lines(work):
+        print(line)
 
 
 def _extension(yaml: Path, target: Path) -> Extension:

@@ -42,7 +42,14 @@ _known: dict[tuple[str, str], tuple[Trees, list[str]]] = {}
 
 
 class NoSuchModelError(UserError):
-    """No model folder has the name."""
+    """No model folder has the name. missing: the name. places: the folders that were looked in, as a list in words."""
+
+    def __init__(self, name: str, places: str):
+        super().__init__(f"There is no {name[:100]!r} in {places}. Put it there, or choose another one from the list.")
+        self.missing, self.places = name[:100], places
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.missing, self.places)
 
 
 def list_pipelines() -> list[str]:
@@ -166,9 +173,7 @@ def find(name: str, *categories: str, toy: str = "") -> Path:
     if toy:
         check_present(name, toy)
     folders = ", ".join(str(root) for category in categories for root in _roots(category)) or "any model folder"
-    raise NoSuchModelError(
-        f"There is no {name[:100]!r} in {folders}. Put it there, or choose another one from the list."
-    )
+    raise NoSuchModelError(name, folders)
 
 
 def _spellings(name: str) -> list[str]:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from ..errors import MAX_LETTERS, printable, shortened
 from .language import localized, prompt_server
 from .protocols import PromptServer
+from .queued_workflow import note_workflow
+from .toast_text import toast_text
 
 Notify = Callable[[str], object]  # takes a sentence for the user
 
@@ -84,7 +86,7 @@ def _show_texts(server: PromptServer, client_id: str, node_id: str, run: str | N
 
 def _show_toast(server: PromptServer, client_id: str, node_id: str, text: str) -> None:
     # A toast is text for the frontend, not HTML.
-    server.send_sync(ERROR_EVENT, {"node_id": node_id, "text": printable(shortened(text, MAX_LETTERS))}, client_id)
+    server.send_sync(ERROR_EVENT, {"node_id": node_id, "text": printable(toast_text(text))}, client_id)
 
 
 def clear_running_node() -> None:
@@ -109,7 +111,8 @@ def clear_earlier_runs(reused: Collection[str]) -> None:
     if server is None or server.client_id is None:
         return
     for client_id, node_id in [key for key in _shown if key[0] == server.client_id]:
-        if node_id not in reused and _shown[client_id, node_id].run != _run_of(server):
+        # ComfyUI runs what it can of a prompt and refuses the rest: that stays until the next prompt is queued.
+        if node_id not in reused and _shown[client_id, node_id].run not in (_run_of(server), _IN_THE_QUEUE):
             _clear(server, client_id, node_id)
 
 
@@ -137,6 +140,7 @@ def begin_request(request: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(client_id, str):  # anybody may send anything, and a list would end ComfyUI's loop of messages
         client_id = None
     _request.set(_Request(client_id))
+    note_workflow(request)
     if server is not None and client_id is not None:
         for key in [key for key, shown in _shown.items() if key[0] == client_id and shown.run == _IN_THE_QUEUE]:
             _clear(server, *key)

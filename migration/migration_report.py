@@ -11,6 +11,11 @@ from .target_nodes import TARGETS
 from .workflow_limits import MAX_WRITTEN_NODES, TooLargeError
 
 CHANGED, LEFT_OUT, REFUSED = "changed", "left out", "refused"
+_TITLES = {
+    CHANGED: "What differs from the wrapper:",
+    LEFT_OUT: "What is left out:",
+    REFUSED: "What cannot be migrated:",
+}
 _SHOWN_LETTERS = 300  # a path is shorter
 
 
@@ -130,6 +135,16 @@ class Work:
             source = self.graph.nodes[found.node].label
             raise self.refuse(node, f"its input {name} comes from output {found.slot} of {source}; expected is {slot}.")
         return found
+
+
+def report_lines(work: Work) -> list[str]:
+    """The report, for a terminal or a page: a title and its lines, of each kind that there is."""
+    told = []
+    for kind, title in _TITLES.items():
+        lines = work.of(kind)
+        # A line break in a name would begin a line that looks like one of ours.
+        told += [title, *(f"  - {printable(' '.join(line.split()))}" for line in lines)] if lines else []
+    return told
 
 
 def _numbers(position: object) -> tuple[float, float]:

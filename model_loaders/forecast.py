@@ -4,6 +4,7 @@ Every figure comes from what ComfyUI itself asks or is told: the memory of a ste
 VAE's modes from the count that its decode goes by, what stays on the card from ComfyUI's rules (host/memory_rules.py).
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.model_management as mm
@@ -22,6 +23,7 @@ from ..host.memory_rules import (
     weights_on_card,
 )
 from ..host.quantized import has_int8, is_quantized
+from ..host.toy import NAME, WEIGHTS
 from ..samplers.checks import check_size
 from ..samplers.front import lacks_frame
 from ..sockets.model import CogVideoXModel, require_cogvideox_model
@@ -168,7 +170,7 @@ def forecast_run(
     frames = video.batch_size * video.frames * video.height * video.width * 3 * _BYTES_FP32
     parameters = sum(value.numel() for module in (network, vae.network) for value in module.parameters())
     return Forecast(
-        inner.model_config.family.name,
+        _name(model),
         video,
         card,
         _part(card, text_encoder.bytes, text_encoder.layers, text_encoder.working_bytes, told_bytes=0),
@@ -181,6 +183,14 @@ def forecast_run(
         weights + patch_bytes(model.patches) + decode.host_bytes + frames,
         (parameters + text_encoder.parameters) * _BYTES_16_BITS,
     )
+
+
+def _name(model: comfy.model_patcher.ModelPatcher) -> str:
+    """The model's name for people: that of its family, or of the toy, whose figures are not the family's."""
+    family: str = model.model.model_config.family.name
+    _, arguments = getattr(model, "cached_patcher_init", None) or (None, ())
+    source = arguments[0] if arguments else None
+    return f"{NAME} {source.name}" if isinstance(source, Path) and source.parent == WEIGHTS else family
 
 
 def _told(model: comfy.model_patcher.ModelPatcher, video: VideoSize) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from .load import CogVideoXLoadModel, CogVideoXLoadPipeline, CogVideoXLoadTextEn
 from .long import CogVideoXContextWindows, CogVideoXPositions
 from .lora import CogVideoXApplyLora, CogVideoXSaveLora
 from .memory_forecast import CogVideoXMemoryForecast
+from .migration_page import serve_migration
 from .replacing import register_replacements
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
@@ -82,6 +83,7 @@ class CogVideoXExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         await register_replacements()
+        serve_migration()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         start_listings()

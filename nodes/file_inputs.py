@@ -3,6 +3,7 @@ in a thread when a prompt is queued."""
 
 import asyncio
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +56,9 @@ def checks_files(node: Node) -> Node:
     check: Any = node.__dict__["validate_inputs"].__func__
 
     async def validate_inputs(cls: type[io.ComfyNode], **inputs: Any) -> bool | str:
-        return await asyncio.wrap_future(_THREADS.submit(partial(check, cls, **inputs)))
+        # With what host/ has noted of the request, which a thread does not see by itself.
+        run = copy_context().run
+        return await asyncio.wrap_future(_THREADS.submit(partial(run, check, cls, **inputs)))
 
     queued: Any = validate_inputs
     queued.__signature__ = check.__signature__  # where ComfyUI reads which inputs it names

@@ -34,6 +34,7 @@ CLIP_OUT = "The text encoder, for CogVideoX Text Encode."
 VAE_OUT = "For CogVideoX Decode and the nodes that encode images and videos."
 FRAMES_OUT = "The frames, one after the other. The videos of a batch follow each other."
 _SIDE = "Pixels, a multiple of 16."
+_VIDEOS = "Number of videos in one run."
 
 
 def model_input() -> io.Model.Input:
@@ -72,14 +73,15 @@ def family_input() -> io.Combo.Input:
     )
 
 
-def size_inputs() -> list[io.Input]:
-    """width, height, frames and batch_size of a video."""
+def size_inputs(tooltip: str = "") -> list[io.Input]:
+    """width, height, frames and batch_size of a video. tooltip: a sentence for the end of each."""
+    side, frames, batch = (f"{text} {tooltip}".rstrip() for text in (_SIDE, f"Video frames, {COUNT}", _VIDEOS))
     return [
-        io.Int.Input("width", default=720, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=_SIDE),
-        io.Int.Input("height", default=480, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=_SIDE),
+        io.Int.Input("width", default=720, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=side),
+        io.Int.Input("height", default=480, min=SIZE_STEP, max=MAX_SIDE, step=SIZE_STEP, tooltip=side),
         # A step of 8 would turn a 21 that is typed into 25: the frontend rounds to multiples of the step.
-        io.Int.Input("frames", default=49, min=1, max=MAX_FRAMES, step=TEMPORAL, tooltip=f"Video frames, {COUNT}"),
-        io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH, tooltip="Number of videos in one run."),
+        io.Int.Input("frames", default=49, min=1, max=MAX_FRAMES, step=TEMPORAL, tooltip=frames),
+        io.Int.Input("batch_size", default=1, min=1, max=MAX_BATCH, tooltip=batch),
     ]
 
 

@@ -48,7 +48,7 @@ class CogVideoXMemoryForecast(io.ComfyNode):
             "weight_dtype and memory mode to choose. Nothing is loaded to the card.",
             inputs=[
                 model_input(),
-                *size_inputs(),
+                *size_inputs(tooltip="The forecast's own: set it as in your run."),
                 io.Vae.Input("vae", optional=True, tooltip="Without one, the VAE of the official checkpoints."),
                 io.Clip.Input("clip", optional=True, tooltip="Without one, T5-XXL in 16 bits."),
                 io.ControlNet.Input(
@@ -95,7 +95,8 @@ class CogVideoXMemoryForecast(io.ComfyNode):
         config = model.model.model_config
         if settings := recommended_for(config.family, config.transformer_config):
             notes.append(f"The authors of {forecast.family} recommend {describe(settings)}.")
-        text = "\n".join([title(forecast), *table(forecast), *notes])
+        # The empty line ends the table where Markdown is drawn: the sentences would be rows of it.
+        text = "\n".join([title(forecast), *table(forecast), "", *notes])
         show_on_node(text, cls.hidden.unique_id)
         return io.NodeOutput(text)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ..errors import UserError
 from ..host import folders
+from ..host.queued_workflow import bypassed_downloads
 from ..host.toy import LISTED, with_toy
 from ..model_loaders.downloads.repositories import REPOSITORIES, Repository, find_file
 from ..model_loaders.load_tiny_decoder import TINY_FOLDER
@@ -95,7 +96,9 @@ def find(name: str, kind: str) -> Path:
     try:
         return folders.find(name, *known.categories, toy=kind if kind in LISTED else "")
     except folders.NoSuchModelError as error:
-        raise UserError(f"{error} {_download_of(name, known)}") from error
+        # What to do comes first: a node and a toast show few lines. The toast ends at the line break.
+        lines = f"There is no {error.missing!r}. {_download_of(name, known)}", f"It was looked for in {error.places}."
+        raise UserError("\n".join(lines)) from error
 
 
 def _next_click(kind: Kind) -> str:
@@ -108,18 +111,25 @@ def _next_click(kind: Kind) -> str:
 
 
 def _download_of(name: str, kind: Kind) -> str:
-    """Where to get what has this name."""
+    """Where to get what has this name, and what else to do."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    entry = _published(last)
+    entry, another = _published(last), "Or choose another one from the list."
     if entry is not None and kind.published:
-        return f"Add the node {_DOWNLOAD}, choose {entry.name} and queue it ({entry.gigabytes:.0f} GB); then press R."
+        if entry.name in bypassed_downloads():
+            step = f"Select {_DOWNLOAD}, press Ctrl+B, then Run ({entry.gigabytes:.0f} GB)."
+        else:
+            step = (
+                f"Add the node {_DOWNLOAD}, choose {entry.name} and queue it ({entry.gigabytes:.0f} GB); then press R."
+            )
+        return f"{step} {another}"
     file = find_file(last)
     if file is not None and file.directory == kind.categories[-1]:
-        return (
-            f"Download it ({file.gigabytes:.1f} GB) from {file.url} into models/{file.directory}, by ComfyUI's dialog "
-            "of missing models or by hand; then press R."
+        step = (
+            f"Press View details and, under Missing Models, Download ({file.gigabytes:.1f} GB); move the file into "
+            f"models/{file.directory} and press R."
         )
-    return _next_click(kind)
+        return "\n".join((f"{step} {another}", f"Its address is {file.url}."))
+    return f"Choose another one from the list. {_next_click(kind)}"
 
 
 def _published(name: str) -> Repository | None:

@@ -170,7 +170,7 @@ def test_a_refused_prompt_says_why_on_the_node(browser: Browser, monkeypatch: py
         for _ in range(2):  # for each output that needs the node
             await execution.validate_inputs("a run", request["prompt"], "3", validated)
 
-    why = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 53."
+    why = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 57, or else 53."
     asyncio.run(queue("mine"))
     assert browser.texts == [(why, "3", "mine")]
     told = ("cogvideox.error", {"node_id": "3", "text": why}, "mine")
@@ -209,6 +209,17 @@ def test_two_errors_of_a_refused_node(browser: Browser) -> None:
     for text in ("The width is odd.", "The height is odd."):
         messages.show_refusal(text, "5")
     assert browser.texts[-1][0] == "The width is odd.\n\nThe height is odd."
+
+
+def test_what_is_refused_stays_where_the_rest_of_the_prompt_runs(browser: Browser) -> None:
+    """A graph with a second output, such as a Memory Forecast, runs without the refused one: its start took the
+    sentence away before anybody had read it."""
+    messages.begin_request({"client_id": "mine"})
+    messages.show_refusal("The width is odd.", "3")
+    begin_run(browser, "the same prompt", [])
+    assert browser.texts == [("The width is odd.", "3", "mine")]
+    messages.begin_request({"client_id": "mine"})
+    assert browser.texts[-1] == (" ", "3", "mine")
 
 
 def test_a_script_has_no_browser(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.nodes.latent import CogVideoXEmptyLatent
 
 CHINESE, ENGLISH = {"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}, {"Accept-Language": "en-US,en;q=0.9,zh;q=0.8"}
-SHORT = UserError("frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 53")
-IN_CHINESE = "frames（帧数）50 不是 4k + 1（模型训练时为 8k + 1）：请使用 49 或 53"
+SHORT = UserError("frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 57, or else 53")
+IN_CHINESE = "frames（帧数）50 不是 4k + 1（模型训练时为 8k + 1）：请使用 49 或 57，也可用 53"
 
 
 class Settings:

@@ -142,7 +142,7 @@ def errors() -> list[tuple[str, str]]:
             "The VAE in /a b/vae looks like a Wan VAE, not a CogVideoX VAE. Choose the checkpoint's vae.",
             "The VAE in /a b/vae 看起来是Wan VAE，不是CogVideoX VAE。请选择模型的 vae。",
         ),
-        ("frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 53", None),
+        ("frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 57, or else 53", None),
         ("width 100 is not divisible by 16: use 96 or 112", "width 100 不能被 16 整除：请使用 96 或 112"),
         (
             "The weights in x do not fit the model: missing a, b; of another shape c. Download the checkpoint again, "

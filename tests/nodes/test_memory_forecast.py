@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
 from cogvideox.host.memory_rules import GIB
+from cogvideox.host.toy import WEIGHTS
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
@@ -37,7 +38,8 @@ def sentence(text: str, beginning: str) -> str:
 @needs_int8
 def test_what_the_node_says(official: ModelPatcher) -> None:
     """The whole text: a table that is one in Markdown, and what to do about it."""
-    lines = forecast(official, card_gb=12.0).splitlines()
+    table, notes = forecast(official, card_gb=12.0).split("\n\n")  # in Markdown, notes would be rows without it
+    lines = [*table.splitlines(), *notes.splitlines()]
     assert lines[0] == "CogVideoX-5b, 720 × 480, 49 frames. In GiB, counted and not measured:"
     assert lines[1:7] == [
         "|  | weights | stay on the card | work | peak |",
@@ -107,6 +109,13 @@ def test_this_machine_without_a_card(tiny_pipelines: dict[str, Path]) -> None:
     text = forecast(load_model(folder, "fp32"), 96, 64, 9, 1, vae=vae, clip=clip)
     assert "ComfyUI computes on the CPU here" in text and "nothing is streamed in a step" in text
     assert "is connected" not in text and "recommend" not in text  # a tiny model of its own
+
+
+def test_the_toy_is_called_by_its_name() -> None:
+    """'CogVideoX-5b' above figures of a few MiB was read as what 5b takes."""
+    for name in ("5b", "1.5-5B-I2V"):
+        text = forecast(load_model(WEIGHTS / name, "fp32"), 64, 64, 17, 1)
+        assert text.splitlines()[0].startswith(f"CogVideoX-nano {name}, 64 × 64, 17 frames.")
 
 
 def test_nothing_is_loaded(official: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """What a new user meets: a list without a model, a name that is not there, and nothing chosen."""
 
 import asyncio
+import json
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ import torch
 from comfy_api.latest import io
 
 from cogvideox.devtools.example_workflows import EXAMPLES, file_name
+from cogvideox.devtools.paths import ROOT
 from cogvideox.errors import UserError
-from cogvideox.host import patches, toy
+from cogvideox.host import patches, queued_workflow, toy
 from cogvideox.host.queue_errors import naming_input, reported_once
+from cogvideox.host.queued_workflow import bypassed_downloads, note_workflow
 from cogvideox.host.standalone import comfyui_nodes
+from cogvideox.host.toast_text import toast_text
 from cogvideox.model_loaders.downloads.repositories import FILES, REPOSITORIES
 from cogvideox.nodes import NODES, controlnet, draft, load, lora, missing_models
 from cogvideox.nodes.missing_models import KINDS, say_empty
@@ -124,7 +129,7 @@ def test_a_name_that_is_not_there_blames_its_input_alone(
     """Two red inputs, of which one is right, send people to look for a mistake that they did not make."""
     ((blamed, message),) = queue(node, **{name: "not-here.safetensors"})
     assert blamed == name
-    assert message.startswith("There is no 'not-here.safetensors' in ")
+    assert message.startswith("There is no 'not-here.safetensors'. Choose another one from the list. ")
     assert str(models / KINDS[kind].categories[-1]) in message
     assert missing_models._next_click(KINDS[kind]) in message
 
@@ -139,14 +144,61 @@ def test_a_published_checkpoint_is_one_click_away(
     assert blamed == name and "Add the node CogVideoX Download, choose CogVideoX-5b and queue it (22 GB)" in message
 
 
+@pytest.mark.parametrize("node, name, kind", PUBLISHED)
+def test_a_download_that_stands_bypassed_is_switched_on(
+    queue: Callable, monkeypatch: pytest.MonkeyPatch, node: type[io.ComfyNode], name: str, kind: str
+) -> None:
+    """'Add the node' misleads whom the template has given it already."""
+    entry = {"type": "CogVideoXDownload", "mode": 4, "widgets_values": ["CogVideoX-5b", "Hugging Face"]}
+    workflow = {"nodes": [{"type": "Note", "mode": 4}, entry]}
+    monkeypatch.setattr(queued_workflow, "_bypassed", ContextVar("of this test", default=frozenset()))
+
+    def told() -> str:
+        note_workflow({"prompt": {}, "extra_data": {"extra_pnginfo": {"workflow": workflow}}})
+        ((_, message),) = queue(node, **{name: "CogVideoX-5b"})
+        return message
+
+    assert told().startswith("There is no 'CogVideoX-5b'. Select CogVideoX Download, press Ctrl+B, then Run (22 GB). ")
+    for change in ({"mode": 0}, {"widgets_values": ["CogVideoX-2b"]}, {"widgets_values": None}, {"type": "Note"}):
+        workflow["nodes"] = [entry | change]
+        assert "Add the node CogVideoX Download, choose CogVideoX-5b" in told(), change
+
+
+def test_templates_are_read_as_they_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the checkpoint stands among a node's values is the frontend's."""
+    monkeypatch.setattr(queued_workflow, "_bypassed", ContextVar("of this test", default=frozenset()))
+    found = 0
+    for path in sorted((ROOT / "example_workflows").glob("*.json")):
+        workflow = json.loads(path.read_text("utf-8"))
+        nodes = [node for node in workflow["nodes"] if node["type"] == "CogVideoXDownload" and node["mode"] == 4]
+        note_workflow({"extra_data": {"extra_pnginfo": {"workflow": workflow}}})
+        assert len(bypassed_downloads()) == len(nodes) and bypassed_downloads() <= {one.name for one in REPOSITORIES}
+        found += len(nodes)
+    assert found
+
+
+@pytest.mark.parametrize("nodes", [None, {}, 7, [None, 7, [], {"type": []}], "CogVideoXDownload"])
+def test_a_workflow_that_is_none_ends_nothing(nodes: object) -> None:
+    """Anybody may send anything as the workflow of a prompt."""
+    for workflow in (nodes, {"nodes": nodes}):
+        for request in ({"extra_data": {"extra_pnginfo": {"workflow": workflow}}}, {"extra_data": workflow}):
+            note_workflow(request)
+            assert not bypassed_downloads()
+
+
 def test_every_published_file_is_told_where_it_belongs(queue: Callable) -> None:
     """And only there: a T5 in the list of VAEs is no next click."""
     holders = {"transformer": LISTS[1], "text_encoder": LISTS[2], "vae": LISTS[3]}
     for file in FILES:
         for holds, (node, name, _) in holders.items():
             ((blamed, message),) = queue(node, **{name: file.name})
-            is_told = f"from {file.url} into models/{file.directory}" in message
+            is_told = f"models/{file.directory} and press R." in message and f"address is {file.url}." in message
             assert blamed == name and is_told == (holds == file.holds), file.name
+            if is_told:  # two short sentences; folders and addresses are below them, and not in the toast
+                assert toast_text(message).startswith(
+                    f"There is no '{file.name}'. Press View details and, under Missing"
+                )
+                assert "://" not in toast_text(message) and "looked for" not in toast_text(message)
 
 
 def test_a_wrong_family_or_precision_is_blamed_itself(queue: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,7 +234,7 @@ def test_name_of_nothing(refused, loader):
         "loader": node(loader, **{LOADERS[loader]: "not-here"}, weight_dtype="default"),
         "show": node("PreviewAny", source=["loader", 0]),
     }
-    refused(graph, loader, "There is no 'not-here' in", "Put it there, or choose another one from the list")
+    refused(graph, loader, "There is no 'not-here'. Choose another one from the list.", "It was looked for in /")
 
 
 def test_server_works_after_all_of_it(comfyui, untouched):

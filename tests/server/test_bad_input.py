@@ -35,7 +35,7 @@ SIZES = [
     ({"width": 100}, "width 100", "96 or 112"),
     ({"height": 72}, "height 72", "64 or 80"),
     ({"frames": 10}, "frames 10", "9 or 13"),
-    ({"frames": 48}, "frames 48", "45 or 49"),
+    ({"frames": 48}, "frames 48", "41 or 49"),
 ]
 
 

@@ -17,7 +17,9 @@ def test_frames_round_trip() -> None:
     [
         ((721, 480, 49), "width 721 is not divisible by 16: use 720 or 736"),
         ((720, 488, 49), "height 488 is not divisible by 16: use 480 or 496"),
-        ((720, 480, 48), "frames 48 is not 4k + 1 (8k + 1 as the models were trained): use 45 or 49"),
+        ((720, 480, 48), "frames 48 is not 4k + 1 (8k + 1 as the models were trained): use 41 or 49, or else 45."),
+        ((720, 480, 20), "use 17 or 25, or else 21."),
+        ((720, 480, 3), "use 1 or 9, or else 5."),
         ((720, 480, 0), "frames 0 is not 4k + 1 (8k + 1 as the models were trained): use 1"),
         ((8, 480, 49), "width 8 is not divisible by 16: use 16"),
     ],

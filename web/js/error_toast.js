@@ -6,13 +6,13 @@ import { app } from "../../../scripts/app.js";
 const NAME = "CogVideoX.ErrorToast";
 const STYLE = "cogvideox-error";
 const PAUSE_MS = 200;
+const LIFE_MS = 15_000; // the node has the whole text for as long as it holds
 const shown = [];
 // The last toast says how many errors more there are. Its text changes with each of them, and only the last one is shown.
 let more, timer;
 
-function show(summary, detail) {
-  // Without `life` it stays until it is closed, or until the next run.
-  const message = { severity: "error", summary, detail, styleClass: STYLE };
+function show(summary, detail, nodeId) {
+  const message = { severity: "error", summary, detail, styleClass: STYLE, life: LIFE_MS, nodeId };
   app.extensionManager.toast.add(message);
   return message;
 }
@@ -20,6 +20,14 @@ function show(summary, detail) {
 function showMore(text) {
   if (more) app.extensionManager.toast.remove(more);
   more = show("CogVideoX", text);
+}
+
+// ComfyUI runs what it can of a prompt and refuses the rest: the start of that run leaves the refusals.
+function forgetRuns() {
+  for (const message of shown.filter((one) => one.ofRun)) {
+    shown.splice(shown.indexOf(message), 1);
+    app.extensionManager.toast.remove(message);
+  }
 }
 
 function forget() {
@@ -45,14 +53,22 @@ if (!window[NAME]) {
       style.textContent = `.p-toast:has(.${STYLE}) { margin-top: 10rem; }`;
       document.head.append(style);
       api.addEventListener("cogvideox.error", ({ detail }) => {
-        shown.push(show(titleOf(detail.node_id), detail.text));
+        shown.push(show(titleOf(detail.node_id), detail.text, detail.node_id));
       });
       api.addEventListener("cogvideox.more_errors", ({ detail }) => {
         clearTimeout(timer);
         timer = setTimeout(showMore, PAUSE_MS, detail.text);
       });
       api.addEventListener("cogvideox.forget", forget);
-      api.addEventListener("execution_start", forget);
+      api.addEventListener("execution_start", forgetRuns);
+      api.addEventListener("execution_error", ({ detail }) => {
+        for (const message of shown) message.ofRun ||= message.nodeId === detail.node_id;
+      });
+      // They would lie over the panel that it opens.
+      const opener = '[data-testid="error-overlay-see-errors"]';
+      document.addEventListener("click", ({ target }) => target.closest?.(opener) && forget(), true);
     },
+    // Another workflow, or the same one opened again.
+    afterConfigureGraph: forget,
   });
 }

@@ -43,7 +43,7 @@ ONE = ("--prompt", "a star")
         ((*ONE, "--dynamic-cfg", "maybe"), ("--dynamic-cfg is 'maybe'", "on or off")),
         ((*ONE, "--size", "720"), ("--size is '720'", "720x480")),
         ((*ONE, "--size", "720x470"), ("--size: height 470", "464 or 480")),
-        ((*ONE, "--frames", "50"), ("--frames: frames 50 is not 4k + 1", "49 or 53")),
+        ((*ONE, "--frames", "50"), ("--frames: frames 50 is not 4k + 1", "49 or 57")),
         ((*ONE, "--size", "16384x16384", "--frames", "1025"), ("--size and --frames", "billion pixels")),
         ((*ONE, "--image", "../no.png"), ("--image names ../no.png, which is not there",)),
         ((*ONE, "--video", "."), ("--video names ., which is a folder",)),
