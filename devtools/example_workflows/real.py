@@ -96,7 +96,7 @@ def single_files(
             "|---|---|",
             *rows,
             "",
-            f"With less memory choose *{T5_FP8.name}* as the text encoder, and *fp8_e4m3fn* as the model's "
+            f"With less memory choose *{T5_FP8.name}* as the text encoder, and *int8* as the model's "
             "*weight_dtype*.",
         ]
     )
