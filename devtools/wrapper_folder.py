@@ -100,8 +100,7 @@ def _compare(yaml: Path, heading: str, own: list[str], lines: list[str]) -> Exte
     if "base_path" in given:
         return Extension(None, [])
     # In braces, by an alias or by a merge, a category may be given that no line of the section names.
-    value = heading[_KEY.match(heading).end() :] if _KEY.match(heading) else ""
-    is_elsewhere = "<<" in given or bool(re.match(r"\s*[{*]", value))
+    is_elsewhere = "<<" in given or bool(re.match(r"\s*[{*]", _KEY.sub("", heading, count=1)))
     home = os.path.abspath(yaml.parent)
     lacking, differing = [], []
     for line in lines:
