@@ -174,6 +174,7 @@ def run_sections(
         for one in [one for one in running if time.monotonic() > one.began + limit + GRACE]:
             _join(one, "its time was over", rows)
             running.remove(one)
+            write_results(rows, options)
 
 
 def _start(name: str, section: Section, limit: float, options: Namespace, start_method: str) -> Running:
@@ -196,6 +197,10 @@ def _join(one: Running, reason: str, rows: list[Row]) -> None:
     if one.process.is_alive():
         _end(one.process)
         one.process.join(10.0)
+        # What it had sent before, of which one row is read at a time.
+        with suppress(EOFError, OSError):
+            while one.receiver.poll():
+                rows.append(one.receiver.recv())
         rows.append(Row(one.name, one.name, f"was ended after {seconds:.0f} s: {reason or 'it hung'}", MISSING))
     elif one.process.exitcode != 0:
         rows.append(Row(one.name, one.name, f"its process ended with status {one.process.exitcode}", FAILED))

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cogvideox.errors import UserError, printable
 
@@ -84,7 +83,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser("dev.py", description=title, parents=both, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, act: Callable, parents: list[argparse.ArgumentParser], explanation: str) -> Any:
+    def add(
+        name: str, act: Callable, parents: list[argparse.ArgumentParser], explanation: str
+    ) -> argparse.ArgumentParser:
         sentence = f"{explanation[:1].upper()}{explanation[1:]}."
         # bench says itself what there is, and passes --help on to a benchmark.
         command = commands.add_parser(
@@ -95,7 +96,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
             allow_abbrev=False,
             add_help=act is not bench,
         )
-        command.set_defaults(run=act)
+        command.set_defaults(run=act, command=name, parents=parents)
         return command
 
     command = add("demo", demo, both, "make three videos, or one of your prompt or picture, with the toy in the pack")
@@ -117,6 +118,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command.add_argument("recipe", help="a TOML file; training/example.toml is a whole one")
     arguments, rest = parser.parse_known_args(argv)
     arguments.argv = argv
+    # Before the command, both are read for every one of them.
+    for option, owner in (("comfyui", common), ("port", starts)):
+        if option in arguments and owner not in arguments.parents:
+            parser.error(f"--{option} has no effect on {arguments.command}: leave it out.")
     if rest and arguments.run not in (test, bench):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments, rest[1:] if rest[:1] == ["--"] else rest

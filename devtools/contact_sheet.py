@@ -12,6 +12,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from cogvideox.media.file_formats import VIDEO_OPTIONS
+
 COLUMNS = 6  # frames in a row, evenly spread from the first to the last
 ZOOM, MOST_PX = 2, 320  # times as large as in the video, but no wider
 GAP = 4  # pixels
@@ -35,7 +37,7 @@ def contact_sheet(videos: list[Path]) -> Image.Image:
 
 
 def _frames(video: Path) -> list[Image.Image]:
-    with av.open(str(video)) as container:
+    with av.open(str(video), options=VIDEO_OPTIONS) as container:
         frames = [frame.to_image() for frame in container.decode(video=0)]
     return [frames[i] for i in np.linspace(0, len(frames) - 1, COLUMNS).round().astype(int)]
 

@@ -1,6 +1,7 @@
 """Rewrite a workflow of ComfyUI-CogVideoXWrapper, and let ComfyUI find its models folder."""
 
 import argparse
+import contextlib
 import json
 import os
 import tempfile
@@ -78,6 +79,9 @@ def _check_target(source: Path, target: Path, overwrites: bool) -> None:
     """Raises: DevError for a file that must not or cannot be written."""
     another = "Name another file with --out"
     try:
+        # Links in a circle are an error here; Path.resolve() raises none from Python 3.13 on.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(target)
         if target.is_dir():
             raise DevError(f"{target} is a folder. {another}.")
         if os.path.exists(target) and not os.path.isfile(target):
@@ -87,10 +91,8 @@ def _check_target(source: Path, target: Path, overwrites: bool) -> None:
             raise DevError(f"{target} {what}. {another}, or add --overwrite to replace it.")
         if not target.parent.is_dir():
             raise DevError(f"{target} cannot be written: there is no folder {target.parent}. Make it, or name another.")
-    except (OSError, RuntimeError) as error:  # a name that is too long; links in a circle
-        raise DevError(
-            f"{target} cannot be written: {getattr(error, 'strerror', None) or error}. {another}."
-        ) from error
+    except OSError as error:  # a name that is too long; links in a circle
+        raise DevError(f"{target} cannot be written: {error.strerror or error}. {another}.") from error
 
 
 def _print_report(work: Work) -> None:
@@ -118,6 +120,11 @@ def _write_extension(yaml: Path, extension: Extension) -> None:
     if extension.lacking:
         print("These lines of it are missing: add them, and restart ComfyUI.")
         for line in extension.lacking:
+            print(f"    {line}")
+    if extension.differing:
+        print("It does not name these folders, or in a way that is not read here. Where models are to be found in them")
+        print("too, add the folder to the category that it has already, and restart ComfyUI.")
+        for line in extension.differing:
             print(f"    {line}")
 
 

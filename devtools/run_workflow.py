@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogvideox.errors import printable
+from cogvideox.media.file_formats import VIDEO_OPTIONS
 
 from . import client
 from .console import say
@@ -30,10 +31,10 @@ class Video:
 
 
 def inspect_video(file: Path | io.BytesIO) -> Video:
-    """Decode a video file and count."""
+    """Decode a video file and count. What opens further files, as a playlist does, is no video."""
     import av
 
-    with av.open(file if isinstance(file, io.BytesIO) else str(file)) as container:
+    with av.open(file if isinstance(file, io.BytesIO) else str(file), options=VIDEO_OPTIONS) as container:
         stream = container.streams.video[0]
         frames = sum(1 for _ in container.decode(stream))
         return Video(frames, stream.width, stream.height, float(stream.average_rate or 0))

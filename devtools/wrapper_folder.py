@@ -5,7 +5,7 @@ Text in, text out, without a YAML library: the command runs before any package i
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cogvideox.errors import quoted
@@ -33,10 +33,12 @@ _KEY = re.compile(r"""(?:'([^']+)'|"([^"\\]+)"|([^\s#&*!|>'"%@`{}\[\],?:-][^:#'"
 @dataclass(frozen=True)
 class Extension:
     """text: of the file with the section, None where it has one. lacking: the lines that its own section does not have,
-    and that the folders on this disk need."""
+    and that the folders on this disk need. differing: those whose category it has, without their folder as far as can
+    be read: a second line of the same category would take the place of the first."""
 
     text: str | None
     lacking: list[str]
+    differing: list[str] = field(default_factory=list)
 
 
 def folder_lines(yaml: Path) -> list[str]:
@@ -70,7 +72,7 @@ def extend(yaml: Path, text: str, lines: list[str]) -> Extension:
     if SECTION in sections.values():
         begin = next(number for number, name in sections.items() if name == SECTION)
         end = next((number for number in sections if number > begin), len(found))
-        return Extension(None, _lacking(found[begin + 1 : end], lines))
+        return _compare(yaml, found[begin], found[begin + 1 : end], lines)
     line_end = "\r\n" if "\r\n" in text else "\n"
     before = text if not text or text.endswith(("\n", "\r")) else text + line_end
     return Extension(before + _section(lines, line_end) + line_end, [])
@@ -91,8 +93,43 @@ def _section(lines: list[str], line_end: str = "\n") -> str:
     return line_end.join((f"{SECTION}:  # of ComfyUI-CogVideoXWrapper", *(f"    {line}" for line in lines)))
 
 
-def _lacking(own: list[str], lines: list[str]) -> list[str]:
-    """The lines that a section of the user's does not have. With a base_path its folders count from elsewhere."""
-    plain = (re.sub(r"\s+#.*|['\"]", "", line.replace("\\", "/")) for line in own if _is_content(line))
-    given = {line.strip().rstrip("/") for line in plain}
-    return [] if any(line.startswith("base_path:") for line in given) else [line for line in lines if line not in given]
+def _compare(yaml: Path, heading: str, own: list[str], lines: list[str]) -> Extension:
+    """What a section of the user's does not have. With a base_path its folders count from elsewhere, and nothing is
+    said of it."""
+    given = _folders_in(own)
+    if "base_path" in given:
+        return Extension(None, [])
+    # In braces, by an alias or by a merge, a category may be given that no line of the section names.
+    is_elsewhere = "<<" in given or bool(re.match(r"\s*[{*]", _KEY.sub("", heading, count=1)))
+    home = os.path.abspath(yaml.parent)
+    lacking, differing = [], []
+    for line in lines:
+        category, folder = line.split(": ", 1)
+        if category not in given:
+            (differing if is_elsewhere else lacking).append(line)
+        elif _place(home, folder) not in [_place(home, path) for path in given[category]]:
+            differing.append(line)
+    return Extension(None, lacking, differing)
+
+
+def _folders_in(own: list[str]) -> dict[str, list[str]]:
+    """Category -> its folders, one or a block of them, in the lines below a section's name."""
+    found: dict[str, list[str]] = {}
+    category, depth = "", 0
+    for line in filter(_is_content, own):
+        indent, text = len(line) - len(line.lstrip()), line.lstrip()
+        match = _KEY.match(text) if not found or indent <= depth else None
+        if match is None:
+            found.setdefault(category, []).append(text)
+            continue
+        category, depth = next(filter(None, match.groups())), indent
+        value = text[match.end() :]
+        # "|" and ">" begin a block: its folders are the lines below.
+        found[category] = [] if re.match(r"\s*(?:[|>][-+\d]*\s*)?(?:#|$)", value) else [value]
+    return found
+
+
+def _place(home: str, path: str) -> str:
+    """A folder as ComfyUI finds it, counted from `home`, in one spelling."""
+    plain = re.sub(r"\s+#.*|['\"]", "", path.replace("\\", "/")).strip()
+    return os.path.normcase(os.path.normpath(os.path.join(home, plain)))

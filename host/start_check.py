@@ -140,15 +140,17 @@ def missing_files(folder: Path) -> str:
 
 
 def taken_ids(ours: Mapping[str, type], registered: Mapping[str, type]) -> str:
-    """A sentence about the nodes of ours in whose place ComfyUI has nodes of others, else "".
+    """Sentences about the nodes of ours in whose place ComfyUI has nodes of others, or none, else "".
 
     ours, registered: node id -> class."""
     others: dict[str, list[str]] = {}
+    missing: list[str] = []
     for node_id, node in ours.items():
         found = registered.get(node_id)
         if found is not node:
-            others.setdefault(_pack_of(found), []).append(node_id)
-    return " ".join(_taken_by(pack, ids) for pack, ids in sorted(others.items()))
+            (missing if found is None else others.setdefault(_pack_of(found), [])).append(node_id)
+    told = [_taken_by(pack, ids) for pack, ids in sorted(others.items())]
+    return " ".join([*told, *([_not_registered(missing)] if missing else [])])
 
 
 def replaced_ids(ours: Mapping[str, type], registered: Mapping[str, type]) -> str:
@@ -255,11 +257,17 @@ def _again(folder: Path) -> str:
     )
 
 
-def _pack_of(node: type | None) -> str:
+def _not_registered(ids: list[str]) -> str:
+    return (
+        f"ComfyUI no longer has these nodes of CogVideoX, which were loaded: {_listed(ids)}. Workflows with them do "
+        "not run. See ComfyUI's log for what has removed them, or start ComfyUI without the other packs to find out "
+        "which."
+    )
+
+
+def _pack_of(node: type) -> str:
     """Where a node comes from, as ComfyUI notes it: "custom_nodes.NAME"."""
     module = str(getattr(node, "RELATIVE_PYTHON_MODULE", "") or "")
-    if node is None:
-        return "another pack"
     return f"the pack {printable(module.replace('.', '/', 1))}" if module.startswith("custom_nodes.") else "ComfyUI"
 
 

@@ -63,4 +63,4 @@ def check_nodes(count: int) -> None:
 def check_slots(label: str, count: int, kind: str) -> None:
     """kind: "inputs" or "outputs". Raises TooLargeError for more of them than are read of one node."""
     if count > MAX_SLOTS:
-        raise TooLargeError(f"{label} has {count} {kind}; at most {MAX_SLOTS} are read. Divide the node.")
+        raise TooLargeError(f"{label} has {count} {kind}; at most {MAX_SLOTS} are read. Choose another file.")

@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageOps, ImageSequence
 
 from ..host.compat import throw_if_interrupted
+from ..media.file_formats import ANIMATION_FORMATS, FRAME_FORMATS, VIDEO_OPTIONS
 from ..media.pictures import fit_pictures
 from ..vae.geometry import SIZE_STEP
 from .clips import DatasetSpec, UnusableClipError, pictures_in
@@ -31,10 +32,6 @@ _CLOCK_S = 0.002
 _MAX_PIXELS = 1 << 26  # 8192 x 8192
 _LONGEST_STILL_S = 600.0
 _ATTACHED_PICTURE = 0x400  # FFmpeg's avformat.h, AV_DISPOSITION_ATTACHED_PIC: the cover of a song, and no clip
-# Pillow and FFmpeg go by a file's content and not by its suffix. Of other formats some run programs (EPS) or open
-# further files (playlists).
-_PICTURE_FORMATS, _ANIMATION_FORMATS = ("PNG", "JPEG", "BMP"), ("GIF", "WEBP")
-_VIDEO_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif"}
 _PILLOW = (".gif", ".webp")  # read by Pillow: FFmpeg does not decode animated WebP
 
 
@@ -223,7 +220,7 @@ def _require_pixels(width: int, height: int) -> None:
 
 
 def _picture(path: Path) -> np.ndarray:
-    with _open_picture(path, _PICTURE_FORMATS) as picture:
+    with _open_picture(path, FRAME_FORMATS) as picture:
         return _rgb(ImageOps.exif_transpose(picture))
 
 
@@ -237,14 +234,14 @@ def _rgb(picture: Image.Image) -> np.ndarray:
 
 
 def _animation_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
-    with _open_picture(path, _ANIMATION_FORMATS) as picture:
+    with _open_picture(path, ANIMATION_FORMATS) as picture:
         for frame in ImageSequence.Iterator(picture):
             yield lambda frame=frame: np.array(frame.convert("RGB"))
 
 
 def _picture_times(path: Path) -> tuple[float, ...]:
     times = [0.0]
-    with _open_picture(path, _ANIMATION_FORMATS) as picture:
+    with _open_picture(path, ANIMATION_FORMATS) as picture:
         for frame in ImageSequence.Iterator(picture):
             throw_if_interrupted()
             frame.load()  # a WebP frame has its duration only once it is decoded
@@ -255,7 +252,7 @@ def _picture_times(path: Path) -> tuple[float, ...]:
 
 def _video_frames(path: Path) -> Iterator[Callable[[], np.ndarray]]:
     check_mp4(path)
-    with av.open(str(path), options=_VIDEO_OPTIONS) as container:
+    with av.open(str(path), options=VIDEO_OPTIONS) as container:
         stream = _video_stream(container)
         stream.thread_type = "AUTO"
         for number, frame in enumerate(container.decode(stream)):
@@ -295,7 +292,7 @@ def _video_times(path: Path) -> tuple[float, ...]:
     discarded were cut off by an edit list and give no frame.
     """
     check_mp4(path)
-    with av.open(str(path), options=_VIDEO_OPTIONS) as container:
+    with av.open(str(path), options=VIDEO_OPTIONS) as container:
         stream = _video_stream(container)
         times, count = [], 0
         for packet in container.demux(stream):

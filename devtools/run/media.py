@@ -8,20 +8,16 @@ from pathlib import Path
 
 import av
 import av.error
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cogvideox.errors import UserError
+from cogvideox.media.file_formats import PICTURE_FORMATS, VIDEO_FORMATS, VIDEO_OPTIONS, listed
 from cogvideox.video_limits import check_amount
 
 from ..errors import DevError
 from .requests import Request
 
 _ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
-# Pillow and FFmpeg go by a file's content. Of the other formats some run a program (EPS), open further files
-# (playlists), or take nearly any bytes for a picture (TGA, XBM): what is uploaded is to be one, and nothing else.
-_PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-_VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,flv,ogg,asf,mpegts,mpeg"
-_VIDEO_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _VIDEO_FORMATS}
 _MAX_PICTURE_BYTES = 1 << 28  # a checkpoint that is named in the place of a picture would fill the memory
 
 
@@ -64,7 +60,7 @@ def _read_picture(path: Path, place: str) -> Media:
         raise DevError(f"{place}, which has more than {_MAX_PICTURE_BYTES >> 20} MiB: give a PNG or JPEG file.")
     digest = hashlib.sha256(data).hexdigest()
     try:
-        with Image.open(io.BytesIO(data), formats=_PICTURE_FORMATS) as picture:
+        with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as picture:
             # A phone's MPO is one picture with small ones beside it.
             count = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
             picture.load()
@@ -72,9 +68,15 @@ def _read_picture(path: Path, place: str) -> Media:
                 upright = io.BytesIO()
                 ImageOps.exif_transpose(picture).convert("RGB").save(upright, "PNG")
                 data = upright.getvalue()
+    except UnidentifiedImageError as error:  # it names an object of Python's, and nothing of the file
+        raise DevError(
+            f"{place}, which is no picture that can be read: give a file in {listed(PICTURE_FORMATS)}."
+        ) from error
     # Decoders of damaged files raise nearly anything; decompression bombs have an error of their own.
     except Exception as error:
-        raise DevError(f"{place}, which is no picture that can be read ({error}): give a PNG or JPEG file.") from error
+        raise DevError(
+            f"{place}, which is no picture that can be read ({error}): give a file in {listed(PICTURE_FORMATS)}."
+        ) from error
     if count > 1:
         raise DevError(f"{place}, which has {count} pictures: give one picture, or a video with --video.")
     return Media(data, ".png" if data[:4] == b"\x89PNG" else path.suffix.lower() or ".png", digest)
@@ -83,7 +85,7 @@ def _read_picture(path: Path, place: str) -> Media:
 def _read_video(path: Path, place: str) -> Media:
     """A video with at least one frame. All of its frames together must fit into a run."""
     try:
-        with av.open(str(path), options=_VIDEO_OPTIONS) as container:
+        with av.open(str(path), options=VIDEO_OPTIONS) as container:
             if not container.streams.video:
                 raise DevError(f"{place}, in which there is no video: give another file.")
             stream = container.streams.video[0]
@@ -97,7 +99,9 @@ def _read_video(path: Path, place: str) -> Media:
         # The server decodes all of it into memory.
         raise DevError(f"{place}, which is too long: {error} Cut the part out that you need.") from error
     except (av.error.FFmpegError, ValueError) as error:
-        raise DevError(f"{place}, which is no video that can be read ({error}): give an mp4 file.") from error
+        raise DevError(
+            f"{place}, which is no video that can be read ({error}): give a file in {listed(VIDEO_FORMATS)}."
+        ) from error
     if not frames:
         raise DevError(f"{place}, in which there are no frames: give another file.")
     data = path.read_bytes()

@@ -134,13 +134,13 @@ def _make(url: str, target: Target, clip: Clip, plan: Plan) -> dict[str, Any]:
     graph = build_graph(clip, uploaded, f"{FOLDER}/{uuid.uuid4().hex}")
     try:
         result = client.run_workflow(url, graph, progress_lines(graph), timeout_s=None)
+        saved = client.saved_files(result.outputs.get(SAVE, {}))
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
         raise DevError(f"The server at {url} went away ({error}): start it and run the same command again.") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise _ClipError(f"the server does not answer as ComfyUI does ({error!r})") from error
     if result.error is not None:
         raise _ClipError(str(result.error))
-    saved = client.saved_files(result.outputs.get(SAVE, {}))
     if not saved:
         raise _ClipError("the server has saved no video")
     copy = None

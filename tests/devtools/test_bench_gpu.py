@@ -9,6 +9,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import comfy.supported_models
 import pytest
@@ -33,6 +34,12 @@ def hangs(bench: Bench) -> None:
     time.sleep(60)
 
 
+def hangs_after_many(bench: Bench) -> None:
+    for number in range(200):
+        bench.row(f"row {number}", "it is fast")
+    time.sleep(60)
+
+
 def dies(bench: Bench) -> None:
     bench.row("before", "it dies")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -47,8 +54,8 @@ def run(tmp_path: Path, *functions: Callable[[Bench], None], seconds: float = 20
     options, rows = Namespace(out=tmp_path, smoke=False, device="cpu"), list[Row]()
     sections = {function.__name__: Section(function, seconds) for function in functions}
     bench_gpu.run_sections(sections, seconds, options, rows, "fork")
-    kept = json.loads((tmp_path / "results.json").read_text())["rows"] if (tmp_path / "results.json").exists() else []
-    assert [row["what"] for row in kept] == [row.what for row in rows][: len(kept)]
+    kept = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["what"] for row in kept] == [row.what for row in rows], "everything is on disk before the next section"
     return {row.what: row for row in rows}
 
 
@@ -75,6 +82,34 @@ class TestSection:
         rows = run(tmp_path, hangs, seconds=1.0)
         assert time.monotonic() - began < 15
         assert rows["before"].found == "it hangs" and rows["hangs"].verdict == MISSING
+
+    def test_one_that_is_ended_keeps_what_it_has_printed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Rows that waited to be read when the time was over were printed, and were in no file."""
+        monkeypatch.setattr(bench_gpu, "GRACE", 0.0)
+        write = bench_gpu.write_results
+
+        def write_slowly(*given: Any) -> None:
+            time.sleep(0.1)
+            write(*given)
+
+        monkeypatch.setattr(bench_gpu, "write_results", write_slowly)
+        rows = run(tmp_path, hangs_after_many, seconds=1.0)
+        assert {f"row {number}" for number in range(200)} <= set(rows)
+        assert rows["hangs_after_many"].verdict == MISSING
+
+    def test_a_row_is_on_disk_at_once(self, tmp_path: Path) -> None:
+        """Whatever ends the benchmark itself must not take the rows of the section that runs along."""
+
+        def reads_its_row(bench: Bench) -> None:
+            bench.row("first", "sent")
+            ends = time.monotonic() + 10
+            while time.monotonic() < ends and "first" not in (
+                (tmp_path / "results.json").read_text() if (tmp_path / "results.json").exists() else ""
+            ):
+                time.sleep(0.05)
+            bench.check("seen on disk", float(time.monotonic() >= ends), 0.0)
+
+        assert run(tmp_path, reads_its_row)["seen on disk"].verdict == PASSED
 
     def test_several_at_once(self, tmp_path: Path) -> None:
         """One that dies or hangs must not take those beside it along."""

@@ -291,6 +291,22 @@ def test_pytest_gets_its_arguments_in_order():
 
 
 @pytest.mark.parametrize(
+    "option, argv",
+    [
+        ("port", ["--port", "5", "migrate", "w.json"]),
+        ("comfyui", ["--comfyui", "X", "migrate", "w.json"]),
+        *(("port", ["--port", "5", *command]) for command in (["test"], ["bench"], ["models"], ["train", "r.toml"])),
+    ],
+)
+def test_option_without_effect_is_refused_before_the_command_too(option, argv, capsys):
+    """Behind the command it was refused, and before it taken without any effect."""
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(argv)
+    assert ended.value.code == 2
+    assert f"--{option} has no effect on {argv[2]}: leave it out." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "argv", [["--comfyui", "X", "--port", "81", "demo"], ["demo", "--comfyui", "X", "--port", "81"]]
 )
 def test_options_count_before_and_after_the_command(argv):

@@ -129,6 +129,32 @@ def test_section_of_the_user_s_stays(section: str, lacking: list[str]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "section, lacking, differing",
+    [
+        (f"    diffusers: {os.path.abspath('models/CogVideo')}\n    loras: ./models/CogVideo/loras/\n", [], []),
+        ("    diffusers: |\n        D:/other\n        models/CogVideo\n", LINES[1:], []),
+        ("  loras: >-  # mine\n    models/CogVideo/loras\n\n  diffusers: models/CogVideo\n  vae: x\n", [], []),
+        ("    diffusers: D:/other\n", LINES[1:], LINES[:1]),
+        ("    'diffusers': |\n        D:/other\n    loras:\n        models/CogVideo/loras\n", [], LINES[:1]),
+        ("    diffusers: models/CogVideo/diffusers\n    loras: *others\n", [], LINES),
+        ("    <<: *others\n    loras: models/CogVideo/loras\n", [], LINES[:1]),
+    ],
+)
+def test_a_category_that_the_section_has_is_not_added_again(
+    section: str, lacking: list[str], differing: list[str]
+) -> None:
+    """Whole paths and blocks counted as missing; a second line of a category takes the place of the first."""
+    found = wrapper_folder.extend(Path("x.yaml"), f"a: &others\n    vae: x\ncogvideox_wrapper:\n{section}", LINES)
+    assert found == wrapper_folder.Extension(None, lacking, differing)
+
+
+@pytest.mark.parametrize("value", [" {diffusers: models/CogVideo}", " *others"])
+def test_a_section_without_lines_of_its_own_is_not_said_to_lack_any(value: str) -> None:
+    found = wrapper_folder.extend(Path("x.yaml"), f"a: &others\n    vae: x\ncogvideox_wrapper:{value}\n", LINES)
+    assert found == wrapper_folder.Extension(None, [], LINES)
+
+
 @pytest.fixture
 def comfyui(tmp_path: Path) -> Path:
     """A folder with the wrapper's models, and a workflow beside it."""
@@ -158,6 +184,11 @@ def test_writes_the_bytes_that_were_there(comfyui: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "has a section cogvideox_wrapper already" in out and out.endswith("    loras: models/CogVideo/loras\n")
     assert yaml.read_bytes() == b"cogvideox_wrapper:\n    diffusers: models/CogVideo\n"
+    yaml.write_bytes(b"cogvideox_wrapper:\n    loras: D:/other\n    diffusers: models/CogVideo\n")
+    assert migrate(comfyui, yaml, "--overwrite") == 0
+    out = capsys.readouterr().out
+    assert "missing" not in out and "add the folder to the category that it has" in out
+    assert out.endswith("restart ComfyUI.\n    loras: models/CogVideo/loras\n")
 
 
 def test_failed_write_leaves_the_file(

@@ -15,6 +15,8 @@ GIVEN = (
     Given("docs/exactness.md", "fp32 itself is accurate to about 1e-7 per operation", "IEEE 754: 2^-24 is 6e-8"),
     Given("docs/migration.md", "up to 32 MiB, 5000 nodes and 1000 inputs of a node is read", CHOICE),
     Given("docs/migration.md", "rewrite the workflow that is open, of up to 4 MiB,", CHOICE),
+    Given("docs/migration.md", "1,000,000 values or 100 levels, or with a number of more than 309 digits", CHOICE),
+    Given("docs/migration.md", "at most 20,000 nodes", CHOICE),
     Given("docs/migration.md", "25 at 0.8 is 20 at 0.8", ARITHMETIC),
     Given("docs/migration.md", "25 at 0.3 is 7 at 0.27", ARITHMETIC),
     Given("docs/models.md", "the desktop are taken to hold 1 GiB", "host/memory_rules.py, TAKEN_BYTES: an assumption"),

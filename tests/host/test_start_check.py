@@ -100,6 +100,7 @@ def sentences(folder: Path) -> list[str]:
         start_check.missing_files(folder / "nowhere"),
         start_check.taken_ids({"CogVideoXSample": object}, {"CogVideoXSample": NODE}),
         start_check.taken_ids(ids, dict.fromkeys(ids, NODE)),
+        start_check.taken_ids(ids, {}),
         start_check.replaced_ids({"CogVideoXSample": object}, {"CogVideoXSample": NODE}),
         start_check.replaced_ids(ids, dict.fromkeys(ids, NODE)),
         str(start_check.installed_twice(folder, folder / "two")),
@@ -351,6 +352,9 @@ def test_nodes_of_another_pack_with_the_same_ids() -> None:
     sentence = start_check.taken_ids(ours, {**ours, "A": theirs, "B": node_of("comfy_extras.nodes_x")})
     assert "A of CogVideoX is replaced by the pack custom_nodes/other pack" in sentence
     assert "B of CogVideoX is replaced by ComfyUI" in sentence
+    sentence = start_check.taken_ids(ours, {"A": ours["A"], "C": theirs})
+    assert "ComfyUI no longer has these nodes of CogVideoX, which were loaded: B. Workflows" in sentence
+    assert "C of CogVideoX is replaced by the pack" in sentence and "another pack" not in sentence
     sentence = start_check.replaced_ids(ours, {"A": theirs, "C": theirs, "D": theirs})
     assert "CogVideoX has nodes of the same id as the pack custom_nodes/other pack: A, C. Remove" in sentence
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,16 +20,19 @@ from cogvideox.devtools.run.remote import _LOADERS
 from cogvideox.host.toy import LISTED
 
 
-def encode_video(frames: int, width: int = 64, height: int = 64, fps: int = 8) -> bytes:
-    """An mp4."""
+def encode_video(
+    frames: int, width: int = 64, height: int = 64, fps: int = 8, container: str = "mp4", codec: str = "mpeg4"
+) -> bytes:
+    """A video, an mp4 by default. container, codec: as FFmpeg names them."""
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    with av.open(file, "w", format=container) as output:
+        stream: Any = output.add_stream(codec, rate=fps)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
         for number in range(frames):
             picture = np.full((height, width, 3), number * 255 // max(frames, 2), np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode())
     return file.getvalue()
 
 
@@ -38,7 +42,8 @@ class FakeComfyUI:
 
     failing: prompts whose run fails. damaged: prompts whose video comes damaged. hanging: prompts that never end.
     broken: paths that are answered with a status and a text, whatever is asked. saved: what it says otherwise of the
-    files that it has saved. error: the message of a run that fails.
+    files that it has saved. error: the message of a run that fails. sent: what is downloaded in place of a video.
+    answers: prompt -> what the server says that its run has put out, in place of a file.
     """
 
     url: str = ""
@@ -52,6 +57,8 @@ class FakeComfyUI:
     cancelled: list[dict] = field(default_factory=list)
     broken: dict[str, tuple[int, str]] = field(default_factory=dict)
     error: str = "no"
+    sent: bytes = b""
+    answers: dict[str, object] = field(default_factory=dict)
     saved: dict[str, object] = field(default_factory=dict)
     queued: asyncio.Queue = field(default_factory=asyncio.Queue)
 
@@ -130,14 +137,15 @@ class FakeComfyUI:
             )
         else:
             item = {"filename": f"{id_}.mp4", "subfolder": "cogvideox_run", "type": "output", **self.saved}
-            await send("executed", node="save", output={"images": [item], "animated": [True]})
+            output = self.answers.get(text, {"images": [item], "animated": [True]})
+            await send("executed", node="save", output=output)
         await send("executing", node=None)
         return socket
 
     async def _view(self, request: web.Request) -> web.Response:
         graph = self.graphs[int(request.query["filename"].removeprefix("run ").removesuffix(".mp4")) - 1]
         frames = graph["latent"]["inputs"].get("frames") or graph["first"]["inputs"]["length"]
-        video = encode_video(frames)
+        video = self.sent or encode_video(frames)
         return web.Response(body=video[:400] if graph["prompt"]["inputs"]["text"] in self.damaged else video)
 
     async def _cancel(self, request: web.Request) -> web.Response:

@@ -10,10 +10,14 @@ import pytest
 from PIL import Image
 
 from cogvideox import video_limits
+from cogvideox.devtools import paths
 from cogvideox.devtools.errors import DevError
 from cogvideox.devtools.run import media
 from cogvideox.devtools.run.media import read_media
 from cogvideox.devtools.run.requests import Request
+from cogvideox.media.file_formats import PICTURE_FORMATS, VIDEO_FORMATS, listed
+
+from .conftest import encode_video
 
 
 def jpeg() -> bytes:
@@ -78,6 +82,37 @@ def test_a_playlist_is_no_video(tmp_path: Path, video: Callable[..., Path]) -> N
         (tmp_path / "list.mp4").write_text(text)
         with pytest.raises(DevError, match="which is no video that can be read"):
             read_media([Request({"video": str(tmp_path / "list.mp4")})])
+
+
+@pytest.mark.parametrize("kind, formats", [("image", PICTURE_FORMATS), ("video", VIDEO_FORMATS)])
+def test_formats_that_are_taken_are_named(tmp_path: Path, kind: str, formats: tuple[str, ...]) -> None:
+    """An AVIF opens in every browser, and its refusal did not say what to convert it to."""
+    (tmp_path / "mine").write_bytes(saved("ICO"))
+    with pytest.raises(DevError, match=f"can be read.*: give a file in {listed(formats)}.$") as raised:
+        read_media([Request({kind: str(tmp_path / "mine")})])
+    assert "BytesIO" not in str(raised.value)
+    page = " ".join((paths.ROOT / "docs" / "command_line.md").read_text("utf-8").split())
+    assert listed(formats) in page
+
+
+@pytest.mark.parametrize("kind", PICTURE_FORMATS)
+def test_every_picture_that_is_named_is_taken(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "mine").write_bytes(saved(kind))
+    assert read_media([Request({"image": str(tmp_path / "mine")})])
+
+
+@pytest.mark.parametrize(
+    "container", ["mp4", "mov", "matroska", "webm", "avi", "gif", "flv", "ogg", "asf", "mpegts", "mpeg"]
+)
+def test_every_video_that_is_named_is_taken(tmp_path: Path, container: str) -> None:
+    """One for each of VIDEO_FORMATS, in its order."""
+    codec = {"webm": "libvpx", "gif": "gif", "ogg": "libvpx", "flv": "flv", "mpeg": "mpeg1video"}.get(container)
+    try:
+        (tmp_path / "mine").write_bytes(encode_video(9, fps=25, container=container, codec=codec or "mpeg4"))
+    except av.codec.codec.UnknownCodecError:
+        pytest.skip(f"this FFmpeg has no {codec}")
+    (found,) = read_media([Request({"video": str(tmp_path / "mine")})]).values()
+    assert found.frames == 9
 
 
 def test_a_checkpoint_is_not_read_as_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import av.error
 import pytest
 
 from cogvideox.devtools import cli, paths
 from cogvideox.devtools.run import targets, work
 from cogvideox.devtools.run.work import Own
 from cogvideox.devtools.run_workflow import inspect_video
+
+from .conftest import encode_video
 
 Run = Callable[..., tuple[int, list[dict], str]]
 
@@ -116,6 +119,31 @@ def test_half_a_video_is_none(run: Run, fake, tmp_path: Path) -> None:
     status, results, err = run("--prompt", "a star", "--out", "a.mp4")
     assert (status, results) == (1, []) and "the server sent no video that can be read" in err
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_a_playlist_that_the_server_sends_opens_nothing(run: Run, fake, tmp_path: Path) -> None:
+    """FFmpeg opens and decodes what it names: any file of this machine, chosen by whatever answers as the server."""
+    (tmp_path / "mine.mp4").write_bytes(encode_video(17))
+    with pytest.raises(av.error.FFmpegError):
+        (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile mine.mp4\n")
+        inspect_video(tmp_path / "list.mp4")
+    for number, text in enumerate(
+        f"ffconcat version 1.0\nfile {name}\n" for name in ("mine.mp4", f"file:{tmp_path / 'mine.mp4'}")
+    ):
+        fake.sent = text.encode()
+        status, results, err = run("--prompt", "a star", "--out", f"{number}.mp4")
+        assert (status, results) == (1, []) and "the server sent no video that can be read" in err
+        assert not (tmp_path / f"{number}.mp4").exists()
+
+
+@pytest.mark.parametrize("output", [["a"], "text", 7])
+def test_an_output_of_another_kind_costs_its_clip_alone(run: Run, fake, tmp_path: Path, output: object) -> None:
+    """It ended in a traceback, and the clips after it were not made."""
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    fake.answers = {"one": output}
+    status, results, err = run("--prompts", "p.txt", "--out", "out/")
+    assert status == 1 and [Path(result["file"]).name for result in results] == ["0002.mp4"]
+    assert "0001.mp4 was not made: the server does not answer as ComfyUI does" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(
