@@ -96,8 +96,7 @@ def single_files(
             "|---|---|",
             *rows,
             "",
-            f"With less memory choose *{T5_FP8.name}* as the text encoder, and *int8* as the model's "
-            "*weight_dtype*.",
+            f"With less memory choose *{T5_FP8.name}* as the text encoder, and *int8* as the model's *weight_dtype*.",
         ]
     )
     last = note("\n\n".join([text, hints.strip(), WATCH]), "Before the first run")
