@@ -15,10 +15,6 @@ from ..errors import UserError
 from ..host.daemon_threads import DaemonThreads
 from ..host.language import localized_for
 from ..host.messages import prompt_server
-from ..migration.migrate_graph import migrate_workflow
-from ..migration.migration_report import REFUSED, Options, report_lines
-from ..migration.workflow_format import parse_workflow
-from ..migration.wrapper_nodes import NAMES
 
 ROUTE = "/cogvideox/migration"
 # Python parses JSON without a pause in which it could serve others: 4 MiB take some hundredths of a second. Workflows
@@ -61,6 +57,8 @@ def notice(told: Any) -> dict[str, Any]:
         "close": "Close the notice",
         "failed": "ComfyUI does not answer. Start it again, and open the workflow again.",
     }
+    from ..migration.wrapper_nodes import NAMES
+
     shown = {name: told(text) for name, text in texts.items()}
     return {**shown, "types": sorted(NAMES), "command": f'cd "{_FOLDER}"\npython3 dev.py migrate "workflow.json"'}
 
@@ -85,6 +83,11 @@ async def answer_workflow(request: Any) -> str:
 
 def rewrite(text: str, leave_out: bool, told: Any) -> str:
     """The answer for the JSON of a workflow. leave_out: as in Options. Raises UserError."""
+    # Imported here: ComfyUI need not wait at its start for what few pages ask for.
+    from ..migration.migrate_graph import migrate_workflow
+    from ..migration.migration_report import REFUSED, Options, report_lines
+    from ..migration.workflow_format import parse_workflow
+
     document, work = migrate_workflow(parse_workflow(text), Options(leave_out=leave_out))
     if document is None:
         title = told("The workflow is not rewritten. The lines of the report say why.")

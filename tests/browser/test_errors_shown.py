@@ -105,7 +105,7 @@ def test_many_refused_nodes(page_of: Frontend) -> None:
     page = page_of.page
     page.evaluate(_MANY, 40)
     page.evaluate("() => app.queuePrompt(0)")
-    expect(toast(page_of, "37 more errors are shown on their nodes.")).to_be_visible()
+    expect(toast(page_of, "37 more errors are shown on their nodes.")).to_be_visible(timeout=15_000)
     expect(toast(page_of, WRONG_FRAMES)).to_have_count(3)
     expect(toast(page_of, "more error")).to_have_count(1)
     texts = "() => app.graph._nodes.flatMap(n => n.widgets ?? []).filter(w => w.name === '$$node-text-preview').length"

@@ -395,7 +395,7 @@ def test_defaults_agree(node: type[io.ComfyNode]) -> None:
 
 def test_shared_checks() -> None:
     """Their words, with one side known or both."""
-    with pytest.raises(UserError, match="width 100 .* use 96 or 112; frames 10 .* use 9 or 13"):
+    with pytest.raises(UserError, match="width 100 .* use 96 or 112; frames 10 .* use 9 or 17"):
         input_checks.check_video_size(width=100, frames=10)
     input_checks.check_own_size(0, 0)
     with pytest.raises(UserError, match="height 72"):

@@ -315,4 +315,4 @@ def test_valid_inputs_pass(folder: Path) -> None:
     """Linked values are not known yet; sizes are checked as everywhere."""
     assert validated(Node, folder="clips", width=64, height=64, frames=9) is True
     assert validated(Node, folder=None, width=None, height=None, frames=None) is True
-    assert "use 9 or 13" in str(validated(Node, folder="clips", width=64, height=64, frames=10))
+    assert "use 9 or 17" in str(validated(Node, folder="clips", width=64, height=64, frames=10))

@@ -34,7 +34,7 @@ SAMPLERS = {  # node id -> the graph sampled by it
 SIZES = [
     ({"width": 100}, "width 100", "96 or 112"),
     ({"height": 72}, "height 72", "64 or 80"),
-    ({"frames": 10}, "frames 10", "9 or 13"),
+    ({"frames": 10}, "frames 10", "9 or 17"),
     ({"frames": 48}, "frames 48", "41 or 49"),
 ]
 

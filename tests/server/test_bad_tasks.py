@@ -288,7 +288,7 @@ def check_number(refused, graph: dict, node_type: str, name: str, value: int, *w
     [
         ("width", 100, ("width 100", "use 96 or 112")),
         ("height", 72, ("height 72", "use 64 or 80")),
-        ("frames", 10, ("frames 10", "use 9 or 13")),
+        ("frames", 10, ("frames 10", "use 9 or 17")),
     ],
 )
 @pytest.mark.parametrize("node_type", CONDITIONING)
@@ -313,7 +313,7 @@ def test_size_of_a_video_that_does_not_fit(refused, node_type, graph, name):
     [
         ("overlap", 3, ("overlap 3 is not 4k + 1", "use 1 or 5")),
         ("overlap", 9, ("overlap 9 leaves nothing new", "use a smaller overlap")),
-        ("frames", 10, ("frames 10", "use 9 or 13")),
+        ("frames", 10, ("frames 10", "use 9 or 17")),
     ],
 )
 def test_overlap_that_does_not_fit(refused, name, value, words):

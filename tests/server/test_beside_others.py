@@ -164,15 +164,15 @@ class Finder:
         if name == "diffusers":
             raise ModuleNotFoundError("No module named 'diffusers'", name=name)
 
-true_version = importlib.metadata.version
+true_distribution = importlib.metadata.distribution
 
-def version(name):
+def distribution(name):
     if name == "diffusers":
         raise importlib.metadata.PackageNotFoundError(name)
-    return true_version(name)
+    return true_distribution(name)
 
 sys.meta_path.insert(0, Finder())
-importlib.metadata.version = version
+importlib.metadata.distribution = distribution  # importlib.metadata.version asks it as well
 """
 
 

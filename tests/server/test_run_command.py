@@ -53,7 +53,9 @@ def test_two_clips_and_a_kill_after_the_first(comfyui, tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     results = [json.loads(line) for line in made.stdout.splitlines()]
     assert results[0] == first and (out / "001.mp4").stat().st_mtime_ns == before.st_mtime_ns
-    assert "is there already" in made.stderr and "step 12 of 12" in made.stderr and "step 3 of 3" not in made.stderr
+    # the last step may end before it is asked for
+    assert "is there already" in made.stderr and re.search(r"step \d+ of 12", made.stderr), made.stderr
+    assert not re.search(r"step \d+ of 3\b", made.stderr), made.stderr
     settings = results[1]["settings"]
     assert (settings["seed"], settings["steps"], settings["loras"]) == (5, 12, [["CogVideoX-nano pink", 0.5]])
     for result in results:
@@ -88,12 +90,13 @@ def test_video_is_changed_and_leads(comfyui, media, tmp_path: Path) -> None:
         assert inspect_video(tmp_path / name) == Video(13, 64, 64, 8)
 
 
-def test_what_the_server_refuses_is_its_own_sentence(comfyui, tmp_path: Path) -> None:
-    """A precision that the pack does not have is known to the server alone."""
-    given = command(comfyui.url, "--prompt", "a star", "--weight-dtype", "int3", "--out", tmp_path / "a.mp4")
+def test_what_the_server_refuses_is_its_own_sentence(comfyui, media, tmp_path: Path) -> None:
+    """How many steps the noise levels have room for is known to the sampler's node alone."""
+    clip, steps = comfyui.base / "input" / "clip.mov", ("--steps", 100, "--denoise", 0.05)  # the last 100 of 2000
+    given = command(comfyui.url, "--prompt", "a star", "--video", clip, *steps, "--out", tmp_path / "a.mp4")
     made = subprocess.run(given, capture_output=True, text=True, check=False)
     assert (made.returncode, made.stdout) == (1, "")
-    assert "was not made: CogVideoXLoadPipeline (node model) rejected" in made.stderr and "int3" in made.stderr
+    assert "was not made: CogVideoXSample (node" in made.stderr and "rejected" in made.stderr
 
 
 @pytest.mark.long
