@@ -216,8 +216,8 @@ def without_kernels(call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tens
 
 
 @contextmanager
-def kernels_at_every_size() -> Iterator[Counter]:
-    """The transformer's Triton kernels for few tokens too; yields how often each has been launched."""
+def counted_launches() -> Iterator[Counter]:
+    """Yields how often each of the transformer's Triton kernels has been launched."""
     from cogvideox.transformer import token_passes
 
     launches: Counter = Counter()
@@ -228,7 +228,16 @@ def kernels_at_every_size() -> Iterator[Counter]:
         launches[name] += done
         return done
 
-    with mock.patch.object(token_passes, "LEAST_VALUES", 0), mock.patch.object(token_passes, "_launched", count):
+    with mock.patch.object(token_passes, "_launched", count):
+        yield launches
+
+
+@contextmanager
+def kernels_at_every_size() -> Iterator[Counter]:
+    """The transformer's Triton kernels for few tokens too; yields how often each has been launched."""
+    from cogvideox.transformer import token_passes
+
+    with mock.patch.object(token_passes, "LEAST_VALUES", 0), counted_launches() as launches:
         yield launches
 
 

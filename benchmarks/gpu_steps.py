@@ -41,25 +41,17 @@ FEW_LAYERS = 8
 PREDICTED = {
     ("5b", "diffusers"): "1.77 s, 2.64 GiB",
     ("5b", "native"): "1.75 s, 3.88 GiB",
-    ("5b", "ours, FLASH"): "1.56 s (1.64 s where RoPE is eager), 2.45 GiB",
-    ("5b", "ours, CUDNN"): "1.35 s, 2.45 GiB",
-    ("1.5-5B", "diffusers"): "8.42 s, 6.74 GiB",
-    ("1.5-5B", "ours, FLASH"): "7.89 s, 6.22 GiB",
-    ("1.5-5B", "ours, CUDNN"): "6.50 s, 6.22 GiB",
-    ("2b", "diffusers"): "0.64 s, 1.54 GiB",
-    ("2b", "ours, FLASH"): "0.62 s, 1.53 GiB",
-    ("2b", "ours, CUDNN"): "0.52 s, 1.53 GiB",
-}
-PREDICTED |= {
-    ("5b", "ours unfused"): PREDICTED["5b", "ours, CUDNN"],
-    ("1.5-5B", "ours unfused"): PREDICTED["1.5-5B", "ours, CUDNN"],
-    ("2b", "ours unfused"): PREDICTED["2b", "ours, CUDNN"],
-    ("5b", "ours, CUDNN"): "1.28 s, 1.43 GiB",
-    ("1.5-5B", "ours, CUDNN"): "6.34 s, 3.64 GiB",
-    ("2b", "ours, CUDNN"): "0.50 s, 0.90 GiB",
     ("5b", "ours, FLASH"): "1.50 s, 1.43 GiB",
+    ("5b", "ours, CUDNN"): "1.28 s, 1.43 GiB",
+    ("5b", "ours unfused"): "1.35 s, 2.45 GiB",
+    ("1.5-5B", "diffusers"): "8.42 s, 6.74 GiB",
     ("1.5-5B", "ours, FLASH"): "7.74 s, 3.64 GiB",
+    ("1.5-5B", "ours, CUDNN"): "6.34 s, 3.64 GiB",
+    ("1.5-5B", "ours unfused"): "6.50 s, 6.22 GiB",
+    ("2b", "diffusers"): "0.64 s, 1.54 GiB",
     ("2b", "ours, FLASH"): "0.60 s, 0.90 GiB",
+    ("2b", "ours, CUDNN"): "0.50 s, 0.90 GiB",
+    ("2b", "ours unfused"): "0.52 s, 1.53 GiB",
 }
 RATES = 750e12, 413e12  # FLOP/s of products and of attention, for the floor
 

@@ -98,7 +98,9 @@ def rewrite(text: str, leave_out: bool, told: Any) -> str:
         return _answer(document, title, report_lines(work)[:_MOST_LINES], may_leave_out)
     except ValueError as error:  # NaN, which Python reads and no browser does
         logging.debug("A rewritten workflow is no JSON.", exc_info=True)
-        raise UserError("The workflow has a number that is none. Save it with ComfyUI again.") from error
+        raise UserError(
+            "The workflow contains NaN or infinity, which a page cannot read. Save it with ComfyUI again."
+        ) from error
 
 
 async def _read(request: Any) -> str:

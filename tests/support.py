@@ -1,14 +1,18 @@
 """Helpers that several tests share: tiny weights in both implementations, and the distance between results."""
 
 import asyncio
+import json
+import os
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cogvideox.devtools.embedded_checkpoint import VARIANTS, write_pipeline
+from cogvideox.devtools.paths import ROOT
 from cogvideox.tests.measured import ERRORS, PARITY
 
 ALL_VARIANTS = tuple(VARIANTS)
@@ -97,6 +101,36 @@ def validated(node: Any, **inputs: Any) -> bool | str:
     """What a node's checks say when a prompt is queued; those of a node that reads a file run in a thread."""
     answer: Any = node.validate_inputs(**inputs)
     return asyncio.run(answer) if asyncio.iscoroutine(answer) else answer
+
+
+def measured_by_interpreter(module: str) -> Any:
+    """What `measure()` of a module of the tests, named as in "vae.test_fused", returns in a process of its own, where
+    Triton's interpreter runs its kernels; passed on as JSON."""
+    folder, name = module.rsplit(".", 1)
+    code = (
+        f"import json; import cogvideox.tests.conftest; from cogvideox.tests.{folder} import {name}\n"
+        f"print(json.dumps({name}.measure()))"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-2000:]
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+async def ticks_during(call: Awaitable[Any]) -> tuple[Any, int]:
+    """What `call` returns, and how often the event loop could turn to others meanwhile."""
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    answer = await call
+    ticking.cancel()
+    return answer, ticks
 
 
 def command_of(function: str, *arguments: object) -> list[str]:

@@ -28,7 +28,7 @@ from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.model_loaders.lora import apply
 from cogvideox.nodes import NODES
-from cogvideox.tests.support import write_fp32
+from cogvideox.tests.support import ticks_during, write_fp32
 
 LOADERS = {
     "CogVideoXLoadPipeline": ("folder", "diffusers"),
@@ -247,21 +247,7 @@ def test_clients_are_answered_while_a_file_is_read(
 def queued(prompt: dict[str, Any], validated: dict[str, Any]) -> tuple[Any, int]:
     """What ComfyUI answers about node "1" of a prompt that is queued, and how often its event loop could turn to other
     clients meanwhile. validated: the answers about the nodes before it."""
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.01)
-            ticks += 1
-
-    async def queue() -> Any:
-        ticking = asyncio.create_task(tick())
-        answer = await execution.validate_inputs("id", prompt, "1", validated)
-        ticking.cancel()
-        return answer
-
-    return asyncio.run(queue()), ticks
+    return asyncio.run(ticks_during(execution.validate_inputs("id", prompt, "1", validated)))
 
 
 # Nodes that write a file or read a folder, beside the loaders.

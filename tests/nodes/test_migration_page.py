@@ -14,6 +14,7 @@ from cogvideox.migration.migration_report import Options
 from cogvideox.nodes import migration_page
 from cogvideox.nodes.migration_page import MAX_BYTES, answer_workflow, notice, serve_migration
 from cogvideox.tests.migration.wrapper_flows import TWELVE
+from cogvideox.tests.support import ticks_during
 
 
 class _Posted:
@@ -72,32 +73,19 @@ def test_refusals_are_sentences(body: bytes, said: str) -> None:
     assert said in found["title"] and (found["workflow"], found["report"]) == (None, [])
 
 
-def test_a_number_that_is_none_is_refused() -> None:
+def test_nan_is_refused() -> None:
     """Python reads and writes NaN; the page would fail on it without a word."""
     document = TWELVE["control_net"]().document()
     document["extra"] = {"a": float("nan")}
-    assert "has a number that is none" in ask(document)["title"]
+    assert "contains NaN or infinity" in ask(document)["title"]
 
 
 def test_the_servers_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """All browsers wait while it stands still, and so does what a run shows."""
     monkeypatch.setattr(migration_page, "MAX_SECONDS", 0.3)
     monkeypatch.setattr(migration_page, "rewrite", lambda *_: time.sleep(1.0))
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.01)
-            ticks += 1
-
-    async def both() -> str:
-        ticking = asyncio.create_task(tick())
-        answer = await answer_workflow(_Posted(b"{}"))
-        ticking.cancel()
-        return answer
-
-    assert "takes more than" in json.loads(asyncio.run(both()))["title"]
+    answer, ticks = asyncio.run(ticks_during(answer_workflow(_Posted(b"{}"))))
+    assert "takes more than" in json.loads(answer)["title"]
     assert ticks >= 10
 
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,16 @@ import pytest
 import torch
 from diffusers.models.attention import FeedForward
 
+from cogvideox.benchmarks.gpu_models import counted_launches
 from cogvideox.host.ops import adopt_ops
 from cogvideox.model_loaders.load_model import load_model
-from cogvideox.tests.support import check_at_most, reference_transformer, relative_error, write_fp32
+from cogvideox.tests.support import (
+    check_at_most,
+    measured_by_interpreter,
+    reference_transformer,
+    relative_error,
+    write_fp32,
+)
 from cogvideox.transformer import token_passes
 from cogvideox.transformer.positions import rotary_table
 
@@ -47,16 +53,8 @@ needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @contextmanager
 def kernels(on: bool) -> Iterator[Counter]:
     """All passes by kernels, or none; yields how often each has been launched."""
-    launches: Counter = Counter()
-    launched = token_passes._launched
-
-    def count(name: str, *arguments: Any) -> bool:
-        done = launched(name, *arguments)
-        launches[name] += done
-        return done
-
     with (
-        mock.patch.object(token_passes, "_launched", count),
+        counted_launches() as launches,
         mock.patch.object(token_passes, "use_kernels", lambda x: on and token_passes.may_overwrite()),
         torch.inference_mode(),
     ):
@@ -168,14 +166,7 @@ def measure() -> dict[str, Any]:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton has no package for this system")
 def test_kernels_equal_torch() -> None:
     """Without this, cards could compute another video than the reference, and no machine without one would notice."""
-    code = (
-        "import json; import cogvideox.tests.conftest; from cogvideox.tests.transformer import test_token_passes\n"
-        "print(json.dumps(test_token_passes.measure()))"
-    )
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert out.returncode == 0, out.stderr[-2000:]
-    found = json.loads(out.stdout.splitlines()[-1])
+    found = measured_by_interpreter("transformer.test_token_passes")
     assert len(found["passes"]) == len(TINY) * 10
     assert all(ours <= max(MOST * theirs, 2e-7) for ours, theirs in found["passes"]), found["passes"]
     for error, launched in found["forwards"].values():

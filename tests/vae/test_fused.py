@@ -1,16 +1,12 @@
 """The Triton kernel of norm, scale and SiLU against the torch path: in Triton's interpreter, and on a card."""
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from cogvideox.tests.support import relative_error
+from cogvideox.tests.support import measured_by_interpreter, relative_error
 from cogvideox.vae import activation as activation_module
 from cogvideox.vae.activation import modulated_silu
 from cogvideox.vae.fused import fused_modulated_silu
@@ -70,14 +66,7 @@ def measure() -> dict[str, list[float]]:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton has no package for this system")
 def test_kernel_equals_torch() -> None:
     """Without this, cards could show other pixels than the reference, and no machine without a card would notice."""
-    code = (
-        "import json; import cogvideox.tests.conftest; from cogvideox.tests.vae import test_fused\n"
-        "print(json.dumps(test_fused.measure()))"
-    )
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert out.returncode == 0, out.stderr[-2000:]
-    errors = json.loads(out.stdout.splitlines()[-1])
+    errors = measured_by_interpreter("vae.test_fused")
     assert {name: len(cases) for name, cases in errors.items()} == {name: len(CASES) for name in DTYPES}
     assert max(errors.pop("fp32")) <= 1e-6
     assert all(max(cases) <= 1 for cases in errors.values()), errors

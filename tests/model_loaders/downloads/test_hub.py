@@ -210,6 +210,7 @@ def test_a_mirror_may_hand_on_the_hubs_addresses(
     hub.next_page = "https://huggingface.co"
     fetch(tmp_path / "x")
     manifests.require_complete(tmp_path / "x")
+    assert [asked.path for asked in hub.asked if "cursor=x" in asked.path]
 
 
 @pytest.mark.parametrize(
