@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from .stage import multiplies_bf16
+from .half_precision import multiplies_bf16
 
 _MOMENTUM = 0.95
 _ITERATION = 3.4445, -4.7750, 2.0315  # coefficients of x, x^3 and x^5

@@ -3,6 +3,8 @@
 import torch
 from accelerate import Accelerator, AutocastKwargs
 
+from .half_precision import multiplies_bf16
+
 SEED = 20261121
 
 
@@ -17,12 +19,6 @@ def accelerator(precision: str, on_cpu: bool = False, caches_casts: bool = True)
     if cpu and not multiplies_bf16():
         precision = "no"  # bf16 would take forty times as long
     return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[autocast])
-
-
-def multiplies_bf16() -> bool:
-    """Whether products in bf16 are faster than in fp32 on this CPU: oneDNN makes them where there is AVX-512 or AMX (or
-    bf16 on ARM); elsewhere torch has a loop that took 17 to 48 ms for what fp32 does in 1.2 (AVX2, torch 2.14)."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def log(step: int, loss: float) -> None:
