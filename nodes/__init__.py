@@ -17,6 +17,7 @@ from .download import CogVideoXDownload
 from .draft import CogVideoXDraftDecode
 from .example_input import CogVideoXExample
 from .extend import CogVideoXContinueVideo, CogVideoXJoinVideos
+from .few_steps import CogVideoXTimesteps
 from .fun import CogVideoXFunControl, CogVideoXFunInpaint
 from .image import CogVideoXImageToVideo
 from .input_checks import converted_problems
@@ -59,6 +60,7 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXSample,
     CogVideoXSampler,
     CogVideoXScheduler,
+    CogVideoXTimesteps,
     CogVideoXNoise,
     CogVideoXDynamicCFG,
     CogVideoXContextWindows,
