@@ -17,7 +17,6 @@ from .download import CogVideoXDownload
 from .draft import CogVideoXDraftDecode
 from .example_input import CogVideoXExample
 from .extend import CogVideoXContinueVideo, CogVideoXJoinVideos
-from .few_steps import CogVideoXTimesteps
 from .fun import CogVideoXFunControl, CogVideoXFunInpaint
 from .image import CogVideoXImageToVideo
 from .input_checks import converted_problems
@@ -32,6 +31,7 @@ from .replacing import register_replacements
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
 from .text import CogVideoXEncodeText
+from .timesteps import CogVideoXTimesteps
 from .train import CogVideoXSaveTrainedLora, CogVideoXTrainLora
 from .training_clips import CogVideoXTrainingClips
 from .video import CogVideoXEncodeVideo

@@ -7,7 +7,7 @@ from comfy_api.internal import first_real_override
 
 from cogvideox.devtools.paths import ROOT
 from cogvideox.errors import UserError
-from cogvideox.nodes.few_steps import CogVideoXTimesteps, describe
+from cogvideox.nodes.timesteps import CogVideoXTimesteps, describe
 from cogvideox.samplers import few_steps
 from cogvideox.samplers.few_steps import CUSTOM, PRESETS, chosen_timesteps, read_timesteps
 from cogvideox.samplers.schedule import next_timesteps, trailing_timesteps
@@ -50,7 +50,8 @@ def test_lists_that_are_no_timesteps(text: str, words: str) -> None:
     with pytest.raises(UserError) as error:
         chosen_timesteps(text, CUSTOM)
     assert words in str(error.value) and "such as 999, 856, 665, 399" in str(error.value)
-    assert CogVideoXTimesteps.validate_inputs(preset=CUSTOM, timesteps=text) == f"timesteps: {error.value}"
+    queued = CogVideoXTimesteps.validate_inputs(preset=CUSTOM, timesteps=text)
+    assert isinstance(queued, str) and queued.removeprefix("timesteps: ") == str(error.value)
 
 
 def test_a_preset_or_a_list() -> None:
@@ -84,8 +85,7 @@ def test_pages_have_the_presets_settings(page: str) -> None:
             timesteps = ", ".join(map(str, settings.timesteps))
             assert f"`{preset}`: {timesteps}, for sampler {settings.sampler} and cfg {settings.cfg:g}." in text
         else:
-            model = settings.family.removeprefix("CogVideoX-")
-            assert f"| {model} | `{preset}` | {settings.sampler} | {settings.cfg:g} |" in text
+            assert f"on {settings.family}: `{preset}`, sampler {settings.sampler}, cfg {settings.cfg:g}." in text
 
 
 def test_what_the_node_says_of_a_preset() -> None:
