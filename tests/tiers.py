@@ -17,7 +17,6 @@ SLOW = (
     "devtools/run/test_run_work.py::test_ended_run_is_ended_on_the_server_too",
     "devtools/run/test_run_work.py::test_reader_that_ends_is_no_traceback",
     "devtools/test_bench_gpu.py",
-    "devtools/test_environment.py::test_half_made_venv_is_recreated_and_a_working_one_kept",
     "devtools/test_environment.py::test_pip_says_how_much_has_come",
     "devtools/test_forecast_tables.py",
     "devtools/test_overlay.py::test_pip_leaves_the_shared_packages_alone",

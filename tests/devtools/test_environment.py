@@ -126,6 +126,7 @@ def test_debian_without_ensurepip_is_told_the_package(tmp_path, monkeypatch):
         environment.create_venv(tmp_path / "venv", tmp_path / "logs")
 
 
+@pytest.mark.long  # two times pip
 def test_half_made_venv_is_recreated_and_a_working_one_kept(tmp_path):
     venv = tmp_path / "venv"
     venv.mkdir()

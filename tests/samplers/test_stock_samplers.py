@@ -29,7 +29,7 @@ from cogvideox.samplers import outer_sample
 from cogvideox.samplers.noise import NoiseStream
 from cogvideox.samplers.stock_samplers import own_part, with_first_order_steps
 from cogvideox.tests.support import relative_error
-from cogvideox.tests.tiers import long_rows_after
+from cogvideox.tests.tiers import long_after, long_rows_after
 
 pytestmark = pytest.mark.usefixtures("inference")
 # Before they were helped, these were 0.57 to 218 away from the solution, and the first one painted noise.
@@ -144,7 +144,9 @@ def test_dpm_fast_and_adaptive_leave_no_noise(nano: Nano) -> None:
         assert relative_error(nano.run(sampler, "simple", 24), nano.solution) < 0.12, sampler
 
 
-@pytest.mark.parametrize("scheduler", [name for name in comfy.samplers.SCHEDULER_NAMES if name != "linear_quadratic"])
+@pytest.mark.parametrize(
+    "scheduler", long_after(3, [name for name in comfy.samplers.SCHEDULER_NAMES if name != "linear_quadratic"])
+)
 def test_first_order_stays_as_it_is(model: ModelPatcher, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """First order needs no help, nor do single steps in log sigma: what helps others must not change a bit of them."""
     sigmas = BasicScheduler.execute(model, scheduler, 6, 1.0).args[0]
