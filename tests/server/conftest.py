@@ -59,9 +59,9 @@ class Host:
         extra_data: dict | None = None,
     ) -> client.RunResult:
         """Run a workflow to its end, however it ends. The tiny pipelines that it names are there."""
-        for name in {value for node in graph.values() for value in node["inputs"].values() if isinstance(value, str)}:
-            if name in SERVED:
-                self.pipeline(name)
+        values = (value for each in graph.values() for value in each["inputs"].values() if isinstance(value, str))
+        for name in SERVED.keys() & set(values):
+            self.pipeline(name)
         return client.run_workflow(self.url, graph, on_event, timeout_s=120, extra_data=extra_data)
 
     def schema(self, node_type: str) -> dict:
