@@ -31,6 +31,7 @@ from .replacing import register_replacements
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
 from .text import CogVideoXEncodeText
+from .timesteps import CogVideoXTimesteps
 from .train import CogVideoXSaveTrainedLora, CogVideoXTrainLora
 from .training_clips import CogVideoXTrainingClips
 from .video import CogVideoXEncodeVideo
@@ -59,6 +60,7 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXSample,
     CogVideoXSampler,
     CogVideoXScheduler,
+    CogVideoXTimesteps,
     CogVideoXNoise,
     CogVideoXDynamicCFG,
     CogVideoXContextWindows,
