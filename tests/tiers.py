@@ -159,7 +159,7 @@ def summary_lines(tier: str, counts: Counter) -> list[str]:
 
 
 _ONE_SERVER = ("tests/server/", "tests/browser/")
-_OWN_SERVERS = ("test_beside_others.py", "test_other_folder.py", "test_plain_install.py")  # of tests/server
+_OWN_SERVERS = ("test_beside_others.py", "test_plain_install.py")  # of tests/server
 
 
 def room_of(node_id: str) -> str:

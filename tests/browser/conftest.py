@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,26 @@ from cogvideox.devtools.comfyui import prepare_base
 from cogvideox.devtools.frontend import Frontend, launched_browser, open_frontend, settings
 from cogvideox.devtools.paths import DEV, PACK_NAME, ROOT
 
+HERE = Path(__file__).parent
 PLAIN = {"Comfy__Minimap__Visible": False, "Comfy__Graph__CanvasInfo": False}  # no map or statistics in pictures
+
+
+_OPEN = ExitStack()  # what all tests of this folder share, and no other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if HERE in item.path.parents:
             item.add_marker("browser")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
+    """Close the browser after this folder's last test, not after the session's: while playwright runs, the asyncio.run
+    of other folders' tests fails in this thread."""
+    yield
+    if nextitem is None or HERE not in nextitem.path.parents:
+        _OPEN.close()
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +56,12 @@ def comfyui(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-# Not for the whole session: while playwright runs, the asyncio.run of other folders' tests fails in this thread.
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with launched_browser(chromium) as launched:
-        yield launched
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Browser:
+    return _OPEN.enter_context(launched_browser(chromium))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def open_as(browser: Browser, comfyui: server.Server) -> Callable[..., AbstractContextManager[Frontend]]:
     """open_as(**settings) -> the frontend as a new user with these settings finds it, whatever a test did before."""
 

@@ -3,6 +3,7 @@
 # Load -> Apply LoRA -> Save LoRA, and run it.
 RUN_LORA = """
 ([pipeline, lora]) => {
+  app.graph.clear()
   window.outcome = null
   app.api.addEventListener('execution_success', () => { window.outcome = 'success' })
   app.api.addEventListener('execution_error', e => { window.outcome = e.detail.exception_message })

@@ -70,11 +70,11 @@ WRONG_MODEL = "Pass positive and negative through CogVideoX Image to Video"
 WRONG_FRAMES = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 57, or else 53."
 
 
-@pytest.fixture(params=[pytest.param(False, marks=pytest.mark.long), True], ids=["classic", "vue"])
+@pytest.fixture(scope="module", params=[pytest.param(False, marks=pytest.mark.long), True], ids=["classic", "vue"])
 def page_of(
     request: pytest.FixtureRequest, open_as: Callable[..., AbstractContextManager[Frontend]]
 ) -> Iterator[Frontend]:
-    """A page in each of the two renderers."""
+    """A page in each of the two renderers, one for all tests: each begins with another graph."""
     with open_as(Comfy__VueNodes__Enabled=request.param, Comfy__Minimap__Visible=False) as opened:
         opened.page.evaluate("async () => { window.api = (await import('/scripts/api.js')).api }")
         yield opened
@@ -84,20 +84,30 @@ def toast(frontend: Frontend, text: str) -> Locator:
     return frontend.page.locator(".p-toast-message").filter(has_text=text)
 
 
-def test_an_error_in_a_stock_node(page_of: Frontend) -> None:
-    # The commonest of all: a model with another model's conditioning, in KSampler.
+def test_scripts_that_are_served_twice(page_of: Frontend) -> None:
+    # A second copy of the pack serves them as well, and ComfyUI refuses the second extension of one name.
+    page, before = page_of.page, len(page_of.console)
+    scripts = page.evaluate("async () => (await (await fetch('/extensions')).json()).filter(p => p.includes('/js/'))")
+    names = {path.name for path in (ROOT / "web" / "js").glob("*.js")}
+    ours = [path for path in scripts if path.rsplit("/", 1)[1] in names]
+    assert len(ours) == len(names) == 4
+    for path in ours:
+        page.evaluate("path => import(path + '?again')", path)
+    assert page_of.console[before:] == []
+
+
+def test_a_refused_prompt(page_of: Frontend) -> None:
+    # A number of frames that does not fit gets its sentence, where it comes past the widget: from a file or a link.
     page = page_of.page
-    page.evaluate(_GRAPH, ["CogVideoX-nano 5b-I2V", 9])
-    assert page.evaluate(_RUN) == "execution_error"
-    expect(toast(page_of, WRONG_MODEL)).to_be_visible()
-    expect(toast(page_of, "KSampler")).to_be_visible()  # its title
-    assert WRONG_MODEL in page.evaluate(_TEXT, "sample")
-    expect(page.get_by_text(WRONG_MODEL).nth(1)).to_be_visible()  # on the node as well
-    page.get_by_role("button", name="View details").click()  # ComfyUI's own box is not covered
-    page.evaluate(_SET, ["load", "folder", "CogVideoX-nano 5b"])
+    page.evaluate(_GRAPH, ["CogVideoX-nano 5b", 50])
+    page.evaluate("() => app.queuePrompt(0)")
+    expect(toast(page_of, WRONG_FRAMES)).to_have_count(1)
+    assert page.evaluate(_TEXT, "latent") == WRONG_FRAMES
+    expect(page.get_by_text(WRONG_FRAMES).nth(1)).to_be_visible()
+    page.evaluate(_SET, ["latent", "frames", 9])
     assert page.evaluate(_RUN) == "execution_success"
-    expect(toast(page_of, WRONG_MODEL)).to_have_count(0)
-    assert WRONG_MODEL not in page.evaluate(_TEXT, "sample")
+    expect(toast(page_of, WRONG_FRAMES)).to_have_count(0)
+    assert page.evaluate(_TEXT, "latent") == ""
 
 
 def test_many_refused_nodes(page_of: Frontend) -> None:
@@ -115,27 +125,17 @@ def test_many_refused_nodes(page_of: Frontend) -> None:
     expect(toast(page_of, "error")).to_have_count(0)
 
 
-def test_scripts_that_are_served_twice(frontend: Frontend) -> None:
-    # A second copy of the pack serves them as well, and ComfyUI refuses the second extension of one name.
-    page = frontend.page
-    scripts = page.evaluate("async () => (await (await fetch('/extensions')).json()).filter(p => p.includes('/js/'))")
-    names = {path.name for path in (ROOT / "web" / "js").glob("*.js")}
-    ours = [path for path in scripts if path.rsplit("/", 1)[1] in names]
-    assert len(ours) == len(names) == 4
-    for path in ours:
-        page.evaluate("path => import(path + '?again')", path)
-    assert frontend.console == []
-
-
-def test_a_refused_prompt(page_of: Frontend) -> None:
-    # A number of frames that does not fit gets its sentence, where it comes past the widget: from a file or a link.
+def test_an_error_in_a_stock_node(page_of: Frontend) -> None:
+    # The commonest of all: a model with another model's conditioning, in KSampler.
     page = page_of.page
-    page.evaluate(_GRAPH, ["CogVideoX-nano 5b", 50])
-    page.evaluate("() => app.queuePrompt(0)")
-    expect(toast(page_of, WRONG_FRAMES)).to_have_count(1)
-    assert page.evaluate(_TEXT, "latent") == WRONG_FRAMES
-    expect(page.get_by_text(WRONG_FRAMES).nth(1)).to_be_visible()
-    page.evaluate(_SET, ["latent", "frames", 9])
+    page.evaluate(_GRAPH, ["CogVideoX-nano 5b-I2V", 9])
+    assert page.evaluate(_RUN) == "execution_error"
+    expect(toast(page_of, WRONG_MODEL)).to_be_visible()
+    expect(toast(page_of, "KSampler")).to_be_visible()  # its title
+    assert WRONG_MODEL in page.evaluate(_TEXT, "sample")
+    expect(page.get_by_text(WRONG_MODEL).nth(1)).to_be_visible()  # on the node as well
+    page.get_by_role("button", name="View details").click()  # ComfyUI's own box is not covered
+    page.evaluate(_SET, ["load", "folder", "CogVideoX-nano 5b"])
     assert page.evaluate(_RUN) == "execution_success"
-    expect(toast(page_of, WRONG_FRAMES)).to_have_count(0)
-    assert page.evaluate(_TEXT, "latent") == ""
+    expect(toast(page_of, WRONG_MODEL)).to_have_count(0)
+    assert WRONG_MODEL not in page.evaluate(_TEXT, "sample")

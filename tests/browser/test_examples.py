@@ -129,20 +129,13 @@ def test_example_opens_as_it_was_saved(one_page: Frontend, name: str) -> None:
     one_page.page.wait_for_function(_ALL_SHOWN, timeout=30_000)
 
 
-def test_example_opens_when_dropped(frontend: Frontend) -> None:
+def test_example_opens_when_dropped(one_page: Frontend) -> None:
     # The README says: drop the file into the window.
     file = FOLDER / "01 Text to video.json"
-    frontend.page.evaluate(_DROP, [file.name, file.read_text("utf-8")])
-    wait_for_nodes(frontend, file.stem)
-    assert_intact(frontend, file.stem)
-
-
-def test_damaged_example_is_noticed(frontend: Frontend) -> None:
-    # Guards the tests above: the frontend does complain, and where they look.
-    damaged = json.loads(json.dumps(SAVED["01 Text to video"]))
-    damaged["nodes"][0]["type"] = "CogVideoXNoSuchNode"
-    frontend.load(damaged, "damaged")
-    expect(frontend.page.locator(_COMPLAINTS).first).to_contain_text("CogVideoXNoSuchNode")
+    one_page.page.evaluate("() => app.graph.clear()")
+    one_page.page.evaluate(_DROP, [file.name, file.read_text("utf-8")])
+    wait_for_nodes(one_page, file.stem)
+    assert_intact(one_page, file.stem)
 
 
 @pytest.mark.parametrize("name", (TOYS[0], pytest.param(TOYS[1], marks=pytest.mark.long)))
@@ -196,10 +189,11 @@ def test_queue_button_runs_the_others(frontend: Frontend, name: str) -> None:
     assert frontend.console == []
 
 
-def test_examples_are_offered_as_templates(frontend: Frontend, comfyui: Server) -> None:
+def test_examples_are_offered_as_templates(one_page: Frontend, comfyui: Server) -> None:
     # Where users look for examples: Templates > Extensions. A picture in a wrong place or format shows as a blank.
     assert sorted(json.loads(request(f"{comfyui.url}/api/workflow_templates"))[PACK_NAME]) == sorted(SAVED)
-    page = frontend.page
+    page = one_page.page
+    one_page.page.evaluate("() => app.graph.clear()")
     page.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
     page.get_by_role("dialog").get_by_text("CogVideoX", exact=True).click()  # not the folder's name
     cards = page.locator('[data-testid^="template-workflow-"]')
@@ -223,8 +217,16 @@ def test_examples_are_offered_as_templates(frontend: Frontend, comfyui: Server) 
         )
     name = TOYS[-1]
     page.get_by_test_id(f"template-workflow-{name}").click()
-    wait_for_nodes(frontend, name)
-    assert_intact(frontend, name)
+    wait_for_nodes(one_page, name)
+    assert_intact(one_page, name)
+
+
+def test_damaged_example_is_noticed(one_page: Frontend) -> None:
+    # Guards the tests above, last on their page: the frontend does complain, and where they look.
+    damaged = json.loads(json.dumps(SAVED["01 Text to video"]))
+    damaged["nodes"][0]["type"] = "CogVideoXNoSuchNode"
+    one_page.load(damaged, "damaged")
+    expect(one_page.page.locator(_COMPLAINTS).first).to_contain_text("CogVideoXNoSuchNode")
 
 
 def wait_for_nodes(frontend: Frontend, name: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import pytest
@@ -16,7 +16,6 @@ from cogvideox.devtools.server import Server
 from cogvideox.nodes.migration_page import ROUTE
 from cogvideox.tests.browser.test_errors_shown import toast
 from cogvideox.tests.migration.wrapper_flows import TWELVE
-from cogvideox.tests.tiers import long_after
 
 _MARKUP = "<img src=x onerror=window.hacked=1>"
 _FORECAST = """
@@ -47,28 +46,67 @@ _HIDDEN = """
 """
 
 
-def test_a_workflow_of_the_wrapper_shows_the_way_on(
-    open_as: Callable[..., AbstractContextManager[Frontend]], comfyui: Server
-) -> None:
+OpenAs = Callable[..., AbstractContextManager[Frontend]]
+
+
+def opened_in(open_as: OpenAs, locale: str, vue: bool = False) -> AbstractContextManager[Frontend]:
+    """A page in this language. The server answers each page in the language of the one that was opened last."""
+    return open_as(Comfy__Locale=locale, Comfy__VueNodes__Enabled=vue, Comfy__Minimap__Visible=False)
+
+
+@pytest.fixture(scope="module")
+def english(open_as: OpenAs) -> Iterator[Frontend]:
+    """One page for all tests before those in Chinese."""
+    with opened_in(open_as, "en") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def chinese(open_as: OpenAs) -> Iterator[Frontend]:
+    """One page for the tests in Chinese, which are the last ones."""
+    with opened_in(open_as, "zh") as opened:
+        yield opened
+
+
+def check_texts(frontend: Frontend, refused: str, width: int, name: str) -> None:
+    """A box of two lines showed no figure of the forecast. What is refused beside it keeps its sentence, in Chinese
+    too: the forecast's run took it away."""
+    page = frontend.page
+    page.evaluate(_FORECAST, [20, width])
+    expect(toast(frontend, refused)).to_be_visible()
+    page.wait_for_timeout(1_000)
+    expect(toast(frontend, refused)).to_be_visible()
+    shown = page.evaluate(_HIDDEN)
+    assert len(shown) == 2, shown
+    assert any("CogVideoX-nano 5b" in text for text, *_ in shown), shown
+    assert all(hidden <= 1 for _, hidden, _ in shown), shown
+    assert max(height for *_, height in shown) > 200
+    page.screenshot(path=ROOT / ".dev" / "screenshots" / f"first_hour_{name}.png")
+
+
+EN, ZH = "use 17 or 25, or else 21", "17 或 25"
+
+
+def test_texts_are_seen_whole(english: Frontend) -> None:
+    check_texts(english, EN, 720, "en_False")
+
+
+def test_a_workflow_of_the_wrapper_shows_the_way_on(english: Frontend, comfyui: Server) -> None:
     """It had "3 errors found" and Unknown pack, and no word of migration."""
     document = TWELVE["control_net"]().document()
     document["nodes"][0]["title"] = _MARKUP
-    with open_as() as frontend:
-        page = frontend.page
-        frontend.load(document, "wrapper")
-        box = page.locator(".cogvideox-migration")
-        expect(box).to_contain_text('python3 dev.py migrate "workflow.json"')
-        expect(box).to_contain_text("made for ComfyUI-CogVideoXWrapper")
-        box.get_by_role("button", name="Open it rewritten").click()
-        expect(box).to_contain_text("What differs from the wrapper:", timeout=20_000)
-        types = page.evaluate("() => app.graph.nodes.map(node => node.type)")
-        assert "CogVideoXSample" in types and "CogVideoSampler" not in types
-        assert page.evaluate("() => window.hacked") is None and page.locator('img[src="x"]').count() == 0
-        box.get_by_role("button", name="Close").click()
-        expect(box).to_have_count(0)
-    with open_as(Comfy__Locale="zh") as frontend:
-        frontend.load(document, "wrapper")
-        expect(frontend.page.locator(".cogvideox-migration")).to_contain_text("未安装")
+    frontend, page = english, english.page
+    frontend.load(document, "wrapper")
+    box = page.locator(".cogvideox-migration")
+    expect(box).to_contain_text('python3 dev.py migrate "workflow.json"')
+    expect(box).to_contain_text("made for ComfyUI-CogVideoXWrapper")
+    box.get_by_role("button", name="Open it rewritten").click()
+    expect(box).to_contain_text("What differs from the wrapper:", timeout=20_000)
+    types = page.evaluate("() => app.graph.nodes.map(node => node.type)")
+    assert "CogVideoXSample" in types and "CogVideoSampler" not in types
+    assert page.evaluate("() => window.hacked") is None and page.locator('img[src="x"]').count() == 0
+    box.get_by_role("button", name="Close").click()
+    expect(box).to_have_count(0)
     request = urllib.request.Request(
         f"{comfyui.url}{ROUTE}", json.dumps(document).encode(), {"Origin": "http://another.example"}
     )
@@ -76,42 +114,35 @@ def test_a_workflow_of_the_wrapper_shows_the_way_on(
         urllib.request.urlopen(request)
 
 
-def test_toasts_leave_the_downloads_free(open_as: Callable[..., AbstractContextManager[Frontend]]) -> None:
+def test_toasts_leave_the_downloads_free(english: Frontend) -> None:
     """Three of nine lines lay over the panel with the download buttons, and over the next workflow."""
     (example,) = (example for example in EXAMPLES if file_name(example).startswith("21 "))
     path = ROOT / "example_workflows" / f"{file_name(example)}.json"
     workflow = json.loads(path.read_text("utf-8"))
-    with open_as() as frontend:
-        page = frontend.page
-        for leave in ("View details", "another workflow"):
-            frontend.load(workflow, "missing")
-            page.evaluate("() => app.queuePrompt(0)")
-            expect(toast(frontend, "Press View details").first).to_be_visible()
-            assert all("/models/" not in text for text in page.locator(".p-toast-message").all_inner_texts())
-            if leave == "View details":
-                page.get_by_test_id("error-overlay-see-errors").click()
-            else:
-                frontend.load({"nodes": [], "links": [], "version": 0.4}, "empty")
-            expect(toast(frontend, "Press View details")).to_have_count(0)
+    frontend, page = english, english.page
+    for leave in ("View details", "another workflow"):
+        frontend.load(workflow, "missing")
+        page.evaluate("() => app.queuePrompt(0)")
+        expect(toast(frontend, "Press View details").first).to_be_visible()
+        assert all("/models/" not in text for text in page.locator(".p-toast-message").all_inner_texts())
+        if leave == "View details":
+            page.get_by_test_id("error-overlay-see-errors").click()
+        else:
+            frontend.load({"nodes": [], "links": [], "version": 0.4}, "empty")
+        expect(toast(frontend, "Press View details")).to_have_count(0)
 
 
-@pytest.mark.parametrize("vue", long_after(1, [False, True]))
-def test_texts_are_seen_whole(open_as: Callable[..., AbstractContextManager[Frontend]], vue: bool) -> None:
-    """A box of two lines showed no figure of the forecast. What is refused beside it keeps its sentence, in Chinese
-    too: the forecast's run took it away."""
-    for locale, refused, width in (
-        ("en", "use 17 or 25, or else 21", 720 + 32 * vue),
-        ("zh", "17 或 25", 736 + 32 * vue),
-    ):
-        with open_as(Comfy__Locale=locale, Comfy__VueNodes__Enabled=vue, Comfy__Minimap__Visible=False) as frontend:
-            page = frontend.page
-            page.evaluate(_FORECAST, [20, width])
-            expect(toast(frontend, refused)).to_be_visible()
-            page.wait_for_timeout(1_000)
-            expect(toast(frontend, refused)).to_be_visible()
-            shown = page.evaluate(_HIDDEN)
-            assert len(shown) == 2, shown
-            assert any("CogVideoX-nano 5b" in text for text, *_ in shown), shown
-            assert all(hidden <= 1 for _, hidden, _ in shown), shown
-            assert max(height for *_, height in shown) > 200
-            page.screenshot(path=ROOT / ".dev" / "screenshots" / f"first_hour_{locale}_{vue}.png")
+def test_texts_are_seen_whole_in_chinese(chinese: Frontend) -> None:
+    check_texts(chinese, ZH, 736, "zh_False")
+
+
+def test_a_workflow_of_the_wrapper_in_chinese(chinese: Frontend) -> None:
+    chinese.load(TWELVE["control_net"]().document(), "wrapper")
+    expect(chinese.page.locator(".cogvideox-migration")).to_contain_text("未安装")
+
+
+@pytest.mark.long  # the same in the classic renderer
+@pytest.mark.parametrize(("locale", "refused", "width"), [("en", EN, 752), ("zh", ZH, 768)])
+def test_texts_are_seen_whole_in_the_newer_renderer(open_as: OpenAs, locale: str, refused: str, width: int) -> None:
+    with opened_in(open_as, locale, vue=True) as frontend:
+        check_texts(frontend, refused, width, f"{locale}_True")

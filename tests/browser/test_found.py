@@ -140,8 +140,9 @@ def test_a_picture_is_begun_with_by_the_node_of_every_model(one_page: Frontend) 
     assert ours[0] == "CogVideoXImageToVideo" and "CogVideoXFunInpaint" in ours, ours
 
 
-def test_the_search_dialog_shows_it_first(frontend: Frontend) -> None:
-    page = frontend.page
+def test_the_search_dialog_shows_it_first(one_page: Frontend) -> None:
+    page = one_page.page
+    page.evaluate("() => app.graph.clear()")
     page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     page.keyboard.type("CogVideoSampler")
     expect(page.get_by_text("CogVideoX Sampler", exact=True).first).to_be_visible()

@@ -154,9 +154,9 @@ def test_a_blueprint_runs_what_the_template_of_its_task_runs(
     assert got == needed
 
 
-def test_a_blueprint_is_found_in_the_node_library(frontend: Frontend) -> None:
+def test_a_blueprint_is_found_in_the_node_library(one_page: Frontend) -> None:
     """By the words of its name; ComfyUI 0.30 reads no search aliases of a pack's blueprints."""
-    page = frontend.page
+    page = one_page.page
     page.evaluate("() => { app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library') }")
     page.get_by_placeholder("Search").first.fill("image to video")
     expect(page.get_by_text("Image to Video (CogVideoX)", exact=True).first).to_be_visible()
@@ -168,10 +168,10 @@ def test_blueprints_are_served(comfyui: Server) -> None:
 
 
 @pytest.mark.parametrize("name", long_after(1, APPS))
-def test_an_app_opens_as_a_form(frontend: Frontend, comfyui: Server, name: str) -> None:
+def test_an_app_opens_as_a_form(one_page: Frontend, comfyui: Server, name: str) -> None:
     """The form has every input of the table, and Run makes the same video as the graph."""
-    page = frontend.page
-    frontend.load(SAVED[name], name)
+    page = one_page.page
+    one_page.load(SAVED[name], name)
     form = page.get_by_test_id("linear-widgets")
     form.wait_for()
     page.wait_for_timeout(1000)

@@ -1,6 +1,7 @@
 """One real ComfyUI server for all tests of this folder, with the pack and tiny pipelines in a base of its own."""
 
 import contextlib
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from cogvideox.tests.graphs import LATENTS, SAMPLE, Made, collect, node, saved_l
 from cogvideox.tests.support import write_fp32
 from cogvideox.tests.task_graphs import write_media
 
-SERVED = ("2b", "5b", "1.5-5B", "5b-I2V", "1.5-5B-I2V", "Fun-5b-InP", "Fun-V1.5-5b-InP", "Fun-5b-Control")
+VARIANTS = ("2b", "5b", "1.5-5B", "5b-I2V", "1.5-5B-I2V", "Fun-5b-InP", "Fun-V1.5-5b-InP", "Fun-5b-Control")
+SERVED = {folder_name(variant): variant for variant in VARIANTS}  # what graphs call the tiny pipelines
 HUB_TOKEN = "hf_onlyForTheHubOnThisMachine"
 
 
@@ -45,9 +47,30 @@ class Host:
     def pipelines(self) -> Path:
         return self.base / "models" / "diffusers"
 
-    def run(self, graph: dict, on_event: Callable[[str, dict], None] | None = None) -> client.RunResult:
-        """Run a workflow to its end, however it ends."""
-        return client.run_workflow(self.url, graph, on_event, timeout_s=120)
+    def pipeline(self, name: str) -> Path:
+        """The folder of a tiny pipeline, one of SERVED, which is written when it is first asked for."""
+        folder = self.pipelines / name
+        return folder if folder.exists() else write_pipeline(folder, SERVED[name])
+
+    def run(
+        self,
+        graph: dict,
+        on_event: Callable[[str, dict], None] | None = None,
+        extra_data: dict | None = None,
+    ) -> client.RunResult:
+        """Run a workflow to its end, however it ends. The tiny pipelines that it names are there."""
+        values = (value for each in graph.values() for value in each["inputs"].values() if isinstance(value, str))
+        for name in SERVED.keys() & set(values):
+            self.pipeline(name)
+        return client.run_workflow(self.url, graph, on_event, timeout_s=120, extra_data=extra_data)
+
+    def schema(self, node_type: str) -> dict:
+        """What the server says of one node; of all of them it takes a second."""
+        return json.loads(server.request(f"{self.url}/object_info/{node_type}"))[node_type]
+
+    def offered(self, node_type: str, name: str) -> list[str]:
+        """What the list of a node's required input offers."""
+        return self.schema(node_type)["input"]["required"][name][1]["options"]
 
     def make(self, graph: dict) -> Made:
         """Run a workflow that must succeed, and read back what it saved."""
@@ -89,8 +112,6 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """The server, for the whole session."""
     base = tmp_path_factory.mktemp("comfyui")
     prepare_base(base, ROOT, PACK_NAME)
-    for variant in SERVED:
-        write_pipeline(base / "models" / "diffusers" / folder_name(variant), variant)
     for folder in ("vae", "diffusion_models", "text_encoders", "loras"):
         (base / "models" / folder).mkdir(exist_ok=True)
     host = Path(os.environ["COMFYUI_PATH"])

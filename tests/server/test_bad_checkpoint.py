@@ -39,7 +39,7 @@ def damaged(comfyui, request) -> Callable[[Callable[[Path], object]], str]:
 
     def copy(how: Callable[[Path], object]) -> str:
         name = "bad-" + "".join(c if c.isalnum() else "-" for c in request.node.name)
-        shutil.copytree(comfyui.pipelines / folder_name("5b"), comfyui.pipelines / name)
+        shutil.copytree(comfyui.pipeline(folder_name("5b")), comfyui.pipelines / name)
         how(comfyui.pipelines / name)
         return name
 
@@ -175,7 +175,7 @@ def test_one_part_given_to_the_loader_of_another(comfyui, refused, loader, part,
         "CogVideoXLoadTextEncoder": ("text_encoders", PROMPT, "clip"),
     }[loader]
     name = f"misplaced-{part}"
-    shutil.copytree(comfyui.pipelines / folder_name("5b") / part, comfyui.base / "models" / models / name)
+    shutil.copytree(comfyui.pipeline(folder_name("5b")) / part, comfyui.base / "models" / models / name)
     graph = replaced(text_to_video(), "loader", loader, **{LOADERS[loader]: name}, weight_dtype="default")
     graph = with_inputs(graph, taker, **{socket: ["loader", 0]})
     refused(without(graph, LATENTS), loader, name, looks_like, "Choose the checkpoint's")

@@ -188,6 +188,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
         yield running
 
 
+@pytest.mark.long  # its parts, in one process: tests/host
 def test_a_new_user_without_the_requirements_learns_it_at_the_start(bare: server.Server) -> None:
     """Before anything is queued: the packages that are missing with the command, and the weights."""
     told = json.loads(server.request(f"{bare.url}/api{ROUTE}"))
@@ -198,6 +199,7 @@ def test_a_new_user_without_the_requirements_learns_it_at_the_start(bare: server
     assert log.count(packages) == log.count(weights) == 1
 
 
+@pytest.mark.long  # its parts, in one process: tests/host
 def test_the_node_says_that_diffusers_is_missing(bare: server.Server) -> None:
     graph = text_to_video("tiny")
     result = client.run_workflow(bare.url, graph, timeout_s=120)
@@ -205,6 +207,7 @@ def test_the_node_says_that_diffusers_is_missing(bare: server.Server) -> None:
     assert "CogVideoX needs the Python package diffusers, which is not installed" in result.error.message
 
 
+@pytest.mark.long  # its parts, in one process: tests/host
 def test_a_template_whose_toy_is_gone_says_so(bare: server.Server) -> None:
     template = client_format(ROOT / "example_workflows" / f"{TEMPLATE}.json", bare.url)
     result = client.run_workflow(bare.url, template, timeout_s=120)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from cogvideox.devtools import client
 from cogvideox.tests import layout_files as layouts
 from cogvideox.tests.graphs import PIPELINE, Made, with_inputs
 from cogvideox.tests.part_graphs import LOADERS, PARTS, component_weights, latent_only, short, with_part
@@ -82,11 +81,6 @@ def written(comfyui, exact) -> Callable[..., str]:
     return write_part
 
 
-def options(comfyui, loader: str, name_input: str) -> list[str]:
-    """What a loader's list offers."""
-    return client.object_info(comfyui.url)[loader]["input"]["required"][name_input][1]["options"]
-
-
 def bound(layout: str) -> float:
     """0 where the layout keeps fp32."""
     return next((error for kind, error in BOUNDS.items() if kind in layout), 0)
@@ -149,7 +143,7 @@ def test_lists_offer_every_format(comfyui, exact, written):
     sat = written("model", layouts.TRANSFORMER_LAYOUTS["SAT .pt"])
     t5 = written("clip", T5_LAYOUTS["GGUF Q8_0"][0])
     vae = written("vae", VAE_LAYOUTS["SAT .pt"])
-    offered = {part: options(comfyui, loader, name) for part, (loader, name, *_) in LOADERS.items()}
+    offered = {part: comfyui.offered(loader, name) for part, (loader, name, *_) in LOADERS.items()}
     assert {gguf, f"{gguf}/hunyuan_i2v_Q2_K.gguf", sat, f"{sat}/hunyuan_i2v_Q2_K.pt", exact} <= set(offered["model"])
     assert {t5, f"{t5}/hunyuan_i2v_Q2_K.gguf", exact} <= set(offered["clip"])
     assert {vae, f"{vae}/hunyuan_i2v_Q2_K.pt", exact} <= set(offered["vae"])
@@ -208,7 +202,7 @@ def test_all_in_one_file(comfyui, prefixes):
     shutil.copytree(pipeline / "tokenizer", checkpoints / "tokenizer", dirs_exist_ok=True)
     name = f"v1-5-pruned_{prefixes[0]}safetensors"
     layouts.write_safetensors(checkpoints / name, weights, configs(pipeline, PARTS.values()))
-    assert name in options(comfyui, "CogVideoXLoadPipeline", "folder")
+    assert name in comfyui.offered("CogVideoXLoadPipeline", "folder")
     whole, one = comfyui.make(short(pipeline.name)), comfyui.make(short(name))
     assert np.array_equal(one.frames, whole.frames)
     assert relative_error(one.latent, whole.latent) == 0

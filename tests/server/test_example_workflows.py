@@ -23,6 +23,12 @@ ALL = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.
 # The others need checkpoints that no test has.
 SAVED = {name: ALL[name] for name in (file_name(example) for example in EXAMPLES if not example.needs)}
 FPS = 8
+# An app is the graph of another example, which opens as a form: those run in the long tier.
+RUNS = [
+    pytest.param(file_name(example), marks=[pytest.mark.long] if example.app else [])
+    for example in EXAMPLES
+    if not example.needs
+]
 VIDEOS = dict.fromkeys(SAVED, Video(17, 64, 64, FPS)) | {
     "04 Extend a video clip by clip": Video(17 + 17 - 9, 64, 64, FPS),
     "05 Long video in windows": Video(33, 64, 64, FPS),
@@ -38,7 +44,7 @@ def schemas(comfyui) -> dict:
     return client.object_info(comfyui.url)
 
 
-@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("name", RUNS)
 def test_example_runs(comfyui, schemas, name):
     """What everybody opens first: each must run as it is, and make a video of the size and speed that it shows."""
     api = convert_to_api(SAVED[name], schemas)
@@ -90,7 +96,7 @@ def comfy_cli(home: Path, *arguments: object) -> dict:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="comfy-cli keeps its home elsewhere")
-@pytest.mark.parametrize("name", long_after(4, SAVED))
+@pytest.mark.parametrize("name", long_after(2, SAVED))
 def test_example_passes_comfy_clis_check(schemas, tmp_path, name):
     """Who automates ComfyUI checks a workflow before queueing it: a warning there looks like a broken example."""
     known = tmp_path / "object_info.json"

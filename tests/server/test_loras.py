@@ -8,7 +8,6 @@ import comfy.sd
 import pytest
 import torch
 
-from cogvideox.devtools import client
 from cogvideox.devtools.client import RunResult
 from cogvideox.tests import layout_files as layouts
 from cogvideox.tests import lora_files as loras
@@ -212,7 +211,7 @@ def saved_lora(comfyui, graph: dict, prefix: str, **inputs: object) -> str:
 
 def offered(comfyui) -> set[str]:
     """The names in the list of LoRAs."""
-    return set(client.object_info(comfyui.url)[OURS]["input"]["required"]["lora_name"][1]["options"])
+    return set(comfyui.offered(OURS, "lora_name"))
 
 
 @pytest.mark.parametrize(

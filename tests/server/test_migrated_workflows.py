@@ -61,7 +61,7 @@ def ready(comfyui) -> dict:
     """The server's schemas, once it has all that the workflows name."""
     models = comfyui.base / "models"
     for name, variant in CHECKPOINTS.items():
-        shutil.copytree(comfyui.pipelines / folder_name(variant), comfyui.pipelines / name)
+        shutil.copytree(comfyui.pipeline(folder_name(variant)), comfyui.pipelines / name)
     write_controlnet(models / "controlnet" / "cogvideox-2b-controlnet-hed-v1", "2b")
     weights = component_weights(comfyui.pipelines / "CogVideoX-5b", "transformer")
     shapes = {name.removesuffix(".weight"): tuple(w.shape) for name, w in weights.items() if name.endswith(".weight")}

@@ -1,19 +1,23 @@
-"""A ComfyUI that has the pack in custom_nodes and nothing else: no model, no picture, no command."""
+"""A ComfyUI that has the pack in custom_nodes, under a name of the user's, and nothing else: no model, no picture, no
+command. Models, templates, blueprints and their pictures are where they always are."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from cogvideox.devtools import client
+from cogvideox.devtools.build_blueprints import BLUEPRINTS
 from cogvideox.devtools.client import object_info
 from cogvideox.devtools.comfyui import prepare_base
 from cogvideox.devtools.example_workflows import EXAMPLES, file_name
-from cogvideox.devtools.paths import PACK_NAME, ROOT
+from cogvideox.devtools.paths import ROOT, TEMPLATES
 from cogvideox.devtools.run_workflow import Video, client_format, inspect_video
-from cogvideox.devtools.server import Server, running_server
+from cogvideox.devtools.server import Server, request, running_server
 from cogvideox.host import toy
 from cogvideox.host.folders import CATEGORIES
 
@@ -25,6 +29,10 @@ LOADERS = {
     "CogVideoXLoadControlNet": ("control_net_name", "controlnet"),
     "CogVideoXApplyLora": ("lora_name", "lora"),
 }
+# No space: aiohttp, which ComfyUI serves with, finds no static file below an address with one (its version 3.14
+# compares the quoted prefix with the unquoted path), whatever pack it is of.
+FOLDER = "My.CogVideoX-1.5_(2)"
+ALL_NAMES = [file_name(example) for example in EXAMPLES]
 NAMES = [file_name(example) for example in EXAMPLES if not example.needs]
 
 
@@ -37,7 +45,7 @@ def states(*folders: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tmp_path_factory.mktemp("plain")
-    prepare_base(base, ROOT, PACK_NAME)
+    prepare_base(base, ROOT, FOLDER)
     for category in CATEGORIES:  # as ComfyUI's own repository has them, empty
         (base / "models" / category).mkdir(exist_ok=True)
     host = Path(os.environ["COMFYUI_PATH"])
@@ -63,7 +71,7 @@ def test_every_loader_lists_the_toy(plain: Server) -> None:
 @pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.long) for name in NAMES[1:])])
 def test_template_runs_at_once(plain: Server, name: str) -> None:
     """The first click of a new user: a template that asks for a file that is not there ends with an error."""
-    api = client_format(ROOT / "example_workflows" / f"{name}.json", plain.url)
+    api = client_format(TEMPLATES / f"{name}.json", plain.url)
     for node in api.values():
         if node["class_type"] == "CogVideoXTrainLora":
             node["inputs"]["steps"] = 5
@@ -112,3 +120,25 @@ def test_single_parts_run_with_a_real_prompt_at_another_size(plain: Server) -> N
     assert "This is CogVideoX-nano, the toy" in told["text"] and "fisherman" in told["text"]
     assert "its end was left out" in told["text"] and "coloured shapes that move" in told["text"]
     assert "720 × 480 with 5 frames is far from that" in told["sample"]
+
+
+def test_templates_are_listed_in_order_under_the_name_of_the_pack(plain: Server) -> None:
+    """The folder's name, and the disk's order, would say nothing to a user who looks for CogVideoX."""
+    assert json.loads(request(f"{plain.url}/api/workflow_templates"))[FOLDER] == ALL_NAMES
+    texts = json.loads(request(f"{plain.url}/api/i18n"))
+    assert texts["en"]["templateWorkflows"]["category"]["My_CogVideoX-1_5_(2)"] == "CogVideoX"
+    assert texts["zh"]["templateWorkflows"]["category"]["My_CogVideoX-1_5_(2)"] == "CogVideoX"
+    assert texts["zh"]["nodeDefs"], "the pack's own translations are still there"
+
+
+@pytest.mark.parametrize("ending", ("json", "jpg"))
+def test_each_file_is_served(plain: Server, ending: str) -> None:
+    for name in ALL_NAMES:
+        path = quote(f"/api/workflow_templates/{FOLDER}/{name}.{ending}")
+        assert request(f"{plain.url}{path}") == (TEMPLATES / f"{name}.{ending}").read_bytes()
+
+
+def test_blueprints_are_there(plain: Server) -> None:
+    found = json.loads(request(f"{plain.url}/api/global_subgraphs")).values()
+    ours = [entry["name"] for entry in found if entry["info"]["node_pack"] == f"custom_nodes.{FOLDER}"]
+    assert sorted(ours) == sorted(blueprint.name for blueprint in BLUEPRINTS)

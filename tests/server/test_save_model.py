@@ -113,8 +113,7 @@ def test_what_is_in_the_file(comfyui, exact, models):
     result = comfyui.run(saving(short(exact), "what", "int8"))
     assert result.error is None, str(result.error)
     path = models / "what.safetensors"
-    offered = client.object_info(comfyui.url)["CogVideoXLoadModel"]["input"]["required"]["model_name"][1]["options"]
-    assert path.name in offered
+    assert path.name in comfyui.offered("CogVideoXLoadModel", "model_name")
     with safe_open(path, "pt") as file:
         types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
         metadata = file.metadata()

@@ -59,7 +59,7 @@ def with_saved(graph: dict) -> dict:
 
 
 def with_core_trainer(comfyui, graph: dict) -> dict:
-    known = client.object_info(comfyui.url)["TrainLoraNode"]["input"]["required"]
+    known = comfyui.schema("TrainLoraNode")["input"]["required"]
     data = {"model": [PIPELINE, 0], "latents": [CLIPS, 0], "positive": [CLIPS, 1]}
     return graph | {
         TRAIN: node("TrainLoraNode", **data, **{k: v for k, v in core_trainer.SETTINGS.items() if k in known})

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from cogvideox.devtools import client
 from cogvideox.devtools.embedded_checkpoint import folder_name
 from cogvideox.devtools.run_workflow import Video, inspect_video
 from cogvideox.tests.graphs import (
@@ -107,14 +106,10 @@ def test_progress_and_previews(comfyui):
 
 def test_checkpoint_put_there_while_the_server_runs(comfyui):
     """Nobody restarts ComfyUI after a download: pressing R must be enough."""
-    assert "later" not in folder_choices(comfyui)
-    (comfyui.pipelines / "later").symlink_to(comfyui.pipelines / folder_name("5b"), target_is_directory=True)
-    assert "later" in folder_choices(comfyui)
+    assert "later" not in comfyui.offered("CogVideoXLoadPipeline", "folder")
+    (comfyui.pipelines / "later").symlink_to(comfyui.pipeline(folder_name("5b")), target_is_directory=True)
+    assert "later" in comfyui.offered("CogVideoXLoadPipeline", "folder")
     assert_picture(comfyui.make(text_to_video("later")).frames)
-
-
-def folder_choices(comfyui) -> list[str]:
-    return client.object_info(comfyui.url)["CogVideoXLoadPipeline"]["input"]["required"]["folder"][1]["options"]
 
 
 def test_parts_loaded_one_by_one_make_the_same_video(comfyui):
