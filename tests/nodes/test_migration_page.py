@@ -11,6 +11,7 @@ import pytest
 
 from cogvideox.migration.migrate_graph import migrate_workflow
 from cogvideox.migration.migration_report import Options
+from cogvideox.host import page_routes
 from cogvideox.nodes import migration_page
 from cogvideox.nodes.migration_page import MAX_BYTES, answer_workflow, notice, serve_migration
 from cogvideox.tests.migration.wrapper_flows import TWELVE
@@ -106,7 +107,7 @@ def test_routes_are_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda path: lambda handler: made.append(f"{kind} {path}")
 
     server = SimpleNamespace(routes=SimpleNamespace(get=keep("GET"), post=keep("POST")))
-    monkeypatch.setattr(migration_page, "prompt_server", lambda: server)
+    monkeypatch.setattr(page_routes, "prompt_server", lambda: server)
     serve_migration()
     serve_migration()
     assert made == ["GET /cogvideox/migration", "POST /cogvideox/migration"]
