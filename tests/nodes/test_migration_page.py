@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from cogvideox.host import page_routes
 from cogvideox.migration.migrate_graph import migrate_workflow
 from cogvideox.migration.migration_report import Options
-from cogvideox.host import page_routes
 from cogvideox.nodes import migration_page
 from cogvideox.nodes.migration_page import MAX_BYTES, answer_workflow, notice, serve_migration
 from cogvideox.tests.migration.wrapper_flows import TWELVE
@@ -111,5 +111,5 @@ def test_routes_are_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
     serve_migration()
     serve_migration()
     assert made == ["GET /cogvideox/migration", "POST /cogvideox/migration"]
-    monkeypatch.setattr(migration_page, "prompt_server", lambda: None)
+    monkeypatch.setattr(page_routes, "prompt_server", lambda: None)
     serve_migration()
