@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .half_precision import autocast_bf16
 from .world import path_box
 
 EDGE_THRESHOLDS = 0.1, 0.3  # of ComfyUI's Canny node in the example workflows
@@ -90,7 +91,7 @@ def _random_box(height: int, width: int, rng: np.random.Generator) -> np.ndarray
 
 
 def _encode(autoencoder: Any, pixels: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(pixels.device.type, torch.bfloat16):
+    with autocast_bf16(pixels.device):
         return autoencoder.encode(pixels).latent_dist.mode().float()
 
 

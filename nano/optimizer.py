@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import torch
 
+from .half_precision import multiplies_bf16
+
 _MOMENTUM = 0.95
 _ITERATION = 3.4445, -4.7750, 2.0315  # coefficients of x, x^3 and x^5
 _ITERATIONS = 5
@@ -69,12 +71,13 @@ def _by_shape(matrices: Sequence[torch.Tensor]) -> Iterable[list[int]]:
 
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
-    """The nearest matrices with orthonormal rows, roughly, in bf16. matrices: [N, rows, columns], rows <= columns.
+    """The nearest matrices with orthonormal rows, roughly. matrices: [N, rows, columns], rows <= columns; computed in
+    bf16, or in fp32 on a CPU that multiplies bf16 slowly.
 
     Source: Keller Jordan's Muon (kellerjordan.github.io/posts/muon), Newton-Schulz iteration, as in torch.optim.Muon.
     """
     first, third, fifth = _ITERATION
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if matrices.is_cuda or multiplies_bf16() else matrices.float()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT

@@ -11,6 +11,7 @@ from transformers import T5EncoderModel
 from . import text, vae
 from .captions import caption, partial_caption
 from .conditions import CONDITIONS
+from .half_precision import autocast_bf16
 from .world import draw_scene, render
 
 _SHARED = {
@@ -67,7 +68,7 @@ def encode_clips(
     for indices in _batches(count, size):
         pixels, captions = draw_clips(seed, indices, *size)
         pixels = pixels.to(autoencoder.device)
-        with torch.autocast(pixels.device.type, torch.bfloat16):
+        with autocast_bf16(pixels.device):
             columns["latents"].append(autoencoder.encode(pixels).latent_dist.mode())
         columns["text"].append(encoder(input_ids=text.token_ids(tokenizer, captions)).last_hidden_state)
     return {name: torch.cat(parts).half().cpu() for name, parts in columns.items()}

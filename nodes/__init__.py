@@ -32,6 +32,7 @@ from .replacing import register_replacements
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
 from .text import CogVideoXEncodeText
+from .timesteps import CogVideoXTimesteps
 from .train import CogVideoXSaveTrainedLora, CogVideoXTrainLora
 from .training_clips import CogVideoXTrainingClips
 from .video import CogVideoXEncodeVideo
@@ -60,6 +61,7 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXSample,
     CogVideoXSampler,
     CogVideoXScheduler,
+    CogVideoXTimesteps,
     CogVideoXNoise,
     CogVideoXDynamicCFG,
     CogVideoXContextWindows,

@@ -48,7 +48,16 @@ def schedule_sigmas(model_sampling: ModelSampling, steps: int, denoise: float) -
     require_schedule(steps, denoise)
     if denoise <= 0:
         return torch.zeros(0)
-    timesteps = trailing_timesteps(total_steps(steps, denoise))[-steps:]
+    return timestep_sigmas(model_sampling, trailing_timesteps(total_steps(steps, denoise))[-steps:])
+
+
+def timestep_sigmas(model_sampling: ModelSampling, timesteps: list[int]) -> torch.Tensor:
+    """SIGMAS of a run whose steps begin at `timesteps`, which fall, and whose last one ends at a clean sample:
+    [len(timesteps) + 1], ends in 0.
+
+    Raises UserError where the model's noise levels are not CogVideoX's.
+    """
+    require_cogvideox(model_sampling)
     # On the CPU, as ComfyUI's own BasicScheduler returns SIGMAS, wherever the model is.
     return torch.cat([model_sampling.sigmas.cpu()[timesteps], torch.zeros(1)])
 

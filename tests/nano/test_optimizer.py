@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from cogvideox.nano import optimizer
 from cogvideox.nano.optimizer import MuonAndAdamW
 from cogvideox.nano.train_transformer import muon_and_adamw
 from cogvideox.training import loop
@@ -67,8 +68,10 @@ def test_both_follow_the_loops_learning_rate() -> None:
     assert 0.5e-3 < steps["weight"] / (0.2 * 8**0.5) < 1.5e-3
 
 
-def test_matrices_take_muons_steps() -> None:
-    """Ours against torch's, which takes them one by one: shapes laid on their side, and two of the same shape."""
+@pytest.mark.parametrize(("bf16", "tolerance"), ((True, 1e-4), (False, 1e-3)), ids=("bf16", "fp32"))
+def test_matrices_take_muons_steps(bf16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours against torch's, which takes them one by one and in bf16: shapes laid on their side, two of one shape."""
+    monkeypatch.setattr(optimizer, "multiplies_bf16", lambda: bf16)
     muon: Any = getattr(torch.optim, "Muon", None)
     if muon is None:
         pytest.skip("this torch has no Muon")
@@ -86,7 +89,7 @@ def test_matrices_take_muons_steps() -> None:
         for one, other in zip(ours, theirs):
             one.grad = torch.randn_like(one)
             other.grad = one.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
+        for stepped in optimizers:
+            stepped.step()
     for one, other in zip(ours[:4], theirs[:4]):
-        assert torch.allclose(one, other, atol=1e-4), (one - other).abs().max()
+        assert torch.allclose(one, other, atol=tolerance), (one - other).abs().max()

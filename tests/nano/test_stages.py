@@ -1,5 +1,6 @@
 """Every stage of CogVideoX-nano's transformers runs: two steps on a handful of clips."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,13 +34,27 @@ def few_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets.Bucket, "batch_size", 2)
 
 
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the stages keep the encoded clips for each other: they depend on the task alone."""
+    return tmp_path_factory.mktemp("encoded")
+
+
+def share(files: Path, into: Path) -> None:
+    for file in files.glob("*.pt"):
+        if not (into / file.name).exists():
+            shutil.copyfile(file, into / file.name)
+
+
 @pytest.mark.parametrize("stage", TRANSFORMER_STAGES, ids=lambda stage: stage.name)
 def test_a_stage_trains_and_leaves_weights_that_are_published(
-    stage: TransformerStage, few_clips: None, tmp_path: Path
+    stage: TransformerStage, few_clips: None, encoded: Path, tmp_path: Path
 ) -> None:
     """Who trains the toy anew finds out after hours, not minutes, that a stage or its weights do not fit."""
     short = replace(stage, steps=2, only_bucket=None if stage.only_bucket is None else 1)
+    share(encoded, tmp_path)
     train.train_transformer(tmp_path, short)
+    share(tmp_path, encoded)
     weights = torch.load(tmp_path / stage.name / "trained.pt")
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert sum(1 for _ in (tmp_path / stage.name / "log.csv").open()) == 3  # the head and two steps

@@ -71,6 +71,10 @@ CONTRACT = {
     ),
     "CogVideoXSampler": ([SAMPLER], ["SAMPLER"]),
     "CogVideoXScheduler": ([("model", "MODEL", None), STEPS, DENOISE], ["SIGMAS"]),
+    "CogVideoXTimesteps": (
+        [("model", "MODEL", None), ("preset", "COMBO", "TDM 2b 4 steps"), ("timesteps", "STRING", "")],
+        ["SIGMAS"],
+    ),
     "CogVideoXNoise": ([SEED], ["NOISE"]),
     "CogVideoXDynamicCFG": ([("model", "MODEL", None), STEPS, CFG], ["MODEL"]),
     "CogVideoXContextWindows": (
@@ -203,6 +207,7 @@ OPTIONAL = {
 COMBOS = {
     ("CogVideoXSample", "sampler"): ["ddim", "dpm"],
     ("CogVideoXSampler", "sampler"): ["ddim", "dpm"],
+    ("CogVideoXTimesteps", "preset"): ["TDM 2b 4 steps", "BLADE 5b 8 steps", "PSA 5b 4 steps", "custom"],
     ("CogVideoXDecode", "memory"): ["auto", "fast", "low"],
     ("CogVideoXDecodeToFile", "memory"): ["auto", "fast", "low"],
     ("CogVideoXDecodeToFile", "format"): ["mp4 (h264)", "webm (vp9)", "webm (av1)"],

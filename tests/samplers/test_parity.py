@@ -1,5 +1,6 @@
 """Whole sampling runs through the pack's nodes against diffusers' pipelines: same weights, same seed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.nodes.latent import CogVideoXEmptyLatent
-from cogvideox.nodes.sample import CogVideoXSample
+from cogvideox.nodes.sample import CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from cogvideox.nodes.text import CogVideoXEncodeText
+from cogvideox.nodes.timesteps import CogVideoXTimesteps
+from cogvideox.samplers.few_steps import PRESETS
 from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, reference_pipeline, relative_error
 from cogvideox.transformer import positions
 
@@ -35,11 +38,15 @@ class Run:
         self.positive = encode.execute(clip, PROMPT).args[0]
         self.negative = encode.execute(clip, NEGATIVE).args[0]
 
-    def theirs(self, sampler: str, frames: int, batch_size: int = 1, **arguments: Any) -> torch.Tensor:
-        """Latents [B, C, T, H, W], unscaled, without the frames that CogVideoX 1.5 drops."""
+    def theirs(
+        self, sampler: str, frames: int, batch_size: int = 1, timesteps: Sequence[int] = (), **arguments: Any
+    ) -> torch.Tensor:
+        """Latents [B, C, T, H, W], unscaled, without the frames that CogVideoX 1.5 drops. timesteps: instead of the
+        scheduler's own."""
         from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
         scheduler = CogVideoXDPMScheduler if sampler == "dpm" else CogVideoXDDIMScheduler
+        scheduler = stepping_along(scheduler, timesteps) if timesteps else scheduler
         self.pipeline.scheduler = scheduler.from_config(self.pipeline.scheduler.config)
         latents = self.pipeline(
             prompt=[PROMPT] * batch_size,
@@ -70,6 +77,36 @@ class Run:
             **arguments,
         )
         return out.args[0]["samples"]
+
+    def custom(self, noise: Any, sampler: str, sigmas: torch.Tensor, cfg: float, frames: int) -> torch.Tensor:
+        """As `ours`, by the stock node for custom sampling. noise: a NOISE."""
+        from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
+
+        latent = CogVideoXEmptyLatent.execute(WIDTH, HEIGHT, frames, 1).args[0]
+        guider = CFGGuider.execute(self.model, self.positive, self.negative, cfg).args[0]
+        sampler = CogVideoXSampler.execute(sampler).args[0]
+        return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).args[0]["samples"]
+
+
+def stepping_along(scheduler: Any, timesteps: Sequence[int]) -> Any:
+    """A scheduler class of diffusers whose steps go from each of `timesteps` to the next, the last one to the end.
+
+    diffusers' own go num_train_timesteps // num_inference_steps down: both are set to that for each step.
+    """
+
+    class Explicit(scheduler):
+        def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+            self.num_inference_steps, self.timesteps = 1, torch.tensor(timesteps)
+            self.lengths = iter([t - following for t, following in zip(timesteps, (*timesteps[1:], -1))])
+
+        def step(self, *args: Any, generator: Any = None, **kwargs: Any) -> Any:
+            self.register_to_config(num_train_timesteps=next(self.lengths))
+            try:
+                return super().step(*args, generator=generator, **kwargs)
+            finally:
+                self.register_to_config(num_train_timesteps=1000)
+
+    return Explicit
 
 
 @pytest.fixture(scope="module", params=TEXT_TO_VIDEO)
@@ -151,22 +188,58 @@ def test_batch_equals_diffusers(run: Run, sampler: str) -> None:
 
 def test_run_from_given_noise(run: Run) -> None:
     """Noise from elsewhere, through stock custom sampler nodes, must be used as it is."""
-    from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
-
     frames = 13
     noise = torch.randn(1, 16, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(5))
     source = type("Noise", (), {"seed": 0, "generate_noise": lambda self, latent: noise.clone()})()
-    from cogvideox.nodes import sample as nodes
-
-    got = SamplerCustomAdvanced.execute(
-        source,
-        CFGGuider.execute(run.model, run.positive, run.negative, 6.0).args[0],
-        nodes.CogVideoXSampler.execute("ddim").args[0],
-        nodes.CogVideoXScheduler.execute(run.model, 7, 1.0).args[0],
-        {"samples": torch.zeros_like(noise)},
-    ).args[0]["samples"]
+    got = run.custom(source, "ddim", CogVideoXScheduler.execute(run.model, 7, 1.0).args[0], 6.0, frames)
     want = run.theirs("ddim", frames, num_inference_steps=7, latents=noise.transpose(1, 2).clone())
     check_parity("run from given noise", got, want, 5e-6)
+
+
+def few_steps(run: Run, sampler: str, preset: str, timesteps: str = "") -> torch.Tensor:
+    """A run of 9 frames at the SIGMAS of CogVideoX Timesteps, without guidance."""
+    node: Any = CogVideoXTimesteps
+    node.hidden = type("Hidden", (), {"unique_id": None})
+    sigmas = node.execute(run.model, preset, timesteps).args[0]
+    return run.custom(CogVideoXNoise.execute(SEED).args[0], sampler, sigmas, 1.0, 9)
+
+
+@pytest.mark.parametrize("preset", ["BLADE 5b 8 steps", "PSA 5b 4 steps"])
+@pytest.mark.parametrize("run", ["5b"], indirect=True)
+def test_few_steps_equal_the_authors_call(run: Run, preset: str) -> None:
+    """Their scripts call diffusers' pipeline so: other timesteps or noise, and the distilled weights paint badly."""
+    settings = PRESETS[preset]
+    want = run.theirs("dpm", 9, num_inference_steps=len(settings.timesteps), guidance_scale=1, use_dynamic_cfg=True)
+    check_parity("few steps, BLADE and PSA", few_steps(run, settings.sampler, preset), want, 5e-6)
+
+
+@pytest.mark.parametrize("run", ["2b"], indirect=True)
+def test_few_steps_equal_the_students_equations(run: Run) -> None:
+    """TDM's student was trained along four uneven timesteps, as generate_new of its authors' train_tdm_demo.py goes:
+    predict the clean sample and its noise, and put both together at the next timestep."""
+    preset = "TDM 2b 4 steps"
+    pipeline, settings = run.pipeline, PRESETS[preset]
+    run.theirs("ddim", 9, num_inference_steps=1)  # installs the scheduler
+    prompt, _ = pipeline.encode_prompt(PROMPT, do_classifier_free_guidance=False)
+    noise = torch.randn(1, 3, 16, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(SEED))
+    x0 = torch.zeros_like(noise)  # has no part in the first sample: alpha is 0 there
+    for timestep in torch.tensor(settings.timesteps).split(1):
+        x = pipeline.scheduler.add_noise(x0, noise, timestep)
+        v = pipeline.transformer(x, prompt, timestep, return_dict=False)[0]
+        x0 = pipeline.scheduler.get_velocity(v, x, timestep)
+        alpha = pipeline.scheduler.alphas_cumprod[timestep].to(x)
+        noise = (x - alpha**0.5 * x0) / (1 - alpha) ** 0.5
+    got = few_steps(run, settings.sampler, preset)
+    check_parity("few steps, TDM", got, x0.transpose(1, 2) / pipeline.vae.config.scaling_factor, 5e-6)
+
+
+@pytest.mark.parametrize("run", ["5b"], indirect=True)
+@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+def test_explicit_timesteps_equal_diffusers(run: Run, sampler: str) -> None:
+    """Each step begins and ends where the list says, next to each other and down to 0 as well."""
+    timesteps = (999, 998, 640, 333, 1, 0)
+    want = run.theirs(sampler, 9, timesteps=timesteps, num_inference_steps=6, guidance_scale=1)
+    check_parity("explicit timesteps", few_steps(run, sampler, "custom", str([*timesteps])), want, 5e-6)
 
 
 @pytest.mark.parametrize("sampler", ("ddim", "dpm"))

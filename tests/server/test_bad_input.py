@@ -134,6 +134,15 @@ def test_schedule_that_cannot_be(refused, linked, node_type, steps, denoise, fou
     refused(graph, node_type, found, advice)
 
 
+@pytest.mark.parametrize("linked", [False, True], ids=["typed", "linked"])
+def test_timesteps_that_are_none(refused, linked):
+    """A word, or a step to more noise, must not reach the sampler."""
+    inputs = {"model": [PIPELINE, 0], "preset": "custom", "timesteps": ["list", 0] if linked else "399, 665"}
+    graph = replaced(custom_sampling(text_to_video()), "sigmas", "CogVideoXTimesteps", **inputs)
+    graph |= {"list": node("PrimitiveString", value="399, 665")} if linked else {}
+    refused(graph, "CogVideoXTimesteps", "Timestep 665 comes after 399", "such as 999, 856, 665, 399")
+
+
 def test_dynamic_guidance_over_no_steps(refused):
     """Linked steps have no limits: 0 would end in a division by zero in the middle of a run."""
     graph = patched(text_to_video(), "CogVideoXDynamicCFG", steps=["steps", 0], cfg=6.0)

@@ -37,6 +37,16 @@ def test_custom_sampling_is_the_sampler_node(comfyui, variant, sampler):
     assert np.array_equal(apart.frames, whole.frames)
 
 
+def test_explicit_timesteps_of_an_even_schedule(comfyui):
+    """Who writes out the timesteps of a run expects its video."""
+    graph = text_to_video(sampler="dpm", steps=4, cfg=1.0)
+    apart = custom_sampling(graph)
+    inputs = {"model": apart["sigmas"]["inputs"]["model"], "preset": "custom", "timesteps": "[999, 749, 499, 249]"}
+    apart = replaced(apart, "sigmas", "CogVideoXTimesteps", **inputs)
+    latents = [comfyui.make(each).latent for each in (graph, apart)]
+    assert torch.equal(*latents)
+
+
 def test_custom_sampling_below_full_denoise(comfyui):
     """The schedule's length must survive the way through SIGMAS: 2 of 5 steps are not 2 of 2."""
     start = text_to_video(seed=5)

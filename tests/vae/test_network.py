@@ -10,7 +10,7 @@ import torch
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nodes.decode import CogVideoXDecode
-from cogvideox.tests.support import check_parity, relative_error
+from cogvideox.tests.support import VAE_TOLERANCE, check_parity, relative_error
 from cogvideox.tests.tiers import long_after
 
 
@@ -49,7 +49,7 @@ def test_decode_equals_diffusers(vaes: tuple, count: int, memory: str) -> None:
         got = ours.decode(z, vae_options={"memory": memory})
     want = decoded_by_diffusers(theirs, count)
     assert got.shape == (1, 4 * count - 3, 64, 96, 3)
-    check_parity(f"VAE decode, memory {memory}", got, want, 1e-6)
+    check_parity(f"VAE decode, memory {memory}", got, want, VAE_TOLERANCE)
 
 
 def test_decode_of_an_even_count(vaes: tuple) -> None:
@@ -60,7 +60,7 @@ def test_decode_of_an_even_count(vaes: tuple) -> None:
     with torch.inference_mode():
         got = ours.decode(z)
         want = to_image(theirs.decode(torch.cat([z, z[:, :, -1:]], dim=2)).sample)[:, :13]
-    assert relative_error(got, want) <= 1e-6
+    assert relative_error(got, want) <= VAE_TOLERANCE
 
 
 def test_decode_node_lays_a_batch_end_to_end(vaes: tuple) -> None:
@@ -82,7 +82,7 @@ def test_encode_equals_diffusers(vaes: tuple, frames: int) -> None:
     with torch.inference_mode():
         got = ours.encode(pixels)
         want = theirs.encode((pixels * 2 - 1).movedim(-1, 0)[None]).latent_dist.mode()
-    check_parity("VAE encode", got, want, 1e-6)
+    check_parity("VAE encode", got, want, VAE_TOLERANCE)
 
 
 @pytest.mark.parametrize("memory", ("fast", "low"))
@@ -112,7 +112,7 @@ def test_tiled_decode_is_the_decode(vaes: tuple, tile: tuple[int, int]) -> None:
     z = latents(3, height=20, width=28)
     with torch.inference_mode():
         got = ours.decode_tiled(z, tile_x=tile[0], tile_y=tile[1], overlap=3, tile_t=2, overlap_t=1)
-        check_parity("VAE decode, tiled", got, to_image(theirs.decode(z).sample), 1e-6)
+        check_parity("VAE decode, tiled", got, to_image(theirs.decode(z).sample), VAE_TOLERANCE)
 
 
 @pytest.mark.parametrize(("tile_x", "tile_y"), ((48, 40), (512, 512), (16, 16)))
@@ -123,7 +123,7 @@ def test_tiled_encode_is_the_encode(vaes: tuple, tile_x: int, tile_y: int) -> No
     with torch.inference_mode():
         got = ours.encode_tiled(pixels, tile_x=tile_x, tile_y=tile_y, overlap=16, tile_t=8, overlap_t=4)
         want = theirs.encode((pixels * 2 - 1).movedim(-1, 0)[None]).latent_dist.mode()
-    check_parity("VAE encode, tiled", got, want, 1e-6)
+    check_parity("VAE encode, tiled", got, want, VAE_TOLERANCE)
 
 
 def test_latent_of_another_model_is_refused(vaes: tuple) -> None:
