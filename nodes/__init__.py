@@ -27,6 +27,7 @@ from .long import CogVideoXContextWindows, CogVideoXPositions
 from .lora import CogVideoXApplyLora, CogVideoXSaveLora
 from .memory_forecast import CogVideoXMemoryForecast
 from .migration_page import serve_migration
+from .opened_graph import serve_opened_graph
 from .replacing import register_replacements
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
@@ -86,6 +87,7 @@ class CogVideoXExtension(ComfyExtension):
     async def on_load(self) -> None:
         await register_replacements()
         serve_migration()
+        serve_opened_graph()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         start_listings()

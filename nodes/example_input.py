@@ -1,7 +1,12 @@
 """Example inputs that come with the pack, for graphs that run without any file of the user's."""
 
+import threading
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
+import folder_paths
+import torch
 from comfy_api.latest import InputImpl, Types, io, ui
 
 from ..host.toy import INPUT_FPS, INPUTS
@@ -45,9 +50,33 @@ class CogVideoXExample(io.ComfyNode):
     def execute(cls, example: str) -> io.NodeOutput:
         frames, mask = read_example(example)
         video = InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, frame_rate=Fraction(INPUT_FPS)))
-        # [F, H, W, 3], each pixel four times as wide and high
-        large = frames.repeat_interleave(_SHOWN_SCALE, 1).repeat_interleave(_SHOWN_SCALE, 2)
-        shown = ui.ImageSaveHelper.save_animated_png(
-            large, "cogvideox_example", io.FolderType.temp, cls=None, fps=INPUT_FPS, compress_level=4
-        )
-        return io.NodeOutput(frames, mask, video, ui=ui.SavedImages([shown], is_animated=len(frames) > 1))
+        return io.NodeOutput(frames, mask, video, ui=_show(example, frames))
+
+
+def show_example(example: str) -> dict[str, Any]:
+    """What the node shows of one of toy.INPUTS, as ComfyUI sends it to the page after a run.
+
+    Raises UserError where the example's files are missing or damaged.
+    """
+    return _show(example, read_example(example)[0]).as_dict()
+
+
+_written: dict[str, ui.SavedResult] = {}
+_writing = threading.Lock()
+
+
+def _show(example: str, frames: torch.Tensor) -> ui.SavedImages:
+    """An animated picture in ComfyUI's temporary folder, written once. frames: [F, H, W, 3] in 0 .. 1."""
+    with _writing:
+        shown = _written.get(example)
+        if shown is None or not _is_there(shown):
+            # [F, H, W, 3], each pixel four times as wide and high
+            large = frames.repeat_interleave(_SHOWN_SCALE, 1).repeat_interleave(_SHOWN_SCALE, 2)
+            shown = _written[example] = ui.ImageSaveHelper.save_animated_png(
+                large, "cogvideox_example", io.FolderType.temp, cls=None, fps=INPUT_FPS, compress_level=4
+            )
+    return ui.SavedImages([shown], is_animated=len(frames) > 1)
+
+
+def _is_there(shown: ui.SavedResult) -> bool:
+    return (Path(folder_paths.get_temp_directory()) / shown["subfolder"] / shown["filename"]).is_file()

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import UserError
 from ..host.daemon_threads import DaemonThreads
 from ..host.language import localized_for
-from ..host.messages import prompt_server
+from ..host.page_routes import new_routes
 
 ROUTE = "/cogvideox/migration"
 # Python parses JSON without a pause in which it could serve others: 4 MiB take some hundredths of a second. Workflows
@@ -22,15 +22,14 @@ ROUTE = "/cogvideox/migration"
 MAX_BYTES = 4 * 2**20
 MAX_SECONDS = 20.0
 _MOST_LINES = 500  # of a report: the page shows them all
-_STORE = "_cogvideox_migration"  # an attribute of ComfyUI's server: a route that is there twice keeps it from starting
 _THREADS = DaemonThreads(1, "cogvideox-migration")  # one at a time: a workflow may keep a core busy for seconds
 _FOLDER = Path(__file__).resolve().parent.parent
 
 
 def serve_migration() -> None:
     """Answer the page; nothing in a process without a server."""
-    server: Any = prompt_server()
-    if server is None or not hasattr(server, "routes") or getattr(server, _STORE, False):
+    routes = new_routes("migration")
+    if routes is None:
         return
     from aiohttp import web
 
@@ -41,9 +40,8 @@ def serve_migration() -> None:
         answer = await answer_workflow(request)
         return web.Response(text=answer, content_type="application/json")
 
-    setattr(server, _STORE, True)
-    server.routes.get(ROUTE)(get_notice)
-    server.routes.post(ROUTE)(post_workflow)
+    routes.get(ROUTE)(get_notice)
+    routes.post(ROUTE)(post_workflow)
 
 
 def notice(told: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ..model_loaders.downloads.repositories import REPOSITORIES, Repository, fin
 from ..model_loaders.load_tiny_decoder import TINY_FOLDER
 
 _DOWNLOAD = "CogVideoX Download"
+_MOST_LETTERS = 100  # of a name in a message
 
 
 class Kind(NamedTuple):
@@ -69,6 +70,17 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+# The nodes whose first widget is such a list.
+_LOADERS = {
+    "CogVideoXLoadPipeline": "pipeline",
+    "CogVideoXLoadModel": "transformer",
+    "CogVideoXLoadTextEncoder": "text_encoder",
+    "CogVideoXLoadVAE": "vae",
+    "CogVideoXLoadControlNet": "controlnet",
+    "CogVideoXApplyLora": "lora",
+}
+
+
 def offer(own: list[str], kind: str) -> list[str]:
     """The list of a loader: the user's `own` models, the toy's, and without any of the user's a line that says so.
 
@@ -97,8 +109,22 @@ def find(name: str, kind: str) -> Path:
         return folders.find(name, *known.categories, toy=kind if kind in LISTED else "")
     except folders.NoSuchModelError as error:
         # What to do comes first: a node and a toast show few lines. The toast ends at the line break.
-        lines = f"There is no {error.missing!r}. {_download_of(name, known)}", f"It was looked for in {error.places}."
+        lines = _missing(error.missing, known, bypassed_downloads()), f"It was looked for in {error.places}."
         raise UserError("\n".join(lines)) from error
+
+
+def describe_missing(name: str, node_type: str, bypassed: frozenset[str]) -> str | None:
+    """The first line of what `find` would say of a name in a graph that is opened; None for a node that lists none.
+
+    name: of a model that the page's list lacks. bypassed: the checkpoints of the nodes CogVideoX Download that are
+    there and bypassed.
+    """
+    kind = _LOADERS.get(node_type)
+    return None if kind is None else _missing(name[:_MOST_LETTERS], KINDS[kind], bypassed).split("\n")[0]
+
+
+def _missing(name: str, kind: Kind, bypassed: frozenset[str]) -> str:
+    return f"There is no {name!r}. {_download_of(name, kind, bypassed)}"
 
 
 def _next_click(kind: Kind) -> str:
@@ -110,12 +136,12 @@ def _next_click(kind: Kind) -> str:
     return " ".join(steps)
 
 
-def _download_of(name: str, kind: Kind) -> str:
-    """Where to get what has this name, and what else to do."""
+def _download_of(name: str, kind: Kind, bypassed: frozenset[str]) -> str:
+    """Where to get what has this name, and what else to do. bypassed: as for describe_missing."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     entry, another = _published(last), "Or choose another one from the list."
     if entry is not None and kind.published:
-        if entry.name in bypassed_downloads():
+        if entry.name in bypassed:
             step = f"Select {_DOWNLOAD}, press Ctrl+B, then Run ({entry.gigabytes:.0f} GB)."
         else:
             step = (

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cogvideox.host import page_routes
 from cogvideox.migration.migrate_graph import migrate_workflow
 from cogvideox.migration.migration_report import Options
 from cogvideox.nodes import migration_page
@@ -106,9 +107,9 @@ def test_routes_are_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda path: lambda handler: made.append(f"{kind} {path}")
 
     server = SimpleNamespace(routes=SimpleNamespace(get=keep("GET"), post=keep("POST")))
-    monkeypatch.setattr(migration_page, "prompt_server", lambda: server)
+    monkeypatch.setattr(page_routes, "prompt_server", lambda: server)
     serve_migration()
     serve_migration()
     assert made == ["GET /cogvideox/migration", "POST /cogvideox/migration"]
-    monkeypatch.setattr(migration_page, "prompt_server", lambda: None)
+    monkeypatch.setattr(page_routes, "prompt_server", lambda: None)
     serve_migration()

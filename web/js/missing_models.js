@@ -1,0 +1,58 @@
+// Says, where a graph is opened, which of the loaders' models are not there and what to do: which bypassed CogVideoX
+// Download to switch on. Files that a template itself offers to download (properties.models) are left to ComfyUI's own
+// dialog. nodes/opened_graph.py has the sentences.
+import { app } from "../../../scripts/app.js"
+import { api } from "../../../scripts/api.js"
+
+const NAME = "CogVideoX.MissingModels"
+const ROUTE = "/cogvideox/missing_models"
+const LOADERS = /^CogVideoX(Load(Pipeline|Model|TextEncoder|VAE|ControlNet)|ApplyLora)$/
+const [ALWAYS, BYPASSED] = [0, 4] // modes of a node
+const LIFE_MS = 30_000
+const STYLE = "cogvideox-error" // which error_toast.js puts below ComfyUI's own box with its View details
+const told = new Set() // of which graph what was said: undo opens a graph again
+const shown = []
+
+const graph = () => app.rootGraph ?? app.graph
+
+function lacks(node) {
+  const widget = node.widgets?.find((found) => found.type === "combo")
+  if (node.mode !== ALWAYS || !LOADERS.test(node.comfyClass ?? "") || typeof widget?.value !== "string") return
+  const listed = typeof widget.options.values === "function" ? widget.options.values(widget, node) : widget.options.values
+  const offered = (node.properties?.models ?? []).map((model) => model.name)
+  if (!widget.value || [...(listed ?? []), ...offered].includes(widget.value)) return
+  return [node.comfyClass, widget.value]
+}
+
+async function look() {
+  while (shown.length) app.extensionManager.toast.remove(shown.pop())
+  const nodes = graph()?.nodes ?? []
+  const models = nodes.map(lacks).filter(Boolean)
+  const key = JSON.stringify([graph()?.id, models])
+  if (!models.length || told.has(key)) return
+  told.add(key)
+  const downloads = nodes.filter((node) => node.comfyClass === "CogVideoXDownload" && node.mode === BYPASSED)
+  const bypassed = downloads.map((node) => node.widgets[0].value)
+  const answer = await api.fetchApi(ROUTE, { method: "POST", body: JSON.stringify({ models, bypassed }) })
+  if (!answer.ok) return
+  for (const detail of await answer.json()) {
+    const message = { severity: "warn", summary: "CogVideoX", detail, styleClass: STYLE, life: LIFE_MS }
+    shown.push(message)
+    app.extensionManager.toast.add(message)
+  }
+}
+
+// A second copy of the pack serves this file as well, and ComfyUI refuses a second extension of one name.
+if (!window[NAME]) {
+  window[NAME] = true
+  app.registerExtension({
+    name: NAME,
+    async afterConfigureGraph() {
+      try {
+        await look()
+      } catch (error) {
+        console.debug(NAME, error) // an older server
+      }
+    },
+  })
+}
