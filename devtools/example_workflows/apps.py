@@ -35,11 +35,13 @@ def text_to_video_app() -> Example:
 
 def image_to_video_app() -> Example:
     """The example picture, of which the prompt speaks, or a picture of one's own: Load Image has a button to upload
-    one, and is only read where the switch is on. ComfyUI comes with its example.png."""
-    own = Node("own", "LoadImage", {"image": "example.png"}, {}, "Your picture", 340, later=True)
+    one. It is bypassed, and so no field of the form, until the switch is on (web/js/switched_inputs.js): ComfyUI's
+    example.png, which is chosen in it at first, looked like the picture that is used. A soft switch needs one of its
+    two inputs alone."""
+    own = Node("own", "LoadImage", {"image": "example.png"}, {}, "Your picture", 340, bypassed=True, later=True)
     chosen = Node(
         "chosen",
-        "ComfySwitchNode",
+        "ComfySoftSwitchNode",
         {"switch": False},
         {"on_false": "picture.IMAGE", "on_true": "own.IMAGE"},
         "Your picture or the example",
