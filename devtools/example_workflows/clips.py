@@ -50,8 +50,8 @@ def text_to_video() -> Example:
 
 
 IMAGE_TO_VIDEO = f"""\
-**Your own picture**: put *Load Image* in the place of *CogVideoX Example Input*. Describe the whole scene, not only \
-what moves.
+**Your own picture**: connect *Load Image* to *start_image*, instead of *The first frame*. Describe the whole scene, \
+not only what moves.
 
 **Hardly any motion?** Set *noise_augmentation* {ADVANCED} to 0.05 or so.
 """
@@ -106,13 +106,13 @@ def video_to_video() -> Example:
             checkpoint(
                 "5b", "24 Video to video with CogVideoX1.5-5B", f"{denoise_note(TEXT)}\n\n{own_video(TEXT.frames)}"
             ),
-            Column("2  A video", 340, (*example_video(), first)),
-            Column("3  Prompt and size", 340, (*prompts(_GREEN), encode)),
+            Column("2  A video", 300, (*example_video(), first)),
+            Column("3  Prompt and size", 300, (*prompts(_GREEN), encode)),
             Column(
                 "4  Sample",
-                340,
+                300,
                 (sampler(links={"latent_image": "encode.LATENT"}, widgets=changed(TEXT)),),
             ),
-            Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
+            Column("5  Video", 300, (decode(), *save_video(fps="frames.fps"))),
         ),
     )

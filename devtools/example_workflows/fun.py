@@ -21,12 +21,14 @@ from .table import (
 
 _INPAINT_LINKS = {**BOTH_PROMPTS, "vae": "pipeline.VAE"}
 
-START_END_FRAME = """\
-**Your own pictures**: put two *Load Image* in the place of the example inputs. One picture twice makes a loop. Leave \
-out the end image, or the start image, and the model generates that end.
+TWO_PICTURES = """\
+One picture twice makes a loop. Without *end_image*, or without *start_image*, the model generates that end.
 
 The official I2V checkpoints were not trained for an end image, though *CogVideoX Image to Video* has an input for one.
 """
+_START_END_FRAME = f"""\
+**Your own pictures**: connect two *Load Image* to *start_image* and *end_image*, instead of the two examples. \
+{TWO_PICTURES}"""
 
 _SQUARE = "A large red square moves up on a white background."
 
@@ -46,11 +48,11 @@ def start_end_frame() -> Example:
         "start_end_frame",
         "Video from first and last frame",
         (
-            checkpoint("Fun-5b-InP", "28 First and last frame with CogVideoX-Fun", START_END_FRAME),
-            Column("2  Two pictures", 320, pictures),
-            Column("3  Prompt and size", 340, (*prompts(_SQUARE), known)),
-            Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=sampled(INPAINT)),)),
-            Column("5  Video", 340, (decode(), *save_video())),
+            checkpoint("Fun-5b-InP", "28 First and last frame with CogVideoX-Fun", _START_END_FRAME),
+            Column("2  Two pictures", 300, pictures),
+            Column("3  Prompt and size", 300, (*prompts(_SQUARE), known)),
+            Column("4  Sample", 300, (sampler(links=conditioned("known"), widgets=sampled(INPAINT)),)),
+            Column("5  Video", 300, (decode(), *save_video())),
         ),
     )
 
@@ -59,8 +61,8 @@ FUN_INPAINT = """\
 **The mask**: what is white is regenerated, what is black is kept. It has your video's size or the clip's. A picture \
 is one mask for all frames; a mask that moves has one picture for each frame.
 
-**Your own**: put *Load Video* and *Load Image (as Mask)* in the place of the example input. To paint a mask, load a \
-frame with *Load Image*, open the mask editor from its menu, and use that node's MASK.
+**Your own**: connect *Load Video* to *Get Video Components*, and *Load Image (as Mask)* to *mask*, instead of *The \
+video*. To paint a mask, load a frame with *Load Image*, open the mask editor from its menu, and connect its MASK.
 """
 
 _STAR = "A large white star moves to the right on a blue background."
@@ -76,10 +78,10 @@ def fun_inpaint() -> Example:
         "Inpaint a region of a video",
         (
             checkpoint("Fun-5b-InP", "29 Inpaint a region with CogVideoX-Fun", FUN_INPAINT),
-            Column("2  A video and a mask", 340, (*example_video(), mask)),
-            Column("3  Prompt and size", 340, (*prompts(_STAR), known)),
-            Column("4  Sample", 340, (sampler(links=conditioned("known"), widgets=sampled(INPAINT)),)),
-            Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
+            Column("2  A video and a mask", 300, (*example_video(), mask)),
+            Column("3  Prompt and size", 300, (*prompts(_STAR), known)),
+            Column("4  Sample", 300, (sampler(links=conditioned("known"), widgets=sampled(INPAINT)),)),
+            Column("5  Video", 300, (decode(), *save_video(fps="frames.fps"))),
         ),
     )
 
@@ -106,10 +108,10 @@ def fun_control() -> Example:
         "Video from edges (Fun Control)",
         (
             checkpoint("Fun-5b-Control", "30 Edges to video with CogVideoX-Fun Control", FUN_CONTROL),
-            Column("2  A video and its edges", 340, (*example_video(), *edges())),
-            Column("3  Prompt and size", 340, (*prompts(_PURPLE), control)),
-            Column("4  Sample", 340, (sampler(links=conditioned("control"), widgets=sampled(CONTROL)),)),
-            Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
+            Column("2  A video and its edges", 300, (*example_video(), *edges())),
+            Column("3  Prompt and size", 300, (*prompts(_PURPLE), control)),
+            Column("4  Sample", 300, (sampler(links=conditioned("control"), widgets=sampled(CONTROL)),)),
+            Column("5  Video", 300, (decode(), *save_video(fps="frames.fps"))),
         ),
     )
 

@@ -28,7 +28,7 @@ CONTROLNET = """\
 
 *strength* 0.5 to 1; *end_percent* 0.5 to 0.8 lets the prompt finish freely, and faster.
 
-There are none for 1.5 and for image to video. Fun Control models take their control video without a control net.
+There are none for 1.5 and for image to video.
 """
 
 _PURPLE = "A large purple circle moves to the right on a yellow background."
@@ -48,21 +48,20 @@ def controlnet() -> Example:
         "controlnet",
         "Video from edges (ControlNet)",
         (
-            checkpoint("5b", "31 Edges to video with a ControlNet for CogVideoX-5b", CONTROLNET, load),
-            Column("2  A video and its edges", 340, (*example_video(), *edges())),
-            Column("3  Prompt and size", 340, (*prompts(_PURPLE), apply, latent)),
-            Column("4  Sample", 340, (sampler(links=guided, widgets=sampled(GIVEN)),)),
-            Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
+            checkpoint("5b", "31 Edges to video with a ControlNet for CogVideoX-5b", CONTROLNET),
+            Column("2  A video and its edges", 300, (*example_video(), *edges())),
+            Column("3  Prompt and size", 300, (*prompts(_PURPLE), apply, latent)),
+            Column("4  Control net and sampler", 300, (load, sampler(links=guided, widgets=sampled(GIVEN)))),
+            Column("5  Video", 300, (decode(), *save_video(fps="frames.fps"))),
         ),
     )
 
 
 INVERSION_EDIT = """\
-The video is run backwards into noise; while the new one is made, every attention layer also looks at the old one. So \
-the layout and the motion stay, and the prompt says what is seen.
+The video is run backwards into noise; while the new one is made, attention looks at the old one too. So layout and \
+motion stay, and the prompt says what is seen.
 
-**Prompt**: describe the new video as you would the old one, with the change you want. The inversion takes an empty \
-prompt.
+**Prompt**: describe the whole new video, not only the change. The inversion takes an empty prompt.
 
 **More freedom**: raise *start_percent* or lower *end_percent* of *Follow Video*. A step costs about 2.5 times as much \
 while the video is followed.
@@ -106,9 +105,9 @@ def inversion_edit() -> Example:
         "Edit a video, keep its motion",
         (
             checkpoint("5b", "32 Edit a video with CogVideoX-5b", f"{INVERSION_EDIT}\n{own_video(TEXT.frames)}"),
-            Column("2  A video and its size", 340, (*example_video(), first, encode)),
-            Column("3  Prompt and inversion", 340, texts),
-            Column("4  Sample", 340, (follow, new)),
-            Column("5  Video", 340, (decode(), *save_video(fps="frames.fps"))),
+            Column("2  A video and its size", 300, (*example_video(), first, encode)),
+            Column("3  Prompt and inversion", 300, texts),
+            Column("4  Sample", 300, (follow, new)),
+            Column("5  Video", 300, (decode(), *save_video(fps="frames.fps"))),
         ),
     )

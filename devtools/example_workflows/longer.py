@@ -22,11 +22,12 @@ OVERLAP, _LONG, _WINDOW, _WINDOW_OVERLAP = 9, 33, 17, 8  # frames
 EXTEND_VIDEO = """\
 **overlap**: 1 takes over the last picture, 5 or more its motion too. Frames count as 4k + 1: 1, 5, 9, 13, ...
 
-**Longer still**: copy groups 4 and 5 and give *Continue Video* the joined video. Colours may drift with every clip; \
+**Longer still**: copy groups 4 and 5, and connect the joined video to *images* of the new *Continue Video* and to \
+*images_before* of the new *Join Videos*. Colours may drift with every clip; \
 *blend* softens a seam.
 
-**From a picture (I2V checkpoints)**: connect *last_frames* of *Continue Video* to *start_image* of *CogVideoX Image \
-to Video*, and the second sampler to that node's three outputs, not to the *latent* here.
+**From a picture (I2V checkpoints)**: add *CogVideoX Image to Video*, connect *last_frames* of *Continue Video* to \
+its *start_image*, and its three outputs to the second sampler.
 """
 
 _FIRST = "A small yellow circle moves to the right on a blue background."
@@ -58,10 +59,10 @@ def extend_video() -> Example:
         "Extend a video clip by clip",
         (
             checkpoint("5b", "26 Extend a video with CogVideoX-5b", EXTEND_VIDEO),
-            Column("2  Prompts and size", 320, texts),
-            Column("3  First clip", 320, (sampler(), decode())),
-            Column("4  Second clip", 320, (go_on, sampler("sample2", second, {"seed": 43, **sampled(GIVEN)}))),
-            Column("5  Video", 320, (decode("decode2", "sample2.LATENT"), join, *save_video("join.IMAGE"))),
+            Column("2  Prompts and size", 300, texts),
+            Column("3  First clip", 300, (sampler(), decode())),
+            Column("4  Second clip", 300, (go_on, sampler("sample2", second, {"seed": 43, **sampled(GIVEN)}))),
+            Column("5  Video", 300, (decode("decode2", "sample2.LATENT"), join, *save_video("join.IMAGE"))),
         ),
     )
 

@@ -29,6 +29,7 @@ from .real_notes import (
     FUN_SETTINGS,
     IMAGE_TO_VIDEO,
     NET,
+    OWN_PICTURES,
     SMALL_CARDS,
     TEXT_SETTINGS,
     UPSCALE,
@@ -75,16 +76,17 @@ def single_files(
     hints: str,
     transformer: SingleFile,
     *others: SingleFile,
-    net: Node | None = None,
+    folders: int = 0,
     further: tuple[SingleFile, ...] = (),
 ) -> tuple[Node, ...]:
-    """The loaders, that of a control net too, and the note that says where the files go.
+    """The loaders, and the note that says where the files go.
 
-    others: as for loaders. further: files that nodes of the other groups load.
+    others: as for loaders. folders: how many are needed beside the files. further: files that nodes of the other groups
+    load.
     """
     files = (transformer, T5_FP16, VAE, *further)
     rows = [f"| {file.name} | {file.directory} |" for file in files]
-    count, gigabytes = words(files, folders=0 if net is None else 1)
+    count, gigabytes = words(files, folders=folders)
     text = "\n".join(
         [
             f"### {count.capitalize()}, once",
@@ -100,7 +102,7 @@ def single_files(
         ]
     )
     last = note("\n\n".join([text, hints.strip(), WATCH]), "Before the first run")
-    return (*loaders(transformer, *others), *((net,) if net else ()), last)
+    return (*loaders(transformer, *others), last)
 
 
 def folder(hints: str, name: str) -> tuple[Node, ...]:
@@ -153,7 +155,7 @@ def derive(
     )
     if instead or widgets:
         raise KeyError(f"{toy.name} has no node {', '.join([*instead, *widgets])}")
-    columns = (Column("1  Checkpoint", 380, first), *rest)
+    columns = (Column("1  Checkpoint", 360, first), *rest)
     return Example(name, title, columns, needs=needs(model, columns, made), fps=fps)
 
 
@@ -237,7 +239,10 @@ def upscale_and_interpolate() -> Example:
     larger = replace(_5B, width=4 * _5B.width, height=4 * _5B.height, frames=2 * _5B.frames - 1, fps=2 * _5B.fps)
     first = single_files(UPSCALE, T2V, further=(UPSCALER, INTERPOLATION))
     settings = {**_texts(_DOG), "latent": size(_5B), "sample": sampled(_5B)}
-    plain = derive(clips.text_to_video(), "", "", first, settings, "", "", _5B.fps)
+    toy = clips.text_to_video()
+    # As wide as in the other templates of five groups.
+    narrow = replace(toy, columns=tuple(replace(column, width=300) for column in toy.columns))
+    plain = derive(narrow, "", "", first, settings, "", "", _5B.fps)
     *before, last = plain.columns
     decode, *save = last.nodes
     video = tuple(
@@ -247,7 +252,7 @@ def upscale_and_interpolate() -> Example:
         for spec in save
     )
     sampled_and_decoded = replace(before[-1], nodes=(replace(before[-1].nodes[0], height=500), decode))
-    columns = (*before[:2], sampled_and_decoded, _finish(), Column("5  Video", 360, video))
+    columns = (*before[:2], sampled_and_decoded, _finish(), Column("5  Video", 300, video))
     return Example(
         "upscale_and_interpolate",
         "Upscale and interpolate with CogVideoX-5b",
@@ -261,7 +266,7 @@ def _finish() -> Column:
     """From "decode": four times as large, then twice as many frames."""
     return Column(
         "4  Larger and smoother",
-        360,
+        300,
         (
             Node("upscaler", "UpscaleModelLoader", {"model_name": UPSCALER.name}, models=names(UPSCALER)),
             Node(
@@ -330,7 +335,7 @@ def start_end_frame_folder() -> Example:
         fun.start_end_frame(),
         "start_end_frame_fun",
         "First and last frame with CogVideoX-Fun",
-        folder(f"{fun.START_END_FRAME}\n{FUN_SETTINGS}", _INP),
+        folder(f"{OWN_PICTURES} {fun.TWO_PICTURES}\n{FUN_SETTINGS}", _INP),
         {**_texts(_DRAWING), "known": size(_FUN), "sample": sampled(_FUN)},
         "CogVideoX-Fun InP",
         made(_FUN),
@@ -382,11 +387,12 @@ def controlnet_files() -> Example:
         guided.controlnet(),
         "controlnet_5b",
         "Edges to video with a ControlNet for CogVideoX-5b",
-        single_files("\n\n".join(hints), T2V, net=net),
+        single_files("\n\n".join(hints), T2V, folders=1),
         {**_texts(_DISC), "apply": {"hold_last_frame": True}, "latent": size(_5B), "sample": sampled(_5B)},
         "CogVideoX-5b and a control net",
         made(_5B),
         _5B.fps,
+        {"net": net},
     )
 
 

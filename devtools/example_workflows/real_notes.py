@@ -54,20 +54,25 @@ TEXT_SETTINGS = _table(
     **{"2b": OFFICIAL["CogVideoX-2b"], "5b": OFFICIAL["CogVideoX-5b"], "1.5-5B": OFFICIAL["CogVideoX1.5-5B"]}
 )
 FUN_SETTINGS = f"""\
-V1.5 takes {OFFICIAL["CogVideoX-Fun-V1.5-5b-InP"].frames} frames. Other shapes and larger sizes (up to about 1024 x \
-1024) work as well, in multiples of 16.
+CogVideoX-Fun V1.5 takes {OFFICIAL["CogVideoX-Fun-V1.5-5b-InP"].frames} frames. Other shapes and larger sizes \
+(up to about 1024 x 1024) work as well, in multiples of 16.
 """
 UPSCALE = """\
-The official demo ends so: upscale every frame four times, then put a frame between each two, and play twice as fast. \
-Less memory: *Upscale Image By* with 0.5 between the two.
+As in the official demo: every frame is made four times as wide and high, then one is put between each two, and the \
+video plays twice as fast.
+
+**Less memory**: put *Upscale Image By* with 0.5 between the upscaling and the interpolation; the video is then twice \
+as wide and high.
 """
 IMAGE_TO_VIDEO = f"""\
-**Your own picture**: choose it in *Load Image*. Describe the whole scene, not only what moves. 5b-I2V knows this one \
-size. For 1.5-5B-I2V choose *{I2V_1_5.name}*, {made(_1_5_I2V)}; it takes other shapes too.
+**Your own picture**: choose it in *The first frame*. Describe the whole scene, not only what moves. 5b-I2V knows this \
+one size. For 1.5-5B-I2V choose *{I2V_1_5.name}*, {made(_1_5_I2V)}; it takes other shapes too.
 
 **Hardly any motion?** Set *noise_augmentation* {ADVANCED} to 0.05 or so.
 """
+OWN_PICTURES = """\
+**Your own pictures**: choose them in *The first frame* and *The last frame*; until then both are ComfyUI's example."""
 NET = """\
-**The control net**: put the folder *cogvideox-5b-controlnet-canny-v1* of TheDenk's repository on the hub into \
+**The control net**: put the folder *TheDenk/cogvideox-5b-controlnet-canny-v1* of Hugging Face into \
 *models/controlnet*, press **R** and choose it.
 """

@@ -102,7 +102,7 @@ def followed(settings: Settings) -> dict[str, object]:
 def own_video(frames: int) -> str:
     """How a note says what to do for another video than the example. frames: as many as are taken of it."""
     return (
-        "**Your own video**: put *Load Video* in the place of *CogVideoX Example Input*. Its first "
+        "**Your own video**: connect *Load Video* to *Get Video Components*, instead of *The video*. Its first "
         f"{frames} frames are taken, and the new video runs as fast as yours."
     )
 
@@ -148,15 +148,15 @@ def prompts(text: str, height: int = 170) -> tuple[Node, Node]:
     )
 
 
-def example(name: str, shows: str, title: str, height: int = 340) -> Node:
-    """An example input. shows: a key of toy.INPUTS."""
+def example(name: str, shows: str, title: str, height: int = 360) -> Node:
+    """An example input. shows: a key of toy.INPUTS. height: with the picture that it shows, in either renderer."""
     return Node(name, "CogVideoXExample", {"example": shows}, {}, title, height)
 
 
 def example_video() -> tuple[Node, Node]:
     """The example video and, as "frames", its pictures."""
     return (
-        example("file", "video", "The video", 290),
+        example("file", "video", "The video"),
         Node("frames", "GetVideoComponents", {}, {"video": "file.VIDEO"}),
     )
 

@@ -50,10 +50,10 @@ def train_lora() -> Example:
         "Train a LoRA",
         (
             checkpoint("5b", "33 Train a LoRA for CogVideoX-5b", TRAIN_LORA),
-            Column("2  Clips and captions", 340, (clips,)),
-            Column("3  Train", 340, (train,), is_below=True),
-            Column("4  Keep it", 340, (keep, loss, lora)),
-            Column("5  Sample with it", 340, (*prompts(_LEARNT), latent, sampler(links={"model": "lora.model"}))),
-            Column("6  Video", 340, (decode(), *save_video())),
+            Column("2  Clips, and the training", 300, (clips, train)),
+            Column("3  Keep it", 300, (keep, loss, lora)),
+            Column("4  Size of the sample", 300, (latent,), is_below=True),
+            Column("5  Sample with it", 300, (*prompts(_LEARNT), sampler(links={"model": "lora.model"}))),
+            Column("6  Video", 300, (decode(), *save_video())),
         ),
     )
