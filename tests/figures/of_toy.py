@@ -42,11 +42,16 @@ def _by_size(variant: str, frames: int) -> Figure:
 
 
 def _least_colour() -> Number:
-    rows = [title for variant in VARIANTS for frames in SCORED for title in _titles(variant, frames)]
+    rows = [title for variant, lengths in SCORED.items() for frames in lengths for title in _titles(variant, frames)]
     return min(score(row, "colour")() for row in rows)
 
 
-VARIANTS, SCORED = ("5b",), (17, 33, 49)
+# variant -> the lengths that are scored in all sizes
+SCORED = {
+    "5b": (9, 17, 33, 49),
+    "2b": (9, 17),
+    "1.5-5B": (9, 17),
+}
 FIGURES = (
     Figure(
         "docs/nano.md",
@@ -74,7 +79,7 @@ FIGURES = (
     _row("video to video, denoise 0.6", "video to video, denoise 0.6, cfg 6"),
     _row("inversion edit", "inversion edit, cfg 6"),
     _row("extend a video", "extend, cfg 2", "no jump {1} %", "no jump "),
-    *(_by_size(variant, frames) for variant in VARIANTS for frames in SCORED),
+    *(_by_size(variant, frames) for variant, lengths in SCORED.items() for frames in lengths),
     Figure("docs/nano.md", "the colour is right in at least {1} %", (_least_colour,)),
     Figure(
         "docs/nano.md", "bf16 {4}, int8 {4}, fp8 {4}", tuple(score(row, "deviation") for row in ("bf16", "int8", "fp8"))
