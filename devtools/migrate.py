@@ -96,7 +96,7 @@ def _check_target(source: Path, target: Path, overwrites: bool) -> None:
 
 
 def _print_report(work: Work) -> None:
-    for line in report_lines(work):
+    for line in report_lines(work, str):
         print(line)
 
 

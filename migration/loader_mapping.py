@@ -97,11 +97,17 @@ def _folder(work: Work, loader: Node, known: Checkpoint) -> str:
     if work.options.wrapper_folder:
         return known.folder
     if known.official:
-        text = f"{name} is {known.official}: queue CogVideoX Download once, or migrate with --extra-model-paths to use "
-        work.changed(loader, text + "the files in models/CogVideo.")
+        work.changed(
+            loader,
+            f"{name} is {known.official}: queue CogVideoX Download once, or migrate with --extra-model-paths to use "
+            "the files in models/CogVideo.",
+        )
         return known.official
-    text = f"{name} is not in CogVideoX Download: put its files into models/diffusers/{known.folder}, or migrate with "
-    work.changed(loader, text + "--extra-model-paths to use those in models/CogVideo.")
+    work.changed(
+        loader,
+        f"{name} is not in CogVideoX Download: put its files into models/diffusers/{known.folder}, or migrate with "
+        "--extra-model-paths to use those in models/CogVideo.",
+    )
     return known.folder
 
 

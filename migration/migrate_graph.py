@@ -33,7 +33,7 @@ def migrate_workflow(document: dict[str, Any], options: Options) -> tuple[dict[s
             work.left_out(node, "it is muted and does not run.")
     for node in active:
         if node.type in UNSUPPORTED:
-            work.lacks(node, f"{UNSUPPORTED[node.type]}.")
+            work.lacks(node, UNSUPPORTED[node.type])
     unread = [node for node in active if node.problem]
     for node in unread:
         work.refuse(node, node.problem)
@@ -124,8 +124,10 @@ def _move_links(work: Work, theirs: list[Node]) -> None:
 def _note_latents(work: Work, node: Node, value: Link) -> None:
     source = work.graph.nodes[value.node]
     if source.type == "CogVideoSampler" and not node.is_new and node.type not in CARRIERS:
-        text = "gets latents in ComfyUI's layout, unscaled; the wrapper's are [B, T, C, H, W] and scaled."
-        work.changed(source, f"{node.label} {text}")
+        work.changed(
+            source,
+            f"{node.label} gets latents in ComfyUI's layout, unscaled; the wrapper's are [B, T, C, H, W] and scaled.",
+        )
 
 
 def _lose_link(work: Work, node: Node, name: str, value: Link) -> None:

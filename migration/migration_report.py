@@ -1,9 +1,9 @@
 """What a rewriting has changed, left out and refused, in sentences for the user."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 from ..errors import UserError, printable, shortened
 from .node_graph import Graph, Link, Node
@@ -137,14 +137,22 @@ class Work:
         return found
 
 
-def report_lines(work: Work) -> list[str]:
-    """The report, for a terminal or a page: a title and its lines, of each kind that there is."""
-    told = []
+def report_lines(work: Work, told: Callable[[str], str]) -> Iterator[str]:
+    """The report, for a terminal or a page: a title and its lines, of each kind that there is.
+
+    told: an English text -> the same in the reader's language.
+    """
+    told = cache(told)  # hundreds of nodes may have the same sentence
     for kind, title in _TITLES.items():
-        lines = work.of(kind)
-        # A line break in a name would begin a line that looks like one of ours.
-        told += [title, *(f"  - {printable(' '.join(line.split()))}" for line in lines)] if lines else []
-    return told
+        entries = [(node, sentence) for found, node, sentence in work.entries if found == kind]
+        if entries:
+            yield told(title)
+        for entry in entries:
+            # A line break in a name would begin a line that looks like one of ours.
+            node, sentence = (told(" ".join(text.split())) for text in entry)
+            # Both are translated apart: where one ends need not be looked for.
+            head = f"{node}：" if node.endswith("）") else f"{node}: "
+            yield f"  - {printable(head + sentence)}"
 
 
 def _numbers(position: object) -> tuple[float, float]:

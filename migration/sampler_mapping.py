@@ -82,7 +82,7 @@ def convert_decoder(work: Work, node: Node) -> None:
 def _check_extras(work: Work, node: Node) -> None:
     for name, sentence in EXTRAS.items():
         if work.graph.resolve(node.inputs.get(name)) is not None:
-            work.left_out(node, f"{sentence}.")
+            work.left_out(node, sentence)
     if work.graph.resolve(node.inputs.get("tora_trajectory")) is not None:
         work.lacks(node, "Tora's trajectories are not supported by this pack.")
 
@@ -152,8 +152,11 @@ def _with_windows(work: Work, node: Node, model: LoadedModel) -> tuple[Link, boo
         )
     if values["context_stride"] != 4:
         work.lacks(options, f"context_stride {shown(values['context_stride'])} has no counterpart; it is 4.")
-    text = f"{frames} frames are {frames // 4} latents in the wrapper; here as many are {found[0]} frames. "
-    work.changed(options, f"{text}FreeNoise shuffles the noise in another order.")
+    work.changed(
+        options,
+        f"{frames} frames are {frames // 4} latents in the wrapper; here as many are {found[0]} frames. FreeNoise "
+        "shuffles the noise in another order.",
+    )
     added = work.add(
         "CogVideoXContextWindows",
         options,

@@ -151,7 +151,7 @@ def _take_widgets(node: Node, values: dict[str, Any]) -> None:
             continue
         node.inputs[spec.name] = value
         if not _fits(spec, value):
-            shown = "nothing" if value is REQUIRED else quoted(repr(value))
+            shown = "no value" if value is REQUIRED else quoted(repr(value))
             expected = f"one of {', '.join(spec.choices)}" if spec.choices else f"of the type {spec.kind}"
             node.problem = (
                 f"it has {shown} at {spec.name}, which is not {expected}: it was saved by another version of the "

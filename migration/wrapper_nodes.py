@@ -156,20 +156,20 @@ WRAPPER: Mapping[str, tuple[WrapperInput, ...]] = {
 }
 # What has no counterpart at all -> why, and what to do.
 UNSUPPORTED: Mapping[str, str] = {
-    "ToraEncodeTrajectory": "Tora's trajectories are not supported by this pack",
-    "ToraEncodeOpticalFlow": "Tora's trajectories are not supported by this pack",
-    "DownloadAndLoadToraModel": "Tora's trajectories are not supported by this pack",
+    "ToraEncodeTrajectory": "Tora's trajectories are not supported by this pack.",
+    "ToraEncodeOpticalFlow": "Tora's trajectories are not supported by this pack.",
+    "DownloadAndLoadToraModel": "Tora's trajectories are not supported by this pack.",
     "CogVideoXFunResizeToClosestBucket": "this pack has no node that resizes to the nearest bucket. Put Upscale Image "
-    "with the bucket's width and height in its place and migrate again",
-    "CogVideoLatentPreview": "this pack shows previews by itself. Delete the node and migrate again",
+    "with the bucket's width and height in its place and migrate again.",
+    "CogVideoLatentPreview": "this pack shows previews by itself. Delete the node and migrate again.",
 }
 # What only changes how fast or how a video looks -> what to use in its place.
 EXTRAS: Mapping[str, str] = {
     "fastercache": "FasterCache has no counterpart; ComfyUI's EasyCache, between the model and the sampler, also saves "
-    "steps, by another method",
+    "steps, by another method.",
     "teacache_args": "TeaCache has no counterpart; ComfyUI's EasyCache, between the model and the sampler, also saves "
-    "steps, and its reuse_threshold is on another scale",
-    "feta_args": "Enhance-A-Video has no counterpart: the video will have less of its detail and contrast",
+    "steps, and its reuse_threshold is on another scale.",
+    "feta_args": "Enhance-A-Video has no counterpart: the video will have less of its detail and contrast.",
 }
 _EXTRA_NODES = ("CogVideoXFasterCache", "CogVideoXTeaCache", "CogVideoEnhanceAVideo")
 NAMES = frozenset({*WRAPPER, *UNSUPPORTED, *_EXTRA_NODES})

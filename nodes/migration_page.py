@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def rewrite(text: str, leave_out: bool, told: Any) -> str:
         title = told("This is the workflow in CogVideoX's nodes. Look at what differs before you run it.")
     may_leave_out = document is None and not leave_out and bool(work.of(REFUSED))
     try:
-        return _answer(document, title, report_lines(work)[:_MOST_LINES], may_leave_out)
+        return _answer(document, title, list(islice(report_lines(work, told), _MOST_LINES)), may_leave_out)
     except ValueError as error:  # NaN, which Python reads and no browser does
         logging.debug("A rewritten workflow is no JSON.", exc_info=True)
         raise UserError(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -14,25 +15,31 @@ from cogvideox.migration.migrate_graph import migrate_workflow
 from cogvideox.migration.migration_report import Options
 from cogvideox.nodes import migration_page
 from cogvideox.nodes.migration_page import MAX_BYTES, answer_workflow, notice, serve_migration
-from cogvideox.tests.migration.wrapper_flows import TWELVE
+from cogvideox.tests.migration.test_refusals import LEFT_OUT as LACKING
+from cogvideox.tests.migration.test_refusals import REFUSED
+from cogvideox.tests.migration.wrapper_flows import TWELVE, Flow
 from cogvideox.tests.support import ticks_during
+
+# Words that every English sentence has some of, and no name of a node, an input or a file.
+_ENGLISH = re.compile(r"\b(the|is|are|has|its?|of|which|and|from|comes|no|not|to|what|for)\b")
+_CHINESE = re.compile(r"  - \S+（节点 \S+）：.*[\u4e00-\u9fff].*")
 
 
 class _Posted:
     """aiohttp's request with a body."""
 
-    def __init__(self, body: bytes, **query: str) -> None:
+    def __init__(self, body: bytes, language: str = "en", **query: str) -> None:
         self.body, self.query, self.content = body, query, self
-        self.headers = {"Accept-Language": "en"}
+        self.headers = {"Accept-Language": language}
 
     async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
         for start in range(0, len(self.body), size):
             yield self.body[start : start + size]
 
 
-def ask(workflow: Any, **query: str) -> dict[str, Any]:
+def ask(workflow: Any, language: str = "en", **query: str) -> dict[str, Any]:
     body = workflow if isinstance(workflow, bytes) else json.dumps(workflow).encode()
-    return json.loads(asyncio.run(answer_workflow(_Posted(body, **query))))
+    return json.loads(asyncio.run(answer_workflow(_Posted(body, language, **query))))
 
 
 def lacking() -> dict[str, Any]:
@@ -55,6 +62,30 @@ def test_what_cannot_be_migrated_is_said_and_may_be_left_out() -> None:
     assert found["workflow"] is None and "What cannot be migrated:" in found["report"] and found["may_leave_out"]
     left = ask(lacking(), leave_out="1")
     assert not left["may_leave_out"] and "What is left out:" in left["report"]
+
+
+def of_another_version() -> Flow:
+    """A sampler that is cut short and a muted one: the first lacks values, the second does not run."""
+    flow = TWELVE["v2v_5b"]()
+    sampler = next(node for node in flow.nodes if node["type"] == "CogVideoSampler")
+    sampler["widgets_values"] = sampler["widgets_values"][:1]
+    flow.add("CogVideoSampler", mode=2)
+    return flow
+
+
+@pytest.mark.parametrize("leave_out", ["0", "1"])
+def test_a_chinese_page_has_a_chinese_report(leave_out: str) -> None:
+    """Its title and buttons were Chinese, and what differs, the only thing to read with care, was English."""
+    flows = [build for build, _, _ in (LACKING | REFUSED).values()] + [*TWELVE.values(), of_another_version]
+    titles, left = set(), []
+    for build in flows:
+        report = ask(build().document(), "zh-CN,zh;q=0.9,en;q=0.8", leave_out=leave_out)["report"]
+        assert report
+        titles |= {line for line in report if not line.startswith("  - ")}
+        lines = [line for line in report if line.startswith("  - ")]
+        left += [line for line in lines if _ENGLISH.search(line) or not _CHINESE.fullmatch(line)]
+    assert not left, "\n".join(left)
+    assert titles == {"与 CogVideoXWrapper 的不同之处：", "略去的内容：", "无法迁移的内容："}
 
 
 @pytest.mark.parametrize(
