@@ -12,6 +12,7 @@ const LIFE_MS = 30_000
 const STYLE = "cogvideox-error" // which error_toast.js puts below ComfyUI's own box with its View details
 const told = new Set() // of which graph what was said: undo opens a graph again
 const shown = []
+let looks = 0 // how many graphs have been opened
 
 const graph = () => app.rootGraph ?? app.graph
 
@@ -25,17 +26,20 @@ function lacks(node) {
 }
 
 async function look() {
+  const number = ++looks
   while (shown.length) app.extensionManager.toast.remove(shown.pop())
   const nodes = graph()?.nodes ?? []
   const models = nodes.map(lacks).filter(Boolean)
   const key = JSON.stringify([graph()?.id, models])
   if (!models.length || told.has(key)) return
-  told.add(key)
   const downloads = nodes.filter((node) => node.comfyClass === "CogVideoXDownload" && node.mode === BYPASSED)
   const bypassed = downloads.map((node) => node.widgets[0].value)
   const answer = await api.fetchApi(ROUTE, { method: "POST", body: JSON.stringify({ models, bypassed }) })
   if (!answer.ok) return
-  for (const detail of await answer.json()) {
+  const sentences = await answer.json()
+  if (number !== looks) return // another graph has been opened
+  told.add(key)
+  for (const detail of sentences) {
     const message = { severity: "warn", summary: "CogVideoX", detail, styleClass: STYLE, life: LIFE_MS }
     shown.push(message)
     app.extensionManager.toast.add(message)
@@ -47,12 +51,9 @@ if (!window[NAME]) {
   window[NAME] = true
   app.registerExtension({
     name: NAME,
-    async afterConfigureGraph() {
-      try {
-        await look()
-      } catch (error) {
-        console.debug(NAME, error) // an older server
-      }
+    // Not awaited: the frontend would go on with opening the graph only when the server has answered.
+    afterConfigureGraph() {
+      look().catch((error) => console.debug(NAME, error)) // an older server
     },
   })
 }
