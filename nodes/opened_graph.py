@@ -60,7 +60,7 @@ def sentences(body: bytes, told: Callable[[str], str]) -> list[str]:
 
 def _shown(example: str | None) -> dict[str, Any] | None:
     """None for no example of the pack, and for one whose files are damaged: a run says so."""
-    if example not in INPUTS:
+    if example is None or example not in INPUTS:
         return None
     try:
         return show_example(example)

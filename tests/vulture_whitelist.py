@@ -32,7 +32,6 @@ UNUSED = {
         base_model_prefix transformer_cls_names_to_wrap cpu_ram_efficient_loading _ddp_params_and_buffers_to_ignore
         cast_input_dtype_enabled
     """,
-    "the page in which the example workflows are built": "bypassed",
     "ComfyUI reads it among its options": "base_directory",
     "the tests, whose client of a server devtools/client.py is as well": "exception_type interrupt history",
 }

@@ -61,7 +61,7 @@ def test_pip_says_how_much_has_come(fake_pip, python, tmp_path, monkeypatch, cap
     fake_pip(
         "import tempfile, time\nprint('Collecting torch', flush=True)\n"
         "file = tempfile.NamedTemporaryFile()\nfile.write(bytes(5_000_000))\nfile.flush()\n"
-        "print(tempfile.gettempdir())\ntime.sleep(1)"
+        "print(tempfile.gettempdir())\ntime.sleep(3)"  # some heartbeats, on a busy machine too
     )
     environment.run_pip(python, ["install", "torch"], "torch", tmp_path / "logs" / "pip.log")
     assert "Collecting torch, 5 MB so far" in capsys.readouterr().out

@@ -162,7 +162,7 @@ def claims(name: str) -> Iterator[str]:
         yield rf"teaches it from {len(list(CLIPS_FOLDER.glob('*.mp4')))} clips"
     titles = [group["title"] for group in SAVED[name]["groups"]]
     if "4  Second clip" in titles and "5  Video" in titles:
-        yield "copy groups 4 and 5 "
+        yield r"copy groups 4 and 5\b"
 
 
 def unaccounted(name: str, text: str) -> list[str]:
