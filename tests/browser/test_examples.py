@@ -171,7 +171,8 @@ def test_frontend_converts_as_the_tools_do(one_page: Frontend, comfyui: Server, 
     prompt = one_page.page.evaluate("async () => (await app.graphToPrompt()).output")
     for node in prompt.values():
         del node["_meta"]
-        node["inputs"].pop("video-preview", None)  # a widget of the frontend's own, which no server reads
+        for widget in ("video-preview", "$$comfy_animation_preview"):  # the frontend's own, which no server reads
+            node["inputs"].pop(widget, None)
     assert prompt == convert_to_api(SAVED[name], object_info(comfyui.url))
 
 
