@@ -66,6 +66,8 @@ class _Root:
 
 
 _roots: dict[str, _Root] = {}
+_ENDED = threading.Event()  # of a listing that is not repeated
+_ENDED.set()
 
 
 def tree_of(root: str) -> Tree:
@@ -105,9 +107,7 @@ def _ask(root: _Root) -> Tree:
     is_loop = _on_event_loop()
     if is_loop and root.tree and time.monotonic() - root.ended < _hold_s(root):
         return root.tree
-    if is_loop and root.done is None and time.monotonic() < root.held_until:
-        return root.tree
-    done, began, is_new = _begin(root)
+    done, began, is_new = _begin(root, is_held=is_loop and time.monotonic() < root.held_until)
     if not is_loop:
         done.wait()
         if not is_new:  # it may have passed the folder that was changed just before this question
@@ -125,9 +125,15 @@ def _hold_s(root: _Root) -> float:
     return min(_HOLD_TIMES * root.took_s, _MAX_HOLD_S) if is_dear else 0.0
 
 
-def _begin(root: _Root) -> tuple[threading.Event, float, bool]:
-    """The listing of a root that is under way, or a new one: the event of its end, when it began, and if it is new."""
+def _begin(root: _Root, is_held: bool = False) -> tuple[threading.Event, float, bool]:
+    """The listing of a root that is under way, or a new one: the event of its end, when it began, and if it is new.
+
+    is_held: the last one is taken where none is under way. That is looked up under the guard: one that ended just
+    before would be repeated at once.
+    """
     with root.guard:
+        if is_held and root.done is None:
+            return _ENDED, root.began, False
         is_new = root.done is None
         if root.done is None:
             root.done, root.began = threading.Event(), time.monotonic()
