@@ -77,7 +77,7 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     Source: Keller Jordan's Muon (kellerjordan.github.io/posts/muon), Newton-Schulz iteration, as in torch.optim.Muon.
     """
     first, third, fifth = _ITERATION
-    x = matrices.bfloat16() if matrices.is_cuda or multiplies_bf16() else matrices.float()
+    x = matrices.bfloat16() if multiplies_bf16(matrices.device) else matrices.float()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT

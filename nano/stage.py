@@ -16,7 +16,7 @@ def accelerator(precision: str, on_cpu: bool = False, caches_casts: bool = True)
     """
     autocast = AutocastKwargs(cache_enabled=caches_casts)
     cpu = on_cpu or not torch.cuda.is_available()
-    if cpu and not multiplies_bf16():
+    if not multiplies_bf16(torch.device("cpu" if cpu else "cuda")):
         precision = "no"  # bf16 would take forty times as long
     return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[autocast])
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import UserError, quoted
-from .schedule import TRAIN_TIMESTEPS
+from .schedule import TRAIN_TIMESTEPS, trailing_timesteps
 
 CUSTOM = "custom"
 MOST_LETTERS = 10_000  # 1000 numbers of three digits, each with a comma and a space, are half of that
@@ -35,8 +35,8 @@ class FewSteps:
 # examples/configs/model_configs.py: the same with 4 steps.
 PRESETS: Mapping[str, FewSteps] = {
     "TDM 2b 4 steps": FewSteps("CogVideoX-2b", "ddim", (999, 856, 665, 399)),
-    "BLADE 5b 8 steps": FewSteps("CogVideoX-5b", "dpm", (999, 874, 749, 624, 499, 374, 249, 124)),
-    "PSA 5b 4 steps": FewSteps("CogVideoX-5b", "dpm", (999, 749, 499, 249)),
+    "BLADE 5b 8 steps": FewSteps("CogVideoX-5b", "dpm", tuple(trailing_timesteps(8))),
+    "PSA 5b 4 steps": FewSteps("CogVideoX-5b", "dpm", tuple(trailing_timesteps(4))),
 }
 
 

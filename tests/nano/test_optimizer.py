@@ -71,7 +71,7 @@ def test_both_follow_the_loops_learning_rate() -> None:
 @pytest.mark.parametrize(("bf16", "tolerance"), ((True, 1e-4), (False, 1e-3)), ids=("bf16", "fp32"))
 def test_matrices_take_muons_steps(bf16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours against torch's, which takes them one by one and in bf16: shapes laid on their side, two of one shape."""
-    monkeypatch.setattr(optimizer, "multiplies_bf16", lambda: bf16)
+    monkeypatch.setattr(optimizer, "multiplies_bf16", lambda device: bf16)
     muon: Any = getattr(torch.optim, "Muon", None)
     if muon is None:
         pytest.skip("this torch has no Muon")
