@@ -1,17 +1,12 @@
-"""The same workflows for real checkpoints: another loader, its sizes and settings, and a note on the download.
+"""The same workflows for real checkpoints: other loaders (real_parts.py), their sizes and settings, and prompts that a
+real model understands."""
 
-A loader of single files names, in `properties.models`, where each is published, and ComfyUI offers to download what is
-missing. A whole folder is downloaded by CogVideoX Download, which is bypassed until the user switches it on.
-"""
-
-from collections.abc import Mapping
 from dataclasses import replace
 
-from cogvideox.model_loaders.downloads.repositories import SingleFile, find_repository
-from cogvideox.official_settings import OFFICIAL, Settings
+from cogvideox.official_settings import OFFICIAL
 
 from . import clips, fun, guided, longer, train
-from .downloads_named import names, needs, words
+from .downloads_named import names, needs
 from .model_files import (
     FUN_CONTROL,
     FUN_CONTROL_FP8,
@@ -20,10 +15,7 @@ from .model_files import (
     INTERPOLATION,
     T2V,
     T2V_1_5,
-    T5_FP8,
-    T5_FP16,
     UPSCALER,
-    VAE,
 )
 from .real_notes import (
     FUN_SETTINGS,
@@ -38,7 +30,8 @@ from .real_notes import (
     made,
     made_of_video,
 )
-from .table import WATCH, Column, Example, Node, changed, followed, note, own_video, prompt_height, sampled, size
+from .real_parts import derive, first_frames, folder, picture, single_files, texts
+from .table import Column, Example, Node, changed, followed, own_video, sampled, size
 
 _5B, _5B_I2V, _1_5 = OFFICIAL["CogVideoX-5b"], OFFICIAL["CogVideoX-5b-I2V"], OFFICIAL["CogVideoX1.5-5B"]
 _INP = "CogVideoX-Fun-V1.1-5b-InP"
@@ -60,132 +53,13 @@ _DISC = (
 )
 
 
-def loaders(transformer: SingleFile, *others: SingleFile) -> tuple[Node, Node, Node]:
-    """One file each for the transformer, T5 and the VAE. others: transformers that fit in its place."""
-    return (
-        Node("model", "CogVideoXLoadModel", {"model_name": transformer.name}, models=names(transformer, *others)),
-        Node("clip", "CogVideoXLoadTextEncoder", {"text_encoder_name": T5_FP16.name}, models=names(T5_FP16, T5_FP8)),
-        Node("vae", "CogVideoXLoadVAE", {"vae_name": VAE.name}, models=names(VAE)),
-    )
-
-
-_PART_OF = {"pipeline.MODEL": "model.MODEL", "pipeline.CLIP": "clip.CLIP", "pipeline.VAE": "vae.VAE"}
-
-
-def single_files(
-    hints: str,
-    transformer: SingleFile,
-    *others: SingleFile,
-    folders: int = 0,
-    further: tuple[SingleFile, ...] = (),
-) -> tuple[Node, ...]:
-    """The loaders, and the note that says where the files go.
-
-    others: as for loaders. folders: how many are needed beside the files. further: files that nodes of the other groups
-    load.
-    """
-    files = (transformer, T5_FP16, VAE, *further)
-    rows = [f"| {file.name} | {file.directory} |" for file in files]
-    count, gigabytes = words(files, folders=folders)
-    text = "\n".join(
-        [
-            f"### {count.capitalize()}, once",
-            f"ComfyUI says that they are missing. **View details** lists the files, each with a button that downloads "
-            f"it ({gigabytes} together). A browser saves them in a place of its own: move each into its folder below "
-            "*models*, and press **R**.",
-            "",
-            "| file | folder |",
-            "|---|---|",
-            *rows,
-            "",
-            f"With less memory choose *{T5_FP8.name}* as the text encoder, and *int8* as the model's *weight_dtype*.",
-        ]
-    )
-    last = note("\n\n".join([text, hints.strip(), WATCH]), "Before the first run")
-    return (*loaders(transformer, *others), last)
-
-
-def folder(hints: str, name: str) -> tuple[Node, ...]:
-    """The download of a whole checkpoint, its loader, and the note that says how to press it."""
-    gigabytes = words([find_repository(name)])[1]
-    text = (
-        "### One folder, once: select the violet download node above and press Ctrl+B\n"
-        "It is *CogVideoX Download*, bypassed so that nothing is fetched unasked. "
-        f"**Run** then downloads {name} ({gigabytes}) into *models/diffusers*, checks every file and makes the video. "
-        "It goes on where it was interrupted, and has nothing to do the next time.\n\nIf you have a folder under "
-        "another name: delete the download, press **R** and choose yours in the loader."
-    )
-    return (
-        Node("download", "CogVideoXDownload", {"checkpoint": name}, bypassed=True),
-        Node("pipeline", "CogVideoXLoadPipeline", {"folder": name}, {"folder": "download.folder"}, later=True),
-        note("\n\n".join([text, hints.strip(), WATCH]), "Before the first run"),
-    )
-
-
-def derive(
-    toy: Example,
-    name: str,
-    title: str,
-    first: tuple[Node, ...],
-    widgets: Mapping[str, Mapping[str, object]],
-    model: str,
-    made: str,
-    fps: float,
-    instead: Mapping[str, Node] | None = None,
-) -> Example:
-    """A toy's workflow for a real checkpoint. first: the nodes of its first group. widgets: node name -> values that
-    differ. model, made: what the card calls the model, and says of the video. instead: node name -> the node in its
-    place. Raises KeyError for a node that the workflow does not have.
-    """
-    instead, widgets = dict(instead or {}), dict(widgets)
-    if any(spec.type == "CreateVideo" and "fps" not in spec.links for spec in _nodes(toy)):
-        widgets["video"] = {**widgets.get("video", {}), "fps": fps}
-    single = any(spec.name == "model" for spec in first)
-
-    def changed_node(spec: Node, width: int) -> Node:
-        spec = instead.pop(spec.name, spec)
-        links = {to: _PART_OF.get(source, source) if single else source for to, source in spec.links.items()}
-        values = {**spec.widgets, **widgets.pop(spec.name, {})}
-        height = max(spec.height, prompt_height(str(values["text"]), width)) if "text" in values else spec.height
-        return replace(spec, widgets=values, links=links, height=height)
-
-    rest = tuple(
-        replace(column, nodes=tuple(changed_node(spec, column.width) for spec in column.nodes))
-        for column in toy.columns[1:]
-    )
-    if instead or widgets:
-        raise KeyError(f"{toy.name} has no node {', '.join([*instead, *widgets])}")
-    columns = (Column("1  Checkpoint", 360, first), *rest)
-    return Example(name, title, columns, needs=needs(model, columns, made), fps=fps)
-
-
-def _nodes(example: Example) -> list[Node]:
-    return [spec for column in example.columns for spec in column.nodes]
-
-
-def _picture(name: str, title: str) -> Node:
-    return Node(name, "LoadImage", {"image": "example.png"}, {}, title, 340, later=True)
-
-
-def _first_frames(settings: Settings) -> dict[str, dict[str, object]]:
-    """As many frames of a given video as the checkpoint was trained on, in its size."""
-    return {
-        "first": {"length": settings.frames},
-        "encode": {"width": settings.width, "height": settings.height},
-    }
-
-
-def _texts(positive: str, *more: str) -> dict[str, dict[str, object]]:
-    return {name: {"text": positive} for name in ("positive", *more)}
-
-
 def text_to_video_files() -> Example:
     return derive(
         clips.text_to_video(),
         "text_to_video_1_5",
         "Text to video with CogVideoX1.5-5B",
         single_files(clips.TEXT_TO_VIDEO, T2V_1_5),
-        {**_texts(_DOG), "latent": size(_1_5), "sample": sampled(_1_5)},
+        {**texts(_DOG), "latent": size(_1_5), "sample": sampled(_1_5)},
         "CogVideoX1.5-5B",
         made(_1_5),
         _1_5.fps,
@@ -198,7 +72,7 @@ def text_to_video_folder() -> Example:
         "text_to_video_5b",
         "Text to video with CogVideoX-5b",
         folder(f"{SMALL_CARDS}\n\n{TEXT_SETTINGS}\n\n{clips.TEXT_TO_VIDEO}", "CogVideoX-5b"),
-        {**_texts(_DOG), "latent": size(_5B), "sample": sampled(_5B)},
+        {**texts(_DOG), "latent": size(_5B), "sample": sampled(_5B)},
         "CogVideoX-5b",
         made(_5B),
         _5B.fps,
@@ -211,11 +85,11 @@ def image_to_video_files() -> Example:
         "image_to_video_5b",
         "Image to video with CogVideoX-5b-I2V",
         single_files(IMAGE_TO_VIDEO, I2V, I2V_1_5),
-        {**_texts(_DRAWING), "start": size(_5B_I2V), "sample": sampled(_5B_I2V)},
+        {**texts(_DRAWING), "start": size(_5B_I2V), "sample": sampled(_5B_I2V)},
         "CogVideoX-5b-I2V",
         made(_5B_I2V),
         _5B_I2V.fps,
-        {"picture": _picture("picture", "The first frame")},
+        {"picture": picture("picture", "The first frame")},
     )
 
 
@@ -226,7 +100,7 @@ def video_to_video_files() -> Example:
         "video_to_video_1_5",
         "Video to video with CogVideoX1.5-5B",
         single_files("\n\n".join(hints), T2V_1_5),
-        {**_texts(_DISC), **_first_frames(_1_5), "sample": changed(_1_5)},
+        {**texts(_DISC), **first_frames(_1_5), "sample": changed(_1_5)},
         "CogVideoX1.5-5B",
         made_of_video(_1_5),
         _1_5.fps,
@@ -238,7 +112,7 @@ def upscale_and_interpolate() -> Example:
     / 6) frames a second for n frames: 16 for the 97 that two times 49 make."""
     larger = replace(_5B, width=4 * _5B.width, height=4 * _5B.height, frames=2 * _5B.frames - 1, fps=2 * _5B.fps)
     first = single_files(UPSCALE, T2V, further=(UPSCALER, INTERPOLATION))
-    settings = {**_texts(_DOG), "latent": size(_5B), "sample": sampled(_5B)}
+    settings = {**texts(_DOG), "latent": size(_5B), "sample": sampled(_5B)}
     toy = clips.text_to_video()
     # As wide as in the other templates of five groups.
     narrow = replace(toy, columns=tuple(replace(column, width=300) for column in toy.columns))
@@ -298,7 +172,7 @@ def extend_video_files() -> Example:
         "Extend a video with CogVideoX-5b",
         single_files(longer.EXTEND_VIDEO, T2V),
         {
-            **_texts(_DOG, "then"),
+            **texts(_DOG, "then"),
             "latent": size(_5B),
             "go_on": {"frames": _5B.frames},
             "sample": sampled(_5B),
@@ -336,11 +210,11 @@ def start_end_frame_folder() -> Example:
         "start_end_frame_fun",
         "First and last frame with CogVideoX-Fun",
         folder(f"{OWN_PICTURES} {fun.TWO_PICTURES}\n{FUN_SETTINGS}", _INP),
-        {**_texts(_DRAWING), "known": size(_FUN), "sample": sampled(_FUN)},
+        {**texts(_DRAWING), "known": size(_FUN), "sample": sampled(_FUN)},
         "CogVideoX-Fun InP",
         made(_FUN),
         _FUN.fps,
-        {"first": _picture("first", "The first frame"), "last": _picture("last", "The last frame")},
+        {"first": picture("first", "The first frame"), "last": picture("last", "The last frame")},
     )
 
 
@@ -350,7 +224,7 @@ def fun_inpaint_folder() -> Example:
         "fun_inpaint_fun",
         "Inpaint a region with CogVideoX-Fun",
         folder("\n\n".join((fun.FUN_INPAINT.strip(), example_is_held(_FUN), FUN_SETTINGS)), _INP),
-        {**_texts(_DISC), "known": {**size(_FUN), "hold_last_frame": True}, "sample": sampled(_FUN)},
+        {**texts(_DISC), "known": {**size(_FUN), "hold_last_frame": True}, "sample": sampled(_FUN)},
         "CogVideoX-Fun InP",
         made(_FUN),
         _FUN.fps,
@@ -365,7 +239,7 @@ def fun_control_files() -> Example:
         "Edges to video with CogVideoX-Fun Control",
         single_files("\n\n".join(hints), FUN_CONTROL, FUN_CONTROL_FP8),
         {
-            **_texts(_DISC),
+            **texts(_DISC),
             "control": {**size(_FUN_CONTROL), "hold_last_frame": True},
             "sample": sampled(_FUN_CONTROL),
         },
@@ -388,7 +262,7 @@ def controlnet_files() -> Example:
         "controlnet_5b",
         "Edges to video with a ControlNet for CogVideoX-5b",
         single_files("\n\n".join(hints), T2V, folders=1),
-        {**_texts(_DISC), "apply": {"hold_last_frame": True}, "latent": size(_5B), "sample": sampled(_5B)},
+        {**texts(_DISC), "apply": {"hold_last_frame": True}, "latent": size(_5B), "sample": sampled(_5B)},
         "CogVideoX-5b and a control net",
         made(_5B),
         _5B.fps,
@@ -403,7 +277,7 @@ def inversion_edit_files() -> Example:
         "inversion_edit_5b",
         "Edit a video with CogVideoX-5b",
         single_files("\n\n".join(hints), T2V),
-        {**_texts(_DISC), **_first_frames(_5B), "invert": {"steps": _5B.steps}, "sample": followed(_5B)},
+        {**texts(_DISC), **first_frames(_5B), "invert": {"steps": _5B.steps}, "sample": followed(_5B)},
         "CogVideoX-5b",
         made_of_video(_5B),
         _5B.fps,
@@ -425,7 +299,7 @@ def train_lora_files() -> Example:
         "Train a LoRA for CogVideoX-5b",
         single_files(train.YOUR_OWN, T2V),
         {
-            **_texts(_DOG),
+            **texts(_DOG),
             "clips": {**size(_5B), "folder": "my clips"},
             "train": learn,
             "keep": {"name": "CogVideoX/mine"},
