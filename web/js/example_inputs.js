@@ -39,7 +39,7 @@ if (!window[NAME]) {
           before?.apply(this, values)
           show(node)
         }
-      setTimeout(show, 0, node) // it has no id and no place yet
+      if (!app.configuringGraph) setTimeout(show, 0, node) // it has no id and no place yet
     },
     // The frontend forgets what nodes show where a graph is opened.
     afterConfigureGraph() {
