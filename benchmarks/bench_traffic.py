@@ -71,12 +71,12 @@ def table(name: str, batch: int, layers: int = 0) -> Table:
         for title, found in counted.items()
     ]
     notes = [
-        "Counted on the meta device in bf16: nothing was computed, and no card was there. Weights are not counted.",
+        f"Latent {' x '.join(map(str, size.latent))}, counted on the meta device in bf16: nothing was computed, and no "
+        "card was there. Weights are not counted.",
         *(goals(size, counted) if batch == 2 and not layers else ()),
     ]
     columns = ["", "TFLOP", "GB moved", "of diffusers'", "kernels", "peak of activations, GiB"]
-    title = f"{name}, latent {' x '.join(map(str, size.latent))}, batch {batch}"
-    return Table(title, notes, columns, rows)
+    return Table(f"{name}, batch {batch}", notes, columns, rows)
 
 
 def goals(size: Size, counted: dict[str, Traffic]) -> list[str]:
@@ -146,9 +146,10 @@ def comfyui_forward(
     import comfy.ops
     from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
 
-    how: dict[str, Any] = {"dtype": DTYPE, "device": "meta", "operations": comfy.ops.disable_weight_init}
+    how = {"dtype": DTYPE, "device": "meta", "operations": comfy.ops.disable_weight_init}
+    make: Any = CogVideoXTransformer3DModel
     with torch.device("meta"):
-        model = CogVideoXTransformer3DModel(**config, **how).eval()
+        model = make(**config, **how).eval()
     return model, lambda: model(latents, timesteps, text)
 
 

@@ -27,13 +27,12 @@ _EMPTY = frozenset("empty empty_like empty_strided new_empty new_empty_strided".
 @dataclass(frozen=True)
 class Traffic:
     """Of one forward. moved_bytes: activations read and written, weights not; they are the same for everybody.
-    peak_bytes: of activations. flops: of products and attention. by_kernel: name -> bytes."""
+    peak_bytes: of activations. flops: of products and attention."""
 
     moved_bytes: int
     kernels: int
     peak_bytes: int
     flops: int
-    by_kernel: dict[str, int]
 
 
 class Counting(TorchDispatchMode):
@@ -80,7 +79,6 @@ def count_traffic(
         counting.kernels.total(),
         held.peak,
         flops.get_total_flops(),
-        dict(counting.bytes),
     )
 
 
