@@ -129,15 +129,15 @@ def diffusers_forward(
 ) -> tuple[torch.nn.Module, Forward]:
     from diffusers import CogVideoXTransformer3DModel
 
+    make: Any = CogVideoXTransformer3DModel
     with torch.device("meta"):
-        model = CogVideoXTransformer3DModel(**config).to(DTYPE).eval()
+        model = make(**config).to(DTYPE).eval()
     _, _, frames, height, width = latents.shape
     tokens = frames // (config.get("patch_size_t") or 1) * (height // 2) * (width // 2)
     tables = tuple(torch.empty(tokens, 64, device="meta") for _ in range(2))  # cosines and sines, fp32
     rotary = tables if config.get("use_rotary_positional_embeddings") else None
-    call: Any = model
     frames_first = latents.transpose(1, 2)
-    return model, lambda: call(frames_first, text, timesteps, image_rotary_emb=rotary, return_dict=False)
+    return model, lambda: model(frames_first, text, timesteps, image_rotary_emb=rotary, return_dict=False)
 
 
 def comfyui_forward(
