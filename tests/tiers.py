@@ -43,7 +43,6 @@ SLOW = (
     "nano/test_score.py::test_what_does_not_move_has_no_motion",
     "nano/test_stages.py",
     "nano/test_taught_colour.py",
-    "nano/test_toy_settings.py::test_a_change_of_the_table_reaches_everything_that_reads_it",
     "nano/test_weights.py::test_text_to_video_paints_what_the_prompt_says",
     "nano/test_weights.py::test_the_lora_paints_a_colour_that_the_model_never_saw",
     "nodes/test_download.py::test_cancel_ends_it_at_once_and_the_next_run_goes_on",
