@@ -30,10 +30,26 @@ from cogvideox.tests.support import record_error, relative_error, stored_bytes
 from cogvideox.transformer.parameter_types import is_block_matrix
 
 
+def exact_int_mm(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """What torch._int_mm gives, int8 [m, k] x [k, n] -> int32 [m, n]: fp64 holds such sums without rounding."""
+    return (first.double() @ second.double()).to(torch.int32)
+
+
 def allow_fast_modes(patch: pytest.MonkeyPatch) -> None:
-    """Any CPU runs them too, if slowly: enough to see their numbers."""
+    """Any CPU runs them too: enough to see their numbers. One without the instructions would take half a minute over
+    the integers' products, number by number."""
+    if precision.int8_matmul_obstacle(torch.device("cpu")):
+        patch.setattr(torch, "_int_mm", exact_int_mm)
     for name in ("fp8_matmul_obstacle", "int8_matmul_obstacle"):
         patch.setattr(precision, name, lambda device: None)
+
+
+def test_int8_products_are_torch_s_own() -> None:
+    """The figures of int8_fast are measured with them on CPUs without the instructions."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randint(-128, 128, shape, generator=generator) for shape in ((40, 2048), (2048, 24)))
+    first, second = first.to(torch.int8), second.to(torch.int8)
+    assert torch.equal(exact_int_mm(first, second), torch._int_mm(first, second))
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=needs_int8 if "int8" in k else ()) for k in BOUNDS])
