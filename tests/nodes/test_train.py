@@ -343,11 +343,13 @@ CORE_OPTIONS = {
 }
 
 
+# Every variant and every option once in every run; the long tier has the other pairs.
+CORE_PAIRS = dict(zip(VARIANTS, ("both", "bypass", "checkpointing", "plain", "plain"), strict=True))
+
+
 def core_runs() -> Iterator[Any]:
-    """Every variant with the defaults and one with every option; the long tier has the other pairs."""
     for variant, option in itertools.product(VARIANTS, CORE_OPTIONS):
-        is_short = option == "plain" or variant == VARIANTS[0]
-        yield pytest.param(variant, option, marks=() if is_short else pytest.mark.long)
+        yield pytest.param(variant, option, marks=() if CORE_PAIRS[variant] == option else pytest.mark.long)
 
 
 @pytest.mark.parametrize("variant, option", core_runs())
