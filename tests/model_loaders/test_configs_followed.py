@@ -20,7 +20,7 @@ from cogvideox.sockets.control import check_model
 from cogvideox.tests.controlnet_reference import ReferenceControl, reference_rotary
 from cogvideox.tests.support import check_parity, reference_transformer, write_fp32, write_fp32_transformer
 from cogvideox.tests.tasks import Task
-from cogvideox.tests.tiers import long_after
+from cogvideox.tests.tiers import long_after, long_rows_after
 
 FEED_FORWARDS = ("gelu-approximate", "gelu", "geglu", "geglu-approximate", "swiglu", "linear-silu")
 # variant -> (entry, another value than that of the official configs)
@@ -138,8 +138,10 @@ def test_transformer(variant: str, entry: str, value: Any, tmp_path: Path) -> No
     check_parity("transformer, other values in its config", got, want, 2e-6)
 
 
-@pytest.mark.parametrize("patch_size", (1, 4))
-@pytest.mark.parametrize("variant", long_after(2, ("5b", "1.5-5B", "2b")))
+@pytest.mark.parametrize(
+    ("variant", "patch_size"),
+    long_rows_after(2, [("5b", 4), ("1.5-5B", 1), ("5b", 1), ("1.5-5B", 4), ("2b", 1), ("2b", 4)]),
+)
 @torch.inference_mode()
 def test_a_run_with_other_patches(variant: str, patch_size: int, tmp_path: Path) -> None:
     """Not only the forward: the run's checks and sizes know patches as well."""
