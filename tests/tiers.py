@@ -36,7 +36,6 @@ SLOW = (
     "model_loaders/files/test_fuzz.py",
     "model_loaders/files/test_official_sizes.py::test_a_whole_model_is_mapped_not_read",
     "model_loaders/files/test_wrong_contents.py",
-    "model_loaders/lora/test_apply.py::test_every_name_stands_for_one_layer",
     "model_loaders/test_quantized_patches.py::test_run_under_inference_mode_and_again",
     "nano/test_score.py::test_clips_of_other_prompts_score_near_chance",
     "nano/test_score.py::test_right_clips_score_right",
