@@ -224,8 +224,6 @@ def write_pipeline(
     overrides: fields of the transformer's config, e.g. sample_width=16.
     dtype: of all weights; None takes the official precision (fp16 for 2b, bf16 for the others).
     """
-    from diffusers import CogVideoXDDIMScheduler
-
     generator = torch.Generator().manual_seed(seed)
     dtype = dtype or TRAINED_DTYPE.get(variant, torch.bfloat16)
     tokenizer = build_tokenizer()
@@ -234,12 +232,29 @@ def write_pipeline(
         text_width = transformer_config(variant, **overrides)["text_embed_dim"]
         text_encoder = build_text_encoder(generator, tokenizer.get_vocab_size(), text_width)
         vae = build_vae(variant, generator)
-    for module in (transformer, vae, text_encoder):
+    for module in (vae, text_encoder):
         torch.nn.Module.to(module, dtype)  # ModelMixin.to warns at every cast
-    transformer.save_pretrained(folder / "transformer", max_shard_size="150KB")
     vae.save_pretrained(folder / "vae")
     text_encoder.save_pretrained(folder / "text_encoder", max_shard_size="30KB")
     toy_tokenizer.save_tokenizer(tokenizer, folder / "tokenizer")
+    return _write_denoiser(folder, variant, transformer, dtype)
+
+
+def write_transformer(
+    folder: Path, variant: str, seed: int = 0, dtype: torch.dtype | None = None, **overrides: object
+) -> Path:
+    """Write what write_pipeline does, but for its VAE and text encoder, which take most of its time."""
+    with _seeded(seed):
+        transformer = build_transformer(variant, torch.Generator().manual_seed(seed), **overrides)
+    return _write_denoiser(folder, variant, transformer, dtype or TRAINED_DTYPE.get(variant, torch.bfloat16))
+
+
+def _write_denoiser(folder: Path, variant: str, transformer: "CogVideoXTransformer3DModel", dtype: torch.dtype) -> Path:
+    """The transformer, which is cast to `dtype`, with its scheduler and the pipeline's index; returns the folder."""
+    from diffusers import CogVideoXDDIMScheduler
+
+    torch.nn.Module.to(transformer, dtype)
+    transformer.save_pretrained(folder / "transformer", max_shard_size="150KB")
     CogVideoXDDIMScheduler(**scheduler_config(variant)).save_pretrained(folder / "scheduler")
     write_index(folder, variant)
     return folder
