@@ -25,7 +25,6 @@ SLOW = (
     "devtools/test_server.py::test_server_does_not_outlive_a_command_that_is_ended",
     "devtools/test_server.py::test_server_that_never_answers_is_given_up_and_stopped",
     "devtools/test_workflow.py::test_agrees_with_comfy_cli",
-    "host/test_daemon_threads.py::test_a_program_ends_though_a_disk_does_not_answer",
     "host/test_optional_packages.py::test_models_load_whatever_diffusers_would_import_besides",
     "host/test_start_check.py::test_a_copy_that_lacks_nearly_all",
     "host/test_start_check.py::test_a_half_updated_copy_leaves_the_name_to_a_whole_one",
