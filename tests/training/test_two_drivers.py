@@ -114,7 +114,7 @@ def recipe(clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dri
         }
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(sections))
-        progress = headless.ProgressLog(STEPS, KEYS["global_batch_size"], lambda line: None)
+        progress = headless.ProgressLog(STEPS, 2, lambda line: None)
         with monkeypatch.context() as patch:
             if stop_after:
                 patch.setattr(headless, "ProgressLog", lambda *_: progress)
