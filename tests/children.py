@@ -20,7 +20,7 @@ from unittest import mock
 import pytest
 
 CAN_FORK = "forkserver" in multiprocessing.get_all_start_methods()
-CONTEXT = multiprocessing.get_context("forkserver" if CAN_FORK else "spawn")
+CONTEXT: Any = multiprocessing.get_context("forkserver" if CAN_FORK else "spawn")
 _CONFTEST = "cogvideox.tests.conftest"
 _PRELOADED = (_CONFTEST, "nodes", "server")  # the last two are ComfyUI's, and import nearly all of it
 
