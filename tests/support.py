@@ -140,10 +140,3 @@ async def ticks_during(call: Awaitable[Any]) -> tuple[Any, int]:
     answer = await call
     ticking.cancel()
     return answer, ticks
-
-
-def command_of(function: str, *arguments: object) -> list[str]:
-    """A command that calls a function of the tests, named as in "training.test_loop.work", in a process of its own."""
-    module, name = function.rsplit(".", 1)
-    code = f"import sys, cogvideox.tests.conftest\nfrom cogvideox.tests.{module} import {name}\n{name}(*sys.argv[1:])"
-    return [sys.executable, "-c", code, *map(str, arguments)]

@@ -25,7 +25,6 @@ SLOW = (
     "devtools/test_server.py::test_server_does_not_outlive_a_command_that_is_ended",
     "devtools/test_server.py::test_server_that_never_answers_is_given_up_and_stopped",
     "devtools/test_workflow.py::test_agrees_with_comfy_cli",
-    "host/test_daemon_threads.py::test_a_program_ends_though_a_disk_does_not_answer",
     "host/test_optional_packages.py::test_models_load_whatever_diffusers_would_import_besides",
     "host/test_start_check.py::test_a_copy_that_lacks_nearly_all",
     "host/test_start_check.py::test_a_half_updated_copy_leaves_the_name_to_a_whole_one",
@@ -72,8 +71,7 @@ SLOW = (
     "samplers/test_stock_samplers.py::test_rising_noise_levels",
     "samplers/test_window_caches.py::test_each_window_has_a_cache_of_its_own",
     "samplers/test_window_caches.py::test_every_schedule_of_windows",
-    "test_house.py::test_any_folder_name_is_the_package_in_comfyui",
-    "test_house.py::test_importing_the_pack_loads_no_diffusers",
+    "test_children.py",
     "test_left_behind.py::test_one_training_a_folder",
     "test_left_behind.py::test_the_next_run_deletes_what_a_kill_has_left",
     "test_left_behind.py::test_what_is_being_written_stays",
@@ -157,14 +155,25 @@ def summary_lines(tier: str, counts: Counter) -> list[str]:
 
 
 _ONE_SERVER = ("tests/server/", "tests/browser/")
+# Whose processes are forked from one that has imported ComfyUI (children.py), which takes ten seconds as well.
+_ONE_FORK_SERVER = (
+    "tests/host/test_start_check.py",
+    "tests/test_children.py",
+    "tests/test_left_behind.py",
+    "tests/test_start.py",
+    "tests/training/test_loop.py",
+    "tests/training/test_processes.py",
+)
 _OWN_SERVERS = ("test_beside_others.py", "test_plain_install.py")  # of tests/server
 
 
 def room_of(node_id: str) -> str:
-    """What one worker runs: a file, or a folder whose tests share a server, since every worker would start its own."""
+    """What one worker runs: a file, or files whose tests share a server, since every worker would start its own."""
     file = node_id.split("::", 1)[0]
     if file.endswith(_OWN_SERVERS):
         return file
+    if file in _ONE_FORK_SERVER:
+        return "tests/children.py"
     return next((folder for folder in _ONE_SERVER if file.startswith(folder)), file)
 
 
