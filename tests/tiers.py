@@ -2,7 +2,8 @@
 what the tiers are for."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,21 @@ def long_after(kept: int, cases: Iterable[Any]) -> list[Any]:
 def long_rows_after(kept: int, rows: Iterable[tuple]) -> list[Any]:
     """The same for a test of several parameters, whose cases are tuples."""
     return [pytest.param(*row, marks=() if number < kept else pytest.mark.long) for number, row in enumerate(rows)]
+
+
+def long_but_pairs(*values: Sequence[Any], shifts: Sequence[int] = (0,)) -> list[Any]:
+    """All combinations of several parameters' values: for every run those of the diagonals that begin `shifts` values
+    apart, in which each value of each parameter occurs; the others for the long tier."""
+    indices = [range(len(each)) for each in values]
+    kept = {
+        tuple((n + shift * parameter) % len(each) for parameter, each in enumerate(values))
+        for n in range(max(len(each) for each in values))
+        for shift in shifts
+    }
+    return [
+        pytest.param(*(each[i] for each, i in zip(values, at)), marks=() if at in kept else pytest.mark.long)
+        for at in product(*indices)
+    ]
 
 
 def left_out(items: Iterable[pytest.Item], tier: str) -> dict[pytest.Item, str]:
