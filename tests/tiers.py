@@ -77,6 +77,7 @@ SLOW = (
     "samplers/test_window_caches.py::test_every_schedule_of_windows",
     "test_house.py::test_any_folder_name_is_the_package_in_comfyui",
     "test_house.py::test_importing_the_pack_loads_no_diffusers",
+    "test_interpreted_kernels.py",
     "test_left_behind.py::test_one_training_a_folder",
     "test_left_behind.py::test_the_next_run_deletes_what_a_kill_has_left",
     "test_left_behind.py::test_what_is_being_written_stays",
@@ -90,9 +91,7 @@ SLOW = (
     "training/test_two_drivers.py::test_drivers_refuse_the_same_differences",
     "training/test_two_drivers.py::test_either_driver_goes_on_with_the_others_training",
     "training/test_wrong_datasets.py::test_pngs",
-    "transformer/test_token_passes.py::test_kernels_equal_torch",
     "vae/test_compiled.py",
-    "vae/test_fused.py",
     "vae/test_memory.py",
     "vae/test_network.py::test_tiled_decode_is_the_decode",
     "vae/test_streaming.py::test_everything_is_where_it_is_computed",
@@ -114,18 +113,13 @@ def long_rows_after(kept: int, rows: Iterable[tuple]) -> list[Any]:
     return [pytest.param(*row, marks=() if number < kept else pytest.mark.long) for number, row in enumerate(rows)]
 
 
-def long_but_pairs(*values: Sequence[Any], shifts: Sequence[int] = (0,)) -> list[Any]:
-    """All combinations of several parameters' values: for every run those of the diagonals that begin `shifts` values
-    apart, in which each value of each parameter occurs; the others for the long tier."""
-    indices = [range(len(each)) for each in values]
-    kept = {
-        tuple((n + shift * parameter) % len(each) for parameter, each in enumerate(values))
-        for n in range(max(len(each) for each in values))
-        for shift in shifts
-    }
+def long_but_one_in(share: int, *values: Sequence[Any]) -> list[Any]:
+    """All combinations of several parameters' values: one in `share` for every run, the others for the long tier. Each
+    value occurs in every run, where two parameters or more have at least `share` values."""
+    numbered = product(*(enumerate(each) for each in values))
     return [
-        pytest.param(*(each[i] for each, i in zip(values, at)), marks=() if at in kept else pytest.mark.long)
-        for at in product(*indices)
+        pytest.param(*(value for _, value in row), marks=pytest.mark.long if sum(n for n, _ in row) % share else ())
+        for row in numbered
     ]
 
 

@@ -3,6 +3,7 @@
 Three latent frames are an odd number, for which CogVideoX 1.5 samples one more in front (samplers.front)."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cogvideox.samplers.front import join_front, split_front
 from cogvideox.samplers.noise import NoiseStream
 from cogvideox.tests.support import check_parity, relative_error
 from cogvideox.tests.tasks import HEIGHT, SEED, WIDTH, Task, pictures
+from cogvideox.tests.tiers import long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 STEPS, CFG = 6, 6.0
@@ -90,19 +92,23 @@ class Cuts(Task):
         return Noise_RandomNoise(SEED) if kind == "stock" else Noise_EmptyNoise()
 
 
-@pytest.fixture(scope="module", params=CONDITIONS)
+@cache
+def cuts_of(variant: str, folder: Path) -> Cuts:
+    with torch.inference_mode():
+        return Cuts(variant, folder)
+
+
+@pytest.fixture(params=CONDITIONS)
 def cuts(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Cuts:
-    with torch.inference_mode():
-        return Cuts(request.param, tiny_pipelines[request.param])
+    return cuts_of(request.param, tiny_pipelines[request.param])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def text(tiny_pipelines: dict[str, Path]) -> Cuts:
-    with torch.inference_mode():
-        return Cuts("1.5-5B", tiny_pipelines["1.5-5B"])
+    return cuts_of("1.5-5B", tiny_pipelines["1.5-5B"])
 
 
-@pytest.mark.parametrize("frames", (ODD, EVEN))
+@pytest.mark.parametrize("frames", (ODD, pytest.param(EVEN, marks=pytest.mark.long)))  # to even ones none is added
 def test_ksampler_advanced_in_parts(cuts: Cuts, frames: int) -> None:
     """The frame in front was dropped after the first part and invented for the second: 0.33 off with an odd count."""
     whole = cuts.advanced(frames)
@@ -111,7 +117,7 @@ def test_ksampler_advanced_in_parts(cuts: Cuts, frames: int) -> None:
     assert whole.shape[2] == (frames - 1) // 4 + 1
 
 
-@pytest.mark.parametrize("noise", ("ours", "stock"))
+@pytest.mark.parametrize(("cuts", "noise"), long_but_one_in(2, tuple(CONDITIONS), ("ours", "stock")), indirect=["cuts"])
 def test_split_sigmas(cuts: Cuts, noise: str) -> None:
     """SplitSigmas and this pack's own sampler, with noise of either origin."""
     latent, sigmas = cuts.conditioned(ODD)[2], cuts.sigmas()
@@ -166,7 +172,7 @@ def test_the_user_is_told_where_it_is_missing(text: Cuts, monkeypatch: pytest.Mo
     assert len(told) == 1 and "adds no noise, and its latent does not hold the frame in front" in told[0]
 
 
-@pytest.mark.parametrize("noise", ("ours", "stock"))
+@pytest.mark.parametrize(("cuts", "noise"), long_but_one_in(2, tuple(CONDITIONS), ("stock", "ours")), indirect=["cuts"])
 def test_add_noise_equals_a_run_that_adds_it(cuts: Cuts, noise: str) -> None:
     """AddNoise, then a run with DisableNoise: the noise in front must be the one that the run itself would take."""
     from comfy_extras.nodes_custom_sampler import AddNoise

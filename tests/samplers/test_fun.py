@@ -9,24 +9,24 @@ import torch.nn.functional as F
 
 from cogvideox.errors import UserError
 from cogvideox.tests.support import check_parity, host_lacks, relative_error, write_fp32
-from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures
+from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures, task_of
+from cogvideox.tests.tiers import long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 CONTROL = ("Fun-2b-Control", "Fun-5b-Control", "Fun-V1.5-5b-Control")
 INPAINT = ("Fun-2b-InP", "Fun-5b-InP", "Fun-V1.5-5b-InP")
+RUNS = {f"{sampler} {frames}": (sampler, frames) for sampler in ("ddim", "dpm") for frames in (9, 13)}
 RANGE = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
 
 
-@pytest.fixture(scope="module", params=CONTROL)
+@pytest.fixture(params=CONTROL)
 def control(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
-    with torch.inference_mode():
-        return Task(tiny_pipelines[request.param])
+    return task_of(tiny_pipelines[request.param])
 
 
-@pytest.fixture(scope="module", params=INPAINT)
+@pytest.fixture(params=INPAINT)
 def inpaint(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
-    with torch.inference_mode():
-        return Task(tiny_pipelines[request.param])
+    return task_of(tiny_pipelines[request.param])
 
 
 def fun_control(task: Task, video: torch.Tensor, frames: int = 13, batch_size: int = 1, **inputs: Any) -> torch.Tensor:
@@ -73,8 +73,7 @@ def test_control_equals_diffusers(control: Task, dynamic_cfg: bool) -> None:
     check_parity(f"Fun control, {control.folder.name}, ddim", got, want, 5e-6)
 
 
-@pytest.mark.parametrize("frames", (9, 13))
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize(("sampler", "frames"), long_but_one_in(2, ("dpm", "ddim"), (9, 13)))
 def test_control_with_both_samplers(control: Task, sampler: str, frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers' Fun control pipeline fails with DPM and refuses odd counts on 1.5; here both run and are exact."""
     video, factor = pictures(frames), control.model.model.latent_format.scale_factor
@@ -127,14 +126,13 @@ def test_short_control_video(control: Task) -> None:
         fun_control(control, torch.zeros(0, HEIGHT, WIDTH, 3))
 
 
-@pytest.mark.parametrize("known", ("nothing", "start", "start and end", "region"))
-@pytest.mark.parametrize("frames", (9, 13))
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
-def test_inpaint_equals_its_formula(
-    inpaint: Task, sampler: str, frames: int, known: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("run", "known"), long_but_one_in(4, tuple(RUNS), ("nothing", "start", "start and end", "region"))
+)
+def test_inpaint_equals_its_formula(inpaint: Task, run: str, known: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The masked video is black where it is inpainted, the mask is 1 where it is known, both scaled; on diffusers'
     transformer and schedulers."""
+    sampler, frames = RUNS[run]
     video, mask = pictures(frames), torch.ones(frames, HEIGHT, WIDTH)
     if known == "region":
         mask[:, :40] = 0.0
@@ -209,6 +207,7 @@ def test_inpaint_needs_something_to_do(inpaint: Task) -> None:
         fun_inpaint(inpaint, 9, video=pictures(9))
 
 
+@pytest.mark.parametrize(("control", "inpaint"), long_but_one_in(3, CONTROL, INPAINT), indirect=True)
 def test_one_models_conditioning_on_another(control: Task, inpaint: Task, tiny_pipelines: dict[str, Path]) -> None:
     """Image, control and inpaint models differ by a channel or nothing at all: the task decides."""
     image = inpaint.condition("image", "CogVideoXImageToVideo", 13, start_image=pictures(1))
@@ -225,7 +224,7 @@ def test_void_runs_with_comfyui_conditioning(tiny_pipelines: dict[str, Path], mo
     """ComfyUI's own VOID conditioning node drives a VOID checkpoint through our sampler; its sampler is refused."""
     void = pytest.importorskip("comfy_extras.nodes_void", reason=host_lacks("VOID nodes"))
     with torch.inference_mode():
-        task = Task(tiny_pipelines["VOID"])
+        task = task_of(tiny_pipelines["VOID"])
         quadmask = torch.zeros(13, HEIGHT, WIDTH)
         quadmask[:, 20:40, 30:60] = 1.0
         conditioned = void.VOIDInpaintConditioning.execute(
