@@ -90,7 +90,7 @@ class Task:
 
 @cache
 def task_of(folder: Path) -> Task:
-    """The task of one folder, once for all tests of a process that leave it as it is."""
+    """The task of one folder, once for all tests of a module that leave it as it is (tests/samplers/conftest.py)."""
     with torch.inference_mode():
         return Task(folder)
 

@@ -92,20 +92,22 @@ class Cuts(Task):
         return Noise_RandomNoise(SEED) if kind == "stock" else Noise_EmptyNoise()
 
 
-@cache
-def cuts_of(variant: str, folder: Path) -> Cuts:
-    with torch.inference_mode():
-        return Cuts(variant, folder)
+@pytest.fixture(scope="module")
+def cuts_of(tiny_pipelines: dict[str, Path]) -> Callable[[str], Cuts]:
+    """Each is made once."""
+    return cache(lambda variant: Cuts(variant, tiny_pipelines[variant]))
 
 
 @pytest.fixture(params=CONDITIONS)
-def cuts(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Cuts:
-    return cuts_of(request.param, tiny_pipelines[request.param])
+def cuts(request: pytest.FixtureRequest, cuts_of: Callable[[str], Cuts]) -> Cuts:
+    with torch.inference_mode():
+        return cuts_of(request.param)
 
 
 @pytest.fixture
-def text(tiny_pipelines: dict[str, Path]) -> Cuts:
-    return cuts_of("1.5-5B", tiny_pipelines["1.5-5B"])
+def text(cuts_of: Callable[[str], Cuts]) -> Cuts:
+    with torch.inference_mode():
+        return cuts_of("1.5-5B")
 
 
 @pytest.mark.parametrize("frames", (ODD, pytest.param(EVEN, marks=pytest.mark.long)))  # to even ones none is added

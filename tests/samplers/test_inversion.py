@@ -1,5 +1,6 @@
 """A video run backwards and made again, against diffusers' schedulers and transformer on the same weights."""
 
+from collections.abc import Callable
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -161,15 +162,16 @@ class Bench:
         ).args[0]["samples"]
 
 
-@cache
-def bench_of(variant: str, folder: Path) -> Bench:
-    with torch.inference_mode():
-        return Bench(variant, folder)
+@pytest.fixture(scope="module")
+def benches(tiny_pipelines: dict[str, Path]) -> Callable[[str], Bench]:
+    """Each is made once."""
+    return cache(lambda variant: Bench(variant, tiny_pipelines[variant]))
 
 
 @pytest.fixture(params=TEXT_TO_VIDEO)
-def bench(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Bench:
-    return bench_of(request.param, tiny_pipelines[request.param])
+def bench(request: pytest.FixtureRequest, benches: Callable[[str], Bench]) -> Bench:
+    with torch.inference_mode():
+        return benches(request.param)
 
 
 def video(frames: int, batch: int = 1, seed: int = 3) -> torch.Tensor:
