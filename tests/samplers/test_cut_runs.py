@@ -54,9 +54,14 @@ class Cuts(Task):
     def __init__(self, variant: str, folder: Path):
         super().__init__(folder)
         self.variant = variant
+        self._conditioned: dict[tuple[int, int], tuple[Any, Any, dict[str, Any]]] = {}
 
     def conditioned(self, frames: int, batch_size: int = 1) -> tuple[Any, Any, dict[str, Any]]:
-        return CONDITIONS[self.variant](self, frames, batch_size)
+        """positive, negative and latent, each made once."""
+        key = frames, batch_size
+        if key not in self._conditioned:
+            self._conditioned[key] = CONDITIONS[self.variant](self, *key)
+        return self._conditioned[key]
 
     def advanced(self, frames: int, cuts: Sequence[int] = (), handed: Handed = dict) -> torch.Tensor:
         """KSamplerAdvanced once, or cut at these steps; `handed` stands for what happens to a latent in between."""

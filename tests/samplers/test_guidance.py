@@ -10,14 +10,14 @@ from comfy_extras.nodes_model_advanced import RescaleCFG
 
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.nodes.sample import CogVideoXDynamicCFG
-from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, relative_error
+from cogvideox.tests.support import check_parity, relative_error
 from cogvideox.tests.tasks import Task, task_of
-from cogvideox.tests.tiers import long_but_one_in
+from cogvideox.tests.tiers import long_after, long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 
 
-@pytest.fixture(params=TEXT_TO_VIDEO)
+@pytest.fixture(params=long_after(1, ("5b", "2b", "1.5-5B")))
 def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
     return task_of(tiny_pipelines[request.param])
 

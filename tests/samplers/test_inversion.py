@@ -27,6 +27,8 @@ pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT = 96, 64
 # 7 does not divide 1000: the steps start off the grid; 5, 20 and 50 do
 STEP_COUNTS = (7, 5)
+# What following does besides its numbers is the same for all.
+of_one_family = pytest.mark.parametrize("bench", long_after(1, ("5b", "2b", "1.5-5B")), indirect=True)
 PROMPT, NEW_PROMPT = "A panda plays a guitar.", "A fox plays a flute."
 SEED = 42
 
@@ -231,6 +233,7 @@ def test_inversion_of_a_batch_and_of_one_frame(bench: Bench) -> None:
     assert bench.sample(bench.following(one), video(1), 7).shape == video(1).shape
 
 
+@pytest.mark.parametrize("bench", long_after(2, ("2b", "1.5-5B", "5b")), indirect=True)
 @pytest.mark.parametrize("more_steps", long_after(1, (50, 100, 200)))
 # for an odd count on every run see the next test
 @pytest.mark.parametrize("frames", (4, pytest.param(3, marks=pytest.mark.long)), indirect=True)
@@ -273,6 +276,7 @@ def test_following_equals_diffusers(bench: Bench, steps: int, cfg: float) -> Non
     assert relative_error(bench.sample(bench.model, latent, steps, cfg), want) > 1e-3  # and without, another video
 
 
+@of_one_family
 def test_following_a_batch(bench: Bench) -> None:
     """Each video of a batch must follow its own, under guidance too; one video may lead the whole batch."""
     latent = video(4, batch=2)
@@ -286,6 +290,7 @@ def test_following_a_batch(bench: Bench) -> None:
     assert relative_error(bench.sample(patched, latent, 4), got) < 1e-5
 
 
+@of_one_family
 def test_part_of_the_run(bench: Bench) -> None:
     """The range must count as everywhere in ComfyUI: none of it is the plain run, half of it lies between."""
     latent, inverted = video(4), bench.invert(video(4), 10)
@@ -298,6 +303,7 @@ def test_part_of_the_run(bench: Bench) -> None:
     assert relative_error(early, plain) > 1e-4 and relative_error(early, whole) > 1e-4
 
 
+@of_one_family
 def test_other_attention_overrides_stay(bench: Bench) -> None:
     """A node that chooses the attention kernel must still be asked, and see its usual arguments."""
     calls = []
@@ -313,6 +319,7 @@ def test_other_attention_overrides_stay(bench: Bench) -> None:
     assert calls == [(1, 2), (1, 1)] * 4  # 2 steps, 2 blocks
 
 
+@of_one_family
 def test_stock_sampler_follows(bench: Bench) -> None:
     """KSampler with its own schedules visits other timesteps; the nearest of the video's must do."""
     comfy_nodes = comfyui_nodes()
@@ -333,6 +340,7 @@ def test_stock_sampler_follows(bench: Bench) -> None:
         assert torch.isfinite(out[0]["samples"]).all()
 
 
+@of_one_family
 def test_interrupted_run_leaves_nothing(bench: Bench) -> None:
     """Cancelled in the middle, neither node may change a later run of the same model."""
     import comfy.model_management as mm
@@ -358,6 +366,7 @@ def test_interrupted_run_leaves_nothing(bench: Bench) -> None:
     assert torch.equal(bench.invert(latent, 5)["samples"], inverted["samples"])
 
 
+@of_one_family
 def test_memory_for_the_video_is_asked_for(bench: Bench) -> None:
     """The second half of the batch needs its activations too; unasked, a full card runs out of memory. Asked twice,
     ComfyUI would move out weights that fit."""
@@ -376,6 +385,7 @@ def test_memory_for_the_video_is_asked_for(bench: Bench) -> None:
     assert asked == [2 * plain, 2 * plain]
 
 
+@of_one_family
 def test_refusals(bench: Bench) -> None:
     """What cannot be followed must be said before the run, with what to do."""
     errors = errors_module
@@ -401,6 +411,7 @@ def test_refusals(bench: Bench) -> None:
         bench.invert(torch.ones(1, 4, 4, 8, 12), 5)
 
 
+@of_one_family
 def test_parts_of_the_video_are_refused(bench: Bench) -> None:
     """A context window or an area sees a part of the video, and would follow another part."""
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode

@@ -12,6 +12,7 @@ from cogvideox.model_loaders.load_model import load_model
 from cogvideox.sockets.model import patch_positions
 from cogvideox.tests.support import check_parity, reference_transformer, relative_error, write_fp32
 from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures, task_of
+from cogvideox.tests.tiers import long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 TASKS = {
@@ -23,7 +24,7 @@ TASKS = {
 }
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(params=TASKS)
 def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
     return task_of(tiny_pipelines[request.param])
 
@@ -72,7 +73,7 @@ def test_one_window_is_no_window(task: Task) -> None:
     assert torch.equal(plain, whole)
 
 
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize(("task", "sampler"), long_but_one_in(2, tuple(TASKS), ("ddim", "dpm")), indirect=["task"])
 def test_every_window_sees_its_own_channels(task: Task, sampler: str) -> None:
     """Each window gets its slice of the image or control latents; none gets the start image again."""
     given = conditioned(task, 25)  # 7 latents

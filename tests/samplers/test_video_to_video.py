@@ -21,7 +21,7 @@ from cogvideox.tests.tasks import (  # noqa: F401
     posterior_mode,
     task_of,
 )
-from cogvideox.tests.tiers import long_but_one_in
+from cogvideox.tests.tiers import long_after, long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 PIPELINE = "CogVideoXVideoToVideoPipeline"
@@ -89,7 +89,7 @@ def test_batch_of_the_mode_is_one_video(task: Task) -> None:
     assert latent.shape[0] == 2 and torch.equal(latent, task.vae.encode(pictures(9)).repeat(2, 1, 1, 1, 1))
 
 
-@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
+@pytest.mark.parametrize("variant", long_after(2, ("2b", "1.5-5B", "5b")))
 def test_other_configurations(variant: str, tmp_path: Path, posterior_mode: None) -> None:  # noqa: F811
     """Not only the embedded checkpoints: other widths, depths and sizes of video."""
     with torch.inference_mode():
