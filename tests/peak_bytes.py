@@ -20,13 +20,15 @@ class PeakBytes(TorchDispatchMode):
         self.device_type = device_type
         self._without = {tensor.untyped_storage()._cdata for tensor in without}
         self.peak = self.now = 0
-        self.references: dict[int, int] = {}
+        self.references: dict[int, int] = {}  # by storage
+        self._watched: dict[int, tuple[weakref.ref, int, int]] = {}  # by id of the weak reference to a tensor
 
     def __torch_dispatch__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         out = func(*args, **kwargs or {})
-        for tensor in {id(leaf): leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)}.values():
+        leaves = (out,) if isinstance(out, torch.Tensor) else tree_leaves(out)
+        for tensor in {id(leaf): leaf for leaf in leaves if isinstance(leaf, torch.Tensor)}.values():
             if self.device_type in (None, tensor.device.type):
                 self._count(tensor)
         return out
@@ -41,9 +43,11 @@ class PeakBytes(TorchDispatchMode):
             self.now += size
             self.peak = max(self.peak, self.now)
         self.references[key] += 1
-        weakref.finalize(tensor, self._release, key, size)
+        watch = weakref.ref(tensor, self._release)
+        self._watched[id(watch)] = watch, key, size
 
-    def _release(self, key: int, size: int) -> None:
+    def _release(self, watch: weakref.ref) -> None:
+        _, key, size = self._watched.pop(id(watch))
         self.references[key] -= 1
         if not self.references[key]:
             del self.references[key]

@@ -112,18 +112,21 @@ def validated(node: Any, **inputs: Any) -> bool | str:
     return asyncio.run(answer) if asyncio.iscoroutine(answer) else answer
 
 
-def measured_by_interpreter(module: str) -> Any:
-    """What `measure()` of a module of the tests, named as in "vae.test_fused", returns in a process of its own, where
-    Triton's interpreter runs its kernels; passed on as JSON."""
-    folder, name = module.rsplit(".", 1)
+def measured_by_interpreter(*modules: str) -> dict[str, Any]:
+    """What `measure()` of modules of the tests, named as in "vae.test_fused", returns in a process of their own, where
+    Triton's interpreter runs their kernels; by module, passed on as JSON."""
     code = (
-        f"import json; import cogvideox.tests.conftest; from cogvideox.tests.{folder} import {name}\n"
-        f"print(json.dumps({name}.measure()))"
+        "import importlib, json, sys; import cogvideox.tests.conftest\n"
+        "made = {name: importlib.import_module('cogvideox.tests.' + name).measure() for name in sys.argv[1:]}\n"
+        "print(json.dumps(made))"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, *modules], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stderr[-2000:]
-    return json.loads(out.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
+    return found
 
 
 async def ticks_during(call: Awaitable[Any]) -> tuple[Any, int]:

@@ -1,6 +1,7 @@
 """The pack's MODEL, CLIP, VAE and nodes on one tiny checkpoint, and diffusers' pipelines on the same weights."""
 
 import importlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,13 @@ class Task:
         pipe = kind(**self._parts)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+
+@cache
+def task_of(folder: Path) -> Task:
+    """The task of one folder, once for all tests of a module that leave it as it is (tests/samplers/conftest.py)."""
+    with torch.inference_mode():
+        return Task(folder)
 
 
 @pytest.fixture

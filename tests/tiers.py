@@ -2,7 +2,8 @@
 what the tiers are for."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ SLOW = (
     "samplers/test_window_caches.py::test_each_window_has_a_cache_of_its_own",
     "samplers/test_window_caches.py::test_every_schedule_of_windows",
     "test_children.py",
+    "test_interpreted_kernels.py",
     "test_left_behind.py::test_one_training_a_folder",
     "test_left_behind.py::test_the_next_run_deletes_what_a_kill_has_left",
     "test_left_behind.py::test_what_is_being_written_stays",
@@ -85,9 +87,7 @@ SLOW = (
     "training/test_two_drivers.py::test_drivers_refuse_the_same_differences",
     "training/test_two_drivers.py::test_either_driver_goes_on_with_the_others_training",
     "training/test_wrong_datasets.py::test_pngs",
-    "transformer/test_token_passes.py::test_kernels_equal_torch",
     "vae/test_compiled.py",
-    "vae/test_fused.py",
     "vae/test_memory.py",
     "vae/test_network.py::test_tiled_decode_is_the_decode",
     "vae/test_streaming.py::test_everything_is_where_it_is_computed",
@@ -107,6 +107,16 @@ def long_after(kept: int, cases: Iterable[Any]) -> list[Any]:
 def long_rows_after(kept: int, rows: Iterable[tuple]) -> list[Any]:
     """The same for a test of several parameters, whose cases are tuples."""
     return [pytest.param(*row, marks=() if number < kept else pytest.mark.long) for number, row in enumerate(rows)]
+
+
+def long_but_one_in(share: int, *values: Sequence[Any]) -> list[Any]:
+    """All combinations of several parameters' values: one in `share` for every run, the others for the long tier. Each
+    value occurs in every run, where two parameters or more have at least `share` values."""
+    numbered = product(*(enumerate(each) for each in values))
+    return [
+        pytest.param(*(value for _, value in row), marks=pytest.mark.long if sum(n for n, _ in row) % share else ())
+        for row in numbered
+    ]
 
 
 def left_out(items: Iterable[pytest.Item], tier: str) -> dict[pytest.Item, str]:

@@ -3,6 +3,7 @@
 Three latent frames are an odd number, for which CogVideoX 1.5 samples one more in front (samplers.front)."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cogvideox.samplers.front import join_front, split_front
 from cogvideox.samplers.noise import NoiseStream
 from cogvideox.tests.support import check_parity, relative_error
 from cogvideox.tests.tasks import HEIGHT, SEED, WIDTH, Task, pictures
+from cogvideox.tests.tiers import long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 STEPS, CFG = 6, 6.0
@@ -52,9 +54,14 @@ class Cuts(Task):
     def __init__(self, variant: str, folder: Path):
         super().__init__(folder)
         self.variant = variant
+        self._conditioned: dict[tuple[int, int], tuple[Any, Any, dict[str, Any]]] = {}
 
     def conditioned(self, frames: int, batch_size: int = 1) -> tuple[Any, Any, dict[str, Any]]:
-        return CONDITIONS[self.variant](self, frames, batch_size)
+        """positive, negative and latent, each made once."""
+        key = frames, batch_size
+        if key not in self._conditioned:
+            self._conditioned[key] = CONDITIONS[self.variant](self, *key)
+        return self._conditioned[key]
 
     def advanced(self, frames: int, cuts: Sequence[int] = (), handed: Handed = dict) -> torch.Tensor:
         """KSamplerAdvanced once, or cut at these steps; `handed` stands for what happens to a latent in between."""
@@ -90,19 +97,25 @@ class Cuts(Task):
         return Noise_RandomNoise(SEED) if kind == "stock" else Noise_EmptyNoise()
 
 
-@pytest.fixture(scope="module", params=CONDITIONS)
-def cuts(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Cuts:
-    with torch.inference_mode():
-        return Cuts(request.param, tiny_pipelines[request.param])
-
-
 @pytest.fixture(scope="module")
-def text(tiny_pipelines: dict[str, Path]) -> Cuts:
+def cuts_of(tiny_pipelines: dict[str, Path]) -> Callable[[str], Cuts]:
+    """Each is made once."""
+    return cache(lambda variant: Cuts(variant, tiny_pipelines[variant]))
+
+
+@pytest.fixture(params=CONDITIONS)
+def cuts(request: pytest.FixtureRequest, cuts_of: Callable[[str], Cuts]) -> Cuts:
     with torch.inference_mode():
-        return Cuts("1.5-5B", tiny_pipelines["1.5-5B"])
+        return cuts_of(request.param)
 
 
-@pytest.mark.parametrize("frames", (ODD, EVEN))
+@pytest.fixture
+def text(cuts_of: Callable[[str], Cuts]) -> Cuts:
+    with torch.inference_mode():
+        return cuts_of("1.5-5B")
+
+
+@pytest.mark.parametrize("frames", (ODD, pytest.param(EVEN, marks=pytest.mark.long)))  # to even ones none is added
 def test_ksampler_advanced_in_parts(cuts: Cuts, frames: int) -> None:
     """The frame in front was dropped after the first part and invented for the second: 0.33 off with an odd count."""
     whole = cuts.advanced(frames)
@@ -111,7 +124,7 @@ def test_ksampler_advanced_in_parts(cuts: Cuts, frames: int) -> None:
     assert whole.shape[2] == (frames - 1) // 4 + 1
 
 
-@pytest.mark.parametrize("noise", ("ours", "stock"))
+@pytest.mark.parametrize(("cuts", "noise"), long_but_one_in(2, tuple(CONDITIONS), ("ours", "stock")), indirect=["cuts"])
 def test_split_sigmas(cuts: Cuts, noise: str) -> None:
     """SplitSigmas and this pack's own sampler, with noise of either origin."""
     latent, sigmas = cuts.conditioned(ODD)[2], cuts.sigmas()
@@ -166,7 +179,7 @@ def test_the_user_is_told_where_it_is_missing(text: Cuts, monkeypatch: pytest.Mo
     assert len(told) == 1 and "adds no noise, and its latent does not hold the frame in front" in told[0]
 
 
-@pytest.mark.parametrize("noise", ("ours", "stock"))
+@pytest.mark.parametrize(("cuts", "noise"), long_but_one_in(2, tuple(CONDITIONS), ("stock", "ours")), indirect=["cuts"])
 def test_add_noise_equals_a_run_that_adds_it(cuts: Cuts, noise: str) -> None:
     """AddNoise, then a run with DisableNoise: the noise in front must be the one that the run itself would take."""
     from comfy_extras.nodes_custom_sampler import AddNoise

@@ -9,24 +9,27 @@ import torch.nn.functional as F
 
 from cogvideox.errors import UserError
 from cogvideox.tests.support import check_parity, host_lacks, relative_error, write_fp32
-from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures
+from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures, task_of
+from cogvideox.tests.tiers import long_after, long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 CONTROL = ("Fun-2b-Control", "Fun-5b-Control", "Fun-V1.5-5b-Control")
 INPAINT = ("Fun-2b-InP", "Fun-5b-InP", "Fun-V1.5-5b-InP")
+# What the nodes do is the same for all: the one whose latents come in pairs in every run.
+of_one_control = pytest.mark.parametrize("control", long_after(1, CONTROL[::-1]), indirect=True)
+of_one_inpaint = pytest.mark.parametrize("inpaint", long_after(1, INPAINT[::-1]), indirect=True)
+RUNS = {f"{sampler} {frames}": (sampler, frames) for sampler in ("ddim", "dpm") for frames in (9, 13)}
 RANGE = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
 
 
-@pytest.fixture(scope="module", params=CONTROL)
+@pytest.fixture(params=CONTROL)
 def control(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
-    with torch.inference_mode():
-        return Task(tiny_pipelines[request.param])
+    return task_of(tiny_pipelines[request.param])
 
 
-@pytest.fixture(scope="module", params=INPAINT)
+@pytest.fixture(params=INPAINT)
 def inpaint(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
-    with torch.inference_mode():
-        return Task(tiny_pipelines[request.param])
+    return task_of(tiny_pipelines[request.param])
 
 
 def fun_control(task: Task, video: torch.Tensor, frames: int = 13, batch_size: int = 1, **inputs: Any) -> torch.Tensor:
@@ -58,7 +61,7 @@ def with_channels(
     return out[:, :, out.shape[2] - latent_frames :]
 
 
-@pytest.mark.parametrize("dynamic_cfg", (False, True))
+@pytest.mark.parametrize(("control", "dynamic_cfg"), long_but_one_in(2, CONTROL, (False, True)), indirect=["control"])
 def test_control_equals_diffusers(control: Task, dynamic_cfg: bool) -> None:
     """The control video's latents must reach the model at the scale and place it was trained with."""
     video = pictures(13)
@@ -73,8 +76,7 @@ def test_control_equals_diffusers(control: Task, dynamic_cfg: bool) -> None:
     check_parity(f"Fun control, {control.folder.name}, ddim", got, want, 5e-6)
 
 
-@pytest.mark.parametrize("frames", (9, 13))
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize(("sampler", "frames"), long_but_one_in(2, ("dpm", "ddim"), (9, 13)))
 def test_control_with_both_samplers(control: Task, sampler: str, frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers' Fun control pipeline fails with DPM and refuses odd counts on 1.5; here both run and are exact."""
     video, factor = pictures(frames), control.model.model.latent_format.scale_factor
@@ -102,6 +104,7 @@ def test_control_at_another_size(tmp_path: Path) -> None:
     check_parity("Fun control, another size", got, want, 5e-6)
 
 
+@of_one_control
 def test_control_strength_and_range(control: Task) -> None:
     """Strength 0 is no control; so is a range that no step falls into; half a range lies between."""
     video = pictures(13)
@@ -117,6 +120,7 @@ def test_control_strength_and_range(control: Task) -> None:
     assert relative_error(first_half, whole) > 1e-6 and relative_error(first_half, none) > 1e-6
 
 
+@of_one_control
 def test_short_control_video(control: Task) -> None:
     """Shorter than the clip: refused with the remedy, which then works."""
     with pytest.raises(UserError, match="control video has 5 frames, the clip 13.*hold_last_frame"):
@@ -127,14 +131,13 @@ def test_short_control_video(control: Task) -> None:
         fun_control(control, torch.zeros(0, HEIGHT, WIDTH, 3))
 
 
-@pytest.mark.parametrize("known", ("nothing", "start", "start and end", "region"))
-@pytest.mark.parametrize("frames", (9, 13))
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
-def test_inpaint_equals_its_formula(
-    inpaint: Task, sampler: str, frames: int, known: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("run", "known"), long_but_one_in(4, tuple(RUNS), ("nothing", "start", "start and end", "region"))
+)
+def test_inpaint_equals_its_formula(inpaint: Task, run: str, known: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The masked video is black where it is inpainted, the mask is 1 where it is known, both scaled; on diffusers'
     transformer and schedulers."""
+    sampler, frames = RUNS[run]
     video, mask = pictures(frames), torch.ones(frames, HEIGHT, WIDTH)
     if known == "region":
         mask[:, :40] = 0.0
@@ -165,6 +168,7 @@ def test_inpaint_equals_its_formula(
     check_parity(f"Fun inpaint, {inpaint.folder.name}, {sampler}", got, want, 5e-6)
 
 
+@of_one_inpaint
 def test_inpaint_noise_spares_what_is_masked(inpaint: Task) -> None:
     """Augmentation noise belongs on the pictures that are kept, by its seed."""
     images: dict[str, Any] = {"start_image": pictures(1)}
@@ -193,6 +197,7 @@ def test_inpaint_refuses(inpaint: Task, inputs: dict, message: str) -> None:
         fun_inpaint(inpaint, 9, **inputs)
 
 
+@of_one_inpaint
 def test_inpaint_keeps_the_latents_themselves(inpaint: Task) -> None:
     """With the video's own latent and the same mask, what is kept comes out to the bit, not only looking alike."""
     video, mask = pictures(9), torch.zeros(1, HEIGHT, WIDTH)
@@ -209,6 +214,7 @@ def test_inpaint_needs_something_to_do(inpaint: Task) -> None:
         fun_inpaint(inpaint, 9, video=pictures(9))
 
 
+@pytest.mark.parametrize(("control", "inpaint"), long_but_one_in(3, CONTROL, INPAINT), indirect=True)
 def test_one_models_conditioning_on_another(control: Task, inpaint: Task, tiny_pipelines: dict[str, Path]) -> None:
     """Image, control and inpaint models differ by a channel or nothing at all: the task decides."""
     image = inpaint.condition("image", "CogVideoXImageToVideo", 13, start_image=pictures(1))
@@ -225,7 +231,7 @@ def test_void_runs_with_comfyui_conditioning(tiny_pipelines: dict[str, Path], mo
     """ComfyUI's own VOID conditioning node drives a VOID checkpoint through our sampler; its sampler is refused."""
     void = pytest.importorskip("comfy_extras.nodes_void", reason=host_lacks("VOID nodes"))
     with torch.inference_mode():
-        task = Task(tiny_pipelines["VOID"])
+        task = task_of(tiny_pipelines["VOID"])
         quadmask = torch.zeros(13, HEIGHT, WIDTH)
         quadmask[:, 20:40, 30:60] = 1.0
         conditioned = void.VOIDInpaintConditioning.execute(

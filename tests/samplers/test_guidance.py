@@ -10,16 +10,16 @@ from comfy_extras.nodes_model_advanced import RescaleCFG
 
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.nodes.sample import CogVideoXDynamicCFG
-from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, relative_error
-from cogvideox.tests.tasks import Task
+from cogvideox.tests.support import check_parity, relative_error
+from cogvideox.tests.tasks import Task, task_of
+from cogvideox.tests.tiers import long_after, long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 
 
-@pytest.fixture(scope="module", params=TEXT_TO_VIDEO)
+@pytest.fixture(params=long_after(1, ("5b", "2b", "1.5-5B")))
 def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
-    with torch.inference_mode():
-        return Task(tiny_pipelines[request.param])
+    return task_of(tiny_pipelines[request.param])
 
 
 def with_rescale(task: Task, monkeypatch: pytest.MonkeyPatch, sampler: str, rescale: float, **given: Any) -> Any:
@@ -46,8 +46,7 @@ def with_rescale(task: Task, monkeypatch: pytest.MonkeyPatch, sampler: str, resc
     return task.reference("CogVideoXPipeline", sampler, num_inference_steps=6, **given)
 
 
-@pytest.mark.parametrize("dynamic_cfg", (False, True))
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize(("sampler", "dynamic_cfg"), long_but_one_in(2, ("ddim", "dpm"), (True, False)))
 def test_rescale_is_diffusers(task: Task, sampler: str, dynamic_cfg: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deviation over the wrong dimensions, or of x0 instead of v, gives another contrast. Even counts of latents: an
     odd one's deviation would include the frame in front in both."""
@@ -71,7 +70,7 @@ def test_every_video_of_a_batch_by_itself(task: Task) -> None:
 
 def test_the_part_for_stock_samplers(tiny_pipelines: dict[str, Path]) -> None:
     """CogVideoX Dynamic CFG offers it for KSampler: the same as CogVideoX Sampler's own."""
-    task = Task(tiny_pipelines["5b"])
+    task = task_of(tiny_pipelines["5b"])
     (latent,) = task.node("latent", "CogVideoXEmptyLatent", width=96, height=64, frames=13, batch_size=1)
     built_in = task.sample(task.positive, task.negative, latent, dynamic_cfg=True, guidance_rescale=0.5)
     patched = CogVideoXDynamicCFG.execute(task.model, 6, 6.0, 0.5).args[0]

@@ -19,17 +19,23 @@ from cogvideox.tests.tasks import (  # noqa: F401
     Task,
     pictures,
     posterior_mode,
+    task_of,
 )
+from cogvideox.tests.tiers import long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 VARIANTS = ("5b-I2V", "1.5-5B-I2V")
 PIPELINE = "CogVideoXImageToVideoPipeline"
+OTHER_CONFIGURATIONS: tuple[dict[str, int], ...] = (
+    {"num_attention_heads": 2, "num_layers": 3},
+    {},
+    {"sample_frames": 17},
+)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
-    with torch.inference_mode():
-        return Task(tiny_pipelines[request.param])
+    return task_of(tiny_pipelines[request.param])
 
 
 def image_to_video(task: Task, frames: int, sampler: str = "ddim", batch_size: int = 1, **inputs: Any) -> torch.Tensor:
@@ -64,29 +70,30 @@ def test_dynamic_guidance_at_small_scales(task: Task, cfg: float, posterior_mode
     check_parity(f"dynamic CFG of 1 and less, {task.folder.name}", got, want, 5e-6)
 
 
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
-@pytest.mark.parametrize("frames", (5, 9, 13, 17))
+@pytest.mark.parametrize(("frames", "sampler"), long_but_one_in(2, (5, 9, 13, 17), ("ddim", "dpm")))
 def test_any_number_of_latents(
-    tmp_path: Path,
+    tiny_pipelines: dict[str, Path],
     frames: int,
     sampler: str,
     posterior_mode: None,  # noqa: F811
 ) -> None:
     """CogVideoX 1.5 puts the image into the frame in front where the count is odd, as diffusers does."""
     with torch.inference_mode():
-        task = Task(write_fp32(tmp_path, "1.5-5B-I2V", seed=frames))
+        task = task_of(tiny_pipelines["1.5-5B-I2V"])
         image = pictures(1, seed=frames)
         got = image_to_video(task, frames, sampler, start_image=image)
         check_parity("image to video, odd and even latent counts", got, reference(task, sampler, frames, image), 5e-6)
 
 
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
-@pytest.mark.parametrize("frames", (9, 13))
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_sampled_posterior_equals_diffusers(variant: str, frames: int, sampler: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("variant", "frames", "sampler"), long_but_one_in(2, VARIANTS, (9, 13), ("ddim", "dpm")))
+def test_sampled_posterior_equals_diffusers(
+    variant: str, frames: int, sampler: str, tiny_pipelines: dict[str, Path], tmp_path: Path
+) -> None:
     """With the posterior sampled by the same seed the whole random stream is diffusers', nothing patched."""
     with torch.inference_mode():
-        task = Task(write_fp32(tmp_path, variant, seed=1, sample_frames=frames))
+        table = variant == "5b-I2V" and frames != 9  # fits one length
+        folder = write_fp32(tmp_path, variant, sample_frames=frames) if table else tiny_pipelines[variant]
+        task = task_of(folder)
         image = pictures(1)
         got = image_to_video(task, frames, sampler, start_image=image, sample_posterior=True, seed=SEED)
         want = reference(task, sampler, frames, image)
@@ -94,11 +101,13 @@ def test_sampled_posterior_equals_diffusers(variant: str, frames: int, sampler: 
 
 
 @pytest.mark.parametrize(("variant", "frames", "sampler"), [("5b-I2V", 9, "ddim"), ("1.5-5B-I2V", 9, "dpm")])
-def test_sampled_posterior_of_a_batch_equals_diffusers(variant: str, frames: int, sampler: str, tmp_path: Path) -> None:
+def test_sampled_posterior_of_a_batch_equals_diffusers(
+    variant: str, frames: int, sampler: str, tiny_pipelines: dict[str, Path]
+) -> None:
     """Two videos of one picture: diffusers draws a sample of the posterior for each, one after the other, and then the
     noise of both. With one sample for both no seed would give diffusers' videos."""
     with torch.inference_mode():
-        task = Task(write_fp32(tmp_path, variant, seed=1, sample_frames=frames))
+        task = task_of(tiny_pipelines[variant])
         image, prompts = pictures(1), {"prompt": [PROMPT] * 2, "negative_prompt": [NEGATIVE] * 2}
         posterior = {"sample_posterior": True, "seed": SEED}
         got = image_to_video(task, frames, sampler, batch_size=2, start_image=image, **posterior)
@@ -130,8 +139,7 @@ def test_part_of_a_batch_is_told(task: Task, caplog: pytest.LogCaptureFixture) -
     assert "samples for 2 videos and the latent is of 1" in caplog.text
 
 
-@pytest.mark.parametrize("overrides", ({}, {"num_attention_heads": 2, "num_layers": 3}, {"sample_frames": 17}))
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "overrides"), long_but_one_in(2, VARIANTS, OTHER_CONFIGURATIONS))
 def test_other_configurations(
     variant: str,
     overrides: dict,
@@ -223,7 +231,7 @@ def test_noise_augmentation(task: Task) -> None:
 def test_learned_table_fits_one_size(tiny_pipelines: dict[str, Path]) -> None:
     """CogVideoX-5b-I2V at another length or size: refused with the reason, or its table resampled when asked."""
     with torch.inference_mode():
-        task = Task(tiny_pipelines["5b-I2V"])
+        task = task_of(tiny_pipelines["5b-I2V"])
         with pytest.raises(UserError, match="learned position table fits 96 x 64.*CogVideoX Positions"):
             image_to_video(task, 13, start_image=pictures(1))
         stretched = task.node("long", "CogVideoXPositions", model=task.model, riflex=False, resample_table=True)[0]
@@ -235,7 +243,7 @@ def test_learned_table_fits_one_size(tiny_pipelines: dict[str, Path]) -> None:
 def test_wrong_pairs_are_refused(tiny_pipelines: dict[str, Path]) -> None:
     """The message names the node or the model that is missing, before anything is sampled."""
     with torch.inference_mode():
-        i2v, t2v = Task(tiny_pipelines["5b-I2V"]), Task(tiny_pipelines["5b"])
+        i2v, t2v = task_of(tiny_pipelines["5b-I2V"]), task_of(tiny_pipelines["5b"])
         latent = t2v.node("latent", "CogVideoXEmptyLatent", width=WIDTH, height=HEIGHT, frames=9, batch_size=1)[0]
         with pytest.raises(UserError, match="5b-I2V takes a start image.*has none.*Image to Video"):
             i2v.sample(i2v.positive, i2v.negative, latent)
@@ -252,7 +260,7 @@ def test_wrong_pairs_are_refused(tiny_pipelines: dict[str, Path]) -> None:
 def test_more_text_than_the_learned_table_has_places_for(tiny_pipelines: dict[str, Path]) -> None:
     """Conditioning (Concat) makes 452 tokens of two prompts; the table has 226 places for text."""
     with torch.inference_mode():
-        task = Task(tiny_pipelines["5b-I2V"])
+        task = task_of(tiny_pipelines["5b-I2V"])
         positive, negative, latent = task.condition("image", "CogVideoXImageToVideo", 9, start_image=pictures(1))
         longer = [[torch.cat([positive[0][0]] * 2, dim=1), positive[0][1]]]
         with pytest.raises(UserError, match="452 text tokens.*positions for 226"):

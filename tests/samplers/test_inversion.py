@@ -1,5 +1,8 @@
 """A video run backwards and made again, against diffusers' schedulers and transformer on the same weights."""
 
+from collections.abc import Callable
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,14 @@ from cogvideox.nodes.invert import CogVideoXFollowVideo, CogVideoXInvert
 from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.nodes.text import CogVideoXEncodeText
 from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, reference_pipeline, relative_error
+from cogvideox.tests.tiers import long_after, long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT = 96, 64
+# 7 does not divide 1000: the steps start off the grid; 5, 20 and 50 do
+STEP_COUNTS = (7, 5)
+# What following does besides its numbers is the same for all.
+of_one_family = pytest.mark.parametrize("bench", long_after(1, ("5b", "2b", "1.5-5B")), indirect=True)
 PROMPT, NEW_PROMPT = "A panda plays a guitar.", "A fox plays a flute."
 SEED = 42
 
@@ -156,10 +164,16 @@ class Bench:
         ).args[0]["samples"]
 
 
-@pytest.fixture(scope="module", params=TEXT_TO_VIDEO)
-def bench(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Bench:
+@pytest.fixture(scope="module")
+def benches(tiny_pipelines: dict[str, Path]) -> Callable[[str], Bench]:
+    """Each is made once."""
+    return cache(lambda variant: Bench(variant, tiny_pipelines[variant]))
+
+
+@pytest.fixture(params=TEXT_TO_VIDEO)
+def bench(request: pytest.FixtureRequest, benches: Callable[[str], Bench]) -> Bench:
     with torch.inference_mode():
-        return Bench(request.param, tiny_pipelines[request.param])
+        return benches(request.param)
 
 
 def video(frames: int, batch: int = 1, seed: int = 3) -> torch.Tensor:
@@ -171,15 +185,20 @@ def last_timesteps(trajectory: Trajectory) -> torch.Tensor:
     return torch.stack(trajectory["samples"][1:])
 
 
-@pytest.fixture(params=(3, 4))
+@pytest.fixture
 def frames(request: pytest.FixtureRequest, bench: Bench) -> int:
     """An odd and an even count of latent frames; of CogVideoX 1.5 diffusers takes even ones alone."""
     return request.param - (bench.variant == "1.5-5B" and request.param % 2)
 
 
-@pytest.mark.parametrize("cfg", (1.0, 6.0))
-# 7 does not divide 1000: the steps start off the grid; 20 and 50 do
-@pytest.mark.parametrize("steps", (7, 20, pytest.param(50, marks=pytest.mark.long)))
+@pytest.mark.parametrize(
+    ("steps", "cfg", "frames"),
+    [
+        *long_but_one_in(2, STEP_COUNTS, (1.0, 6.0), (3, 4)),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in product((20, 50), (1.0, 6.0), (3, 4))),
+    ],
+    indirect=["frames"],
+)
 def test_inversion_equals_diffusers(bench: Bench, steps: int, cfg: float, frames: int) -> None:
     """Other noise than the published script finds makes another video of the same prompt."""
     scale = bench.reference.scale
@@ -214,7 +233,8 @@ def test_inversion_of_a_batch_and_of_one_frame(bench: Bench) -> None:
     assert bench.sample(bench.following(one), video(1), 7).shape == video(1).shape
 
 
-@pytest.mark.parametrize("more_steps", (100, pytest.param(200, marks=pytest.mark.long)))
+@pytest.mark.parametrize("bench", long_after(2, ("2b", "1.5-5B", "5b")), indirect=True)
+@pytest.mark.parametrize("more_steps", long_after(1, (50, 100, 200)))
 # for an odd count on every run see the next test
 @pytest.mark.parametrize("frames", (4, pytest.param(3, marks=pytest.mark.long)), indirect=True)
 def test_way_back_leads_to_the_video(bench: Bench, frames: int, more_steps: int) -> None:
@@ -226,6 +246,7 @@ def test_way_back_leads_to_the_video(bench: Bench, frames: int, more_steps: int)
     assert errors[0] < 0.2 * 50 / counts[0] and errors[1] < 0.65 * errors[0], errors
 
 
+@pytest.mark.parametrize("bench", long_after(2, ("5b", "1.5-5B", "2b")), indirect=True)
 def test_way_back_of_an_odd_count(bench: Bench) -> None:
     """81 frames are 21 latents: in CogVideoX 1.5 the frame in front must be the inverted one on the way back as well,
     or no video of the models' own length ever comes back; whether the run follows the video or not."""
@@ -236,8 +257,13 @@ def test_way_back_of_an_odd_count(bench: Bench) -> None:
         assert inverted["cogvideox_trajectory"]["samples"][0].shape[2] == 4
 
 
-@pytest.mark.parametrize("cfg", (1.0, 6.0))
-@pytest.mark.parametrize("steps", (7, 20))
+@pytest.mark.parametrize(
+    ("steps", "cfg"),
+    [
+        *long_but_one_in(2, STEP_COUNTS, (6.0, 1.0)),
+        *(pytest.param(20, cfg, marks=pytest.mark.long) for cfg in (1.0, 6.0)),
+    ],
+)
 def test_following_equals_diffusers(bench: Bench, steps: int, cfg: float) -> None:
     """The edit itself: fresh noise, a new prompt, attention shared with the inverted video at the same noise level."""
     latent, scale = video(4), bench.reference.scale
@@ -250,19 +276,21 @@ def test_following_equals_diffusers(bench: Bench, steps: int, cfg: float) -> Non
     assert relative_error(bench.sample(bench.model, latent, steps, cfg), want) > 1e-3  # and without, another video
 
 
+@of_one_family
 def test_following_a_batch(bench: Bench) -> None:
     """Each video of a batch must follow its own, under guidance too; one video may lead the whole batch."""
     latent = video(4, batch=2)
-    got = bench.sample(bench.following(bench.invert(latent, 7)), latent, 7)
-    one = bench.sample(bench.following(bench.invert(latent[:1], 7)), latent, 7)
+    got = bench.sample(bench.following(bench.invert(latent, 4)), latent, 4)
+    one = bench.sample(bench.following(bench.invert(latent[:1], 4)), latent, 4)
     assert relative_error(one[:1], got[:1]) < 1e-5
     assert relative_error(one[1:], got[1:]) > 1e-4
     # conditions one at a time, as on a card without room for both
-    patched = bench.following(bench.invert(latent, 7))
+    patched = bench.following(bench.invert(latent, 4))
     patched.add_object_patch("memory_required", lambda *_, **__: 1e20)
-    assert relative_error(bench.sample(patched, latent, 7), got) < 1e-5
+    assert relative_error(bench.sample(patched, latent, 4), got) < 1e-5
 
 
+@of_one_family
 def test_part_of_the_run(bench: Bench) -> None:
     """The range must count as everywhere in ComfyUI: none of it is the plain run, half of it lies between."""
     latent, inverted = video(4), bench.invert(video(4), 10)
@@ -275,6 +303,7 @@ def test_part_of_the_run(bench: Bench) -> None:
     assert relative_error(early, plain) > 1e-4 and relative_error(early, whole) > 1e-4
 
 
+@of_one_family
 def test_other_attention_overrides_stay(bench: Bench) -> None:
     """A node that chooses the attention kernel must still be asked, and see its usual arguments."""
     calls = []
@@ -290,6 +319,7 @@ def test_other_attention_overrides_stay(bench: Bench) -> None:
     assert calls == [(1, 2), (1, 1)] * 4  # 2 steps, 2 blocks
 
 
+@of_one_family
 def test_stock_sampler_follows(bench: Bench) -> None:
     """KSampler with its own schedules visits other timesteps; the nearest of the video's must do."""
     comfy_nodes = comfyui_nodes()
@@ -310,6 +340,7 @@ def test_stock_sampler_follows(bench: Bench) -> None:
         assert torch.isfinite(out[0]["samples"]).all()
 
 
+@of_one_family
 def test_interrupted_run_leaves_nothing(bench: Bench) -> None:
     """Cancelled in the middle, neither node may change a later run of the same model."""
     import comfy.model_management as mm
@@ -335,6 +366,7 @@ def test_interrupted_run_leaves_nothing(bench: Bench) -> None:
     assert torch.equal(bench.invert(latent, 5)["samples"], inverted["samples"])
 
 
+@of_one_family
 def test_memory_for_the_video_is_asked_for(bench: Bench) -> None:
     """The second half of the batch needs its activations too; unasked, a full card runs out of memory. Asked twice,
     ComfyUI would move out weights that fit."""
@@ -353,6 +385,7 @@ def test_memory_for_the_video_is_asked_for(bench: Bench) -> None:
     assert asked == [2 * plain, 2 * plain]
 
 
+@of_one_family
 def test_refusals(bench: Bench) -> None:
     """What cannot be followed must be said before the run, with what to do."""
     errors = errors_module
@@ -378,6 +411,7 @@ def test_refusals(bench: Bench) -> None:
         bench.invert(torch.ones(1, 4, 4, 8, 12), 5)
 
 
+@of_one_family
 def test_parts_of_the_video_are_refused(bench: Bench) -> None:
     """A context window or an area sees a part of the video, and would follow another part."""
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode

@@ -11,7 +11,8 @@ from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.sockets.model import patch_positions
 from cogvideox.tests.support import check_parity, reference_transformer, relative_error, write_fp32
-from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures
+from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures, task_of
+from cogvideox.tests.tiers import long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 TASKS = {
@@ -23,10 +24,9 @@ TASKS = {
 }
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(params=TASKS)
 def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
-    with torch.inference_mode():
-        return Task(tiny_pipelines[request.param])
+    return task_of(tiny_pipelines[request.param])
 
 
 def conditioned(task: Task, frames: int) -> tuple:
@@ -73,7 +73,7 @@ def test_one_window_is_no_window(task: Task) -> None:
     assert torch.equal(plain, whole)
 
 
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize(("task", "sampler"), long_but_one_in(2, tuple(TASKS), ("ddim", "dpm")), indirect=["task"])
 def test_every_window_sees_its_own_channels(task: Task, sampler: str) -> None:
     """Each window gets its slice of the image or control latents; none gets the start image again."""
     given = conditioned(task, 25)  # 7 latents
@@ -98,7 +98,7 @@ def test_every_window_sees_its_own_channels(task: Task, sampler: str) -> None:
 def test_video_to_video_in_windows(tiny_pipelines: dict[str, Path]) -> None:
     """A long video is changed window by window, each from its own noisy frames, and keeps its length."""
     with torch.inference_mode():
-        task = Task(tiny_pipelines["5b"])
+        task = task_of(tiny_pipelines["5b"])
         latent = task.node("video", "CogVideoXEncodeVideo", vae=task.vae, images=pictures(25))[0]
         plain, inputs = seen_by(task.model, lambda a: a["input"])
         task.sample(task.positive, task.negative, latent, steps=1, cfg=1.0, denoise=0.5, model=plain)
@@ -114,7 +114,7 @@ def test_video_to_video_in_windows(tiny_pipelines: dict[str, Path]) -> None:
 def test_start_image_for_every_window_when_asked(tiny_pipelines: dict[str, Path]) -> None:
     """retain_start_image puts the image's latent into every window's first frame."""
     with torch.inference_mode():
-        task = Task(tiny_pipelines["1.5-5B-I2V"])
+        task = task_of(tiny_pipelines["1.5-5B-I2V"])
         given = conditioned(task, 25)
         model, seen = seen_by(windowed(task, retain_start_image=True), lambda a: a["c"]["c_concat"][:, :, 0])
         task.sample(*given, steps=1, cfg=1.0, model=model)
@@ -124,7 +124,7 @@ def test_start_image_for_every_window_when_asked(tiny_pipelines: dict[str, Path]
 def test_a_window_is_the_plain_model_on_its_frames(tiny_pipelines: dict[str, Path]) -> None:
     """Windows side by side, one step: each one's frames are what a plain run makes of them and the frame before."""
     with torch.inference_mode():
-        task = Task(tiny_pipelines["5b"])
+        task = task_of(tiny_pipelines["5b"])
         given = conditioned(task, 21)  # 6 latents, windows 0..2 and 3..5
         model, inputs = seen_by(windowed(task, 9, 0, schedule="batched"), lambda a: (a["input"], a["timestep"]))
         got = task.sample(*given, steps=1, cfg=1.0, model=model)
@@ -141,7 +141,7 @@ def test_a_window_is_the_plain_model_on_its_frames(tiny_pipelines: dict[str, Pat
 def test_prompts_follow_each_other(tiny_pipelines: dict[str, Path]) -> None:
     """With split_prompts the first windows see the first prompt and the last windows the last one."""
     with torch.inference_mode():
-        task = Task(tiny_pipelines["5b"])
+        task = task_of(tiny_pipelines["5b"])
         _, _, latent = conditioned(task, 25)
         first, second = task.positive, task.negative
         model, seen = seen_by(
@@ -156,7 +156,7 @@ def test_prompts_follow_each_other(tiny_pipelines: dict[str, Path]) -> None:
 def test_free_noise_shuffles_the_first_window(tiny_pipelines: dict[str, Path]) -> None:
     """FreeNoise: the frames beyond the window carry the window's noise again, in another order."""
     with torch.inference_mode():
-        task = Task(tiny_pipelines["5b"])
+        task = task_of(tiny_pipelines["5b"])
         given = conditioned(task, 25)
         noises = []
         for freenoise in (False, True):
@@ -173,7 +173,7 @@ def test_free_noise_shuffles_the_first_window(tiny_pipelines: dict[str, Path]) -
 def test_learned_table_in_windows_of_its_own_length(tiny_pipelines: dict[str, Path]) -> None:
     """CogVideoX-5b-I2V makes longer videos in windows of exactly its table's length; another length is refused."""
     with torch.inference_mode():
-        task = Task(tiny_pipelines["5b-I2V"])
+        task = task_of(tiny_pipelines["5b-I2V"])
         given = task.condition("image", "CogVideoXImageToVideo", 25, start_image=pictures(1))
         assert task.sample(*given, steps=2, model=windowed(task, 9, 4)).shape[2] == 7
         stock = windowed(task, 9, 4)
@@ -254,7 +254,7 @@ def test_riflex_equals_its_formula(variant: str, tmp_path: Path) -> None:
 def test_riflex_leaves_short_videos_alone(tiny_pipelines: dict[str, Path]) -> None:
     """Within the period nothing repeats, and nothing may change."""
     with torch.inference_mode():
-        task = Task(tiny_pipelines["5b"])
+        task = task_of(tiny_pipelines["5b"])
         model = task.node("long", "CogVideoXPositions", model=task.model, riflex=True, resample_table=False)[0]
         given = conditioned(task, 9)
         assert torch.equal(task.sample(*given, steps=2), task.sample(*given, steps=2, model=model))

@@ -1,5 +1,6 @@
 """Whole sampling runs through the pack's nodes against diffusers' pipelines: same weights, same seed."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,22 @@ from cogvideox.nodes.text import CogVideoXEncodeText
 from cogvideox.nodes.timesteps import CogVideoXTimesteps
 from cogvideox.samplers.few_steps import PRESETS
 from cogvideox.tests.support import TEXT_TO_VIDEO, check_parity, reference_pipeline, relative_error
+from cogvideox.tests.tiers import long_but_one_in
 from cogvideox.transformer import positions
 
 pytestmark = pytest.mark.usefixtures("inference")
 WIDTH, HEIGHT = 96, 64
 SEED = 42
 PROMPT, NEGATIVE = "A panda plays a guitar (slowly: very slowly).", ""
-# 20 and 50 divide 1000, 7 and 28 do not: there diffusers steps off its own grid, and so do we
-STEP_COUNTS = (7, 20, 28, pytest.param(50, marks=pytest.mark.long))
+# 10, 20 and 50 divide 1000, 7 and 28 do not: there diffusers steps off its own grid, and so do we
+STEP_COUNTS, MORE_STEPS = (7, 10), (20, 28, 50)
+RUNS = [
+    *long_but_one_in(2, ("ddim", "dpm"), STEP_COUNTS, (True, False)),
+    *(
+        pytest.param(*run, marks=pytest.mark.long)
+        for run in itertools.product(("ddim", "dpm"), MORE_STEPS, (True, False))
+    ),
+]
 
 
 class Run:
@@ -115,9 +124,7 @@ def run(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Run:
         return Run(request.param, tiny_pipelines[request.param])
 
 
-@pytest.mark.parametrize("dynamic_cfg", (False, True))
-@pytest.mark.parametrize("steps", STEP_COUNTS)
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize(("sampler", "steps", "dynamic_cfg"), RUNS)
 def test_run_equals_diffusers(run: Run, sampler: str, steps: int, dynamic_cfg: bool) -> None:
     """The same seed, prompt and settings must give the published video, at any number of steps."""
     got = run.ours(sampler, 9, steps, dynamic_cfg)
@@ -126,9 +133,9 @@ def test_run_equals_diffusers(run: Run, sampler: str, steps: int, dynamic_cfg: b
     check_parity(what, got, want, 5e-6)
 
 
-@pytest.mark.parametrize("steps", (1, 5))
-@pytest.mark.parametrize("cfg", (0.0, 0.5, 1.0, 1.0001))
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize(
+    ("sampler", "cfg", "steps"), long_but_one_in(2, ("ddim", "dpm"), (0.0, 0.5, 1.0, 1.0001), (5, 1))
+)
 def test_dynamic_guidance_at_small_scales(run: Run, sampler: str, cfg: float, steps: int) -> None:
     """At a scale of 1 or below diffusers leaves the negative prompt out; guiding all the same gave other videos, at
     twice the cost."""
@@ -167,8 +174,8 @@ def test_no_table_is_left(run: Run) -> None:
     assert [table.__wrapped__.cache_info().currsize for table in tables] == [0, 0]
 
 
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
-@pytest.mark.parametrize("frames", (9, 13))  # 3 and 4 latents: CogVideoX 1.5 pads the first, not the second
+# 3 and 4 latents: CogVideoX 1.5 pads the first, not the second
+@pytest.mark.parametrize(("frames", "sampler"), long_but_one_in(2, (9, 13), ("ddim", "dpm")))
 def test_odd_and_even_latent_counts(run: Run, frames: int, sampler: str) -> None:
     """CogVideoX 1.5 takes latents in pairs; an odd count needs diffusers' extra noise frame in front."""
     got = run.ours(sampler, frames, 6)

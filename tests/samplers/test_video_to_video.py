@@ -19,16 +19,17 @@ from cogvideox.tests.tasks import (  # noqa: F401
     as_frames,
     pictures,
     posterior_mode,
+    task_of,
 )
+from cogvideox.tests.tiers import long_after, long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 PIPELINE = "CogVideoXVideoToVideoPipeline"
 
 
-@pytest.fixture(scope="module", params=TEXT_TO_VIDEO)
+@pytest.fixture(params=TEXT_TO_VIDEO)
 def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
-    with torch.inference_mode():
-        return Task(tiny_pipelines[request.param])
+    return task_of(tiny_pipelines[request.param])
 
 
 def video_to_video(task: Task, images: torch.Tensor, encode: dict = {}, **inputs: object) -> torch.Tensor:
@@ -36,8 +37,7 @@ def video_to_video(task: Task, images: torch.Tensor, encode: dict = {}, **inputs
     return task.sample(task.positive, task.negative, latent, **inputs)
 
 
-@pytest.mark.parametrize("frames", (9, 13))
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize(("sampler", "frames"), long_but_one_in(2, ("ddim", "dpm"), (9, 13)))
 def test_equals_diffusers(task: Task, sampler: str, frames: int, posterior_mode: None) -> None:  # noqa: F811
     """6 steps at denoise 0.6 are 10 inference steps at strength 0.6, from the video to the latents."""
     if "1.5" in task.folder.name:
@@ -48,7 +48,7 @@ def test_equals_diffusers(task: Task, sampler: str, frames: int, posterior_mode:
     check_parity(f"video to video, {task.folder.name}, {sampler}", got, want, 5e-6)
 
 
-@pytest.mark.parametrize("cfg", (0.5, 1.0))
+@pytest.mark.parametrize(("task", "cfg"), long_but_one_in(2, TEXT_TO_VIDEO, (0.5, 1.0)), indirect=["task"])
 def test_dynamic_guidance_at_small_scales(task: Task, cfg: float, posterior_mode: None) -> None:  # noqa: F811
     """As in text to video: no guidance at a scale of 1 or below."""
     images = pictures(21 if "1.5" in task.folder.name else 9)
@@ -58,7 +58,7 @@ def test_dynamic_guidance_at_small_scales(task: Task, cfg: float, posterior_mode
     check_parity(f"dynamic CFG of 1 and less, video to video, {task.folder.name}", got, want, 5e-6)
 
 
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize(("task", "sampler"), long_but_one_in(2, TEXT_TO_VIDEO, ("ddim", "dpm")), indirect=["task"])
 def test_sampled_posterior_equals_diffusers(task: Task, sampler: str) -> None:
     """With the posterior sampled by the same seed the whole random stream is diffusers', nothing patched."""
     images = pictures(13)
@@ -68,7 +68,7 @@ def test_sampled_posterior_equals_diffusers(task: Task, sampler: str) -> None:
     check_parity("video to video, sampled posterior, one seed", got, want, 5e-6)
 
 
-@pytest.mark.parametrize("sampler", ("ddim", "dpm"))
+@pytest.mark.parametrize(("task", "sampler"), long_but_one_in(2, TEXT_TO_VIDEO, ("dpm", "ddim")), indirect=["task"])
 def test_sampled_posterior_of_a_batch_equals_diffusers(task: Task, sampler: str) -> None:
     """Two videos made of one: diffusers draws a sample of the posterior for each before the noise of both."""
     # diffusers takes the number of videos for that of frames when it asks whether CogVideoX 1.5's latents are even: of
@@ -89,7 +89,7 @@ def test_batch_of_the_mode_is_one_video(task: Task) -> None:
     assert latent.shape[0] == 2 and torch.equal(latent, task.vae.encode(pictures(9)).repeat(2, 1, 1, 1, 1))
 
 
-@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
+@pytest.mark.parametrize("variant", long_after(2, ("2b", "1.5-5B", "5b")))
 def test_other_configurations(variant: str, tmp_path: Path, posterior_mode: None) -> None:  # noqa: F811
     """Not only the embedded checkpoints: other widths, depths and sizes of video."""
     with torch.inference_mode():
@@ -104,7 +104,7 @@ def test_other_configurations(variant: str, tmp_path: Path, posterior_mode: None
 def test_odd_number_of_latents_on_1_5(tiny_pipelines: dict[str, Path]) -> None:
     """81 frames are 21 latents: diffusers raises; here a small change stays near the video and keeps its length."""
     with torch.inference_mode():
-        task = Task(tiny_pipelines["1.5-5B"])
+        task = task_of(tiny_pipelines["1.5-5B"])
         images = pictures(9)
         latents = task.vae.encode(images)
         near, far = (video_to_video(task, images, steps=4, denoise=denoise) for denoise in (0.1, 0.8))

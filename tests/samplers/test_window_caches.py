@@ -12,17 +12,18 @@ import pytest
 import torch
 
 from cogvideox.tests.support import relative_error
-from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures
+from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures, task_of
+from cogvideox.tests.tiers import long_but_one_in
 
 pytestmark = pytest.mark.usefixtures("inference")
 FRAMES, STEPS = 25, 10  # 7 latents in windows of 3 with an overlap of 1, most of them with one more frame in front
+VARIANTS = ("5b", "1.5-5B", "1.5-5B-I2V")
 ORDERS = ("cache first", "windows first")
 
 
-@pytest.fixture(scope="module", params=("5b", "1.5-5B", "1.5-5B-I2V"))
+@pytest.fixture(params=VARIANTS)
 def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
-    with torch.inference_mode():
-        return Task(tiny_pipelines[request.param])
+    return task_of(tiny_pipelines[request.param])
 
 
 def windowed(task: Task, model: Any, schedule: str = "standard_static") -> Any:
@@ -72,7 +73,7 @@ def with_caches_by_hand(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("task", "order"), long_but_one_in(2, VARIANTS, ORDERS), indirect=["task"])
 def test_each_window_has_a_cache_of_its_own(task: Task, order: str) -> None:
     """EasyCache skips steps of each window by that window's own last step. With one cache for all windows it ended in
     an error about tensor sizes, or added one window's change to another."""
@@ -90,7 +91,7 @@ def test_each_window_has_a_cache_of_its_own(task: Task, order: str) -> None:
 @pytest.mark.parametrize("schedule", ("standard_uniform", "looped_uniform", "batched"))
 def test_every_schedule_of_windows(tiny_pipelines: dict[str, Path], schedule: str) -> None:
     """Windows that move from step to step, or a shorter one at the end."""
-    task = Task(tiny_pipelines["5b"])
+    task = task_of(tiny_pipelines["5b"])
     plain, all_runs = sampled(task, windowed(task, task.model, schedule))
     got, runs = sampled(task, cached(windowed(task, task.model, schedule)))
     assert runs <= all_runs and relative_error(got, plain) < 0.5
@@ -100,7 +101,7 @@ def test_every_schedule_of_windows(tiny_pipelines: dict[str, Path], schedule: st
 
 def test_the_log_counts_steps(tiny_pipelines: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     """EasyCache's line at the end of a run counts each step once, not once for each window."""
-    task = Task(tiny_pipelines["5b"])
+    task = task_of(tiny_pipelines["5b"])
     with caplog.at_level(logging.INFO):
         _, runs = sampled(task, cached(windowed(task, task.model)))
     (line,) = [record.message for record in caplog.records if "EasyCache - skipped" in record.message]
@@ -110,7 +111,7 @@ def test_the_log_counts_steps(tiny_pipelines: dict[str, Path], caplog: pytest.Lo
 
 def test_lazy_cache_and_a_short_video(tiny_pipelines: dict[str, Path]) -> None:
     """What worked before works as before: LazyCache, which keeps a whole prediction, and a video in one window."""
-    task = Task(tiny_pipelines["5b"])
+    task = task_of(tiny_pipelines["5b"])
     plain, all_runs = sampled(task, windowed(task, task.model))
     got, runs = sampled(task, cached(windowed(task, task.model), node=easycache.LazyCacheNode))
     assert runs < all_runs and got.isfinite().all() and not torch.equal(got, plain)

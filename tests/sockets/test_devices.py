@@ -20,6 +20,7 @@ from cogvideox.host.weight_patcher import DynamicWeightPatcher, WeightPatcher
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.samplers.comfy_sampler import schedule_sigmas
 from cogvideox.tests.support import ALL_VARIANTS, host_lacks
+from cogvideox.tests.tiers import long_but_one_in
 from cogvideox.transformer import attention
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
@@ -39,8 +40,7 @@ def move_tensors(
     return self
 
 
-@pytest.mark.parametrize("share", (None, 0.3, 0.0001), ids=("whole", "part", "streamed"))
-@pytest.mark.parametrize("variant", ALL_VARIANTS)
+@pytest.mark.parametrize(("variant", "share"), long_but_one_in(3, ALL_VARIANTS, (None, 0.3, 0.0001)))
 def test_no_tensor_is_left_on_the_wrong_device(
     tiny_pipelines: dict[str, Path], variant: str, share: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,5 @@
-"""The transformer's Triton kernels against torch's operations: in Triton's interpreter, and on a card."""
+"""The transformer's Triton kernels against torch's operations: on a card, and what
+tests/test_interpreted_kernels.py runs in Triton's interpreter."""
 
 import importlib.util
 import json
@@ -24,7 +25,6 @@ from cogvideox.host.ops import adopt_ops
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import (
     check_at_most,
-    measured_by_interpreter,
     reference_transformer,
     relative_error,
     write_fp32,
@@ -139,10 +139,10 @@ def compare(case: Case, dtype: torch.dtype, device: str, head_width: int = 64) -
 def forwards(variant: str, folder: Path, device: str = "cpu") -> Callable[[bool], tuple[torch.Tensor, Counter]]:
     """A forward of a tiny model, by kernels or without them."""
     model: Any = load_model(folder, "fp32").model.diffusion_model
-    frames = 2 * (model.config.patch_size_t or 1)
+    frames = model.config.patch_size_t or 1  # few tokens: the interpreter is slow
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(2, model.config.in_channels, frames, 4, 6, generator=generator)
-    text = torch.randn(2, 6, model.config.text_embed_dim, generator=generator)
+    text = torch.randn(2, 4, model.config.text_embed_dim, generator=generator)
 
     def call(on: bool) -> tuple[torch.Tensor, Counter]:
         with kernels(on) as launches:
@@ -152,7 +152,7 @@ def forwards(variant: str, folder: Path, device: str = "cpu") -> Callable[[bool]
 
 
 def measure() -> dict[str, Any]:
-    """What test_kernels_equal_torch runs in a process of its own."""
+    """What tests/test_interpreted_kernels.py runs in a process of its own."""
     errors = [pair for case in TINY for pair in compare(case, torch.float32, "cpu", 16).values()]
     found: dict[str, Any] = {"passes": errors, "forwards": {}}
     with tempfile.TemporaryDirectory() as scratch:
@@ -161,16 +161,6 @@ def measure() -> dict[str, Any]:
             (ours, launches), (plain, _) = forward(True), forward(False)
             found["forwards"][variant] = relative_error(ours, plain), sorted(launches)
     return found
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton has no package for this system")
-def test_kernels_equal_torch() -> None:
-    """Without this, cards could compute another video than the reference, and no machine without one would notice."""
-    found = measured_by_interpreter("transformer.test_token_passes")
-    assert len(found["passes"]) == len(TINY) * 10
-    assert all(ours <= max(MOST * theirs, 2e-7) for ours, theirs in found["passes"]), found["passes"]
-    for error, launched in found["forwards"].values():
-        assert error <= 1e-6 and set(launched) == KERNELS
 
 
 class TestFallback:

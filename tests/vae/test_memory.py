@@ -10,7 +10,9 @@ import torch
 
 from cogvideox.host.ops import adopt_ops
 from cogvideox.tests.fake_card import CARD, official_vae, peak_on_card
+from cogvideox.tests.half_precision import RoundedOnce
 from cogvideox.tests.peak_bytes import PeakBytes
+from cogvideox.tests.tiers import long_but_one_in
 from cogvideox.vae import memory
 from cogvideox.vae import plan as plans
 from cogvideox.vae.counted import CountedTensor, Tally
@@ -55,34 +57,40 @@ def check(
     return used
 
 
-def cases(some_plans: tuple[int, ...], rare: tuple[int, ...]) -> pytest.MarkDecorator:
-    """(length, plan): the first plan for some lengths, the last for the shortest; the rest in the long tier."""
-    standard = [*((n, plans.FAST) for n in some_plans), (some_plans[0], plans.LEAST)]
-    rest = [(n, plan) for n in (*some_plans, *rare) for plan in plans.LADDER if (n, plan) not in standard]
+def case_name(value: object) -> str:
+    return value.name if isinstance(value, OffloadPlan) else str(value).removeprefix("torch.")
+
+
+def cases(shortest: int, short: int, rare: tuple[int, ...]) -> pytest.MarkDecorator:
+    """(length, plan): the last plan for the shortest, the first for a short one; the rest in the long tier."""
+    standard = [(shortest, plans.LEAST), (short, plans.FAST)]
+    rest = [(n, plan) for n in (shortest, short, *rare) for plan in plans.LADDER if (n, plan) not in standard]
     given = [pytest.param(*case, id=f"{case[0]}-{case[1].name}") for case in standard]
     given += [pytest.param(*case, id=f"{case[0]}-{case[1].name}", marks=pytest.mark.long) for case in rest]
     return pytest.mark.parametrize(("count", "plan"), given)
 
 
-@cases(some_plans=(1, 3), rare=(2, 4, 7))
+@cases(shortest=1, short=3, rare=(2, 4, 7))
 def test_estimate_of_a_decode(network: torch.nn.Module, count: int, plan: OffloadPlan) -> None:
     """Too low an estimate overflows the card in the middle of a video; too high a one evicts models in vain."""
     check(network, decode_stream, (*SMALL[:2], count, *SMALL[3:]), plan, torch.bfloat16)
 
 
-@cases(some_plans=(1, 13), rare=(9, 25))
+@cases(shortest=1, short=5, rare=(9, 13, 25))
 def test_estimate_of_an_encode(network: torch.nn.Module, count: int, plan: OffloadPlan) -> None:
     """The same for a video on its way in."""
     check(network, encode_stream, (1, 3, count, 240, 360), plan, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
-    "plan", (plans.FAST, pytest.param(plans.LOW, marks=pytest.mark.long)), ids=lambda plan: plan.name
+    ("plan", "latents"),
+    [(plans.FAST, 1), *(pytest.param(plan, 3, marks=pytest.mark.long) for plan in (plans.FAST, plans.LOW))],
+    ids=case_name,
 )
-def test_estimates_in_fp32(network: torch.nn.Module, plan: OffloadPlan) -> None:
+def test_estimates_in_fp32(network: torch.nn.Module, plan: OffloadPlan, latents: int) -> None:
     """Twice the bytes, but for what is fp32 in any type."""
-    check(network, decode_stream, (1, 16, 3, 30, 40), plan, torch.float32)
-    check(network, encode_stream, (1, 3, 9, 240, 320), plan, torch.float32)
+    check(network, decode_stream, (1, 16, latents, 30, 40), plan, torch.float32)
+    check(network, encode_stream, (1, 3, 4 * latents - 3, 240, 320), plan, torch.float32)
 
 
 @pytest.mark.parametrize(("plan", "most"), ((plans.FAST, 5.5), (plans.LOW, 2.0)), ids=("fast", "low"))
@@ -99,15 +107,16 @@ def test_estimate_of_49_frames(network: torch.nn.Module, plan: OffloadPlan) -> N
     check(network, decode_stream, LARGE, plan, torch.bfloat16)
 
 
-@pytest.mark.parametrize("plan", plans.LADDER[:3:2], ids=lambda plan: plan.name)
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("fp32", "bf16"))
+@pytest.mark.parametrize(
+    ("plan", "dtype"), long_but_one_in(2, (plans.FAST, plans.LOW), (torch.float32, torch.bfloat16)), ids=case_name
+)
 def test_count_on_a_cpu(narrow: torch.nn.Module, plan: OffloadPlan, dtype: torch.dtype) -> None:
     """Where the device is the host, nothing is moved away from it. Compared with a pass that computes, by a VAE
     of another configuration than the official one."""
     network = torch.nn.Module.to(narrow, dtype)
-    for walk, size in ((decode_stream, (16, 5, 8, 10)), (encode_stream, (3, 17, 64, 80))):
+    for walk, size in ((decode_stream, (16, 5, 4, 5)), (encode_stream, (3, 17, 32, 40))):
         video = torch.zeros(1, *size)
-        with torch.inference_mode(), PeakBytes() as used:
+        with torch.inference_mode(), RoundedOnce(), PeakBytes() as used:
             for part in walk(network, video, plan, CPU, dtype):
                 del part
         count = count_peak(walk, network, size, dtype, plan, CPU)

@@ -27,7 +27,7 @@ def decode(file: Path, samples: torch.Tensor) -> torch.Tensor:
     return decode_draft(load_tiny_decoder(file), samples)
 
 
-@pytest.mark.parametrize("count", (1, 2, 3, 4, 5, 13))
+@pytest.mark.parametrize("count", (1, 2, 3, 4, 5, 7))
 def test_draft_equals_comfyui(file: Path, count: int) -> None:
     """A memory that takes another frame, or an even count cut otherwise, makes drafts flicker or lose their start."""
     z = latents(count)
@@ -89,7 +89,7 @@ def test_room_that_a_draft_asks_for(file: Path) -> None:
     """Too small an estimate and the card overflows, too large and models are evicted in vain; and it must not grow
     with the clip."""
     decoder = open_tiny_decoder(file, torch.device("cpu"))
-    height, width = 16, 24
+    height, width = 8, 12
     peaks = []
     for count in (2, 5):
         latents = torch.randn(1, 16, count, height, width)
