@@ -30,7 +30,8 @@ async wanted => {
   await command.execute('Comfy.NewBlankWorkflow')
   for (const other of [...workflow.openWorkflows])
     if (other !== workflow.activeWorkflow) await workflow.closeWorkflow(other)
-  app.canvas.ds.reset()
+  app.canvas.ds.scale = 1
+  app.canvas.ds.offset = [100, 200]  // room for what is drawn around a node at the origin
   toast.removeAll()
   return before
 }

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from cogvideox.devtools.client import object_info
 from cogvideox.devtools.example_workflows import EXAMPLES, file_name
-from cogvideox.devtools.frontend import VIEWPORT, Frontend
+from cogvideox.devtools.frontend import Frontend
 from cogvideox.devtools.paths import PACK_NAME, ROOT
 from cogvideox.devtools.server import Server, request
 from cogvideox.devtools.workflow import convert_to_api
@@ -196,7 +196,6 @@ def test_examples_are_offered_as_templates(one_page: Frontend, comfyui: Server) 
     assert sorted(json.loads(request(f"{comfyui.url}/api/workflow_templates"))[PACK_NAME]) == sorted(SAVED)
     page = one_page.page
     one_page.page.evaluate("() => app.graph.clear()")
-    page.set_viewport_size({"width": VIEWPORT[0], "height": 4 * VIEWPORT[1]})  # most of the list at once
     page.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
     page.get_by_role("dialog").get_by_text("CogVideoX", exact=True).click()  # not the folder's name
     cards = page.locator('[data-testid^="template-workflow-"]')
@@ -220,7 +219,6 @@ def test_examples_are_offered_as_templates(one_page: Frontend, comfyui: Server) 
         )
     name = TOYS[-1]
     page.get_by_test_id(f"template-workflow-{name}").click()
-    page.set_viewport_size({"width": VIEWPORT[0], "height": VIEWPORT[1]})
     wait_for_nodes(one_page, name)
     assert_intact(one_page, name)
 
