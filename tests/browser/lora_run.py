@@ -4,6 +4,8 @@
 RUN_LORA = """
 ([pipeline, lora]) => {
   app.graph.clear()
+  app.canvas.ds.scale = 1
+  app.canvas.ds.offset = [100, 200]  // where the nodes are drawn, whatever the page had before
   window.outcome = null
   app.api.addEventListener('execution_success', () => { window.outcome = 'success' })
   app.api.addEventListener('execution_error', e => { window.outcome = e.detail.exception_message })

@@ -142,10 +142,7 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         # tiny tensors gain nothing from threads, which wait for each other when the machine is busy
         environment.setenv("OMP_NUM_THREADS", "1")
         log = base / "server.log"
-        # Loaders and prompts that several tests have in common are executed once; files that change are read again. The
-        # servers of test_beside_others.py and of the browser forget them as ComfyUI does by default.
-        remember = ("--cache-lru", "200")
-        running = cleanup.enter_context(server.running_server(host, base, log=log, cpu=True, arguments=remember))
+        running = cleanup.enter_context(server.running_server(host, base, log=log, cpu=True))
         environment.undo()  # it was for the server
         yield Host(running, base, hub)
 

@@ -140,8 +140,10 @@ def test_the_first_template_runs(installed: Installed) -> None:
     schemas = object_info(installed.server.url)
     ours = {node.__name__ for node in NODES} - {ITS_NODE}
     assert ours <= schemas.keys()
-    template = installed.used / "example_workflows" / f"{TEMPLATE}.json"
-    result = client.run_workflow(installed.server.url, client_format(template, installed.server.url), timeout_s=300)
+    api = client_format(installed.used / "example_workflows" / f"{TEMPLATE}.json", installed.server.url)
+    (sampler,) = (node for node in api.values() if node["class_type"] == "CogVideoXSample")
+    sampler["inputs"]["steps"] = 5  # of its 20
+    result = client.run_workflow(installed.server.url, api, timeout_s=300)
     assert result.error is None, str(result.error)
     assert [file for file in result.files(installed.server.output) if file.suffix == ".mp4"]
     assert installed.log().count("Not needed by CogVideoX") == len(FAILURES)
