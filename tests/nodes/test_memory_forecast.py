@@ -54,7 +54,7 @@ def test_what_the_node_says(official: ModelPatcher) -> None:
     assert ram.endswith("Disk: 21.1 GB for transformer, text encoder and VAE in 16 bits.")
     assert lines[7:] == [
         "No VAE and no text encoder is connected: that of the official checkpoints is counted.",
-        "Every call of the denoiser streams 1.1 GiB from main memory.",
+        "Every call of the denoiser streams 1.2 GiB from main memory.",
         "Prompt and negative prompt are computed one after the other, because a batch of both does not fit.",
         "weight_dtype: int8, with 6.0 GiB of weights, and all stay. default is more exact, and streams more.",
         "memory of the decoder: auto, which takes mode fast here.",

@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+import uuid
 from collections.abc import Callable
 
 import comfy.sd
@@ -214,7 +215,8 @@ def saved_lora(comfyui, graph: dict, prefix: str, **inputs: object) -> str:
     """Save what the sampler's model carries; the new file's name in the list of the LoRA nodes."""
     save = node("CogVideoXSaveLora", model=graph[SAMPLE]["inputs"]["model"], filename_prefix=prefix, **inputs)
     before = offered(comfyui)
-    result = comfyui.run(only(graph | {SAVE: save}, SAVE))
+    # an input that no node has: without it a second save of the same is ComfyUI's cached one
+    result = comfyui.run(with_inputs(only(graph | {SAVE: save}, SAVE), SAVE, run=uuid.uuid4().hex))
     assert texts(result, SAVE).startswith(f"Saved {prefix.split('/')[-1]}")
     new = offered(comfyui) - before
     assert len(new) == 1 and (comfyui.server.output / "loras" / min(new)).is_file()
