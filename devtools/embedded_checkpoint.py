@@ -159,9 +159,10 @@ def build_vae(variant: str, generator: torch.Generator) -> "AutoencoderKLCogVide
 def _center_frames(vae: Any, generator: torch.Generator, spread: float = 0.2) -> None:
     """Scale the last convolution so that frames lie around grey with a standard deviation of `spread` in -1 .. 1.
 
-    Clipped pixels would hide differences from a test that compares pictures.
+    Clipped pixels would hide differences from a test that compares pictures. A quarter of the size says as much.
     """
-    latents = torch.randn(1, 16, 3, LATENT_HEIGHT, LATENT_WIDTH, generator=generator) / vae.config.scaling_factor
+    size = 3, LATENT_HEIGHT // 2, LATENT_WIDTH // 2
+    latents = torch.randn(1, 16, *size, generator=generator) / vae.config.scaling_factor
     frames = vae.decode(latents).sample
     scale = spread / frames.std(dim=(0, 2, 3, 4))
     conv = vae.decoder.conv_out.conv
@@ -224,8 +225,6 @@ def write_pipeline(
     overrides: fields of the transformer's config, e.g. sample_width=16.
     dtype: of all weights; None takes the official precision (fp16 for 2b, bf16 for the others).
     """
-    from diffusers import CogVideoXDDIMScheduler
-
     generator = torch.Generator().manual_seed(seed)
     dtype = dtype or TRAINED_DTYPE.get(variant, torch.bfloat16)
     tokenizer = build_tokenizer()
@@ -234,12 +233,29 @@ def write_pipeline(
         text_width = transformer_config(variant, **overrides)["text_embed_dim"]
         text_encoder = build_text_encoder(generator, tokenizer.get_vocab_size(), text_width)
         vae = build_vae(variant, generator)
-    for module in (transformer, vae, text_encoder):
+    for module in (vae, text_encoder):
         torch.nn.Module.to(module, dtype)  # ModelMixin.to warns at every cast
-    transformer.save_pretrained(folder / "transformer", max_shard_size="150KB")
     vae.save_pretrained(folder / "vae")
     text_encoder.save_pretrained(folder / "text_encoder", max_shard_size="30KB")
     toy_tokenizer.save_tokenizer(tokenizer, folder / "tokenizer")
+    return _write_denoiser(folder, variant, transformer, dtype)
+
+
+def write_transformer(
+    folder: Path, variant: str, seed: int = 0, dtype: torch.dtype | None = None, **overrides: object
+) -> Path:
+    """Write what write_pipeline does, but for its VAE and text encoder, which take most of its time."""
+    with _seeded(seed):
+        transformer = build_transformer(variant, torch.Generator().manual_seed(seed), **overrides)
+    return _write_denoiser(folder, variant, transformer, dtype or TRAINED_DTYPE.get(variant, torch.bfloat16))
+
+
+def _write_denoiser(folder: Path, variant: str, transformer: "CogVideoXTransformer3DModel", dtype: torch.dtype) -> Path:
+    """The transformer, which is cast to `dtype`, with its scheduler and the pipeline's index; returns the folder."""
+    from diffusers import CogVideoXDDIMScheduler
+
+    torch.nn.Module.to(transformer, dtype)
+    transformer.save_pretrained(folder / "transformer", max_shard_size="150KB")
     CogVideoXDDIMScheduler(**scheduler_config(variant)).save_pretrained(folder / "scheduler")
     write_index(folder, variant)
     return folder

@@ -44,6 +44,14 @@ class Frontend:
             return
         self.console.append(f"{message.type}: {message.text} ({url})")
 
+    def begin(self) -> None:
+        """Wait until a page that is being loaded has started, with an empty workflow."""
+        self.page.wait_for_function("() => window.app?.vueAppReady", timeout=_START_TIMEOUT_MS)
+        self.page.locator(".p-blockui-mask").wait_for(state="hidden", timeout=_START_TIMEOUT_MS)
+        # The built-in workflow, which is not ours, goes.
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.ClearWorkflow')")
+        self.settle()
+
     def load(self, workflow: dict, name: str) -> None:
         """Open a workflow as File > Open does, checked against the frontend's schema."""
         self.page.evaluate("([workflow, name]) => app.loadGraphData(workflow, true, true, name)", [workflow, name])
@@ -86,9 +94,5 @@ def open_frontend(browser: Browser, url: str) -> Iterator[Frontend]:
         page.on("console", frontend.note)
         page.on("pageerror", lambda error: frontend.console.append(f"exception: {error}"))
         page.goto(url, wait_until="domcontentloaded", timeout=_START_TIMEOUT_MS)
-        page.wait_for_function("() => window.app?.vueAppReady", timeout=_START_TIMEOUT_MS)
-        page.locator(".p-blockui-mask").wait_for(state="hidden", timeout=_START_TIMEOUT_MS)
-        # The built-in workflow, which is not ours, goes.
-        page.evaluate("() => app.extensionManager.command.execute('Comfy.ClearWorkflow')")
-        frontend.settle()
+        frontend.begin()
         yield frontend

@@ -123,15 +123,21 @@ class TextEncoder(NamedTuple):
 
 
 class Autoencoder(NamedTuple):
-    """A VAE's network, which may have no weights, and the type that it computes in."""
+    """A VAE's network, which may have no weights, and the type that it computes in. peaks: what was counted of it, by
+    device."""
 
     network: torch.nn.Module
     layers: list[LayerSize]
     dtype: torch.dtype
+    peaks: dict[torch.device, PeakMemory]
 
     @property
     def bytes(self) -> int:
         return sum(layer.bytes for layer in self.layers)
+
+    def peak_on(self, device: torch.device) -> PeakMemory:
+        """Its counts on a device, which are kept for the forecasts of other cards."""
+        return self.peaks.setdefault(device, PeakMemory(self.network, device))
 
 
 def forecast_run(
@@ -231,7 +237,7 @@ def _part(card: Card, size: int, layers: list[LayerSize], working_bytes: float, 
 
 def _vae_part(card: Card, vae: Autoencoder, video: VideoSize, way: str, frames: int | None = None) -> Part:
     """The VAE in the mode that `auto` takes. frames: of the video to encode."""
-    peak = PeakMemory(vae.network, card.device)
+    peak = vae.peak_on(card.device)
     if way == "decode":
         shape: tuple[int, ...] = (1, *video.latent_shape[1:])
         needed = peak.decode_bytes
@@ -293,7 +299,7 @@ def _text_working_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
 
 def vae_of(vae: CogVideoXVAE) -> Autoencoder:
     """A VAE that is loaded."""
-    return Autoencoder(vae.first_stage_model, layer_sizes(vae.patcher), vae.vae_dtype)
+    return Autoencoder(vae.first_stage_model, layer_sizes(vae.patcher), vae.vae_dtype, {})
 
 
 def official_vae(card: Card) -> Autoencoder:
@@ -303,7 +309,7 @@ def official_vae(card: Card) -> Autoencoder:
     dtype = mm.vae_dtype(card.device, [torch.bfloat16, torch.float16, torch.float32]) if is_here else torch.bfloat16
     network, cpu = build_autoencoder({}, dtype), torch.device("cpu")
     patcher = comfy.model_patcher.ModelPatcher(network, load_device=cpu, offload_device=cpu)
-    return Autoencoder(network, layer_sizes(patcher), dtype)
+    return Autoencoder(network, layer_sizes(patcher), dtype, {})
 
 
 def eight_bit_layers(network: torch.nn.Module, compute: torch.dtype) -> list[LayerSize]:

@@ -5,6 +5,7 @@ ghosts. An attribute that they cannot find is None.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -167,8 +168,7 @@ def _shape(track: _Track, upright: bool) -> tuple[str | None, float]:
     for shape, period in _PERIODS.items():
         # A shape that does not move may rotate: every angle is tried.
         tried = np.array([-_TILT, 0.0, _TILT]) if upright else np.arange(0, period, _ANGLE_STEP)
-        for softness in _SOFTNESS:
-            fits = _overlaps(track, chosen, shape, tried if period else np.zeros(1), softness)
+        for fits in _overlaps(track, chosen, shape, tried if period else np.zeros(1)):
             # Larger patches are the more reliable ones.
             mean = np.average(fits.max(axis=1), weights=track.area[chosen])
             if mean > overlap:
@@ -179,19 +179,22 @@ def _shape(track: _Track, upright: bool) -> tuple[str | None, float]:
     return best, turn
 
 
-def _overlaps(track: _Track, chosen: np.ndarray, shape: str, angles: np.ndarray, softness: float) -> np.ndarray:
-    """Intersection over union with the ideal shape of the same centre and area: [len(chosen), len(angles)]."""
+def _overlaps(track: _Track, chosen: np.ndarray, shape: str, angles: np.ndarray) -> np.ndarray:
+    """Intersection over union with the ideal shape of the same centre and area, by softness:
+    [len(_SOFTNESS), len(chosen), len(angles)]."""
     found = track.coverage[chosen]
     height, width = found.shape[1:]
     x, y, radius = track.x[chosen], track.y[chosen], np.sqrt(track.area[chosen] / _area_of(shape))
-    fits = []
-    for angle in np.deg2rad(angles):
-        ideal = world.shape_coverage(shape, x, y, radius, np.full_like(x, angle), width, height)
-        ideal = ndimage.gaussian_filter(ideal, (0, softness, softness)) if softness else ideal
-        fits.append(np.minimum(found, ideal).sum((1, 2)) / np.maximum(found, ideal).sum((1, 2)))
-    return np.stack(fits, axis=1)
+    fits = np.empty((len(_SOFTNESS), len(chosen), len(angles)))
+    for column, angle in enumerate(np.deg2rad(angles)):
+        sharp = world.shape_coverage(shape, x, y, radius, np.full_like(x, angle), width, height)
+        for row, softness in enumerate(_SOFTNESS):
+            ideal = ndimage.gaussian_filter(sharp, (0, softness, softness)) if softness else sharp
+            fits[row, :, column] = np.minimum(found, ideal).sum((1, 2)) / np.maximum(found, ideal).sum((1, 2))
+    return fits
 
 
+@cache
 def _area_of(shape: str) -> float:
     """The area of a shape of radius 1."""
     centre, radius, angle = np.full(1, 32.0), np.full(1, 20.0), np.zeros(1)

@@ -47,9 +47,10 @@ LATENT_RGB_FACTORS = [
     [0.0808, 0.1155, -0.0215],
     [-0.0152, -0.0058, 0.0722],
 ]
-# Peak activations of one forward in units of [B, tokens, dim] tensors. tests/sockets/test_model_memory.py counts 12.04
-# at 5b's width; most of it is the feed-forward's fourfold width before and after its activation.
-ACTIVATION_COPIES = 13
+# Peak activations of one forward in units of [B, tokens, dim] tensors, counted by `bench traffic`: 13.0 where torch
+# rotates queries and keys, 12.0 where one kernel does or nothing is rotated, 7.0 with the transformer's own kernels.
+# Most of it is the feed-forward's fourfold width, which torch's gelu doubles.
+ACTIVATION_COPIES, KERNEL_COPIES = 13.2, 7.5
 OFS = 2.0  # of CogVideoX 1.5's image to video models (diffusers pipeline_cogvideox_image2video.py)
 
 
@@ -310,8 +311,13 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         # `video` counts tokens: of patch_size x patch_size latent pixels in patch_size_t latent frames.
         video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
         dim = c.num_attention_heads * c.attention_head_dim
-        element_size = mm.dtype_size(self.get_dtype_inference())
-        return batch * (video + c.max_text_seq_length) * dim * element_size * ACTIVATION_COPIES
+        dtype = self.get_dtype_inference()
+        # Not at the top: it imports diffusers, which whoever has a model has imported.
+        from ..transformer.token_passes import expects_kernels
+
+        fits = expects_kernels(mm.get_torch_device(), dtype, batch * video * dim)
+        copies = KERNEL_COPIES if fits else ACTIVATION_COPIES
+        return batch * (video + c.max_text_seq_length) * dim * mm.dtype_size(dtype) * copies
 
 
 def non_finite_weights(module: torch.nn.Module) -> list[str]:

@@ -1,23 +1,23 @@
-"""Processes that hold a file or a folder. They import little: their tests wait for it."""
+"""Processes that hold a file or a folder, say so, and go on when the other end of their connection is closed."""
 
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cogvideox.complete_file import complete_file
 
 
-def hold(folder: str) -> None:
-    """Write a file and say so; end when the standard input does."""
-    with complete_file(Path(folder) / "model.safetensors") as file:
+def hold(folder: Path, connection: Connection) -> None:
+    """Write a file."""
+    with complete_file(folder / "model.safetensors") as file:
         file.part.write_bytes(b"half")
-        print("writing", flush=True)
-        sys.stdin.read()
+        connection.send("holds")
+        connection.poll(None)
 
 
-def train_here(folder: str) -> None:
-    """Hold a training's folder and say so; end when the standard input does."""
+def train_here(folder: Path, connection: Connection) -> None:
+    """Hold a training's folder."""
     from cogvideox.training import checkpoint
 
-    with checkpoint.only_training(Path(folder)):
-        print("training", flush=True)
-        sys.stdin.read()
+    with checkpoint.only_training(folder):
+        connection.send("holds")
+        connection.poll(None)

@@ -140,6 +140,7 @@ FULL_SIZE_LAYOUTS = {
 }
 
 
+@cache
 def official_vae() -> dict[str, torch.Tensor]:
     """The full-size VAE's names and shapes, on the meta device."""
     from diffusers import AutoencoderKLCogVideoX
@@ -149,6 +150,7 @@ def official_vae() -> dict[str, torch.Tensor]:
     return {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
 
 
+@cache
 def official_t5() -> dict[str, torch.Tensor]:
     """T5-XXL v1.1's encoder, on the meta device."""
     from transformers import T5Config, T5EncoderModel

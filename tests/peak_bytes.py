@@ -1,7 +1,7 @@
 """Memory counted tensor by tensor, on devices that need not be there."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,15 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakBytes(TorchDispatchMode):
-    """Bytes of all storages alive at once, of tensors made while it is active: on any device, or on those of a type."""
+    """Bytes of all storages alive at once, of tensors made while it is active: on any device, or on those of a type.
 
-    def __init__(self, device_type: str | None = None):
+    without: tensors of which views do not count either, such as weights.
+    """
+
+    def __init__(self, device_type: str | None = None, without: Iterable[torch.Tensor] = ()):
         super().__init__()
         self.device_type = device_type
+        self._without = {tensor.untyped_storage()._cdata for tensor in without}
         self.peak = self.now = 0
         self.references: dict[int, int] = {}  # by storage
         self._watched: dict[int, tuple[weakref.ref, int, int]] = {}  # by id of the weak reference to a tensor
@@ -32,6 +36,8 @@ class PeakBytes(TorchDispatchMode):
     def _count(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
+        if key in self._without:
+            return
         if key not in self.references:
             self.references[key] = 0
             self.now += size

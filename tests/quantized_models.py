@@ -101,19 +101,21 @@ def load_clip(path: Path, kind: str, patch: pytest.MonkeyPatch) -> CLIP:
 
 
 @torch.inference_mode()
-def forward(model: ModelPatcher, seed: int = 2) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
+def forward(model: ModelPatcher, tokens: int = 226) -> torch.Tensor:
+    """One call of the network. tokens: of the text, which where no error is measured may be few."""
+    generator = torch.Generator().manual_seed(2)
     dit = model.model.diffusion_model
     latents = torch.randn(1, dit.config.in_channels, 2, 8, 12, generator=generator)
-    context = torch.randn(1, 226, dit.config.text_embed_dim, generator=generator)
+    context = torch.randn(1, tokens, dit.config.text_embed_dim, generator=generator)
     dtype = model.model.get_dtype_inference()
     return dit(latents.to(dtype), torch.tensor([500.0]), context=context.to(dtype)).float()
 
 
-def four_steps(model: ModelPatcher) -> torch.Tensor:
+def four_steps(model: ModelPatcher, tokens: int = 226) -> torch.Tensor:
+    """A run with CFG; tokens as of `forward`."""
     from cogvideox.nodes import sample as nodes
 
-    context = [[torch.randn(1, 226, 32, generator=torch.Generator().manual_seed(n)), {}] for n in (3, 4)]
+    context = [[torch.randn(1, tokens, 32, generator=torch.Generator().manual_seed(n)), {}] for n in (3, 4)]
     latent: Latent = {"samples": torch.zeros(1, 16, 2, 8, 12)}
     out = nodes.CogVideoXSample.execute(model, [context[0]], [context[1]], latent, 7, 4, 6.0, "ddim", False, 1.0)
     return out.args[0]["samples"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cogvideox.devtools.embedded_checkpoint import VARIANTS, write_pipeline
+from cogvideox.devtools.embedded_checkpoint import VARIANTS, write_pipeline, write_transformer
 from cogvideox.devtools.paths import ROOT
 from cogvideox.tests.measured import ERRORS, PARITY
 
@@ -65,6 +65,11 @@ def stored_bytes(tensor: torch.Tensor) -> int:
 def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Path:
     """A tiny pipeline of `variant` whose weights are fp32 on disk."""
     return write_pipeline(folder, variant, seed, torch.float32, **overrides)
+
+
+def write_fp32_transformer(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Path:
+    """The same without its VAE and text encoder."""
+    return write_transformer(folder, variant, seed, torch.float32, **overrides)
 
 
 class TinyPipelines(Mapping[str, Path]):
@@ -138,10 +143,3 @@ async def ticks_during(call: Awaitable[Any]) -> tuple[Any, int]:
     answer = await call
     ticking.cancel()
     return answer, ticks
-
-
-def command_of(function: str, *arguments: object) -> list[str]:
-    """A command that calls a function of the tests, named as in "training.test_loop.work", in a process of its own."""
-    module, name = function.rsplit(".", 1)
-    code = f"import sys, cogvideox.tests.conftest\nfrom cogvideox.tests.{module} import {name}\n{name}(*sys.argv[1:])"
-    return [sys.executable, "-c", code, *map(str, arguments)]

@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from cogvideox.host.output import new_output_path
 from cogvideox.media.video_file import new_video_path
 from cogvideox.model_loaders.files.safetensors_writer import write_tensors
 from cogvideox.nodes import save, train
-from cogvideox.tests.support import command_of
+from cogvideox.tests.children import CONTEXT, Child, running
 from cogvideox.tests.test_complete_file import WRITERS
 from cogvideox.training import checkpoint
 
@@ -32,7 +31,7 @@ MACHINE = complete_file._MACHINE
 OLD_S = 25 * 3600
 
 
-def die_in_the_middle_of_each(root: str) -> None:
+def die_in_the_middle_of_each(root: Path) -> None:
     """For each writer a process that is killed when all bytes are there and the name is not."""
 
     def die(*_: object) -> None:
@@ -40,7 +39,7 @@ def die_in_the_middle_of_each(root: str) -> None:
 
     setattr(os, "fsync", die)  # noqa: B010, of processes that end with it
     for what, write in WRITERS.items():
-        folder = Path(root, what)
+        folder = root / what
         folder.mkdir()
         child = os.fork()
         if not child:
@@ -50,14 +49,15 @@ def die_in_the_middle_of_each(root: str) -> None:
 
 
 @contextmanager
-def running(function: str, folder: Path) -> Iterator[subprocess.Popen]:
-    """A process that is in the middle of `function`, "module.name" of the tests."""
-    command = command_of(function, folder)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline().strip().endswith("ing")
+def holding(function: str, folder: Path) -> Iterator[Child]:
+    """A process that is in the middle of `function`, "module.name" of the tests, which comes to its end afterwards."""
+    ours, theirs = CONTEXT.Pipe()
+    with running(function, folder, theirs) as process:
+        theirs.close()
+        assert ours.poll(120) and ours.recv() == "holds", process.output()
         yield process
-        if process.poll() is None:
-            process.communicate("")
+        ours.close()
+        process.wait()
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +85,8 @@ def sweep(folder: Path) -> None:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each writer, with what a kill has left."""
     root = tmp_path_factory.mktemp("killed")
-    command = command_of("test_left_behind.die_in_the_middle_of_each", root)
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert not ended.returncode, ended.stderr
+    with running("test_left_behind.die_in_the_middle_of_each", root) as process:
+        process.result()
     return root
 
 
@@ -101,13 +100,12 @@ def test_the_next_run_deletes_what_a_kill_has_left(killed: Path, what: str) -> N
 
 def test_what_is_being_written_stays(tmp_path: Path) -> None:
     """Two ComfyUIs that save into one folder would delete each other's models, however long the one takes."""
-    with running("held_file.hold", tmp_path) as process:
+    with holding("held_file.hold", tmp_path):
         (part,) = tmp_path.glob(".model.safetensors.*.part")
         make_older(part, OLD_S)
         write_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(2)}, {})
         sweep(tmp_path)
         assert part.read_bytes() == b"half"
-        process.communicate("")
     assert files_in(tmp_path) == {"model.safetensors", "other.safetensors"}
 
 
@@ -273,7 +271,7 @@ def test_a_folder_is_there_complete_or_not_at_all(tmp_path: Path) -> None:
 def test_one_training_a_folder(tmp_path: Path) -> None:
     """Two with one checkpoint_name deleted each other's checkpoints, and left a log of 7 rows for 25 steps."""
     folder = tmp_path / "mine"
-    with running("held_file.train_here", folder) as process:
+    with holding("held_file.train_here", folder) as process:
         with (
             pytest.raises(UserError, match="Another training writes to .*mine.*another checkpoint_name"),
             checkpoint.only_training(folder),

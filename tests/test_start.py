@@ -1,47 +1,22 @@
-"""What the pack's import builds while ComfyUI waits for it. Counted, since a time would depend on the machine."""
+"""What ComfyUI's start does with the pack: what the import builds and loads while ComfyUI waits for it, which is
+counted, since a time would depend on the machine; and the name that the package gets."""
 
-import json
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
-from cogvideox.tests.test_house import ROOT
+from cogvideox.devtools.paths import ROOT
+from cogvideox.tests.children import running
 
 # A little above what there is. A frozen dataclass takes half a millisecond to build, a NamedTuple a tenth of that; a
 # pattern up to half a millisecond to compile, and none where re gets it as text and compiles it at its first use.
 MOST = {"dataclasses": 34, "patterns": 12}
 
-COUNT = """
-import asyncio, json, re, sys
-
-compile_pattern, patterns = re.compile, []
-
-def count(pattern, flags=0):
-    name = sys._getframe(1).f_globals["__name__"]
-    if name.startswith("cogvideox"):
-        patterns.append(f"{name}: {pattern}")
-    return compile_pattern(pattern, flags)
-
-re.compile = count
-from cogvideox.host.standalone import use_comfyui
-use_comfyui()
-import cogvideox
-asyncio.run(asyncio.run(cogvideox.comfy_entrypoint()).get_node_list())
-classes = {
-    f"{name}.{value.__name__}"
-    for name, module in list(sys.modules.items()) if name.startswith("cogvideox")
-    for value in vars(module).values()
-    if isinstance(value, type) and "__dataclass_fields__" in vars(value) and value.__module__ == name
-}
-print(json.dumps({"dataclasses": sorted(classes), "patterns": patterns}))
-"""
-
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, list[str]]:
-    out = subprocess.run([sys.executable, "-c", COUNT], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(out.stdout.splitlines()[-1])
+    with running("pack_starts.import_and_count") as comfyui:
+        return comfyui.result()
 
 
 @pytest.mark.parametrize("kind", MOST)
@@ -49,3 +24,18 @@ def test_the_import_builds_little(built: dict[str, list[str]], kind: str) -> Non
     """With 66 dataclasses and 112 patterns the import took longer than the tenth of a second that it may take."""
     assert built[kind], "nothing was counted"
     assert len(built[kind]) <= MOST[kind], "\n".join(built[kind])
+
+
+def test_importing_the_pack_loads_no_diffusers(built: dict[str, list[str]]) -> None:
+    """ComfyUI's start must not wait for diffusers, which takes seconds to import."""
+    assert "cogvideox.nodes.sample" in built["modules"]
+    assert not [name for name in built["modules"] if name.split(".")[0] in ("diffusers", "accelerate", "peft")]
+
+
+def test_any_folder_name_is_the_package_in_comfyui(tmp_path: Path) -> None:
+    """ComfyUI imports the folder under its path; an error would show that path, and a script's classes would be others
+    than the nodes'."""
+    folder = tmp_path / "ComfyUI-CogVideoX.main"
+    folder.symlink_to(ROOT, target_is_directory=True)
+    with running("pack_starts.load_under", folder) as comfyui:
+        assert len(comfyui.result()) == 1  # the module that ComfyUI itself has made, and none below it

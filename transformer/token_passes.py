@@ -7,8 +7,10 @@ torch.compile makes kernels of its own. In fp32 both are equal within rounding; 
 less often.
 """
 
+import importlib.util
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +42,19 @@ _LEAST_EXACT = 1.05  # times the error of torch's operations
 def use_kernels(x: torch.Tensor) -> bool:
     """Whether x, whose values somebody may need for a gradient, or torch.compile may fuse by itself, is for kernels."""
     return x.is_cuda and x.numel() >= LEAST_VALUES and may_overwrite()
+
+
+def expects_kernels(device: torch.device, dtype: torch.dtype, values: int) -> bool:
+    """Whether the kernels will work on the tokens of a forward, as far as can be told before it. values: of the video's
+    tokens."""
+    names = (NORM, RESIDUAL, RESIDUAL_NORM, ROTATION)
+    failed = any((name, device, dtype) in _WITHOUT for name in names)
+    return device.type == "cuda" and dtype in _FLOATS and values >= LEAST_VALUES and _has_triton() and not failed
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def may_overwrite() -> bool:

@@ -58,13 +58,19 @@ class PeakMemory:
             return 0  # it is part of decode_bytes
         count = _counted_frames(shape[2] + (shape[2] > 1 and shape[2] % 2 == 0), LATENTS_AT_ONCE)
         size = (shape[1], count, *shape[3:])
-        return count_peak(decode_stream, self._network, size, dtype, plan, self._device, counted_on=host)
+        return self._counted(decode_stream, size, dtype, plan, host)
 
     def _peak_bytes(self, walk: Callable, size: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan) -> int:
-        key = walk, size, dtype, plan
+        return int(self._counted(walk, size, dtype, plan, self._device) * MARGIN) + MARGIN_BYTES
+
+    def _counted(
+        self, walk: Callable, size: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan, on: torch.device
+    ) -> int:
+        """count_peak of the bytes that are on a device, once for each size and plan."""
+        key = walk, size, dtype, plan, on
         if key not in self._known:
-            self._known[key] = int(count_peak(walk, self._network, size, dtype, plan, self._device) * MARGIN)
-        return self._known[key] + MARGIN_BYTES
+            self._known[key] = count_peak(walk, self._network, size, dtype, plan, self._device, on)
+        return self._known[key]
 
 
 def count_peak(

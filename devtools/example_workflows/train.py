@@ -32,17 +32,18 @@ _LEARNT = "A big pink star moves to the right on a blue background."
 
 
 def train_lora() -> Example:
+    """The heights leave room for what nodes show after a run: how many clips there are, and the curve of the loss."""
     clips = Node(
         "clips",
         "CogVideoXTrainingClips",
         {"folder": CLIPS, **size(TEXT)},
         {"vae": "pipeline.VAE", "clip": "pipeline.CLIP"},
+        height=420,
     )
     settings: dict[str, object] = {"steps": 250, "batch_size": 8, "learning_rate": 0.005, "rank": 16, "alpha": 16.0}
     data = {"model": "pipeline.MODEL", "latents": "clips.latents", "positive": "clips.positive"}
-    train = Node("train", "CogVideoXTrainLora", settings, data, height=640)
-    keep = Node("keep", "CogVideoXSaveTrainedLora", {"name": "CogVideoX/example"}, {"lora": "train.lora"})
-    loss = Node("loss", "LossGraphNode", {}, {"loss": "train.loss_map"}, height=320)
+    train = Node("train", "CogVideoXTrainLora", settings, data, height=770)
+    keep = Node("keep", "CogVideoXSaveTrainedLora", {"name": "CogVideoX/example"}, {"lora": "train.lora"}, height=140)
     lora = Node("lora", "LoraModelLoader", {}, {"model": "pipeline.MODEL", "lora": "train.lora"})
     latent = Node("latent", "CogVideoXEmptyLatent", size(TEXT))
     return Example(
@@ -50,10 +51,11 @@ def train_lora() -> Example:
         "Train a LoRA",
         (
             checkpoint("5b", "33 Train a LoRA for CogVideoX-5b", TRAIN_LORA),
-            Column("2  Clips, and the training", 300, (clips, train)),
-            Column("3  Keep it", 300, (keep, loss, lora)),
-            Column("4  Size of the sample", 300, (latent,), is_below=True),
+            Column("2  Clips", 300, (clips,)),
+            Column("3  Size of the sample", 300, (latent,), is_below=True),
+            Column("4  Train", 300, (train, lora)),
             Column("5  Sample with it", 300, (*prompts(_LEARNT), sampler(links={"model": "lora.model"}))),
             Column("6  Video", 300, (decode(), *save_video())),
+            Column("7  Keep what was learnt", 300, (keep,), is_below=True),
         ),
     )

@@ -1,6 +1,5 @@
 """The real frontend on a real server, opened in a headless Chromium. Skipped, with the reason, where none starts."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,8 +12,9 @@ from playwright.sync_api import Browser
 from cogvideox.devtools import server
 from cogvideox.devtools.browser import find_browser
 from cogvideox.devtools.comfyui import prepare_base
-from cogvideox.devtools.frontend import Frontend, launched_browser, open_frontend, settings
+from cogvideox.devtools.frontend import Frontend, launched_browser
 from cogvideox.devtools.paths import DEV, PACK_NAME, ROOT
+from cogvideox.tests.browser.shared_page import SharedPage, fewest_pages_first
 
 HERE = Path(__file__).parent
 PLAIN = {"Comfy__Minimap__Visible": False, "Comfy__Graph__CanvasInfo": False}  # no map or statistics in pictures
@@ -24,9 +24,11 @@ _OPEN = ExitStack()  # what all tests of this folder share, and no other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker("browser")
+    ours = [item for item in items if HERE in item.path.parents]
+    for item in ours:
+        item.add_marker("browser")
+    in_order = iter(fewest_pages_first(ours))
+    items[:] = [next(in_order) if HERE in item.path.parents else item for item in items]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -64,25 +66,19 @@ def browser(chromium: str) -> Browser:
 @pytest.fixture(scope="session")
 def open_as(browser: Browser, comfyui: server.Server) -> Callable[..., AbstractContextManager[Frontend]]:
     """open_as(**settings) -> the frontend as a new user with these settings finds it, whatever a test did before."""
-
-    def open_with(**more: object) -> AbstractContextManager[Frontend]:
-        stored = comfyui.user_directory / "default" / "comfy.settings.json"  # read at each page's start
-        stored.write_text(json.dumps(settings(**more)), "utf-8")
-        return open_frontend(browser, comfyui.url)
-
-    return open_with
+    return SharedPage(browser, comfyui, _OPEN).as_new
 
 
 @pytest.fixture
 def frontend(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterator[Frontend]:
-    """A page of its own for each test, with an empty workflow."""
+    """The page with an empty workflow, for one test."""
     with open_as(**PLAIN) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def one_page(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterator[Frontend]:
-    """One page for several tests: each workflow opens in a tab of its own."""
+    """The page for several tests: each workflow opens in a tab of its own."""
     with open_as(**PLAIN) as opened:
         yield opened
 

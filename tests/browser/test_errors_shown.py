@@ -113,13 +113,13 @@ def test_a_refused_prompt(page_of: Frontend) -> None:
 def test_many_refused_nodes(page_of: Frontend) -> None:
     # A hundred toasts covered the page, which did not answer for seconds: a few are shown, and one counts the others.
     page = page_of.page
-    page.evaluate(_MANY, 40)
+    page.evaluate(_MANY, 12)
     page.evaluate("() => app.queuePrompt(0)")
-    expect(toast(page_of, "37 more errors are shown on their nodes.")).to_be_visible(timeout=15_000)
+    expect(toast(page_of, "9 more errors are shown on their nodes.")).to_be_visible(timeout=15_000)
     expect(toast(page_of, WRONG_FRAMES)).to_have_count(3)
     expect(toast(page_of, "more error")).to_have_count(1)
     texts = "() => app.graph._nodes.flatMap(n => n.widgets ?? []).filter(w => w.name === '$$node-text-preview').length"
-    assert page.evaluate(texts) == 40
+    assert page.evaluate(texts) == 12
     page.evaluate(_GRAPH, ["CogVideoX-nano 5b", 9])
     assert page.evaluate(_RUN) == "execution_success"
     expect(toast(page_of, "error")).to_have_count(0)

@@ -3,6 +3,7 @@ that is not there."""
 
 import json
 import urllib.error
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -40,8 +41,10 @@ def opened(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterator
 
 
 def load(frontend: Frontend, number: str) -> None:
+    """Open a template as another graph than those that the page had before: what was said of these is not repeated."""
     (file,) = TEMPLATES.glob(f"{number} *.json")
-    frontend.load(json.loads(file.read_text("utf-8")), file.stem)
+    workflow = json.loads(file.read_text("utf-8")) | {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{__name__}/{number}"))}
+    frontend.load(workflow, file.stem)
 
 
 def test_a_picture_is_shown_before_a_run(opened: Frontend) -> None:

@@ -111,8 +111,9 @@ class TestSection:
 
         assert run(tmp_path, reads_its_row)["seen on disk"].verdict == PASSED
 
-    def test_several_at_once(self, tmp_path: Path) -> None:
+    def test_several_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """One that dies or hangs must not take those beside it along."""
+        monkeypatch.setattr(bench_gpu, "GRACE", 0.1)
         rows = run(tmp_path, good, dies, hangs, seconds=3.0)
         assert rows["equal"].verdict == PASSED and rows["dies"].verdict == FAILED and rows["hangs"].verdict == MISSING
         assert {"section good", "section dies", "section hangs"} <= set(rows)

@@ -33,6 +33,20 @@ def load(title: str, layout: str, column: str = "load / read") -> Cell:
     return Cell("cpu", "load", title, (layout,), column)
 
 
+MOVERS = (
+    "diffusers",
+    "ComfyUI's class",
+    "ours, torch's operations",
+    "ours, comfy-kitchen's rotation",
+    "ours, Triton's kernels",
+)
+
+
+def moved(variant: str, who: str, column: str) -> Cell:
+    """Of a forward of two prompts, counted at the official size."""
+    return Cell("cpu", "traffic", f"{variant}, batch 2", (who,), column)
+
+
 def decode(precision: str, decoder: str, column: str = "of diffusers' untiled") -> Cell:
     return Cell("cpu", "vae", "Decode", (precision, decoder), column)
 
@@ -95,6 +109,12 @@ def _forward_row(variant: str, native_error: str) -> Figure:
     errors = [forward(variant, "fp32", f"error {who}") for who in ("ours", "native")]
     phrase = f"| {variant} fp32, bf16 | {{2}}, {{2}} | {{2}}, {{2}} | {{e}}, {{{native_error}}} |"
     return Figure(PAGE, phrase, (*ratios, *errors))
+
+
+def _moved_row(variant: str) -> Figure:
+    columns = "GB moved", "kernels", "peak of activations, GiB"
+    phrase = f"| {variant}, batch 2 |" + " {0} GB, {0} kernels, {2} GiB |" * len(MOVERS)
+    return Figure(PAGE, phrase, tuple(moved(variant, who, column) for who in MOVERS for column in columns))
 
 
 _RUNS = [Cell("cpu", "forward", RUN, (v, p), "ours / diffusers") for v in VARIANTS for p in ("fp32", "bf16")]
@@ -168,6 +188,7 @@ CARD = (
 )
 
 CPU = (
+    *map(_moved_row, VARIANTS),
     Figure(
         PAGE,
         "On a CPU, the transformer takes {2} to {2} of diffusers' time",

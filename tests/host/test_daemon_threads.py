@@ -2,27 +2,31 @@
 
 import asyncio
 import subprocess
+import sys
 import threading
 from functools import partial
 
 import pytest
 
+from cogvideox.devtools.paths import ROOT
 from cogvideox.host.daemon_threads import DaemonThreads
-from cogvideox.tests.support import command_of
+from cogvideox.nodes import file_inputs
 
+# A program that ends while a disk has not answered yet. It imports nothing else: that takes ten seconds.
+END_WHILE_A_CHECK_WAITS = """
+import threading
+from cogvideox.host.daemon_threads import DaemonThreads
 
-def end_while_a_check_waits() -> None:
-    """A process that ends while a disk has not answered yet."""
-    from cogvideox.nodes import file_inputs
-
-    began = threading.Event()
-    file_inputs._THREADS.submit(lambda: (began.set(), threading.Event().wait()))
-    began.wait()
+began = threading.Event()
+DaemonThreads(1, "test").submit(lambda: (began.set(), threading.Event().wait()))
+began.wait()
+"""
 
 
 def test_a_program_ends_though_a_disk_does_not_answer() -> None:
     """After Ctrl-C ComfyUI waited for the thread of the check, and had to be killed."""
-    ended = subprocess.run(command_of("host.test_daemon_threads.end_while_a_check_waits"), timeout=120)
+    assert isinstance(file_inputs._THREADS, DaemonThreads)
+    ended = subprocess.run([sys.executable, "-c", END_WHILE_A_CHECK_WAITS], cwd=ROOT, timeout=120)
     assert not ended.returncode
 
 

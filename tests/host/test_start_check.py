@@ -5,7 +5,6 @@ import asyncio
 import json
 import logging
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,29 +17,18 @@ import cogvideox
 from cogvideox.devtools.paths import ROOT
 from cogvideox.errors import UserError
 from cogvideox.host import folders, start_check, toy
+from cogvideox.tests.children import running
 from cogvideox.tests.pack_copies import install_copy
 
-# ComfyUI's own load of the folders that are named, one after the other, in a process like ComfyUI's.
-LOAD = """
-import asyncio, sys
-from cogvideox.host.standalone import use_comfyui
-use_comfyui()
-[sys.modules.pop(name) for name in list(sys.modules) if name.split('.')[0] == 'cogvideox']
-import logging, nodes
-logging.basicConfig(format="%(message)s", force=True)
-for folder in sys.argv[1:]:
-    loaded = asyncio.run(nodes.load_custom_node(folder))
-    print(loaded, 'CogVideoXSample' in nodes.NODE_CLASS_MAPPINGS)
-print(getattr(sys.modules.get("cogvideox"), "__file__", None))
-"""
 CODE = ("__init__.py", "errors.py", "pyproject.toml", "requirements.txt", "host/__init__.py")
 
 
-def load(*folders: Path) -> tuple[list[str], list[str]]:
-    """What LOAD has printed and logged."""
-    command = [sys.executable, "-c", LOAD, *map(str, folders)]
-    done = subprocess.run(command, cwd=ROOT.parent, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines(), [line for line in done.stderr.splitlines() if "CogVideoX's nodes" in line]
+def load(*folders: Path) -> tuple[list[tuple[bool, bool]], str | None, list[str]]:
+    """Of each folder whether ComfyUI has loaded it and has the nodes then; the file that is the package; the log's
+    lines about the pack."""
+    with running("pack_starts.load", folders) as comfyui:
+        loaded, file = comfyui.result()
+        return loaded, file, [line for line in comfyui.output().splitlines() if "CogVideoX's nodes" in line]
 
 
 @pytest.fixture
@@ -191,9 +179,8 @@ def test_a_half_updated_copy_leaves_the_name_to_a_whole_one(tmp_path: Path) -> N
     """An update that was cut off, beside a copy made by hand: nothing loaded, and the log blamed the whole one."""
     code = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "host").glob("*.py"))]
     half = install_copy(tmp_path / "half", [*CODE, *code])
-    printed, logged = load(half, ROOT, ROOT)
-    assert printed == ["False False", "True True", "True True", str(ROOT / "__init__.py")]
-    (line,) = logged
+    loaded, file, (line,) = load(half, ROOT, ROOT)
+    assert loaded == [(False, False), (True, True), (True, True)] and file == str(ROOT / "__init__.py")
     assert f"The folder of CogVideoX's nodes, {half}, is incomplete" in line and "cogvideox." in line
     assert "Install the nodes again" in line
 
@@ -201,9 +188,8 @@ def test_a_half_updated_copy_leaves_the_name_to_a_whole_one(tmp_path: Path) -> N
 def test_a_second_copy_is_left_out(tmp_path: Path) -> None:
     """Both registered their nodes, the later ones in place of the earlier ones, and patched ComfyUI once for both."""
     second = install_copy(tmp_path / "second, 2", [*CODE, "host/start_check.py"])
-    printed, logged = load(ROOT, second)
-    assert printed == ["True True", "False True", str(ROOT / "__init__.py")]
-    (line,) = logged
+    loaded, file, (line,) = load(ROOT, second)
+    assert loaded == [(True, True), (False, True)] and file == str(ROOT / "__init__.py")
     assert "installed twice" in line and str(ROOT) in line and str(second) in line and "Delete one" in line
 
 
@@ -213,17 +199,15 @@ def test_a_second_link_to_the_same_folder_is_left_out(tmp_path: Path) -> None:
     links = [tmp_path / "cogvideox-link", tmp_path / "another link"]
     for link in links:
         link.symlink_to(ROOT)
-    printed, logged = load(links[0], links[1], links[0])
-    assert printed == ["True True", "False True", "True True", str(links[0] / "__init__.py")]
-    (line,) = logged
+    loaded, file, (line,) = load(links[0], links[1], links[0])
+    assert loaded == [(True, True), (False, True), (True, True)] and file == str(links[0] / "__init__.py")
     assert "found twice" in line and str(links[0]) in line and str(links[1]) in line and "Remove one" in line
 
 
 def test_a_copy_that_lacks_nearly_all(tmp_path: Path) -> None:
     """A download that was cut off after its first file."""
-    printed, logged = load(install_copy(tmp_path / "cut off", ["__init__.py"]))
-    assert printed == ["False False", "None"]
-    (line,) = logged
+    loaded, file, (line,) = load(install_copy(tmp_path / "cut off", ["__init__.py"]))
+    assert loaded == [(False, False)] and file is None
     assert str(tmp_path / "cut off") in line and "incomplete" in line
     assert "Install it again" in line or "Install the nodes again" in line
 

@@ -18,9 +18,9 @@ from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.model_loaders.variants import transformer_shape
 from cogvideox.sockets.control import check_model
 from cogvideox.tests.controlnet_reference import ReferenceControl, reference_rotary
-from cogvideox.tests.support import check_parity, reference_transformer, write_fp32
+from cogvideox.tests.support import check_parity, reference_transformer, write_fp32, write_fp32_transformer
 from cogvideox.tests.tasks import Task
-from cogvideox.tests.tiers import long_after
+from cogvideox.tests.tiers import long_after, long_rows_after
 
 FEED_FORWARDS = ("gelu-approximate", "gelu", "geglu", "geglu-approximate", "swiglu", "linear-silu")
 # variant -> (entry, another value than that of the official configs)
@@ -122,7 +122,7 @@ REFUSED: dict[str, list[tuple[str, Any, str]]] = {
 @torch.inference_mode()
 def test_transformer(variant: str, entry: str, value: Any, tmp_path: Path) -> None:
     """An entry that is read and not followed makes another model of the weights without a word."""
-    folder = write_fp32(tmp_path / "pipeline", variant, seed=3, **{entry: value})
+    folder = write_fp32_transformer(tmp_path / "pipeline", variant, seed=3, **{entry: value})
     theirs = reference_transformer(folder)
     ours = load_model(folder, "fp32").model.diffusion_model
     size = 4, 8, 12
@@ -138,8 +138,10 @@ def test_transformer(variant: str, entry: str, value: Any, tmp_path: Path) -> No
     check_parity("transformer, other values in its config", got, want, 2e-6)
 
 
-@pytest.mark.parametrize("patch_size", (1, 4))
-@pytest.mark.parametrize("variant", long_after(2, ("5b", "1.5-5B", "2b")))
+@pytest.mark.parametrize(
+    ("variant", "patch_size"),
+    long_rows_after(2, [("5b", 4), ("1.5-5B", 1), ("5b", 1), ("1.5-5B", 4), ("2b", 1), ("2b", 4)]),
+)
 @torch.inference_mode()
 def test_a_run_with_other_patches(variant: str, patch_size: int, tmp_path: Path) -> None:
     """Not only the forward: the run's checks and sizes know patches as well."""
@@ -175,7 +177,7 @@ def test_vae(entry: str, value: Any, tmp_path: Path) -> None:
 def test_control_net(variant: str, entry: str, value: Any, tmp_path: Path) -> None:
     """The same for control nets."""
     folder = embedded.write_controlnet(tmp_path / "net", variant, dtype=torch.float32, **{entry: value})
-    model = reference_transformer(write_fp32(tmp_path / "pipeline", variant, seed=3, **{entry: value}))
+    model = embedded.build_transformer(variant, torch.Generator(), **{entry: value})
     net = load_controlnet(folder, "fp32").patcher.model
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(1, 16, 3, 8, 12, generator=generator)
@@ -219,7 +221,7 @@ def test_sizes_of_another_text_encoder(entry: str, tiny_pipelines: dict[str, Pat
 @pytest.mark.parametrize("width", (16, 64))
 def test_ofs_of_another_width_than_the_time(width: int, tmp_path: Path) -> None:
     """diffusers fails at the first step: the two embeddings are added."""
-    folder = write_fp32(tmp_path, "1.5-5B-I2V", ofs_embed_dim=width)
+    folder = write_fp32_transformer(tmp_path, "1.5-5B-I2V", ofs_embed_dim=width)
     with pytest.raises(UserError, match=f"embed ofs with {width} numbers and the time with 32"):
         load_model(folder)
 
@@ -227,7 +229,7 @@ def test_ofs_of_another_width_than_the_time(width: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("patch_size", (1, 4))
 def test_patch_size_is_read_from_the_weights(patch_size: int, tmp_path: Path) -> None:
     """A convolution shows it; a config that says something else is another model's."""
-    folder = write_fp32(tmp_path, "5b", patch_size=patch_size)
+    folder = write_fp32_transformer(tmp_path, "5b", patch_size=patch_size)
     path = folder / "transformer" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"patch_size": 2}))
@@ -240,7 +242,7 @@ def test_patch_size_is_read_from_the_weights(patch_size: int, tmp_path: Path) ->
 
 def test_a_size_that_larger_patches_do_not_divide(tmp_path: Path) -> None:
     """The node's sizes are multiples of 16; patches of 4 x 4 latents need 32, which is said before the run."""
-    model = load_model(write_fp32(tmp_path, "5b", patch_size=4), "fp32").model.diffusion_model
+    model = load_model(write_fp32_transformer(tmp_path, "5b", patch_size=4), "fp32").model.diffusion_model
     with pytest.raises(UserError, match="width of 80 pixels does not divide by 32: use 64 or 96"):
         model.token_grid((3, 8, 10))
 
@@ -255,7 +257,7 @@ def test_patches_that_no_transformer_has(shape: tuple[int, ...], tiny_pipelines:
 def test_control_net_with_other_patches_than_its_model(tmp_path: Path) -> None:
     """Its outputs are added to the model's tokens, of which there are more."""
     net = load_controlnet(embedded.write_controlnet(tmp_path / "net", "5b", patch_size=1))
-    model = load_model(write_fp32(tmp_path / "5b", "5b")).model
+    model = load_model(write_fp32_transformer(tmp_path / "5b", "5b")).model
     with pytest.raises(UserError, match="makes tokens of 1 x 1 latents, the model of 2 x 2"):
         check_model(net.patcher.model.config, model)
 

@@ -1,6 +1,7 @@
 """What a run takes, counted before it begins, against what is then asked for, counted or measured."""
 
 import itertools
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from cogvideox.tests.quantized_models import KINDS, load
 from cogvideox.tests.tiers import long_after, long_rows_after
 
 OFFICIAL_NAMES = ("CogVideoX-2b", "CogVideoX-5b", "CogVideoX-5b-I2V", "CogVideoX1.5-5B", "CogVideoX1.5-5B-I2V")
+built = cache(hollow_model)  # a forecast changes nothing of a model
 SMALL, LARGE = VideoSize(720, 480, 49), VideoSize(1360, 768, 81)
 TINY = VideoSize(96, 64, 9)
 
@@ -46,7 +48,7 @@ def vae() -> Autoencoder:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, ModelPatcher]:
-    return {name: hollow_model(name) for name in ("CogVideoX-5b", "CogVideoX1.5-5B")}
+    return {name: built(name) for name in ("CogVideoX-5b", "CogVideoX1.5-5B")}
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def tiny(tiny_pipelines: dict[str, Path]) -> ModelPatcher:
 def test_the_disk_is_at_most_the_download(name: str, encoder: TextEncoder, vae: Autoencoder) -> None:
     """The forecast counts 16 bits; the published VAEs are in fp32, and so is the text encoder of 1.5."""
     size = LARGE if "1.5" in name else SMALL
-    found = forecast_run(hollow_model(name), size, card_of(24), encoder, vae)
+    found = forecast_run(built(name), size, card_of(24), encoder, vae)
     (repository,) = (entry for entry in REPOSITORIES if entry.name == name)
     assert found.family == name
     fp32_gb = 0.43 + (9.52 if "1.5" in name else 0.0)
@@ -90,7 +92,7 @@ def test_an_h100_took_as_much(
 def test_the_step_is_what_its_tensors_take(name: str, encoder: TextEncoder, vae: Autoencoder) -> None:
     """Counted tensor by tensor, with 1.5's frame in front. Too low a forecast ends a run, a high one sells a card."""
     size = LARGE if "1.5" in name else SMALL
-    model, latents = hollow_model(name), bench_sizes.MODELS[name]
+    model, latents = built(name), bench_sizes.MODELS[name]
     found = forecast_run(model, size, card_of(80), encoder, vae)
     assert found.in_one_batch
     assert found.denoiser.working_bytes == model.model.memory_required([2, 16, *latents])
@@ -153,7 +155,7 @@ def test_the_advice_leaves_less_to_stream(
 
 def test_a_larger_card_streams_less(models: dict[str, ModelPatcher], encoder: TextEncoder, vae: Autoencoder) -> None:
     """The figures have to lead somewhere: to a card that holds all of it, in one batch."""
-    cards = [card_of(gb) for gb in (4, 6, 8, 12, 16, 24, 48)]
+    cards = [card_of(gb) for gb in (4, 8, 16, 48)]
     found = [forecast_run(models["CogVideoX1.5-5B"], LARGE, card, encoder, vae) for card in cards]
     streamed = [each.denoiser.weights.streamed_bytes for each in found]
     assert streamed == sorted(streamed, reverse=True) and streamed[0] > 0 == streamed[-1]
@@ -241,17 +243,25 @@ def test_control_nets_take_their_share(
     assert squeezed.control[0].streamed_bytes > 0
 
 
-@pytest.mark.parametrize("family", (family for family in FAMILIES if family.name in OFFICIAL), ids=lambda f: f.name)
+# one of every task first, and of every shape
+COUNTED = ("CogVideoX-2b", "CogVideoX1.5-5B-I2V", "CogVideoX-Fun-5b-InP", "CogVideoX-Fun-V1.5-5b-Control", "VOID")
+
+
+@pytest.mark.parametrize(
+    "family",
+    long_after(len(COUNTED), sorted((f for f in FAMILIES if f.name in OFFICIAL), key=lambda f: f.name not in COUNTED)),
+    ids=lambda f: f.name,
+)
 def test_every_family_is_counted(family: Any, encoder: TextEncoder, vae: Autoencoder) -> None:
     """Models that are given a picture or a video encode it before sampling: that is a peak too."""
-    found = forecast_run(hollow_model(family.name), SMALL, card_of(12), encoder, vae)
+    found = forecast_run(built(family.name), SMALL, card_of(12), encoder, vae)
     assert (found.encode is None) == (family.task == "text")
     if found.encode is not None and family.task != "image":
         picture = module._vae_part(card_of(12), vae, SMALL, "encode", 1)
         assert found.encode.working_bytes > picture.working_bytes
 
 
-@pytest.mark.parametrize("gigabytes", (0.5, 1, 1.5, 2, 3))
+@pytest.mark.parametrize("gigabytes", long_after(2, (0.5, 2, 1, 1.5, 3)))
 def test_what_does_not_fit_is_said(
     gigabytes: float, models: dict[str, ModelPatcher], encoder: TextEncoder, vae: Autoencoder
 ) -> None:
@@ -275,7 +285,7 @@ def test_sizes_at_the_limits(
 def test_a_size_without_positions_is_refused(encoder: TextEncoder, vae: Autoencoder) -> None:
     """CogVideoX-5b-I2V cannot run at this size: figures for it would send the user into a refusal."""
     with pytest.raises(UserError, match="480"):
-        forecast_run(hollow_model("CogVideoX-5b-I2V"), VideoSize(1024, 1024, 49), card_of(24), encoder, vae)
+        forecast_run(built("CogVideoX-5b-I2V"), VideoSize(1024, 1024, 49), card_of(24), encoder, vae)
 
 
 def test_the_batch_is_part_of_the_step(models: dict[str, ModelPatcher], encoder: TextEncoder, vae: Autoencoder) -> None:

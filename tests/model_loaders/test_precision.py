@@ -1,6 +1,7 @@
 """Every precision of transformer and T5: how far from fp32, how large, and what becomes of a file's own."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import comfy.model_management as mm
 import pytest
@@ -30,19 +31,49 @@ from cogvideox.tests.support import record_error, relative_error, stored_bytes
 from cogvideox.transformer.parameter_types import is_block_matrix
 
 
+def exact_int_mm(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """What torch._int_mm gives, int8 [m, k] x [k, n] -> int32 [m, n]: fp64 holds such sums without rounding."""
+    return (first.double() @ second.double()).to(torch.int32)
+
+
 def allow_fast_modes(patch: pytest.MonkeyPatch) -> None:
-    """Any CPU runs them too, if slowly: enough to see their numbers."""
+    """Any CPU runs them too: enough to see their numbers. One without the instructions would take half a minute over
+    the integers' products, number by number."""
+    if precision.int8_matmul_obstacle(torch.device("cpu")):
+        patch.setattr(torch, "_int_mm", exact_int_mm)
     for name in ("fp8_matmul_obstacle", "int8_matmul_obstacle"):
         patch.setattr(precision, name, lambda device: None)
 
 
+def test_int8_products_are_torch_s_own() -> None:
+    """The figures of int8_fast are measured with them on CPUs without the instructions."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randint(-128, 128, shape, generator=generator) for shape in ((40, 2048), (2048, 24)))
+    first, second = first.to(torch.int8), second.to(torch.int8)
+    assert torch.equal(exact_int_mm(first, second), torch._int_mm(first, second))
+
+
+class Exact(NamedTuple):
+    """What every precision is compared with."""
+
+    forward: torch.Tensor
+    run: torch.Tensor
+    bytes: int
+
+
+@pytest.fixture(scope="module")
+def exact(wide: Path) -> Exact:
+    full = model_loader.load_model(wide, "fp32")
+    return Exact(forward(full), four_steps(full), full.model_size())
+
+
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=needs_int8 if "int8" in k else ()) for k in BOUNDS])
-def test_error_against_fp32(wide: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_against_fp32(wide: Path, exact: Exact, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures a user chooses a precision by; a wrong scale anywhere is far outside."""
     allow_fast_modes(monkeypatch)
-    full, model = load(wide, "fp32", monkeypatch), load(wide, kind, monkeypatch, same_matrices=True)
-    once, run = relative_error(forward(model), forward(full)), relative_error(four_steps(model), four_steps(full))
-    size = model.model_size() / full.model_size()
+    model = load(wide, kind, monkeypatch, same_matrices=True)
+    once, run = relative_error(forward(model), exact.forward), relative_error(four_steps(model), exact.run)
+    size = model.model_size() / exact.bytes
     record_error(f"transformer {kind}", once, "forward")
     record_error(f"transformer {kind}", run, "4 steps")
     record_error(f"transformer {kind}", size, "size")
@@ -51,12 +82,13 @@ def test_error_against_fp32(wide: Path, kind: str, monkeypatch: pytest.MonkeyPat
 
 
 @needs_int8
-def test_order_of_precisions(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_of_precisions(wide: Path, exact: Exact, monkeypatch: pytest.MonkeyPatch) -> None:
     """The documents advise by it. Quantised in the same matrices: a table of files that quantise more, or fewer, would
     say the opposite of what is so."""
-    full = forward(load(wide, "fp32", monkeypatch))
     kinds = ("fp16", "Q8_0", "int8", "fp8_e4m3fn", "Q4_0")
-    errors = [relative_error(forward(load(wide, kind, monkeypatch, same_matrices=True)), full) for kind in kinds]
+    errors = [
+        relative_error(forward(load(wide, kind, monkeypatch, same_matrices=True)), exact.forward) for kind in kinds
+    ]
     assert errors == sorted(errors), dict(zip(kinds, errors))
 
 

@@ -1,5 +1,6 @@
 """Quantised models alike however they are loaded, patched, hooked, merged and saved."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cogvideox.host import weight_patcher
 from cogvideox.host.compat import is_dynamic
+from cogvideox.tests import quantized_models as models
 from cogvideox.tests.quantized_models import (
     BOUNDS,
     GGUF_FILES,
@@ -21,8 +23,6 @@ from cogvideox.tests.quantized_models import (
     KINDS,
     LAYER,
     encode,
-    forward,
-    four_steps,
     load,
     load_clip,
     model_loader,
@@ -32,6 +32,7 @@ from cogvideox.tests.quantized_models import (
 from cogvideox.tests.support import host_lacks, relative_error
 
 CPU = torch.device("cpu")
+forward, four_steps = partial(models.forward, tokens=16), partial(models.four_steps, tokens=16)
 
 
 def test_one_function_patches_all_weights() -> None:

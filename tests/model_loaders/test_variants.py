@@ -14,6 +14,7 @@ from cogvideox.model_loaders.checkpoints import open_component
 from cogvideox.sockets.families import FAMILIES, Family
 from cogvideox.sockets.model import build_dit
 from cogvideox.tests.support import ALL_VARIANTS
+from cogvideox.tests.tiers import long_after
 
 FAMILY_OF = dict(zip(ALL_VARIANTS, [f.name for f in FAMILIES]))
 PARAMETERS = {
@@ -43,7 +44,8 @@ def official_weights(family: Family) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+# those of Fun and VOID at full size are in files/test_official_sizes.py
+@pytest.mark.parametrize("family", long_after(len(PARAMETERS), FAMILIES), ids=lambda f: f.name)
 def test_official_sizes_are_known_without_a_config(family: Family) -> None:
     """A single file of an official transformer must load under any name."""
     weights = official_weights(family)

@@ -6,11 +6,9 @@ import pytest
 from cogvideox.nano import paint, tasks, world
 from cogvideox.nano.score import deviation, deviation_of, squares
 
-COUNT = 8
 
-
-def requests(frames: int = 17) -> list[paint.Request]:
-    return paint.held_out_requests(4, COUNT, paint.Settings(frames=frames))
+def requests(frames: int = 17, count: int = 4) -> list[paint.Request]:
+    return paint.held_out_requests(4, count, paint.Settings(frames=frames))
 
 
 def share(values: list[float]) -> float:
@@ -40,14 +38,14 @@ def test_the_clip_that_was_given_does_not() -> None:
 
 
 def test_edges_of_another_clip_do_not_overlap() -> None:
-    asked = requests()
+    asked = requests(count=8)
     pairs = zip(asked, [*asked[1:], asked[0]])
     assert share([tasks.judge_edges(other.truth / 255, request)["edges IoU"] for request, other in pairs]) < 0.4
 
 
 def test_a_jump_is_seen() -> None:
     """A join where the shape leaps looks broken, however well both halves are painted."""
-    request = next(r for r in requests(29) if r.scene.motion == "left")
+    request = next(r for r in requests(29, 8) if r.scene.motion == "left")
     broken = request.truth[-tasks.EXTENDED_BY :][::-1] / 255
     assert not tasks.judge_continued(broken, request)["no jump"]
     assert tasks.is_smooth(request.truth / 255)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,19 @@ from cogvideox.devtools.comfyui import prepare_base
 from cogvideox.devtools.embedded_checkpoint import folder_name, write_pipeline
 from cogvideox.devtools.paths import PACK_NAME, ROOT
 from cogvideox.tests.file_server import FileServer, running_hub
-from cogvideox.tests.graphs import LATENTS, SAMPLE, Made, collect, node, saved_latent, text_to_video, with_inputs
+from cogvideox.tests.graphs import (
+    IMAGES,
+    LATENTS,
+    SAMPLE,
+    Made,
+    collect,
+    node,
+    saved_latent,
+    text_to_video,
+    with_inputs,
+)
+from cogvideox.tests.part_graphs import only
+from cogvideox.tests.server.pack_beside import BESIDE
 from cogvideox.tests.support import write_fp32
 from cogvideox.tests.task_graphs import write_media
 
@@ -72,28 +84,31 @@ class Host:
         """What the list of a node's required input offers."""
         return self.schema(node_type)["input"]["required"][name][1]["options"]
 
-    def make(self, graph: dict) -> Made:
-        """Run a workflow that must succeed, and read back what it saved."""
-        return collect(self.run(graph), self.server.output)
+    def make(self, graph: dict, outputs: Sequence[str] = (IMAGES, LATENTS)) -> Made:
+        """Run what these nodes of a workflow need, which must succeed, and read back what they saved."""
+        return collect(self.run(only(graph, *(name for name in outputs if name in graph))), self.server.output)
 
     def latents(self, graph: dict, *node_ids: str) -> list[torch.Tensor]:
-        """Run a workflow that must succeed; the latents that these nodes saved, each [B, 16, T, H/8, W/8]."""
-        result = self.run(graph)
+        """Run what these nodes of a workflow save, which must succeed; their latents, each [B, 16, T, H/8, W/8]."""
+        result = self.run(only(graph, *node_ids))
         assert result.error is None, str(result.error)
         saved = [saved_latent(result, self.server.output, node_id) for node_id in node_ids]
         assert all(latent is not None for latent in saved)
         return [latent for latent in saved if latent is not None]
 
     def latent(self, graph: dict) -> torch.Tensor:
-        """Run a workflow that must succeed; the latent that it saved, [B, 16, T, H/8, W/8]."""
+        """Run a workflow as far as to its latent, which must succeed; the latent, [B, 16, T, H/8, W/8]."""
         return self.latents(graph, LATENTS)[0]
 
     def make_again(self, graph: dict) -> Made:
         """As `make`, but nothing from the sampler on comes out of ComfyUI's cache."""
-        # an input that no node has: it counts for the cache and for nothing else
-        result = self.run(with_inputs(graph, SAMPLE, run=uuid.uuid4().hex))
+        result = self.run(only(_as_another_run(graph), IMAGES, LATENTS))
         assert SAMPLE in result.executed
         return collect(result, self.server.output)
+
+    def latent_again(self, graph: dict) -> torch.Tensor:
+        """As `latent`, but nothing from the sampler on comes out of ComfyUI's cache."""
+        return self.latent(_as_another_run(graph))
 
     def free(self) -> None:
         """Unload every model and forget every result, for certain.
@@ -107,6 +122,11 @@ class Host:
         return self.server.log.read_text("utf-8", "replace")
 
 
+def _as_another_run(graph: dict) -> dict:
+    """`graph` with an input that no node has: it counts for the cache and for nothing else."""
+    return with_inputs(graph, SAMPLE, run=uuid.uuid4().hex)
+
+
 @pytest.fixture(scope="session")
 def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """The server, for the whole session."""
@@ -114,6 +134,7 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     prepare_base(base, ROOT, PACK_NAME)
     for folder in ("vae", "diffusion_models", "text_encoders", "loras"):
         (base / "models" / folder).mkdir(exist_ok=True)
+    (base / "custom_nodes" / "beside.py").write_text(BESIDE, "utf-8")
     host = Path(os.environ["COMFYUI_PATH"])
     with contextlib.ExitStack() as cleanup, pytest.MonkeyPatch.context() as environment:
         hub = cleanup.enter_context(running_hub(environment))
@@ -121,7 +142,10 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         # tiny tensors gain nothing from threads, which wait for each other when the machine is busy
         environment.setenv("OMP_NUM_THREADS", "1")
         log = base / "server.log"
-        running = cleanup.enter_context(server.running_server(host, base, log=log, cpu=True))
+        # Loaders and prompts that several tests have in common are executed once; files that change are read again. The
+        # servers of test_beside_others.py and of the browser forget them as ComfyUI does by default.
+        remember = ("--cache-lru", "200")
+        running = cleanup.enter_context(server.running_server(host, base, log=log, cpu=True, arguments=remember))
         environment.undo()  # it was for the server
         yield Host(running, base, hub)
 
@@ -147,9 +171,7 @@ def media(comfyui: Host) -> None:
 @pytest.fixture(scope="module")
 def untouched(comfyui: Host) -> torch.Tensor:
     """The latent of a plain run before this module's tests."""
-    latent = comfyui.make(text_to_video()).latent
-    assert latent is not None
-    return latent
+    return comfyui.latent(text_to_video())
 
 
 @pytest.fixture

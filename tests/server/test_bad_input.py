@@ -25,6 +25,7 @@ from cogvideox.tests.graphs import (
     with_inputs,
     with_ksampler,
 )
+from cogvideox.tests.tiers import long_rows_after
 
 SAMPLERS = {  # node id -> the graph sampled by it
     "CogVideoXSample": lambda graph: graph,
@@ -217,8 +218,20 @@ def test_schedule_of_a_repatched_model(refused):
     refused(graph, "CogVideoXSample", "samples with ModelSampling", "without a ModelSampling patch")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "inf"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("sampler", "value"),
+    long_rows_after(
+        3,
+        [
+            ("CogVideoXSample", float("nan")),
+            ("KSampler", float("inf")),
+            ("SamplerCustomAdvanced", float("nan")),
+            ("CogVideoXSample", float("inf")),
+            ("KSampler", float("nan")),
+            ("SamplerCustomAdvanced", float("inf")),
+        ],
+    ),
+)
 def test_prediction_that_is_not_a_number(comfyui, sampler, value):
     """Without a check a black video comes out an hour later, and nobody knows why."""
     name = f"broken-{value}"

@@ -1,6 +1,7 @@
 """Weights as users have them on disk, on the real server: every layout makes the video that diffusers' folder makes,
 whatever its files are called, and every precision one near it."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from cogvideox.tests.graphs import PIPELINE, Made, with_inputs
 from cogvideox.tests.part_graphs import LOADERS, PARTS, component_weights, latent_only, short, with_part
 from cogvideox.tests.quantized_models import needs_int8, needs_int8_matmul
 from cogvideox.tests.support import relative_error, write_fp32
+from cogvideox.tests.tiers import long_rows_after
 
 Write = Callable[[Path, layouts.StateDict], Path]
 # how far a run's latent may be from fp32's: about twice what was measured; another seed is 1.1 away
@@ -50,9 +52,37 @@ VAE_LAYOUTS: dict[str, Write] = {
 }
 
 
+WEIGHT_DTYPES = "default", "fp32"
+
+
 def marked(names: Iterable[str]) -> list:
     """The cases that this ComfyUI can run."""
     return [pytest.param(name, marks=needs_int8 if "int8" in name else ()) for name in names]
+
+
+# Each layout in every run, kept as it is or unpacked in turn; both of all in the long tier.
+TRANSFORMERS = [
+    pytest.param(
+        *case, marks=[*([needs_int8] if "int8" in case[0] else []), *([pytest.mark.long] if number % 2 else [])]
+    )
+    for number, case in enumerate(
+        case
+        for layout, dtypes in zip(layouts.TRANSFORMER_LAYOUTS, itertools.cycle((WEIGHT_DTYPES, WEIGHT_DTYPES[::-1])))
+        for case in itertools.product([layout], dtypes)
+    )
+]
+RENAMED = long_rows_after(
+    4,
+    [
+        ("SAT .pt", ".safetensors"),
+        ("GGUF Q8_0", ".bin"),
+        ("ComfyUI", ".gguf"),
+        ("ComfyUI", ".pt"),
+        *itertools.product(["SAT .pt"], [".bin", ".pt", ".gguf"]),
+        *itertools.product(["GGUF Q8_0"], [".safetensors", ".pt", ".gguf"]),
+        *itertools.product(["ComfyUI"], [".safetensors", ".bin"]),
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +121,7 @@ def assert_near(what: str, error: float, most: float) -> None:
     assert error <= most and (error > 0) == (most > 0), f"{what}: {error:.1e}, allowed {most:.0e}"
 
 
-@pytest.mark.parametrize("weight_dtype", ["default", "fp32"])
-@pytest.mark.parametrize("layout", marked(layouts.TRANSFORMER_LAYOUTS))
+@pytest.mark.parametrize(("layout", "weight_dtype"), TRANSFORMERS)
 def test_transformer(comfyui, exact, plain, written, layout, weight_dtype):
     """What is on disk must run, kept as it is or unpacked: a tensor in the wrong place shows as another video."""
     name = written("model", layouts.TRANSFORMER_LAYOUTS[layout])
@@ -115,8 +144,7 @@ def test_vae(comfyui, exact, plain, written, layout):
     assert np.array_equal(made.frames, plain.frames)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt", ".gguf"])
-@pytest.mark.parametrize("layout", ["SAT .pt", "GGUF Q8_0", "ComfyUI"])
+@pytest.mark.parametrize(("layout", "suffix"), RENAMED)
 def test_suffix_of_another_format(comfyui, exact, plain, written, layout, suffix):
     """A file that was renamed on its way loads the same: what it is stands in it."""
     name = written("model", layouts.TRANSFORMER_LAYOUTS[layout], suffix)

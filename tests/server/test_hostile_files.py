@@ -186,8 +186,15 @@ def was_run(comfyui) -> bool:
     return found
 
 
-@pytest.mark.parametrize("file", [*BYTES, *WRITTEN])
-@pytest.mark.parametrize("place", [*PARTS, "lora"])
+# In every run: files with code in each place, the others in two of the four, taking turns.
+CASES = [
+    pytest.param(place, file, marks=[pytest.mark.long] * ((row + column) % 2 * (not file.startswith("code."))))
+    for row, place in enumerate([*PARTS, "lora"])
+    for column, file in enumerate([*BYTES, *WRITTEN])
+]
+
+
+@pytest.mark.parametrize(("place", "file"), CASES)
 def test_file(comfyui, good, untouched, graph_with, place, file):
     """Whatever a stranger's file or a broken disk holds ends in one sentence that names it, and never in a crash."""
     if file in BYTES:

@@ -99,8 +99,20 @@ def test_dialect(comfyui, exact, latent, written, dialect):
     assert torch.equal(latent((name, 0.7)), expected)
 
 
-@pytest.mark.parametrize("alpha", loras.ALPHAS[1:])
-@pytest.mark.parametrize("dialect", ["diffusers", "Fun"])
+@pytest.mark.parametrize(
+    ("dialect", "alpha"),
+    long_rows_after(
+        3,
+        [
+            ("Fun", "tensor"),
+            ("diffusers", "header"),
+            ("Fun", "kohya header"),
+            ("diffusers", "tensor"),
+            ("Fun", "header"),
+            ("diffusers", "kohya header"),
+        ],
+    ),
+)
 def test_alpha(latent, written, dialect, alpha):
     """An alpha that is overlooked makes the LoRA half as strong, or many times too strong."""
     name = written(f"{dialect} {alpha}.safetensors", dialect, loras.LINEAR, alpha)

@@ -53,7 +53,8 @@ _MORE: dict[str, dict] = {"v2v_5b": {"steps": 5}, "context_windows": {"frames": 
 # Of the wrapper's own examples, those that are not among the twelve.
 EXAMPLE_RUNS = ("cogvideox_1_0_5b_interpolation_02", "cogvideox_Fun_I2V_02", "cogvideox_Fun_180_orbit_02")
 FRAMES |= dict.fromkeys(EXAMPLE_RUNS, 9)
-LONG = ("t2v_2b", "i2v_5b", "fun_control", "context_windows", "lora")
+# t2v_1.5 runs in every tier, below.
+LONG = ("t2v_2b", "t2v_1.5", "i2v_5b", "fun_control", "context_windows", "lora", "cogvideox_Fun_I2V_02")
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,10 @@ from cogvideox.devtools.server import Server, request, running_server
 from cogvideox.host import toy
 from cogvideox.host.folders import CATEGORIES
 
+# What it has, one by one: the toy in the lists in tests/host/test_toy.py; the name of the templates in
+# tests/devtools/test_templates.py; templates, their pictures and blueprints in the browser; the first template under a
+# folder of any name in test_beside_others.py.
+pytestmark = pytest.mark.long
 LOADERS = {
     "CogVideoXLoadPipeline": ("folder", "pipeline"),
     "CogVideoXLoadModel": ("model_name", "transformer"),
@@ -68,7 +72,7 @@ def test_every_loader_lists_the_toy(plain: Server) -> None:
         assert offered[-1].startswith("(no ") and " of your own yet: " in offered[-1], node
 
 
-@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.long) for name in NAMES[1:])])
+@pytest.mark.parametrize("name", NAMES)
 def test_template_runs_at_once(plain: Server, name: str) -> None:
     """The first click of a new user: a template that asks for a file that is not there ends with an error."""
     api = client_format(TEMPLATES / f"{name}.json", plain.url)
@@ -82,7 +86,6 @@ def test_template_runs_at_once(plain: Server, name: str) -> None:
     assert found == Video(found.frames, 64, 64, 8) and found.frames >= 17
 
 
-@pytest.mark.long  # what the nodes say of it: tests/samplers/test_toy_sizes.py and tests/host/test_toy.py
 def test_single_parts_run_with_a_real_prompt_at_another_size(plain: Server) -> None:
     """Asked for what it cannot know, the toy runs, and says on the nodes that it is one and what it knows."""
     prompt = "A close-up of an old fisherman who mends his net in the harbour while gulls circle overhead. " * 12

@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cogvideox.tests.graphs import DECODE, IMAGES, SAMPLE, replaced, text_to_video, with_ksampler
+from cogvideox.tests.graphs import DECODE, IMAGES, SAMPLE, patched, replaced, text_to_video, with_ksampler
+from cogvideox.tests.part_graphs import latent_only
+from cogvideox.tests.server.pack_beside import SLOWER
 from cogvideox.tests.tiers import long_after
 from cogvideox.tests.tiny_decoders import NAME, write_tiny_decoder
 
-STEPS = 300  # a few seconds: the clip of three latents plays a few times
+STEPS, STEP_S = 100, 0.03  # three seconds: the clip of three latents plays a few times
 
 
 @pytest.fixture
@@ -25,11 +27,15 @@ def tiny_decoder(comfyui) -> Iterator[Path]:
 
 def previews(comfyui, graph: dict, method: str) -> list[np.ndarray]:
     """What the client was shown of the sampler, each [H, W, 3]."""
-    graph = {key: node for key, node in graph.items() if node["class_type"] not in ("SaveVideo", "CreateVideo")}
-    result = comfyui.run(graph, extra_data={"preview_method": method})
+    result = comfyui.run(latent_only(graph), extra_data={"preview_method": method})
     assert result.error is None, str(result.error)
     assert {node for node, _ in result.previews} <= {SAMPLE}
     return [np.asarray(Image.open(io.BytesIO(image))) for _, image in result.previews]
+
+
+def slowly(graph: dict) -> dict:
+    """`graph` with steps that take STEP_S seconds longer."""
+    return patched(graph, SLOWER, seconds=STEP_S)
 
 
 def turns(pictures: list[np.ndarray]) -> int:
@@ -43,7 +49,7 @@ def turns(pictures: list[np.ndarray]) -> int:
 )
 def test_the_whole_clip_is_shown(comfyui, with_sampler) -> None:
     """ComfyUI's own preview stands still on the first frame, whatever goes on in the others."""
-    shown = previews(comfyui, with_sampler(text_to_video(steps=STEPS, seed=11)), "latent2rgb")
+    shown = previews(comfyui, slowly(with_sampler(text_to_video(steps=STEPS, seed=11))), "latent2rgb")
     assert len(shown) > STEPS and turns(shown) >= 4
     assert {picture.shape for picture in shown} == {(341, 512, 3)}  # as ComfyUI enlarges 12 x 8 latents
 
@@ -51,7 +57,7 @@ def test_the_whole_clip_is_shown(comfyui, with_sampler) -> None:
 def test_sharp_previews_with_the_tiny_decoder(comfyui, tiny_decoder: Path) -> None:
     """Who has put taecvx there and asked for taesd sees its pictures, of all frames."""
     rough = previews(comfyui, text_to_video(steps=20, seed=12), "latent2rgb")
-    sharp = previews(comfyui, text_to_video(steps=STEPS, seed=12, cfg=5.9), "taesd")
+    sharp = previews(comfyui, slowly(text_to_video(steps=STEPS, seed=12, cfg=5.9)), "taesd")
     assert turns(sharp) >= 4
     assert detail(sharp[-1]) > 1.5 * detail(rough[-1])
 

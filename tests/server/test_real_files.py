@@ -14,9 +14,11 @@ from cogvideox.tests.graphs import (
     DECODE,
     FPS,
     HEIGHT,
+    IMAGES,
     LATENT,
     PIPELINE,
     SAMPLE,
+    VIDEO,
     WIDTH,
     node,
     read_png,
@@ -200,6 +202,6 @@ def test_longer_video_from_a_file(comfyui, files) -> None:
     )
     graph = with_inputs(graph, SAMPLE, latent_image=["continue", 0])
     graph = with_inputs(graph, "create", images=["join", 0])
-    made = comfyui.make(graph)
+    made = comfyui.make(graph, (IMAGES, VIDEO))
     assert made.frames.shape[0] == 9
     assert inspect_video(made.video) == Video(7 + 9 - 5, WIDTH, HEIGHT, FPS)

@@ -9,7 +9,21 @@ import torch
 from cogvideox.devtools import client
 from cogvideox.devtools.embedded_checkpoint import folder_name
 from cogvideox.tests.graphs import SAMPLE, Made, collect, patched, text_to_video, with_ksampler
-from cogvideox.tests.support import TEXT_TO_VIDEO
+from cogvideox.tests.tiers import long_rows_after
+
+ENDLESS = {  # runs that end only where they are stopped
+    "ddim": text_to_video(seed=3, steps=500, frames=17),
+    "1.5 dpm": text_to_video(folder_name("1.5-5B"), seed=3, steps=500, sampler="dpm", dynamic_cfg=True),
+    "KSampler": with_ksampler(text_to_video(seed=3, steps=500, frames=17), "dpmpp_2m", "karras"),
+    "EasyCache": patched(
+        text_to_video(seed=3, steps=500),
+        "EasyCache",
+        reuse_threshold=0.2,
+        start_percent=0.0,
+        end_percent=1.0,
+        verbose=False,
+    ),
+}
 
 
 def assert_same(ours: Made, theirs: Made) -> None:
@@ -18,8 +32,12 @@ def assert_same(ours: Made, theirs: Made) -> None:
     assert np.array_equal(ours.frames, theirs.frames)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
-@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
+@pytest.mark.parametrize(
+    ("variant", "sampler"),
+    long_rows_after(
+        3, [("2b", "ddim"), ("5b", "dpm"), ("1.5-5B", "ddim"), ("2b", "dpm"), ("5b", "ddim"), ("1.5-5B", "dpm")]
+    ),
+)
 def test_same_seed_same_video(comfyui, variant, sampler):
     """A seed noted down is worth nothing if it gives another video the next day."""
     graph = text_to_video(folder_name(variant), sampler=sampler)
@@ -40,26 +58,15 @@ def test_after_freeing_memory(comfyui, weight_dtype):
     assert_same(collect(result, comfyui.server.output), first)
 
 
-@pytest.mark.parametrize("step", [1, 4])
 @pytest.mark.parametrize(
-    "graph",
-    [
-        text_to_video(seed=3, steps=500, frames=17),
-        text_to_video(folder_name("1.5-5B"), seed=3, steps=500, sampler="dpm", dynamic_cfg=True),
-        with_ksampler(text_to_video(seed=3, steps=500, frames=17), "dpmpp_2m", "karras"),
-        patched(
-            text_to_video(seed=3, steps=500),
-            "EasyCache",
-            reuse_threshold=0.2,
-            start_percent=0.0,
-            end_percent=1.0,
-            verbose=False,
-        ),
-    ],
-    ids=["ddim", "1.5-dpm-dynamic", "ksampler", "easycache"],
+    ("name", "step"),
+    long_rows_after(
+        4, [("ddim", 1), ("1.5 dpm", 4), ("KSampler", 4), ("EasyCache", 1), *zip(ENDLESS, (4, 1, 1, 4), strict=True)]
+    ),
 )
-def test_after_an_interrupt(comfyui, graph, step):
+def test_after_an_interrupt(comfyui, name, step):
     """Stop means stop, within a step, and the stopped run leaves nothing behind for the next one."""
+    graph = ENDLESS[name]
     plain = text_to_video(graph["pipeline"]["inputs"]["folder"], seed=4)
     before = comfyui.make(plain)
     asked = []

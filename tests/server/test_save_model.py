@@ -52,10 +52,21 @@ NEAR = {
     ("GGUF", True, "int8"): 8e-3,
 }
 BOUNDS = {**dict.fromkeys(sorted(EXACT), 0.0), **NEAR}
-# Every second one in every run, all in the long tier.
+# In every run: each precision once on either side, packed and not, with a LoRA and without. All in the long tier.
+ALWAYS = {
+    ("fp32", False, "fp16"),
+    ("fp32", False, "fp8_e4m3fn"),
+    ("bf16", False, "as loaded"),
+    ("int8", False, "fp32"),
+    ("fp8_e4m3fn", False, "as loaded"),
+    ("GGUF", False, "as loaded"),
+    ("fp32", True, "bf16"),
+    ("int8", True, "as loaded"),
+    ("GGUF", True, "int8"),
+}
 CASES = [
-    pytest.param(*case, marks=[*([needs_int8] if "int8" in case else []), *([pytest.mark.long] if number % 2 else [])])
-    for number, case in enumerate(BOUNDS)
+    pytest.param(*case, marks=[*([needs_int8] if "int8" in case else []), *([pytest.mark.long] * (case not in ALWAYS))])
+    for case in BOUNDS
 ]
 
 

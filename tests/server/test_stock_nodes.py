@@ -1,5 +1,6 @@
 """ComfyUI's own nodes on this pack's MODEL, CLIP, VAE and LATENT: nothing special is needed to use them."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -26,9 +27,15 @@ from cogvideox.tests.graphs import (
 from cogvideox.tests.support import TEXT_TO_VIDEO, relative_error
 from cogvideox.tests.tiers import long_after, long_rows_after
 
+STOCK = (("euler", "simple"), ("dpmpp_2m", "karras"), ("uni_pc", "normal"), ("ddim", "ddim_uniform"))
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
-@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
+
+@pytest.mark.parametrize(
+    ("variant", "sampler"),
+    long_rows_after(
+        3, [("2b", "dpm"), ("5b", "ddim"), ("1.5-5B", "dpm"), ("2b", "ddim"), ("5b", "dpm"), ("1.5-5B", "ddim")]
+    ),
+)
 def test_custom_sampling_is_the_sampler_node(comfyui, variant, sampler):
     """Who takes the sampler node apart to change one piece expects the same video as long as nothing is changed."""
     graph = text_to_video(folder_name(variant), sampler=sampler, steps=4)
@@ -43,7 +50,7 @@ def test_explicit_timesteps_of_an_even_schedule(comfyui):
     apart = custom_sampling(graph)
     inputs = {"model": apart["sigmas"]["inputs"]["model"], "preset": "custom", "timesteps": "[999, 749, 499, 249]"}
     apart = replaced(apart, "sigmas", "CogVideoXTimesteps", **inputs)
-    latents = [comfyui.make(each).latent for each in (graph, apart)]
+    latents = [comfyui.latent(each) for each in (graph, apart)]
     assert torch.equal(*latents)
 
 
@@ -52,14 +59,19 @@ def test_custom_sampling_below_full_denoise(comfyui):
     start = text_to_video(seed=5)
     graph = start | {"first": start[SAMPLE]}
     graph = with_inputs(graph, SAMPLE, latent_image=["first", 0], steps=2, denoise=0.4)
-    assert torch.equal(comfyui.make(custom_sampling(graph)).latent, comfyui.make(graph).latent)
+    assert torch.equal(comfyui.latent(custom_sampling(graph)), comfyui.latent(graph))
 
 
-@pytest.mark.parametrize("variant", TEXT_TO_VIDEO)
-def test_ksampler(comfyui, variant):
+@pytest.mark.parametrize(
+    ("variant", "names"),
+    long_rows_after(
+        3, [("2b", STOCK[:2]), ("5b", STOCK[2:]), ("1.5-5B", STOCK[1:3]), *itertools.product(TEXT_TO_VIDEO, [STOCK])]
+    ),
+)
+def test_ksampler(comfyui, variant, names):
     """Every workflow on the web has a KSampler: its samplers and schedulers must run, each in its own way."""
     latents = {}
-    for name in (("euler", "simple"), ("dpmpp_2m", "karras"), ("uni_pc", "normal"), ("ddim", "ddim_uniform")):
+    for name in names:
         made = comfyui.make(with_ksampler(text_to_video(folder_name(variant), steps=6), *name))
         assert made.latent.isfinite().all(), name
         assert made.frames.std() > 10, name
@@ -73,11 +85,12 @@ def test_text_encode_is_the_packs(comfyui):
     stock = graph
     for id_ in (PROMPT, NEGATIVE):
         stock = replaced(stock, id_, "CLIPTextEncode", **{**graph[id_]["inputs"]})
-    assert torch.equal(comfyui.make(stock).latent, comfyui.make(graph).latent)
+    assert torch.equal(comfyui.latent(stock), comfyui.latent(graph))
 
 
-@pytest.mark.parametrize("variant", ["2b", "1.5-5B"])
-@pytest.mark.parametrize("frames", [9, 13])
+@pytest.mark.parametrize(
+    ("variant", "frames"), long_rows_after(2, [("2b", 9), ("1.5-5B", 13), ("2b", 13), ("1.5-5B", 9)])
+)
 def test_vae_decode_is_the_packs(comfyui, variant, frames):
     """The stock node must give the same frames, and as many: an even number of latents (13 frames) is the hard one."""
     graph = text_to_video(folder_name(variant), frames)
@@ -87,14 +100,14 @@ def test_vae_decode_is_the_packs(comfyui, variant, frames):
     assert np.array_equal(theirs, ours)
 
 
-@pytest.mark.parametrize("tile_size", [64, 128])
-def test_vae_decode_tiled(comfyui, tile_size):
+@pytest.mark.parametrize(("tile_size", "width", "height"), [(64, 128, 96), (128, 192, 64)])
+def test_vae_decode_tiled(comfyui, tile_size, width, height):
     """Small cards need it: all frames, the full size, and the same picture but for the last bit of a pixel."""
-    graph = with_inputs(text_to_video(frames=17), "latent", width=192, height=128)
+    graph = with_inputs(text_to_video(frames=17), "latent", width=width, height=height)
     tiles = {"tile_size": tile_size, "overlap": 32, "temporal_size": 64, "temporal_overlap": 8}
     tiled = replaced(graph, DECODE, "VAEDecodeTiled", vae=[PIPELINE, 2], samples=[SAMPLE, 0], **tiles)
     whole, made = comfyui.make(graph).frames, comfyui.make(tiled).frames
-    assert made.shape == whole.shape == (17, 128, 192, 3)
+    assert made.shape == whole.shape == (17, height, width, 3)
     assert np.abs(whole.astype(int) - made).max() <= 1
 
 
@@ -137,15 +150,15 @@ def lora(comfyui) -> str:
 def test_lora(comfyui, lora, variant, weight_dtype):
     """A LoRA must act on the video, the more the stronger, and be gone without a trace when it is taken out."""
     graph = text_to_video(folder_name(variant), weight_dtype=weight_dtype)
-    plain = comfyui.make(graph).latent
+    plain = comfyui.latent(graph)
     weak, strong = (
-        comfyui.make(patched(graph, "LoraLoaderModelOnly", lora_name=lora, strength_model=strength)).latent
+        comfyui.latent(patched(graph, "LoraLoaderModelOnly", lora_name=lora, strength_model=strength))
         for strength in (0.1, 1.0)
     )
     assert strong.isfinite().all()
     assert 0.001 < relative_error(weak, plain) < relative_error(strong, plain)
     # fp8 weights that were patched in place are rounded again when they come back
-    assert torch.equal(comfyui.make_again(graph).latent, plain)
+    assert torch.equal(comfyui.latent_again(graph), plain)
     unpatched = [line for line in comfyui.log().splitlines() if "lora key not loaded" in line]
     assert not unpatched, unpatched[:3]
 
@@ -153,13 +166,13 @@ def test_lora(comfyui, lora, variant, weight_dtype):
 def test_easy_cache(comfyui):
     """EasyCache must skip steps, and forget them when it is taken out."""
     graph = text_to_video(steps=10)
-    plain = comfyui.make(graph).latent
+    plain = comfyui.latent(graph)
     limits = {"start_percent": 0.0, "end_percent": 1.0, "verbose": True}
     logged = len(comfyui.log())
-    cached = comfyui.make(patched(graph, "EasyCache", reuse_threshold=1.0, **limits)).latent
+    cached = comfyui.latent(patched(graph, "EasyCache", reuse_threshold=1.0, **limits))
     assert "EasyCache - skipped" in comfyui.log()[logged:]
     assert cached.isfinite().all() and relative_error(cached, plain) > 1e-4
-    assert torch.equal(comfyui.make_again(graph).latent, plain)
+    assert torch.equal(comfyui.latent_again(graph), plain)
 
 
 def context_windows(graph: dict, length: int, **changes) -> dict:
@@ -187,12 +200,12 @@ def context_windows(graph: dict, length: int, **changes) -> dict:
 def test_context_windows(comfyui, variant, freenoise):
     """Long videos on small cards: windows must cover every frame, and change nothing where one holds the video."""
     graph = text_to_video(folder_name(variant), frames=33)  # 9 latent frames
-    plain = comfyui.make(graph).latent
-    windows = comfyui.make(context_windows(graph, 4, freenoise=freenoise)).latent
+    plain = comfyui.latent(graph)
+    windows = comfyui.latent(context_windows(graph, 4, freenoise=freenoise))
     assert windows.shape == plain.shape
     assert windows.isfinite().all() and (windows.std(dim=(1, 3, 4)) > 0).all()
     assert relative_error(windows, plain) > 0.01
-    assert torch.equal(comfyui.make(context_windows(graph, 10)).latent, plain)
+    assert torch.equal(comfyui.latent(context_windows(graph, 10)), plain)
 
 
 @pytest.mark.parametrize("variant", long_after(1, reversed(TEXT_TO_VIDEO)))  # 1.5, which takes frames in pairs
@@ -200,8 +213,8 @@ def test_context_windows_with_a_frame_in_front(comfyui, variant):
     """ComfyUI puts a frame in front of later windows by default, which makes them odd: CogVideoX 1.5, which takes
     frames in pairs, must still run, and differ from windows without it only a little."""
     graph = text_to_video(folder_name(variant), frames=33)
-    fixed = comfyui.make(context_windows(graph, 4, causal_window_fix=True)).latent
-    plain = comfyui.make(context_windows(graph, 4)).latent
+    fixed = comfyui.latent(context_windows(graph, 4, causal_window_fix=True))
+    plain = comfyui.latent(context_windows(graph, 4))
     assert fixed.shape == plain.shape and fixed.isfinite().all()
     assert 0 < relative_error(fixed, plain) < 1
 
@@ -211,5 +224,5 @@ def test_context_windows_with_a_frame_in_front(comfyui, variant):
 def test_torch_compile(comfyui):
     """The usual way to more speed must give the same video."""
     graph = text_to_video()
-    compiled = comfyui.make(patched(graph, "TorchCompileModel", backend="inductor")).latent
-    assert relative_error(compiled, comfyui.make(graph).latent) < 1e-4
+    compiled = comfyui.latent(patched(graph, "TorchCompileModel", backend="inductor"))
+    assert relative_error(compiled, comfyui.latent(graph)) < 1e-4

@@ -181,11 +181,12 @@ def test_captions_of_several_lines(tmp_path: Path) -> None:
 
 
 def test_a_table_of_many_columns(tmp_path: Path) -> None:
-    """80 KB of commas took half a minute, because each row became a dict of all columns; Cancel was not seen."""
-    (tmp_path / "metadata.csv").write_text("file_name,text" + ",a" * 20_000 + "\n" + "x\n" * 20_000)
+    """As many cells, in a file of 170 KB, took half a minute: each row became a dict of all columns; Cancel was not
+    seen. Few rows: each is looked up on the disk, which takes longer than to read it."""
+    (tmp_path / "metadata.csv").write_text("file_name,text" + ",a" * 80_000 + "\n" + "x\n" * 5_000)
     began = time.monotonic()
     found, problems = clips.find_clips(tmp_path)
-    assert not found and len(problems) == 20_000 and time.monotonic() - began < 20
+    assert not found and len(problems) == 5_000 and time.monotonic() - began < 20
     mm.interrupt_current_processing(True)
     with pytest.raises(mm.InterruptProcessingException):
         clips.find_clips(tmp_path)

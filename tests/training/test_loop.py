@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,14 +12,12 @@ import torch
 
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.load_model import load_model
-from cogvideox.tests.support import command_of
+from cogvideox.tests.children import running
 from cogvideox.tests.tiers import long_after
 from cogvideox.training import checkpoint, loop
 from cogvideox.training.adapters import attach_lora
 from cogvideox.training.config import MAY_DIFFER_ON_RESUME, TrainConfig
 from cogvideox.training.objective import sample_generator
-
-ROOT = Path(__file__).resolve().parents[2]
 
 STEPS = 8
 
@@ -94,7 +91,7 @@ def lora_training(pipeline: Path) -> tuple[loop.LossFunction, torch.nn.Module]:
     return loss_of, dit
 
 
-def work(folder: str, pipeline: str, place: str) -> None:
+def work(folder: Path, pipeline: Path, place: str) -> None:
     """Train and die: after step 5, or half way through the checkpoint of step 6."""
 
     def die(*_: object) -> None:
@@ -111,16 +108,15 @@ def work(folder: str, pipeline: str, place: str) -> None:
         if step == 5:
             checkpoint.torch.save = half_a_save
 
-    train(Path(folder), *lora_training(Path(pipeline)), on_step=on_step)
+    train(folder, *lora_training(pipeline), on_step=on_step)
 
 
 @pytest.mark.parametrize("place", long_after(1, ["step", "save"]))
 def test_killed_training_ends_in_the_same_lora(tiny_pipelines: dict[str, Path], tmp_path: Path, place: str) -> None:
     """A power cut must cost minutes, not the training, and what comes out must not tell that there was one."""
     pipeline, folder = tiny_pipelines["5b"], tmp_path / "killed"
-    command = command_of("training.test_loop.work", folder, pipeline, place)
-    killed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    with running("training.test_loop.work", folder, pipeline, place) as killed:
+        assert killed.wait(500) == -signal.SIGKILL, killed.output()[-2000:]
     assert [path.name for path in checkpoint.finished_checkpoints(folder)] == ["step-000004"]
     assert bool(list(folder.glob(".step-*.part"))) == (place == "save")
     whole = train(tmp_path / "whole", *lora_training(pipeline))

@@ -1,11 +1,9 @@
 """Many processes must train as one does: gradients and LoRA over gloo, on the CPU."""
 
 import json
-import os
 import socket
-import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -18,40 +16,34 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cogvideox.model_loaders.load_model import load_model
-from cogvideox.tests.support import check_at_most, command_of, relative_error
+from cogvideox.tests.children import running
+from cogvideox.tests.support import check_at_most, relative_error
 from cogvideox.training.block_calls import call_blocks
 from cogvideox.training.config import TrainConfig
 from cogvideox.training.launch import main
 from cogvideox.training.parallelize import shard_blocks
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 3, 4
 KINDS = ("replicated", "sharded")  # of two processes; "one" is what they are compared with
 MODES = ("lora", "full")
 
 
-def start(command: list[str], count: int) -> str:
-    """Run a command in so many processes that find each other, as accelerate launch does it; what they printed."""
+def start(count: int, function: str, *arguments: Path) -> str:
+    """Call a function in so many processes that find each other, as accelerate launch does it; what they printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    workers = []
-    for rank in range(count):
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-        environ = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
-        environ |= {name: str(value) for name, value in places.items()} if count > 1 else {}
-        workers.append(
-            subprocess.Popen(
-                command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    try:
-        said = [worker.communicate(timeout=500)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0] * count, "\n".join(said)[-3000:]
-    return "\n".join(said)
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"OMP_NUM_THREADS": 1, "ACCELERATE_USE_CPU": "true"}
+    with ExitStack() as stack:
+        workers = []
+        for rank in range(count):
+            environ = {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            workers.append(stack.enter_context(running(function, *arguments, environ=environ)))
+        ends = [worker.wait(500) for worker in workers]
+        said = "\n".join(worker.output() for worker in workers)
+    assert ends == [0] * count, said[-3000:]
+    return said
 
 
 @contextmanager
@@ -70,7 +62,7 @@ def results(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     folder, pipeline = tmp_path_factory.mktemp("trained"), tiny_pipelines["5b"]
     with fresh_accelerate():
         work("one", folder, pipeline)
-    start(command_of("training.test_processes.work_in_two", folder, pipeline), 2)
+    start(2, "training.test_processes.work_in_two", folder, pipeline)
     return {
         kind: {mode: torch.load(folder / kind / mode / "result.pt", weights_only=True) for mode in MODES}
         for kind in ("one", *KINDS)
@@ -114,25 +106,25 @@ def test_recipe_in_two_processes_is_the_recipe_in_one(
         recipe.write_text(json.dumps(sections))
         if count == 1:
             with fresh_accelerate():
-                launch_recipe(str(recipe))
+                launch_recipe(recipe)
             said = capfd.readouterr().out
         else:
-            said = start(command_of("training.test_processes.launch_recipe", recipe), count)
+            said = start(count, "training.test_processes.launch_recipe", recipe)
         assert said.count("Step 3 of 3") == 1 and f"{count} process" in said, said
         loras.append(load_file(tmp_path / f"{count}" / f"{count}.safetensors"))
     one, two = (torch.cat([tensor.flatten() for _, tensor in sorted(lora.items())]) for lora in loras)
     assert relative_error(two, one) <= 1e-6
 
 
-def launch_recipe(recipe: str) -> None:
+def launch_recipe(recipe: Path) -> None:
     """One process of a training, as training.launch runs it."""
-    assert main([recipe]) == 0
+    assert main([str(recipe)]) == 0
 
 
-def work_in_two(folder: str, pipeline: str) -> None:
+def work_in_two(folder: Path, pipeline: Path) -> None:
     """One of two processes."""
     for kind in KINDS:
-        work(kind, Path(folder), Path(pipeline))
+        work(kind, folder, pipeline)
     torch.distributed.destroy_process_group()
 
 

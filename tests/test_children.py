@@ -1,0 +1,89 @@
+"""The processes that tests start: where these do not do as they are told, tests pass that prove nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cogvideox.devtools.paths import ROOT
+from cogvideox.tests.children import CAN_FORK, running
+
+
+def describe() -> dict[str, object]:
+    """What there is when a child begins."""
+    return {
+        "modules": [name for name in sys.modules if name.partition(".")[0] in ("comfy", "cogvideox", "diffusers")],
+        "rank": os.environ.get("RANK"),
+        "pid": os.getpid(),
+    }
+
+
+def fail() -> None:
+    os.write(1, b"written past Python\n")
+    print("printed")
+    raise ValueError("what went wrong")
+
+
+def sleep() -> None:
+    time.sleep(600)
+
+
+def leave_a_child() -> None:
+    """Start a child and be killed, as a worker that has crashed."""
+    with running("test_children.sleep"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_child_has_its_own_variables_and_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes of one rank would wait for each other; a variable that a test has set holds in its children."""
+    monkeypatch.setenv("RANK", "7")
+    with running("test_children.describe") as child, running("test_children.describe", environ={"RANK": "1"}) as other:
+        found = [child.result(), other.result()]
+    assert [one["rank"] for one in found] == ["7", "1"]
+    assert len({os.getpid(), *(one["pid"] for one in found)}) == 3
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="each child is a fresh interpreter")
+def test_a_child_has_comfyui_and_nothing_of_the_pack() -> None:
+    """Without ComfyUI each would take ten seconds; with the pack, tests of its import would import nothing."""
+    with running("test_children.describe") as child:
+        modules = child.result()["modules"]
+    assert "comfy.sd" in modules and "diffusers" not in modules
+    assert {name.split(".")[1] for name in modules if name.startswith("cogvideox.")} <= {
+        *("devtools", "errors", "host", "tests")
+    }
+    assert [name for name in modules if name.startswith("cogvideox.host.")] == ["cogvideox.host.standalone"]
+
+
+def test_an_error_is_told_with_all_that_was_printed() -> None:
+    """Whoever reads of a failure needs the traceback of the process in which it was."""
+    with running("test_children.fail") as child:
+        assert child.wait() == 1
+        for words in ("written past Python", "printed", "ValueError: what went wrong"):
+            assert words in child.output()
+        with pytest.raises(AssertionError, match="ValueError: what went wrong"):
+            child.result()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no signals")
+def test_a_kill_is_seen_and_a_block_ends_its_child() -> None:
+    with running("test_children.sleep") as child:
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    with running("test_children.sleep") as left:
+        pass
+    assert left.wait() == -signal.SIGKILL
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for a crash is POSIX's")
+def test_no_child_outlives_a_worker_that_is_killed() -> None:
+    """A training of two processes would wait for ever for what the third never says."""
+    code = "from cogvideox.tests import children, test_children as here; children._PRELOADED = (); here.leave_a_child()"
+    worker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    with worker:
+        worker.communicate(timeout=120)  # until nobody holds its output: not the server either, which waits for a child
+        assert worker.returncode == -signal.SIGKILL

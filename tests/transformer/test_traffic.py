@@ -1,0 +1,32 @@
+"""What a forward moves through memory, counted at 5b's own size with three of its blocks; see bench_traffic."""
+
+import pytest
+
+from cogvideox.benchmarks import bench_traffic
+from cogvideox.benchmarks.traffic import Traffic
+
+LAYERS = 3
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, Traffic]:
+    return bench_traffic.count_all(bench_traffic.SIZES["5b"], batch=2, layers=LAYERS)
+
+
+def test_the_same_is_computed(counted: dict[str, Traffic]) -> None:
+    """A saving that leaves something out would be a mistake, and an operation that is done twice a loss."""
+    for title, found in counted.items():
+        assert found.flops == pytest.approx(counted[bench_traffic.THEIRS].flops, rel=0.002), title
+
+
+def test_no_pass_more_than_needed(counted: dict[str, Traffic]) -> None:
+    """A copy of all tokens that slips in costs a card 2 % of a step and shows in no other test: each is 2 of the 35
+    readings and writings of a block, in units of all tokens."""
+    size = bench_traffic.SIZES["5b"]
+    assert not [goal for goal in bench_traffic.goals(size, counted) if "NOT met" in goal]
+    ours, base = counted[bench_traffic.OURS], counted[bench_traffic.THEIRS]
+    tokens = 2 * (226 + 13 * 30 * 45) * 3072 * 2
+    assert ours.moved_bytes <= (LAYERS * 35.2 + 11) * tokens
+    assert ours.kernels <= LAYERS * 15 + 25
+    assert ours.moved_bytes < counted["ours, comfy-kitchen's rotation"].moved_bytes < 0.5 * base.moved_bytes
+    assert counted["ours, torch's operations"].moved_bytes < 0.7 * base.moved_bytes
