@@ -1,7 +1,7 @@
 """What one forward of a denoiser moves through memory: bytes, kernels and the peak, counted on the meta device.
 
-Nothing is computed, so that official sizes take seconds on any machine. Between matrix products a step on a card waits
-for memory: these bytes over the card's bandwidth are what it cannot go below.
+Nothing is computed, so that official sizes take seconds on any machine. Outside matrix products and attention a step on
+a card waits for memory: what these move is the time that can be saved.
 """
 
 from collections import Counter
@@ -45,7 +45,7 @@ class Counting(TorchDispatchMode):
         self._weights = {_storage_id(weight) for weight in weights}
 
     def launch(self, name: str, read: Iterable[torch.Tensor], written: Iterable[torch.Tensor]) -> None:
-        """Count a kernel of one pass, of which torch's dispatcher does not know."""
+        """Count a kernel of one pass; torch's own operations are counted by themselves."""
         self.kernels[name] += 1
         self.bytes[name] += sum(map(_moved, (*read, *written)))
 

@@ -244,7 +244,8 @@ def write_pipeline(
 def write_transformer(
     folder: Path, variant: str, seed: int = 0, dtype: torch.dtype | None = None, **overrides: object
 ) -> Path:
-    """Write what write_pipeline does, but for its VAE and text encoder, which take most of its time."""
+    """Write what write_pipeline does, but for its VAE, text encoder and tokenizer, which take most of its time; its
+    model_index.json names them all the same."""
     with _seeded(seed):
         transformer = build_transformer(variant, torch.Generator().manual_seed(seed), **overrides)
     return _write_denoiser(folder, variant, transformer, dtype or TRAINED_DTYPE.get(variant, torch.bfloat16))

@@ -137,7 +137,9 @@ class Autoencoder(NamedTuple):
 
     def peak_on(self, device: torch.device) -> PeakMemory:
         """Its counts on a device, which are kept for the forecasts of other cards."""
-        return self.peaks.setdefault(device, PeakMemory(self.network, device))
+        if device not in self.peaks:
+            self.peaks[device] = PeakMemory(self.network, device)
+        return self.peaks[device]
 
 
 def forecast_run(

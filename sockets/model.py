@@ -48,7 +48,7 @@ LATENT_RGB_FACTORS = [
     [-0.0152, -0.0058, 0.0722],
 ]
 # Peak activations of one forward in units of [B, tokens, dim] tensors, counted by `bench traffic`: 13.0 where torch
-# rotates queries and keys, 12.0 where one kernel does or nothing is rotated, 7.0 with the transformer's own kernels.
+# rotates queries and keys or attention's result is copied, 12.0 elsewhere, 7.0 with the transformer's own kernels.
 # Most of it is the feed-forward's fourfold width, which torch's gelu doubles.
 ACTIVATION_COPIES, KERNEL_COPIES = 13.2, 7.5
 OFS = 2.0  # of CogVideoX 1.5's image to video models (diffusers pipeline_cogvideox_image2video.py)
@@ -315,7 +315,9 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         # Not at the top: it imports diffusers, which whoever has a model has imported.
         from ..transformer.token_passes import expects_kernels
 
-        fits = expects_kernels(mm.get_torch_device(), dtype, batch * video * dim)
+        fits = expects_kernels(
+            self.diffusion_model.transformer_blocks, mm.get_torch_device(), dtype, batch * video * dim
+        )
         copies = KERNEL_COPIES if fits else ACTIVATION_COPIES
         return batch * (video + c.max_text_seq_length) * dim * mm.dtype_size(dtype) * copies
 

@@ -40,7 +40,11 @@ class Child:
         self._answer, answer = CONTEXT.Pipe()
         given = (function, arguments, {**os.environ, **environ}, log, answer)
         self._process = CONTEXT.Process(target=_call, args=given, daemon=True)
-        self._process.start()
+        try:
+            self._process.start()
+        except BaseException:
+            self._log.unlink()
+            raise
         answer.close()  # the child's end alone: whoever waits for an answer learns that it has ended
 
     def wait(self, timeout_s: float = 120) -> int:
@@ -55,8 +59,8 @@ class Child:
         assert self._answer.poll(timeout_s), f"No answer within {timeout_s} s: {self.output()[-3000:]}"
         try:
             found = self._answer.recv()
-        except EOFError:
-            found = None
+        except EOFError:  # it has ended without an answer
+            pytest.fail(f"A process ended with {self.wait()}. It printed: {self.output()[-3000:]}")
         assert self.wait() == 0, self.output()[-3000:]
         return found
 
@@ -87,7 +91,8 @@ def running(function: str, *arguments: Any, environ: Mapping[str, str] = {}) -> 
 
 def _start_server() -> None:
     """Start what the children are forked from, unless it runs. It must have one thread: a fork copies the locks that
-    others hold, and nobody would ever release those."""
+    others hold, and nobody would ever release those. What it has imported has read the variables of the first test that
+    needed it: a library that reads one at its import does not see those of a child."""
     if CAN_FORK:
         from multiprocessing import forkserver
 

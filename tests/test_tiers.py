@@ -132,3 +132,14 @@ def test_a_run_of_some_files_renews_their_rows_alone(tmp_path: Path, monkeypatch
     assert [row[0] for row in table.rows] == ["run"]
     (table,) = next(sections_by_age("tests", "errors", tmp_path))
     assert table.rows == [["fp8, forward", "1.0e-02"]]
+
+
+def test_one_combination_in_some_has_every_value() -> None:
+    """A family or a sampler that no standard run has would break unseen for a week."""
+    for share, values in ((2, ("ab", "cd")), (3, ("abcde", "xyz")), (4, ("abcd", "wxyz")), (2, ("ab", "cdef", "gh"))):
+        cases = tiers.long_but_one_in(share, *values)
+        kept = [case.values for case in cases if not case.marks]
+        assert [set(column) for column in zip(*kept)] == [set(each) for each in values]
+        assert len(cases) == len({case.values for case in cases}) and len(kept) <= len(cases) / share + 1
+    with pytest.raises(ValueError, match="would never be in a run"):
+        tiers.long_but_one_in(3, "abcde", "xy")

@@ -111,7 +111,11 @@ def long_rows_after(kept: int, rows: Iterable[tuple]) -> list[Any]:
 
 def long_but_one_in(share: int, *values: Sequence[Any]) -> list[Any]:
     """All combinations of several parameters' values: one in `share` for every run, the others for the long tier. Each
-    value occurs in every run, where two parameters or more have at least `share` values."""
+    value occurs in every run. Raises: ValueError where too few values leave one out."""
+    for number, each in enumerate(values):
+        others = sum(len(other) - 1 for other in (*values[:number], *values[number + 1 :]))
+        if others < share - 1:
+            raise ValueError(f"Of {each} some would never be in a run: the others have too few values for {share}.")
     numbered = product(*(enumerate(each) for each in values))
     return [
         pytest.param(*(value for _, value in row), marks=pytest.mark.long if sum(n for n, _ in row) % share else ())
@@ -168,6 +172,7 @@ _ONE_SERVER = ("tests/server/", "tests/browser/")
 # Whose processes are forked from one that has imported ComfyUI (children.py), which takes ten seconds as well.
 _ONE_FORK_SERVER = (
     "tests/host/test_start_check.py",
+    "tests/nano/test_toy_settings.py",
     "tests/test_children.py",
     "tests/test_left_behind.py",
     "tests/test_start.py",

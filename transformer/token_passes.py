@@ -9,7 +9,7 @@ less often.
 
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +44,33 @@ def use_kernels(x: torch.Tensor) -> bool:
     return x.is_cuda and x.numel() >= LEAST_VALUES and may_overwrite()
 
 
-def expects_kernels(device: torch.device, dtype: torch.dtype, values: int) -> bool:
-    """Whether the kernels will work on the tokens of a forward, as far as can be told before it. values: of the video's
-    tokens."""
+def expects_kernels(blocks: Iterable[Any], device: torch.device, dtype: torch.dtype, values: int) -> bool:
+    """Whether the kernels will work on the tokens of a forward, as far as can be told before it: what torch.compile, or
+    a patch of another node, will make of it is not known.
+
+    blocks: of a transformer. values: of the video's tokens.
+    """
     names = (NORM, RESIDUAL, RESIDUAL_NORM, ROTATION)
     failed = any((name, device, dtype) in _WITHOUT for name in names)
-    return device.type == "cuda" and dtype in _FLOATS and values >= LEAST_VALUES and _has_triton() and not failed
+    possible = device.type == "cuda" and dtype in _FLOATS and values >= LEAST_VALUES and _has_triton() and not failed
+    return possible and all(map(_suits_kernels, blocks))
+
+
+def _suits_kernels(block: Any) -> bool:
+    """Whether a block's layers are those that the kernels stand for."""
+    attn, norms = block.attn1, (block.norm1.norm, block.norm2.norm, block.attn1.norm_q, block.attn1.norm_k)
+    dim, width = block.norm1.norm.normalized_shape[0], attn.norm_q.normalized_shape[0]
+    return all(map(_has_affine, norms)) and dim <= _MOST_WIDTH and _is_head_width(width) and _has_tanh_gelu(block.ff)
+
+
+def _is_head_width(width: int) -> bool:
+    return width >= 16 and not width & (width - 1)
+
+
+def _has_tanh_gelu(ff: FeedForward) -> bool:
+    """Whether nothing but the modules' own classes says what calling `ff` does, and its activation is the tanh gelu."""
+    first: Any = ff.net[0]
+    return type(first) is GELU and first.approximate == "tanh" and not _is_hooked(ff, first)
 
 
 @cache
@@ -155,7 +176,7 @@ def feed_forward(ff: FeedForward, tokens: torch.Tensor) -> torch.Tensor:
     """`ff` of tokens [B, N, D], with the gelu where the product's kernel has the value in its registers, or else in
     place: there are four times as many values as in the tokens."""
     first: Any = ff.net[0]
-    if not use_kernels(tokens) or type(first) is not GELU or first.approximate != "tanh" or _is_hooked(ff, first):
+    if not use_kernels(tokens) or not _has_tanh_gelu(ff):
         return ff(tokens)
     hidden = _projected_with_gelu(first.proj, tokens)
     if hidden is None:
@@ -198,7 +219,7 @@ def _heads_fit(norm_q: Any, norm_k: Any, query: torch.Tensor, key: torch.Tensor,
         return False
     if query.dtype not in _FLOATS or key.dtype != query.dtype or key.shape != query.shape:
         return False
-    if width < 16 or width & (width - 1) or not (query.is_contiguous() and key.is_contiguous()):
+    if not _is_head_width(width) or not (query.is_contiguous() and key.is_contiguous()):
         return False
     if rotary is None:
         return True

@@ -120,6 +120,7 @@ def _nodes(example: Example) -> list[Node]:
 
 
 def picture(name: str, title: str) -> Node:
+    """Load Image with the picture that every ComfyUI has."""
     return Node(name, "LoadImage", {"image": "example.png"}, {}, title, 340, later=True)
 
 
@@ -132,4 +133,5 @@ def first_frames(settings: Settings) -> dict[str, dict[str, object]]:
 
 
 def texts(positive: str, *more: str) -> dict[str, dict[str, object]]:
+    """The widgets of the prompt, and of the nodes called `more` with the same text."""
     return {name: {"text": positive} for name in ("positive", *more)}

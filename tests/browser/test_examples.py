@@ -194,9 +194,9 @@ def test_queue_button_runs_the_others(frontend: Frontend, name: str) -> None:
     assert frontend.console == []
 
 
-def test_examples_are_offered_as_templates(one_page: Frontend, comfyui: Server, request: pytest.FixtureRequest) -> None:
-    # Where users look for examples: Templates > Extensions. A picture in a wrong place or format shows as a blank. To
-    # scroll is left to the long tier: those below have their pictures from the server in the same way.
+@pytest.mark.parametrize("scrolled", [False, pytest.param(True, marks=pytest.mark.long)], ids=["first", "all"])
+def test_examples_are_offered_as_templates(one_page: Frontend, comfyui: Server, scrolled: bool) -> None:
+    # Where users look for examples: Templates > Extensions. A picture in a wrong place or format shows as a blank.
     assert sorted(json.loads(fetch(f"{comfyui.url}/api/workflow_templates"))[PACK_NAME]) == sorted(SAVED)
     page = one_page.page
     one_page.page.evaluate("() => app.graph.clear()")
@@ -210,7 +210,7 @@ def test_examples_are_offered_as_templates(one_page: Frontend, comfyui: Server, 
     for name in SAVED:
         picture = fetch(f"{comfyui.url}/api/workflow_templates/{PACK_NAME}/{quote(name)}.jpg")
         assert picture == (FOLDER / f"{name}.jpg").read_bytes()
-    looked_at = [*SAVED] if request.config.getoption("tier") == "long" else [*SAVED][: len(shown)]
+    looked_at = [*SAVED] if scrolled else [*SAVED][: len(shown)]
     for name in looked_at:
         card = page.get_by_test_id(f"template-workflow-{name}")
         for _ in range(20):

@@ -62,6 +62,11 @@ def test_notices_are_on_the_page(one_page: Frontend, comfyui: Server) -> None:
         if left:
             page.locator(".p-toast-close-button").first.click()
     assert page.evaluate("() => window.hacked") is None
+    page.unroute(f"**/api{ROUTE}")
+    with page.expect_response(f"**/api{ROUTE}"):
+        page.reload(wait_until="domcontentloaded")
+    page.wait_for_timeout(500)
+    expect(page.locator(".p-toast-message")).to_have_count(0)
     assert one_page.console == []
 
 

@@ -132,7 +132,7 @@ def test_short_control_video(control: Task) -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "known"), long_but_one_in(4, tuple(RUNS), ("nothing", "start", "start and end", "region"))
+    ("run", "known"), long_but_one_in(4, tuple(RUNS), ("nothing", "region", "start", "start and end"))
 )
 def test_inpaint_equals_its_formula(inpaint: Task, run: str, known: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The masked video is black where it is inpainted, the mask is 1 where it is known, both scaled; on diffusers'

@@ -17,7 +17,10 @@ from cogvideox.tests.tiers import long_after, long_but_one_in
 pytestmark = pytest.mark.usefixtures("inference")
 
 
-@pytest.fixture(params=long_after(1, ("5b", "2b", "1.5-5B")))
+VARIANTS = ("5b", "2b", "1.5-5B")
+
+
+@pytest.fixture(params=long_after(1, VARIANTS))
 def task(request: pytest.FixtureRequest, tiny_pipelines: dict[str, Path]) -> Task:
     return task_of(tiny_pipelines[request.param])
 
@@ -46,6 +49,7 @@ def with_rescale(task: Task, monkeypatch: pytest.MonkeyPatch, sampler: str, resc
     return task.reference("CogVideoXPipeline", sampler, num_inference_steps=6, **given)
 
 
+@pytest.mark.parametrize("task", VARIANTS, indirect=True)
 @pytest.mark.parametrize(("sampler", "dynamic_cfg"), long_but_one_in(2, ("ddim", "dpm"), (True, False)))
 def test_rescale_is_diffusers(task: Task, sampler: str, dynamic_cfg: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deviation over the wrong dimensions, or of x0 instead of v, gives another contrast. Even counts of latents: an

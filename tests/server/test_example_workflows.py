@@ -44,18 +44,20 @@ def schemas(comfyui) -> dict:
     return client.object_info(comfyui.url)
 
 
+@pytest.mark.parametrize(
+    "in_few_steps", [True, pytest.param(False, marks=pytest.mark.long)], ids=["few steps", "all steps"]
+)
 @pytest.mark.parametrize("name", RUNS)
-def test_example_runs(comfyui, schemas, request, name):
-    """What everybody opens first: each must run as it is, and make a video of the size and speed that it shows. All
-    steps of those after the first one are made in the long tier."""
-    is_long = request.config.getoption("tier") == "long"
+def test_example_runs(comfyui, schemas, name, in_few_steps):
+    """What everybody opens first: each must run, and make a video of the size and speed that it shows. in_few_steps:
+    all but the first example, and the first clips of a training are shorter."""
     api = convert_to_api(SAVED[name], schemas)
     for node in api.values():
         if node["class_type"] == "CogVideoXTrainLora":
-            node["inputs"]["steps"] = 3  # the browser's tests train to the end
-        elif node["class_type"] in SAMPLERS and name != RUNS[0].values[0] and not is_long:
+            node["inputs"]["steps"] = 3  # the browser's tests of the long tier train to the end
+        elif node["class_type"] in SAMPLERS and name != RUNS[0].values[0] and in_few_steps:
             node["inputs"]["steps"] = 5
-        elif node["class_type"] == "CogVideoXTrainingClips" and not is_long:
+        elif node["class_type"] == "CogVideoXTrainingClips" and in_few_steps:
             node["inputs"]["frames"] = 9
     result = comfyui.run(api)
     assert result.error is None, str(result.error)

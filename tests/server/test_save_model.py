@@ -64,6 +64,7 @@ ALWAYS = {
     ("int8", True, "as loaded"),
     ("GGUF", True, "int8"),
 }
+assert ALWAYS <= BOUNDS.keys()
 CASES = [
     pytest.param(*case, marks=[*([needs_int8] if "int8" in case else []), *([pytest.mark.long] * (case not in ALWAYS))])
     for case in BOUNDS

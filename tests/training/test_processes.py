@@ -34,7 +34,7 @@ def start(count: int, function: str, *arguments: Path) -> str:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"OMP_NUM_THREADS": 1, "ACCELERATE_USE_CPU": "true"}
+    shared |= {"ACCELERATE_USE_CPU": "true"}
     with ExitStack() as stack:
         workers = []
         for rank in range(count):
