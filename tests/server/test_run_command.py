@@ -53,8 +53,8 @@ def test_two_clips_and_a_kill_after_the_first(comfyui, tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     results = [json.loads(line) for line in made.stdout.splitlines()]
     assert results[0] == first and (out / "001.mp4").stat().st_mtime_ns == before.st_mtime_ns
-    # the last step may end before it is asked for
-    assert "is there already" in made.stderr and re.search(r"step \d+ of 12", made.stderr), made.stderr
+    # No step need be shown: the server goes on with the second clip while nobody asks, and may have made it.
+    assert "is there already" in made.stderr and "2 of 2" in made.stderr, made.stderr
     assert not re.search(r"step \d+ of 3\b", made.stderr), made.stderr
     settings = results[1]["settings"]
     assert (settings["seed"], settings["steps"], settings["loras"]) == (5, 12, [["CogVideoX-nano pink", 0.5]])
