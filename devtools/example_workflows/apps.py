@@ -61,7 +61,7 @@ def image_to_video_app() -> Example:
         title="Image to video as an app",
         app=(
             ("chosen", "switch", "Use your own picture"),
-            ("own", "image", "Your picture, used where the switch is on"),
+            ("own", "image", "Your own picture"),
             _PROMPT,
             _CHECKPOINT,
             *_size("start"),

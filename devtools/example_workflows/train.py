@@ -23,8 +23,8 @@ write its name into *CogVideoX Training Clips*. For image to video switch *image
 on a model with *Load CogVideoX LoRA*.
 """
 TRAIN_LORA = f"""\
-The toy was not trained on anything pink. **Run** teaches it from 16 clips, in less than a minute, and samples a pink \
-star.
+The toy was not trained on anything pink. **Run** teaches it from 16 clips, which takes a processor one to four \
+minutes, and samples a pink star.
 
 {YOUR_OWN}"""
 
