@@ -34,7 +34,10 @@ def serve_opened_graph() -> None:
         return web.Response(status=404) if shown is None else web.json_response(shown)
 
     async def post_missing(request: Any) -> Any:
-        body = await request.content.read(MAX_BYTES + 1)
+        body = b""
+        # A read gives what has arrived, which may be a part.
+        while len(body) <= MAX_BYTES and (part := await request.content.read(MAX_BYTES + 1 - len(body))):
+            body += part
         return web.json_response(sentences(body, partial(localized_for, request)))
 
     # Posted, not got: ComfyUI's temporary folder gets the example's picture. Only the pack's own example is read.
