@@ -4,7 +4,6 @@ Nothing is computed, so that official sizes take seconds on any machine. Outside
 a card waits for memory: what these move is the time that can be saved.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,14 +39,13 @@ class Counting(TorchDispatchMode):
 
     def __init__(self, weights: Iterable[torch.Tensor]) -> None:
         super().__init__()
-        self.bytes: Counter[str] = Counter()
-        self.kernels: Counter[str] = Counter()
+        self.moved_bytes = self.kernels = 0
         self._weights = {_storage_id(weight) for weight in weights}
 
-    def launch(self, name: str, read: Iterable[torch.Tensor], written: Iterable[torch.Tensor]) -> None:
+    def launch(self, read: Iterable[torch.Tensor], written: Iterable[torch.Tensor]) -> None:
         """Count a kernel of one pass; torch's own operations are counted by themselves."""
-        self.kernels[name] += 1
-        self.bytes[name] += sum(map(_moved, (*read, *written)))
+        self.kernels += 1
+        self.moved_bytes += sum(map(_moved, (*read, *written)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -57,8 +55,8 @@ class Counting(TorchDispatchMode):
             given = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, torch.Tensor) and x.is_meta]
             read = [x for x in given if _storage_id(x) not in self._weights]
             if name == "native_layer_norm" and not args[0].is_contiguous():  # torch makes a copy first
-                self.launch("copy for a norm", [args[0]], [args[0]])
-            self.launch(name, read, made)
+                self.launch([args[0]], [args[0]])
+            self.launch(read, made)
         return out
 
 
@@ -74,12 +72,7 @@ def count_traffic(
             forward()
         with PeakBytes(without=weights) as held, Counting(weights) as counting, stand_ins(counting):
             forward()
-    return Traffic(
-        counting.bytes.total(),
-        counting.kernels.total(),
-        held.peak,
-        flops.get_total_flops(),
-    )
+    return Traffic(counting.moved_bytes, counting.kernels, held.peak, flops.get_total_flops())
 
 
 def _flop_counter() -> FlopCounterMode:
