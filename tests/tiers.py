@@ -17,9 +17,12 @@ ALL = ()  # in SLOW: the whole file
 # exist. A fast run names the tests that belong here.
 SLOW: dict[str, tuple[str, ...]] = {
     "devtools/run/test_run_clips.py": ("test_own_server_lists_what_another_comfyui_has",),
+    "devtools/run/test_run_plan.py": ("test_server_that_is_none_is_told_so",),
     "devtools/run/test_run_values.py": (
         "test_names_that_are_no_text_are_kept",
         "test_record_that_is_none_is_somebody_elses",
+        "test_results_are_written_through_links",
+        "test_the_longest_out_can_be_written",
     ),
     "devtools/run/test_run_work.py": (
         "test_ended_run_is_ended_on_the_server_too",
@@ -32,6 +35,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "devtools/test_overlay.py": ("test_pip_leaves_the_shared_packages_alone",),
     "devtools/test_process.py": (
         "test_long_step_shows_that_it_is_alive",
+        "test_process_that_ignores_the_request_to_end_is_killed",
         "test_progress_has_no_blank_lines",
     ),
     "devtools/test_server.py": (
@@ -40,6 +44,8 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "devtools/test_workflow.py": ("test_agrees_with_comfy_cli",),
     "devtools/test_wrapper_folder.py": ("test_whatever_the_file_is",),
+    "host/test_memory_rules.py": ("test_the_same_layers_stay",),
+    "host/test_model_tree.py": ("test_two_transformers_in_one_folder",),
     "host/test_optional_packages.py": ("test_models_load_whatever_diffusers_would_import_besides",),
     "host/test_patches.py": ("test_a_run_leaves_the_process_as_it_was",),
     "host/test_previews.py": ("test_flipbook_plays_every_frame_in_turn_until_dropped",),
@@ -51,14 +57,20 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "migration/test_huge_workflows.py": ALL,
     "model_loaders/downloads/test_fetch.py": (
+        "test_a_file_that_changed_on_the_hub_is_not_mixed",
         "test_a_killed_process_keeps_what_it_downloaded",
+        "test_a_server_that_stays_broken_is_left_with_what_there_is",
+        "test_offline_says_what_to_put_where",
         "test_two_downloads_into_one_folder",
     ),
     "model_loaders/files/test_costly_files.py": ("test_many_tensors_are_taken",),
     "model_loaders/files/test_counted_files.py": ("test_zip_files_whose_end_lies",),
     "model_loaders/files/test_fuzz.py": ALL,
     "model_loaders/files/test_layouts.py": ("test_renamed_files_are_the_same",),
-    "model_loaders/files/test_official_sizes.py": ("test_a_whole_model_is_mapped_not_read",),
+    "model_loaders/files/test_official_sizes.py": (
+        "test_a_whole_model_is_mapped_not_read",
+        "test_transformer_in_a_torch_file",
+    ),
     "model_loaders/files/test_wrong_contents.py": ALL,
     "model_loaders/lora/test_costly_loras.py": ("test_the_most_patterns_that_are_read",),
     "model_loaders/test_config_limits.py": ("test_false_blocks",),
@@ -67,9 +79,11 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_vae",
     ),
     "model_loaders/test_forecast.py": (
+        "test_a_larger_card_streams_less",
         "test_a_leaner_mode_holds_more_in_main_memory",
         "test_an_h100_took_as_much",
         "test_eight_bits_are_counted_as_they_are_loaded",
+        "test_the_advice_leaves_less_to_stream",
         "test_the_disk_is_at_most_the_download",
         "test_the_step_is_what_its_tensors_take",
         "test_the_vae_takes_that_mode",
@@ -131,14 +145,18 @@ SLOW: dict[str, tuple[str, ...]] = {
     "samplers/test_fun.py": (
         "test_control_at_another_size",
         "test_control_strength_and_range",
+        "test_inpaint_keeps_the_latents_themselves",
         "test_inpaint_noise_spares_what_is_masked",
+        "test_short_control_video",
     ),
     "samplers/test_image_to_video.py": (
+        "test_clips_chained_from_their_last_frames",
         "test_image_scale_is_an_option",
         "test_other_configurations",
     ),
     "samplers/test_inversion.py": (
         "test_following_a_batch",
+        "test_interrupted_run_leaves_nothing",
         "test_part_of_the_run",
         "test_stock_sampler_follows",
         "test_way_back_leads_to_the_video",
@@ -172,9 +190,15 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "sockets/test_control.py": (
         "test_no_tensor_is_left_on_the_wrong_device",
+        "test_run_in_context_windows",
+        "test_strength_zero_changes_nothing",
         "test_two_control_nets_equal_the_reference",
     ),
     "sockets/test_devices.py": ("test_no_tensor_is_left_on_the_wrong_device",),
+    "sockets/test_model.py": (
+        "test_easy_cache_and_context_windows",
+        "test_stock_euler_equals_our_ddim",
+    ),
     "sockets/test_model_memory.py": ("test_estimate_covers_the_peak",),
     "sockets/test_recommended.py": (
         "test_a_part_of_a_run_is_no_run_of_few_steps",
@@ -198,17 +222,25 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "test_start.py": ALL,
     "test_types.py": ("test_the_type_checker_finds_no_errors",),
+    "training/test_costly_clips.py": ("test_long_lists_are_taken",),
     "training/test_dataset.py": ALL,
     "training/test_dataset_clips.py": ("test_a_table_of_many_columns",),
     "training/test_loop.py": ("test_killed_training_ends_in_the_same_lora",),
+    "training/test_lora_training.py": ("test_base_of_every_precision_trains",),
     "training/test_processes.py": ALL,
     "training/test_recipe.py": ALL,
     "training/test_two_drivers.py": (
         "test_drivers_refuse_the_same_differences",
         "test_either_driver_goes_on_with_the_others_training",
     ),
-    "training/test_wrong_datasets.py": ("test_pngs",),
-    "transformer/test_traffic.py": ("test_the_same_is_computed",),
+    "training/test_wrong_datasets.py": (
+        "test_boxes_of_clips",
+        "test_pngs",
+    ),
+    "transformer/test_traffic.py": (
+        "test_no_pass_more_than_needed",
+        "test_the_same_is_computed",
+    ),
     "vae/test_compiled.py": ALL,
     "vae/test_memory.py": ALL,
     "vae/test_memory_modes.py": ("test_comfyui_is_asked_for_what_the_mode_needs",),
@@ -225,7 +257,9 @@ SLOW: dict[str, tuple[str, ...]] = {
     "vae/test_tiny_decoder.py": (
         "test_even_counts_are_those_of_the_exact_decoder",
         "test_node_lays_a_batch_end_to_end",
+        "test_one_frame_a_latent",
         "test_room_that_a_draft_asks_for",
+        "test_what_is_no_taecvx_is_refused_with_its_name",
     ),
 }
 
