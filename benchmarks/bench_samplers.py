@@ -15,11 +15,6 @@ from cogvideox.benchmarks.common import Table, arguments, report, use_comfyui
 from cogvideox.host.toy import WEIGHTS
 from cogvideox.nano import paint, score
 
-CALLS_PER_STEP = {
-    2: "heun exp_heun_2_x0 exp_heun_2_x0_sde dpm_2 dpm_2_ancestral dpmpp_2s_ancestral dpmpp_2s_ancestral_cfg_pp "
-    "dpmpp_sde seeds_2 sa_solver_pece",
-    3: "heunpp2 seeds_3",
-}
 GOAL = 10  # points below ddim at the same number of calls
 REFUSED = "refused"
 PIXELS, FRAMES = 64, 17  # of CogVideoX-nano's clips
@@ -113,7 +108,9 @@ class Bench:
         """Points, 0 .. 100, and calls of the model for each clip."""
         import comfy.samplers
 
-        per_step = next((calls for calls, names in CALLS_PER_STEP.items() if sampler in names.split()), 1)
+        from cogvideox.samplers.stock_samplers import CALLS_PER_STEP
+
+        per_step = CALLS_PER_STEP.get(sampler, 1)
         cfg = self.options.cfg_pp if sampler.endswith("cfg_pp") else self.options.cfg
         model = self.pipeline.model
         run = comfy.samplers.KSampler(model, self.options.calls // per_step, "cpu", sampler, scheduler, 1.0)

@@ -31,6 +31,7 @@ from .opened_graph import serve_opened_graph
 from .replacing import register_replacements
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
+from .step_cache import CogVideoXStepCache
 from .text import CogVideoXEncodeText
 from .timesteps import CogVideoXTimesteps
 from .train import CogVideoXSaveTrainedLora, CogVideoXTrainLora
@@ -64,6 +65,7 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXTimesteps,
     CogVideoXNoise,
     CogVideoXDynamicCFG,
+    CogVideoXStepCache,
     CogVideoXContextWindows,
     CogVideoXPositions,
     CogVideoXInvert,

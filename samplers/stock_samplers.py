@@ -37,6 +37,15 @@ HIGHEST_SIGMA = 1e6  # the squares of larger ones leave fp32's range soon
 CHOOSE_SIGMAS = frozenset(("dpm_fast", "dpm_adaptive"))
 # Only these can also run from low to high noise levels: they are of first order and draw no noise.
 REVERSIBLE = frozenset(("euler", "our ddim"))
+# They ask the model several times a step.
+CALLS_PER_STEP = {
+    **dict.fromkeys(
+        "heun exp_heun_2_x0 exp_heun_2_x0_sde dpm_2 dpm_2_ancestral dpmpp_2s_ancestral dpmpp_2s_ancestral_cfg_pp "
+        "dpmpp_sde dpmpp_2m_sde_heun seeds_2 sa_solver_pece".split(),
+        2,
+    ),
+    **dict.fromkeys(("heunpp2", "seeds_3"), 3),
+}
 # Functions whose names are not `sample_` and the name in ComfyUI's list.
 _OTHER_NAMES = {
     "dpm_fast_function": "dpm_fast",
@@ -144,6 +153,16 @@ def _check_falling(sigmas: torch.Tensor) -> None:
             "sigmas; it is for flow models.)",
             advice="choose a scheduler",
         )
+
+
+def asks_once_a_step(sampler: comfy.samplers.Sampler) -> bool:
+    """Whether a sampler, or the one in what with_first_order_steps has made of it, asks the model once a step, at the
+    step's beginning; true for one of another pack, of which nothing is known."""
+    function: Any = getattr(sampler, "sampler_function", None)
+    if isinstance(function, partial) and function.func is _sample_in_parts:
+        sampler = comfy.samplers.KSAMPLER(function.args[0])
+    name = known_name(sampler)
+    return name not in CALLS_PER_STEP and name not in CHOOSE_SIGMAS
 
 
 def with_first_order_steps(sampler: comfy.samplers.Sampler, sigmas: torch.Tensor) -> comfy.samplers.Sampler:

@@ -77,6 +77,7 @@ CONTRACT = {
     ),
     "CogVideoXNoise": ([SEED], ["NOISE"]),
     "CogVideoXDynamicCFG": ([("model", "MODEL", None), STEPS, CFG], ["MODEL"]),
+    "CogVideoXStepCache": ([("model", "MODEL", None), ("deviation", "FLOAT", 0.003)], ["MODEL"]),
     "CogVideoXContextWindows": (
         [
             ("model", "MODEL", None),
