@@ -333,15 +333,15 @@ def register_layout(name: str, layout: type) -> None:
 
 @contextmanager
 def training_switches() -> Iterator[None]:
-    """While this lasts ComfyUI uses no kernels without gradients and does not cancel a run in the middle of a step."""
+    """While this lasts ComfyUI uses no kernels without gradients and does not cancel a run by itself."""
     was_training = getattr(mm, "in_training", False)  # versions of ComfyUI without it have no such kernels
     every_op = getattr(comfy.ops, "run_every_op", None)
     try:
         # comfy.ldm.flux.math.apply_rope1, among others, takes torch's operations then in place of a fused kernel.
         mm.in_training = True
         if every_op:
-            # Every layer calls it, and it raises once the user has cancelled. A training has to end its step first: a
-            # checkpoint of half a step could not be resumed.
+            # Every layer calls it, and it raises once the user has cancelled. A training has to write a checkpoint of
+            # its complete steps first.
             comfy.ops.run_every_op = lambda: None
         yield
     finally:

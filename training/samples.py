@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..samplers.checks import check_conditioning, check_latent, check_size
 from ..samplers.conditioning import image_scale
 from . import cache
+from .batches import check_micro_batch
 from .config import TrainConfig
 from .objective import Sample, cogvideox_inside
 
@@ -41,6 +42,7 @@ def read_samples(
     latents: Sequence[dict],
     positive: Sequence[list],
     caption_dropout: float = TrainConfig.caption_dropout,
+    micro_batch_size: int = TrainConfig.micro_batch_size,
 ) -> Samples:
     """`latents` (LATENTs, each of one or more clips) and `positive` (CONDITIONINGs, one for all or one a clip) for
     training `model`, a MODEL of ours.
@@ -56,6 +58,8 @@ def read_samples(
             f"There are {len(clips)} clips in latents and {len(captions)} captions in positive: each clip needs its "
             "own caption, or all clips share one. Take both from the same dataset."
         )
+    for clip in clips:
+        check_micro_batch(clip["latents"].shape, micro_batch_size, "batch_size")
     entries = tuple(_entry(model, *both) for both in enumerate(zip(clips, captions), 1))
     digests = [(_digest_of_clip(entry), cache.digest_of({"text": entry["text"]})) for entry in entries]
     empty = next((latent["cogvideox_empty_text"] for latent in latents if "cogvideox_empty_text" in latent), None)
