@@ -62,10 +62,7 @@ def before_blocks(dit: torch.nn.Module, ask: Callable[[], object]) -> Iterator[N
         ask()
         video = args[1]
         if video.requires_grad:
-            video.register_hook(after)
-
-    def after(gradient: torch.Tensor) -> None:
-        ask()
+            video.register_hook(lambda _: ask())
 
     blocks: Any = dit.transformer_blocks
     handles = [block.register_forward_pre_hook(hook) for block in blocks]
