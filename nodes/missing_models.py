@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError
+from ..errors import UserError, shortened
 from ..host import folders
 from ..host.queued_workflow import bypassed_downloads
 from ..host.toy import LISTED, with_toy
@@ -121,7 +121,7 @@ def describe_missing(name: str, node_type: str, bypassed: frozenset[str]) -> str
     there and bypassed.
     """
     kind = _LOADERS.get(node_type)
-    return None if kind is None else _missing(name[:_MOST_LETTERS], KINDS[kind], bypassed).split("\n")[0]
+    return None if kind is None else _missing(shortened(name, _MOST_LETTERS), KINDS[kind], bypassed).split("\n")[0]
 
 
 def _missing(name: str, kind: Kind, bypassed: frozenset[str]) -> str:
