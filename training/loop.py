@@ -100,17 +100,15 @@ def train(
         log = _Log(folder / "log.csv", first) if accelerator.is_main_process else None
         done, saved, stops = first, first, False
         while done < config.max_steps and not stops:
-            rate = config.learning_rate * _schedule(config, done)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = _set_rate(optimizer, config, done)
             loss = _accumulate_gradients(accelerator, prepared, loss_of, config, done, callbacks.should_stop)
             if loss is not None:
                 accelerator.clip_grad_norm_(list(trained.values()), config.max_grad_norm)
                 optimizer.step()
                 done += 1
+                if average:
+                    average.update_parameters(torch.nn.ParameterList(trained.values()))
             optimizer.zero_grad()
-            if average and loss is not None:
-                average.update_parameters(torch.nn.ParameterList(trained.values()))
             if log and loss is not None:
                 log.write(done, loss, rate)
                 callbacks.on_step(done, loss)
@@ -168,6 +166,14 @@ def _accumulate_gradients(
             "look for a broken clip in the dataset."
         )
     return mean_loss
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> float:
+    """Give the optimizer its learning rate at `step`, and return it."""
+    rate = config.learning_rate * _schedule(config, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def _schedule(config: TrainConfig, step: int) -> float:
