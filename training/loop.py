@@ -81,8 +81,7 @@ def train(
     settings: all that decides the result, kept with each checkpoint; by default that of `config`.
     optimizer_of(model, config): whose state by parameter is a count "step" and tensors of the parameter's shape.
 
-    Returns the trained parameters by name, averaged where the config says so. A step that a stop has interrupted leaves
-    nothing behind: a resumed training runs it again from its first micro batch.
+    Returns the trained parameters by name, averaged where the config says so. A stop drops the step under way.
 
     Raises UserError where the batch does not divide among the processes, the loss is NaN or Inf, or a checkpoint cannot
     be written, or was made with other settings.
