@@ -10,11 +10,14 @@ import folder_paths
 
 from ..complete_file import remove_unfinished_below
 from ..errors import NameTakenError, UserError, quoted
-from .file_names import check_file_name
+from .file_names import MAX_PART_BYTES, check_file_name
 from .inside import is_inside
 from .placeholders import stand_in
 
 Written = TypeVar("Written")
+# In the numbers of files: as many as the largest seed has, for a prefix may end in one. After the longest prefix fewer,
+# so that one more, a suffix and what an unfinished file's name has besides stay below 255 bytes.
+_SEED_DIGITS, _MOST_DIGITS = 20, 13
 
 
 def check_output_prefix(prefix: str, example: str = "loras/cogvideox") -> str:
@@ -51,9 +54,11 @@ def new_output_path(prefix: str, suffix: str, example: str = "loras/cogvideox") 
 def numbered_path(folder: Path, stem: str, suffix: str) -> Path:
     """`<folder>/<stem>_00001<suffix>` with the number after the highest that a file of that stem has.
 
-    The same as in folder_paths.get_save_image_path of ComfyUI. Raises OSError where the folder cannot be read.
+    The same as in folder_paths.get_save_image_path of ComfyUI, but for longer numbers than seeds are, and those beyond
+    which a name would not fit: they count as part of another name. Raises OSError where the folder cannot be read.
     """
-    number_of = re.compile(re.escape(os.path.normcase(stem)) + r"_(\d+)(?:[_.]|\Z)")
+    digits = min(_SEED_DIGITS, MAX_PART_BYTES + _MOST_DIGITS - len(os.fsencode(stem)))
+    number_of = re.compile(re.escape(os.path.normcase(stem)) + rf"_([0-9]{{1,{digits}}})(?:[_.]|\Z)")
     there = os.listdir(folder) if folder.is_dir() else []
     numbers = [int(match[1]) for name in there if (match := number_of.match(os.path.normcase(name)))]
     number = max(numbers, default=0) + 1

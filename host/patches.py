@@ -76,7 +76,7 @@ from .messages import (
     show_refusal,
 )
 from .protocols import LatentFormat
-from .queue_errors import in_words, own_messages, refused, reported_once
+from .queue_errors import in_words, is_link, own_messages, refused, reported_once
 
 # The frontend falls back to the folder's name, not to English, where a locale has no entry (st in src/i18n.ts).
 _FRONTEND_LOCALES = ("en", "zh", "zh-TW", "ru", "ja", "ko", "fr", "es", "ar", "tr", "pt-BR", "fa", "he")
@@ -200,13 +200,15 @@ def wrap_previewer(
 
 
 def wrap_validation(
-    node_ids: Collection[str], find_converted: Callable[[str, Any], dict[str, str]] = lambda node_id, given: {}
+    node_ids: Collection[str],
+    find_converted: Callable[[str, Any, Callable[[Any], bool]], dict[str, str]] = lambda node_id, given, is_link: {},
 ) -> None:
     """Report what the checks of these nodes find once, where ComfyUI repeats it for each of their inputs, and what they
     cannot find, since ComfyUI converts a typed value before it asks them.
 
     ComfyUI calls a node's validate_inputs once for all inputs that it names, and has no way to be told which of them
-    was wrong. find_converted: (node id, inputs in the prompt) -> messages by input.
+    was wrong. find_converted: (node id, inputs in the prompt, whether a value is a link) -> messages by input. ComfyUI
+    does not get to see these inputs: it takes null for what is not known yet, and fails on a list that is no link.
     """
     # In a script no prompt is queued: importing ComfyUI's server for this would take seconds.
     execution = sys.modules.get("execution")
@@ -220,8 +222,14 @@ def wrap_validation(
             is_new = node not in (argument(args, kwargs, 3, "validated") or ())
             if not is_new or (class_type := prompt[node]["class_type"]) not in node_ids:
                 return await original(*args, **kwargs)
-            converted = find_converted(class_type, prompt[node]["inputs"])
-            result = refused(await original(*args, **kwargs), converted)
+            given = prompt[node]["inputs"]
+            classes = execution.nodes.NODE_CLASS_MAPPINGS
+            converted = find_converted(class_type, given, lambda value: is_link(value, prompt, classes))
+            before = [(name, given.pop(name)) for name in converted]
+            try:
+                result = refused(await original(*args, **kwargs), converted)
+            finally:
+                given.update(before)
             if converted:
                 argument(args, kwargs, 3, "validated")[node] = result
             # ComfyUI keeps the same list for nodes that come later.
@@ -333,15 +341,15 @@ def register_layout(name: str, layout: type) -> None:
 
 @contextmanager
 def training_switches() -> Iterator[None]:
-    """While this lasts ComfyUI uses no kernels without gradients and does not cancel a run in the middle of a step."""
+    """While this lasts ComfyUI uses no kernels without gradients and does not cancel a run by itself."""
     was_training = getattr(mm, "in_training", False)  # versions of ComfyUI without it have no such kernels
     every_op = getattr(comfy.ops, "run_every_op", None)
     try:
         # comfy.ldm.flux.math.apply_rope1, among others, takes torch's operations then in place of a fused kernel.
         mm.in_training = True
         if every_op:
-            # Every layer calls it, and it raises once the user has cancelled. A training has to end its step first: a
-            # checkpoint of half a step could not be resumed.
+            # Every layer calls it, and it raises once the user has cancelled. A training has to write a checkpoint of
+            # its complete steps first.
             comfy.ops.run_every_op = lambda: None
         yield
     finally:

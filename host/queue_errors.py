@@ -1,6 +1,6 @@
 """What ComfyUI reports about a prompt that cannot be queued."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Result = tuple[
@@ -36,12 +36,24 @@ def naming_input(message: str, name: str, names: Sequence[str]) -> str:
     return message if is_clear else f"{name}: {message}"
 
 
+def is_link(value: Any, prompt: Mapping[str, Any], classes: Mapping[str, Any]) -> bool:
+    """Whether `value` of a node's input in a prompt is a link, [node, number of its output], to an output that is
+    there. ComfyUI takes each list for one, and fails on others with the text of Python's error alone.
+
+    classes: ComfyUI's node classes by their ids.
+    """
+    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int):
+        return False
+    node = classes.get(prompt[value[0]]["class_type"]) if value[0] in prompt else None
+    return node is not None and 0 <= value[1] < len(node.RETURN_TYPES)
+
+
 def refused(result: Result, messages: Mapping[str, str]) -> Result:
     """ComfyUI's result of a node's validation, with the `messages` about its inputs, by their names, as of the node's
-    own checks, in the place of what these say of the same inputs."""
+    own checks, in the place of what ComfyUI says of the same inputs."""
     if not messages:
         return result
-    others = [error for error in result[1] if not (_input_and_message(error)[1] or "").startswith(_starts(messages))]
+    others = [error for error in result[1] if _input_and_message(error)[0] not in messages]
     errors = [
         {
             "type": _CUSTOM,
@@ -52,10 +64,6 @@ def refused(result: Result, messages: Mapping[str, str]) -> Result:
         for name, message in messages.items()
     ]
     return False, [*others, *errors], result[2]
-
-
-def _starts(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"{name}{end}" for name in names for end in (" ", ": "))
 
 
 def own_messages(errors: list[dict[str, Any]]) -> list[str]:

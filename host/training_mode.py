@@ -22,7 +22,7 @@ def training_mode() -> Iterator[None]:
     """Gradients inside a node, which ComfyUI runs in inference mode, and ComfyUI's kernels without gradients switched
     off.
 
-    Cancel raises nothing meanwhile: a training asks is_interrupted between its steps.
+    Cancel raises nothing meanwhile: a training asks is_interrupted itself.
     """
     try:
         with torch.inference_mode(False), torch.enable_grad(), training_switches():

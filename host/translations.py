@@ -4,14 +4,15 @@ Messages are raised and shown in plain English. A catalogue, locales/zh/messages
 named placeholders, and its translation with the same ones. A text is translated where it is shown, and stays English
 where the catalogue has nothing for it: the message of a library, or one that another version of the pack has left.
 
-A text may hold anything, such as names from a stranger's file. Nothing here is a regular expression: a template's
-constant parts are looked for from left to right, so that a template costs as much as reading the text once, and how
-many are tried for one text is limited.
+A text may hold anything, such as names from a stranger's file. What stands in quotation marks is not looked into. No
+template is a regular expression: its constant parts are looked for from left to right, so that a template costs as much
+as reading the text once, and how many are tried for one text is limited.
 """
 
 import functools
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
@@ -28,7 +29,11 @@ _FEW_LETTERS, _SOME_LETTERS = 4, 9  # in the constant parts of a template: fewer
 _NO_WORDS, _NO_PHRASES = (" ",), (". ", ": ", "; ")  # what its values cannot hold then
 _LISTS = (("; ", "；"), (" and ", "，并且"), (", ", "，"))  # how parts are joined in English, and in the translation
 _WIDE_ENDS = "。！？；：，）”"  # no space follows these
-_OWN_TEXT = "quoted"  # how a placeholder's name begins whose value is a user's own text
+# The names of placeholders whose value is a user's own text.
+_OWN_TEXT = re.compile(r"quoted.*|(.*_)?(path|folder)(_name|_parent)?(_\d+)?")
+# As repr writes a text: no quotation mark of the same kind is inside without a backslash.
+_IN_QUOTES = re.compile(r"""(?<![^\s(\[{,:;=|])(["'])((?:\\.|(?!\1)[^\\\n])+)\1""")
+_MARKS = range(0xE000, 0xF900)  # letters that Unicode leaves to everybody
 
 
 class _Template(NamedTuple):
@@ -57,10 +62,14 @@ class _Template(NamedTuple):
 
 
 class Catalogue(NamedTuple):
-    """A language's templates. by_text: those without placeholders; others: with, the most specific first."""
+    """A language's templates. by_text: those without placeholders; others: with, the most specific first.
+
+    in_quotes: what stands in quotation marks in the templates themselves.
+    """
 
     by_text: dict[str, _Template]
     others: tuple[_Template, ...]
+    in_quotes: frozenset[str]
 
     def find(self, text: str, plain: bool = False) -> tuple[_Template, list[str]] | None:
         """The most specific template that has made `text`, and the values of its placeholders.
@@ -91,7 +100,24 @@ def translate_with(catalogue: Catalogue, text: str) -> str:
     """The same with a given catalogue. A text of more than 8,000 letters stays as it is."""
     if len(text) > _MAX_LETTERS:
         return text
-    return "\n".join(_line(_Translator(catalogue), line) for line in text.split("\n"))
+    hidden, names = _hide_quoted(text, catalogue.in_quotes)
+    return "\n".join(_line(_Translator(catalogue), line) for line in hidden.split("\n")).translate(names)
+
+
+def _hide_quoted(text: str, known: frozenset[str]) -> tuple[str, dict[int, str]]:
+    """`text` with one letter in the place of each name in quotation marks that is not `known`; what the letters stand
+    for, as str.translate takes it. A file may be called as a sentence of ours."""
+    there, names = set(text), dict[int, str]()
+    free = (mark for mark in _MARKS if chr(mark) not in there)
+
+    def hide(found: re.Match[str]) -> str:
+        mark = None if found[2] in known else next(free, None)
+        if mark is None:
+            return found[0]
+        names[mark] = found[2]
+        return f"{found[1]}{chr(mark)}{found[1]}"
+
+    return _IN_QUOTES.sub(hide, text), names
 
 
 @functools.cache
@@ -127,7 +153,10 @@ def make_catalogue(entries: dict[str, str | None]) -> Catalogue:
         (one for one in made if one.names and one.letters),
         key=lambda one: (-one.letters, -sum(map(len, one.constants))),
     )
-    return Catalogue({one.constants[0]: one for one in made if not one.names}, tuple(others))
+    in_quotes = frozenset(
+        found[2] for english in told for found in _IN_QUOTES.finditer(english.replace("{{", "{").replace("}}", "}"))
+    )
+    return Catalogue({one.constants[0]: one for one in made if not one.names}, tuple(others), in_quotes)
 
 
 def placeholders(template: str) -> tuple[tuple[str, str | None], ...]:
@@ -230,10 +259,10 @@ class _Translator:
 
     @staticmethod
     def _is_own(template: _Template, number: int) -> bool:
-        return template.names[number].startswith(_OWN_TEXT)
+        return _OWN_TEXT.fullmatch(template.names[number]) is not None
 
     def _value(self, name: str, text: str, depth: int) -> str:
-        if name.startswith(_OWN_TEXT) or not any(letter.isalpha() for letter in text):
+        if _OWN_TEXT.fullmatch(name) or not any(letter.isalpha() for letter in text):
             return text
         if ". " in text:
             return self.paragraph(text, depth)

@@ -191,43 +191,55 @@ def _check_limits(inputs: Inputs, values: Mapping[str, Any]) -> None:
         raise UserError(" ".join(filter(None, problems)))
 
 
-def converted_problems(nodes: Mapping[str, type[io.ComfyNode]], node_id: str, given: Any) -> dict[str, str]:
-    """What is wrong with typed values of a prompt that ComfyUI would turn into others without a word, by input.
+def converted_problems(
+    nodes: Mapping[str, type[io.ComfyNode]], node_id: str, given: Any, is_link: Callable[[Any], bool]
+) -> dict[str, str]:
+    """What is wrong with values of a prompt that are not of their input's kind, by input: ComfyUI would turn some of
+    them into others without a word, take null for a value that is not known yet, or say what only a programmer
+    understands.
 
     bool("false") is true, int(49.9) is 49 and str(null) is "None"; float("nan") is within all limits. A text that holds
-    a number, and a number for a text, are what they seem to be. nodes: by their ids. given: the node's inputs.
+    a number, and a number for a text, are what they seem to be. nodes: by their ids. given: the node's inputs. is_link:
+    whether one of them is a link to another node's output.
     """
     if not isinstance(given, Mapping):
         return {}
     inputs, _ = _limits(nodes[node_id])
-    found = {name: _converted_problem(entry, given[name]) for name, entry in inputs.items() if name in given}
+    typed = {name: given[name] for name in inputs if name in given and not is_link(given[name])}
+    found = {name: _typed_problem(inputs[name], value) for name, value in typed.items()}
     return {name: problem for name, problem in found.items() if problem is not None}
 
 
-def _converted_problem(entry: io.Input, value: Any) -> str | None:
-    if isinstance(value, list):  # a link
-        return None
+def _typed_problem(entry: io.Input, value: Any) -> str | None:
+    if not isinstance(entry, _WIDGETS):
+        # A script may send null for an optional input that is not connected.
+        is_absent = value is None and entry.optional
+        return None if is_absent else f"{entry.id} is {_shown(value)}: connect an output to it."
     if isinstance(value, dict) and "__value__" in value:  # as ComfyUI wraps a value that is a list
         value = value["__value__"]
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(entry, io.Boolean.Input):
-        is_changed = True
-    elif isinstance(entry, io.Int.Input):  # on NaN and infinity int() fails
-        is_changed = isinstance(value, bool) or (
-            isinstance(value, float) and math.isfinite(value) and not value.is_integer()
-        )
-    elif isinstance(entry, io.Float.Input):
-        is_changed = isinstance(value, bool) or _is_nan(value)
+    if isinstance(entry, io.Combo.Input):
+        if entry.default is None and not isinstance(value, str):  # a list of files
+            return f"{entry.id} is {_shown(value)}: choose one from the list."
+        is_wrong = not isinstance(value, str)  # that another text is not in the list is said elsewhere
+    elif isinstance(entry, io.Boolean.Input):
+        is_wrong = True
+    elif isinstance(entry, io.String.Input):
+        is_wrong = type(value) not in (str, int, float) or value in (math.inf, -math.inf) or value != value
+    elif isinstance(entry, io.Int.Input):
+        is_wrong = isinstance(value, bool) or _number(int, value) is None
+        is_wrong = is_wrong or (isinstance(value, float) and not value.is_integer())
     else:
-        is_changed = isinstance(entry, io.String.Input) and not is_number
-    return _limit_problem(entry, value) if is_changed else None
+        is_wrong = isinstance(value, bool) or _number(float, value) is None
+    return _limit_problem(entry, value) if is_wrong else None
 
 
-def _is_nan(value: Any) -> bool:
+def _number(convert: Callable[[Any], float], value: Any) -> float | None:
+    """`value` as ComfyUI converts it; None for NaN, and for what is no number of that kind."""
     try:
-        return math.isnan(float(value))
+        number = convert(value)
     except (TypeError, ValueError, OverflowError):
-        return False
+        return None
+    return None if number != number else number
 
 
 def _limit_problem(entry: io.Input, value: Any) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError
+from ..errors import UserError, shortened
 from ..host import folders
 from ..host.queued_workflow import bypassed_downloads
 from ..host.toy import LISTED, with_toy
@@ -13,6 +13,7 @@ from ..model_loaders.load_tiny_decoder import TINY_FOLDER
 
 _DOWNLOAD = "CogVideoX Download"
 _MOST_LETTERS = 100  # of a name in a message
+_ANOTHER, _OR_ANOTHER = "Choose another one from the list.", "Or choose another one from the list."
 
 
 class Kind(NamedTuple):
@@ -120,7 +121,7 @@ def describe_missing(name: str, node_type: str, bypassed: frozenset[str]) -> str
     there and bypassed.
     """
     kind = _LOADERS.get(node_type)
-    return None if kind is None else _missing(name[:_MOST_LETTERS], KINDS[kind], bypassed).split("\n")[0]
+    return None if kind is None else _missing(shortened(name, _MOST_LETTERS), KINDS[kind], bypassed).split("\n")[0]
 
 
 def _missing(name: str, kind: Kind, bypassed: frozenset[str]) -> str:
@@ -139,7 +140,7 @@ def _next_click(kind: Kind) -> str:
 def _download_of(name: str, kind: Kind, bypassed: frozenset[str]) -> str:
     """Where to get what has this name, and what else to do. bypassed: as for describe_missing."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    entry, another = _published(last), "Or choose another one from the list."
+    entry = _published(last)
     if entry is not None and kind.published:
         if entry.name in bypassed:
             step = f"Select {_DOWNLOAD}, press Ctrl+B, then Run ({entry.gigabytes:.0f} GB)."
@@ -147,15 +148,15 @@ def _download_of(name: str, kind: Kind, bypassed: frozenset[str]) -> str:
             step = (
                 f"Add the node {_DOWNLOAD}, choose {entry.name} and queue it ({entry.gigabytes:.0f} GB); then press R."
             )
-        return f"{step} {another}"
+        return f"{step} {_OR_ANOTHER}"
     file = find_file(last)
     if file is not None and file.directory == kind.categories[-1]:
         step = (
             f"Press View details and, under Missing Models, Download ({file.gigabytes:.1f} GB); move the file into "
             f"models/{file.directory} and press R."
         )
-        return "\n".join((f"{step} {another}", f"Its address is {file.url}."))
-    return f"Choose another one from the list. {_next_click(kind)}"
+        return "\n".join((f"{step} {_OR_ANOTHER}", f"Its address is {file.url}."))
+    return f"{_ANOTHER} {_next_click(kind)}"
 
 
 def _published(name: str) -> Repository | None:

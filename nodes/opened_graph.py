@@ -48,17 +48,24 @@ def serve_opened_graph() -> None:
 def sentences(body: bytes, told: Callable[[str], str]) -> list[str]:
     """What to do about each model that a graph names and no list has; nothing for what is no such question.
 
-    body: the JSON of {"models": [[node type, name], ...], "bypassed": [checkpoint, ...]}, the second of the nodes
-    CogVideoX Download that are bypassed. told: a text -> the same in the page's language.
+    body: the JSON of {"models": [[node type, name], ...], "bypassed": [checkpoint, ...], "more": how many models there
+    are besides}, the second of the nodes CogVideoX Download that are bypassed. Entries of another form are skipped.
+    told: a text -> the same in the page's language.
     """
     try:
         asked = json.loads(body[:MAX_BYTES])
-        bypassed = frozenset(filter(_is_text, asked["bypassed"]))
-        models = [(kind, name) for kind, name in asked["models"] if _is_text(kind) and _is_text(name)]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, RecursionError):
         return []
-    found = [describe_missing(name, kind, bypassed) for kind, name in models[:_MOST_MODELS]]
-    return [told(text) for text in dict.fromkeys(found) if text is not None]
+    asked = asked if isinstance(asked, dict) else {}
+    bypassed = frozenset(filter(_is_text, _list(asked.get("bypassed"))))
+    pairs = [pair for pair in _list(asked.get("models")) if len(_list(pair)) == 2 and all(map(_is_text, pair))]
+    found = [text for kind, name in pairs if (text := describe_missing(name, kind, bypassed)) is not None]
+    sentences, more = list(dict.fromkeys(found)), asked.get("more")
+    left_out = max(0, len(sentences) - _MOST_MODELS) + (more if type(more) is int and 0 < more < MAX_BYTES else 0)
+    sentences = sentences[:_MOST_MODELS]
+    if left_out and sentences:
+        sentences.append(f"And {left_out} more. Choose other models in these nodes as well.")
+    return [told(text) for text in sentences]
 
 
 def _shown(example: str | None) -> dict[str, Any] | None:
@@ -70,6 +77,10 @@ def _shown(example: str | None) -> dict[str, Any] | None:
     except (UserError, OSError):
         logging.debug("An example input cannot be shown.", exc_info=True)
         return None
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _is_text(value: object) -> bool:

@@ -22,7 +22,7 @@ from ..host.placeholders import stand_in
 from ..host.training_mode import InterruptProcessingException, explained_out_of_memory
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.trained import convert_trained
-from ..training.config import MAX_BATCH, TrainConfig
+from ..training.config import MAX_GLOBAL_BATCH, TrainConfig
 from ..training.fields import check_setting, settings_of
 from .file_inputs import checks_files
 from .input_checks import checked
@@ -60,7 +60,17 @@ def check_checkpoint_name(checkpoint_name: str) -> None:
     checkpoint_folder_name(checkpoint_name)
 
 
-@checked(check_checkpoint_name)
+def check_clips_of_a_step(batch_size: int, accumulate: int = 1) -> None:
+    """Raises UserError for two numbers of which each is within its limits, and whose product is not."""
+    clips = batch_size * accumulate
+    if clips > MAX_GLOBAL_BATCH:
+        raise UserError(
+            f"accumulate {accumulate} times batch_size {batch_size} are {clips} clips in one step: use at most "
+            f"{MAX_GLOBAL_BATCH} of them."
+        )
+
+
+@checked(check_checkpoint_name, check_clips_of_a_step)
 class CogVideoXTrainLora(io.ComfyNode):
     """LORA_MODEL, LOSS_MAP and the steps trained, as ComfyUI's Train LoRA gives them."""
 
@@ -207,7 +217,7 @@ def _optional_inputs() -> list[io.Input]:
             "accumulate",
             default=1,
             min=1,
-            max=MAX_BATCH,
+            max=MAX_GLOBAL_BATCH,
             tooltip="Batches in one step: as a larger batch_size, without its memory.",
             optional=True,
             advanced=True,
@@ -236,8 +246,9 @@ def config_of(widgets: Mapping[str, Any]) -> TrainConfig:
         check_setting(field, value, name)
         values[field.name] = value
     accumulate = widgets.get("accumulate", 1)
-    if not 1 <= accumulate <= MAX_BATCH:
-        raise UserError(f"accumulate is {accumulate}: use a whole number from 1 to {MAX_BATCH}.")
+    if not 1 <= accumulate <= MAX_GLOBAL_BATCH:
+        raise UserError(f"accumulate is {accumulate}: use a whole number from 1 to {MAX_GLOBAL_BATCH}.")
+    check_clips_of_a_step(values["micro_batch_size"], accumulate)
     return TrainConfig(**values, global_batch_size=values["micro_batch_size"] * accumulate)
 
 
@@ -275,6 +286,8 @@ class _Progress:
         if trained.stopped:
             text = (
                 f"Stopped after step {done} of {self._steps}; a checkpoint is kept. Queue it again to go on from there."
+                if done
+                else "Stopped in the first step: there is nothing to keep yet. Queue it again to start anew."
             )
         elif done == trained.done_before:
             text = f"All {self._steps} steps were trained before: the LoRA is that of the checkpoint."

@@ -9,6 +9,7 @@ from .schedule import TRAIN_TIMESTEPS, trailing_timesteps
 
 CUSTOM = "custom"
 MOST_LETTERS = 10_000  # 1000 numbers of three digits, each with a comma and a space, are half of that
+_BRACKETS = ("[]", "()")
 _EXPECTED = "Write whole numbers from 999 down to 0, each lower than the one before, such as 999, 856, 665, 399."
 
 
@@ -41,14 +42,17 @@ PRESETS: Mapping[str, FewSteps] = {
 
 
 def read_timesteps(text: str) -> list[int]:
-    """The timesteps in `text`, from the highest to the lowest. Brackets around them and commas between them, also
-    Chinese ones, may be there or not.
+    """The timesteps in `text`, from the highest to the lowest. Pairs of brackets around them and commas between
+    them, also Chinese ones, may be there or not.
 
     Raises UserError for anything but whole numbers of 0 .. 999 that fall.
     """
     if len(text) > MOST_LETTERS:
         raise UserError(f"timesteps has {len(text)} characters; at most {MOST_LETTERS} are read. {_EXPECTED}")
-    words = [word for word in re.split(r"[\s,;，；、]+", text.strip().strip("[]()")) if word]
+    inside = text.strip()
+    while inside[:1] + inside[-1:] in _BRACKETS:  # one without the other belongs to a word that is no timestep
+        inside = inside[1:-1].strip()
+    words = [word for word in re.split(r"[\s,;，；、]+", inside) if word]
     if not words:
         raise UserError(f"timesteps holds no number. {_EXPECTED}")
     timesteps: list[int] = []

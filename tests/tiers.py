@@ -229,10 +229,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "training/test_lora_training.py": ("test_base_of_every_precision_trains",),
     "training/test_processes.py": ALL,
     "training/test_recipe.py": ALL,
-    "training/test_two_drivers.py": (
-        "test_drivers_refuse_the_same_differences",
-        "test_either_driver_goes_on_with_the_others_training",
-    ),
+    "training/test_two_drivers.py": ALL,
     "training/test_wrong_datasets.py": (
         "test_boxes_of_clips",
         "test_pngs",

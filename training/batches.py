@@ -1,8 +1,22 @@
 """Which samples each step of a training takes."""
 
 import random
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
+
+from ..errors import UserError
+from ..video_limits import check_latent_amount
+
+
+def check_micro_batch(latent_shape: Sequence[int], count: int, name: str) -> None:
+    """Raises UserError where `count` clips of latents [16, T, h, w] are more than can be computed at once.
+
+    name: what the user knows their number by.
+    """
+    try:
+        check_latent_amount((count, *latent_shape))
+    except UserError as error:
+        raise UserError(f"{name} is {count}, too many clips of this size at once. {error}") from error
 
 
 def batch_samples(shapes: tuple[Hashable, ...], number: int, count: int, seed: int) -> list[int]:

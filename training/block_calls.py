@@ -1,6 +1,7 @@
 """A transformer's blocks as modules that are called, which gradient checkpointing and FSDP need."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,26 @@ def call_blocks(dit: torch.nn.Module, recompute: bool = False) -> RemovableHandl
         return args, {**kwargs, "transformer_options": options}
 
     return dit.register_forward_pre_hook(add, with_kwargs=True)
+
+
+@contextmanager
+def before_blocks(dit: torch.nn.Module, ask: Callable[[], object]) -> Iterator[None]:
+    """While this lasts `ask` is called before each block of `dit` in a forward, and after each in a backward, which end
+    with what it raises. The blocks have to be called as modules, see call_blocks."""
+
+    def hook(block: torch.nn.Module, args: tuple) -> None:
+        ask()
+        video = args[1]
+        if video.requires_grad:
+            video.register_hook(lambda _: ask())
+
+    blocks: Any = dit.transformer_blocks
+    handles = [block.register_forward_pre_hook(hook) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _forward(

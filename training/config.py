@@ -17,7 +17,10 @@ TIMESTEP_SAMPLINGS = ("uniform", "stratified", "logit-normal")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("default", "bf16", "fp16", "fp32")
 MODES = ("lora", "full")  # what is trained: a LoRA, or every weight of the transformer
-MAX_STEPS, MAX_BATCH, MAX_RANK, MAX_SEED = 1_000_000, 1024, 1024, 2**64 - 1
+MAX_STEPS, MAX_RANK, MAX_SEED = 1_000_000, 1024, 2**64 - 1
+# Limits that leave room for what people do: a few clips at once on a large card, 128 of what is tiny (nano/text.py),
+# and a step of 8 clips on each of 128 cards, which on a single one takes an hour or more.
+MAX_MICRO_BATCH, MAX_GLOBAL_BATCH = 128, 1024
 
 # The result does not depend on these: when a checkpoint is written, and whether blocks are computed twice to save
 # memory. All other settings have to be the same on resume, max_steps too: the cosine schedule depends on it.
@@ -45,13 +48,13 @@ class TrainConfig:
         1,
         "Clips in one step, in all processes together.",
         least=1,
-        most=MAX_BATCH * MAX_BATCH,
+        most=MAX_GLOBAL_BATCH,
     )
     micro_batch_size: int = setting(
         1,
         "Clips that a process computes at once, all of one size. A larger one is faster and needs more memory.",
         least=1,
-        most=MAX_BATCH,
+        most=MAX_MICRO_BATCH,
     )
     learning_rate: float = setting(
         1e-4,

@@ -75,7 +75,7 @@ def train_lora(
 
     dtype = compute_dtype(model, config.precision)
     objective = objective_for(model, config, dtype)
-    samples = read_samples(model, latents, positive, config.caption_dropout)
+    samples = read_samples(model, latents, positive, config.caption_dropout, config.micro_batch_size)
     # CogVideoX Image to Video lets a user choose the scale (image_scale), and the CONDITIONING carries the choice.
     objective = replace(objective, image_scale=samples.image_scale)
     with training_mode(), ExitStack() as locks:

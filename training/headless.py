@@ -26,7 +26,8 @@ from ..model_loaders.load_text_encoder import check_text_encoder, load_text_enco
 from ..model_loaders.load_vae import load_vae
 from ..samplers.checks import check_size
 from .adapters import save_lora
-from .checkpoint import only_training
+from .batches import check_micro_batch
+from .checkpoint import only_training, steps_done
 from .curve import draw_losses
 from .dataset import Dataset, build_dataset
 from .loop import Callbacks, read_losses
@@ -47,7 +48,7 @@ def train_recipe(path: Path, log: Log) -> int:
     """Train as the recipe at `path` says, going on where it was stopped; returns the program's exit status.
 
     Everything goes to the recipe's output folder: checkpoints (step-000500), log.csv, loss.png, and for each checkpoint
-    and at the end what was trained. Ctrl-C or SIGTERM ends it after the step under way, with a checkpoint.
+    and at the end what was trained. Ctrl-C or SIGTERM ends it with a checkpoint of the steps that are complete.
     log: what the main process has to say, line by line.
 
     Raises UserError for what cannot be trained, before any step.
@@ -74,6 +75,7 @@ def train_recipe(path: Path, log: Log) -> int:
         # A size that the model has no positions for is refused before the first step: 5b-I2V's learned table fits one.
         for shape in {sample.latent_shape for sample in dataset.samples}:
             check_size(model.model, shape[1:], {})
+            check_micro_batch(shape, config.micro_batch_size, "micro_batch_size")
         trainer = Trainer(model, dataset, config, objective, recipe.mode)
         counted = trainer.attach()
         log(f"Training {counted:,} parameters; everything goes to {recipe.run_folder}")
@@ -85,7 +87,7 @@ def train_recipe(path: Path, log: Log) -> int:
                 log(f"Step {step}: checkpoint, loss.png{' and the LoRA' if recipe.mode == 'lora' else ''} written")
 
             trainer.run(accelerator, recipe.run_folder, Callbacks(progress.on_step, request.is_set, on_save))
-    log(f"Stopped at step {progress.done}: run it again to go on." if request.is_set() else "Done.")
+    log(f"Stopped at step {steps_done(recipe.run_folder)}: run it again to go on." if request.is_set() else "Done.")
     log(f"The results are in {recipe.run_folder}")
     end_processes(state)
     return 130 if request.is_set() else 0  # 128 + SIGINT, as a shell reports a program that Ctrl-C has ended

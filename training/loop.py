@@ -37,13 +37,19 @@ class Callbacks:
     """What a driver hands in.
 
     on_step(step, loss) is called after each step, on the main process; what it raises ends the training as it stands.
-    should_stop() is asked after each step: once any process says True, a checkpoint is written and the training ends.
+    should_stop() is asked after each micro batch: once any process says True, a checkpoint of the steps that are
+    complete is written and the training ends. A training in one process may ask it more often (see StepDropped).
     on_save(step, weights) is called after each checkpoint, on the main process, with what `train` would return.
     """
 
     on_step: Callable[[int, float], object] = _nothing
     should_stop: Callable[[], bool] = lambda: False
     on_save: Callable[[int, dict[str, torch.Tensor]], object] = _nothing
+
+
+class StepDropped(Exception):
+    """What loss_of, or the model in a forward or backward, raises to end a training in one process within a micro
+    batch: the loop goes on as where should_stop() is true. In several processes the others would wait for this one."""
 
 
 def adamw(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -75,12 +81,12 @@ def train(
     settings: all that decides the result, kept with each checkpoint; by default that of `config`.
     optimizer_of(model, config): whose state by parameter is a count "step" and tensors of the parameter's shape.
 
-    Returns the trained parameters by name, averaged where the config says so.
+    Returns the trained parameters by name, averaged where the config says so. A stop drops the step under way.
 
     Raises UserError where the batch does not divide among the processes, the loss is NaN or Inf, or a checkpoint cannot
     be written, or was made with other settings.
     """
-    accumulation = config.gradient_accumulation_steps(accelerator.num_processes)
+    config.gradient_accumulation_steps(accelerator.num_processes)  # for its UserError, before any work
     # Through JSON, as a checkpoint's settings.json is read back: a tuple becomes a list there, and would differ.
     kept = json.loads(json.dumps(config.recorded() if settings is None else settings))
     prepared, optimizer = prepare(accelerator, model, optimizer_of(model, config))
@@ -91,26 +97,26 @@ def train(
     try:
         first = resume(accelerator, folder, kept, trained, optimizer, average)
         log = _Log(folder / "log.csv", first) if accelerator.is_main_process else None
-        for step in range(first, config.max_steps):
-            rate = config.learning_rate * _schedule(config, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss = _accumulate_gradients(accelerator, prepared, loss_of, config, accumulation, step)
-            accelerator.clip_grad_norm_(list(trained.values()), config.max_grad_norm)
-            optimizer.step()
+        done, saved, stops = first, first, False
+        while done < config.max_steps and not stops:
+            rate = _set_rate(optimizer, config, done)
+            loss = _accumulate_gradients(accelerator, prepared, loss_of, config, done, callbacks.should_stop)
+            if loss is not None:
+                accelerator.clip_grad_norm_(list(trained.values()), config.max_grad_norm)
+                optimizer.step()
+                done += 1
+                if average:
+                    average.update_parameters(torch.nn.ParameterList(trained.values()))
             optimizer.zero_grad()
-            if average:
-                average.update_parameters(torch.nn.ParameterList(trained.values()))
-            if log:
-                log.write(step + 1, loss, rate)
-                callbacks.on_step(step + 1, loss)
-            stops = any_rank(accelerator, callbacks.should_stop())
-            if stops or (step + 1) % config.save_every == 0 or step + 1 == config.max_steps:
-                weights = save(accelerator, folder, step + 1, kept, trained, optimizer, average)
+            if log and loss is not None:
+                log.write(done, loss, rate)
+                callbacks.on_step(done, loss)
+            stops = any_rank(accelerator, loss is None or callbacks.should_stop())
+            if done > saved and (stops or done % config.save_every == 0 or done == config.max_steps):
+                weights = save(accelerator, folder, done, kept, trained, optimizer, average)
+                saved = done
                 if accelerator.is_main_process:
-                    callbacks.on_save(step + 1, weights)
-            if stops:
-                break
+                    callbacks.on_save(done, weights)
         return averaged_parameters(trained, average)
     finally:
         if log:
@@ -125,21 +131,29 @@ def _accumulate_gradients(
     model: torch.nn.Module,
     loss_of: LossFunction,
     config: TrainConfig,
-    accumulation: int,
     step: int,
-) -> float:
-    """Gradients of one step, micro batch by micro batch; returns the mean loss of all processes."""
+    should_stop: Callable[[], bool],
+) -> float | None:
+    """Gradients of one step, micro batch by micro batch; returns the mean loss of all processes, or None where the
+    training stops before the step is complete."""
+    accumulation = config.gradient_accumulation_steps(accelerator.num_processes)
     count, losses = config.micro_batch_size, []
     for part in range(accumulation):
+        # Before the first part it was asked at the end of the last step.
+        if part and any_rank(accelerator, should_stop()):
+            return None
         # A step's samples are numbered micro batch by micro batch, and within each process by process: whatever the
         # number of processes, the same numbers make up the step.
         start = step * config.global_batch_size
         start += (part * accelerator.num_processes + accelerator.process_index) * count
         is_last = part + 1 == accumulation  # processes exchange their gradients once a step, after the last part
-        with nullcontext() if is_last else accelerator.no_sync(model):
-            with accelerator.autocast():
-                loss = loss_of(model, range(start, start + count))
-            accelerator.backward(loss / accumulation)
+        try:
+            with nullcontext() if is_last else accelerator.no_sync(model):
+                with accelerator.autocast():
+                    loss = loss_of(model, range(start, start + count))
+                accelerator.backward(loss / accumulation)
+        except StepDropped:
+            return None
         losses.append(loss.detach())
     reduced: Any = accelerator.reduce(torch.stack(losses).mean(), "mean")
     mean_loss = float(reduced)
@@ -151,6 +165,14 @@ def _accumulate_gradients(
             "look for a broken clip in the dataset."
         )
     return mean_loss
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> float:
+    """Give the optimizer its learning rate at `step`, and return it."""
+    rate = config.learning_rate * _schedule(config, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def _schedule(config: TrainConfig, step: int) -> float:

@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..samplers.checks import check_conditioning, check_latent, check_size
 from ..samplers.conditioning import image_scale
 from . import cache
+from .batches import check_micro_batch
 from .config import TrainConfig
 from .objective import Sample, cogvideox_inside
 
@@ -41,6 +42,7 @@ def read_samples(
     latents: Sequence[dict],
     positive: Sequence[list],
     caption_dropout: float = TrainConfig.caption_dropout,
+    micro_batch_size: int = TrainConfig.micro_batch_size,
 ) -> Samples:
     """`latents` (LATENTs, each of one or more clips) and `positive` (CONDITIONINGs, one for all or one a clip) for
     training `model`, a MODEL of ours.
@@ -56,7 +58,7 @@ def read_samples(
             f"There are {len(clips)} clips in latents and {len(captions)} captions in positive: each clip needs its "
             "own caption, or all clips share one. Take both from the same dataset."
         )
-    entries = tuple(_entry(model, *both) for both in enumerate(zip(clips, captions), 1))
+    entries = tuple(_entry(model, *both, micro_batch_size) for both in enumerate(zip(clips, captions), 1))
     digests = [(_digest_of_clip(entry), cache.digest_of({"text": entry["text"]})) for entry in entries]
     empty = next((latent["cogvideox_empty_text"] for latent in latents if "cogvideox_empty_text" in latent), None)
     return Samples(
@@ -101,12 +103,15 @@ def _clips_in(model: comfy.model_patcher.ModelPatcher, latent: dict) -> Iterator
         yield {"latents": samples[index], "std": None if std is None else std[index], "images": images}
 
 
-def _entry(model: comfy.model_patcher.ModelPatcher, number: int, both: tuple[dict, list]) -> Sample:
+def _entry(
+    model: comfy.model_patcher.ModelPatcher, number: int, both: tuple[dict, list], micro_batch_size: int
+) -> Sample:
     """One sample, checked. number: what it is called in messages."""
     clip, (text, values) = both
     base, shape = cogvideox_inside(model), clip["latents"].shape
     is_image = base.model_config.family.task == "image"
     check_size(base, (shape[1], shape[2], shape[3]), model.model_options)
+    check_micro_batch(shape, micro_batch_size, "batch_size")
     # A dataset's LATENT brings the first frame itself. It passes the same check as one in the CONDITIONING, whose own
     # entries are kept where it has them.
     if is_image and clip["images"] is not None:

@@ -8,6 +8,7 @@ begun can be resumed in the other, and ends in the same bits.
 import hashlib
 import json
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +25,9 @@ from ..transformer.positions import forget_tables
 from . import cache
 from .adapters import attach_lora, detach_lora, export_lora
 from .batches import batch_samples
-from .block_calls import call_blocks
+from .block_calls import before_blocks, call_blocks
 from .config import MAY_DIFFER_ON_RESUME, TrainConfig
-from .loop import Callbacks, LossFunction, train
+from .loop import Callbacks, LossFunction, StepDropped, train
 from .objective import Objective, Sample, cogvideox_inside, denoising_loss, draw_batch
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -114,9 +115,18 @@ class Trainer:
 
         Returns the trained parameters by name.
         """
+
+        def drop_step_when_stopped() -> None:
+            if callbacks.should_stop():
+                raise StepDropped
+
+        # Several processes have to decide together, which the loop does between micro batches.
+        is_alone = accelerator.num_processes == 1
+
         try:
             settle_attention(accelerator.device)
-            return train(accelerator, self.dit, self._loss(), self._config, folder, self.settings, callbacks)
+            with before_blocks(self.dit, drop_step_when_stopped) if is_alone else nullcontext():
+                return train(accelerator, self.dit, self._loss(), self._config, folder, self.settings, callbacks)
         finally:
             forget_tables()
 

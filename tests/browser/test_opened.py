@@ -75,6 +75,31 @@ def test_a_missing_model_has_one_sentence(opened: Frontend) -> None:
     expect(ours).to_have_count(0)
 
 
+# What a graph may hold in the place of [{"name": ...}, ...].
+_NO_LISTS = [5, "models", {"name": 1}, {"length": 1}, True, [None], [5, None, "x"], [[]], [{"name": None}], [{}]]
+
+
+def test_a_graph_that_somebody_has_broken_is_told_of_as_well(opened: Frontend) -> None:
+    """A list of files that is none silenced the page, as did names that are longer together than a question may be."""
+    name, many = "x" * 20_000, 12
+    loader = {"type": "CogVideoXLoadPipeline", "size": [300, 100], "flags": {}, "mode": 0, "order": 0, "inputs": []}
+    nodes = [
+        loader
+        | {"id": number, "pos": [0, 200 * number], "outputs": []}
+        | {"properties": {"models": wrong}, "widgets_values": [f"{number} {name}", "default", "detect"]}
+        for number, wrong in enumerate((_NO_LISTS * 2)[:many], 1)
+    ]
+    graph = {"id": str(uuid.uuid4()), "nodes": nodes, "links": [], "groups": [], "version": 0.4, "extra": {}}
+    opened.page.evaluate("graph => { app.loadGraphData(graph) }", graph)
+    ours = opened.page.locator(".p-toast-message", has_text="There is no '")
+    expect(ours).to_have_count(8)
+    expect(ours.first).to_contain_text(f"There is no '1 {'x' * 98} …'. ")
+    expect(toast(opened, f"And {many - 8} more. Choose other models in these nodes as well.")).to_be_visible()
+    # The frontend complains of such a graph too, in a toast and in the console.
+    opened.page.evaluate("() => app.extensionManager.toast.removeAll()")
+    opened.console[:] = [line for line in opened.console if "/assets/" not in line]
+
+
 def test_files_that_comfyui_offers_have_none_of_ours(opened: Frontend) -> None:
     """Its own box lists them with a button that downloads each: a second sentence on the same would lie below it."""
     load(opened, "21")

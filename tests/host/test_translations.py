@@ -19,6 +19,8 @@ CATALOGUE = make_catalogue(
         "has gaps": "有空隙",
         "{found} Download it again.": "{found} 请重新下载。",
         "The file holds {quoted_name} twice.": "文件中有两份 {quoted_name}。",
+        "There is no {name}. {step}": "没有 {name}。{step}",
+        '{path} has no "text".': '{path} 没有 "text"。',
         "Left out: {reason}": "未采用：{reason}",
         "{folder} lacks {shown}{more}.": "{folder} 缺少 {shown}{more}。",
         " and {count} more": " 以及另外 {count} 个",
@@ -74,6 +76,39 @@ def test_a_users_own_text_stays() -> None:
     assert translate_with(CATALOGUE, "Left out: a cat or a dog") == "未采用：a cat or a dog"
 
 
+NAMES = (
+    *(
+        "All steps were trained.",
+        "All steps were trained. It went on.",
+        "x is a web page (3 bytes).",
+        "a. b",
+        "has gaps",
+    ),
+    *(
+        "It's a: All steps were trained.",
+        """it's "x". All steps were trained.""",
+        "missing a, missing b and has gaps",
+        "\ue000",
+    ),
+    *("'. It went on.", "\\", "text", "There is no 'x'. It went on.", "没有 x。", "| has gaps | is a web page", "{0}"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_in_quotation_marks_stays(name: str) -> None:
+    """A file may be called as a sentence of ours, or as several: a user looks for it by the name that it has."""
+    english = f"There is no {name!r}. All steps were trained."
+    assert translate_with(CATALOGUE, english) == f"没有 {name!r}。全部步数已训练。"
+    both = translate_with(CATALOGUE, f"vae lacks {name!r}, {name!r} and 3 more.\n{english}")
+    assert both == f"vae 缺少 {name!r}, {name!r} 以及另外 3 个。\n没有 {name!r}。全部步数已训练。"
+
+
+@pytest.mark.parametrize("name", ["has gaps", "missing a.pt", "/has gaps", "a, has gaps"])
+def test_a_path_stays(name: str) -> None:
+    """Without quotation marks too, where the whole value is a path."""
+    assert translate_with(CATALOGUE, f'{name} has no "text".') == f'{name} 没有 "text"。'
+
+
 def test_braces_in_a_value_are_text() -> None:
     """A file called {0.__class__} is not a template."""
     shown = translate_with(CATALOGUE, "{name.__class__} has {0} frames. Use {nearest}.")
@@ -95,11 +130,14 @@ def hostile_texts() -> list[str]:
         " or ".join("a b" for _ in range(1300)),
         "The weights in " + " do not fit the model: " * 340,
         "\n" * 8000,
+        "'a\\" * 2600,
+        " '" * 4000,
+        "".join(map(chr, range(0xE000, 0xF900))) + " 'a'" * 400,
         "\n".join(draw.choice(pieces) + "x" for _ in range(400)),
     ]
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(len(hostile_texts())))
 def test_a_hostile_text_takes_no_time(number: int) -> None:
     """A name in a stranger's file, of any length, is matched with hundreds of templates while the server waits."""
     text = hostile_texts()[number][:8000]

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -370,6 +371,84 @@ def test_every_limit_holds_when_the_node_runs(node: type[io.ComfyNode], entry: A
         with pytest.raises(UserError, match=f"^{entry.id} is .*: use "):
             values = given | {entry.id: value}
             node.execute(**{name: [each] for name, each in values.items()} if is_list else values)
+
+
+class AnySource(io.ComfyNode):
+    """An output that may be linked to every input."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="AnySource", inputs=[], outputs=[io.AnyType.Output()])
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(None)
+
+
+def first_value(entry: Any) -> object:
+    """What an input has in a new graph, or a link to AnySource."""
+    if not isinstance(entry, input_checks._WIDGETS):
+        return ["1", 0]
+    return entry.options[0] if isinstance(entry, io.Combo.Input) and entry.default is None else entry.default
+
+
+NO_LINKS = (
+    [],
+    [1],
+    ["a", "b", "c"],
+    ["9", 0],
+    [None, None],
+    [[], 0],
+    ["1", 9],
+    ["1", -1],
+    ["1", True],
+    ["1", "x"],
+    [1, 0],
+)
+NO_VALUES = ({}, {"a": 1}, {"__value__": None}, {"__value__": []}, {"__value__": {}}, NAN, math.inf)
+EVERY_INPUT = [
+    pytest.param(node, entry, id=f"{node.__name__}-{entry.id}") for node in OURS for entry in node.GET_SCHEMA().inputs
+]
+
+
+@pytest.mark.parametrize(("node", "entry"), EVERY_INPUT)
+def test_what_no_input_takes_is_refused_when_a_prompt_is_queued(
+    node: type[io.ComfyNode], entry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A "preset" of null was refused when the checkpoint had been loaded, and a link to nowhere in Python's words."""
+    monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs)  # restored afterwards
+    if hasattr(execution.validate_inputs, patches._MARK):
+        monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs.__wrapped__)
+    by_id = {each.__name__: each for each in OURS}
+    patches.wrap_validation(by_id, partial(input_checks.converted_problems, by_id))
+    for each in (AnySource, node):
+        monkeypatch.setitem(comfyui_nodes().NODE_CLASS_MAPPINGS, each.__name__, each)
+    first = {each.id: first_value(each) for each in node.GET_SCHEMA().inputs}
+
+    def told(value: object) -> dict[str, str]:
+        inputs = {**first, entry.id: value}
+        prompt = {"1": {"class_type": "AnySource", "inputs": {}}, "2": {"class_type": node.__name__, "inputs": inputs}}
+        is_fine, errors, _ = asyncio.run(execution.validate_inputs("id", prompt, "2", {}))
+        assert is_fine == (not errors) and inputs.keys() == first.keys()
+        found = {error["extra_info"]["input_name"]: error["details"] for error in errors}
+        assert len(found) == len(errors), errors
+        return found
+
+    others = {name: words for name, words in told(first[entry.id]).items() if name != entry.id}
+    wrong: list[object] = [*NO_LINKS, *NO_VALUES]
+    is_widget = isinstance(entry, input_checks._WIDGETS)
+    if is_widget or not entry.optional:  # null for an optional input is as if it were not there
+        wrong.append(None)
+    if not isinstance(entry, io.Boolean.Input):
+        wrong.append(True)
+    if not isinstance(entry, io.String.Input):
+        wrong.append("nan")
+    for value in wrong:
+        found = told(value)
+        assert entry.id in found.pop(entry.id), value
+        assert found == others, (value, found)
+    if not is_widget and entry.optional:
+        assert told(None) == others
 
 
 @pytest.mark.parametrize("node", OURS, ids=lambda node: node.__name__)

@@ -1,7 +1,9 @@
 """What a new user meets: a list without a model, a name that is not there, and nothing chosen."""
 
 import asyncio
+import itertools
 import json
+import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
@@ -20,6 +22,7 @@ from cogvideox.host.queue_errors import naming_input, reported_once
 from cogvideox.host.queued_workflow import bypassed_downloads, note_workflow
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.host.toast_text import toast_text
+from cogvideox.host.translations import translate
 from cogvideox.model_loaders.downloads.repositories import FILES, REPOSITORIES
 from cogvideox.nodes import NODES, controlnet, draft, load, lora, missing_models
 from cogvideox.nodes.missing_models import KINDS, say_empty
@@ -199,6 +202,20 @@ def test_every_published_file_is_told_where_it_belongs(queue: Callable) -> None:
                     f"There is no '{file.name}'. Press View details and, under Missing"
                 )
                 assert "://" not in toast_text(message) and "looked for" not in toast_text(message)
+
+
+@pytest.mark.parametrize(
+    "name", ["mine.safetensors", "Close the notice", "a. b", "Choose another one from the list.", "it's"]
+)
+def test_every_sentence_is_chinese_and_the_name_stays(name: str) -> None:
+    """Half a sentence was English, and a name with a full stop in it was changed."""
+    names = [name, FILES[0].name, REPOSITORIES[0].name]
+    for node_type, named in itertools.product(missing_models._LOADERS, names):
+        for bypassed in (frozenset[str](), frozenset({REPOSITORIES[0].name})):
+            english = missing_models.describe_missing(named, node_type, bypassed)
+            chinese = translate(str(english), "zh")
+            assert chinese.startswith(f"没有 {named!r}。"), chinese
+            assert not re.search("Choose|choose|Press|Put|Add the|Select", chinese.replace(repr(named), "")), chinese
 
 
 def test_a_wrong_family_or_precision_is_blamed_itself(queue: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

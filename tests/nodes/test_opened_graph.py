@@ -1,12 +1,17 @@
 """What the page gets where a graph is opened: the examples' pictures, and sentences about missing models."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import folder_paths
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 
 from cogvideox.host.toy import INPUTS
+from cogvideox.nodes import opened_graph
 from cogvideox.nodes.example_input import show_example
 from cogvideox.nodes.opened_graph import _MOST_MODELS, _shown, sentences
 
@@ -26,9 +31,68 @@ def test_the_bypassed_download_is_named() -> None:
 def test_the_same_is_said_once_and_other_nodes_are_left_alone() -> None:
     twice = [["CogVideoXLoadModel", "mine.safetensors"]] * 2
     assert len(ask([*twice, ["CheckpointLoaderSimple", "x.safetensors"]])) == 1
-    assert len(ask([["CogVideoXLoadModel", f"{number}.safetensors"] for number in range(99)])) == _MOST_MODELS
     (text,) = ask([["CogVideoXLoadModel", "x" * 5000]])
-    assert len(text) < 1000
+    assert text.startswith(f"There is no '{'x' * 100} …'. ") and len(text) < 1000
+    (text,) = ask([["CogVideoXLoadModel", "x" * 100]])
+    assert text.startswith(f"There is no '{'x' * 100}'. ")
+
+
+@pytest.mark.parametrize(("listed", "besides", "counted"), [(99, 0, 91), (8, 5, 5), (9, 5, 6), (8, 0, 0), (8, "5", 0)])
+def test_a_page_has_room_for_eight(listed: int, besides: object, counted: int) -> None:
+    """The others are counted: whoever has chosen eight models would take the graph for complete."""
+    models = [["CogVideoXLoadModel", f"{number}.safetensors"] for number in range(listed)]
+    texts = sentences(json.dumps({"models": models, "bypassed": [], "more": besides}).encode(), str)
+    assert len(texts) == _MOST_MODELS + (counted > 0)
+    assert (texts[-1] == f"And {counted} more. Choose other models in these nodes as well.") == (counted > 0)
+
+
+def test_what_is_no_entry_is_skipped() -> None:
+    """One node that somebody has broken must not silence the others."""
+    good = ["CogVideoXLoadModel", "mine.safetensors"]
+    for wrong in (
+        None,
+        5,
+        [],
+        ["CogVideoXLoadModel"],
+        ["CogVideoXLoadModel", 5],
+        [*good, "c"],
+        {"a": 1},
+        "ab",
+        [[], {}],
+    ):
+        assert len(ask([wrong, good, wrong])) == 1, wrong
+    for bypassed in (None, 5, "ab", [None, [], {}, 5], {}):
+        assert len(ask([good], bypassed)) == 1, bypassed
+    assert len(sentences(json.dumps({"models": [good]}).encode(), str)) == 1
+    published = [["CogVideoXLoadPipeline", "CogVideoX-5b"]]
+    assert "press Ctrl+B" in ask(published, [None, "CogVideoX-5b", []])[0]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+def test_a_question_arrives_in_pieces(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network cuts where it likes: half a question was none, and the page said nothing."""
+    routes = web.RouteTableDef()
+    monkeypatch.setattr(opened_graph, "new_routes", lambda name: routes)
+    opened_graph.serve_opened_graph()
+    body = json.dumps({"models": [["CogVideoXLoadPipeline", "CogVideoX-5b"]], "bypassed": []}).encode()
+    size = -(-len(body) // pieces)
+
+    async def in_pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), size):
+            yield body[start : start + size]
+            await asyncio.sleep(0.05)  # until the server has read it
+
+    async def asked() -> list[str]:
+        app = web.Application()
+        app.add_routes(routes)
+        async with TestClient(TestServer(app)) as client:
+            answer = await client.post(opened_graph.MISSING_ROUTE, data=in_pieces())
+            too_long = await client.post(opened_graph.MISSING_ROUTE, data=body + b" " * opened_graph.MAX_BYTES * 4)
+            assert too_long.status == 200
+            return await answer.json()
+
+    (text,) = asyncio.run(asked())
+    assert text.startswith("There is no 'CogVideoX-5b'. ")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every node of ours that saves fills in the placeholders of its file's name."""
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import torch
 from comfy_api.latest import io
 
+from cogvideox.complete_file import complete_file
+from cogvideox.host.file_names import MAX_PART_BYTES
+from cogvideox.host.output import numbered_path
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.model_loaders.lora.apply import apply_lora
@@ -88,6 +92,41 @@ def test_a_value_keeps_what_looks_like_a_placeholder(
     SAVES[node](tiny_pipelines["5b"])
     (made,) = made_in(tmp_path)
     assert made.startswith("my/20") and made.count("%year%_%width%_%month%_%CogVideoXSample.seed%") == 2
+
+
+@pytest.mark.parametrize("node", SAVES)
+@pytest.mark.parametrize("digits", [21, 190, 197])
+@pytest.mark.parametrize("place", ["in another file's number", "in the prefix"])
+def test_numbers_of_many_digits(
+    node: str, digits: int, place: str, tmp_path: Path, tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more than a number of 190 digits made a name that no disk takes, after an hour of sampling."""
+    run_in(tmp_path, monkeypatch, 7)
+    prefix = "x" if place == "in another file's number" else f"x_{'9' * digits}"
+    monkeypatch.setattr(__name__ + ".NAME", prefix)
+    ends = {"_.mp4", "_.safetensors", "_00001_.mp4"} | ({".safetensors"} if node != "CogVideoXSaveModel" else set())
+    there = {f"x_{'9' * digits}{end}" for end in ends}
+    for name in there:
+        (tmp_path / name).touch()
+    SAVES[node](tiny_pipelines["5b"])
+    (made,) = set(made_in(tmp_path)) - there
+    number = re.fullmatch(rf"{prefix}(?:_([0-9]+)_?)?\.(mp4|safetensors)", made)
+    assert number is not None and int(number[1] or 1) <= 2, made
+
+
+@pytest.mark.parametrize("letters", [1, 180, MAX_PART_BYTES])
+def test_the_longest_name_of_an_unfinished_file_fits(tmp_path: Path, letters: int) -> None:
+    """A prefix, a number after the highest that counts, and what a file has while it is written."""
+    stem, suffix, most = "x" * letters, "_.safetensors", 200 + 13 - letters
+    for digits in range(1, min(255 - len(f"{stem}_{suffix}"), 40) + 1):
+        (tmp_path / f"{stem}_{'9' * digits}{suffix}").touch()
+        path = numbered_path(tmp_path, stem, suffix)
+        with complete_file(path) as unfinished:
+            unfinished.part.write_bytes(b"a")
+        if digits <= min(20, most):
+            assert path.name == f"{stem}_{10**digits:05}{suffix}"
+        assert path.read_bytes() == b"a"
+        path.unlink()
 
 
 def run_in(folder: Path, monkeypatch: pytest.MonkeyPatch, seed: object) -> None:

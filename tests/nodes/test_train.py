@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cogvideox import errors
+from cogvideox import errors, video_limits
 from cogvideox.host.training_mode import fresh_copy
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.lora.apply import apply_lora
@@ -25,11 +25,12 @@ from cogvideox.nodes.sample import CogVideoXSample
 from cogvideox.tests import core_trainer
 from cogvideox.tests.quantized_models import needs_int8
 from cogvideox.tests.support import check_parity, relative_error, validated, write_fp32_transformer
-from cogvideox.training import checkpoint, graph, trainer
+from cogvideox.training import block_calls, checkpoint, graph, trainer
 
 Train, Save = nodes.CogVideoXTrainLora, nodes.CogVideoXSaveTrainedLora
 VARIANTS = ("5b", "2b", "5b-I2V", "1.5-5B", "1.5-5B-I2V")
 WIDTHS = 32  # of the tiny models' text
+BLOCKS = 2  # of the tiny models
 FAST = {"steps": 6, "batch_size": 2, "learning_rate": 3e-2, "rank": 4, "alpha": 4.0, "seed": 3}
 
 
@@ -184,6 +185,55 @@ def test_cancelled_training_goes_on(models, monkeypatch, shown, tmp_path, by) ->
     assert resumed_losses == pytest.approx(losses, rel=1e-5)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert {path.name for path in (tmp_path / "output" / "cogvideox_training").iterdir()} == {"whole", "cut"}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("place", ["forward", "backward"])
+def test_cancel_is_heard_inside_a_micro_batch(models, monkeypatch, shown, place, recompute) -> None:
+    """The first batch of many clips takes minutes: Cancel must not wait for it."""
+    called, lost = [], trainer.denoising_loss
+    block = block_calls.block_forward
+
+    def forward(*args: Any) -> Any:
+        called.append("backward" if "loss" in called else "forward")
+        if place == "forward" and not called[1:]:
+            mm.interrupt_current_processing(True)
+        return block(*args)
+
+    def loss_of(*args: Any) -> torch.Tensor:
+        loss = lost(*args)
+        called.append("loss")
+        mm.interrupt_current_processing(place == "backward")
+        return loss
+
+    monkeypatch.setattr(block_calls, "block_forward", forward)
+    monkeypatch.setattr(trainer, "denoising_loss", loss_of)
+    finished = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: finished.append(1))
+    with pytest.raises(mm.InterruptProcessingException):
+        train(models("5b"), *clips("5b"), gradient_checkpointing=recompute)
+    assert called == (["forward"] if place == "forward" else ["forward"] * BLOCKS + ["loss"]) and not finished
+    assert shown[-1].startswith("Stopped in the first step") and not mm.processing_interrupted()
+
+
+def test_clips_of_a_step_are_bounded(models, monkeypatch) -> None:
+    """Each number was within its limits, and the two together held ComfyUI's queue for hours."""
+
+    def queued(batch_size: int | None, accumulate: int) -> str:
+        return str(validated(Train, batch_size=[batch_size], accumulate=[accumulate], checkpoint_name=[""]))
+
+    assert queued(64, 16) == "True"
+    assert queued(64, 17) == "accumulate 17 times batch_size 64 are 1088 clips in one step: use at most 1024 of them."
+    assert "batch_size is 129: use 1 to 128" in queued(129, 1)
+    assert queued(None, 1024) == "True", "linked"
+    with pytest.raises(errors.UserError, match="1088 clips in one step"):
+        train(models("5b"), *clips("5b"), batch_size=64, accumulate=17)
+    with pytest.raises(errors.UserError, match="1088 clips in one step"):
+        nodes.config_of({"batch_size": 64, "accumulate": 17})
+    monkeypatch.setattr(graph, "fresh_copy", None)
+    monkeypatch.setattr(video_limits, "MAX_VIDEO_PIXELS", 4 * 9 * 64 * 96)
+    with pytest.raises(errors.UserError, match="batch_size is 5, too many clips of this size at once. 96 x 64 pixels"):
+        train(models("5b"), *clips("5b"), batch_size=5)
 
 
 def test_one_training_a_checkpoint_name(models, tmp_path) -> None:

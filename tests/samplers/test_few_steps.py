@@ -15,7 +15,14 @@ from cogvideox.samplers.schedule import next_timesteps, trailing_timesteps
 
 @pytest.mark.parametrize(
     "text",
-    ["999, 856, 665, 399", "[999, 856, 665, 399]", " 999 856\n665;399, ", "(999,856,665,399)", "999，856、665；0399"],
+    [
+        "999, 856, 665, 399",
+        "([ 999, 856, 665, 399 ])",
+        "[999, 856, 665, 399]",
+        " 999 856\n665;399, ",
+        "(999,856,665,399)",
+        "999，856、665；0399",
+    ],
 )
 def test_lists_as_people_paste_them(text: str) -> None:
     """From a README, a Python script or a Chinese keyboard."""
@@ -33,6 +40,14 @@ def test_all_timesteps_at_once() -> None:
         ("", "timesteps holds no number"),
         (" [] ", "timesteps holds no number"),
         ("999, many", "many is not a timestep"),
+        ("[999, 500", "[999 is not a timestep"),
+        ("999, 500)", "500) is not a timestep"),
+        ("[999, 500)", "[999 is not a timestep"),
+        ("]999, 500[", "]999 is not a timestep"),
+        ("[999], [500]", "999] is not a timestep"),
+        ("[", "[ is not a timestep"),
+        ("([)]", "[)] is not a timestep"),
+        ("(" * 5000 + ")" * 5000, "timesteps holds no number"),
         ("1000, 500", "1000 is not a timestep"),
         ("999, -1", "-1 is not a timestep"),
         ("999, 500.5", "500.5 is not a timestep"),

@@ -144,6 +144,32 @@ def test_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, changes: d
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.parametrize("place", ["between", "inside"])
+@pytest.mark.parametrize("step", [0, 3, 4])
+def test_step_that_a_stop_interrupts_is_dropped(tmp_path: Path, place: str, step: int) -> None:
+    """A step of many micro batches takes hours: Cancel ends it at once, and the result must not tell that it did."""
+    changes = {"global_batch_size": 4, "micro_batch_size": 1, "ema_decay": 0.5}
+    whole, computed, saved = train(tmp_path / "whole", changes=changes), [], []
+
+    def loss_of(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
+        computed.append(indices[0])
+        loss = line_loss(model, indices)
+        if place == "inside" and len(computed) == 4 * step + 2:  # of which the gradients are there already
+            (loss / 4).backward(retain_graph=True)
+            raise loop.StepDropped
+        return loss
+
+    stop = {"should_stop": lambda: place == "between" and len(computed) == 4 * step + 2}
+    weights = train(tmp_path / "cut", loss_of, changes=changes, on_save=lambda step, _: saved.append(step), **stop)
+    assert computed == list(range(4 * step + 2)), "it went on"
+    assert saved == [n for n in (2, 4) if n <= step] + [3] * (step == 3), "a checkpoint twice, or of half a step"
+    assert step or not weights["bias"].any()
+    resumed = train(tmp_path / "cut", changes=changes)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    rows = [[row[:3] for row in loop.read_log(tmp_path / name / "log.csv")] for name in ("whole", "cut")]
+    assert rows[0] == rows[1] and len(rows[0]) == STEPS
+
+
 def test_finished_training_gives_its_weights_again(tmp_path: Path) -> None:
     """Queueing a finished training again must give its LoRA at once."""
     weights, done = train(tmp_path), []
@@ -259,6 +285,8 @@ def test_constant_schedule_stays(tmp_path: Path) -> None:
         ({"global_batch_size": 3, "micro_batch_size": 2}, 1, "use a multiple of 2"),
         ({"global_batch_size": 2, "micro_batch_size": 1}, 4, "global_batch_size is 2, but 4 processes with micro_ba"),
         ({"global_batch_size": 0}, 1, "global_batch_size is 0: use a whole number from 1"),
+        ({"global_batch_size": 2048}, 1, "global_batch_size is 2048: use a whole number from 1 to 1024"),
+        ({"micro_batch_size": 129, "global_batch_size": 258}, 1, "micro_batch_size is 129: use a whole number from 1"),
         ({"schedule": "linear"}, 1, 'use "cosine" or "constant"'),
         ({"max_steps": 0}, 1, "max_steps is 0"),
         ({"learning_rate": float("nan")}, 1, "learning_rate is nan"),

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
@@ -66,7 +66,7 @@ def results(tiny_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     return {
         kind: {mode: torch.load(folder / kind / mode / "result.pt", weights_only=True) for mode in MODES}
         for kind in ("one", *KINDS)
-    }
+    } | {"stopped": {kind: torch.load(folder / kind / "stopped.pt", weights_only=True) for kind in KINDS}}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -80,6 +80,16 @@ def test_two_processes_train_as_one(results: dict[str, dict], mode: str) -> None
             ours, theirs = (torch.cat([t.flatten() for t in r[what].values()]) for r in (other, one))
             check_at_most(f"{what} of two processes, {kind}", relative_error(ours, theirs), 1e-6)
         assert other["checkpoint"].keys() == one["checkpoint"].keys(), "one process could not go on with it"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_stops_all_within_a_step(results: dict[str, dict], kind: str) -> None:
+    """Ctrl-C reaches one process first: neither may wait for the other for ever, and the step begins again."""
+    stopped = results["stopped"][kind]
+    assert stopped["computed"] == 3, "of two micro batches a step: the first step and half of the second"
+    assert stopped["steps"] == 1
+    assert stopped["resumed"].keys() == stopped["whole"].keys()
+    assert all(torch.equal(stopped["resumed"][name], weights) for name, weights in stopped["whole"].items())
 
 
 @pytest.mark.long  # two processes train in every run, above
@@ -137,13 +147,60 @@ def work(kind: str, folder: Path, pipeline: Path) -> None:
             shard(accelerator)
         train(accelerator, kind, folder / kind / mode, pipeline, mode)
         accelerator.free_memory()
+    if kind != "one":
+        stop_within_a_step(accelerator, kind, folder / kind, pipeline)
+        accelerator.free_memory()
 
 
 def train(accelerator: Accelerator, kind: str, folder: Path, pipeline: Path, mode: str) -> None:
     """Three steps on a few samples; the main process writes the first gradients and the trained weights."""
-
-    from cogvideox.training import adapters as loras
     from cogvideox.training import loop
+
+    dit, loss_of = trained(pipeline, mode)
+    with first_gradients(accelerator, kind) as gradients:
+        weights = loop.train(accelerator, dit, loss_of, config(BATCH // accelerator.num_processes), folder)
+    if accelerator.is_main_process:
+        state = torch.load(folder / f"step-{STEPS:06d}" / "training.pt", weights_only=True)
+        torch.save(
+            {"gradients": gradients, "weights": weights, "checkpoint": state["parameters"]}, folder / "result.pt"
+        )
+
+
+def stop_within_a_step(accelerator: Accelerator, kind: str, folder: Path, pipeline: Path) -> None:
+    """A LoRA in steps of two micro batches, whole, and stopped by the second process alone and resumed."""
+    from cogvideox.training import checkpoint, loop
+
+    computed = []
+
+    def run(name: str, callbacks: loop.Callbacks = loop.Callbacks()) -> dict[str, torch.Tensor]:
+        if kind == "sharded":
+            shard(accelerator)
+        dit, loss_of = trained(pipeline, "lora")
+
+        def counted(module: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
+            computed.append(indices[0])
+            return loss_of(module, indices)
+
+        return loop.train(accelerator, dit, counted, config(1), folder / name, callbacks=callbacks)
+
+    whole = run("whole")
+    computed.clear()
+    run("cut", loop.Callbacks(should_stop=lambda: len(computed) == 3 and not accelerator.is_main_process))
+    done = {"whole": whole, "computed": len(computed), "steps": checkpoint.steps_done(folder / "cut")}
+    done["resumed"] = run("cut")
+    if accelerator.is_main_process:
+        torch.save(done, folder / "stopped.pt")
+
+
+def config(micro_batch_size: int) -> TrainConfig:
+    return TrainConfig(
+        max_steps=STEPS, global_batch_size=BATCH, micro_batch_size=micro_batch_size, learning_rate=1e-3, seed=7
+    )
+
+
+def trained(pipeline: Path, mode: str) -> tuple[torch.nn.Module, Callable[..., torch.Tensor]]:
+    """A tiny transformer of which a LoRA or everything is trained, and its loss on a few samples."""
+    from cogvideox.training import adapters as loras
     from cogvideox.training import objective as objectives
 
     model = load_model(pipeline, "fp32", disable_dynamic=True)
@@ -167,17 +224,7 @@ def train(accelerator: Accelerator, kind: str, folder: Path, pipeline: Path, mod
         batch = objectives.draw_batch([samples[i] for i in indices], indices, 7, objective, samples[0]["text"][None])
         return objectives.denoising_loss(module, batch, objective)
 
-    micro_batch_size = BATCH // accelerator.num_processes
-    config = TrainConfig(
-        max_steps=STEPS, global_batch_size=BATCH, micro_batch_size=micro_batch_size, learning_rate=1e-3, seed=7
-    )
-    with first_gradients(accelerator, kind) as gradients:
-        weights = loop.train(accelerator, dit, loss_of, config, folder)
-    if accelerator.is_main_process:
-        state = torch.load(folder / f"step-{STEPS:06d}" / "training.pt", weights_only=True)
-        torch.save(
-            {"gradients": gradients, "weights": weights, "checkpoint": state["parameters"]}, folder / "result.pt"
-        )
+    return dit, loss_of
 
 
 def shard(accelerator: Accelerator) -> None:

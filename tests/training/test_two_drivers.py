@@ -146,6 +146,15 @@ def test_either_driver_goes_on_with_the_others_training(graph: Driver, recipe: D
     assert all(torch.equal(tensor, files[1][key]) for key, tensor in files[0].items())
 
 
+def test_both_drivers_share_wide_steps(graph: Driver, recipe: Driver) -> None:
+    """Micro batches of several clips, several of them a step: both drivers have to number the clips alike."""
+    weights = graph("wide graph", 1, batch_size=2, accumulate=2)
+    other = recipe("wide recipe", 1, micro_batch_size=2, global_batch_size=4)
+    assert all(torch.equal(other[key], value) for key, value in weights.items()) and weights.keys() == other.keys()
+    narrow = graph("narrow", 1)
+    assert any(not torch.equal(narrow[key], value) for key, value in weights.items()), "the setting changes nothing"
+
+
 def test_drivers_refuse_the_same_differences(graph: Driver, recipe: Driver) -> None:
     """What decides the result has one name in both, and is told by it."""
     graph("mixed", STOP_AFTER)

@@ -9,6 +9,9 @@ const ROUTE = "/cogvideox/missing_models"
 const LOADERS = /^CogVideoX(Load(Pipeline|Model|TextEncoder|VAE|ControlNet)|ApplyLora)$/
 const [ALWAYS, BYPASSED] = [0, 4] // modes of a node
 const LIFE_MS = 30_000
+// Of a question: a page has room for few sentences, and nodes/opened_graph.py reads 64 KiB. It marks a name of 101
+// letters as cut.
+const [MOST_MODELS, MOST_BYPASSED, MOST_LETTERS] = [8, 32, 101]
 const STYLE = "cogvideox-error" // which error_toast.js puts below ComfyUI's own box with its View details
 const told = new Set() // of which graph what was said: undo opens a graph again
 const shown = []
@@ -16,25 +19,31 @@ let looks = 0 // how many graphs have been opened
 
 const graph = () => app.rootGraph ?? app.graph
 
+const list = (value) => (Array.isArray(value) ? value : []) // a graph may hold anything
+const cut = (text) => text.slice(0, MOST_LETTERS)
+
 function lacks(node) {
   const widget = node.widgets?.find((found) => found.type === "combo")
   if (node.mode !== ALWAYS || !LOADERS.test(node.comfyClass ?? "") || typeof widget?.value !== "string") return
   const listed = typeof widget.options.values === "function" ? widget.options.values(widget, node) : widget.options.values
-  const offered = (node.properties?.models ?? []).map((model) => model.name)
-  if (!widget.value || [...(listed ?? []), ...offered].includes(widget.value)) return
-  return [node.comfyClass, widget.value]
+  const offered = list(node.properties?.models).map((model) => model?.name)
+  if (!widget.value || [...list(listed), ...offered].includes(widget.value)) return
+  return [node.comfyClass, cut(widget.value)]
 }
 
 async function look() {
   const number = ++looks
   while (shown.length) app.extensionManager.toast.remove(shown.pop())
   const nodes = graph()?.nodes ?? []
-  const models = nodes.map(lacks).filter(Boolean)
-  const key = JSON.stringify([graph()?.id, models])
-  if (!models.length || told.has(key)) return
+  const missing = [...new Map(nodes.map(lacks).filter(Boolean).map((pair) => [pair.join("\n"), pair])).values()]
+  const key = JSON.stringify([graph()?.id, missing])
+  if (!missing.length || told.has(key)) return
+  const models = missing.slice(0, MOST_MODELS)
   const downloads = nodes.filter((node) => node.comfyClass === "CogVideoXDownload" && node.mode === BYPASSED)
-  const bypassed = downloads.map((node) => node.widgets[0].value)
-  const answer = await api.fetchApi(ROUTE, { method: "POST", body: JSON.stringify({ models, bypassed }) })
+  const chosen = downloads.map((node) => node.widgets?.[0]?.value).filter((value) => typeof value === "string")
+  const bypassed = [...new Set(chosen.map(cut))].slice(0, MOST_BYPASSED)
+  const question = { models, bypassed, more: missing.length - models.length }
+  const answer = await api.fetchApi(ROUTE, { method: "POST", body: JSON.stringify(question) })
   if (!answer.ok) return
   const sentences = await answer.json()
   if (number !== looks) return // another graph has been opened
