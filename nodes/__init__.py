@@ -10,6 +10,7 @@ from ..host.folders import start_listings
 from ..host.patches import wrap_run_reports, wrap_templates, wrap_validation
 from ..host.start_check import watch_node_ids
 from .advice import ADVICE
+from .cached_steps import CogVideoXStepCache
 from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
 from .decode import CogVideoXDecode
 from .decode_to_file import CogVideoXDecodeToFile
@@ -31,7 +32,6 @@ from .opened_graph import serve_opened_graph
 from .replacing import register_replacements
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
-from .step_cache import CogVideoXStepCache
 from .text import CogVideoXEncodeText
 from .timesteps import CogVideoXTimesteps
 from .train import CogVideoXSaveTrainedLora, CogVideoXTrainLora

@@ -144,8 +144,8 @@ class StepCache:
         """What the run has left out, in a sentence for the user."""
         if not self.is_suited:
             return (
-                "The step cache leaves out no further steps with this sampler, which computes more than once a step or adds "
-                "noise. Use ddim, dpm, euler or another sampler of one computation a step."
+                "The step cache leaves out no further steps with this sampler, which computes more than once a step or "
+                "adds noise. Use ddim, dpm, euler or another sampler of one computation a step."
             )
         return (
             f"The step cache has left out {self.left_out} of {self.steps} steps; the latents deviate by about "

@@ -41,7 +41,7 @@ REVERSIBLE = frozenset(("euler", "our ddim"))
 CALLS_PER_STEP = {
     **dict.fromkeys(
         "heun exp_heun_2_x0 exp_heun_2_x0_sde dpm_2 dpm_2_ancestral dpmpp_2s_ancestral dpmpp_2s_ancestral_cfg_pp "
-        "dpmpp_sde dpmpp_2m_sde_heun seeds_2 sa_solver_pece".split(),
+        "dpmpp_sde seeds_2 sa_solver_pece".split(),
         2,
     ),
     **dict.fromkeys(("heunpp2", "seeds_3"), 3),
