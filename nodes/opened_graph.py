@@ -15,7 +15,7 @@ from ..host.language import localized_for
 from ..host.page_routes import new_routes
 from ..host.toy import INPUTS
 from .example_input import show_example
-from .missing_models import describe_missing
+from .missing_models import LOADERS, describe_missing
 
 EXAMPLE_ROUTE, MISSING_ROUTE = "/cogvideox/example", "/cogvideox/missing_models"
 MAX_BYTES = 1 << 16
@@ -54,7 +54,7 @@ def sentences(body: bytes, told: Callable[[str], str]) -> list[str]:
     try:
         asked = json.loads(body[:MAX_BYTES])
         bypassed = frozenset(filter(_is_text, asked["bypassed"]))
-        models = [(kind, name) for kind, name in asked["models"] if _is_text(kind) and _is_text(name)]
+        models = [(kind, name) for kind, name in asked["models"] if _is_text(kind) and _is_text(name) and kind in LOADERS]
     except (ValueError, TypeError, KeyError, RecursionError):
         return []
     found = [describe_missing(name, kind, bypassed) for kind, name in models[:_MOST_MODELS]]

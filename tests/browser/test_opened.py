@@ -68,7 +68,7 @@ def test_a_missing_model_has_one_sentence(opened: Frontend) -> None:
     expect(opened.page.locator(".p-toast-message")).to_have_count(0)
     load(opened, "22")
     ours = toast(opened, "There is no 'CogVideoX-5b'.")
-    expect(ours).to_contain_text("Select CogVideoX Download, press Ctrl+B, then Run (")
+    expect(ours).to_contain_text("Select CogVideoX Download, the violet node, press Ctrl+B, then Run (")
     expect(opened.page.locator(".p-toast-message")).to_have_count(1)
     assert opened.page.evaluate(_CHANGED) == []
     load(opened, "02")

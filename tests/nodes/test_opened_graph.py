@@ -18,7 +18,7 @@ def ask(models: object, bypassed: object = ()) -> list[str]:
 def test_the_bypassed_download_is_named() -> None:
     """Nothing but a note said that the template's checkpoint is not there."""
     (text,) = ask([["CogVideoXLoadPipeline", "CogVideoX-5b"]], ["CogVideoX-5b"])
-    assert text.startswith("There is no 'CogVideoX-5b'. Select CogVideoX Download, press Ctrl+B, then Run (")
+    assert text.startswith("There is no 'CogVideoX-5b'. Select CogVideoX Download, the violet node, press Ctrl+B, then Run (")
     (text,) = ask([["CogVideoXLoadPipeline", "CogVideoX-5b"]])
     assert "Add the node CogVideoX Download" in text
 

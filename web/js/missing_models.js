@@ -1,15 +1,21 @@
 // Says, where a graph is opened, which of the loaders' models are not there and what to do: which bypassed CogVideoX
 // Download to switch on. Files that a template itself offers to download (properties.models) are left to ComfyUI's own
-// dialog. nodes/opened_graph.py has the sentences.
+// dialog. nodes/opened_graph.py has the sentences, and nodes/missing_models.py knows which nodes load models.
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
 
 const NAME = "CogVideoX.MissingModels"
 const ROUTE = "/cogvideox/missing_models"
-const LOADERS = /^CogVideoX(Load(Pipeline|Model|TextEncoder|VAE|ControlNet)|ApplyLora)$/
+const OURS = /^CogVideoX/
 const [ALWAYS, BYPASSED] = [0, 4] // modes of a node
 const LIFE_MS = 30_000
-const STYLE = "cogvideox-error" // which error_toast.js puts below ComfyUI's own box with its View details
+const STYLE = "cogvideox-missing"
+// Toasts stand at the top right, over the nodes there. Below the graph, which the frontend fits into the page, is room
+// between its statistics on the left and its map on the right.
+const CSS = `
+  .p-toast-message.${STYLE} { position: fixed; left: 9rem; right: 18rem; bottom: 0.25rem; margin: 0; }
+  .${STYLE} .p-toast-detail { margin: 0; white-space: pre-line; }
+`
 const told = new Set() // of which graph what was said: undo opens a graph again
 const shown = []
 let looks = 0 // how many graphs have been opened
@@ -18,7 +24,7 @@ const graph = () => app.rootGraph ?? app.graph
 
 function lacks(node) {
   const widget = node.widgets?.find((found) => found.type === "combo")
-  if (node.mode !== ALWAYS || !LOADERS.test(node.comfyClass ?? "") || typeof widget?.value !== "string") return
+  if (node.mode !== ALWAYS || !OURS.test(node.comfyClass ?? "") || typeof widget?.value !== "string") return
   const listed = typeof widget.options.values === "function" ? widget.options.values(widget, node) : widget.options.values
   const offered = (node.properties?.models ?? []).map((model) => model.name)
   if (!widget.value || [...(listed ?? []), ...offered].includes(widget.value)) return
@@ -39,11 +45,10 @@ async function look() {
   const sentences = await answer.json()
   if (number !== looks) return // another graph has been opened
   told.add(key)
-  for (const detail of sentences) {
-    const message = { severity: "warn", summary: "CogVideoX", detail, styleClass: STYLE, life: LIFE_MS }
-    shown.push(message)
-    app.extensionManager.toast.add(message)
-  }
+  if (!sentences.length) return
+  const message = { severity: "warn", summary: "CogVideoX", detail: sentences.join("\n"), styleClass: STYLE, life: LIFE_MS }
+  shown.push(message)
+  app.extensionManager.toast.add(message)
 }
 
 // A second copy of the pack serves this file as well, and ComfyUI refuses a second extension of one name.
@@ -51,6 +56,11 @@ if (!window[NAME]) {
   window[NAME] = true
   app.registerExtension({
     name: NAME,
+    setup() {
+      const style = document.createElement("style")
+      style.textContent = CSS
+      document.head.append(style)
+    },
     // Not awaited: the frontend would go on with opening the graph only when the server has answered.
     afterConfigureGraph() {
       look().catch((error) => console.debug(NAME, error)) // an older server
