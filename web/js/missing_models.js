@@ -10,12 +10,7 @@ const OURS = /^CogVideoX/
 const [ALWAYS, BYPASSED] = [0, 4] // modes of a node
 const LIFE_MS = 30_000
 const STYLE = "cogvideox-missing"
-// Toasts stand at the top right, over the nodes there. Below the graph, which the frontend fits into the page, is room
-// between its statistics on the left and its map on the right.
-const CSS = `
-  .p-toast-message.${STYLE} { position: fixed; left: 9rem; right: 18rem; bottom: 0.25rem; margin: 0; }
-  .${STYLE} .p-toast-detail { margin: 0; white-space: pre-line; }
-`
+const style = document.createElement("style")
 const told = new Set() // of which graph what was said: undo opens a graph again
 const shown = []
 let looks = 0 // how many graphs have been opened
@@ -31,9 +26,26 @@ function lacks(node) {
   return [node.comfyClass, widget.value]
 }
 
+// Toasts stand at the top right, over the nodes there. Below the graph, which the frontend fits into the page, is room
+// between its statistics on the left and its map on the right.
+function place() {
+  const panel = document.querySelector(".graph-canvas-panel")?.getBoundingClientRect() // between the sidebars
+  const [left, right] = [(panel?.left ?? 64) + 80, innerWidth - (panel?.right ?? innerWidth) + 280]
+  style.textContent = `
+    .p-toast-message.${STYLE} { position: fixed; left: ${left}px; right: ${right}px; bottom: 4px; margin: 0; }
+    .${STYLE} .p-toast-message-text { flex-direction: row; gap: 1rem; }
+    .${STYLE} .p-toast-summary { white-space: nowrap; }
+    .${STYLE} .p-toast-detail { margin: 0; white-space: pre-line; }
+  `
+}
+
+function forget() {
+  while (shown.length) app.extensionManager.toast.remove(shown.pop())
+}
+
 async function look() {
   const number = ++looks
-  while (shown.length) app.extensionManager.toast.remove(shown.pop())
+  forget()
   const nodes = graph()?.nodes ?? []
   const models = nodes.map(lacks).filter(Boolean)
   const key = JSON.stringify([graph()?.id, models])
@@ -47,6 +59,7 @@ async function look() {
   told.add(key)
   if (!sentences.length) return
   const message = { severity: "warn", summary: "CogVideoX", detail: sentences.join("\n"), styleClass: STYLE, life: LIFE_MS }
+  place()
   shown.push(message)
   app.extensionManager.toast.add(message)
 }
@@ -57,9 +70,9 @@ if (!window[NAME]) {
   app.registerExtension({
     name: NAME,
     setup() {
-      const style = document.createElement("style")
-      style.textContent = CSS
       document.head.append(style)
+      // A run is refused, and error_toast.js says the same; or it goes.
+      for (const event of ["cogvideox.error", "execution_start"]) api.addEventListener(event, forget)
     },
     // Not awaited: the frontend would go on with opening the graph only when the server has answered.
     afterConfigureGraph() {
