@@ -54,9 +54,10 @@ def sentences(body: bytes, told: Callable[[str], str]) -> list[str]:
     try:
         asked = json.loads(body[:MAX_BYTES])
         bypassed = frozenset(filter(_is_text, asked["bypassed"]))
-        models = [(kind, name) for kind, name in asked["models"] if _is_text(kind) and _is_text(name) and kind in LOADERS]
+        texts = [(kind, name) for kind, name in asked["models"] if _is_text(kind) and _is_text(name)]
     except (ValueError, TypeError, KeyError, RecursionError):
         return []
+    models = [(kind, name) for kind, name in texts if kind in LOADERS]  # the page asks of all nodes of ours
     found = [describe_missing(name, kind, bypassed) for kind, name in models[:_MOST_MODELS]]
     return [told(text) for text in dict.fromkeys(found) if text is not None]
 

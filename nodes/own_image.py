@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..errors import UserError, quoted
+from ..host.standalone import comfyui_nodes
 from .file_inputs import reads_file
 from .input_checks import checked
 from .search_words import SEARCH_WORDS
@@ -46,9 +47,7 @@ class CogVideoXOwnImage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from nodes import LoadImage
-
-        (files, *_) = LoadImage.INPUT_TYPES()["required"]["image"]
+        (files, *_) = comfyui_nodes().LoadImage.INPUT_TYPES()["required"]["image"]
         return io.Schema(
             node_id="CogVideoXOwnImage",
             display_name="CogVideoX Own Image",
@@ -70,6 +69,4 @@ class CogVideoXOwnImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, otherwise: torch.Tensor, image: str) -> io.NodeOutput:
-        from nodes import LoadImage
-
-        return io.NodeOutput(otherwise if image == _NONE else LoadImage().load_image(image)[0])
+        return io.NodeOutput(otherwise if image == _NONE else comfyui_nodes().LoadImage().load_image(image)[0])

@@ -54,7 +54,7 @@ def image_to_video_app() -> Example:
         name="image_to_video_app",
         title="Image to video as an app",
         app=(
-            ("own", "image", "Your own picture, instead of the example"),
+            ("own", "image", "Your picture (empty: example)"),
             _PROMPT,
             _CHECKPOINT,
             *_size("start"),

@@ -65,7 +65,8 @@ def load(frontend: Frontend, number: str, of: str = "") -> None:
     """Open a template as another graph than those that the page had before: what was said of these is not repeated. of:
     the test, where others open the same one."""
     (file,) = TEMPLATES.glob(f"{number} *.json")
-    workflow = json.loads(file.read_text("utf-8")) | {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{__name__}/{number}{of}"))}
+    id_ = uuid.uuid5(uuid.NAMESPACE_URL, f"{__name__}/{number}{of}")
+    workflow = json.loads(file.read_text("utf-8")) | {"id": str(id_)}
     frontend.page.evaluate(_OPEN, [workflow, file.stem])
     frontend.settle()
 

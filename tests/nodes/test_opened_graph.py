@@ -18,7 +18,10 @@ def ask(models: object, bypassed: object = ()) -> list[str]:
 def test_the_bypassed_download_is_named() -> None:
     """Nothing but a note said that the template's checkpoint is not there."""
     (text,) = ask([["CogVideoXLoadPipeline", "CogVideoX-5b"]], ["CogVideoX-5b"])
-    assert text.startswith("There is no 'CogVideoX-5b'. Select CogVideoX Download, the violet node, press Ctrl+B, then Run (")
+    assert text.startswith(
+        "There is no 'CogVideoX-5b'. Select CogVideoX Download, the violet node, press Ctrl+B, then "
+    )
+    assert "then Run (22 GB)" in text
     (text,) = ask([["CogVideoXLoadPipeline", "CogVideoX-5b"]])
     assert "Add the node CogVideoX Download" in text
 
@@ -27,7 +30,8 @@ def test_the_same_is_said_once_and_other_nodes_are_left_alone() -> None:
     twice = [["CogVideoXLoadModel", "mine.safetensors"]] * 2
     assert len(ask([*twice, ["CheckpointLoaderSimple", "x.safetensors"]])) == 1
     assert len(ask([["CogVideoXLoadModel", f"{number}.safetensors"] for number in range(99)])) == _MOST_MODELS
-    (text,) = ask([["CogVideoXLoadModel", "x" * 5000]])
+    others = [["CogVideoXSample", "a sampler that is gone"]] * _MOST_MODELS
+    (text,) = ask([*others, ["CogVideoXLoadModel", "x" * 5000]])
     assert len(text) < 1000
 
 
