@@ -110,7 +110,7 @@ def _inputs(api: dict) -> Iterator[Image.Image | str]:
             yield from _spread(frames, _TILES - is_masked) if len(frames) > 1 else frames
             if is_masked:
                 yield Image.open(file.with_name(file.stem + MASK_SUFFIX))
-        elif node["class_type"] == "LoadImage" and not any(other["class_type"] == "ComfySwitchNode" for other in nodes):
+        elif node["class_type"] == "LoadImage":
             shown = True
             yield Image.open(Path(os.environ["COMFYUI_PATH"]) / "input" / node["inputs"]["image"])
         elif node["class_type"] == "CogVideoXTrainingClips" and node["inputs"]["folder"] == CLIPS:

@@ -29,6 +29,7 @@ from .lora import CogVideoXApplyLora, CogVideoXSaveLora
 from .memory_forecast import CogVideoXMemoryForecast
 from .migration_page import serve_migration
 from .opened_graph import serve_opened_graph
+from .own_image import CogVideoXOwnImage
 from .replacing import register_replacements
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
@@ -45,6 +46,7 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXLoadVAE,
     CogVideoXLoadControlNet,
     CogVideoXExample,
+    CogVideoXOwnImage,
     CogVideoXDownload,
     CogVideoXSaveModel,
     CogVideoXMemoryForecast,

@@ -72,7 +72,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 # The nodes whose first widget is such a list.
-_LOADERS = {
+LOADERS = {
     "CogVideoXLoadPipeline": "pipeline",
     "CogVideoXLoadModel": "transformer",
     "CogVideoXLoadTextEncoder": "text_encoder",
@@ -120,7 +120,7 @@ def describe_missing(name: str, node_type: str, bypassed: frozenset[str]) -> str
     name: of a model that the page's list lacks. bypassed: the checkpoints of the nodes CogVideoX Download that are
     there and bypassed.
     """
-    kind = _LOADERS.get(node_type)
+    kind = LOADERS.get(node_type)
     return None if kind is None else _missing(shortened(name, _MOST_LETTERS), KINDS[kind], bypassed).split("\n")[0]
 
 
@@ -143,7 +143,7 @@ def _download_of(name: str, kind: Kind, bypassed: frozenset[str]) -> str:
     entry = _published(last)
     if entry is not None and kind.published:
         if entry.name in bypassed:
-            step = f"Select {_DOWNLOAD}, press Ctrl+B, then Run ({entry.gigabytes:.0f} GB)."
+            step = f"Select {_DOWNLOAD}, the violet node, press Ctrl+B, then Run ({entry.gigabytes:.0f} GB)."
         else:
             step = (
                 f"Add the node {_DOWNLOAD}, choose {entry.name} and queue it ({entry.gigabytes:.0f} GB); then press R."

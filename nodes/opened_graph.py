@@ -18,7 +18,7 @@ from .example_input import show_example
 from .missing_models import describe_missing
 
 EXAMPLE_ROUTE, MISSING_ROUTE = "/cogvideox/example", "/cogvideox/missing_models"
-MAX_BYTES = 1 << 16
+MAX_BYTES = 1 << 18
 _MOST_MODELS = 8  # of a graph: the page shows few sentences
 
 
@@ -48,8 +48,8 @@ def serve_opened_graph() -> None:
 def sentences(body: bytes, told: Callable[[str], str]) -> list[str]:
     """What to do about each model that a graph names and no list has; nothing for what is no such question.
 
-    body: the JSON of {"models": [[node type, name], ...], "bypassed": [checkpoint, ...], "more": how many models there
-    are besides}, the second of the nodes CogVideoX Download that are bypassed. Entries of another form are skipped.
+    body: the JSON of {"models": [[node type, name], ...], "bypassed": [checkpoint, ...]}, the second of the nodes
+    CogVideoX Download that are bypassed. Entries of another form, and nodes that load no models, are skipped.
     told: a text -> the same in the page's language.
     """
     try:
@@ -60,11 +60,10 @@ def sentences(body: bytes, told: Callable[[str], str]) -> list[str]:
     bypassed = frozenset(filter(_is_text, _list(asked.get("bypassed"))))
     pairs = [pair for pair in _list(asked.get("models")) if len(_list(pair)) == 2 and all(map(_is_text, pair))]
     found = [text for kind, name in pairs if (text := describe_missing(name, kind, bypassed)) is not None]
-    sentences, more = list(dict.fromkeys(found)), asked.get("more")
-    left_out = max(0, len(sentences) - _MOST_MODELS) + (more if type(more) is int and 0 < more < MAX_BYTES else 0)
-    sentences = sentences[:_MOST_MODELS]
-    if left_out and sentences:
-        sentences.append(f"And {left_out} more. Choose other models in these nodes as well.")
+    sentences = list(dict.fromkeys(found))
+    left_out = len(sentences) - _MOST_MODELS
+    if left_out > 0:
+        sentences[_MOST_MODELS:] = [f"And {left_out} more. Choose other models in these nodes as well."]
     return [told(text) for text in sentences]
 
 

@@ -48,6 +48,7 @@ _TYPED = {
     "CogVideoXLoadVAE": ["vae loader"],
     "CogVideoXLoadControlNet": ["controlnet loader", "control net", "canny", "hed", "depth"],
     "CogVideoXExample": ["sample picture", "sample video", "demo", "toy", "nano"],
+    "CogVideoXOwnImage": ["upload image", "optional image", "image or default", "fallback image"],
     "CogVideoXDownload": ["fetch", "checkpoint", "weights", "hugging face", "modelscope", "mirror"],
     "CogVideoXSaveModel": ["convert", "quantize", "merge lora", "export"],
     "CogVideoXApplyLora": [

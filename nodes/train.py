@@ -2,8 +2,11 @@
 
 import re
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_patcher
@@ -38,6 +41,7 @@ _SETTINGS = settings_of(TrainConfig)
 # Inputs that were published under other names than the settings have; every other input is called as its setting.
 _PUBLISHED = {"steps": "max_steps", "batch_size": "micro_batch_size"}
 _PICTURE_EVERY_S, _TEXT_EVERY_S = 1.0, 0.5
+_SPEED_STEPS = 25  # the last ones, of which the time left follows
 _LORA, _LOSSES = io.Custom("LORA_MODEL"), io.Custom("LOSS_MAP")  # the sockets of ComfyUI's own trainer
 _OUT_OF_MEMORY = (
     "Switch gradient_checkpointing on, lower batch_size (and raise accumulate instead), train with fewer frames or "
@@ -258,19 +262,18 @@ class _Progress:
     def __init__(self, steps: int, node_id: str | None):
         self._steps, self._node_id = steps, node_id
         self._bar = comfy.utils.ProgressBar(steps)
-        # Steps done, and the time, when this run's first step had ended. The speed is measured from there, without what
-        # only the first step waits for; steps of an earlier run do not count either.
-        self._first: tuple[int, float] | None = None
+        # When this run's last steps had ended. The first one waits for what no other does; so may the next few.
+        self._ended_s: deque[float] = deque(maxlen=_SPEED_STEPS + 1)
         self._next_picture = self._next_text = 0.0
 
     def on_step(self, done: int, losses: Sequence[float]) -> None:
         """Raises InterruptProcessingException where the user has cancelled the run."""
         now, is_last = time.monotonic(), done == self._steps
-        first = self._first = self._first or (done, now)
+        self._ended_s.append(now)
         preview = None
         if now >= self._next_text or is_last:
             self._next_text = now + _TEXT_EVERY_S
-            show_on_node(self._text(done, losses[-1], now, *first), self._node_id)
+            show_on_node(self._text(done, losses[-1]), self._node_id)
         if now >= self._next_picture or is_last:
             from ..training.curve import WIDTH, draw_losses
 
@@ -298,14 +301,14 @@ class _Progress:
                 text += f" It went on from a checkpoint at step {trained.done_before}."
         show_on_node(text, self._node_id)
 
-    def _text(self, done: int, loss: float, now: float, first: int, began: float) -> str:
+    def _text(self, done: int, loss: float) -> str:
         text = f"Step {done} of {self._steps}, loss {loss:.4g}"
-        if done == first or now <= began:
+        # The median: slow first steps and a pause leave it as it is, where a mean would foretell them for every step.
+        step_s = median([after - before for before, after in pairwise(self._ended_s)] or [0.0])
+        if step_s <= 0:
             return text
-        rate = (done - first) / (now - began)
-        left_s = (self._steps - done) / rate
-        speed = f"{rate:.2f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s a step"
-        return f"{text}, {speed}, {_duration(left_s)} left"
+        speed = f"{1 / step_s:.2f} steps/s" if step_s <= 1 else f"{step_s:.1f} s a step"
+        return f"{text}, {speed}, {_duration((self._steps - done) * step_s)} left"
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ from cogvideox.devtools.workflow import _input_specs, _pair
 
 _FRONTEND_ONLY = ("MarkdownNote",)
 # Widgets that the frontend adds to a core node and saves behind its inputs.
-_EXTRA = {"LoadImage": ["image"], "SaveVideo": []}
+_EXTRA = {"LoadImage": ["image"], "CogVideoXOwnImage": ["image"], "SaveVideo": []}
 _TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 
 

@@ -34,25 +34,19 @@ def text_to_video_app() -> Example:
 
 
 def image_to_video_app() -> Example:
-    """The example picture, of which the prompt speaks, or a picture of one's own: Load Image has a button to upload
-    one, and is only read where the switch is on. ComfyUI comes with its example.png."""
-    own = Node("own", "LoadImage", {"image": "example.png"}, {}, "Your picture", 340, later=True)
-    chosen = Node(
-        "chosen",
-        "ComfySwitchNode",
-        {"switch": False},
-        {"on_false": "picture.IMAGE", "on_true": "own.IMAGE"},
-        "Your picture or the example",
+    """The example picture, of which the prompt speaks, or a picture of one's own. It runs before one is uploaded."""
+    own = Node(
+        "own", "CogVideoXOwnImage", {"image": ""}, {"otherwise": "picture.IMAGE"}, "Your picture or the example", 340
     )
     toy = image_to_video()
     columns = []
     for column in toy.columns:
         nodes = [
-            replace(spec, links={**spec.links, "start_image": "chosen.output"}) if spec.name == "start" else spec
+            replace(spec, links={**spec.links, "start_image": "own.IMAGE"}) if spec.name == "start" else spec
             for spec in column.nodes
         ]
         if any(spec.name == "picture" for spec in nodes):
-            nodes += [own, chosen]
+            nodes.append(own)
         columns.append(replace(column, nodes=tuple(nodes)))
     return replace(
         toy,
@@ -60,8 +54,7 @@ def image_to_video_app() -> Example:
         name="image_to_video_app",
         title="Image to video as an app",
         app=(
-            ("chosen", "switch", "Use your own picture"),
-            ("own", "image", "Your own picture"),
+            ("own", "image", "Your picture (empty: example)"),
             _PROMPT,
             _CHECKPOINT,
             *_size("start"),

@@ -73,7 +73,8 @@ def folder(hints: str, name: str) -> tuple[Node, ...]:
     )
     return (
         Node("download", "CogVideoXDownload", {"checkpoint": name}, bypassed=True),
-        Node("pipeline", "CogVideoXLoadPipeline", {"folder": name}, {"folder": "download.folder"}, later=True),
+        # As high as it becomes where Run is pressed too early: what it then says lay over the note.
+        Node("pipeline", "CogVideoXLoadPipeline", {"folder": name}, {"folder": "download.folder"}, "", 290, later=True),
         note("\n\n".join([text, hints.strip(), WATCH]), "Before the first run"),
     )
 

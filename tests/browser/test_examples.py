@@ -54,7 +54,7 @@ _ALL_SHOWN = """
   && app.graph.nodes.filter(n => n.type.startsWith('LoadImage')).every(n => n.imgs?.[0]?.naturalWidth)
 """
 # Without what the pack says of a missing model, which test_opened.py reads.
-_COMPLAINTS = '[data-testid="error-overlay"], .p-toast-message:not(.cogvideox-error), [role="dialog"], .p-dialog'
+_COMPLAINTS = '[data-testid="error-overlay"], .p-toast-message:not(.cogvideox-missing), [role="dialog"], .p-dialog'
 
 _DROP = """
 ([name, text]) => {

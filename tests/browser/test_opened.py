@@ -30,6 +30,27 @@ _CHANGED = """
 """
 # The widths of the pictures that the classic renderer draws on each example.
 _DRAWN = "() => app.graph.nodes.filter(n => n.type === 'CogVideoXExample').map(n => n.imgs?.map(i => i.naturalWidth))"
+# As ComfyUI's list of templates does, which fits the graph into the page.
+_OPEN = "([workflow, name]) => app.loadGraphData(workflow, true, true, name, {openSource: 'template'})"
+# What the page's toasts cover: nodes, groups, and the frontend's own map and bars, as far as they are there.
+_COVERED = """
+() => {
+  const {ds, canvas} = app.canvas, {left, top} = canvas.getBoundingClientRect()
+  const onPage = ([x, y], [width, height], title) => [left + (x + ds.offset[0]) * ds.scale,
+    top + (y - title + ds.offset[1]) * ds.scale, left + (x + width + ds.offset[0]) * ds.scale,
+    top + (y + height + ds.offset[1]) * ds.scale]
+  const boxes = app.graph.nodes.map(node => [node.type, ...onPage(node.pos, node.size, LiteGraph.NODE_TITLE_HEIGHT)])
+  for (const found of document.querySelectorAll('.minimap-main-container, .side-tool-bar-container, .p-buttongroup')) {
+    const box = found.getBoundingClientRect()
+    boxes.push([found.className, box.left, box.top, box.right, box.bottom])
+  }
+  return [...document.querySelectorAll('.p-toast-message')].flatMap(toast => {
+    const box = toast.getBoundingClientRect()
+    return boxes.filter(([, x, y, right, bottom]) =>
+      x < box.right && right > box.left && y < box.bottom && bottom > box.top).map(([what]) => what)
+  })
+}
+"""
 _EXAMPLE_PX = 256  # four times the toy's 64
 
 
@@ -40,11 +61,14 @@ def opened(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterator
         yield frontend
 
 
-def load(frontend: Frontend, number: str) -> None:
-    """Open a template as another graph than those that the page had before: what was said of these is not repeated."""
+def load(frontend: Frontend, number: str, of: str = "") -> None:
+    """Open a template as another graph than those that the page had before: what was said of these is not repeated. of:
+    the test, where others open the same one."""
     (file,) = TEMPLATES.glob(f"{number} *.json")
-    workflow = json.loads(file.read_text("utf-8")) | {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{__name__}/{number}"))}
-    frontend.load(workflow, file.stem)
+    id_ = uuid.uuid5(uuid.NAMESPACE_URL, f"{__name__}/{number}{of}")
+    workflow = json.loads(file.read_text("utf-8")) | {"id": str(id_)}
+    frontend.page.evaluate(_OPEN, [workflow, file.stem])
+    frontend.settle()
 
 
 def test_a_picture_is_shown_before_a_run(opened: Frontend) -> None:
@@ -68,7 +92,7 @@ def test_a_missing_model_has_one_sentence(opened: Frontend) -> None:
     expect(opened.page.locator(".p-toast-message")).to_have_count(0)
     load(opened, "22")
     ours = toast(opened, "There is no 'CogVideoX-5b'.")
-    expect(ours).to_contain_text("Select CogVideoX Download, press Ctrl+B, then Run (")
+    expect(ours).to_contain_text("Select CogVideoX Download, the violet node, press Ctrl+B, then Run (")
     expect(opened.page.locator(".p-toast-message")).to_have_count(1)
     assert opened.page.evaluate(_CHANGED) == []
     load(opened, "02")
@@ -91,13 +115,57 @@ def test_a_graph_that_somebody_has_broken_is_told_of_as_well(opened: Frontend) -
     ]
     graph = {"id": str(uuid.uuid4()), "nodes": nodes, "links": [], "groups": [], "version": 0.4, "extra": {}}
     opened.page.evaluate("graph => { app.loadGraphData(graph) }", graph)
-    ours = opened.page.locator(".p-toast-message", has_text="There is no '")
-    expect(ours).to_have_count(8)
-    expect(ours.first).to_contain_text(f"There is no '1 {'x' * 98} …'. ")
-    expect(toast(opened, f"And {many - 8} more. Choose other models in these nodes as well.")).to_be_visible()
+    ours = toast(opened, f"And {many - 8} more. Choose other models in these nodes as well.")
+    expect(ours).to_be_visible()
+    assert (ours.text_content() or "").count("There is no '") == 8
+    expect(ours).to_contain_text(f"There is no '1 {'x' * 98} …'. ")
     # The frontend complains of such a graph too, in a toast and in the console.
     opened.page.evaluate("() => app.extensionManager.toast.removeAll()")
     opened.console[:] = [line for line in opened.console if "/assets/" not in line]
+
+
+SIZES = [(1600, 1000), (1280, 720)]
+LINES = ["22", "31"]  # templates whose sentence has two lines at most, and three
+
+
+def check_covered(frontend: Frontend, number: str, size: tuple[int, int], renderer: str) -> None:
+    """The sentence lay over Create Video."""
+    page, usual = frontend.page, frontend.page.viewport_size
+    assert usual is not None
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.evaluate("() => app.extensionManager.setting.set('Comfy.Minimap.Visible', true)")
+    load(frontend, number, f"{size} {renderer}")
+    ours = page.locator(".p-toast-message", has_text="There is no ")
+    expect(ours).to_have_count(1)  # that of the template before leaves
+    page.wait_for_timeout(500)  # it slides in
+    assert page.evaluate(_COVERED) == []
+    box = ours.bounding_box()
+    assert box is not None and box["x"] >= 0 and box["y"] + box["height"] <= size[1]
+    page.evaluate("() => app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
+    page.set_viewport_size(usual)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("number", LINES)
+def test_the_sentence_covers_nothing(opened: Frontend, number: str, size: tuple[int, int]) -> None:
+    check_covered(opened, number, size, "classic")
+
+
+def test_a_refused_run_says_it_once(opened: Frontend) -> None:
+    """The sentence of the opened graph stayed beside that of the refused run. What the loader then shows lay over the
+    note, which says the same at more length."""
+    load(opened, "22", "run")
+    expect(toast(opened, "There is no 'CogVideoX-5b'.")).to_have_count(1)
+    opened.page.get_by_test_id("queue-button").click()
+    expect(opened.page.locator(".p-toast-message.cogvideox-error")).to_have_count(1)
+    expect(toast(opened, "There is no 'CogVideoX-5b'.")).to_have_count(1)
+    opened.page.wait_for_timeout(300)
+    bottom, note = opened.page.evaluate("""() => ['CogVideoXLoadPipeline', 'MarkdownNote'].map(type => {
+      const node = app.graph.nodes.find(node => node.type === type)
+      return type === 'MarkdownNote' ? node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT : node.pos[1] + node.size[1]
+    })""")
+    assert bottom <= note
+    opened.console.clear()  # the refusal
 
 
 def test_files_that_comfyui_offers_have_none_of_ours(opened: Frontend) -> None:
@@ -115,6 +183,14 @@ def test_a_video_is_shown_in_the_newer_renderer(opened: Frontend) -> None:
     expect(shown).to_have_js_property("naturalWidth", _EXAMPLE_PX)
     changed = opened.page.evaluate(_CHANGED)  # this renderer itself gives notes and Save Video other heights
     assert {kind for kind, _ in changed} <= {"MarkdownNote", "SaveVideo"}, changed
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("number", LINES)
+def test_the_sentence_covers_nothing_in_the_newer_renderer(
+    opened: Frontend, number: str, size: tuple[int, int]
+) -> None:
+    check_covered(opened, number, size, "vue")
 
 
 def test_nothing_is_complained_of(opened: Frontend, comfyui: Server) -> None:

@@ -187,13 +187,14 @@ def test_a_group_stands_below_another_one() -> None:
 
 
 def test_the_picture_of_the_app_is_the_one_that_its_prompt_describes() -> None:
-    """ComfyUI's example.png, a girl on a hill, came out smeared by a prompt of a red square. Load Image is for one's
-    own."""
+    """ComfyUI's example.png, a girl on a hill, came out smeared by a prompt of a red square. And where the input folder
+    lacked it, ComfyUI refused the app for a Load Image that was not even used."""
     nodes = {node["type"]: node for node in SAVED["42 Image to video as an app"]["nodes"]}
     links = {link[0]: link for link in SAVED["42 Image to video as an app"]["links"]}
-    source = {entry["name"]: links[entry["link"]][1] for entry in nodes["ComfySwitchNode"]["inputs"] if entry["link"]}
-    assert source == {"on_false": nodes["CogVideoXExample"]["id"], "on_true": nodes["LoadImage"]["id"]}
-    assert nodes["ComfySwitchNode"]["widgets_values"] == [False]
+    own = nodes["CogVideoXOwnImage"]
+    source = {entry["name"]: links[entry["link"]][1] for entry in own["inputs"] if entry["link"]}
+    assert source == {"otherwise": nodes["CogVideoXExample"]["id"]} and own["widgets_values"][0] == ""
+    assert "LoadImage" not in nodes
     assert nodes["CogVideoXExample"]["widgets_values"][0] == "picture"
 
 

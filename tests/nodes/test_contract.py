@@ -23,6 +23,7 @@ CONTRACT = {
     "CogVideoXLoadVAE": ([("vae_name", "COMBO", None), DTYPE], ["VAE"]),
     "CogVideoXLoadControlNet": ([("control_net_name", "COMBO", None), DTYPE], ["CONTROL_NET"]),
     "CogVideoXExample": ([("example", "COMBO", "picture")], ["IMAGE", "MASK", "VIDEO"]),
+    "CogVideoXOwnImage": ([("otherwise", "IMAGE", None), ("image", "COMBO", None)], ["IMAGE"]),
     "CogVideoXDownload": ([("checkpoint", "COMBO", "CogVideoX-2b")], ["COMBO"]),
     "CogVideoXSaveModel": (
         [("model", "MODEL", None), ("name", "STRING", "CogVideoX/converted"), ("weight_dtype", "COMBO", "as loaded")],

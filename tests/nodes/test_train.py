@@ -385,6 +385,21 @@ def test_progress_shows_curve_and_speed(models, monkeypatch, shown) -> None:
     assert shown[0].startswith("Step 1 of 3, loss ") and "left" in shown[-2] and shown[-1].startswith("Trained 3 steps")
 
 
+def test_the_time_left_forgets_slow_steps(monkeypatch, shown) -> None:
+    """A mean since the start foretold the slowness of the first steps, and a pause, for all that are left."""
+    now = 0.0
+    monkeypatch.setattr(nodes.time, "monotonic", lambda: now)
+    progress = nodes._Progress(1000, None)
+    for done, step_s in enumerate([60.0] * 5 + [2.0] * 10 + [500.0] + [2.0] * 4, start=1):
+        now += step_s
+        progress.on_step(done, [1.0] * done)
+    assert shown[-1].endswith(", 2.0 s a step, 33 min left")
+    for done in range(21, 61):  # with longer clips, say
+        now += 4.0
+        progress.on_step(done, [1.0] * done)
+    assert shown[-1].endswith(", 4.0 s a step, 63 min left")
+
+
 CORE_OPTIONS = {
     "plain": {},
     "bypass": {"bypass_mode": True},

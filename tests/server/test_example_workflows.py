@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +39,6 @@ SAMPLERS = ("CogVideoXSample", "CogVideoXInvert")
 
 @pytest.fixture(scope="module")
 def schemas(comfyui) -> dict:
-    shutil.copy(Path(os.environ["COMFYUI_PATH"]) / "input" / "example.png", comfyui.base / "input")  # as in every one
     return client.object_info(comfyui.url)
 
 

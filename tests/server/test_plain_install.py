@@ -3,7 +3,6 @@ command. Models, templates, blueprints and their pictures are where they always 
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -53,7 +52,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for category in CATEGORIES:  # as ComfyUI's own repository has them, empty
         (base / "models" / category).mkdir(exist_ok=True)
     host = Path(os.environ["COMFYUI_PATH"])
-    shutil.copy(host / "input" / "example.png", base / "input")  # that too
     before = states(toy.WEIGHTS.parent, base / "models", base / "input")
     with running_server(host, base, log=base / "server.log", cpu=True) as running:
         yield running
