@@ -372,17 +372,16 @@ def _replaced_block(
 
 def _no_memory_left(mode: Mode, needed_bytes: float, x: torch.Tensor) -> str:
     frames, height, width = x.shape[2:]
-    text = (
-        f"A step of {frames} latent frames of {width * 8} x {height * 8} pixels needs about {needed_bytes / 2**30:.1f} "
-        f"GiB beside the weights in memory mode {mode.name}. The device has less, and there is no leaner mode. The two "
-        "settings that help most are fewer frames, and a smaller width and height: a step needs as much less."
+    other = (
+        " There is one without a weight_dtype that ends in _fast, and without what other nodes have put into the "
+        "model's blocks and attention."
     )
-    if mode is DEFAULT:
-        text += (
-            " There is one without a weight_dtype that ends in _fast, and without what other nodes have put into the "
-            "model's blocks and attention."
-        )
-    return text
+    return (
+        f"A step of {frames} latent frames of {width * 8} x {height * 8} pixels needs about {needed_bytes / 2**30:.1f} "
+        f"GiB beside the weights in memory mode {mode.name}. The device has less, and there is no leaner mode."
+        f"{other if mode is DEFAULT else ''} The two settings that help most are fewer frames, and a smaller width "
+        "and height: a step needs as much less."
+    )
 
 
 def _side_problem(name: str, size: int, patch: int) -> str:
