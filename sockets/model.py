@@ -310,13 +310,16 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         the lean mode does only where not even one video fits in the default mode: weights are streamed while the card
         computes, and two passes of the default mode take no longer than one batch of the lean.
         """
+        # Not at the top: it imports diffusers, which whoever has a model has imported.
+        from ..transformer.dit import has_lean_mode
+
         dit, device, dtype = self.diffusion_model, mm.get_torch_device(), self.get_dtype_inference()
         text_tokens = dit.config.max_text_seq_length
 
         def needed(mode: Mode, shape: Sequence[int]) -> float:
             return dit.step_bytes(mode, shape, text_tokens, dtype, device)
 
-        ladder = LADDER if dit.has_lean_mode() else LADDER[:1]
+        ladder = LADDER if has_lean_mode(dit.transformer_blocks) else LADDER[:1]
         mode = modes_to_try(ladder, lambda mode: needed(mode, (1, *input_shape[1:])), free_for_run(device))[0]
         return needed(mode, input_shape)
 

@@ -98,7 +98,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         def needed(mode: Mode) -> float:
             return self.step_bytes(mode, x.shape, text_tokens, x.dtype, x.device)
 
-        ladder = self._modes if self.has_lean_mode(transformer_options) else LADDER[:1]
+        ladder = self._modes if has_lean_mode(self.transformer_blocks, transformer_options) else LADDER[:1]
         modes = modes_to_try(ladder, needed, free_in_step(x.device))
         for mode, following in zip(modes, (*modes[1:], None)):
             try:
@@ -161,15 +161,6 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         dim = c.num_attention_heads * c.attention_head_dim
         has_kernels = expects_kernels(self.transformer_blocks, device, dtype, batch * video * dim)
         return step_bytes(mode, batch * (video + text_tokens) * dim, dtype.itemsize, has_kernels)
-
-    def has_lean_mode(self, transformer_options: dict[str, Any] = {}) -> bool:
-        """Whether the blocks can be computed in parts. What another node has put in the place of a block or of its
-        attention, or around it, sees all heads and tokens, and quantised inputs (int8_fast) have scales of all."""
-        if ATTENTION_OVERRIDE in transformer_options or transformer_options.get("patches_replace", {}).get("dit"):
-            return False
-        if serve_patches(transformer_options, len(self.transformer_blocks)) is not None:
-            return False
-        return all(map(suits_spans, self.transformer_blocks))
 
     def token_grid(
         self, latent_size: tuple[int, int, int], transformer_options: dict[str, Any] = {}
@@ -312,6 +303,14 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         return out.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
+def has_lean_mode(blocks: torch.nn.ModuleList, transformer_options: dict[str, Any] = {}) -> bool:
+    """Whether blocks can be computed in parts. What another node has put in the place of a block or of its attention,
+    or around it, sees all heads and tokens, and quantised inputs (int8_fast) have scales of all."""
+    if ATTENTION_OVERRIDE in transformer_options or transformer_options.get("patches_replace", {}).get("dit"):
+        return False
+    return serve_patches(transformer_options, len(blocks)) is None and all(map(suits_spans, blocks))
+
+
 def block_forward(
     block: CogVideoXBlock,
     text: torch.Tensor,
@@ -327,7 +326,7 @@ def block_forward(
     scales, shifts and gates of its own, computed from the time embedding.
 
     text: [B, L, D]. video: [B, N, D]. embedding: [B, time width]. patches: of other nodes, for its attention.
-    in_place: text and video may be overwritten, because nobody else holds them. mode: see CogVideoXDiT.has_lean_mode.
+    in_place: text and video may be overwritten, because nobody else holds them. mode: see has_lean_mode.
     Returns (text, video).
 
     Source: diffusers cogvideox_transformer_3d.py, CogVideoXBlock, with each multiply and add fused into one pass.

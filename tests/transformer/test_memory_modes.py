@@ -12,15 +12,17 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch.utils.hooks import RemovableHandle
 
+from cogvideox.devtools.embedded_checkpoint import write_controlnet
 from cogvideox.host import compat, memory_rules
 from cogvideox.host import ops as host_ops
 from cogvideox.host.compat import NoMemoryLeftError
 from cogvideox.host.quantized_ops import QuantizedLinear
 from cogvideox.keys import ATTENTION_OVERRIDE
+from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.quantized_models import KINDS, load
 from cogvideox.tests.support import ALL_VARIANTS, relative_error
-from cogvideox.transformer import attention, dit
+from cogvideox.transformer import attention, control_net, dit
 from cogvideox.transformer.memory_modes import DEFAULT, LADDER, LEAN, Mode, modes_to_try, step_bytes
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -30,7 +32,8 @@ SMALL = Mode("lean", head_groups=3, span_values=50 * 64, in_place=True)
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dit, "LADDER", (DEFAULT, SMALL))
+    for module in (dit, control_net):
+        monkeypatch.setattr(module, "LADDER", (DEFAULT, SMALL))
     monkeypatch.setattr(dit.CogVideoXDiT, "_modes", (DEFAULT, SMALL))
 
 
@@ -105,6 +108,27 @@ class TestExact:
         assert relative_error(got, want) <= 2e-6 and relative_error(step(), want) > 1e-3
         assert torch.equal(control["input"][0], kept)
 
+    def test_a_control_net(self, tmp_path: Path, groups: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its blocks are the model's, and in the default mode they would take more than a step in the lean one."""
+        folder = write_controlnet(tmp_path / "net", "5b", dtype=torch.float32, num_layers=3)
+        net: Any = load_controlnet(folder, "fp32").patcher.model
+        generator = torch.Generator().manual_seed(1)
+        latents = torch.randn(2, 16, 4, 8, 12, generator=generator)
+        guide = net.encode_control(torch.rand(1, 13, 3, 64, 96, generator=generator))
+        text = torch.randn(2, 30, 32, generator=generator)
+
+        def outputs(free: float, **options: Any) -> list[torch.Tensor]:
+            monkeypatch.setattr(control_net, "free_in_step", lambda device: free)
+            return net(latents, guide, torch.tensor([999, 500]), text, options)
+
+        want, heads = outputs(1e12), net.config.num_attention_heads
+        assert groups == [heads] * 3
+        for got, expected in zip(outputs(0), want, strict=True):
+            assert relative_error(got, expected) <= 2e-6
+        assert len(groups) > 6 and max(groups[3:]) < heads
+        overridden = outputs(0, **{ATTENTION_OVERRIDE: lambda attend, *args, **options: attend(*args, **options)})
+        assert torch.equal(overridden[-1], want[-1])
+
     @pytest.mark.parametrize("kind", ("fp32", *KINDS))
     def test_streamed_patched_and_quantised_weights(
         self, kind: str, wide: Path, monkeypatch: pytest.MonkeyPatch
@@ -171,9 +195,9 @@ class TestWhere:
     def test_products_in_eight_bits(self, wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Their inputs are quantised too, in fp8 by one scale for all tokens."""
         step = Step(load_model(wide, "fp8_e4m3fn"), monkeypatch)
-        assert step.dit.has_lean_mode()
+        assert dit.has_lean_mode(step.dit.transformer_blocks)
         monkeypatch.setattr(QuantizedLinear, "multiplies_quantized", True)
-        assert not step.dit.has_lean_mode()
+        assert not dit.has_lean_mode(step.dit.transformer_blocks)
 
     def test_a_training(self, step: Step, groups: list[int]) -> None:
         with torch.inference_mode(False), torch.enable_grad():
