@@ -17,9 +17,9 @@ from ..errors import UserError
 from .attention_kernels import attention_by_choice
 
 try:
-    from comfy import memory_management, model_prefetch
+    from comfy import model_prefetch
 except ImportError:  # ComfyUI before dynamic VRAM
-    memory_management = model_prefetch = None
+    model_prefetch = None
 
 
 def comfyui_version() -> str:
@@ -103,14 +103,9 @@ def freeable_memory(device: torch.device, kept: comfy.model_patcher.ModelPatcher
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on `device` now, and those of weights that dynamic VRAM gives up as soon as they are needed.
-
-    Source: comfy.model_patcher.ModelPatcher.get_free_memory.
-    """
-    free: Any = mm.get_free_memory(device)
-    if device.type == "cuda" and getattr(memory_management, "aimdo_enabled", False):
-        free += importlib.import_module("comfy_aimdo.model_vbar").vbars_analyze(device.index)
-    return free
+    """Bytes that are free on `device` now, with those of weights that dynamic VRAM gives up where others need them."""
+    ask: Any = comfy.model_patcher.ModelPatcher.get_free_memory
+    return ask(None, device)  # no version of ComfyUI reads anything of the patcher there
 
 
 def prefetched(blocks: torch.nn.ModuleList, device: torch.device, transformer_options: dict[str, Any]) -> Iterator[Any]:

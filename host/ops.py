@@ -120,18 +120,14 @@ def _weight_held(
     weight, bias, stream = comfy.ops.cast_bias_weight(
         module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
     )
-    # (stream, ...), or the stream alone in older versions of ComfyUI; None for weights that are on the device.
-    is_streamed = (stream[0] if isinstance(stream, tuple) else stream) is not None
-    if is_quantized(weight):
-        unpacked = weight.dequantize()
-    else:
-        unpacked = weight.clone() if is_streamed else weight
-    if not is_streamed:
+    unpacked = weight.dequantize() if is_quantized(weight) else weight
+    if stream[0] is None:  # on the device, or copied to memory of its own
         try:
             yield unpacked, bias
         finally:
             comfy.ops.uncast_bias_weight(module, weight, bias, stream)
         return
-    held = unpacked, None if bias is None else bias.clone()
+    held = unpacked.clone() if unpacked is weight else unpacked, None if bias is None else bias.clone()
     comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+    del weight, unpacked, bias  # what patches have made of them is in memory of its own
     yield held

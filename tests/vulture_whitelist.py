@@ -23,7 +23,7 @@ UNUSED = {
         cogvideox_repeated
     """,
     "an annotation in quotes, which vulture does not read": "AudioStream",
-    "torch reads it among its settings, or ComfyUI": "allow_tf32 base_directory",
+    "torch reads it among its settings, or ComfyUI": "allow_tf32 aimdo_enabled base_directory",
     "tokenizers reads it on a Tokenizer": "pre_tokenizer post_processor",
     "PyAV reads it on a stream": """
         bit_rate color_primaries color_trc colorspace color_range sample_rate thread_type
