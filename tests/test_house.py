@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ FILES = {module_name(path): path for room in ROOMS for path in [ROOT / f"{room}.
 FILES = {name: path for name, path in FILES.items() if path.is_file()}
 
 
+@cache
 def imports(module: str) -> tuple[set[str], set[str]]:
     """(our own modules, everybody else's top-level names) that a module imports, wherever in it the import stands."""
     own, foreign = set(), set()

@@ -16,7 +16,7 @@ from cogvideox.devtools.frontend import Frontend, launched_browser
 from cogvideox.devtools.paths import DEV, PACK_NAME, ROOT
 from cogvideox.tests.browser.shared_page import SharedPage, fewest_pages_first
 
-HERE = Path(__file__).parent
+HERE = "tests/browser/"  # how the ids of this folder's tests begin
 PLAIN = {"Comfy__Minimap__Visible": False, "Comfy__Graph__CanvasInfo": False}  # no map or statistics in pictures
 
 
@@ -24,11 +24,11 @@ _OPEN = ExitStack()  # what all tests of this folder share, and no other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ours = [item for item in items if HERE in item.path.parents]
+    ours = [item for item in items if item.nodeid.startswith(HERE)]
     for item in ours:
         item.add_marker("browser")
     in_order = iter(fewest_pages_first(ours))
-    items[:] = [next(in_order) if HERE in item.path.parents else item for item in items]
+    items[:] = [next(in_order) if item.nodeid.startswith(HERE) else item for item in items]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -36,7 +36,7 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
     """Close the browser after this folder's last test, not after the session's: while playwright runs, the asyncio.run
     of other folders' tests fails in this thread."""
     yield
-    if nextitem is None or HERE not in nextitem.path.parents:
+    if nextitem is None or not nextitem.nodeid.startswith(HERE):
         _OPEN.close()
 
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from os.path import commonprefix
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Place:
     line: int
 
 
+@cache
 def source_templates() -> dict[str, Place]:
     """{template: the first place where it stands} of every text in the rooms that the nodes' users may meet."""
     found: dict[str, Place] = {}

@@ -15,7 +15,6 @@ from cogvideox.tests.locales.message_catalogue import (
 )
 from cogvideox.tests.locales.test_locales import NUMBER, ZH_TERMS
 
-SOURCE = source_templates()
 by_language = pytest.mark.parametrize("file", CATALOGUES, ids=lambda file: file.parent.name)
 
 
@@ -33,7 +32,7 @@ def constants(template: str) -> str:
 def test_every_message_has_its_translation(file):
     # One that is missing comes in English, in the middle of a page that is not.
     known = read_catalogue(file)
-    missing = [(place, template) for template, place in SOURCE.items() if template not in known]
+    missing = [(place, template) for template, place in source_templates().items() if template not in known]
     lines = [f"{place.file}:{place.line}\n  {json.dumps(text, ensure_ascii=False)}: " for place, text in missing]
     assert not missing, (
         f"locales/{file.parent.name}/messages.json lacks {len(missing)} texts that users of the nodes may meet. Add "
@@ -45,7 +44,7 @@ def test_every_message_has_its_translation(file):
 @by_language
 def test_no_translation_of_a_message_that_is_gone(file):
     # It would hide that the new wording has none.
-    stale = [template for template in read_catalogue(file) if template not in SOURCE]
+    stale = [template for template in read_catalogue(file) if template not in source_templates()]
     assert not stale, f"remove from locales/{file.parent.name}/messages.json, or correct to today's wording: {stale}"
 
 

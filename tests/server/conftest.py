@@ -39,7 +39,7 @@ HUB_TOKEN = "hf_onlyForTheHubOnThisMachine"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if item.nodeid.startswith("tests/server/"):
             item.add_marker("server")
 
 
