@@ -83,6 +83,7 @@ SECTIONS = {
     "step-2b": Section(gpu_steps.two, 20),
     "few-bits": Section(gpu_steps.few_bits, 30),
     "compile": Section(gpu_steps.compiled, 60),
+    "memory-lean": Section(gpu_memory.measure_lean, 90),
     "train-5b": Section(gpu_train.measure, 40),
 }
 

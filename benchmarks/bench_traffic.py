@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from cogvideox.benchmarks.common import Table, arguments, report, use_comfyui
 from cogvideox.benchmarks.traffic import Counting, Traffic, count_traffic, flash_attention
-from cogvideox.benchmarks.traffic_kernels import no_stand_in, torch_rotation, triton_kernels
+from cogvideox.benchmarks.traffic_kernels import in_lean_mode, no_stand_in, torch_rotation, triton_kernels
 
 GIB = 2**30
 DTYPE = torch.bfloat16
@@ -40,7 +40,7 @@ SIZES = {
     "5b": Size(_WIDE, (13, 60, 90), most_share=0.30, most_kernels=720, most_gib=1.45),
     "1.5-5B": Size(_WIDE | _PAIRS, (22, 96, 170), most_gib=3.65),
 }
-THEIRS, OURS = "diffusers", "ours, Triton's kernels"
+THEIRS, OURS, LEAN = "diffusers", "ours, Triton's kernels", "ours, lean, Triton's kernels"
 
 
 def main() -> None:
@@ -104,6 +104,8 @@ def count_all(size: Size, batch: int, layers: int = 0) -> dict[str, Traffic]:
         "ours, torch's operations": (our_forward, torch_rotation),
         "ours, comfy-kitchen's rotation": (our_forward, no_stand_in),
         OURS: (our_forward, triton_kernels),
+        "ours, lean, torch's operations": (our_forward, in_lean_mode(torch_rotation)),
+        LEAN: (our_forward, in_lean_mode(triton_kernels)),
     }
     counted = {}
     for title, (make, stand_ins) in makers.items():

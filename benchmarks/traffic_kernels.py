@@ -1,7 +1,7 @@
 """Kernels that need a card, counted by what they read and write: Triton's, cuBLASLt's and comfy-kitchen's."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,6 +35,19 @@ def torch_rotation(counting: Counting) -> Iterator[None]:
 
     with mock.patch.object(token_passes, "rotate_pairs", math._apply_rope1):
         yield
+
+
+def in_lean_mode(stand_in: Callable[[Counting], Any]) -> Callable[[Counting], Any]:
+    """`stand_in`, in steps that find no memory free."""
+
+    @contextmanager
+    def lean(counting: Counting) -> Iterator[None]:
+        from cogvideox.transformer import dit
+
+        with mock.patch.object(dit, "free_in_step", lambda device: 0), stand_in(counting):
+            yield
+
+    return lean
 
 
 @contextmanager

@@ -84,7 +84,11 @@ def available_memory(patcher: comfy.model_patcher.ModelPatcher) -> int:
 
     Source: comfy.model_management.free_memory and LoadedModel.model_unload.
     """
-    device = patcher.load_device
+    return freeable_memory(patcher.load_device, patcher)
+
+
+def freeable_memory(device: torch.device, kept: comfy.model_patcher.ModelPatcher | None = None) -> int:
+    """available_memory of a device, with every model unloaded but `kept`."""
     available: Any = mm.get_free_memory(device)  # a pair only where it is asked for one
     if mm.vram_state == mm.VRAMState.SHARED:  # a Mac's: unloaded weights lie in the same memory
         return available
@@ -93,9 +97,15 @@ def available_memory(patcher: comfy.model_patcher.ModelPatcher) -> int:
         # With --highvram and --gpu-only a model that is unloaded stays on the card: its offload device is the card too.
         if other is None or loaded.device != device or other.offload_device == device:
             continue
-        if not patcher.is_clone(other):
+        if kept is None or not kept.is_clone(other):
             available += other.loaded_size()
     return available
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on `device` now, with those of weights that dynamic VRAM gives up where others need them."""
+    ask: Any = comfy.model_patcher.ModelPatcher.get_free_memory
+    return ask(None, device)  # no version of ComfyUI reads anything of the patcher there
 
 
 def prefetched(blocks: torch.nn.ModuleList, device: torch.device, transformer_options: dict[str, Any]) -> Iterator[Any]:
@@ -162,12 +172,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return hasattr(mm, "is_oom") and mm.OOM_EXCEPTION is not Exception and mm.is_oom(error)
 
 
+class NoMemoryLeftError(UserError, torch.OutOfMemoryError):
+    """The device has no memory left, and the message says what needs less. ComfyUI unloads all models at an out of
+    memory error, so that the next run finds more."""
+
+    def __init__(self, message: str):
+        super().__init__(message, advice="forecast the memory")
+
+
 def free_after_out_of_memory() -> None:
-    """Give the memory that torch's allocator holds without using it back to the device.
+    """Give the memory that torch's allocator holds without using it back to the device, and forget the weights that
+    were being copied there.
 
     Only for after an out of memory error: the allocator would go on holding the memory in parts that are too small for
     the next, leaner try. Anywhere else the allocator would have used it again, and getting it back takes time.
     """
+    if model_prefetch is not None:
+        model_prefetch.cleanup_prefetch_queues()
     mm.soft_empty_cache()
 
 

@@ -6,6 +6,7 @@ comfy/samplers.py, _calc_cond_batch; comfy/sampler_helpers.py, prepare_sampling.
 
 import math
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import comfy.patcher_extension
 import comfy.sampler_helpers
 import torch
 
-from .compat import available_memory, is_dynamic
+from .compat import available_memory, free_memory, freeable_memory, is_dynamic
 
 GIB = 1 << 30
 # What the driver, CUDA's context, the desktop and the browser hold of a card that is named by its size alone. An
@@ -26,6 +27,8 @@ RESERVED_BYTES = 400 << 20
 _STREAMS = 2  # ComfyUI's NUM_STREAMS on NVIDIA's and AMD's cards
 # ComfyUI evaluates prompt and negative prompt in one batch where this many times its memory is free.
 _BATCH_ROOM = 1.5
+# The card that a forecast is about; None for this machine's.
+_asked_about: ContextVar["Card | None"] = ContextVar("cogvideox_card", default=None)
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,13 @@ def weights_on_card(card: Card, total_bytes: int, layers: Sequence[LayerSize], w
     return Weights(total_bytes, resident, buffer)
 
 
-def told_memory(patcher: comfy.model_patcher.ModelPatcher, latent_shape: Sequence[int]) -> tuple[float, float]:
+def told_memory(
+    patcher: comfy.model_patcher.ModelPatcher, latent_shape: Sequence[int], card: Card | None = None
+) -> tuple[float, float]:
     """What ComfyUI is told that a step on latents of `latent_shape` [B, C, T, H, W] takes: with prompt and negative
-    prompt in one batch, and one after the other. The nodes on the MODEL have their say, as when a run begins."""
+    prompt in one batch, and one after the other. The nodes on the MODEL have their say, as when a run begins.
+
+    card: another one than the device of this machine."""
     options: dict[str, Any] = comfy.model_patcher.create_model_options_clone(patcher.model_options)
     kept = options.setdefault("transformer_options", {}).setdefault("wrappers", {})
     comfy.patcher_extension.merge_nested_dicts(kept, patcher.wrappers, copy_dict1=False)
@@ -155,7 +162,28 @@ def told_memory(patcher: comfy.model_patcher.ModelPatcher, latent_shape: Sequenc
     kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
     wrappers = comfy.patcher_extension.get_all_wrappers(kind, options, is_model_options=True)
     executor = comfy.patcher_extension.WrapperExecutor.new_executor(estimate, wrappers)
-    return executor.execute(patcher, list(latent_shape), {}, model_options=options)
+    token = _asked_about.set(card)
+    try:
+        return executor.execute(patcher, list(latent_shape), {}, model_options=options)
+    finally:
+        _asked_about.reset(token)
+
+
+def free_for_run(device: torch.device) -> float:
+    """Bytes that activations may take in a run: all but what ComfyUI leaves alone, once it has unloaded all weights, of
+    `device` or of the card that told_memory is about."""
+    card = _asked_about.get()
+    if card is not None:
+        return card.free_bytes - card.reserved_bytes
+    reserved: float = 0 if device.type == "cpu" else mm.extra_reserved_memory()
+    return freeable_memory(device) - reserved
+
+
+def free_in_step(device: torch.device) -> float:
+    """Bytes that activations may take now, with the weights where they are."""
+    if device.type == "meta":  # on which shapes alone are computed
+        return math.inf
+    return free_memory(device)
 
 
 def both_in_one_batch(card: Card, weights: Weights, told_bytes: float) -> bool:

@@ -1,12 +1,15 @@
 """Hand a diffusers module over to ComfyUI's memory management by giving every leaf ComfyUI's operations."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import comfy.ops
 import torch
 import torch.nn as nn
+
+from .quantized import is_quantized
+from .quantized_ops import QuantizedLinear
 
 _ADOPTED = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Embedding")
 _PLAIN_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -54,13 +57,26 @@ def _adopted_class(cls: type, torch_class: type, operation: type) -> type:
     return _adopted_subclasses[key]
 
 
+def is_hooked(*modules: Any) -> bool:
+    """Whether something else than a module's class decides what calling it does."""
+    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
+
+
+def is_product(layer: Any) -> bool:
+    """Whether calling an adopted Linear multiplies by the weight, unpacked where it is quantised, and adds the bias:
+    not where it quantises its input as well, with a scale that depends on all of the input, nor as is_plain_layer."""
+    if isinstance(layer, QuantizedLinear):
+        return not layer.multiplies_quantized and not is_hooked(layer)
+    return is_plain_layer(layer)
+
+
 def is_plain_layer(layer: Any) -> bool:
     """Whether calling an adopted Linear or LayerNorm computes what torch's own does, with weights_on's weights.
 
     It does not where the weights are quantised, or where ComfyUI or another node has put hooks or another forward on
     this one layer, as a LoRA in bypass mode does.
     """
-    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+    if is_hooked(layer):
         return False
     plain: tuple[Any, ...] = comfy.ops.disable_weight_init.Linear, comfy.ops.disable_weight_init.LayerNorm
     methods = "forward", "forward_comfy_cast_weights"
@@ -82,3 +98,36 @@ def weights_on(
     finally:
         # ComfyUI's offload stream may overwrite the buffer of these weights from here on.
         comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+
+
+@contextmanager
+def weights_held(
+    layers: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
+) -> Iterator[list[tuple[torch.Tensor, torch.Tensor | None]]]:
+    """weights_on of several layers that are each is_product, together and unpacked.
+
+    A layer that ComfyUI streams would be copied to the device again by each call. Its weights pass through a buffer
+    that the next layers, whoever calls them, are streamed through as well: what lies there is copied.
+    """
+    with ExitStack() as stack:
+        yield [stack.enter_context(_weight_held(layer, device, dtype)) for layer in layers]
+
+
+@contextmanager
+def _weight_held(
+    module: nn.Module, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    weight, bias, stream = comfy.ops.cast_bias_weight(
+        module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
+    )
+    unpacked = weight.dequantize() if is_quantized(weight) else weight
+    if stream[0] is None:  # on the device, or copied to memory of its own
+        try:
+            yield unpacked, bias
+        finally:
+            comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+        return
+    held = unpacked.clone() if unpacked is weight else unpacked, None if bias is None else bias.clone()
+    comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+    del weight, unpacked, bias  # what patches have made of them is in memory of its own
+    yield held

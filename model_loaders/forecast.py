@@ -158,7 +158,7 @@ def forecast_run(
     """
     require_cogvideox_model(model)
     inner: CogVideoXModel = model.model
-    told = _told(model, video)
+    told = _told(model, video, card)
     control, added = [], 0
     if control_net is not None:
         control = [(each.model_size(), layer_sizes(each)) for each in control_net.get_models()]
@@ -201,13 +201,15 @@ def _name(model: comfy.model_patcher.ModelPatcher) -> str:
     return f"{NAME} {source.name}" if isinstance(source, Path) and source.parent == WEIGHTS else family
 
 
-def _told(model: comfy.model_patcher.ModelPatcher, video: VideoSize) -> tuple[float, float]:
-    """What ComfyUI is told that a step takes, with both prompts and with one. Raises UserError as check_size does."""
+def _told(model: comfy.model_patcher.ModelPatcher, video: VideoSize, card: Card) -> tuple[float, float]:
+    """What ComfyUI is told that a step takes on `card`, with both prompts and with one.
+
+    Raises UserError as check_size does."""
     inner: Any = model.model
     batch, channels, frames, height, width = video.latent_shape
     frames += lacks_frame(frames, inner.diffusion_model.config.patch_size_t)
     check_size(inner, (frames, height, width), model.model_options)
-    return told_memory(model, (batch, channels, frames, height, width))
+    return told_memory(model, (batch, channels, frames, height, width), card)
 
 
 class _Denoising:

@@ -31,6 +31,9 @@ ADVICE = {
         "Load the text encoder with Load CogVideoX Text Encoder and encode the prompt with CogVideoX Text Encode."
     ),
     "finish the download": "The node CogVideoX Download does so: choose the same checkpoint there and queue it.",
+    "forecast the memory": (
+        "Empty CogVideoX Latent has all three, and CogVideoX Memory Forecast says beforehand what they take."
+    ),
     "hold the last control frame": (
         "You can also switch on hold_last_frame in Apply CogVideoX ControlNet, which repeats the last frame."
     ),

@@ -85,7 +85,7 @@ def sample_checked(
     try:
         out = executor(noise, latent_image, sampler, sigmas.clone(), denoise_mask, report, disable_pbar, seed, **kwargs)
     finally:
-        model.diffusion_model.forget_tables()
+        model.diffusion_model.forget_run()
     return _finish(out, latent_image, denoise_mask, bool(sigmas[-1] == 0), extra)
 
 

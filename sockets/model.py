@@ -1,5 +1,6 @@
 """MODEL: a CogVideoX transformer as ComfyUI's BaseModel, its noise levels and its latent format."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import comfy.conds
@@ -12,6 +13,7 @@ import comfy.supported_models_base
 import torch
 
 from ..errors import UserError
+from ..host.memory_rules import free_for_run
 from ..host.ops import adopt_ops
 from ..host.optional_packages import prepare_diffusers
 from ..host.quantized import dequantized
@@ -20,6 +22,7 @@ from ..samplers.conditioning import concat_channels, image_scale
 from ..samplers.front import join_front, lacks_frame, prepend, prepend_noise, split_front
 from ..samplers.noise import adds_noise, read_stream
 from ..samplers.schedule import alphas_cumprod
+from ..transformer.memory_modes import LADDER, Mode, modes_to_try
 from ..transformer.parameter_types import parameter_dtype
 from .families import Family
 from .meta_model import model_on_meta
@@ -47,10 +50,6 @@ LATENT_RGB_FACTORS = [
     [0.0808, 0.1155, -0.0215],
     [-0.0152, -0.0058, 0.0722],
 ]
-# Peak activations of one forward in units of [B, tokens, dim] tensors, counted by `bench traffic`: 13.0 where torch
-# rotates queries and keys or attention's result is copied, 12.0 elsewhere, 7.0 with the transformer's own kernels.
-# Most of it is the feed-forward's fourfold width, which torch's gelu doubles.
-ACTIVATION_COPIES, KERNEL_COPIES = 13.2, 7.5
 OFS = 2.0  # of CogVideoX 1.5's image to video models (diffusers pipeline_cogvideox_image2video.py)
 
 
@@ -305,21 +304,24 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         return cond_value
 
     def memory_required(self, input_shape: list[int], cond_shapes: dict[str, Any] = {}) -> float:
-        """Bytes of activations for one forward on latents of `input_shape` [B, C, T, H, W]."""
-        c = self.diffusion_model.config
-        batch, _, frames, height, width = input_shape
-        # `video` counts tokens: of patch_size x patch_size latent pixels in patch_size_t latent frames.
-        video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
-        dim = c.num_attention_heads * c.attention_head_dim
-        dtype = self.get_dtype_inference()
-        # Not at the top: it imports diffusers, which whoever has a model has imported.
-        from ..transformer.token_passes import expects_kernels
+        """Bytes of activations for one forward on latents of `input_shape` [B, C, T, H, W].
 
-        fits = expects_kernels(
-            self.diffusion_model.transformer_blocks, mm.get_torch_device(), dtype, batch * video * dim
-        )
-        copies = KERNEL_COPIES if fits else ACTIVATION_COPIES
-        return batch * (video + c.max_text_seq_length) * dim * mm.dtype_size(dtype) * copies
+        ComfyUI keeps as many weights on the card as leave this free. It is told what the default mode takes, and what
+        the lean mode does only where not even one video fits in the default mode: weights are streamed while the card
+        computes, and two passes of the default mode take no longer than one batch of the lean.
+        """
+        # Not at the top: it imports diffusers, which whoever has a model has imported.
+        from ..transformer.dit import has_lean_mode
+
+        dit, device, dtype = self.diffusion_model, mm.get_torch_device(), self.get_dtype_inference()
+        text_tokens = dit.config.max_text_seq_length
+
+        def needed(mode: Mode, shape: Sequence[int]) -> float:
+            return dit.step_bytes(mode, shape, text_tokens, dtype, device)
+
+        ladder = LADDER if has_lean_mode(dit.transformer_blocks) else LADDER[:1]
+        mode = modes_to_try(ladder, lambda mode: needed(mode, (1, *input_shape[1:])), free_for_run(device))[0]
+        return needed(mode, input_shape)
 
 
 def non_finite_weights(module: torch.nn.Module) -> list[str]:

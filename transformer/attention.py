@@ -3,11 +3,14 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 
 from ..host.compat import attention_for, rotate_pairs
+from ..host.ops import weights_held
 from ..host.stock_patches import AttentionPatches
-from .token_passes import normed_heads
+from .memory_modes import DEFAULT, Mode
+from .token_passes import norm_heads_in_place, normed_heads
 
 
 def joint_attention(
@@ -16,12 +19,13 @@ def joint_attention(
     rotary: torch.Tensor | None,
     transformer_options: dict[str, Any],
     patches: AttentionPatches | None = None,
+    mode: Mode = DEFAULT,
 ) -> torch.Tensor:
     """Full attention of every token to every token through ComfyUI's attention function.
 
     attn: its weights are used, its own forward is not.
     tokens: [B, text + video, dim]. rotary: positions.rotary_table, or None where positions were added to the tokens.
-    patches: of other nodes.
+    patches: of other nodes. mode: one by groups of heads is for blocks that token_passes.suits_spans, and no patches.
     Returns [B, text + video, dim].
 
     Source: diffusers attention_processor.py, CogVideoXAttnProcessor2_0. There the head axis is moved first; here
@@ -30,6 +34,8 @@ def joint_attention(
     batch, count, _ = tokens.shape
     # diffusers' other models may lack some of these; every CogVideoX model has all.
     assert attn.norm_q and attn.norm_k and attn.to_k and attn.to_v and attn.to_out
+    if mode.head_groups > 1:
+        return attn.to_out[0](_attend_by_groups(attn, tokens, rotary, transformer_options, mode))
     query = attn.to_q(tokens).view(batch, count, attn.heads, -1)
     key = attn.to_k(tokens).view(batch, count, attn.heads, -1)
     # Patches get queries and keys that are not rotated, and rotate them themselves.
@@ -46,6 +52,33 @@ def joint_attention(
         out = _patched(query, key, value, rotary, transformer_options, patches)
     # to_out[1] is a dropout of probability 0 in every CogVideoX model.
     return attn.to_out[0](out)
+
+
+def _attend_by_groups(
+    attn: Any, tokens: torch.Tensor, rotary: torch.Tensor | None, transformer_options: dict[str, Any], mode: Mode
+) -> torch.Tensor:
+    """Attention of one group of heads after the other, [B, text + video, dim], before the output layer."""
+    out = torch.empty_like(tokens)
+    width = tokens.shape[2] // attn.heads
+    span_tokens = mode.span_tokens(tokens.shape[2])
+    attend = attention_for(tokens.device)
+    with weights_held((attn.to_q, attn.to_k, attn.to_v), tokens.device, tokens.dtype) as products:
+        for heads in mode.groups(attn.heads):
+            rows = slice(heads.start * width, heads.stop * width)
+
+            def project(weight: torch.Tensor, bias: torch.Tensor | None, rows: slice = rows) -> torch.Tensor:
+                projected = F.linear(tokens, weight[rows], None if bias is None else bias[rows])
+                return projected.unflatten(2, (-1, width))
+
+            query, key = (project(*product) for product in products[:2])
+            norm_heads_in_place(attn, query, key, rotary, span_tokens)
+            # [B, N, heads, D] -> [B, heads, N, D]
+            query, key, value = (x.transpose(1, 2) for x in (query, key, project(*products[2])))
+            out[:, :, rows] = attend(
+                query, key, value, len(heads), skip_reshape=True, transformer_options=transformer_options
+            )
+            del query, key, value  # or they would be held while those of the next group are made
+    return out
 
 
 def _patched(

@@ -9,9 +9,12 @@ from diffusers.models.embeddings import CogVideoXPatchEmbed, TimestepEmbedding, 
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 
 from ..host.compat import prefetched
+from ..host.memory_rules import free_in_step
 from ..keys import read_positions
-from .dit import block_forward
+from .dit import block_forward, has_lean_mode
+from .memory_modes import DEFAULT, LADDER, Mode, modes_to_try, step_bytes
 from .positions import rotary_table, sincos_table
+from .token_passes import expects_kernels, may_overwrite
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,27 @@ class CogVideoXControlNet(nn.Module):
         video, rotary = self._add_positions(video, grid, text.shape[1], transformer_options)
         embedding = self.time_embedding(self.time_proj(timestep).to(x.dtype))
         options = {**transformer_options, "total_blocks": len(self.transformer_blocks), "block_type": "control"}
+        mode = self._memory_mode(text, video, transformer_options)
         out = []
         for index, block in enumerate(prefetched(self.transformer_blocks, x.device, transformer_options)):
             options["block_index"] = index
-            text, video = block_forward(block, text, video, embedding, rotary, options)
+            text, video = block_forward(block, text, video, embedding, rotary, options, mode=mode)
             # Without projectors these are the very tokens that the next block reads. That is safe although ComfyUI's
             # control_merge multiplies the outputs by the strength in place: it does so after the last block has run.
             out.append(video if self.out_projectors is None else self.out_projectors[index](video))
         return out
+
+    def _memory_mode(self, text: torch.Tensor, video: torch.Tensor, transformer_options: dict[str, Any]) -> Mode:
+        """As of the model's steps (CogVideoXDiT), without a second try. The model's step, which is still to come, takes
+        about as much as a control net of its width."""
+        if not may_overwrite() or not has_lean_mode(self.transformer_blocks, transformer_options):
+            return DEFAULT
+        has_kernels = expects_kernels(self.transformer_blocks, video.device, video.dtype, video.numel())
+
+        def needed(mode: Mode) -> float:
+            return step_bytes(mode, text.numel() + video.numel(), video.dtype.itemsize, has_kernels)
+
+        return modes_to_try(LADDER, needed, free_in_step(video.device))[0]
 
     def _add_positions(
         self, video: torch.Tensor, grid: tuple[int, int, int], text_tokens: int, transformer_options: dict[str, Any]

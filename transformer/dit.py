@@ -1,5 +1,6 @@
 """CogVideoX's diffusion transformer as ComfyUI calls it."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,13 +11,24 @@ from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 
 from ..errors import UserError
-from ..host.compat import prefetched
+from ..host.compat import NoMemoryLeftError, free_after_out_of_memory, is_out_of_memory, prefetched
+from ..host.memory_rules import free_in_step
 from ..host.protocols import TransformerConfig
 from ..host.stock_patches import AttentionPatches, ServedPatches, serve_patches
-from ..keys import read_positions
+from ..keys import ATTENTION_OVERRIDE, read_positions
 from .attention import joint_attention
+from .memory_modes import DEFAULT, LADDER, Mode, modes_to_try, step_bytes
 from .positions import forget_tables, resampled_table, rotary_table, sincos_table
-from .token_passes import added, added_and_normed, feed_forward, may_overwrite, modulate, modulated_norm
+from .token_passes import (
+    added,
+    added_and_normed,
+    expects_kernels,
+    feed_forward,
+    may_overwrite,
+    modulate,
+    modulated_norm,
+    suits_spans,
+)
 
 
 class CogVideoXDiT(CogVideoXTransformer3DModel):
@@ -32,6 +44,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     device: torch.device | None = None
     # Whether _add_positions stretches a sincos table of the model's own size; sockets.model sets it by the family.
     stretches_positions: bool = False
+    # The memory modes in which no step of this run has run out of memory.
+    _modes: tuple[Mode, ...] = LADDER
 
     def forward(
         self,
@@ -61,9 +75,10 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
             x, timestep, context, ofs, transformer_options, control=control
         )
 
-    def forget_tables(self) -> None:
-        """Release what was computed for the sizes of a run; see positions.forget_tables."""
+    def forget_run(self) -> None:
+        """Release what was computed for the sizes of a run (positions.forget_tables), and forget how it went."""
         forget_tables()
+        self._modes = LADDER
 
     def _forward(
         self,
@@ -74,6 +89,43 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         transformer_options: dict[str, Any],
         control: dict[str, Any] | None = None,
         **_: Any,
+    ) -> torch.Tensor:
+        arguments = x, timestep, context, ofs, transformer_options, control
+        if not may_overwrite():  # a training, or torch.compile's graph: both plan their memory by themselves
+            return self._predict(*arguments, DEFAULT)
+        text_tokens = context.shape[1]
+
+        def needed(mode: Mode) -> float:
+            return self.step_bytes(mode, x.shape, text_tokens, x.dtype, x.device)
+
+        ladder = self._modes if has_lean_mode(self.transformer_blocks, transformer_options) else LADDER[:1]
+        modes = modes_to_try(ladder, needed, free_in_step(x.device))
+        for mode, following in zip(modes, (*modes[1:], None)):
+            try:
+                return self._predict(*arguments, mode)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if following is None:
+                    raise NoMemoryLeftError(_no_memory_left(mode, needed(mode), x)) from error
+            # Not inside `except`, where the traceback keeps the tensors of every function that the error came through.
+            free_after_out_of_memory()
+            self._modes = ladder[ladder.index(following) :]
+            logging.warning(
+                f"A step of CogVideoX in memory mode {mode.name} needs more memory than there is: the run goes on in "
+                f"mode {following.name}, a little slower and with the same result but for rounding."
+            )
+        raise AssertionError("there is always a mode to try")
+
+    def _predict(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        ofs: torch.Tensor | None,
+        transformer_options: dict[str, Any],
+        control: dict[str, Any] | None,
+        mode: Mode,
     ) -> torch.Tensor:
         # CogVideoX 1.5 takes latent frames in pairs. A run gets a frame of noise in front where its count is odd
         # (samplers.outer_sample). An odd count comes here only from training, or from ComfyUI's context windows, which
@@ -92,12 +144,23 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         riflex = read_positions(transformer_options)["riflex"]
         # After the patches, which may add tokens to the text.
         rotary = self._rotary(grid, text.shape[1], riflex, x.device)
-        text, video = self._run_blocks(x, text, video, embedding, rotary, control, transformer_options, patches)
+        text, video = self._run_blocks(x, text, video, embedding, rotary, control, transformer_options, patches, mode)
         # The shift comes first: diffusers' AdaLayerNorm splits the output of its linear layer into (shift, scale) for
         # CogVideoX (chunk_dim=1), but into (scale, shift) for other models.
         shift, scale = self.norm_out.linear(F.silu(embedding)).chunk(2, dim=1)
         video = modulate(self.norm_out.norm(self.norm_final(video)), scale, shift)
         return self._unpatchify(self.proj_out(video), grid)[:, :, extra:]
+
+    def step_bytes(
+        self, mode: Mode, latent_shape: Sequence[int], text_tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> float:
+        """Bytes of activations that a forward of latents [B, C, T, H, W] in `dtype` holds at its peak on `device`."""
+        c, (batch, _, frames, height, width) = self.config, latent_shape
+        # `video` counts tokens: of patch_size x patch_size latent pixels in patch_size_t latent frames.
+        video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
+        dim = c.num_attention_heads * c.attention_head_dim
+        has_kernels = expects_kernels(self.transformer_blocks, device, dtype, batch * video * dim)
+        return step_bytes(mode, batch * (video + text_tokens) * dim, dtype.itemsize, has_kernels)
 
     def token_grid(
         self, latent_size: tuple[int, int, int], transformer_options: dict[str, Any] = {}
@@ -198,6 +261,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         control: dict[str, Any] | None,
         transformer_options: dict[str, Any],
         patches: ServedPatches | None,
+        mode: Mode,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         additions: Sequence[torch.Tensor | None] = (control or {}).get("input", [])  # of CogVideoXControl.get_control
         replacements = transformer_options.get("patches_replace", {}).get("dit", {})
@@ -215,7 +279,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
                     replacements[("double_block", index)], block, text, video, embedding, rotary, options, attention
                 )
             else:
-                text, video = block_forward(block, text, video, embedding, rotary, options, attention, in_place)
+                text, video = block_forward(block, text, video, embedding, rotary, options, attention, in_place, mode)
             for patch in patches.block_output if patches else ():
                 args = {"img": video, "txt": text, "x": x, "vec": embedding, "block_index": index}
                 out = patch({**args, "transformer_options": options})
@@ -239,6 +303,14 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         return out.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
+def has_lean_mode(blocks: torch.nn.ModuleList, transformer_options: dict[str, Any] = {}) -> bool:
+    """Whether blocks can be computed in parts. What another node has put in the place of a block or of its attention,
+    or around it, sees all heads and tokens, and quantised inputs (int8_fast) have scales of all."""
+    if ATTENTION_OVERRIDE in transformer_options or transformer_options.get("patches_replace", {}).get("dit"):
+        return False
+    return serve_patches(transformer_options, len(blocks)) is None and all(map(suits_spans, blocks))
+
+
 def block_forward(
     block: CogVideoXBlock,
     text: torch.Tensor,
@@ -248,12 +320,13 @@ def block_forward(
     transformer_options: dict[str, Any],
     patches: AttentionPatches | None = None,
     in_place: bool = False,
+    mode: Mode = DEFAULT,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One expert-adaptive block. Attention and feed-forward see text and video as one sequence; each of the two has
     scales, shifts and gates of its own, computed from the time embedding.
 
     text: [B, L, D]. video: [B, N, D]. embedding: [B, time width]. patches: of other nodes, for its attention.
-    in_place: kernels may overwrite text and video, because nobody else holds them.
+    in_place: text and video may be overwritten, because nobody else holds them. mode: see has_lean_mode.
     Returns (text, video).
 
     Source: diffusers cogvideox_transformer_3d.py, CogVideoXBlock, with each multiply and add fused into one pass.
@@ -262,13 +335,13 @@ def block_forward(
     activated = F.silu(embedding)
     first, second = block.norm1.linear(activated), block.norm2.linear(activated)
     joint = modulated_norm(block.norm1.norm, first, (text, video))
-    out = joint_attention(block.attn1, joint, rotary, transformer_options, patches)
+    out = joint_attention(block.attn1, joint, rotary, transformer_options, patches, mode)
     del joint  # or it would be held as long as the block runs
-    tokens, joint = added_and_normed(first, (text, video), out, block.norm2.norm, second, in_place)
+    tokens, joint = added_and_normed(first, (text, video), out, block.norm2.norm, second, in_place, mode)
     del out
-    out = feed_forward(block.ff, joint)
+    out = feed_forward(block.ff, joint, mode)
     # What the attention was added to is the block's own by now.
-    return added(second, tokens, out, in_place=may_overwrite())
+    return added(second, tokens, out, may_overwrite(), mode)
 
 
 def _replaced_block(
@@ -294,6 +367,20 @@ def _replaced_block(
     args = {"img": video, "txt": text, "vec": embedding, "pe": rotary, "transformer_options": transformer_options}
     out = replacement(args, {"original_block": original_block})
     return out["txt"], out["img"]
+
+
+def _no_memory_left(mode: Mode, needed_bytes: float, x: torch.Tensor) -> str:
+    frames, height, width = x.shape[2:]
+    other = (
+        " There is one without a weight_dtype that ends in _fast, and without what other nodes have put into the "
+        "model's blocks and attention."
+    )
+    return (
+        f"A step of {frames} latent frames of {width * 8} x {height * 8} pixels needs about {needed_bytes / 2**30:.1f} "
+        f"GiB beside the weights in memory mode {mode.name}. The device has less, and there is no leaner mode."
+        f"{other if mode is DEFAULT else ''} The two settings that help most are fewer frames, and a smaller width "
+        "and height: a step needs as much less."
+    )
 
 
 def _side_problem(name: str, size: int, patch: int) -> str:

@@ -9,17 +9,19 @@ less often.
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 
 from ..host.compat import is_out_of_memory, rotate_pairs
-from ..host.ops import is_plain_layer, weights_on
+from ..host.ops import is_hooked, is_plain_layer, is_product, weights_held, weights_on
+from .memory_modes import DEFAULT, Mode
 
 if TYPE_CHECKING:
     from .token_kernels import Affine
@@ -70,7 +72,7 @@ def _is_head_width(width: int) -> bool:
 def _has_tanh_gelu(ff: FeedForward) -> bool:
     """Whether nothing but the modules' own classes says what calling `ff` does, and its activation is the tanh gelu."""
     first: Any = ff.net[0]
-    return type(first) is GELU and first.approximate == "tanh" and not _is_hooked(ff, first)
+    return type(first) is GELU and first.approximate == "tanh" and not is_hooked(ff, first)
 
 
 @cache
@@ -106,10 +108,10 @@ def modulated_norm(norm: torch.nn.LayerNorm, modulation: torch.Tensor, tokens: P
     return torch.cat(parts, dim=1)
 
 
-def added(modulation: torch.Tensor, tokens: Pair, output: torch.Tensor, in_place: bool) -> Pair:
+def added(modulation: torch.Tensor, tokens: Pair, output: torch.Tensor, in_place: bool, mode: Mode = DEFAULT) -> Pair:
     """tokens + gate * output, text and video each with its gate in `modulation`.
 
-    output: [B, L + N, D], of a sublayer. in_place: a kernel may overwrite `tokens`, because nobody else holds them.
+    output: [B, L + N, D], of a sublayer. in_place: `tokens` may be overwritten, because nobody else holds them.
     """
     text, video = tokens
     if _fits(RESIDUAL, None, modulation, text, video, output):
@@ -125,6 +127,8 @@ def added(modulation: torch.Tensor, tokens: Pair, output: torch.Tensor, in_place
             return target
     _, _, gate, _, _, text_gate = modulation.chunk(6, dim=1)
     parts = output[:, : text.shape[1]], output[:, text.shape[1] :]
+    if in_place and mode.in_place:
+        return text.addcmul_(text_gate[:, None], parts[0]), video.addcmul_(gate[:, None], parts[1])
     return torch.addcmul(text, text_gate[:, None], parts[0]), torch.addcmul(video, gate[:, None], parts[1])
 
 
@@ -135,6 +139,7 @@ def added_and_normed(
     next_norm: torch.nn.LayerNorm,
     next_modulation: torch.Tensor,
     in_place: bool,
+    mode: Mode = DEFAULT,
 ) -> tuple[Pair, torch.Tensor]:
     """`added`, and the `modulated_norm` of its result for the next sublayer: (tokens, joint sequence)."""
     text, video = tokens
@@ -150,32 +155,60 @@ def added_and_normed(
 
         if _launched(RESIDUAL_NORM, video, [next_norm], launch):
             return target, joint
-    tokens = added(modulation, tokens, output, in_place)
+    tokens = added(modulation, tokens, output, in_place, mode)
     return tokens, modulated_norm(next_norm, next_modulation, tokens)
 
 
 def normed_heads(attn: Attention, query: torch.Tensor, key: torch.Tensor, rotary: torch.Tensor | None) -> Pair:
     """Queries and keys [B, N, heads, D], each head normalised, then rotated by `rotary` (positions.rotary_table, or
     None). They may be overwritten: they are the fresh outputs of two linear layers."""
-    norm_q: Any = attn.norm_q
-    norm_k: Any = attn.norm_k
-    if _heads_fit(norm_q, norm_k, query, key, rotary):
+    if _heads_by_kernel(attn, query, key, rotary):
+        return query, key
+    return _heads_by_torch(attn, query, key, rotary)
 
-        def launch(of_query: "Affine", of_key: "Affine") -> None:
-            from .token_kernels import run_head_kernel
 
-            run_head_kernel(query, key, of_query, of_key, rotary)
+def norm_heads_in_place(
+    attn: Attention, query: torch.Tensor, key: torch.Tensor, rotary: torch.Tensor | None, span_tokens: int
+) -> None:
+    """`normed_heads` written over queries and keys. torch's operations, which need several times the memory of their
+    result, take `span_tokens` of a video at a time."""
+    if _heads_by_kernel(attn, query, key, rotary):
+        return
+    for video, tokens in spans(query, span_tokens):
+        rows = video, tokens
+        query[rows], key[rows] = _heads_by_torch(
+            attn, query[rows], key[rows], None if rotary is None else rotary[:, tokens]
+        )
 
-        if _launched(ROTATION, query, [norm_q, norm_k], launch):
-            return query, key
-    query, key = norm_q(query), norm_k(key)
+
+def _heads_by_kernel(attn: Attention, query: torch.Tensor, key: torch.Tensor, rotary: torch.Tensor | None) -> bool:
+    """Whether a kernel has done it, in place."""
+    if not _heads_fit(attn.norm_q, attn.norm_k, query, key, rotary):
+        return False
+
+    def launch(of_query: "Affine", of_key: "Affine") -> None:
+        from .token_kernels import run_head_kernel
+
+        run_head_kernel(query, key, of_query, of_key, rotary)
+
+    return _launched(ROTATION, query, [attn.norm_q, attn.norm_k], launch)
+
+
+def _heads_by_torch(attn: Any, query: torch.Tensor, key: torch.Tensor, rotary: torch.Tensor | None) -> Pair:
+    query, key = attn.norm_q(query), attn.norm_k(key)
     return (query, key) if rotary is None else (rotate_pairs(query, rotary), rotate_pairs(key, rotary))
 
 
-def feed_forward(ff: FeedForward, tokens: torch.Tensor) -> torch.Tensor:
+def feed_forward(ff: FeedForward, tokens: torch.Tensor, mode: Mode = DEFAULT) -> torch.Tensor:
     """`ff` of tokens [B, N, D], with the gelu where the product's kernel has the value in its registers, or else in
-    place: there are four times as many values as in the tokens."""
+    place: there are four times as many values as in the tokens.
+
+    mode: one that takes spans writes the result over `tokens`, span by span, so that they alone have the fourfold
+    width.
+    """
     first: Any = ff.net[0]
+    if mode.span_values is not None:
+        return _feed_forward_in_place(ff, tokens, mode.span_tokens(tokens.shape[2]))
     if not use_kernels(tokens) or not _has_tanh_gelu(ff):
         return ff(tokens)
     hidden = _projected_with_gelu(first.proj, tokens)
@@ -184,6 +217,43 @@ def feed_forward(ff: FeedForward, tokens: torch.Tensor) -> torch.Tensor:
     for layer in list(ff.net)[1:]:
         hidden = layer(hidden)
     return hidden
+
+
+def _feed_forward_in_place(ff: FeedForward, tokens: torch.Tensor, span_tokens: int) -> torch.Tensor:
+    """`ff` of a block that suits_spans, written over `tokens`."""
+    layers = products_of(ff)
+    with weights_held(layers, tokens.device, tokens.dtype) as (up, down):
+        for rows in spans(tokens, span_tokens):
+            # Nested, because no name may hold the wide tensor of one span while that of the next is made.
+            tokens[rows] = F.linear(_gelu_of_product(tokens[rows], *up), *down)
+    return tokens
+
+
+def _gelu_of_product(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    hidden = None if bias is None else _gelu_by_kernel(tokens, weight, bias)
+    return torch.ops.aten.gelu_(F.linear(tokens, weight, bias), approximate="tanh") if hidden is None else hidden
+
+
+def products_of(ff: FeedForward) -> tuple[Any, Any]:
+    """The two linear layers of a feed-forward that _has_tanh_gelu. What is between and after them is a dropout of
+    probability 0."""
+    first: Any = ff.net[0]
+    return first.proj, ff.net[2]
+
+
+def suits_spans(block: Any) -> bool:
+    """Whether a block may be computed by groups of heads and spans of tokens, by its layers' weights alone."""
+    attn = block.attn1
+    if not _has_tanh_gelu(block.ff) or is_hooked(attn):
+        return False
+    return all(map(is_product, (attn.to_q, attn.to_k, attn.to_v, *products_of(block.ff))))
+
+
+def spans(x: torch.Tensor, span_tokens: int) -> Iterator[tuple[slice, slice]]:
+    """Indices of x [B, N, ...] for `span_tokens` tokens of one video at a time, so that each part is contiguous."""
+    for video in range(x.shape[0]):
+        for start in range(0, x.shape[1], span_tokens):
+            yield slice(video, video + 1), slice(start, start + span_tokens)
 
 
 def modulate(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -232,11 +302,6 @@ def _has_affine(norm: torch.nn.LayerNorm) -> bool:
     return is_plain_layer(norm) and norm.weight is not None and norm.bias is not None
 
 
-def _is_hooked(*modules: Any) -> bool:
-    """Whether something else than a module's class decides what calling it does."""
-    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules)
-
-
 def _launched(name: str, x: torch.Tensor, norms: list[Any], launch: Callable[..., None]) -> bool:
     """Whether the kernel `name` has been launched, on weights of `norms` as ComfyUI has patched and placed them."""
     try:
@@ -278,28 +343,39 @@ def _give_up(name: str, x: torch.Tensor, error: Exception) -> None:
 
 
 def _projected_with_gelu(layer: Any, tokens: torch.Tensor) -> torch.Tensor | None:
-    """gelu(layer(tokens)) in its tanh form by one kernel of cuBLASLt; None, with nothing done, where that cannot be.
+    """gelu(layer(tokens)) by one kernel; None, with nothing done, where that cannot be."""
+    if not _gelu_fits(tokens) or not is_plain_layer(layer) or layer.bias is None:
+        return None
+    with weights_on(layer, tokens.device, tokens.dtype) as (weight, bias):
+        assert bias is not None
+        return _gelu_by_kernel(tokens, weight, bias)
 
-    In fp32 cuBLASLt's tanh is an approximation of the card's, and on other devices than NVIDIA's the same function of
-    torch may mean the erf form.
+
+def _gelu_fits(tokens: torch.Tensor) -> bool:
+    """Whether cuBLASLt's product with gelu in its tanh form may serve.
+
+    In fp32 its tanh is an approximation of the card's, and on other devices than NVIDIA's the same function of torch
+    may mean the erf form.
     """
-    key = GELU_PRODUCT, tokens.device, tokens.dtype
     half = tokens.dtype in (torch.bfloat16, torch.float16)
     if not half or torch.version.cuda is None or not _is_open(GELU_PRODUCT, tokens):
+        return False
+    # The first product is compared, and a comparison waits for the card.
+    compared = (GELU_PRODUCT, tokens.device, tokens.dtype) in _EXACT
+    return compared or not torch.cuda.is_current_stream_capturing()
+
+
+def _gelu_by_kernel(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor | None:
+    """gelu(tokens @ weight.T + bias) by one kernel of cuBLASLt; None, with nothing done, where that cannot be."""
+    if not _gelu_fits(tokens):
         return None
-    if not is_plain_layer(layer) or layer.bias is None or not torch.is_floating_point(layer.weight):
-        return None
-    if key not in _EXACT and torch.cuda.is_current_stream_capturing():  # a comparison waits for the card
-        return None
-    rows = tokens.flatten(0, -2)
+    key, rows = (GELU_PRODUCT, tokens.device, tokens.dtype), tokens.flatten(0, -2)
     try:
-        with weights_on(layer, tokens.device, tokens.dtype) as (weight, bias):
-            assert bias is not None
-            product: Any = torch._addmm_activation
-            hidden = product(bias, rows, weight.T, use_gelu=True)
-            if key not in _EXACT:
-                _require_exact_gelu(hidden, rows, weight, bias)
-                _EXACT.add(key)
+        product: Any = torch._addmm_activation
+        hidden = product(bias, rows, weight.T, use_gelu=True)
+        if key not in _EXACT:
+            _require_exact_gelu(hidden, rows, weight, bias)
+            _EXACT.add(key)
     except Exception as error:  # cuBLASLt may lack a shape or a type
         if is_out_of_memory(error):
             raise

@@ -42,9 +42,9 @@ MOVERS = (
 )
 
 
-def moved(variant: str, who: str, column: str) -> Cell:
-    """Of a forward of two prompts, counted at the official size."""
-    return Cell("cpu", "traffic", f"{variant}, batch 2", (who,), column)
+def moved(variant: str, who: str, column: str, prompts: int = 2) -> Cell:
+    """Of a forward of one or two prompts, counted at the official size."""
+    return Cell("cpu", "traffic", f"{variant}, batch {prompts}", (who,), column)
 
 
 def decode(precision: str, decoder: str, column: str = "of diffusers' untiled") -> Cell:
@@ -115,6 +115,21 @@ def _moved_row(variant: str) -> Figure:
     columns = "GB moved", "kernels", "peak of activations, GiB"
     phrase = f"| {variant}, batch 2 |" + " {0} GB, {0} kernels, {2} GiB |" * len(MOVERS)
     return Figure(PAGE, phrase, tuple(moved(variant, who, column) for who in MOVERS for column in columns))
+
+
+def _mode_row(variant: str) -> Figure:
+    kinds = "torch's operations", "Triton's kernels"
+    phrase = f"| {variant} |" + " {0} GB, {2} GiB |" * 4
+    return Figure(
+        PAGE,
+        phrase,
+        tuple(
+            moved(variant, f"ours, {mode}{kind}", column, prompts=1)
+            for mode in ("", "lean, ")
+            for kind in kinds
+            for column in ("GB moved", "peak of activations, GiB")
+        ),
+    )
 
 
 _RUNS = [Cell("cpu", "forward", RUN, (v, p), "ours / diffusers") for v in VARIANTS for p in ("fp32", "bf16")]
@@ -189,6 +204,7 @@ CARD = (
 
 CPU = (
     *map(_moved_row, VARIANTS),
+    *map(_mode_row, VARIANTS),
     Figure(
         PAGE,
         "On a CPU, the transformer takes {2} to {2} of diffusers' time",

@@ -101,6 +101,28 @@ def test_the_step_is_what_its_tensors_take(name: str, encoder: TextEncoder, vae:
 
 
 @pytest.mark.parametrize(
+    ("name", "video", "free_gib"),
+    (("CogVideoX-5b", SMALL, 1.7), ("CogVideoX1.5-5B", LARGE, 2.0)),
+    ids=("5b", "1.5-5B"),
+)
+def test_all_of_a_run_on_the_smallest_cards(
+    name: str,
+    video: VideoSize,
+    free_gib: float,
+    models: dict[str, ModelPatcher],
+    encoder: TextEncoder,
+    vae: Autoencoder,
+) -> None:
+    """There the denoiser takes its lean mode, with streamed weights. docs/speed.md has the sizes."""
+    found = forecast_run(models[name], video, Card(CARD, free_gib * GIB, RESERVED_BYTES), encoder, vae)
+    assert not found.missing_bytes
+    assert all(part.peak_bytes <= (free_gib - 0.25) * GIB for part in found.parts.values())
+    assert found.denoiser.weights.streamed_bytes > 0.95 * found.denoiser.weights.bytes
+    more = forecast_run(models[name], video, card_of(80), encoder, vae)
+    assert found.denoiser.working_bytes < (0.35 if found.in_one_batch else 0.2) * more.denoiser.working_bytes
+
+
+@pytest.mark.parametrize(
     ("gigabytes", "video"),
     long_rows_after(4, [(6, SMALL), (8, LARGE), (12, SMALL), (24, LARGE), *itertools.product((4, 16), (SMALL, LARGE))]),
 )

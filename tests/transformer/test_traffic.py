@@ -30,3 +30,11 @@ def test_no_pass_more_than_needed(counted: dict[str, Traffic]) -> None:
     assert ours.kernels <= LAYERS * 15 + 25
     assert ours.moved_bytes < counted["ours, comfy-kitchen's rotation"].moved_bytes < 0.5 * base.moved_bytes
     assert counted["ours, torch's operations"].moved_bytes < 0.7 * base.moved_bytes
+
+
+def test_the_lean_mode_takes_less_and_moves_little_more(counted: dict[str, Traffic]) -> None:
+    """Parts that are too small, or a result that is copied once more, cost the time that the lean mode is not to."""
+    lean, ours = counted[bench_traffic.LEAN], counted[bench_traffic.OURS]
+    assert lean.peak_bytes <= 0.58 * ours.peak_bytes
+    assert lean.moved_bytes <= 1.42 * ours.moved_bytes
+    assert counted["ours, lean, torch's operations"].peak_bytes <= 1.01 * lean.peak_bytes
