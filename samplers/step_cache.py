@@ -58,7 +58,7 @@ def step_cached(model: ModelPatcher, deviation: float, notify: Callable[[str], o
     """
     patched = model.clone()
     wrapper = partial(_sample_with_cache, deviation, notify)
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox step cache", wrapper)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox_step_cache", wrapper)
     return patched
 
 
@@ -80,7 +80,7 @@ def _sample_with_cache(
     # The options are a copy of this run's own (CFGGuider.sample).
     kind, options = comfy.patcher_extension.WrappersMP.PREDICT_NOISE, guider.model_options
     comfy.patcher_extension.add_wrapper_with_key(
-        kind, "cogvideox step cache", cache.predict, options, is_model_options=True
+        kind, "cogvideox_step_cache", cache.predict, options, is_model_options=True
     )
     try:
         out = executor(*args, **kwargs)

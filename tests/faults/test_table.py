@@ -18,10 +18,12 @@ def test_the_text_of_every_fault_stands_in_the_code(fault: Fault) -> None:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_the_tests_of_every_fault_exist(fault: Fault) -> None:
     for test in fault.tests:
-        file, _, function = test.partition("::")
+        file, *names = test.split("::")  # of a class, a function or both
         assert (ROOT / file).is_file(), test
-        if function:
-            assert f"def {function.partition('[')[0]}(" in (ROOT / file).read_text("utf-8"), test
+        text = (ROOT / file).read_text("utf-8")
+        for name in names:
+            plain = name.partition("[")[0]
+            assert f"def {plain}(" in text or f"\nclass {plain}:" in text, test
 
 
 def test_names_are_different() -> None:

@@ -211,7 +211,7 @@ def test_every_published_file_is_told_where_it_belongs(queue: Callable) -> None:
 def test_every_sentence_is_chinese_and_the_name_stays(name: str) -> None:
     """Half a sentence was English, and a name with a full stop in it was changed."""
     names = [name, FILES[0].name, REPOSITORIES[0].name]
-    for node_type, named in itertools.product(missing_models._LOADERS, names):
+    for node_type, named in itertools.product(missing_models.LOADERS, names):
         for bypassed in (frozenset[str](), frozenset({REPOSITORIES[0].name})):
             english = missing_models.describe_missing(named, node_type, bypassed)
             chinese = translate(str(english), "zh")
