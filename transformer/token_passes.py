@@ -315,15 +315,18 @@ def _launched(name: str, x: torch.Tensor, norms: list[Any], launch: Callable[...
     return True
 
 
-def _with_affine(x: torch.Tensor, norms: list[Any], launch: Callable[..., None], *found: "Affine") -> None:
+def _with_affine(x: torch.Tensor, norms: list[Any], launch: Callable[..., None]) -> None:
     if not norms:
-        return launch(*found)
+        return launch()
     from .token_kernels import Affine
 
-    norm, *others = norms
-    with weights_on(norm, x.device, x.dtype) as (weight, bias):
-        assert bias is not None  # _has_affine
-        _with_affine(x, others, launch, *found, Affine(weight, bias, norm.eps))
+    # Held, since one launch reads them all: streamed one after the other they would overwrite each other.
+    with weights_held(norms, x.device, x.dtype) as held:
+        affines = []
+        for norm, (weight, bias) in zip(norms, held):
+            assert bias is not None  # _has_affine
+            affines.append(Affine(weight, bias, norm.eps))
+        launch(*affines)
 
 
 def _is_open(name: str, x: torch.Tensor) -> bool:

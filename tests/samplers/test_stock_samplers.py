@@ -131,8 +131,8 @@ def test_combinations_that_drowned_in_noise_paint(nano: Nano, sampler: str, sche
     """heun with simple painted noise, without a word. docs/samplers.md has the scores of all combinations."""
     found = nano.run(sampler, scheduler, 12 if sampler in TWO_CALLS else 24)
     if sampler in ADD_NOISE:  # it leads to another of the videos that fit the prompt
-        # Drowned in noise, these two videos get 0.1 to 0.4 of the points, and deviate up to 6 times as much. As they are
-        # they get 0.6 to 1, and deviate at most 1.25 times as much.
+        # Drowned in noise, these two videos get 0.1 to 0.4 of the points, and deviate up to 6 times as much. As they
+        # are, they get 0.6 to 1, and deviate at most 1.25 times as much.
         shares = nano.score(found)
         assert sum(shares.values()) / len(shares) >= 0.55, shares
         assert abs(found.std() / nano.solution.std() - 1) < 0.3

@@ -23,7 +23,7 @@ from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.quantized_models import KINDS, load
 from cogvideox.tests.support import ALL_VARIANTS, relative_error
-from cogvideox.transformer import attention, control_net, dit
+from cogvideox.transformer import attention, control_net, dit, token_passes
 from cogvideox.transformer.memory_modes import DEFAULT, LADDER, LEAN, Mode, modes_to_try, step_bytes
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -330,8 +330,8 @@ class TestHeldWeights:
             attn, (first, _, last, *_) = block.attn1, block.ff.net
             assert [cast.count(layer) for layer in (attn.to_q, attn.to_k, attn.to_v, first.proj, last)] == [1] * 5
 
-    def test_the_next_layer_overwrites_the_buffer(self, step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As on a card with streamed weights, where what is computed with another layer's weights is noise."""
+    def stream(self, monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+        """All weights come through one buffer from now on; returns the layers whose weights were let go."""
         buffer = torch.empty(1 << 20)
         released: list[torch.nn.Module] = []
 
@@ -345,9 +345,32 @@ class TestHeldWeights:
 
         monkeypatch.setattr(host_ops.comfy.ops, "cast_bias_weight", cast_bias_weight)
         monkeypatch.setattr(host_ops.comfy.ops, "uncast_bias_weight", lambda module, *_: released.append(module))
+        return released
+
+    def test_the_next_layer_overwrites_the_buffer(self, step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As on a card with streamed weights, where what is computed with another layer's weights is noise."""
+        released = self.stream(monkeypatch)
         block = step.dit.transformer_blocks[0]
         layers = block.attn1.to_q, block.ff.net[2]
         with host_ops.weights_held(layers, torch.device("cpu"), torch.float32) as held:
             for layer, (weight, bias) in zip(layers, held):
                 assert torch.equal(weight, layer.weight) and torch.equal(bias, layer.bias)
             assert released == list(layers)  # the stream may go on
+
+    def test_a_kernel_reads_the_weights_of_two_norms(self, step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Queries would be normed with the weights of the keys' norm."""
+        pytest.importorskip("triton")
+        attn, read = step.dit.transformer_blocks[0].attn1, []
+        norms = [attn.norm_q, attn.norm_k]
+        with torch.no_grad():
+            attn.norm_k.weight.add_(1)
+        self.stream(monkeypatch)
+
+        def launch(*affines: Any) -> None:
+            read.extend((affine.weight.clone(), affine.bias.clone()) for affine in affines)
+
+        token_passes._with_affine(torch.zeros(1), norms, launch)
+        assert all(
+            torch.equal(weight, norm.weight) and torch.equal(bias, norm.bias)
+            for (weight, bias), norm in zip(read, norms, strict=True)
+        )
