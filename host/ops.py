@@ -120,14 +120,15 @@ def _weight_held(
     weight, bias, stream = comfy.ops.cast_bias_weight(
         module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
     )
-    unpacked = weight.dequantize() if is_quantized(weight) else weight
-    if stream[0] is None:  # on the device, or copied to memory of its own
-        try:
+    held = None
+    try:
+        unpacked = weight.dequantize() if is_quantized(weight) else weight
+        if stream[0] is None:  # on the device, or copied to memory of its own
             yield unpacked, bias
-        finally:
-            comfy.ops.uncast_bias_weight(module, weight, bias, stream)
-        return
-    held = unpacked.clone() if unpacked is weight else unpacked, None if bias is None else bias.clone()
-    comfy.ops.uncast_bias_weight(module, weight, bias, stream)
-    del weight, unpacked, bias  # what patches have made of them is in memory of its own
-    yield held
+        else:
+            held = unpacked.clone() if unpacked is weight else unpacked, None if bias is None else bias.clone()
+    finally:
+        comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+    if held is not None:
+        del weight, unpacked, bias  # what patches have made of them is in memory of its own
+        yield held

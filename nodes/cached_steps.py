@@ -1,4 +1,4 @@
-"""Steps of a run that are left out, at a deviation that the user chooses."""
+"""Steps of a run that are skipped, at a deviation that the user chooses."""
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -22,8 +22,8 @@ class CogVideoXStepCache(io.ComfyNode):
             display_name="CogVideoX Step Cache",
             category="CogVideoX/sample",
             search_aliases=SEARCH_WORDS["CogVideoXStepCache"],
-            description="Leave out steps whose result the steps before foretell. With ddim half of 50 steps can be "
-            "left out at a deviation that is hardly seen; dpm, which adds noise in every step, gains less.",
+            description="Skip steps whose result can be extrapolated from those before. With ddim half of 50 steps can "
+            "be skipped at a deviation that is hardly seen. With dpm, which adds noise in each step, take EasyCache.",
             inputs=[
                 model_input(),
                 io.Float.Input(
@@ -34,10 +34,10 @@ class CogVideoXStepCache(io.ComfyNode):
                     step=0.001,
                     round=0.0001,
                     tooltip="How far the latents may be from those with all steps, as a part of their own size: an "
-                    "estimate. 0.003 is hardly seen, 0 leaves out nothing. The sampler's node says what was left out.",
+                    "estimate. 0.003 is hardly seen, 0 skips nothing. The sampler's node says what was skipped.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="A copy of the model that leaves out steps, for any sampler.")],
+            outputs=[io.Model.Output(tooltip="A copy of the model that skips steps, for any sampler.")],
         )
 
     @classmethod

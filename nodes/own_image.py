@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..errors import UserError, quoted
+from ..host.inside import is_inside, is_spelled_inside
 from ..host.standalone import comfyui_nodes
 from .file_inputs import reads_file
 from .input_checks import checked
@@ -21,9 +22,12 @@ def find_image(image: str) -> Path:
     Raises UserError where there is none.
     """
     name = str(image)  # a prompt may hold anything
-    if folder_paths.exists_annotated_filepath(name):
+    plain, folder = folder_paths.annotated_filepath(name)
+    root = Path(folder or folder_paths.get_input_directory())
+    # Not every version of ComfyUI asks whether a name leads out of the folder.
+    if is_spelled_inside(root / plain, root) and folder_paths.exists_annotated_filepath(name):
         path = Path(folder_paths.get_annotated_filepath(name))
-        if path.is_file():
+        if path.is_file() and is_inside(path, root):
             return path
     raise UserError(
         f"There is no image {quoted(name)!r} in ComfyUI's input folder. Upload it, or choose another one; or the empty "

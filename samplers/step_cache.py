@@ -1,7 +1,7 @@
-"""A cache of a run's steps: some of them take the clean video that the steps before lead one to expect.
+"""A cache of a run's steps: some are skipped, and take a clean video that is extrapolated from the steps before.
 
 Along a run without fresh noise (ddim, euler) the predicted clean video changes almost linearly in the logarithm of the
-noise level. A step that is left out takes the straight line through the last two computed predictions; on
+noise level. A skipped step takes the straight line through the last two computed predictions; on
 CogVideoX-nano its error is a fifth of that of keeping the last one, or the last change, as other caches do. With fresh
 noise in each step (dpm) the predictions scatter, and the last one itself is the better guess. Which of the two it is,
 each computed step shows: it is compared with what either would have given in its place.
@@ -25,7 +25,7 @@ from .stock_samplers import asks_once_a_step
 Guess = Callable[[float, "list[_Computed]"], torch.Tensor]
 
 # The part of a run, from its beginning and to its end, whose steps are all computed: the first ones decide what is
-# seen, and an error of the last ones stays in the video.
+# seen, and an error of the last ones stays in the video. A run that is cut into parts (SplitSigmas) is several runs.
 _FIRST, _LAST = 0.16, 0.08
 _LEAST_FIRST, _LEAST_LAST = 3, 2  # in steps
 _NEAR = 0.45  # of a step's length: there a sampler that computes in the middle of a step does not come
@@ -51,14 +51,16 @@ def _line(time: float, computed: list[_Computed]) -> torch.Tensor:
 
 
 def step_cached(model: ModelPatcher, deviation: float, notify: Callable[[str], object]) -> ModelPatcher:
-    """A clone of `model` whose runs leave out steps, as many as keep the estimated deviation below `deviation`.
+    """A clone of `model` whose runs skip steps, as many as keep the estimated deviation below `deviation`.
 
     deviation: the RMS of the difference from the latents of the run with all steps, over the RMS of these latents.
-    notify: gets a sentence about what was left out, when a run ends.
+    notify: gets a sentence about what was skipped, when a run ends.
     """
     patched = model.clone()
     wrapper = partial(_sample_with_cache, deviation, notify)
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox_step_cache", wrapper)
+    kind, key = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox_step_cache"
+    patched.remove_wrappers_with_key(kind, key)  # of an earlier node: it would take this one's steps for computed
+    patched.add_wrapper_with_key(kind, key, wrapper)
     return patched
 
 
@@ -96,7 +98,7 @@ class StepCache:
     def __init__(self, deviation: float, is_suited: bool = True):
         self.deviation = deviation
         self.sigmas: list[float] = []
-        self.calls = self.left_out = 0
+        self.calls = self.skipped = 0
         self.computed: list[_Computed] = []
         self.errors: dict[Guess, float] = {}  # of each guess at the last computed step, relative to its prediction
         self.estimate = 0.0  # of the deviation so far
@@ -129,7 +131,7 @@ class StepCache:
             return executor(x, sigma, model_options, seed)
         guess = self._choose(step, time)
         if guess is not None:
-            self.left_out += 1
+            self.skipped += 1
             return guess(time, self.computed)
         x0 = executor(x, sigma, model_options, seed)
         # A copy, for a sampler may compute in the prediction's own memory.
@@ -141,14 +143,15 @@ class StepCache:
         self.computed, self.errors = [], {}
 
     def describe(self) -> str:
-        """What the run has left out, in a sentence for the user."""
+        """What the run has skipped, in a sentence for the user."""
         if not self.is_suited:
             return (
-                "The step cache leaves out no further steps with this sampler, which computes more than once a step or "
-                "adds noise. Use ddim, dpm, euler or another sampler of one computation a step."
+                "The step cache skips no further steps. It does not suit this sampler, which asks the model at other "
+                "noise levels than its steps begin at, or for more than the prediction (cfg_pp). Use ddim, dpm or "
+                "euler."
             )
         return (
-            f"The step cache has left out {self.left_out} of {self.steps} steps; the latents deviate by about "
+            f"The step cache has skipped {self.skipped} of {self.steps} steps; the latents deviate by about "
             f"{self.estimate:.4f} from those with all steps, as estimated."
         )
 
@@ -170,7 +173,7 @@ class StepCache:
         guess = min(self.errors, key=self.errors.__getitem__)
         cost = self._expected(guess, time) * _weight(self.sigmas[step], self.sigmas[step + 1], has_noise=guess is _last)
         # The budget grows with the steps: else the first ones, whose guesses are worst, would use it up.
-        if self.estimate + cost > self.deviation * (step + 1 - first) / (last - first):
+        if not self.estimate + cost <= self.deviation * (step + 1 - first) / (last - first):  # nor NaN
             return None
         self.estimate += cost
         return guess

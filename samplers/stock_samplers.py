@@ -157,12 +157,14 @@ def _check_falling(sigmas: torch.Tensor) -> None:
 
 def asks_once_a_step(sampler: comfy.samplers.Sampler) -> bool:
     """Whether a sampler, or the one in what with_first_order_steps has made of it, asks the model once a step, at the
-    step's beginning; true for one of another pack, of which nothing is known."""
+    step's beginning, and for nothing but the prediction: those that end in cfg_pp get the one of the negative prompt,
+    too, from a function that a step without the model does not call. True for one of another pack, of which nothing is
+    known."""
     function: Any = getattr(sampler, "sampler_function", None)
     if isinstance(function, partial) and function.func is _sample_in_parts:
         sampler = comfy.samplers.KSAMPLER(function.args[0])
     name = known_name(sampler)
-    return name not in CALLS_PER_STEP and name not in CHOOSE_SIGMAS
+    return name not in CALLS_PER_STEP and name not in CHOOSE_SIGMAS and not (name or "").endswith("cfg_pp")
 
 
 def with_first_order_steps(sampler: comfy.samplers.Sampler, sigmas: torch.Tensor) -> comfy.samplers.Sampler:

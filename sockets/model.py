@@ -319,7 +319,9 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         def needed(mode: Mode, shape: Sequence[int]) -> float:
             return dit.step_bytes(mode, shape, text_tokens, dtype, device)
 
-        ladder = LADDER if has_lean_mode(dit.transformer_blocks) else LADDER[:1]
+        patcher = getattr(self, "current_patcher", None)  # of the run, whose options have other nodes' patches
+        options = patcher.model_options.get("transformer_options", {}) if patcher is not None else {}
+        ladder = LADDER if has_lean_mode(dit.transformer_blocks, options) else LADDER[:1]
         mode = modes_to_try(ladder, lambda mode: needed(mode, (1, *input_shape[1:])), free_for_run(device))[0]
         return needed(mode, input_shape)
 

@@ -44,10 +44,8 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "devtools/test_workflow.py": ("test_agrees_with_comfy_cli",),
     "devtools/test_wrapper_folder.py": ("test_whatever_the_file_is",),
-    "host/test_memory_rules.py": ("test_the_same_layers_stay",),
     "host/test_model_tree.py": ("test_two_transformers_in_one_folder",),
     "host/test_optional_packages.py": ("test_models_load_whatever_diffusers_would_import_besides",),
-    "host/test_patches.py": ("test_a_run_leaves_the_process_as_it_was",),
     "host/test_previews.py": ("test_flipbook_plays_every_frame_in_turn_until_dropped",),
     "host/test_start_check.py": (
         "test_a_copy_that_lacks_nearly_all",

@@ -3,7 +3,7 @@
 from cogvideox.model_loaders.downloads.repositories import find_repository
 from cogvideox.tests.figures.cells import Cell, fixed
 from cogvideox.tests.figures.of_models import weights
-from cogvideox.tests.figures.of_speed import counted, over
+from cogvideox.tests.figures.of_speed import cached, counted, over
 from cogvideox.tests.figures.phrases import Figure, Value
 from cogvideox.video_limits import MAX_VIDEO_PIXELS
 
@@ -39,6 +39,12 @@ FIGURES = (
         "DecodeToFile",
         "161 frames of 1360 × 768 would be {0} GB as an IMAGE",
         data("an IMAGE of 161 frames of 1360 x 768"),
+    ),
+    _page(
+        "StepCache",
+        "at a deviation of {3} on CogVideoX-nano, where ComfyUI's EasyCache at as many steps deviates by {3}",
+        cached("ddim", "Step Cache 0.003"),
+        cached("ddim", "EasyCache 0.2"),
     ),
     _page(
         "Download",

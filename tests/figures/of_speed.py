@@ -132,6 +132,24 @@ def _mode_row(variant: str) -> Figure:
     )
 
 
+CACHES = (
+    *("Step Cache 0.001", "Step Cache 0.003", "Step Cache 0.005", "Step Cache 0.01"),
+    *("EasyCache 0.1", "EasyCache 0.2", "EasyCache 0.4", "LazyCache 0.2"),
+    *("guidance kept every second step", "25 steps"),
+)
+
+
+def cached(sampler: str, cache: str, column: str = "deviation") -> Cell:
+    """Of a run of CogVideoX-nano, with a cache of its steps."""
+    return Cell("cpu", "cache", f"CogVideoX-nano 5b, {sampler}", (cache,), column)
+
+
+def _cache_row(cache: str) -> Figure:
+    columns = "forwards a clip", "deviation"
+    values = (cached(sampler, cache, column) for sampler in ("ddim", "dpm") for column in columns)
+    return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 2, tuple(values))
+
+
 _RUNS = [Cell("cpu", "forward", RUN, (v, p), "ours / diffusers") for v in VARIANTS for p in ("fp32", "bf16")]
 _PARTS = ("8", "4", "2.75")
 CARD = (
@@ -205,6 +223,7 @@ CARD = (
 CPU = (
     *map(_moved_row, VARIANTS),
     *map(_mode_row, VARIANTS),
+    *map(_cache_row, CACHES),
     Figure(
         PAGE,
         "On a CPU, the transformer takes {2} to {2} of diffusers' time",

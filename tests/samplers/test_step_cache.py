@@ -1,4 +1,4 @@
-"""CogVideoX Step Cache: which steps are left out, what stands in for them, and that it works with everything else."""
+"""CogVideoX Step Cache: which steps are skipped, what stands in for them, and that it works with everything else."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ def run_of(cache: StepCache, sigmas: torch.Tensor, predict: Any) -> tuple[list[t
     return given, computed
 
 
-def test_a_line_is_foretold() -> None:
+def test_a_line_is_extrapolated() -> None:
     """What changes evenly along the logarithm of the noise level needs no more than the first steps and the last."""
     start, change = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
     sigmas = sigmas_of(50)
@@ -63,8 +63,8 @@ def test_the_estimate_stays_within_what_was_asked_for(deviation: float) -> None:
     cache = StepCache(deviation)
     curve = torch.randn(3, 500, generator=torch.Generator().manual_seed(1))
     _, computed = run_of(cache, sigmas_of(50), lambda time, _: (curve[0] + curve[1] * math.tanh(time))[None])
-    assert cache.estimate <= deviation and cache.left_out == 50 - len(computed)
-    assert (cache.left_out == 0) == (deviation == 0)
+    assert cache.estimate <= deviation and cache.skipped == 50 - len(computed)
+    assert (cache.skipped == 0) == (deviation == 0)
 
 
 def test_a_member_of_a_batch_decides_for_all() -> None:
@@ -84,7 +84,7 @@ def test_a_sampler_may_compute_in_the_prediction_s_memory() -> None:
         x0 = cache.predict(lambda *_: clean.clone(), torch.zeros(1), sigma[None], options)
         assert torch.equal(x0, clean)
         x0.zero_()
-    assert cache.left_out == 38
+    assert cache.skipped == 38
 
 
 def runs_of(task: Task, model: Any, given: Any, **inputs: Any) -> tuple[torch.Tensor, int]:
@@ -111,7 +111,7 @@ def compare(task: Task, given: Any, plain: Any, deviation: float = 0.05, **input
     want, all_runs = runs_of(task, plain, given, **inputs)
     got, runs = runs_of(task, model, given, **inputs)
     assert runs < all_runs and 1e-7 < relative_error(got, want) < 0.2
-    left_out = int(said[0].split("left out ")[1].split(" of")[0])
+    left_out = int(said[0].split("skipped ")[1].split(" of")[0])
     assert left_out * all_runs == (all_runs - runs) * STEPS
     assert torch.equal(runs_of(task, model, given, **inputs)[0], got)
     return got
@@ -132,7 +132,7 @@ def test_deviation_0_is_the_exact_run(tiny_pipelines: dict[str, Path]) -> None:
     exact = runs_of(task, task.model, given)[0]
     got, runs = runs_of(task, step_cached(task.model, 0.0, said.append), given)
     assert torch.equal(got, exact) and runs == STEPS
-    assert said[0].startswith("The step cache has left out 0 of 20 steps")
+    assert said[0].startswith("The step cache has skipped 0 of 20 steps")
 
 
 def test_image_to_video(tiny_pipelines: dict[str, Path]) -> None:
@@ -143,7 +143,7 @@ def test_image_to_video(tiny_pipelines: dict[str, Path]) -> None:
 
 
 def test_context_windows(tiny_pipelines: dict[str, Path]) -> None:
-    """All windows of a step are left out together."""
+    """All windows of a step are skipped together."""
     task = task_of(tiny_pipelines["5b"])
     options = {"schedule": "standard_static", "fuse_method": "pyramid", "freenoise": True}
     windowed = task.node(
@@ -179,7 +179,62 @@ def test_a_sampler_that_does_not_suit(tiny_pipelines: dict[str, Path]) -> None:
         )
 
     assert torch.equal(heun(step_cached(task.model, 0.05, said.append)), heun(task.model))
-    assert "computes more than once a step" in said[0] and "Use ddim, dpm, euler" in said[0]
+    assert "does not suit this sampler" in said[0] and "Use ddim, dpm or euler" in said[0]
+
+
+@pytest.mark.parametrize("sampler", ("dpmpp_2m", "euler_cfg_pp", "dpmpp_2m_cfg_pp", "gradient_estimation_cfg_pp"))
+def test_samplers_of_comfyui(tiny_pipelines: dict[str, Path], sampler: str) -> None:
+    """Those of cfg_pp also read the prediction of the negative prompt, which a skipped step does not have: they mixed
+    a step with an earlier one's."""
+    import comfy.sample
+
+    task, said = task_of(tiny_pipelines["5b"]), []
+    positive, negative, latent = text(task)
+
+    def run(model: Any) -> torch.Tensor:
+        noise, samples = comfy.sample.prepare_noise(latent["samples"], 1), latent["samples"]
+        return comfy.sample.sample(model, noise, STEPS, 1.5, sampler, "simple", positive, negative, samples, seed=1)
+
+    is_same = torch.equal(run(step_cached(task.model, 0.05, said.append)), run(task.model))
+    assert is_same == sampler.endswith("cfg_pp") == ("does not suit this sampler" in said[0])
+
+
+def test_the_last_of_two_nodes_counts(tiny_pipelines: dict[str, Path]) -> None:
+    """One would take the other's steps for computed ones, and find that they lie on a line."""
+    task, said, unheard = task_of(tiny_pipelines["5b"]), [], []
+    both = step_cached(step_cached(task.model, 0.05, unheard.append), 0.02, said.append)
+    one = runs_of(task, step_cached(task.model, 0.02, said.append), text(task))[0]
+    assert torch.equal(runs_of(task, both, text(task))[0], one)
+    assert len(said) == 2 and said[0] == said[1] and not unheard
+
+
+def test_nan_skips_nothing() -> None:
+    """One member of a batch that overflows would spoil the others."""
+    broken = torch.ones(2, 10)
+    broken[1] = math.nan
+    _, computed = run_of(StepCache(0.05), sigmas_of(50), lambda *_: broken)
+    assert len(computed) == 50
+
+
+@pytest.mark.parametrize("part", ({"denoise": 0.6}, {"start": 8}))
+def test_a_part_of_a_schedule(tiny_pipelines: dict[str, Path], part: dict[str, Any]) -> None:
+    """Video to video, and the second half of a run that is cut in two."""
+    task = task_of(tiny_pipelines["5b"])
+    given = list(text(task))
+    if "denoise" in part:
+        given[2] = {"samples": torch.randn(given[2]["samples"].shape, generator=torch.Generator().manual_seed(3))}
+        compare(task, given, task.model, **part)
+        return
+    import comfy.sample
+
+    said: list[str] = []
+    noise = comfy.sample.prepare_noise(given[2]["samples"], 1)
+    runs = [
+        comfy.sample.sample(model, noise, STEPS, 6.0, "euler", "simple", *given[:2], noise, start_step=8, seed=1)
+        for model in (step_cached(task.model, 0.05, said.append), task.model)
+    ]
+    assert 1e-7 < relative_error(*runs) < 0.2
+    assert said[0].split("skipped ")[1].split(";")[0].endswith(" of 12 steps")
 
 
 def test_two_caches_are_refused(tiny_pipelines: dict[str, Path]) -> None:
