@@ -45,7 +45,7 @@ def is_link(value: Any, prompt: Mapping[str, Any], classes: Mapping[str, Any]) -
     if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int):
         return False
     node = classes.get(prompt[value[0]]["class_type"]) if value[0] in prompt else None
-    if node is None:
+    if node is None or value[1] < 0:
         return False
     try:
         node.RETURN_TYPES[value[1]]  # as ComfyUI asks: other packs' tuples have any number of outputs

@@ -26,7 +26,7 @@ Guess = Callable[[float, "list[_Computed]"], torch.Tensor]
 
 # The part of a run, from its beginning and to its end, whose steps are all computed: the first ones decide what is
 # seen, and an error of the last ones stays in the video. A run that is cut into parts (SplitSigmas) is several runs.
-_FIRST, _LAST = 0.16, 0.08
+FIRST, LAST = 0.16, 0.08
 _LEAST_FIRST, _LEAST_LAST = 3, 2  # in steps
 _NEAR = 0.45  # of a step's length: there a sampler that computes in the middle of a step does not come
 # How much of the estimated errors is left at the end, measured on CogVideoX-nano (python3 dev.py bench cache): the
@@ -166,8 +166,8 @@ class StepCache:
 
     def _choose(self, step: int, time: float) -> Guess | None:
         """The guess that stands in for this step, whose cost is then counted; None where the step is computed."""
-        first = max(_LEAST_FIRST, round(_FIRST * self.steps))
-        last = self.steps - max(_LEAST_LAST, round(_LAST * self.steps))
+        first = max(_LEAST_FIRST, round(FIRST * self.steps))
+        last = self.steps - max(_LEAST_LAST, round(LAST * self.steps))
         if not first <= step < last or not self.errors:
             return None
         guess = min(self.errors, key=self.errors.__getitem__)

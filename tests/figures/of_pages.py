@@ -1,6 +1,7 @@
 """The nodes' help pages, web/docs: `python3 dev.py bench sizes`, `bench vae` and `bench train`."""
 
 from cogvideox.model_loaders.downloads.repositories import find_repository
+from cogvideox.samplers import step_cache
 from cogvideox.tests.figures.cells import Cell, fixed
 from cogvideox.tests.figures.of_models import weights
 from cogvideox.tests.figures.of_speed import cached, counted, over
@@ -45,6 +46,12 @@ FIGURES = (
         "at a deviation of {3} on CogVideoX-nano, where ComfyUI's EasyCache at as many steps deviates by {3}",
         cached("ddim", "Step Cache 0.003"),
         cached("ddim", "EasyCache 0.2"),
+    ),
+    _page(
+        "StepCache",
+        "The first {0} % of the steps of a run and the last {0} % are always computed",
+        fixed(step_cache.FIRST * 100),
+        fixed(step_cache.LAST * 100),
     ),
     _page(
         "Download",

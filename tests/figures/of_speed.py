@@ -141,7 +141,7 @@ CACHES = (
 
 def cached(sampler: str, cache: str, column: str = "deviation") -> Cell:
     """Of a run of CogVideoX-nano, with a cache of its steps."""
-    return Cell("cpu", "cache", f"CogVideoX-nano 5b, {sampler}", (cache,), column)
+    return Cell("cpu", "cache", f"CogVideoX-nano 5b, {sampler}, 50 steps, cfg 6", (cache,), column)
 
 
 def _cache_row(cache: str) -> Figure:

@@ -16,6 +16,7 @@ from comfy_api.latest import io
 
 from cogvideox.errors import UserError
 from cogvideox.host import patches
+from cogvideox.host.queue_errors import is_link
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.nodes import NODES, input_checks
 from cogvideox.nodes.input_checks import checked
@@ -481,3 +482,18 @@ def test_shared_checks() -> None:
         input_checks.check_own_size(height=72)
     with pytest.raises(UserError, match="start_percent 0.5 is not below end_percent 0.5: no step"):
         input_checks.check_percent_range(0.5, 0.5)
+
+
+def test_a_node_of_another_pack_may_have_any_number_of_outputs() -> None:
+    """Many packs give their nodes a tuple that has each index; its length says nothing. Their links were refused."""
+
+    class AnyOutput(tuple):
+        def __getitem__(self, index: Any) -> Any:
+            return super().__getitem__(min(index, 0))
+
+    prompt = {"1": {"class_type": "Switch", "inputs": {}}}
+    anything = {"Switch": type("Switch", (), {"RETURN_TYPES": AnyOutput(("*",))})}
+    two = {"Switch": type("Switch", (), {"RETURN_TYPES": ("INT", "INT")})}
+    assert is_link(["1", 3], prompt, anything)
+    assert is_link(["1", 1], prompt, two) and not is_link(["1", 2], prompt, two) and not is_link(["1", -1], prompt, two)
+    assert not is_link(["2", 0], prompt, two) and not is_link(["1", True], prompt, two)
