@@ -49,8 +49,8 @@ def _least_colour() -> Number:
 # variant -> the lengths that are scored in all sizes
 SCORED = {
     "5b": (9, 17, 33, 49),
-    "2b": (9, 17, 33),
-    "1.5-5B": (9, 17),
+    "2b": (9, 17, 33, 49),
+    "1.5-5B": (9, 17, 33, 49),
 }
 FIGURES = (
     Figure(
