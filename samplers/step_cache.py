@@ -74,7 +74,7 @@ def _sample_with_cache(
     guider = executor.class_obj
     if "easycache" in guider.model_options.get("transformer_options", {}):
         raise UserError(
-            "The model has two caches of steps, CogVideoX Step Cache and ComfyUI's EasyCache or LazyCache: each would "
+            "The model has two caches of steps, this pack's and ComfyUI's EasyCache or LazyCache: each would "
             "count the other's guesses as computed. Remove one of them."
         )
     # The sampler comes after noise and latent (CFGGuider.outer_sample).

@@ -24,7 +24,7 @@ def test_torch_decides_before_the_first_step(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Trainer, "_loss", lambda self: None)
     without: Any = Trainer.__new__(Trainer)
     without.dit = without._config = without.settings = None
-    accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
     callbacks: Any = None
     without.run(accelerator, Path(), callbacks)
     assert events == ["settle cpu", "train"]

@@ -38,6 +38,7 @@ function place() {
   const [left, right] = [(panel?.left ?? 64) + 80, innerWidth - (panel?.right ?? innerWidth) + 280]
   style.textContent = `
     .p-toast-message.${STYLE} { position: fixed; left: ${left}px; right: ${right}px; bottom: 4px; margin: 0; }
+    body:has(.${STYLE}) .cogvideox-migration { bottom: auto; top: 5rem; }
     .${STYLE} .p-toast-message-text { flex-direction: row; gap: 1rem; }
     .${STYLE} .p-toast-summary { white-space: nowrap; }
     .${STYLE} .p-toast-detail { margin: 0; white-space: pre-line; }
