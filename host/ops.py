@@ -90,9 +90,7 @@ def weights_on(
     module: nn.Module, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Weight and bias of an adopted leaf, patched and cast to `dtype`, on `device` while the context lasts."""
-    weight, bias, stream = comfy.ops.cast_bias_weight(
-        module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
-    )
+    weight, bias, stream = _cast(module, device, dtype)
     try:
         yield weight, bias
     finally:
@@ -117,9 +115,7 @@ def weights_held(
 def _weight_held(
     module: nn.Module, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    weight, bias, stream = comfy.ops.cast_bias_weight(
-        module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
-    )
+    weight, bias, stream = _cast(module, device, dtype)
     held = None
     try:
         unpacked = weight.dequantize() if is_quantized(weight) else weight
@@ -132,3 +128,8 @@ def _weight_held(
     if held is not None:
         del weight, unpacked, bias  # what patches have made of them is in memory of its own
         yield held
+
+
+def _cast(module: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Weight, bias, and ComfyUI's stream, which comfy.ops.uncast_bias_weight takes back."""
+    return comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True)

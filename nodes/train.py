@@ -290,7 +290,7 @@ class _Progress:
             text = (
                 f"Stopped after step {done} of {self._steps}; a checkpoint is kept. Queue it again to go on from there."
                 if done
-                else "Stopped in the first step: there is nothing to keep yet. Queue it again to start anew."
+                else "Stopped in the first step: there is nothing to keep yet. Queue it again to start over."
             )
         elif done == trained.done_before:
             text = f"All {self._steps} steps were trained before: the LoRA is that of the checkpoint."

@@ -1,10 +1,10 @@
 """A cache of a run's steps: some are skipped, and take a clean video that is extrapolated from the steps before.
 
 Along a run without fresh noise (ddim, euler) the predicted clean video changes almost linearly in the logarithm of the
-noise level. A skipped step takes the straight line through the last two computed predictions; on
-CogVideoX-nano its error is a fifth of that of keeping the last one, or the last change, as other caches do. With fresh
-noise in each step (dpm) the predictions scatter, and the last one itself is the better guess. Which of the two it is,
-each computed step shows: it is compared with what either would have given in its place.
+noise level. A skipped step takes the straight line through the last two computed predictions; on CogVideoX-nano its
+error is a fifth of that of keeping the last one, or the last change, as other caches do. With fresh noise in each step
+(dpm) the predictions scatter, and the last one itself is the better guess. Which of the two it is, each computed step
+shows: it is compared with what either would have given in its place.
 
 The prediction is taken behind guidance, context windows, control nets and masks, so that there is one for all of them.
 """
