@@ -123,7 +123,6 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "nano/test_stages.py": ALL,
     "nano/test_tasks.py": ("test_edges_of_another_clip_do_not_overlap",),
-    "nano/test_taught_colour.py": ALL,
     "nano/test_toy_settings.py": ("test_a_change_of_the_table_reaches_everything_that_reads_it",),
     "nano/test_weights.py": (
         "test_a_trained_model_gives_diffusers_latents",

@@ -18,7 +18,7 @@ from cogvideox.tests import core_trainer
 from cogvideox.tests.score_table import score_table
 
 COLOUR, PROMPTS = "pink", 6
-SAMPLED = {"pack": 10, "core": 20}  # steps of the clips that are scored; the core trainer runs in the long tier alone
+SAMPLED = {"pack": 10, "core": 20}  # steps of the clips that are scored
 LEAST_AFTER = {"pack": 0.6, "core": 0.35}  # of the colours; 0.8 and 0.55 were seen
 
 
@@ -75,7 +75,8 @@ def train_with_core(model: ModelPatcher, latents: list, positive: list) -> dict:
     return core_trainer.train(model, latents, positive, **settings)[0]
 
 
-@pytest.mark.parametrize("trainer", ["pack", pytest.param("core", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("trainer", ["pack", "core"])
 def test_sixteen_clips_teach_a_new_colour(host: Path, trainer: str) -> None:
     """What users train LoRAs for; the whole way through the nodes: clips, training, file, Apply LoRA, sampler."""
     train_with = {"pack": train_with_the_pack, "core": train_with_core}[trainer]

@@ -27,6 +27,7 @@ from cogvideox.tests.quantized_models import needs_int8
 from cogvideox.tests.support import check_parity, relative_error, validated, write_fp32_transformer
 from cogvideox.training import block_calls, checkpoint, graph, trainer
 
+pytestmark = pytest.mark.usefixtures("few_objects")
 Train, Save = nodes.CogVideoXTrainLora, nodes.CogVideoXSaveTrainedLora
 VARIANTS = ("5b", "2b", "5b-I2V", "1.5-5B", "1.5-5B-I2V")
 WIDTHS = 32  # of the tiny models' text

@@ -126,7 +126,7 @@ def nano() -> Nano:
         return Nano()
 
 
-@pytest.mark.parametrize(("sampler", "scheduler"), long_rows_after(6, [*TWELVE[::2], *TWELVE[1::2]]))
+@pytest.mark.parametrize(("sampler", "scheduler"), long_rows_after(4, [*TWELVE[2::3], *TWELVE[1::3], *TWELVE[::3]]))
 def test_combinations_that_drowned_in_noise_paint(nano: Nano, sampler: str, scheduler: str) -> None:
     """heun with simple painted noise, without a word. docs/samplers.md has the scores of all combinations."""
     found = nano.run(sampler, scheduler, 12 if sampler in TWO_CALLS else 24)

@@ -24,6 +24,7 @@ from cogvideox.training import checkpoint, example, headless, trainer
 from cogvideox.training import recipe as recipes
 from cogvideox.training.config import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("few_objects")
 EXAMPLE = (ROOT / "training" / "example.toml").read_text(encoding="utf-8")
 
 

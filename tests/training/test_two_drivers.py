@@ -25,6 +25,7 @@ from cogvideox.nodes import training_clips as clip_nodes
 from cogvideox.tests.clip_files import write_video
 from cogvideox.training import headless
 
+pytestmark = pytest.mark.usefixtures("few_objects")
 STEPS, STOP_AFTER = 4, 2
 # As the node's inputs are called, and as a recipe's keys are; two micro batches a step.
 WIDGETS = {"steps": STEPS, "batch_size": 1, "accumulate": 2, "learning_rate": 1e-2, "rank": 2, "alpha": 3.0, "seed": 5}
