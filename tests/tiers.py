@@ -404,9 +404,20 @@ def room_of(node_id: str) -> str:
     return next((folder for folder in _ONE_SERVER if file.startswith(folder)), file)
 
 
+# Rooms whose tests wait for processes that they start, most of their time.
+_WAITING = (
+    "tests/children.py",
+    "tests/devtools/",
+    "tests/host/test_optional_packages.py",
+    "tests/model_loaders/downloads/",
+    *(f"tests/server/{name}" for name in _OWN_SERVERS),
+)
+
+
 def heaviest_first(items: list[pytest.Item]) -> list[pytest.Item]:
     """The order in which workers take rooms: those of servers, which are the largest, then files with slow tests, so
-    that no long test is left to one worker at the end."""
+    that no long test is left to one worker at the end. Rooms that wait stand apart from each other among the others:
+    side by side they would leave the cores idle."""
     slow = {item.path for item in items if is_slow(item) or item.get_closest_marker("long")}
 
     def weight(item: pytest.Item) -> int:
@@ -416,8 +427,20 @@ def heaviest_first(items: list[pytest.Item]) -> list[pytest.Item]:
             return -1
         if room_of(item.nodeid) in _ONE_SERVER:
             return 0
-        if room_of(item.nodeid).endswith(_OWN_SERVERS):
-            return 1
-        return 2 if item.path in slow else 3
+        return 1 if item.path in slow or item.path.name in _OWN_SERVERS else 2
 
-    return sorted(items, key=weight)
+    rooms = list(dict.fromkeys(room_of(item.nodeid) for item in sorted(items, key=weight)))
+    place = {room: number for number, room in enumerate(_apart(rooms))}
+    return sorted(items, key=lambda item: place[room_of(item.nodeid)])
+
+
+def _apart(rooms: list[str]) -> list[str]:
+    """The same rooms, those that wait spread evenly over all but the first eighth of the others: the rooms of servers
+    wait as well, and other workers should compute beside them."""
+    waiting = [room for room in rooms if room.startswith(_WAITING)]
+    others = [room for room in rooms if room not in waiting]
+    first = len(others) // 8
+    spread, step = others[:first], (len(others) - first) / (len(waiting) + 1)
+    for number, room in enumerate(waiting):
+        spread += [*others[len(spread) - number : first + round((number + 1) * step)], room]
+    return [*spread, *others[len(spread) - len(waiting) :]]

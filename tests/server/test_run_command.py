@@ -54,9 +54,8 @@ def test_two_clips_and_a_kill_after_the_first(comfyui, tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     results = [json.loads(line) for line in made.stdout.splitlines()]
     assert results[0] == first and (out / "001.mp4").stat().st_mtime_ns == before.st_mtime_ns
-    # the last step may end before it is asked for
-    assert "is there already" in made.stderr and re.search(r"step \d+ of 12", made.stderr), made.stderr
-    assert not re.search(r"step \d+ of 3\b", made.stderr), made.stderr
+    # The server may have taken any step of the second clip before it is asked for one.
+    assert "is there already" in made.stderr and not re.search(r"step \d+ of 3\b", made.stderr), made.stderr
     settings = results[1]["settings"]
     assert (settings["seed"], settings["steps"], settings["loras"]) == (5, 12, [["CogVideoX-nano pink", 0.5]])
     for result in results:

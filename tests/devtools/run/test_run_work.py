@@ -278,12 +278,18 @@ def test_ended_run_is_ended_on_the_server_too(fake, tmp_path: Path, how: signal.
     """Otherwise somebody's card works an hour for a video that nobody waits for."""
     fake.hanging = {"a star"}
     command = [sys.executable, str(paths.ROOT / "dev.py"), "run", "--prompt", "a star", "--server", fake.url]
-    process = subprocess.Popen([*command, "--out", str(tmp_path / "a.mp4"), "--ready", "{}"], stderr=subprocess.PIPE)
+    command += ["--out", str(tmp_path / "a.mp4"), "--ready", "{}"]
+    environ = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environ)
     assert process.stderr is not None
     while b"(node sample)" not in (line := process.stderr.readline()):
         assert line, "it ended"
     process.send_signal(how)
-    assert process.wait(30) != 0
+    try:
+        assert process.wait(60) != 0
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # it prints where it waits
+        pytest.fail(f"It did not end: {process.communicate()[1].decode()}")
     process.stderr.close()
     assert fake.cancelled == [{"delete": ["run 1"]}, {"prompt_id": "run 1"}]
     assert not list(tmp_path.iterdir())
