@@ -13,7 +13,7 @@ from .process import run_foreground
 # Of the fast tier one for each of CI's cores: each takes ten seconds to start. Otherwise two more, since tests wait for
 # servers, browsers and other processes. Each holds torch, ComfyUI and the tests' models, 2 GB in all; a server takes a
 # further one.
-WORKERS = {"fast": 2, "standard": 3, "long": 3}
+WORKERS = {"fast": 2, "standard": 4, "long": 4}
 COVERAGE = paths.DEV / "coverage"
 _HOSTS = [release.version for release in comfyui.RELEASES]
 _NOT_MEASURED = ("tests", "benchmarks", ".venv", ".dev")

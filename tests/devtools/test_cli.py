@@ -382,7 +382,7 @@ def test_suite_runs_a_tier_in_workers(monkeypatch, argv, tier):
     arguments, rest = cli.parse(["test", *argv, "-k", "dit"])
     assert suite.run(cli.Path("python"), {}, arguments, rest) == 0
     ((command, env),) = commands
-    assert command == ["python", "-m", "pytest", f"--tier={tier}", "-n", "2" if tier == "fast" else "3", "-k", "dit"]
+    assert command == ["python", "-m", "pytest", f"--tier={tier}", "-n", "2" if tier == "fast" else "4", "-k", "dit"]
     assert env == {"OMP_NUM_THREADS": "1"}
 
 
@@ -406,7 +406,7 @@ def test_workers_are_left_to_those_who_choose(rest):
 
 def test_one_core_has_no_workers():
     assert suite.worker_options(["tests/vae"], cores=1) == []
-    assert suite.worker_options(["tests/vae"], cores=8) == ["-n", "3"]
+    assert suite.worker_options(["tests/vae"], cores=8) == ["-n", "4"]
     assert suite.worker_options(["tests/vae"], cores=8, tier="fast") == ["-n", "2"]
 
 

@@ -206,7 +206,7 @@ MANY_NODES = {
 } | {build.__name__: build for build in (many_users, passes, combined, bypassed, long_name)}
 
 
-@pytest.mark.parametrize("name", MANY_NODES)
+@pytest.mark.parametrize("name", long_after(6, MANY_NODES))
 def test_work_grows_with_the_nodes_and_not_with_their_square(name: str) -> None:
     """5,000 nodes are read: whatever is done for each of them must not go through all of them."""
     contents = text(MANY_NODES[name]().document())

@@ -32,6 +32,7 @@ from cogvideox.tests.task_graphs import (
     saved_latent_only,
     video_to_video,
 )
+from cogvideox.tests.tiers import long_after, long_but_one_in
 
 T2V, I2V, INPAINT, CONTROL = (folder_name(name) for name in ("5b", "5b-I2V", "Fun-5b-InP", "Fun-5b-Control"))
 SAMPLERS = {  # node id -> the graph sampled by it
@@ -77,7 +78,7 @@ MISMATCHES = {
 }
 
 
-@pytest.mark.parametrize("name", MISMATCHES)
+@pytest.mark.parametrize("name", long_after(5, MISMATCHES))
 def test_conditioning_of_another_model(refused, name):
     """The commonest slip, and two of these pairs have the same channels: only the video would show it, an hour on."""
     graph, *words = MISMATCHES[name]
@@ -85,8 +86,10 @@ def test_conditioning_of_another_model(refused, name):
     assert "choose" in error.message, error.message
 
 
-@pytest.mark.parametrize("sampler", ["KSampler", "SamplerCustomAdvanced"])
-@pytest.mark.parametrize("name", ["image on text", "text on image", "image on control"])
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    long_but_one_in(2, ["image on text", "text on image", "image on control"], ["KSampler", "SamplerCustomAdvanced"]),
+)
 def test_conditioning_of_another_model_in_stock_samplers(refused, sampler, name):
     """The check may not hang on our own sampler node."""
     graph, *words = MISMATCHES[name]
@@ -100,8 +103,7 @@ def test_image_beside_one_prompt_only(refused, side):
     refused(graph, "CogVideoXSample", f"the {side} conditioning has none", "Pass positive and negative through")
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("node_type", CONDITIONING)
+@pytest.mark.parametrize(("node_type", "sampler"), long_but_one_in(3, [*CONDITIONING], [*SAMPLERS]))
 def test_latent_of_another_size(refused, node_type, sampler):
     """A latent from a node of its own has its own width: the conditioning would be stretched or end in an error."""
     other = node("CogVideoXEmptyLatent", width=128, height=64, frames=9, batch_size=1)
@@ -283,17 +285,17 @@ def check_number(refused, graph: dict, node_type: str, name: str, value: int, *w
     assert refused(linked, node_type, *words).kind == "failed"
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("width", 100, ("width 100", "use 96 or 112")),
-        ("height", 72, ("height 72", "use 64 or 80")),
-        ("frames", 10, ("frames 10", "use 9 or 17")),
-    ],
-)
-@pytest.mark.parametrize("node_type", CONDITIONING)
-def test_size_that_does_not_fit(refused, node_type, name, value, words):
+NO_SIZES = [
+    ("width", 100, ("width 100", "use 96 or 112")),
+    ("height", 72, ("height 72", "use 64 or 80")),
+    ("frames", 10, ("frames 10", "use 9 or 17")),
+]
+
+
+@pytest.mark.parametrize(("node_type", "size"), long_but_one_in(3, [*CONDITIONING], NO_SIZES))
+def test_size_that_does_not_fit(refused, node_type, size):
     """Cut to another size without a word the video would not be what was asked for."""
+    name, value, words = size
     check_number(refused, CONDITIONING[node_type], node_type, name, value, *words)
 
 

@@ -86,7 +86,7 @@ def texts(result: RunResult, node_id: str) -> str:
     return "\n".join(text for shown_on, text in result.texts if shown_on == node_id)
 
 
-@pytest.mark.parametrize("dialect", long_after(5, loras.DIALECTS))
+@pytest.mark.parametrize("dialect", long_after(3, loras.DIALECTS))
 def test_dialect(comfyui, exact, latent, written, dialect):
     """Whoever trained it, a LoRA makes the one video in either node, and ours tells how much of it fits."""
     layers = loras.DIALECTS[dialect][1]
