@@ -10,7 +10,7 @@ import torch
 from ..errors import NonFiniteError, UserError
 from ..host.compat import attention_for
 from ..host.exact_attention import quantised_attention, with_exact_attention
-from ..host.late_read import LateRead
+from ..host.async_copies import LateRead
 from ..host.protocols import Guider
 from ..keys import FINITE_WATCH
 

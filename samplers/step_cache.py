@@ -101,6 +101,7 @@ class StepCache:
         self.calls = self.skipped = 0
         self.computed: list[_Computed] = []
         self.errors: dict[Guess, float] = {}  # of each guess at the last computed step, relative to its prediction
+        self._unread: dict[Guess, torch.Tensor] = {}  # the same, on the card still
         self.estimate = 0.0  # of the deviation so far
         self.is_suited = is_suited  # whether the sampler computes once a step, with less and less noise
 
@@ -122,7 +123,7 @@ class StepCache:
         """
         if not self.sigmas:
             self.sigmas = model_options["transformer_options"]["sample_sigmas"].tolist()
-        step, level = self.calls, float(sigma.flatten()[0])
+        step, level = self.calls, self._read(sigma.flatten()[0])
         self.calls += 1
         time = -math.log(level) if level > 0 else math.inf
         self.is_suited = self.is_suited and self._is_next(step, time)
@@ -140,7 +141,7 @@ class StepCache:
 
     def clear(self) -> None:
         """Release the predictions."""
-        self.computed, self.errors = [], {}
+        self.computed, self.errors, self._unread = [], {}, {}
 
     def describe(self) -> str:
         """What the run has skipped, in a sentence for the user."""
@@ -154,6 +155,13 @@ class StepCache:
             f"The step cache has skipped {self.skipped} of {self.steps} steps; the latents deviate by about "
             f"{self.estimate:.4f} from those with all steps, as estimated."
         )
+
+    def _read(self, level: torch.Tensor) -> float:
+        """The value of `level`, and of the errors with it: the host waits for the card once a step."""
+        value, *errors = torch.stack([level.double(), *(error.double() for error in self._unread.values())]).tolist()
+        if errors:
+            self.errors, self._unread = dict(zip(self._unread, errors)), {}
+        return value
 
     def _is_next(self, step: int, time: float) -> bool:
         """Whether the sampler computes at the beginning of its next step. CogVideoX's own samplers take the nearest of
@@ -190,7 +198,7 @@ class StepCache:
     def _learn(self, now: _Computed) -> None:
         guesses = [guess for guess, points in ((_last, 1), (_line, 2)) if len(self.computed) >= points]
         if len(self.computed) >= 2:
-            self.errors = {guess: _largest_error(guess(now.time, self.computed), now.x0) for guess in guesses}
+            self._unread = {guess: _largest_error(guess(now.time, self.computed), now.x0) for guess in guesses}
         self.computed = [*self.computed[-2:], now]
 
 
@@ -206,8 +214,8 @@ def _weight(sigma: float, following: float, has_noise: bool) -> float:
     return part * signal * (_LEFT_OF_LAST if has_noise else _LEFT_OF_LINE)
 
 
-def _largest_error(guessed: torch.Tensor, x0: torch.Tensor) -> float:
+def _largest_error(guessed: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
     """The RMS of the difference over that of x0, of the member of the batch where it is largest."""
     members = x0.flatten(1).float()
     errors = (guessed.flatten(1).float() - members).norm(dim=1) / members.norm(dim=1).clamp(min=1e-30)
-    return float(errors.max())
+    return errors.max()

@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import NonFiniteError, UserError
-from cogvideox.host import compat, late_read
+from cogvideox.host import async_copies, compat
 from cogvideox.host.exact_attention import quantised_attention
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.samplers import finite
@@ -126,8 +126,8 @@ class Card:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.waits, self.is_done = 0, False
-        monkeypatch.setattr(late_read, "is_card", lambda device: True)
-        monkeypatch.setattr(late_read, "copy_later", lambda value: (value, self))
+        monkeypatch.setattr(async_copies, "is_card", lambda device: True)
+        monkeypatch.setattr(async_copies, "copy_later", lambda value: (value, self))
 
     def query(self) -> bool:
         return self.is_done
