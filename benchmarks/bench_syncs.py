@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,9 @@ RUNS = {
 
 def main() -> None:
     options = arguments(
-        __doc__, runs={"nargs": "+", "choices": list(RUNS), "default": list(RUNS)}, steps={"type": int, "default": STEPS}
+        __doc__,
+        runs={"nargs": "+", "choices": list(RUNS), "default": list(RUNS)},
+        steps={"type": int, "default": STEPS},
     )
     use_comfyui()
     from cogvideox.tests.support import write_fp32_transformer
@@ -107,23 +108,26 @@ def main() -> None:
 
 def count(run: Run, folders: Mapping[str, Path], steps: int = STEPS) -> Counted:
     """What the steps of a run wait for. folders: of tiny models, by variant."""
+    card = ImaginedCard()
+    with torch.inference_mode(), card.working():
+        sample(run, folders, steps)
+    return card.counted
+
+
+def sample(run: Run, folders: Mapping[str, Path], steps: int = STEPS) -> None:
+    """Load the model of a run and sample with it, as nodes do."""
     import latent_preview
     from comfy.cli_args import LatentPreviewMethod
 
     from cogvideox.model_loaders.load_model import load_model
 
-    card = ImaginedCard()
+    model = run.change(load_model(folders[run.variant], "fp32", notify=lambda sentence: None))
     method = LatentPreviewMethod.Latent2RGB if run.previews else LatentPreviewMethod.NoPreviews
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(mock.patch.object(latent_preview.args, "preview_method", method))
-        stack.enter_context(card.working())
-        model = run.change(load_model(folders[run.variant], "fp32", notify=lambda sentence: None))
-        _sample(run, model, steps)
-    return card.counted
+    with mock.patch.object(latent_preview.args, "preview_method", method):
+        _run_node(run, model, steps)
 
 
-def _sample(run: Run, model: Any, steps: int) -> None:
+def _run_node(run: Run, model: Any, steps: int) -> None:
     from cogvideox.host.standalone import comfyui_nodes
     from cogvideox.nodes.sample import CogVideoXSample
 

@@ -65,27 +65,15 @@ class Counted:
         return most
 
 
-class ImaginedCard:
-    """Which memory is the card's, and what has waited for it. Inside of `working` torch is watched."""
+class WaitCounter:
+    """Puts waits down to the steps of a run that they are in."""
 
     def __init__(self) -> None:
         self.counted = Counted()
-        self._on_card: dict[int, bool] = {}  # by the address of a storage; overwritten with its next use
         self._step: Counter[Place] | None = None
-        self.waits, self.is_busy = 0, False
-
-    def is_on_card(self, tensor: torch.Tensor) -> bool:
-        return self._on_card.get(_address(tensor), False)
-
-    def put(self, tensor: torch.Tensor, on_card: bool) -> torch.Tensor:
-        if tensor.numel():
-            self._on_card[_address(tensor)] = on_card
-        return tensor
 
     def note(self, kind: str) -> None:
         """A wait, at the line that is running now."""
-        if kind == READ:
-            self.waits, self.is_busy = self.waits + 1, False
         place = _place(kind)
         if place is not None:
             self.counted.total[place] += 1
@@ -99,13 +87,54 @@ class ImaginedCard:
         self._step = Counter()
 
     @contextmanager
+    def ended_steps(self) -> Iterator[None]:
+        """A step ends with the callback that every sampler node makes for progress and previews."""
+        import latent_preview
+
+        prepare = latent_preview.prepare_callback
+
+        def prepare_and_count(*args: Any, **kwargs: Any) -> Callable[..., None]:
+            callback = prepare(*args, **kwargs)
+
+            def call(*given: Any) -> None:
+                callback(*given)
+                self.end_step()
+
+            return call
+
+        with mock.patch.object(latent_preview, "prepare_callback", prepare_and_count):
+            yield
+
+
+class ImaginedCard(WaitCounter):
+    """Which memory is the card's, and what has waited for it. Inside of `working` torch is watched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._on_card: dict[int, bool] = {}  # by the address of a storage; overwritten with its next use
+        self.waits, self.is_busy = 0, False
+
+    def is_on_card(self, tensor: torch.Tensor) -> bool:
+        return self._on_card.get(_address(tensor), False)
+
+    def put(self, tensor: torch.Tensor, on_card: bool) -> torch.Tensor:
+        if tensor.numel():
+            self._on_card[_address(tensor)] = on_card
+        return tensor
+
+    def note(self, kind: str) -> None:
+        if kind == READ:
+            self.waits, self.is_busy = self.waits + 1, False
+        super().note(kind)
+
+    @contextmanager
     def working(self) -> Iterator[None]:
         import comfy.model_management as mm
 
         with (
             mock.patch.object(mm, "get_torch_device", lambda: CARD),
             _late_reads(self),
-            _ended_steps(self),
+            self.ended_steps(),
             _Operations(self),
             _Functions(self),
         ):
@@ -206,26 +235,6 @@ def _late_reads(card: ImaginedCard) -> Iterator[None]:
         mock.patch.object(async_copies, "is_card", lambda device: device == CARD),
         mock.patch.object(async_copies, "record_event", lambda *_, **__: _Event(card)),
     ):
-        yield
-
-
-@contextmanager
-def _ended_steps(card: ImaginedCard) -> Iterator[None]:
-    """A step ends with the callback that every sampler node makes for progress and previews."""
-    import latent_preview
-
-    prepare = latent_preview.prepare_callback
-
-    def prepare_and_count(*args: Any, **kwargs: Any) -> Callable[..., None]:
-        callback = prepare(*args, **kwargs)
-
-        def call(*given: Any) -> None:
-            callback(*given)
-            card.end_step()
-
-        return call
-
-    with mock.patch.object(latent_preview, "prepare_callback", prepare_and_count):
         yield
 
 

@@ -8,6 +8,8 @@ from comfy.cli_args import args
 
 from .compat import empty_on_host
 
+Event = torch.cuda.Event
+
 
 class LateRead:
     """Some values on their way from a device to the host."""
@@ -20,7 +22,7 @@ class LateRead:
         return self._event is None or self._event.query()
 
     def get(self) -> Any:
-        """The values as Python's numbers, in lists as torch.Tensor.tolist makes them, once the card has come to them."""
+        """The values as numbers of Python, in lists as torch.Tensor.tolist makes them, once the card has them."""
         if self._event is not None:
             self._event.synchronize()
         return self._values.tolist()
@@ -50,7 +52,7 @@ def upload(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def record_event(device: torch.device, timed: bool = False) -> Any:
     """A CUDA event that is reached once all work so far is done. timed: its elapsed_time can be asked for."""
-    event = torch.cuda.Event(enable_timing=timed)
+    event = Event(enable_timing=timed)
     event.record(torch.cuda.current_stream(device))
     return event
 

@@ -8,9 +8,9 @@ import comfy.patcher_extension
 import torch
 
 from ..errors import NonFiniteError, UserError
+from ..host.async_copies import LateRead
 from ..host.compat import attention_for
 from ..host.exact_attention import quantised_attention, with_exact_attention
-from ..host.async_copies import LateRead
 from ..host.protocols import Guider
 from ..keys import FINITE_WATCH
 
