@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,8 +11,9 @@ from comfy.ldm.modules.attention import attention_pytorch
 
 from ..keys import ATTENTION_OVERRIDE
 
-# What kernels with eight-bit products are called: SageAttention and SpargeAttn, and those that name their type.
-_QUANTISED = ("sage", "sparge", "fp8", "float8", "int8")
+# What kernels with eight-bit products are called: SageAttention and SpargeAttn, and those that name their type. "sage"
+# ends "message" and "usage" as well.
+_QUANTISED = r"(?<![a-z])sage|sage(?=at|3)|sparge|fp8|float8|int8"
 
 
 def exact_attention(_: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -30,8 +32,7 @@ def quantised_attention(attend: Callable, transformer_options: Mapping[str, Any]
     attend: ComfyUI's attention function (compat.attention_for); a node's override takes its place.
     """
     function: Any = transformer_options.get(ATTENTION_OVERRIDE, attend)
-    names = " ".join(_names(function)).lower()
-    return _name(function) if any(word in names for word in _QUANTISED) else ""
+    return _name(function) if re.search(_QUANTISED, " ".join(_names(function)).lower()) else ""
 
 
 def _name(function: Any) -> str:

@@ -94,6 +94,8 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
         # is asked. The frames are on the CPU in the end, so that the host waits once.
         on_card = async_copies.is_card(x0.device)
         begun = async_copies.record_event(x0.device, timed=True) if on_card else None
+        if not on_card:  # another device that has no such clock
+            x0.flatten()[:1].cpu()
         began = time.perf_counter()
         clip = self._render(x0)
         ended = time.perf_counter()

@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import NonFiniteError, UserError
 from cogvideox.host import async_copies, compat
+from cogvideox.host.attention_kernels import attention_by_choice
 from cogvideox.host.exact_attention import quantised_attention
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.samplers import finite
@@ -113,12 +114,15 @@ def test_which_attention_is_quantised() -> None:
     """A node that only looks at the attention must not be left out of a run that goes wrong for another reason."""
 
     def watcher(function: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return function(*args, **kwargs)
+        message = function(*args, **kwargs)
+        return message.message if hasattr(message, "message") else message
 
     plain, options = comfy_attention.attention_pytorch, {"optimized_attention_override": watcher}
     assert not quantised_attention(plain, {}) and not quantised_attention(comfy_attention.attention_sage, options)
     assert quantised_attention(comfy_attention.attention_sage, {}) == "attention_sage"
     assert quantised_attention(plain, {"optimized_attention_override": Sage(0).override()}) == "attention_override"
+    for kernel in (comfy_attention.attention_flash, comfy_attention.attention_xformers, attention_by_choice):
+        assert not quantised_attention(kernel, {})
 
 
 class Card:
