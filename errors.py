@@ -35,6 +35,10 @@ class UserError(Exception):
         return self.message, _advice.get(self.advice or "", "")
 
 
+class NonFiniteError(UserError):
+    """A prediction contains NaN or Inf, and the weights do not."""
+
+
 class NameTakenError(UserError):
     """A new file's name has been taken by something else, which is not overwritten."""
 

@@ -11,6 +11,7 @@ from typing import Any, TypedDict, cast
 import torch
 
 ATTENTION_OVERRIDE = "optimized_attention_override"  # ComfyUI's attention functions look for it in transformer_options
+FINITE_WATCH = "cogvideox_finite"  # in the transformer_options of a run: samplers.finite.FiniteWatch
 _POSITIONS = "cogvideox_positions"
 
 

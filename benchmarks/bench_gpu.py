@@ -39,6 +39,7 @@ from cogvideox.benchmarks import (  # noqa: E402
     gpu_parity_vae,
     gpu_server,
     gpu_steps,
+    gpu_syncs,
     gpu_train,
     gpu_vae,
 )
@@ -74,6 +75,7 @@ SECTIONS = {
     "nano": Section(gpu_nano.measure, 190, together=True),
     "dynamic": Section(gpu_dynamic.parity, 190, COMFYUI_ALLOCATOR, together=True),
     "server": Section(gpu_server.measure, 190, together=True),
+    "syncs": Section(gpu_syncs.measure, 40),
     "whole": Section(gpu_steps.whole, 25),
     "step-5b": Section(gpu_steps.five, 85),
     "vae": Section(gpu_vae.measure, 60),

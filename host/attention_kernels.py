@@ -1,15 +1,17 @@
-"""Which of torch's attention kernels is fastest on this card, by a measurement at the size of the run.
+"""Which attention kernel is fastest on this card, by a measurement at the size of the run.
 
 ComfyUI puts FlashAttention-2 first on every card, and torch's own order depends on its version. On an H100 cuDNN's
 kernel takes 0.78 of FlashAttention-2's time, which is 0.81 to 0.87 of a step's; on other cards it is the other way
 round. So neither order is right: the kernels that this torch has are timed once for each size, and the choice is kept
-for as long as the process lives.
+for as long as the process lives. FlashAttention-3 is timed with them where its package is installed, and has to be as
+exact as they are.
 """
 
+import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -21,11 +23,13 @@ import torch.nn.functional as F
 from comfy.cli_args import args
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# Members of torch.nn.attention.SDPBackend, with names for people.
+FLASH_3 = "FLASH_ATTENTION_3"  # a package of its own, for Hopper: github.com/Dao-AILab/flash-attention, hopper
+# Members of torch.nn.attention.SDPBackend, and FLASH_3, with names for people.
 KERNELS = {
     "FLASH_ATTENTION": "FlashAttention",
     "CUDNN_ATTENTION": "cuDNN",
     "EFFICIENT_ATTENTION": "memory-efficient attention",
+    FLASH_3: "FlashAttention-3",
 }
 MAX_ERROR = 1.05  # times the error of the kernel that ComfyUI would take
 # A kernel has to take less than this part of that kernel's time. Between kernels that are equally fast, the clock would
@@ -78,7 +82,7 @@ def choose_attention(size: AttentionSize, heads: int, transformer_options: dict[
         return ""
     if size not in _CHOSEN:
         try:
-            measured = measure_kernels(size, heads, order)
+            measured = measure_kernels(size, heads, [*order, FLASH_3] if _flash_3() else order)
         except torch.OutOfMemoryError:  # another program may have taken what ComfyUI has made free
             return ""
         _CHOSEN[size] = fastest_kernel(measured)
@@ -133,7 +137,8 @@ def measure_kernels(size: AttentionSize, heads: int, names: list[str]) -> dict[s
             seconds = median(seconds_on_card(call) for _ in range(_REPEATS))
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # this torch, or this card, has no such kernel for the size
+        # This torch, or this card, has no such kernel for the size. FlashAttention-3 has Python in front of its own.
+        except (RuntimeError, AssertionError, TypeError, ValueError):
             continue
         found[name] = Measured(seconds, error)
     return found
@@ -172,10 +177,26 @@ def _host_order() -> list[str]:
 
 
 def _scaled_dot_product(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, names: list[str]) -> torch.Tensor:
-    """torch's attention by the first of `names` that can compute it. Raises RuntimeError where none can."""
+    """Attention [B, heads, N, D] by the first of `names`, or where that is torch's by the first that can compute it.
+
+    Raises RuntimeError where none can.
+    """
+    if names[0] == FLASH_3:
+        # [B, heads, N, D] -> [B, N, heads, D]. Its first versions return the logarithms of the sums as well.
+        out = _flash_3()(*(x.transpose(1, 2) for x in (query, key, value)))
+        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
     kernels = [getattr(SDPBackend, name) for name in dict.fromkeys(names)]
     with sdpa_kernel(kernels, set_priority=True):
         return F.scaled_dot_product_attention(query, key, value)
+
+
+@cache
+def _flash_3() -> Any:
+    """flash_attn_func of FlashAttention-3; None where it is not installed, or cannot be imported."""
+    try:
+        return importlib.import_module("flash_attn_interface").flash_attn_func
+    except (ImportError, AttributeError, OSError, RuntimeError):  # of another torch or CUDA, in most cases
+        return None
 
 
 def _can_use(name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
@@ -209,4 +230,4 @@ def _describe(measured: dict[str, Measured]) -> str:
     parts = (
         f"{KERNELS[name]} {found.seconds * 1000:.2f} ms, error {found.error:.1e}" for name, found in measured.items()
     )
-    return "; ".join(parts) or "no kernel of torch can be timed"
+    return "; ".join(parts) or "no kernel can be timed"

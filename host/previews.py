@@ -13,6 +13,7 @@ from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 
+from . import async_copies
 from .language import prompt_server
 from .patches import Format, wrap_previewer
 from .protocols import LatentFormat, PromptServer
@@ -89,13 +90,17 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
         return "JPEG", self._player.show(*clip), side
 
     def _render_timed(self, x0: torch.Tensor) -> tuple[torch.Tensor, float] | None:
-        # Copying a value to the CPU waits for the device, which may still be computing the step: its time must not be
-        # taken for the preview's.
-        x0.flatten()[:1].cpu()
+        # A card may still be computing the step, whose time must not be taken for the preview's: the card's own clock
+        # is asked. The frames are on the CPU in the end, so that the host waits once.
+        on_card = async_copies.is_card(x0.device)
+        begun = async_copies.record_event(x0.device, timed=True) if on_card else None
+        if not on_card:  # another device that has no such clock
+            x0.flatten()[:1].cpu()
         began = time.perf_counter()
         clip = self._render(x0)
         ended = time.perf_counter()
-        self._due = ended + ((ended - began) / MAX_SHARE if ended - began > CHEAP_S else 0)
+        taken = ended - began if begun is None else async_copies.seconds_since(begun, x0.device)
+        self._due = ended + (taken / MAX_SHARE if taken > CHEAP_S else 0)
         return clip
 
     def _render(self, x0: torch.Tensor) -> tuple[torch.Tensor, float] | None:

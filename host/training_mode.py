@@ -1,14 +1,12 @@
 """ComfyUI while something is trained in it: gradients on, and nothing of the training left afterwards."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 
 from ..errors import UserError
 from .compat import is_out_of_memory
@@ -79,16 +77,6 @@ def settle_attention(device: torch.device) -> None:
     if device.type == "cuda":
         tokens = torch.zeros(1, 1, 8, 64, device=device, dtype=torch.float16)
         torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
-
-
-def differentiable_options(transformer_options: dict) -> dict:
-    """`transformer_options` with torch's attention. ComfyUI may have been started with one that has no gradients, such
-    as SageAttention."""
-
-    def override(_: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return attention_pytorch(*args, **kwargs)
-
-    return {**transformer_options, "optimized_attention_override": override}
 
 
 def is_interrupted() -> bool:

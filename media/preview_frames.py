@@ -20,7 +20,7 @@ def rgb_frames(x0: torch.Tensor, factors: torch.Tensor, bias: torch.Tensor | Non
     if bias is not None:
         colours = colours + bias.to(colours)
     # The colours are in -1 .. 1, as those that ComfyUI's Latent2RGBPreviewer computes.
-    return _to_bytes((colours + 1) / 2)
+    return _to_bytes((colours + 1) / 2).cpu()
 
 
 def tiny_frames(decoder: TinyDecoder, latents: torch.Tensor, max_side_px: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def tiny_frames(decoder: TinyDecoder, latents: torch.Tensor, max_side_px: int) -
                 for index, frame in enumerate(decoder.stream(latents[:1]))
                 if index in shown
             ]
-        )
+        ).cpu()
 
 
 def shown_frames(count: int) -> list[int]:
@@ -66,4 +66,4 @@ def _shrink(frame: torch.Tensor, max_side_px: int) -> torch.Tensor:
 
 
 def _to_bytes(frames: torch.Tensor) -> torch.Tensor:
-    return (frames.float().clamp(0, 1) * 255).to(torch.uint8).cpu()
+    return (frames.float().clamp(0, 1) * 255).to(torch.uint8)

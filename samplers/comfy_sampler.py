@@ -148,7 +148,7 @@ def sample_along(
         # diffusers draws a run's starting noise and the noise of its steps from one generator. The starting noise was
         # drawn elsewhere, by the NOISE object or by ComfyUI: skip as many numbers.
         draw_step = (stream or NoiseStream(extra_args.get("seed") or 0)).draw_steps(x.shape)
-        x = sample_dpm(predict_x0, x, steps, lambda: draw_step().to(x), report)
+        x = sample_dpm(predict_x0, x, steps, draw_step, report)
     else:
         x = sample_ddim(predict_x0, x, steps, report)
     # Variance preserving -> exploding. Where a run stops before the end (SplitSigmas) and its schedule's length does

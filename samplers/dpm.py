@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..host.async_copies import upload
 from .ddim import OnStep, PredictX0, Steps
 
 
@@ -18,7 +19,7 @@ def sample_dpm(
     """Second-order multistep SDE solver (Lu et al. 2022, DPM-Solver++, algorithm 2 in its SDE form).
 
     x: [B, C, T, H, W], noisy at the first step's alpha, variance preserving.
-    draw_noise: one unit-variance sample shaped like x from the run's random stream.
+    draw_noise: one unit-variance sample shaped like x from the run's random stream, on any device.
     Returns [B, C, T, H, W] at the last step's alpha to go to.
 
     The paper's h is the length of a step in lambda = log(sqrt(alpha / (1 - alpha))), r the length of the step before in
@@ -46,7 +47,7 @@ def sample_dpm(
         c_x = ((1 - alpha_next) / (1 - alpha)) ** 0.5 * math.exp(-h)
         c_x0 = -math.expm1(-2 * h) * alpha_next**0.5
         c_noise = (1 - alpha_next) ** 0.5 * (1 - math.exp(-2 * h)) ** 0.5
-        x = c_x * x + c_x0 * d + c_noise * noise
+        x = c_x * x + c_x0 * d + c_noise * upload(noise, x)
         previous_x0, previous_alpha = x0, alpha
     return x
 

@@ -17,6 +17,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..errors import UserError
+from ..host.async_copies import upload
 from ..host.protocols import GuiderExecutor
 from ..keys import ATTENTION_OVERRIDE, Latent
 from .comfy_sampler import require_cogvideox
@@ -203,7 +204,7 @@ def _forward_following(
             f"{_describe(video.shape)}. Following needs all of the video at once: remove areas from the conditioning."
         )
     # x is [condition, video of the batch], the conditions one after the other: the videos are repeated in that order.
-    video = video.to(x).repeat(x.shape[0] // video.shape[0], 1, 1, 1, 1)
+    video = upload(video, x).repeat(x.shape[0] // video.shape[0], 1, 1, 1, 1)
     video = torch.cat([video, x[:, video.shape[1] :]], dim=1)
     if control is not None:
         control = {name: [_twice(value) for value in values] for name, values in control.items()}

@@ -6,6 +6,8 @@ from typing import Any
 import comfy.model_patcher
 import torch
 
+from .schedule import TRAIN_TIMESTEPS
+
 
 def dynamic_cfg_scale(timestep: int, steps: int, cfg: float) -> float:
     """CogVideoX's guidance scale at `timestep` (0 .. 999) of a run of `steps` steps.
@@ -35,10 +37,16 @@ def patch_dynamic_cfg(
         patched.set_model_sampler_post_cfg_function(lambda args: args["cond_denoised"])
         return patched
 
+    # Looked up on the card: the host would have to wait for the timestep there.
+    scales = torch.tensor([dynamic_cfg_scale(t, steps, cfg) for t in range(TRAIN_TIMESTEPS)], dtype=torch.float64)
+    on_device = dict[torch.device, torch.Tensor]()
+
     def guide(args: dict[str, Any]) -> torch.Tensor:
         model_sampling: Any = patched.get_model_object("model_sampling")
-        timestep = int(model_sampling.timestep(args["sigma"][:1]))
-        scale = dynamic_cfg_scale(timestep, steps, cfg)
+        timestep = model_sampling.timestep(args["sigma"][0])
+        if timestep.device not in on_device:
+            on_device[timestep.device] = scales.to(timestep.device)
+        scale = torch.take(on_device[timestep.device], timestep)  # no axis, so that the prediction keeps its dtype
         return args["uncond_denoised"] + scale * (args["cond_denoised"] - args["uncond_denoised"])
 
     # With the guider's cfg at 1 ComfyUI would leave out the negative prompt and hand on zeros as uncond_denoised. The

@@ -1,6 +1,7 @@
 """The wrapper around every sampling run on a CogVideoX model, whichever sampler node started it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..host.protocols import BaseModel, Guider, GuiderExecutor, StepCallback
 from .checks import check_conditioning, check_finite, check_latent, check_mask, check_merge, check_sampler, check_size
 from .comfy_sampler import with_stream
 from .conditioning import with_repeated_images
+from .finite import FiniteWatch, watch_predictions
 from .front import join_front, lacks_frame, prepend, prepend_noise, split_front
 from .noise import adds_noise, read_stream
 from .stock_nodes import check_stock_nodes
@@ -78,15 +80,24 @@ def sample_checked(
         denoise_mask = None if denoise_mask is None else prepend(denoise_mask)
     if "latent_shapes" in kwargs:  # some versions of ComfyUI hand the shape down a second time, to process_conds
         kwargs["latent_shapes"] = [latent_image.shape]
-    report = None if callback is None else partial(_report_without, extra, callback)
     sampler = with_first_order_steps(with_stream(sampler, stream), sigmas)
     # The next wrapper, or CFGGuider.outer_sample itself, which loads the model and runs the sampler. The sigmas are a
     # copy: ComfyUI's uni_pc writes 0.001 over the 0 at their end.
-    try:
+    with _watched(guider, notify) as watch:
+        report = partial(_report_without, extra, callback, watch)
         out = executor(noise, latent_image, sampler, sigmas.clone(), denoise_mask, report, disable_pbar, seed, **kwargs)
-    finally:
-        model.diffusion_model.forget_run()
     return _finish(out, latent_image, denoise_mask, bool(sigmas[-1] == 0), extra)
+
+
+@contextmanager
+def _watched(guider: Guider, notify: Callable[[str], object]) -> Iterator[FiniteWatch]:
+    """A run whose predictions are watched to its end, and after which nothing of it is left in the model."""
+    watch = watch_predictions(guider, notify)
+    try:
+        yield watch
+        watch.end_run()
+    finally:
+        guider.model_patcher.model.diffusion_model.forget_run()
 
 
 def _finish(
@@ -164,7 +175,18 @@ def _choose_attention(guider: Guider, video_tokens: set[int], notify: Callable[[
 
 
 def _report_without(
-    extra: int, callback: StepCallback, step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int
+    extra: int,
+    callback: StepCallback | None,
+    watch: FiniteWatch,
+    step: int,
+    x0: torch.Tensor,
+    x: torch.Tensor,
+    total_steps: int,
 ) -> None:
-    """`callback` without the first `extra` frames: a preview shows the video that the user gets."""
-    callback(step, x0[:, :, extra:], x[:, :, extra:], total_steps)
+    """`callback` without the first `extra` frames: a preview shows the video that the user gets. Raises UserError where
+    a prediction contained NaN or Inf."""
+    watch.check()
+    if callback is not None:
+        callback(step, x0[:, :, extra:], x[:, :, extra:], total_steps)
+    # After a preview, for which the host has waited for the card.
+    watch.end_step()

@@ -15,12 +15,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import comfy.patcher_extension
+import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..errors import UserError
-from ..host.protocols import GuiderExecutor
-from .stock_samplers import asks_once_a_step
+from ..host.async_copies import LateRead
+from ..host.protocols import GuiderExecutor, ModelSampling
+from .comfy_sampler import plan_steps
+from .stock_samplers import asks_once_a_step, known_name
 
 Guess = Callable[[float, "list[_Computed]"], torch.Tensor]
 
@@ -77,8 +80,9 @@ def _sample_with_cache(
             "The model has two caches of steps, this pack's and ComfyUI's EasyCache or LazyCache: each would "
             "count the other's guesses as computed. Remove one of them."
         )
-    # The sampler comes after noise and latent (CFGGuider.outer_sample).
-    cache = StepCache(deviation, is_suited=asks_once_a_step(args[2]))
+    # The sampler and the sigmas come after noise and latent (CFGGuider.outer_sample).
+    levels = known_levels(args[2], args[3], guider.model_patcher.get_model_object("model_sampling"))
+    cache = StepCache(deviation, asks_once_a_step(args[2]), levels)
     # The options are a copy of this run's own (CFGGuider.sample).
     kind, options = comfy.patcher_extension.WrappersMP.PREDICT_NOISE, guider.model_options
     comfy.patcher_extension.add_wrapper_with_key(
@@ -92,15 +96,33 @@ def _sample_with_cache(
     return out
 
 
+def known_levels(
+    sampler: comfy.samplers.Sampler, sigmas: torch.Tensor, model_sampling: ModelSampling
+) -> list[float] | None:
+    """The sigmas at which a sampler asks the model in a run along `sigmas`: of CogVideoX's own, which take the nearest
+    of 1000 timesteps, and of euler. None for others."""
+    name, options = known_name(sampler), getattr(sampler, "extra_options", {})
+    if name == "euler" and not options:
+        return sigmas[:-1].tolist()
+    if name not in ("our ddim", "our dpm") or not hasattr(model_sampling, "alphas"):
+        return None
+    steps = plan_steps(model_sampling, sigmas, options["schedule_steps"]) if len(sigmas) > 1 else []
+    return model_sampling.sigmas.cpu()[[timestep for timestep, *_ in steps]].tolist()
+
+
 class StepCache:
     """The predictions of one run, and which of its steps are computed."""
 
-    def __init__(self, deviation: float, is_suited: bool = True):
+    def __init__(self, deviation: float, is_suited: bool = True, levels: list[float] | None = None):
+        """levels: the sigmas at which the sampler will ask, where they are known."""
         self.deviation = deviation
+        self._levels = levels
         self.sigmas: list[float] = []
         self.calls = self.skipped = 0
         self.computed: list[_Computed] = []
         self.errors: dict[Guess, float] = {}  # of each guess at the last computed step, relative to its prediction
+        # The same, and the sigma of the last step before them, on their way from the card.
+        self._unread: tuple[list[Guess], LateRead] | None = None
         self.estimate = 0.0  # of the deviation so far
         self.is_suited = is_suited  # whether the sampler computes once a step, with less and less noise
 
@@ -122,7 +144,8 @@ class StepCache:
         """
         if not self.sigmas:
             self.sigmas = model_options["transformer_options"]["sample_sigmas"].tolist()
-        step, level = self.calls, float(sigma.flatten()[0])
+        step = self.calls
+        level = self._level(step, sigma)
         self.calls += 1
         time = -math.log(level) if level > 0 else math.inf
         self.is_suited = self.is_suited and self._is_next(step, time)
@@ -132,15 +155,16 @@ class StepCache:
         guess = self._choose(step, time)
         if guess is not None:
             self.skipped += 1
+            self._read_later(sigma, {})
             return guess(time, self.computed)
         x0 = executor(x, sigma, model_options, seed)
         # A copy, for a sampler may compute in the prediction's own memory.
-        self._learn(_Computed(time, x0.clone()))
+        self._learn(_Computed(time, x0.clone()), sigma)
         return x0
 
     def clear(self) -> None:
         """Release the predictions."""
-        self.computed, self.errors = [], {}
+        self.computed, self.errors, self._unread = [], {}, None
 
     def describe(self) -> str:
         """What the run has skipped, in a sentence for the user."""
@@ -154,6 +178,24 @@ class StepCache:
             f"The step cache has skipped {self.skipped} of {self.steps} steps; the latents deviate by about "
             f"{self.estimate:.4f} from those with all steps, as estimated."
         )
+
+    def _level(self, step: int, sigma: torch.Tensor) -> float:
+        """The noise level of a step that begins. The host waits for the card once, for this and what was to be read
+        later; after a preview, where the level is known, not at all."""
+        if self._unread is not None:
+            guesses, read = self._unread
+            level, *errors = read.get()
+            self.errors, self._unread = dict(zip(guesses, errors)) or self.errors, None
+            if self._levels is not None and level != self._levels[step - 1]:
+                self.is_suited = False  # something has asked in between
+        if self._levels is not None and step < len(self._levels):
+            return self._levels[step]
+        return float(sigma.flatten()[0])
+
+    def _read_later(self, sigma: torch.Tensor, errors: dict[Guess, torch.Tensor]) -> None:
+        if errors or self._levels is not None:
+            values = (sigma.flatten()[0], *errors.values())
+            self._unread = [*errors], LateRead(torch.stack([value.double() for value in values]))
 
     def _is_next(self, step: int, time: float) -> bool:
         """Whether the sampler computes at the beginning of its next step. CogVideoX's own samplers take the nearest of
@@ -187,10 +229,11 @@ class StepCache:
             growth *= (time - before) / (last - self.computed[-3].time)
         return self.errors[guess] * growth
 
-    def _learn(self, now: _Computed) -> None:
+    def _learn(self, now: _Computed, sigma: torch.Tensor) -> None:
         guesses = [guess for guess, points in ((_last, 1), (_line, 2)) if len(self.computed) >= points]
-        if len(self.computed) >= 2:
-            self.errors = {guess: _largest_error(guess(now.time, self.computed), now.x0) for guess in guesses}
+        is_known = len(self.computed) >= 2
+        errors = {guess: _largest_error(guess(now.time, self.computed), now.x0) for guess in guesses if is_known}
+        self._read_later(sigma, errors)
         self.computed = [*self.computed[-2:], now]
 
 
@@ -206,8 +249,8 @@ def _weight(sigma: float, following: float, has_noise: bool) -> float:
     return part * signal * (_LEFT_OF_LAST if has_noise else _LEFT_OF_LINE)
 
 
-def _largest_error(guessed: torch.Tensor, x0: torch.Tensor) -> float:
+def _largest_error(guessed: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
     """The RMS of the difference over that of x0, of the member of the batch where it is largest."""
     members = x0.flatten(1).float()
     errors = (guessed.flatten(1).float() - members).norm(dim=1) / members.norm(dim=1).clamp(min=1e-30)
-    return float(errors.max())
+    return errors.max()

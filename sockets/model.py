@@ -1,6 +1,7 @@
 """MODEL: a CogVideoX transformer as ComfyUI's BaseModel, its noise levels and its latent format."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import comfy.conds
@@ -12,13 +13,14 @@ import comfy.model_sampling
 import comfy.supported_models_base
 import torch
 
-from ..errors import UserError
+from ..errors import NonFiniteError, UserError
 from ..host.memory_rules import free_for_run
 from ..host.ops import adopt_ops
 from ..host.optional_packages import prepare_diffusers
 from ..host.quantized import dequantized
-from ..keys import read_concat, with_positions
+from ..keys import FINITE_WATCH, read_concat, with_positions
 from ..samplers.conditioning import concat_channels, image_scale
+from ..samplers.finite import FiniteWatch
 from ..samplers.front import join_front, lacks_frame, prepend, prepend_noise, split_front
 from ..samplers.noise import adds_noise, read_stream
 from ..samplers.schedule import alphas_cumprod
@@ -203,7 +205,9 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         x: torch.Tensor,
         t: torch.Tensor,
         c_concat: torch.Tensor | None = None,
-        *args: Any,
+        c_crossattn: torch.Tensor | None = None,
+        control: dict[str, Any] | None = None,
+        transformer_options: dict[str, Any] = {},
         concat_sigmas: tuple[float, float] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
@@ -212,34 +216,38 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         c_concat: the channels to concatenate. They are zeroed where the sigma is not within concat_sigmas, (highest,
         lowest).
 
-        Raises UserError as soon as a prediction contains NaN or Inf. Otherwise the user would get a black video after
-        the last step.
+        Raises UserError as soon as a prediction is known to contain NaN or Inf: in a run the FiniteWatch in
+        transformer_options decides when. Otherwise the user would get a black video after the last step.
         """
-        # All entries of t are the same sigma: ComfyUI batches conditionings of one step only.
-        if (
-            c_concat is not None
-            and concat_sigmas is not None
-            and not concat_sigmas[1] <= float(t[0]) <= concat_sigmas[0]
-        ):
-            c_concat = torch.zeros_like(c_concat)
-        denoised = super()._apply_model(x, t, c_concat, *args, **kwargs)
-        if not torch.isfinite(denoised).all():
-            raise UserError(self._describe_non_finite(t))
+        if c_concat is not None and concat_sigmas is not None:
+            # All entries of t are the same sigma: ComfyUI batches conditionings of one step only. The comparison stays
+            # on the card, which the host would have to wait for.
+            is_within = (t[0] >= concat_sigmas[1]) & (t[0] <= concat_sigmas[0])
+            c_concat = torch.where(is_within, c_concat, 0)
+        watch: FiniteWatch | None = transformer_options.get(FINITE_WATCH)
+        # Without the watch, which torch.compile need not look into.
+        options = {key: value for key, value in transformer_options.items() if key != FINITE_WATCH}
+        denoised = super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        is_finite, error = torch.isfinite(denoised).all(), partial(self._non_finite_error, t)
+        if watch is not None:
+            watch.note(is_finite, error)
+        elif not is_finite:
+            raise error()
         return denoised
 
-    def _describe_non_finite(self, t: torch.Tensor) -> str:
-        """The message for a prediction at sigmas `t` [B]: which weights contain NaN or Inf, or the likely cause."""
+    def _non_finite_error(self, t: torch.Tensor) -> UserError:
+        """For a prediction at sigmas `t` [B]: which weights contain NaN or Inf, or the likely cause."""
         timestep = int(self.model_sampling.timestep(t[:1]))
         found = f"The model's prediction at timestep {timestep} contains NaN or Inf."
         broken = non_finite_weights(self.diffusion_model)
         if broken:
-            return (
+            return UserError(
                 f"{found} So do weights of the model: {', '.join(broken[:3])}"
                 f"{f' and {len(broken) - 3} more' if len(broken) > 3 else ''}. Download the checkpoint again, or "
                 "remove the LoRA that was applied last."
             )
         family = self.model_config.family
-        return (
+        return NonFiniteError(
             f"{found} The likely cause is the precision: the model computes in {self.get_dtype_inference()}, and "
             f"{family.name} was trained in {family.trained_dtype}. Load it with weight_dtype bf16 or fp32; if that is "
             "set already, the weights or a LoRA are damaged."

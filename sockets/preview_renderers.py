@@ -36,7 +36,8 @@ def make_renderers(
     """
     fps = latent_format.preview_fps
     bias = latent_format.latent_rgb_factors_bias
-    colours = torch.tensor(latent_format.latent_rgb_factors), None if bias is None else torch.tensor(bias)
+    # On the device once a run: at each preview the host would wait for the copies.
+    colours = tuple(None if x is None else torch.tensor(x).to(device) for x in (latent_format.latent_rgb_factors, bias))
     renderers = [partial(_render_colours, *colours, fps)]
     decoder = open_decoder(device) if with_decoder and latent_format.suits_tiny_decoder else None
     if decoder is not None:

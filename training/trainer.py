@@ -19,7 +19,8 @@ import torch
 from accelerate import Accelerator
 
 from ..errors import UserError
-from ..host.training_mode import differentiable_options, settle_attention
+from ..host.exact_attention import with_exact_attention
+from ..host.training_mode import settle_attention
 from ..model_loaders.precision import choose_dtypes
 from ..transformer.positions import forget_tables
 from . import cache
@@ -138,7 +139,8 @@ class Trainer:
     def _loss(self) -> LossFunction:
         clips, config, objective = self._clips, self._config, self._objective
         shapes, empty_text, device = clips.shapes(), clips.empty_text, self.model.load_device
-        options = differentiable_options(self.model.model_options.get("transformer_options", {}))
+        # ComfyUI may have been started with an attention that has no gradients, such as SageAttention.
+        options = with_exact_attention(self.model.model_options.get("transformer_options", {}))
 
         def loss_of(model: torch.nn.Module, indices: Sequence[int]) -> torch.Tensor:
             # A step's clips are chosen as a whole, so that all of them are of one shape however many micro batches and

@@ -12,6 +12,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 
 from ..errors import UserError
 from ..host.compat import NoMemoryLeftError, free_after_out_of_memory, is_out_of_memory, prefetched
+from ..host.exact_attention import exact_attention
 from ..host.memory_rules import free_in_step
 from ..host.protocols import TransformerConfig
 from ..host.stock_patches import AttentionPatches, ServedPatches, serve_patches
@@ -306,7 +307,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
 def has_lean_mode(blocks: torch.nn.ModuleList, transformer_options: dict[str, Any] = {}) -> bool:
     """Whether blocks can be computed in parts. What another node has put in the place of a block or of its attention,
     or around it, sees all heads and tokens, and quantised inputs (int8_fast) have scales of all."""
-    if ATTENTION_OVERRIDE in transformer_options or transformer_options.get("patches_replace", {}).get("dit"):
+    override = transformer_options.get(ATTENTION_OVERRIDE, exact_attention)
+    if override is not exact_attention or transformer_options.get("patches_replace", {}).get("dit"):
         return False
     return serve_patches(transformer_options, len(blocks)) is None and all(map(suits_spans, blocks))
 

@@ -47,6 +47,16 @@ def moved(variant: str, who: str, column: str, prompts: int = 2) -> Cell:
     return Cell("cpu", "traffic", f"{variant}, batch {prompts}", (who,), column)
 
 
+def waited(run: str, who: str) -> Cell:
+    """The most reads of one step, counted."""
+    return Cell("cpu", "syncs", "Waits for the card, a step", (run,), f"{who} reads")
+
+
+def share(of: str) -> Cell:
+    """The warm server's CPU time over another's."""
+    return Cell("cpu", "server", "Prompt to mp4", (of,), "the server's share of it")
+
+
 def decode(precision: str, decoder: str, column: str = "of diffusers' untiled") -> Cell:
     return Cell("cpu", "vae", "Decode", (precision, decoder), column)
 
@@ -402,4 +412,27 @@ VAE = (
     ),
 )
 
-FIGURES = (*CARD, *CPU, *VAE)
+# The line of the page, and the run of the benchmark.
+_WAITS = {
+    "ddim, euler of KSampler, image to video": "ddim",
+    "dpm, with live previews": "dpm, previews",
+    "ddim with dynamic cfg and guidance_rescale": "ddim, dynamic cfg, guidance_rescale",
+    "*CogVideoX Step Cache*, with live previews": "Step Cache, previews",
+    "dpmpp_2m of KSampler, whose loop compares a sigma": "dpmpp_2m of ComfyUI's KSampler",
+    "*CogVideoX Context Windows*, whose schedule looks up the step": "Context Windows",
+    "EasyCache of ComfyUI, which reads changes and timesteps": "EasyCache of ComfyUI",
+}
+SERVER = (
+    *(
+        Figure(PAGE, f"| {line} | {{0}} | {{0}} |", (waited(run, "the pack's"), waited(run, "ComfyUI's")))
+        for line, run in _WAITS.items()
+    ),
+    Figure(
+        PAGE,
+        "the toy takes {2} of the CPU time of diffusers' pipeline that is loaded already, and {2} of that of a "
+        "diffusers script from its start",
+        (share("diffusers, pipeline loaded"), share("diffusers script, from its start")),
+    ),
+)
+
+FIGURES = (*CARD, *CPU, *VAE, *SERVER)

@@ -1,7 +1,10 @@
 """The choice of an attention kernel: by time and error, at the size of the run, and never against the user's own."""
 
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import comfy.ldm.modules.attention as comfy_attention
@@ -14,6 +17,7 @@ from torch.nn.attention import SDPBackend
 
 from cogvideox.host import attention_kernels
 from cogvideox.host.attention_kernels import (
+    FLASH_3,
     AttentionSize,
     Measured,
     attention_by_choice,
@@ -162,6 +166,57 @@ def test_kernels_are_measured_with_numbers_of_their_own(monkeypatch: pytest.Monk
     assert list(found) == [FLASH] and found[FLASH].error < 1e-6 and found[FLASH].seconds == 0.5
     assert torch.equal(torch.get_rng_state(), before)
     assert measure_kernels(AttentionSize(size.device, torch.bfloat16, 300, 64), 48, [FLASH])[FLASH].error > 1e-4
+
+
+def install_flash_3(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, with_sums: bool = False) -> None:
+    """A stand-in for FlashAttention-3's package that computes in `dtype`. with_sums: as its first versions return."""
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
+        assert query.is_contiguous(), "not [B, N, heads, D]"
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(1, 2).to(dtype).to(query.dtype) for x in (query, key, value))
+        ).transpose(1, 2)
+        return (out, None) if with_sums else out
+
+    module: Any = ModuleType("flash_attn_interface")
+    module.flash_attn_func = attend
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
+    monkeypatch.setattr(attention_kernels, "_flash_3", cache(attention_kernels._flash_3.__wrapped__))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "with_sums", "chosen"),
+    ((torch.bfloat16, False, FLASH_3), (torch.bfloat16, True, FLASH_3), (torch.float8_e4m3fn, False, None)),
+)
+def test_flash_attention_3(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, with_sums: bool, chosen: str | None
+) -> None:
+    """Who has installed it wants its speed, and nobody a less exact video: in fp8 it is passed over."""
+    install_flash_3(monkeypatch, dtype, with_sums)
+    seconds = {FLASH: 0.02, FLASH_3: 0.01}
+    monkeypatch.setattr(attention_kernels, "_host_order", lambda: [FLASH])
+    monkeypatch.setattr(attention_kernels, "seconds_on_card", lambda call: seconds[call.args[-1][0]])
+    monkeypatch.setattr(attention_kernels, "_measured_heads", lambda size: 3)
+    size = AttentionSize(torch.device("cpu"), torch.bfloat16, 300, 64)
+
+    def measure_here(_: AttentionSize, *rest: Any) -> dict[str, Measured]:
+        return measure_kernels(size, *rest)
+
+    monkeypatch.setattr(attention_kernels, "measure_kernels", measure_here)
+    told = choose_attention(ON_A_CARD, 48, {})
+    assert attention_kernels._CHOSEN == {ON_A_CARD: chosen} and ("by FlashAttention-3," in told) == bool(chosen)
+    attention_kernels._CHOSEN[size] = FLASH_3
+    query, key, value = (x.bfloat16() for x in inputs(300))
+    theirs = comfy_attention.attention_pytorch(query, key, value, 4, skip_reshape=True)
+    ours = attention_by_choice(query, key, value, 4, skip_reshape=True)
+    assert ours.shape == theirs.shape and torch.equal(ours, theirs) == bool(chosen)
+
+
+def test_flash_attention_3_that_is_not_there(card: list[AttentionSize], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package for another torch must not end a run, and is not asked for at each size."""
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
+    monkeypatch.setattr(attention_kernels, "_flash_3", cache(attention_kernels._flash_3.__wrapped__))
+    assert attention_kernels._flash_3() is None and "cuDNN" in choose_attention(ON_A_CARD, 48, {})
 
 
 @pytest.mark.parametrize(("variant", "frames", "windows"), (("5b", 3, False), ("1.5-5B", 3, False), ("5b", 13, True)))
