@@ -6,12 +6,17 @@ others are ComfyUI's own.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 
+if TYPE_CHECKING:
+    from .transformer.compiled_blocks import CompiledBlocks
+
 ATTENTION_OVERRIDE = "optimized_attention_override"  # ComfyUI's attention functions look for it in transformer_options
-_POSITIONS = "cogvideox_positions"
+POSITIONS = "cogvideox_positions"
+_COMPILED_BLOCKS = "cogvideox_compiled_blocks"
+SERVED_PATCHES = "cogvideox_served_patches"  # what host.stock_patches.serve_patches has found
 
 
 class Trajectory(TypedDict):
@@ -118,9 +123,19 @@ def read_concat(entry: Mapping[str, Any]) -> Concat:
 
 def with_positions(transformer_options: Mapping[str, Any], positions: PositionOptions) -> dict[str, Any]:
     """A copy of a model's transformer_options with `positions`, which replace earlier ones."""
-    return {**transformer_options, _POSITIONS: positions}
+    return {**transformer_options, POSITIONS: positions}
 
 
 def read_positions(transformer_options: Mapping[str, Any]) -> PositionOptions:
     """What with_positions has stored; without it, positions as the model was trained."""
-    return transformer_options.get(_POSITIONS, {"riflex": False, "resample": False})
+    return transformer_options.get(POSITIONS, {"riflex": False, "resample": False})
+
+
+def with_compiled_blocks(transformer_options: Mapping[str, Any], blocks: "CompiledBlocks") -> dict[str, Any]:
+    """A copy of a model's transformer_options whose steps compute their blocks by `blocks`."""
+    return {**transformer_options, _COMPILED_BLOCKS: blocks}
+
+
+def read_compiled_blocks(transformer_options: Mapping[str, Any]) -> "CompiledBlocks | None":
+    """What with_compiled_blocks has stored."""
+    return transformer_options.get(_COMPILED_BLOCKS)

@@ -17,6 +17,7 @@ from ..host.memory_rules import free_for_run
 from ..host.ops import adopt_ops
 from ..host.optional_packages import prepare_diffusers
 from ..host.quantized import dequantized
+from ..host.stock_patches import compared_options
 from ..keys import read_concat, with_positions
 from ..samplers.conditioning import concat_channels, image_scale
 from ..samplers.front import join_front, lacks_frame, prepend, prepend_noise, split_front
@@ -222,6 +223,9 @@ class CogVideoXModel(comfy.model_base.BaseModel):
             and not concat_sigmas[1] <= float(t[0]) <= concat_sigmas[0]
         ):
             c_concat = torch.zeros_like(c_concat)
+        if hasattr(self.diffusion_model, "_orig_mod"):  # TorchCompileModel has put torch.compile's module there
+            options = args[2] if len(args) > 2 else kwargs.get("transformer_options", {})
+            kwargs["compared"] = compared_options(options, len(self.diffusion_model.transformer_blocks))
         denoised = super()._apply_model(x, t, c_concat, *args, **kwargs)
         if not torch.isfinite(denoised).all():
             raise UserError(self._describe_non_finite(t))
@@ -316,11 +320,12 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         dit, device, dtype = self.diffusion_model, mm.get_torch_device(), self.get_dtype_inference()
         text_tokens = dit.config.max_text_seq_length
 
-        def needed(mode: Mode, shape: Sequence[int]) -> float:
-            return dit.step_bytes(mode, shape, text_tokens, dtype, device)
-
         patcher = getattr(self, "current_patcher", None)  # of the run, whose options have other nodes' patches
         options = patcher.model_options.get("transformer_options", {}) if patcher is not None else {}
+
+        def needed(mode: Mode, shape: Sequence[int]) -> float:
+            return dit.step_bytes(mode, shape, text_tokens, dtype, device, options)
+
         ladder = LADDER if has_lean_mode(dit.transformer_blocks, options) else LADDER[:1]
         mode = modes_to_try(ladder, lambda mode: needed(mode, (1, *input_shape[1:])), free_for_run(device))[0]
         return needed(mode, input_shape)
