@@ -6,12 +6,9 @@ others are ComfyUI's own.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast
 
 import torch
-
-if TYPE_CHECKING:
-    from .transformer.compiled_blocks import CompiledBlocks
 
 ATTENTION_OVERRIDE = "optimized_attention_override"  # ComfyUI's attention functions look for it in transformer_options
 POSITIONS = "cogvideox_positions"
@@ -131,11 +128,17 @@ def read_positions(transformer_options: Mapping[str, Any]) -> PositionOptions:
     return transformer_options.get(POSITIONS, {"riflex": False, "resample": False})
 
 
-def with_compiled_blocks(transformer_options: Mapping[str, Any], blocks: "CompiledBlocks") -> dict[str, Any]:
+class BlockCompiler(Protocol):
+    """transformer.compiled_blocks.CompiledBlocks, whose module imports diffusers."""
+
+    def forward_of(self, config: Any, compute: Callable[..., Any]) -> Callable[..., Any]: ...
+
+
+def with_compiled_blocks(transformer_options: Mapping[str, Any], blocks: BlockCompiler) -> dict[str, Any]:
     """A copy of a model's transformer_options whose steps compute their blocks by `blocks`."""
     return {**transformer_options, _COMPILED_BLOCKS: blocks}
 
 
-def read_compiled_blocks(transformer_options: Mapping[str, Any]) -> "CompiledBlocks | None":
+def read_compiled_blocks(transformer_options: Mapping[str, Any]) -> BlockCompiler | None:
     """What with_compiled_blocks has stored."""
     return transformer_options.get(_COMPILED_BLOCKS)

@@ -16,8 +16,8 @@ class Compiled(NamedTuple):
     reason: str
 
 
-def compile_by_calling(call: Callable[[], object], what: str) -> Compiled:
-    """Call `call`, which makes torch.compile compile, and say how that went. what: it compiles, for the log.
+def compile_by_calling(call: Callable[[], object]) -> Compiled:
+    """Call `call`, which makes torch.compile compile, and say how that went.
 
     Raises what `call` raises where memory runs out: that says nothing about torch.compile.
     """
@@ -28,7 +28,7 @@ def compile_by_calling(call: Callable[[], object], what: str) -> Compiled:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        logging.debug(f"torch.compile of {what} has failed:", exc_info=error)
+        logging.debug("torch.compile has failed:", exc_info=error)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # The first line names the backend alone.
         return Compiled(time.perf_counter() - start, f"{type(error).__name__}: {' '.join(lines[:2])}")

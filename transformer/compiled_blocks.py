@@ -37,10 +37,12 @@ def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> t
     return attend(query, key, value, query.shape[1], skip_reshape=True, transformer_options=options).contiguous()
 
 
-@_attention.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _describe(query: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
     batch, heads, tokens, width = query.shape
     return query.new_empty(batch, tokens, heads * width)
+
+
+_attention.register_fake(_describe)
 
 
 def _attend(_: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *__: Any, **___: Any) -> Any:
@@ -148,7 +150,7 @@ class CompiledBlocks:
                     weights[f"block.{leaf.name}.bias"] = bias
             _step.options = transformer_options
             try:
-                made = compile_by_calling(lambda: out.append(graphs.call(weights, *tokens)), "a block")
+                made = compile_by_calling(lambda: out.append(graphs.call(weights, *tokens)))
             finally:
                 _step.options = {}
         graphs.reason = made.reason
@@ -156,17 +158,19 @@ class CompiledBlocks:
             return None
         if shape not in graphs.made:
             graphs.made.add(shape)
+            device, dtype, _ = shape
             self._tell(
-                f"Compiled the transformer's block for {video.device} and {video.dtype} in {made.seconds:.1f} s. It "
-                f"stays compiled for as long as ComfyUI runs, and a later start takes it from {kept_in()}."
+                f"Compiled the transformer's block for {device} and {dtype} in {made.seconds:.1f} s. It stays compiled "
+                f"for as long as ComfyUI runs, and the next start takes less time, by what torch keeps in {kept_in()}."
             )
         return out[0]
 
     def _tell_why(self, graphs: _Graphs, mode: Mode) -> None:
         """Why a block is computed without a graph."""
-        if graphs.reason:
+        reason = graphs.reason
+        if reason:
             self._tell(
-                f"torch.compile does not work here ({graphs.reason}): the transformer goes on without it, with the "
+                f"torch.compile does not work here ({reason}): the transformer goes on without it, with the "
                 "same result. It needs a C++ compiler for the CPU (on Windows that of Visual Studio) and Triton for a "
                 "card."
             )

@@ -36,7 +36,7 @@ def compiled_modulated_silu(device: torch.device, dtype: torch.dtype, notify: Ca
 def _compile(device: torch.device, dtype: torch.dtype) -> tuple[Activation, str]:
     """The activation to use, and what the user should know about it."""
     activation = functools.partial(_modulated_silu, torch.compile(_modulate, dynamic=True))
-    seconds, reason = compile_by_calling(lambda: _call_once(activation, device, dtype), "the VAE's activation")
+    seconds, reason = compile_by_calling(lambda: _call_once(activation, device, dtype))
     if reason:
         return modulated_silu, (
             f"torch.compile does not work here ({reason}): the VAE goes on without it, with the same result. It needs "
