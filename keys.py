@@ -6,13 +6,15 @@ others are ComfyUI's own.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast
 
 import torch
 
 ATTENTION_OVERRIDE = "optimized_attention_override"  # ComfyUI's attention functions look for it in transformer_options
 FINITE_WATCH = "cogvideox_finite"  # in the transformer_options of a run: samplers.finite.FiniteWatch
-_POSITIONS = "cogvideox_positions"
+POSITIONS = "cogvideox_positions"
+_COMPILED_BLOCKS = "cogvideox_compiled_blocks"
+SERVED_PATCHES = "cogvideox_served_patches"  # what host.stock_patches.serve_patches has found
 
 
 class Trajectory(TypedDict):
@@ -119,9 +121,25 @@ def read_concat(entry: Mapping[str, Any]) -> Concat:
 
 def with_positions(transformer_options: Mapping[str, Any], positions: PositionOptions) -> dict[str, Any]:
     """A copy of a model's transformer_options with `positions`, which replace earlier ones."""
-    return {**transformer_options, _POSITIONS: positions}
+    return {**transformer_options, POSITIONS: positions}
 
 
 def read_positions(transformer_options: Mapping[str, Any]) -> PositionOptions:
     """What with_positions has stored; without it, positions as the model was trained."""
-    return transformer_options.get(_POSITIONS, {"riflex": False, "resample": False})
+    return transformer_options.get(POSITIONS, {"riflex": False, "resample": False})
+
+
+class BlockCompiler(Protocol):
+    """transformer.compiled_blocks.CompiledBlocks, whose module imports diffusers."""
+
+    def forward_of(self, config: Any, compute: Callable[..., Any]) -> Callable[..., Any]: ...
+
+
+def with_compiled_blocks(transformer_options: Mapping[str, Any], blocks: BlockCompiler) -> dict[str, Any]:
+    """A copy of a model's transformer_options whose steps compute their blocks by `blocks`."""
+    return {**transformer_options, _COMPILED_BLOCKS: blocks}
+
+
+def read_compiled_blocks(transformer_options: Mapping[str, Any]) -> BlockCompiler | None:
+    """What with_compiled_blocks has stored."""
+    return transformer_options.get(_COMPILED_BLOCKS)

@@ -50,8 +50,12 @@ def rotate_pairs(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     Returns x's shape and type; x itself may be overwritten where no gradient is asked for.
 
     ComfyUI's kernels are for cards. On the CPU it falls back to several passes over every second element; one complex
-    multiplication gives the same result 8 to 16 times faster.
+    multiplication gives the same result 8 to 16 times faster. torch.compile makes one pass of the products themselves,
+    and none of complex numbers.
     """
+    if torch.compiler.is_compiling():
+        pairs = x.to(matrices.dtype).unflatten(-1, (-1, 1, 2))
+        return (matrices[..., 0] * pairs[..., 0] + matrices[..., 1] * pairs[..., 1]).flatten(-2).to(x.dtype)
     if x.device.type != "cpu":
         return apply_rope1(x, matrices)
     # A rotation matrix [[cos, -sin], [sin, cos]] is the complex number cos + i sin.

@@ -9,11 +9,13 @@ and f({"x": ..., "q": ..., "k": ...}) in Wan. Those with joint attention are Cog
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+
+from ..keys import POSITIONS, SERVED_PATCHES
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -47,22 +49,46 @@ class ServedPatches:
     input: tuple[Callable, ...]  # f({"img": ..., "txt": ..., ...}), before the first block
 
 
+class ComparedOptions:
+    """Entries of transformer_options that torch.compile compares from call to call, as its guards.
+
+    ComfyUI's TorchCompileModel takes what is called transformer_options for the same in every call, and would leave out
+    a patch that is there in some calls only, such as that of perturbed attention. Not a dictionary, in which ComfyUI
+    might look for tensors to be cast.
+    """
+
+    def __init__(self, entries: dict[str, Any]):
+        self.entries = entries
+
+
+def compared_options(transformer_options: Mapping[str, Any], blocks: int) -> ComparedOptions:
+    """What decides how a transformer with this many blocks computes a step, and may differ from one to the next."""
+    entries = {key: transformer_options[key] for key in ("patches_replace", POSITIONS) if key in transformer_options}
+    return ComparedOptions({**entries, SERVED_PATCHES: serve_patches(dict(transformer_options), blocks)})
+
+
 def _not_compiled(function: Function) -> Function:
     """`function`, kept out of torch.compile's graphs."""
     excluded: Any = torch.compiler.disable(function)
     return excluded
 
 
-# Not traced by torch.compile: ComfyUI's TorchCompileModel takes transformer_options for the same in every call, block
-# after block, and would leave out a patch that is there in some calls and in one block only, such as that of perturbed
-# attention. The result is handed down as an argument of its own, which is compared.
-@_not_compiled
 def serve_patches(transformer_options: dict[str, Any], blocks: int) -> ServedPatches | None:
     """The patches that a transformer with this many blocks serves; None without any."""
+    if SERVED_PATCHES in transformer_options:
+        return transformer_options[SERVED_PATCHES]
+    # The sets are empty where nothing is patched: torch.compile traces as far as here, and a graph has no break.
     patches = transformer_options.get("patches", {})
     replacements = transformer_options.get("patches_replace", {}).get("attn1", {})
     if not replacements and not any(patches.get(kind) for kind in _SERVED):
         return None
+    return _serve(patches, replacements, blocks)
+
+
+@_not_compiled  # torch.compile cannot trace the signatures of functions
+def _serve(
+    patches: Mapping[str, Sequence[Callable]], replacements: Mapping[tuple, Callable], blocks: int
+) -> ServedPatches:
     taken = {kind: tuple(patch for patch in patches.get(kind, ()) if _is_served(kind, patch)) for kind in _SERVED}
     # Two patches of one node work together: ToMe's second one gives back the tokens that its first one has merged.
     left_out = {_origin(patch) for patch in patches.get("attn1_patch", ()) if patch not in taken["attn1_patch"]}

@@ -11,6 +11,7 @@ from ..host.patches import wrap_run_reports, wrap_templates, wrap_validation
 from ..host.start_check import watch_node_ids
 from .advice import ADVICE
 from .cached_steps import CogVideoXStepCache
+from .compile import CogVideoXCompile
 from .controlnet import CogVideoXApplyControlNet, CogVideoXLoadControlNet
 from .decode import CogVideoXDecode
 from .decode_to_file import CogVideoXDecodeToFile
@@ -68,6 +69,7 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXNoise,
     CogVideoXDynamicCFG,
     CogVideoXStepCache,
+    CogVideoXCompile,
     CogVideoXContextWindows,
     CogVideoXPositions,
     CogVideoXInvert,

@@ -87,6 +87,7 @@ _TYPED = {
     "CogVideoXNoise": ["random noise", "seed"],
     "CogVideoXDynamicCFG": ["guidance", "guidance rescale", "cfg guider"],
     "CogVideoXStepCache": ["easycache", "teacache", "magcache", "first block cache", "faster", "skip steps"],
+    "CogVideoXCompile": ["torch.compile", "inductor", "triton", "faster", "TorchCompileModel"],
     "CogVideoXContextWindows": ["long video", "freenoise", "context options"],
     "CogVideoXPositions": ["riflex", "long video", "resolution"],
     "CogVideoXInvert": ["ddim inversion", "video to noise", "unsample", "edit video"],

@@ -18,6 +18,7 @@ from ..host.memory_rules import free_for_run
 from ..host.ops import adopt_ops
 from ..host.optional_packages import prepare_diffusers
 from ..host.quantized import dequantized
+from ..host.stock_patches import compared_options
 from ..keys import FINITE_WATCH, read_concat, with_positions
 from ..samplers.conditioning import concat_channels, image_scale
 from ..samplers.finite import FiniteWatch
@@ -227,6 +228,8 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         watch: FiniteWatch | None = transformer_options.get(FINITE_WATCH)
         # Without the watch, which torch.compile need not look into.
         options = {key: value for key, value in transformer_options.items() if key != FINITE_WATCH}
+        if hasattr(self.diffusion_model, "_orig_mod"):  # TorchCompileModel has put torch.compile's module there
+            kwargs["compared"] = compared_options(options, len(self.diffusion_model.transformer_blocks))
         denoised = super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
         is_finite, error = torch.isfinite(denoised).all(), partial(self._non_finite_error, t)
         if watch is not None:
@@ -324,11 +327,12 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         dit, device, dtype = self.diffusion_model, mm.get_torch_device(), self.get_dtype_inference()
         text_tokens = dit.config.max_text_seq_length
 
-        def needed(mode: Mode, shape: Sequence[int]) -> float:
-            return dit.step_bytes(mode, shape, text_tokens, dtype, device)
-
         patcher = getattr(self, "current_patcher", None)  # of the run, whose options have other nodes' patches
         options = patcher.model_options.get("transformer_options", {}) if patcher is not None else {}
+
+        def needed(mode: Mode, shape: Sequence[int]) -> float:
+            return dit.step_bytes(mode, shape, text_tokens, dtype, device, options)
+
         ladder = LADDER if has_lean_mode(dit.transformer_blocks, options) else LADDER[:1]
         mode = modes_to_try(ladder, lambda mode: needed(mode, (1, *input_shape[1:])), free_for_run(device))[0]
         return needed(mode, input_shape)

@@ -33,7 +33,9 @@ def joint_attention(
     """
     batch, count, _ = tokens.shape
     # diffusers' other models may lack some of these; every CogVideoX model has all.
-    assert attn.norm_q and attn.norm_k and attn.to_k and attn.to_v and attn.to_out
+    # (torch.compile cannot ask a ModuleList for its truth, but for None.)
+    assert attn.norm_q is not None and attn.norm_k is not None and attn.to_out is not None
+    assert attn.to_k is not None and attn.to_v is not None
     if mode.head_groups > 1:
         return attn.to_out[0](_attend_by_groups(attn, tokens, rotary, transformer_options, mode))
     query = attn.to_q(tokens).view(batch, count, attn.heads, -1)

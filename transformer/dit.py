@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import comfy.patcher_extension
@@ -15,10 +16,10 @@ from ..host.compat import NoMemoryLeftError, free_after_out_of_memory, is_out_of
 from ..host.exact_attention import exact_attention
 from ..host.memory_rules import free_in_step
 from ..host.protocols import TransformerConfig
-from ..host.stock_patches import AttentionPatches, ServedPatches, serve_patches
-from ..keys import ATTENTION_OVERRIDE, read_positions
+from ..host.stock_patches import AttentionPatches, ComparedOptions, ServedPatches, serve_patches
+from ..keys import ATTENTION_OVERRIDE, read_compiled_blocks, read_positions
 from .attention import joint_attention
-from .memory_modes import DEFAULT, LADDER, Mode, modes_to_try, step_bytes
+from .memory_modes import DEFAULT, LADDER, Mode, modes_to_try, no_memory_left, step_bytes
 from .positions import forget_tables, resampled_table, rotary_table, sincos_table
 from .token_passes import (
     added,
@@ -56,6 +57,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         control: dict[str, Any] | None = None,
         transformer_options: dict[str, Any] = {},
         ofs: torch.Tensor | None = None,
+        compared: ComparedOptions | None = None,
         **_: Any,
     ) -> torch.Tensor:
         """Predict v.
@@ -63,6 +65,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         x: [B, in_channels, T, H, W] in the compute dtype: scaled latents, variance preserving, and the concatenated
         channels. timestep: [B], 0 .. 999. context: [B, text tokens, text width]. ofs: [B], CogVideoX 1.5 image to video
         only. control: {"input": [B, video tokens, dim] for each of the first blocks}, added to their outputs.
+        compared: of transformer_options, where torch.compile has compiled all of this.
         Returns [B, out_channels, T, H, W].
 
         Raises UserError where H or W is not a multiple of the patch size, or a learned table does not fit.
@@ -72,6 +75,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, transformer_options
         )
+        if compared is not None:
+            transformer_options = {**transformer_options, **compared.entries}
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(
             x, timestep, context, ofs, transformer_options, control=control
         )
@@ -97,7 +102,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         text_tokens = context.shape[1]
 
         def needed(mode: Mode) -> float:
-            return self.step_bytes(mode, x.shape, text_tokens, x.dtype, x.device)
+            return self.step_bytes(mode, x.shape, text_tokens, x.dtype, x.device, transformer_options)
 
         ladder = self._modes if has_lean_mode(self.transformer_blocks, transformer_options) else LADDER[:1]
         modes = modes_to_try(ladder, needed, free_in_step(x.device))
@@ -108,7 +113,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
                 if not is_out_of_memory(error):
                     raise
                 if following is None:
-                    raise NoMemoryLeftError(_no_memory_left(mode, needed(mode), x)) from error
+                    raise NoMemoryLeftError(no_memory_left(mode, needed(mode), x.shape)) from error
             # Not inside `except`, where the traceback keeps the tensors of every function that the error came through.
             free_after_out_of_memory()
             self._modes = ladder[ladder.index(following) :]
@@ -153,7 +158,13 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         return self._unpatchify(self.proj_out(video), grid)[:, :, extra:]
 
     def step_bytes(
-        self, mode: Mode, latent_shape: Sequence[int], text_tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        mode: Mode,
+        latent_shape: Sequence[int],
+        text_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        transformer_options: dict[str, Any] = {},
     ) -> float:
         """Bytes of activations that a forward of latents [B, C, T, H, W] in `dtype` holds at its peak on `device`."""
         c, (batch, _, frames, height, width) = self.config, latent_shape
@@ -161,6 +172,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
         dim = c.num_attention_heads * c.attention_head_dim
         has_kernels = expects_kernels(self.transformer_blocks, device, dtype, batch * video * dim)
+        if read_compiled_blocks(transformer_options):  # which plan their memory by themselves
+            has_kernels = False
         return step_bytes(mode, batch * (video + text_tokens) * dim, dtype.itemsize, has_kernels)
 
     def token_grid(
@@ -272,15 +285,19 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         options["img_slice"] = [text.shape[1], text.shape[1] + video.shape[1]]  # of the video in the joint sequence
         # A function of another node may keep the tokens that it was given: a cache compares them with later ones.
         in_place = may_overwrite() and not replacements and not patches
+        compiled = read_compiled_blocks(transformer_options)
+        # A training, or torch.compile's graph of the whole, has no use for graphs of blocks.
+        compute = compiled.forward_of(self.config, block_forward) if compiled and may_overwrite() else block_forward
         for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
             options["block_index"] = index
             attention = patches.attention[index] if patches else None
             if ("double_block", index) in replacements:
+                original = partial(compute, block)
                 text, video = _replaced_block(
-                    replacements[("double_block", index)], block, text, video, embedding, rotary, options, attention
+                    replacements[("double_block", index)], original, text, video, embedding, rotary, options, attention
                 )
             else:
-                text, video = block_forward(block, text, video, embedding, rotary, options, attention, in_place, mode)
+                text, video = compute(block, text, video, embedding, rotary, options, attention, in_place, mode)
             for patch in patches.block_output if patches else ():
                 args = {"img": video, "txt": text, "x": x, "vec": embedding, "block_index": index}
                 out = patch({**args, "transformer_options": options})
@@ -348,7 +365,7 @@ def block_forward(
 
 def _replaced_block(
     replacement: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
-    block: CogVideoXBlock,
+    original: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     text: torch.Tensor,
     video: torch.Tensor,
     embedding: torch.Tensor,
@@ -363,26 +380,12 @@ def _replaced_block(
 
     def original_block(args: dict[str, Any]) -> dict[str, Any]:
         tokens = args["txt"], args["img"]
-        out = block_forward(block, *tokens, args["vec"], args["pe"], args["transformer_options"], patches)
+        out = original(*tokens, args["vec"], args["pe"], args["transformer_options"], patches)
         return dict(zip(("txt", "img"), out))
 
     args = {"img": video, "txt": text, "vec": embedding, "pe": rotary, "transformer_options": transformer_options}
     out = replacement(args, {"original_block": original_block})
     return out["txt"], out["img"]
-
-
-def _no_memory_left(mode: Mode, needed_bytes: float, x: torch.Tensor) -> str:
-    frames, height, width = x.shape[2:]
-    other = (
-        " There is one without a weight_dtype that ends in _fast, and without what other nodes have put into the "
-        "model's blocks and attention."
-    )
-    return (
-        f"A step of {frames} latent frames of {width * 8} x {height * 8} pixels needs about {needed_bytes / 2**30:.1f} "
-        f"GiB beside the weights in memory mode {mode.name}. The device has less, and there is no leaner mode."
-        f"{other if mode is DEFAULT else ''} The two settings that help most are fewer frames, and a smaller width "
-        "and height: a step needs as much less."
-    )
 
 
 def _side_problem(name: str, size: int, patch: int) -> str:

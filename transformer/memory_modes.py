@@ -5,7 +5,7 @@ group alone are there, and takes the feed-forward, whose inner width is fourfold
 computed twice. What it costs are smaller products, and a copy of each of the two results.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -67,3 +67,18 @@ def modes_to_try(ladder: tuple[Mode, ...], needed: Callable[[Mode], float], free
     the leanest where none does, and those after it, for when memory runs out all the same."""
     fits = (index for index, mode in enumerate(ladder) if needed(mode) <= free_bytes)
     return ladder[next(fits, len(ladder) - 1) :]
+
+
+def no_memory_left(mode: Mode, needed_bytes: float, latent_shape: Sequence[int]) -> str:
+    """The message where latents [B, C, T, H, W] do not fit in `mode`, the leanest."""
+    frames, height, width = latent_shape[2:]
+    other = (
+        " There is one without a weight_dtype that ends in _fast, and without what other nodes have put into the "
+        "model's blocks and attention."
+    )
+    return (
+        f"A step of {frames} latent frames of {width * 8} x {height * 8} pixels needs about {needed_bytes / 2**30:.1f} "
+        f"GiB beside the weights in memory mode {mode.name}. The device has less, and there is no leaner mode."
+        f"{other if mode is DEFAULT else ''} The two settings that help most are fewer frames, and a smaller width "
+        "and height: a step needs as much less."
+    )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -15,14 +15,40 @@ Function = TypeVar("Function", bound=Callable)
 MOST_SIZES = 64
 
 
-def _not_compiled(function: Function) -> Function:
-    """`function`, kept out of torch.compile's graphs: it would trace through the cache into the function and compute
-    the table again at every step."""
-    excluded: Any = torch.compiler.disable(function)
-    return excluded
+def _one_operation(schema: str, shape: Callable[..., tuple[int, ...]]) -> Callable[[Function], Function]:
+    """Decorates a cached table [`shape`(arguments)], fp32, whose arguments and result are `schema`: in torch.compile's
+    graphs a call of it is one operation, which is not traced. Traced, it would leave out the cache and compute the
+    table again at every step."""
+
+    def decorate(cached: Function) -> Function:
+        def compute(*args: Any, **kwargs: Any) -> torch.Tensor:
+            # A copy, for a graph writes over the result of an operation once nothing reads it any longer.
+            return cached(*(tuple(x) if isinstance(x, list) else x for x in args), **kwargs).clone()
+
+        def describe(*args: Any, **kwargs: Any) -> torch.Tensor:
+            device = next(x for x in args if isinstance(x, torch.device))
+            return torch.empty(shape(*args, **kwargs), dtype=torch.float32, device=device)
+
+        operation: Any = torch.library.custom_op(
+            f"cogvideox::{cached.__name__}", compute, mutates_args=(), schema=schema
+        )
+        operation.register_fake(describe)
+
+        @wraps(cached)
+        def table(*args: Any, **kwargs: Any) -> torch.Tensor:
+            return operation(*args, **kwargs) if torch.compiler.is_compiling() else cached(*args, **kwargs)
+
+        decorated: Any = table
+        return decorated
+
+    return decorate
 
 
-@_not_compiled
+@_one_operation(
+    "(SymInt head_dim, SymInt[] grid, SymInt[]? base_grid, SymInt text_tokens, Device device, bool riflex=False)"
+    " -> Tensor",
+    lambda head_dim, grid, _, text_tokens, *__, **___: (1, text_tokens + math.prod(grid), 1, head_dim // 2, 2, 2),
+)
 @lru_cache(maxsize=MOST_SIZES)
 def rotary_table(
     head_dim: int,
@@ -69,7 +95,10 @@ def rotary_table(
         return table[None, :, None].to(device)
 
 
-@_not_compiled
+@_one_operation(
+    "(SymInt dim, SymInt[] grid, float spatial_scale, float temporal_scale, Device device) -> Tensor",
+    lambda dim, grid, *_: (math.prod(grid), dim),
+)
 @lru_cache(maxsize=MOST_SIZES)
 def sincos_table(
     dim: int, grid: tuple[int, int, int], spatial_scale: float, temporal_scale: float, device: torch.device
@@ -91,7 +120,7 @@ def forget_tables() -> None:
     of them, could not free it on a card. Computing them again takes a fraction of a step."""
     for function in (rotary_table, sincos_table):
         cached: Any = function
-        cached.__wrapped__.cache_clear()  # of lru_cache, behind torch.compiler.disable
+        cached.__wrapped__.cache_clear()  # of lru_cache, behind _one_operation
 
 
 # Latent frames after which CogVideoX-5b's videos begin to repeat themselves. Source: thu-ml/RIFLEx, cogvideox.py.

@@ -1,12 +1,11 @@
 """modulated_silu as torch.compile makes it."""
 
 import functools
-import logging
-import time
 from collections.abc import Callable
 
 import torch
 
+from ..host.compiling import compile_by_calling
 from .activation import Activation, modulated_silu
 from .layout import empty_frame, empty_frames, memory_format
 from .modulation import Modulation
@@ -36,20 +35,13 @@ def compiled_modulated_silu(device: torch.device, dtype: torch.dtype, notify: Ca
 
 def _compile(device: torch.device, dtype: torch.dtype) -> tuple[Activation, str]:
     """The activation to use, and what the user should know about it."""
-    start = time.perf_counter()
     activation = functools.partial(_modulated_silu, torch.compile(_modulate, dynamic=True))
-    try:
-        _call_once(activation, device, dtype)
-    # It depends on compilers, drivers and versions of Python, and each fails in its own way.
-    except Exception as error:
-        logging.debug("torch.compile of the VAE's activation has failed:", exc_info=error)
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = f"{type(error).__name__}: {' '.join(lines[:2])}"  # the first names the backend alone
+    seconds, reason = compile_by_calling(lambda: _call_once(activation, device, dtype))
+    if reason:
         return modulated_silu, (
             f"torch.compile does not work here ({reason}): the VAE goes on without it, with the same result. It needs "
             "a C++ compiler for the CPU (on Windows that of Visual Studio) and Triton for a card."
         )
-    seconds = time.perf_counter() - start
     return activation, (
         f"Compiled the VAE's activation for {device} and {dtype} in {seconds:.1f} s. It stays compiled for as long as "
         "ComfyUI runs."

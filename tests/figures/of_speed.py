@@ -142,6 +142,16 @@ def _mode_row(variant: str) -> Figure:
     )
 
 
+def compiled(model: str, column: str) -> Cell:
+    """Of a forward with compiled blocks."""
+    return Cell("cpu", "compile", "Compiled blocks", (model,), column)
+
+
+def _compiled_row(model: str) -> Figure:
+    columns = "compiled / without", "error", "compiling", "at the next start"
+    return Figure(PAGE, f"| {model} | {{2}} | {{e}} | {{1}} s, {{1}} s |", tuple(compiled(model, c) for c in columns))
+
+
 CACHES = (
     *("Step Cache 0.001", "Step Cache 0.003", "Step Cache 0.005", "Step Cache 0.01"),
     *("EasyCache 0.1", "EasyCache 0.2", "EasyCache 0.4", "LazyCache 0.2"),
@@ -234,6 +244,7 @@ CPU = (
     *map(_moved_row, VARIANTS),
     *map(_mode_row, VARIANTS),
     *map(_cache_row, CACHES),
+    *map(_compiled_row, ("2b", "5b")),
     Figure(
         PAGE,
         "On a CPU, the transformer takes {2} to {2} of diffusers' time",

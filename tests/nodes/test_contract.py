@@ -79,6 +79,7 @@ CONTRACT = {
     "CogVideoXNoise": ([SEED], ["NOISE"]),
     "CogVideoXDynamicCFG": ([("model", "MODEL", None), STEPS, CFG], ["MODEL"]),
     "CogVideoXStepCache": ([("model", "MODEL", None), ("deviation", "FLOAT", 0.003)], ["MODEL"]),
+    "CogVideoXCompile": ([("model", "MODEL", None)], ["MODEL"]),
     "CogVideoXContextWindows": (
         [
             ("model", "MODEL", None),

@@ -220,9 +220,10 @@ def test_context_windows_with_a_frame_in_front(comfyui, variant):
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.long  # the same node in one process: tests/sockets/test_model.py
-def test_torch_compile(comfyui):
-    """The usual way to more speed must give the same video."""
+@pytest.mark.long  # in one process: tests/nodes/test_stock_patches.py, tests/transformer/test_compiled_blocks.py
+@pytest.mark.parametrize(("node", "inputs"), [("TorchCompileModel", {"backend": "inductor"}), ("CogVideoXCompile", {})])
+def test_torch_compile(comfyui, node, inputs):
+    """The usual way to more speed must give the same video, and so must the pack's own node."""
     graph = text_to_video()
-    compiled = comfyui.latent(patched(graph, "TorchCompileModel", backend="inductor"))
+    compiled = comfyui.latent(patched(graph, node, **inputs))
     assert relative_error(compiled, comfyui.latent(graph)) < 1e-4
