@@ -317,6 +317,7 @@ def test_compiled_patches(
 ) -> None:
     """With TorchCompileModel, a patch that is there in some calls only, as that of perturbed attention, still acts:
     whatever is in `transformer_options` ComfyUI's node takes for the same in every call."""
+    torch.compiler.reset()  # after 8 graphs of a function torch would leave it as it is
     want, _ = run(patched(name, run, stock, tmp_path, monkeypatch))
     compiled = call(stock["TorchCompileModel"], {"model": run.task.model, "backend": "eager"})
     inputs = inputs_of(name, stock[name], run, tmp_path, monkeypatch) | {"model": compiled}
