@@ -18,6 +18,7 @@ from ..complete_file import complete_file
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.output import new_output_path
+from .thread_priority import usual_priority
 
 if TYPE_CHECKING:  # PyAV is imported where it is needed: it takes part of a second, and not every run writes a video
     from av.audio.stream import AudioStream
@@ -246,7 +247,8 @@ class _Encoder:
                 self.container.metadata.update(settings.metadata)
                 self.video = self._add_video(size, settings)
                 self.audio = None if sound is None else self._add_audio(kind.audio_encoder, sound)
-                self.container.start_encoding()
+                with usual_priority():
+                    self.container.start_encoding()
         # Cancel too is one: ComfyUI's InterruptProcessingException. An open file could not be deleted on Windows.
         except BaseException:
             self.close()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import weakref
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from cogvideox.media import video_file as files
 
 WIDTH, HEIGHT = 96, 64
 SIZE = (WIDTH, HEIGHT)
+THREADS = Path("/proc/self/task")  # one folder each
 CODECS = {"mp4 (h264)": "h264", "webm (vp9)": "vp9", "webm (av1)": "av1"}
 FORMATS = [
     pytest.param(name, marks=pytest.mark.skipif(not files.can_encode(kind.encoder), reason=f"no {kind.encoder} here"))
@@ -114,6 +116,26 @@ def test_exact_rate(output: Path) -> None:
     """A rate off by a thousandth runs away from the sound."""
     with av.open(str(write(clip(9), fps=23.976))) as container:
         assert container.streams.video[0].average_rate == Fraction(23976, 1000)
+
+
+@pytest.mark.skipif(not THREADS.is_dir() or os.geteuid() != 0, reason="encoders ask for it as root, on Linux")
+@pytest.mark.parametrize("name", CODECS)
+def test_no_thread_has_real_time_priority(output: Path, name: str) -> None:
+    """SVT-AV1 took it for itself and for the thread that runs ComfyUI's graphs, to the process's end."""
+
+    def policies() -> set[int]:
+        return {os.sched_getscheduler(int(thread.name)) for thread in THREADS.iterdir()}
+
+    def chunks() -> Iterator[torch.Tensor]:
+        yield clip(9)
+        found.append((policies(), len(list(THREADS.iterdir()))))
+
+    found: list[tuple[set[int], int]] = []
+    threads = len(list(THREADS.iterdir()))
+    write(chunks(), name)
+    ((during, count),) = found
+    assert during == policies() == {os.SCHED_OTHER}
+    assert count > threads or "av1" not in name  # its threads are there from the beginning
 
 
 def tags(path: Path) -> dict[str, str]:
