@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from cogvideox.devtools.paths import ROOT
 
 # A CPU with a number: torch takes it for the CPU, and comparisons tell the two apart.
-CARD, HOST = torch.device("cpu", 0), torch.device("cpu")
+CARD = torch.device("cpu", 0)
 READ, UPLOAD = "read", "upload"  # from the card, and from memory that is not pinned to it: the host waits for both
 # Operations whose result the host has to know, and those whose result's size depends on values.
 _READS = frozenset(
@@ -179,7 +179,7 @@ class _Functions(TorchFunctionMode):
         if func in (torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda):
             return self._copied(func, args, kwargs)
         if func is torch.Tensor.copy_ and self._card.is_on_card(args[0]) != self._card.is_on_card(args[1]):
-            if not (kwargs.get("non_blocking") or (len(args) > 2 and args[2])):
+            if not (kwargs.get("non_blocking") or any(args[2:])):
                 self._card.note(UPLOAD if self._card.is_on_card(args[0]) else READ)
         if func in (torch.tensor, torch.as_tensor, torch.from_numpy):
             on_card = kwargs.get("device") == CARD
@@ -190,7 +190,7 @@ class _Functions(TorchFunctionMode):
             self._card.note(READ)
         return func(*args, **kwargs)
 
-    def _copied(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+    def _copied(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         tensor, on_card = args[0], self._card.is_on_card(args[0])
         given = [*args[1:], *kwargs.values()]
         target = on_card if func is torch.Tensor.to else False

@@ -101,12 +101,12 @@ def known_levels(
 ) -> list[float] | None:
     """The sigmas at which a sampler asks the model in a run along `sigmas`: of CogVideoX's own, which take the nearest
     of 1000 timesteps, and of euler. None for others."""
-    name, options = known_name(sampler), getattr(sampler, "extra_options", {})
+    name, options = known_name(sampler) or "", getattr(sampler, "extra_options", {})
     if name == "euler" and not options:
         return sigmas[:-1].tolist()
-    if name not in ("our ddim", "our dpm") or not hasattr(model_sampling, "alphas"):
+    if not name.startswith("our ") or not hasattr(model_sampling, "alphas"):
         return None
-    steps = plan_steps(model_sampling, sigmas, options["schedule_steps"]) if len(sigmas) > 1 else []
+    steps = plan_steps(model_sampling, sigmas, options.get("schedule_steps")) if len(sigmas) > 1 else []
     return model_sampling.sigmas.cpu()[[timestep for timestep, *_ in steps]].tolist()
 
 
