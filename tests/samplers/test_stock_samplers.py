@@ -107,7 +107,7 @@ class Nano:
         self.scenes = [request.scene for request in requests]
         self.positive = paint.encode(self.pipeline, [request.prompt for request in requests])
         self.negative = paint.encode(self.pipeline, ["", ""])
-        self.solution = self.run("euler", "sgm_uniform", 100)
+        self.solution = self.run("euler", "sgm_uniform", 60)
 
     def run(self, sampler: str, scheduler: str, steps: int) -> torch.Tensor:
         run = comfy.samplers.KSampler(self.pipeline.model, steps, "cpu", sampler, scheduler, 1.0)

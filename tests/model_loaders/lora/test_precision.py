@@ -13,6 +13,7 @@ from cogvideox.model_loaders.lora.apply import apply_lora
 from cogvideox.tests.layout_files import write_gguf
 from cogvideox.tests.lora_files import DIALECTS, Subject, fused, save, write_dialect
 from cogvideox.tests.support import host_lacks, reference_transformer
+from cogvideox.tests.tiers import long_but_one_in
 
 CPU = torch.device("cpu")
 PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,7 +47,9 @@ def used(model: ModelPatcher, layer: str) -> torch.Tensor:
     return quantized.dequantized(weight, torch.float32)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    ("subject", "dialect"), long_but_one_in(2, KINDS, [*DIALECTS]), indirect=["subject"], scope="module"
+)
 def test_dialect_on_precision(subject: tuple[str, Subject], tmp_path: Path, dialect: str) -> None:
     """A LoRA that is lost, doubled or left behind where weights are stored in few bits shows only in the picture."""
     kind, tiny = subject
