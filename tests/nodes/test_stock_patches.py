@@ -18,6 +18,7 @@ from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import relative_error, write_fp32_transformer
 from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures
+from cogvideox.tests.tiers import long_after
 
 pytestmark = pytest.mark.usefixtures("inference")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "stock_nodes.md"
@@ -313,7 +314,7 @@ def test_video_guidance_of_batches_is_told(run: Run, stock: dict[str, Any], capl
         )
 
 
-@pytest.mark.parametrize("name", ["PerturbedAttentionGuidance", "SkipLayerGuidanceDiT"])
+@pytest.mark.parametrize("name", long_after(1, ["PerturbedAttentionGuidance", "SkipLayerGuidanceDiT"]))
 def test_compiled_patches(
     name: str, run: Run, stock: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
