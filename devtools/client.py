@@ -174,6 +174,7 @@ async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float | None, 
             except Rejected as refusal:
                 result.error = refusal.error
                 return result
+            waking = asyncio.create_task(_keep_waking())
             try:
                 await asyncio.wait_for(_follow(socket, result, on_event), timeout_s)
             except BaseException as error:  # Ctrl-C and SIGTERM too: nobody waits for the result any more
@@ -181,7 +182,16 @@ async def _run(url: str, api: dict, on_event: OnEvent, timeout_s: float | None, 
                 if not isinstance(error, asyncio.TimeoutError):
                     raise
                 raise DevError(f"The workflow did not end within {timeout_s:.0f} s.") from error
+            finally:
+                waking.cancel()
     return result
+
+
+async def _keep_waking() -> None:
+    """Wake the event loop once a second. A signal that comes in the moment before the loop waits for the server does
+    not end that wait, so that Ctrl-C was lost where the server had nothing more to say."""
+    while True:
+        await asyncio.sleep(1)
 
 
 async def _follow(socket: "aiohttp.ClientWebSocketResponse[bool]", result: RunResult, on_event: OnEvent) -> None:
