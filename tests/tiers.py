@@ -265,7 +265,10 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "test_small_files.py": ("test_every_reader_of_json",),
     "test_start.py": ALL,
-    "test_types.py": ("test_nothing_is_dead",),
+    "test_types.py": (
+        "test_nothing_is_dead",
+        "test_the_type_checker_finds_no_errors",
+    ),
     "training/test_costly_clips.py": ("test_long_lists_are_taken",),
     "training/test_dataset.py": ALL,
     "training/test_dataset_clips.py": ("test_a_table_of_many_columns",),

@@ -1,6 +1,7 @@
 """One declaration of checks, run by ComfyUI when a prompt is queued and by the node before it works."""
 
 import asyncio
+import contextlib
 import inspect
 import math
 import re
@@ -429,7 +430,7 @@ def test_what_no_input_takes_is_refused_when_a_prompt_is_queued(
     def told(value: object) -> dict[str, str]:
         inputs = {**first, entry.id: value}
         prompt = {"1": {"class_type": "AnySource", "inputs": {}}, "2": {"class_type": node.__name__, "inputs": inputs}}
-        is_fine, errors, _ = loop.run(execution.validate_inputs("id", prompt, "2", {}))
+        is_fine, errors, _ = loop.run_until_complete(execution.validate_inputs("id", prompt, "2", {}))
         assert is_fine == (not errors) and inputs.keys() == first.keys()
         found = {error["extra_info"]["input_name"]: error["details"] for error in errors}
         assert len(found) == len(errors), errors
@@ -443,7 +444,7 @@ def test_what_no_input_takes_is_refused_when_a_prompt_is_queued(
         wrong.append(True)
     if not isinstance(entry, io.String.Input):
         wrong.append("nan")
-    with asyncio.Runner() as loop:  # one for all: asyncio.run would make one for each value
+    with contextlib.closing(asyncio.new_event_loop()) as loop:  # one for all: asyncio.run would make one for each value
         others = {name: words for name, words in told(first[entry.id]).items() if name != entry.id}
         for value in wrong:
             found = told(value)
