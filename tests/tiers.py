@@ -439,9 +439,9 @@ def _apart(rooms: list[str]) -> list[str]:
     """The same rooms, those that wait spread evenly over all but the first eighth of the others: the rooms of servers
     wait as well, and other workers should compute beside them."""
     waiting = [room for room in rooms if room.startswith(_WAITING)]
-    others = [room for room in rooms if room not in waiting]
+    others = [room for room in rooms if not room.startswith(_WAITING)]
     first = len(others) // 8
-    spread, step = others[:first], (len(others) - first) / (len(waiting) + 1)
-    for number, room in enumerate(waiting):
-        spread += [*others[len(spread) - number : first + round((number + 1) * step)], room]
-    return [*spread, *others[len(spread) - len(waiting) :]]
+    step = (len(others) - first) / (len(waiting) + 1)
+    places: list[tuple[float, str]] = [*enumerate(others)]
+    places += [(first + number * step - 0.5, room) for number, room in enumerate(waiting, 1)]
+    return [room for _, room in sorted(places)]

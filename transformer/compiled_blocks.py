@@ -110,6 +110,7 @@ class CompiledBlocks:
         One graph serves all blocks and LoRAs, and every length of text and size and length of a video. config: of the
         transformer whose blocks are called.
         """
+        graphs = _graphs_of(config, compute)  # looked up once for all blocks of a step
 
         def forward(
             block: CogVideoXBlock,
@@ -122,7 +123,6 @@ class CompiledBlocks:
             in_place: bool = False,
             mode: Mode = DEFAULT,
         ) -> Pair:
-            graphs = _graphs_of(config, compute)
             leaves = None if graphs.reason or patches or mode is not DEFAULT else _leaves(block, graphs.names)
             out = None
             if leaves is not None:

@@ -171,9 +171,9 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         # `video` counts tokens: of patch_size x patch_size latent pixels in patch_size_t latent frames.
         video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
         dim = c.num_attention_heads * c.attention_head_dim
-        has_kernels = expects_kernels(self.transformer_blocks, device, dtype, batch * video * dim)
-        if read_compiled_blocks(transformer_options):  # which plan their memory by themselves
-            has_kernels = False
+        # Compiled blocks plan their memory by themselves.
+        is_eager = not read_compiled_blocks(transformer_options)
+        has_kernels = is_eager and expects_kernels(self.transformer_blocks, device, dtype, batch * video * dim)
         return step_bytes(mode, batch * (video + text_tokens) * dim, dtype.itemsize, has_kernels)
 
     def token_grid(
