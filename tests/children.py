@@ -1,16 +1,18 @@
 """Processes of their own that tests start, and may kill.
 
 Where the system can fork, a server which has imported ComfyUI, and nothing of the pack but a few small modules, makes
-them: such a process is there in a tenth of a second, where a fresh interpreter takes ten. Each worker of the tests
-starts one server at the first need; it ends with the worker and its children. Elsewhere each process is a fresh one.
+them: such a process is there in a tenth of a second, where a fresh interpreter takes ten. A run has one server, from
+which the workers of the tests are forked as well (worker_start.py); a run without workers starts it at the first need.
+It ends with the tests and all its children. Elsewhere each process is a fresh one.
 """
 
 import importlib
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +25,9 @@ CAN_FORK = "forkserver" in multiprocessing.get_all_start_methods()
 CONTEXT: Any = multiprocessing.get_context("forkserver" if CAN_FORK else "spawn")
 _CONFTEST = "cogvideox.tests.conftest"
 _PRELOADED = (_CONFTEST, "nodes", "server")  # the last two are ComfyUI's, and import nearly all of it
+# multiprocessing has no public way to use the server of another process; from 3.14 on its server asks for a key too.
+CAN_SHARE = CAN_FORK and sys.version_info < (3, 14)
+_ADDRESS = "COGVIDEOX_TESTS_FORK_SERVER"
 
 
 class Child:
@@ -33,15 +38,13 @@ class Child:
     """
 
     def __init__(self, function: str, *arguments: Any, environ: Mapping[str, str] = {}):
-        _start_server()
         handle, log = tempfile.mkstemp(suffix=".log")
         os.close(handle)
         self._log = Path(log)
         self._answer, answer = CONTEXT.Pipe()
         given = (function, arguments, {**os.environ, **environ}, log, answer)
-        self._process = CONTEXT.Process(target=_call, args=given, daemon=True)
         try:
-            self._process.start()
+            self._process = start_process(_call, *given, daemon=True)
         except BaseException:
             self._log.unlink()
             raise
@@ -89,16 +92,47 @@ def running(function: str, *arguments: Any, environ: Mapping[str, str] = {}) -> 
         child.close()
 
 
+def start_process(target: Callable[..., None], *arguments: Any, daemon: bool) -> Any:
+    """A process that calls target(*arguments), forked where that can be; it should call `begin` first. A daemon may
+    start no processes by multiprocessing itself."""
+    _start_server()
+    process = CONTEXT.Process(target=target, args=arguments, daemon=daemon)
+    process.start()
+    return process
+
+
+def share_server() -> None:
+    """Start the server that this process's own children use too, worker_start.py's among them."""
+    _start_server()
+    server = _forkserver()
+    os.environ[_ADDRESS] = os.fsencode(server._forkserver_address).hex()
+
+
 def _start_server() -> None:
     """Start what the children are forked from, unless it runs. It must have one thread: a fork copies the locks that
-    others hold, and nobody would ever release those. What it has imported has read the variables of the first test that
-    needed it: a library that reads one at its import does not see those of a child."""
-    if CAN_FORK:
-        from multiprocessing import forkserver
+    others hold, and nobody would ever release those. What it has imported has read the variables of the process that
+    started it: a library that reads one at its import does not see those of a child."""
+    if not CAN_FORK:
+        return
+    server = _forkserver()
+    if _ADDRESS in os.environ:
+        from multiprocessing import resource_tracker
 
-        forkserver.set_forkserver_preload(list(_PRELOADED))
-        with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}):
-            forkserver.ensure_running()
+        if server._forkserver_alive_fd is None:  # no child of the server; those have the one that keeps it alive
+            server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+        server._forkserver_address = os.fsdecode(bytes.fromhex(os.environ[_ADDRESS]))
+        server.ensure_running = resource_tracker.ensure_running
+        return
+    server.set_forkserver_preload(list(_PRELOADED))
+    with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}):
+        server.ensure_running()
+
+
+def _forkserver() -> Any:
+    """What multiprocessing knows of its server, private names included."""
+    from multiprocessing import forkserver
+
+    return forkserver._forkserver  # type: ignore[attr-defined]
 
 
 def _call(function: str, arguments: tuple, environ: dict[str, str], log: str, answer: Connection) -> None:
@@ -107,12 +141,17 @@ def _call(function: str, arguments: tuple, environ: dict[str, str], log: str, an
     for stream in (1, 2):
         os.dup2(handle, stream)
     os.close(handle)
-    os.environ.clear()
-    os.environ.update(environ)
-    threading.Thread(target=_end_with_the_tests, daemon=True).start()
+    begin(environ)
     importlib.import_module(_CONFTEST)
     module, name = function.rsplit(".", 1)
     answer.send(getattr(importlib.import_module(f"cogvideox.tests.{module}"), name)(*arguments))
+
+
+def begin(environ: Mapping[str, str]) -> None:
+    """In a process that the server has forked: its own variables; and its end is that of the one that asked for it."""
+    os.environ.clear()
+    os.environ.update(environ)
+    threading.Thread(target=_end_with_the_tests, daemon=True).start()
 
 
 def _end_with_the_tests() -> None:

@@ -14,6 +14,7 @@ import pytest
 from cogvideox.devtools.signals import forget_callers_signals
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import use_comfyui
+from cogvideox.tests.children import CAN_SHARE, share_server
 from cogvideox.tests.measured import (
     ERRORS,
     FUZZ,
@@ -24,6 +25,7 @@ from cogvideox.tests.measured import (
     save_measured,
 )
 from cogvideox.tests.tiers import TIERS, heaviest_first, left_out, room_of, summary_lines
+from cogvideox.tests.worker_start import COMMAND
 
 try:
     use_comfyui()
@@ -71,6 +73,14 @@ def pytest_collection_finish() -> None:
     takes half a second, by chance in any test."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list) -> None:
+    """Fork the workers from one process that has imported ComfyUI, where that can be."""
+    if CAN_SHARE and all(str(spec) == "popen" for spec in specs):
+        share_server()
+        specs[:] = [type(spec)(f"popen//python={COMMAND}") for spec in specs]
 
 
 @pytest.hookimpl(optionalhook=True)

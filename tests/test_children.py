@@ -1,6 +1,7 @@
 """The processes that tests start: where these do not do as they are told, tests pass that prove nothing."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import time
 import pytest
 
 from cogvideox.devtools.paths import ROOT
-from cogvideox.tests.children import CAN_FORK, running
+from cogvideox.tests.children import CAN_FORK, CAN_SHARE, running
+from cogvideox.tests.worker_start import COMMAND
 
 
 def describe() -> dict[str, object]:
@@ -90,3 +92,27 @@ def test_no_child_outlives_a_worker_that_is_killed() -> None:
     with worker:
         worker.communicate(timeout=120)  # until nobody holds its output: not the server either, which waits for a child
         assert worker.returncode == -signal.SIGKILL
+
+
+def start_worker(code: str) -> subprocess.Popen:
+    """As pytest-xdist does."""
+    command = [*shlex.split(COMMAND), "-u", "-c", code]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="workers are fresh interpreters")
+def test_a_worker_reads_writes_and_ends_as_a_fresh_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest-xdist talks to it through these streams, and takes another status than 0 for a crash."""
+    monkeypatch.setenv("RANK", "5")
+    code = "import os, sys; print(sys.stdin.readline().upper(), os.environ['RANK'], 'comfy.sd' in sys.modules); exit(3)"
+    with start_worker(code) as worker:
+        assert worker.communicate("said\n", timeout=120)[0].split() == ["SAID", "5", "True"]
+        assert worker.returncode == 3
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="workers are fresh interpreters")
+def test_no_worker_outlives_a_run_that_is_killed() -> None:
+    with start_worker("import time; print('works', flush=True); time.sleep(600)") as worker:
+        assert worker.stdout is not None and worker.stdout.readline() == "works\n"
+        worker.kill()
+        worker.communicate(timeout=120)  # until nobody holds its output
