@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
@@ -141,7 +141,7 @@ def _checked_entries(found: object) -> dict[str, str | None]:
     return found
 
 
-def make_catalogue(entries: dict[str, str | None]) -> Catalogue:
+def make_catalogue(entries: Mapping[str, str | None]) -> Catalogue:
     """The templates of `entries`: {English: its translation, or None where the text stays English}."""
     told = {english: translation for english, translation in entries.items() if translation is not None}
     # A sentence that is appended to another one, with its space, is looked for without it.

@@ -40,7 +40,7 @@ class Run:
         (create,) = (node for node in self.nodes.values() if node["type"] == "CreateVideo")
         rate = self._source(create, "fps")
         fps = INPUT_FPS if rate is not None else float(str(widgets_of(create)["fps"]))
-        assert rate is None or self._source(rate, "video")["type"] == "CogVideoXExample"
+        assert rate is None or self._linked(rate, "video")["type"] == "CogVideoXExample"
         frames = self._given(create, "images")
         self.made = Video(frames.count, frames.width, frames.height, fps)
 
@@ -48,10 +48,13 @@ class Run:
         entry = next((entry for entry in node["inputs"] if entry["name"] == name), None)
         return self.nodes[self.sources[entry["link"]]] if entry and entry.get("link") is not None else None
 
-    def _given(self, node: dict, name: str) -> Frames:
+    def _linked(self, node: dict, name: str) -> dict:
         source = self._source(node, name)
         assert source is not None, f"{node['type']}.{name} is not linked"
-        return self.frames_of(source)
+        return source
+
+    def _given(self, node: dict, name: str) -> Frames:
+        return self.frames_of(self._linked(node, name))
 
     def frames_of(self, node: dict) -> Frames:
         """What a node gives on. Raises: KeyError for a kind of node that no template had."""

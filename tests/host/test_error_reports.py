@@ -62,7 +62,7 @@ def browser(monkeypatch: pytest.MonkeyPatch) -> Iterator[Browser]:
 def report(error: Exception, node_id: str = "5", class_type: str = "KSampler") -> dict[str, Any]:
     """What ComfyUI sends of an error that node `node_id` has raised."""
     sent: list[tuple[str, dict]] = []
-    executor = SimpleNamespace(add_message=lambda event, data, broadcast: sent.append((event, data)))
+    executor: Any = SimpleNamespace(add_message=lambda event, data, broadcast: sent.append((event, data)))
     details = {
         "node_id": node_id,
         "exception_message": f"{error}\n",
@@ -120,7 +120,7 @@ def test_markup_in_an_error(browser: Browser) -> None:
 
 def begin_run(browser: Browser, run: str, reused: list[str]) -> None:
     browser.last_prompt_id = run
-    executor = SimpleNamespace(server=browser, status_messages=[])
+    executor: Any = SimpleNamespace(server=browser, status_messages=[])
     data = {"nodes": reused, "prompt_id": run}
     execution.PromptExecutor.add_message(executor, "execution_cached", data, broadcast=False)
 
@@ -162,7 +162,7 @@ def test_a_refused_prompt_says_why_on_the_node(browser: Browser, monkeypatch: py
     inputs = {"width": 64, "height": 64, "frames": 50, "batch_size": 1}
 
     async def queue(client_id: str | None) -> None:
-        request = {"prompt": {"3": {"class_type": "CogVideoXEmptyLatent", "inputs": inputs}}}
+        request: dict[str, Any] = {"prompt": {"3": {"class_type": "CogVideoXEmptyLatent", "inputs": inputs}}}
         if client_id is not None:
             request["client_id"] = client_id
         browser.on_prompt_handlers[0](request)

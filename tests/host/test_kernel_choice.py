@@ -173,9 +173,8 @@ def install_flash_3(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, with_su
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
         assert query.is_contiguous(), "not [B, N, heads, D]"
-        out = torch.nn.functional.scaled_dot_product_attention(
-            *(x.transpose(1, 2).to(dtype).to(query.dtype) for x in (query, key, value))
-        ).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2).to(dtype).to(query.dtype) for x in (query, key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         return (out, None) if with_sums else out
 
     module: Any = ModuleType("flash_attn_interface")

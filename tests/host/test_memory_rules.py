@@ -24,6 +24,8 @@ from cogvideox.tests.fake_card import CARD, SizedCard, SizedPatcher
 from cogvideox.tests.quantized_models import needs_int8
 
 CPU = torch.device("cpu")
+# Of ComfyUI's load_models_gpu. Its sizes may be floats; their default is 0, so that a type checker takes them for int.
+LoadModels = Callable[..., None]
 SIZES_GIB = (1, 2.75, 4, 8, 12, 16, 24)  # of what is free
 
 
@@ -41,7 +43,8 @@ def test_comfyui_loads_as_many_weights(
     monkeypatch.setattr(mm, "MIN_WEIGHT_MEMORY_RATIO", ratio)
     model: Any = SizedPatcher(int(10.4 * GIB))
     SizedCard(monkeypatch, int(free_gib * GIB), model)
-    mm.load_models_gpu([model], memory_required=2 * told_gib * GIB, minimum_memory_required=told_gib * GIB)
+    load: LoadModels = mm.load_models_gpu
+    load([model], memory_required=2 * told_gib * GIB, minimum_memory_required=told_gib * GIB)
     budget = rules.weight_budget(card(free_gib * GIB), told_gib * GIB)
     assert min(model.bytes, int(budget)) == pytest.approx(model.on_card, abs=1)
 
@@ -127,7 +130,7 @@ def run(model: ModelPatcher, frames: int = 2, control: Any = None) -> None:
     text = [[[torch.randn(1, 226, width, generator=torch.Generator().manual_seed(n)), {}]] for n in (3, 4)]
     if control is not None:
         video = torch.rand(4 * frames - 3, 64, 96, 3)
-        text = list(CogVideoXApplyControlNet.execute(*text, control, video, 1.0, 0.0, 1.0).args)
+        text = list(CogVideoXApplyControlNet.execute(text[0], text[1], control, video, 1.0, 0.0, 1.0).args)
     latent: Latent = {"samples": torch.zeros(1, 16, frames, 8, 12)}
     nodes.CogVideoXSample.execute(model, text[0], text[1], latent, 7, 1, 6.0, "ddim", False, 1.0)
 
@@ -153,7 +156,7 @@ def test_comfyui_is_told_the_same(
 ) -> None:
     """The forecast and the run ask the same function for the same size: 1.5's frame in front and windows included."""
     asked: list[tuple[float, float]] = []
-    load = mm.load_models_gpu
+    load: LoadModels = mm.load_models_gpu
 
     def record(models: list, memory_required: float = 0, minimum_memory_required: Any = None, **more: Any) -> None:
         asked.append((memory_required, minimum_memory_required))
@@ -171,7 +174,7 @@ def test_a_control_net_is_told_of(
 ) -> None:
     """Its outputs stay on the card through the step, and its weights are loaded with the model."""
     asked: list[tuple[list, float]] = []
-    load = mm.load_models_gpu
+    load: LoadModels = mm.load_models_gpu
 
     def record(models: list, memory_required: float = 0, **more: Any) -> None:
         asked.append((models, memory_required))
@@ -182,7 +185,9 @@ def test_a_control_net_is_told_of(
     monkeypatch.setattr(mm, "load_models_gpu", record)
     run(model, 2, control)
     models, told = asked[0]
-    added = control.inference_memory_requirements(model.model_dtype())
+    dtype = model.model_dtype()
+    assert dtype is not None
+    added = control.inference_memory_requirements(dtype)
     assert told == rules.told_memory(model, (1, 16, 2, 8, 12))[0] + added > added > 0
     # As forecast_run asks for it: the control net and what is chained before it.
     assert models[1:] == control.get_models() and len(models) == 2

@@ -169,8 +169,8 @@ def test_a_broken_catalogue_leaves_messages_english(text: str, tmp_path, monkeyp
         load_catalogue.cache_clear()
 
 
-def errors() -> list[tuple[str, str]]:
-    """(an English message as the pack makes it, its translation)."""
+def errors() -> list[tuple[str, str | None]]:
+    """(an English message as the pack makes it, its translation; None where any will do)."""
     return [
         (
             "/models/text encoders/t5.safetensors is a web page, not weights (120 bytes). Download it again.",

@@ -120,7 +120,8 @@ def _is_unseen(parent: ast.AST, node: ast.AST) -> bool:
         return node in parent.args[1:]  # a key of nodes/advice.py
     if isinstance(parent, (ast.AnnAssign, ast.arg)) and node is parent.annotation:
         return True
-    if isinstance(parent, ast.Dict) and node in parent.keys:  # a key that stands for a sentence, as in nodes/advice.py
+    # A key that stands for a sentence, as in nodes/advice.py.
+    if isinstance(parent, ast.Dict) and isinstance(node, ast.expr) and node in parent.keys:
         return isinstance(parent.values[parent.keys.index(node)], ast.Constant)
     return isinstance(node, ast.Assert)
 

@@ -183,8 +183,9 @@ def bypassed() -> Flow:
     """A bypassed node of a thousand slots: for each output, an input of its type is looked for."""
     flow = Flow()
     clip: Slot = (flow.add("CLIPLoader", "t5.safetensors", "sd3"), 0)
-    flow.add("Other", mode=4, **{f"{n}": clip for n in range(1000)})
+    flow.add("Other", **{f"{n}": clip for n in range(1000)})
     node = flow.nodes[-1]
+    node["mode"] = 4
     node["outputs"] = [{"name": "", "type": "MODEL", "links": []} for n in range(1000)]
     for slot in range(1000):
         for _ in range(4):

@@ -242,7 +242,8 @@ def test_bypassed_lora_and_muted_branch() -> None:
     flow = loras(T2V, [("a.safetensors", 1, False), ("b.safetensors", 1, False)])
     next(n for n in flow.nodes if n["widgets_values"][:1] == ["b.safetensors"])["mode"] = 4
     loader = next(n["id"] for n in flow.nodes if n["type"] == "DownloadAndLoadCogVideoModel")
-    flow.add("CogVideoDecode", True, 240, 360, 0.2, 0.2, True, mode=2, vae=(loader, 1))
+    flow.add("CogVideoDecode", True, 240, 360, 0.2, 0.2, True, vae=(loader, 1))
+    flow.nodes[-1]["mode"] = 2
     api, work = migrated(flow)
     assert only(api, "CogVideoXApplyLora")["lora_name"] == "a.safetensors"
     assert any("muted" in line for line in work.of("left out"))

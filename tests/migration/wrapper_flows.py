@@ -58,7 +58,7 @@ class Flow:
         self.nodes: list[dict] = []
         self.links: list[list] = []
 
-    def add(self, type_: str, *widgets: Any, mode: int = 0, **links: Slot | None) -> int:
+    def add(self, type_: str, *widgets: Any, **links: Slot | None) -> int:
         """A node with its widgets' values in order; returns its id. links: input -> (node, output), None for none."""
         number, entries = len(self.nodes) + 1, []
         for slot, (name, source) in enumerate(links.items()):
@@ -77,7 +77,7 @@ class Flow:
                 "size": [300, 200],
                 "flags": {},
                 "order": number,
-                "mode": mode,
+                "mode": 0,
                 "inputs": entries,
                 "outputs": outputs,
                 "properties": {"Node name for S&R": type_},
@@ -312,9 +312,9 @@ TWELVE: dict[str, Callable[..., Flow]] = {
     "t2v_5b_dpm": lambda **o: text_to_video(
         "THUDM/CogVideoX-5b", quantization="fp8_e4m3fn", scheduler="CogVideoXDPMScheduler", **o
     ),
-    "t2v_1.5": lambda **o: text_to_video("kijai/CogVideoX-5b-1.5-T2V", **{"size": (1360, 768), "frames": 81} | o),
+    "t2v_1.5": lambda size=(1360, 768), frames=81, **o: text_to_video("kijai/CogVideoX-5b-1.5-T2V", size, frames, **o),
     "i2v_5b": lambda **o: image_to_video("THUDM/CogVideoX-5b-I2V", **o),
-    "i2v_1.5": lambda **o: image_to_video("kijai/CogVideoX-5b-1.5-I2V", **{"size": (1360, 768)} | o),
+    "i2v_1.5": lambda size=(1360, 768), **o: image_to_video("kijai/CogVideoX-5b-1.5-I2V", size, **o),
     "v2v_5b": lambda **o: video_to_video("THUDM/CogVideoX-5b", **o),
     "fun_inpaint": lambda **o: fun_inpaint("alibaba-pai/CogVideoX-Fun-V1.1-5b-InP", **o),
     "fun_control": lambda **o: fun_control("alibaba-pai/CogVideoX-Fun-V1.1-5b-Pose", **o),

@@ -47,7 +47,7 @@ def test_own_configs_are_those_that_the_loaders_read(weights: Path) -> None:
         publish.write_own_configs(weights / f"of {variant}", variant)
         siblings = checkpoints.open_component(weights / f"of {variant}", "transformer").siblings
         found[variant] = siblings["scheduler"]["snr_shift_scale"], siblings["vae"]["invert_scale_latents"]
-        shared = AutoencoderKLCogVideoX.load_config(weights / "vae")
+        shared: Any = AutoencoderKLCogVideoX.load_config(weights / "vae")
         assert siblings["vae"]["scaling_factor"] == shared["scaling_factor"]
         assert checkpoints.open_component(weights / f"of {variant}", "vae").state_dict
     assert found == {"2b": (3.0, False), "5b": (1.0, False), "1.5-5B-I2V": (1.0, True)}

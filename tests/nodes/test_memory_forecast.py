@@ -27,7 +27,8 @@ def official() -> ModelPatcher:
 
 
 def forecast(model: Any, *size: int, **more: Any) -> str:
-    return CogVideoXMemoryForecast.execute(model, *(size or (720, 480, 49, 1)), **more).args[0]
+    width, height, frames, batch_size = size or (720, 480, 49, 1)
+    return CogVideoXMemoryForecast.execute(model, width, height, frames, batch_size, **more).args[0]
 
 
 def sentence(text: str, beginning: str) -> str:

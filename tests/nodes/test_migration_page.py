@@ -69,7 +69,8 @@ def of_another_version() -> Flow:
     flow = TWELVE["v2v_5b"]()
     sampler = next(node for node in flow.nodes if node["type"] == "CogVideoSampler")
     sampler["widgets_values"] = sampler["widgets_values"][:1]
-    flow.add("CogVideoSampler", mode=2)
+    flow.add("CogVideoSampler")
+    flow.nodes[-1]["mode"] = 2
     return flow
 
 

@@ -29,8 +29,8 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         app=SimpleNamespace(on_startup=[]),
         on_prompt_handlers=[],
     )
-    found.handlers = instance.on_prompt_handlers
-    instance.add_on_prompt_handler = found.handlers.append
+    instance.add_on_prompt_handler = instance.on_prompt_handlers.append
+    monkeypatch.setattr(found, "handlers", instance.on_prompt_handlers, raising=False)
     monkeypatch.setattr(server.PromptServer, "instance", instance, raising=False)
     monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", {**nodes.NODE_CLASS_MAPPINGS})
     for node in asyncio.run(CogVideoXExtension().get_node_list()):

@@ -220,17 +220,19 @@ def test_nan_skips_nothing() -> None:
 def test_a_part_of_a_schedule(tiny_pipelines: dict[str, Path], part: dict[str, Any]) -> None:
     """Video to video, and the second half of a run that is cut in two."""
     task = task_of(tiny_pipelines["5b"])
-    given = list(text(task))
+    positive, negative, latent = text(task)
     if "denoise" in part:
-        given[2] = {"samples": torch.randn(given[2]["samples"].shape, generator=torch.Generator().manual_seed(3))}
-        compare(task, given, task.model, **part)
+        latent = {"samples": torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(3))}
+        compare(task, (positive, negative, latent), task.model, **part)
         return
     import comfy.sample
 
     said: list[str] = []
-    noise = comfy.sample.prepare_noise(given[2]["samples"], 1)
+    noise = comfy.sample.prepare_noise(latent["samples"], 1)
     runs = [
-        comfy.sample.sample(model, noise, STEPS, 6.0, "euler", "simple", *given[:2], noise, start_step=8, seed=1)
+        comfy.sample.sample(
+            model, noise, STEPS, 6.0, "euler", "simple", positive, negative, noise, start_step=8, seed=1
+        )
         for model in (step_cached(task.model, 0.05, said.append), task.model)
     ]
     assert 1e-7 < relative_error(*runs) < 0.2

@@ -159,8 +159,13 @@ def test_step_that_a_stop_interrupts_is_dropped(tmp_path: Path, place: str, step
             raise loop.StepDropped
         return loss
 
-    stop = {"should_stop": lambda: place == "between" and len(computed) == 4 * step + 2}
-    weights = train(tmp_path / "cut", loss_of, changes=changes, on_save=lambda step, _: saved.append(step), **stop)
+    def should_stop() -> bool:
+        return place == "between" and len(computed) == 4 * step + 2
+
+    def on_save(step: int, weights: dict[str, torch.Tensor]) -> None:
+        saved.append(step)
+
+    weights = train(tmp_path / "cut", loss_of, changes=changes, on_save=on_save, should_stop=should_stop)
     assert computed == list(range(4 * step + 2)), "it went on"
     assert saved == [n for n in (2, 4) if n <= step] + [3] * (step == 3), "a checkpoint twice, or of half a step"
     assert step or not weights["bias"].any()

@@ -180,7 +180,8 @@ class TestWhere:
         def override(attend: Callable, *args: Any, **options: Any) -> torch.Tensor:
             return attend(*args, **options)
 
-        assert torch.equal(step(**{ATTENTION_OVERRIDE: override}), step.default()) and set(groups) == {4}
+        options: dict[str, Any] = {ATTENTION_OVERRIDE: override}
+        assert torch.equal(step(**options), step.default()) and set(groups) == {4}
 
     def test_a_layer_that_is_more_than_its_weights(self, step: Step, groups: list[int]) -> None:
         """A LoRA in bypass mode, or a hook, would be left out without a word."""
@@ -354,7 +355,7 @@ class TestHeldWeights:
         layers = block.attn1.to_q, block.ff.net[2]
         with host_ops.weights_held(layers, torch.device("cpu"), torch.float32) as held:
             for layer, (weight, bias) in zip(layers, held):
-                assert torch.equal(weight, layer.weight) and torch.equal(bias, layer.bias)
+                assert bias is not None and torch.equal(weight, layer.weight) and torch.equal(bias, layer.bias)
             assert released == list(layers)  # the stream may go on
 
     def test_a_kernel_reads_the_weights_of_two_norms(self, step: Step, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,8 @@ def run_passes(of: SimpleNamespace, in_place: bool) -> Tensors:
     (text, video), joint = token_passes.added_and_normed(first, fresh(), of.output, of.norm, second, in_place)
     found |= {"both, text": text, "both, video": video, "both, norm": joint}
     for name, rotary in (("rotated", of.rotary), ("not rotated", None)):
-        heads = token_passes.normed_heads(of.attn, *(x.clone() for x in of.heads), rotary)
+        query, key = (x.clone() for x in of.heads)
+        heads = token_passes.normed_heads(of.attn, query, key, rotary)
         found |= {f"queries, {name}": heads[0], f"keys, {name}": heads[1]}
     return found
 

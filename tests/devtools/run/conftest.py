@@ -195,11 +195,11 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.fixture
 def video(tmp_path: Path) -> Callable[..., Path]:
-    """video(frames, ...) -> an mp4 file."""
+    """video(frames, fps) -> an mp4 file."""
 
-    def write(frames: int = 17, name: str = "clip.mp4", **options: int) -> Path:
-        (tmp_path / name).write_bytes(encode_video(frames, **options))
-        return tmp_path / name
+    def write(frames: int = 17, fps: int = 8) -> Path:
+        (tmp_path / "clip.mp4").write_bytes(encode_video(frames, fps=fps))
+        return tmp_path / "clip.mp4"
 
     return write
 

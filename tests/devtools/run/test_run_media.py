@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.codec.codec import UnknownCodecError
 from PIL import Image
 
 from cogvideox import video_limits
@@ -109,7 +110,7 @@ def test_every_video_that_is_named_is_taken(tmp_path: Path, container: str) -> N
     codec = {"webm": "libvpx", "gif": "gif", "ogg": "libvpx", "flv": "flv", "mpeg": "mpeg1video"}.get(container)
     try:
         (tmp_path / "mine").write_bytes(encode_video(9, fps=25, container=container, codec=codec or "mpeg4"))
-    except av.codec.codec.UnknownCodecError:
+    except UnknownCodecError:
         pytest.skip(f"this FFmpeg has no {codec}")
     (found,) = read_media([Request({"video": str(tmp_path / "mine")})]).values()
     assert found.frames == 9

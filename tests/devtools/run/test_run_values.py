@@ -88,13 +88,17 @@ def test_a_file_of_very_many_prompts_is_divided(
 def test_limits_are_those_of_the_nodes() -> None:
     """What a widget takes and the command refuses cannot be made with it; the other way round, a server is started for
     nothing."""
+    from comfy_api.latest import io
+
     from cogvideox.nodes import lora, sample
     from cogvideox.sockets.tokenizer import MAX_LETTERS
 
     sampler = {entry.id: entry for entry in sample.CogVideoXSample.GET_SCHEMA().inputs}
     (strength,) = (entry for entry in lora.CogVideoXApplyLora.GET_SCHEMA().inputs if entry.id == "strength")
+    assert isinstance(strength, io.Float.Input)
     for name in ("steps", "cfg", "seed", "denoise"):
         widget = sampler[name]
+        assert isinstance(widget, (io.Int.Input, io.Float.Input))
         assert OPTIONS[name].read(str(widget.max)) == widget.max
         beyond = widget.max + 1 if isinstance(widget.max, int) else widget.max * 1.001
         below = widget.min - 1 if name != "denoise" else 0  # at which the node runs no step
