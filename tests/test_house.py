@@ -74,6 +74,15 @@ def imports(module: str) -> tuple[set[str], set[str]]:
     return own, foreign
 
 
+def test_words_that_nobody_else_uses_stay_away() -> None:
+    """They came back twice. A translator and a reader from the field stumble over each."""
+    words = "an" + "ew|" + "that (is|are) no" + "ne|" + "that (is|are) no" + " numbers"
+    texts = [*FILES.values(), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *ROOT.glob("docs/*.md")]
+    texts += [*ROOT.glob("web/docs/**/*.md"), *ROOT.glob("nano/**/*.md"), *ROOT.glob("tests/**/*.md")]
+    found = {path.name: re.findall(rf"\b(?:{words})\b", path.read_text("utf-8"), re.IGNORECASE) for path in texts}
+    assert not {name: these for name, these in found.items() if these}
+
+
 def test_file_names_are_unique() -> None:
     """In an editor's list of open files, in a traceback and in a search, two `lora.py` are one too many."""
     names = Counter(path.name for path in FILES.values() if path.name != "__init__.py")

@@ -104,7 +104,7 @@ _NO_LISTS = [5, "models", {"name": 1}, {"length": 1}, True, [None], [5, None, "x
 
 
 def test_a_graph_that_somebody_has_broken_is_told_of_as_well(opened: Frontend) -> None:
-    """A list of files that is none silenced the page, as did names that are longer together than a question may be."""
+    """A malformed list of files silenced the page, as did names that are longer together than a question may be."""
     name, many = "x" * 20_000, 12
     loader = {"type": "CogVideoXLoadPipeline", "size": [300, 100], "flags": {}, "mode": 0, "order": 0, "inputs": []}
     nodes = [

@@ -84,7 +84,7 @@ def test_demos_picture_that_is_not_there_is_named_before_anything_long(untouched
 
 @pytest.fixture
 def fake_server(untouched_clone, monkeypatch):
-    """A machine that is ready, and a server that is none. Returns the commands that are run on them."""
+    """A machine that is ready, and a stand-in for a server. Returns the commands that are run on them."""
     commands = []
     running = SimpleNamespace(url="http://127.0.0.1:1", output=untouched_clone / "output")
     ready = cli.Setup(untouched_clone / "host", Path("python"))

@@ -53,7 +53,7 @@ def share(files: Path, into: Path) -> None:
 def test_a_stage_trains_and_leaves_weights_that_are_published(
     stage: TransformerStage, few_clips: None, encoded: Path, tmp_path: Path
 ) -> None:
-    """Who trains the toy anew finds out after hours, not minutes, that a stage or its weights do not fit."""
+    """Who trains the toy again finds out after hours, not minutes, that a stage or its weights do not fit."""
     short = replace(stage, steps=2, only_bucket=None if stage.only_bucket is None else 1)
     share(encoded, tmp_path)
     train.train_transformer(tmp_path, short)

@@ -1,4 +1,4 @@
-"""Files that are replaced under the same name: the next run loads them anew, and no run mixes two models."""
+"""Files that are replaced under the same name: the next run loads them again, and no run mixes two models."""
 
 import asyncio
 import inspect

@@ -185,7 +185,7 @@ def test_a_run_cut_in_two_is_the_run(model: ModelPatcher, sampler: str) -> None:
 
 
 def test_steps_are_counted_through(model: ModelPatcher) -> None:
-    """A progress bar that starts again in the middle, or a preview for a step that is none."""
+    """A progress bar that starts again in the middle, or a preview for a step that does not exist."""
     counted: list[int] = []
     ksample_steps = 6
     run = comfy.samplers.KSampler(model, ksample_steps, "cpu", "heun", "normal", 1.0)

@@ -49,11 +49,11 @@ def test_the_table_is_what_the_script_fits() -> None:
     factors, bias = fit(clips=8)
     for clip in drawn_clips(2, seed=7):
         latent, _ = latent_and_colours(clip)
-        ours, anew = (
+        ours, fitted = (
             torch.einsum("cthw,cr->rthw", latent, rows) + offset[:, None, None, None]
             for rows, offset in (
                 (torch.tensor(toy_colours.TOY_RGB_FACTORS), torch.tensor(toy_colours.TOY_RGB_BIAS)),
                 (factors, bias),
             )
         )
-        assert (ours - anew).abs().mean() < 0.05
+        assert (ours - fitted).abs().mean() < 0.05

@@ -243,7 +243,7 @@ def test_record_that_is_none_is_somebody_elses(fake, tmp_path: Path, record: str
 def test_server_that_answers_anything_is_a_sentence(
     refused: Refused, fake, capsys: pytest.CaptureFixture, picture: Path, path: str, answer: str
 ) -> None:
-    """Python gives up JSON of so many levels with an error that is none of the usual ones."""
+    """Python gives up JSON of so many levels with an unusual error."""
     fake.broken = {path.replace("refused prompt", "/prompt"): (400 if path == "refused prompt" else 200, answer)}
     arguments = (*ONE, "--server", fake.url, "--image", picture.name)
     if path.startswith(("/system", "/object")):

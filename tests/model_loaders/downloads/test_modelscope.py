@@ -126,7 +126,9 @@ def test_what_one_hub_has_begun_the_other_goes_on_with(
     assert len(hub.asked) + len(modelscope.asked) == before
 
 
-def test_files_that_differ_between_the_hubs_come_anew(tmp_path: Path, hub: FileServer, modelscope: FileServer) -> None:
+def test_files_that_differ_between_the_hubs_are_downloaded_again(
+    tmp_path: Path, hub: FileServer, modelscope: FileServer
+) -> None:
     """One hub may have an older VAE: half of one and half of the other would be neither."""
     modelscope.files[VAE] = b"another" + modelscope.files[VAE][7:]
     hub.fail(VAE, Fault(cut_after=20_000), Fault(403))

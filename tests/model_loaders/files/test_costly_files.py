@@ -94,7 +94,7 @@ PROGRAMS: dict[str, bytes] = {
     "a storage larger than the file": table(a=tensor(storage("0", 10**12), sides(10**12), sides(1))),
     "many storages": table(**{f"a{i}": tensor(storage(str(i), 400), sides(400), sides(1)) for i in range(50)}),
     "a negative size": table(a=tensor(storage("0", 1), sides(-1), sides(1))),
-    "a storage that is none": table(a=tensor(b"N", sides(10**9), sides(0))),
+    "None instead of a storage": table(a=tensor(b"N", sides(10**9), sides(0))),
     "a meta tensor": table(
         a=code(
             "torch._utils _rebuild_meta_tensor_no_storage", b"(ctorch\nfloat32\n" + sides(10**9) + sides(1) + b"\x89t"

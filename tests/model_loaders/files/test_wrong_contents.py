@@ -259,7 +259,7 @@ def test_control_net_configs(tmp_path: Path, mutations: int) -> None:
 
 @mutations
 def test_indexes(smallest: Path, tmp_path: Path, mutations: int) -> None:
-    """weight_map of other types, names of shards that are none or elsewhere."""
+    """weight_map of other types, names of shards that do not exist or lie elsewhere."""
     folder, weights = prepared(smallest, tmp_path, "transformer")
     names = sorted(weights)
     files = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
