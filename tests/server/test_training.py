@@ -14,6 +14,7 @@ from cogvideox.tests.clip_files import write_video
 from cogvideox.tests.graphs import PIPELINE, SAMPLE, node, with_inputs
 from cogvideox.tests.part_graphs import latent_only, only, short
 from cogvideox.tests.support import relative_error
+from cogvideox.tests.tiers import long_after
 
 CLIPS, TRAIN, SAVE, GRAPH = "clips", "train", "save", "graph"
 FOLDER = "clips_to_learn"
@@ -104,7 +105,7 @@ def test_cancelled_training_goes_on(comfyui, exact):
     assert steps and min(steps) == done + 1, "it began again"
 
 
-@pytest.mark.parametrize("variant", ["5b-I2V", "1.5-5B"])
+@pytest.mark.parametrize("variant", long_after(1, ["5b-I2V", "1.5-5B"]))
 def test_cores_trainer(comfyui, variant):
     """ComfyUI's own Train LoRA on our dataset and our model, saved by our node and applied by it."""
     is_image = "I2V" in variant
