@@ -79,6 +79,8 @@ FIGURES = (
     _row("video to video, denoise 0.6", "video to video, denoise 0.6, cfg 6"),
     _row("inversion edit", "inversion edit, cfg 6"),
     _row("extend a video", "extend, cfg 2", "no jump {1} %", "no jump "),
+    _row("97 frames in context windows", "windows, 97 frames, cfg 2", "no jump {1} %", "no jump "),
+    _row("97 frames in one run, RIFLEx", "RIFLEx, 97 frames", "no jump {1} %", "no jump "),
     *(_by_size(variant, frames) for variant, lengths in SCORED.items() for frames in lengths),
     Figure("docs/nano.md", "the colour is right in at least {1} %", (_least_colour,)),
     Figure(
