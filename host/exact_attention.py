@@ -4,6 +4,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ def _names(function: Any) -> Iterator[str]:
     if code is not None:
         yield from (*code.co_names, *code.co_freevars)
     for cell in getattr(function, "__closure__", None) or ():
-        value = cell.cell_contents
-        if isinstance(value, str) or callable(value):
+        with suppress(ValueError):  # nothing was assigned to this variable yet, or it was deleted
+            value = cell.cell_contents
+            if not (isinstance(value, str) or callable(value)):
+                continue
             yield value if isinstance(value, str) else _name(value)

@@ -125,6 +125,18 @@ def test_which_attention_is_quantised() -> None:
         assert not quantised_attention(kernel, {})
 
 
+def test_an_override_with_a_variable_without_a_value() -> None:
+    """A node that fills its closure later, or empties it, ended each run with "Cell is empty"."""
+
+    def override(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return attend(*args, **kwargs)
+
+    options = {"optimized_attention_override": override}
+    assert not quantised_attention(comfy_attention.attention_pytorch, options)
+    attend = Sage(0).kernel
+    assert quantised_attention(comfy_attention.attention_pytorch, options) == "override"
+
+
 class Card:
     """Events of a card that comes to them when it is told to."""
 
