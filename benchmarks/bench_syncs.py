@@ -84,6 +84,7 @@ RUNS = {
     "2b": Run("2b"),
     "Step Cache": Run(change=_step_cached),
     "Step Cache, previews": Run(change=_step_cached, previews=True),
+    "Step Cache, dpmpp_2m, previews": Run(sampler="dpmpp_2m", change=_step_cached, previews=True),
     "Context Windows": Run(frames=7, change=_windowed),
     "Follow Video": Run(change=_following),
     "EasyCache of ComfyUI": Run(change=_easy_cached),

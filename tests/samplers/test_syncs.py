@@ -18,6 +18,7 @@ KINDS = {
     "ddim, dynamic cfg, guidance_rescale": STEPS,
     "control video in a part of the run": STEPS,
     "Step Cache, previews": 12,
+    "Step Cache, dpmpp_2m, previews": 12,
     "Context Windows": STEPS,
     "Follow Video": STEPS,
 }
