@@ -11,7 +11,9 @@ import comfy_extras.nodes_easycache as easycache
 import pytest
 import torch
 
+from cogvideox.devtools.embedded_checkpoint import write_controlnet
 from cogvideox.errors import UserError
+from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.samplers.step_cache import StepCache, known_levels, step_cached
 from cogvideox.tests.support import relative_error
 from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures, task_of
@@ -143,6 +145,31 @@ def test_image_to_video(tiny_pipelines: dict[str, Path]) -> None:
     task = task_of(tiny_pipelines["5b-I2V"])
     given = task.condition("image", "CogVideoXImageToVideo", 9, start_image=pictures(1))
     compare(task, given, task.model)
+
+
+@pytest.mark.parametrize("end_percent", (1.0, 0.5))
+def test_control_nets(tiny_pipelines: dict[str, Path], tmp_path: Path, end_percent: float) -> None:
+    """What a control net adds is a part of each computed step. A skipped one does not ask it: it takes time as well."""
+    task = task_of(tiny_pipelines["5b"])
+    net = load_controlnet(write_controlnet(tmp_path / "net", "5b", 7, torch.float32), "fp32")
+    positive, negative, latent = text(task)
+    options = {"control_video": pictures(9), "strength": 1.0, "start_percent": 0.0, "end_percent": end_percent}
+    given = (
+        *task.node(
+            "controlnet", "CogVideoXApplyControlNet", positive=positive, negative=negative, control_net=net, **options
+        ),
+        latent,
+    )
+    got = compare(task, given, task.model)
+    asked: list[int] = []
+    (patcher,) = net.get_models()
+    norm = patcher.model.transformer_blocks[0].attn1.norm_q
+    norm.register_forward_hook(lambda *_: asked.append(1))
+    again, runs = runs_of(task, step_cached(task.model, 0.05, print), given)
+    assert torch.equal(again, got)
+    assert (0 < len(asked) < runs) if end_percent < 1 else len(asked) == runs
+    # The net is heard: without it the cached run gives another video.
+    assert relative_error(runs_of(task, step_cached(task.model, 0.05, print), text(task))[0], got) > 1e-3
 
 
 def test_context_windows(tiny_pipelines: dict[str, Path]) -> None:
