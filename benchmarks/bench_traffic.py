@@ -116,11 +116,11 @@ def count_all(size: Size, batch: int, layers: int = 0) -> dict[str, Traffic]:
     return counted
 
 
-def latent_inputs(latent: Latent, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents [B, 16, T, H, W], text [B, 226, 4096] and timesteps [B], without values."""
+def latent_inputs(latent: Latent, batch: int, channels: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents [B, channels, T, H, W], text [B, 226, 4096] and timesteps [B], without values."""
     frames, height, width = latent
     return (
-        torch.empty(batch, 16, frames, height, width, device="meta", dtype=DTYPE),
+        torch.empty(batch, channels, frames, height, width, device="meta", dtype=DTYPE),
         torch.empty(batch, TEXT_TOKENS, TEXT_WIDTH, device="meta", dtype=DTYPE),
         torch.empty(batch, device="meta", dtype=DTYPE),
     )
@@ -163,7 +163,8 @@ def our_forward(
     from cogvideox.sockets.model import build_dit
 
     model = build_dit(config, DTYPE, None, comfy.ops.disable_weight_init)
-    return model, lambda: model(latents, timesteps, context=text, transformer_options={})
+    ofs = torch.empty_like(timesteps) if config.get("ofs_embed_dim") else None
+    return model, lambda: model(latents, timesteps, context=text, transformer_options={}, ofs=ofs)
 
 
 @contextmanager

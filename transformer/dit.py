@@ -168,7 +168,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         device: torch.device,
         transformer_options: dict[str, Any] = {},
     ) -> float:
-        """Bytes of activations that a forward of latents [B, C, T, H, W] in `dtype` holds at its peak on `device`."""
+        """Bytes of activations that a forward of latents [B, C, T, H, W] in `dtype` holds at its peak on `device`, with
+        the table of positions, which is there for all of a run."""
         c, (batch, _, frames, height, width) = self.config, latent_shape
         # `video` counts tokens: of patch_size x patch_size latent pixels in patch_size_t latent frames.
         video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
@@ -176,7 +177,13 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         # Compiled blocks plan their memory by themselves.
         is_eager = not read_compiled_blocks(transformer_options)
         has_kernels = is_eager and expects_kernels(self.transformer_blocks, device, dtype, batch * video * dim)
-        return step_bytes(mode, batch * (video + text_tokens) * dim, dtype.itemsize, has_kernels)
+        table = 0
+        if c.use_rotary_positional_embeddings:  # a matrix of 2 x 2 for each pair of a head's values
+            table = 2 * (video + text_tokens) * c.attention_head_dim
+        elif not c.use_learned_positional_embeddings:
+            table = video * dim
+        values = batch * (video + text_tokens) * dim
+        return step_bytes(mode, values, dtype.itemsize, has_kernels) + table * torch.float32.itemsize
 
     def token_grid(
         self, latent_size: tuple[int, int, int], transformer_options: dict[str, Any] = {}

@@ -333,7 +333,8 @@ def test_the_batch_is_part_of_the_step(models: dict[str, ModelPatcher], encoder:
         forecast_run(models["CogVideoX-5b"], VideoSize(720, 480, 49, count), card_of(80), encoder, vae)
         for count in (1, 4)
     )
-    assert four.denoiser.working_bytes == 4 * one.denoiser.working_bytes
+    # but for the table of positions, which serves all
+    assert four.denoiser.working_bytes == pytest.approx(4 * one.denoiser.working_bytes, rel=0.01)
     assert four.decode == one.decode
     assert four.host_bytes - one.host_bytes == 3 * 49 * 480 * 720 * 3 * 4
 
