@@ -66,7 +66,7 @@ def known_name(sampler: comfy.samplers.Sampler) -> str | None:
     """
     of_comfyui: Any = sampler
     function: Any = getattr(of_comfyui, "sampler_function", None)
-    if isinstance(function, partial) and function.func is _sample_in_parts:
+    if getattr(function, "func", None) is _sample_in_parts:
         function = function.args[0]
     if function is sample_along:
         return f"our {of_comfyui.extra_options['name']}"
