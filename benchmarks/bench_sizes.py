@@ -2,11 +2,13 @@
 
 import math
 from typing import Any
-from unittest import mock
 
 import torch
 
+from cogvideox.benchmarks.bench_traffic import TEXT_TOKENS, TEXT_WIDTH, latent_inputs, our_forward, torch_attention
 from cogvideox.benchmarks.common import Table, arguments, report, use_comfyui
+from cogvideox.benchmarks.traffic import count_peak
+from cogvideox.benchmarks.traffic_kernels import no_stand_in
 
 GB, GIB = 10**9, 1 << 30
 CARDS = (8, 12, 16, 24)  # GB, the common sizes
@@ -20,7 +22,7 @@ MODELS = {
     "CogVideoX1.5-5B-I2V": (22, 96, 170),
 }
 ROWS_SCALE_BYTES = 4  # int8 has one fp32 scale for each row of a matrix
-TEXT_TOKENS, TEXT_WIDTH, LATENT_CHANNELS = 226, 4096, 16
+LATENT_CHANNELS = 16
 VIDEOS = {"49 frames, 480 x 720": (13, 60, 90), "81 frames, 768 x 1360": (21, 96, 170)}
 IMAGE = (161, 768, 1360)  # frames of CogVideoX 1.5 at its longest
 
@@ -72,29 +74,15 @@ def step_table() -> Table:
 
 
 def step_bytes(name: str, latents: tuple[int, int, int]) -> int:
-    """The peak of what a forward of the official model allocates."""
-    import comfy.ops
-
-    from cogvideox.sockets.model import build_dit
+    """The peak of a forward of the official model, counted as `bench traffic` does, with comfy-kitchen's rotation."""
     from cogvideox.tests.hollow_files import OFFICIAL
-    from cogvideox.tests.peak_bytes import PeakBytes
-    from cogvideox.transformer import attention
 
     config = dict(OFFICIAL[name]) | ({} if "2b" in name else {"num_layers": 42, "num_attention_heads": 48})
     side = {"sample_width": 300, "sample_height": 300} if "1.5" in name else {"sample_width": 90, "sample_height": 60}
-    dit = build_dit(config | side, torch.bfloat16, None, comfy.ops.disable_weight_init)
-
-    def fused(q: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-        return torch.empty_like(q).transpose(1, 2).flatten(2)
-
-    noisy = torch.empty(2, dit.config.in_channels, *latents, device="meta", dtype=torch.bfloat16)
-    context = torch.empty(2, TEXT_TOKENS, TEXT_WIDTH, device="meta", dtype=torch.bfloat16)
-    timestep = torch.empty(2, device="meta")
-    ofs = torch.empty(2, device="meta") if config.get("ofs_embed_dim") else None
-    with torch.inference_mode(), mock.patch.object(attention, "attention_for", lambda device: fused):
-        with PeakBytes() as used:
-            dit(noisy, timestep, context=context, ofs=ofs)
-    return used.peak
+    inputs = latent_inputs(latents, 2, config.get("in_channels", LATENT_CHANNELS))
+    dit, forward = our_forward(config | side, *inputs)
+    with torch_attention():
+        return count_peak(forward, [*dit.parameters(), *dit.buffers()], no_stand_in)
 
 
 def vae_table() -> Table:

@@ -56,6 +56,20 @@ def _following(model: Any) -> Any:
     return follow_video(model, Followed(timesteps, samples, 999.0, 0.0))
 
 
+def _table_on_host(model: Any) -> Any:
+    """As ComfyUI leaves it where it streams weights: buffers are not moved to the card."""
+    import comfy.patcher_extension
+
+    def sample(executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        embed = model.model.diffusion_model.patch_embed
+        embed.pos_embedding = embed.pos_embedding.cpu()
+        return executor(*args, **kwargs)
+
+    kind = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
+    model.add_wrapper_with_key(kind, "table on the host", sample)
+    return model
+
+
 def _start_image() -> dict[str, Any]:
     from cogvideox.keys import image_concat
 
@@ -79,11 +93,13 @@ RUNS = {
     "dpmpp_2m of ComfyUI's KSampler": Run(sampler="dpmpp_2m"),
     "ddim, dynamic cfg, guidance_rescale": Run(options={"dynamic_cfg": True, "guidance_rescale": 0.5}),
     "image to video": Run("5b-I2V", entries=_start_image),
+    "image to video, streamed": Run("5b-I2V", entries=_start_image, change=_table_on_host),
     "control video in a part of the run": Run("Fun-5b-Control", entries=_control_video),
     "1.5, an odd number of latents, previews": Run("1.5-5B", previews=True),
     "2b": Run("2b"),
     "Step Cache": Run(change=_step_cached),
     "Step Cache, previews": Run(change=_step_cached, previews=True),
+    "Step Cache, dpmpp_2m, previews": Run(sampler="dpmpp_2m", change=_step_cached, previews=True),
     "Context Windows": Run(frames=7, change=_windowed),
     "Follow Video": Run(change=_following),
     "EasyCache of ComfyUI": Run(change=_easy_cached),

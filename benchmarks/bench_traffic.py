@@ -1,6 +1,6 @@
 """Bytes, kernels and peak memory of one forward at official sizes, counted: ours, diffusers' and ComfyUI's class."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,7 @@ def main() -> None:
     )
     use_comfyui()
     tables = [table(name, batch, options.layers) for name in options.variants for batch in (2, 1)]
-    report("traffic", tables, options.save)
+    report("traffic", [*tables, copies_table(options.variants)], options.save)
 
 
 def table(name: str, batch: int, layers: int = 0) -> Table:
@@ -72,11 +72,40 @@ def table(name: str, batch: int, layers: int = 0) -> Table:
     ]
     notes = [
         f"Latent {' x '.join(map(str, size.latent))}, counted on the meta device in bf16: nothing was computed, and no "
-        "card was there. Weights are not counted.",
+        "card was there. Weights are not counted, nor copies of those that are streamed, which have a table of their "
+        "own. The peak has the table of positions in it.",
         *(goals(size, counted) if batch == 2 and not layers else ()),
     ]
     columns = ["", "TFLOP", "GB moved", "of diffusers'", "kernels", "peak of activations, GiB"]
     return Table(f"{name}, batch {batch}", notes, columns, rows)
+
+
+def copies_table(variants: Sequence[str]) -> Table:
+    """What a peak does not have where weights are streamed: their copies, on the way to the card and in use."""
+    rows = [[name, *(f"{size / GIB:.3f}" for size in copies_bytes(SIZES[name].config))] for name in variants]
+    notes = [
+        "By ComfyUI's rules, which keep a layer's copy and those of the next two; all weights are streamed. In 8 bits "
+        "(int8) the copy in use is unpacked on the card. A step in the lean mode uses two layers of the feed-forward "
+        "at a time.",
+    ]
+    return Table("Copies of streamed weights", notes, ["", "16 bits, GiB", "8 bits, GiB"], rows)
+
+
+def copies_bytes(config: dict[str, Any]) -> tuple[int, int]:
+    """Bytes that ComfyUI keeps for weights on their way to a card that holds none: in 16 and in 8 bits."""
+    import comfy.model_patcher
+
+    from cogvideox.host.memory_rules import Card, layer_sizes, weights_on_card
+    from cogvideox.model_loaders.forecast import eight_bit_layers
+
+    model, _ = our_forward(config, *latent_inputs((2, 8, 8), 1))
+    cpu, card = torch.device("cpu"), Card(torch.device("cuda:0"), 0, 0, keeps_none=True)
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    plain, eight = (
+        weights_on_card(card, sum(layer.bytes for layer in layers), layers, 0).buffer_bytes
+        for layers in (layer_sizes(patcher), eight_bit_layers(model, DTYPE))
+    )
+    return plain, eight
 
 
 def goals(size: Size, counted: dict[str, Traffic]) -> list[str]:
@@ -116,11 +145,11 @@ def count_all(size: Size, batch: int, layers: int = 0) -> dict[str, Traffic]:
     return counted
 
 
-def latent_inputs(latent: Latent, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents [B, 16, T, H, W], text [B, 226, 4096] and timesteps [B], without values."""
+def latent_inputs(latent: Latent, batch: int, channels: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents [B, channels, T, H, W], text [B, 226, 4096] and timesteps [B], without values."""
     frames, height, width = latent
     return (
-        torch.empty(batch, 16, frames, height, width, device="meta", dtype=DTYPE),
+        torch.empty(batch, channels, frames, height, width, device="meta", dtype=DTYPE),
         torch.empty(batch, TEXT_TOKENS, TEXT_WIDTH, device="meta", dtype=DTYPE),
         torch.empty(batch, device="meta", dtype=DTYPE),
     )
@@ -163,7 +192,8 @@ def our_forward(
     from cogvideox.sockets.model import build_dit
 
     model = build_dit(config, DTYPE, None, comfy.ops.disable_weight_init)
-    return model, lambda: model(latents, timesteps, context=text, transformer_options={})
+    ofs = torch.empty_like(timesteps) if config.get("ofs_embed_dim") else None
+    return model, lambda: model(latents, timesteps, context=text, transformer_options={}, ofs=ofs)
 
 
 @contextmanager

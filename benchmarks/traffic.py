@@ -26,7 +26,7 @@ _EMPTY = frozenset("empty empty_like empty_strided new_empty new_empty_strided".
 @dataclass(frozen=True)
 class Traffic:
     """Of one forward. moved_bytes: activations read and written, weights not; they are the same for everybody.
-    peak_bytes: of activations. flops: of products and attention."""
+    peak_bytes: of count_peak. flops: of products and attention."""
 
     moved_bytes: int
     kernels: int
@@ -70,9 +70,25 @@ def count_traffic(
     with torch.inference_mode(False), torch.no_grad():
         with stand_ins(Counting(weights)), _flop_counter() as flops:
             forward()
-        with PeakBytes(without=weights) as held, Counting(weights) as counting, stand_ins(counting):
+        with Counting(weights) as counting, stand_ins(counting):  # tables of positions are there by now
             forward()
-    return Traffic(counting.moved_bytes, counting.kernels, held.peak, flops.get_total_flops())
+    peak = count_peak(forward, weights, stand_ins)
+    return Traffic(counting.moved_bytes, counting.kernels, peak, flops.get_total_flops())
+
+
+def count_peak(
+    forward: Callable[[], object], weights: Iterable[torch.Tensor], stand_ins: Callable[[Counting], Any]
+) -> int:
+    """The most bytes that the first call of `forward` in a run holds on the device beside `weights`: activations, and
+    the tables of positions, which stay there for the run. stand_ins: as for count_traffic."""
+    from cogvideox.transformer.positions import forget_tables
+
+    forget_tables()
+    # A kernel that is counted through `Counting.launch` allocates nothing there.
+    with torch.inference_mode(False), torch.no_grad(), stand_ins(Counting(weights)):
+        with PeakBytes("meta", without=weights) as held:
+            forward()
+    return held.peak
 
 
 def _flop_counter() -> FlopCounterMode:

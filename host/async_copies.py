@@ -44,10 +44,16 @@ def upload(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """`tensor` in the dtype and on the device of `like`."""
     if tensor.device == like.device or not is_card(like.device):
         return tensor.to(like)
+    return pinned(tensor).to(like, non_blocking=True)
+
+
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, of the host, in memory from which a card copies by itself. Itself where the user has switched that off,
+    or the system limits it: from other memory the host may have to wait."""
     if not getattr(args, "disable_pinned_memory", False):
-        with suppress(RuntimeError):  # the system limits pinned memory; from other memory the host may have to wait
-            tensor = tensor.pin_memory()
-    return tensor.to(like, non_blocking=True)
+        with suppress(RuntimeError):
+            return tensor.pin_memory()
+    return tensor
 
 
 def record_event(device: torch.device, timed: bool = False) -> Any:

@@ -3,7 +3,10 @@
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -11,9 +14,11 @@ from comfy.ldm.modules.attention import attention_pytorch
 
 from ..keys import ATTENTION_OVERRIDE
 
-# What kernels with eight-bit products are called: SageAttention and SpargeAttn, and those that name their type. "sage"
-# ends "message" and "usage" as well.
-_QUANTISED = r"(?<![a-z])sage|sage(?=at|3)|sparge|fp8|float8|int8"
+# What kernels with eight-bit products are called: SageAttention and SpargeAttn, those that name their type, and torch's
+# own products. "sage" ends "message" and "usage" as well, and pictures are uint8.
+_QUANTISED = r"(?<![a-z])sage|sage(?=at|3)|sparge|fp8|float8|(?<!u)int8|_scaled_mm|\b_int_mm"
+_LEVELS = 4  # of calls: the override, its helper, the kernel's function, and what that calls
+_OPAQUE = {"torch", *sys.stdlib_module_names}  # whose code names all types
 
 
 def exact_attention(_: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -42,17 +47,59 @@ def _name(function: Any) -> str:
 
 
 def _names(function: Any) -> Iterator[str]:
-    """What a function is called, and what it calls: nodes put a kernel into a small function of their own, whose
-    closure has the kernel or its name."""
-    while isinstance(function, functools.partial):
-        yield from (_name(value) for value in (*function.args, *function.keywords.values()) if callable(value))
-        function = function.func
-    function = inspect.unwrap(function)
-    yield str(getattr(function, "__qualname__", type(function).__qualname__))
-    code = getattr(function, "__code__", None)
-    if code is not None:
-        yield from (*code.co_names, *code.co_freevars)
-    for cell in getattr(function, "__closure__", None) or ():
-        value = cell.cell_contents
-        if isinstance(value, str) or callable(value):
-            yield value if isinstance(value, str) else _name(value)
+    """What a function is called, and everything that its code names, with the packages that these are from.
+
+    Nodes put a kernel into a small function, method or partial of their own, in which the kernel may have any name: it
+    is followed for _LEVELS calls. A kernel of torch's operations shows its products by their names. What a compiled one
+    of another package computes in cannot be known: it is taken for exact unless a name says otherwise.
+    """
+    values, seen = [function], dict[int, Any]()
+    for _ in range(_LEVELS):
+        new = {id(value): value for value in values if id(value) not in seen}
+        seen |= new  # which also keeps them: the id of a value that is gone may come again
+        texts = (text for value in new.values() for text in _own_names(value))
+        # A path says where something lies. ComfyUI calls the modules of a node pack by their path.
+        yield from (text for text in texts if not re.search(r"[/\\]", text))
+        values = [used for value in new.values() for used in _used(value)]
+
+
+def _own_names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, ModuleType):
+        return (value.__name__.partition(".")[0],)
+    name = str(getattr(value, "__qualname__", type(value).__qualname__))
+    return name, str(getattr(value, "__module__", "")).partition(".")[0]
+
+
+def _used(value: Any) -> Iterator[Any]:
+    """What a callable has: the names in its code, and the strings, callables and modules behind these."""
+    if isinstance(value, str | type | ModuleType):
+        return
+    if isinstance(value, functools.partial):
+        yield from filter(_can_tell, (value.func, *value.args, *value.keywords.values()))
+        return
+    yield from filter(callable, (getattr(value, "__wrapped__", None),))
+    function: Any = getattr(value, "__func__", value if inspect.isfunction(value) else type(value).__call__)
+    scope = getattr(function, "__globals__", {})
+    if not scope or str(scope.get("__name__")).partition(".")[0] in _OPAQUE:
+        return
+    names = [*_code_names(function.__code__)]
+    yield from names
+    held = getattr(getattr(value, "__self__", value), "__dict__", {})  # of a method's object, or of the object itself
+    yield from (each[name] for name in names for each in (scope, held) if name in each and _can_tell(each[name]))
+    yield from filter(_can_tell, (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()))
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # nothing was assigned to this variable yet, or it was deleted
+            yield from filter(_can_tell, (cell.cell_contents,))
+
+
+def _code_names(code: CodeType) -> Iterator[str]:
+    yield from (*code.co_names, *code.co_freevars)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):  # a function that is defined within
+            yield from _code_names(inner)
+
+
+def _can_tell(value: Any) -> bool:
+    return callable(value) or isinstance(value, str | ModuleType)

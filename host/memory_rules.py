@@ -5,7 +5,8 @@ comfy/samplers.py, _calc_cond_batch; comfy/sampler_helpers.py, prepare_sampling.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -164,9 +165,22 @@ def told_memory(
     executor = comfy.patcher_extension.WrapperExecutor.new_executor(estimate, wrappers)
     token = _asked_about.set(card)
     try:
-        return executor.execute(patcher, list(latent_shape), {}, model_options=options)
+        with options_known(patcher):
+            return executor.execute(patcher, list(latent_shape), {}, model_options=options)
     finally:
         _asked_about.reset(token)
+
+
+@contextmanager
+def options_known(patcher: comfy.model_patcher.ModelPatcher) -> Iterator[None]:
+    """Let the model see which patcher it is asked for, whose options say what nodes have done to the blocks: compiled
+    or patched ones take more memory. ComfyUI tells it (ModelPatcher.pre_run) after having asked how much."""
+    model: Any = patcher.model
+    before, model.current_patcher = getattr(model, "current_patcher", None), patcher
+    try:
+        yield
+    finally:
+        model.current_patcher = before
 
 
 def free_for_run(device: torch.device) -> float:

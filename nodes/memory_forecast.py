@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..host.compat import is_dynamic
 from ..host.memory_rules import GIB, Card, card_of, this_card, total_ram
 from ..host.messages import show_on_node
+from ..keys import read_compiled_blocks
 from ..model_loaders.forecast import (
     Forecast,
     Part,
@@ -91,7 +92,7 @@ class CogVideoXMemoryForecast(io.ComfyNode):
             official_vae(card) if vae is None else vae_of(vae),
             control_net,
         )
-        notes = [describe_card(card, card_gb), *_stand_ins(vae, clip), *advice(forecast)]
+        notes = [describe_card(card, card_gb), *_stand_ins(vae, clip), *_compiled(model), *advice(forecast)]
         config = model.model.model_config
         if settings := recommended_for(config.family, config.transformer_config):
             notes.append(f"The authors of {forecast.family} recommend {describe(settings)}.")
@@ -139,6 +140,15 @@ def _stand_ins(vae: object, clip: object) -> list[str]:
     if not missing:
         return []
     return [f"No {' and no '.join(missing)} is connected: that of the official checkpoints is counted."]
+
+
+def _compiled(model: ModelPatcher) -> list[str]:
+    if not read_compiled_blocks(model.model_options.get("transformer_options", {})):
+        return []
+    return [
+        "The model is compiled: the compiler plans the memory of its blocks by itself, which cannot be counted. The "
+        "work that is shown is what the blocks take with plain torch, which ComfyUI keeps free for them."
+    ]
 
 
 def advice(forecast: Forecast) -> list[str]:

@@ -10,6 +10,7 @@ import comfy.samplers
 import torch
 
 from ..host.attention_kernels import AttentionSize, choose_attention
+from ..host.memory_rules import options_known
 from ..host.messages import clear_running_node
 from ..host.protocols import BaseModel, Guider, GuiderExecutor, StepCallback
 from .checks import check_conditioning, check_finite, check_latent, check_mask, check_merge, check_sampler, check_size
@@ -83,7 +84,7 @@ def sample_checked(
     sampler = with_first_order_steps(with_stream(sampler, stream), sigmas)
     # The next wrapper, or CFGGuider.outer_sample itself, which loads the model and runs the sampler. The sigmas are a
     # copy: ComfyUI's uni_pc writes 0.001 over the 0 at their end.
-    with _watched(guider, notify) as watch:
+    with options_known(guider.model_patcher), _watched(guider, notify) as watch:
         report = partial(_report_without, extra, callback, watch)
         out = executor(noise, latent_image, sampler, sigmas.clone(), denoise_mask, report, disable_pbar, seed, **kwargs)
     return _finish(out, latent_image, denoise_mask, bool(sigmas[-1] == 0), extra)

@@ -100,11 +100,13 @@ def known_levels(
     sampler: comfy.samplers.Sampler, sigmas: torch.Tensor, model_sampling: ModelSampling
 ) -> list[float] | None:
     """The sigmas at which a sampler asks the model in a run along `sigmas`: of CogVideoX's own, which take the nearest
-    of 1000 timesteps, and of euler. None for others."""
-    name, options = known_name(sampler) or "", getattr(sampler, "extra_options", {})
-    if name == "euler" and not options:
+    of 1000 timesteps, and of ComfyUI's that ask once a step. None for others, and where s_churn raises the noise."""
+    name, options = known_name(sampler), getattr(sampler, "extra_options", {})
+    if name is None or not asks_once_a_step(sampler) or options.get("s_churn"):
+        return None
+    if not name.startswith("our "):
         return sigmas[:-1].tolist()
-    if not name.startswith("our ") or not hasattr(model_sampling, "alphas"):
+    if not hasattr(model_sampling, "alphas"):
         return None
     steps = plan_steps(model_sampling, sigmas, options.get("schedule_steps")) if len(sigmas) > 1 else []
     return model_sampling.sigmas.cpu()[[timestep for timestep, *_ in steps]].tolist()

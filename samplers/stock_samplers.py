@@ -58,13 +58,16 @@ SamplerFunction = Callable[..., torch.Tensor]  # k-diffusion's: (model, x, sigma
 
 
 def known_name(sampler: comfy.samplers.Sampler) -> str | None:
-    """A sampler's name in ComfyUI's list, "our ddim" or "our dpm" for this pack's, None for one of another pack.
+    """A sampler's name in ComfyUI's list, "our ddim" or "our dpm" for this pack's, None for one of another pack. The
+    name of what with_first_order_steps has made is that of the sampler within.
 
     The "_gpu" at the end of some names, which only says where noise is drawn, is left out. "ddim" of ComfyUI's list is
     euler.
     """
     of_comfyui: Any = sampler
     function: Any = getattr(of_comfyui, "sampler_function", None)
+    if getattr(function, "func", None) is _sample_in_parts:
+        function = function.args[0]
     if function is sample_along:
         return f"our {of_comfyui.extra_options['name']}"
     if not getattr(function, "__module__", "").startswith("comfy."):
@@ -156,13 +159,9 @@ def _check_falling(sigmas: torch.Tensor) -> None:
 
 
 def asks_once_a_step(sampler: comfy.samplers.Sampler) -> bool:
-    """Whether a sampler, or the one in what with_first_order_steps has made of it, asks the model once a step, at the
-    step's beginning, and for nothing but the prediction: those that end in cfg_pp get the one of the negative prompt,
-    too, from a function that a step without the model does not call. True for one of another pack, of which nothing is
-    known."""
-    function: Any = getattr(sampler, "sampler_function", None)
-    if isinstance(function, partial) and function.func is _sample_in_parts:
-        sampler = comfy.samplers.KSAMPLER(function.args[0])
+    """Whether a sampler asks the model once a step, at the step's beginning, and for nothing but the prediction: those
+    that end in cfg_pp get the one of the negative prompt, too, from a function that a step without the model does not
+    call. True for one of another pack, of which nothing is known."""
     name = known_name(sampler)
     return name not in CALLS_PER_STEP and name not in CHOOSE_SIGMAS and not (name or "").endswith("cfg_pp")
 

@@ -12,6 +12,7 @@ from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 
 from ..errors import UserError
+from ..host.async_copies import pinned, upload
 from ..host.compat import NoMemoryLeftError, free_after_out_of_memory, is_out_of_memory, prefetched
 from ..host.exact_attention import exact_attention
 from ..host.memory_rules import free_in_step
@@ -48,6 +49,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     stretches_positions: bool = False
     # The memory modes in which no step of this run has run out of memory.
     _modes: tuple[Mode, ...] = LADDER
+    _host_table: torch.Tensor | None = None  # of learned positions, for this run
 
     def forward(
         self,
@@ -82,9 +84,9 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         )
 
     def forget_run(self) -> None:
-        """Release what was computed for the sizes of a run (positions.forget_tables), and forget how it went."""
+        """Release what was computed for a run (positions.forget_tables), and forget how it went."""
         forget_tables()
-        self._modes = LADDER
+        self._modes, self._host_table = LADDER, None
 
     def _forward(
         self,
@@ -166,7 +168,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         device: torch.device,
         transformer_options: dict[str, Any] = {},
     ) -> float:
-        """Bytes of activations that a forward of latents [B, C, T, H, W] in `dtype` holds at its peak on `device`."""
+        """Bytes of activations that a forward of latents [B, C, T, H, W] in `dtype` holds at its peak on `device`, with
+        the table of positions, which is there for all of a run."""
         c, (batch, _, frames, height, width) = self.config, latent_shape
         # `video` counts tokens: of patch_size x patch_size latent pixels in patch_size_t latent frames.
         video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
@@ -174,7 +177,13 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         # Compiled blocks plan their memory by themselves.
         is_eager = not read_compiled_blocks(transformer_options)
         has_kernels = is_eager and expects_kernels(self.transformer_blocks, device, dtype, batch * video * dim)
-        return step_bytes(mode, batch * (video + text_tokens) * dim, dtype.itemsize, has_kernels)
+        table = 0
+        if c.use_rotary_positional_embeddings:  # a matrix of 2 x 2 for each pair of a head's values
+            table = 2 * (video + text_tokens) * c.attention_head_dim
+        elif not c.use_learned_positional_embeddings:
+            table = video * dim
+        values = batch * (video + text_tokens) * dim
+        return step_bytes(mode, values, dtype.itemsize, has_kernels) + table * torch.float32.itemsize
 
     def token_grid(
         self, latent_size: tuple[int, int, int], transformer_options: dict[str, Any] = {}
@@ -241,9 +250,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         frames, height, width = self.native_size()
         native = frames, height // c.patch_size, width // c.patch_size
         if c.use_learned_positional_embeddings:
-            # ComfyUI's patcher moves the layers' parameters only; this buffer stays on the device that it was loaded
-            # to, so that it has to be moved here.
-            table = self.patch_embed.get_buffer("pos_embedding").to(video)
+            table = self._learned_positions(video)
             text_table, video_table = table.split([c.max_text_seq_length, table.shape[1] - c.max_text_seq_length], 1)
             return text + text_table[:, : text.shape[1]], video + resampled_table(video_table[0], native, grid)
         if c.use_rotary_positional_embeddings:
@@ -255,6 +262,20 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         scales = c.spatial_interpolation_scale, c.temporal_interpolation_scale
         table = sincos_table(video.shape[-1], counted, *scales, video.device)
         return text, video + resampled_table(table, counted, grid).to(video.dtype)
+
+    def _learned_positions(self, like: torch.Tensor) -> torch.Tensor:
+        """The learned table [1, text + native tokens, dim], in the dtype and on the device of `like`.
+
+        Where ComfyUI streams the layers' parameters, this buffer stays on the host, and is copied in each forward: kept
+        on the card it would displace as many bytes of weights, which would be copied instead. What is kept for the run
+        is a copy for which the host does not wait.
+        """
+        table = self.patch_embed.get_buffer("pos_embedding")
+        if table.device == like.device or not may_overwrite():
+            return table.to(like)
+        if self._host_table is None or self._host_table.dtype != like.dtype:
+            self._host_table = pinned(table.to(like.dtype))
+        return upload(self._host_table, like)
 
     def _rotary(
         self, grid: tuple[int, int, int], text_tokens: int, riflex: bool, device: torch.device

@@ -50,7 +50,8 @@ _LEAN_COPIES, _LEAN_GROUPED, _SPAN_COPIES, _MARGIN = 3, 4, 5, 1.06
 
 
 def step_bytes(mode: Mode, values: int, value_bytes: int, has_kernels: bool) -> float:
-    """Bytes of activations at the peak of a forward in `mode`.
+    """Bytes of activations at the peak of a forward in `mode`, without weights and without the copies of those that are
+    streamed, for which ComfyUI leaves room by itself.
 
     values: of all tokens, of text and video and of the whole batch. value_bytes: of one. has_kernels: whether the
     transformer's own kernels will work.

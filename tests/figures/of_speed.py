@@ -159,14 +159,21 @@ CACHES = (
 )
 
 
-def cached(sampler: str, cache: str, column: str = "deviation") -> Cell:
+def cached(sampler: str, cache: str, column: str = "deviation", model: str = "5b", cfg: int = 6) -> Cell:
     """Of a run of CogVideoX-nano, with a cache of its steps."""
-    return Cell("cpu", "cache", f"CogVideoX-nano 5b, {sampler}, 50 steps, cfg 6", (cache,), column)
+    section = "cache" if model == "5b" else f"cache, {model}"
+    return Cell("cpu", section, f"CogVideoX-nano {model}, {sampler}, 50 steps, cfg {cfg}", (cache,), column)
 
 
 def _cache_row(cache: str) -> Figure:
     columns = "forwards a clip", "deviation"
     values = (cached(sampler, cache, column) for sampler in ("ddim", "dpm") for column in columns)
+    return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 2, tuple(values))
+
+
+def _other_cache_row(cache: str) -> Figure:
+    models, columns = (("1.5-5B", 6), ("5b-I2V", 2)), ("forwards a clip", "deviation")
+    values = (cached("ddim", cache, column, *model) for model in models for column in columns)
     return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 2, tuple(values))
 
 
@@ -244,6 +251,7 @@ CPU = (
     *map(_moved_row, VARIANTS),
     *map(_mode_row, VARIANTS),
     *map(_cache_row, CACHES),
+    *map(_other_cache_row, (*CACHES[:6], "25 steps")),
     *map(_compiled_row, ("2b", "5b")),
     Figure(
         PAGE,

@@ -14,6 +14,7 @@ from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
 from cogvideox.nodes import memory_forecast as module
+from cogvideox.nodes.compile import CogVideoXCompile
 from cogvideox.nodes.decode import MEMORY_MODES
 from cogvideox.nodes.memory_forecast import CogVideoXMemoryForecast
 from cogvideox.tests.hollow_files import hollow_model
@@ -101,6 +102,13 @@ def test_windows_need_less(official: ModelPatcher) -> None:
     long_run = forecast(windows, 720, 480, 161, 1, card_gb=24.0)
     short_run = forecast(official, 720, 480, 49, 1, card_gb=24.0)
     assert sentence(long_run, "| denoiser") == sentence(short_run, "| denoiser")
+
+
+def test_a_compiled_model(official: ModelPatcher) -> None:
+    """The compiler's own memory is in no figure: whoever trusts them has to know."""
+    compiled = CogVideoXCompile.execute(official).args[0]
+    assert sentence(forecast(compiled, card_gb=24.0), "The model is compiled").endswith("keeps free for them.")
+    assert "compiled" not in forecast(official, card_gb=24.0)
 
 
 def test_this_machine_without_a_card(tiny_pipelines: dict[str, Path]) -> None:

@@ -2,7 +2,9 @@
 cause."""
 
 from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import comfy.ldm.modules.attention as comfy_attention
@@ -123,6 +125,78 @@ def test_which_attention_is_quantised() -> None:
     assert quantised_attention(plain, {"optimized_attention_override": Sage(0).override()}) == "attention_override"
     for kernel in (comfy_attention.attention_flash, comfy_attention.attention_xformers, attention_by_choice):
         assert not quantised_attention(kernel, {})
+
+
+class Node:
+    """An override as a method, and as an object."""
+
+    def __init__(self, kernel: Callable[..., torch.Tensor]):
+        self.kernel = kernel
+
+    def attend(self, _: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.kernel(*args, **kwargs)
+
+    __call__ = attend
+
+
+def in_module(name: str, function: Callable[..., Any], **scope: Any) -> Callable[..., Any]:
+    """The same function in a module of another name, which has `scope`."""
+    return FunctionType(function.__code__, {"__name__": name, "torch": torch, **scope}, "attend")
+
+
+kernel: Any = None  # each module has its own
+
+
+def call_kernel(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return kernel(*args, **kwargs)
+
+
+def call_module(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return kernel.attend(*args, **kwargs)
+
+
+def choose(_: Any, *args: Any, kind: str) -> torch.Tensor:
+    return kernel[kind](*args)
+
+
+KERNEL = in_module("sageattention.core", lambda query, *_: query)
+EIGHT_BITS = in_module("/nodes/pack", lambda query, key, *_: torch._scaled_mm(query, key, query, key))
+PICTURE = in_module("/nodes/ComfyUI_SageUtils", lambda query, *_: query.to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("override", "is_quantised"),
+    (
+        (Node(KERNEL).attend, True),
+        (Node(KERNEL), True),
+        (in_module("/nodes/pack", call_kernel, kernel=KERNEL), True),
+        (in_module("/nodes/pack", call_kernel, kernel=partial(KERNEL, None)), True),
+        (in_module("/nodes/pack", call_kernel, kernel=Node(EIGHT_BITS)), True),
+        (in_module("/nodes/pack", call_module, kernel=ModuleType("sageattention.core")), True),
+        (partial(in_module("/nodes/pack", choose), kind="sageattn_qk_int8"), True),
+        (wraps(comfy_attention.attention_pytorch)(in_module("/nodes/pack", call_kernel, kernel=KERNEL)), True),
+        (in_module("/nodes/pack", call_kernel, kernel=PICTURE), False),
+        (Node(torch.nn.functional.multi_head_attention_forward), False),
+        (partial(Node(PICTURE).attend, folder="/home/sage/clips"), False),
+    ),
+)
+def test_an_override_whose_name_says_nothing(override: Any, is_quantised: bool) -> None:
+    """A run with SageAttention that gave NaN was lost where a node's function had another name; one without it must
+    not wait for the card at each prediction."""
+    options = {"optimized_attention_override": override}
+    assert bool(quantised_attention(comfy_attention.attention_pytorch, options)) == is_quantised
+
+
+def test_an_override_with_a_variable_without_a_value() -> None:
+    """A node that fills its closure later, or empties it, ended each run with "Cell is empty"."""
+
+    def override(_: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return attend(*args, **kwargs)
+
+    options = {"optimized_attention_override": override}
+    assert not quantised_attention(comfy_attention.attention_pytorch, options)
+    attend = Sage(0).kernel
+    assert quantised_attention(comfy_attention.attention_pytorch, options) == "override"
 
 
 class Card:

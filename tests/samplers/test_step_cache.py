@@ -4,12 +4,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
 import comfy_extras.nodes_easycache as easycache
 import pytest
 import torch
 
+from cogvideox.devtools.embedded_checkpoint import write_controlnet
 from cogvideox.errors import UserError
-from cogvideox.samplers.step_cache import StepCache, step_cached
+from cogvideox.model_loaders.load_controlnet import load_controlnet
+from cogvideox.samplers.step_cache import StepCache, known_levels, step_cached
 from cogvideox.tests.support import relative_error
 from cogvideox.tests.tasks import HEIGHT, WIDTH, Task, pictures, task_of
 
@@ -142,6 +147,31 @@ def test_image_to_video(tiny_pipelines: dict[str, Path]) -> None:
     compare(task, given, task.model)
 
 
+@pytest.mark.parametrize("end_percent", (1.0, 0.5))
+def test_control_nets(tiny_pipelines: dict[str, Path], tmp_path: Path, end_percent: float) -> None:
+    """What a control net adds is a part of each computed step. A skipped one does not ask it: it takes time as well."""
+    task = task_of(tiny_pipelines["5b"])
+    net = load_controlnet(write_controlnet(tmp_path / "net", "5b", 7, torch.float32), "fp32")
+    positive, negative, latent = text(task)
+    options = {"control_video": pictures(9), "strength": 1.0, "start_percent": 0.0, "end_percent": end_percent}
+    given = (
+        *task.node(
+            "controlnet", "CogVideoXApplyControlNet", positive=positive, negative=negative, control_net=net, **options
+        ),
+        latent,
+    )
+    got = compare(task, given, task.model)
+    asked: list[int] = []
+    (patcher,) = net.get_models()
+    norm = patcher.model.transformer_blocks[0].attn1.norm_q
+    norm.register_forward_hook(lambda *_: asked.append(1))
+    again, runs = runs_of(task, step_cached(task.model, 0.05, print), given)
+    assert torch.equal(again, got)
+    assert (0 < len(asked) < runs) if end_percent < 1 else len(asked) == runs
+    # The net is heard: without it the cached run gives another video.
+    assert relative_error(runs_of(task, step_cached(task.model, 0.05, print), text(task))[0], got) > 1e-3
+
+
 def test_context_windows(tiny_pipelines: dict[str, Path]) -> None:
     """All windows of a step are skipped together."""
     task = task_of(tiny_pipelines["5b"])
@@ -167,8 +197,6 @@ def test_what_a_mask_keeps_stays_exact(tiny_pipelines: dict[str, Path]) -> None:
 
 def test_a_sampler_that_does_not_suit(tiny_pipelines: dict[str, Path]) -> None:
     """heun computes twice a step: all steps are computed, and the node says why nothing was gained."""
-    import comfy.sample
-
     task, said = task_of(tiny_pipelines["5b"]), []
     positive, negative, latent = text(task)
 
@@ -182,12 +210,39 @@ def test_a_sampler_that_does_not_suit(tiny_pipelines: dict[str, Path]) -> None:
     assert "does not suit this sampler" in said[0] and "Use ddim, dpm or euler" in said[0]
 
 
+def test_where_samplers_of_comfyui_ask(tiny_pipelines: dict[str, Path]) -> None:
+    """A level that is taken for known saves a wait for the card in each step. Where the sampler asked at another one,
+    no step would be skipped."""
+    model, found = task_of(tiny_pipelines["5b"]).model.clone(), {}
+    sampling: Any = model.get_model_object("model_sampling")
+    kinds = comfy.patcher_extension.WrappersMP
+
+    def look(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        found["known"] = known_levels(args[2], args[3], sampling)
+        return executor(*args, **kwargs)
+
+    def predict(_: Any, __: Any, conds: list, x: torch.Tensor, sigma: torch.Tensor, *___: Any) -> list[torch.Tensor]:
+        found["asked"].append(float(sigma[0]))
+        return [x / (1 + sigma[0] ** 2) for _ in conds]
+
+    model.add_wrapper_with_key(kinds.OUTER_SAMPLE, "test", look)
+    model.add_wrapper_with_key(kinds.CALC_COND_BATCH, "test", predict)
+    noise, text = torch.randn(1, 16, 3, 8, 12), [[torch.zeros(1, 226, 32), {}]]
+    unknown = set()
+    for name in comfy.samplers.KSampler.SAMPLERS:
+        found["asked"] = []
+        comfy.sample.sample(model, noise, 8, 1.0, name, "simple", text, text, noise * 0, seed=1)
+        if found["known"] is None:
+            unknown.add(name)
+        else:
+            assert found["asked"] == found["known"], name
+    assert unknown.isdisjoint(("euler", "dpmpp_2m", "uni_pc", "res_multistep"))
+
+
 @pytest.mark.parametrize("sampler", ("dpmpp_2m", "euler_cfg_pp", "dpmpp_2m_cfg_pp", "gradient_estimation_cfg_pp"))
 def test_samplers_of_comfyui(tiny_pipelines: dict[str, Path], sampler: str) -> None:
     """Those of cfg_pp also read the prediction of the negative prompt, which a skipped step does not have: they mixed
     a step with an earlier one's."""
-    import comfy.sample
-
     task, said = task_of(tiny_pipelines["5b"]), []
     positive, negative, latent = text(task)
 
@@ -225,8 +280,6 @@ def test_a_part_of_a_schedule(tiny_pipelines: dict[str, Path], part: dict[str, A
         latent = {"samples": torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(3))}
         compare(task, (positive, negative, latent), task.model, **part)
         return
-    import comfy.sample
-
     said: list[str] = []
     noise = comfy.sample.prepare_noise(latent["samples"], 1)
     runs = [

@@ -16,8 +16,10 @@ STEPS = 4
 KINDS = {
     "dpm, previews": STEPS,
     "ddim, dynamic cfg, guidance_rescale": STEPS,
+    "image to video, streamed": STEPS,
     "control video in a part of the run": STEPS,
     "Step Cache, previews": 12,
+    "Step Cache, dpmpp_2m, previews": 12,
     "Context Windows": STEPS,
     "Follow Video": STEPS,
 }

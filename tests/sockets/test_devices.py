@@ -14,6 +14,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cogvideox.host import async_copies
 from cogvideox.host.compat import is_dynamic
 from cogvideox.host.quantized import is_quantized
 from cogvideox.host.weight_patcher import DynamicWeightPatcher, WeightPatcher
@@ -48,6 +49,7 @@ def test_no_tensor_is_left_on_the_wrong_device(
     monkeypatch.setattr(mm, "get_torch_device", lambda: CARD)
     monkeypatch.setattr(mm, "unet_offload_device", lambda: CPU)
     monkeypatch.setattr(mm, "pin_memory", lambda weight: False)
+    monkeypatch.setattr(async_copies.args, "disable_pinned_memory", True)  # a fake tensor cannot be pinned
     # where all weights are streamed, the lean mode
     monkeypatch.setattr(mm, "get_free_memory", lambda *_, **__: 0 if share == 0.0001 else 1 << 40)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)

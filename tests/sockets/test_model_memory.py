@@ -102,10 +102,10 @@ def test_the_lean_mode_is_offered_where_nothing_else_fits(
     one, both = (1, 16, *size.latent), (2, 16, *size.latent)
     default = estimate(dit, one)
     free(default)
-    assert estimate(dit, one) == default and estimate(dit, both) == 2 * default
+    assert estimate(dit, one) == default and estimate(dit, both) == pytest.approx(2 * default, rel=0.01)
     free(default - 1)
     lean = estimate(dit, one)
-    assert lean < 0.6 * default and estimate(dit, both) == pytest.approx(2 * lean)
+    assert lean < 0.6 * default and estimate(dit, both) == pytest.approx(2 * lean, rel=0.03)
     # A model that has no lean mode is not promised to take so little.
     monkeypatch.setattr(dit.get_submodule("transformer_blocks.0.attn1.to_q"), "forward", lambda x: x)
     assert estimate(dit, one) == default

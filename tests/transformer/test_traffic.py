@@ -32,6 +32,14 @@ def test_no_pass_more_than_needed(counted: dict[str, Traffic]) -> None:
     assert counted["ours, torch's operations"].moved_bytes < 0.7 * base.moved_bytes
 
 
+def test_copies_of_streamed_weights_have_a_table() -> None:
+    """Who takes the lean mode's peak for all of a step would run out of memory: with streamed weights it also holds
+    both layers of the feed-forward, which it takes in parts."""
+    (row,) = bench_traffic.copies_table(["5b"]).rows
+    feed_forward = 2 * (3072 * 12288) * 2 / bench_traffic.GIB
+    assert feed_forward < float(row[2]) < float(row[1]) < 2 * feed_forward
+
+
 def test_the_lean_mode_takes_less_and_moves_little_more(counted: dict[str, Traffic]) -> None:
     """Parts that are too small, or a result that is copied once more, cost the time that the lean mode is not to."""
     lean, ours = counted[bench_traffic.LEAN], counted[bench_traffic.OURS]
