@@ -166,15 +166,10 @@ def cached(sampler: str, cache: str, column: str = "deviation", model: str = "5b
 
 
 def _cache_row(cache: str) -> Figure:
+    runs = ("ddim", "5b", 6), ("dpm", "5b", 6), ("ddim", "1.5-5B", 6), ("ddim", "5b-I2V", 2)
     columns = "forwards a clip", "deviation"
-    values = (cached(sampler, cache, column) for sampler in ("ddim", "dpm") for column in columns)
-    return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 2, tuple(values))
-
-
-def _other_cache_row(cache: str) -> Figure:
-    models, columns = (("1.5-5B", 6), ("5b-I2V", 2)), ("forwards a clip", "deviation")
-    values = (cached("ddim", cache, column, *model) for model in models for column in columns)
-    return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 2, tuple(values))
+    values = (cached(sampler, cache, column, *model) for sampler, *model in runs for column in columns)
+    return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 4, tuple(values))
 
 
 _RUNS = [Cell("cpu", "forward", RUN, (v, p), "ours / diffusers") for v in VARIANTS for p in ("fp32", "bf16")]
@@ -251,7 +246,6 @@ CPU = (
     *map(_moved_row, VARIANTS),
     *map(_mode_row, VARIANTS),
     *map(_cache_row, CACHES),
-    *map(_other_cache_row, (*CACHES[:6], "25 steps")),
     *map(_compiled_row, ("2b", "5b")),
     Figure(
         PAGE,
