@@ -52,6 +52,11 @@ def waited(run: str, who: str) -> Cell:
     return Cell("cpu", "syncs", "Waits for the card, a step", (run,), f"{who} reads")
 
 
+def copies(variant: str, bits: int) -> Cell:
+    """GiB of the copies of weights that are streamed."""
+    return Cell("cpu", "traffic", "Copies of streamed weights", (variant,), f"{bits} bits, GiB")
+
+
 def share(of: str) -> Cell:
     """The warm server's CPU time over another's."""
     return Cell("cpu", "server", "Prompt to mp4", (of,), "the server's share of it")
@@ -246,6 +251,11 @@ CPU = (
     *map(_moved_row, VARIANTS),
     *map(_mode_row, VARIANTS),
     *map(_cache_row, CACHES),
+    Figure(
+        PAGE,
+        "by ComfyUI's rules {2} GiB for 2b and {2} GiB for 5b and 1.5-5B in 16 bits, {2} and {2} GiB in int8",
+        tuple(copies(variant, bits) for bits in (16, 8) for variant in ("2b", "5b")),
+    ),
     *map(_compiled_row, ("2b", "5b")),
     Figure(
         PAGE,
@@ -431,6 +441,8 @@ _WAITS = {
     "dpm, with live previews": "dpm, previews",
     "ddim with dynamic cfg and guidance_rescale": "ddim, dynamic cfg, guidance_rescale",
     "*CogVideoX Step Cache*, with live previews": "Step Cache, previews",
+    "the same with dpmpp_2m of KSampler": "Step Cache, dpmpp_2m, previews",
+    "image to video with 5b-I2V's weights streamed": "image to video, streamed",
     "dpmpp_2m of KSampler, whose loop compares a sigma": "dpmpp_2m of ComfyUI's KSampler",
     "*CogVideoX Context Windows*, whose schedule looks up the step": "Context Windows",
     "EasyCache of ComfyUI, which reads changes and timesteps": "EasyCache of ComfyUI",
