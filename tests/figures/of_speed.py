@@ -52,6 +52,11 @@ def waited(run: str, who: str) -> Cell:
     return Cell("cpu", "syncs", "Waits for the card, a step", (run,), f"{who} reads")
 
 
+def copies(variant: str, bits: int) -> Cell:
+    """GiB of the copies of weights that are streamed."""
+    return Cell("cpu", "traffic", "Copies of streamed weights", (variant,), f"{bits} bits, GiB")
+
+
 def share(of: str) -> Cell:
     """The warm server's CPU time over another's."""
     return Cell("cpu", "server", "Prompt to mp4", (of,), "the server's share of it")
@@ -166,15 +171,10 @@ def cached(sampler: str, cache: str, column: str = "deviation", model: str = "5b
 
 
 def _cache_row(cache: str) -> Figure:
+    runs = ("ddim", "5b", 6), ("dpm", "5b", 6), ("ddim", "1.5-5B", 6), ("ddim", "5b-I2V", 2)
     columns = "forwards a clip", "deviation"
-    values = (cached(sampler, cache, column) for sampler in ("ddim", "dpm") for column in columns)
-    return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 2, tuple(values))
-
-
-def _other_cache_row(cache: str) -> Figure:
-    models, columns = (("1.5-5B", 6), ("5b-I2V", 2)), ("forwards a clip", "deviation")
-    values = (cached("ddim", cache, column, *model) for model in models for column in columns)
-    return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 2, tuple(values))
+    values = (cached(sampler, cache, column, *model) for sampler, *model in runs for column in columns)
+    return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 4, tuple(values))
 
 
 _RUNS = [Cell("cpu", "forward", RUN, (v, p), "ours / diffusers") for v in VARIANTS for p in ("fp32", "bf16")]
@@ -251,7 +251,11 @@ CPU = (
     *map(_moved_row, VARIANTS),
     *map(_mode_row, VARIANTS),
     *map(_cache_row, CACHES),
-    *map(_other_cache_row, (*CACHES[:6], "25 steps")),
+    Figure(
+        PAGE,
+        "by ComfyUI's rules {2} GiB for 2b and {2} GiB for 5b and 1.5-5B in 16 bits, {2} and {2} GiB in int8",
+        tuple(copies(variant, bits) for bits in (16, 8) for variant in ("2b", "5b")),
+    ),
     *map(_compiled_row, ("2b", "5b")),
     Figure(
         PAGE,
@@ -437,6 +441,8 @@ _WAITS = {
     "dpm, with live previews": "dpm, previews",
     "ddim with dynamic cfg and guidance_rescale": "ddim, dynamic cfg, guidance_rescale",
     "*CogVideoX Step Cache*, with live previews": "Step Cache, previews",
+    "the same with dpmpp_2m of KSampler": "Step Cache, dpmpp_2m, previews",
+    "image to video with 5b-I2V's weights streamed": "image to video, streamed",
     "dpmpp_2m of KSampler, whose loop compares a sigma": "dpmpp_2m of ComfyUI's KSampler",
     "*CogVideoX Context Windows*, whose schedule looks up the step": "Context Windows",
     "EasyCache of ComfyUI, which reads changes and timesteps": "EasyCache of ComfyUI",
