@@ -137,7 +137,7 @@ def check_covered(frontend: Frontend, number: str, size: tuple[int, int], render
     load(frontend, number, f"{size} {renderer}")
     ours = page.locator(".p-toast-message", has_text="There is no ")
     expect(ours).to_have_count(1)  # that of the template before leaves
-    page.wait_for_timeout(500)  # it slides in
+    page.wait_for_timeout(500)  # until it and the graph are where they stay
     assert page.evaluate(_COVERED) == []
     box = ours.bounding_box()
     assert box is not None and box["x"] >= 0 and box["y"] + box["height"] <= size[1]
