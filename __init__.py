@@ -114,9 +114,9 @@ def _told(start_check: ModuleType, error: Exception) -> Exception:
 def _check_origin(name: str) -> None:
     """Raises ModuleNotFoundError for a module that is not in this folder: where another clone is installed with pip,
     Python takes from there what is missing here."""
-    folder = str(Path(str(sys.modules[name].__file__)).parent)
+    folder, below = str(Path(str(sys.modules[name].__file__)).parent), f"{name}."
     for module, found in list(sys.modules.items()):
-        if module.startswith(f"{name}.") and not str(getattr(found, "__file__", None) or folder).startswith(folder):
+        if module.startswith(below) and not str(getattr(found, "__file__", None) or folder).startswith(folder):
             raise ModuleNotFoundError(f"{module} is not in it, but in {found.__file__}", name=module)
 
 

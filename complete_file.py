@@ -28,7 +28,7 @@ from .errors import NameTakenError, UserError
 # Of the same folder, since a file is renamed in one step only within a file system; hidden, and with a suffix of its
 # own, so that no list of models takes it for one. The machine is part of the name, because a folder in a network may
 # be written by several, which do not see each other's locks everywhere.
-_PART = re.compile(r"\..+\.(?:(?P<machine>[0-9a-f]{6})-)?[0-9a-f]{8}\.part")
+_PART = r"\..+\.(?:(?P<machine>[0-9a-f]{6})-)?[0-9a-f]{8}\.part"
 _LOCK_SUFFIX = ".lock"
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 _ABANDONED_S = 24 * 3600.0  # age of a file whose lock says nothing: of another machine, or of a version without locks
@@ -227,13 +227,13 @@ def remove_unfinished_below(folder: Path) -> None:
 def _sweep(root: str) -> None:
     for number, (folder, folders, files) in enumerate(os.walk(root)):
         _remove_in(folder, folders, files)
-        folders[:] = [name for name in folders if number < _MAX_FOLDERS and not _PART.fullmatch(name)]
+        folders[:] = [name for name in folders if number < _MAX_FOLDERS and not re.fullmatch(_PART, name)]
 
 
 def _remove_in(folder: str, folders: list[str], files: list[str]) -> None:
     """Delete what killed processes have left of the entries of a folder."""
     for entry in (*folders, *files):
-        if _PART.fullmatch(entry.removesuffix(_LOCK_SUFFIX)):
+        if re.fullmatch(_PART, entry.removesuffix(_LOCK_SUFFIX)):
             _remove_abandoned(Path(folder, entry.removesuffix(_LOCK_SUFFIX)))
 
 
@@ -263,7 +263,7 @@ def _part_path(path: Path) -> Path:
 def _remove_abandoned(part: Path) -> None:
     """Delete an unfinished file or folder and its lock, unless a living process may hold it."""
     lock = part.with_name(part.name + _LOCK_SUFFIX)
-    match = _PART.fullmatch(part.name)
+    match = re.fullmatch(_PART, part.name)
     is_known = match is not None and match["machine"] == _MACHINE and os.path.lexists(lock)
     with suppress(OSError):
         # The lock without its file is what a process leaves that was killed at its very beginning or end.

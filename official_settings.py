@@ -4,11 +4,10 @@ Standard library only: `dev.py run` reads it before anything is installed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """Of one checkpoint, as the nodes call them. frames: of the video; most_frames: the most that it was trained on.
 
     task: what the model takes beside a prompt: "text" nothing, or a video to change; "image" a first frame; "inpaint"
@@ -43,9 +42,9 @@ class Settings:
 
 
 _2B, _5B = Settings(sampler="ddim", dynamic_cfg=False), Settings()
-_1_5 = replace(_5B, width=1360, height=768, frames=81, most_frames=161, fps=16.0)
-_FUN = replace(_2B, task="inpaint", width=672, height=384)
-_CONTROL = replace(_FUN, task="control")
+_1_5 = _5B._replace(width=1360, height=768, frames=81, most_frames=161, fps=16.0)
+_FUN = _2B._replace(task="inpaint", width=672, height=384)
+_CONTROL = _FUN._replace(task="control")
 _85_FRAMES = {"frames": 85, "most_frames": 85}
 # Sources: the model cards of the official repositories (zai-org, once THUDM); for the samplers the README and
 # inference/cli_demo.py of THUDM/CogVideo, which takes CogVideoXDPMScheduler for the 5b models and DDIM for 2b; for Fun
@@ -53,18 +52,18 @@ _85_FRAMES = {"frames": 85, "most_frames": 85}
 OFFICIAL: Mapping[str, Settings] = {
     "CogVideoX-2b": _2B,
     "CogVideoX-5b": _5B,
-    "CogVideoX-5b-I2V": replace(_5B, task="image", one_size=True),
+    "CogVideoX-5b-I2V": _5B._replace(task="image", one_size=True),
     "CogVideoX1.5-5B": _1_5,
-    "CogVideoX1.5-5B-I2V": replace(_1_5, task="image", any_aspect=True),
+    "CogVideoX1.5-5B-I2V": _1_5._replace(task="image", any_aspect=True),
     "CogVideoX-Fun-2b-InP": _FUN,
     "CogVideoX-Fun-5b-InP": _FUN,
     "CogVideoX-Fun-V1.1-2b-InP": _FUN,
     "CogVideoX-Fun-V1.1-5b-InP": _FUN,
-    "CogVideoX-Fun-V1.5-5b-InP": replace(_FUN, **_85_FRAMES),
+    "CogVideoX-Fun-V1.5-5b-InP": _FUN._replace(**_85_FRAMES),
     "CogVideoX-Fun-V1.1-2b-Control": _CONTROL,
     "CogVideoX-Fun-V1.1-5b-Control": _CONTROL,
     "CogVideoX-Fun-V1.1-2b-Pose": _CONTROL,
     "CogVideoX-Fun-V1.1-5b-Pose": _CONTROL,
-    "CogVideoX-Fun-V1.5-5b-Control": replace(_CONTROL, **_85_FRAMES),
-    "CogVideoX-2b-img2vid": replace(_2B, task="image", family="CogVideoX-2b-img2vid"),
+    "CogVideoX-Fun-V1.5-5b-Control": _CONTROL._replace(**_85_FRAMES),
+    "CogVideoX-2b-img2vid": _2B._replace(task="image", family="CogVideoX-2b-img2vid"),
 }

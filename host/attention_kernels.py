@@ -10,7 +10,6 @@ exact as they are.
 import importlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from statistics import median
 from typing import Any, NamedTuple
@@ -43,8 +42,7 @@ _QUERIES, _WAVES = 128, 8
 _COMPARED_ROWS = 256  # queries whose result is compared with float64
 
 
-@dataclass(frozen=True)
-class AttentionSize:
+class AttentionSize(NamedTuple):
     """What the fastest kernel depends on. tokens: of text and video. width: of one head."""
 
     device: torch.device

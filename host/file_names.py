@@ -10,7 +10,7 @@ MAX_PART_BYTES = 200
 _MAX_BYTES = 1000  # Windows ends paths at 260 characters, Linux at 4096 bytes
 FORBIDDEN = frozenset('<>:"|?*')  # on Windows; a file may be copied there
 # Devices on Windows, whatever suffix they have (learn.microsoft.com, "Naming Files, Paths, and Namespaces").
-_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|clock\$|(com|lpt)[0-9¹²³])", re.IGNORECASE)
+_RESERVED = r"(?i:con|prn|aux|nul|conin\$|conout\$|clock\$|(com|lpt)[0-9¹²³])"
 # Unicode's categories of control characters, of those that only format ("gpj.exe" would be read backwards, and two
 # names with and without a space of no width look alike), of halves of letters, and of line breaks.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -54,7 +54,7 @@ def find_problem(part: str) -> str | None:
         return f"it contains {found[0]}"
     if found := _unseen(part):
         return f"it contains a line break or another letter that is not seen (U+{ord(found):04X})"
-    if _RESERVED.fullmatch(part.split(".")[0].strip()):
+    if re.fullmatch(_RESERVED, part.split(".")[0].strip()):
         return f"{part.split('.')[0]} is the name of a device on Windows"
     if len(part.encode()) > MAX_PART_BYTES:
         return f"a part of it has more than {MAX_PART_BYTES} bytes"

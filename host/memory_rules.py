@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import comfy.model_management as mm
@@ -32,8 +31,7 @@ _BATCH_ROOM = 1.5
 _asked_about: ContextVar["Card | None"] = ContextVar("cogvideox_card", default=None)
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """The device that computes, as ComfyUI deals with its memory.
 
     free_bytes: what ComfyUI can have free there once it has unloaded every model. reserved_bytes: of them it leaves
@@ -58,7 +56,7 @@ class Card:
 
     def with_less(self, taken_bytes: float) -> "Card":
         """The same card with something else on it."""
-        return replace(self, free_bytes=max(0.0, self.free_bytes - taken_bytes))
+        return self._replace(free_bytes=max(0.0, self.free_bytes - taken_bytes))
 
 
 def this_card(patcher: comfy.model_patcher.ModelPatcher) -> Card:

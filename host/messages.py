@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Callable, Collection
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import MAX_LETTERS, printable, shortened
@@ -24,12 +23,11 @@ class _Shown(NamedTuple):
     texts: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Request:
+class _Request(NamedTuple):
     """A prompt that is being queued: the browser that asks, and the errors that it has been told."""
 
     client_id: str | None
-    told: set[tuple[str, str]] = field(default_factory=set)
+    told: set[tuple[str, str]]
 
 
 _shown: dict[tuple[str, str], _Shown] = {}  # by (browser, node)
@@ -139,7 +137,7 @@ def begin_request(request: dict[str, Any]) -> dict[str, Any]:
     server, client_id = prompt_server(), request.get("client_id")
     if not isinstance(client_id, str):  # anybody may send anything, and a list would end ComfyUI's loop of messages
         client_id = None
-    _request.set(_Request(client_id))
+    _request.set(_Request(client_id, set()))
     note_workflow(request)
     if server is not None and client_id is not None:
         for key in [key for key, shown in _shown.items() if key[0] == client_id and shown.run == _IN_THE_QUEUE]:

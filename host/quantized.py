@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import comfy.lora
 import comfy.quant_ops
@@ -32,8 +32,7 @@ FORMATS = {algorithm["comfy_tensor_layout"]: name for name, algorithm in _ALGORI
 QUANTIZED_MODES = ("fp8_e4m3fn", "int8")
 
 
-@dataclass(frozen=True)
-class BlockFormat:
+class BlockFormat(NamedTuple):
     """How GGUF packs neighbouring weights of a row into one block."""
 
     name: str

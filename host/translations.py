@@ -30,9 +30,15 @@ _NO_WORDS, _NO_PHRASES = (" ",), (". ", ": ", "; ")  # what its values cannot ho
 _LISTS = (("; ", "；"), (" and ", "，并且"), (", ", "，"))  # how parts are joined in English, and in the translation
 _WIDE_ENDS = "。！？；：，）”"  # no space follows these
 # The names of placeholders whose value is a user's own text.
-_OWN_TEXT = re.compile(r"quoted.*|(.*_)?(path|folder)(_name|_parent)?(_\d+)?")
+_OWN_TEXT = (
+    r"(quoted|clip_name|error_filename).*|(checkpoint|index|file|key|layer)(_\d+)?"
+    r"|(.*_)?(path|folder)(_name|_parent)?(_\d+)?"
+)
+# How the name of a file ends. The shortest templates are found in one such as "1 or 2.mp4" too.
+_FILE_END = r"\.[A-Za-z][A-Za-z0-9]{1,11}\Z"
 # As repr writes a text: no quotation mark of the same kind is inside without a backslash.
-_IN_QUOTES = re.compile(r"""(?<![^\s(\[{,:;=|])(["'])((?:\\.|(?!\1)[^\\\n])+)\1""")
+_IN_QUOTES = r"""(?<![^\s(\[{,:;=|])(["'])((?:\\.|(?!\1)[^\\\n])+)\1"""
+_IN_MARKS = r"(“)([^”\n]+)”"  # as messages quote prompts
 _MARKS = range(0xE000, 0xF900)  # letters that Unicode leaves to everybody
 
 
@@ -82,6 +88,8 @@ class Catalogue(NamedTuple):
             values = template.values(text)
             if values is None or (plain and any(". " in value for value in values)):
                 continue
+            if template.letters < _SOME_LETTERS and not template.constants[-1] and re.search(_FILE_END, text):
+                continue
             # "{low} or {high}" and "missing {names}" are found in any text: they count where they can be meant alone.
             borders = _NO_PHRASES if template.letters < _SOME_LETTERS else ()
             if template.letters < _FEW_LETTERS and not template.constants[0]:
@@ -115,9 +123,9 @@ def _hide_quoted(text: str, known: frozenset[str]) -> tuple[str, dict[int, str]]
         if mark is None:
             return found[0]
         names[mark] = found[2]
-        return f"{found[1]}{chr(mark)}{found[1]}"
+        return f"{found[1]}{chr(mark)}{found[0][-1]}"
 
-    return _IN_QUOTES.sub(hide, text), names
+    return re.sub(_IN_MARKS, hide, re.sub(_IN_QUOTES, hide, text)), names
 
 
 @functools.cache
@@ -154,7 +162,10 @@ def make_catalogue(entries: Mapping[str, str | None]) -> Catalogue:
         key=lambda one: (-one.letters, -sum(map(len, one.constants))),
     )
     in_quotes = frozenset(
-        found[2] for english in told for found in _IN_QUOTES.finditer(english.replace("{{", "{").replace("}}", "}"))
+        found[2]
+        for english in told
+        for pattern in (_IN_QUOTES, _IN_MARKS)
+        for found in re.finditer(pattern, english.replace("{{", "{").replace("}}", "}"))
     )
     return Catalogue({one.constants[0]: one for one in made if not one.names}, tuple(others), in_quotes)
 
@@ -259,10 +270,10 @@ class _Translator:
 
     @staticmethod
     def _is_own(template: _Template, number: int) -> bool:
-        return _OWN_TEXT.fullmatch(template.names[number]) is not None
+        return re.fullmatch(_OWN_TEXT, template.names[number]) is not None
 
     def _value(self, name: str, text: str, depth: int) -> str:
-        if _OWN_TEXT.fullmatch(name) or not any(letter.isalpha() for letter in text):
+        if re.fullmatch(_OWN_TEXT, name) or not any(letter.isalpha() for letter in text):
             return text
         if ". " in text:
             return self.paragraph(text, depth)

@@ -1,8 +1,7 @@
 """From the user's `weight_dtype` to the dtypes in which weights are stored and computed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management as mm
 import comfy.quant_ops
@@ -32,8 +31,7 @@ PRECISIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(NamedTuple):
     """How one model is stored and computed.
 
     storage: the dtype of all weights that are not quantised. compute: the dtype of the arithmetic, None where it is

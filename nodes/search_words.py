@@ -64,7 +64,7 @@ _TYPED = {
     "CogVideoXSaveLora": ["convert lora", "merge loras", "export lora", "diffusers lora"],
     "CogVideoXEncodeText": ["prompt", "text encode", "clip text encode", "t5"],
     "CogVideoXEmptyLatent": ["empty video latent", "empty latent video", "video size", "frames"],
-    "CogVideoXImageToVideo": ["i2v", "cogvideox i2v", "img2vid", "start image", "first frame", "end image"],
+    "CogVideoXImageToVideo": ["i2v", "img2vid", "start image", "first frame", "end image"],
     "CogVideoXEncodeVideo": ["v2v", "vid2vid", "video to video", "vae encode"],
     "CogVideoXFunInpaint": ["inp", "fun i2v", "inpaint video", "start end frame", "first last frame"],
     "CogVideoXFunControl": ["pose", "canny", "depth", "control video"],
@@ -114,7 +114,29 @@ _TYPED = {
     "CogVideoXTrainLora": ["finetune", "fine-tune", "train lora", "dreambooth", "training"],
     "CogVideoXSaveTrainedLora": ["save lora", "export lora", "save lora weights", "diffusers lora"],
 }
-# For search_aliases of each node's schema.
-SEARCH_WORDS: dict[str, list[str]] = {
-    node: [*words, *_OF_DIFFUSERS.get(node, []), *_OF_THE_WRAPPER.get(node, [])] for node, words in _TYPED.items()
+# What people type with the model's name before it, as in "cogvideox t2v" or "cog vae decode", where no id or title has
+# all of it: the search compares one of a node's words with all that was typed.
+_AFTER_THE_NAME = {
+    "CogVideoXMemoryForecast": ["vram"],
+    "CogVideoXLoadPipeline": ["checkpoint loader", "pipeline loader"],
+    "CogVideoXLoadModel": ["unet loader", "gguf loader", "transformer"],
+    "CogVideoXLoadTextEncoder": ["clip loader", "t5"],
+    "CogVideoXEncodeText": ["prompt", "clip text encode"],
+    "CogVideoXImageToVideo": ["i2v", "start image"],
+    "CogVideoXEncodeVideo": ["v2v", "vid2vid"],
+    "CogVideoXSample": ["t2v", "video sampler", "ksampler"],
+    "CogVideoXStepCache": ["teacache"],
+    "CogVideoXPositions": ["riflex"],
+    "CogVideoXDecode": ["vae decode"],
+    "CogVideoXTrainingClips": ["dataset"],
+    "CogVideoXTrainLora": ["finetune"],
 }
+
+
+def _search_words(node: str) -> list[str]:
+    named = [f"CogVideoX {word}" for word in _AFTER_THE_NAME.get(node, [])]
+    return [*_TYPED[node], *named, *_OF_DIFFUSERS.get(node, []), *_OF_THE_WRAPPER.get(node, [])]
+
+
+# For search_aliases of each node's schema.
+SEARCH_WORDS: dict[str, list[str]] = {node: _search_words(node) for node in _TYPED}

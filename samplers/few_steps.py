@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import UserError, quoted
 from .schedule import TRAIN_TIMESTEPS, trailing_timesteps
@@ -13,8 +13,7 @@ _BRACKETS = ("[]", "()")
 _EXPECTED = "Write whole numbers from 999 down to 0, each lower than the one before, such as 999, 856, 665, 399."
 
 
-@dataclass(frozen=True)
-class FewSteps:
+class FewSteps(NamedTuple):
     """How distilled weights are run. family: the checkpoint that they were distilled from. timesteps: where the steps
     begin; the last one ends at a clean sample. sampler, cfg: as the nodes call them."""
 

@@ -1,7 +1,7 @@
 """Random numbers in the order in which diffusers draws them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -24,8 +24,7 @@ def draw_noise(shape: torch.Size | tuple[int, ...], generator: torch.Generator) 
     return noise.transpose(1, 2)
 
 
-@dataclass(frozen=True)
-class NoiseStream:
+class NoiseStream(NamedTuple):
     """Where a run's noise comes from, which its values do not tell."""
 
     seed: int

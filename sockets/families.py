@@ -3,13 +3,12 @@
 Source of the numbers: the config.json files of the official repositories (THUDM, now zai-org).
 """
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """One official checkpoint; a fine-tune or a smaller model of the same architecture belongs to it as well.
 
     layers, heads: of the transformer; a head is 64 wide. in_channels: the video's 16 latent channels and those
@@ -63,17 +62,16 @@ _5B = Family(
     vae_scaling_factor=0.7,
     snr_shift_scale=1.0,
 )
-_5B_V15 = replace(_5B, name="CogVideoX1.5-5B", patch_size_t=2)
+_5B_V15 = _5B._replace(name="CogVideoX1.5-5B", patch_size_t=2)
 # What the two Fun models of 2b share. Not a family: it was never published without a task.
-_FUN_2B = replace(_2B, name="CogVideoX-Fun-2b", trained_dtype=torch.bfloat16)
+_FUN_2B = _2B._replace(name="CogVideoX-Fun-2b", trained_dtype=torch.bfloat16)
 
 FAMILIES = (
     _2B,
     _5B,
-    replace(_5B, name="CogVideoX-5b-I2V", task="image", in_channels=32, learned_positions=True),
+    _5B._replace(name="CogVideoX-5b-I2V", task="image", in_channels=32, learned_positions=True),
     _5B_V15,
-    replace(
-        _5B_V15,
+    _5B_V15._replace(
         name="CogVideoX1.5-5B-I2V",
         task="image",
         in_channels=32,
@@ -82,21 +80,20 @@ FAMILIES = (
     ),
     # aigc-apps/CogVideoX-Fun: fine-tunes of the text to video models above. The source for what their further channels
     # hold is that repository's cogvideox/pipeline.
-    replace(_FUN_2B, name="CogVideoX-Fun-2b-InP", task="inpaint", in_channels=33),
-    replace(_5B, name="CogVideoX-Fun-5b-InP", task="inpaint", in_channels=33),
-    replace(_5B_V15, name="CogVideoX-Fun-V1.5-5b-InP", task="inpaint", in_channels=33),
-    replace(_FUN_2B, name="CogVideoX-Fun-2b-Control", task="control", in_channels=32),
-    replace(_5B, name="CogVideoX-Fun-5b-Control", task="control", in_channels=32),
-    replace(_5B_V15, name="CogVideoX-Fun-V1.5-5b-Control", task="control", in_channels=32),
+    _FUN_2B._replace(name="CogVideoX-Fun-2b-InP", task="inpaint", in_channels=33),
+    _5B._replace(name="CogVideoX-Fun-5b-InP", task="inpaint", in_channels=33),
+    _5B_V15._replace(name="CogVideoX-Fun-V1.5-5b-InP", task="inpaint", in_channels=33),
+    _FUN_2B._replace(name="CogVideoX-Fun-2b-Control", task="control", in_channels=32),
+    _5B._replace(name="CogVideoX-Fun-5b-Control", task="control", in_channels=32),
+    _5B_V15._replace(name="CogVideoX-Fun-V1.5-5b-Control", task="control", in_channels=32),
     # Netflix/void-model: a fine-tune of CogVideoX-Fun-V1.5-5b-InP.
-    replace(_5B_V15, name="VOID", task="void", in_channels=48),
+    _5B_V15._replace(name="VOID", task="void", in_channels=48),
 )
 
 # Fine-tunes with the very shape of another family: their weights cannot tell, so that the user or the pipeline's index
 # has to (model_loaders.variants.detect_family). NimVideo/cogvideox-2b-img2vid runs on diffusers' transformer.
 LOOKALIKES = (
-    replace(
-        _2B,
+    _2B._replace(
         name="CogVideoX-2b-img2vid",
         task="image",
         in_channels=32,

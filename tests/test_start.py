@@ -10,7 +10,7 @@ from cogvideox.tests.children import running
 
 # A little above what there is. A frozen dataclass takes half a millisecond to build, a NamedTuple a tenth of that; a
 # pattern up to half a millisecond to compile, and none where re gets it as text and compiles it at its first use.
-MOST = {"dataclasses": 34, "patterns": 12}
+MOST = {"dataclasses": 23, "patterns": 4}
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from ..small_files import read_small_text
 MAX_LIST_BYTES = 1 << 26
 _MAX_ROW_LETTERS = 1 << 20  # a caption has at most a sixteenth of it
 _COLUMNS = ("file_name", "text")
-_NO_LETTER = re.compile("[\0\ud800-\udfff]")
-_LINE_BREAK = re.compile(r"\r\n?|\n")
+_NO_LETTER = "[\0\ud800-\udfff]"
+_LINE_BREAK = r"\r\n?|\n"
 _QUOTES = (
     "Put a text with commas, line breaks or quotation marks between quotation marks, and double those inside it: "
     'clip.mp4,"a ""red"" cat, asleep"'
@@ -125,14 +125,14 @@ def read_text(path: Path, most_bytes: int) -> str:
     except UserError as error:
         raise UnusableClipError(str(error)) from error
     # The whole text first: that of a list has millions of lines.
-    for line, part in enumerate(_LINE_BREAK.split(text), 1) if "\0" in text else ():
+    for line, part in enumerate(re.split(_LINE_BREAK, text), 1) if "\0" in text else ():
         _require_letters(part, f"{path}, line {line},", UnusableClipError)
     return text
 
 
 def _require_letters(text: str, where: str, kind: type[UserError]) -> None:
     """Raises a `kind` of error for what tokenizers cut a caption at, or fail at, and no file's name contains."""
-    if found := _NO_LETTER.search(text):
+    if found := re.search(_NO_LETTER, text):
         what = "a NUL character" if found[0] == "\0" else f"half a letter (U+{ord(found[0]):04X})"
         raise kind(f"{where} contains {what}. Delete it, or save the file again as UTF-8 text.")
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import UserError, quoted
 from ..host.compat import throw_if_interrupted
@@ -91,8 +92,7 @@ class DatasetSpec:
         return ((self.width, self.height, self.frames), *self.choices)
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """name: the path inside the dataset, with /. path: a file, or a folder of pictures."""
 
     name: str

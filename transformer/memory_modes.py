@@ -6,11 +6,10 @@ computed twice. What it costs are smaller products, and a copy of each of the tw
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Mode:
+class Mode(NamedTuple):
     """One way to compute the blocks. LADDER has them from the fastest to the leanest.
 
     head_groups: of the attention. span_values: of the tokens that the feed-forward takes at a time; None for all.

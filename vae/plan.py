@@ -1,7 +1,7 @@
 """Memory modes: where a pass through the VAE keeps its tensors. None of them changes a value of the result."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 # Pixels of a frame that a lean mode works on at once.
 BAND_PIXELS = 1 << 16
@@ -16,8 +16,7 @@ VALUES_LIMIT = 1 << 31
 ROWS_AROUND = 4
 
 
-@dataclass(frozen=True)
-class OffloadPlan:
+class OffloadPlan(NamedTuple):
     """One way to go through the network. LADDER has them from the fastest to the leanest."""
 
     name: str
@@ -44,7 +43,7 @@ class OffloadPlan:
 FAST = OffloadPlan("fast")
 MEDIUM = OffloadPlan("medium", caches_on_host=True)
 LOW = OffloadPlan("low", caches_on_host=True, blocks_on_host=True, recompute=True, band_pixels=BAND_PIXELS)
-LEAST = replace(LOW, name="least", hidden_on_host=True)
+LEAST = LOW._replace(name="least", hidden_on_host=True)
 LADDER = (FAST, MEDIUM, LOW, LEAST)
 
 
@@ -67,4 +66,4 @@ def in_bands(plan: OffloadPlan, pixels: int | None) -> OffloadPlan:
     """`plan`, working on at most `pixels` of a frame at once."""
     if pixels is None:
         return plan
-    return replace(plan, band_pixels=min(pixels, plan.band_pixels or pixels))
+    return plan._replace(band_pixels=min(pixels, plan.band_pixels or pixels))

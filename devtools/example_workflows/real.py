@@ -110,7 +110,7 @@ def video_to_video_files() -> Example:
 def upscale_and_interpolate() -> Example:
     """As gradio_composite_demo of the CogVideo repository: upscale four times, then interpolate twice, and ceil((n - 1)
     / 6) frames a second for n frames: 16 for the 97 that two times 49 make."""
-    larger = replace(_5B, width=4 * _5B.width, height=4 * _5B.height, frames=2 * _5B.frames - 1, fps=2 * _5B.fps)
+    larger = _5B._replace(width=4 * _5B.width, height=4 * _5B.height, frames=2 * _5B.frames - 1, fps=2 * _5B.fps)
     first = single_files(UPSCALE, T2V, further=(UPSCALER, INTERPOLATION))
     settings = {**texts(_DOG), "latent": size(_5B), "sample": sampled(_5B)}
     toy = clips.text_to_video()
@@ -179,13 +179,13 @@ def extend_video_files() -> Example:
             "sample2": sampled(_5B),
         },
         "CogVideoX-5b",
-        made(replace(_5B, frames=2 * _5B.frames - longer.OVERLAP)),
+        made(_5B._replace(frames=2 * _5B.frames - longer.OVERLAP)),
         _5B.fps,
     )
 
 
 def long_video_files() -> Example:
-    long = replace(_5B, frames=2 * _5B.frames - 1)
+    long = _5B._replace(frames=2 * _5B.frames - 1)
     return derive(
         longer.long_video(),
         "long_video_5b",

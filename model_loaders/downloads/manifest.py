@@ -23,10 +23,9 @@ _FORMAT = 1
 FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 # What the pack reads, and the licence that belongs to it. No part of a path may begin with a dot, as ".." does: the
 # manifest may have been changed, and it names files to write.
-_WANTED = re.compile(
-    r"model_index\.json|LICENSE(?:\.md|\.txt)?|README\.md"
-    rf"|(?:{'|'.join(FOLDERS)})/\w[\w.-]{{0,120}}\.(?:json|safetensors|model|txt)",
-    re.ASCII,
+_WANTED = (
+    r"(?a:model_index\.json|LICENSE(?:\.md|\.txt)?|README\.md"
+    rf"|(?:{'|'.join(FOLDERS)})/\w[\w.-]{{0,120}}\.(?:json|safetensors|model|txt))"
 )
 
 
@@ -113,7 +112,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     # The file may have been changed by anyone, and it names files to write: every path has to be one that the pack
     # would choose itself.
     is_sound = all(
-        _WANTED.fullmatch(file.path)
+        re.fullmatch(_WANTED, file.path)
         and is_digest(file.digest)
         and is_size(file.size)
         and (file.revision == "" or is_commit(file.revision))
@@ -161,7 +160,7 @@ def remove_parts(folder: Path) -> None:
     for place in (folder, *(folder / name for name in FOLDERS)):
         with suppress(OSError):
             for path in place.glob(f"*{PART}"):
-                if _WANTED.fullmatch(path.relative_to(folder).as_posix().removesuffix(PART)):
+                if re.fullmatch(_WANTED, path.relative_to(folder).as_posix().removesuffix(PART)):
                     path.unlink()
 
 
@@ -179,7 +178,7 @@ def select_files(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     Weights of a variant (fp16) are left out where the folder has plain ones. Raises UserError where a component or its
     weights are missing.
     """
-    wanted = {file.path: file for file in files if _WANTED.fullmatch(file.path)}
+    wanted = {file.path: file for file in files if re.fullmatch(_WANTED, file.path)}
     plain = {file.path.split("/")[0] for file in wanted.values() if _is_weights(file) and not _is_variant(file)}
     chosen = [file for file in wanted.values() if not (_is_variant(file) and file.path.split("/")[0] in plain)]
     lacking = [name for name in FOLDERS if not any(file.path.startswith(f"{name}/") for file in chosen)]

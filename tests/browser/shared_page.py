@@ -18,6 +18,8 @@ _AS_NEW = """
 async wanted => {
   const stores = document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s
   const [dialog, sidebar, workflow] = ['dialog', 'sidebarTab', 'workflow'].map(name => stores.get(name))
+  // A node from the search dialog follows the pointer until a click places it; until then no selection has buttons.
+  app.canvas.finalizeGhostPlacement?.(true)
   for (const {key} of [...dialog.dialogStack]) dialog.closeDialog({key})
   if (sidebar.activeSidebarTabId) sidebar.toggleSidebarTab(sidebar.activeSidebarTabId)
   stores.get('rightSidePanel')?.closePanel()

@@ -1,5 +1,6 @@
 """An error's sentence on the node that failed and in the toast, in the real frontend, and what is left of it later."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -7,7 +8,8 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from cogvideox.devtools.frontend import Frontend
-from cogvideox.devtools.paths import ROOT
+from cogvideox.devtools.paths import ROOT, TEMPLATES
+from cogvideox.tests.browser.page_scripts import COVERED, OPEN_TEMPLATE
 
 # Load a pipeline and run it with prompts that are not for it, in ComfyUI's own sampler.
 _GRAPH = """
@@ -66,6 +68,21 @@ _SET = """
   app.graph.getNodeById(window.ids[name]).widgets.find(found => found.name === widget).value = value
 }
 """
+# Moves the graph so that a node is where ComfyUI's own box comes up, its texts and buttons in sight.
+_UNDER_THE_BOX = """
+type => {
+  const node = app.graph.nodes.find(node => node.type === type), {ds} = app.canvas
+  ds.offset = [(innerWidth - 350) / ds.scale - node.pos[0], 150 / ds.scale - node.pos[1]]
+  app.canvas.setDirty(true, true)
+}
+"""
+_SET_FRAMES = """
+value => {
+  const latent = app.graph.nodes.find(node => node.type === 'CogVideoXEmptyLatent')
+  latent.widgets.find(widget => widget.name === 'frames').value = value
+}
+"""
+_MESSAGES = ".p-toast-message, [data-testid=error-overlay]"
 WRONG_MODEL = "Pass positive and negative through CogVideoX Image to Video"
 WRONG_FRAMES = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 57, or else 53."
 
@@ -108,6 +125,28 @@ def test_a_refused_prompt(page_of: Frontend) -> None:
     assert page.evaluate(_RUN) == "execution_success"
     expect(toast(page_of, WRONG_FRAMES)).to_have_count(0)
     assert page.evaluate(_TEXT, "latent") == ""
+
+
+@pytest.mark.parametrize("under_the_box", [False, True])
+def test_nothing_covers_the_node_that_failed(page_of: Frontend, under_the_box: bool) -> None:
+    """The toast and ComfyUI's own box lay over two nodes of the first template, whichever it was that had failed."""
+    page, (file,) = page_of.page, TEMPLATES.glob("01 *.json")
+    page.evaluate(OPEN_TEMPLATE, [json.loads(file.read_text("utf-8")), f"{file.stem} {under_the_box}"])
+    page_of.settle()
+    page.evaluate(_SET_FRAMES, 50)
+    if under_the_box:
+        page.evaluate(_UNDER_THE_BOX, "CogVideoXEmptyLatent")
+    page.evaluate("() => app.queuePrompt(0)")
+    ours, theirs = toast(page_of, WRONG_FRAMES), page.get_by_test_id("error-overlay")
+    expect(ours).to_be_visible()
+    expect(theirs).to_be_visible()
+    page.wait_for_timeout(1_500)  # both slide in, and the graph moves from under them
+    assert "CogVideoXEmptyLatent" not in page.evaluate(COVERED, _MESSAGES)
+    if not under_the_box:  # as it was opened, the toast covers no node at all
+        assert page.evaluate(COVERED, ".p-toast-message") == []
+    for box in (ours.bounding_box(), theirs.bounding_box()):
+        assert box is not None and box["x"] >= 0 and box["y"] + box["height"] <= 900
+    page_of.console.clear()  # the refusal
 
 
 def test_many_refused_nodes(page_of: Frontend) -> None:

@@ -64,12 +64,33 @@ FIRST = {
     "CogVideoContextOptions": "CogVideoXContextWindows",
     "CogVideoSampler": "CogVideoXSample",
     "CogVideoDecode": "CogVideoXDecode",
+    # The model's name, in full or in part, and what is wanted of it.
+    "cogvideox lora": "CogVideoXApplyLora",
+    "cogvideo lora": "CogVideoXApplyLora",
+    "cog load lora": "CogVideoXApplyLora",
+    "cogvideo controlnet": "CogVideoXLoadControlNet",
+    "cogvideox sampler": "CogVideoXSample",
+    "cog ksampler": "CogVideoXSample",
+    "cogvideox t2v": "CogVideoXSample",
+    "cog i2v": "CogVideoXImageToVideo",
+    "cogvideo v2v": "CogVideoXEncodeVideo",
+    "cog prompt": "CogVideoXEncodeText",
+    "cogvideox vae decode": "CogVideoXDecode",
+    "cog vae decode": "CogVideoXDecode",
+    "cogvideox gguf loader": "CogVideoXLoadModel",
+    "cogvideox checkpoint loader": "CogVideoXLoadPipeline",
+    "cogvideox dataset": "CogVideoXTrainingClips",
+    "cogvideox vram": "CogVideoXMemoryForecast",
+    "cogvideox teacache": "CogVideoXStepCache",
 }
 # A word that ComfyUI's own nodes have in their ids or titles, a node of ours that it has to find among the first two of
 # ours, and how many others may stand before these: the frontend puts a match in the id or title before every search
 # word.
 AMONG = {
     "load lora": ("CogVideoXApplyLora", 5),
+    "cog lora": ("CogVideoXApplyLora", 0),  # the id of CogVideoX Save LoRA is shorter
+    "cogvideo sampler": ("CogVideoXSample", 0),  # so is that of CogVideoX Sampler Select
+    "apply cogvideo controlnet": ("CogVideoXApplyControlNet", 0),
     "LoraLoaderModelOnly": ("CogVideoXApplyLora", 1),
     "load vae": ("CogVideoXLoadVAE", 1),
     "load controlnet": ("CogVideoXLoadControlNet", 2),

@@ -14,6 +14,7 @@ from cogvideox.devtools.frontend import Frontend
 from cogvideox.devtools.paths import TEMPLATES
 from cogvideox.devtools.server import Server, request
 from cogvideox.nodes.opened_graph import EXAMPLE_ROUTE, MISSING_ROUTE
+from cogvideox.tests.browser.page_scripts import COVERED, OPEN_TEMPLATE
 from cogvideox.tests.browser.test_errors_shown import toast
 
 # Which nodes have changed since the workflow was opened, and in what: a change marks the workflow as modified.
@@ -30,27 +31,6 @@ _CHANGED = """
 """
 # The widths of the pictures that the classic renderer draws on each example.
 _DRAWN = "() => app.graph.nodes.filter(n => n.type === 'CogVideoXExample').map(n => n.imgs?.map(i => i.naturalWidth))"
-# As ComfyUI's list of templates does, which fits the graph into the page.
-_OPEN = "([workflow, name]) => app.loadGraphData(workflow, true, true, name, {openSource: 'template'})"
-# What the page's toasts cover: nodes, groups, and the frontend's own map and bars, as far as they are there.
-_COVERED = """
-() => {
-  const {ds, canvas} = app.canvas, {left, top} = canvas.getBoundingClientRect()
-  const onPage = ([x, y], [width, height], title) => [left + (x + ds.offset[0]) * ds.scale,
-    top + (y - title + ds.offset[1]) * ds.scale, left + (x + width + ds.offset[0]) * ds.scale,
-    top + (y + height + ds.offset[1]) * ds.scale]
-  const boxes = app.graph.nodes.map(node => [node.type, ...onPage(node.pos, node.size, LiteGraph.NODE_TITLE_HEIGHT)])
-  for (const found of document.querySelectorAll('.minimap-main-container, .side-tool-bar-container, .p-buttongroup')) {
-    const box = found.getBoundingClientRect()
-    boxes.push([found.className, box.left, box.top, box.right, box.bottom])
-  }
-  return [...document.querySelectorAll('.p-toast-message')].flatMap(toast => {
-    const box = toast.getBoundingClientRect()
-    return boxes.filter(([, x, y, right, bottom]) =>
-      x < box.right && right > box.left && y < box.bottom && bottom > box.top).map(([what]) => what)
-  })
-}
-"""
 _EXAMPLE_PX = 256  # four times the toy's 64
 
 
@@ -67,7 +47,7 @@ def load(frontend: Frontend, number: str, of: str = "") -> None:
     (file,) = TEMPLATES.glob(f"{number} *.json")
     id_ = uuid.uuid5(uuid.NAMESPACE_URL, f"{__name__}/{number}{of}")
     workflow = json.loads(file.read_text("utf-8")) | {"id": str(id_)}
-    frontend.page.evaluate(_OPEN, [workflow, file.stem])
+    frontend.page.evaluate(OPEN_TEMPLATE, [workflow, file.stem])
     frontend.settle()
 
 
@@ -138,7 +118,7 @@ def check_covered(frontend: Frontend, number: str, size: tuple[int, int], render
     ours = page.locator(".p-toast-message", has_text="There is no ")
     expect(ours).to_have_count(1)  # that of the template before leaves
     page.wait_for_timeout(500)  # until it and the graph are where they stay
-    assert page.evaluate(_COVERED) == []
+    assert page.evaluate(COVERED, ".p-toast-message") == []
     box = ours.bounding_box()
     assert box is not None and box["x"] >= 0 and box["y"] + box["height"] <= size[1]
     page.evaluate("() => app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")

@@ -1,7 +1,6 @@
 """ComfyUI's rules of a card's memory as the forecast knows them, against ComfyUI itself."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def test_options_of_the_command_line_count(
     here = rules.this_card(model)
     assert here.keeps_all == all_stay and here.keeps_none == (state == mm.VRAMState.NO_VRAM)
     if not all_stay:
-        here = replace(here, free_bytes=4 * GIB)
+        here = here._replace(free_bytes=4 * GIB)
         assert rules.weight_budget(here, GIB) == pytest.approx(model.on_card, abs=1)
 
 
@@ -110,7 +109,7 @@ def test_the_same_layers_stay(
         model.detach()
         free = int(size * share) + 2 * GIB
         small = Card(CARD, free, 0.0, streams=streams)
-        found = rules.weights_on_card(replace(small), size, layers, 2 * GIB)
+        found = rules.weights_on_card(small._replace(), size, layers, 2 * GIB)
         assert found.resident_bytes == loaded, share
         assert found.streamed_bytes == size - loaded
         seen.add(loaded)

@@ -109,6 +109,29 @@ def test_a_path_stays(name: str) -> None:
     assert translate_with(CATALOGUE, f'{name} has no "text".') == f'{name} 没有 "text"。'
 
 
+@pytest.mark.parametrize("name", ["1 or 2.mp4", "cat and dog.safetensors", "with sound.mp4"])
+def test_a_files_name_without_quotation_marks_stays(name: str) -> None:
+    """A clip called "1 or 2.mp4" had another name on a Chinese page, where a short phrase of ours was found in it."""
+    for english in (
+        f"{name}: it has no caption. Write one into {name}.txt next to it.",
+        f"{name}: it cannot be read (damaged).",
+        f"{name} does not belong to a plain LoRA, the only kind that diffusers' layout supports.",
+        f"{name} and 3 more",
+    ):
+        shown = translate_with(load_catalogue("zh"), english)
+        assert name in shown, shown
+    assert "没有描述" in translate_with(
+        load_catalogue("zh"), f"{name}: it has no caption. Write one into a.txt next to it."
+    )
+
+
+def test_a_prompts_words_stay() -> None:
+    """Messages quote a prompt in curly marks, and a sentence of ours may stand in it."""
+    words = "a cat. All steps were trained. It went on."
+    shown = translate_with(CATALOGUE, f"There is no “{words}”. All steps were trained.")
+    assert shown == f"没有 “{words}”。全部步数已训练。"
+
+
 def test_braces_in_a_value_are_text() -> None:
     """A file called {0.__class__} is not a template."""
     shown = translate_with(CATALOGUE, "{name.__class__} has {0} frames. Use {nearest}.")

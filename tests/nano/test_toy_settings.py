@@ -1,6 +1,5 @@
 """The settings that suit CogVideoX-nano: whoever changes the table changes all that read it."""
 
-from dataclasses import replace
 from typing import Any
 
 from cogvideox.tests.children import running
@@ -11,9 +10,9 @@ def values_of_a_changed_table() -> dict[str, Any]:
     from cogvideox.nano import toy_settings
 
     table: Any = toy_settings
-    table.TEXT = replace(table.TEXT, steps=7, cfg=8.5, changing_cfg=9.5, frames=13)
-    table.GIVEN = replace(table.GIVEN, cfg=4.5)
-    table.IMAGE = replace(table.IMAGE, cfg=5.5)
+    table.TEXT = table.TEXT._replace(steps=7, cfg=8.5, changing_cfg=9.5, frames=13)
+    table.GIVEN = table.GIVEN._replace(cfg=4.5)
+    table.IMAGE = table.IMAGE._replace(cfg=5.5)
     from cogvideox.devtools.build_blueprints import BLUEPRINTS
     from cogvideox.devtools.example_workflows import EXAMPLES
     from cogvideox.devtools.run.recommended import TOYS

@@ -2,19 +2,32 @@
 // host/messages.py sends these events, to the browser that has queued the prompt.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { placeToasts, uncover } from "./message_places.js";
 
 const NAME = "CogVideoX.ErrorToast";
 const STYLE = "cogvideox-error";
 const PAUSE_MS = 200;
+const PLACED_MS = [0, 300, 1200]; // ComfyUI's own box, and the texts on the nodes, come a moment later
 const LIFE_MS = 15_000; // the node has the whole text for as long as it holds
+const sheet = document.createElement("style");
 const shown = [];
 // The last toast says how many errors more there are. Its text changes with each of them, and only the last one is shown.
 let more, timer;
+let looks = 0; // how often toasts have been shown or taken away
 
 function show(summary, detail, nodeId) {
   const message = { severity: "error", summary, detail, styleClass: STYLE, life: LIFE_MS, nodeId };
   app.extensionManager.toast.add(message);
+  const look = ++looks;
+  for (const wait of PLACED_MS) setTimeout(() => look === looks && place(), wait);
   return message;
+}
+
+// Neither our toasts nor ComfyUI's own box, with its View details, cover the node that they are about.
+function place() {
+  const nodeIds = shown.map((message) => message.nodeId);
+  if (nodeIds.length) uncover(nodeIds[0]);
+  placeToasts(sheet, STYLE, nodeIds);
 }
 
 function showMore(text) {
@@ -34,6 +47,7 @@ function forget() {
   clearTimeout(timer);
   if (more) shown.push(more);
   more = undefined;
+  looks += 1;
   while (shown.length) app.extensionManager.toast.remove(shown.pop());
 }
 
@@ -48,10 +62,7 @@ if (!window[NAME]) {
   app.registerExtension({
     name: NAME,
     setup() {
-      // ComfyUI's own box, with its View details, stays visible and free to be clicked, above the toasts.
-      const style = document.createElement("style");
-      style.textContent = `.p-toast:has(.${STYLE}) { margin-top: 10rem; }`;
-      document.head.append(style);
+      document.head.append(sheet);
       api.addEventListener("cogvideox.error", ({ detail }) => {
         shown.push(show(titleOf(detail.node_id), detail.text, detail.node_id));
       });

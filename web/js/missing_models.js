@@ -3,6 +3,7 @@
 // dialog. nodes/opened_graph.py has the sentences, and nodes/missing_models.py knows which nodes load models.
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
+import { roomBelow, rowCss } from "./message_places.js"
 
 const NAME = "CogVideoX.MissingModels"
 const ROUTE = "/cogvideox/missing_models"
@@ -31,18 +32,16 @@ function lacks(node) {
   return [node.comfyClass, cut(widget.value)]
 }
 
-// Toasts stand at the top right, over the nodes there. Below the graph, which the frontend fits into the page, is room
-// between its statistics on the left and its map on the right.
+// Toasts stand at the top right, over the nodes there.
 function place() {
-  const panel = document.querySelector(".graph-canvas-panel")?.getBoundingClientRect() // between the sidebars
-  const [left, right] = [(panel?.left ?? 64) + 80, innerWidth - (panel?.right ?? innerWidth) + 280]
-  style.textContent = `
-    .p-toast-message.${STYLE} { position: fixed; left: ${left}px; right: ${right}px; bottom: 4px; margin: 0; }
-    body:has(.${STYLE}) .cogvideox-migration { bottom: auto; top: 5rem; }
-    .${STYLE} .p-toast-message-text { flex-direction: row; gap: 1rem; }
-    .${STYLE} .p-toast-summary { white-space: nowrap; }
-    .${STYLE} .p-toast-detail { margin: 0; white-space: pre-line; }
-  `
+  const room = roomBelow()
+  style.textContent = room
+    ? `
+      .p-toast-message.${STYLE} { position: fixed; left: ${room.left}px; right: ${room.right}px; bottom: 4px; margin: 0; }
+      body:has(.${STYLE}) .cogvideox-migration { bottom: auto; top: 5rem; }
+      ${rowCss(STYLE)}
+    `
+    : ""
 }
 
 function forget() {
