@@ -33,6 +33,13 @@ def text_to_video_app() -> Example:
     )
 
 
+def _beside_an_own_picture(spec: Node) -> Node:
+    """The node of the toy's graph, in that of the app. The example's node may grow out of sight, behind the form."""
+    if spec.name == "start":
+        return replace(spec, links={**spec.links, "start_image": "own.IMAGE"})
+    return replace(spec, height=460) if spec.name == "picture" else spec
+
+
 def image_to_video_app() -> Example:
     """The example picture, of which the prompt speaks, or a picture of one's own. It runs before one is uploaded."""
     own = Node(
@@ -41,10 +48,7 @@ def image_to_video_app() -> Example:
     toy = image_to_video()
     columns = []
     for column in toy.columns:
-        nodes = [
-            replace(spec, links={**spec.links, "start_image": "own.IMAGE"}) if spec.name == "start" else spec
-            for spec in column.nodes
-        ]
+        nodes = [_beside_an_own_picture(spec) for spec in column.nodes]
         if any(spec.name == "picture" for spec in nodes):
             nodes.append(own)
         columns.append(replace(column, nodes=tuple(nodes)))
