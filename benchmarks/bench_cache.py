@@ -41,7 +41,8 @@ def main() -> None:
         pipeline, (prepare, cfg) = paint.load_pipeline(WEIGHTS / model), MODELS[model]
         tables = []
         for sampler in options.samplers:
-            settings = paint.Settings(seed=options.seed, sampler=sampler, steps=options.steps, cfg=options.cfg or cfg)
+            guidance = cfg if options.cfg is None else options.cfg
+            settings = paint.Settings(seed=options.seed, sampler=sampler, steps=options.steps, cfg=guidance)
             tables.append(table_of(Bench(pipeline, settings, options.prompts, prepare), model))
         # A section for each model, so that one of them can be measured again alone.
         report("cache" if model == "5b" else f"cache, {model}", tables, options.save)

@@ -10,9 +10,8 @@ from . import comfyui, libraries, paths
 from .console import say
 from .process import run_foreground
 
-# Of the fast tier one for each of CI's cores: each takes ten seconds to start. Otherwise two more, since tests wait for
-# servers, browsers and other processes. Each holds torch, ComfyUI and the tests' models, 2 GB in all; a server takes a
-# further one.
+# Of the fast tier one for each of CI's cores: each takes some seconds to collect the tests. Otherwise two more, since
+# tests wait for servers, browsers and other processes. A worker takes up to 2 GB, and a server a further one.
 WORKERS = {"fast": 2, "standard": 4, "long": 4}
 COVERAGE = paths.DEV / "coverage"
 _HOSTS = [release.version for release in comfyui.RELEASES]

@@ -51,7 +51,8 @@ def _names(function: Any) -> Iterator[str]:
 
     Nodes put a kernel into a small function, method or partial of their own, in which the kernel may have any name: it
     is followed for _LEVELS calls. A kernel of torch's operations shows its products by their names. What a compiled one
-    of another package computes in cannot be known: it is taken for exact unless a name says otherwise.
+    of another package computes in cannot be known: it is taken for exact unless a name says otherwise. A function that
+    may call such a kernel and does not counts as quantised too, which costs a look at each step's result.
     """
     values, seen = [function], dict[int, Any]()
     for _ in range(_LEVELS):
@@ -80,7 +81,8 @@ def _used(value: Any) -> Iterator[Any]:
         yield from filter(_can_tell, (value.func, *value.args, *value.keywords.values()))
         return
     yield from filter(callable, (getattr(value, "__wrapped__", None),))
-    function: Any = getattr(value, "__func__", value if inspect.isfunction(value) else type(value).__call__)
+    called = type(value).forward if isinstance(value, torch.nn.Module) else type(value).__call__
+    function: Any = getattr(value, "__func__", value if inspect.isfunction(value) else called)
     scope = getattr(function, "__globals__", {})
     if not scope or str(scope.get("__name__")).partition(".")[0] in _OPAQUE:
         return

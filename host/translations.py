@@ -59,7 +59,9 @@ class _Template(NamedTuple):
             return None
         values, start, end = [], len(first), len(text) - len(last)
         for constant in self.constants[1:-1]:
-            found = text.find(constant, start, end)
+            # "{names} and {count} more": a name may contain "and", and the count does not.
+            is_count = (constant, last) == (" and ", " more")
+            found = (text.rfind if is_count else text.find)(constant, start, end)
             if found < 0:
                 return None
             values.append(text[start:found])
@@ -122,7 +124,7 @@ def _hide_quoted(text: str, known: frozenset[str]) -> tuple[str, dict[int, str]]
         mark = None if found[2] in known else next(free, None)
         if mark is None:
             return found[0]
-        names[mark] = found[2]
+        names[mark] = found[2].translate(names)  # with the quotation marks inside, which were hidden before
         return f"{found[1]}{chr(mark)}{found[0][-1]}"
 
     return re.sub(_IN_MARKS, hide, re.sub(_IN_QUOTES, hide, text)), names

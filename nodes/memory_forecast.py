@@ -147,7 +147,7 @@ def _compiled(model: ModelPatcher) -> list[str]:
         return []
     return [
         "The model is compiled: the compiler plans the memory of its blocks by itself, which cannot be counted. The "
-        "work that is shown is what the blocks take with plain torch, which ComfyUI keeps free for them."
+        "table shows what the blocks need without the compiler; ComfyUI keeps that much free."
     ]
 
 

@@ -7,8 +7,10 @@ It ends with the tests and all its children. Elsewhere each process is a fresh o
 """
 
 import importlib
+import json
 import multiprocessing
 import os
+import shlex
 import sys
 import tempfile
 import threading
@@ -28,6 +30,7 @@ _PRELOADED = (_CONFTEST, "nodes", "server")  # the last two are ComfyUI's, and i
 # multiprocessing has no public way to use the server of another process; from 3.14 on its server asks for a key too.
 CAN_SHARE = CAN_FORK and sys.version_info < (3, 14)
 _ADDRESS = "COGVIDEOX_TESTS_FORK_SERVER"
+WORKER = shlex.join([sys.executable, "-m", "cogvideox.tests.worker_start"])  # the command that starts a worker
 
 
 class Child:
@@ -104,8 +107,7 @@ def start_process(target: Callable[..., None], *arguments: Any, daemon: bool) ->
 def share_server() -> None:
     """Start the server that this process's own children use too, worker_start.py's among them."""
     _start_server()
-    server = _forkserver()
-    os.environ[_ADDRESS] = os.fsencode(server._forkserver_address).hex()
+    os.environ[_ADDRESS] = json.dumps([*_of_this_run(), os.fsencode(_forkserver()._forkserver_address).hex()])
 
 
 def _start_server() -> None:
@@ -115,17 +117,23 @@ def _start_server() -> None:
     if not CAN_FORK:
         return
     server = _forkserver()
-    if _ADDRESS in os.environ:
+    *run, address = json.loads(os.environ.get(_ADDRESS, "[null]"))
+    if run == _of_this_run():
         from multiprocessing import resource_tracker
 
         if server._forkserver_alive_fd is None:  # no child of the server; those have the one that keeps it alive
             server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
-        server._forkserver_address = os.fsdecode(bytes.fromhex(os.environ[_ADDRESS]))
+        server._forkserver_address = os.fsdecode(bytes.fromhex(address))
         server.ensure_running = resource_tracker.ensure_running
         return
     server.set_forkserver_preload(list(_PRELOADED))
     with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}):
         server.ensure_running()
+
+
+def _of_this_run() -> list[str]:
+    """The code that a server has imported: that of another clone, or of another ComfyUI, is no server of ours."""
+    return [__file__, os.environ["COMFYUI_PATH"]]
 
 
 def _forkserver() -> Any:

@@ -14,7 +14,7 @@ import pytest
 from cogvideox.devtools.signals import forget_callers_signals
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import use_comfyui
-from cogvideox.tests.children import CAN_SHARE, share_server
+from cogvideox.tests.children import CAN_SHARE, WORKER, share_server
 from cogvideox.tests.measured import (
     ERRORS,
     FUZZ,
@@ -25,7 +25,6 @@ from cogvideox.tests.measured import (
     save_measured,
 )
 from cogvideox.tests.tiers import TIERS, heaviest_first, left_out, room_of, summary_lines
-from cogvideox.tests.worker_start import COMMAND
 
 try:
     use_comfyui()
@@ -78,9 +77,10 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(specs: list) -> None:
     """Fork the workers from one process that has imported ComfyUI, where that can be."""
-    if CAN_SHARE and all(str(spec) == "popen" for spec in specs):
+    if CAN_SHARE and all(spec.popen and not spec.python for spec in specs):
         share_server()
-        specs[:] = [type(spec)(f"popen//python={COMMAND}") for spec in specs]
+        for spec in specs:
+            spec.python = WORKER
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,5 +1,6 @@
 """The processes that tests start: where these do not do as they are told, tests pass that prove nothing."""
 
+import multiprocessing
 import os
 import shlex
 import signal
@@ -10,8 +11,8 @@ import time
 import pytest
 
 from cogvideox.devtools.paths import ROOT
+from cogvideox.tests import children
 from cogvideox.tests.children import CAN_FORK, CAN_SHARE, running
-from cogvideox.tests.worker_start import COMMAND
 
 
 def describe() -> dict[str, object]:
@@ -87,7 +88,8 @@ def test_a_kill_is_seen_and_a_block_ends_its_child() -> None:
 def test_no_child_outlives_a_worker_that_is_killed() -> None:
     """A training of two processes would wait for ever for what the third never says."""
     code = "from cogvideox.tests import children, test_children as here; children._PRELOADED = (); here.leave_a_child()"
-    worker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    own = {name: value for name, value in os.environ.items() if name != children._ADDRESS}
+    worker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, env=own)
     assert worker.stdout is not None
     with worker:
         worker.communicate(timeout=120)  # until nobody holds its output: not the server either, which waits for a child
@@ -96,8 +98,15 @@ def test_no_child_outlives_a_worker_that_is_killed() -> None:
 
 def start_worker(code: str) -> subprocess.Popen:
     """As pytest-xdist does."""
-    command = [*shlex.split(COMMAND), "-u", "-c", code]
+    command = [*shlex.split(children.WORKER), "-u", "-c", code]
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="these tests run without workers")
+@pytest.mark.skipif(not CAN_SHARE, reason="workers are fresh interpreters")
+def test_the_workers_of_this_run_are_forked() -> None:
+    """Each would import ComfyUI itself, without a word: half a minute of two cores."""
+    assert multiprocessing.parent_process() is not None
 
 
 @pytest.mark.skipif(not CAN_SHARE, reason="workers are fresh interpreters")
@@ -116,3 +125,10 @@ def test_no_worker_outlives_a_run_that_is_killed() -> None:
         assert worker.stdout is not None and worker.stdout.readline() == "works\n"
         worker.kill()
         worker.communicate(timeout=120)  # until nobody holds its output
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="workers are fresh interpreters")
+def test_a_worker_that_crashes_is_told_by_its_signal() -> None:
+    with start_worker("import os; os.kill(os.getpid(), 11)") as worker:
+        worker.communicate(timeout=120)
+        assert worker.returncode == -signal.SIGSEGV

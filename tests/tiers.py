@@ -382,8 +382,8 @@ def summary_lines(tier: str, counts: Counter) -> list[str]:
 
 
 _ONE_SERVER = ("tests/server/", "tests/browser/")
-# Whose processes are forked from one that has imported ComfyUI (children.py), which takes ten seconds as well.
-_ONE_FORK_SERVER = (
+# Whose tests wait for processes forked from the run's server (children.py).
+_FORKING = (
     "tests/host/test_start_check.py",
     "tests/nano/test_toy_settings.py",
     "tests/test_children.py",
@@ -400,14 +400,12 @@ def room_of(node_id: str) -> str:
     file = node_id.split("::", 1)[0]
     if file.endswith(_OWN_SERVERS):
         return file
-    if file in _ONE_FORK_SERVER:
-        return "tests/children.py"
     return next((folder for folder in _ONE_SERVER if file.startswith(folder)), file)
 
 
 # Rooms whose tests wait for processes that they start, most of their time.
 _WAITING = (
-    "tests/children.py",
+    *_FORKING,
     "tests/devtools/",
     "tests/host/test_optional_packages.py",
     "tests/model_loaders/downloads/",

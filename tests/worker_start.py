@@ -1,20 +1,16 @@
-"""How pytest-xdist starts a worker: `python -m cogvideox.tests.worker_start -u -c CODE` does what `python -u -c CODE`
-does, in a process forked from the run's server, which has imported torch and ComfyUI once for all workers.
+"""How pytest-xdist starts a worker: `python -m cogvideox.tests.worker_start -u -c CODE` runs CODE in a process forked
+from the run's server, which has imported torch and ComfyUI once for all workers.
 
-This process stands for it: it ends with the same status, and when it is killed, so is the worker.
+This process stands for the worker: it ends with the same status, and when it is killed, so is the worker.
 """
 
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from multiprocessing.reduction import DupFd
 from typing import Any
 
 from cogvideox.tests import children
-
-COMMAND = shlex.join([sys.executable, "-m", "cogvideox.tests.worker_start"])
 
 
 class Stream:
@@ -24,6 +20,8 @@ class Stream:
         self._number = number
 
     def __reduce__(self) -> tuple[Any, tuple]:
+        from multiprocessing.reduction import DupFd  # which Windows lacks
+
         return _number_here, (DupFd(self._number),)
 
 
@@ -37,6 +35,10 @@ def main(code: str) -> int:
     streams = [Stream(number) for number in range(3)]
     worker = children.start_process(_work, code, dict(os.environ), streams, daemon=False)
     worker.join()
+    if worker.exitcode < 0:  # it was ended by a signal
+        if worker.exitcode != -signal.SIGKILL:
+            signal.signal(-worker.exitcode, signal.SIG_DFL)
+        os.kill(os.getpid(), -worker.exitcode)
     return worker.exitcode
 
 
@@ -45,7 +47,9 @@ def _work(code: str, environ: dict[str, str], streams: Sequence[int]) -> None:
         os.dup2(stream, number)
         os.close(stream)
     children.begin(environ)
-    sys.stdin, sys.stdout, sys.stderr = (open(number, mode, closefd=False) for number, mode in enumerate("rww"))
+    sys.stdin = open(0, closefd=False)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     sys.argv = ["-c"]
     exec(code, {"__name__": "__main__"})  # noqa: S102, as `python -c` does
 

@@ -49,7 +49,10 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     stretches_positions: bool = False
     # The memory modes in which no step of this run has run out of memory.
     _modes: tuple[Mode, ...] = LADDER
-    _host_table: torch.Tensor | None = None  # of learned positions, for this run
+    # Of this run: the learned table of positions and its copy in host memory; and the latents' shape with the number of
+    # text tokens of the last step, whose table of positions is there still.
+    _host_table: tuple[torch.Tensor, torch.Tensor] | None = None
+    _last_size: tuple[int, ...] = ()
 
     def forward(
         self,
@@ -86,7 +89,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     def forget_run(self) -> None:
         """Release what was computed for a run (positions.forget_tables), and forget how it went."""
         forget_tables()
-        self._modes, self._host_table = LADDER, None
+        self._modes, self._host_table, self._last_size = LADDER, None, ()
 
     def _forward(
         self,
@@ -101,16 +104,20 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         arguments = x, timestep, context, ofs, transformer_options, control
         if not may_overwrite():  # a training, or torch.compile's graph: both plan their memory by themselves
             return self._predict(*arguments, DEFAULT)
-        text_tokens = context.shape[1]
+        text_tokens, size = context.shape[1], (*x.shape[2:], context.shape[1])
 
         def needed(mode: Mode) -> float:
-            return self.step_bytes(mode, x.shape, text_tokens, x.dtype, x.device, transformer_options)
+            asked = mode, x.shape, text_tokens, x.dtype, x.device, transformer_options
+            # What is taken already is no longer free.
+            return self.step_bytes(*asked) - (self._table_bytes(x.shape, text_tokens) if size == self._last_size else 0)
 
         ladder = self._modes if has_lean_mode(self.transformer_blocks, transformer_options) else LADDER[:1]
         modes = modes_to_try(ladder, needed, free_in_step(x.device))
         for mode, following in zip(modes, (*modes[1:], None)):
             try:
-                return self._predict(*arguments, mode)
+                predicted = self._predict(*arguments, mode)
+                self._last_size = size
+                return predicted
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -177,13 +184,19 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         # Compiled blocks plan their memory by themselves.
         is_eager = not read_compiled_blocks(transformer_options)
         has_kernels = is_eager and expects_kernels(self.transformer_blocks, device, dtype, batch * video * dim)
-        table = 0
-        if c.use_rotary_positional_embeddings:  # a matrix of 2 x 2 for each pair of a head's values
-            table = 2 * (video + text_tokens) * c.attention_head_dim
-        elif not c.use_learned_positional_embeddings:
-            table = video * dim
         values = batch * (video + text_tokens) * dim
-        return step_bytes(mode, values, dtype.itemsize, has_kernels) + table * torch.float32.itemsize
+        return step_bytes(mode, values, dtype.itemsize, has_kernels) + self._table_bytes(latent_shape, text_tokens)
+
+    def _table_bytes(self, latent_shape: Sequence[int], text_tokens: int) -> int:
+        """Of the table of positions, which the first step of a run computes in fp32 and the others find."""
+        c, (_, _, frames, height, width) = self.config, latent_shape
+        video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
+        values = 0
+        if c.use_rotary_positional_embeddings:  # a matrix of 2 x 2 for each pair of a head's values
+            values = 2 * (video + text_tokens) * c.attention_head_dim
+        elif not c.use_learned_positional_embeddings:
+            values = video * c.num_attention_heads * c.attention_head_dim
+        return values * torch.float32.itemsize
 
     def token_grid(
         self, latent_size: tuple[int, int, int], transformer_options: dict[str, Any] = {}
@@ -273,9 +286,9 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         table = self.patch_embed.get_buffer("pos_embedding")
         if table.device == like.device or not may_overwrite():
             return table.to(like)
-        if self._host_table is None or self._host_table.dtype != like.dtype:
-            self._host_table = pinned(table.to(like.dtype))
-        return upload(self._host_table, like)
+        if self._host_table is None or self._host_table[0] is not table or self._host_table[1].dtype != like.dtype:
+            self._host_table = table, pinned(table.to(like.dtype))
+        return upload(self._host_table[1], like)
 
     def _rotary(
         self, grid: tuple[int, int, int], text_tokens: int, riflex: bool, device: torch.device

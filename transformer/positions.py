@@ -116,8 +116,8 @@ def sincos_table(
 
 
 def forget_tables() -> None:
-    """Release the cached tables, after a run. Those of a long video take up to 1 GB, and ComfyUI, which does not know
-    of them, could not free it on a card. Computing them again takes a fraction of a step."""
+    """Release the cached tables, after a run. Those of a long video take up to 1 GB, which ComfyUI could not free
+    on a card. Computing them again takes a fraction of a step."""
     for function in (rotary_table, sincos_table):
         cached: Any = function
         cached.__wrapped__.cache_clear()  # of lru_cache, behind _one_operation

@@ -140,7 +140,7 @@ def test_nothing_covers_the_node_that_failed(page_of: Frontend, under_the_box: b
     ours, theirs = toast(page_of, WRONG_FRAMES), page.get_by_test_id("error-overlay")
     expect(ours).to_be_visible()
     expect(theirs).to_be_visible()
-    page.wait_for_timeout(1_500)  # both slide in, and the graph moves from under them
+    page.wait_for_timeout(1_500)  # until the last of PLACED_MS, when the graph has moved from under them
     assert "CogVideoXEmptyLatent" not in page.evaluate(COVERED, _MESSAGES)
     if not under_the_box:  # as it was opened, the toast covers no node at all
         assert page.evaluate(COVERED, ".p-toast-message") == []

@@ -173,7 +173,7 @@ def cached(sampler: str, cache: str, column: str = "deviation", model: str = "5b
 def _cache_row(cache: str) -> Figure:
     runs = ("ddim", "5b", 6), ("dpm", "5b", 6), ("ddim", "1.5-5B", 6), ("ddim", "5b-I2V", 2)
     columns = "forwards a clip", "deviation"
-    values = (cached(sampler, cache, column, *model) for sampler, *model in runs for column in columns)
+    values = (cached(sampler, cache, column, model, cfg) for sampler, model, cfg in runs for column in columns)
     return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 4, tuple(values))
 
 
@@ -441,7 +441,7 @@ _WAITS = {
     "dpm, with live previews": "dpm, previews",
     "ddim with dynamic cfg and guidance_rescale": "ddim, dynamic cfg, guidance_rescale",
     "*CogVideoX Step Cache*, with live previews": "Step Cache, previews",
-    "the same with dpmpp_2m of KSampler": "Step Cache, dpmpp_2m, previews",
+    "Step Cache with previews, dpmpp_2m of KSampler": "Step Cache, dpmpp_2m, previews",
     "image to video with 5b-I2V's weights streamed": "image to video, streamed",
     "dpmpp_2m of KSampler, whose loop compares a sigma": "dpmpp_2m of ComfyUI's KSampler",
     "*CogVideoX Context Windows*, whose schedule looks up the step": "Context Windows",

@@ -127,7 +127,7 @@ def test_a_files_name_without_quotation_marks_stays(name: str) -> None:
 
 def test_a_prompts_words_stay() -> None:
     """Messages quote a prompt in curly marks, and a sentence of ours may stand in it."""
-    words = "a cat. All steps were trained. It went on."
+    words = 'a cat with a sign that says "open". All steps were trained. It went on.'
     shown = translate_with(CATALOGUE, f"There is no “{words}”. All steps were trained.")
     assert shown == f"没有 “{words}”。全部步数已训练。"
 

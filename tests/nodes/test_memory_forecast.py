@@ -107,7 +107,7 @@ def test_windows_need_less(official: ModelPatcher) -> None:
 def test_a_compiled_model(official: ModelPatcher) -> None:
     """The compiler's own memory is in no figure: whoever trusts them has to know."""
     compiled = CogVideoXCompile.execute(official).args[0]
-    assert sentence(forecast(compiled, card_gb=24.0), "The model is compiled").endswith("keeps free for them.")
+    assert sentence(forecast(compiled, card_gb=24.0), "The model is compiled").endswith("keeps that much free.")
     assert "compiled" not in forecast(official, card_gb=24.0)
 
 

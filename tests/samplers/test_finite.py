@@ -130,13 +130,24 @@ def test_which_attention_is_quantised() -> None:
 class Node:
     """An override as a method, and as an object."""
 
-    def __init__(self, kernel: Callable[..., torch.Tensor]):
+    def __init__(self, kernel: Callable[..., Any]):
         self.kernel = kernel
 
     def attend(self, _: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         return self.kernel(*args, **kwargs)
 
     __call__ = attend
+
+
+class Attention(torch.nn.Module):
+    """A kernel as a layer, which torch calls."""
+
+    def __init__(self, kernel: Callable[..., Any]):
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, *args: Any) -> torch.Tensor:
+        return self.kernel(*args)
 
 
 def in_module(name: str, function: Callable[..., Any], **scope: Any) -> Callable[..., Any]:
@@ -169,6 +180,8 @@ PICTURE = in_module("/nodes/ComfyUI_SageUtils", lambda query, *_: query.to(torch
     (
         (Node(KERNEL).attend, True),
         (Node(KERNEL), True),
+        (Node(Attention(KERNEL)), True),
+        (Node(Attention(PICTURE)), False),
         (in_module("/nodes/pack", call_kernel, kernel=KERNEL), True),
         (in_module("/nodes/pack", call_kernel, kernel=partial(KERNEL, None)), True),
         (in_module("/nodes/pack", call_kernel, kernel=Node(EIGHT_BITS)), True),

@@ -219,11 +219,15 @@ class TestChoice:
 
     def test_a_step_asks_what_is_free_now(self, step: Step, groups: list[int]) -> None:
         needed = step.dit.step_bytes(DEFAULT, step.latents.shape, 30, torch.float32, torch.device("cpu"))
-        blocks = len(step.dit.transformer_blocks)
+        blocks, table = len(step.dit.transformer_blocks), step.dit._table_bytes(step.latents.shape, 30)
         step(free=needed)
-        assert groups == [4] * blocks
+        step(free=needed - table)  # which is there now, and no longer free
+        assert groups == [4] * 2 * blocks
+        step(free=needed - table - 1)
+        assert groups[2 * blocks :] == [2, 2] * blocks
+        step.dit.forget_run()
         step(free=needed - 1)
-        assert groups[blocks:] == [2, 2] * blocks
+        assert groups[4 * blocks :] == [2, 2] * blocks
 
     def test_weights_under_dynamic_vram_are_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """There they give way to the step; counted as taken, they would put every step of a full card into the lean

@@ -16,16 +16,17 @@ let more, timer;
 let looks = 0; // how often toasts have been shown or taken away
 
 function show(summary, detail, nodeId) {
-  const message = { severity: "error", summary, detail, styleClass: STYLE, life: LIFE_MS, nodeId };
+  const until = Date.now() + LIFE_MS;
+  const message = { severity: "error", summary, detail, styleClass: STYLE, life: LIFE_MS, until, nodeId };
   app.extensionManager.toast.add(message);
   const look = ++looks;
   for (const wait of PLACED_MS) setTimeout(() => look === looks && place(), wait);
   return message;
 }
 
-// Neither our toasts nor ComfyUI's own box, with its View details, cover the node that they are about.
+// Neither our toasts nor ComfyUI's own box, with its View details, cover the node of the open graph that they are about.
 function place() {
-  const nodeIds = shown.map((message) => message.nodeId);
+  const nodeIds = shown.filter((message) => message.until > Date.now()).map((message) => message.nodeId);
   if (nodeIds.length) uncover(nodeIds[0]);
   placeToasts(sheet, STYLE, nodeIds);
 }

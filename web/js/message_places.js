@@ -2,6 +2,7 @@
 import { app } from "../../../scripts/app.js"
 
 const [LEAST_PX, GAP_PX] = [400, 8]
+const BOX_END_PX = 252 // of ComfyUI's own box, where the page has no panel
 const OWN_BOX = '[data-testid="error-overlay"]' // ComfyUI's, at the top right
 
 const panel = () => document.querySelector(".graph-canvas-panel")?.getBoundingClientRect() // between the sidebars
@@ -14,16 +15,19 @@ export function roomBelow() {
   return innerWidth - room.left - room.right < LEAST_PX ? undefined : room
 }
 
-// A message of class `style` in one row, as it has room for there.
+// A message of class `style` in one row, as it has room for there, with the migration's button out of its way.
 export const rowCss = (style) => `
   .${style} .p-toast-message-text { flex-direction: row; gap: 1rem; }
   .${style} .p-toast-summary { white-space: nowrap; }
   .${style} .p-toast-detail { margin: 0; white-space: pre-line; }
+  body:has(.${style}) .cogvideox-migration { bottom: auto; top: 5rem; }
 `
 
-// Of a node of the open graph, as both renderers place it: {left, top, right, bottom} on the page.
+// Of a node, as both renderers place it: {left, top, right, bottom} on the page. Undefined for one that is not on the
+// page: inside a subgraph, whose nodes have ids such as 5:3, or outside the one that is open.
 function boxOf(nodeId) {
-  const node = app.canvas?.graph?.getNodeById(Number(nodeId))
+  if (app.canvas?.graph !== (app.rootGraph ?? app.graph)) return
+  const node = app.canvas.graph.getNodeById(Number(nodeId))
   if (!node) return
   const { left, top } = app.canvas.canvas.getBoundingClientRect()
   const [{ scale, offset }, [x, y, width, height]] = [app.canvas.ds, node.boundingRect]
@@ -47,12 +51,11 @@ export function placeToasts(sheet, style, nodeIds) {
     const box = document.querySelector(toasts)?.getBoundingClientRect()
     return box ? boxes.reduce((sum, other) => sum + overlap(box, other), 0) : 0
   }
-  const beside = `${toasts} { top: ${(panel()?.top || 252) + GAP_PX}px !important; }`
+  const beside = `${toasts} { top: ${(panel()?.top ?? BOX_END_PX) + GAP_PX}px !important; }`
   if (!room) return void covered(beside)
   const below = `
     ${toasts} { inset: auto ${room.right}px 4px ${room.left}px !important; width: auto; }
     .p-toast-message.${style} { margin: 4px 0 0; }
-    body:has(.${style}) .cogvideox-migration { bottom: auto; top: 5rem; }
     ${rowCss(style)}
   `
   const over = covered(below)

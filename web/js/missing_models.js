@@ -38,7 +38,6 @@ function place() {
   style.textContent = room
     ? `
       .p-toast-message.${STYLE} { position: fixed; left: ${room.left}px; right: ${room.right}px; bottom: 4px; margin: 0; }
-      body:has(.${STYLE}) .cogvideox-migration { bottom: auto; top: 5rem; }
       ${rowCss(STYLE)}
     `
     : ""

@@ -2,7 +2,7 @@
 // was a broken picture without a name.
 import { app } from "../../../scripts/app.js"
 
-const NAME = "CogVideoX.OwnImage"
+const [NAME, NODE, STYLE] = ["CogVideoX.OwnImage", "CogVideoXOwnImage", "cogvideox-own-image"]
 const [ENGLISH, CHINESE] = ["The connected image", "所连接的图像"]
 const NO_PICTURE = 'img[src*="/view?filename=&"]' // what the frontend asks for, of a file without a name
 
@@ -16,10 +16,17 @@ if (!window[NAME]) {
       const text = app.extensionManager.setting.get("Comfy.Locale")?.startsWith("zh") ? CHINESE : ENGLISH
       // A label of the list's own (getOptionLabel) would take the search field from the classic renderer's menu.
       style.textContent = `
-        ${NO_PICTURE} { visibility: hidden; }
-        :has(> ${NO_PICTURE}) + div > span:empty::after { content: "${text}"; }
+        .${STYLE} ${NO_PICTURE} { visibility: hidden; }
+        .${STYLE} :has(> ${NO_PICTURE}) + div > span:empty::after { content: "${text}"; }
       `
       document.head.append(style)
+    },
+    // Other packs' lists have an empty choice as well.
+    nodeCreated(node) {
+      if (node.comfyClass === NODE) document.body.classList.add(STYLE)
+    },
+    afterConfigureGraph() {
+      document.body.classList.toggle(STYLE, app.graph.nodes.some((node) => node.comfyClass === NODE))
     },
   })
 }
