@@ -4,7 +4,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import CodeType, ModuleType
 from typing import Any
@@ -17,6 +17,7 @@ from ..keys import ATTENTION_OVERRIDE
 # What kernels with eight-bit products are called: SageAttention and SpargeAttn, those that name their type, and torch's
 # own products. "sage" ends "message" and "usage" as well, and pictures are uint8.
 _QUANTISED = r"(?<![a-z])sage|sage(?=at|3)|sparge|fp8|float8|(?<!u)int8|_scaled_mm|\b_int_mm"
+_MOST_CODES = 100  # functions within a function
 _LEVELS = 4  # of calls: the override, its helper, the kernel's function, and what that calls
 _OPAQUE = {"torch", *sys.stdlib_module_names}  # whose code names all types
 
@@ -58,10 +59,19 @@ def _names(function: Any) -> Iterator[str]:
     for _ in range(_LEVELS):
         new = {id(value): value for value in values if id(value) not in seen}
         seen |= new  # which also keeps them: the id of a value that is gone may come again
-        texts = (text for value in new.values() for text in _own_names(value))
+        texts = [text for value in new.values() for text in _safely(_own_names, value)]
         # A path says where something lies. ComfyUI calls the modules of a node pack by their path.
         yield from (text for text in texts if not re.search(r"[/\\]", text))
-        values = [used for value in new.values() for used in _used(value)]
+        values = [used for value in new.values() for used in _safely(_used, value)]
+
+
+def _safely(look: Callable[[Any], Iterable[Any]], value: Any) -> list[Any]:
+    """What `look` finds. An object of another pack may answer any question with any error, as a proxy for something
+    that is gone does: it says nothing then, and its run goes on."""
+    found = list[Any]()
+    with suppress(Exception):
+        found.extend(look(value))
+    return found
 
 
 def _own_names(value: Any) -> tuple[str, ...]:
@@ -81,8 +91,9 @@ def _used(value: Any) -> Iterator[Any]:
         yield from filter(_can_tell, (value.func, *value.args, *value.keywords.values()))
         return
     yield from filter(callable, (getattr(value, "__wrapped__", None),))
-    called = type(value).forward if isinstance(value, torch.nn.Module) else type(value).__call__
-    function: Any = getattr(value, "__func__", value if inspect.isfunction(value) else called)
+    function: Any = getattr(value, "__func__", value if inspect.isfunction(value) else None)
+    if function is None:
+        function = type(value).forward if isinstance(value, torch.nn.Module) else type(value).__call__
     scope = getattr(function, "__globals__", {})
     if not scope or str(scope.get("__name__")).partition(".")[0] in _OPAQUE:
         return
@@ -97,11 +108,17 @@ def _used(value: Any) -> Iterator[Any]:
 
 
 def _code_names(code: CodeType) -> Iterator[str]:
-    yield from (*code.co_names, *code.co_freevars)
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):  # a function that is defined within
-            yield from _code_names(inner)
+    codes = [code]
+    for _ in range(_MOST_CODES):
+        if not codes:
+            return
+        one = codes.pop()
+        yield from (*one.co_names, *one.co_freevars)
+        codes += [inner for inner in one.co_consts if isinstance(inner, CodeType)]  # functions that are defined within
 
 
 def _can_tell(value: Any) -> bool:
-    return callable(value) or isinstance(value, str | ModuleType)
+    try:
+        return callable(value) or isinstance(value, str | ModuleType)
+    except Exception:  # of a proxy for something that is gone
+        return False

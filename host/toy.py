@@ -9,6 +9,7 @@ other model's loaders would begin to show a toy.
 
 import hashlib
 import os
+import stat
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -169,8 +170,10 @@ def _sha256(file: Path) -> str:
     """ "" for a file that cannot be read."""
     try:
         status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, and a device never ends
+            return ""
         return _sha256_at(file, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-    except OSError:
+    except (OSError, ValueError):  # the latter of a name that no file can have
         return ""
 
 

@@ -38,7 +38,8 @@ _OWN_TEXT = (
 _FILE_END = r"\.[A-Za-z][A-Za-z0-9]{1,11}\Z"
 # As repr writes a text: no quotation mark of the same kind is inside without a backslash.
 _IN_QUOTES = r"""(?<![^\s(\[{,:;=|])(["'])((?:\\.|(?!\1)[^\\\n])+)\1"""
-_IN_MARKS = r"(“)([^”\n]+)”"  # as messages quote prompts
+_IN_MARKS = r"(“)([^“”\n]+)”"  # as messages quote prompts
+_ENDING = "[a-z]{0,8}"  # of a word, or a short word
 _MARKS = range(0xE000, 0xF900)  # letters that Unicode leaves to everybody
 
 
@@ -68,6 +69,12 @@ class _Template(NamedTuple):
             start = found + len(constant)
         return [*values, text[start:end]]
 
+    def keeps(self, values: Sequence[str]) -> bool:
+        """Whether nothing is lost of `values`: Chinese has no place for the "s" of "{count} clip{plural}", which holds
+        any text in what somebody else wrote."""
+        told = {name for _, name in self.translation}
+        return all(name in told or re.fullmatch(_ENDING, value) for name, value in zip(self.names, values))
+
 
 class Catalogue(NamedTuple):
     """A language's templates. by_text: those without placeholders; others: with, the most specific first.
@@ -90,6 +97,8 @@ class Catalogue(NamedTuple):
             values = template.values(text)
             if values is None or (plain and any(". " in value for value in values)):
                 continue
+            if not template.keeps(values):
+                continue
             if template.letters < _SOME_LETTERS and not template.constants[-1] and re.search(_FILE_END, text):
                 continue
             # "{low} or {high}" and "missing {names}" are found in any text: they count where they can be meant alone.
@@ -111,7 +120,8 @@ def translate_with(catalogue: Catalogue, text: str) -> str:
     if len(text) > _MAX_LETTERS:
         return text
     hidden, names = _hide_quoted(text, catalogue.in_quotes)
-    return "\n".join(_line(_Translator(catalogue), line) for line in hidden.split("\n")).translate(names)
+    translator = _Translator(catalogue)
+    return "\n".join(_line(translator, line) for line in hidden.split("\n")).translate(names)
 
 
 def _hide_quoted(text: str, known: frozenset[str]) -> tuple[str, dict[int, str]]:

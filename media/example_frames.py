@@ -24,7 +24,8 @@ def _read_frames(file: Path, mode: str) -> torch.Tensor:
     try:
         with Image.open(file) as picture:
             frames = [np.asarray(frame.convert(mode)) for frame in ImageSequence.Iterator(picture)]
-    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: Pillow's, for a damaged PNG
+    # SyntaxError: Pillow's, for a damaged PNG.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{file} cannot be read ({error}). Install the pack again, or run `git checkout -- nano/examples` in its "
             "folder."

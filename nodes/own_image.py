@@ -73,4 +73,9 @@ class CogVideoXOwnImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, otherwise: torch.Tensor, image: str) -> io.NodeOutput:
-        return io.NodeOutput(otherwise if image == _NONE else comfyui_nodes().LoadImage().load_image(image)[0])
+        if image == _NONE:
+            return io.NodeOutput(otherwise)
+        try:
+            return io.NodeOutput(comfyui_nodes().LoadImage().load_image(image)[0])
+        except Exception as error:  # of the library that reads this kind of file
+            raise UserError(f"The image {quoted(image)!r} cannot be read ({error}). Upload it again.") from error

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import comfy.model_management as mm
 import comfy.patcher_extension
 import torch
 import torch.nn.functional as F
@@ -318,11 +319,13 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         options = {**transformer_options, "total_blocks": len(self.transformer_blocks), "block_type": "double"}
         options["img_slice"] = [text.shape[1], text.shape[1] + video.shape[1]]  # of the video in the joint sequence
         # A function of another node may keep the tokens that it was given: a cache compares them with later ones.
-        in_place = may_overwrite() and not replacements and not patches
+        in_sampling = may_overwrite()  # not a training, or torch.compile's graph of the whole
+        in_place = in_sampling and not replacements and not patches
         compiled = read_compiled_blocks(transformer_options)
-        # A training, or torch.compile's graph of the whole, has no use for graphs of blocks.
-        compute = compiled.forward_of(self.config, block_forward) if compiled and may_overwrite() else block_forward
+        compute = compiled.forward_of(self.config, block_forward) if compiled and in_sampling else block_forward
         for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
+            if in_sampling:  # a block of a large video takes minutes on a slow device
+                mm.throw_exception_if_processing_interrupted()
             options["block_index"] = index
             attention = patches.attention[index] if patches else None
             if ("double_block", index) in replacements:

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -131,6 +132,23 @@ def test_only_names_of_the_list_lead_to_the_toy(models: Path, kind: str, name: s
 def test_a_damaged_list_of_hashes_lets_nothing_pass(models: Path, own_weights: Path, line: str) -> None:
     """An empty one would call every damaged file good."""
     (own_weights / toy.SUMS).write_text(line, "utf-8")
+    with pytest.raises(UserError, match="its sha256 is not the one in SHA256SUMS"):
+        LISTS["pipeline"][1](FIRST)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders")
+def test_a_pipe_is_no_weights(models: Path, own_weights: Path) -> None:
+    """Its hash would be waited for, and the queue with it, for ever."""
+    file = own_weights / "5b" / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match="its sha256 is not the one in SHA256SUMS"):
+        LISTS["pipeline"][1](FIRST)
+
+
+def test_a_name_that_no_file_can_have_is_damage(models: Path, own_weights: Path) -> None:
+    listed = (own_weights / toy.SUMS).read_text("utf-8")
+    (own_weights / toy.SUMS).write_text(listed.replace("5b/transformer/", "5b/transformer/\0"), "utf-8")
     with pytest.raises(UserError, match="its sha256 is not the one in SHA256SUMS"):
         LISTS["pipeline"][1](FIRST)
 

@@ -1,6 +1,7 @@
 """Finished English messages, matched with the templates that they were made from."""
 
 import random
+import re
 import time
 
 import pytest
@@ -130,6 +131,20 @@ def test_a_prompts_words_stay() -> None:
     words = 'a cat with a sign that says "open". All steps were trained. It went on.'
     shown = translate_with(CATALOGUE, f"There is no “{words}”. All steps were trained.")
     assert shown == f"没有 “{words}”。全部步数已训练。"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Could not read the clip holiday.mp4 at second 3",
+        "Error opening caption /data/a.txt (permission denied)",
+        "CUDA error: out of memory in sampler kernel foo",
+    ],
+)
+def test_nothing_is_lost_of_what_others_write(text: str) -> None:
+    """An error of a library came out as "Could not read the" and half a sentence of ours."""
+    shown = translate_with(load_catalogue("zh"), text)
+    assert all(word in shown for word in re.findall(r"[\w.]{5,}", text)), shown
 
 
 def test_braces_in_a_value_are_text() -> None:

@@ -65,3 +65,11 @@ def test_a_file_that_is_not_there_is_refused(image: Any) -> None:
     assert not valid and errors
     with pytest.raises(UserError, match="There is no image"):
         CogVideoXOwnImage.execute(EXAMPLE, image)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n and no more"])
+def test_a_damaged_image_is_named(inputs: Path, content: bytes) -> None:
+    """ "Invalid data found when processing input" says neither which file nor what to do."""
+    (inputs / "bad.png").write_bytes(content)
+    with pytest.raises(UserError, match="^The image 'bad.png' cannot be read .* Upload it again.$"):
+        CogVideoXOwnImage.execute(EXAMPLE, "bad.png")

@@ -200,6 +200,34 @@ def test_an_override_whose_name_says_nothing(override: Any, is_quantised: bool) 
     assert bool(quantised_attention(comfy_attention.attention_pytorch, options)) == is_quantised
 
 
+class Gone:
+    """As a proxy for something that is gone, which answers each question with an error."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+GONE: Any = Gone()
+
+
+@pytest.mark.parametrize(
+    "override",
+    (
+        Node(torch.jit.script(torch.nn.Linear(2, 2))),
+        Node(GONE),
+        in_module("/nodes/pack", call_kernel, kernel=GONE),
+        lambda *_: GONE,
+    ),
+    ids=("compiled", "held", "named", "closed over"),
+)
+def test_an_override_that_cannot_be_asked(override: Any) -> None:
+    """A run of another pack's attention ended before its first step, with an error about our question."""
+    options = {"optimized_attention_override": override}
+    assert not quantised_attention(comfy_attention.attention_pytorch, options)
+
+
 def test_an_override_with_a_variable_without_a_value() -> None:
     """A node that fills its closure later, or empties it, ended each run with "Cell is empty"."""
 

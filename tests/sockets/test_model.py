@@ -275,6 +275,23 @@ def test_interrupt_leaves_the_next_run_right(tiny_pipelines: dict[str, Path]) ->
         assert torch.equal(ksample(model, steps=4, latent=latents), plain)
 
 
+def test_cancel_is_heard_within_a_step(tiny_pipelines: dict[str, Path]) -> None:
+    """A step of a large video takes ten minutes on a slow device, and the whole queue waits for it."""
+    model, blocks = load(tiny_pipelines["5b"]), []
+
+    def cancel(args: dict[str, Any]) -> dict[str, Any]:
+        blocks.append(args["block_index"])
+        comfy.model_management.interrupt_current_processing(True)
+        return args
+
+    cancelled = model.clone()
+    cancelled.model_options["transformer_options"]["patches"] = {"double_block": [cancel]}
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        ksample(cancelled, steps=1, latent={"samples": latent(3)})
+    comfy.model_management.interrupt_current_processing(False)
+    assert blocks == [0]
+
+
 def test_wrong_conditioning_is_refused_before_sampling(tiny_pipelines: dict[str, Path]) -> None:
     """Text from another model's encoder must be named, by stock samplers too."""
     model = load(tiny_pipelines["5b"])
