@@ -39,7 +39,8 @@ _FILE_END = r"\.[A-Za-z][A-Za-z0-9]{1,11}\Z"
 # As repr writes a text: no quotation mark of the same kind is inside without a backslash.
 _IN_QUOTES = r"""(?<![^\s(\[{,:;=|])(["'])((?:\\.|(?!\1)[^\\\n])+)\1"""
 _IN_MARKS = r"(“)([^“”\n]+)”"  # as messages quote prompts
-_ENDING = "[a-z]{0,8}"  # of a word, or a short word
+# What one thing and several differ in, in English.
+_ENDING = "(?:e?s|is|are|was|were|has|have|patch(?:es)?|a.node|nodes)?"
 _MARKS = range(0xE000, 0xF900)  # letters that Unicode leaves to everybody
 
 
@@ -70,7 +71,7 @@ class _Template(NamedTuple):
         return [*values, text[start:end]]
 
     def keeps(self, values: Sequence[str]) -> bool:
-        """Whether nothing is lost of `values`: Chinese has no place for the "s" of "{count} clip{plural}", which holds
+        """Whether nothing is lost of `values`: Chinese has no place for the "s" of "{count} clip{plural}", which may be
         any text in what somebody else wrote."""
         told = {name for _, name in self.translation}
         return all(name in told or re.fullmatch(_ENDING, value) for name, value in zip(self.names, values))
