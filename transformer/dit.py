@@ -1,6 +1,7 @@
 """CogVideoX's diffusion transformer as ComfyUI calls it."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -106,11 +107,11 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         if not may_overwrite():  # a training, or torch.compile's graph: both plan their memory by themselves
             return self._predict(*arguments, DEFAULT)
         text_tokens, size = context.shape[1], (*x.shape[2:], context.shape[1])
+        # What is taken already is no longer free.
+        held = self._table_bytes(x.shape, text_tokens) if size == self._last_size else 0
 
         def needed(mode: Mode) -> float:
-            asked = mode, x.shape, text_tokens, x.dtype, x.device, transformer_options
-            # What is taken already is no longer free.
-            return self.step_bytes(*asked) - (self._table_bytes(x.shape, text_tokens) if size == self._last_size else 0)
+            return self.step_bytes(mode, x.shape, text_tokens, x.dtype, x.device, transformer_options) - held
 
         ladder = self._modes if has_lean_mode(self.transformer_blocks, transformer_options) else LADDER[:1]
         modes = modes_to_try(ladder, needed, free_in_step(x.device))
@@ -178,9 +179,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     ) -> float:
         """Bytes of activations that a forward of latents [B, C, T, H, W] in `dtype` holds at its peak on `device`, with
         the table of positions, which is there for all of a run."""
-        c, (batch, _, frames, height, width) = self.config, latent_shape
-        # `video` counts tokens: of patch_size x patch_size latent pixels in patch_size_t latent frames.
-        video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
+        c, batch, video = self.config, latent_shape[0], self._video_tokens(latent_shape)
         dim = c.num_attention_heads * c.attention_head_dim
         # Compiled blocks plan their memory by themselves.
         is_eager = not read_compiled_blocks(transformer_options)
@@ -190,14 +189,16 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
 
     def _table_bytes(self, latent_shape: Sequence[int], text_tokens: int) -> int:
         """Of the table of positions, which the first step of a run computes in fp32 and the others find."""
-        c, (_, _, frames, height, width) = self.config, latent_shape
-        video = frames * height * width // (c.patch_size**2 * (c.patch_size_t or 1))
-        values = 0
+        c, video, values = self.config, self._video_tokens(latent_shape), 0
         if c.use_rotary_positional_embeddings:  # a matrix of 2 x 2 for each pair of a head's values
             values = 2 * (video + text_tokens) * c.attention_head_dim
         elif not c.use_learned_positional_embeddings:
             values = video * c.num_attention_heads * c.attention_head_dim
         return values * torch.float32.itemsize
+
+    def _video_tokens(self, latent_shape: Sequence[int]) -> int:
+        """Each of patch_size x patch_size latent pixels in patch_size_t latent frames."""
+        return math.prod(latent_shape[2:]) // (self.config.patch_size**2 * (self.config.patch_size_t or 1))
 
     def token_grid(
         self, latent_size: tuple[int, int, int], transformer_options: dict[str, Any] = {}
