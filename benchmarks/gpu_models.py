@@ -114,8 +114,10 @@ def forward_theirs(model: Any, inputs: Inputs, ofs: torch.Tensor | None = None) 
     return out[0].transpose(1, 2)
 
 
-def forward_ours(patcher: "ModelPatcher", inputs: Inputs, ofs: torch.Tensor | None = None) -> torch.Tensor:
-    """A diffusion model as ComfyUI's BaseModel calls it; [B, C, T, H, W]."""
+def forward_ours(
+    patcher: "ModelPatcher", inputs: Inputs, ofs: torch.Tensor | None = None, options: dict[str, Any] | None = None
+) -> torch.Tensor:
+    """A diffusion model as ComfyUI's BaseModel calls it; [B, C, T, H, W]. options: transformer_options."""
     dtype = patcher.model.get_dtype_inference()
     more = {} if ofs is None else {"ofs": ofs.to(dtype)}
     with torch.inference_mode():
@@ -123,7 +125,7 @@ def forward_ours(patcher: "ModelPatcher", inputs: Inputs, ofs: torch.Tensor | No
             inputs.latents.to(dtype),
             inputs.timestep.float(),  # as BaseModel does: 999 is 1000 in bf16
             context=inputs.text.to(dtype),
-            transformer_options={},
+            transformer_options=options or {},
             **more,
         )
 
@@ -241,12 +243,14 @@ def kernels_at_every_size() -> Iterator[Counter]:
         yield launches
 
 
-def with_choice(
-    patcher: "ModelPatcher", inputs: Inputs, call: Callable[[], torch.Tensor]
-) -> tuple[str, Callable[[], torch.Tensor]]:
-    """What the choice of a kernel for a forward has found, and `call` with that kernel, as in a run.
+Call = Callable[[], torch.Tensor]
 
-    Outside of `call` there is no choice, so that other calls beside it have theirs.
+
+def choice_of_kernel(patcher: "ModelPatcher", inputs: Inputs) -> tuple[str, Callable[[Call], Call]]:
+    """What the choice of a kernel for a forward has found, with what it has measured; and what gives a call that
+    kernel, as in a run.
+
+    Outside of such a call there is no choice, so that other calls beside it have theirs.
     """
     from cogvideox.host import attention_kernels as kernels
 
@@ -255,17 +259,22 @@ def with_choice(
     size = kernels.AttentionSize(
         inputs.latents.device, patcher.model.get_dtype_inference(), tokens, c.attention_head_dim
     )
-    sentence = kernels.choose_attention(size, c.num_attention_heads, {}) or "ComfyUI's own order"
+    with mock.patch.object(kernels.logging, "info") as said:
+        sentence = kernels.choose_attention(size, c.num_attention_heads, {}) or "ComfyUI's own order."
+    sentence += "".join(f" {call.args[0]}" for call in said.call_args_list)
     chosen = kernels._CHOSEN.pop(size, None)
 
-    def run() -> torch.Tensor:
-        kernels._CHOSEN[size] = chosen
-        try:
-            return call()
-        finally:
-            del kernels._CHOSEN[size]
+    def with_choice(call: Call) -> Call:
+        def run() -> torch.Tensor:
+            kernels._CHOSEN[size] = chosen
+            try:
+                return call()
+            finally:
+                del kernels._CHOSEN[size]
 
-    return sentence, run
+        return run
+
+    return sentence, with_choice
 
 
 def count_tokens(config: Any, inputs: Inputs) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from cogvideox.benchmarks.gpu_models import (
     Inputs,
+    choice_of_kernel,
     forward_ours,
     forward_theirs,
     free,
@@ -21,11 +22,12 @@ from cogvideox.benchmarks.gpu_models import (
     precision_obstacle,
     step_flops,
     with_attention,
-    with_choice,
     without_kernels,
 )
 from cogvideox.benchmarks.gpu_rows import (
+    FAILED,
     MISSING,
+    PASSED,
     Bench,
     device_events,
     gib,
@@ -128,12 +130,13 @@ def _steps(
         del calls["ours, FLASH"]
     settle_attention(bench.device)  # or the measurement below would take diffusers the order that it has by itself
     began = time.monotonic()
-    found, calls["ours, as chosen"] = with_choice(ours, inputs, lambda: forward_ours(ours, inputs))
+    found, with_choice = choice_of_kernel(ours, inputs)
     took = time.monotonic() - began
+    calls["ours, as chosen"] = with_choice(lambda: forward_ours(ours, inputs))
     bench.row(f"{variant}: choice of a kernel", f"{found}; took {took:.2f} s", seconds=took)
     bench.attempt(f"{variant} step", lambda: _time(bench, variant, model, inputs, calls, warm, repeats))
     if with_profile:
-        for name in ("ours, CUDNN", "ours unfused", "diffusers"):
+        for name in ("ours, as chosen", "ours, CUDNN", "ours unfused", "diffusers"):
             bench.attempt(
                 f"{variant} kernels, {name}", lambda name=name: _kernels(bench, variant, name, calls[name]), 5
             )
@@ -232,7 +235,8 @@ def few_bits(bench: Bench) -> None:
     model = make_transformer(bench, "5b", FEW_LAYERS)
     inputs = make_inputs(bench, model, "5b")
     plain = loaded(make_ours(model))
-    best = with_attention("CUDNN", lambda: forward_ours(plain, inputs))
+    _, with_choice = choice_of_kernel(plain, inputs)
+    best = with_choice(lambda: forward_ours(plain, inputs))
     exact = best().float()
     for kind in ("fp8_e4m3fn", "fp8_e4m3fn_fast", "int8", "int8_fast"):
         if obstacle := precision_obstacle(bench, kind):
@@ -241,7 +245,7 @@ def few_bits(bench: Bench) -> None:
 
         def one(kind: str = kind) -> None:
             patcher = loaded(make_ours(model, kind))
-            call = with_attention("CUDNN", lambda: forward_ours(patcher, inputs))
+            call = with_choice(lambda: forward_ours(patcher, inputs))
             error = relative_error(call().float(), exact)
             peak = peak_bytes(bench.device, call)
             seconds = seconds_of(bench, {"bf16": best, kind: call}, 3, warm=0)
@@ -255,35 +259,46 @@ def few_bits(bench: Bench) -> None:
 
 
 def compiled(bench: Bench) -> None:
-    """The section: 8 layers of 5b with torch.compile, block by block, beside diffusers compiled."""
+    """The section: a step of 5b with CogVideoX Compile beside one without and diffusers compiled; then at another size,
+    which must not compile again."""
     bench.start_comfyui()
-    from cogvideox.transformer import dit
+    from cogvideox.keys import with_compiled_blocks
+    from cogvideox.transformer import compiled_blocks
 
-    model = make_transformer(bench, "5b", FEW_LAYERS)
+    model = make_transformer(bench, "5b")
     inputs = make_inputs(bench, model, "5b")
     patcher = loaded(make_ours(model))
-    options: Any = {"backend": "inductor" if bench.on_card else "eager", "dynamic": False}
-    plain = with_attention("CUDNN", lambda: forward_ours(patcher, inputs))
-
-    def ours_compiled() -> Callable[[], torch.Tensor]:
-        block: Any = torch.compile(dit.block_forward, **options)
-
-        def call() -> torch.Tensor:
-            with mock.patch.object(dit, "block_forward", block):
-                return plain()
-
-        return call
+    said: list[str] = []
+    options = with_compiled_blocks({}, compiled_blocks.CompiledBlocks(said.append))
+    sentence, with_choice = choice_of_kernel(patcher, inputs)
+    plain = with_choice(lambda: forward_ours(patcher, inputs))
+    blocks = with_choice(lambda: forward_ours(patcher, inputs, options=options))
+    frames = inputs.latents.shape[2] // 2
+    shorter = Inputs(inputs.latents[:, :, :frames], inputs.text, inputs.timestep, inputs.rotary)
 
     def theirs() -> torch.Tensor:
         return forward_theirs(model, inputs)
 
-    def theirs_compiled() -> Callable[[], torch.Tensor]:
+    def compile_theirs() -> Callable[[], torch.Tensor]:
         for block in model.transformer_blocks:
-            block.compile(**options)
+            block.compile(backend=compiled_blocks.BACKEND, dynamic=False)
         return theirs
 
-    bench.attempt("compiled, ours", lambda: _compare_compiled(bench, "ours, CUDNN", plain, ours_compiled), 15)
-    bench.attempt("compiled, diffusers", lambda: _compare_compiled(bench, "diffusers", theirs, theirs_compiled), 15)
+    bench.row("5b compiled: attention", sentence)
+    with mock.patch.object(compiled_blocks, "BACKEND", compiled_blocks.BACKEND if bench.on_card else "eager"):
+        bench.attempt("compiled, ours", lambda: _compare_compiled(bench, "ours", plain, lambda: blocks), 20)
+        bench.attempt("compiled, shorter", lambda: _other_size(bench, patcher, shorter, options), 5)
+        bench.row("5b compiled: what the node says", " ".join(said) or "nothing", PASSED if said else FAILED)
+        bench.attempt("compiled, diffusers", lambda: _compare_compiled(bench, "diffusers", theirs, compile_theirs), 20)
+
+
+def _other_size(bench: Bench, patcher: Any, inputs: Inputs, options: dict[str, Any]) -> None:
+    """A step of fewer frames with the graphs that are there, beside one without."""
+    exact = forward_ours(patcher, inputs).float()
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    error = relative_error(forward_ours(patcher, inputs, options=options).float(), exact)
+    new = torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs
+    bench.check("5b, half the frames, compiled: error against eager", error, 0.1, f"{new} new graphs", graphs=new)
 
 
 def _compare_compiled(
@@ -293,14 +308,15 @@ def _compare_compiled(
     compile_it: Callable[[], Callable[[], torch.Tensor]],
 ) -> None:
     exact = eager().float()
-    before = seconds_of(bench, {name: eager}, 3, warm=0)[name]
     torch._dynamo.utils.counters.clear()
+    eager_seconds, eager_peak = seconds_of(bench, {name: eager}, 3, warm=0)[name], peak_bytes(bench.device, eager)
     call = compile_it()
     first = seconds_of(bench, {name: call}, 1, warm=0)[name][0]
     error = relative_error(call().float(), exact)
-    after, peak = seconds_of(bench, {name: call}, 3, warm=0)[name], peak_bytes(bench.device, call)
-    breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
-    found = f"{spread(after)}, eager {spread(before)}; the first call {first:.1f} s, {breaks} graph breaks, "
-    found += f"error against eager {error:.1e}, peak {gib(peak)}"
-    values = {"seconds": after, "eager_seconds": before, "first_s": first, "graph_breaks": breaks, "error": error}
-    bench.row(f"5b, 8 layers, {name}, compiled block by block", found, peak_bytes=peak, **values)
+    after, peak = seconds_of(bench, {name: call}, 4, warm=0)[name], peak_bytes(bench.device, call)
+    counters = torch._dynamo.utils.counters
+    breaks, graphs = sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]
+    found = f"{spread(after)}, peak {gib(peak)}; eager {spread(eager_seconds)}, peak {gib(eager_peak)}; the first call "
+    found += f"{first:.1f} s, {graphs} graphs, {breaks} graph breaks, error against eager {error:.1e}"
+    values = {"seconds": after, "eager_seconds": eager_seconds, "first_s": first, "graph_breaks": breaks}
+    bench.row(f"5b step, {name}, compiled", found, peak_bytes=peak, graphs=graphs, error=error, **values)

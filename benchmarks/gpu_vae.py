@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from cogvideox.benchmarks.gpu_models import free
-from cogvideox.benchmarks.gpu_rows import FAILED, PASSED, Bench, gib, peak_bytes, seconds_of, spread
+from cogvideox.benchmarks.gpu_rows import FAILED, PASSED, Bench, device_events, gib, peak_bytes, seconds_of, spread
 
 SIZES = {"49 frames, 480 x 720": (13, 60, 90), "81 frames, 768 x 1360": (21, 96, 170)}
 SMOKE = {"block_out_channels": (16, 32, 32, 48), "layers_per_block": 1, "norm_num_groups": 8}
@@ -29,6 +29,7 @@ def measure(bench: Bench) -> None:
 
     theirs, ours = networks(bench)
     short, long = SIZES
+    bench.attempt("VAE kernels", lambda: kernels(bench, SIZES[short], ours, FAST))
     bench.attempt(short, lambda: one_size(bench, short, theirs, ours, LADDER, 3))
     bench.attempt(long, lambda: one_size(bench, long, theirs, ours, (FAST,), 1), 15)
 
@@ -76,6 +77,25 @@ def one_size(bench: Bench, size: str, theirs: Any, ours: Any, plans: Iterable[An
                 lambda tiled=tiled, way=way, video=video: _theirs(bench, way, size, theirs, video, tiled),
                 4,
             )
+
+
+def kernels(bench: Bench, size: tuple[int, int, int], network: Any, plan: Any) -> None:
+    """What a decode spends its time on, by torch's profiler."""
+    from cogvideox.vae.streaming import decode_stream
+
+    latents = torch.randn(1, 16, *((2, 4, 6) if bench.smoke else size), device=bench.device, dtype=torch.bfloat16)
+
+    def call() -> None:
+        with torch.inference_mode():
+            for part in decode_stream(network, latents, plan, bench.device, latents.dtype):
+                part.cpu()
+
+    call()
+    events = device_events(bench, call)
+    total = sum(event.seconds for event in events)
+    top = [(event.name[:90], event.seconds, event.count) for event in events[:40]]
+    shares = "; ".join(f"{name[:60]} x{count} {100 * seconds / total:.1f} %" for name, seconds, count in top[:8])
+    bench.row(f"VAE kernels, decode, {plan.name}", f"{total:.3f} s: {shares}", top=top, seconds=total)
 
 
 def _ours(bench: Bench, way: str, size: str, network: Any, video: torch.Tensor, plan: Any, repeats: int) -> None:

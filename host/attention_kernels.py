@@ -23,6 +23,8 @@ from comfy.cli_args import args
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 FLASH_3 = "FLASH_ATTENTION_3"  # a package of its own, for Hopper: github.com/Dao-AILab/flash-attention, hopper
+# Modules that hold it: its own build, and the package fa3-fwd, which is the same without what a training needs.
+FLASH_3_MODULES = "flash_attn_interface", "fa3_fwd_interface"
 # Members of torch.nn.attention.SDPBackend, and FLASH_3, with names for people.
 KERNELS = {
     "FLASH_ATTENTION": "FlashAttention",
@@ -191,10 +193,12 @@ def _scaled_dot_product(query: torch.Tensor, key: torch.Tensor, value: torch.Ten
 @cache
 def _flash_3() -> Any:
     """flash_attn_func of FlashAttention-3; None where it is not installed, or cannot be imported."""
-    try:
-        return importlib.import_module("flash_attn_interface").flash_attn_func
-    except (ImportError, AttributeError, OSError, RuntimeError):  # of another torch or CUDA, in most cases
-        return None
+    for name in FLASH_3_MODULES:
+        try:
+            return importlib.import_module(name).flash_attn_func
+        except (ImportError, AttributeError, OSError, RuntimeError):  # of another torch or CUDA, in most cases
+            continue
+    return None
 
 
 def _can_use(name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:

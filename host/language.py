@@ -5,6 +5,7 @@ the browser (host/patches.py). The log and its tracebacks stay English: they are
 others, and a server may have users of several languages.
 """
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,10 +62,9 @@ def locale_of(server: PromptServer | None, client_id: str | None) -> str:
 
 
 def prompt_server() -> PromptServer | None:
-    """ComfyUI's server; None in a script."""
-    import server
-
-    return getattr(server.PromptServer, "instance", None)
+    """ComfyUI's server; None in a script, which must not import its database and its routes for a message."""
+    server: Any = sys.modules.get("server")
+    return None if server is None else getattr(server.PromptServer, "instance", None)
 
 
 def _setting(server: PromptServer) -> object:

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend
 from cogvideox.host import attention_kernels
 from cogvideox.host.attention_kernels import (
     FLASH_3,
+    FLASH_3_MODULES,
     AttentionSize,
     Measured,
     attention_by_choice,
@@ -168,7 +169,9 @@ def test_kernels_are_measured_with_numbers_of_their_own(monkeypatch: pytest.Monk
     assert measure_kernels(AttentionSize(size.device, torch.bfloat16, 300, 64), 48, [FLASH])[FLASH].error > 1e-4
 
 
-def install_flash_3(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, with_sums: bool = False) -> None:
+def install_flash_3(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, with_sums: bool = False, name: str = FLASH_3_MODULES[0]
+) -> None:
     """A stand-in for FlashAttention-3's package that computes in `dtype`. with_sums: as its first versions return."""
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
@@ -177,21 +180,28 @@ def install_flash_3(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, with_su
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         return (out, None) if with_sums else out
 
-    module: Any = ModuleType("flash_attn_interface")
+    for other in FLASH_3_MODULES:
+        monkeypatch.setitem(sys.modules, other, None)
+    module: Any = ModuleType(name)
     module.flash_attn_func = attend
-    monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
+    monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(attention_kernels, "_flash_3", cache(attention_kernels._flash_3.__wrapped__))
 
 
 @pytest.mark.parametrize(
-    ("dtype", "with_sums", "chosen"),
-    ((torch.bfloat16, False, FLASH_3), (torch.bfloat16, True, FLASH_3), (torch.float8_e4m3fn, False, None)),
+    ("name", "dtype", "with_sums", "chosen"),
+    (
+        ("flash_attn_interface", torch.bfloat16, False, FLASH_3),
+        ("flash_attn_interface", torch.bfloat16, True, FLASH_3),
+        ("fa3_fwd_interface", torch.bfloat16, False, FLASH_3),
+        ("flash_attn_interface", torch.float8_e4m3fn, False, None),
+    ),
 )
 def test_flash_attention_3(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, with_sums: bool, chosen: str | None
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, with_sums: bool, chosen: str | None
 ) -> None:
     """Who has installed it wants its speed, and nobody a less exact video: in fp8 it is passed over."""
-    install_flash_3(monkeypatch, dtype, with_sums)
+    install_flash_3(monkeypatch, dtype, with_sums, name)
     seconds = {FLASH: 0.02, FLASH_3: 0.01}
     monkeypatch.setattr(attention_kernels, "_host_order", lambda: [FLASH])
     monkeypatch.setattr(attention_kernels, "seconds_on_card", lambda call: seconds[call.args[-1][0]])
@@ -213,7 +223,8 @@ def test_flash_attention_3(
 
 def test_flash_attention_3_that_is_not_there(card: list[AttentionSize], monkeypatch: pytest.MonkeyPatch) -> None:
     """A package for another torch must not end a run, and is not asked for at each size."""
-    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
+    for name in FLASH_3_MODULES:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(attention_kernels, "_flash_3", cache(attention_kernels._flash_3.__wrapped__))
     assert attention_kernels._flash_3() is None and "cuDNN" in choose_attention(ON_A_CARD, 48, {})
 
