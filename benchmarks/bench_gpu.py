@@ -78,6 +78,7 @@ SECTIONS = {
     "syncs": Section(gpu_syncs.measure, 40),
     "whole": Section(gpu_steps.whole, 25),
     "step-5b": Section(gpu_steps.five, 110),
+    "run-5b": Section(gpu_memory.measure_whole, 90),
     "vae": Section(gpu_vae.measure, 60),
     "step-1.5": Section(gpu_steps.long, 75),
     "memory": Section(gpu_memory.measure, 50),

@@ -31,6 +31,7 @@ _READS = frozenset(
 )
 _READING_METHODS = frozenset("tolist numpy __array__".split())
 _TORCH = Path(torch.__file__).parent
+_WATCHERS = frozenset("syncs.py gpu_syncs.py contextlib.py functools.py mock.py warnings.py".split())
 
 
 class Place(NamedTuple):
@@ -252,12 +253,10 @@ def _has_mask(name: str, args: tuple) -> bool:
 
 
 def _place(kind: str) -> Place | None:
-    """The innermost line that is neither torch's nor this module's; None within an attention of ComfyUI's for CPUs."""
+    """The innermost line that is neither torch's nor a watching module's; None within an attention of ComfyUI's for CPUs."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
-        if path == Path(__file__) or _TORCH in path.parents or not path.suffix:
-            continue
-        if path.name in ("contextlib.py", "functools.py", "mock.py"):
+        if path.name in _WATCHERS or _TORCH in path.parents or not path.suffix:
             continue
         is_ours = ROOT in path.parents and ".dev" not in path.parts and ".venv" not in path.parts
         name = path.relative_to(ROOT).as_posix() if is_ours else "/".join(path.parts[-2:])
