@@ -32,12 +32,20 @@ ZH_FOREIGN = {
 }  # ComfyUI's, a value, an output
 
 
+def names_in(file):
+    """{node id: its translated words}, of every node and of no other."""
+    translated = json.loads(file.read_text("utf-8"))
+    path = f"locales/{file.parent.name}/nodeDefs.json"
+    assert not SCHEMAS.keys() - translated, f"add {SCHEMAS.keys() - translated} to {path}"
+    assert not translated.keys() - SCHEMAS, f"remove {translated.keys() - SCHEMAS} from {path}"
+    return translated
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 def test_translation_names_every_node_and_input(file):
     # A missing one stays English amid the rest; one for a name that is gone is silently ignored. Outputs that are
     # called like their type get the frontend's own word for it.
-    translated = json.loads(file.read_text("utf-8"))
-    assert translated.keys() == SCHEMAS.keys()
+    translated = names_in(file)
     for node_id, schema in SCHEMAS.items():
         words = translated[node_id]
         inputs = {entry.id for entry in schema.inputs}
@@ -50,7 +58,7 @@ def test_translation_names_every_node_and_input(file):
 
 def texts(file):
     """(where, the English text or None, its translation or None) of every description and tooltip."""
-    translated = json.loads(file.read_text("utf-8"))
+    translated = names_in(file)
     for node_id, schema in SCHEMAS.items():
         words = translated[node_id]
         yield node_id, schema.description, words["description"]
@@ -81,7 +89,7 @@ def test_translations_have_the_numbers_of_the_original(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 def test_translations_name_the_same_choices(file):
     # Choices are not translated: a tooltip that leaves one out, or names one that is gone, explains another list.
-    translated = json.loads(file.read_text("utf-8"))
+    translated = names_in(file)
     missing = []
     for node_id, schema in SCHEMAS.items():
         for entry in schema.inputs:

@@ -230,6 +230,7 @@ def nodes() -> dict:
 
 def test_node_ids(nodes: dict) -> None:
     """A renamed or lost node breaks every saved workflow that has it."""
+    assert not nodes.keys() - CONTRACT, "add what is new to CONTRACT"
     assert list(nodes) == list(CONTRACT)
     assert all(name == node.__name__ for name, node in nodes.items())  # wrap_validation goes by it
 

@@ -355,7 +355,8 @@ LIMITED = [
 @pytest.mark.parametrize("node", OURS)
 def test_every_node_is_checked(node: Any) -> None:
     """A node that is added without the decorator would take linked values without limits, and keep old texts on it."""
-    assert hasattr(node.__dict__["execute"].__func__, "__wrapped__")
+    is_checked = hasattr(node.__dict__["execute"].__func__, "__wrapped__")
+    assert is_checked, f"add @checked(...) of nodes/input_checks.py to {node.__name__}"
 
 
 @pytest.mark.parametrize(("node", "entry"), LIMITED)

@@ -27,10 +27,16 @@ LOADERS = {  # what the loader accepts of weight_dtype
 }
 
 
+def read_page(path):
+    """The text of a node's help page, which every node has in every language."""
+    assert path.is_file(), f"add {path.relative_to(ROOT).as_posix()}"
+    return path.read_text("utf-8")
+
+
 @pytest.mark.parametrize("node_id", SCHEMAS)
 def test_help_tells_of_every_socket_and_widget(node_id):
     # Else the (i) panel is empty for a new node, or silent on the input that the user looks for.
-    text = (DOCS / f"{node_id}.md").read_text("utf-8")
+    text = read_page(DOCS / f"{node_id}.md")
     inputs, outputs = text.split("## Outputs")
     inputs = inputs.split("## Inputs")[1]
     schema = SCHEMAS[node_id]
@@ -66,8 +72,9 @@ def test_loaders_offer_what_they_take(node_id):
 @pytest.mark.parametrize("node_id", SCHEMAS)
 def test_list_of_nodes_names_the_sockets(node_id):
     # Who looks there for a node that makes a LATENT finds none, or the wrong one.
-    (row,) = re.findall(rf"/{node_id}\.md\) \| (.*?) \|", "\n".join(_node_list()))
-    taken, _, given = row.partition("→")
+    rows = re.findall(rf"/{node_id}\.md\) \| (.*?) \|", "\n".join(_node_list()))
+    assert len(rows) == 1, f"add one row of {node_id} to docs/nodes.md"
+    taken, _, given = rows[0].partition("→")
     schema = SCHEMAS[node_id]
     assert _sockets(given) == [out.io_type for out in schema.outputs if out.io_type not in WIDGETS]
     wanted = [entry.get_io_type() for entry in schema.inputs if entry.get_io_type() not in WIDGETS]
@@ -88,7 +95,7 @@ def _sockets(side: str) -> list[str]:
 @pytest.mark.parametrize("node_id", SCHEMAS)
 def test_help_tells_of_every_choice_and_of_no_other(node_id):
     # A choice that is not explained is one to be guessed; one that is gone cannot be found in the list.
-    text = (DOCS / f"{node_id}.md").read_text("utf-8")
+    text = read_page(DOCS / f"{node_id}.md")
     for entry in SCHEMAS[node_id].inputs:
         choices = [str(choice) for choice in entry.as_dict().get("options") or []]
         if not choices or entry.as_dict().get("image_upload"):  # the user's own files

@@ -12,7 +12,7 @@ import pytest
 from cogvideox.devtools.paths import ROOT
 from cogvideox.tests.locales.test_locales import NUMBER, ZH_TERMS
 from cogvideox.tests.web.input_heads import CHINESE, head
-from cogvideox.tests.web.test_docs import DOCS, SCHEMAS
+from cogvideox.tests.web.test_docs import DOCS, SCHEMAS, read_page
 
 WORDS = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
 # Stock nodes by their names in the frontend's Chinese, and what else stands in quotation marks.
@@ -51,11 +51,11 @@ STOCK_NODES = {
 
 
 def page(node_id: str) -> str:
-    return (DOCS / node_id / "zh.md").read_text("utf-8")
+    return read_page(DOCS / node_id / "zh.md")
 
 
 def english(node_id: str) -> str:
-    return (DOCS / f"{node_id}.md").read_text("utf-8")
+    return read_page(DOCS / f"{node_id}.md")
 
 
 def test_every_node_has_a_page() -> None:
