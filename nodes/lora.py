@@ -11,7 +11,7 @@ from ..host import folders
 from ..host.messages import show_on_node
 from ..host.output import check_output_prefix, new_output_path, write_numbered
 from ..model_loaders.files.safetensors_writer import write_tensors
-from ..model_loaders.lora.apply import MAX_STRENGTH, apply_lora, check_lora
+from ..model_loaders.lora.apply import apply_lora, check_lora
 from ..model_loaders.lora.export import SAVE_DTYPES, diffusers_lora, merge_loras
 from ..model_loaders.lora.layers import SCALES
 from ..model_loaders.lora.report import format_range
@@ -21,6 +21,8 @@ from .input_checks import checked
 from .inputs import TOY, filled_name, model_input
 from .missing_models import find, offer
 from .search_words import SEARCH_WORDS
+
+_MAX_STRENGTH = 100.0
 
 
 def _find_lora(name: str) -> Path:
@@ -56,8 +58,8 @@ class CogVideoXApplyLora(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-MAX_STRENGTH,
-                    max=MAX_STRENGTH,
+                    min=-_MAX_STRENGTH,
+                    max=_MAX_STRENGTH,
                     step=0.01,
                     tooltip="Strength of the LoRA. 0 has no effect, a negative number inverts the effect.",
                 ),

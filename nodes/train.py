@@ -26,7 +26,7 @@ from ..host.training_mode import InterruptProcessingException, explained_out_of_
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.trained import convert_trained
 from ..training.config import MAX_GLOBAL_BATCH, TrainConfig
-from ..training.fields import check_setting, settings_of
+from ..training.fields import settings_of
 from .file_inputs import checks_files
 from .input_checks import checked
 from .inputs import filled_name
@@ -235,25 +235,16 @@ def _widget(name: str, **options: Any) -> io.Input:
 
 
 def config_of(widgets: Mapping[str, Any]) -> TrainConfig:
-    """The settings that a node's inputs stand for.
-
-    Raises UserError for a value outside its limits, which ComfyUI does not compare linked values with.
-    """
+    """The settings that a node's inputs stand for. The node has compared them with its limits (input_checks.checked),
+    under the names that they have on it; TrainConfig's own check, which names settings, finds nothing more."""
     values: dict[str, Any] = {"micro_batch_size": TrainConfig.micro_batch_size}
     for name, value in widgets.items():
         # No setting of its own: times micro_batch_size it is global_batch_size, which no widget has.
         if name == "accumulate":
             continue
         field = _SETTINGS[_PUBLISHED.get(name, name)]
-        value = field.metadata["presets"].get(value, value)
-        # TrainConfig checks it too, but its message would have the setting's name, which is not on the node.
-        check_setting(field, value, name)
-        values[field.name] = value
-    accumulate = widgets.get("accumulate", 1)
-    if not 1 <= accumulate <= MAX_GLOBAL_BATCH:
-        raise UserError(f"accumulate is {accumulate}: use a whole number from 1 to {MAX_GLOBAL_BATCH}.")
-    check_clips_of_a_step(values["micro_batch_size"], accumulate)
-    return TrainConfig(**values, global_batch_size=values["micro_batch_size"] * accumulate)
+        values[field.name] = field.metadata["presets"].get(value, value)
+    return TrainConfig(**values, global_batch_size=values["micro_batch_size"] * widgets.get("accumulate", 1))
 
 
 class _Progress:

@@ -23,7 +23,6 @@ from .other_models import require_this_model
 from .report import LoraReport, misfit_message, name_some, zero_match_message
 from .weight_patches import load_patches
 
-MAX_STRENGTH = 100.0
 # Layers whose shapes depend on the task of a model, through its input channels, and on CogVideoX 1.5's pairs of frames.
 # All others have the same shapes in every model of this width: an image to video LoRA works on the text to video model
 # but for these layers.
@@ -78,7 +77,6 @@ def apply_lora(
 
     Raises UserError for a file that is not a LoRA for this model.
     """
-    require_strength(strength)
     if scale not in SCALES:
         raise UserError(f"There is no LoRA scale {scale!r}. Choose {' or '.join(SCALES)}.")
     require_cogvideox_model(model)
@@ -95,15 +93,6 @@ def apply_lora(
             "LoRA was trained."
         )
     return patched, lora.report
-
-
-def require_strength(strength: float) -> None:
-    """Raises UserError for a strength beyond MAX_STRENGTH, NaN or Inf.
-
-    A widget's limits do not apply to linked values.
-    """
-    if not (math.isfinite(strength) and abs(strength) <= MAX_STRENGTH):
-        raise UserError(f"The LoRA strength is {strength}. Use {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}.")
 
 
 def weight_shapes(model: comfy.model_patcher.ModelPatcher) -> dict[str, tuple[int, ...]]:

@@ -229,8 +229,6 @@ def test_clips_of_a_step_are_bounded(models, monkeypatch) -> None:
     assert queued(None, 1024) == "True", "linked"
     with pytest.raises(errors.UserError, match="1088 clips in one step"):
         train(models("5b"), *clips("5b"), batch_size=64, accumulate=17)
-    with pytest.raises(errors.UserError, match="1088 clips in one step"):
-        nodes.config_of({"batch_size": 64, "accumulate": 17})
     monkeypatch.setattr(graph, "fresh_copy", None)
     monkeypatch.setattr(video_limits, "MAX_VIDEO_PIXELS", 4 * 9 * 64 * 96)
     with pytest.raises(errors.UserError, match="batch_size is 5, too many clips of this size at once. 96 x 64 pixels"):
