@@ -6,7 +6,7 @@ others are ComfyUI's own.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, Final, Protocol, TypedDict, cast
 
 import torch
 
@@ -14,6 +14,7 @@ ATTENTION_OVERRIDE = "optimized_attention_override"  # ComfyUI's attention funct
 FINITE_WATCH = "cogvideox_finite"  # in the transformer_options of a run: samplers.finite.FiniteWatch
 POSITIONS = "cogvideox_positions"
 _COMPILED_BLOCKS = "cogvideox_compiled_blocks"
+RNG_OFFSET: Final = "cogvideox_drawn"  # in a LATENT: with_rng_offset
 SERVED_PATCHES = "cogvideox_served_patches"  # what host.stock_patches.serve_patches has found
 
 
@@ -65,13 +66,13 @@ def with_rng_offset(latent: Latent, seed: int, count: int) -> Latent:
     """`latent` with a note that `count` numbers of the stream of `seed` are used up; without one for a count of 0."""
     out = without_rng_offset(latent)
     if count:
-        out["cogvideox_drawn"] = seed, count
+        out[RNG_OFFSET] = seed, count
     return out
 
 
 def without_rng_offset(latent: Latent) -> Latent:
     """`latent` without the note of with_rng_offset: the next run on it draws its noise from the stream's beginning."""
-    return cast(Latent, {key: value for key, value in latent.items() if key != "cogvideox_drawn"})
+    return cast(Latent, {key: value for key, value in latent.items() if key != RNG_OFFSET})
 
 
 def rng_offset(latent: Latent, seed: int) -> int:
@@ -82,8 +83,27 @@ def rng_offset(latent: Latent, seed: int) -> int:
     that diffusers makes with this seed.
     """
     # A run with another seed has a stream of its own, of which nothing is used up.
-    drawn_seed, count = latent.get("cogvideox_drawn", (None, 0))
+    drawn_seed, count = latent.get(RNG_OFFSET, (None, 0))
     return count if drawn_seed == seed else 0
+
+
+def with_trajectory(latent: Latent, samples: torch.Tensor, trajectory: Trajectory) -> Latent:
+    """`latent` with the noise that an inversion has ended at, and the way that led there."""
+    return {**latent, "samples": samples, "cogvideox_trajectory": trajectory}
+
+
+def training_latent(
+    samples: torch.Tensor, std: torch.Tensor, images: torch.Tensor | None, empty_text: torch.Tensor, dataset: str
+) -> Latent:
+    """The LATENT of one clip of a training set, [1, 16, T, h, w]; see Latent for the rest. images: None for text to
+    video."""
+    latent: Latent = {
+        "samples": samples,
+        "cogvideox_std": std,
+        "cogvideox_empty_text": empty_text,
+        "cogvideox_dataset": dataset,
+    }
+    return latent if images is None else {**latent, "cogvideox_images": images}
 
 
 def image_concat(

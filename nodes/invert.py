@@ -7,7 +7,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..keys import Latent
+from ..keys import Latent, with_trajectory
 from ..samplers.follow import follow_video, read_trajectory
 from ..samplers.inversion import inversion_sigmas, record_inversion
 from ..samplers.schedule import TRAIN_TIMESTEPS
@@ -81,7 +81,7 @@ class CogVideoXInvert(io.ComfyNode):
             callback=latent_preview.prepare_callback(model, steps),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         )
-        return io.NodeOutput({**latent_image, "samples": samples, "cogvideox_trajectory": trajectory})
+        return io.NodeOutput(with_trajectory(latent_image, samples, trajectory))
 
 
 @checked(check_percent_range)

@@ -23,6 +23,7 @@ from ..host.messages import show_on_node
 from ..host.output import numbered_path, output_subfolder, write_numbered
 from ..host.placeholders import stand_in
 from ..host.training_mode import InterruptProcessingException, explained_out_of_memory
+from ..keys import Latent
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.trained import convert_trained
 from ..training.config import MAX_GLOBAL_BATCH, TrainConfig
@@ -103,7 +104,7 @@ class CogVideoXTrainLora(io.ComfyNode):
     def execute(
         cls,
         model: list[comfy.model_patcher.ModelPatcher],
-        latents: list[dict],
+        latents: list[Latent],
         positive: list[list],
         **widgets: list,
     ) -> io.NodeOutput:

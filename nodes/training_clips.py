@@ -17,6 +17,7 @@ from comfy_api.latest import io
 from ..host import folders
 from ..host.messages import show_on_node
 from ..host.toy import CLIPS
+from ..keys import Latent, image_concat, training_latent
 from ..training.clips import CACHE, DatasetSpec, walk_dataset
 from .file_inputs import checks_files
 from .input_checks import check_vae, check_video_size, checked
@@ -157,31 +158,20 @@ def _state_of(path: Path) -> tuple[object, ...]:
         return ()
 
 
-def _sockets(dataset: "Dataset") -> tuple[list[dict], list[list]]:
+def _sockets(dataset: "Dataset") -> tuple[list[Latent], list[list]]:
     """LATENT and CONDITIONING of each sample."""
-    latents, positive = [], []
+    latents: list[Latent] = []
+    positive: list[list] = []
     empty_text = dataset.empty_text
     for index in range(len(dataset)):
         mm.throw_exception_if_processing_interrupted()
         sample = dataset.load(index)
         std, images = cast(torch.Tensor, sample.get("std")), sample.get("images")
-        latent = {
-            "samples": sample["latents"][None],
-            "cogvideox_std": std[None],
-            "cogvideox_empty_text": empty_text,
-            "cogvideox_dataset": dataset.hash,
-        }
+        latents.append(training_latent(sample["latents"][None], std[None], images, empty_text, dataset.hash))
         values: dict[str, Any] = {"pooled_output": None}
         if images is not None:
-            latent["cogvideox_images"] = images
-            # The entries that CogVideoX Image to Video adds for a start image without an end image (keys.image_concat):
-            # the clean first frame, [1, 16, 1, h, w].
-            values |= {
-                "concat_latent_image": images[:1],
-                "cogvideox_task": "image",
-                "cogvideox_scale": "checkpoint",
-                "cogvideox_end": False,
-            }
-        latents.append(latent)
+            # As CogVideoX Image to Video does for a start image without an end image: the clean first frame,
+            # [1, 16, 1, h, w].
+            values |= image_concat(images[:1], "checkpoint", has_end=False)
         positive.append([[sample["text"][None], values]])
     return latents, positive

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 
 from ..errors import UserError, quoted
-from ..keys import Latent, rng_offset
+from ..keys import RNG_OFFSET, Latent, rng_offset
 from ..video_limits import MAX_VIDEO_PIXELS
 
-_DRAWN = "cogvideox_drawn"
 # Of all videos of a run: latents have 16 channels, 8 x 8 times fewer pixels, and the first of them is one frame.
-_MOST_DRAWN = MAX_VIDEO_PIXELS * 16 // 64
+_MAX_RNG_OFFSET = MAX_VIDEO_PIXELS * 16 // 64
 _ADVICE = "Connect the node that made the latent directly."
 
 
@@ -53,13 +52,13 @@ def read_batch_index(latent: Latent) -> tuple[int, ...] | None:
 
 def read_rng_offset(latent: Latent, seed: int) -> int:
     """keys.rng_offset. Raises UserError for an entry that is no seed with a count of numbers of its stream."""
-    given: Any = latent.get(_DRAWN)
+    given: Any = latent.get(RNG_OFFSET)
     match given:
         case None:
             return 0
-        case (int(_), int(count)) if 0 <= count <= _MOST_DRAWN and count % 16 == 0:
+        case (int(_), int(count)) if 0 <= count <= _MAX_RNG_OFFSET and count % 16 == 0:
             return rng_offset(latent, seed)
     raise UserError(
-        f"The latent's {_DRAWN} is {quoted(str(given))}; expected are a seed and how many numbers were drawn from it, "
-        f"a multiple of 16 up to {_MOST_DRAWN}. {_ADVICE}"
+        f"The latent's {RNG_OFFSET} is {quoted(str(given))}; expected are a seed and how many numbers were drawn "
+        f"from it, a multiple of 16 up to {_MAX_RNG_OFFSET}. {_ADVICE}"
     )

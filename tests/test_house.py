@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cogvideox import PACKAGE
+from cogvideox import PACKAGE, keys
 
 ROOT = Path(__file__).resolve().parent.parent
 # The rooms from top to bottom: each may import from itself and from those below; rooms of one line not from each other.
@@ -114,6 +114,22 @@ def test_no_import_circles() -> None:
         for module in free:
             del below[module]
     assert not below
+
+
+def test_entries_of_sockets_are_written_in_one_place() -> None:
+    """Who renames or adds an entry of LATENT or CONDITIONING would overlook the one that another module writes by hand:
+    keys.py has a function that builds each."""
+    ours = re.compile("cogvideox_")
+    names = {*filter(ours.match, [*keys.Latent.__annotations__, *keys.Concat.__annotations__])}
+    written = {}
+    for module in FILES.keys() - {"keys"}:
+        tree = ast.parse(FILES[module].read_text("utf-8"))
+        given = [key for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys]
+        stored = [node for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+        given += [node.slice for node in stored if isinstance(node.ctx, ast.Store)]
+        if found := {key.value for key in given if isinstance(key, ast.Constant)} & names:
+            written[module] = found
+    assert not written
 
 
 def changes_of_shared_state(source: str) -> list[str]:

@@ -16,6 +16,7 @@ from ..host.training_mode import (
     load_fully,
     training_mode,
 )
+from ..keys import Latent
 from ..sockets.model import require_cogvideox_model
 from .config import TrainConfig
 
@@ -47,7 +48,7 @@ class Trained:
 
 def train_lora(
     model: comfy.model_patcher.ModelPatcher,
-    latents: list[dict],
+    latents: list[Latent],
     positive: list[list],
     config: TrainConfig,
     folder: Path,

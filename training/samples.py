@@ -8,6 +8,7 @@ import comfy.model_patcher
 import torch
 
 from ..errors import UserError
+from ..keys import Latent, image_concat
 from ..samplers.checks import check_conditioning, check_latent, check_size
 from ..samplers.conditioning import image_scale
 from . import cache
@@ -39,7 +40,7 @@ class Samples:
 
 def read_samples(
     model: comfy.model_patcher.ModelPatcher,
-    latents: Sequence[dict],
+    latents: Sequence[Latent],
     positive: Sequence[list],
     caption_dropout: float = TrainConfig.caption_dropout,
     micro_batch_size: int = TrainConfig.micro_batch_size,
@@ -88,7 +89,7 @@ def _empty_text(entries: Sequence[Sample], given: torch.Tensor | None, caption_d
     return given.float().cpu()
 
 
-def _clips_in(model: comfy.model_patcher.ModelPatcher, latent: dict) -> Iterator[dict[str, torch.Tensor | None]]:
+def _clips_in(model: comfy.model_patcher.ModelPatcher, latent: Latent) -> Iterator[dict[str, torch.Tensor | None]]:
     samples, std = latent["samples"], latent.get("cogvideox_std")
     check_latent(model.model, samples)
     # They are a first frame's variants of one clip [1 + V, 16, 1, h, w], without a batch dimension. A stock node that
@@ -115,7 +116,7 @@ def _entry(
     # A dataset's LATENT brings the first frame itself. It passes the same check as one in the CONDITIONING, whose own
     # entries are kept where it has them.
     if is_image and clip["images"] is not None:
-        values = {"concat_latent_image": clip["images"][:1], "cogvideox_task": "image", **values}
+        values = {**image_concat(clip["images"][:1], "checkpoint", has_end=False), **values}
     given = {**values, "cross_attn": text}
     check_conditioning(base, {f"positive (clip {number})": [given]}, torch.Size((1, *shape)), logging.warning)
     if text.shape[0] != 1:

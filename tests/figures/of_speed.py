@@ -249,7 +249,7 @@ CARD = (
         "The lean mode took {2} of the default mode's time with all weights on the card, and the run in 1.7 GiB {2}",
         (
             over(h200(_LEAN, _LOADING), h200(_WHOLE, _LOADING)),
-            over(*_runs(("1.7",), _LOADING), h200(_WHOLE, _LOADING)),
+            over(_runs(("1.7",), _LOADING)[0], h200(_WHOLE, _LOADING)),
         ),
     ),
     Figure(

@@ -28,6 +28,7 @@ from comfy.cli_args import args as options
 
 from cogvideox.host import patches
 from cogvideox.host.quantized import GGUF_LAYOUT
+from cogvideox.keys import Latent
 from cogvideox.model_loaders.lora.names import SIGNATURE_KEY
 from cogvideox.model_loaders.lora.stock import enable_stock_lora_nodes
 from cogvideox.sockets.model import CogVideoXLatent, CogVideoXModel
@@ -267,7 +268,7 @@ def test_a_run_leaves_the_process_as_it_was(tiny_pipelines: dict[str, Path], tmp
     before, numbers = shared_state(loggers), torch.get_rng_state()
     task = Task(tiny_pipelines["5b"])
     with torch.inference_mode():
-        latent = {"samples": task.vae.encode(pictures(9))}
+        latent: Latent = {"samples": task.vae.encode(pictures(9))}
         samples = task.sample(task.positive, task.negative, latent, steps=1)
         task.vae.decode(samples)
         train_lora(task.model, [latent], [task.positive], TrainConfig(max_steps=1, rank=2), tmp_path)

@@ -13,6 +13,7 @@ import torch
 from comfy_api.latest import io
 
 from cogvideox.errors import UserError
+from cogvideox.keys import Latent
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.nodes import train
 from cogvideox.tests.nodes.test_saved_names import NAME, SAVES
@@ -20,7 +21,7 @@ from cogvideox.tests.nodes.test_saved_names import NAME, SAVES
 
 def train_lora(pipeline: Path) -> object:
     model = load_model(pipeline, "fp32")
-    latents = [{"samples": torch.zeros(1, 16, 3, 8, 12)}]
+    latents: list[Latent] = [{"samples": torch.zeros(1, 16, 3, 8, 12)}]
     positive = [[[torch.zeros(1, 226, 32), {"pooled_output": None}]]]
     widgets = {"steps": 1, "batch_size": 1, "learning_rate": 1e-4, "rank": 1, "alpha": 1.0, "seed": 0}
     dropout = {"caption_dropout": 0.0}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from cogvideox.errors import UserError
 from cogvideox.host.training_mode import InterruptProcessingException
+from cogvideox.keys import Latent
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
@@ -50,7 +51,7 @@ class Clips:
             (self.folder / f"{number}.txt").write_text(f"clip number {number}")
 
     @cached_property
-    def sockets(self) -> tuple[list[dict], list[list]]:
+    def sockets(self) -> tuple[list[Latent], list[list]]:
         """As CogVideoX Training Clips gives them. ComfyUI keeps them too from one run of a graph to the next."""
         vae: comfy.sd.VAE = load_vae(self.pipeline)
         clip: comfy.sd.CLIP = load_text_encoder(self.pipeline)
