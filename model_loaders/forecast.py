@@ -11,6 +11,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.sd
 import torch
+from comfy.controlnet import ControlBase
 
 from ..errors import UserError
 from ..host.memory_rules import (
@@ -148,7 +149,7 @@ def forecast_run(
     card: Card,
     text_encoder: TextEncoder,
     vae: Autoencoder,
-    control_net: Any = None,
+    control_net: ControlBase | None = None,
 ) -> Forecast:
     """What a run of `model` on `card` takes. Nothing is loaded to a device.
 

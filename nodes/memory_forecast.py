@@ -1,5 +1,6 @@
 """What a run will take of the card, said before it begins."""
 
+from comfy.controlnet import ControlBase
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io
@@ -80,7 +81,7 @@ class CogVideoXMemoryForecast(io.ComfyNode):
         batch_size: int,
         vae: CogVideoXVAE | None = None,
         clip: CLIP | None = None,
-        control_net: object = None,
+        control_net: ControlBase | None = None,
         card_gb: float = 0.0,
     ) -> io.NodeOutput:
         card = card_of(card_gb, is_dynamic(model)) if card_gb else this_card(model)
@@ -135,7 +136,7 @@ def describe_card(card: Card, card_gb: float) -> str:
     return f"{free} of the card can be free for it."
 
 
-def _stand_ins(vae: object, clip: object) -> list[str]:
+def _stand_ins(vae: CogVideoXVAE | None, clip: CLIP | None) -> list[str]:
     missing = [name for name, given in (("VAE", vae), ("text encoder", clip)) if given is None]
     if not missing:
         return []

@@ -132,6 +132,18 @@ def test_entries_of_sockets_are_written_in_one_place() -> None:
     assert not written
 
 
+def test_nodes_say_which_types_they_take() -> None:
+    """What a socket hands over is hidden by `object`, from a reader as from the type checker."""
+    functions = {
+        f"{module}.{node.name}": ast.unparse(node.args)
+        for module, path in FILES.items()
+        if module.startswith("nodes.")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name == "execute"
+    }
+    assert functions and not [name for name, taken in functions.items() if ": object" in taken]
+
+
 def changes_of_shared_state(source: str) -> list[str]:
     """The statements of a module that change what the whole process shares: another module, or a setting."""
     tree, modules, found = ast.parse(source), set(), []
