@@ -17,8 +17,11 @@ _advice: dict[str, str] = {}
 class UserError(Exception):
     """A mistake in what a user has given, or something that went wrong outside of the pack.
 
-    advice: a key of the table of next steps.
+    advice: a key of the table of next steps. input_name: what is wrong of several arguments, where a class of errors
+    knows it; None leaves it to who asked for the check.
     """
+
+    input_name: str | None = None
 
     def __init__(self, message: str, advice: str | None = None):
         # Both, because pickle makes an exception again from these arguments; __str__ gives the message.

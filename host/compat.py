@@ -142,8 +142,8 @@ def patch_context_windows(
     unknown = [name for name, value in options.items() if value and name not in known and name != "causal_window_fix"]
     if unknown:
         raise UserError(
-            f"This ComfyUI's context windows have no {', '.join(unknown)} yet. Update ComfyUI, or switch off "
-            "retain_start_image and split_prompts, which need it."
+            f"This ComfyUI's context windows have no {', '.join(unknown)} yet. Update ComfyUI, or do without.",
+            advice="use plain windows",
         )
     patched = model.clone()
     model_options: dict[str, Any] = patched.model_options

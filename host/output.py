@@ -47,7 +47,7 @@ def new_output_path(prefix: str, suffix: str, example: str = "loras/cogvideox") 
     except OSError as error:
         raise UserError(
             f"There is no folder for {quoted(prefix)!r}: {error}. Check the permissions of ComfyUI's output folder, or "
-            "choose another filename_prefix."
+            "choose another name."
         ) from error
 
 

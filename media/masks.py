@@ -81,8 +81,8 @@ def _split_frames(mask: torch.Tensor) -> torch.Tensor:
     lead = mask.shape[:-2]
     if mask.ndim < 2 or 0 in mask.shape or sum(side > 1 for side in lead) > 1:
         raise UserError(
-            f"The mask has shape {list(mask.shape)}; expected is [frames, height, width] with at least one frame. "
-            "Connect a MASK output (Convert Image to Mask makes one of pictures)."
+            f"The mask has shape {list(mask.shape)}; [frames, height, width] with at least one frame is expected.",
+            advice="make a mask",
         )
     return mask.reshape(-1, *mask.shape[-2:]).float()
 

@@ -66,7 +66,7 @@ def fit_clip(images: torch.Tensor, width: int, height: int, fit: str = "crop") -
 
 def check_pictures(images: torch.Tensor) -> None:
     """Raises UserError unless `images` is [F, H, W, C] with at least one pixel and 1, 3 or 4 channels."""
-    expected = "expected are pictures [frames, height, width, channels] with 1, 3 or 4 channels"
+    expected = "use pictures [frames, height, width, channels] with 1, 3 or 4 channels"
     # Stock nodes give [0, 0, 0, 3] or [0, 3, 0, 0] for a damaged video, so that the channels are no help here.
     if images.ndim == 4 and 0 in images.shape:
         raise UserError(

@@ -177,9 +177,7 @@ def new_video_path(prefix: str, suffix: str) -> Path:
     """
     path = new_output_path(prefix, suffix, example="video/CogVideoX")
     if not os.access(path.parent, os.W_OK):
-        raise UserError(
-            f"{path.parent} cannot be written to. Change its permissions, or choose another filename_prefix."
-        )
+        raise UserError(f"{path.parent} cannot be written to. Change its permissions, or write to another folder.")
     return path
 
 
@@ -336,5 +334,5 @@ def _explained(path: Path) -> Iterator[None]:
     except (OSError, FFmpegError) as error:
         raise UserError(
             f"{path} cannot be written: {error}. Check the free space and the permissions of its folder, or choose "
-            "another filename_prefix or format."
+            "another name or format."
         ) from error

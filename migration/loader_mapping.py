@@ -26,7 +26,7 @@ def model_of(work: Work, node: Node) -> LoadedModel:
     """The model that a sampler gets. Raises CannotConvert."""
     loader = work.graph.nodes[work.needed(node, "model", slot=0).node]
     if loader.type not in LOADERS:
-        raise work.refuse(node, f"its model comes from {loader.label}, which is no loader of the wrapper.")
+        raise work.refuse(node, f"its model comes from {loader.label}, which is not a loader of the wrapper.")
     name = work.text(loader, "model")
     precision = loader.inputs.get("precision", loader.inputs.get("base_precision", loader.inputs.get("vae_precision")))
     traits = traits_of(name)
@@ -78,7 +78,7 @@ def load_vae(work: Work, link: Link, user: Node) -> Link:
         file, dtype = GGUF_VAE, loader.inputs["vae_precision"]
         work.changed(loader, f"the VAE is looked for as {file} in models/vae.")
     else:
-        raise work.refuse(user, f"its vae comes from {loader.label}, which is no VAE of the wrapper.")
+        raise work.refuse(user, f"its vae comes from {loader.label}, which is not a VAE of the wrapper.")
     place = (0, 0) if loader.type == "CogVideoXVAELoader" else (0, 1)
     vae = Link(work.add("CogVideoXLoadVAE", loader, place, vae_name=file, weight_dtype=dtype).id, 0)
     work.made[loader.id, "vae"] = work.graph.moved[Link(loader.id, link.slot)] = vae
@@ -125,7 +125,7 @@ def _dtype(work: Work, loader: Node) -> str:
         )
         return precision
     dtype = QUANTIZATION[quantization]
-    work.changed(loader, f"{quantization} becomes {dtype}, which scales the weights: the numbers are others.")
+    work.changed(loader, f"{quantization} becomes {dtype}, which scales the weights: the numbers differ.")
     return dtype
 
 
@@ -211,7 +211,7 @@ def load_text_encoder(work: Work, value: object, user: Node) -> Link:
         return work.made[loader.id, "clip"]
     name = loader.widget(0, "clip_name")
     if loader.type != "CLIPLoader" or not isinstance(name, str):
-        raise work.refuse(user, f"its clip comes from {loader.label}; expected is ComfyUI's CLIPLoader with a T5.")
+        raise work.refuse(user, f"its clip comes from {loader.label}; use ComfyUI's CLIPLoader with a T5.")
     file = name.replace("\\", "/")
     clip = Link(work.add("CogVideoXLoadTextEncoder", loader, text_encoder_name=file, weight_dtype="default").id, 0)
     work.changed(loader, f"{shown(file)} is loaded by Load CogVideoX Text Encoder, with 226 tokens as in diffusers.")
@@ -226,7 +226,7 @@ def conditioning_of(work: Work, node: Node, name: str) -> Link:
         return work.made[found.id, "conditioning"]
     convert = {"CogVideoTextEncode": _encode_text, "CogVideoTextEncodeCombine": _combine}.get(found.type)
     if convert is None:
-        raise work.refuse(node, f"its {name} comes from {found.label}, which is no prompt of the wrapper.")
+        raise work.refuse(node, f"its {name} comes from {found.label}, which is not a prompt of the wrapper.")
     with work.once(found, "conditioning"):
         made = convert(work, found)
     work.made[found.id, "conditioning"] = work.graph.moved[Link(found.id, 0)] = made
@@ -272,7 +272,7 @@ def with_control_net(work: Work, user: Node, positive: Link, negative: Link) -> 
     if node is None:
         return positive, negative
     if node.type != "CogVideoControlNet":
-        raise work.refuse(user, f"its controlnet comes from {node.label}, which is no node of the wrapper.")
+        raise work.refuse(user, f"its controlnet comes from {node.label}, which is not a node of the wrapper.")
     loader = work.graph.nodes[work.needed(node, "controlnet").node]
     added = work.add(
         "CogVideoXApplyControlNet",
@@ -293,7 +293,7 @@ def load_control_net(work: Work, loader: Node, user: Node) -> Link:
     if (loader.id, "control_net") in work.made:
         return work.made[loader.id, "control_net"]
     if loader.type != "DownloadAndLoadCogVideoControlNet":
-        raise work.refuse(user, f"its controlnet comes from {loader.label}, which is no control net of the wrapper.")
+        raise work.refuse(user, f"its controlnet comes from {loader.label}, which is not a control net of the wrapper.")
     name = work.text(loader, "model").rpartition("/")[2]
     if not work.options.wrapper_folder:
         work.changed(

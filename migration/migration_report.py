@@ -133,7 +133,9 @@ class Work:
             raise self.refuse(node, f"nothing is connected to its input {name}. Connect it and migrate again.")
         if slot is not None and found.slot != slot:
             source = self.graph.nodes[found.node].label
-            raise self.refuse(node, f"its input {name} comes from output {found.slot} of {source}; expected is {slot}.")
+            raise self.refuse(
+                node, f"its input {name} comes from output {found.slot} of {source}; connect output {slot}."
+            )
         return found
 
 

@@ -175,7 +175,7 @@ class Graph:
         setters = self._setters.get(node.carried_name, []) if node.carried_name else []
         if len(setters) != 1:
             raise UserError(
-                f"{node.label} gets {quoted(node.carried_name)!r}, which {len(setters)} SetNodes set; expected is one. "
+                f"{node.label} gets {quoted(node.carried_name)!r}, which {len(setters)} SetNodes set instead of one. "
                 "Connect the nodes directly."
             )
         return next(iter(setters[0].inputs.values()), None)

@@ -50,7 +50,7 @@ def even_frames(work: Work, node: Node, value: object) -> object:
         work.changed(node, "frames comes from another node: it has to be 4k + 1, 8k + 1 at best.")
         return work.graph.resolve(value)
     if not isinstance(known, int) or isinstance(known, bool) or known < 1:
-        raise work.refuse(node, f"its num_frames is {shown(known)}: expected is a count of 1 or more. Type one in.")
+        raise work.refuse(node, f"its num_frames is {shown(known)}: type in a count of 1 or more.")
     frames = nearest_frames(known)
     if frames == known:
         return value
@@ -64,7 +64,7 @@ def even_side(work: Work, node: Node, name: str, value: object) -> object:
     if known is None and isinstance(value, Link):
         return work.graph.resolve(value)
     if not isinstance(known, int) or isinstance(known, bool) or known < _SIDE_STEP:
-        raise work.refuse(node, f"its {name} {shown(known)} is no size of a video. Type one in.")
+        raise work.refuse(node, f"its {name} {shown(known)} is not a size of a video. Type one in.")
     side = known // _SIDE_STEP * _SIDE_STEP
     if side == known:
         return value

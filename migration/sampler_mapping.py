@@ -73,7 +73,9 @@ def convert_decoder(work: Work, node: Node) -> None:
     samples = work.needed(node, "samples")
     maker = work.graph.nodes[samples.node]
     if maker.type != "CogVideoSampler":
-        raise work.refuse(node, f"it decodes what {maker.label} makes, which is no sampler of the wrapper. {_LAYOUT}.")
+        raise work.refuse(
+            node, f"it decodes what {maker.label} makes, which is not a sampler of the wrapper. {_LAYOUT}."
+        )
     vae = load_vae(work, work.needed(node, "vae"), node)
     added = work.add("CogVideoXDecode", node, vae=vae, samples=samples)
     work.graph.moved[Link(node.id, 0)] = Link(added.id, 0)
@@ -101,7 +103,8 @@ def _steps(work: Work, node: Node, changes_video: bool) -> Steps:
     found = matching_denoise(count, strength) if 0 < count <= _MOST_STEPS and 0 < strength < 1 else None
     if found is None:
         raise work.refuse(
-            node, f"{shown(count)} steps at denoise_strength {shown(strength)} are no step. Choose more of either."
+            node,
+            f"{shown(count)} steps at denoise_strength {shown(strength)} are less than a step. Choose more of either.",
         )
     work.changed(node, f"the last {found[0]} of {count} steps are run: steps {found[0]}, denoise {found[1]}.")
     return Steps(*found, whole=count)
@@ -206,7 +209,7 @@ def _check_fit(work: Work, node: Node, model: LoadedModel, image: Node | None) -
         raise work.refuse(node, "its model needs a control video, and image_cond_latents is not connected. Connect it.")
     wanted = "CogVideoImageEncodeFunInP" if traits.is_inpaint else "CogVideoImageEncode"
     if image is not None and image.type != wanted:
-        raise work.refuse(node, f"its image_cond_latents come from {image.label}; for this model expected is {wanted}.")
+        raise work.refuse(node, f"its image_cond_latents come from {image.label}; this model needs {wanted}.")
 
 
 def _empty_latent(work: Work, node: Node, samples: Node | None) -> Link:

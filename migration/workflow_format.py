@@ -31,9 +31,11 @@ def parse_workflow(text: str) -> dict[str, Any]:
     except RecursionError as error:
         raise refuse_depth() from error
     except ValueError as error:
-        raise UserError(f"The file is no JSON ({quoted(str(error))}). Save the workflow with ComfyUI again.") from error
+        raise UserError(f"The file is not JSON ({quoted(str(error))}). Save the workflow in ComfyUI again.") from error
     if not isinstance(document, dict) or not document:
-        raise UserError("The file is JSON, but no workflow of ComfyUI, which is an object with nodes. Choose another.")
+        raise UserError(
+            "The file is JSON, but not a workflow of ComfyUI, which is an object with nodes. Choose another."
+        )
     check_depth(document)
     return document
 
@@ -58,7 +60,7 @@ def _refuse(what: str) -> UserError:
 def _read_saved(document: dict[str, Any]) -> dict[str, Node]:
     saved, links = document["nodes"], document.get("links") or []
     if not isinstance(saved, list) or not isinstance(links, list):
-        raise _refuse("its nodes or its links are no lists")
+        raise _refuse("its nodes or its links are not lists")
     check_nodes(len(saved))
     _refuse_subgraphs(document)
     sources = dict(_read_link(link) for link in links)
@@ -110,7 +112,7 @@ def _read_saved_node(entry: dict[str, Any], sources: dict[Any, Link]) -> Node:
     node = Node(str(entry["id"]), entry["type"], {}, mode if isinstance(mode, int) else 0, widgets, entry)
     for kind, part in (("inputs", entries), ("outputs", outputs)):
         if not isinstance(part, list) or not all(isinstance(item, dict) for item in part):
-            raise _refuse(f"the {kind} of {node.label} are no list of objects")
+            raise _refuse(f"the {kind} of {node.label} are not a list of objects")
         check_slots(node.label, len(part), kind)
     taken: set[str] = set()
     for number, item in enumerate(entries):
@@ -132,7 +134,7 @@ def _by_name(node: Node, values: Any) -> dict[str, Any]:
     if isinstance(values, dict):
         return values
     if not isinstance(values or [], list):
-        raise _refuse(f"the widgets of {node.label} are no list")
+        raise _refuse(f"the widgets of {node.label} are not a list")
     found, waiting = {}, list(values or [])
     for spec in WRAPPER[node.type]:
         if spec.is_widget and waiting:

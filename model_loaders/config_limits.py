@@ -21,7 +21,7 @@ MOST_TOKENS = 4096  # of text: every prompt is padded to that many; official: 22
 
 
 class Limit(NamedTuple):
-    """expected: in words, for "Expected is ...". holds: whether a value of the file is that."""
+    """expected: in words, for "... is expected". holds: whether a value of the file is that."""
 
     expected: str
     holds: Callable[[Any], bool]
@@ -177,7 +177,7 @@ def checked_config(component: str, config: Any, source: str) -> dict[str, Any]:
     for name, limit in LIMITS[component].items():
         if name in config and not limit.holds(config[name]):
             raise UserError(
-                f"{source} has {quoted(str(config[name]))} as {name}. Expected is {limit.expected}. Download the "
+                f"{source} has {quoted(str(config[name]))} as {name}; {limit.expected} is expected. Download the "
                 "checkpoint again, or put its own config there."
             )
     return dict(config)

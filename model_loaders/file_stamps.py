@@ -52,7 +52,7 @@ def if_unchanged(load: Callable[..., T], path: Path, *components: str) -> Callab
     @functools.wraps(load)
     def load_again(*args: object, **kwargs: object) -> T:
         if stamp_of(path, *components) != before:
-            raise UserError(f"{path} has changed since it was loaded. Queue the prompt again, which loads the new one.")
+            raise UserError(f"{path} has changed since it was loaded.", advice="load the file again")
         return load(*args, **kwargs)
 
     return load_again

@@ -150,7 +150,7 @@ def sides(tensors: Mapping[str, HasShape], name: str, dimensions: tuple[int, ...
     shape = tuple(tensors[name].shape)
     if len(shape) not in dimensions:
         raise UserError(
-            f"{name} in {source} has shape {list(shape)}. Expected are {' or '.join(map(str, dimensions))} dimensions: "
+            f"{name} in {source} has shape {list(shape)}. {' or '.join(map(str, dimensions))} dimensions are expected: "
             "download the file again."
         )
     return shape
@@ -194,8 +194,8 @@ def convolved_patch(proj: tuple[int, ...], source: str) -> int:
     """
     if proj[2] != proj[3] or proj[2] not in range(1, MOST_PATCH + 1):
         raise UserError(
-            f"The weights in {source} embed patches of {proj[2]} x {proj[3]} latents. Expected are squares of 1 x 1 to "
-            f"{MOST_PATCH} x {MOST_PATCH}: download the file again."
+            f"The weights in {source} embed patches of {proj[2]} x {proj[3]} latents. Squares of 1 x 1 to "
+            f"{MOST_PATCH} x {MOST_PATCH} are expected: download the file again."
         )
     return proj[2]
 
@@ -207,7 +207,7 @@ FAMILY_NAMES = (DETECT, *(family.name for family in (*FAMILIES, *LOOKALIKES)))
 class WrongFamilyError(UserError):
     """The weights are fine, and not what the user has called them."""
 
-    input_name = "family"  # what is wrong of a loader's inputs
+    input_name = "family"
 
 
 def check_family_name(family: str) -> None:
@@ -291,7 +291,7 @@ def resolve_config(
     if merged["ofs_embed_dim"] not in (None, merged["time_embed_dim"]):
         raise UserError(
             f"The weights in {source} embed ofs with {merged['ofs_embed_dim']} numbers and the time with "
-            f"{merged['time_embed_dim']}. Expected is the same width, for the two are added: download the file again."
+            f"{merged['time_embed_dim']}. Both need the same width, for they are added: download the file again."
         )
     return merged
 

@@ -150,8 +150,8 @@ def _require_shards(folder: Path, names: list[str], index: str) -> None:
         )
     if others := [name for name in names if not name.lower().endswith(WEIGHT_SUFFIXES)]:
         raise UserError(
-            f"{folder / index} names {quoted(others[0])}, which is not a file of weights. Expected is one of "
-            f"{', '.join(WEIGHT_SUFFIXES)}: download the checkpoint again."
+            f"{folder / index} names {quoted(others[0])}, which is not a file of weights. Such a file ends in one "
+            f"of {', '.join(WEIGHT_SUFFIXES)}: download the checkpoint again."
         )
 
 

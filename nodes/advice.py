@@ -34,6 +34,7 @@ ADVICE = {
     "forecast the memory": (
         "Empty CogVideoX Latent has all three, and CogVideoX Memory Forecast says beforehand what they take."
     ),
+    "hold the last frame": "You can also switch on hold_last_frame, which repeats the last frame.",
     "hold the last control frame": (
         "You can also switch on hold_last_frame in Apply CogVideoX ControlNet, which repeats the last frame."
     ),
@@ -43,12 +44,18 @@ ADVICE = {
     ),
     "keep the schedule": "Remove the ModelSampling node between the loader and the sampler.",
     "load a control net": "Load a control net with Load CogVideoX ControlNet.",
+    "load the file again": "Queue the prompt again, which loads the new one.",
     "load with this pack": "Connect a model from Load CogVideoX Model or Load CogVideoX Pipeline.",
+    "make a mask": "Connect a MASK output (Convert Image to Mask makes one of pictures).",
     "make a latent": "Create a latent with Empty CogVideoX Latent, or encode a video with a CogVideoX VAE.",
     "sample a mask in one run": (
         "Sample the masked video in one run, with CogVideoX Sampler or KSampler. To sample in parts, remove the mask "
         "from all of them and put the kept part back in the end, with Image Composite Masked."
     ),
+    "save only LoRAs": (
+        "Remove the node that adds it. To save the weights with all patches merged, use Save CogVideoX Model instead."
+    ),
+    "scale first frames alike": "It is image_scale of CogVideoX Image to Video.",
     "sample VOID with this pack": (
         "Use CogVideoX Sampler Select (ddim) instead of VOIDSampler: it runs the same equations. Keep the VOID "
         "conditioning and noise nodes."
@@ -62,5 +69,7 @@ ADVICE = {
     ),
     "start from noise": "Set denoise to 1, use CogVideoX Scheduler, or encode a video to start from.",
     "stretch positions": "CogVideoX Positions stretches the table with resample_table.",
+    "switch weights off": "You can also switch prompt_weights off.",
     "take the node out": "Remove it from between the loader and the sampler.",
+    "use plain windows": "That is, switch off retain_start_image and split_prompts in CogVideoX Context Windows.",
 }

@@ -145,7 +145,7 @@ def _validate_inputs(
                 wrong = next(iter(check.parameters), wrong)
                 check(known)
         except UserError as error:
-            return naming_input(str(error), getattr(error, "input_name", wrong), names)
+            return naming_input(str(error), error.input_name or wrong, names)
         return True
 
     # With defaults, for ComfyUI leaves out the optional inputs that a prompt does not have.

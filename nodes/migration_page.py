@@ -96,7 +96,7 @@ def rewrite(text: str, leave_out: bool, told: Any) -> str:
     try:
         return _answer(document, title, list(islice(report_lines(work, told), _MOST_LINES)), may_leave_out)
     except ValueError as error:  # NaN, which Python reads and no browser does
-        logging.debug("A rewritten workflow is no JSON.", exc_info=True)
+        logging.debug("A rewritten workflow is not JSON.", exc_info=True)
         raise UserError(
             "The workflow contains NaN or infinity, which a page cannot read. Save it with ComfyUI again."
         ) from error

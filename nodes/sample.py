@@ -95,8 +95,8 @@ def _fitted_mask(latent: Latent) -> torch.Tensor | None:
     mask, samples = latent.get("noise_mask"), latent["samples"]
     if mask is not None and not isinstance(mask, torch.Tensor):
         raise UserError(
-            f"The latent's noise_mask is a {type(mask).__name__}; expected is a tensor [frames, height, width]. Set it "
-            "with Set Latent Noise Mask."
+            f"The latent's noise_mask is a {type(mask).__name__}; a tensor [frames, height, width] is expected. Set "
+            "it with Set Latent Noise Mask."
         )
     if mask is None or samples.ndim != 5 or (mask.ndim == 5 and mask.shape[2:] == samples.shape[2:]):
         return mask

@@ -57,6 +57,6 @@ def _check(name: str, io_type: str, value: Any) -> None:
         if io_type == "CONDITIONING" and isinstance(value, (list, tuple)):
             found = "a list of something else"
         raise UserError(
-            f"{name} is {found}; expected is {_EXPECTED[io_type][0]}. Check the node that it comes from: its result is "
-            f"no {io_type}."
+            f"{name} is {found}; it should be {_EXPECTED[io_type][0]}. Check the node that it comes from: its result "
+            f"is not a valid {io_type}."
         )

@@ -47,9 +47,9 @@ class Followed:
 def read_trajectory(latent: Latent, start_percent: float, end_percent: float) -> Followed:
     """The inverted video in the LATENT of an inversion.
 
-    start_percent, end_percent: the part of a run in which it is followed, 0 .. 1.
+    start_percent, end_percent: the part of a run in which it is followed, 0 .. 1, the end after the start.
 
-    Raises UserError where the latent has no trajectory, and for an empty part.
+    Raises UserError where the latent has no trajectory.
     """
     trajectory = latent.get("cogvideox_trajectory")
     if trajectory is None:
@@ -57,11 +57,6 @@ def read_trajectory(latent: Latent, start_percent: float, end_percent: float) ->
             "This latent has no trajectory to follow: it does not come from an inversion, or was saved to a file in "
             "between, which loses the trajectory.",
             advice="connect an inverted latent",
-        )
-    if not start_percent < end_percent:
-        raise UserError(
-            f"start_percent {start_percent} is not below end_percent {end_percent}: no step would follow the video. "
-            "Use 0 and 1 to follow it throughout."
         )
     last = TRAIN_TIMESTEPS - 1
     # As comfy.model_sampling.ModelSamplingDiscrete.percent_to_sigma: 0 is the start of a run at denoise 1, and percents

@@ -19,12 +19,14 @@ def check_samples(latent: Any, name: str) -> None:
     """Raises UserError unless `latent` is a dictionary with a tensor of samples. name: what the user knows it by."""
     samples = latent.get("samples") if isinstance(latent, Mapping) else None
     if not isinstance(samples, torch.Tensor):
-        found = f"has samples of type {type(samples).__name__}" if isinstance(latent, Mapping) else "is no dictionary"
-        raise UserError(f"{name} {found}; expected is a LATENT with a tensor of samples.", advice="make a latent")
+        found = (
+            f"has samples of type {type(samples).__name__}" if isinstance(latent, Mapping) else "is not a dictionary"
+        )
+        raise UserError(f"{name} {found}; connect a LATENT with a tensor of samples.", advice="make a latent")
     if samples.ndim not in (4, 5):
         raise UserError(
-            f"{name} has samples of shape {list(samples.shape)}; expected is [batch, 16, frames, height / 8, "
-            "width / 8].",
+            f"{name} has samples of shape {list(samples.shape)}; [batch, 16, frames, height / 8, width / 8] "
+            "is expected.",
             advice="make a latent",
         )
 
@@ -44,7 +46,7 @@ def read_batch_index(latent: Latent) -> tuple[int, ...] | None:
         found = ()
     if len(found) != count or min(found, default=-1) < 0:
         raise UserError(
-            f"The latent's batch_index is {quoted(str(given))}; expected are whole numbers, 0 or more, one for each "
+            f"The latent's batch_index is {quoted(str(given))}; it should have one whole number, 0 or more, for each "
             f"of its videos: {count}. {_ADVICE}"
         )
     return found
@@ -59,6 +61,6 @@ def read_rng_offset(latent: Latent, seed: int) -> int:
         case (int(_), int(count)) if 0 <= count <= _MAX_RNG_OFFSET and count % 16 == 0:
             return rng_offset(latent, seed)
     raise UserError(
-        f"The latent's {RNG_OFFSET} is {quoted(str(given))}; expected are a seed and how many numbers were drawn "
+        f"The latent's {RNG_OFFSET} is {quoted(str(given))}; it should be a seed and how many numbers were drawn "
         f"from it, a multiple of 16 up to {_MAX_RNG_OFFSET}. {_ADVICE}"
     )

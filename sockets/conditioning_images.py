@@ -229,6 +229,6 @@ def require_length(images: torch.Tensor, frames: int, what: str) -> None:
     """Raises UserError where `images` [F, H, W, C] are fewer than `frames`."""
     if images.shape[0] < frames:
         raise UserError(
-            f"{what} has {images.shape[0]} frames, the clip {frames}. Use a longer one, make the clip shorter, or "
-            "switch on hold_last_frame, which repeats the last frame."
+            f"{what} has {images.shape[0]} frames, the clip {frames}. Use a longer one, or make the clip shorter.",
+            advice="hold the last frame",
         )

@@ -153,7 +153,7 @@ class _UNetConfig(dict):
     any model."""
 
     def __missing__(self, key: str) -> Any:
-        raise NoSuchEntryError(f"CogVideoX is no U-Net and has no {key}, which this node reads.")
+        raise NoSuchEntryError(f"CogVideoX is not a U-Net and has no {key}, which this node reads.")
 
 
 class CogVideoXConfig(comfy.supported_models_base.BASE):

@@ -158,7 +158,8 @@ def _weighted_segments(text: str) -> list[tuple[str, float]]:
         if not abs(weight) <= MAX_WEIGHT:  # not so for NaN
             raise UserError(
                 f"The prompt gives “{quoted(segment)}” the weight {weight:g}: use {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}, "
-                "as in (word:1.2), or switch prompt_weights off."
+                "as in (word:1.2).",
+                advice="switch weights off",
             )
     return segments
 

@@ -83,6 +83,54 @@ def test_words_that_nobody_else_uses_stay_away() -> None:
     assert not {name: these for name, these in found.items() if these}
 
 
+# What German word order makes of a message: "expected is a tensor", "the file is no JSON".
+_ODD_ENGLISH = re.compile(
+    r"\b[Ee]xpected (?:is|are)\b|(?<![Tt]here )\b(?:is|are) no (?!longer\b|more\b)[A-Za-z]"
+    r"|\b(?:another content|something else|anything else) than\b"
+)
+
+
+def messages_in(source: str) -> list[str]:
+    """Every text of a module but its docstrings; an f-string with {} for what it inserts."""
+    tree, texts = ast.parse(source), []
+    documented = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, documented)}
+    formatted = [node.values for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    for parts in formatted:
+        texts.append("".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts))
+    pieces = {id(part) for parts in formatted for part in parts}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in pieces:
+            texts += [] if node.value in docstrings else [node.value]
+    return texts
+
+
+def test_messages_are_english_at_the_first_reading() -> None:
+    """ "Expected is X" and "is no X" came back 40 times: an English reader looks for the word that is missing."""
+    paths = [*FILES.values(), *(ROOT / "devtools").rglob("*.py")]
+    found = {path.name: list(filter(_ODD_ENGLISH.search, messages_in(path.read_text("utf-8")))) for path in paths}
+    assert not {name: texts for name, texts in found.items() if texts}
+
+
+@pytest.mark.parametrize(
+    ("message", "is_odd"),
+    [
+        ("{}; expected is one. Connect it.", True),
+        ("Expected are rows", True),
+        ("The file is no JSON", True),
+        ("their settings are no lists", True),
+        ("There is no file", False),
+        ("{} is no longer there", False),
+        ("a list is expected", False),
+    ],
+)
+def test_odd_english_is_found(message: str, is_odd: bool) -> None:
+    """The test above would let through what it does not recognise, and complain of what is right."""
+    written = message.replace("{}", "{x}")
+    (text,) = messages_in(f'def f():\n    """Expected is nothing."""\n    raise ValueError(f"{written}")')
+    assert bool(_ODD_ENGLISH.search(text)) == is_odd
+
+
 def test_file_names_are_unique() -> None:
     """In an editor's list of open files, in a traceback and in a search, two `lora.py` are one too many."""
     names = Counter(path.name for path in FILES.values() if path.name != "__init__.py")

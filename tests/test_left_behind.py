@@ -273,7 +273,7 @@ def test_one_training_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     with holding("held_file.train_here", folder) as process:
         with (
-            pytest.raises(UserError, match="Another training writes to .*mine.*another checkpoint_name"),
+            pytest.raises(UserError, match="Another training writes to .*mine.*another name or output folder"),
             checkpoint.only_training(folder),
         ):
             pass

@@ -41,7 +41,7 @@ def only_training(folder: Path) -> Iterator[None]:
     """
     busy = (
         f"Another training writes to {folder}, in this ComfyUI or in another process. Wait until it has finished, "
-        "cancel it, or choose another checkpoint_name (in a recipe: another output folder or name)."
+        "cancel it, or give this one another name or output folder."
     )
     try:
         with ExitStack() as stack:
@@ -174,7 +174,7 @@ def _require_same_settings(checkpoint: Path, settings: Mapping[str, object]) -> 
     try:
         saved = json.loads(read_small_text(checkpoint / _SETTINGS, _MOST_SETTINGS_BYTES))
         if not isinstance(saved, dict):
-            raise ValueError("its settings are no JSON object")
+            raise ValueError("its settings are not a JSON object")
     except (OSError, ValueError, RecursionError, UserError) as error:
         raise _unreadable(checkpoint, error) from error
     # The names of both: a setting that only one of them has is a difference too.

@@ -148,6 +148,7 @@ def _image_scale(model: comfy.model_patcher.ModelPatcher, captions: Sequence[lis
     scales = {image_scale(values.get("cogvideox_scale", "checkpoint"), factor, inverted) for _, values in captions}
     if len(scales) > 1:
         raise UserError(
-            "The clips' first frames are scaled in different ways (image_scale). Use one setting for all of positive."
+            "The clips' first frames are scaled in different ways. Use one scale for all of positive.",
+            advice="scale first frames alike",
         )
     return scales.pop()

@@ -70,12 +70,12 @@ def _read_picture(path: Path, place: str) -> Media:
                 data = upright.getvalue()
     except UnidentifiedImageError as error:  # it names an object of Python's, and nothing of the file
         raise DevError(
-            f"{place}, which is no picture that can be read: give a file in {listed(PICTURE_FORMATS)}."
+            f"{place}, which is not a picture that can be read: give a file in {listed(PICTURE_FORMATS)}."
         ) from error
     # Decoders of damaged files raise nearly anything; decompression bombs have an error of their own.
     except Exception as error:
         raise DevError(
-            f"{place}, which is no picture that can be read ({error}): give a file in {listed(PICTURE_FORMATS)}."
+            f"{place}, which is not a picture that can be read ({error}): give a file in {listed(PICTURE_FORMATS)}."
         ) from error
     if count > 1:
         raise DevError(f"{place}, which has {count} pictures: give one picture, or a video with --video.")
@@ -100,7 +100,7 @@ def _read_video(path: Path, place: str) -> Media:
         raise DevError(f"{place}, which is too long: {error} Cut the part out that you need.") from error
     except (av.error.FFmpegError, ValueError) as error:
         raise DevError(
-            f"{place}, which is no video that can be read ({error}): give a file in {listed(VIDEO_FORMATS)}."
+            f"{place}, which is not a video that can be read ({error}): give a file in {listed(VIDEO_FORMATS)}."
         ) from error
     if not frames:
         raise DevError(f"{place}, in which there are no frames: give another file.")

@@ -139,7 +139,7 @@ def read_lora(text: str) -> Lora:
     except ValueError:
         value = math.nan
     if math.isnan(value):
-        raise ValueError(f"its strength {strength.strip()!r} is no number; {how}")
+        raise ValueError(f"its strength {strength.strip()!r} is not a number; {how}")
     if abs(value) > _MAX_STRENGTH:
         raise ValueError(f"its strength {strength.strip()} is not from {-_MAX_STRENGTH:g} to {_MAX_STRENGTH:g}; {how}")
     if not name.strip():

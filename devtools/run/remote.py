@@ -37,7 +37,9 @@ def read_address(text: str) -> str:
     else:
         is_address = is_address and not (parts.query or parts.fragment or "@" in parts.netloc)
     if not is_address:
-        raise DevError(f"--server is {text!r}, which is no address of a server: write one as http://127.0.0.1:8188.")
+        raise DevError(
+            f"--server is {text!r}, which is not an address of a server: write one as http://127.0.0.1:8188."
+        )
     return text.rstrip("/")
 
 

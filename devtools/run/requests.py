@@ -84,7 +84,7 @@ def read_requests(arguments: argparse.Namespace) -> list[Request]:
             raise DevError(f"--prompts names {arguments.prompts}, in which there is no prompt: write one in each line.")
     for folder in arguments.media_folder:
         if not os.path.isdir(expanded(folder)):
-            raise DevError(f"--media-folder names {folder}, which is no folder: give one that is there.")
+            raise DevError(f"--media-folder names {folder}, which is not a folder: give one that is there.")
     for request in requests:
         _check(request, arguments.media_folder)
     return requests
@@ -166,13 +166,13 @@ def _read_line(line: str, source: str, folder: Path, common: Request) -> Request
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DevError(
-            f"{_begin(source)} begins with {{ and is no JSON: {error}. Write an object in one line, such as "
+            f"{_begin(source)} begins with {{ and is not JSON: {error}. Write an object in one line, such as "
             '{"prompt": "a star", "seed": 2}, or the prompt alone.'
         ) from error
     unknown = [quoted(str(key)) for key in found if key not in OPTIONS]
     if unknown:
         raise DevError(
-            f"{_begin(source)} has {', '.join(unknown)}, which is no option; there are: {', '.join(OPTIONS)}."
+            f"{_begin(source)} has {', '.join(unknown)}, which is not an option; there are: {', '.join(OPTIONS)}."
         )
     own = {name: _read_json(name, value, f"{name} in {source}") for name, value in found.items()}
     return Request({**common.values, **own}, frozenset(own), source, folder)

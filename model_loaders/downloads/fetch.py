@@ -270,7 +270,7 @@ class _Download:
             else:
                 part.discard()
                 raise UserError(
-                    f"{file.path} was downloaded twice from {self.hub.endpoint}, both times with another content than "
+                    f"{file.path} was downloaded twice from {self.hub.endpoint}, both times with contents other than "
                     f"the hub announces (wrong hash), and was deleted. Check the proxy and {self.hub.variable}, or "
                     "download that file with a browser."
                 )

@@ -59,7 +59,7 @@ def read_safetensors_header(path: Path) -> Header:
     Raises UserError where the file is cut short, too long, names a tensor twice or contradicts itself.
     """
     if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # how Python writes bytes that are no text
-        raise UserError(f"{path} has a name that is no UTF-8, which safetensors cannot open. Rename it.")
+        raise UserError(f"{path} has a name that is not UTF-8, which safetensors cannot open. Rename it.")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

@@ -139,7 +139,7 @@ def assemble(spec: TensorSpec, tensors: Mapping[str, torch.Tensor], source: str)
         if data.ndim < 2 or not data.numel():
             raise UserError(
                 f"{quoted(spec.data)} in {source} holds blocks of {spec.block_type} in the shape {list(data.shape)}. "
-                "Expected are rows of blocks: download the file again."
+                "Rows of blocks are expected: download the file again."
             )
         return gguf_tensor(data.reshape(data.shape[0], -1), spec.block_type, spec.entry.shape, torch.float32)
     if data.dtype not in (*_FP8, torch.int8):
@@ -150,8 +150,8 @@ def assemble(spec: TensorSpec, tensors: Mapping[str, torch.Tensor], source: str)
         if not _fits(scale, data) or zeros.numel() != scale.numel():
             raise UserError(
                 f"The scale of {quoted(spec.data)} in {source} has shape {list(scale.shape)}, its weight "
-                f"{list(data.shape)}. Expected is one scale, one for each row, or one for each group of values in a "
-                "row. Download the file again, or take one in another precision."
+                f"{list(data.shape)}. There should be one scale, one for each row, or one for each group of values "
+                "in a row. Download the file again, or take one in another precision."
             )
     if data.dtype == torch.int8:
         zero_point = tensors[spec.zero_point] if spec.zero_point is not None else None

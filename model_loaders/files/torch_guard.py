@@ -118,7 +118,7 @@ class _Walk:
         elif code == "BUILD":
             stack.pop()
             if not isinstance(stack[-1], Made):
-                raise ValueError("a state for something else than an object")
+                raise ValueError("a state for something other than an object")
         elif code == "BINPERSID":
             stack.append(self._storage(stack.pop()))
         elif code in ("BINGET", "LONG_BINGET"):
@@ -140,7 +140,7 @@ class _Walk:
         if isinstance(into, Made) and into.by == "collections.OrderedDict":
             into = Container("dict")
         if not isinstance(into, Container) or into.kind != kind:
-            raise ValueError(f"items for something else than a {kind}")
+            raise ValueError(f"items for something other than a {kind}")
         if kind == "dict" and not all(isinstance(key, _KEYS) for key in items[::2]):
             raise LimitError("a table whose keys are neither texts nor numbers")
         into.add(items)
@@ -177,7 +177,7 @@ class _Walk:
             case ("storage", GlobalName(name), key, _, int(count), *view) if count >= 0 and not any(view):
                 item = _ITEM_BYTES.get(name.rpartition(".")[2].removesuffix("Storage"), 1)
             case _:
-                raise ValueError("a reference to something else than a tensor's bytes")
+                raise ValueError("a reference to something other than a tensor's bytes")
         storage = Storage(str(key), count * item, item)
         if storage.key not in self.storages:
             self.storages[storage.key] = storage

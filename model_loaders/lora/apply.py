@@ -226,8 +226,8 @@ def _require_usual_scales(
         alpha = alphas[layer] if layer in alphas else tensors[key].item() if key in tensors else rank
         if not abs(alpha) <= MAX_SCALE * rank:
             raise UserError(
-                f"{source}: the layer {layer.removeprefix(OWN_PREFIX)} has alpha {alpha:g} for rank {rank}. Expected "
-                f"is an alpha of at most {MAX_SCALE:g} times the rank: the file is damaged. Choose another LoRA."
+                f"{source}: the layer {layer.removeprefix(OWN_PREFIX)} has alpha {alpha:g} for rank {rank}, "
+                f"more than {MAX_SCALE:g} times the rank: the file is damaged. Choose another LoRA."
             )
 
 

@@ -98,8 +98,8 @@ def _factors(key: str, patches: list[tuple[Any, ...]]) -> list[tuple[torch.Tenso
             kind = "part of a model merge"
         if kind:
             raise UserError(
-                f"The patch of {key.removeprefix(OWN_PREFIX)} is {kind}, not a plain LoRA, and cannot be saved as one. "
-                "Remove the node that adds it. To save the weights with all patches merged, save the model instead."
+                f"The patch of {key.removeprefix(OWN_PREFIX)} is {kind}, not a plain LoRA, and cannot be saved as one.",
+                advice="save only LoRAs",
             )
         up, down, alpha = patch.weights[:3]
         if strength:

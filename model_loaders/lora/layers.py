@@ -172,8 +172,8 @@ def _compiled_patterns(patterns: Any) -> list[tuple[re.Pattern[str], Any]]:
         )
     if len(patterns) > _MOST_PATTERNS or sum("*" in p or "|" in p for p in patterns) > _MOST_WILD_PATTERNS:
         raise UserError(
-            f"The LoRA's header has an alpha_pattern of {len(patterns)} expressions. Expected are at most "
-            f"{_MOST_PATTERNS}, and {_MOST_WILD_PATTERNS} with * or |: save the LoRA again with fewer."
+            f"The LoRA's header has an alpha_pattern of {len(patterns)} expressions. At most "
+            f"{_MOST_PATTERNS} are read, and {_MOST_WILD_PATTERNS} with * or |: save the LoRA again with fewer."
         )
     compiled = []
     for pattern, value in patterns.items():

@@ -74,7 +74,7 @@ def zero_match_message(source: str, keys: Sequence[str], skipped: Mapping[str, S
     if len(text) == len(keys):
         return (
             f"{source} is for a text encoder only (all {len(keys)} keys, such as {quoted(keys[0])}) and does not "
-            "change the model. Apply it to the CLIP with ComfyUI's own LoRA loader, or choose another LoRA."
+            "change the model. Apply it to the CLIP, or choose another LoRA."
         )
     if family := guess_family(keys):
         return f"{source} looks like a LoRA for {family}: none of its {len(keys)} keys fits CogVideoX. {advice}"

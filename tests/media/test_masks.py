@@ -65,7 +65,7 @@ def test_mask_that_does_not_fit(shape: tuple[int, ...], found: str) -> None:
 def test_what_is_no_mask(shape: tuple[int, ...]) -> None:
     """No frames at all, or a batch of masks: a message, not an error of torch."""
     for make in (masks.latent_mask, masks.fun_mask):
-        with pytest.raises(UserError, match="expected is .frames, height, width."):
+        with pytest.raises(UserError, match=".frames, height, width. with at least one frame is expected"):
             make(torch.zeros(shape), T, H, W)
 
 

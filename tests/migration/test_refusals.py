@@ -222,4 +222,4 @@ def test_values_of_any_kind_are_shown_in_plain_words() -> None:
     flow = flow_with()
     empty = next(node for node in flow.nodes if node["type"] == "EmptyLatentImage")
     empty["widgets_values"][0] = {f"{number}": number for number in range(2000)}
-    assert any("is no size of a video" in line and len(line) < 500 for line in refused(flow))
+    assert any("is not a size of a video" in line and len(line) < 500 for line in refused(flow))

@@ -105,7 +105,7 @@ def test_values_of_another_kind(component: str, name: str) -> None:
     values = [value for value in (*NO_NUMBERS, True, None, 0, "x" * 10**6) if not limit.holds(value)]
     assert len(values) >= 10, "a number has to be neither NaN nor text, a word no number"
     for value in values:
-        with pytest.raises(UserError, match=f"a/config.json has .* as {name}. Expected is ") as caught:
+        with pytest.raises(UserError, match=f"a/config.json has .* as {name}; .* is expected") as caught:
             checked_config(component, {name: value}, "a/config.json")
         assert len(str(caught.value)) < 400
 
@@ -126,14 +126,14 @@ def test_each_loader_asks_the_table(pipeline: Path, change: Callable, component:
         value = 1.5
     loaders = {load_model, LOADERS[component]} if component != "controlnet" else {load_controlnet}
     for load in loaders:
-        with bounded(), pytest.raises(UserError, match=f"config.json has .* as {name}. Expected is "):
+        with bounded(), pytest.raises(UserError, match=f"config.json has .* as {name}; .* is expected"):
             load(pipeline)
 
 
 def test_a_flag_is_no_text(pipeline: Path, change: Callable) -> None:
     """ "false" in quotes counts as true in Python: the start image would be scaled the other way round."""
     change("vae", invert_scale_latents="false")
-    with pytest.raises(UserError, match="has false as invert_scale_latents. Expected is true or false"):
+    with pytest.raises(UserError, match="has false as invert_scale_latents; true or false is expected"):
         load_model(pipeline)
 
 
@@ -164,7 +164,7 @@ def test_false_blocks(pipeline: Path, tmp_path: Path, component: str) -> None:
         path.rename(folder / f"m-{number:05d}-of-{len(found):05d}.safetensors")
     with (
         bounded(),
-        pytest.raises(UserError, match=r"has 500\d as num_layers. Expected is a whole number from 1 to 128"),
+        pytest.raises(UserError, match=r"has 500\d as num_layers; a whole number from 1 to 128 is expected"),
     ):
         LOADERS[component](folder)
 

@@ -92,7 +92,7 @@ def test_a_chinese_page_has_a_chinese_report(leave_out: str) -> None:
 @pytest.mark.parametrize(
     "body, said",
     [
-        (b"{", "The file is no JSON"),
+        (b"{", "The file is not JSON"),
         (b"\xff", "is not text in UTF-8"),
         (b"[" * 100_000, "nested too deeply"),  # deeper than any limit of recursion that a library may have set
         (b'{"nodes": [], "links": []}', "nothing to migrate"),

@@ -43,7 +43,7 @@ ENTRIES = [{"batch_index": value} for value in BATCH_INDEXES] + [{"cogvideox_dra
 @pytest.mark.parametrize("entries", ENTRIES, ids=str)
 def test_entries_of_other_nodes(task: Task, entries: dict[str, Any]) -> None:
     """Raw errors of torch and of Python, or forty terabytes of random numbers."""
-    with bounded(), pytest.raises(UserError, match=f"The latent's {next(iter(entries))} is .*; expected are"):
+    with bounded(), pytest.raises(UserError, match=f"The latent's {next(iter(entries))} is .*; it should"):
         SeededNoise(5).generate_noise(latent(**entries))
     with pytest.raises(UserError, match="Connect the node that made the latent directly"):
         sample(task, latent(**entries))

@@ -153,7 +153,7 @@ def test_absurd_numbers_of_tokens(tiny_pipelines: dict[str, Path], tmp_path: Pat
     folder = shutil.copytree(tiny_pipelines["5b"], tmp_path / "model")
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_text_seq_length": tokens}))
-    with pytest.raises(UserError, match="max_text_seq_length. Expected is a whole number from 1 to 4096"):
+    with pytest.raises(UserError, match="max_text_seq_length; a whole number from 1 to 4096 is expected"):
         load_text_encoder(folder)
 
 

@@ -54,15 +54,15 @@ def sound() -> bytes:
 @pytest.mark.parametrize(
     ("kind", "data", "words"),
     [
-        ("image", b"no picture", "is no picture that can be read"),
-        ("image", b"", "is no picture that can be read"),
-        ("image", jpeg()[:2000], "is no picture that can be read"),
+        ("image", b"no picture", "is not a picture that can be read"),
+        ("image", b"", "is not a picture that can be read"),
+        ("image", jpeg()[:2000], "is not a picture that can be read"),
         ("image", animation(), "has 3 pictures"),
-        ("image", b"P3 1 1 255 12 34 56", "is no picture that can be read"),  # plain text that Pillow takes for one
-        ("image", saved("TGA"), "is no picture that can be read"),  # as nearly any file without a mark
-        ("image", saved("EPS"), "is no picture that can be read"),  # a program
-        ("video", b"no video", "is no video that can be read"),
-        ("video", b"", "is no video that can be read"),
+        ("image", b"P3 1 1 255 12 34 56", "is not a picture that can be read"),  # plain text that Pillow takes for one
+        ("image", saved("TGA"), "is not a picture that can be read"),  # as nearly any file without a mark
+        ("image", saved("EPS"), "is not a picture that can be read"),  # a program
+        ("video", b"no video", "is not a video that can be read"),
+        ("video", b"", "is not a video that can be read"),
         ("video", sound(), "in which there is no video"),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_playlist_is_no_video(tmp_path: Path, video: Callable[..., Path]) -> N
     name = video(9).name
     for text in (f"ffconcat version 1.0\nfile {name}\n", f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{name}\n"):
         (tmp_path / "list.mp4").write_text(text)
-        with pytest.raises(DevError, match="which is no video that can be read"):
+        with pytest.raises(DevError, match="which is not a video that can be read"):
             read_media([Request({"video": str(tmp_path / "list.mp4")})])
 
 

@@ -26,8 +26,8 @@ ONE = ("--prompt", "a star")
     ("arguments", "words"),
     [
         ((), ("There is no prompt", "--prompt or --prompts")),
-        ((*ONE, "--lora", "style:strong"), ("--lora is 'style:strong'", "'strong' is no number", "style:0.8")),
-        ((*ONE, "--lora", "style:nan"), ("'nan' is no number",)),
+        ((*ONE, "--lora", "style:strong"), ("--lora is 'style:strong'", "'strong' is not a number", "style:0.8")),
+        ((*ONE, "--lora", "style:nan"), ("'nan' is not a number",)),
         ((*ONE, "--lora", ":0.5"), ("has no name",)),
         ((*ONE, "--steps", "many"), ("--steps is 'many'", "from 1 to 1000")),
         ((*ONE, "--steps", "0"), ("--steps is '0'", "from 1 to 1000")),
@@ -38,7 +38,7 @@ ONE = ("--prompt", "a star")
         ((*ONE, "--weight-dtype", "int4"), ("--weight-dtype is 'int4'", "default, fp32, ", "or int8_fast")),
         ((*ONE, "--image", ""), ("--image is ''", "give a name")),
         ((*ONE, "--model", " "), ("--model is ' '", "give a name")),
-        ((*ONE, "--media-folder", "no"), ("--media-folder names no, which is no folder",)),
+        ((*ONE, "--media-folder", "no"), ("--media-folder names no, which is not a folder",)),
         ((*ONE, "--server", "http://127.0.0.1:9", "--port", "81"), ("--port is for a ComfyUI that",)),
         ((*ONE, "--dynamic-cfg", "maybe"), ("--dynamic-cfg is 'maybe'", "on or off")),
         ((*ONE, "--size", "720"), ("--size is '720'", "720x480")),
@@ -67,7 +67,7 @@ def test_what_is_wrong_is_named(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"a star\n\n# a remark\n{'prompt': 1}\n", ("Line 4 of prompts.txt begins with { and is no JSON",)),
+        (b"a star\n\n# a remark\n{'prompt': 1}\n", ("Line 4 of prompts.txt begins with { and is not JSON",)),
         (b'a\n{"prompt": "b", "steps": "ten"}', ("steps in line 2 of prompts.txt is 'ten'",)),
         (b'{"prompt": "b", "sede": 1}', ("Line 1 of prompts.txt has sede", "there are: prompt, negative")),
         (b'a\n{"seed": 1}', ("Line 2 of prompts.txt has no prompt",)),

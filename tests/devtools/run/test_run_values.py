@@ -69,7 +69,7 @@ def test_lists_in_lists_take_no_memory(refused: Refused, tmp_path: Path, name: s
     before = "" if name == "prompt" else '"prompt": "a", '
     (tmp_path / "p.txt").write_text("".join(("{", before, f'"{name}": ', "[" * depth, "]" * depth, "}")))
     message = refused("--prompts", "p.txt")
-    assert "is a list: give" in message or "is no JSON" in message, message
+    assert "is a list: give" in message or "is not JSON" in message, message
     assert len(message) < 300
 
 
@@ -174,7 +174,7 @@ def test_paths_that_no_disk_has_are_one_sentence(refused: Refused, tmp_path: Pat
         (tmp_path / "p.txt").write_text(json.dumps({"prompt": "a", option[2:]: name}))
         assert f"{option[2:]} in line 1 of p.txt names {name}, which is not there" in refused("--prompts", "p.txt")
     assert refused("--prompts", name).startswith(f"--prompts names {name}, which cannot be read: ")
-    assert f"--media-folder names {name}, which is no folder" in refused(*ONE, "--media-folder", name)
+    assert f"--media-folder names {name}, which is not a folder" in refused(*ONE, "--media-folder", name)
 
 
 @POSIX

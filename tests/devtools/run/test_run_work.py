@@ -202,7 +202,7 @@ def test_wrong_picture_is_found_before_a_server_starts(
     own = json.dumps(Own(str(tmp_path), str(tmp_path / "models"), None).__dict__)
     command = ["run", "--prompt", "a", "--out", str(tmp_path / "out.mp4"), "--ready", own]
     assert cli.main([*command, "--image", str(tmp_path / "no.png")]) == 1
-    assert f"--image names {tmp_path / 'no.png'}, which is no picture" in capsys.readouterr().err
+    assert f"--image names {tmp_path / 'no.png'}, which is not a picture" in capsys.readouterr().err
     assert cli.main([*command, "--lora", "y"]) == 1
     assert "--lora is 'y', which is not in the server's list: x." in capsys.readouterr().err
 

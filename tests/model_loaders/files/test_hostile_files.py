@@ -198,7 +198,7 @@ def test_weights_without_rows(dtype: torch.dtype, shape: tuple[int, int]) -> Non
     for data in (torch.zeros(()), torch.zeros(0, 4), torch.zeros(8, 16)):
         tensors = {"a": data.to(dtype), "scale": torch.ones(shape), "zero": torch.zeros(7)}
         spec = TensorSpec(Entry(tuple(data.shape), dtype), "a", "scale", "zero" if data.numel() > 1 else None)
-        with pytest.raises(UserError, match="Expected is one scale, one for each row"):
+        with pytest.raises(UserError, match="There should be one scale, one for each row"):
             assemble(spec, tensors, "a.safetensors")
 
 
@@ -209,7 +209,7 @@ def test_scales_of_another_layout(dtype: torch.dtype, shape: tuple[int, int]) ->
     tensors = {"a.weight": torch.zeros(8, 16).to(dtype), "a.weight_scale": torch.ones(shape)}
     entries = {name: Entry(tuple(t.shape), t.dtype) for name, t in tensors.items()}
     spec = TensorSpec(entries["a.weight"], "a.weight", "a.weight_scale")
-    with pytest.raises(UserError, match="Expected is one scale, one for each row"):
+    with pytest.raises(UserError, match="There should be one scale, one for each row"):
         assemble(spec, tensors, "a.safetensors")
 
 
