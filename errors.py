@@ -8,7 +8,7 @@ thus complete even where a stock node raises it; in a script, which has not set 
 import re
 from collections.abc import Mapping
 
-MAX_LETTERS, QUOTED_LETTERS = 4000, 120  # of a message, and of what it quotes
+MAX_CHARACTERS, QUOTED_CHARACTERS = 4000, 120  # of a message, and of what it quotes
 
 # Filled by set_advice: this module is below the nodes and cannot import their table.
 _advice: dict[str, str] = {}
@@ -26,7 +26,7 @@ class UserError(Exception):
     def __init__(self, message: str, advice: str | None = None):
         # Both, because pickle makes an exception again from these arguments; __str__ gives the message.
         # A message may quote a file, whose names and values have any length.
-        message = printable(shortened(message, MAX_LETTERS))
+        message = printable(shortened(message, MAX_CHARACTERS))
         super().__init__(message, advice)
         self.message, self.advice = message, advice
 
@@ -54,7 +54,7 @@ def set_advice(table: Mapping[str, str]) -> None:
 
 def quoted(text: str) -> str:
     """The beginning of a text that a message repeats: a prompt, or a name from a file."""
-    return printable(shortened(text, QUOTED_LETTERS))
+    return printable(shortened(text, QUOTED_CHARACTERS))
 
 
 def printable(text: str) -> str:
@@ -65,5 +65,5 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """The first `most` letters, with a mark where something is left out."""
+    """The first `most` characters, with a mark where something is left out."""
     return text if len(text) <= most else f"{text[:most]} …"

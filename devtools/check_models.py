@@ -7,7 +7,7 @@ from functools import partial
 from itertools import groupby
 from typing import TypeVar
 
-from cogvideox.errors import MAX_LETTERS, UserError, printable, shortened
+from cogvideox.errors import MAX_CHARACTERS, UserError, printable, shortened
 from cogvideox.model_loaders.downloads.fetch import new_hub
 from cogvideox.model_loaders.downloads.hub import Hub, NotFoundError, RemoteFile, TransientError
 from cogvideox.model_loaders.downloads.manifest import select_files
@@ -36,7 +36,7 @@ class Finding:
         state = " ".join(self.problems) if self.problems else "as in the table"
         # What a hub answers is printed: no commands to a terminal.
         line = f"{self.name:51} {self.source:12}  {state}{f'  ({self.told})' if self.told else ''}"
-        return printable(shortened(" ".join(line.splitlines()), MAX_LETTERS))
+        return printable(shortened(" ".join(line.splitlines()), MAX_CHARACTERS))
 
 
 def check(repositories: Sequence[Repository], files: Iterable[SingleFile]) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ FORBIDDEN = frozenset('<>:"|?*')  # on Windows; a file may be copied there
 # Devices on Windows, whatever suffix they have (learn.microsoft.com, "Naming Files, Paths, and Namespaces").
 _RESERVED = r"(?i:con|prn|aux|nul|conin\$|conout\$|clock\$|(com|lpt)[0-9¹²³])"
 # Unicode's categories of control characters, of those that only format ("gpj.exe" would be read backwards, and two
-# names with and without a space of no width look alike), of halves of letters, and of line breaks.
+# names with and without a space of no width look alike), of unpaired surrogates, and of line breaks.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _BLANKS = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
@@ -53,7 +53,7 @@ def find_problem(part: str) -> str | None:
     if found := sorted(FORBIDDEN & set(part)):
         return f"it contains {found[0]}"
     if found := _unseen(part):
-        return f"it contains a line break or another letter that is not seen (U+{ord(found):04X})"
+        return f"it contains a line break or another invisible character (U+{ord(found):04X})"
     if re.fullmatch(_RESERVED, part.split(".")[0].strip()):
         return f"{part.split('.')[0]} is the name of a device on Windows"
     if len(part.encode()) > MAX_PART_BYTES:
@@ -61,15 +61,15 @@ def find_problem(part: str) -> str | None:
     return None
 
 
-def is_invisible(letter: str) -> bool:
-    """Whether a letter is not seen, or changes how others are."""
-    return unicodedata.category(letter) in _UNSEEN or letter in _BLANKS
+def is_invisible(character: str) -> bool:
+    """Whether a character is not seen, or changes how others are."""
+    return unicodedata.category(character) in _UNSEEN or character in _BLANKS
 
 
 def _unseen(part: str) -> str | None:
-    """The first invisible letter of a name, but for joiners between letters that they join."""
-    for before, letter, after in zip(f"\0{part}", part, f"{part[1:]}\0"):
-        joins = letter in _JOINERS and not before.isascii() and not after.isascii()
-        if is_invisible(letter) and not (joins and not is_invisible(before) and not is_invisible(after)):
-            return letter
+    """The first invisible character of a name, but for joiners between letters that they join."""
+    for before, character, after in zip(f"\0{part}", part, f"{part[1:]}\0"):
+        joins = character in _JOINERS and not before.isascii() and not after.isascii()
+        if is_invisible(character) and not (joins and not is_invisible(before) and not is_invisible(after)):
+            return character
     return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from ..errors import MAX_LETTERS, printable, shortened
+from ..errors import MAX_CHARACTERS, printable, shortened
 from .language import localized, prompt_server
 from .protocols import PromptServer
 from .queued_workflow import note_workflow
@@ -186,7 +186,7 @@ def as_html(text: str) -> str:
     It may contain names and keys from a stranger's workflow or file. The frontend also makes links, of addresses and of
     [[label|address]]: none of ours is meant as one.
     """
-    escaped = html.escape(printable(shortened(text, MAX_LETTERS)), quote=True)
+    escaped = html.escape(printable(shortened(text, MAX_CHARACTERS)), quote=True)
     escaped = escaped.replace("://", ":&#47;/").replace("[[", "[&#91;")
     return re.sub(r"(www)\.", r"\1&#46;", escaped, flags=re.IGNORECASE)
 

@@ -176,7 +176,7 @@ def _as_text(value: Any) -> str:
 
 def _sanitized(text: str) -> str:
     """`text` without what no name may contain, separators of folders among it."""
-    return "".join("_" if letter in FORBIDDEN or letter in "/\\" or is_invisible(letter) else letter for letter in text)
+    return "".join("_" if one in FORBIDDEN or one in "/\\" or is_invisible(one) else one for one in text)
 
 
 def _valid_part(part: str) -> str:

@@ -18,10 +18,10 @@ from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
 
-from ..errors import MAX_LETTERS, quoted
+from ..errors import MAX_CHARACTERS, quoted
 
 _CATALOGUES = Path(__file__).resolve().parent.parent / "locales"
-_MAX_LETTERS = 2 * MAX_LETTERS  # of a text that is translated: a message and what completes it
+_MAX_CHARACTERS = 2 * MAX_CHARACTERS  # of a text that is translated: a message and what completes it
 _MAX_SEARCHES, _MAX_DEPTH = 400, 5  # through the whole catalogue, for one text; of a part in a part
 _MAX_SENTENCES = 24  # of one paragraph
 _MAX_SHIFTS = 12  # of the border between two values
@@ -117,8 +117,8 @@ def translate(text: str, language: str) -> str:
 
 
 def translate_with(catalogue: Catalogue, text: str) -> str:
-    """The same with a given catalogue. A text of more than 8,000 letters stays as it is."""
-    if len(text) > _MAX_LETTERS:
+    """The same with a given catalogue. A text of more than 8,000 characters stays as it is."""
+    if len(text) > _MAX_CHARACTERS:
         return text
     hidden, names = _hide_quoted(text, catalogue.in_quotes)
     translator = _Translator(catalogue)

@@ -19,7 +19,7 @@ from ..host.toy import KNOWS, NAME
 from ..small_files import read_small_text
 
 MAX_TOKENS = 226  # max_text_seq_length in the config of every official checkpoint
-MAX_LETTERS = 1 << 16  # of a prompt
+MAX_CHARACTERS = 1 << 16  # of a prompt
 MAX_WEIGHT = 1000.0  # of a word; weights above 2 are rare
 _MOST_BRACKETS = 100
 _WORDS_SHOWN = 5
@@ -193,9 +193,9 @@ def _refuse_foreign_steps(steps: list[Any], path: Path) -> None:
 def check_length(text: str) -> None:
     """Raises UserError for a text that no prompt is: a few megabytes would take the tokenizer minutes, and all but the
     first 226 tokens are thrown away."""
-    if len(text) > MAX_LETTERS:
+    if len(text) > MAX_CHARACTERS:
         raise UserError(
-            f"The prompt has {len(text)} letters. Use at most {MAX_LETTERS}; CogVideoX reads about 1,000 of them."
+            f"The prompt has {len(text)} characters. Use at most {MAX_CHARACTERS}; CogVideoX reads about 1,000 of them."
         )
 
 

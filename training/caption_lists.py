@@ -17,9 +17,9 @@ from ..host.compat import throw_if_interrupted
 from ..small_files import read_small_text
 
 MAX_LIST_BYTES = 1 << 26
-_MAX_ROW_LETTERS = 1 << 20  # a caption has at most a sixteenth of it
+_MAX_ROW_CHARACTERS = 1 << 20  # a caption has at most a sixteenth of it
 _COLUMNS = ("file_name", "text")
-_NO_LETTER = "[\0\ud800-\udfff]"
+_NO_TEXT = "[\0\ud800-\udfff]"
 _LINE_BREAK = r"\r\n?|\n"
 _QUOTES = (
     "Put a text with commas, line breaks or quotation marks between quotation marks, and double those inside it: "
@@ -59,7 +59,7 @@ def read_json_rows(path: Path) -> list[Row]:
                     "delete that line."
                 ) from error
             # JSON can write in an escape what UTF-8 has no bytes for, and NUL.
-            _require_letters(name + text, f"{path}, line {number},", UserError)
+            _require_text(name + text, f"{path}, line {number},", UserError)
             rows.append(Row(number, name, text))
     return rows
 
@@ -126,23 +126,23 @@ def read_text(path: Path, most_bytes: int) -> str:
         raise UnusableClipError(str(error)) from error
     # The whole text first: that of a list has millions of lines.
     for line, part in enumerate(re.split(_LINE_BREAK, text), 1) if "\0" in text else ():
-        _require_letters(part, f"{path}, line {line},", UnusableClipError)
+        _require_text(part, f"{path}, line {line},", UnusableClipError)
     return text
 
 
-def _require_letters(text: str, where: str, kind: type[UserError]) -> None:
+def _require_text(text: str, where: str, kind: type[UserError]) -> None:
     """Raises a `kind` of error for what tokenizers cut a caption at, or fail at, and no file's name contains."""
-    if found := re.search(_NO_LETTER, text):
-        what = "a NUL character" if found[0] == "\0" else f"half a letter (U+{ord(found[0]):04X})"
+    if found := re.search(_NO_TEXT, text):
+        what = "a NUL character" if found[0] == "\0" else f"an unpaired surrogate (U+{ord(found[0]):04X})"
         raise kind(f"{where} contains {what}. Delete it, or save the file again as UTF-8 text.")
 
 
 class _Lines:
-    """The lines of a table. letters: of those that the reader has taken for the row that it is reading, which begins in
+    """The lines of a table. characters: how many the reader has taken for the row that it is reading, which begins in
     line `number`."""
 
     def __init__(self, path: Path):
-        self.path, self.letters, self.number = path, 0, 1
+        self.path, self.characters, self.number = path, 0, 1
         # Not splitlines, which breaks lines at U+2028 and at form feeds as well.
         self._lines = io.StringIO(read_text(path, MAX_LIST_BYTES), newline="")
 
@@ -151,17 +151,17 @@ class _Lines:
 
     def __next__(self) -> str:
         line = next(self._lines)
-        self.letters += len(line)
-        _require_row(self.letters, self.path, self.number)
+        self.characters += len(line)
+        _require_row(self.characters, self.path, self.number)
         return line
 
 
-def _require_row(letters: int, path: Path, line: int) -> None:
+def _require_row(characters: int, path: Path, line: int) -> None:
     """Raises UserError for a row that is read into a thousand times the memory of any other."""
-    if letters > _MAX_ROW_LETTERS:
+    if characters > _MAX_ROW_CHARACTERS:
         raise UserError(
-            f"{path} has a row of more than {_MAX_ROW_LETTERS} letters, which begins in line {line}. Correct or delete "
-            "it."
+            f"{path} has a row of more than {_MAX_ROW_CHARACTERS} characters, which begins in line {line}. Correct "
+            "or delete it."
         )
 
 
@@ -181,7 +181,7 @@ def _checked_header(header: list[str], path: Path, line: int) -> list[str]:
 def _csv_problem(error: csv.Error) -> str:
     """What is wrong with a row, without the reader's own words, which name neither rule nor remedy."""
     if "field limit" in str(error):
-        return f"a cell has more than {csv.field_size_limit()} letters, and no caption needs that many. Shorten it"
+        return f"a cell has more than {csv.field_size_limit()} characters, and no caption needs that many. Shorten it"
     return f"a quotation mark is not closed, or text follows one that closes. {_QUOTES}"
 
 

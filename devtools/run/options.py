@@ -14,7 +14,7 @@ Lists = Mapping[str, Sequence[str]]  # a key of LISTS -> the names that a server
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
 # ComfyUI's limits for the seed and for the frames a second of CreateVideo, and the pack's for the others.
 _MAX_SEED, _MAX_STEPS, _MAX_CFG, _MAX_FRAMES, _MAX_SIDE_PX = (1 << 64) - 1, 1000, 100.0, 1025, 16384
-_MAX_STRENGTH, _MAX_LETTERS = 100.0, 1 << 16
+_MAX_STRENGTH, _MAX_CHARACTERS = 100.0, 1 << 16
 FPS_RANGE = (1.0, 120.0)  # of ComfyUI's CreateVideo
 
 
@@ -90,14 +90,14 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 def free_text(text: str) -> str:
     """A prompt. What is no text would be refused by the server, or when the result is written, after all the work."""
-    if len(text) > _MAX_LETTERS:
-        raise ValueError(f"it has {len(text)} letters; give at most {_MAX_LETTERS}")
+    if len(text) > _MAX_CHARACTERS:
+        raise ValueError(f"it has {len(text)} characters; give at most {_MAX_CHARACTERS}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"its letter {error.start + 1} is half a character (a lone surrogate, or a byte that is not UTF-8); give "
-            "text in UTF-8"
+            f"its character {error.start + 1} cannot be encoded (an unpaired surrogate, or a byte that is not UTF-8); "
+            "give text in UTF-8"
         ) from error
     return text
 

@@ -9,8 +9,8 @@ import torch
 
 from ...errors import UserError, quoted
 
-# Letters in the name of a tensor; the longest of any dialect has about 120. Regular expressions are tried on names, and
-# some take the square of their length.
+# Characters in the name of a tensor; the longest of any dialect has about 120. Regular expressions are tried on names,
+# and some take the square of their length.
 MAX_NAME = 1000
 # Tensors in a file; a 5b model that is quantised by torchao has 3,000. Each is looked at several times.
 MAX_TENSORS = 1 << 15
@@ -71,7 +71,7 @@ def check_names(names: Collection[str]) -> None:
     check_count(len(names))
     longest = max(map(len, names), default=0)
     if longest > MAX_NAME:
-        raise LimitError(f"a tensor's name of {longest} letters, where {MAX_NAME} are allowed")
+        raise LimitError(f"a tensor's name of {longest} characters, where {MAX_NAME} are allowed")
 
 
 def json_metadata(metadata: Mapping[str, str], key: str, source: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import server
 
-from cogvideox.errors import MAX_LETTERS, QUOTED_LETTERS, quoted
+from cogvideox.errors import MAX_CHARACTERS, QUOTED_CHARACTERS, quoted
 from cogvideox.host import messages
 from cogvideox.sockets.tokenizer import lost_text_message
 
@@ -100,9 +100,9 @@ def test_a_node_that_runs_for_each_entry_of_a_list(browser: Browser, caplog: pyt
 def test_texts_have_an_end(browser: Browser) -> None:
     """A prompt of a megabyte, repeated on a node, froze the page."""
     messages.show_on_node("<" * 100_000, "7")
-    assert len(browser.sent[0][0]) < 5 * MAX_LETTERS
-    assert quoted("x" * QUOTED_LETTERS) == "x" * QUOTED_LETTERS
-    assert quoted("x" * 5000) == "x" * QUOTED_LETTERS + " …"
+    assert len(browser.sent[0][0]) < 5 * MAX_CHARACTERS
+    assert quoted("x" * QUOTED_CHARACTERS) == "x" * QUOTED_CHARACTERS
+    assert quoted("x" * 5000) == "x" * QUOTED_CHARACTERS + " …"
     assert len(lost_text_message("word " * 1000, 226)) < 300
 
 

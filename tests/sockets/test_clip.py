@@ -160,8 +160,8 @@ def test_absurd_numbers_of_tokens(tiny_pipelines: dict[str, Path], tmp_path: Pat
 def test_prompts_have_an_end(encoders: tuple) -> None:
     """A prompt of megabytes held up the queue for all of its tokens, of which 226 are read."""
     clip, _ = encoders
-    text = "x" * (tokenizers.MAX_LETTERS + 1)
-    with pytest.raises(UserError, match="has 65537 letters. Use at most 65536"):
+    text = "x" * (tokenizers.MAX_CHARACTERS + 1)
+    with pytest.raises(UserError, match="has 65537 characters. Use at most 65536"):
         clip.tokenize(text)
     assert "Use at most" in str(CogVideoXEncodeText.validate_inputs(text=text))
     assert len(clip.tokenize(text[1:])["t5xxl"][0]) == 226

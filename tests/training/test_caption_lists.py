@@ -83,7 +83,7 @@ BROKEN = {
     "a quotation mark that stays open": ('a.mp4,x\nb.mp4,"a cat\nc.mp4,y', 3, "a quotation mark is not closed"),
     "one that ends in the next caption": ('a.mp4,"a cat\nb.mp4,"a dog"\nc.mp4,y', 2, "a quotation mark is not closed"),
     "a letter after the quotation mark": ('a.mp4,"x\ny"\nb.mp4,"a" cat', 4, "text follows one that closes"),
-    "a cell without end": ("a.mp4,x\nb.mp4," + "y" * 140_000, 3, "a cell has more than 131072 letters"),
+    "a cell without end": ("a.mp4,x\nb.mp4," + "y" * 140_000, 3, "a cell has more than 131072 characters"),
     "a column that is there twice": ("", 1, "has two columns text"),
 }
 
@@ -139,7 +139,7 @@ NO_LETTERS: dict[str, Callable[[Path, str], object]] = {
     "name in jsonl": lambda folder, end: (folder / "metadata.jsonl").write_text(
         "\n\n" + json.dumps({"file_name": "a\0.mp4", "text": "x"})
     ),
-    "half a letter in jsonl": lambda folder, end: (folder / "metadata.jsonl").write_text(
+    "an unpaired surrogate in jsonl": lambda folder, end: (folder / "metadata.jsonl").write_text(
         "\n\n" + json.dumps({"file_name": "a.mp4", "text": "a cat \ud83d"})
     ),
     "bytes in jsonl": lambda folder, end: (folder / "metadata.jsonl").write_bytes(
@@ -155,7 +155,7 @@ NO_LETTERS: dict[str, Callable[[Path, str], object]] = {
 def test_what_is_no_letter(folder: Path, what: str, end: str) -> None:
     """A tokenizer cuts a caption at NUL, or fails with an error of its own; a file's name with it names no file."""
     NO_LETTERS[what](folder, end)
-    kind = r"half a letter \(U\+D83D\)" if "half" in what else "a NUL character"
+    kind = r"an unpaired surrogate \(U\+D83D\)" if "unpaired" in what else "a NUL character"
     with pytest.raises(UserError, match=rf", line 3, contains {kind}. Delete it, or save") as caught:
         clips.find_clips(folder)
     assert "cat" not in str(caught.value) and len(str(caught.value)) < 300

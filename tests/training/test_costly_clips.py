@@ -159,7 +159,7 @@ LISTS = {
 def test_rows_without_end(tmp_path: Path, name: str, number: int) -> None:
     """A row of megabytes is read into as many numbers, lists or cells, of fifty bytes each."""
     (tmp_path / name).write_text(LISTS[name][number])
-    with bounded(mebibytes=128), pytest.raises(UserError, match="has a row of more than 1048576 letters"):
+    with bounded(mebibytes=128), pytest.raises(UserError, match="has a row of more than 1048576 characters"):
         clips.find_clips(tmp_path)
 
 

@@ -91,7 +91,7 @@ def test_limits_are_those_of_the_nodes() -> None:
     from comfy_api.latest import io
 
     from cogvideox.nodes import lora, sample
-    from cogvideox.sockets.tokenizer import MAX_LETTERS
+    from cogvideox.sockets.tokenizer import MAX_CHARACTERS
 
     sampler = {entry.id: entry for entry in sample.CogVideoXSample.GET_SCHEMA().inputs}
     (strength,) = (entry for entry in lora.CogVideoXApplyLora.GET_SCHEMA().inputs if entry.id == "strength")
@@ -113,9 +113,9 @@ def test_limits_are_those_of_the_nodes() -> None:
         with pytest.raises(ValueError, match="is not from -100 to 100; write NAME or"):
             OPTIONS["lora"].read(f"style:{value}")
     for name in ("prompt", "negative"):
-        assert len(OPTIONS[name].read("a" * MAX_LETTERS)) == MAX_LETTERS
-        with pytest.raises(ValueError, match=f"it has {MAX_LETTERS + 1} letters"):
-            OPTIONS[name].read("a" * (MAX_LETTERS + 1))
+        assert len(OPTIONS[name].read("a" * MAX_CHARACTERS)) == MAX_CHARACTERS
+        with pytest.raises(ValueError, match=f"it has {MAX_CHARACTERS + 1} characters"):
+            OPTIONS[name].read("a" * (MAX_CHARACTERS + 1))
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_sizes_of_any_length(refused: Refused) -> None:
 def test_half_a_character_is_refused_before_any_work(refused: Refused, tmp_path: Path, name: str) -> None:
     """The clip was made, and then lost with all the others, because its record could not be written."""
     (tmp_path / "p.txt").write_text(f'{{"prompt": "a", "{name}": "a \\ud800"}}')
-    assert "its letter 3 is half a character" in refused("--prompts", "p.txt")
-    assert "its letter 3 is half a character" in refused("--prompt", "a", f"--{name}", "a \udcff")
+    assert "its character 3 cannot be encoded" in refused("--prompts", "p.txt")
+    assert "its character 3 cannot be encoded" in refused("--prompt", "a", f"--{name}", "a \udcff")
     (tmp_path / "p.txt").write_text(f'{{"prompt": "a", "{name}": "a \\ud83d\\ude00"}}')
     (request,) = read_requests(cli.parse(["run", "--out", "x/", "--prompts", "p.txt"])[0])
     assert request.values[name] == "a \U0001f600", "two halves are one"

@@ -81,7 +81,7 @@ def test_alphas_that_no_trainer_writes(model: ModelPatcher, good: Files, alpha: 
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), True, "many", [1], {}], ids=str)
-def test_alphas_that_are_no_numbers(model: ModelPatcher, good: Files, alpha: object) -> None:
+def test_alphas_that_are_not_finite_numbers(model: ModelPatcher, good: Files, alpha: object) -> None:
     words = "as alpha, which is not a finite number"
     assert_refused(model, good, words, adapter_header({"r": 4, "lora_alpha": alpha}))
     assert_refused(model, good, words, adapter_header({"r": 4, "alpha_pattern": {ATTENTION[0]: alpha}}))
@@ -127,7 +127,7 @@ def test_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_under_the_stock_nodes(model: ModelPatcher) -> None:
     """ComfyUI's own node reads the file itself, and hands over names of any length."""
     name = "transformer.lora_A" + ".lora_A" * 1_500_000
-    assert_refused(model, {name: torch.zeros(1)}, "a tensor's name of .* letters, where 1000 are allowed")
+    assert_refused(model, {name: torch.zeros(1)}, "a tensor's name of .* characters, where 1000 are allowed")
     assert_refused(model, {str(i): torch.zeros(1) for i in range(40_000)}, "40000 tensors, where 32768 are allowed")
 
 
