@@ -10,7 +10,7 @@ from typing import NamedTuple
 class Settings(NamedTuple):
     """Of one checkpoint, as the nodes call them. frames: of the video; most_frames: the most that it was trained on.
 
-    task: what the model takes beside a prompt: "text" nothing, or a video to change; "image" a first frame; "inpaint"
+    task: what the model takes besides a prompt: "text" nothing, or a video to change; "image" a first frame; "inpaint"
     a first frame or nothing; "control" a video. fps: frames a second. changing_steps, changing_cfg and denoise are
     for a video to change.
     one_size: it makes no other size and length. any_aspect: the shorter side is `height`, the longer one anything up to

@@ -1,4 +1,4 @@
-"""What CogVideoX-nano's image, inpainting and control models are shown beside the noisy clip, of that clip.
+"""What CogVideoX-nano's image, inpainting and control models get of a clip, concatenated with its noisy latents.
 
 Encoded by diffusers' VAE as the pack's nodes encode it with theirs: the masked pixels are black, the mask is that of
 media.masks.fun_mask, the edges are those of ComfyUI's Canny node.

@@ -244,7 +244,7 @@ def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(os.name == "nt", reason="a folder's permissions are others on Windows")
 @pytest.mark.parametrize("what", WRITERS)
-def test_a_folder_that_is_none(tmp_path: Path, what: str) -> None:
+def test_a_file_where_the_folder_should_be(tmp_path: Path, what: str) -> None:
     """A file where the folder is expected: the system's error would be a stack trace."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

@@ -17,10 +17,10 @@ ALL = ()  # in SLOW: the whole file
 # exist. A fast run names the tests that belong here.
 SLOW: dict[str, tuple[str, ...]] = {
     "devtools/run/test_run_clips.py": ("test_own_server_lists_what_another_comfyui_has",),
-    "devtools/run/test_run_plan.py": ("test_server_that_is_none_is_told_so",),
+    "devtools/run/test_run_plan.py": ("test_what_is_not_a_server_is_told_so",),
     "devtools/run/test_run_values.py": (
         "test_names_that_are_no_text_are_kept",
-        "test_record_that_is_none_is_somebody_elses",
+        "test_an_invalid_record_is_somebody_elses",
         "test_results_are_written_through_links",
         "test_the_longest_out_can_be_written",
     ),

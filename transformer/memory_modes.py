@@ -78,7 +78,7 @@ def no_memory_left(mode: Mode, needed_bytes: float, latent_shape: Sequence[int])
     )
     return (
         f"A step of {frames} latent frames of {width * 8} x {height * 8} pixels needs about {needed_bytes / 2**30:.1f} "
-        f"GiB beside the weights in memory mode {mode.name}. The device has less, and there is no leaner mode."
+        f"GiB on top of the weights in memory mode {mode.name}. The device has less, and there is no leaner mode."
         f"{other if mode is DEFAULT else ''} The two settings that help most are fewer frames, and a smaller width "
         "and height: a step needs as much less."
     )

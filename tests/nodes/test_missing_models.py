@@ -182,7 +182,7 @@ def test_templates_are_read_as_they_are_saved(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("nodes", [None, {}, 7, [None, 7, [], {"type": []}], "CogVideoXDownload"])
-def test_a_workflow_that_is_none_ends_nothing(nodes: object) -> None:
+def test_a_damaged_workflow_ends_nothing(nodes: object) -> None:
     """Anybody may send anything as the workflow of a prompt."""
     for workflow in (nodes, {"nodes": nodes}):
         for request in ({"extra_data": {"extra_pnginfo": {"workflow": workflow}}}, {"extra_data": workflow}):

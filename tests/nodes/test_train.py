@@ -464,7 +464,7 @@ def test_saving_what_diffusers_cannot_hold(models, shown) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../out", "/tmp/x", "a/"])
-def test_names_that_are_none_are_refused(name) -> None:
+def test_invalid_names_are_refused(name) -> None:
     """The queue says so at once, before anything is trained."""
     assert "is not a valid file name" in str(validated(Save, name=name))
     assert validated(Save, name=None) is True and validated(Save, name="a/b") is True

@@ -125,7 +125,7 @@ def test_file_that_is_not_safetensors(damaged, refused, content, looks_like):
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "transformer/config.json"])
-def test_json_that_is_none(damaged, refused, file):
+def test_broken_json(damaged, refused, file):
     """A config cut short would end in a JSON error without the file's name."""
     name = damaged(lambda folder: (folder / file).write_text('{"_class_name": ', "utf-8"))
     refused(

@@ -136,7 +136,7 @@ def test_schedule_that_cannot_be(refused, linked, node_type, steps, denoise, fou
 
 
 @pytest.mark.parametrize("linked", [False, True], ids=["typed", "linked"])
-def test_timesteps_that_are_none(refused, linked):
+def test_timesteps_that_rise(refused, linked):
     """A word, or a step to more noise, must not reach the sampler."""
     inputs = {"model": [PIPELINE, 0], "preset": "custom", "timesteps": ["list", 0] if linked else "399, 665"}
     graph = replaced(custom_sampling(text_to_video()), "sigmas", "CogVideoXTimesteps", **inputs)

@@ -201,7 +201,7 @@ def web_page() -> Iterator[str]:
     server.server_close()
 
 
-def test_server_that_is_none_is_told_so(refused: Callable[..., str], web_page: str) -> None:
+def test_what_is_not_a_server_is_told_so(refused: Callable[..., str], web_page: str) -> None:
     """Port 8188 may be anything's."""
     assert f"{web_page} answers, and not as ComfyUI does" in refused(*ONE, "--server", web_page)
 

@@ -228,7 +228,7 @@ def test_results_are_written_through_links(fake, refused: Refused, tmp_path: Pat
 
 
 @pytest.mark.parametrize("record", ["[" * 5000, NESTED, "\ud800"])
-def test_record_that_is_none_is_somebody_elses(fake, tmp_path: Path, record: str) -> None:
+def test_an_invalid_record_is_somebody_elses(fake, tmp_path: Path, record: str) -> None:
     """It ended in a RecursionError before anything was made."""
     (tmp_path / "a.mp4.json").write_bytes(record.encode("utf-8", "surrogatepass"))
     assert results(fake, *ONE, "--out", str(tmp_path / "a.mp4")) == (1, [])

@@ -149,7 +149,7 @@ def test_two_shards_with_one_name(tiny_pipelines: dict[str, Path], folder: Path)
 @pytest.mark.parametrize(
     "shape", ([9] * 100_000, [-1], [True], [1.0], ["1"]), ids=["long", "-1", "true", "1.0", "text"]
 )
-def test_shapes_that_are_none(folder: Path, shape: list) -> None:
+def test_impossible_shapes(folder: Path, shape: list) -> None:
     """The product of a shape with a hundred thousand sides held up the server while the prompt was queued."""
     (folder / "a.safetensors").write_bytes(crafted({"a": entry(0, 4, shape)}, bytes(4)))
     with pytest.raises(UserError, match="header"):
