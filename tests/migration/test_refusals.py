@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[Callable[[], Flow], str, str]] = {
     "an image for a text model": (lambda: image_to_video(T2V), "CogVideoSampler", "takes no image"),
     "an image for InP": (lambda: image_to_video(INP), "CogVideoSampler", "CogVideoImageEncodeFunInP"),
     "InP's image for I2V": (lambda: fun_inpaint(I2V), "CogVideoSampler", "CogVideoImageEncode"),
-    "no step": (lambda: video_to_video(T2V, steps=4, denoise=0.2), "CogVideoSampler", "no step"),
+    "no step": (lambda: video_to_video(T2V, steps=4, denoise=0.2), "CogVideoSampler", "less than a step"),
     "samples at strength 1": (lambda: video_to_video(T2V, denoise=1), "CogVideoSampler", "denoise_strength 1"),
 }
 

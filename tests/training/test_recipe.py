@@ -255,7 +255,7 @@ def test_two_runs_of_one_recipe(
     monkeypatch.setattr(headless, "_load_transformer", lambda _: pytest.fail("loads the model"))
     with checkpoint.only_training(tmp_path / "out" / "lora"):
         (tmp_path / "out" / "lora" / "log.csv").write_text("of the first")
-        with pytest.raises(errors.UserError, match="Another training writes to .*another output folder or name"):
+        with pytest.raises(errors.UserError, match="Another training writes to .*another name or output folder"):
             train()
     assert (tmp_path / "out" / "lora" / "log.csv").read_text() == "of the first"
 
