@@ -29,6 +29,7 @@ from cogvideox.benchmarks.common import (
     median_spread,
     ratio,
     report,
+    stored_bytes,
     use_comfyui,
 )
 from cogvideox.tests import layout_files
@@ -316,14 +317,6 @@ def time_on(prepare: Callable[[], T], call: Callable[[T], object], on_gpu: bool)
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])
-
-
-def stored_bytes(tensor: Any) -> int:
-    """Bytes of a tensor, or of the plain tensors that a subclass consists of; torchao's subclasses too."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        parts = [getattr(tensor, name, None) for name in tensor.__tensor_flatten__()[0]]
-        return sum(stored_bytes(part) for part in parts if part is not None)
-    return tensor.numel() * tensor.element_size()
 
 
 if __name__ == "__main__":

@@ -140,3 +140,11 @@ def _cpu_name() -> str:
 def _quoted_version(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [line.split('"')[1] for line in text.splitlines() if line.startswith("__version__") and '"' in line]
+
+
+def stored_bytes(tensor: Any) -> int:
+    """Bytes of a tensor, or of the plain tensors that a subclass consists of; torchao's subclasses too."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        parts = [getattr(tensor, name, None) for name in tensor.__tensor_flatten__()[0]]
+        return sum(stored_bytes(part) for part in parts if part is not None)
+    return tensor.numel() * tensor.element_size()

@@ -11,6 +11,7 @@ import comfy.model_patcher
 import torch
 
 from ..errors import UserError
+from ..host.messages import Notify
 from ..host.quantized import (
     QUANTIZED_MODES,
     dequantized,
@@ -44,7 +45,7 @@ def save_model(
     path: Path,
     weight_dtype: str = AS_LOADED,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-    notify: Callable[[str], object] = logging.warning,
+    notify: Notify = logging.warning,
 ) -> int:
     """Write the transformer of `model` under diffusers' names, its patches merged; returns the size in bytes.
 

@@ -2,10 +2,11 @@
 
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import UserError, quoted
+from ..host.messages import Notify
 from ..sockets.families import FAMILIES, LOOKALIKES, Family
 from .config_conflicts import config_conflict
 from .config_limits import MOST_PATCH, checked_config
@@ -363,7 +364,7 @@ def resolve_snr_shift(
     scheduler_config: Mapping[str, Any] | None,
     family: Family,
     source: str,
-    notify: Callable[[str], object] = logging.warning,
+    notify: Notify = logging.warning,
 ) -> float:
     """The SNR shift of a checkpoint's noise levels: its scheduler's, or the family's where it has no scheduler config.
 

@@ -1,7 +1,7 @@
 """Checks of a run before its first step: each raises UserError for what the model cannot be run with."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.samplers
@@ -9,6 +9,7 @@ import torch
 from comfy.utils import get_attr
 
 from ..errors import UserError
+from ..host.messages import Notify
 from ..host.protocols import BaseModel, ContextHandler
 from ..keys import Concat, read_concat
 from ..video_limits import check_latent_amount
@@ -105,7 +106,7 @@ def check_finite(latent_image: torch.Tensor, noise: torch.Tensor, denoise_mask: 
             )
 
 
-def check_merge(patcher: Any, notify: Callable[[str], object]) -> None:
+def check_merge(patcher: Any, notify: Notify) -> None:
     """Raises UserError for a model into which another of a different size was merged (ModelMergeSimple and the like).
 
     ComfyUI leaves weights of another shape out and says so in the log alone. Where most were left out the model is
@@ -138,7 +139,7 @@ def check_conditioning(
     model: BaseModel,
     conds: dict[str, list[dict[str, Any]]],
     latent_shape: Sequence[int],
-    notify: Callable[[str], object],
+    notify: Notify,
 ) -> None:
     """Raises UserError unless every entry has text of the model's width and the channel-concatenated conditioning that
     the model was trained with, at the size of the latent [B, 16, T, H, W].
@@ -250,7 +251,7 @@ def _check_concat_size(model: BaseModel, name: str, parts: list[torch.Tensor], l
             )
 
 
-def _check_concat_batch(made_for: int, batch_size: int, notify: Callable[[str], object]) -> None:
+def _check_concat_batch(made_for: int, batch_size: int, notify: Notify) -> None:
     """A batch whose members have samples of their own of the VAE's posterior is run as a whole: a part of its LATENT
     does not say which samples are its own."""
     if batch_size % made_for:

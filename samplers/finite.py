@@ -11,6 +11,7 @@ from ..errors import NonFiniteError, UserError
 from ..host.async_copies import LateRead
 from ..host.compat import attention_for
 from ..host.exact_attention import quantised_attention, with_exact_attention
+from ..host.messages import Notify
 from ..host.protocols import Guider
 from ..keys import FINITE_WATCH
 
@@ -64,7 +65,7 @@ class FiniteWatch:
             raise unread.error()
 
 
-def watch_predictions(guider: Guider, notify: Callable[[str], object]) -> FiniteWatch:
+def watch_predictions(guider: Guider, notify: Notify) -> FiniteWatch:
     """Have the predictions of a run that begins looked at. Its end_step and end_run are the caller's to call.
 
     With a quantised attention kernel each prediction is looked at before the next one, as it can still be computed
@@ -87,7 +88,7 @@ def watch_predictions(guider: Guider, notify: Callable[[str], object]) -> Finite
 class _ExactFallback:
     """CALC_COND_BATCH wrapper of a run with a quantised attention kernel."""
 
-    def __init__(self, kernel: str, notify: Callable[[str], object]):
+    def __init__(self, kernel: str, notify: Notify):
         self._kernel, self._notify = kernel, notify
         self._is_exact = False
 

@@ -11,7 +11,7 @@ import torch
 
 from ..host.attention_kernels import AttentionSize, choose_attention
 from ..host.memory_rules import options_known
-from ..host.messages import clear_running_node
+from ..host.messages import Notify, clear_running_node
 from ..host.protocols import BaseModel, Guider, GuiderExecutor, StepCallback
 from .checks import check_conditioning, check_finite, check_latent, check_mask, check_merge, check_sampler, check_size
 from .comfy_sampler import with_stream
@@ -31,7 +31,7 @@ _FRONT_IS_MISSING = (
 
 
 def sample_checked(
-    notify: Callable[[str], object],
+    notify: Notify,
     executor: GuiderExecutor,
     noise: torch.Tensor,
     latent_image: torch.Tensor,
@@ -91,7 +91,7 @@ def sample_checked(
 
 
 @contextmanager
-def _watched(guider: Guider, notify: Callable[[str], object]) -> Iterator[FiniteWatch]:
+def _watched(guider: Guider, notify: Notify) -> Iterator[FiniteWatch]:
     """A run whose predictions are watched to its end, and after which nothing of it is left in the model."""
     watch = watch_predictions(guider, notify)
     try:
@@ -133,7 +133,7 @@ def _check_nodes(
     sigmas: torch.Tensor,
     noise: torch.Tensor,
     latent_image: torch.Tensor,
-    notify: Callable[[str], object],
+    notify: Notify,
 ) -> None:
     """Raises UserError where what other nodes have made does not suit the model: sigmas, guidance, merge, prompts."""
     check_sigmas(sampler, sigmas, noise, latent_image)
@@ -142,7 +142,7 @@ def _check_nodes(
     check_conditioning(guider.model_patcher.model, guider.conds, latent_image.shape, notify)
 
 
-def _choose_attention_later(guider: Guider, video_tokens: set[int], notify: Callable[[str], object]) -> None:
+def _choose_attention_later(guider: Guider, video_tokens: set[int], notify: Notify) -> None:
     """_choose_attention as soon as the run's model is loaded, before its first step.
 
     Now other models may fill the card, and there would be no room to measure in. When ComfyUI loads the model, it makes
@@ -158,7 +158,7 @@ def _choose_attention_later(guider: Guider, video_tokens: set[int], notify: Call
     comfy.patcher_extension.add_wrapper_with_key(kind, "cogvideox", sample, options, is_model_options=True)
 
 
-def _choose_attention(guider: Guider, video_tokens: set[int], notify: Callable[[str], object]) -> None:
+def _choose_attention(guider: Guider, video_tokens: set[int], notify: Notify) -> None:
     """Have the card's fastest attention kernel found for each size, and say where it is not the one of ComfyUI."""
     model: BaseModel = guider.model_patcher.model
     config, options = model.diffusion_model.config, guider.model_options.get("transformer_options", {})

@@ -21,6 +21,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..errors import UserError
 from ..host.async_copies import LateRead
+from ..host.messages import Notify
 from ..host.protocols import GuiderExecutor, ModelSampling
 from .comfy_sampler import plan_steps
 from .stock_samplers import asks_once_a_step, known_name
@@ -53,7 +54,7 @@ def _line(time: float, computed: list[_Computed]) -> torch.Tensor:
     return last.x0 + (last.x0 - before.x0) * ((time - last.time) / (last.time - before.time))
 
 
-def step_cached(model: ModelPatcher, deviation: float, notify: Callable[[str], object]) -> ModelPatcher:
+def step_cached(model: ModelPatcher, deviation: float, notify: Notify) -> ModelPatcher:
     """A clone of `model` whose runs skip steps, as many as keep the estimated deviation below `deviation`.
 
     deviation: the RMS of the difference from the latents of the run with all steps, over the RMS of these latents.
@@ -68,7 +69,7 @@ def step_cached(model: ModelPatcher, deviation: float, notify: Callable[[str], o
 
 
 def _sample_with_cache(
-    deviation: float, notify: Callable[[str], object], executor: GuiderExecutor, *args: Any, **kwargs: Any
+    deviation: float, notify: Notify, executor: GuiderExecutor, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
     """OUTER_SAMPLE wrapper: a cache for this run alone.
 

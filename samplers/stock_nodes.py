@@ -4,12 +4,13 @@ step where they would fail, waste passes or destroy the video, and named where t
 docs/stock_nodes.md has the table of ComfyUI's own nodes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_sampling
 
 from ..errors import UserError
+from ..host.messages import Notify
 from ..host.protocols import Guider
 from ..host.stock_patches import foreign_patches, owner_of, unserved_patches
 
@@ -38,7 +39,7 @@ _GUIDANCE = {
 _NO_EFFECT = ("ChromaRadianceOptions",)
 
 
-def check_stock_nodes(guider: Guider, notify: Callable[[str], object]) -> None:
+def check_stock_nodes(guider: Guider, notify: Notify) -> None:
     """Raises UserError for what a node has put on the MODEL that would fail in the run; `notify` gets a sentence about
     what has no effect."""
     options = guider.model_options
@@ -90,7 +91,7 @@ def _check_functions(options: dict[str, Any]) -> None:
             )
 
 
-def _tell_of_no_effect(options: dict[str, Any], blocks: int, notify: Callable[[str], object]) -> None:
+def _tell_of_no_effect(options: dict[str, Any], blocks: int, notify: Notify) -> None:
     found = dict[str, list[str]]()
     for node, what in _without_effect(options, blocks):
         kinds = found.setdefault(node, [])

@@ -1,10 +1,10 @@
 """What a run of CogVideoX-nano says of a size that it was not made for."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ..host.messages import Notify
 from ..host.protocols import GuiderExecutor
 from ..host.toy import FRAMES, KNOWS, NAME, SIDES_PX
 
@@ -12,7 +12,7 @@ _FAR = 2  # times what it was trained on: windows and stretched positions reach 
 
 
 def tell_toy_size(
-    notify: Callable[[str], object],
+    notify: Notify,
     executor: GuiderExecutor,
     noise: torch.Tensor,
     latent_image: torch.Tensor,

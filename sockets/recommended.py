@@ -1,6 +1,5 @@
 """What a run says where its settings are not those with which the checkpoint was published."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -78,7 +77,7 @@ def add_settings_hint(patcher: Any, name: str, settings: Settings, notify: Notif
 
 
 def _tell_settings(
-    notify: Callable[[str], object],
+    notify: Notify,
     name: str,
     settings: Settings,
     executor: GuiderExecutor,

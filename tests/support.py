@@ -53,15 +53,6 @@ def record_error(precision: str, error: float, note: str) -> None:
     ERRORS.setdefault(precision, []).append((error, note))
 
 
-def stored_bytes(tensor: torch.Tensor) -> int:
-    """Bytes that `tensor` takes in memory; of a quantised one those of its codes and scales."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None:
-        return tensor.numel() * tensor.element_size()
-    names, _ = flatten()
-    return sum(stored_bytes(getattr(tensor, name)) for name in names)
-
-
 def write_fp32(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Path:
     """A tiny pipeline of `variant` whose weights are fp32 on disk."""
     return write_pipeline(folder, variant, seed, torch.float32, **overrides)

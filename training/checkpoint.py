@@ -29,7 +29,7 @@ _MOST_SETTINGS_BYTES = 1 << 20
 # What an optimizer keeps of a parameter: before its first step nothing, then as AdamW and as Muon do.
 _MOMENTS = (set(), {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
 _DIFFERENCES_SHOWN = 3  # of settings, in a message
-_LEFT_BY_OLDER_VERSIONS = ".part-"
+_LEFT_BY_0_5_0 = ".part-"  # before the name of a checkpoint that was being written
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def only_training(folder: Path) -> Iterator[None]:
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(only_process(folder / _LOCK, busy))
             remove_unfinished(folder)
-            for left in folder.glob(f"{_LEFT_BY_OLDER_VERSIONS}*"):
+            for left in folder.glob(f"{_LEFT_BY_0_5_0}*"):
                 remove_folder(left)
             yield
     finally:

@@ -15,6 +15,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 
 from ..host.compat import attention_for
 from ..host.compiling import compile_by_calling, kept_in
+from ..host.messages import Notify
 from ..host.ops import is_hooked, is_plain_layer, is_product, weights_held
 from ..host.protocols import TransformerConfig
 from ..host.stock_patches import AttentionPatches
@@ -99,7 +100,7 @@ _GRAPHS: dict[tuple[Any, ...], _Graphs] = {}
 class CompiledBlocks:
     """What a model's options hold where its blocks are to be compiled, at the first of its steps."""
 
-    def __init__(self, notify: Callable[[str], object]):
+    def __init__(self, notify: Notify):
         """notify: told how long compiling took, why it did not work, or why blocks are left as they are; each once."""
         self._notify = notify
         self._told: set[str] = set()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from ..host.compiling import compile_by_calling
+from ..host.messages import Notify
 from .activation import Activation, modulated_silu
 from .layout import empty_frame, empty_frames, memory_format
 from .modulation import Modulation
@@ -20,7 +21,7 @@ SAMPLE_ZOOM = 2
 _COMPILED: dict[tuple[torch.device, torch.dtype], Activation] = {}
 
 
-def compiled_modulated_silu(device: torch.device, dtype: torch.dtype, notify: Callable[[str], object]) -> Activation:
+def compiled_modulated_silu(device: torch.device, dtype: torch.dtype, notify: Notify) -> Activation:
     """modulated_silu, compiled once for frames of `dtype` on `device`.
 
     Where torch.compile does not work, this is modulated_silu itself. notify: told how long compiling took, or why it

@@ -7,11 +7,12 @@ import comfy.ops
 import pytest
 import torch
 
+from cogvideox.benchmarks.common import stored_bytes
 from cogvideox.errors import UserError
 from cogvideox.host import quantized
 from cogvideox.host import quantized_ops as ops
 from cogvideox.model_loaders.files.gguf_blocks import gguf_tensor
-from cogvideox.tests.support import host_lacks, relative_error, stored_bytes
+from cogvideox.tests.support import host_lacks, relative_error
 
 MODES = quantized.QUANTIZED_MODES
 needs_int8 = pytest.mark.skipif("TensorWiseINT8Layout" not in quantized.FORMATS, reason=host_lacks("int8 weights"))

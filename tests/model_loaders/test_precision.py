@@ -7,6 +7,7 @@ import comfy.model_management as mm
 import pytest
 import torch
 
+from cogvideox.benchmarks.common import stored_bytes
 from cogvideox.errors import UserError
 from cogvideox.model_loaders import precision
 from cogvideox.model_loaders.load_vae import load_vae
@@ -27,7 +28,7 @@ from cogvideox.tests.quantized_models import (
     quantized,
     text_loader,
 )
-from cogvideox.tests.support import record_error, relative_error, stored_bytes
+from cogvideox.tests.support import record_error, relative_error
 from cogvideox.transformer.parameter_types import is_block_matrix
 
 

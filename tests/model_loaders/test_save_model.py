@@ -9,6 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from safetensors import safe_open
 
+from cogvideox.benchmarks.common import stored_bytes
 from cogvideox.errors import UserError
 from cogvideox.host import quantized
 from cogvideox.model_loaders import checkpoints
@@ -16,7 +17,7 @@ from cogvideox.model_loaders import save_model as save
 from cogvideox.model_loaders.files import safetensors_writer as writer
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests import layout_files as layouts
-from cogvideox.tests.support import ALL_VARIANTS, stored_bytes
+from cogvideox.tests.support import ALL_VARIANTS
 
 
 def weights_of(model: ModelPatcher) -> dict[str, torch.Tensor]:

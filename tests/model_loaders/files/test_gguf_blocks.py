@@ -6,10 +6,10 @@ import pytest
 import torch
 from gguf import quants
 
+from cogvideox.benchmarks.common import stored_bytes
 from cogvideox.errors import UserError
 from cogvideox.host import quantized
 from cogvideox.model_loaders.files.gguf_blocks import GGUF_TYPES, gguf_tensor
-from cogvideox.tests.support import stored_bytes
 
 
 def random_blocks(qtype: str, rows: int = 6, blocks: int = 3, seed: int = 0) -> tuple[np.ndarray, int]:
