@@ -17,7 +17,7 @@ from . import bench_list, browser, comfyui, environment, libraries, migrate, mod
 from .console import say
 from .errors import DevError, describe_full_disk, is_disk_full
 from .process import run_foreground
-from .run import plan as run_plan
+from .run import run_plan
 from .signals import forget_callers_signals
 
 

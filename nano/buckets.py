@@ -11,7 +11,7 @@ import torch
 from cogvideox.complete_file import complete_file
 
 from . import text, transformer
-from .trained import load_encoders
+from .trained_parts import load_encoders
 
 # Tokens of all samples of a step together, text included: steps of every bucket take about the same time.
 STEP_TOKENS = 3600

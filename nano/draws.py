@@ -9,7 +9,7 @@ import torch
 
 from . import buckets, transformer, vae
 from .stage import SEED
-from .trained import empty_text
+from .trained_parts import empty_text
 from .transformer_stages import TransformerStage
 
 if TYPE_CHECKING:  # what imports ComfyUI has to wait for use_comfyui

@@ -18,7 +18,7 @@ from cogvideox.training.config import TrainConfig
 from . import text, toy_tokenizer, train_lora, vae
 from .stage import SEED, accelerator, log
 from .train_transformer import train_transformer
-from .trained import load_vae
+from .trained_parts import load_vae
 from .transformer_stages import TRANSFORMER_STAGES
 
 

@@ -17,7 +17,7 @@ from .cuda_graphs import captured
 from .draws import StepDraws
 from .optimizer import MuonAndAdamW
 from .stage import SEED, accelerator, log
-from .trained import load_transformer
+from .trained_parts import load_transformer
 from .transformer_stages import BATCH, TransformerStage
 
 if TYPE_CHECKING:  # what imports ComfyUI has to wait for use_comfyui

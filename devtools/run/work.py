@@ -26,14 +26,14 @@ from ..console import say
 from ..errors import DevError
 from ..run_workflow import Video, describe_video, inspect_video, progress_lines
 from ..server import running_server
-from .clips import Clip, needs_lists, settle
-from .graph import SAVE, build_graph
 from .local_models import local_lists, write_extra_paths
 from .media import read_media
 from .options import Lists
-from .plan import Plan
 from .remote import FOLDER, download, server_lists, upload
 from .requests import Request
+from .run_clips import Clip, needs_lists, settle
+from .run_graph import SAVE, build_graph
+from .run_plan import Plan
 from .targets import Target, check_free, find_done, write_result
 
 Serve = Callable[[], contextlib.AbstractContextManager[str]]

@@ -15,7 +15,7 @@ def values_of_a_changed_table() -> dict[str, Any]:
     table.IMAGE = table.IMAGE._replace(cfg=5.5)
     from cogvideox.devtools.build_blueprints import BLUEPRINTS
     from cogvideox.devtools.example_workflows import EXAMPLES
-    from cogvideox.devtools.run.recommended import TOYS
+    from cogvideox.devtools.run.recommended_settings import TOYS
     from cogvideox.nano.paint import Settings
     from cogvideox.nano.tasks import TASKS
 

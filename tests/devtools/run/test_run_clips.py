@@ -11,13 +11,13 @@ import pytest
 from cogvideox.devtools.errors import DevError
 from cogvideox.devtools.paths import template
 from cogvideox.devtools.run import options
-from cogvideox.devtools.run.clips import Clip, settle
-from cogvideox.devtools.run.graph import build_graph
 from cogvideox.devtools.run.local_models import EXTRA_PATHS, local_lists, write_extra_paths
 from cogvideox.devtools.run.media import read_media
 from cogvideox.devtools.run.options import Lora
-from cogvideox.devtools.run.recommended import OFFICIAL, TOYS, recommended_for
+from cogvideox.devtools.run.recommended_settings import OFFICIAL, TOYS, recommended_for
 from cogvideox.devtools.run.requests import Request
+from cogvideox.devtools.run.run_clips import Clip, settle
+from cogvideox.devtools.run.run_graph import build_graph
 from cogvideox.host.standalone import comfyui_from_environment
 from cogvideox.host.toy import LISTED, NAME
 from cogvideox.model_loaders.downloads.repositories import REPOSITORIES

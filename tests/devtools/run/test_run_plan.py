@@ -16,8 +16,8 @@ from cogvideox.devtools import cli
 from cogvideox.devtools.paths import ROOT
 from cogvideox.devtools.run import remote
 from cogvideox.devtools.run.options import Lora
-from cogvideox.devtools.run.plan import NEEDED
 from cogvideox.devtools.run.requests import Request, read_requests
+from cogvideox.devtools.run.run_plan import NEEDED
 
 ONE = ("--prompt", "a star")
 
@@ -227,7 +227,7 @@ def test_server_without_the_pack_is_told_so(refused: Callable[..., str], fake) -
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
-        ("cogvideox.devtools.run.plan", set()),
+        ("cogvideox.devtools.run.run_plan", set()),
         ("cogvideox.devtools.run.work", set(NEEDED)),
     ],
 )

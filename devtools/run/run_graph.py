@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .clips import Clip
+from .run_clips import Clip
 
 SAVE = "save"
 _MODEL, _CLIP, _VAE = ["model", 0], ["model", 1], ["model", 2]

@@ -12,7 +12,7 @@ from cogvideox.video_limits import TEMPORAL, check_size
 from ..errors import DevError
 from .media import Media
 from .options import FPS_RANGE, LISTS, Lists, Lora
-from .recommended import TOY_FOR, recommended_for
+from .recommended_settings import TOY_FOR, recommended_for
 from .requests import Request
 
 
