@@ -2,13 +2,13 @@
 // host/messages.py sends these events, to the browser that has queued the prompt.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { placeToasts, uncover } from "./message_places.js";
+import { placeToasts, roomInApp, uncover } from "./message_places.js";
 
 const NAME = "CogVideoX.ErrorToast";
 const STYLE = "cogvideox-error";
 const PAUSE_MS = 200;
 const PLACED_MS = [0, 300, 1200]; // ComfyUI's own box, and the texts on the nodes, come a moment later
-const LIFE_MS = 15_000; // the node has the whole text for as long as it holds
+const LIFE_MS = 15_000; // the node has the whole text for as long as it holds; an app, which shows none, has the toast
 const sheet = document.createElement("style");
 const shown = [];
 // The last toast says how many errors more there are. Its text changes with each of them, and only the last one is shown.
@@ -16,8 +16,8 @@ let more, timer;
 let looks = 0; // how often toasts have been shown or taken away
 
 function show(summary, detail, nodeId) {
-  const until = Date.now() + LIFE_MS;
-  const message = { severity: "error", summary, detail, styleClass: STYLE, life: LIFE_MS, until, nodeId };
+  const life = roomInApp() ? undefined : LIFE_MS;
+  const message = { severity: "error", summary, detail, styleClass: STYLE, life, until: Date.now() + (life ?? Infinity), nodeId };
   app.extensionManager.toast.add(message);
   const look = ++looks;
   for (const wait of PLACED_MS) setTimeout(() => look === looks && place(), wait);
@@ -76,8 +76,8 @@ if (!window[NAME]) {
       api.addEventListener("execution_error", ({ detail }) => {
         for (const message of shown) message.ofRun ||= message.nodeId === detail.node_id;
       });
-      // They would lie over the panel that it opens.
-      const opener = '[data-testid="error-overlay-see-errors"]';
+      // They would lie over the panel that it opens, of a graph or of an app.
+      const opener = '[data-testid="error-overlay-see-errors"], [data-testid="linear-view-errors"]';
       document.addEventListener("click", ({ target }) => target.closest?.(opener) && forget(), true);
     },
     // Another workflow, or the same one opened again.
