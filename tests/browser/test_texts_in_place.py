@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
 from cogvideox.devtools.frontend import Frontend
 from cogvideox.devtools.paths import TEMPLATES
@@ -62,12 +62,14 @@ def vue_page(open_as: OpenAs) -> Iterator[Frontend]:
         yield opened
 
 
-def load(frontend: Frontend, number: str) -> dict:
-    """Open a template as a graph that the page has not had before."""
+def load(frontend: Frontend, number: str, checkpoint: str = "") -> None:
+    """Open a template as a graph that the page has not had before. checkpoint: in the place of the toy."""
     (file,) = TEMPLATES.glob(f"{number} *.json")
     workflow = json.loads(file.read_text("utf-8")) | {"id": str(uuid.uuid4())}
+    for node in workflow["nodes"]:
+        if checkpoint and node["type"] == "CogVideoXLoadPipeline":
+            node["widgets_values"][0] = checkpoint
     frontend.load(workflow, file.stem)
-    return workflow
 
 
 def check_warnings(frontend: Frontend, text: str) -> None:
@@ -92,6 +94,23 @@ def test_a_warning_grows_over_no_node_in_the_newer_renderer(vue_page: Frontend) 
     check_warnings(vue_page, f"{_UNKNOWN} again")
 
 
+def check_beside_the_form(frontend: Frontend, ours: Locator) -> None:
+    frontend.page.wait_for_timeout(1_500)  # until it stays where it is
+    box, form = ours.bounding_box(), frontend.page.get_by_test_id("linear-widgets").bounding_box()
+    assert box is not None and form is not None
+    assert 0 <= box["x"] and box["x"] + box["width"] <= form["x"]
+    assert box["y"] >= 38, "it lies over the tabs"
+
+
+def test_an_app_says_beside_its_form_that_a_model_is_missing(one_page: Frontend) -> None:
+    load(one_page, "41", "CogVideoX-5b")
+    ours = toast(one_page, "There is no 'CogVideoX-5b'.")
+    expect(ours).to_be_visible()
+    check_beside_the_form(one_page, ours)
+    load(one_page, "41")
+    expect(ours).to_have_count(0)
+
+
 def test_an_app_says_what_is_wrong_beside_its_form(one_page: Frontend) -> None:
     """The toast lay over the form, did not say how many frames fit, and spoke of a node, which a form has not."""
     page = one_page.page
@@ -107,11 +126,7 @@ def test_an_app_says_what_is_wrong_beside_its_form(one_page: Frontend) -> None:
     ours = toast(one_page, "the video is 64 x 64 with 9. Set width to 64, height to 64 and frames to 17.")
     expect(ours).to_be_visible(timeout=60_000)
     assert "CogVideoX Positions" not in ours.inner_text()
-    page.wait_for_timeout(1_500)  # until it stays where it is
-    toast_box, form_box = ours.bounding_box(), form.bounding_box()
-    assert toast_box is not None and form_box is not None
-    assert 0 <= toast_box["x"] and toast_box["x"] + toast_box["width"] <= form_box["x"]
-    assert toast_box["y"] >= 38  # below the tabs
+    check_beside_the_form(one_page, ours)
     page.get_by_test_id("linear-view-errors").click()
     expect(ours).to_have_count(0)  # the graph has the text on its node
     one_page.console.clear()  # the failure, and the picture of a file without a name
