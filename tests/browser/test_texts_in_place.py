@@ -151,6 +151,8 @@ def test_a_number_that_is_rounded_is_spoken_of(one_page: Frontend) -> None:
     assert one_page.page.evaluate(_TYPE_FRAMES, 21) == 21
     one_page.page.wait_for_timeout(200)
     expect(one_page.page.locator(".p-toast-message")).to_have_count(1)  # of 21 nothing is said
+    load(one_page, "02")
+    expect(ours).to_have_count(0)
 
 
 def test_it_is_spoken_of_in_the_newer_renderer(vue_page: Frontend) -> None:
@@ -161,3 +163,26 @@ def test_it_is_spoken_of_in_the_newer_renderer(vue_page: Frontend) -> None:
     field.press("Enter")
     expect(toast(vue_page, "frames cannot be 10: it is 9 now")).to_be_visible()
     expect(field).to_have_value("9")
+
+
+_SEND = """
+async ([name, detail]) => {
+  const { api } = await import('/scripts/api.js')
+  api.dispatchEvent(new CustomEvent(`cogvideox.${name}`, { detail }))
+}
+"""
+
+
+def test_a_refusal_that_comes_late_is_of_no_other_graph(one_page: Frontend) -> None:
+    """It stood over the workflow that had been opened meanwhile, with the title of a node there."""
+    error = ["error", {"node_id": "1", "text": "A sentence."}]
+    load(one_page, "01")
+    one_page.page.evaluate(_SEND, ["forget", {}])  # as the server begins to check a prompt
+    load(one_page, "02")
+    one_page.page.evaluate(_SEND, error)
+    one_page.page.evaluate(_SEND, ["more_errors", {"text": "One more."}])
+    one_page.page.wait_for_timeout(500)
+    expect(one_page.page.locator(".p-toast-message")).to_have_count(0)
+    one_page.page.evaluate(_SEND, ["forget", {}])
+    one_page.page.evaluate(_SEND, error)
+    expect(toast(one_page, "A sentence.")).to_be_visible()

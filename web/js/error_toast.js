@@ -14,6 +14,7 @@ const shown = [];
 // The last toast says how many errors more there are. Its text changes with each of them, and only the last one is shown.
 let more, timer;
 let looks = 0; // how often toasts have been shown or taken away
+let asked; // the graph whose prompt is being checked
 
 function show(summary, detail, nodeId) {
   const life = roomInApp() ? undefined : LIFE_MS;
@@ -31,13 +32,20 @@ function place() {
   placeToasts(sheet, STYLE, nodeIds);
 }
 
+const openGraph = () => (app.rootGraph ?? app.graph)?.id;
+
+// A refusal may come when its graph has been left: its toast would lie over another one for as long as it lives.
+const isLate = () => asked !== undefined && asked !== openGraph();
+
 function showMore(text) {
+  if (isLate()) return;
   if (more) app.extensionManager.toast.remove(more);
   more = show("CogVideoX", text);
 }
 
 // ComfyUI runs what it can of a prompt and refuses the rest: the start of that run leaves the refusals.
 function forgetRuns() {
+  asked = undefined; // what a run says is shown whatever is open
   for (const message of shown.filter((one) => one.ofRun)) {
     shown.splice(shown.indexOf(message), 1);
     app.extensionManager.toast.remove(message);
@@ -65,13 +73,16 @@ if (!window[NAME]) {
     setup() {
       document.head.append(sheet);
       api.addEventListener("cogvideox.error", ({ detail }) => {
-        shown.push(show(titleOf(detail.node_id), detail.text, detail.node_id));
+        if (!isLate()) shown.push(show(titleOf(detail.node_id), detail.text, detail.node_id));
       });
       api.addEventListener("cogvideox.more_errors", ({ detail }) => {
         clearTimeout(timer);
         timer = setTimeout(showMore, PAUSE_MS, detail.text);
       });
-      api.addEventListener("cogvideox.forget", forget);
+      api.addEventListener("cogvideox.forget", () => {
+        forget();
+        asked = openGraph();
+      });
       api.addEventListener("execution_start", forgetRuns);
       api.addEventListener("execution_error", ({ detail }) => {
         for (const message of shown) message.ofRun ||= message.nodeId === detail.node_id;

@@ -18,8 +18,13 @@ function sentence({ label, name, value, options: { min, step2 } }, typed) {
     : `${what} cannot be ${typed}: it is ${value} now, the nearest one (from ${min} in steps of ${step2}).`
 }
 
-function tell(node, widget, typed) {
+function forget() {
   if (shown) app.extensionManager.toast.remove(shown)
+  shown = undefined
+}
+
+function tell(node, widget, typed) {
+  forget()
   shown = { severity: "info", summary: node.title, detail: sentence(widget, typed), styleClass: STYLE, life: LIFE_MS }
   app.extensionManager.toast.add(shown)
   requestAnimationFrame(() => placeToasts(sheet, STYLE, [node.id]))
@@ -44,5 +49,6 @@ if (!window[NAME]) {
         }
       }
     },
+    afterConfigureGraph: forget, // another workflow
   })
 }
