@@ -253,7 +253,8 @@ def _has_mask(name: str, args: tuple) -> bool:
 
 
 def _place(kind: str) -> Place | None:
-    """The innermost line that is neither torch's nor a watching module's; None within an attention of ComfyUI's for CPUs."""
+    """The innermost line that is neither torch's nor a watching module's; None within an attention of ComfyUI's for
+    CPUs."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
         if path.name in _WATCHERS or _TORCH in path.parents or not path.suffix:
