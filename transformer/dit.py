@@ -225,13 +225,16 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     def _require_learned_size(self, frames: int, height: int, width: int) -> None:
         fits = self.native_size()
         if (frames, height, width) != fits:
-            raise UserError(
-                f"This model's learned position table fits {fits[2] * 8} x {fits[1] * 8} pixels and "
-                f"{fits[0]} latent frames ({self.config.sample_frames} frames); the latent is {width * 8} x "
-                f"{height * 8} with {frames} latent frames. Use the model's own size, or stretch the table, at some "
-                "loss of quality.",
-                advice="stretch positions",
+            ratio = self.config.temporal_compression_ratio
+            own_width, own_height, own_frames = fits[2] * 8, fits[1] * 8, (fits[0] - 1) * ratio + 1
+            # A form, which has no nodes, shows the first line alone.
+            lines = (
+                f"This model's learned position table fits {own_width} x {own_height} pixels with {own_frames} frames; "
+                f"the video is {width * 8} x {height * 8} with {(frames - 1) * ratio + 1}. Set width to {own_width}, "
+                f"height to {own_height} and frames to {own_frames}.",
+                "For another size the table has to be stretched, at some loss of quality.",
             )
+            raise UserError("\n".join(lines), advice="stretch positions")
 
     def _embed_time(self, timestep: torch.Tensor, ofs: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         # time_proj computes sines and cosines of the fp32 timestep; only they are cast. The timestep itself must not be
