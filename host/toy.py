@@ -7,19 +7,16 @@ Not in ComfyUI's model folders: other packs write previews and notes beside the 
 other model's loaders would begin to show a toy.
 """
 
-import hashlib
-import os
-import stat
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 from ..errors import UserError
+from .published_files import check_published, read_sums
 
 NAME = "CogVideoX-nano"
 WEIGHTS = Path(__file__).resolve().parent.parent / "nano" / "weights"
 EXAMPLES = WEIGHTS.parent / "examples"
-SUMS = "SHA256SUMS"  # of the files of weights, in the format of the program sha256sum
 SHARED = ("vae", "text_encoder", "tokenizer", "scheduler")
 _COMPONENTS = ("transformer", "vae", "text_encoder")
 
@@ -128,56 +125,19 @@ def check_files(path: Path, kind: str) -> None:
     """
     parts = _COMPONENTS if kind == "pipeline" else (kind,) if kind in _COMPONENTS else ()
     places = [weights_folder(part_folder(path, part)) for part in parts] or [path]
-    published = _sums()
+    listed = read_sums(WEIGHTS)
     # Those that are there, and those that should be.
     files = {file for place in places for file in (place.rglob("*.safetensors") if place.is_dir() else [place])}
-    files |= {file for file in map(WEIGHTS.joinpath, published) if any(place in file.parents for place in places)}
-    for file in sorted(files):
-        digest = published.get(file.relative_to(WEIGHTS).as_posix())
-        if digest is None or _sha256(file) != digest:
-            raise UserError(
-                f"{file} is damaged: its sha256 is not the one in {SUMS}. Install the pack again, or run `git checkout "
-                "-- nano/weights` in its folder."
-            )
+    files |= {file for file in map(WEIGHTS.joinpath, listed) if any(place in file.parents for place in places)}
+    check_published(WEIGHTS, files, listed)
 
 
-def sums_of(weights: Path) -> str:
-    """The text of SUMS for the files of weights below a folder."""
-    files = sorted(path.relative_to(weights).as_posix() for path in weights.rglob("*.safetensors"))
-    return "".join(f"{hashlib.sha256((weights / file).read_bytes()).hexdigest()}  {file}\n" for file in files)
+def published_weights(weights: Path) -> list[Path]:
+    """The files of weights below a folder such as WEIGHTS."""
+    return list(weights.rglob("*.safetensors"))
 
 
 @cache
 def _is_there(path: Path) -> bool:
     """Looked up once: lists are made on ComfyUI's event loop, and the pack's files are those of its code."""
     return path.exists()
-
-
-def _sums() -> dict[str, str]:
-    """File below WEIGHTS -> its sha256, as SUMS has them. A line that is damaged names no file."""
-    try:
-        lines = (WEIGHTS / SUMS).read_text("utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{WEIGHTS / SUMS} cannot be read ({error}), so that the files of {NAME} cannot be checked. Install the "
-            "pack again."
-        ) from error
-    pairs = (line.split(maxsplit=1) for line in lines)
-    return {pair[1].strip(): pair[0] for pair in pairs if len(pair) == 2}
-
-
-def _sha256(file: Path) -> str:
-    """ "" for a file that cannot be read."""
-    try:
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, and a device never ends
-            return ""
-        return _sha256_at(file, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-    except (OSError, ValueError):  # the latter of a name that no file can have
-        return ""
-
-
-@lru_cache(maxsize=64)
-def _sha256_at(file: Path, state: tuple[int, ...]) -> str:
-    """Of a file in this state; ComfyUI asks several times a run."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()

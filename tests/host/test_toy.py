@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from comfy_api.latest import io
 
 from cogvideox.errors import UserError
 from cogvideox.host import folders, toy
+from cogvideox.host.published_files import SUMS, sums_of
 from cogvideox.nodes import NODES, controlnet, load, lora
 from cogvideox.nodes.missing_models import say_empty
 from cogvideox.tests.model_folders import empty_model_folders
@@ -131,7 +133,7 @@ def test_only_names_of_the_list_lead_to_the_toy(models: Path, kind: str, name: s
 @pytest.mark.parametrize("line", ["", "no such line\n", "word\n"])
 def test_a_damaged_list_of_hashes_lets_nothing_pass(models: Path, own_weights: Path, line: str) -> None:
     """An empty one would call every damaged file good."""
-    (own_weights / toy.SUMS).write_text(line, "utf-8")
+    (own_weights / SUMS).write_text(line, "utf-8")
     with pytest.raises(UserError, match="its sha256 is not the one in SHA256SUMS"):
         LISTS["pipeline"][1](FIRST)
 
@@ -146,9 +148,31 @@ def test_a_pipe_is_no_weights(models: Path, own_weights: Path) -> None:
         LISTS["pipeline"][1](FIRST)
 
 
+@pytest.mark.parametrize("change", [-1, 1, 1 << 33])
+def test_a_file_of_another_size_is_not_read(
+    models: Path, own_weights: Path, change: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of many GB that was put in a toy's place would fill the memory, and the queue would stand still."""
+    file = own_weights / "5b" / "transformer" / "diffusion_pytorch_model.safetensors"
+    os.truncate(file, file.stat().st_size + change)  # beyond its end there is nothing on the disk
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("read") if path == file else read_bytes(path))
+    with pytest.raises(UserError, match="5b/transformer/.* is damaged".replace("/", re.escape(os.sep))):
+        LISTS["pipeline"][1](FIRST)
+
+
+@pytest.mark.parametrize("size", ["", "many", "-1", "9" * 5000])
+def test_a_damaged_size_lets_no_file_pass(models: Path, own_weights: Path, size: str) -> None:
+    listed = (own_weights / SUMS).read_text("utf-8")
+    (own_weights / SUMS).write_text(re.sub(r"(?m)^# [0-9]+ 5b/", f"# {size} 5b/", listed), "utf-8")
+    with pytest.raises(UserError, match="its sha256 is not the one in SHA256SUMS"):
+        LISTS["pipeline"][1](FIRST)
+    assert LISTS["vae"][1](toy.NAME)  # what other lines name is not touched
+
+
 def test_a_name_that_no_file_can_have_is_damage(models: Path, own_weights: Path) -> None:
-    listed = (own_weights / toy.SUMS).read_text("utf-8")
-    (own_weights / toy.SUMS).write_text(listed.replace("5b/transformer/", "5b/transformer/\0"), "utf-8")
+    listed = (own_weights / SUMS).read_text("utf-8")
+    (own_weights / SUMS).write_text(listed.replace("5b/transformer/", "5b/transformer/\0"), "utf-8")
     with pytest.raises(UserError, match="its sha256 is not the one in SHA256SUMS"):
         LISTS["pipeline"][1](FIRST)
 
@@ -178,7 +202,7 @@ def test_all_that_is_published_is_listed() -> None:
 
 def test_every_file_of_weights_has_its_hash() -> None:
     """One without could be damaged unseen; one too many would be of an older publication."""
-    assert (toy.WEIGHTS / toy.SUMS).read_text("utf-8") == toy.sums_of(toy.WEIGHTS)
+    assert (toy.WEIGHTS / SUMS).read_text("utf-8") == sums_of(toy.WEIGHTS, toy.published_weights(toy.WEIGHTS))
 
 
 @pytest.mark.parametrize("kind, damaged", [("pipeline", "5b/transformer"), ("pipeline", "vae"), ("vae", "vae")])
@@ -206,8 +230,8 @@ def test_only_what_is_loaded_must_be_whole(models: Path, own_weights: Path) -> N
     assert LISTS["pipeline"][1](FIRST) and LISTS["vae"][1](toy.NAME)
     (own_weights / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     assert LISTS["transformer"][1](FIRST) and LISTS["text_encoder"][1](toy.NAME)
-    (own_weights / toy.SUMS).unlink()
-    with pytest.raises(UserError, match=f"{toy.SUMS} cannot be read"):
+    (own_weights / SUMS).unlink()
+    with pytest.raises(UserError, match=f"{SUMS} cannot be read"):
         LISTS["transformer"][1](FIRST)
 
 
@@ -216,7 +240,7 @@ def test_files_of_one_kind_are_found_by_path(own_weights: Path, monkeypatch: pyt
     for inner in ("lora.safetensors", "net/model.safetensors"):
         (own_weights / inner).parent.mkdir(exist_ok=True)
         (own_weights / inner).write_bytes(inner.encode())
-    (own_weights / toy.SUMS).write_text(toy.sums_of(own_weights), "utf-8")
+    (own_weights / SUMS).write_text(sums_of(own_weights, toy.published_weights(own_weights)), "utf-8")
     listed = {**toy.LISTED, "lora": {"L": "lora.safetensors"}, "controlnet": {"N": "net"}}
     monkeypatch.setattr(toy, "LISTED", listed)
     assert toy.with_toy(["mine"], "lora") == ["mine", "L"]
