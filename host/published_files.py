@@ -14,11 +14,13 @@ from ..errors import UserError
 # The list of a folder's files, in the folder: in the format of the program sha256sum, with a comment for each file's
 # size, which that program passes over.
 SUMS = "SHA256SUMS"
+# Text, whose lines git on Windows may end in another way than they were published with.
+_TEXTS = (".json", ".txt")
 _SIZE, _DIGEST = re.compile(r"# ([0-9]{1,15}) (.+)"), re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 class _Published(NamedTuple):
-    """size: in bytes. digest: the sha256."""
+    """size: in bytes. digest: the sha256. Those of a text are of its lines with one character at the end of each."""
 
     size: int
     digest: str
@@ -62,15 +64,16 @@ def read_sums(root: Path) -> dict[str, _Published]:
 
 def _contents(root: Path, files: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
     for name in sorted(file.relative_to(root).as_posix() for file in files):
-        yield name, (root / name).read_bytes()
+        yield name, _read(root / name)
 
 
 def _sha256(file: Path, size: int) -> str:
-    """ "" for a file that cannot be read, or is not of this size in bytes."""
+    """ "" for a file that cannot be read, or cannot be one of this size in bytes."""
     try:
         status = os.stat(file)
+        most = 2 * size if file.suffix in _TEXTS else size
         # A pipe would be waited for, and a device never ends.
-        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+        if not stat.S_ISREG(status.st_mode) or not size <= status.st_size <= most:
             return ""
         return _sha256_at(file, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     except (OSError, ValueError):  # the latter of a name that no file can have
@@ -80,7 +83,13 @@ def _sha256(file: Path, size: int) -> str:
 @lru_cache(maxsize=256)
 def _sha256_at(file: Path, state: tuple[int, ...]) -> str:
     """Of a file in this state; ComfyUI asks several times a run."""
-    return _digest(file.read_bytes())
+    return _digest(_read(file))
+
+
+def _read(file: Path) -> bytes:
+    """The contents, a text's with the ends of lines that it was published with."""
+    content = file.read_bytes()
+    return content.replace(b"\r\n", b"\n") if file.suffix in _TEXTS else content
 
 
 def _digest(data: bytes) -> str:

@@ -19,6 +19,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "nano" / "weights"
 EXAMPLES = WEIGHTS.parent / "examples"
 SHARED = ("vae", "text_encoder", "tokenizer", "scheduler")
 _COMPONENTS = ("transformer", "vae", "text_encoder")
+_WEIGHTS_SUFFIX, _CONFIG_SUFFIX, _INDEX = ".safetensors", ".json", "model_index.json"
 
 # The folders of the pipelines below WEIGHTS, in the order of the lists.
 MODELS = ("5b", "5b-I2V", "1.5-5B", "1.5-5B-I2V", "2b", "Fun-5b-InP", "Fun-5b-Control")
@@ -119,22 +120,30 @@ def weights_folder(folder: Path) -> Path:
 
 
 def check_files(path: Path, kind: str) -> None:
-    """Raises UserError where a file of weights that loading reads is not the one that was published.
+    """Raises UserError where a file that loading reads is not the one that was published: weights, configs, tokenizer.
+
+    A changed config is as silent as a changed weight: another scale or schedule makes worse videos and no error. The
+    configs of a pipeline are read together, whichever of its parts is loaded.
 
     path, kind: as find_toy gives and takes them.
     """
     parts = _COMPONENTS if kind == "pipeline" else (kind,) if kind in _COMPONENTS else ()
-    places = [weights_folder(part_folder(path, part)) for part in parts] or [path]
+    weights = [weights_folder(part_folder(path, part)) for part in parts] or [path]
+    configs = [part_folder(path, part) for part in ("transformer", *SHARED)] if parts else [path]
     listed = read_sums(WEIGHTS)
-    # Those that are there, and those that should be.
-    files = {file for place in places for file in (place.rglob("*.safetensors") if place.is_dir() else [place])}
-    files |= {file for file in map(WEIGHTS.joinpath, listed) if any(place in file.parents for place in places)}
+    files = {path / _INDEX} if parts else set() if path.is_dir() else {path}
+    for places, suffix in ((weights, _WEIGHTS_SUFFIX), (configs, _CONFIG_SUFFIX)):
+        for place in places:
+            # Those that are there, and those that should be.
+            inside = f"{place.relative_to(WEIGHTS).as_posix()}/"
+            files |= {*place.rglob(f"*{suffix}")}
+            files |= {WEIGHTS / name for name in listed if name.startswith(inside) and name.endswith(suffix)}
     check_published(WEIGHTS, files, listed)
 
 
-def published_weights(weights: Path) -> list[Path]:
-    """The files of weights below a folder such as WEIGHTS."""
-    return list(weights.rglob("*.safetensors"))
+def published_files(folder: Path) -> list[Path]:
+    """The files below a folder such as WEIGHTS that loading may read."""
+    return [file for suffix in (_WEIGHTS_SUFFIX, _CONFIG_SUFFIX) for file in folder.rglob(f"*{suffix}")]
 
 
 @cache

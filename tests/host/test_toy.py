@@ -164,7 +164,7 @@ def test_a_file_of_another_size_is_not_read(
 @pytest.mark.parametrize("size", ["", "many", "-1", "9" * 5000])
 def test_a_damaged_size_lets_no_file_pass(models: Path, own_weights: Path, size: str) -> None:
     listed = (own_weights / SUMS).read_text("utf-8")
-    (own_weights / SUMS).write_text(re.sub(r"(?m)^# [0-9]+ 5b/", f"# {size} 5b/", listed), "utf-8")
+    (own_weights / SUMS).write_text(re.sub(r"(?m)^# [0-9]+ (5b/.*safetensors)", rf"# {size} \1", listed), "utf-8")
     with pytest.raises(UserError, match="its sha256 is not the one in SHA256SUMS"):
         LISTS["pipeline"][1](FIRST)
     assert LISTS["vae"][1](toy.NAME)  # what other lines name is not touched
@@ -200,9 +200,10 @@ def test_all_that_is_published_is_listed() -> None:
     assert not [file for file in files if not f"{file}/".startswith(tuple(f"{name}/" for name in known))]
 
 
-def test_every_file_of_weights_has_its_hash() -> None:
+def test_every_file_has_its_hash() -> None:
     """One without could be damaged unseen; one too many would be of an older publication."""
-    assert (toy.WEIGHTS / SUMS).read_text("utf-8") == sums_of(toy.WEIGHTS, toy.published_weights(toy.WEIGHTS))
+    assert {*toy.published_files(toy.WEIGHTS), toy.WEIGHTS / SUMS} == {*filter(Path.is_file, toy.WEIGHTS.rglob("*"))}
+    assert (toy.WEIGHTS / SUMS).read_text("utf-8") == sums_of(toy.WEIGHTS, toy.published_files(toy.WEIGHTS))
 
 
 @pytest.mark.parametrize("kind, damaged", [("pipeline", "5b/transformer"), ("pipeline", "vae"), ("vae", "vae")])
@@ -224,6 +225,42 @@ def test_a_damaged_file_is_found_by_its_hash(models: Path, own_weights: Path, ki
         LISTS[kind][1](name)
 
 
+@pytest.mark.parametrize(
+    "kind, changed",
+    [
+        ("pipeline", "5b/model_index.json"),
+        ("transformer", "5b/transformer/config.json"),
+        ("transformer", "scheduler/scheduler_config.json"),
+        ("vae", "vae/config.json"),
+        ("text_encoder", "tokenizer/tokenizer.json"),
+        ("controlnet", "controlnet-edges/config.json"),
+    ],
+)
+def test_a_changed_config_is_found_by_its_hash(models: Path, own_weights: Path, kind: str, changed: str) -> None:
+    """Another scale, schedule or vocabulary makes worse videos, with no error that says why."""
+    file, name = own_weights / changed, next(iter(toy.LISTED[kind]))
+    content = file.read_bytes()
+    assert b"\n" in content
+    file.write_bytes(content.replace(b"\n", b"\r\n"))  # as git may write it on Windows
+    LISTS[kind][1](name)
+    file.write_bytes(content.replace(b"1", b"2"))
+    with pytest.raises(UserError, match=f"{file.name} is damaged"):
+        LISTS[kind][1](name)
+    os.truncate(file, 1 << 33)
+    with pytest.raises(UserError, match=f"{file.name} is damaged"):
+        LISTS[kind][1](name)
+    file.unlink()
+    with pytest.raises(UserError, match=f"{file.name} is damaged"):
+        LISTS[kind][1](name)
+
+
+def test_a_config_that_was_not_published_is_found(models: Path, own_weights: Path) -> None:
+    """A pipeline's own config goes before the one that all share."""
+    shutil.copytree(own_weights / "2b" / "scheduler", own_weights / "5b" / "scheduler")
+    with pytest.raises(UserError, match="scheduler_config.json is damaged"):
+        LISTS["transformer"][1](FIRST)
+
+
 def test_only_what_is_loaded_must_be_whole(models: Path, own_weights: Path) -> None:
     """A broken model keeps nobody from the others."""
     (own_weights / "5b-I2V" / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
@@ -240,7 +277,7 @@ def test_files_of_one_kind_are_found_by_path(own_weights: Path, monkeypatch: pyt
     for inner in ("lora.safetensors", "net/model.safetensors"):
         (own_weights / inner).parent.mkdir(exist_ok=True)
         (own_weights / inner).write_bytes(inner.encode())
-    (own_weights / SUMS).write_text(sums_of(own_weights, toy.published_weights(own_weights)), "utf-8")
+    (own_weights / SUMS).write_text(sums_of(own_weights, toy.published_files(own_weights)), "utf-8")
     listed = {**toy.LISTED, "lora": {"L": "lora.safetensors"}, "controlnet": {"N": "net"}}
     monkeypatch.setattr(toy, "LISTED", listed)
     assert toy.with_toy(["mine"], "lora") == ["mine", "L"]

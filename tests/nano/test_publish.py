@@ -66,7 +66,7 @@ def test_every_variant_is_loaded_as_its_family(weights: Path, variant: str) -> N
     assert model.model_config.family.name == FAMILIES[variant]
     loaded = model.diffusion_model.state_dict()
     assert all(torch.equal(loaded[name], tensor.half().float()) for name, tensor in trained.items())
-    assert (weights / SUMS).read_text("utf-8") == sums_of(weights, toy.published_weights(weights))
+    assert (weights / SUMS).read_text("utf-8") == sums_of(weights, toy.published_files(weights))
     # what this work folder does not hold stays
     assert {path.name for path in weights.iterdir()} >= {*toy.MODELS, *toy.SHARED}
     assert isinstance(CogVideoXTransformer3DModel.from_pretrained(weights / variant / "transformer"), torch.nn.Module)
