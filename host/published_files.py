@@ -40,6 +40,14 @@ def check_published(root: Path, files: Iterable[Path], listed: "dict[str, _Publi
             )
 
 
+def files_below(root: Path, place: Path, suffix: str, listed: "dict[str, _Published]") -> set[Path]:
+    """The files with `suffix` that are below `place`, a path in `root`, and those that should be."""
+    inside = f"{place.relative_to(root).as_posix()}/"
+    return {*place.rglob(f"*{suffix}")} | {
+        root / name for name in listed if name.startswith(inside) and name.endswith(suffix)
+    }
+
+
 def sums_of(root: Path, files: Iterable[Path]) -> str:
     """The text of SUMS for files below `root`."""
     return "".join(f"# {len(data)} {name}\n{_digest(data)}  {name}\n" for name, data in _contents(root, files))

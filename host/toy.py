@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import UserError
-from .published_files import check_published, read_sums
+from .published_files import check_published, files_below, read_sums
 
 NAME = "CogVideoX-nano"
 WEIGHTS = Path(__file__).resolve().parent.parent / "nano" / "weights"
@@ -133,12 +133,15 @@ def check_files(path: Path, kind: str) -> None:
     listed = read_sums(WEIGHTS)
     files = {path / _INDEX} if parts else set() if path.is_dir() else {path}
     for places, suffix in ((weights, _WEIGHTS_SUFFIX), (configs, _CONFIG_SUFFIX)):
-        for place in places:
-            # Those that are there, and those that should be.
-            inside = f"{place.relative_to(WEIGHTS).as_posix()}/"
-            files |= {*place.rglob(f"*{suffix}")}
-            files |= {WEIGHTS / name for name in listed if name.startswith(inside) and name.endswith(suffix)}
+        files |= {file for place in places for file in files_below(WEIGHTS, place, suffix, listed)}
     check_published(WEIGHTS, files, listed)
+
+
+def check_clips() -> None:
+    """Raises UserError where a clip of CLIPS_FOLDER, or a caption, is not the one that was published."""
+    listed = read_sums(EXAMPLES)
+    files = (files_below(EXAMPLES, CLIPS_FOLDER, suffix, listed) for suffix in (".mp4", ".txt"))
+    check_published(EXAMPLES, {file for several in files for file in several}, listed)
 
 
 def published_files(folder: Path) -> list[Path]:

@@ -329,6 +329,44 @@ def test_the_clips_are_a_dataset_that_keeps_nothing_in_the_pack(
     assert folders.find_dataset(toy.CLIPS) == mine and folders.dataset_cache(mine) is None
 
 
+@pytest.mark.parametrize("changed", ["clip_00.mp4", "clip_00.txt", "clip_99.mp4"])
+def test_a_changed_clip_is_named(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    """A LoRA of other clips would be called one of the toy's. ComfyUI's input folder is not looked into for them."""
+    copy = Path(shutil.copytree(toy.EXAMPLES, tmp_path / "examples"))
+    for module, name, path in ((toy, "EXAMPLES", copy), (toy, "CLIPS_FOLDER", copy / "clips")):
+        monkeypatch.setattr(module, name, path)
+    monkeypatch.setattr(folders, "CLIPS_FOLDER", copy / "clips")
+    assert folders.find_dataset(toy.CLIPS) == copy / "clips"
+    (copy / "clips" / changed).write_bytes(b"another")
+    with pytest.raises(UserError, match=f"{changed} is damaged: .* nano/examples"):
+        folders.find_dataset(toy.CLIPS)
+    (copy / "clips" / changed).unlink()
+    if changed != "clip_99.mp4":
+        with pytest.raises(UserError, match=f"{changed} is damaged"):
+            folders.find_dataset(toy.CLIPS)
+
+
+def test_a_users_own_of_the_toys_name_is_named(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A template would run with it, and nothing tell that its video is not the toy's."""
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    mine = tmp_path / "input" / toy.CLIPS
+    mine.mkdir(parents=True)
+    (mine / "clip_00.mp4").write_bytes(b"mine")
+    model = models / "diffusers" / FIRST
+    (model / "transformer").mkdir(parents=True)
+    (model / "model_index.json").touch()
+    for _ in range(3):
+        assert folders.find_dataset(toy.CLIPS) == mine and LISTS["pipeline"][1](FIRST) == model
+    assert [record.message for record in caplog.records] == [
+        f"{name!r} is read from {path}, where you have put it, and not from the pack, which has something of that name "
+        "too. Rename yours to get that."
+        for name, path in ((toy.CLIPS, mine), (FIRST, model))
+    ]
+    assert (mine / "clip_00.mp4").read_bytes() == b"mine" and len(list(mine.iterdir())) == 1
+
+
 def test_hashes_are_not_read_again(own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI asks for the path several times a run."""
     toy.find_toy(FIRST, "pipeline")
