@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 
-from ..host.compat import attention_for, rotate_pairs, throw_if_interrupted
+from ..host.compat import attention_for, rotate_pairs
 from ..host.ops import weights_held
 from ..host.stock_patches import AttentionPatches
 from .memory_modes import DEFAULT, Mode
@@ -66,7 +66,6 @@ def _attend_by_groups(
     attend = attention_for(tokens.device)
     with weights_held((attn.to_q, attn.to_k, attn.to_v), tokens.device, tokens.dtype) as products:
         for heads in mode.groups(attn.heads):
-            throw_if_interrupted()
             rows = slice(heads.start * width, heads.stop * width)
 
             def project(weight: torch.Tensor, bias: torch.Tensor | None, rows: slice = rows) -> torch.Tensor:

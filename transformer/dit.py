@@ -330,7 +330,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         compiled = read_compiled_blocks(transformer_options)
         compute = compiled.forward_of(self.config, block_forward) if compiled and in_sampling else block_forward
         for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
-            if in_sampling:
+            if in_sampling:  # within a block, each of ComfyUI's layers looks (comfy.ops.run_every_op)
                 throw_if_interrupted()
             options["block_index"] = index
             attention = patches.attention[index] if patches else None
@@ -401,8 +401,6 @@ def block_forward(
     del joint  # or it would be held as long as the block runs
     tokens, joint = added_and_normed(first, (text, video), out, block.norm2.norm, second, in_place, mode)
     del out
-    if may_overwrite():  # a block of a large video takes minutes on a slow device, and a graph has no place for this
-        throw_if_interrupted()
     out = feed_forward(block.ff, joint, mode)
     # What the attention was added to is the block's own by now.
     return added(second, tokens, out, may_overwrite(), mode)

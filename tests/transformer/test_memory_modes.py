@@ -259,20 +259,22 @@ class TestCancel:
     def test_it_is_heard_within_a_block(
         self, step: Step, mode: Mode, module: Any, last: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        want, called, compute = step(free=0 if mode is SMALL else 1e12), [], getattr(module, last)
+        free, called, compute = 0 if mode is SMALL else 1e12, list[int](), getattr(module, last)
+        want = step(free)
 
         def cancel(*args: Any) -> Any:
+            out = compute(*args)
             called.append(1)
             mm.interrupt_current_processing(True)
-            return compute(*args)
+            return out
 
-        monkeypatch.setattr(module, last, cancel)
-        monkeypatch.setattr(dit, "added", lambda *_: pytest.fail("the block has come to its end"))
-        with pytest.raises(mm.InterruptProcessingException):
-            step(free=0 if mode is SMALL else 1e12)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, last, cancel)
+            patch.setattr(dit, "added", lambda *_: pytest.fail("the block has come to its end"))
+            with pytest.raises(mm.InterruptProcessingException):
+                step(free)
         assert called == [1] and not mm.processing_interrupted()
-        monkeypatch.undo()
-        assert torch.equal(step(free=0 if mode is SMALL else 1e12), want)
+        assert torch.equal(step(free), want)
 
 
 class Failing:
