@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import comfy.ldm.modules.attention as comfy_attention
 import comfy.model_management as mm
 import pytest
 import torch
 
 from cogvideox.host import cpu_attention
+from cogvideox.host.compat import attention_for
 from cogvideox.keys import read_compiled_blocks
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.nodes import compile as compile_node
@@ -276,32 +276,30 @@ def test_where_it_fails_the_run_goes_on(task: Task, said: list[str], monkeypatch
     assert len(tried) == 1 and len(said) == 2, "a later run is told as well"
 
 
-@pytest.mark.long
 def test_cancel_is_no_failure(task: Task, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The run would go on, and every later one without a graph."""
-    model, attend = compiled(task.model), comfy_attention.attention_pytorch
-    want = forward(model)
-    monkeypatch.setattr(cpu_attention, "_MOST_PRODUCTS", 1)
-    heads: list[int] = []
+    monkeypatch.setattr(compiled_blocks(), "_GRAPHS", {})
+    model, attend = compiled(task.model), attention_for(torch.device("cpu"))
+    want, cancelled = forward(model), list[int]()
+    monkeypatch.setattr(cpu_attention, "_MOST_PRODUCTS", 1)  # a look before each head
 
-    def cancel(query: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        heads.append(query.shape[1])
-        mm.interrupt_current_processing(len(heads) == 2)
-        return attend(query, *args, **options)
+    def cancel(*args: Any, **options: Any) -> torch.Tensor:
+        cancelled.append(1)
+        mm.interrupt_current_processing(True)
+        return attend(*args, **options)
 
-    monkeypatch.setattr(comfy_attention, "attention_pytorch", cancel)
-    with pytest.raises(mm.InterruptProcessingException):
-        forward(model)
-    assert heads == [1, 1]
-    assert torch.equal(forward(model), want) and heads[2:] == [1] * 8  # of two blocks
     # In an older ComfyUI it is an ordinary exception.
-    monkeypatch.setattr(mm, "InterruptProcessingException", type("InterruptProcessingException", (Exception,), {}))
-    heads.clear()
-    with pytest.raises(mm.InterruptProcessingException):
-        forward(model)
-    assert heads == [1, 1] and not [line for line in said if "does not work" in line]
+    for kind in (mm.InterruptProcessingException, type("InterruptProcessingException", (Exception,), {})):
+        with monkeypatch.context() as patch:
+            patch.setattr(mm, "InterruptProcessingException", kind)
+            patch.setattr(compiled_blocks(), "attention_for", lambda _: cancel)
+            with pytest.raises(kind):
+                forward(model)
+        assert torch.equal(forward(model), want)
+    assert len(cancelled) == 2 and not [line for line in said if "does not work" in line]
 
 
+@pytest.mark.long
 @needs_compiler
 def test_inductor(task: Task, said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What users get: kernels of the compiler, equal within rounding, kept where the message says."""
