@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import comfy.model_management as mm
 import comfy.patcher_extension
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,13 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 
 from ..errors import UserError
 from ..host.async_copies import pinned, upload
-from ..host.compat import NoMemoryLeftError, free_after_out_of_memory, is_out_of_memory, prefetched
+from ..host.compat import (
+    NoMemoryLeftError,
+    free_after_out_of_memory,
+    is_out_of_memory,
+    prefetched,
+    throw_if_interrupted,
+)
 from ..host.exact_attention import exact_attention
 from ..host.memory_rules import free_in_step
 from ..host.protocols import TransformerConfig
@@ -328,8 +333,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         compiled = read_compiled_blocks(transformer_options)
         compute = compiled.forward_of(self.config, block_forward) if compiled and in_sampling else block_forward
         for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
-            if in_sampling:  # a block of a large video takes minutes on a slow device
-                mm.throw_exception_if_processing_interrupted()
+            if in_sampling:  # within a block, each of ComfyUI's layers looks (comfy.ops.run_every_op)
+                throw_if_interrupted()
             options["block_index"] = index
             attention = patches.attention[index] if patches else None
             if ("double_block", index) in replacements:
