@@ -76,7 +76,7 @@ def read_csv_rows(path: Path) -> list[Row]:
         for cells in reader:
             throw_if_interrupted()
             line, start = start, reader.line_num + 1
-            lines.letters, lines.number = 0, start  # the next row's
+            lines.characters, lines.number = 0, start  # the next row's
             if not cells:  # an empty line is no clip
                 continue
             if not header:

@@ -183,6 +183,23 @@ def _cache_row(cache: str) -> Figure:
     return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 4, tuple(values))
 
 
+OTHER_CACHES = (
+    *(f"Step Cache {value}" for value in (0.01, 0.02, 0.05)),
+    *("FirstBlockCache 0.05", "FirstBlockCache 0.1", "TeaCache 0.07", "TeaCache 0.15", "TeaCache 0.2"),
+    *("MagCache 0.06", "MagCache 0.2"),
+)
+
+
+def _other_cache_row(cache: str) -> Figure:
+    values = (
+        Cell("cpu", "cache, others", f"CogVideoX-nano 5b, {sampler}, 50 steps, cfg 6", (cache,), column)
+        for sampler in ("ddim", "dpm")
+        for column in ("forwards a clip", "deviation")
+    )
+    name, _, value = cache.rpartition(" ")
+    return Figure(PAGE, f"| {name} at {value} |" + " {0}, {4} |" * 2, tuple(values))
+
+
 _RUNS = [Cell("cpu", "forward", RUN, (v, p), "ours / diffusers") for v in VARIANTS for p in ("fp32", "bf16")]
 _PARTS = ("8", "4", "2.75")
 _WHOLE, _LEAN = (f"5b run on the whole card, {mode} mode" for mode in ("default", "lean"))
@@ -308,6 +325,7 @@ CPU = (
     *map(_moved_row, VARIANTS),
     *map(_mode_row, VARIANTS),
     *map(_cache_row, CACHES),
+    *map(_other_cache_row, OTHER_CACHES),
     Figure(
         PAGE,
         "by ComfyUI's rules {2} GiB for 2b and {2} GiB for 5b and 1.5-5B in 16 bits, {2} and {2} GiB in int8",

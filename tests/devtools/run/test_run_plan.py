@@ -51,9 +51,9 @@ ONE = ("--prompt", "a star")
         (("--prompts", "p.txt"), ("--prompts names p.txt, which cannot be read: No such file",)),
         (("--prompts", "."), ("--prompts", "not a regular file")),
         ((*ONE, "--server", "localhost:8188"), ("--server is 'localhost:8188'", "http://127.0.0.1:8188")),
-        ((*ONE, "--server", "http://me:pw@host"), ("no address of a server",)),
-        ((*ONE, "--server", "http://host:99999"), ("no address of a server",)),
-        ((*ONE, "--server", "file:///etc/passwd"), ("no address of a server",)),
+        ((*ONE, "--server", "http://me:pw@host"), ("not an address of a server",)),
+        ((*ONE, "--server", "http://host:99999"), ("not an address of a server",)),
+        ((*ONE, "--server", "file:///etc/passwd"), ("not an address of a server",)),
     ],
 )
 def test_what_is_wrong_is_named(

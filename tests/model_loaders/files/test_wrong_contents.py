@@ -314,6 +314,6 @@ def test_blocks_that_are_no_rows(shape: tuple[int, ...]) -> None:
     """GGUF blocks inside of a safetensors file: an error about reshaping, found by these mutations."""
     tensors = {"a.Q8_0_qweight": torch.zeros(shape, dtype=torch.uint8)}
     entries = {name: Entry(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    with pytest.raises(UserError, match="rows of blocks"):
+    with pytest.raises(UserError, match="Rows of blocks are expected"):
         specs = collect_specs(Header(entries, {}), "a.safetensors")
         assemble(specs["a.weight"], tensors, "a.safetensors")
