@@ -151,9 +151,6 @@ class CountedTensor:
     def repeat_interleave(self, repeats: int, dim: int = 0) -> "CountedTensor":
         return self._new((*self.shape[:dim], repeats * self.shape[dim], *self.shape[dim + 1 :]))
 
-    def new_tensor(self, values: Sequence[Any]) -> "CountedTensor":
-        return self._new((len(values),))
-
     # Arithmetic
 
     # Writing takes no memory of its own: what is written has been counted where it was made.
