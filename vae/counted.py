@@ -127,6 +127,10 @@ class CountedTensor:
         known = -math.prod(sizes) if -1 in sizes else 1
         return self._as_view([math.prod(self.shape) // known if size == -1 else size for size in sizes])
 
+    def unfold(self, dim: int, size: int, step: int) -> "CountedTensor":
+        windows = (self.shape[dim] - size) // step + 1
+        return self._as_view((*self.shape[:dim], windows, *self.shape[dim + 1 :], size))
+
     def split(self, sizes: int | list[int], dim: int) -> tuple["CountedTensor", ...]:
         total, parts = self.shape[dim], sizes
         if isinstance(parts, int):
