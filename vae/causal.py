@@ -16,13 +16,19 @@ Fill = Callable[[int, int, bool, torch.Tensor], None]
 
 
 def causal_convolution(
-    stream: Stream, conv: torch.nn.Conv3d, fill: Fill, size: tuple[int, int, int]
+    stream: Stream,
+    conv: torch.nn.Conv3d,
+    fill: Fill,
+    size: tuple[int, int, int],
+    on_bias: Callable[[torch.Tensor], None] | None = None,
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Convolve a chunk of size (frames, height, width); yields (frame, first row, rows [1, O, r, W]), band by band.
 
     fill(t, start, last, out) writes rows from `start` on of input frame t to `out` [1, C, r, W]. For each band it is
     called with the frames in order, and with one row more on either side than the band has, where there is one.
     last: this frame is not asked for again.
+
+    on_bias(bias [O]): called before the first rows, which then come without the bias.
 
     The 3-D convolution is computed as a 2-D convolution over the channels of three frames, because libraries' 2-D
     kernels are faster than their 3-D kernels. The three frames are in a ring of slots: frame t overwrites the oldest
@@ -34,6 +40,9 @@ def causal_convolution(
     before, after = stream.caches.pop(conv, None), list[torch.Tensor]()
     first_chunk = before is None
     with stream.weights(conv) as (weight, bias):
+        if on_bias is not None and bias is not None:
+            on_bias(bias)
+            bias = None
         kernels = _ring_kernels(weight, min(count, TAPS), stream.layout)
         channels = max(TAPS * conv.in_channels, conv.out_channels)  # of the ring, or of the result
         for start, stop in stream.bands(height, width, channels):
@@ -78,9 +87,10 @@ def _recall(stream: Stream, before: list[torch.Tensor], slots: torch.Tensor, top
     """Copy rows of the two frames before a chunk, the older one first, to the slots of frames -2 and -1: 1 and 2."""
     slot = 1
     for cache in before:
-        rows = cache[..., top:bottom, :].to(slots.device, non_blocking=stream.copies_ahead)
-        slots[:, slot : slot + cache.shape[1]] = rows
-        slot += cache.shape[1]
+        count = cache.shape[1]
+        # Without a name for the copy: it would be alive while the next one is made.
+        slots[:, slot : slot + count] = cache[..., top:bottom, :].to(slots.device, non_blocking=stream.copies_ahead)
+        slot += count
 
 
 def _remember(stream: Stream, slots: torch.Tensor, first: int, cache: torch.Tensor) -> None:

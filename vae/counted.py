@@ -139,14 +139,20 @@ class CountedTensor:
 
     # Copies
 
-    def to(self, device: torch.device, dtype: torch.dtype | None = None, non_blocking: bool = False) -> "CountedTensor":
-        dtype = dtype or self.dtype
-        if device == self.device and dtype == self.dtype:
+    def to(
+        self,
+        *target: torch.device | torch.dtype,
+        non_blocking: bool = False,
+        copy: bool = False,
+    ) -> "CountedTensor":
+        device = next((part for part in target if isinstance(part, torch.device)), self.device)
+        dtype = next((part for part in target if isinstance(part, torch.dtype)), self.dtype)
+        if device == self.device and dtype == self.dtype and not copy:
             return self
         return CountedTensor.allocate(self._storage.tally, self.shape, dtype, device)
 
     def float(self) -> "CountedTensor":
-        return self.to(self.device, torch.float32)
+        return self.to(torch.float32)
 
     def contiguous(self, memory_format: torch.memory_format | None = None) -> "CountedTensor":
         """A copy: the VAE asks for one only of what is not contiguous."""
@@ -237,6 +243,7 @@ _FUNCTIONS: dict[Callable, Callable] = {
     F.silu: lambda x, **_: x,  # the VAE calls it in place only
     torch.cat: _cat,
     torch.stack: _stack,
+    torch.add: lambda x, y, out: out,
     torch.addcmul: _addcmul,
     torch.empty_like: lambda x: x._new(x.shape),
     torch.rsqrt: lambda x: x._new(x.shape),

@@ -20,18 +20,19 @@ WARPS = 4
 def fused_affine(
     moments: torch.Tensor,
     shares: torch.Tensor,
+    offset: torch.Tensor,
     norm: tuple[torch.Tensor, torch.Tensor],
     groups: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See norms.channel_affine. moments [parts, 2, C], shares [parts]: fp32. norm: weight and bias [C] of any type."""
+    """See norms.torch_affine. moments [parts, 2, C], shares [parts], offset [C]: fp32. norm: weight and bias [C]."""
     parts, _, channels = moments.shape
     affine = moments.new_empty(2, channels)
     kernel: Any = _affine_kernel
     # Triton launches on the current device, which need not be the one that the moments are on.
     with torch.cuda.device_of(moments):
         kernel[(triton.cdiv(channels, AFFINE_CHANNELS),)](
-            *(moments, shares, *norm, affine),
+            *(moments, shares, offset, *norm, affine),
             *(parts, channels, channels // groups, eps),
             AFFINE_ROWS,
             AFFINE_CHANNELS,
@@ -44,6 +45,7 @@ def fused_affine(
 def _affine_kernel(
     moments,
     shares,
+    offset,
     weight,
     bias,
     affine,
@@ -66,6 +68,7 @@ def _affine_kernel(
         part, other = index // group_size, first + index % group_size
         share = tl.load(shares + part, mask=index < parts * group_size, other=0.0)
         value = tl.load(moments + part * 2 * channels + other, mask=there, other=0.0)
+        value += tl.load(offset + other, mask=there, other=0.0)
         mean += tl.sum(value * share, axis=0)
     mean = mean / group_size
     variance = tl.zeros([CHANNELS], tl.float32)
@@ -75,11 +78,12 @@ def _affine_kernel(
         part, other = index // group_size, first + index % group_size
         share = tl.load(shares + part, mask=index < parts * group_size, other=0.0)
         value = tl.load(moments + part * 2 * channels + other, mask=there, other=0.0)
-        value -= mean[None, :]
+        value += tl.load(offset + other, mask=there, other=0.0) - mean[None, :]
         value = tl.load(moments + (part * 2 + 1) * channels + other, mask=there, other=0.0) + value * value
         variance += tl.sum(value * share, axis=0)
     variance = variance / group_size
     scale = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32) / tl.sqrt(variance + eps)
+    mean -= tl.load(offset + channel, mask=inside, other=0.0)
     shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32) - mean * scale
     tl.store(affine + channel, scale, mask=inside)
     tl.store(affine + channels + channel, shift, mask=inside)
@@ -92,7 +96,7 @@ def fused_modulation(
     b: tuple[torch.Tensor, torch.Tensor],
     latent: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See norms.modulate. scale, shift [C]: fp32. y, b: contiguous weight [C, L] and bias [C]. latent [L, h, w]."""
+    """See norms.torch_modulation. scale, shift [C]: fp32. y, b: weight [C, L] and bias. latent [L, h, w]."""
     channels = scale.shape[0]
     depth, height, width = latent.shape
     made = torch.empty(2, channels, height, width, device=scale.device, memory_format=torch.channels_last)

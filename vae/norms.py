@@ -68,25 +68,41 @@ def _channel_moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def group_norm(
-    stream: Stream, norm: torch.nn.GroupNorm, statistics: GroupStatistics, height: int, width: int
+    stream: Stream,
+    norm: torch.nn.GroupNorm,
+    statistics: GroupStatistics,
+    offset: torch.Tensor,
+    height: int,
+    width: int,
 ) -> Callable[[int], Modulation]:
-    """What `norm` does to frame t of the chunk of which `statistics` are: the same to each, one value a channel."""
-    scale, shift = (values.view(1, -1, 1, 1) for values in channel_affine(stream, norm, statistics))
+    """What `norm` does to frame t of the chunk of which `statistics` are: the same to each, one value a channel.
+
+    offset: see channel_affine.
+    """
+    scale, shift = (values.view(1, -1, 1, 1) for values in channel_affine(stream, norm, statistics, offset))
     modulation = Modulation(scale, shift, height, width).in_layout(stream.layout)
     return lambda t: modulation
 
 
 def spatial_norm(
-    stream: Stream, norm: SpatialNorm, statistics: GroupStatistics, frame_count: int, height: int, latents: torch.Tensor
+    stream: Stream,
+    norm: SpatialNorm,
+    statistics: GroupStatistics,
+    offset: torch.Tensor,
+    frame_count: int,
+    height: int,
+    latents: torch.Tensor,
 ) -> Callable[[int], Modulation]:
     """What a CogVideoXSpatialNorm3D does to frame t: a group norm, then scale and shift by the latents.
+
+    offset: see channel_affine.
 
     latents: [1, 16, T, h, w]. The reference enlarges them to the frame's size and then applies two 1 x 1 x 1
     convolutions, conv_y and conv_b. The enlargement repeats values (nearest neighbour) and commutes with these. Here
     they come first, at the latents' size: a fraction of the work, and no tensor of the frame's size. Their class is
     CogVideoXCausalConv3d, but a kernel that spans one frame needs nothing of the chunk before.
     """
-    scale, shift = channel_affine(stream, norm.norm_layer, statistics)
+    scale, shift = channel_affine(stream, norm.norm_layer, statistics, offset)
     zoom = height // latents.shape[-2]
     modulations: dict[int, Modulation] = {}
 
@@ -142,24 +158,29 @@ def latent_of_frame(t: int, frame_count: int, latent_count: int) -> int:
 
 
 def channel_affine(
-    stream: Stream, norm: torch.nn.GroupNorm, statistics: GroupStatistics
+    stream: Stream, norm: torch.nn.GroupNorm, statistics: GroupStatistics, offset: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift [C], fp32, that `norm` comes to on frames with these statistics."""
+    """Scale and shift [C], fp32, that `norm` comes to on frames with these statistics.
+
+    offset [C], fp32: what is still to be added to each channel of these frames, and is not in their statistics.
+    """
     moments, shares = statistics.collected(stream)
-    rest = norm.num_groups, norm.eps
+    given, rest = (moments, shares, offset), (norm.num_groups, norm.eps)
     if moments.is_cuda:
         with stream.weights(norm) as weights:
             fused = try_kernel(
-                moments.device, "fused_norms", lambda kernels: kernels.fused_affine(moments, shares, weights, *rest)
+                moments.device,
+                "fused_norms",
+                lambda kernels: kernels.fused_affine(*given, weights, *rest),
             )
         if fused is not None:
             return fused
     with stream.weights(norm, torch.float32) as weights:
-        return torch_affine(moments, shares, weights, *rest)
+        return torch_affine(*given, weights, *rest)
 
 
 def torch_affine(
-    moments: torch.Tensor, shares: torch.Tensor, weights: Weights, groups: int, eps: float
+    moments: torch.Tensor, shares: torch.Tensor, offset: torch.Tensor, weights: Weights, groups: int, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See channel_affine. moments, shares: of GroupStatistics.collected. weights: the norm's weight and bias [C], fp32.
 
@@ -168,14 +189,14 @@ def torch_affine(
     would be simpler, but their difference loses the digits of a variance that is small next to the mean.
     """
     # [parts, groups, channels of a group]
-    means, variances = (moments[:, part].unflatten(1, (groups, -1)) for part in (0, 1))
+    means, variances = (values.unflatten(1, (groups, -1)) for values in (moments[:, 0] + offset, moments[:, 1]))
     group_size = means.shape[2]
     shares = shares.view(-1, 1, 1) / group_size
     mean = (means * shares).sum(dim=(0, 2))
     variance = ((variances + (means - mean[:, None]).square()) * shares).sum(dim=(0, 2))
-    # (x - mean) * rstd * weight + bias, as one scale and one shift of x
+    # (x + offset - mean) * rstd * weight + bias, as one scale and one shift of x
     rstd = torch.rsqrt(variance + eps).repeat_interleave(group_size)
     weight, bias = weights
     assert bias is not None, "a group norm has one"
     scale = rstd * weight
-    return scale, bias - mean.repeat_interleave(group_size) * scale
+    return scale, bias - (mean.repeat_interleave(group_size) - offset) * scale

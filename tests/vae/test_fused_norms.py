@@ -37,8 +37,9 @@ def affine_both_ways(case: tuple[int, int, tuple], dtype: torch.dtype, device: s
         parameter.data.copy_(torch.randn(channels, generator=generator))
     moments, shares = statistics.collected(stream)
     weights = norm.weight.detach(), norm.bias.detach()
-    ours = fused_affine(moments, shares, weights, groups, norm.eps)
-    theirs = norms.torch_affine(moments, shares, (weights[0].float(), weights[1].float()), groups, norm.eps)
+    offset = torch.randn(channels, generator=generator).to(device) * 5
+    ours = fused_affine(moments, shares, offset, weights, groups, norm.eps)
+    theirs = norms.torch_affine(moments, shares, offset, (weights[0].float(), weights[1].float()), groups, norm.eps)
     return torch.stack(ours), torch.stack(theirs)
 
 
@@ -92,4 +93,5 @@ def test_a_card_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, statistics = Stream(FAST, torch.device("cuda", 0), torch.float32), norms.GroupStatistics()
     statistics.add(torch.randn(1, 8, 4, 6, device="cuda"))
     monkeypatch.setattr(kernels, "WITHOUT_TRITON", set())
-    norms.channel_affine(stream, torch.nn.GroupNorm(4, 8, device="cuda").requires_grad_(False), statistics)
+    norm = torch.nn.GroupNorm(4, 8, device="cuda").requires_grad_(False)
+    norms.channel_affine(stream, norm, statistics, torch.zeros(8, device="cuda"))
