@@ -31,7 +31,7 @@ def test_norm_of_the_vae(measured: dict[str, Any]) -> None:
 def test_scale_and_shift_of_the_vae(measured: dict[str, Any]) -> None:
     """Other colours than the reference's."""
     errors = measured["vae.test_fused_norms"]
-    assert len(errors) == 3 and all(len(cases) == 7 for cases in errors.values())
+    assert len(errors) == 3 and all(len(cases) == 8 for cases in errors.values())
     assert max(max(cases) for cases in errors.values()) <= 5e-7, errors
 
 

@@ -88,8 +88,8 @@ def resnet(stream: Stream, block: ResnetBlock, chunk: Chunk, latents: torch.Tens
     for t, start, rows in normalise_and_convolve(
         stream, block.norm2, block.conv2.conv, hidden_chunk, latents, on_bias=result.add_bias
     ):
-        rows += residual.read(t, start, start + rows.shape[2])  # in place: rows are the convolution's own result
-        result.statistics.add(rows)
+        # In place: rows are the convolution's own result.
+        result.statistics.add(rows, added=residual.read(t, start, start + rows.shape[2]))
         residual.write(t, start, rows)
     return result
 

@@ -10,81 +10,75 @@ import torch
 import triton
 import triton.language as tl
 
-# What a program of the first kernel works on: channels, and values of these at a time whose moments it adds up.
-AFFINE_CHANNELS, AFFINE_ROWS = 16, 64
+# How many values of a group's statistics a program of the first kernel adds up at a time.
+STATISTICS_AT_ONCE = 2048
 # Pixels and channels of the latents' size that a program of the second kernel works on.
 PIXELS, CHANNELS = 16, 128
 WARPS = 4
 
 
 def fused_affine(
-    moments: torch.Tensor,
-    shares: torch.Tensor,
-    offset: torch.Tensor,
-    norm: tuple[torch.Tensor, torch.Tensor],
-    groups: int,
-    eps: float,
+    parts: torch.Tensor, offset: torch.Tensor, norm: tuple[torch.Tensor, torch.Tensor], groups: int, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See norms.torch_affine. moments [parts, 2, C], shares [parts], offset [C]: fp32. norm: weight and bias [C]."""
-    parts, _, channels = moments.shape
-    affine = moments.new_empty(2, channels)
+    """See norms.torch_affine. parts [n, 3, C]: of fused_statistics. offset [C]: fp32. norm: weight and bias [C]."""
+    count, _, channels = parts.shape
+    affine = parts.new_empty(2, channels)
+    group_size = channels // groups
+    size = triton.next_power_of_2(group_size)
     kernel: Any = _affine_kernel
-    # Triton launches on the current device, which need not be the one that the moments are on.
-    with torch.cuda.device_of(moments):
-        kernel[(triton.cdiv(channels, AFFINE_CHANNELS),)](
-            *(moments, shares, offset, *norm, affine),
-            *(parts, channels, channels // groups, eps),
-            AFFINE_ROWS,
-            AFFINE_CHANNELS,
+    # Triton launches on the current device, which need not be the one that the statistics are on.
+    with torch.cuda.device_of(parts):
+        kernel[(groups,)](
+            *(parts, offset, *norm, affine),
+            *(count, channels, eps),
+            group_size,
+            max(1, STATISTICS_AT_ONCE // size),
+            size,
             num_warps=WARPS,
         )
     return affine[0], affine[1]
 
 
-@triton.jit(do_not_specialize=["parts"])  # else it is compiled again for each kind of value
+@triton.jit(do_not_specialize=["count"])  # else it is compiled again for each kind of value
 def _affine_kernel(
-    moments,
-    shares,
+    parts,
     offset,
     weight,
     bias,
     affine,
-    parts,
+    count,
     channels,
-    group_size,
     eps,
+    GROUP_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    SIZE: tl.constexpr,
 ):
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = channel < channels
-    first = (channel // group_size * group_size)[None, :]  # of the channel's group
-    row = tl.arange(0, ROWS)[:, None]
-    # All moments of the channel's group, ROWS at a time: first for the mean, then for the variance around it.
-    mean = tl.zeros([CHANNELS], tl.float32)
-    for start in range(0, parts * group_size, ROWS):
-        index = start + row
-        there = (index < parts * group_size) & inside[None, :]
-        part, other = index // group_size, first + index % group_size
-        share = tl.load(shares + part, mask=index < parts * group_size, other=0.0)
-        value = tl.load(moments + part * 2 * channels + other, mask=there, other=0.0)
-        value += tl.load(offset + other, mask=there, other=0.0)
-        mean += tl.sum(value * share, axis=0)
-    mean = mean / group_size
-    variance = tl.zeros([CHANNELS], tl.float32)
-    for start in range(0, parts * group_size, ROWS):
-        index = start + row
-        there = (index < parts * group_size) & inside[None, :]
-        part, other = index // group_size, first + index % group_size
-        share = tl.load(shares + part, mask=index < parts * group_size, other=0.0)
-        value = tl.load(moments + part * 2 * channels + other, mask=there, other=0.0)
-        value += tl.load(offset + other, mask=there, other=0.0) - mean[None, :]
-        value = tl.load(moments + (part * 2 + 1) * channels + other, mask=there, other=0.0) + value * value
-        variance += tl.sum(value * share, axis=0)
-    variance = variance / group_size
+    lane = tl.arange(0, SIZE)
+    channel, inside = tl.program_id(0) * GROUP_SIZE + lane, lane < GROUP_SIZE
+    added = tl.load(offset + channel, mask=inside, other=0.0)
+    # The group's statistics, ROWS parts at a time: first for the mean, then for the variance around it.
+    means = tl.zeros([ROWS, SIZE], tl.float32)
+    totals = tl.zeros([ROWS, SIZE], tl.float32)
+    for start in range(0, count, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None]
+        there = (row < count) & inside[None, :]
+        where = parts + row * 3 * channels + channel[None, :]
+        share = tl.load(where + 2 * channels, mask=there, other=0.0)
+        totals += share
+        means += share * (tl.load(where, mask=there, other=0.0) + added[None, :])
+    total = tl.sum(tl.sum(totals, axis=0), axis=0)
+    mean = tl.sum(tl.sum(means, axis=0), axis=0) / total
+    variances = tl.zeros([ROWS, SIZE], tl.float32)
+    for start in range(0, count, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None]
+        there = (row < count) & inside[None, :]
+        where = parts + row * 3 * channels + channel[None, :]
+        share = tl.load(where + 2 * channels, mask=there, other=0.0)
+        change = tl.load(where, mask=there, other=0.0) + added[None, :] - mean
+        variances += share * (tl.load(where + channels, mask=there, other=0.0) + change * change)
+    variance = tl.sum(tl.sum(variances, axis=0), axis=0) / total
     scale = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32) / tl.sqrt(variance + eps)
-    mean -= tl.load(offset + channel, mask=inside, other=0.0)
-    shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32) - mean * scale
+    shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32) - (mean - added) * scale
     tl.store(affine + channel, scale, mask=inside)
     tl.store(affine + channels + channel, shift, mask=inside)
 

@@ -28,11 +28,23 @@ class GroupStatistics:
     """
 
     def __init__(self) -> None:
+        # Of torch's operations; or of the kernel, which gives several parts at a time, with the weight of each.
         self._moments: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._weights: list[int] = []
+        self._parts: list[torch.Tensor] = []
 
-    def add(self, rows: torch.Tensor, times: int = 1) -> None:
-        """Include `rows` [1, C, r, W], `times` times."""
+    def add(self, rows: torch.Tensor, times: int = 1, added: torch.Tensor | None = None) -> None:
+        """Include `rows` [1, C, r, W], `times` times. added: rows that are added to these first, in place."""
+        parts = None
+        if rows.is_cuda and _in_one_piece(rows) and (added is None or _in_one_piece(added)):
+            parts = try_kernel(
+                rows.device, "fused_statistics", lambda kernels: kernels.fused_statistics(rows, added, times)
+            )
+        if parts is not None:
+            self._parts.append(parts)
+            return
+        if added is not None:
+            rows += added
         step = rows.shape[2]
         if rows.device.type == "cpu":
             step = max(1, CPU_VALUES // (rows.shape[1] * rows.shape[3]))
@@ -40,14 +52,31 @@ class GroupStatistics:
             self._moments.append(_channel_moments(part))
             self._weights.append(times * part.shape[2] * part.shape[3])
 
+    def parts(self) -> torch.Tensor | None:
+        """The kernel's statistics of all rows, [parts, 3, C]: see fused_statistics. None of rows that torch saw."""
+        return torch.cat(self._parts) if self._parts and not self._moments else None
+
     def collected(self, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of each part that was added, [parts, 2, C], and each part's share of all values, [parts].
 
         The shares are few and come again and again: the stream keeps them on the device.
         """
-        total = sum(self._weights)
-        moments = torch.stack([values for pair in self._moments for values in pair]).unflatten(0, (-1, 2))
-        return moments, stream.numbers(tuple(weight / total for weight in self._weights))
+        if not self._parts:
+            total = sum(self._weights)
+            moments = torch.stack([values for pair in self._moments for values in pair]).unflatten(0, (-1, 2))
+            return moments, stream.numbers(tuple(weight / total for weight in self._weights))
+        # A kernel that worked for these rows has failed since.
+        seen = [
+            torch.stack([*pair, torch.full_like(pair[0], weight)])[None]
+            for pair, weight in zip(self._moments, self._weights)
+        ]
+        parts = torch.cat(self._parts + seen)
+        return parts[:, :2], parts[:, 2, 0] / parts[:, 2, 0].sum()
+
+
+def _in_one_piece(rows: torch.Tensor) -> bool:
+    """Whether rows are contiguous in the order that the kernel of statistics reads them in."""
+    return rows.is_contiguous(memory_format=torch.channels_last)
 
 
 def _channel_moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,19 +193,16 @@ def channel_affine(
 
     offset [C], fp32: what is still to be added to each channel of these frames, and is not in their statistics.
     """
-    moments, shares = statistics.collected(stream)
-    given, rest = (moments, shares, offset), (norm.num_groups, norm.eps)
-    if moments.is_cuda:
+    parts, rest = statistics.parts(), (norm.num_groups, norm.eps)
+    if parts is not None:
         with stream.weights(norm) as weights:
             fused = try_kernel(
-                moments.device,
-                "fused_norms",
-                lambda kernels: kernels.fused_affine(*given, weights, *rest),
+                parts.device, "fused_norms", lambda kernels: kernels.fused_affine(parts, offset, weights, *rest)
             )
         if fused is not None:
             return fused
     with stream.weights(norm, torch.float32) as weights:
-        return torch_affine(*given, weights, *rest)
+        return torch_affine(*statistics.collected(stream), offset, weights, *rest)
 
 
 def torch_affine(
