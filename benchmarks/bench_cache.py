@@ -1,7 +1,8 @@
 """Caches of steps on CogVideoX-nano: how far the latents deviate at how many forwards, and what the clips score.
 
 The deviation tells caches apart that score alike. Ours is CogVideoX Step Cache; the others are ComfyUI's, plainly fewer
-steps, and guidance (prompt minus negative prompt) that is kept for every second step.
+steps, guidance (prompt minus negative prompt) that is kept for every second step, and the caches of blocks that others
+have published (block_caches.py).
 """
 
 from collections.abc import Callable
@@ -10,12 +11,27 @@ from typing import Any
 
 import torch
 
+from cogvideox.benchmarks.block_caches import (
+    BlockCache,
+    FirstBlockCache,
+    Known,
+    MagCache,
+    TeaCache,
+    rivals,
+    with_block_cache,
+)
 from cogvideox.benchmarks.common import Table, arguments, report, use_comfyui
 from cogvideox.host.toy import WEIGHTS
 from cogvideox.nano import paint, score, tasks, toy_settings
 
 BATCH = 4  # clips that are sampled together: a cache decides for all of them
-EASY, LAZY, OURS = (0.1, 0.2, 0.4), (0.2,), (0.001, 0.002, 0.003, 0.005, 0.01)
+EASY, LAZY, OURS = (0.1, 0.2, 0.4), (0.2,), (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05)
+RIVALS: dict[type[BlockCache], tuple[float, ...]] = {
+    FirstBlockCache: (0.05, 0.1),
+    TeaCache: (0.07, 0.15, 0.2),
+    MagCache: (0.06, 0.2),
+}
+BESIDE_RIVALS = ("Step Cache 0.003", "Step Cache 0.01", "Step Cache 0.02", "Step Cache 0.05", "EasyCache 0.4")
 FROM, TO = 0.2, 0.86  # of a run: where the guidance is kept
 # Of CogVideoX-nano: what a clip is made from, and the cfg: that of large models, but for pictures, which it drives to
 # extremes in the toy.
@@ -34,6 +50,7 @@ def main() -> None:
         samplers={"nargs": "+", "default": ["ddim", "dpm"]},
         steps={"type": int, "default": 50},
         cfg={"type": float, "help": "instead of the toy's own"},
+        others={"action": "store_true", "help": "the caches of blocks, with some of the rest"},
         seed={"type": int, "default": 7, "help": "of the prompts and the noise"},
     )
     use_comfyui()
@@ -43,9 +60,12 @@ def main() -> None:
         for sampler in options.samplers:
             guidance = cfg if options.cfg is None else options.cfg
             settings = paint.Settings(seed=options.seed, sampler=sampler, steps=options.steps, cfg=guidance)
-            tables.append(table_of(Bench(pipeline, settings, options.prompts, prepare), model))
+            bench = Bench(pipeline, settings, options.prompts, prepare)
+            rows = beside_rivals(bench) if options.others else all_rows(bench)
+            tables.append(table_of(bench, rows, model))
         # A section for each model, so that one of them can be measured again alone.
-        report("cache" if model == "5b" else f"cache, {model}", tables, options.save)
+        parts = ["cache", *(["others"] if options.others else []), *([] if model == "5b" else [model])]
+        report(", ".join(parts), tables, options.save)
 
 
 @dataclass
@@ -77,7 +97,7 @@ class Bench:
             nonlocal forwards
             forwards += args[0].shape[0]
 
-        handle = dit.transformer_blocks[0].attn1.to_q.register_forward_pre_hook(count)
+        handle = dit.transformer_blocks[-1].attn1.to_q.register_forward_pre_hook(count)
         try:
             for start in range(0, len(self.inputs), BATCH):
                 batch = self.inputs[start : start + BATCH]
@@ -95,10 +115,23 @@ class Bench:
         return row
 
 
-def table_of(bench: Bench, model: str) -> Table:
+def all_rows(bench: Bench) -> list[Row]:
     rows = [bench.run("all steps"), *(bench.run(name, change) for name, change in caches().items())]
     steps = bench.settings.steps
-    rows += [bench.run(f"{fewer} steps", steps=fewer) for fewer in (steps // 2, steps // 3)]
+    return rows + [bench.run(f"{fewer} steps", steps=fewer) for fewer in (steps // 2, steps // 3)]
+
+
+def beside_rivals(bench: Bench) -> list[Row]:
+    """The published caches of blocks, and what they are compared with."""
+    watched = Known()
+    rows = [bench.run("all steps", lambda model: with_block_cache(model, BlockCache(watched)))]
+    known = watched.mean_of_runs(bench.settings.steps)
+    compared = {name: change for name, change in caches().items() if name in BESIDE_RIVALS}
+    rows += [bench.run(name, change) for name, change in (compared | rivals(known, RIVALS)).items()]
+    return [*rows, bench.run(f"{bench.settings.steps // 2} steps", steps=bench.settings.steps // 2)]
+
+
+def table_of(bench: Bench, rows: list[Row], model: str) -> Table:
     exact = rows[0].latents.numpy()
     cells = [
         [

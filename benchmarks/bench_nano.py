@@ -22,7 +22,10 @@ SIZES = ((64, 64), (96, 64), (64, 96), (96, 96))
 LENGTHS = (9, 17, 33, 49)
 _PLAIN = paint.Settings()
 BASE = f"text to video: {_PLAIN.sampler}, {_PLAIN.steps} steps, cfg {_PLAIN.cfg:g}"
-_SMALLER = {"bf16": "bf16", "fp8": "fp8_e4m3fn", "int8": "int8"}  # row -> weight_dtype
+_SMALLER = {  # row -> weight_dtype
+    **{"bf16": "bf16", "fp8": "fp8_e4m3fn", "int8": "int8"},
+    **{"fp8, eight-bit products": "fp8_e4m3fn_fast", "int8, eight-bit products": "int8_fast"},
+}
 
 
 def _rows() -> dict[str, Row]:
@@ -131,6 +134,7 @@ def tabulate(rows: list[list[str]], options: Namespace) -> Table:
             "No jump: no two frames, four apart, differ by more than 1.5 times the clip's median (at the join, of a "
             "continued clip).",
             "Deviation: RMS of the difference to the frames of the exact run with the same seeds, over their RMS.",
+            "A CPU without eight-bit products emulates them, slowly.",
         ],
         ["", *score.ATTRIBUTES, "task", "deviation", "PSNR", "s a clip"],
         rows,

@@ -113,8 +113,8 @@ def run(
     peak = torch.cuda.max_memory_allocated() if bench.on_card else 0
     resident = patcher.loaded_size()
     took = ends[-1] - began
-    found = f"{took:.1f} s with the loading, {statistics.median(each):.2f} s a step, batches of {sorted(batches)}, peak {gib(peak)} with weights, "
-    found += f"of which {gib(resident)} of {gib(patcher.model_size())} stay there"
+    found = f"{took:.1f} s with the loading, {statistics.median(each):.2f} s a step, batches of {sorted(batches)}, "
+    found += f"peak {gib(peak)} with weights, of which {gib(resident)} of {gib(patcher.model_size())} stay there"
     predicted = PREDICTED.get(limit_gib or 0.0, "1.6 to 1.9 s a step")
     bench.row(what, found, predicted=predicted, seconds=each, run_s=took, peak_bytes=peak, resident_bytes=resident)
 

@@ -133,7 +133,10 @@ def forward_ours(
 def make_ours(
     model: Any, weight_dtype: str = "bf16", on: str | None = None, disable_dynamic: bool = True
 ) -> "ModelPatcher":
-    """The pack's MODEL over the storage of diffusers' `model`, not loaded yet. on: move the weights there first."""
+    """The pack's MODEL over the storage of diffusers' `model`, not loaded yet, with what the loader adds for runs.
+
+    on: move the weights there first.
+    """
     from cogvideox.model_loaders import load_model as loader
     from cogvideox.model_loaders.checkpoints import Weights
     from cogvideox.model_loaders.variants import DETECT
@@ -142,7 +145,9 @@ def make_ours(
     state_dict = {name: parameter.data if on is None else parameter.data.to(on) for name, parameter in _tensors(model)}
     # Not load_model, which starts from files: 11 GB would be written and read for the sake of them.
     weights = Weights(Path("random weights"), state_dict, config)
-    return loader._build_patcher(weights, weight_dtype, print, DETECT, disable_dynamic)
+    patcher = loader._build_patcher(weights, weight_dtype, print, DETECT, disable_dynamic)
+    loader._add_checks(patcher, print)
+    return patcher
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:

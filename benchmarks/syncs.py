@@ -187,6 +187,8 @@ class _Functions(TorchFunctionMode):
             if on_card:
                 self._card.note(UPLOAD)
             return self._card.put(func(*args, **kwargs), on_card)  # torch does not show it to a dispatch mode
+        if func is torch.Tensor.__getitem__ and self._card.is_on_card(args[0]) and _has_list(args[1]):
+            self._card.note(UPLOAD)
         if name in _READING_METHODS and self._card.is_on_card(args[0]):
             self._card.note(READ)
         return func(*args, **kwargs)
@@ -252,8 +254,14 @@ def _has_mask(name: str, args: tuple) -> bool:
     return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
 
 
+def _has_list(key: Any) -> bool:
+    """Whether an index has a list in it, which torch copies to the card."""
+    return isinstance(key, list) or (isinstance(key, tuple) and any(isinstance(part, list) for part in key))
+
+
 def _place(kind: str) -> Place | None:
-    """The innermost line that is neither torch's nor a watching module's; None within an attention of ComfyUI's for CPUs."""
+    """The innermost line that is neither torch's nor a watching module's; None within an attention of ComfyUI's for
+    CPUs."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
         if path.name in _WATCHERS or _TORCH in path.parents or not path.suffix:

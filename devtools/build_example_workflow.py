@@ -112,6 +112,7 @@ def build(classic: Frontend, vue: Frontend, example: Example) -> dict:
     both = {name: max(heights[name], needed[str(node["id"])]) for name, node in zip(names, workflow["nodes"])}
     lay_out(example, workflow, both)
     label_inputs(example, workflow, names)
+    leave_out_no_values(workflow)
     # Random and per-machine values are replaced, so that building the same example again gives the same file.
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK_NAME}/{example.name}"))
     workflow["extra"] = {"ds": {"scale": 0.8, "offset": [90, 150]}} | app_mode(example, names)
@@ -133,6 +134,14 @@ def label_inputs(example: Example, workflow: dict, names: Sequence[str]) -> None
         inputs = workflow["nodes"][names.index(node)]["inputs"]
         (entry,) = (entry for entry in inputs if entry.get("widget", {}).get("name") == widget)
         entry["label"] = label
+
+
+def leave_out_no_values(workflow: dict) -> None:
+    """Delete the lists of values of nodes without any. A preview is a widget whose value is not saved: the frontend
+    writes an empty list where it has shown one on a node of this number, in whichever example was built before."""
+    for node in workflow["nodes"]:
+        if node.get("widgets_values") == []:
+            del node["widgets_values"]
 
 
 def comfyui_version() -> str:

@@ -63,8 +63,7 @@ def record_event(device: torch.device, timed: bool = False) -> Any:
     return event
 
 
-def seconds_since(event: Any, device: torch.device) -> float:
-    """The time between a timed event and now, on the card's clock, once the card has done all work so far."""
-    now = record_event(device, timed=True)
-    now.synchronize()
-    return event.elapsed_time(now) / 1000
+def seconds_between(first: Any, last: Any) -> float:
+    """The time between two timed events on the card's clock; 0 where the card has not come to the last one yet, for
+    which the host does not wait."""
+    return first.elapsed_time(last) / 1000 if last.query() else 0.0

@@ -15,6 +15,7 @@ from comfy.ldm.flux.math import apply_rope1
 
 from ..errors import UserError
 from .attention_kernels import attention_by_choice
+from .cpu_attention import attention_by_heads
 
 try:
     from comfy import model_prefetch
@@ -39,7 +40,7 @@ def attention_for(device: torch.device) -> Callable[..., torch.Tensor]:
     an attention override where there is one.
     """
     if device.type == "cpu":
-        return comfy_attention.attention_pytorch
+        return attention_by_heads
     chosen: Callable[..., torch.Tensor] = comfy_attention.optimized_attention
     return attention_by_choice if chosen is comfy_attention.attention_pytorch else chosen
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import comfy.model_management as mm
+
 from .compat import is_out_of_memory
 
 
@@ -19,14 +21,14 @@ class Compiled(NamedTuple):
 def compile_by_calling(call: Callable[[], object]) -> Compiled:
     """Call `call`, which makes torch.compile compile, and say how that went.
 
-    Raises what `call` raises where memory runs out: that says nothing about torch.compile.
+    Raises what `call` raises where memory runs out or the user cancels: that says nothing about torch.compile.
     """
     start = time.perf_counter()
     try:
         call()
     # It depends on compilers, drivers and versions of Python, and each fails in its own way.
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, mm.InterruptProcessingException):
             raise
         logging.debug("torch.compile has failed:", exc_info=error)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,7 +1,9 @@
 """ComfyUI's model folders: the names that the loaders list, and the paths of these names."""
 
+import logging
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path, PureWindowsPath
 
 import folder_paths
@@ -10,7 +12,7 @@ from ..errors import UserError, quoted
 from .file_names import check_file_name
 from .inside import is_below, is_inside, is_spelled_inside
 from .model_tree import CONFIG, Listed, Tree, start_listing, tree_of, walk
-from .toy import CLIPS, CLIPS_FOLDER, check_present, find_toy, names_toy
+from .toy import CLIPS, CLIPS_FOLDER, check_clips, check_present, find_toy, names_toy
 
 DATASETS = "cogvideox_datasets"  # a key in extra_model_paths.yaml: folders that datasets may be in
 DATASETS_VARIABLE = "COGVIDEOX_DATASETS"  # the same, separated as in PATH
@@ -163,6 +165,8 @@ def find(name: str, *categories: str, toy: str = "") -> Path:
         listed = [entry for entry in found if _is_listed(*entry, component)]
         found = listed or ([] if name == "." or is_toys else found)
     if found:
+        if is_toys:
+            _say_own(name, found[0][0])
         return found[0][0]
     # By Windows' rules on every system: its names lead out of a folder in more ways than those of other systems.
     whole = PureWindowsPath(name if isinstance(name, str) else "")
@@ -227,7 +231,7 @@ def find_dataset(name: str) -> Path:
 
     name: relative to one of these folders, or a whole path that lies in one; or that of the toy's clips (toy.CLIPS).
 
-    Raises UserError, which does not tell whether a folder exists outside of them.
+    Raises UserError, which does not tell whether a folder exists outside of them, or that the toy's clips are damaged.
     """
     roots = dataset_roots()
     inner = Path(name.strip().strip('"').replace("\\", "/"))
@@ -235,14 +239,26 @@ def find_dataset(name: str) -> Path:
         path = Path(os.path.abspath(root / inner))  # pathlib drops `root` before a whole path
         # By the spelling first: to look whether //server/share exists would already call that server.
         if is_spelled_inside(path, root) and os.path.isdir(path) and is_in_datasets(path):
+            if name == CLIPS:
+                _say_own(name, path)
             return path
     if name == CLIPS and CLIPS_FOLDER.is_dir():
+        check_clips()
         return CLIPS_FOLDER
     places = " or ".join(str(root) for root in roots)
     raise UserError(
         f"There is no folder {name[:100]!r} in {places}. Put the folder with the clips and their captions there "
         f"(clip.mp4 and clip.txt), or name the folder that it is in: under {DATASETS} in extra_model_paths.yaml, or in "
         f"the environment variable {DATASETS_VARIABLE}."
+    )
+
+
+@cache
+def _say_own(name: str, path: Path) -> None:
+    """Once: what the user has put there goes before what comes with the pack, and results are not the toy's."""
+    logging.warning(
+        f"{quoted(name)!r} is read from {path}, where you have put it, and not from the pack, which has something of "
+        "that name too. Rename yours to get that."
     )
 
 

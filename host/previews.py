@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import latent_preview
@@ -68,7 +69,8 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
         self._renderers = renderers
         self._make_player = make_player
         self._player: Player | None = None
-        self._due = 0.0  # when the next clip may be made, on time.perf_counter's clock
+        # When the last clip was there, on time.perf_counter's clock, and what tells how many seconds it took.
+        self._last: tuple[float, Callable[[], float]] | None = None
 
     def decode_latent_to_preview_image(
         self, preview_format: str, x0: torch.Tensor
@@ -80,7 +82,7 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
         ComfyUI moves the progress bar at every step only for previewers that return a picture.
         """
         side = latent_preview.MAX_PREVIEW_RESOLUTION
-        if time.perf_counter() < self._due:
+        if time.perf_counter() < self._due():
             return None if self._player is None else ("JPEG", self._player.current(), side)
         clip = self._render_timed(x0)
         if clip is None:
@@ -88,6 +90,14 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
         if self._player is None:
             self._player = self._make_player(preview_sender(side))
         return "JPEG", self._player.show(*clip), side
+
+    def _due(self) -> float:
+        """When the next clip may be made. A card is asked for the time of the last one only now, without a wait."""
+        if self._last is None:
+            return 0.0
+        ended, seconds = self._last
+        taken = seconds()
+        return ended + (taken / MAX_SHARE if taken > CHEAP_S else 0)
 
     def _render_timed(self, x0: torch.Tensor) -> tuple[torch.Tensor, float] | None:
         # A card may still be computing the step, whose time must not be taken for the preview's: the card's own clock
@@ -99,8 +109,12 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
         began = time.perf_counter()
         clip = self._render(x0)
         ended = time.perf_counter()
-        taken = ended - began if begun is None else async_copies.seconds_since(begun, x0.device)
-        self._due = ended + (taken / MAX_SHARE if taken > CHEAP_S else 0)
+        taken = ended - began
+        if on_card:
+            last = async_copies.record_event(x0.device, timed=True)
+            self._last = ended, partial(async_copies.seconds_between, begun, last)
+        else:
+            self._last = ended, lambda: taken
         return clip
 
     def _render(self, x0: torch.Tensor) -> tuple[torch.Tensor, float] | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import UserError, printable, quoted
 from .optional_packages import package_error
+from .published_files import read_sums
 from .served_pages import serve_pages
 
 ROUTE = "/cogvideox/start_notices"  # web/js/start_notices.js asks for it
@@ -126,10 +127,9 @@ def missing_files(folder: Path) -> str:
     Their contents are compared with the hashes when they are loaded (host/toy.py)."""
     weights = folder / "nano" / "weights"
     try:
-        lines = (weights / "SHA256SUMS").read_text("utf-8").splitlines()
-    except (OSError, ValueError):
+        names = list(read_sums(weights))
+    except UserError:
         return f"The toy model that the templates begin with is not in {weights}. {_again(folder)}"
-    names = [line.split(maxsplit=1)[1].strip() for line in lines if len(line.split(maxsplit=1)) == 2]
     missing = [name for name in names if not (weights / name).is_file()]
     if not missing:
         return ""

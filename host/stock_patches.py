@@ -119,7 +119,8 @@ def unserved_patches(transformer_options: Mapping[str, Any], blocks: int) -> Ite
     for kind, functions in transformer_options.get("patches_replace", {}).items():
         for place, patch in functions.items():
             if not _is_place(kind, place, blocks):
-                yield owner_of(patch), f"{kind} in {' '.join(map(str, place))}"
+                place = " ".join(map(str, place)) if isinstance(place, tuple) else place
+                yield owner_of(patch), f"{kind} in {place}"
 
 
 def foreign_patches(transformer_options: Mapping[str, Any]) -> list[str]:
@@ -141,15 +142,16 @@ def _is_served(kind: str, patch: Any) -> bool:
     arguments, named = _SERVED[kind]
     try:
         inspect.signature(patch).bind(*arguments, **named)
-    except (TypeError, ValueError):  # other arguments; a function whose signature Python does not know
+    except Exception:  # other arguments; a signature that Python does not know; or an odd object's own error
         return False
     return True
 
 
-def _is_place(kind: str, place: tuple, blocks: int) -> bool:
+def _is_place(kind: str, place: Any, blocks: int) -> bool:
+    # Whatever another pack calls the places of its own model.
     if kind == "attn1" and place in (("middle", 0), ("middle", 0, 0)):
         return True
-    return kind in ("attn1", "dit") and place[0] == "double_block" and place[1] < blocks and len(place) == 2
+    return kind in ("attn1", "dit") and place in [("double_block", index) for index in range(blocks)]
 
 
 def _origin(function: Any) -> tuple[str, str]:
@@ -164,11 +166,20 @@ def _plain(function: Any) -> Any:
     return function if hasattr(function, "__qualname__") else type(function)
 
 
+def _named(function: Any, attribute: str) -> str:
+    """A name of a function of another pack, which may be an object that answers any question with any error, as a proxy
+    for something that is gone does: then that of its class. For the sake of a message no run ends."""
+    try:
+        return str(getattr(_plain(function), attribute))
+    except Exception:
+        return str(getattr(type(function), attribute))
+
+
 def _qualified_name(function: Any) -> str:
-    return _plain(function).__qualname__
+    return _named(function, "__qualname__")
 
 
 def _module(function: Any) -> str:
     # ComfyUI imports its extra nodes by path: their modules are called /path/to/comfy_extras/nodes_nag.
-    path = str(_plain(function).__module__).replace("\\", "/")
+    path = _named(function, "__module__").replace("\\", "/")
     return path.replace("/", ".")[path.rfind("comfy_extras") :] if "comfy_extras" in path else path

@@ -7,21 +7,19 @@ Not in ComfyUI's model folders: other packs write previews and notes beside the 
 other model's loaders would begin to show a toy.
 """
 
-import hashlib
-import os
-import stat
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 from ..errors import UserError
+from .published_files import check_published, files_below, read_sums
 
 NAME = "CogVideoX-nano"
 WEIGHTS = Path(__file__).resolve().parent.parent / "nano" / "weights"
 EXAMPLES = WEIGHTS.parent / "examples"
-SUMS = "SHA256SUMS"  # of the files of weights, in the format of the program sha256sum
 SHARED = ("vae", "text_encoder", "tokenizer", "scheduler")
 _COMPONENTS = ("transformer", "vae", "text_encoder")
+_WEIGHTS_SUFFIX, _CONFIG_SUFFIX, _INDEX = ".safetensors", ".json", "model_index.json"
 
 # The folders of the pipelines below WEIGHTS, in the order of the lists.
 MODELS = ("5b", "5b-I2V", "1.5-5B", "1.5-5B-I2V", "2b", "Fun-5b-InP", "Fun-5b-Control")
@@ -122,62 +120,36 @@ def weights_folder(folder: Path) -> Path:
 
 
 def check_files(path: Path, kind: str) -> None:
-    """Raises UserError where a file of weights that loading reads is not the one that was published.
+    """Raises UserError where a file that loading reads is not the one that was published: weights, configs, tokenizer.
+
+    A changed config is as silent as a changed weight: another scale or schedule makes worse videos and no error. The
+    configs of a pipeline are read together, whichever of its parts is loaded.
 
     path, kind: as find_toy gives and takes them.
     """
     parts = _COMPONENTS if kind == "pipeline" else (kind,) if kind in _COMPONENTS else ()
-    places = [weights_folder(part_folder(path, part)) for part in parts] or [path]
-    published = _sums()
-    # Those that are there, and those that should be.
-    files = {file for place in places for file in (place.rglob("*.safetensors") if place.is_dir() else [place])}
-    files |= {file for file in map(WEIGHTS.joinpath, published) if any(place in file.parents for place in places)}
-    for file in sorted(files):
-        digest = published.get(file.relative_to(WEIGHTS).as_posix())
-        if digest is None or _sha256(file) != digest:
-            raise UserError(
-                f"{file} is damaged: its sha256 is not the one in {SUMS}. Install the pack again, or run `git checkout "
-                "-- nano/weights` in its folder."
-            )
+    weights = [weights_folder(part_folder(path, part)) for part in parts] or [path]
+    configs = [part_folder(path, part) for part in ("transformer", *SHARED)] if parts else [path]
+    listed = read_sums(WEIGHTS)
+    files = {path / _INDEX} if parts else set() if path.is_dir() else {path}
+    for places, suffix in ((weights, _WEIGHTS_SUFFIX), (configs, _CONFIG_SUFFIX)):
+        files |= {file for place in places for file in files_below(WEIGHTS, place, suffix, listed)}
+    check_published(WEIGHTS, files, listed)
 
 
-def sums_of(weights: Path) -> str:
-    """The text of SUMS for the files of weights below a folder."""
-    files = sorted(path.relative_to(weights).as_posix() for path in weights.rglob("*.safetensors"))
-    return "".join(f"{hashlib.sha256((weights / file).read_bytes()).hexdigest()}  {file}\n" for file in files)
+def check_clips() -> None:
+    """Raises UserError where a clip of CLIPS_FOLDER, or a caption, is not the one that was published."""
+    listed = read_sums(EXAMPLES)
+    files = (files_below(EXAMPLES, CLIPS_FOLDER, suffix, listed) for suffix in (".mp4", ".txt"))
+    check_published(EXAMPLES, {file for several in files for file in several}, listed)
+
+
+def published_files(folder: Path) -> list[Path]:
+    """The files below a folder such as WEIGHTS that loading may read."""
+    return [file for suffix in (_WEIGHTS_SUFFIX, _CONFIG_SUFFIX) for file in folder.rglob(f"*{suffix}")]
 
 
 @cache
 def _is_there(path: Path) -> bool:
     """Looked up once: lists are made on ComfyUI's event loop, and the pack's files are those of its code."""
     return path.exists()
-
-
-def _sums() -> dict[str, str]:
-    """File below WEIGHTS -> its sha256, as SUMS has them. A line that is damaged names no file."""
-    try:
-        lines = (WEIGHTS / SUMS).read_text("utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{WEIGHTS / SUMS} cannot be read ({error}), so that the files of {NAME} cannot be checked. Install the "
-            "pack again."
-        ) from error
-    pairs = (line.split(maxsplit=1) for line in lines)
-    return {pair[1].strip(): pair[0] for pair in pairs if len(pair) == 2}
-
-
-def _sha256(file: Path) -> str:
-    """ "" for a file that cannot be read."""
-    try:
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, and a device never ends
-            return ""
-        return _sha256_at(file, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-    except (OSError, ValueError):  # the latter of a name that no file can have
-        return ""
-
-
-@lru_cache(maxsize=64)
-def _sha256_at(file: Path, state: tuple[int, ...]) -> str:
-    """Of a file in this state; ComfyUI asks several times a run."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -29,6 +29,8 @@ _FEW_LETTERS, _SOME_LETTERS = 4, 9  # in the constant parts of a template: fewer
 _NO_WORDS, _NO_PHRASES = (" ",), (". ", ": ", "; ")  # what its values cannot hold then
 _LISTS = (("; ", "；"), (" and ", "，并且"), (", ", "，"))  # how parts are joined in English, and in the translation
 _WIDE_ENDS = "。！？；：，）”"  # no space follows these
+_WIDE = re.compile("[\u4e00-\u9fff]")  # letters of a language that has a full stop of its own
+_MARKED_LIST = re.compile("“[^“”]*”(, “[^“”]*”)+")  # “a”, “b”
 # The names of placeholders whose value is a user's own text.
 _OWN_TEXT = (
     r"(quoted|clip_name|error_filename).*|(checkpoint|index|file|key|layer)(_\d+)?"
@@ -257,7 +259,10 @@ class _Translator:
             return None if told is None else f"{subject}：{told}"
         template, values = found
         shown = dict(zip(template.names, self._values(template, values, depth + 1)))
-        return "".join(part + (shown.get(name, "") if name else "") for part, name in template.translation)
+        told = "".join(part + (shown.get(name, "") if name else "") for part, name in template.translation)
+        # "{name} is not {step}: use {low} or {high}" has no full stop: that of the text is in its last value.
+        is_ended = text.endswith(".") and told.endswith(".") and not told.endswith("..")
+        return f"{told[:-1]}。" if is_ended and _WIDE.search(told) else told
 
     def _values(self, template: _Template, values: Sequence[str], depth: int) -> list[str]:
         """The values of a message, translated where they are parts of sentences themselves."""
@@ -287,7 +292,7 @@ class _Translator:
 
     def _value(self, name: str, text: str, depth: int) -> str:
         if re.fullmatch(_OWN_TEXT, name) or not any(letter.isalpha() for letter in text):
-            return text
+            return _in_a_row(text)
         if ". " in text:
             return self.paragraph(text, depth)
         for english, translated in _LISTS:
@@ -305,7 +310,12 @@ class _Translator:
         # "a, b, c and 3 more"
         names, joint, rest = text.rpartition(" and ")
         told = self._message(joint + rest, depth) if joint else None
-        return text if told is None else names + told
+        return text if told is None else _in_a_row(names) + told
+
+
+def _in_a_row(names: str) -> str:
+    """“a”、“b” for “a”, “b”, as other languages than English have it; any other text as it is."""
+    return names.replace("”, “", "”、“") if _MARKED_LIST.fullmatch(names) else names
 
 
 def _sentence_starts(text: str) -> list[int]:

@@ -15,7 +15,8 @@ def rgb_frames(x0: torch.Tensor, factors: torch.Tensor, bias: torch.Tensor | Non
     factors: [16, 3], one row a channel. bias: [3], added to each colour. Every latent pixel is one pixel; at most
     MAX_FRAMES frames.
     """
-    latents = x0[0, :, shown_frames(x0.shape[2])].float()  # [16, t, h, w]
+    # One by one: a list of indices would be copied to a card, for which the host waits.
+    latents = torch.stack([x0[0, :, index] for index in shown_frames(x0.shape[2])], dim=1).float()  # [16, t, h, w]
     colours = torch.einsum("ctyx,cr->tyxr", latents, factors.to(latents))
     if bias is not None:
         colours = colours + bias.to(colours)

@@ -12,6 +12,7 @@ import av
 import numpy as np
 from PIL import Image, ImageFilter
 
+from cogvideox.host.published_files import SUMS, sums_of
 from cogvideox.host.toy import CLIPS_FOLDER, EXAMPLES, INPUT_FRAMES, INPUTS, MASK_SUFFIX
 
 from .captions import caption
@@ -35,6 +36,7 @@ def write_examples(folder: Path) -> None:
         _write_png(file, frames)
         _mask(frames, colour).save(file.with_name(file.stem + MASK_SUFFIX), optimize=True)
     _write_clips(folder / CLIPS_FOLDER.relative_to(EXAMPLES))
+    (folder / SUMS).write_text(sums_of(folder, filter(Path.is_file, folder.rglob("*"))), "utf-8", newline="\n")
 
 
 def _write_png(file: Path, frames: np.ndarray) -> None:

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from transformers import T5EncoderModel
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config, write_index
+from cogvideox.host.published_files import SUMS, sums_of
 from cogvideox.host.standalone import use_comfyui
-from cogvideox.host.toy import SUMS, sums_of
+from cogvideox.host.toy import published_files
 
 from . import control_net, train_lora, transformer
 from .folders import WEIGHTS
@@ -46,7 +47,7 @@ def publish(work: Path) -> None:
     lora = work / train_lora.NAME / f"{train_lora.NAME}.safetensors"
     if lora.exists():
         write_lora(WEIGHTS / lora.name, lora)
-    (WEIGHTS / SUMS).write_text(sums_of(WEIGHTS), "utf-8", newline="\n")
+    (WEIGHTS / SUMS).write_text(sums_of(WEIGHTS, published_files(WEIGHTS)), "utf-8", newline="\n")
 
 
 def write_transformer(folder: Path, variant: str, config: dict, weights: dict[str, torch.Tensor]) -> None:

@@ -24,7 +24,8 @@ class CogVideoXCompile(io.ComfyNode):
             search_aliases=SEARCH_WORDS["CogVideoXCompile"],
             description="Compile the transformer's block with torch.compile, once for all blocks, sizes and LoRAs; the "
             "result is the same within rounding. The first step waits for the compiler, and the sampler's node says "
-            "how long it took. Needs Triton on a GPU, or a C++ compiler on the CPU.",
+            "how long it took. On NVIDIA cards with Triton the pack's own kernels are faster: leave it out there. "
+            "Needs Triton on a GPU, or a C++ compiler on the CPU.",
             inputs=[model_input()],
             outputs=[io.Model.Output(tooltip="A copy of the model with compiled blocks, for any sampler.")],
         )

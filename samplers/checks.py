@@ -47,14 +47,19 @@ def check_size(model: BaseModel, latent_size: tuple[int, int, int], model_option
 
 def _window_lengths(frames: int, handler: ContextHandler | None) -> set[int]:
     """The numbers of latent frames that the model is called with for a video of `frames`, under ComfyUI's context
-    `handler`."""
-    if handler is None or frames <= handler.context_length:
+    `handler`; none for a handler of another pack that does not say, whose windows the model's forward checks."""
+    if handler is None:
         return {frames}
-    lengths = {handler.context_length}
+    if not isinstance(length := getattr(handler, "context_length", None), int):
+        return set()
+    if frames <= length:
+        return {frames}
+    lengths = {length}
     # The schedule called "batched" ends with a shorter window. The others move the last window back, so that it
     # overlaps the one before.
-    if handler.context_schedule.name == "batched" and frames % handler.context_length:
-        lengths.add(frames % handler.context_length)
+    schedule = getattr(getattr(handler, "context_schedule", None), "name", "")
+    if schedule == "batched" and frames % length:
+        lengths.add(frames % length)
     # This option puts one more frame in front of every window but the first.
     if getattr(handler, "causal_window_fix", False):
         lengths |= {count + 1 for count in lengths}

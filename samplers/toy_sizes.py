@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from ..host.protocols import GuiderExecutor
-from ..host.toy import FRAMES, KNOWS, NAME, SIDES_PX
+from ..host.toy import FRAMES, INPUT_FRAMES, NAME, SIDES_PX
 
 _FAR = 2  # times what it was trained on: windows and stretched positions reach twice its length
+_LONGEST_SHAPE = SIDES_PX[1] / SIDES_PX[0]  # in longer ones the shapes are cut off and doubled
 
 
 def tell_toy_size(
@@ -35,10 +36,13 @@ def toy_size_message(latent_size: tuple[int, ...]) -> str:
     """The sentences for latents of this (T, H, W); "" for a size in or near the toy's world."""
     frames, (height, width) = 4 * latent_size[0] - 3, (8 * side for side in latent_size[1:])
     (shortest, longest), (least, most) = SIDES_PX, FRAMES
-    if _FAR * min(width, height) >= shortest and max(width, height) <= _FAR * longest and frames <= _FAR * most:
+    small, large = sorted((width, height))
+    is_near = _FAR * small >= shortest and large <= _FAR * longest and large <= _LONGEST_SHAPE * small
+    if is_near and frames <= _FAR * most:
         return ""
     return (
         f"This is {NAME}, the toy that comes with the pack. It has seen sides of {shortest} and {longest} pixels and "
-        f"{least} to {most} frames; {width} × {height} with {frames} frames is far from that, and shows nothing "
-        f"recognisable. {KNOWS} For real videos, load an official checkpoint."
+        f"{least} to {most} frames; {width} × {height} with {frames} frames is far from that, and shows little that is "
+        f"recognisable. Set {shortest} × {shortest} with {INPUT_FRAMES} frames. For real videos, load an official "
+        "checkpoint."
     )

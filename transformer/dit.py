@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import comfy.model_management as mm
 import comfy.patcher_extension
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,13 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 
 from ..errors import UserError
 from ..host.async_copies import pinned, upload
-from ..host.compat import NoMemoryLeftError, free_after_out_of_memory, is_out_of_memory, prefetched
+from ..host.compat import (
+    NoMemoryLeftError,
+    free_after_out_of_memory,
+    is_out_of_memory,
+    prefetched,
+    throw_if_interrupted,
+)
 from ..host.exact_attention import exact_attention
 from ..host.memory_rules import free_in_step
 from ..host.protocols import TransformerConfig
@@ -225,13 +230,16 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     def _require_learned_size(self, frames: int, height: int, width: int) -> None:
         fits = self.native_size()
         if (frames, height, width) != fits:
-            raise UserError(
-                f"This model's learned position table fits {fits[2] * 8} x {fits[1] * 8} pixels and "
-                f"{fits[0]} latent frames ({self.config.sample_frames} frames); the latent is {width * 8} x "
-                f"{height * 8} with {frames} latent frames. Use the model's own size, or stretch the table, at some "
-                "loss of quality.",
-                advice="stretch positions",
+            ratio = self.config.temporal_compression_ratio
+            own_width, own_height, own_frames = fits[2] * 8, fits[1] * 8, (fits[0] - 1) * ratio + 1
+            # A form, which has no nodes, shows the first line alone.
+            lines = (
+                f"This model's learned position table fits {own_width} x {own_height} pixels with {own_frames} frames; "
+                f"the video is {width * 8} x {height * 8} with {(frames - 1) * ratio + 1}. Set width to {own_width}, "
+                f"height to {own_height} and frames to {own_frames}.",
+                "For another size the table has to be stretched, at some loss of quality.",
             )
+            raise UserError("\n".join(lines), advice="stretch positions")
 
     def _embed_time(self, timestep: torch.Tensor, ofs: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         # time_proj computes sines and cosines of the fp32 timestep; only they are cast. The timestep itself must not be
@@ -325,8 +333,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         compiled = read_compiled_blocks(transformer_options)
         compute = compiled.forward_of(self.config, block_forward) if compiled and in_sampling else block_forward
         for index, block in enumerate(prefetched(self.transformer_blocks, video.device, transformer_options)):
-            if in_sampling:  # a block of a large video takes minutes on a slow device
-                mm.throw_exception_if_processing_interrupted()
+            if in_sampling:  # within a block, each of ComfyUI's layers looks (comfy.ops.run_every_op)
+                throw_if_interrupted()
             options["block_index"] = index
             attention = patches.attention[index] if patches else None
             if ("double_block", index) in replacements:

@@ -19,7 +19,7 @@ from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 
-from ..host.compat import is_out_of_memory, rotate_pairs
+from ..host.compat import is_out_of_memory, rotate_pairs, throw_if_interrupted
 from ..host.ops import is_hooked, is_plain_layer, is_product, weights_held, weights_on
 from .memory_modes import DEFAULT, Mode
 
@@ -224,6 +224,7 @@ def _feed_forward_in_place(ff: FeedForward, tokens: torch.Tensor, span_tokens: i
     layers = products_of(ff)
     with weights_held(layers, tokens.device, tokens.dtype) as (up, down):
         for rows in spans(tokens, span_tokens):
+            throw_if_interrupted()  # as ComfyUI's layers do in each call, which these products are not
             # Nested, because no name may hold the wide tensor of one span while that of the next is made.
             tokens[rows] = F.linear(_gelu_of_product(tokens[rows], *up), *down)
     return tokens

@@ -6,7 +6,7 @@ from .fun import fun_control, fun_inpaint, start_end_frame
 from .guided import controlnet, inversion_edit
 from .longer import extend_video, long_video
 from .real import REAL
-from .table import Column, Example, Node
+from .table import Column, Example, Node, saved_under_its_title
 from .train import train_lora
 
 __all__ = ["EXAMPLES", "Column", "Example", "Node", "file_name"]
@@ -31,7 +31,7 @@ _NUMBERS = {
     for first, section in ((1, _TOY), (21, REAL), (41, APPS))
     for number, example in enumerate(section, first)
 }
-EXAMPLES: tuple[Example, ...] = (*_TOY, *REAL, *APPS)
+EXAMPLES: tuple[Example, ...] = tuple(map(saved_under_its_title, (*_TOY, *REAL, *APPS)))
 
 
 def file_name(example: Example) -> str:

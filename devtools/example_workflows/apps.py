@@ -5,8 +5,11 @@ They are the toy's, so that they run at once; the checkpoint is one of the form'
 
 from dataclasses import replace
 
+from cogvideox.nano.toy_settings import IMAGE
+from cogvideox.official_settings import Settings
+
 from .clips import image_to_video, text_to_video, video_to_video
-from .table import Example, Node
+from .table import Example, Node, size
 
 _Inputs = tuple[tuple[str, str, str], ...]
 _PROMPT = ("positive", "text", "Prompt")
@@ -20,8 +23,11 @@ _SETTINGS: _Inputs = (
 )
 
 
-def _size(node: str) -> _Inputs:
-    return ((node, "width", "Width"), (node, "height", "Height"), (node, "frames", "Frames"))
+def _size(node: str, only: Settings | None = None) -> _Inputs:
+    """only: the one size that the form's checkpoint takes: the form has no note that could say it."""
+    names = ("width", "height", "frames")
+    takes = {name: f" (this toy: {size(only)[name]})" for name in names} if only else dict.fromkeys(names, "")
+    return tuple((node, name, name.capitalize() + takes[name]) for name in names)
 
 
 def text_to_video_app() -> Example:
@@ -61,7 +67,7 @@ def image_to_video_app() -> Example:
             ("own", "image", "Your picture (empty: example)"),
             _PROMPT,
             _CHECKPOINT,
-            *_size("start"),
+            *_size("start", IMAGE),
             *_SETTINGS,
             _FPS,
         ),

@@ -36,7 +36,7 @@ _STAR = "A big yellow star moves to the right on a gradient from blue to purple.
 
 
 def text_to_video() -> Example:
-    nodes = (*prompts(_STAR, 210), Node("latent", "CogVideoXEmptyLatent", size(TEXT)))
+    nodes = (*prompts(_STAR, 330), Node("latent", "CogVideoXEmptyLatent", size(TEXT)))
     return Example(
         "text_to_video",
         "Text to video",
@@ -72,7 +72,7 @@ def image_to_video() -> Example:
         "Image to video",
         (
             checkpoint("5b-I2V", "23 Image to video with CogVideoX-5b-I2V", IMAGE_TO_VIDEO),
-            Column("2  Prompt and picture", 360, (*prompts(_SQUARE, 150), picture)),
+            Column("2  Prompt and picture", 360, (*prompts(_SQUARE, 250), picture)),
             Column("3  Sample", 360, (start, sampler(links=conditioned("start"), widgets=sampled(IMAGE)))),
             Column("4  Video", 360, (decode(), *save_video())),
         ),

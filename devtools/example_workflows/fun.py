@@ -12,6 +12,7 @@ from .table import (
     decode,
     example,
     example_video,
+    own_video,
     prompts,
     sampled,
     sampler,
@@ -103,11 +104,12 @@ def fun_control() -> Example:
         size(CONTROL),
         {**BOTH_PROMPTS, "vae": "pipeline.VAE", "control_video": "edges.IMAGE"},
     )
+    hints = f"{FUN_CONTROL}\n{own_video(CONTROL.frames)}"
     return Example(
         "fun_control",
         "Video from edges (Fun Control)",
         (
-            checkpoint("Fun-5b-Control", "30 Edges to video with CogVideoX-Fun Control", FUN_CONTROL),
+            checkpoint("Fun-5b-Control", "30 Edges to video with CogVideoX-Fun Control", hints),
             Column("2  A video and its edges", 300, (*example_video(), *edges())),
             Column("3  Prompt and size", 300, (*prompts(_PURPLE), control)),
             Column("4  Sample", 300, (sampler(links=conditioned("control"), widgets=sampled(CONTROL)),)),

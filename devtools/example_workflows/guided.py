@@ -6,7 +6,6 @@ from cogvideox.nano.toy_settings import GIVEN, TEXT
 from .fun import edges
 from .table import (
     BOTH_PROMPTS,
-    NEGATIVE,
     Column,
     Example,
     Node,
@@ -14,6 +13,7 @@ from .table import (
     decode,
     example_video,
     followed,
+    negative_prompt,
     own_video,
     prompt,
     prompts,
@@ -43,12 +43,13 @@ def controlnet() -> Example:
         {**BOTH_PROMPTS, "control_net": "net.CONTROL_NET", "control_video": "edges.IMAGE"},
     )
     latent = Node("latent", "CogVideoXEmptyLatent", size(TEXT))
+    hints = f"{CONTROLNET}\n{own_video(TEXT.frames)}"
     guided = {"positive": "apply.positive", "negative": "apply.negative"}
     return Example(
         "controlnet",
         "Video from edges (ControlNet)",
         (
-            checkpoint("5b", "31 Edges to video with a ControlNet for CogVideoX-5b", CONTROLNET),
+            checkpoint("5b", "31 Edges to video with a ControlNet for CogVideoX-5b", hints),
             Column("2  A video and its edges", 300, (*example_video(), *edges())),
             Column("3  Prompt and size", 300, (*prompts(_PURPLE), apply, latent)),
             Column("4  Control net and sampler", 300, (load, sampler(links=guided, widgets=sampled(GIVEN)))),
@@ -91,8 +92,8 @@ def inversion_edit() -> Example:
         height=370,
     )
     texts = (
-        prompt("positive", "What the new video shows", _GREEN, 170),
-        prompt("negative", "Empty: negative, and for the inversion", "", 130, NEGATIVE),
+        prompt("positive", "What the new video shows", _GREEN, 280),
+        negative_prompt("Empty: negative, and for the inversion"),
         invert,
     )
     follow = Node("follow", "CogVideoXFollowVideo", {}, {"model": "pipeline.MODEL", "inverted": "invert.latent"})

@@ -4,12 +4,12 @@ from cogvideox.nano.toy_settings import GIVEN, TEXT
 
 from .table import (
     ADVANCED,
-    NEGATIVE,
     Column,
     Example,
     Node,
     checkpoint,
     decode,
+    negative_prompt,
     prompt,
     sampled,
     sampler,
@@ -36,9 +36,9 @@ _SECOND = "A small yellow circle moves to the right on a blue background."
 
 def extend_video() -> Example:
     texts = (
-        prompt("positive", "The first clip", _FIRST),
-        prompt("then", "How it goes on", _SECOND),
-        prompt("negative", "Negative prompt", "", 130, NEGATIVE),
+        prompt("positive", "The first clip", _FIRST, 230),
+        prompt("then", "How it goes on", _SECOND, 230),
+        negative_prompt(),
         Node("latent", "CogVideoXEmptyLatent", size(TEXT)),
     )
     go_on = Node(
@@ -84,8 +84,8 @@ _BLUE = "A large blue circle moves to the right on a white background."
 
 def long_video() -> Example:
     texts = (
-        prompt("first", "First", _RED),
-        prompt("then", "Then", _BLUE),
+        prompt("first", "First", _RED, 220),
+        prompt("then", "Then", _BLUE, 220),
         Node(
             "positive",
             "ConditioningCombine",
@@ -93,7 +93,7 @@ def long_video() -> Example:
             {"conditioning_1": "first.CONDITIONING", "conditioning_2": "then.CONDITIONING"},
             "One after the other",
         ),
-        prompt("negative", "Negative prompt", "", 130, NEGATIVE),
+        negative_prompt(),
         Node("latent", "CogVideoXEmptyLatent", size(TEXT) | {"frames": _LONG}),
     )
     windows = Node(

@@ -4,9 +4,10 @@ They use CogVideoX-nano, which comes with the pack and paints what the prompt sa
 what to set for real videos.
 """
 
+import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cogvideox.host.toy import INPUT_FPS, NAME
 from cogvideox.nano.toy_settings import TEXT
@@ -66,7 +67,8 @@ class Example:
     fps: float = INPUT_FPS
 
 
-ADVANCED = "(under *Show advanced inputs*)"  # where Vue nodes keep an input that is rarely changed
+# Of an input that is rarely changed: Vue nodes fold it away, and the classic ones, which a new user has, show it.
+ADVANCED = "(if you do not see it: under *Show advanced inputs*)"
 WATCH = "**To see it while it is sampled**: *Settings → Comfy → Execution → Live preview method*, set to *auto*."
 
 
@@ -130,8 +132,15 @@ def checkpoint(
     return Column("1  Checkpoint", width, (loader, *more, note(text, title)))
 
 
-def prompt(name: str, title: str, text: str, height: int = 150, color: str = POSITIVE) -> Node:
-    return Node(name, "CogVideoXEncodeText", {"text": text}, {"clip": "pipeline.CLIP"}, title, height, color)
+def prompt(name: str, title: str, text: str, height: int) -> Node:
+    """height: with room for what the node says of a prompt that is too long, or has words that the toy does not know: a
+    node with a text grows down to the next one."""
+    return Node(name, "CogVideoXEncodeText", {"text": text}, {"clip": "pipeline.CLIP"}, title, height, POSITIVE)
+
+
+def negative_prompt(title: str = "Negative prompt") -> Node:
+    """An empty one, with room for three lines of what the node says."""
+    return replace(prompt("negative", title, "", 190), color=NEGATIVE)
 
 
 def prompt_height(text: str, width: int) -> int:
@@ -140,12 +149,9 @@ def prompt_height(text: str, width: int) -> int:
     return 116 + 16 * len(textwrap.wrap(text, letters_a_line))
 
 
-def prompts(text: str, height: int = 170) -> tuple[Node, Node]:
+def prompts(text: str, height: int = 280) -> tuple[Node, Node]:
     """What the video shows, and an empty negative prompt."""
-    return (
-        prompt("positive", "What the video shows", text, height),
-        prompt("negative", "Negative prompt", "", 130, NEGATIVE),
-    )
+    return prompt("positive", "What the video shows", text, height), negative_prompt()
 
 
 def example(name: str, shows: str, title: str, height: int = 360) -> Node:
@@ -179,14 +185,28 @@ def decode(name: str = "decode", samples: str = "sample.LATENT", title: str = ""
 
 
 def save_video(images: str = "decode.IMAGE", fps: str | None = None, height: int = 450) -> tuple[Node, Node]:
-    """fps: the output it comes from; None for that of the models before 1.5. height: room for the video."""
+    """fps: the output it comes from; None for that of the models before 1.5. height: room for the video.
+
+    Its file's name is set by saved_under_its_title."""
     links = {"images": images} | ({"fps": fps} if fps else {})
     return (
         Node("video", "CreateVideo", {"fps": INPUT_FPS}, links),
-        Node("save", "SaveVideo", {"filename_prefix": "video/CogVideoX"}, {"video": "video.VIDEO"}, height=height),
+        Node("save", "SaveVideo", {}, {"video": "video.VIDEO"}, height=height),
     )
 
 
 def conditioned(name: str) -> dict[str, str]:
     """A sampler's links to a node that gives positive, negative and latent."""
     return {"positive": f"{name}.positive", "negative": f"{name}.negative", "latent_image": f"{name}.latent"}
+
+
+def saved_under_its_title(example: Example) -> Example:
+    """`example`, whose video is called as the template is: all in one row of numbers, nobody knows which was which."""
+    plain = re.sub(r"[^\w .-]", "", example.title)
+    name = plain if "CogVideoX" in plain else f"CogVideoX {plain[0].lower()}{plain[1:]}"
+
+    def renamed(spec: Node) -> Node:
+        return replace(spec, widgets={"filename_prefix": f"video/{name}"}) if spec.type == "SaveVideo" else spec
+
+    columns = (replace(column, nodes=tuple(map(renamed, column.nodes))) for column in example.columns)
+    return replace(example, columns=tuple(columns))

@@ -19,8 +19,9 @@ YOUR_OWN = """\
 **Your own clips**: make a folder in *input* with 25 to 100 clips and their captions (*01.mp4* and *01.txt*, …), and \
 write its name into *CogVideoX Training Clips*. For image to video switch *image_to_video* on.
 
-**Cancel** keeps a checkpoint; queue again to go on from it. The finished LoRA is in *models/loras/CogVideoX*: put it \
-on a model with *Load CogVideoX LoRA*.
+**Cancel** keeps a checkpoint; queue again to go on from it. Checkpoints stay in *output/cogvideox_training*, in a \
+folder for each training: delete it when you need them no more. The finished LoRA is in *models/loras/CogVideoX*: put \
+it on a model with *Load CogVideoX LoRA*.
 """
 TRAIN_LORA = f"""\
 The toy was not trained on anything pink. **Run** teaches it from 16 clips, which takes a processor one to four \

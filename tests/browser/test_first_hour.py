@@ -125,7 +125,7 @@ def test_toasts_leave_the_downloads_free(english: Frontend) -> None:
         frontend.load(workflow, "missing")
         page.evaluate("() => app.queuePrompt(0)")
         expect(toast(frontend, "Press View details").first).to_be_visible()
-        page.wait_for_timeout(500)  # until the last of its messages has come: one that comes later stays
+        page.wait_for_timeout(500)  # until the last of its messages has come
         assert all("/models/" not in text for text in page.locator(".p-toast-message").all_inner_texts())
         if leave == "View details":
             page.get_by_test_id("error-overlay-see-errors").click()

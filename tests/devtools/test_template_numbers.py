@@ -9,6 +9,7 @@ import pytest
 from cogvideox.devtools import paths
 from cogvideox.devtools.build_blueprints import BLUEPRINTS
 from cogvideox.devtools.example_workflows import EXAMPLES, file_name
+from cogvideox.devtools.example_workflows.table import ADVANCED
 from cogvideox.host.toy import CLIPS_FOLDER, INPUT_FPS, INPUT_FRAMES, INPUTS
 from cogvideox.host.toy import EXAMPLES as INPUT_FOLDER
 from cogvideox.model_loaders.downloads.repositories import find_file, find_repository
@@ -121,7 +122,7 @@ ELSEWHERE = (
     rf"V1\.5 takes {_V1_5.frames} frames",
     r"up to about 1024 x 1024\) work as well, in multiples of 16",  # web/docs/CogVideoXFunInpaint.md
     rf"safetensors\*, {_I2V_1_5.width} x {_I2V_1_5.height}, {_I2V_1_5.frames} frames, {_I2V_1_5.fps:g} fps; it takes",
-    r"\*noise_augmentation\* \(under \*Show advanced inputs\*\) to 0\.05 or so",  # a value to try
+    rf"\*noise_augmentation\* {re.escape(ADVANCED)} to 0\.05 or so",  # a value to try
     r"\*strength\* 0\.5 to 1; \*end_percent\* 0\.5 to 0\.8",  # values to try
     r"\*strength\* below 1 or \*end_percent\* below 1",
     r"1 takes over the last picture, 5 or more its motion too\. Frames count as 4k \+ 1: 1, 5, 9, 13, \.\.\.",
@@ -144,7 +145,7 @@ def claims(name: str) -> Iterator[str]:
         yield rf"Its first {made.frames} frames are taken"
     if any(widgets_of(node).get("hold_last_frame") for node in SAVED[name]["nodes"] if "inputs" in node):
         yield (
-            rf"has {INPUT_FRAMES} frames; \*hold_last_frame\* \(under \*Show advanced inputs\*\) repeats its last one "
+            rf"has {INPUT_FRAMES} frames; \*hold_last_frame\* {re.escape(ADVANCED)} repeats its last one "
             rf"up to {made.frames}, and"
         )
     for node in nodes_of(name, "CogVideoXSample"):

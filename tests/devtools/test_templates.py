@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from cogvideox.devtools import paths
+from cogvideox.devtools.build_example_workflow import leave_out_no_values
 from cogvideox.devtools.example_workflows import EXAMPLES, Example, file_name
 from cogvideox.devtools.example_workflows.layout import TITLE_PX, lay_out
 from cogvideox.devtools.example_workflows.stamp import pack, stamp
-from cogvideox.devtools.example_workflows.table import INPUT_FPS, Column, Node
+from cogvideox.devtools.example_workflows.table import ADVANCED, INPUT_FPS, Column, Node
 from cogvideox.host import patches
 from cogvideox.nodes import NODES
 
@@ -142,13 +143,53 @@ def test_notes_have_no_code(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAVED)
 def test_notes_say_where_a_folded_input_is(name: str) -> None:
-    """Vue nodes do not show it before a click on its node's *Show advanced inputs*."""
+    """Vue nodes do not show it before a click on its node's *Show advanced inputs*; classic ones have no
+    such button."""
     (text,) = notes(SAVED[name])
     schemas = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in NODES}
     used = [schemas[node["type"]] for node in SAVED[name]["nodes"] if node["type"] in schemas]
     for folded in {entry.id for schema in used for entry in schema.inputs if entry.advanced}:
         named = text.count(f"*{folded}*")
-        assert named == text.count(f"*{folded}* (under *Show advanced inputs*)"), folded
+        assert named == text.count(f"*{folded}* {ADVANCED}"), folded
+
+
+def test_each_video_is_called_as_its_template() -> None:
+    """All were video/CogVideoX_0000N: which was which only the clock said."""
+    prefixes = {
+        name: node["widgets_values"][0]
+        for name, saved in SAVED.items()
+        for node in saved["nodes"]
+        if node["type"] == "SaveVideo"
+    }
+    assert prefixes.keys() == SAVED.keys()
+    assert len(set(prefixes.values())) == len(SAVED)
+    assert prefixes["02 Image to video"] == "video/CogVideoX image to video"
+    assert all(re.fullmatch(r"video/[\w .-]*CogVideoX[\w .-]*", prefix) for prefix in prefixes.values()), prefixes
+
+
+def test_a_template_does_not_depend_on_those_built_before_it() -> None:
+    """The frontend gives a node without values an empty list, or none, by what was built before: a full build changed
+    files whose tables were as before."""
+    saved = {"nodes": [{"id": 1, "widgets_values": []}, {"id": 2, "widgets_values": [0]}, {"id": 3}]}
+    leave_out_no_values(saved)
+    assert saved == {"nodes": [{"id": 1}, {"id": 2, "widgets_values": [0]}, {"id": 3}]}
+    assert not [name for name, one in SAVED.items() if [] in (node.get("widgets_values") for node in one["nodes"])]
+
+
+_TAKE_A_VIDEO = [name for name, saved in SAVED.items() if "GetVideoComponents" in {n["type"] for n in saved["nodes"]}]
+
+
+@pytest.mark.parametrize("name", [name for name in _TAKE_A_VIDEO if not BY_NAME[name].app])
+def test_notes_say_how_to_take_a_video_of_ones_own(name: str) -> None:
+    (text,) = notes(SAVED[name])
+    assert "connect *Load Video* to *Get Video Components*" in text
+
+
+def test_notes_say_where_checkpoints_of_a_training_stay() -> None:
+    """Half a gigabyte each for a real model, in a folder that nothing named."""
+    trained = [name for name, saved in SAVED.items() if "CogVideoXTrainLora" in {n["type"] for n in saved["nodes"]}]
+    assert len(trained) == 2
+    assert all("*output/cogvideox_training*" in notes(SAVED[name])[0] for name in trained)
 
 
 @pytest.mark.parametrize("name", [name for name in SAVED if BY_NAME[name].app])

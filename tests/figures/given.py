@@ -38,7 +38,6 @@ GIVEN = (
     ),
     Given("docs/samplers.md", "then adds 110 times the difference", "arithmetic: (4518.7 - 20) / 2 / 20"),
     Given("docs/speed.md", "CogVideoX-2b about 90 s on an A100, CogVideoX-5b about 180 s", "the official model cards"),
-    Given("docs/speed.md", "An H100 with 80 GB", "its maker"),
     Given(
         "docs/speed.md",
         "all of a run of 5b fits in 1.7 GiB of free memory on the card, and of 1.5-5B with 81 frames in 2.0 GiB",

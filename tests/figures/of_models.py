@@ -2,7 +2,7 @@
 
 from cogvideox.tests.figures.cells import Cell, Rows, fixed
 from cogvideox.tests.figures.of_exactness import worst
-from cogvideox.tests.figures.of_speed import card, counted
+from cogvideox.tests.figures.of_speed import counted, h200
 from cogvideox.tests.figures.phrases import Figure
 from cogvideox.tests.hollow_files import FULL_SIZE_LAYOUTS
 from cogvideox.tests.model_loaders.files import test_official_sizes as official
@@ -92,8 +92,8 @@ FIGURES = (
     ),
     Figure(
         MODELS,
-        "With the pack's Triton kernels a step of 5b took {2} GiB",
-        (card("5b step, batch 2, ours, CUDNN", "peak "),),
+        "With the pack's Triton kernels they took {2}, {2} and {2} GiB on an H200",
+        tuple(h200(f"{model} step, batch 2, ours, CUDNN", "peak ") for model in ("2b", "5b", "1.5-5B")),
     ),
     Figure(MODELS, "The 8-bit figure is {1} GB for 5b", (weights("CogVideoX-5b", "8 bits, GB"),)),
     Figure(MODELS, "have at most {1} billion pixels", (fixed(MAX_VIDEO_PIXELS / 1e9),)),
@@ -127,7 +127,7 @@ FIGURES = (
         FILES,
         "8 layers of 5b take {2} of bf16's time in fp8_e4m3fn_fast, {2} in int8_fast, {2} in fp8_e4m3fn and "
         "{2} in int8",
-        tuple(card(f"5b, 8 layers, {kind}", "), ") for kind in ("fp8_e4m3fn_fast", "int8_fast", "fp8_e4m3fn", "int8")),
+        tuple(h200(f"5b, 8 layers, {kind}", "), ") for kind in ("fp8_e4m3fn_fast", "int8_fast", "fp8_e4m3fn", "int8")),
     ),
     *(
         Figure(FILES, f"| {phrase} | {{}} of 12 |", (Rows("layouts", patterns, "models", "least"),))

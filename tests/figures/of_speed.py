@@ -19,10 +19,9 @@ def card(row: str, after: str = "", name: str = "") -> Cell:
     return Cell("cuda", "gpu", None, (row,), "found", after, card=name)
 
 
-def with_kernels(row: str, after: str = "") -> Cell:
-    """Of the call with the pack's kernels."""
-    title = "A step of 5b, 49 frames of 480 x 720, with kernels"
-    return Cell("cuda", "gpu", title, (f"5b step, batch 2, {row}",), "found", after)
+def h200(row: str, after: str = "") -> Cell:
+    """Of the calls on an H200, with the pack's kernels and FlashAttention-3."""
+    return Cell("cuda", "gpu, one H200", None, (row,), "found", after)
 
 
 def forward(variant: str, precision: str, column: str) -> Cell:
@@ -108,10 +107,17 @@ def over(value: Value, other: Value) -> Value:
     return lambda: Number(float(value()) / float(other()))
 
 
-def _step_row(phrase: str, model: str) -> Figure:
-    names = [f"{model} step, batch 2, {who}" for who in ("diffusers", "ours, FLASH", "ours, CUDNN")]
-    names += [f"{model} step, batch 2, ComfyUI's class"] if phrase.count("GiB") == 4 else []
-    return Figure(PAGE, phrase, tuple(card(name, after) for name in names for after in ("", "peak ")))
+def _step(model: str, who: str, after: str = "") -> Cell:
+    return h200(f"{model} step, batch 2, {who}", after)
+
+
+def _step_row(phrase: str, model: str, flash: bool = True) -> Figure:
+    names = ("diffusers", *(("ours, FLASH",) if flash else ()), "ours, CUDNN", "ours, as chosen")
+    return Figure(PAGE, phrase, tuple(_step(model, name, after) for name in names for after in ("", "peak ")))
+
+
+def _runs(parts: tuple[str, ...], after: str) -> tuple[Cell, ...]:
+    return tuple(h200(f"5b run in {part} GiB of the card", after) for part in parts)
 
 
 def _vae_row(phrase: str, direction: str, modes: tuple[str, ...]) -> Figure:
@@ -177,34 +183,114 @@ def _cache_row(cache: str) -> Figure:
     return Figure(PAGE, f"| {cache} |" + " {0}, {4} |" * 4, tuple(values))
 
 
+OTHER_CACHES = (
+    *(f"Step Cache {value}" for value in (0.01, 0.02, 0.05)),
+    *("FirstBlockCache 0.05", "FirstBlockCache 0.1", "TeaCache 0.07", "TeaCache 0.15", "TeaCache 0.2"),
+    *("MagCache 0.06", "MagCache 0.2"),
+)
+
+
+def _other_cache_row(cache: str) -> Figure:
+    values = (
+        Cell("cpu", "cache, others", f"CogVideoX-nano 5b, {sampler}, 50 steps, cfg 6", (cache,), column)
+        for sampler in ("ddim", "dpm")
+        for column in ("forwards a clip", "deviation")
+    )
+    name, _, value = cache.rpartition(" ")
+    return Figure(PAGE, f"| {name} at {value} |" + " {0}, {4} |" * 2, tuple(values))
+
+
 _RUNS = [Cell("cpu", "forward", RUN, (v, p), "ours / diffusers") for v in VARIANTS for p in ("fp32", "bf16")]
 _PARTS = ("8", "4", "2.75")
+_WHOLE, _LEAN = (f"5b run on the whole card, {mode} mode" for mode in ("default", "lean"))
+_IN_DYNAMIC = "5b run, dynamic VRAM, 6 GiB of the card"
+_LOADING, _PEAK = "loading, ", "peak "
 CARD = (
     Figure(
         PAGE,
-        "50 steps of CogVideoX-5b with 49 frames take about {0} s, of CogVideoX 1.5 with 81 frames {0} s",
-        (card("5b step, batch 2, ours, CUDNN").times(50), card("1.5-5B step, batch 2, ours, CUDNN").times(50)),
+        "take about {0} s, of CogVideoX 1.5 with 81 frames {0} s; without it {0} s and {0} s",
+        tuple(_step(m, who).times(50) for who in ("ours, as chosen", "ours, CUDNN") for m in ("5b", "1.5-5B")),
     ),
-    _step_row("| 2b, 49 frames of 720 × 480 | {2} s, {2} GiB | {2} s, {2} GiB | {2} s, {2} GiB |", "2b"),
-    _step_row(
-        "| 5b, the same, with the pack's Triton kernels |" + " {2} s, {2} GiB |" * 4,
-        "5b",
-    ),
-    _step_row(
-        "| 1.5-5B, 81 frames of 1360 × 768 | {2} s, {2} GiB | {2} s, {2} GiB | {2} s, {2} GiB |",
-        "1.5-5B",
+    _step_row("| 2b, 49 frames of 720 × 480 |" + " {2} s, {2} GiB |" * 4, "2b"),
+    _step_row("| 5b, the same |" + " {2} s, {2} GiB |" * 4, "5b"),
+    _step_row("| 1.5-5B, 81 frames of 1360 × 768 | {2} s, {2} GiB | |" + " {2} s, {2} GiB |" * 2, "1.5-5B", False),
+    Figure(
+        PAGE,
+        "ComfyUI's native class takes {2} s and {2} GiB for 5b",
+        tuple(_step("5b", "ComfyUI's class", after) for after in ("", _PEAK)),
     ),
     Figure(
         PAGE,
-        "| 5b, a step in 8, 4 and 2.75 GiB of the card, weights streamed | {2}, {2}, {2} | "
-        "{2}, {2}, {2}, weights included |",
-        tuple(card(f"5b run in {part} GiB of the card", after) for after in ("", "peak ") for part in _PARTS),
+        "takes {2} (2b), {2} (5b) and {2} (1.5-5B) of diffusers' time, with cuDNN's kernel {2}, {2} and {2}",
+        tuple(_step(m, who, "), ") for who in ("ours, as chosen", "ours, CUDNN") for m in ("2b", "5b", "1.5-5B")),
+    ),
+    Figure(PAGE, "alone, a step with FlashAttention-3 took {2} s", (h200("5b step, ours, compiled", "eager "),)),
+    Figure(
+        PAGE,
+        "On an H100 with cuDNN's kernel a step of 5b took {2} s, {2} of diffusers' {2} s",
+        (
+            card("5b step, batch 2, ours, CUDNN"),
+            card("5b step, batch 2, ours, CUDNN", "), "),
+            card("5b step, batch 2, diffusers"),
+        ),
     ),
     Figure(
         PAGE,
-        "ComfyUI's dynamic VRAM in 6 GiB | {2} | {2}, weights included |",
-        tuple(card("5b run, dynamic VRAM, 6 GiB of the card", after) for after in ("", "peak ")),
+        "Without them a step of 5b takes {2} s instead of {2} s",
+        (_step("5b", "ours unfused"), _step("5b", "ours, CUDNN")),
     ),
+    Figure(
+        PAGE,
+        "| 5b, a step with all weights on the card | {2} | {2} |",
+        (h200(_WHOLE, _LOADING), h200(_WHOLE, _PEAK)),
+    ),
+    Figure(
+        PAGE,
+        "| in 8, 4 and 2.75 GiB of the card, weights streamed | {2}, {2}, {2} | {2}, {2}, {2} |",
+        (*_runs(_PARTS, _LOADING), *_runs(_PARTS, _PEAK)),
+    ),
+    Figure(PAGE, "| in 1.7 GiB of the card | {2} | {2} |", (*_runs(("1.7",), _LOADING), *_runs(("1.7",), _PEAK))),
+    Figure(
+        PAGE,
+        "| in the lean memory mode, all weights on the card | {2} | {2} |",
+        (h200(_LEAN, _LOADING), h200(_LEAN, _PEAK)),
+    ),
+    Figure(
+        PAGE,
+        "| with ComfyUI's dynamic VRAM in 6 GiB | {2} | {2} |",
+        (h200(_IN_DYNAMIC, _LOADING), h200(_IN_DYNAMIC, _PEAK)),
+    ),
+    Figure(PAGE, "5b ran in 1.7 GiB of the card with a peak of {2} GiB", _runs(("1.7",), _PEAK)),
+    Figure(
+        PAGE,
+        "The lean mode took {2} of the default mode's time with all weights on the card, and the run in 1.7 GiB {2}",
+        (
+            over(h200(_LEAN, _LOADING), h200(_WHOLE, _LOADING)),
+            over(*_runs(("1.7",), _LOADING), h200(_WHOLE, _LOADING)),
+        ),
+    ),
+    Figure(
+        PAGE,
+        "a step of 5b takes {2} s and {2} GiB with it, {2} s and {2} GiB without; diffusers' blocks, compiled one by "
+        "one, take {2} s. The first step waits {1} s",
+        (
+            *(
+                h200("5b step, ours, compiled", after)
+                for after in ("", _PEAK, "eager ", "peak 2.24 GiB; eager 1.17 s (1.17 - 1.18), peak ")
+            ),
+            h200("5b step, diffusers, compiled"),
+            h200("5b step, ours, compiled", "first call "),
+        ),
+    ),
+    Figure(
+        PAGE,
+        "the pack's were {} at most there too, but for previews with up to {}",
+        (
+            h200("Follow Video: waits of one step"),
+            h200("Step Cache, previews: waits of one step"),
+        ),
+    ),
+    Figure(PAGE, "but for context windows with {}", (h200("Context Windows: waits of one step", "ComfyUI's "),)),
     _vae_row(
         "| VAE, decode of 49 frames of 720 × 480: fast, medium, low, least | {2}, {2}, {2}, {2} | {2}, {2}, {2}, {2} |",
         *("decode", MODES),
@@ -216,11 +302,6 @@ CARD = (
     _vae_row("| VAE of diffusers, tiled, decode of the same | {2} | {2} |", "decode", ("diffusers, tiled",)),
     Figure(
         PAGE,
-        "| 8 layers of 5b: bf16 with cuDNN, compiled block by block | {3}, {3} | |",
-        tuple(card("5b, 8 layers, ours, CUDNN, compiled block by block", after) for after in ("eager ", "")),
-    ),
-    Figure(
-        PAGE,
         "rank 64, 49 frames, gradient checkpointing | {2} | {2}, weights included |",
         tuple(
             card("5b LoRA, rank 64, one clip of 49 frames, bf16, gradient checkpointing", after)
@@ -230,16 +311,9 @@ CARD = (
     Figure(
         PAGE,
         "take {2} and {2} of bf16's time; fp8_e4m3fn_fast takes {2} of it, int8_fast {2}",
-        tuple(card(f"5b, 8 layers, {kind}", "), ") for kind in ("fp8_e4m3fn", "int8", "fp8_e4m3fn_fast", "int8_fast")),
+        tuple(h200(f"5b, 8 layers, {kind}", "), ") for kind in ("fp8_e4m3fn", "int8", "fp8_e4m3fn_fast", "int8_fast")),
     ),
     Figure(PAGE, "is at most {2} times that of ComfyUI's first", (fixed(MAX_ERROR),)),
-    Figure(
-        PAGE,
-        "a step took {2} s (5b), {2} s (1.5) and {2} s (2b)",
-        tuple(card(f"{model} step, batch 2, ours, as chosen", "", "H200") for model in ("5b", "1.5-5B", "2b")),
-    ),
-    Figure(PAGE, "A step takes {2} of diffusers' time in the same process", (with_kernels("ours, CUDNN", "), "),)),
-    Figure(PAGE, "without the kernels {2} s", (with_kernels("ours unfused"),)),
     Figure(
         "docs/training.md",
         "one of four trainings repeated to {e} only",
@@ -251,6 +325,7 @@ CPU = (
     *map(_moved_row, VARIANTS),
     *map(_mode_row, VARIANTS),
     *map(_cache_row, CACHES),
+    *map(_other_cache_row, OTHER_CACHES),
     Figure(
         PAGE,
         "by ComfyUI's rules {2} GiB for 2b and {2} GiB for 5b and 1.5-5B in 16 bits, {2} and {2} GiB in int8",

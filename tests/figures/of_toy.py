@@ -86,6 +86,16 @@ FIGURES = (
     Figure(
         "docs/nano.md", "bf16 {4}, int8 {4}, fp8 {4}", tuple(score(row, "deviation") for row in ("bf16", "int8", "fp8"))
     ),
+    Figure(
+        "docs/nano.md",
+        "computed in fp32, int8 {4} and fp8 {4}; with products in eight bits as well, int8_fast {4} and "
+        "fp8_e4m3fn_fast {4}",
+        tuple(
+            Cell("cpu", "nano, eight-bit products", None, (f"{kind}{more}",), "deviation")
+            for more in ("", ", eight-bit products")
+            for kind in ("int8", "fp8")
+        ),
+    ),
     Figure(SAMPLERS, "Every combination calls the model {} times for a video", (note(r"(\d+) calls of the model"),)),
     Figure(
         SAMPLERS,

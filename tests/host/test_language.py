@@ -188,8 +188,8 @@ def test_a_refusal_is_looked_up_once(comfyui: Server, looked_up: list[str], monk
         return errors
 
     (error,) = asyncio.run(queue())
-    assert error["details"] == f"frames - {IN_CHINESE}."
-    assert [data for event, data, _ in comfyui.sent if event == "text"] == [f"{IN_CHINESE}."]
+    assert error["details"] == f"frames - {IN_CHINESE}。"
+    assert [data for event, data, _ in comfyui.sent if event == "text"] == [f"{IN_CHINESE}。"]
     assert looked_up == [f"{SHORT}."]
 
 

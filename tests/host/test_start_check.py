@@ -17,6 +17,7 @@ import cogvideox
 from cogvideox.devtools.paths import ROOT
 from cogvideox.errors import UserError
 from cogvideox.host import folders, start_check, toy
+from cogvideox.host.published_files import SUMS, sums_of
 from cogvideox.tests.children import running
 from cogvideox.tests.pack_copies import install_copy
 
@@ -77,7 +78,7 @@ def sentences(folder: Path) -> list[str]:
     (folder / "requirements.txt").unlink()
     ids = {f"CogVideoX{number}": object for number in range(7)}
     (folder / "nano" / "weights").mkdir(parents=True)
-    (folder / "nano" / "weights" / "SHA256SUMS").write_text("0 a.safetensors\n1 b.safetensors\n")
+    (folder / "nano" / "weights" / "SHA256SUMS").write_text(f"# 0 a\n{'0' * 64}  a\n# 1 b\n{'1' * 64}  b\n")
     some = start_check.missing_files(folder)
     error = ModuleNotFoundError("No module named 'x'", name="comfy.x")
     line = SyntaxError("invalid syntax", (str(folder / "a.py"), 3, 0, ""))
@@ -305,8 +306,11 @@ def test_the_toys_weights_are_missed(tmp_path: Path) -> None:
     assert "is not in" in start_check.missing_files(tmp_path)
     weights = tmp_path / "nano" / "weights"
     weights.mkdir(parents=True)
-    (weights / "SHA256SUMS").write_text("00  a/x.safetensors\n00  b.safetensors\n", "utf-8")
     (weights / "b.safetensors").touch()
+    (weights / "a").mkdir()
+    (weights / "a" / "x.safetensors").touch()
+    (weights / SUMS).write_text(sums_of(weights, weights.rglob("*.safetensors")), "utf-8")
+    (weights / "a" / "x.safetensors").unlink()
     sentence = start_check.missing_files(tmp_path)
     assert "1 of 2 files" in sentence and "a/x.safetensors" in sentence and "git status" in sentence
 

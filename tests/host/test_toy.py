@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from comfy_api.latest import io
 
 from cogvideox.errors import UserError
 from cogvideox.host import folders, toy
+from cogvideox.host.published_files import SUMS, sums_of
 from cogvideox.nodes import NODES, controlnet, load, lora
 from cogvideox.nodes.missing_models import say_empty
 from cogvideox.tests.model_folders import empty_model_folders
@@ -131,7 +133,7 @@ def test_only_names_of_the_list_lead_to_the_toy(models: Path, kind: str, name: s
 @pytest.mark.parametrize("line", ["", "no such line\n", "word\n"])
 def test_a_damaged_list_of_hashes_lets_nothing_pass(models: Path, own_weights: Path, line: str) -> None:
     """An empty one would call every damaged file good."""
-    (own_weights / toy.SUMS).write_text(line, "utf-8")
+    (own_weights / SUMS).write_text(line, "utf-8")
     with pytest.raises(UserError, match="its sha256 is not the one in SHA256SUMS"):
         LISTS["pipeline"][1](FIRST)
 
@@ -146,9 +148,31 @@ def test_a_pipe_is_no_weights(models: Path, own_weights: Path) -> None:
         LISTS["pipeline"][1](FIRST)
 
 
+@pytest.mark.parametrize("change", [-1, 1, 1 << 33])
+def test_a_file_of_another_size_is_not_read(
+    models: Path, own_weights: Path, change: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of many GB that was put in a toy's place would fill the memory, and the queue would stand still."""
+    file = own_weights / "5b" / "transformer" / "diffusion_pytorch_model.safetensors"
+    os.truncate(file, file.stat().st_size + change)  # beyond its end there is nothing on the disk
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("read") if path == file else read_bytes(path))
+    with pytest.raises(UserError, match="5b/transformer/.* is damaged".replace("/", re.escape(os.sep))):
+        LISTS["pipeline"][1](FIRST)
+
+
+@pytest.mark.parametrize("size", ["", "many", "-1", "9" * 5000])
+def test_a_damaged_size_lets_no_file_pass(models: Path, own_weights: Path, size: str) -> None:
+    listed = (own_weights / SUMS).read_text("utf-8")
+    (own_weights / SUMS).write_text(re.sub(r"(?m)^# [0-9]+ (5b/.*safetensors)", rf"# {size} \1", listed), "utf-8")
+    with pytest.raises(UserError, match="its sha256 is not the one in SHA256SUMS"):
+        LISTS["pipeline"][1](FIRST)
+    assert LISTS["vae"][1](toy.NAME)  # what other lines name is not touched
+
+
 def test_a_name_that_no_file_can_have_is_damage(models: Path, own_weights: Path) -> None:
-    listed = (own_weights / toy.SUMS).read_text("utf-8")
-    (own_weights / toy.SUMS).write_text(listed.replace("5b/transformer/", "5b/transformer/\0"), "utf-8")
+    listed = (own_weights / SUMS).read_text("utf-8")
+    (own_weights / SUMS).write_text(listed.replace("5b/transformer/", "5b/transformer/\0"), "utf-8")
     with pytest.raises(UserError, match="its sha256 is not the one in SHA256SUMS"):
         LISTS["pipeline"][1](FIRST)
 
@@ -176,9 +200,10 @@ def test_all_that_is_published_is_listed() -> None:
     assert not [file for file in files if not f"{file}/".startswith(tuple(f"{name}/" for name in known))]
 
 
-def test_every_file_of_weights_has_its_hash() -> None:
+def test_every_file_has_its_hash() -> None:
     """One without could be damaged unseen; one too many would be of an older publication."""
-    assert (toy.WEIGHTS / toy.SUMS).read_text("utf-8") == toy.sums_of(toy.WEIGHTS)
+    assert {*toy.published_files(toy.WEIGHTS), toy.WEIGHTS / SUMS} == {*filter(Path.is_file, toy.WEIGHTS.rglob("*"))}
+    assert (toy.WEIGHTS / SUMS).read_text("utf-8") == sums_of(toy.WEIGHTS, toy.published_files(toy.WEIGHTS))
 
 
 @pytest.mark.parametrize("kind, damaged", [("pipeline", "5b/transformer"), ("pipeline", "vae"), ("vae", "vae")])
@@ -200,14 +225,50 @@ def test_a_damaged_file_is_found_by_its_hash(models: Path, own_weights: Path, ki
         LISTS[kind][1](name)
 
 
+@pytest.mark.parametrize(
+    "kind, changed",
+    [
+        ("pipeline", "5b/model_index.json"),
+        ("transformer", "5b/transformer/config.json"),
+        ("transformer", "scheduler/scheduler_config.json"),
+        ("vae", "vae/config.json"),
+        ("text_encoder", "tokenizer/tokenizer.json"),
+        ("controlnet", "controlnet-edges/config.json"),
+    ],
+)
+def test_a_changed_config_is_found_by_its_hash(models: Path, own_weights: Path, kind: str, changed: str) -> None:
+    """Another scale, schedule or vocabulary makes worse videos, with no error that says why."""
+    file, name = own_weights / changed, next(iter(toy.LISTED[kind]))
+    content = file.read_bytes()
+    assert b"\n" in content
+    file.write_bytes(content.replace(b"\n", b"\r\n"))  # as git may write it on Windows
+    LISTS[kind][1](name)
+    file.write_bytes(content.replace(b"1", b"2"))
+    with pytest.raises(UserError, match=f"{file.name} is damaged"):
+        LISTS[kind][1](name)
+    os.truncate(file, 1 << 33)
+    with pytest.raises(UserError, match=f"{file.name} is damaged"):
+        LISTS[kind][1](name)
+    file.unlink()
+    with pytest.raises(UserError, match=f"{file.name} is damaged"):
+        LISTS[kind][1](name)
+
+
+def test_a_config_that_was_not_published_is_found(models: Path, own_weights: Path) -> None:
+    """A pipeline's own config goes before the one that all share."""
+    shutil.copytree(own_weights / "2b" / "scheduler", own_weights / "5b" / "scheduler")
+    with pytest.raises(UserError, match="scheduler_config.json is damaged"):
+        LISTS["transformer"][1](FIRST)
+
+
 def test_only_what_is_loaded_must_be_whole(models: Path, own_weights: Path) -> None:
     """A broken model keeps nobody from the others."""
     (own_weights / "5b-I2V" / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     assert LISTS["pipeline"][1](FIRST) and LISTS["vae"][1](toy.NAME)
     (own_weights / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     assert LISTS["transformer"][1](FIRST) and LISTS["text_encoder"][1](toy.NAME)
-    (own_weights / toy.SUMS).unlink()
-    with pytest.raises(UserError, match=f"{toy.SUMS} cannot be read"):
+    (own_weights / SUMS).unlink()
+    with pytest.raises(UserError, match=f"{SUMS} cannot be read"):
         LISTS["transformer"][1](FIRST)
 
 
@@ -216,7 +277,7 @@ def test_files_of_one_kind_are_found_by_path(own_weights: Path, monkeypatch: pyt
     for inner in ("lora.safetensors", "net/model.safetensors"):
         (own_weights / inner).parent.mkdir(exist_ok=True)
         (own_weights / inner).write_bytes(inner.encode())
-    (own_weights / toy.SUMS).write_text(toy.sums_of(own_weights), "utf-8")
+    (own_weights / SUMS).write_text(sums_of(own_weights, toy.published_files(own_weights)), "utf-8")
     listed = {**toy.LISTED, "lora": {"L": "lora.safetensors"}, "controlnet": {"N": "net"}}
     monkeypatch.setattr(toy, "LISTED", listed)
     assert toy.with_toy(["mine"], "lora") == ["mine", "L"]
@@ -266,6 +327,44 @@ def test_the_clips_are_a_dataset_that_keeps_nothing_in_the_pack(
     mine = tmp_path / "input" / toy.CLIPS
     mine.mkdir(parents=True)
     assert folders.find_dataset(toy.CLIPS) == mine and folders.dataset_cache(mine) is None
+
+
+@pytest.mark.parametrize("changed", ["clip_00.mp4", "clip_00.txt", "clip_99.mp4"])
+def test_a_changed_clip_is_named(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    """A LoRA of other clips would be called one of the toy's. ComfyUI's input folder is not looked into for them."""
+    copy = Path(shutil.copytree(toy.EXAMPLES, tmp_path / "examples"))
+    for module, name, path in ((toy, "EXAMPLES", copy), (toy, "CLIPS_FOLDER", copy / "clips")):
+        monkeypatch.setattr(module, name, path)
+    monkeypatch.setattr(folders, "CLIPS_FOLDER", copy / "clips")
+    assert folders.find_dataset(toy.CLIPS) == copy / "clips"
+    (copy / "clips" / changed).write_bytes(b"another")
+    with pytest.raises(UserError, match=f"{changed} is damaged: .* nano/examples"):
+        folders.find_dataset(toy.CLIPS)
+    (copy / "clips" / changed).unlink()
+    if changed != "clip_99.mp4":
+        with pytest.raises(UserError, match=f"{changed} is damaged"):
+            folders.find_dataset(toy.CLIPS)
+
+
+def test_a_users_own_of_the_toys_name_is_named(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A template would run with it, and nothing tell that its video is not the toy's."""
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    mine = tmp_path / "input" / toy.CLIPS
+    mine.mkdir(parents=True)
+    (mine / "clip_00.mp4").write_bytes(b"mine")
+    model = models / "diffusers" / FIRST
+    (model / "transformer").mkdir(parents=True)
+    (model / "model_index.json").touch()
+    for _ in range(3):
+        assert folders.find_dataset(toy.CLIPS) == mine and LISTS["pipeline"][1](FIRST) == model
+    assert [record.message for record in caplog.records] == [
+        f"{name!r} is read from {path}, where you have put it, and not from the pack, which has something of that name "
+        "too. Rename yours to get that."
+        for name, path in ((toy.CLIPS, mine), (FIRST, model))
+    ]
+    assert (mine / "clip_00.mp4").read_bytes() == b"mine" and len(list(mine.iterdir())) == 1
 
 
 def test_hashes_are_not_read_again(own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

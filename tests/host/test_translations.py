@@ -278,3 +278,30 @@ def test_catalogue_prefers_the_more_specific() -> None:
     for order in (entries, dict(reversed(entries.items()))):
         catalogue: Catalogue = make_catalogue(order)
         assert translate_with(catalogue, "x is not a model: it is y.") == "具体 x it is y"
+
+
+_SIZES = (
+    "width 65 is not divisible by 16: use 64 or 80; frames 50 is not 4k + 1 (8k + 1 as the models were trained): use "
+)
+
+
+@pytest.mark.parametrize(
+    ("english", "end"),
+    [
+        (f"{_SIZES}49 or 57, or else 53.", "请使用 49 或 57，也可用 53。"),
+        ("height 481 is not divisible by 16: use 480 or 496.", "请使用 480 或 496。"),
+        (
+            "This is CogVideoX-nano, the toy that comes with the pack: it does not know “a”, “b” and 5 more words. x",
+            None,
+        ),
+    ],
+)
+def test_punctuation_between_parts_is_chinese(english: str, end: str | None) -> None:
+    """The full stop behind a list of problems, and the commas between words, are of no template: they stayed narrow."""
+    told = translate(english, "zh")
+    assert told.endswith(end) if end else "不认识“a”、“b”以及另外 5 个词。" in told
+
+
+@pytest.mark.parametrize("text", ["no such cat.", "no.such.file", "It is found in 3 places."])
+def test_a_full_stop_of_another_text_stays(text: str) -> None:
+    assert translate(text, "zh") == text

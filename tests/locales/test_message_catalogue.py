@@ -131,3 +131,25 @@ def check(frames: int, path: Path, names: list[str]) -> None:
         "without",
         "{quoted_path_name} has {frames} frames {choice} sound: {found}.",
     }
+
+
+_HAN = "\u4e00-\u9fff"
+# What keeps the signs of a program: a tensor's shape, an example of what is typed, numbers in a row, the end of a name.
+_TYPED = re.compile(r"\[[^\]]*\]|\{\{.*?\}\}|\([a-z]+:[\d.]+\)|\w+\.mp4,.*$|\d+(, \d+)+|\.\.\.|\.safetensors")
+# A narrow sign beside a Chinese one or after a value, a space after a wide one, a narrow sign at the end.
+_NARROW = re.compile(
+    rf"[{_HAN}“”]\s*[.,;:!?()]|[.,;:!?()]\s*[{_HAN}“”]|\}}[.,;:!?](?: |$)|[。，；：！？）”、] |[.,;:!?]$"
+)
+
+
+def test_chinese_has_chinese_punctuation() -> None:
+    """A full stop of another width in the middle of a line is the sign of a text that nobody has read."""
+    told = [text for file in CATALOGUES for text in read_catalogue(file).values() if text is not None]
+    assert not [text for text in told if re.search(f"[{_HAN}]", text) and _NARROW.search(_TYPED.sub("", text))]
+
+
+@pytest.mark.parametrize(
+    "text", ["错误. 请重试", "没有 {name}.", "没有 {name}, {other}。", "没有。 请选择", "（无）。 它", "帧(数)"]
+)
+def test_a_narrow_sign_is_found(text: str) -> None:
+    assert _NARROW.search(_TYPED.sub("", text))

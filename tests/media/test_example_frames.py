@@ -11,6 +11,7 @@ from PIL import Image
 from cogvideox.devtools.run_workflow import Video, inspect_video
 from cogvideox.errors import UserError
 from cogvideox.host import toy
+from cogvideox.host.published_files import SUMS, sums_of
 from cogvideox.media import example_frames
 from cogvideox.nano import draw_examples as examples
 from cogvideox.nano.world import render
@@ -55,11 +56,21 @@ def test_clips_to_train_with_have_captions() -> None:
         assert "pink" in clip.with_suffix(".txt").read_text("utf-8")
 
 
-def test_a_damaged_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that an antivirus or half a copy has left."""
+@pytest.mark.parametrize("name", ["video.png", "video_mask.png"])
+def test_a_changed_picture_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that an antivirus or half a copy has left, or another picture: what is made of it would be taken for a
+    result of the example."""
     copy = Path(shutil.copytree(toy.EXAMPLES, tmp_path / "examples"))
     monkeypatch.setattr(example_frames, "EXAMPLES", copy)
-    for content in (b"", b"no picture", (copy / "video.png").read_bytes()[:3000]):
-        (copy / "video.png").write_bytes(content)
-        with pytest.raises(UserError, match=r"video\.png cannot be read .* Install the pack again"):
+    published = (copy / name).read_bytes()
+    example_frames.read_example("video")
+    for content in (b"", b"no picture", published[:-1], (copy / "picture.png").read_bytes(), published + b"0" * 99):
+        (copy / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name} is damaged: .* Install the pack again.* nano/examples"):
             example_frames.read_example("video")
+
+
+def test_every_example_has_its_hash() -> None:
+    """One without could be changed unseen."""
+    files = {file for file in toy.EXAMPLES.rglob("*") if file.is_file() and file.name != SUMS}
+    assert (toy.EXAMPLES / SUMS).read_text("utf-8") == sums_of(toy.EXAMPLES, files)

@@ -232,7 +232,7 @@ def test_learned_table_fits_one_size(tiny_pipelines: dict[str, Path]) -> None:
     """CogVideoX-5b-I2V at another length or size: refused with the reason, or its table resampled when asked."""
     with torch.inference_mode():
         task = task_of(tiny_pipelines["5b-I2V"])
-        with pytest.raises(UserError, match="learned position table fits 96 x 64.*CogVideoX Positions"):
+        with pytest.raises(UserError, match="(?s)learned position table fits 96 x 64.*CogVideoX Positions"):
             image_to_video(task, 13, start_image=pictures(1))
         stretched = task.node("long", "CogVideoXPositions", model=task.model, riflex=False, resample_table=True)[0]
         assert image_to_video(task, 13, start_image=pictures(1), model=stretched).shape[2] == 4

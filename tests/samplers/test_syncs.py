@@ -44,6 +44,8 @@ def test_the_host_waits_once_a_step(tiny_pipelines: dict[str, Path], name: str) 
         (lambda x, host: x[x > 1], [READ]),
         (lambda x, host: x.cpu().sum().item(), [READ]),
         (lambda x, host: host.to(x), [UPLOAD]),
+        (lambda x, host: x[[0, 2]], [UPLOAD]),
+        (lambda x, host: x[None, 1:][:, [1]], [UPLOAD]),
         (lambda x, host: torch.tensor([1.0], device=x.device), [UPLOAD]),
         (lambda x, host: host.to(x.device, non_blocking=True) + x, []),
         (lambda x, host: (x * 2 + torch.ones_like(x)).to(torch.float64).to(x), []),

@@ -131,7 +131,8 @@ def test_size_beyond_the_learned_table(comfyui, refused, sampler, size):
     """CogVideoX-5b-I2V knows one size; the message names the node that stretches its table, and that one helps."""
     graph = SAMPLERS[sampler](image_to_video(I2V, size=size))
     words = (
-        "learned position table fits 96 x 64 pixels and 3 latent frames",
+        "learned position table fits 96 x 64 pixels with 9 frames; ",
+        "Set width to 96, height to 64 and frames to 9.",
         "CogVideoX Positions stretches the table",
     )
     refused(graph, sampler, *words)

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as mm
 import pytest
 import torch
 
+from cogvideox.host import cpu_attention
+from cogvideox.host.compat import attention_for
 from cogvideox.keys import read_compiled_blocks
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.nodes import compile as compile_node
@@ -271,6 +274,29 @@ def test_where_it_fails_the_run_goes_on(task: Task, said: list[str], monkeypatch
     )
     forward(compiled(task.model))
     assert len(tried) == 1 and len(said) == 2, "a later run is told as well"
+
+
+def test_cancel_is_no_failure(task: Task, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run would go on, and every later one without a graph."""
+    monkeypatch.setattr(compiled_blocks(), "_GRAPHS", {})
+    model, attend = compiled(task.model), attention_for(torch.device("cpu"))
+    want, cancelled = forward(model), list[int]()
+    monkeypatch.setattr(cpu_attention, "_MOST_PRODUCTS", 1)  # a look before each head
+
+    def cancel(*args: Any, **options: Any) -> torch.Tensor:
+        cancelled.append(1)
+        mm.interrupt_current_processing(True)
+        return attend(*args, **options)
+
+    # In an older ComfyUI it is an ordinary exception.
+    for kind in (mm.InterruptProcessingException, type("InterruptProcessingException", (Exception,), {})):
+        with monkeypatch.context() as patch:
+            patch.setattr(mm, "InterruptProcessingException", kind)
+            patch.setattr(compiled_blocks(), "attention_for", lambda _: cancel)
+            with pytest.raises(kind):
+                forward(model)
+        assert torch.equal(forward(model), want)
+    assert len(cancelled) == 2 and not [line for line in said if "does not work" in line]
 
 
 @pytest.mark.long

@@ -245,6 +245,38 @@ class TestChoice:
             assert step_bytes(LEAN, values, 2, True) < step_bytes(DEFAULT, values, 2, True)
 
 
+class TestCancel:
+    """A block of a large video takes minutes on a slow device, and the whole queue waits for it."""
+
+    @pytest.mark.parametrize(
+        ("mode", "module", "last"),
+        [
+            (DEFAULT, dit, "joint_attention"),  # and no feed-forward after it
+            (SMALL, attention, "norm_heads_in_place"),  # of the first of two groups of heads
+            (SMALL, token_passes, "_gelu_of_product"),  # of the first of several spans of tokens
+        ],
+    )
+    def test_it_is_heard_within_a_block(
+        self, step: Step, mode: Mode, module: Any, last: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        free, called, compute = 0 if mode is SMALL else 1e12, list[int](), getattr(module, last)
+        want = step(free)
+
+        def cancel(*args: Any) -> Any:
+            out = compute(*args)
+            called.append(1)
+            mm.interrupt_current_processing(True)
+            return out
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, last, cancel)
+            patch.setattr(dit, "added", lambda *_: pytest.fail("the block has come to its end"))
+            with pytest.raises(mm.InterruptProcessingException):
+                step(free)
+        assert called == [1] and not mm.processing_interrupted()
+        assert torch.equal(step(free), want)
+
+
 class Failing:
     """A block's computation that runs out of memory in some modes, from the second block on."""
 

@@ -2,22 +2,23 @@
 // host/messages.py sends these events, to the browser that has queued the prompt.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { placeToasts, uncover } from "./message_places.js";
+import { placeToasts, roomInApp, uncover } from "./message_places.js";
 
 const NAME = "CogVideoX.ErrorToast";
 const STYLE = "cogvideox-error";
 const PAUSE_MS = 200;
 const PLACED_MS = [0, 300, 1200]; // ComfyUI's own box, and the texts on the nodes, come a moment later
-const LIFE_MS = 15_000; // the node has the whole text for as long as it holds
+const LIFE_MS = 15_000; // the node has the whole text for as long as it holds; an app, which shows none, has the toast
 const sheet = document.createElement("style");
 const shown = [];
 // The last toast says how many errors more there are. Its text changes with each of them, and only the last one is shown.
 let more, timer;
 let looks = 0; // how often toasts have been shown or taken away
+let asked; // the graph whose prompt is being checked
 
 function show(summary, detail, nodeId) {
-  const until = Date.now() + LIFE_MS;
-  const message = { severity: "error", summary, detail, styleClass: STYLE, life: LIFE_MS, until, nodeId };
+  const life = roomInApp() ? undefined : LIFE_MS;
+  const message = { severity: "error", summary, detail, styleClass: STYLE, life, until: Date.now() + (life ?? Infinity), nodeId };
   app.extensionManager.toast.add(message);
   const look = ++looks;
   for (const wait of PLACED_MS) setTimeout(() => look === looks && place(), wait);
@@ -31,13 +32,20 @@ function place() {
   placeToasts(sheet, STYLE, nodeIds);
 }
 
+const openGraph = () => (app.rootGraph ?? app.graph)?.id;
+
+// A refusal may come when its graph has been left: its toast would lie over another one for as long as it lives.
+const isLate = () => asked !== undefined && asked !== openGraph();
+
 function showMore(text) {
+  if (isLate()) return;
   if (more) app.extensionManager.toast.remove(more);
   more = show("CogVideoX", text);
 }
 
 // ComfyUI runs what it can of a prompt and refuses the rest: the start of that run leaves the refusals.
 function forgetRuns() {
+  asked = undefined; // what a run says is shown whatever is open
   for (const message of shown.filter((one) => one.ofRun)) {
     shown.splice(shown.indexOf(message), 1);
     app.extensionManager.toast.remove(message);
@@ -65,19 +73,22 @@ if (!window[NAME]) {
     setup() {
       document.head.append(sheet);
       api.addEventListener("cogvideox.error", ({ detail }) => {
-        shown.push(show(titleOf(detail.node_id), detail.text, detail.node_id));
+        if (!isLate()) shown.push(show(titleOf(detail.node_id), detail.text, detail.node_id));
       });
       api.addEventListener("cogvideox.more_errors", ({ detail }) => {
         clearTimeout(timer);
         timer = setTimeout(showMore, PAUSE_MS, detail.text);
       });
-      api.addEventListener("cogvideox.forget", forget);
+      api.addEventListener("cogvideox.forget", () => {
+        forget();
+        asked = openGraph();
+      });
       api.addEventListener("execution_start", forgetRuns);
       api.addEventListener("execution_error", ({ detail }) => {
         for (const message of shown) message.ofRun ||= message.nodeId === detail.node_id;
       });
-      // They would lie over the panel that it opens.
-      const opener = '[data-testid="error-overlay-see-errors"]';
+      // They would lie over the panel that it opens, of a graph or of an app.
+      const opener = '[data-testid="error-overlay-see-errors"], [data-testid="linear-view-errors"]';
       document.addEventListener("click", ({ target }) => target.closest?.(opener) && forget(), true);
     },
     // Another workflow, or the same one opened again.

@@ -7,6 +7,17 @@ const OWN_BOX = '[data-testid="error-overlay"]' // ComfyUI's, at the top right
 
 const panel = () => document.querySelector(".graph-canvas-panel")?.getBoundingClientRect() // between the sidebars
 
+// In app mode a form stands beside what has been made, and takes the place of the graph: {top, right} in pixels of the room
+// beside it. Undefined where a graph is shown.
+export function roomInApp() {
+  const box = document.querySelector('[data-testid="linear-center-panel"]')?.getBoundingClientRect()
+  return box?.width ? { top: box.top + GAP_PX, right: innerWidth - box.right + GAP_PX } : undefined
+}
+
+// Of all toasts at the top right, where one of class `style` is among them.
+const toastsWith = (style) => `.p-toast.p-component.p-toast-top-right:has(.${style})`
+export const appCss = (style, { top, right }) => `${toastsWith(style)} { top: ${top}px !important; right: ${right}px !important; }`
+
 // Below the graph, which the frontend fits into the page, is room between its statistics on the left and its map on the
 // right: {left, right} in pixels. Undefined where that is too narrow to read, and in app mode, which hides the graph.
 export function roomBelow() {
@@ -42,9 +53,10 @@ function overlap(one, other) {
 }
 
 // The toasts of class `style`, several of which may be shown, stand below the graph; or at the top right below ComfyUI's
-// own box, where they cover less of these nodes. sheet: their style element.
+// own box, where they cover less of these nodes; in app mode beside the form. sheet: their style element.
 export function placeToasts(sheet, style, nodeIds) {
-  const toasts = `.p-toast.p-component.p-toast-top-right:has(.${style})`
+  const [toasts, inApp] = [toastsWith(style), roomInApp()]
+  if (inApp) return void (sheet.textContent = appCss(style, inApp))
   const [room, boxes] = [roomBelow(), nodeIds.map(boxOf).filter(Boolean)]
   const covered = (css) => {
     sheet.textContent = css

@@ -3,13 +3,14 @@
 // dialog. nodes/opened_graph.py has the sentences, and nodes/missing_models.py knows which nodes load models.
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
-import { roomBelow, rowCss } from "./message_places.js"
+import { appCss, roomBelow, roomInApp, rowCss } from "./message_places.js"
 
 const NAME = "CogVideoX.MissingModels"
 const ROUTE = "/cogvideox/missing_models"
 const OURS = /^CogVideoX/
 const [ALWAYS, BYPASSED] = [0, 4] // modes of a node
 const LIFE_MS = 30_000
+const PLACED_MS = [0, 300, 1200] // an app's form comes a moment after its graph
 // Of a question: nodes/opened_graph.py reads 256 KiB. It marks a name of 101 letters as cut.
 const [MOST_MODELS, MOST_BYPASSED, MOST_LETTERS] = [256, 32, 101]
 const STYLE = "cogvideox-missing"
@@ -32,9 +33,10 @@ function lacks(node) {
   return [node.comfyClass, cut(widget.value)]
 }
 
-// Toasts stand at the top right, over the nodes there.
+// Toasts stand at the top right, over the nodes there, or over the form of an app.
 function place() {
-  const room = roomBelow()
+  const [room, inApp] = [roomBelow(), roomInApp()]
+  if (inApp) return void (style.textContent = appCss(STYLE, inApp))
   style.textContent = room
     ? `
       .p-toast-message.${STYLE} { position: fixed; left: ${room.left}px; right: ${room.right}px; bottom: 4px; margin: 0; }
@@ -65,7 +67,7 @@ async function look() {
   told.add(key)
   if (!sentences.length) return
   const message = { severity: "warn", summary: "CogVideoX", detail: sentences.join("\n"), styleClass: STYLE, life: LIFE_MS }
-  place()
+  for (const wait of PLACED_MS) setTimeout(() => number === looks && place(), wait)
   shown.push(message)
   app.extensionManager.toast.add(message)
 }

@@ -1,40 +1,95 @@
 // Makes room on a node for the text that the server shows there. The frontend keeps two lines for it, with a scroll bar:
-// the sentence that says what to do, or a table, was out of sight.
+// the sentence that says what to do, or a table, was out of sight. Down to the next node and not over it: what does not
+// fit is scrolled to.
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
 
 const NAME = "CogVideoX.TextOnNodes"
 const WIDGET = "$$node-text-preview" // its name in the frontend
+const VUE_TEXT = ".comfy-markdown-content" // its element in Vue nodes
 const [FONT, LINE_PX, PADDING_PX, MARGIN_PX, MOST_PX, LEAST_PX] = ["12px Inter, sans-serif", 16, 16, 20, 480, 58]
-const CSS = `.max-h-\\[200px\\].min-h-\\[28px\\] { max-height: ${MOST_PX}px; }`
+const LEAST_VUE_PX = 34 // two lines in Vue nodes
+const GAP_PX = 4 // to the next node
+const TEXT = ".max-h-\\[200px\\].min-h-\\[28px\\]"
+// The frontend breaks lines within words.
+const CSS = `
+  ${TEXT} { max-height: ${MOST_PX}px; }
+  ${TEXT} .break-all { word-break: normal; overflow-wrap: anywhere; }
+`
+const WORDS = /(?<=[\s\u3000-\uffef])/ // a line may end after a space, and after any Chinese sign
 const before = new WeakMap() // node -> its height without the text
+const limits = new Map() // node id -> how high its text may be, in Vue nodes
+const limitSheet = document.createElement("style")
 const measure = document.createElement("canvas").getContext("2d")
 
 function plain(html) {
   return new DOMParser().parseFromString(html.replaceAll("\n", "<br>\n"), "text/html").body.textContent
 }
 
+const widthOf = (text) => measure.measureText(text).width
+
+function linesOf(paragraph, room) {
+  let [count, used] = [1, 0]
+  for (const word of paragraph.split(WORDS)) {
+    if (used && used + widthOf(word.trimEnd()) > room) [count, used] = [count + 1, 0]
+    used += widthOf(word)
+    count += Math.floor(used / room) // a word that is longer than a line
+    used %= room
+  }
+  return count
+}
+
 function heightOf(text, width) {
   measure.font = FONT
   const room = Math.max(60, width - 60) // margins, padding and the scroll bar
-  const lines = text.split("\n").map((line) => Math.max(1, Math.ceil((1.05 * measure.measureText(line).width) / room)))
-  const count = lines.reduce((sum, line) => sum + line, 0)
+  const count = text.split("\n").reduce((sum, line) => sum + linesOf(line, room), 0)
   return Math.min(MOST_PX, count * LINE_PX + PADDING_PX) + MARGIN_PX
 }
 
-function fit(nodeId) {
-  if (window.LiteGraph?.vueNodesMode) return // whose nodes grow by themselves
-  const node = app.canvas?.graph?.getNodeById(Number(String(nodeId).split(":").pop()))
-  const widget = node?.widgets?.find((found) => found.name === WIDGET)
-  if (!widget?.options || !node.comfyClass?.startsWith("CogVideoX")) return
-  const text = plain(String(widget.value ?? "")).trim()
+// How high a node may be without its title; Infinity where no node is below it.
+function roomOf(node) {
+  const [{ pos: [left, top], size: [width] }, title] = [node, LiteGraph.NODE_TITLE_HEIGHT]
+  const below = app.canvas.graph.nodes.filter(
+    ({ pos: [x, y], size }) => y - title > top && x < left + width && x + size[0] > left,
+  )
+  return Math.min(...below.map((other) => other.pos[1])) - title - GAP_PX - top
+}
+
+function fitClassic(node, widget, text) {
   if (!before.has(node)) before.set(node, node.size[1])
-  const height = text ? heightOf(text, node.size[0]) : LEAST_PX
+  widget.options.getMinHeight = () => LEAST_PX
+  const room = roomOf(node) - (node.computeSize()[1] - LEAST_PX)
+  const height = text ? Math.max(LEAST_PX, Math.min(heightOf(text, node.size[0]), room)) : LEAST_PX
   widget.options.getMinHeight = () => height
   const least = node.computeSize()[1]
   node.setSize([node.size[0], Math.max(least, before.get(node))])
   if (!text) before.delete(node)
   node.setDirtyCanvas?.(true, true)
+}
+
+// Vue nodes grow by themselves, as far as their texts do.
+function fitVue(node) {
+  limits.delete(node.id)
+  setLimits()
+  const box = document.querySelector(`[data-node-id="${node.id}"]`)
+  const text = [...(box?.querySelectorAll(VUE_TEXT) ?? [])].at(-1)
+  const over = text ? box.offsetHeight - LiteGraph.NODE_TITLE_HEIGHT - roomOf(node) : 0
+  if (over > 0) limits.set(node.id, text.offsetHeight - over)
+  setLimits()
+}
+
+function setLimits() {
+  const rule = ([id, height]) =>
+    `[data-node-id="${id}"] ${VUE_TEXT} { min-height: 0; max-height: ${Math.max(LEAST_VUE_PX, height)}px; }`
+  limitSheet.textContent = [...limits].map(rule).join("\n")
+}
+
+function fit(nodeId) {
+  const node = app.canvas?.graph?.getNodeById(Number(String(nodeId).split(":").pop()))
+  const widget = node?.widgets?.find((found) => found.name === WIDGET)
+  if (!widget?.options || !node.comfyClass?.startsWith("CogVideoX")) return
+  if (window.LiteGraph?.vueNodesMode) return void requestAnimationFrame(() => requestAnimationFrame(() => fitVue(node)))
+  fitClassic(node, widget, plain(String(widget.value ?? "")).trim())
 }
 
 if (!window[NAME]) {
@@ -44,9 +99,16 @@ if (!window[NAME]) {
     setup() {
       const style = document.createElement("style")
       style.textContent = CSS
-      document.head.append(style)
+      document.head.append(style, limitSheet)
       // The frontend's own listener puts the text there first.
       api.addEventListener("progress_text", ({ detail }) => setTimeout(fit, 0, detail?.nodeId))
+      // Where a node has been moved there may be more room, or less.
+      document.addEventListener("pointerup", () => setTimeout(() => [...limits.keys()].forEach(fit), 0))
+    },
+    // Another graph has other nodes of these numbers.
+    afterConfigureGraph() {
+      limits.clear()
+      setLimits()
     },
   })
 }

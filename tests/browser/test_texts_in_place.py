@@ -1,0 +1,188 @@
+"""Where messages stand in the real frontend: a text on a node grows over no other one and breaks at words, an app's
+form stays free, and a number that ComfyUI rounds is spoken of."""
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from cogvideox.devtools.frontend import Frontend
+from cogvideox.devtools.paths import TEMPLATES
+from cogvideox.tests.browser.test_errors_shown import toast
+
+# Runs in the page: a text for all prompts, which run for one step.
+_RUN_WITH = """
+async text => {
+  const { api } = await import('/scripts/api.js')
+  const of = type => app.graph.nodes.filter(node => node.type === type)
+  for (const node of of('CogVideoXEncodeText')) node.widgets.find(w => w.name === 'text').value = `${text} ${node.id}`
+  for (const node of of('CogVideoXSample')) node.widgets.find(w => w.name === 'steps').value = 1
+  const ended = new Promise(done => api.addEventListener('execution_success', () => done(true), { once: true }))
+  await app.queuePrompt(0)
+  await ended
+}
+"""
+# [top, bottom] of the prompts' nodes and of those in their column, from the top, in the graph's pixels.
+_COLUMN = """
+() => {
+  const left = app.graph.nodes.find(node => node.type === 'CogVideoXEncodeText').pos[0]
+  return app.graph.nodes.filter(node => node.pos[0] === left).map(node => {
+    const box = document.querySelector(`[data-node-id="${node.id}"]`)
+    const [top, title] = [node.pos[1], LiteGraph.NODE_TITLE_HEIGHT]
+    return [top - title, top + (box ? box.offsetHeight - title : node.size[1])]
+  }).sort((a, b) => a[0] - b[0])
+}
+"""
+_TEXTS = ".max-h-\\\\[200px\\\\].min-h-\\\\[28px\\\\], .widget-markdown > .comfy-markdown-content"
+# Of the texts on nodes that say of words that the toy does not know them: how high the box is, and the words that stand
+# on two lines.
+_BROKEN = f"""
+() => [...document.querySelectorAll('{_TEXTS}')].filter(box => box.innerText.includes('does not know')).map(box => {{
+  const [texts, broken] = [document.createTreeWalker(box, NodeFilter.SHOW_TEXT), []]
+  while (texts.nextNode())
+    for (const found of texts.currentNode.data.matchAll(/[A-Za-z]+/g)) {{
+      const range = document.createRange()
+      range.setStart(texts.currentNode, found.index)
+      range.setEnd(texts.currentNode, found.index + found[0].length)
+      if (new Set([...range.getClientRects()].map(line => Math.round(line.top))).size > 1) broken.push(found[0])
+    }}
+  return [box.clientHeight, broken]
+}})
+"""
+_UNKNOWN = "A cinematic zebra and a lion walk through the savanna at sunset"  # more than the toy reads, too
+OpenAs = Callable[..., AbstractContextManager[Frontend]]
+
+
+@pytest.fixture(scope="module")
+def vue_page(open_as: OpenAs) -> Iterator[Frontend]:
+    with open_as(Comfy__VueNodes__Enabled=True, Comfy__Minimap__Visible=False) as opened:
+        yield opened
+
+
+def load(frontend: Frontend, number: str, checkpoint: str = "") -> None:
+    """Open a template as a graph that the page has not had before. checkpoint: in the place of the toy."""
+    (file,) = TEMPLATES.glob(f"{number} *.json")
+    workflow = json.loads(file.read_text("utf-8")) | {"id": str(uuid.uuid4())}
+    for node in workflow["nodes"]:
+        if checkpoint and node["type"] == "CogVideoXLoadPipeline":
+            node["widgets_values"][0] = checkpoint
+    frontend.load(workflow, file.stem)
+
+
+def check_warnings(frontend: Frontend, text: str) -> None:
+    """What the first prompt's node said hid the whole negative prompt, and broke lines within words."""
+    load(frontend, "01")
+    frontend.page.evaluate(_RUN_WITH, text)
+    frontend.page.wait_for_function(f"() => ({_BROKEN})().length === 2")
+    frontend.page.wait_for_timeout(500)  # until the nodes have their heights
+    boxes = frontend.page.evaluate(_COLUMN)
+    assert len(boxes) == 3
+    assert all(bottom <= top for (_, bottom), (top, _) in zip(boxes, boxes[1:])), boxes
+    (height, broken), (lower, more) = frontend.page.evaluate(_BROKEN)
+    assert broken == more == []
+    assert max(height, lower) > 120 and min(height, lower) > 40, "there is no room to read it"
+
+
+def test_a_warning_grows_over_no_node(one_page: Frontend) -> None:
+    check_warnings(one_page, _UNKNOWN)
+
+
+def test_a_warning_grows_over_no_node_in_the_newer_renderer(vue_page: Frontend) -> None:
+    check_warnings(vue_page, f"{_UNKNOWN} again")
+
+
+def check_beside_the_form(frontend: Frontend, ours: Locator) -> None:
+    frontend.page.wait_for_timeout(1_500)  # until it stays where it is
+    box, form = ours.bounding_box(), frontend.page.get_by_test_id("linear-widgets").bounding_box()
+    assert box is not None and form is not None
+    assert 0 <= box["x"] and box["x"] + box["width"] <= form["x"]
+    assert box["y"] >= 38, "it lies over the tabs"
+
+
+def test_an_app_says_beside_its_form_that_a_model_is_missing(one_page: Frontend) -> None:
+    load(one_page, "41", "CogVideoX-5b")
+    ours = toast(one_page, "There is no 'CogVideoX-5b'.")
+    expect(ours).to_be_visible()
+    check_beside_the_form(one_page, ours)
+    load(one_page, "41")
+    expect(ours).to_have_count(0)
+
+
+def test_an_app_says_what_is_wrong_beside_its_form(one_page: Frontend) -> None:
+    """The toast lay over the form, did not say how many frames fit, and spoke of a node, which a form has not."""
+    page = one_page.page
+    load(one_page, "42")
+    form = page.get_by_test_id("linear-widgets")
+    form.wait_for()
+    assert "Frames (this toy: 17)" in form.inner_text().splitlines()
+    page.evaluate("""() => {
+      const start = app.graph.nodes.find(node => node.type === 'CogVideoXImageToVideo')
+      start.widgets.find(widget => widget.name === 'frames').value = 9
+      app.queuePrompt(0)
+    }""")
+    ours = toast(one_page, "the video is 64 x 64 with 9. Set width to 64, height to 64 and frames to 17.")
+    expect(ours).to_be_visible(timeout=60_000)
+    assert "CogVideoX Positions" not in ours.inner_text()
+    check_beside_the_form(one_page, ours)
+    page.get_by_test_id("linear-view-errors").click()
+    expect(ours).to_have_count(0)  # the graph has the text on its node
+    one_page.console.clear()  # the failure, and the picture of a file without a name
+
+
+_TYPE_FRAMES = """
+typed => {
+  const latent = app.graph.nodes.find(node => node.type === 'CogVideoXEmptyLatent')
+  const frames = latent.widgets.find(widget => widget.name === 'frames')
+  frames.setValue(typed, { e: {}, node: latent, canvas: app.canvas })
+  return frames.value
+}
+"""
+
+
+def test_a_number_that_is_rounded_is_spoken_of(one_page: Frontend) -> None:
+    """10 frames became 9 without a word."""
+    load(one_page, "01")
+    assert one_page.page.evaluate(_TYPE_FRAMES, 10) == 9
+    ours = toast(one_page, "frames cannot be 10: it is 9 now, the nearest one (from 1 in steps of 4).")
+    expect(ours).to_be_visible()
+    assert one_page.page.evaluate(_TYPE_FRAMES, 21) == 21
+    one_page.page.wait_for_timeout(200)
+    expect(one_page.page.locator(".p-toast-message")).to_have_count(1)  # of 21 nothing is said
+    load(one_page, "02")
+    expect(ours).to_have_count(0)
+
+
+def test_it_is_spoken_of_in_the_newer_renderer(vue_page: Frontend) -> None:
+    load(vue_page, "01")
+    id_ = vue_page.page.evaluate("() => app.graph.nodes.find(node => node.type === 'CogVideoXEmptyLatent').id")
+    field = vue_page.page.locator(f'[data-node-id="{id_}"] input').nth(2)
+    field.fill("10")
+    field.press("Enter")
+    expect(toast(vue_page, "frames cannot be 10: it is 9 now")).to_be_visible()
+    expect(field).to_have_value("9")
+
+
+_SEND = """
+async ([name, detail]) => {
+  const { api } = await import('/scripts/api.js')
+  api.dispatchEvent(new CustomEvent(`cogvideox.${name}`, { detail }))
+}
+"""
+
+
+def test_a_refusal_that_comes_late_is_of_no_other_graph(one_page: Frontend) -> None:
+    """It stood over the workflow that had been opened meanwhile, with the title of a node there."""
+    error = ["error", {"node_id": "1", "text": "A sentence."}]
+    load(one_page, "01")
+    one_page.page.evaluate(_SEND, ["forget", {}])  # as the server begins to check a prompt
+    load(one_page, "02")
+    one_page.page.evaluate(_SEND, error)
+    one_page.page.evaluate(_SEND, ["more_errors", {"text": "One more."}])
+    one_page.page.wait_for_timeout(500)
+    expect(one_page.page.locator(".p-toast-message")).to_have_count(0)
+    one_page.page.evaluate(_SEND, ["forget", {}])
+    one_page.page.evaluate(_SEND, error)
+    expect(toast(one_page, "A sentence.")).to_be_visible()
