@@ -67,7 +67,7 @@ def _affine_kernel(
         totals += share
         means += share * (tl.load(where, mask=there, other=0.0) + added[None, :])
     total = tl.sum(tl.sum(totals, axis=0), axis=0)
-    mean = tl.sum(tl.sum(means, axis=0), axis=0) / total
+    mean = tl.sum(tl.sum(means, axis=0), axis=0) / total  # type: ignore
     variances = tl.zeros([ROWS, SIZE], tl.float32)
     for start in range(0, count, ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
@@ -76,7 +76,7 @@ def _affine_kernel(
         share = tl.load(where + 2 * channels, mask=there, other=0.0)
         change = tl.load(where, mask=there, other=0.0) + added[None, :] - mean
         variances += share * (tl.load(where + channels, mask=there, other=0.0) + change * change)
-    variance = tl.sum(tl.sum(variances, axis=0), axis=0) / total
+    variance = tl.sum(tl.sum(variances, axis=0), axis=0) / total  # type: ignore
     scale = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32) / tl.sqrt(variance + eps)
     shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32) - (mean - added) * scale
     tl.store(affine + channel, scale, mask=inside)
@@ -133,7 +133,7 @@ def _modulation_kernel(
     y = tl.load(bias_y + channel, mask=inside, other=0.0).to(tl.float32) + tl.zeros([PIXELS, CHANNELS], tl.float32)
     b = tl.load(bias_b + channel, mask=inside, other=0.0).to(tl.float32) + tl.zeros([PIXELS, CHANNELS], tl.float32)
     where = latent + pixel // width * latent_row + pixel % width * latent_column
-    for k in tl.static_range(DEPTH):
+    for k in tl.static_range(DEPTH):  # type: ignore
         value = tl.load(where + k * latent_channel, mask=in_frame, other=0.0).to(tl.float32)
         y += value * tl.load(weight_y + channel * DEPTH + k, mask=inside, other=0.0).to(tl.float32)
         b += value * tl.load(weight_b + channel * DEPTH + k, mask=inside, other=0.0).to(tl.float32)

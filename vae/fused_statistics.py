@@ -76,10 +76,10 @@ def _statistics_kernel(
     # Chan et al. 1979, for all lanes at once.
     lane = first + tl.arange(0, PIXELS)[:, None]
     count = tl.minimum(tl.maximum((pixels - lane + PIXELS - 1) // PIXELS, 0), rounds).to(tl.float32)
-    total = tl.sum(count, axis=0)[None, :]
-    common = tl.sum(mean * count, axis=0)[None, :] / total
+    total = tl.sum(count, axis=0)[None, :]  # type: ignore
+    common = tl.sum(mean * count, axis=0)[None, :] / total  # type: ignore
     squares += count * (mean - common) * (mean - common)
-    variance = tl.sum(squares, axis=0)[None, :] / total
+    variance = tl.sum(squares, axis=0)[None, :] / total  # type: ignore
     out = made + part * 3 * channels + channel
     there = channel < channels
     tl.store(out, common, mask=there)
