@@ -18,6 +18,7 @@ from cogvideox.benchmarks.common import (
     report,
     use_comfyui,
 )
+from cogvideox.benchmarks.vae_operations import operations_table
 from cogvideox.vae.plan import FAST, LADDER
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ COUNTED = {"49 frames, 480 x 720": (60, 90), "81 frames, 768 x 1360": (96, 170)}
 CHUNKS = 7  # latents, of three chunks: every later chunk takes what the third takes
 COUNT_REPEATS = 5
 PRECISIONS = ("fp32", "bf16")
+PARTS = ("memory", "operations", "time", "growth")
 GIB = 1 << 30
 
 
@@ -39,12 +41,14 @@ def main() -> None:
         str(__doc__),
         repeats={"type": int, "default": 3},
         precisions={"nargs": "+", "choices": PRECISIONS, "default": list(PRECISIONS)},
-        parts={"nargs": "+", "choices": ("memory", "time", "growth"), "default": ["memory", "time", "growth"]},
+        parts={"nargs": "+", "choices": PARTS, "default": list(PARTS)},
     )
     use_comfyui()
     tables = []
     if "memory" in options.parts:
         tables.append(memory_table())
+    if "operations" in options.parts:
+        tables.append(operations_table())
     if "time" in options.parts:
         tables += time_tables(options.precisions, options.repeats)
     if "growth" in options.parts:

@@ -23,6 +23,11 @@ _VIEWS = frozenset(
 _EMPTY = frozenset("empty empty_like empty_strided new_empty new_empty_strided".split())
 
 
+def touches_no_value(operation: str) -> bool:
+    """Whether torch's operation of this name makes a view, or memory without values."""
+    return operation in _VIEWS or operation in _EMPTY
+
+
 @dataclass(frozen=True)
 class Traffic:
     """Of one forward. moved_bytes: activations read and written, weights not; they are the same for everybody.
@@ -51,7 +56,7 @@ class Counting(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         made = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-        if name not in _VIEWS and name not in _EMPTY:
+        if not touches_no_value(name):
             given = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, torch.Tensor) and x.is_meta]
             read = [x for x in given if _storage_id(x) not in self._weights]
             if name == "native_layer_norm" and not args[0].is_contiguous():  # torch makes a copy first

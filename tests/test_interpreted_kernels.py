@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    return measured_by_interpreter("vae.test_fused", "transformer.test_token_passes")
+    return measured_by_interpreter("vae.test_fused", "vae.test_fused_norms", "transformer.test_token_passes")
 
 
 def test_norm_of_the_vae(measured: dict[str, Any]) -> None:
@@ -26,6 +26,13 @@ def test_norm_of_the_vae(measured: dict[str, Any]) -> None:
     assert {name: len(cases) for name, cases in errors.items()} == {name: len(fused.CASES) for name in fused.DTYPES}
     assert max(errors.pop("fp32")) <= 1e-6
     assert all(max(cases) <= 1 for cases in errors.values()), errors
+
+
+def test_scale_and_shift_of_the_vae(measured: dict[str, Any]) -> None:
+    """Other colours than the reference's."""
+    errors = measured["vae.test_fused_norms"]
+    assert len(errors) == 3 and all(len(cases) == 8 for cases in errors.values())
+    assert max(max(cases) for cases in errors.values()) <= 5e-7, errors
 
 
 def test_passes_of_the_transformer(measured: dict[str, Any]) -> None:

@@ -4,13 +4,12 @@ diffusers computes norm, modulation and SiLU one after the other: each reads and
 precision, rounds. Here it is one pass that rounds once.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 
-from ..host.compat import is_out_of_memory
+from .kernels import try_kernel
 from .modulation import Modulation
 
 # modulated_silu or a function with the same result: (x, modulation, first row of x in its frame, where to write)
@@ -18,8 +17,6 @@ Activation = Callable[[torch.Tensor, Modulation, int, torch.Tensor], None]
 # How many bytes of fp32 values torch holds before it rounds them to a shorter type. A whole frame would be simpler, and
 # takes twice its own size in bf16 for as long.
 SPAN_BYTES = {"cpu": 1 << 21, "other": 1 << 26}
-# Devices on which Triton has failed: it is not tried, and its failure not logged, for each row of each frame again.
-_WITHOUT_TRITON: set[torch.device] = set()
 
 
 def modulated_silu(x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor) -> None:
@@ -44,28 +41,11 @@ def rows_at_once(x: torch.Tensor) -> int:
 
 def _fused(x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor) -> bool:
     """modulated_silu in one pass over memory; False, with nothing done, where that is not possible."""
-    if x.device in _WITHOUT_TRITON or x.stride(1) != 1 or out.stride(1) != 1:
+    if x.stride(1) != 1 or out.stride(1) != 1:
         return False
-    try:
-        # Imported here, because Triton has no package for some systems.
-        from .fused import fused_modulated_silu
-
-        fused_modulated_silu(x, modulation, top, out)
-    # A compiler, a driver or a half installed package may raise anything.
-    except Exception as error:
-        # Not Triton's fault: streaming.py goes on with a leaner plan, with Triton.
-        if is_out_of_memory(error):
-            raise
-        _WITHOUT_TRITON.add(x.device)
-        # A system without Triton is an ordinary one; a Triton that does not work is worth a line of log.
-        if not isinstance(error, ModuleNotFoundError):
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            logging.warning(
-                f"Triton does not work on {x.device} ({reason}): the VAE goes on without it, somewhat slower and with "
-                "the same result."
-            )
-        return False
-    return True
+    return bool(
+        try_kernel(x.device, "fused", lambda fused: fused.fused_modulated_silu(x, modulation, top, out) or True)
+    )
 
 
 def _modulate_span(x: torch.Tensor, modulation: Modulation, start: int, out: torch.Tensor) -> None:

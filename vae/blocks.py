@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .causal import causal_convolution
-from .frames import KeptFrames, UpsampledFrames, downsampled_sources, upsampled_sources
+from .frames import KeptFrames, UpsampledFrames, downsampled_sources, own_copy, upsampled_sources
 from .modules import Norm, Resample, ResnetBlock
 from .norms import GroupStatistics, group_norm, spatial_norm
 from .stream import Stream
@@ -21,10 +21,27 @@ from .stream import Stream
 
 @dataclass
 class Chunk:
-    """Frames of one chunk, and the statistics that the next norm needs of them."""
+    """Frames of one chunk, the statistics that the next norm needs of them, and what is still to be added to them.
+
+    offset: [C], fp32: the biases of the convolutions that the frames come from. Libraries add a bias in a pass of its
+    own over the result. A norm that follows adds it to a mean and to a shift of a few values.
+    """
 
     frames: KeptFrames | UpsampledFrames
     statistics: GroupStatistics = field(default_factory=GroupStatistics)
+    offset: torch.Tensor | None = None
+
+    def add_bias(self, bias: torch.Tensor | None) -> None:
+        """Include a bias [C] of any type in the offset."""
+        if self.offset is None:
+            self.offset = own_copy(bias)
+        elif bias is not None:
+            self.offset = self.offset + bias  # a new tensor: another chunk may have this one
+
+    def known_offset(self) -> torch.Tensor:
+        """The offset of frames that have been computed."""
+        assert self.offset is not None, "every chunk comes from a convolution"
+        return self.offset
 
 
 def convolve(stream: Stream, conv: torch.nn.Conv3d, video: torch.Tensor) -> Chunk:
@@ -36,7 +53,7 @@ def convolve(stream: Stream, conv: torch.nn.Conv3d, video: torch.Tensor) -> Chun
     def fill(t: int, start: int, last: bool, out: torch.Tensor) -> None:
         out.copy_(video[:, :, t, start : start + out.shape[2]])
 
-    for t, start, rows in causal_convolution(stream, conv, fill, (count, height, width)):
+    for t, start, rows in causal_convolution(stream, conv, fill, (count, height, width), result.add_bias):
         result.statistics.add(rows)
         frames.write(t, start, rows)
     return result
@@ -57,19 +74,22 @@ def resnet(stream: Stream, block: ResnetBlock, chunk: Chunk, latents: torch.Tens
     else:
         residual, separate_residual = _between_blocks(stream, *size), True
 
+    result = Chunk(residual, offset=None if widens else chunk.offset)
+
     def keep_residual(t: int, start: int, rows: torch.Tensor) -> None:
-        residual.write(t, start, _shortcut(stream, block.conv_shortcut, rows) if widens else rows)
+        residual.write(t, start, _shortcut(stream, block.conv_shortcut, rows, chunk, result) if widens else rows)
 
     on_rows = keep_residual if separate_residual else None
     for t, start, rows in normalise_and_convolve(
-        stream, block.norm1, block.conv1.conv, chunk, latents, on_rows, release=separate_residual
+        stream, block.norm1, block.conv1.conv, chunk, latents, on_rows, separate_residual, hidden_chunk.add_bias
     ):
         hidden_chunk.statistics.add(rows)
         hidden.write(t, start, rows)
-    result = Chunk(residual)
-    for t, start, rows in normalise_and_convolve(stream, block.norm2, block.conv2.conv, hidden_chunk, latents):
-        rows += residual.read(t, start, start + rows.shape[2])  # in place: rows are the convolution's own result
-        result.statistics.add(rows)
+    for t, start, rows in normalise_and_convolve(
+        stream, block.norm2, block.conv2.conv, hidden_chunk, latents, on_bias=result.add_bias
+    ):
+        # In place: rows are the convolution's own result.
+        result.statistics.add(rows, added=residual.read(t, start, start + rows.shape[2]))
         residual.write(t, start, rows)
     return result
 
@@ -82,19 +102,21 @@ def normalise_and_convolve(
     latents: torch.Tensor | None,
     on_rows: Callable[[int, int, torch.Tensor], None] | None = None,
     release: bool = True,
+    on_bias: Callable[[torch.Tensor], None] | None = None,
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Norm, SiLU and causal convolution of a chunk, yielded as causal_convolution does.
 
     latents: [1, 16, T, h, w] that a decoder's norms depend on; None in an encoder.
     on_rows(t, first row, rows): called with each row of the frames once, before they are released.
     release: let go of each frame after its last use here.
+    on_bias: see causal_convolution.
     """
-    frames = chunk.frames
+    frames, offset = chunk.frames, chunk.known_offset()
     if isinstance(norm, torch.nn.GroupNorm):
-        modulation_of = group_norm(stream, norm, chunk.statistics, frames.height, frames.width)
+        modulation_of = group_norm(stream, norm, chunk.statistics, offset, frames.height, frames.width)
     else:
         assert latents is not None, "a decoder's norms need the latents"
-        modulation_of = spatial_norm(stream, norm, chunk.statistics, frames.count, frames.height, latents)
+        modulation_of = spatial_norm(stream, norm, chunk.statistics, offset, frames.count, frames.height, latents)
     # By frame: the first row that on_rows was not called with. A band is read with one row more on either side, for the
     # 3 x 3 window, so that the bands overlap by two rows; on_rows has to see each row once.
     next_row = [0] * frames.count
@@ -109,7 +131,7 @@ def normalise_and_convolve(
         if release and last:
             frames.release(t)
 
-    yield from causal_convolution(stream, conv, fill, (frames.count, frames.height, frames.width))
+    yield from causal_convolution(stream, conv, fill, (frames.count, frames.height, frames.width), on_bias)
 
 
 def upsample(stream: Stream, upsampler: Resample, chunk: Chunk, widest: bool) -> Chunk:
@@ -121,7 +143,7 @@ def upsample(stream: Stream, upsampler: Resample, chunk: Chunk, widest: bool) ->
     source = chunk.frames
     assert isinstance(source, KeptFrames), "only the widest frames are recomputed, and nothing follows those"
     sources = upsampled_sources(source.count, upsampler.compress_time)
-    computed = UpsampledFrames(stream, source, sources, upsampler.conv)
+    computed = UpsampledFrames(stream, source, chunk.known_offset(), sources, upsampler.conv)
     # Even where nothing is kept, the frames are computed once here, for the statistics of the norm that follows.
     kept = None
     if not (widest and stream.plan.recompute):
@@ -140,6 +162,7 @@ def upsample(stream: Stream, upsampler: Resample, chunk: Chunk, widest: bool) ->
             # Without `kept`, whoever reads the result releases its frames and with them what they are computed from.
             if kept and stop == computed.height:
                 computed.release(t)
+    result.offset = computed.bias
     return result
 
 
@@ -153,6 +176,7 @@ def downsample(stream: Stream, downsampler: Resample, chunk: Chunk) -> Chunk:
     kept = _between_blocks(stream, len(sources), height, width)
     result = Chunk(kept)
     with stream.weights(downsampler.conv) as (weight, bias):
+        result.add_bias(bias)
         # The plan limits the pixels that are worked on at once, and each pixel of the result comes from 2 x 2 of the
         # frames.
         for start, stop in stream.bands(height, 4 * width, downsampler.conv.in_channels):
@@ -162,7 +186,8 @@ def downsample(stream: Stream, downsampler: Resample, chunk: Chunk) -> Chunk:
                 # The mean is a new tensor: what was read may be the kept frame itself.
                 if len(group) == 2:
                     rows = (rows + frames.read(group[1], top, bottom)).mul_(0.5)
-                rows = F.conv2d(F.pad(rows, (0, 1, 0, 2 * stop + 1 - bottom)), weight, bias, stride=2)
+                rows = _padded(rows, chunk.known_offset(), 2 * stop + 1 - bottom)
+                rows = F.conv2d(rows, weight, stride=2)
                 result.statistics.add(rows)
                 kept.write(t, start, rows)
                 if stop == height:
@@ -171,12 +196,26 @@ def downsample(stream: Stream, downsampler: Resample, chunk: Chunk) -> Chunk:
     return result
 
 
+def _padded(rows: torch.Tensor, offset: torch.Tensor, below: int) -> torch.Tensor:
+    """rows [1, C, r, W] + offset [C], with a column of zeros on the right and `below` rows of them: a new tensor."""
+    height, width = rows.shape[2:]
+    padded = F.pad(rows, (0, 1, 0, below))
+    inside = padded[:, :, :height, :width]
+    inside += offset.view(1, -1, 1, 1)  # in fp32, and rounded once
+    return padded
+
+
 def _between_blocks(stream: Stream, count: int, height: int, width: int) -> KeptFrames:
     """Room for the frames that one block hands to the next."""
     return KeptFrames(stream, count, height, width, on_host=stream.plan.blocks_on_host)
 
 
-def _shortcut(stream: Stream, conv: torch.nn.Conv3d, rows: torch.Tensor) -> torch.Tensor:
-    """A convolution over nothing but channels: its kernel is 1 x 1 x 1."""
+def _shortcut(stream: Stream, conv: torch.nn.Conv3d, rows: torch.Tensor, chunk: Chunk, result: Chunk) -> torch.Tensor:
+    """A convolution over nothing but channels of rows of `chunk`: its kernel is 1 x 1 x 1. result: what is made of it,
+    which gets its offset with the first rows."""
     with stream.weights(conv) as (weight, bias):
-        return F.conv2d(rows, weight[:, :, 0], bias)
+        weight = weight[:, :, 0]
+        if result.offset is None:
+            result.offset = F.conv2d(chunk.known_offset().view(1, -1, 1, 1), weight.float()).flatten()
+            result.add_bias(bias)
+        return F.conv2d(rows, weight)

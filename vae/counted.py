@@ -127,6 +127,10 @@ class CountedTensor:
         known = -math.prod(sizes) if -1 in sizes else 1
         return self._as_view([math.prod(self.shape) // known if size == -1 else size for size in sizes])
 
+    def unfold(self, dim: int, size: int, step: int) -> "CountedTensor":
+        windows = (self.shape[dim] - size) // step + 1
+        return self._as_view((*self.shape[:dim], windows, *self.shape[dim + 1 :], size))
+
     def split(self, sizes: int | list[int], dim: int) -> tuple["CountedTensor", ...]:
         total, parts = self.shape[dim], sizes
         if isinstance(parts, int):
@@ -135,14 +139,20 @@ class CountedTensor:
 
     # Copies
 
-    def to(self, device: torch.device, dtype: torch.dtype | None = None, non_blocking: bool = False) -> "CountedTensor":
-        dtype = dtype or self.dtype
-        if device == self.device and dtype == self.dtype:
+    def to(
+        self,
+        *target: torch.device | torch.dtype,
+        non_blocking: bool = False,
+        copy: bool = False,
+    ) -> "CountedTensor":
+        device = next((part for part in target if isinstance(part, torch.device)), self.device)
+        dtype = next((part for part in target if isinstance(part, torch.dtype)), self.dtype)
+        if device == self.device and dtype == self.dtype and not copy:
             return self
         return CountedTensor.allocate(self._storage.tally, self.shape, dtype, device)
 
     def float(self) -> "CountedTensor":
-        return self.to(self.device, torch.float32)
+        return self.to(torch.float32)
 
     def contiguous(self, memory_format: torch.memory_format | None = None) -> "CountedTensor":
         """A copy: the VAE asks for one only of what is not contiguous."""
@@ -150,9 +160,6 @@ class CountedTensor:
 
     def repeat_interleave(self, repeats: int, dim: int = 0) -> "CountedTensor":
         return self._new((*self.shape[:dim], repeats * self.shape[dim], *self.shape[dim + 1 :]))
-
-    def new_tensor(self, values: Sequence[Any]) -> "CountedTensor":
-        return self._new((len(values),))
 
     # Arithmetic
 
@@ -236,6 +243,7 @@ _FUNCTIONS: dict[Callable, Callable] = {
     F.silu: lambda x, **_: x,  # the VAE calls it in place only
     torch.cat: _cat,
     torch.stack: _stack,
+    torch.add: lambda x, y, out: out,
     torch.addcmul: _addcmul,
     torch.empty_like: lambda x: x._new(x.shape),
     torch.rsqrt: lambda x: x._new(x.shape),

@@ -66,21 +66,33 @@ class UpsampledFrames:
     An upsampler convolves frame by frame, in the plane: the two frames that it makes of one in time are equal.
     """
 
-    def __init__(self, stream: Stream, source: KeptFrames, sources: list[int], conv: torch.nn.Conv2d):
+    def __init__(
+        self, stream: Stream, source: KeptFrames, offset: torch.Tensor, sources: list[int], conv: torch.nn.Conv2d
+    ):
+        """offset [C], fp32: what is still to be added to each channel of `source`."""
+        self.bias: torch.Tensor | None = None  # [O], fp32, of the convolution, which the frames come without; once read
         self.count, self.height, self.width = len(sources), 2 * source.height, 2 * source.width
         self._stream, self._source, self._sources, self._conv = stream, source, sources, conv
+        self._offset = offset
 
     def read(self, t: int, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of frame t."""
         # Source rows that the convolution's 3 x 3 window reaches. At a cut within the frame they give at least one row
         # more than is asked for, in which the convolution's own zero padding is wrong, and which is cut off below.
         first, last = max(start - 1, 0) // 2, min(stop // 2 + 1, self._source.height)
-        rows = F.interpolate(self._source.read(self._sources[t], first, last), scale_factor=2.0)
+        rows = F.interpolate(self._with_offset(self._sources[t], first, last), scale_factor=2.0)
         with self._stream.weights(self._conv) as (weight, bias):
-            rows = F.conv2d(rows, weight, bias, padding=1)
+            if self.bias is None:
+                self.bias = own_copy(bias)
+            rows = F.conv2d(rows, weight, padding=1)
         if stop - start == self.height:
             return rows
         return rows[:, :, start - 2 * first : stop - 2 * first]
+
+    def _with_offset(self, t: int, start: int, stop: int) -> torch.Tensor:
+        """Rows of frame t of the source with the offset added, rounded once: a new tensor, as the source keeps its."""
+        rows = self._source.read(t, start, stop)
+        return torch.add(rows, self._offset.view(1, -1, 1, 1), out=torch.empty_like(rows))
 
     def repeats(self, t: int) -> bool:
         """Whether frame t is frame t - 1."""
@@ -90,6 +102,12 @@ class UpsampledFrames:
         """Frame t is no longer needed: drop what it came from, if no frame after it needs that."""
         if t + 1 == self.count or self._sources[t + 1] != self._sources[t]:
             self._source.release(self._sources[t])
+
+
+def own_copy(bias: torch.Tensor | None) -> torch.Tensor:
+    """A layer's bias in fp32, to be used after Stream.weights has let go of it: its memory may be used again there."""
+    assert bias is not None, "every convolution of the VAE has one"
+    return bias.to(torch.float32, copy=True)
 
 
 def upsampled_sources(frame_count: int, compress_time: bool) -> list[int]:

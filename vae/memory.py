@@ -120,6 +120,12 @@ class _CountingStream(Stream):
         )
         yield cast(torch.Tensor, weight), bias
 
+    def numbers(self, values: tuple[float, ...]) -> torch.Tensor:
+        """See Stream."""
+        if values not in self._numbers:
+            self._numbers[values] = self._tensor((len(values),), torch.float32, self.device)
+        return self._numbers[values]
+
     def finish_copies(self) -> None:
         """See Stream. Nothing is copied."""
 

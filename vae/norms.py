@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from .kernels import try_kernel
 from .modulation import Modulation
 from .modules import SpatialNorm
 from .stream import Stream
@@ -17,6 +18,7 @@ from .stream import Stream
 # Values whose moments a CPU computes at once: they fit its cache, and they are few enough to be summed in fp32 without
 # losing digits.
 CPU_VALUES = 1 << 19
+Weights = tuple[torch.Tensor, torch.Tensor | None]  # of a layer: weight and bias
 
 
 class GroupStatistics:
@@ -26,11 +28,23 @@ class GroupStatistics:
     """
 
     def __init__(self) -> None:
+        # Of torch's operations; or of the kernel, which gives several parts at a time, with the weight of each.
         self._moments: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._weights: list[int] = []
+        self._parts: list[torch.Tensor] = []
 
-    def add(self, rows: torch.Tensor, times: int = 1) -> None:
-        """Include `rows` [1, C, r, W], `times` times."""
+    def add(self, rows: torch.Tensor, times: int = 1, added: torch.Tensor | None = None) -> None:
+        """Include `rows` [1, C, r, W], `times` times. added: rows that are added to these first, in place."""
+        parts = None
+        if rows.is_cuda and _in_one_piece(rows) and (added is None or _in_one_piece(added)):
+            parts = try_kernel(
+                rows.device, "fused_statistics", lambda kernels: kernels.fused_statistics(rows, added, times)
+            )
+        if parts is not None:
+            self._parts.append(parts)
+            return
+        if added is not None:
+            rows += added
         step = rows.shape[2]
         if rows.device.type == "cpu":
             step = max(1, CPU_VALUES // (rows.shape[1] * rows.shape[3]))
@@ -38,20 +52,31 @@ class GroupStatistics:
             self._moments.append(_channel_moments(part))
             self._weights.append(times * part.shape[2] * part.shape[3])
 
-    def of_groups(self, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance [groups] of all rows that were added.
+    def parts(self) -> torch.Tensor | None:
+        """The kernel's statistics of all rows, [parts, 3, C]: see fused_statistics. None of rows that torch saw."""
+        return torch.cat(self._parts) if self._parts and not self._moments else None
 
-        Source: Chan et al. 1979, updating formulae for sample variances, for all parts at once: the variance of the
-        whole is the weighted mean of the parts' variances, plus that of their means around the common mean. Sums of x
-        and of x^2 would be simpler, but their difference loses the digits of a variance that is small next to the mean.
+    def collected(self, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of each part that was added, [parts, 2, C], and each part's share of all values, [parts].
+
+        The shares are few and come again and again: the stream keeps them on the device.
         """
-        # means, variances: [parts, groups, channels of a group]
-        means, variances = (torch.stack(parts).unflatten(1, (groups, -1)) for parts in zip(*self._moments))
-        total = sum(self._weights) * means.shape[2]
-        weights = means.new_tensor([weight / total for weight in self._weights]).view(-1, 1, 1)
-        mean = (means * weights).sum(dim=(0, 2))
-        variance = ((variances + (means - mean[:, None]).square()) * weights).sum(dim=(0, 2))
-        return mean, variance
+        if not self._parts:
+            total = sum(self._weights)
+            moments = torch.stack([values for pair in self._moments for values in pair]).unflatten(0, (-1, 2))
+            return moments, stream.numbers(tuple(weight / total for weight in self._weights))
+        # A kernel that worked for these rows has failed since.
+        seen = [
+            torch.stack([*pair, torch.full_like(pair[0], weight)])[None]
+            for pair, weight in zip(self._moments, self._weights)
+        ]
+        parts = torch.cat(self._parts + seen)
+        return parts[:, :2], parts[:, 2, 0] / parts[:, 2, 0].sum()
+
+
+def _in_one_piece(rows: torch.Tensor) -> bool:
+    """Whether rows are contiguous in the order that the kernel of statistics reads them in."""
+    return rows.is_contiguous(memory_format=torch.channels_last)
 
 
 def _channel_moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,45 +97,82 @@ def _channel_moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def group_norm(
-    stream: Stream, norm: torch.nn.GroupNorm, statistics: GroupStatistics, height: int, width: int
+    stream: Stream,
+    norm: torch.nn.GroupNorm,
+    statistics: GroupStatistics,
+    offset: torch.Tensor,
+    height: int,
+    width: int,
 ) -> Callable[[int], Modulation]:
-    """What `norm` does to frame t of the chunk of which `statistics` are: the same to each, one value a channel."""
-    scale, shift = _channel_affine(stream, norm, statistics)
+    """What `norm` does to frame t of the chunk of which `statistics` are: the same to each, one value a channel.
+
+    offset: see channel_affine.
+    """
+    scale, shift = (values.view(1, -1, 1, 1) for values in channel_affine(stream, norm, statistics, offset))
     modulation = Modulation(scale, shift, height, width).in_layout(stream.layout)
     return lambda t: modulation
 
 
 def spatial_norm(
-    stream: Stream, norm: SpatialNorm, statistics: GroupStatistics, frame_count: int, height: int, latents: torch.Tensor
+    stream: Stream,
+    norm: SpatialNorm,
+    statistics: GroupStatistics,
+    offset: torch.Tensor,
+    frame_count: int,
+    height: int,
+    latents: torch.Tensor,
 ) -> Callable[[int], Modulation]:
     """What a CogVideoXSpatialNorm3D does to frame t: a group norm, then scale and shift by the latents.
+
+    offset: see channel_affine.
 
     latents: [1, 16, T, h, w]. The reference enlarges them to the frame's size and then applies two 1 x 1 x 1
     convolutions, conv_y and conv_b. The enlargement repeats values (nearest neighbour) and commutes with these. Here
     they come first, at the latents' size: a fraction of the work, and no tensor of the frame's size. Their class is
     CogVideoXCausalConv3d, but a kernel that spans one frame needs nothing of the chunk before.
     """
-    scale, shift = _channel_affine(stream, norm.norm_layer, statistics)
+    scale, shift = channel_affine(stream, norm.norm_layer, statistics, offset)
     zoom = height // latents.shape[-2]
     modulations: dict[int, Modulation] = {}
 
     def modulation_of(t: int) -> Modulation:
         index = latent_of_frame(t, frame_count, latents.shape[2])
         if index not in modulations:
-            # In fp32 whatever the stream's type: activation.modulated_silu rounds once, after everything.
-            latent = latents[:, :, index].float().contiguous(memory_format=stream.layout)
-            with (
-                stream.weights(norm.conv_y.conv, torch.float32) as (weight_y, bias_y),
-                stream.weights(norm.conv_b.conv, torch.float32) as (weight_b, bias_b),
-            ):
-                y = F.conv2d(latent, weight_y[:, :, 0], bias_y)
-                b = F.conv2d(latent, weight_b[:, :, 0], bias_b)
-            # (x * scale + shift) * y + b, as one scale and one shift of x
-            modulation = Modulation(y * scale, torch.addcmul(b, y, shift), zoom, zoom)
-            modulations[index] = modulation.in_layout(stream.layout)
+            values = _by_latent(stream, norm, scale, shift, latents[:, :, index])
+            modulations[index] = Modulation(*values, zoom, zoom).in_layout(stream.layout)
         return modulations[index]
 
     return modulation_of
+
+
+def _by_latent(
+    stream: Stream, norm: SpatialNorm, scale: torch.Tensor, shift: torch.Tensor, latent: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x * scale + shift) * conv_y(latent) + conv_b(latent), as one scale and one shift of x, [1, C, h, w] each.
+
+    scale, shift: [C]. latent: [1, 16, h, w]. In fp32 whatever the stream's type: activation.modulated_silu rounds once,
+    after everything.
+    """
+    if scale.is_cuda:
+        with stream.weights(norm.conv_y.conv) as y, stream.weights(norm.conv_b.conv) as b:
+            fused = try_kernel(
+                scale.device, "fused_norms", lambda kernels: kernels.fused_modulation(scale, shift, y, b, latent[0])
+            )
+        if fused is not None:
+            return fused
+    with (
+        stream.weights(norm.conv_y.conv, torch.float32) as y,
+        stream.weights(norm.conv_b.conv, torch.float32) as b,
+    ):
+        return torch_modulation(scale, shift, y, b, latent.float().contiguous(memory_format=stream.layout))
+
+
+def torch_modulation(
+    scale: torch.Tensor, shift: torch.Tensor, y: Weights, b: Weights, latent: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See _by_latent. y, b: weight [C, 16, 1, 1, 1] and bias [C] of conv_y and conv_b. All in fp32."""
+    factor, term = (F.conv2d(latent, weight[:, :, 0], bias) for weight, bias in (y, b))
+    return factor * scale.view(1, -1, 1, 1), torch.addcmul(term, factor, shift.view(1, -1, 1, 1))
 
 
 def latent_of_frame(t: int, frame_count: int, latent_count: int) -> int:
@@ -124,16 +186,43 @@ def latent_of_frame(t: int, frame_count: int, latent_count: int) -> int:
     return t * latent_count // frame_count
 
 
-def _channel_affine(
-    stream: Stream, norm: torch.nn.GroupNorm, statistics: GroupStatistics
+def channel_affine(
+    stream: Stream, norm: torch.nn.GroupNorm, statistics: GroupStatistics, offset: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift [1, C, 1, 1] that `norm` comes to on frames with these statistics."""
-    # (x - mean) * rstd * weight + bias, as one scale and one shift of x
-    mean, variance = statistics.of_groups(norm.num_groups)
-    channels_per_group = norm.num_channels // norm.num_groups
-    rstd = torch.rsqrt(variance + norm.eps).repeat_interleave(channels_per_group)
-    with stream.weights(norm, torch.float32) as (weight, bias):
-        assert bias is not None, "a group norm has one"
-        scale = rstd * weight
-        shift = bias - mean.repeat_interleave(channels_per_group) * scale
-    return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
+    """Scale and shift [C], fp32, that `norm` comes to on frames with these statistics.
+
+    offset [C], fp32: what is still to be added to each channel of these frames, and is not in their statistics.
+    """
+    parts, rest = statistics.parts(), (norm.num_groups, norm.eps)
+    if parts is not None:
+        with stream.weights(norm) as weights:
+            fused = try_kernel(
+                parts.device, "fused_norms", lambda kernels: kernels.fused_affine(parts, offset, weights, *rest)
+            )
+        if fused is not None:
+            return fused
+    with stream.weights(norm, torch.float32) as weights:
+        return torch_affine(*statistics.collected(stream), offset, weights, *rest)
+
+
+def torch_affine(
+    moments: torch.Tensor, shares: torch.Tensor, offset: torch.Tensor, weights: Weights, groups: int, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See channel_affine. moments, shares: of GroupStatistics.collected. weights: the norm's weight and bias [C], fp32.
+
+    Source: Chan et al. 1979, updating formulae for sample variances, for all parts at once: the variance of the whole
+    is the weighted mean of the parts' variances, plus that of their means around the common mean. Sums of x and of x^2
+    would be simpler, but their difference loses the digits of a variance that is small next to the mean.
+    """
+    # [parts, groups, channels of a group]
+    means, variances = (values.unflatten(1, (groups, -1)) for values in (moments[:, 0] + offset, moments[:, 1]))
+    group_size = means.shape[2]
+    shares = shares.view(-1, 1, 1) / group_size
+    mean = (means * shares).sum(dim=(0, 2))
+    variance = ((variances + (means - mean[:, None]).square()) * shares).sum(dim=(0, 2))
+    # (x + offset - mean) * rstd * weight + bias, as one scale and one shift of x
+    rstd = torch.rsqrt(variance + eps).repeat_interleave(group_size)
+    weight, bias = weights
+    assert bias is not None, "a group norm has one"
+    scale = rstd * weight
+    return scale, bias - (mean.repeat_interleave(group_size) - offset) * scale

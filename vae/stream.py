@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..host.async_copies import pinned
 from ..host.compat import throw_if_interrupted
 from ..host.ops import weights_on
 from .activation import Activation, modulated_silu
@@ -29,6 +30,7 @@ class Stream:
     last: bool = False  # no chunk comes after this one, so that convolutions keep nothing
     # By convolution: the last two frames that it saw, each [1, C, H, W], the older one first.
     caches: dict[torch.nn.Module, list[torch.Tensor]] = field(default_factory=dict)
+    _numbers: dict[tuple[float, ...], torch.Tensor] = field(default_factory=dict)
 
     @property
     def layout(self) -> torch.memory_format:
@@ -44,6 +46,15 @@ class Stream:
     ) -> AbstractContextManager[tuple[torch.Tensor, torch.Tensor | None]]:
         """Weight and bias of `module` on the device, in `dtype` or else in the stream's, while the context lasts."""
         return weights_on(module, self.device, dtype or self.dtype)
+
+    def numbers(self, values: tuple[float, ...]) -> torch.Tensor:
+        """`values` in fp32 on the device. They are kept: uploading a few numbers takes no time, but each upload from
+        ordinary memory makes the host wait until the card has done all its work."""
+        if values not in self._numbers:
+            numbers = torch.tensor(values, dtype=torch.float32)
+            numbers = pinned(numbers) if self.copies_ahead else numbers
+            self._numbers[values] = numbers.to(self.device, non_blocking=self.copies_ahead)
+        return self._numbers[values]
 
     @property
     def copies_ahead(self) -> bool:

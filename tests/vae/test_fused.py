@@ -9,6 +9,7 @@ import torch
 
 from cogvideox.tests.support import relative_error
 from cogvideox.vae import activation as activation_module
+from cogvideox.vae import kernels
 from cogvideox.vae.activation import modulated_silu
 from cogvideox.vae.fused import fused_modulated_silu
 from cogvideox.vae.layout import empty_frames
@@ -94,7 +95,7 @@ def test_a_card_without_triton_decodes_all_the_same(
 ) -> None:
     """A broken Triton (no compiler, another driver) must cost speed and one line of log, never the video."""
     activation, modulation = activation_module, Modulation(torch.ones(()), torch.ones(()), 1, 1)
-    monkeypatch.setattr(activation, "_WITHOUT_TRITON", set())
+    monkeypatch.setattr(kernels, "WITHOUT_TRITON", set())
     x = torch.zeros(1, 8, 4, 6, device="meta").to(memory_format=torch.channels_last)
     tries = [activation._fused(x, modulation, 0, x) for _ in range(3)]
     assert tries == [False] * 3
