@@ -16,6 +16,7 @@ from cogvideox.benchmarks.block_caches import (
     FirstBlockCache,
     Known,
     MagCache,
+    MakeCache,
     TeaCache,
     rivals,
     with_block_cache,
@@ -26,7 +27,7 @@ from cogvideox.nano import paint, score, tasks, toy_settings
 
 BATCH = 4  # clips that are sampled together: a cache decides for all of them
 EASY, LAZY, OURS = (0.1, 0.2, 0.4), (0.2,), (0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05)
-RIVALS: dict[type[BlockCache], tuple[float, ...]] = {
+RIVALS: dict[MakeCache, tuple[float, ...]] = {
     FirstBlockCache: (0.05, 0.1),
     TeaCache: (0.07, 0.15, 0.2),
     MagCache: (0.06, 0.2),

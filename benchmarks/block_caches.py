@@ -5,13 +5,14 @@ TeaCache (arXiv 2411.19108) differ in how they decide. What the last two know of
 steps: on the toy, the figures that their authors publish for the official checkpoints say nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+MakeCache = Callable[[float, "Known"], "BlockCache"]  # threshold, and what is known of the checkpoint
 Tokens = tuple[torch.Tensor, torch.Tensor]  # text, video
 MAG_MOST_SKIPPED, MAG_KEPT = 3, 0.2  # MagCache's own: steps in a row, and the part of a run at its beginning
 _DEGREE = 4  # of TeaCache's polynomial
@@ -168,10 +169,12 @@ def relative_change(now: torch.Tensor, before: torch.Tensor) -> float:
     return float((now - before).abs().mean() / before.abs().mean())
 
 
-def rivals(known: Known, thresholds: dict[type[BlockCache], Sequence[float]]) -> dict[str, Callable[[Any], Any]]:
+def rivals(known: Known, thresholds: Mapping[MakeCache, Sequence[float]]) -> dict[str, Callable[[Any], Any]]:
     """The name of each cache with a threshold, and what puts it on a MODEL, a new one for each run."""
     return {
-        f"{kind.__name__} {value:g}": lambda model, kind=kind, value=value: with_block_cache(model, kind(value, known))
+        f"{getattr(kind, '__name__', kind)} {value:g}": lambda model, kind=kind, value=value: with_block_cache(
+            model, kind(value, known)
+        )
         for kind, values in thresholds.items()
         for value in values
     }

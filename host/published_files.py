@@ -16,7 +16,7 @@ from ..errors import UserError
 SUMS = "SHA256SUMS"
 # Text, whose lines git on Windows may end in another way than they were published with.
 _TEXTS = (".json", ".txt")
-_SIZE, _DIGEST = re.compile(r"# ([0-9]{1,15}) (.+)"), re.compile(r"([0-9a-f]{64})  (.+)")
+_SIZE, _DIGEST = r"# ([0-9]{1,15}) (.+)", r"([0-9a-f]{64})  (.+)"
 
 
 class _Published(NamedTuple):
@@ -65,8 +65,8 @@ def read_sums(root: Path) -> dict[str, _Published]:
             f"{root / SUMS} cannot be read ({error}), so that the files beside it cannot be checked. Install the pack "
             "again."
         ) from error
-    sizes = {line[2]: int(line[1]) for line in map(_SIZE.fullmatch, lines) if line}
-    digests = {line[2]: line[1] for line in map(_DIGEST.fullmatch, lines) if line}
+    sizes = {found[2]: int(found[1]) for line in lines if (found := re.fullmatch(_SIZE, line))}
+    digests = {found[2]: found[1] for line in lines if (found := re.fullmatch(_DIGEST, line))}
     return {name: _Published(sizes[name], digest) for name, digest in digests.items() if name in sizes}
 
 

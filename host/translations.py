@@ -29,8 +29,8 @@ _FEW_LETTERS, _SOME_LETTERS = 4, 9  # in the constant parts of a template: fewer
 _NO_WORDS, _NO_PHRASES = (" ",), (". ", ": ", "; ")  # what its values cannot hold then
 _LISTS = (("; ", "；"), (" and ", "，并且"), (", ", "，"))  # how parts are joined in English, and in the translation
 _WIDE_ENDS = "。！？；：，）”"  # no space follows these
-_WIDE = re.compile("[\u4e00-\u9fff]")  # letters of a language that has a full stop of its own
-_MARKED_LIST = re.compile("“[^“”]*”(, “[^“”]*”)+")  # “a”, “b”
+_WIDE = "[\u4e00-\u9fff]"  # letters of a language that has a full stop of its own
+_MARKED_LIST = "“[^“”]*”(, “[^“”]*”)+"  # “a”, “b”
 # The names of placeholders whose value is a user's own text.
 _OWN_TEXT = (
     r"(quoted|clip_name|error_filename).*|(checkpoint|index|file|key|layer)(_\d+)?"
@@ -262,7 +262,7 @@ class _Translator:
         told = "".join(part + (shown.get(name, "") if name else "") for part, name in template.translation)
         # "{name} is not {step}: use {low} or {high}" has no full stop: that of the text is in its last value.
         is_ended = text.endswith(".") and told.endswith(".") and not told.endswith("..")
-        return f"{told[:-1]}。" if is_ended and _WIDE.search(told) else told
+        return f"{told[:-1]}。" if is_ended and re.search(_WIDE, told) else told
 
     def _values(self, template: _Template, values: Sequence[str], depth: int) -> list[str]:
         """The values of a message, translated where they are parts of sentences themselves."""
@@ -315,7 +315,7 @@ class _Translator:
 
 def _in_a_row(names: str) -> str:
     """“a”、“b” for “a”, “b”, as other languages than English have it; any other text as it is."""
-    return names.replace("”, “", "”、“") if _MARKED_LIST.fullmatch(names) else names
+    return names.replace("”, “", "”、“") if re.fullmatch(_MARKED_LIST, names) else names
 
 
 def _sentence_starts(text: str) -> list[int]:
