@@ -45,7 +45,7 @@ from cogvideox.benchmarks import (  # noqa: E402
 )
 from cogvideox.benchmarks.common import Table, arguments, report  # noqa: E402
 from cogvideox.benchmarks.gpu_rows import FAILED, MISSING, Bench, Row  # noqa: E402
-from cogvideox.complete_file import write_complete_text  # noqa: E402
+from cogvideox.system.complete_file import write_complete_text  # noqa: E402
 
 SMOKE_TITLE = "SMOKE RUN: no figure here is a measurement"
 COMFYUI_ALLOCATOR = "backend:cudaMallocAsync"  # what ComfyUI's main.py chooses (cuda_malloc.py)

@@ -235,7 +235,8 @@ def few_bits(bench: Bench) -> None:
     model = make_transformer(bench, "5b", FEW_LAYERS)
     inputs = make_inputs(bench, model, "5b")
     plain = loaded(make_ours(model))
-    _, with_choice = choice_of_kernel(plain, inputs)
+    sentence, with_choice = choice_of_kernel(plain, inputs)
+    bench.row("5b, 8 layers: attention", sentence)
     best = with_choice(lambda: forward_ours(plain, inputs))
     exact = best().float()
     for kind in ("fp8_e4m3fn", "fp8_e4m3fn_fast", "int8", "int8_fast"):

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from cogvideox.errors import quoted
-from cogvideox.host.inside import is_below, is_spelled_inside
+from cogvideox.system.inside import is_below, is_spelled_inside
 
 from .errors import DevError
 from .server import request

@@ -12,7 +12,7 @@ from cogvideox.migration.migrate_graph import migrate_workflow
 from cogvideox.migration.migration_report import Options, Work, report_lines
 from cogvideox.migration.workflow_format import parse_workflow
 from cogvideox.migration.workflow_limits import MAX_BYTES
-from cogvideox.small_files import read_small_text
+from cogvideox.system.small_files import read_small_text
 
 from .errors import DevError, describe_full_disk, is_disk_full
 from .wrapper_folder import MODELS, SECTION, Extension, extend, folder_lines
@@ -131,7 +131,7 @@ def _write_extension(yaml: Path, extension: Extension) -> None:
 def _write(path: Path, text: str, advice: str) -> None:
     """Write a file in UTF-8, complete or not at all, through a link to the file itself. Raises: DevError.
 
-    complete_file.py needs a package, and this command runs before any is installed.
+    system/complete_file.py needs a package, and this command runs before any is installed.
     """
     part, place = None, Path(os.path.realpath(path))
     # A lone surrogate in a stranger's text is no character of UTF-8. Bytes, because Windows would change line ends.

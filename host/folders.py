@@ -9,8 +9,8 @@ from pathlib import Path, PureWindowsPath
 import folder_paths
 
 from ..errors import UserError, quoted
-from .file_names import check_file_name
-from .inside import is_below, is_inside, is_spelled_inside
+from ..system.file_names import check_file_name
+from ..system.inside import is_below, is_inside, is_spelled_inside
 from .model_tree import CONFIG, Listed, Tree, start_listing, tree_of, walk
 from .toy import CLIPS, CLIPS_FOLDER, check_clips, check_present, find_toy, names_toy
 

@@ -12,8 +12,8 @@ from typing import Any
 from comfy.cli_args import args as options
 
 from ..errors import UserError
+from ..locales.translations import translate
 from .protocols import PromptServer
-from .translations import translate
 
 LANGUAGES = {"zh": "zh", "zh-TW": "zh"}  # ComfyUI's locale -> a folder of locales/
 _ENGLISH = "en"

@@ -17,10 +17,14 @@ Notify = Callable[[str], object]  # takes a sentence for the user
 
 
 class _Shown(NamedTuple):
-    """What is on a node: the run that it is from, and its texts, in the browser's language: each is translated once."""
+    """What is on a node: the run that it is from, and its texts, in the browser's language: each is translated once.
+
+    is_error: of a run; a refusal is of no run.
+    """
 
     run: str | None
     texts: tuple[str, ...]
+    is_error: bool = False
 
 
 class _Request(NamedTuple):
@@ -76,15 +80,23 @@ def _show(server: PromptServer, client_id: str, node_id: str, texts: tuple[str, 
     _show_texts(server, client_id, node_id, _run_of(server), texts)
 
 
-def _show_texts(server: PromptServer, client_id: str, node_id: str, run: str | None, texts: tuple[str, ...]) -> None:
+def _show_texts(
+    server: PromptServer,
+    client_id: str,
+    node_id: str,
+    run: str | None,
+    texts: tuple[str, ...],
+    is_error: bool = False,
+) -> None:
     # The frontend has one text for a node: the next one takes its place.
-    _shown[client_id, node_id] = _Shown(run, texts)
+    _shown[client_id, node_id] = _Shown(run, texts, is_error)
     server.send_progress_text(as_html("\n\n".join(texts)), node_id, client_id)
 
 
-def _show_toast(server: PromptServer, client_id: str, node_id: str, text: str) -> None:
+def _show_toast(server: PromptServer, client_id: str, node_id: str, text: str, is_refusal: bool) -> None:
     # A toast is text for the frontend, not HTML.
-    server.send_sync(ERROR_EVENT, {"node_id": node_id, "text": printable(toast_text(text))}, client_id)
+    told = {"node_id": node_id, "text": printable(toast_text(text)), "is_refusal": is_refusal}
+    server.send_sync(ERROR_EVENT, told, client_id)
 
 
 def clear_running_node() -> None:
@@ -125,14 +137,14 @@ def show_error(text: str, node_id: str) -> None:
     run = _run_of(server)
     before = _shown.get((server.client_id, node_id))
     warnings = before.texts if before is not None and before.run == run else ()
-    _show_texts(server, server.client_id, node_id, run, (text, *warnings))
-    _show_toast(server, server.client_id, node_id, text)
+    _show_texts(server, server.client_id, node_id, run, (text, *warnings), is_error=True)
+    _show_toast(server, server.client_id, node_id, text, is_refusal=False)
 
 
 def begin_request(request: dict[str, Any]) -> dict[str, Any]:
     """What ComfyUI calls with each prompt that a browser queues, before the prompt is checked. Returns it unchanged.
 
-    What the last refused prompt has left on its nodes goes, and so do the toasts.
+    What the last refused prompt has left on its nodes goes, and so do the error of the last run and the toasts.
     """
     server, client_id = prompt_server(), request.get("client_id")
     if not isinstance(client_id, str):  # anybody may send anything, and a list would end ComfyUI's loop of messages
@@ -140,7 +152,8 @@ def begin_request(request: dict[str, Any]) -> dict[str, Any]:
     _request.set(_Request(client_id, set()))
     note_workflow(request)
     if server is not None and client_id is not None:
-        for key in [key for key, shown in _shown.items() if key[0] == client_id and shown.run == _IN_THE_QUEUE]:
+        # The error of an earlier run goes as well: beside a refusal it would look like a part of it.
+        for key in [key for key, shown in _shown.items() if key[0] == client_id and _is_over(shown)]:
             _clear(server, *key)
         server.send_sync(FORGET_EVENT, {}, client_id)
     return request
@@ -169,10 +182,15 @@ def show_refusal(text: str, node_id: str) -> None:
     _show_texts(server, request.client_id, node_id, _IN_THE_QUEUE, (*texts, text))
     more = len(request.told) - _MOST_TOASTS
     if more <= 0:
-        _show_toast(server, request.client_id, node_id, text)
+        _show_toast(server, request.client_id, node_id, text, is_refusal=True)
         return
     counted = "One more error is shown on its node." if more == 1 else f"{more} more errors are shown on their nodes."
     server.send_sync(MORE_EVENT, {"text": localized(counted, request.client_id)}, request.client_id)
+
+
+def _is_over(shown: _Shown) -> bool:
+    """Whether a text says why a prompt was refused or has failed, which is of no use once another prompt is queued."""
+    return shown.is_error or shown.run == _IN_THE_QUEUE
 
 
 def _clear(server: PromptServer, client_id: str, node_id: str) -> None:

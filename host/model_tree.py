@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import folder_paths
 
 from ..errors import UserError
-from ..small_files import read_small_text
+from ..system.small_files import read_small_text
 from .component_classes import components_offered
 
 CONFIG = "config.json"

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import folder_paths
 
-from ..complete_file import remove_unfinished_below
 from ..errors import NameTakenError, UserError, quoted
-from .file_names import MAX_PART_BYTES, check_file_name
-from .inside import is_inside
+from ..system.complete_file import remove_unfinished_below
+from ..system.file_names import MAX_PART_BYTES, check_file_name
+from ..system.inside import is_inside
 from .placeholders import stand_in
 
 Written = TypeVar("Written")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from .file_names import FORBIDDEN, MAX_PART_BYTES, find_problem, is_invisible
+from ..system.file_names import FORBIDDEN, MAX_PART_BYTES, find_problem, is_invisible
 
 _PLACEHOLDER = re.compile(r"%([^%]+)%")
 _DATE_PARTS = "d{1,2}|M{1,2}|h{1,2}|m{1,2}|s{1,2}|yyyy|yy"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+import comfy.model_management as mm
 import latent_preview
 import torch
 from comfy_execution.progress import get_progress_state
@@ -122,8 +123,10 @@ class ClipPreviewer(latent_preview.Latent2RGBPreviewer):
         while self._renderers:
             try:
                 return self._renderers[0](x0)
-            # Whatever fails here, such as memory that runs out or a damaged decoder, must not end the run for a
-            # picture. Cancel is not caught: ComfyUI's InterruptProcessingException is a BaseException.
+            except mm.InterruptProcessingException:  # Cancel; an Exception like others in older versions of ComfyUI
+                raise
+            # Whatever else fails here, such as memory that runs out or a damaged decoder, must not end the run for a
+            # picture.
             except Exception as error:
                 del self._renderers[0]
                 logging.warning(

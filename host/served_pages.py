@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .inside import is_below, is_spelled_inside
+from ..system.inside import is_below, is_spelled_inside
 
 # Those that an address spells as they are.
 _PLAIN = re.compile(r"[\w.~!$&'*+;=:@-]+", re.ASCII)

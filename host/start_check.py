@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import UserError, printable, quoted
+from ..system.published_files import read_sums
 from .optional_packages import package_error
-from .published_files import read_sums
 from .served_pages import serve_pages
 
 ROUTE = "/cogvideox/start_notices"  # web/js/start_notices.js asks for it

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import UserError
-from .published_files import check_published, files_below, read_sums
+from ..system.published_files import check_published, files_below, read_sums
 
 NAME = "CogVideoX-nano"
 WEIGHTS = Path(__file__).resolve().parent.parent / "nano" / "weights"

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageSequence
 
-from ..host.published_files import check_published, read_sums
 from ..host.toy import EXAMPLES, INPUTS, MASK_SUFFIX
+from ..system.published_files import check_published, read_sums
 
 
 def read_example(name: str) -> tuple[torch.Tensor, torch.Tensor]:

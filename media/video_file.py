@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from comfy.cli_args import args
 
-from ..complete_file import complete_file
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.output import new_output_path
+from ..system.complete_file import complete_file
 from .thread_priority import usual_priority
 
 if TYPE_CHECKING:  # PyAV is imported where it is needed: it takes part of a second, and not every run writes a video

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError, quoted
 from ..host.folders import WEIGHT_SUFFIXES
-from ..small_files import read_small_text
+from ..system.small_files import read_small_text
 from .files.headers import check_amount
 
 _MAX_JSON_BYTES = 1 << 24  # an index of 100,000 tensors has about 10 MB

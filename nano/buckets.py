@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cogvideox.complete_file import complete_file
+from cogvideox.system.complete_file import complete_file
 
 from . import text, transformer
 from .trained_parts import load_encoders

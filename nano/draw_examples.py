@@ -12,8 +12,8 @@ import av
 import numpy as np
 from PIL import Image, ImageFilter
 
-from cogvideox.host.published_files import SUMS, sums_of
 from cogvideox.host.toy import CLIPS_FOLDER, EXAMPLES, INPUT_FRAMES, INPUTS, MASK_SUFFIX
+from cogvideox.system.published_files import SUMS, sums_of
 
 from .captions import caption
 from .world import FPS, Scene, draw_scene, render, rgb

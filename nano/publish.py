@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from transformers import T5EncoderModel
 
 from cogvideox.devtools.embedded_checkpoint import scheduler_config, write_index
-from cogvideox.host.published_files import SUMS, sums_of
 from cogvideox.host.standalone import use_comfyui
 from cogvideox.host.toy import published_files
+from cogvideox.system.published_files import SUMS, sums_of
 
 from . import control_net, train_lora, transformer
 from .folders import WEIGHTS

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from comfy_api.latest import io
 
 from ..errors import UserError
-from ..host.daemon_threads import DaemonThreads
 from ..model_loaders.file_stamps import stamp_of
+from ..system.daemon_threads import DaemonThreads
 
 # Not asyncio's own threads, from which ComfyUI's page is served: a disk in a network may hold them for ever. As many as
 # there may be prompts that wait for such a disk before the next one waits with them.

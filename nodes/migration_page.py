@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..host.daemon_threads import DaemonThreads
 from ..host.language import localized_for
 from ..host.page_routes import new_routes
+from ..system.daemon_threads import DaemonThreads
 
 ROUTE = "/cogvideox/migration"
 # Python parses JSON without a pause in which it could serve others: 4 MiB take some hundredths of a second. Workflows

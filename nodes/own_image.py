@@ -7,8 +7,8 @@ import torch
 from comfy_api.latest import io
 
 from ..errors import UserError, quoted
-from ..host.inside import is_inside, is_spelled_inside
 from ..host.standalone import comfyui_nodes
+from ..system.inside import is_inside, is_spelled_inside
 from .file_inputs import reads_file
 from .input_checks import checked
 from .search_words import SEARCH_WORDS

@@ -7,12 +7,12 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..complete_file import remove_unfinished_below
 from ..host import folders
 from ..host.messages import show_on_node
 from ..host.placeholders import has_values, stand_in
 from ..model_loaders.files.safetensors_writer import refuse_taken
 from ..model_loaders.save_model import AS_LOADED, SAVE_DTYPES, check_save_dtype, save_model
+from ..system.complete_file import remove_unfinished_below
 from .file_inputs import checks_files
 from .input_checks import checked
 from .inputs import filled_name

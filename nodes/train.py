@@ -14,11 +14,9 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..complete_file import remove_unfinished_below
 from ..errors import UserError, quoted
 from ..host import folders
 from ..host.compat import throw_if_interrupted
-from ..host.file_names import find_problem
 from ..host.messages import show_on_node
 from ..host.output import numbered_path, output_subfolder, write_numbered
 from ..host.placeholders import stand_in
@@ -26,6 +24,8 @@ from ..host.training_mode import InterruptProcessingException, explained_out_of_
 from ..keys import Latent
 from ..model_loaders.files.safetensors_writer import write_tensors
 from ..model_loaders.lora.trained import convert_trained
+from ..system.complete_file import remove_unfinished_below
+from ..system.file_names import find_problem
 from ..training.config import MAX_GLOBAL_BATCH, TrainConfig
 from ..training.fields import settings_of
 from .file_inputs import checks_files

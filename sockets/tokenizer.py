@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from ..errors import UserError, quoted
 from ..host.toy import KNOWS, NAME
-from ..small_files import read_small_text
+from ..system.small_files import read_small_text
 
 MAX_TOKENS = 226  # max_text_seq_length in the config of every official checkpoint
 MAX_CHARACTERS = 1 << 16  # of a prompt

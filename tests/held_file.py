@@ -3,7 +3,7 @@
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from cogvideox.complete_file import complete_file
+from cogvideox.system.complete_file import complete_file
 
 
 def hold(folder: Path, connection: Connection) -> None:

@@ -23,7 +23,7 @@ ORDER = (
     {"transformer", "samplers", "vae"},
     {"host"},
     {"migration"},
-    {"complete_file", "official_settings", "small_files", "video_limits"},
+    {"official_settings", "video_limits", "system", "locales"},
     {"errors", "keys"},
 )
 HOST_ONLY = {"comfy_api", "folder_paths", "nodes", "server", "latent_preview"}

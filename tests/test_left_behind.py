@@ -16,14 +16,14 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from cogvideox import complete_file
 from cogvideox.errors import UserError
 from cogvideox.host.output import new_output_path
 from cogvideox.media.video_file import new_video_path
 from cogvideox.model_loaders.files.safetensors_writer import write_tensors
 from cogvideox.nodes import save, train
+from cogvideox.system import complete_file
 from cogvideox.tests.children import CONTEXT, Child, running
-from cogvideox.tests.test_complete_file import WRITERS
+from cogvideox.tests.system.test_complete_file import WRITERS
 from cogvideox.training import checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-ins for a kill are POSIX's")

@@ -14,7 +14,7 @@ from cogvideox.devtools import build_artwork, name_owner
 from cogvideox.devtools.errors import DevError
 from cogvideox.devtools.paths import ROOT
 from cogvideox.host import toy
-from cogvideox.host.published_files import read_sums
+from cogvideox.system.published_files import read_sums
 from cogvideox.tests.pack_copies import packaged_files
 
 MOST_BYTES = 100_000  # of a picture that is loaded with the Registry's page
@@ -110,7 +110,18 @@ def test_the_package_has_what_the_nodes_read(tmp_path: Path, monkeypatch: pytest
     assert packed == set(packaged_files())
     folders = {PurePosixPath(file).parts[0] for file in packed if "/" in file}
     needed = {"docs", "example_workflows", "host", "locales", "media", "model_loaders", "nano", "nodes", "samplers"}
-    needed |= {"sockets", "training", "transformer", "vae", "web", "devtools", "benchmarks", "migration", "subgraphs"}
+    needed |= {
+        "sockets",
+        "system",
+        "training",
+        "transformer",
+        "vae",
+        "web",
+        "devtools",
+        "benchmarks",
+        "migration",
+        "subgraphs",
+    }
     assert folders == needed
     weights = {f"nano/weights/{name}" for name in read_sums(toy.WEIGHTS)}
     examples = {file for file in tracked() if file.startswith(("nano/examples/", "example_workflows/", "web/"))}

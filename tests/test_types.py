@@ -13,8 +13,8 @@ from cogvideox import PACKAGE
 from cogvideox.tests.vulture_whitelist import UNUSED
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = "host media migration model_loaders nodes samplers sockets training transformer vae".split()
-BELOW = "complete_file.py errors.py keys.py official_settings.py small_files.py video_limits.py".split()
+ROOMS = "host locales media migration model_loaders nodes samplers sockets system training transformer vae".split()
+BELOW = "errors.py keys.py official_settings.py video_limits.py".split()
 TOOLS = "__init__.py benchmarks dev.py devtools nano".split()
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cogvideox import complete_file
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.downloads.hub import RemoteFile
 from cogvideox.model_loaders.downloads.part_file import PartFile
 from cogvideox.model_loaders.files.safetensors_writer import write_tensors
-from cogvideox.tests.test_complete_file import WRITERS
+from cogvideox.system import complete_file
+from cogvideox.tests.system.test_complete_file import WRITERS
 from cogvideox.tests.test_house import FILES, ROOT
 from cogvideox.tests.training.test_loop import train
 from cogvideox.tests.windows_files import SHARING_VIOLATION, windows, windows_error
@@ -179,7 +179,7 @@ def test_renames_and_deletions_are_in_one_place() -> None:
     found = {
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for name, path in FILES.items()
-        if name != "complete_file"
+        if name != "system.complete_file"
         for line in path.read_text("utf-8").splitlines()
         if any(word in line for word in RENAMES)
     }

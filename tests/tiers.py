@@ -263,7 +263,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_every_address_names_one_owner",
         "test_the_package_has_what_the_nodes_read",
     ),
-    "test_small_files.py": ("test_every_reader_of_json",),
+    "system/test_small_files.py": ("test_every_reader_of_json",),
     "test_start.py": ALL,
     "test_types.py": (
         "test_nothing_is_dead",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cogvideox import complete_file
+from cogvideox.system import complete_file
 
 ACCESS_DENIED, SHARING_VIOLATION, ALREADY_EXISTS, INVALID_NAME = 5, 32, 183, 123  # winerror.h
 _FORBIDDEN = set('<>:"|?*\\')

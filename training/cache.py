@@ -18,12 +18,12 @@ import comfy.model_patcher
 import comfy.sd
 import torch
 
-from ..complete_file import write_complete_text
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.quantized import is_quantized
 from ..model_loaders.files.safetensors_writer import write_tensors
-from ..small_files import read_small_text
+from ..system.complete_file import write_complete_text
+from ..system.small_files import read_small_text
 from .caption_lists import MAX_LIST_BYTES
 from .clips import pictures_in
 

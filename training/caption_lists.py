@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
-from ..small_files import read_small_text
+from ..system.small_files import read_small_text
 
 MAX_LIST_BYTES = 1 << 26
 _MAX_ROW_CHARACTERS = 1 << 20  # a caption has at most a sixteenth of it

@@ -16,9 +16,9 @@ import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
-from ..complete_file import complete_folder, explained_writing, only_process, remove_folder, remove_unfinished
 from ..errors import UserError, quoted
-from ..small_files import read_small_text
+from ..system.complete_file import complete_folder, explained_writing, only_process, remove_folder, remove_unfinished
+from ..system.small_files import read_small_text
 from .config import MAY_DIFFER_ON_RESUME
 from .parallelize import copy_into_sharded, gather_full_tensor
 

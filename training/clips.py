@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..errors import UserError, quoted
 from ..host.compat import throw_if_interrupted
 from ..host.folders import DATASETS, DATASETS_VARIABLE, is_in_datasets
-from ..host.inside import is_inside, is_spelled_inside
+from ..system.inside import is_inside, is_spelled_inside
 from ..vae.geometry import SIZE_STEP, TEMPORAL, check_size
 from .caption_lists import Row, UnusableClipError, read_csv_rows, read_json_rows, read_line_pairs, read_text
 from .config import MAX_SEED

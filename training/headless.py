@@ -16,7 +16,6 @@ import comfy.model_patcher
 import torch
 from accelerate import PartialState
 
-from ..complete_file import complete_file, explained_writing, write_complete_text
 from ..errors import UserError
 from ..host.training_mode import explained_out_of_memory, training_mode
 from ..model_loaders.checkpoints import check_component
@@ -25,6 +24,7 @@ from ..model_loaders.load_model import load_model
 from ..model_loaders.load_text_encoder import check_text_encoder, load_text_encoder
 from ..model_loaders.load_vae import load_vae
 from ..samplers.checks import check_size
+from ..system.complete_file import complete_file, explained_writing, write_complete_text
 from .adapters import save_lora
 from .batches import check_micro_batch
 from .checkpoint import only_training, steps_done

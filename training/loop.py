@@ -16,9 +16,9 @@ import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..complete_file import complete_file, explained_writing
 from ..errors import UserError
-from ..small_files import read_small_text
+from ..system.complete_file import complete_file, explained_writing
+from ..system.small_files import read_small_text
 from .checkpoint import averaged_parameters, resume, save
 from .config import TrainConfig
 from .parallelize import any_rank, prepare

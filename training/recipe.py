@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UserError, quoted
-from ..host.file_names import find_problem
 from ..host.optional_packages import import_package
 from ..model_loaders.precision import FAST_MODES, PRECISIONS
-from ..small_files import read_small_text
+from ..system.file_names import find_problem
+from ..system.small_files import read_small_text
 from .clips import DatasetSpec, check_spec
 from .config import MODES, TrainConfig
 from .fields import check_setting, kind_of, setting, settings_of

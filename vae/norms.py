@@ -65,7 +65,7 @@ class GroupStatistics:
             total = sum(self._weights)
             moments = torch.stack([values for pair in self._moments for values in pair]).unflatten(0, (-1, 2))
             return moments, stream.numbers(tuple(weight / total for weight in self._weights))
-        # A kernel that worked for these rows has failed since.
+        # A kernel that worked for these rows has failed since, or rows were not in one piece.
         seen = [
             torch.stack([*pair, torch.full_like(pair[0], weight)])[None]
             for pair, weight in zip(self._moments, self._weights)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from cogvideox.nano.toy_settings import IMAGE
 from cogvideox.official_settings import Settings
 
-from .clips import image_to_video, text_to_video, video_to_video
+from .clips import IN_AN_APP, image_to_video, text_to_video, video_to_video
 from .table import Example, Node, size
 
 _Inputs = tuple[tuple[str, str, str], ...]
@@ -51,7 +51,7 @@ def image_to_video_app() -> Example:
     own = Node(
         "own", "CogVideoXOwnImage", {"image": ""}, {"otherwise": "picture.IMAGE"}, "Your picture or the example", 340
     )
-    toy = image_to_video()
+    toy = image_to_video(IN_AN_APP)
     columns = []
     for column in toy.columns:
         nodes = [_beside_an_own_picture(spec) for spec in column.nodes]

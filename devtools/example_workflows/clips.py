@@ -49,17 +49,21 @@ def text_to_video() -> Example:
     )
 
 
+_MOTION = f"**Hardly any motion?** Set *noise_augmentation* {ADVANCED} to 0.05 or so.\n"
 IMAGE_TO_VIDEO = f"""\
 **Your own picture**: connect *Load Image* to *start_image*, instead of *The first frame*. Describe the whole scene, \
 not only what moves.
 
-**Hardly any motion?** Set *noise_augmentation* {ADVANCED} to 0.05 or so.
-"""
+{_MOTION}"""
+IN_AN_APP = f"""\
+**Your own picture**: choose it in *Your picture or the example*. Describe the whole scene, not only what moves.
+
+{_MOTION}"""
 
 _SQUARE = "A large red square moves up on a white background."
 
 
-def image_to_video() -> Example:
+def image_to_video(note: str = IMAGE_TO_VIDEO) -> Example:
     start = Node(
         "start",
         "CogVideoXImageToVideo",
@@ -71,7 +75,7 @@ def image_to_video() -> Example:
         "image_to_video",
         "Image to video",
         (
-            checkpoint("5b-I2V", "23 Image to video with CogVideoX-5b-I2V", IMAGE_TO_VIDEO),
+            checkpoint("5b-I2V", "23 Image to video with CogVideoX-5b-I2V", note),
             Column("2  Prompt and picture", 360, (*prompts(_SQUARE, 250), picture)),
             Column("3  Sample", 360, (start, sampler(links=conditioned("start"), widgets=sampled(IMAGE)))),
             Column("4  Video", 360, (decode(), *save_video())),

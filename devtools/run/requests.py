@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cogvideox.errors import UserError, quoted
-from cogvideox.host.inside import is_inside, is_spelled_inside
-from cogvideox.small_files import read_small_text
+from cogvideox.system.inside import is_inside, is_spelled_inside
+from cogvideox.system.small_files import read_small_text
 from cogvideox.video_limits import check_size
 
 from ..errors import DevError

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogvideox.complete_file import complete_file, write_complete_text
 from cogvideox.errors import UserError
 from cogvideox.migration.workflow_limits import check_depth
-from cogvideox.small_files import read_small_text
+from cogvideox.system.complete_file import complete_file, write_complete_text
+from cogvideox.system.small_files import read_small_text
 
 from ..errors import DevError
 from ..paths import expanded

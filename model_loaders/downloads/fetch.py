@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from ...complete_file import only_process, remove_unfinished, writing_advice
 from ...errors import UserError
+from ...system.complete_file import only_process, remove_unfinished, writing_advice
 from .background import Cancelled, in_background
 from .hub import Hub, NotFoundError, RangeError, RemoteFile, ResponseStart, TransientError
 from .manifest import FOLDERS, Manifest, is_complete, partial_bytes, read_manifest, remove_parts, select_files

@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...complete_file import write_complete_text
 from ...errors import UserError
-from ...small_files import read_small_text
+from ...system.complete_file import write_complete_text
+from ...system.small_files import read_small_text
 from .hub import RemoteFile, is_commit, is_digest, is_size
 from .modelscope import BRANCH
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from ...complete_file import replace_file
+from ...system.complete_file import replace_file
 from .hub import RemoteFile
 from .manifest import part_path, part_size
 

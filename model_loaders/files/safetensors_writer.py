@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import torch
 
-from ...complete_file import complete_file, explained_writing
 from ...errors import NameTakenError, UserError
+from ...system.complete_file import complete_file, explained_writing
 
 # dtypes as the format's header names them (the safetensors repository's README)
 _NAMES = {

@@ -149,8 +149,9 @@ def test_a_number_that_is_rounded_is_spoken_of(one_page: Frontend) -> None:
     ours = toast(one_page, "frames cannot be 10: it is 9 now, the nearest one (from 1 in steps of 4).")
     expect(ours).to_be_visible()
     assert one_page.page.evaluate(_TYPE_FRAMES, 21) == 21
-    one_page.page.wait_for_timeout(200)
-    expect(one_page.page.locator(".p-toast-message")).to_have_count(1)  # of 21 nothing is said
+    expect(one_page.page.locator(".p-toast-message")).to_have_count(0)  # of 21 nothing is said, and 9 is gone
+    one_page.page.evaluate(_TYPE_FRAMES, 10)
+    expect(ours).to_be_visible()
     load(one_page, "02")
     expect(ours).to_have_count(0)
 
@@ -175,7 +176,7 @@ async ([name, detail]) => {
 
 def test_a_refusal_that_comes_late_is_of_no_other_graph(one_page: Frontend) -> None:
     """It stood over the workflow that had been opened meanwhile, with the title of a node there."""
-    error = ["error", {"node_id": "1", "text": "A sentence."}]
+    error = ["error", {"node_id": "1", "text": "A sentence.", "is_refusal": True}]
     load(one_page, "01")
     one_page.page.evaluate(_SEND, ["forget", {}])  # as the server begins to check a prompt
     load(one_page, "02")
@@ -183,6 +184,33 @@ def test_a_refusal_that_comes_late_is_of_no_other_graph(one_page: Frontend) -> N
     one_page.page.evaluate(_SEND, ["more_errors", {"text": "One more."}])
     one_page.page.wait_for_timeout(500)
     expect(one_page.page.locator(".p-toast-message")).to_have_count(0)
+    one_page.page.evaluate(_SEND, ["error", {"node_id": "1", "text": "Of a run.", "is_refusal": False}])
+    expect(toast(one_page, "Of a run.")).to_be_visible()  # of another one, which was queued before
     one_page.page.evaluate(_SEND, ["forget", {}])
     one_page.page.evaluate(_SEND, error)
     expect(toast(one_page, "A sentence.")).to_be_visible()
+
+
+# Runs in the page: the text of a node's number, as the server sends it; how many widgets and what height the note has
+# before and after.
+_TEXT_OF_A_NOTE = """
+async texts => {
+  const { api } = await import('/scripts/api.js')
+  const note = app.graph.nodes.find(node => node.type === 'MarkdownNote')
+  const found = [[note.widgets.length, note.size[1]]]
+  for (const text of texts) {
+    api.dispatchEvent(new CustomEvent('progress_text', { detail: { nodeId: String(note.id), text } }))
+    await new Promise(done => setTimeout(done, 100))
+    found.push([note.widgets.length, note.size[1]])
+  }
+  return found
+}
+"""
+
+
+def test_a_text_that_is_taken_back_leaves_no_room(one_page: Frontend) -> None:
+    """It is taken back by the node's number, which may be a note's in the workflow that is open by then: the note had
+    half of its height."""
+    load(one_page, "01")
+    (widgets, height), with_text, after = one_page.page.evaluate(_TEXT_OF_A_NOTE, ["A text.", " "])
+    assert with_text[0] == widgets + 1 and after == [widgets, height]

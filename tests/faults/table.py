@@ -183,7 +183,7 @@ FAULTS = (
     ),
     Fault(
         "half a file is left behind",
-        "complete_file.py",
+        "system/complete_file.py",
         "            path.unlink(missing_ok=True)\n",
         "            pass\n",
         ("tests/nodes/test_lora.py::test_nothing_half_written_is_left",),

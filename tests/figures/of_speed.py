@@ -257,7 +257,7 @@ CARD = (
     ),
     Figure(
         PAGE,
-        "| with ComfyUI's dynamic VRAM in 6 GiB | {2} | {2} |",
+        "| with ComfyUI's dynamic VRAM in 6 GiB | {2} | {2} without the weights |",
         (h200(_IN_DYNAMIC, _LOADING), h200(_IN_DYNAMIC, _PEAK)),
     ),
     Figure(PAGE, "5b ran in 1.7 GiB of the card with a peak of {2} GiB", _runs(("1.7",), _PEAK)),
@@ -295,6 +295,11 @@ CARD = (
         "| VAE, decode of 49 frames of 720 × 480: fast, medium, low, least | {2}, {2}, {2}, {2} | {2}, {2}, {2}, {2} |",
         *("decode", MODES),
     ),
+    Figure(
+        PAGE,
+        "| the same on an H200 | {2}, {2}, {2}, {2} | {2}, {2}, {2}, {2} |",
+        tuple(h200(f"VAE decode, 49 frames, 480 x 720, {mode}", after) for after in ("", "peak ") for mode in MODES),
+    ),
     _vae_row(
         "| VAE, encode of the same: fast, medium, low, least | {2}, {2}, {2}, {2} | {2}, {2}, {2}, {2} |",
         *("encode", MODES),
@@ -322,6 +327,14 @@ CARD = (
 )
 
 CPU = (
+    Figure(
+        PAGE,
+        "take {} kernels and copies with Triton, and {} without",
+        tuple(
+            Cell("cpu", "vae", "Operations of a decode", ("in all",), column)
+            for column in ("with Triton's kernels", "without")
+        ),
+    ),
     *map(_moved_row, VARIANTS),
     *map(_mode_row, VARIANTS),
     *map(_cache_row, CACHES),

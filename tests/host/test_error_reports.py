@@ -92,7 +92,7 @@ def test_the_sentence_is_on_the_node_and_in_a_toast(browser: Browser, error: Use
     ComfyUI's own: a KSampler that our model stops."""
     data = report(error)
     assert browser.texts == [(str(error), "5", "mine")]
-    assert browser.events == [("cogvideox.error", {"node_id": "5", "text": str(error)}, "mine")]
+    assert browser.events == [("cogvideox.error", {"node_id": "5", "text": str(error), "is_refusal": False}, "mine")]
     assert data["exception_message"] == str(error)  # no line break, no second line
     assert data["exception_type"] == type(error).__name__  # was cogvideox.errors.UserError, or a path of folders
 
@@ -173,7 +173,7 @@ def test_a_refused_prompt_says_why_on_the_node(browser: Browser, monkeypatch: py
     why = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 57, or else 53."
     asyncio.run(queue("mine"))
     assert browser.texts == [(why, "3", "mine")]
-    told = ("cogvideox.error", {"node_id": "3", "text": why}, "mine")
+    told = ("cogvideox.error", {"node_id": "3", "text": why, "is_refusal": True}, "mine")
     assert browser.events == [("cogvideox.forget", {}, "mine"), told]
     browser.texts.clear()
     inputs["frames"] = 49
@@ -220,6 +220,15 @@ def test_what_is_refused_stays_where_the_rest_of_the_prompt_runs(browser: Browse
     assert browser.texts == [("The width is odd.", "3", "mine")]
     messages.begin_request({"client_id": "mine"})
     assert browser.texts[-1] == (" ", "3", "mine")
+
+
+def test_the_error_of_a_run_goes_with_the_next_prompt(browser: Browser) -> None:
+    """Beside the refusal of that prompt it looked like a part of it. What a run has said of a node that the next one
+    may reuse stays."""
+    messages.show_on_running_node("The prompt is long.")
+    messages.show_error("The width is odd.", "5")
+    messages.begin_request({"client_id": "mine"})
+    assert [text for text in browser.texts if text[0] == " "] == [(" ", "5", "mine")]
 
 
 def test_a_script_has_no_browser(monkeypatch: pytest.MonkeyPatch) -> None:

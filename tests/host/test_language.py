@@ -12,8 +12,9 @@ import server
 from comfy.cli_args import args as options
 
 from cogvideox.errors import UserError
-from cogvideox.host import language, messages, patches, translations
+from cogvideox.host import language, messages, patches
 from cogvideox.host.standalone import comfyui_nodes
+from cogvideox.locales import translations
 from cogvideox.nodes.latent import CogVideoXEmptyLatent
 
 CHINESE, ENGLISH = {"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}, {"Accept-Language": "en-US,en;q=0.9,zh;q=0.8"}

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from cogvideox.errors import UserError
-from cogvideox.host.file_names import check_file_name
 from cogvideox.host.placeholders import fill_in, stand_in
+from cogvideox.system.file_names import check_file_name
 
 PROMPT: dict[str, Any] = {
     "3": {"class_type": "KSampler", "inputs": {"seed": 18446744073709551615, "cfg": 6.0, "noise": True, "x": None}},

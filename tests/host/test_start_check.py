@@ -17,7 +17,7 @@ import cogvideox
 from cogvideox.devtools.paths import ROOT
 from cogvideox.errors import UserError
 from cogvideox.host import folders, start_check, toy
-from cogvideox.host.published_files import SUMS, sums_of
+from cogvideox.system.published_files import SUMS, sums_of
 from cogvideox.tests.children import running
 from cogvideox.tests.pack_copies import install_copy
 
@@ -178,7 +178,8 @@ def test_a_notice_that_cannot_be_translated_is_english(
 
 def test_a_half_updated_copy_leaves_the_name_to_a_whole_one(tmp_path: Path) -> None:
     """An update that was cut off, beside a copy made by hand: nothing loaded, and the log blamed the whole one."""
-    code = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "host").glob("*.py"))]
+    rooms = ("host", "system", "locales")
+    code = [path.relative_to(ROOT).as_posix() for room in rooms for path in sorted((ROOT / room).glob("*.py"))]
     half = install_copy(tmp_path / "half", [*CODE, *code])
     loaded, file, (line,) = load(half, ROOT, ROOT)
     assert loaded == [(False, False), (True, True), (True, True)] and file == str(ROOT / "__init__.py")

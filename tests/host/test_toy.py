@@ -13,9 +13,9 @@ from comfy_api.latest import io
 
 from cogvideox.errors import UserError
 from cogvideox.host import folders, toy
-from cogvideox.host.published_files import SUMS, sums_of
 from cogvideox.nodes import NODES, controlnet, load, lora
 from cogvideox.nodes.missing_models import say_empty
+from cogvideox.system.published_files import SUMS, sums_of
 from cogvideox.tests.model_folders import empty_model_folders
 
 LISTS = {

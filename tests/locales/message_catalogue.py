@@ -2,7 +2,7 @@
 
 The catalogue locales/zh/messages.json has an entry for each: {"the English template": "its translation"}. Messages are
 written in the source as plain English f-strings; `source_templates` turns each into a template with named placeholders,
-and tests/locales/test_message_catalogue.py compares the two. host/translations.py matches what is shown with them.
+and tests/locales/test_message_catalogue.py compares the two. locales/translations.py matches what is shown with them.
 """
 
 import ast
@@ -17,7 +17,7 @@ from pathlib import Path
 from cogvideox.devtools.paths import ROOT
 
 CATALOGUES = sorted((ROOT / "locales").glob("*/messages.json"))
-ROOMS = "nodes training model_loaders sockets media transformer samplers vae host migration".split()
+ROOMS = "nodes training model_loaders sockets media transformer samplers vae host system migration".split()
 # Texts of programs in a terminal, of tooltips, which are translated in nodeDefs.json, and what people search for.
 _OTHER_FILES = {
     *("training/example.py", "training/headless.py", "training/launch.py", "training/recipe.py"),
@@ -64,7 +64,7 @@ class Place:
 def source_templates() -> dict[str, Place]:
     """{template: the first place where it stands} of every text in the rooms that the nodes' users may meet."""
     found: dict[str, Place] = {}
-    files = [ROOT / name for name in ("complete_file.py", "small_files.py", "video_limits.py")]
+    files = [ROOT / name for name in ("video_limits.py",)]
     for path in [*files, *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]:
         file = path.relative_to(ROOT).as_posix()
         if file not in _OTHER_FILES:
@@ -156,7 +156,7 @@ def _escaped(text: object) -> str:
 def _placeholder(expression: ast.expr) -> str:
     """A name for what an f-string inserts: `quoted(self.path.name)` -> quoted_path_name.
 
-    What is quoted is a user's own text; host/translations.py never looks into it.
+    What is quoted is a user's own text; locales/translations.py never looks into it.
     """
     if _is_ending(expression):
         return PLURAL

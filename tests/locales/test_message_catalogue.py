@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from cogvideox.host.translations import make_catalogue, placeholders, translate_with
+from cogvideox.locales.translations import make_catalogue, placeholders, translate_with
 from cogvideox.tests.locales.message_catalogue import (
     CATALOGUES,
     MAY_BE_LEFT_OUT,

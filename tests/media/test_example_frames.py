@@ -11,10 +11,10 @@ from PIL import Image
 from cogvideox.devtools.run_workflow import Video, inspect_video
 from cogvideox.errors import UserError
 from cogvideox.host import toy
-from cogvideox.host.published_files import SUMS, sums_of
 from cogvideox.media import example_frames
 from cogvideox.nano import draw_examples as examples
 from cogvideox.nano.world import render
+from cogvideox.system.published_files import SUMS, sums_of
 
 
 def test_frames_are_the_worlds_own() -> None:

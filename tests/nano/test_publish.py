@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cogvideox.host import toy
-from cogvideox.host.published_files import SUMS, sums_of
 from cogvideox.model_loaders import checkpoints
 from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.nano import control_net, publish, train_lora, transformer
+from cogvideox.system.published_files import SUMS, sums_of
 from cogvideox.training.recipe import load_recipe
 from cogvideox.transformer.dit import CogVideoXDiT
 

@@ -22,7 +22,7 @@ from cogvideox.host.queue_errors import naming_input, reported_once
 from cogvideox.host.queued_workflow import bypassed_downloads, note_workflow
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.host.toast_text import toast_text
-from cogvideox.host.translations import translate
+from cogvideox.locales.translations import translate
 from cogvideox.model_loaders.downloads.repositories import FILES, REPOSITORIES
 from cogvideox.nodes import NODES, controlnet, draft, load, lora, missing_models
 from cogvideox.nodes.missing_models import KINDS, say_empty

@@ -12,8 +12,6 @@ import pytest
 import torch
 from comfy_api.latest import io
 
-from cogvideox.complete_file import complete_file
-from cogvideox.host.file_names import MAX_PART_BYTES
 from cogvideox.host.output import numbered_path
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_vae import load_vae
@@ -22,6 +20,8 @@ from cogvideox.model_loaders.lora.layers import SCALES
 from cogvideox.nodes import NODES, save, train
 from cogvideox.nodes.decode_to_file import CogVideoXDecodeToFile
 from cogvideox.nodes.lora import CogVideoXSaveLora
+from cogvideox.system.complete_file import complete_file
+from cogvideox.system.file_names import MAX_PART_BYTES
 from cogvideox.tests import lora_files
 from cogvideox.tests.support import validated
 

@@ -34,7 +34,8 @@ function place() {
 
 const openGraph = () => (app.rootGraph ?? app.graph)?.id;
 
-// A refusal may come when its graph has been left: its toast would lie over another one for as long as it lives.
+// A refusal may come when its graph has been left: its toast would lie over another one for as long as it lives. What a
+// run says is shown whatever is open.
 const isLate = () => asked !== undefined && asked !== openGraph();
 
 function showMore(text) {
@@ -45,7 +46,7 @@ function showMore(text) {
 
 // ComfyUI runs what it can of a prompt and refuses the rest: the start of that run leaves the refusals.
 function forgetRuns() {
-  asked = undefined; // what a run says is shown whatever is open
+  asked = undefined;
   for (const message of shown.filter((one) => one.ofRun)) {
     shown.splice(shown.indexOf(message), 1);
     app.extensionManager.toast.remove(message);
@@ -73,7 +74,7 @@ if (!window[NAME]) {
     setup() {
       document.head.append(sheet);
       api.addEventListener("cogvideox.error", ({ detail }) => {
-        if (!isLate()) shown.push(show(titleOf(detail.node_id), detail.text, detail.node_id));
+        if (!detail.is_refusal || !isLate()) shown.push(show(titleOf(detail.node_id), detail.text, detail.node_id));
       });
       api.addEventListener("cogvideox.more_errors", ({ detail }) => {
         clearTimeout(timer);

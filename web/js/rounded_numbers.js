@@ -7,7 +7,7 @@ const NAME = "CogVideoX.RoundedNumbers"
 const STYLE = "cogvideox-rounded"
 const LIFE_MS = 8_000
 const sheet = document.createElement("style")
-let shown
+let shown, about // the toast, and the widget that it speaks of
 
 const isChinese = () => app.extensionManager.setting.get("Comfy.Locale")?.startsWith("zh")
 
@@ -20,12 +20,13 @@ function sentence({ label, name, value, options: { min, step2 } }, typed) {
 
 function forget() {
   if (shown) app.extensionManager.toast.remove(shown)
-  shown = undefined
+  shown = about = undefined
 }
 
 function tell(node, widget, typed) {
   forget()
   shown = { severity: "info", summary: node.title, detail: sentence(widget, typed), styleClass: STYLE, life: LIFE_MS }
+  about = widget
   app.extensionManager.toast.add(shown)
   requestAnimationFrame(() => placeToasts(sheet, STYLE, [node.id]))
 }
@@ -44,8 +45,11 @@ if (!window[NAME]) {
         const before = widget.callback
         if (!(widget.options?.step2 > 1) || !before) continue
         widget.callback = function (typed, ...more) {
-          before.call(this, typed, ...more)
-          if (typeof typed === "number" && typed !== this.value) tell(node, this, typed)
+          const out = before.call(this, typed, ...more)
+          // Dragging gives fractions, which nobody has typed.
+          if (Number.isInteger(typed) && typed !== this.value) tell(node, this, typed)
+          else if (this === about) forget() // it has another number by now
+          return out
         }
       }
     },

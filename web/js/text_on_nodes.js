@@ -11,7 +11,7 @@ const [FONT, LINE_PX, PADDING_PX, MARGIN_PX, MOST_PX, LEAST_PX] = ["12px Inter, 
 const LEAST_VUE_PX = 34 // two lines in Vue nodes
 const GAP_PX = 4 // to the next node
 const TEXT = ".max-h-\\[200px\\].min-h-\\[28px\\]"
-// The frontend breaks lines within words.
+// The frontend breaks lines within words. The rule is for the texts of all nodes: theirs have no mark of a pack.
 const CSS = `
   ${TEXT} { max-height: ${MOST_PX}px; }
   ${TEXT} .break-all { word-break: normal; overflow-wrap: anywhere; }
@@ -59,23 +59,36 @@ function fitClassic(node, widget, text) {
   if (!before.has(node)) before.set(node, node.size[1])
   widget.options.getMinHeight = () => LEAST_PX
   const room = roomOf(node) - (node.computeSize()[1] - LEAST_PX)
-  const height = text ? Math.max(LEAST_PX, Math.min(heightOf(text, node.size[0]), room)) : LEAST_PX
+  const height = Math.max(LEAST_PX, Math.min(heightOf(text, node.size[0]), room))
   widget.options.getMinHeight = () => height
   const least = node.computeSize()[1]
   node.setSize([node.size[0], Math.max(least, before.get(node))])
-  if (!text) before.delete(node)
+  node.setDirtyCanvas?.(true, true)
+}
+
+// The frontend keeps the room of a text that has been taken back. It also makes some on whatever node has the number in
+// the workflow that is open by then.
+function remove(node, widget) {
+  widget.onRemove?.()
+  node.widgets.splice(node.widgets.indexOf(widget), 1)
+  limits.delete(node.id)
+  setLimits()
+  if (before.has(node)) node.setSize([node.size[0], Math.max(node.computeSize()[1], before.get(node))])
+  before.delete(node)
   node.setDirtyCanvas?.(true, true)
 }
 
 // Vue nodes grow by themselves, as far as their texts do.
 function fitVue(node) {
-  limits.delete(node.id)
-  setLimits()
   const box = document.querySelector(`[data-node-id="${node.id}"]`)
   const text = [...(box?.querySelectorAll(VUE_TEXT) ?? [])].at(-1)
+  const read = text?.scrollTop
+  limits.delete(node.id)
+  setLimits()
   const over = text ? box.offsetHeight - LiteGraph.NODE_TITLE_HEIGHT - roomOf(node) : 0
   if (over > 0) limits.set(node.id, text.offsetHeight - over)
   setLimits()
+  if (text) text.scrollTop = read // as far as somebody has read
 }
 
 function setLimits() {
@@ -87,9 +100,16 @@ function setLimits() {
 function fit(nodeId) {
   const node = app.canvas?.graph?.getNodeById(Number(String(nodeId).split(":").pop()))
   const widget = node?.widgets?.find((found) => found.name === WIDGET)
-  if (!widget?.options || !node.comfyClass?.startsWith("CogVideoX")) return
+  if (!widget) {
+    // The node is gone, or one of another graph has its number.
+    limits.delete(Number(String(nodeId).split(":").pop()))
+    return setLimits()
+  }
+  const text = plain(String(widget.value ?? "")).trim()
+  if (!text) return remove(node, widget)
+  if (!widget.options || !node.comfyClass?.startsWith("CogVideoX")) return
   if (window.LiteGraph?.vueNodesMode) return void requestAnimationFrame(() => requestAnimationFrame(() => fitVue(node)))
-  fitClassic(node, widget, plain(String(widget.value ?? "")).trim())
+  fitClassic(node, widget, text)
 }
 
 if (!window[NAME]) {

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from cogvideox import complete_file
 from cogvideox.devtools.paths import ROOT
 from cogvideox.errors import UserError
 from cogvideox.model_loaders.downloads import fetch as downloads
@@ -21,6 +20,7 @@ from cogvideox.model_loaders.downloads import manifest as manifests
 from cogvideox.model_loaders.downloads.background import Cancelled
 from cogvideox.model_loaders.downloads.hub import RemoteFile
 from cogvideox.model_loaders.downloads.part_file import PartFile
+from cogvideox.system import complete_file
 from cogvideox.tests.file_server import BIG, REPOSITORY, VAE, Fault, FileServer, running_hub
 
 TOKEN = "hf_secretSECRETsecret"

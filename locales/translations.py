@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ..errors import MAX_CHARACTERS, quoted
 
-_CATALOGUES = Path(__file__).resolve().parent.parent / "locales"
+_CATALOGUES = Path(__file__).resolve().parent
 _MAX_CHARACTERS = 2 * MAX_CHARACTERS  # of a text that is translated: a message and what completes it
 _MAX_SEARCHES, _MAX_DEPTH = 400, 5  # through the whole catalogue, for one text; of a part in a part
 _MAX_SENTENCES = 24  # of one paragraph

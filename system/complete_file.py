@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import NameTakenError, UserError
+from ..errors import NameTakenError, UserError
 
 # Of the same folder, since a file is renamed in one step only within a file system; hidden, and with a suffix of its
 # own, so that no list of models takes it for one. The machine is part of the name, because a folder in a network may

@@ -8,7 +8,7 @@ import pytest
 
 from cogvideox.errors import UserError, quoted
 from cogvideox.host.folders import DATASETS
-from cogvideox.host.translations import Catalogue, load_catalogue, make_catalogue, translate, translate_with
+from cogvideox.locales.translations import Catalogue, load_catalogue, make_catalogue, translate, translate_with
 from cogvideox.nodes.advice import ADVICE
 
 CATALOGUE = make_catalogue(
@@ -198,7 +198,7 @@ def test_a_broken_catalogue_leaves_messages_english(text: str, tmp_path, monkeyp
     """An error about an error would hide the first one."""
     (tmp_path / "zh").mkdir()
     (tmp_path / "zh" / "messages.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    monkeypatch.setattr("cogvideox.host.translations._CATALOGUES", tmp_path)
+    monkeypatch.setattr("cogvideox.locales.translations._CATALOGUES", tmp_path)
     load_catalogue.cache_clear()
     try:
         assert translate("Saved a.", "zh") == "Saved a."

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cogvideox.complete_file import complete_file, write_complete_text
 from cogvideox.errors import NameTakenError, UserError
 from cogvideox.media.video_file import FORMATS, VideoSettings, write_video
 from cogvideox.model_loaders.downloads.manifest import Manifest
 from cogvideox.model_loaders.files import safetensors_writer
 from cogvideox.model_loaders.files.safetensors_writer import write_safetensors, write_tensors
+from cogvideox.system.complete_file import complete_file, write_complete_text
 from cogvideox.tests.windows_files import windows
 from cogvideox.training import headless
 from cogvideox.training.cache import write_cached, write_index

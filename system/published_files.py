@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError
+from .small_files import read_small_text
 
 # The list of a folder's files, in the folder: in the format of the program sha256sum, with a comment for each file's
 # size, which that program passes over.
 SUMS = "SHA256SUMS"
 # Text, whose lines git on Windows may end in another way than they were published with.
 _TEXTS = (".json", ".txt")
+_MOST_BYTES = 1 << 20  # of such a list
 _SIZE, _DIGEST = r"# ([0-9]{1,15}) (.+)", r"([0-9a-f]{64})  (.+)"
 
 
@@ -59,7 +61,7 @@ def read_sums(root: Path) -> dict[str, _Published]:
     Raises UserError where there is no such list.
     """
     try:
-        lines = (root / SUMS).read_text("utf-8").splitlines()
+        lines = read_small_text(root / SUMS, _MOST_BYTES).splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
             f"{root / SUMS} cannot be read ({error}), so that the files beside it cannot be checked. Install the pack "

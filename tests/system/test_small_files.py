@@ -10,7 +10,7 @@ from cogvideox.host.folders import list_control_nets
 from cogvideox.model_loaders import weight_files
 from cogvideox.model_loaders.downloads.manifest import MANIFEST, read_manifest
 from cogvideox.model_loaders.files.headers import json_object
-from cogvideox.small_files import read_small_text
+from cogvideox.system.small_files import read_small_text
 from cogvideox.training.cache import read_index
 
 

@@ -3,7 +3,7 @@
 import stat
 from pathlib import Path
 
-from .errors import UserError
+from ..errors import UserError
 
 
 def read_small_text(path: Path, most_bytes: int) -> str:

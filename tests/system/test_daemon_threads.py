@@ -9,13 +9,13 @@ from functools import partial
 import pytest
 
 from cogvideox.devtools.paths import ROOT
-from cogvideox.host.daemon_threads import DaemonThreads
 from cogvideox.nodes import file_inputs
+from cogvideox.system.daemon_threads import DaemonThreads
 
 # A program that ends while a disk has not answered yet. It imports nothing else: that takes ten seconds.
 END_WHILE_A_CHECK_WAITS = """
 import threading
-from cogvideox.host.daemon_threads import DaemonThreads
+from cogvideox.system.daemon_threads import DaemonThreads
 
 began = threading.Event()
 DaemonThreads(1, "test").submit(lambda: (began.set(), threading.Event().wait()))

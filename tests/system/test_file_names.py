@@ -12,12 +12,12 @@ import torch
 
 from cogvideox.errors import UserError
 from cogvideox.host import folders, output
-from cogvideox.host.file_names import check_file_name
 from cogvideox.host.output import check_output_prefix, new_output_path, output_subfolder
 from cogvideox.model_loaders.files.safetensors_writer import write_tensors
 from cogvideox.nodes import NODES, train
 from cogvideox.nodes.decode_to_file import CogVideoXDecodeToFile
 from cogvideox.nodes.lora import CogVideoXSaveLora
+from cogvideox.system.file_names import check_file_name
 from cogvideox.tests.support import validated
 
 BAD = {

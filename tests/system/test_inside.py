@@ -8,7 +8,7 @@ import pytest
 
 from cogvideox.errors import UserError
 from cogvideox.host import folders, output
-from cogvideox.host.inside import is_below, is_inside, is_spelled_inside
+from cogvideox.system.inside import is_below, is_inside, is_spelled_inside
 from cogvideox.training import clips
 
 links = pytest.mark.skipif(os.name == "nt", reason="Windows allows links only to administrators")

@@ -1,0 +1,1 @@
+"""Files, paths, names and threads of the operating system: nothing of ComfyUI or torch."""
