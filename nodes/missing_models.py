@@ -143,11 +143,9 @@ def _download_of(name: str, kind: Kind, bypassed: frozenset[str]) -> str:
     entry = _published(last)
     if entry is not None and kind.published:
         if entry.name in bypassed:
-            step = f"Select {_DOWNLOAD}, the violet node, press Ctrl+B, then Run ({entry.gigabytes:.0f} GB)."
-        else:
-            step = (
-                f"Add the node {_DOWNLOAD}, choose {entry.name} and queue it ({entry.gigabytes:.0f} GB); then press R."
-            )
+            # The loader has its folder from that node, and no list to choose from.
+            return f"Select {_DOWNLOAD}, the violet node, press Ctrl+B, then Run ({entry.gigabytes:.0f} GB)."
+        step = f"Add the node {_DOWNLOAD}, choose {entry.name} and queue it ({entry.gigabytes:.0f} GB); then press R."
         return f"{step} {_OR_ANOTHER}"
     file = find_file(last)
     if file is not None and file.directory == kind.categories[-1]:
