@@ -66,7 +66,7 @@ def test_refused_workflow_writes_nothing(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(
     "contents, word",
-    [(b"\xff\xfe", "UTF-8"), (b"{", "no JSON"), (b"[1]", "no workflow"), (b" " * (32 * 2**20 + 1), "more than")],
+    [(b"\xff\xfe", "UTF-8"), (b"{", "not JSON"), (b"[1]", "not a workflow"), (b" " * (32 * 2**20 + 1), "more than")],
 )
 def test_bad_file_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: bytes, word: str
