@@ -10,6 +10,7 @@ exact as they are.
 import importlib
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from statistics import median
 from typing import Any, NamedTuple
@@ -194,10 +195,8 @@ def _scaled_dot_product(query: torch.Tensor, key: torch.Tensor, value: torch.Ten
 def _flash_3() -> Any:
     """flash_attn_func of FlashAttention-3; None where it is not installed, or cannot be imported."""
     for name in FLASH_3_MODULES:
-        try:
+        with suppress(ImportError, AttributeError, OSError, RuntimeError):  # of another torch or CUDA, in most cases
             return importlib.import_module(name).flash_attn_func
-        except (ImportError, AttributeError, OSError, RuntimeError):  # of another torch or CUDA, in most cases
-            continue
     return None
 
 

@@ -71,8 +71,7 @@ function fitClassic(node, widget, text) {
 function remove(node, widget) {
   widget.onRemove?.()
   node.widgets.splice(node.widgets.indexOf(widget), 1)
-  limits.delete(node.id)
-  setLimits()
+  dropLimit(node.id)
   if (before.has(node)) node.setSize([node.size[0], Math.max(node.computeSize()[1], before.get(node))])
   before.delete(node)
   node.setDirtyCanvas?.(true, true)
@@ -83,8 +82,7 @@ function fitVue(node) {
   const box = document.querySelector(`[data-node-id="${node.id}"]`)
   const text = [...(box?.querySelectorAll(VUE_TEXT) ?? [])].at(-1)
   const read = text?.scrollTop
-  limits.delete(node.id)
-  setLimits()
+  dropLimit(node.id)
   const over = text ? box.offsetHeight - LiteGraph.NODE_TITLE_HEIGHT - roomOf(node) : 0
   if (over > 0) limits.set(node.id, text.offsetHeight - over)
   setLimits()
@@ -97,14 +95,16 @@ function setLimits() {
   limitSheet.textContent = [...limits].map(rule).join("\n")
 }
 
+function dropLimit(id) {
+  limits.delete(id)
+  setLimits()
+}
+
 function fit(nodeId) {
-  const node = app.canvas?.graph?.getNodeById(Number(String(nodeId).split(":").pop()))
+  const id = Number(String(nodeId).split(":").pop())
+  const node = app.canvas?.graph?.getNodeById(id)
   const widget = node?.widgets?.find((found) => found.name === WIDGET)
-  if (!widget) {
-    // The node is gone, or one of another graph has its number.
-    limits.delete(Number(String(nodeId).split(":").pop()))
-    return setLimits()
-  }
+  if (!widget) return dropLimit(id) // the node is gone, or one of another graph has its number
   const text = plain(String(widget.value ?? "")).trim()
   if (!text) return remove(node, widget)
   if (!widget.options || !node.comfyClass?.startsWith("CogVideoX")) return
