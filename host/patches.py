@@ -305,8 +305,10 @@ class _SortedGlob:
         return getattr(self._original, name)
 
 
-def wrap_templates(folder: str, title: str) -> None:
-    """Have ComfyUI list templates in order, and the pack's under `title`. folder: the pack's, below custom_nodes.
+def wrap_templates(folders: Collection[str], title: str) -> None:
+    """Have ComfyUI list templates in order, and the pack's under `title`.
+
+    folders: the pack's name below custom_nodes, and those under which the page lists its templates in its place.
 
     ComfyUI names a group of templates after the folder, and has no way to be told another name; its frontend does
     translate that name, by the key `templateWorkflows.category` (src/platform/workflow/templates/repositories/
@@ -323,7 +325,8 @@ def wrap_templates(folder: str, title: str) -> None:
                 texts = dict(translations.get(locale, {}))
                 workflows = dict(texts.get("templateWorkflows", {}))
                 # A name that a pack's locales give is kept.
-                workflows["category"] = {folder.replace(".", "_"): title, **workflows.get("category", {})}
+                ours = {folder.replace(".", "_"): title for folder in folders}
+                workflows["category"] = {**ours, **workflows.get("category", {})}
                 translations[locale] = {**texts, "templateWorkflows": workflows}
             return translations
 

@@ -13,6 +13,9 @@ from ..model_loaders.load_tiny_decoder import TINY_FOLDER
 
 _DOWNLOAD = "CogVideoX Download"
 _MOST_LETTERS = 100  # of a name in a message
+# Whole sentences: each language has titles of its own for them.
+_TEXT_TO_VIDEO = "The template “01 Text to video” runs without a download, with CogVideoX-nano."
+_FROM_EDGES = "The template “09 Video from edges (ControlNet)” runs without a download, with CogVideoX-nano."
 _ANOTHER, _OR_ANOTHER = "Choose another one from the list.", "Or choose another one from the list."
 
 
@@ -20,15 +23,15 @@ class Kind(NamedTuple):
     """What one list of a loader holds.
 
     what: it in words. categories: ComfyUI's model folders, in which its names are looked up. own: what of one's own
-    goes into which folder. published: whether CogVideoX Download gets it. template: the one that shows it on the toy,
-    "" for none.
+    goes into which folder. published: whether CogVideoX Download gets it. trial: which template shows it on
+    the toy, in a sentence, "" for none.
     """
 
     what: str
     categories: tuple[str, ...]
     own: str
     published: bool = False
-    template: str = ""
+    trial: str = ""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -37,34 +40,34 @@ KINDS: Mapping[str, Kind] = {
         ("diffusers", "checkpoints"),
         "a checkpoint's whole folder into models/diffusers, or one file with all parts into models/checkpoints",
         published=True,
-        template="01 Text to video",
+        trial=_TEXT_TO_VIDEO,
     ),
     "transformer": Kind(
         "model",
         ("diffusers", "diffusion_models"),
         "a checkpoint's whole folder into models/diffusers, or a transformer's file into models/diffusion_models",
         published=True,
-        template="01 Text to video",
+        trial=_TEXT_TO_VIDEO,
     ),
     "text_encoder": Kind(
         "text encoder",
         ("diffusers", "text_encoders"),
         "a checkpoint's whole folder into models/diffusers, or a T5-XXL file into models/text_encoders",
         published=True,
-        template="01 Text to video",
+        trial=_TEXT_TO_VIDEO,
     ),
     "vae": Kind(
         "VAE",
         ("diffusers", "vae"),
         "a checkpoint's whole folder into models/diffusers, or a VAE's file into models/vae",
         published=True,
-        template="01 Text to video",
+        trial=_TEXT_TO_VIDEO,
     ),
     "controlnet": Kind(
         "control net",
         ("diffusers", "controlnet"),
         "a control net's folder or file into models/controlnet",
-        template="09 Video from edges (ControlNet)",
+        trial=_FROM_EDGES,
     ),
     "lora": Kind("LoRA", ("loras",), "a LoRA's file into models/loras"),
     "decoder": Kind("tiny decoder", (TINY_FOLDER,), f"a taecvx file into models/{TINY_FOLDER}"),
@@ -132,8 +135,8 @@ def _next_click(kind: Kind) -> str:
     """Where to get something of a kind, and how to try the graph without it."""
     download = f"Add the node {_DOWNLOAD}, choose a checkpoint and queue it; or put {kind.own}."
     steps = [download if kind.published else f"Put {kind.own}.", "Then press R and choose it."]
-    if kind.template:
-        steps.append(f"The template “{kind.template}” runs without a download, with CogVideoX-nano.")
+    if kind.trial:
+        steps.append(kind.trial)
     return " ".join(steps)
 
 

@@ -20,7 +20,7 @@ _LABELS = """
 type => {
   const node = LiteGraph.createNode(type)
   const label = slot => slot.label ?? slot.localized_name ?? slot.name
-  return [node.title, ...node.inputs.map(label), ...(node.widgets ?? []).map(label)]
+  return [node.title, ...[...node.inputs, ...(node.widgets ?? []), ...node.outputs].map(label)]
 }
 """
 _ZH = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
@@ -38,7 +38,8 @@ def test_nodes_speak_chinese(chinese: Frontend) -> None:
     # A wrong key in the file is silently ignored: the node stays English.
     for node_id, words in _ZH.items():
         shown = chinese.page.evaluate(_LABELS, node_id)
-        assert {words["display_name"], *(slot["name"] for slot in words["inputs"].values())} <= set(shown), node_id
+        slots = [*words["inputs"].values(), *words.get("outputs", {}).values()]
+        assert {words["display_name"], *(slot["name"] for slot in slots if "name" in slot)} <= set(shown), node_id
 
 
 def test_help_is_chinese(chinese: Frontend) -> None:
