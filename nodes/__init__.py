@@ -8,8 +8,8 @@ from comfy_api.latest import ComfyExtension, io
 from ..errors import set_advice
 from ..host.folders import start_listings
 from ..host.patches import wrap_run_reports, wrap_templates, wrap_validation
-from ..host.translated_templates import SERVED_AS, serve_translated_templates
 from ..host.start_check import watch_node_ids
+from ..host.translated_templates import SERVED_AS, serve_translated_templates
 from .advice import ADVICE
 from .cached_steps import CogVideoXStepCache
 from .compile import CogVideoXCompile

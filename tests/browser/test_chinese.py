@@ -42,6 +42,15 @@ def test_nodes_speak_chinese(chinese: Frontend) -> None:
         assert {words["display_name"], *(slot["name"] for slot in slots if "name" in slot)} <= set(shown), node_id
 
 
+def test_the_node_library_has_chinese_folders(chinese: Frontend) -> None:
+    # Those that the frontend has words for, and those that only the pack has.
+    categories = chinese.page.evaluate(
+        "types => types.map(type => LiteGraph.registered_node_types[type].nodeData.category)",
+        ["CogVideoXSample", "CogVideoXEmptyLatent", "CogVideoXLoadPipeline", "CogVideoXEncodeText"],
+    )
+    assert categories == ["CogVideoX/采样", "CogVideoX/Latent", "CogVideoX/加载", "CogVideoX/文本"]
+
+
 def test_help_is_chinese(chinese: Frontend) -> None:
     page = chinese.page
     page.evaluate(_ADD, "CogVideoXDecode")

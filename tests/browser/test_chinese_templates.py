@@ -30,6 +30,17 @@ _WRITTEN = """
     nodes.filter(node => node.type === 'MarkdownNote').map(node => node.widgets_values[0])]
 }
 """
+# What a script finds of a note while it is three times as long.
+_WITH_A_LONGER_NOTE = """
+async script => {
+  const widget = app.graph.nodes.find(node => node.type === 'MarkdownNote').widgets[0], text = widget.value
+  widget.value = [text, text, text].join('\\n\\n')
+  await new Promise(done => setTimeout(done, 300))
+  const found = eval(script)()
+  widget.value = text
+  return found
+}
+"""
 _IS_MODIFIED = "() => app.extensionManager.workflow.activeWorkflow.isModified"
 
 
@@ -72,6 +83,7 @@ def test_a_template_is_shown_in_chinese_and_saved_as_it_was(chinese: Frontend) -
     assert "*" not in text.inner_text()
     hidden, _ = chinese.page.evaluate(NOTE)
     assert hidden <= 2, "the note's text is cut off"
+    assert chinese.page.evaluate(_WITH_A_LONGER_NOTE, NOTE)[0] > 100, "a note that is cut off is not noticed"
     assert chinese.page.evaluate(_WRITTEN) == texts(SAVED[_NAME])
     assert not chinese.page.evaluate(_IS_MODIFIED)
 

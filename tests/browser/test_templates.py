@@ -42,13 +42,22 @@ _DRAWN = """
   return [node.pos[0], node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT, node.pos[0] + width, node.pos[1] + height]
 })
 """
-# How many px of its text a note does not show, and how many of its box are empty.
-NOTE = """
+# How many px of its text a note does not show, and how many of its box are empty. A browser without Chinese letters
+# draws narrower signs in their places: a copy has a W for each, which is about as wide as they are.
+NOTE = r"""
 () => {
   const text = document.querySelector('.comfy-markdown-content') ?? document.querySelector('.tiptap')
   const last = [...text.children].at(-1)
   const end = last.getBoundingClientRect().bottom, box = text.getBoundingClientRect()
-  return [text.scrollHeight - text.clientHeight, (box.bottom - end) / app.canvas.ds.scale]
+  const wide = text.cloneNode(true), texts = document.createTreeWalker(wide, NodeFilter.SHOW_TEXT)
+  while (texts.nextNode())
+    texts.currentNode.data = texts.currentNode.data.replace(/[\u2026\u3000-\u9fff\uff00-\uffef]/g, 'W\u200b')
+  Object.assign(wide.style, { position: 'absolute', visibility: 'hidden', boxSizing: 'border-box',
+    width: `${text.offsetWidth}px`, height: 'auto', minHeight: 0, maxHeight: 'none' })
+  text.parentElement.append(wide)
+  const needed = wide.scrollHeight
+  wide.remove()
+  return [Math.max(text.scrollHeight, needed) - text.clientHeight, (box.bottom - end) / app.canvas.ds.scale]
 }
 """
 # How many px of its prompts the graph hides in the box that hides most. A note's box for typing, which has no class in

@@ -113,7 +113,7 @@ def test_page_uses_the_nodes_names(node_id: str) -> None:
 
 
 def unclosed_emphasis(text: str) -> list[str]:
-    """Where it shows its stars: Markdown ends no emphasis between a punctuation mark and a letter, as in **参数。**然后."""
+    """Where it shows its stars: Markdown ends none between a punctuation mark and a letter, as in **参数。**然后."""
     text = re.sub("`[^`]*`", "x", text)
     stars = list(re.finditer(r"\*+", text))
     closing = [text[mark.start() - 1 : mark.end() + 1] for mark in stars[1::2]]
