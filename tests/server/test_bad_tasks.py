@@ -128,11 +128,12 @@ def test_latent_of_another_length(refused, node_type):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("size", [{"width": 128}, {"frames": 13}])
 def test_size_beyond_the_learned_table(comfyui, refused, sampler, size):
-    """CogVideoX-5b-I2V knows one size; the message names the node that stretches its table, and that one helps."""
+    """CogVideoX-5b-I2V knows one size; the message names the node that stretches its table, and that one helps. Only
+    what is wrong is to be set."""
     graph = SAMPLERS[sampler](image_to_video(I2V, size=size))
     words = (
         "learned position table fits 96 x 64 pixels with 9 frames; ",
-        "Set width to 96, height to 64 and frames to 9.",
+        "with 13. Set frames to 9." if "frames" in size else "with 9. Set width to 96.",
         "CogVideoX Positions stretches the table",
     )
     refused(graph, sampler, *words)
