@@ -207,8 +207,8 @@ def show_refusal(text: str, node_id: str, input_name: str = "") -> None:
 
 
 def tell_refusals() -> None:
-    """Show as toasts, once a prompt has been checked, why it is not queued: those that say nearly the same as one, which
-    names all of their nodes, and after the first ones how many errors more there are."""
+    """Show as toasts, once a prompt has been checked, why it is not queued: refusals that say nearly the same as one,
+    which names all of their nodes, and after the first ones how many errors more there are."""
     server, request = prompt_server(), _request.get()
     if server is None or request is None or request.client_id is None or not request.refusals:
         return

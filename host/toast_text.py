@@ -10,8 +10,8 @@ _LEAST_COLUMNS = 80  # of the first sentence, where it is cut off for what to do
 _END = re.compile(r"(?<=\. )|(?<=。)")
 # How a sentence begins that says what to do. In Chinese 请 may stand anywhere in it.
 _STEP = re.compile(
-    r"(?:Or |Otherwise |Then )?(?:Add|Check|Choose|Connect|Correct|Download|Free|Give|Install|Load|Lower|Make|Move|Pass|"
-    r"Press|Put|Queue|Raise|Select|Set|Start|Switch|Take|Try|Update|Use)\b|.*请",
+    r"(?:Or |Otherwise |Then )?(?:Add|Check|Choose|Connect|Correct|Download|Free|Give|Install|Load|Lower|Make|Move|"
+    r"Pass|Press|Put|Queue|Raise|Select|Set|Start|Switch|Take|Try|Update|Use)\b|.*请",
     re.IGNORECASE,
 )
 

@@ -353,7 +353,8 @@ class _Download:
         names = names or f"model_index.json and the folders {', '.join(FOLDERS)}, with .safetensors weights"
         # A toast shows the first line alone.
         lines = (
-            f"{error}. This machine may be offline. Try again with a network, or download the files on another machine.",
+            f"{error}. This machine may be offline. Try again with a network, or download the files on another "
+            "machine.",
             f"They are at {self.hub.page(self.repository)}, and belong into {self.folder}: {names}.",
         )
         return "\n".join(lines)

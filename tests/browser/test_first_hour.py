@@ -121,8 +121,8 @@ def test_a_workflow_of_the_wrapper_shows_the_way_on(english: Frontend, comfyui: 
 
 
 def test_toasts_leave_the_downloads_free(english: Frontend) -> None:
-    """Three of nine lines lay over the panel with the download buttons, and over the next workflow. They said nearly the
-    same: one names the three models, and one next step."""
+    """Three of nine lines lay over the panel with the download buttons, and over the next workflow. They said nearly
+    the same: one names the three models, and one next step."""
     (example,) = (example for example in EXAMPLES if file_name(example).startswith("21 "))
     path = ROOT / "example_workflows" / f"{file_name(example)}.json"
     workflow = json.loads(path.read_text("utf-8"))

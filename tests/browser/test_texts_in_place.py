@@ -221,9 +221,9 @@ async ([gaps, text]) => {
   app.graph.clear()
   const pairs = gaps.map((gap, index) => {
     const [upper, lower] = [1, 2].map(() => LiteGraph.createNode('CogVideoXLoadVAE'))
-    upper.pos = [260 * index, 0]
+    upper.pos = [400 * index, 0]
     app.graph.add(upper)
-    lower.pos = [260 * index, upper.size[1] + title + gap]
+    lower.pos = [400 * index, upper.size[1] + title + gap]
     app.graph.add(lower)
     return [upper, lower]
   })

@@ -16,9 +16,10 @@ ROUNDED = "cannot be 10: it is 9 now, the nearest one (from 1 in steps of 4)."
 HIGHEST = "cannot be 5000: it is 1025 now, the highest number that is possible."
 LOWEST = "cannot be 0: it is 1 now, the lowest number that is possible."
 CASES = [("10", "9", ROUNDED), ("5000", "1025", HIGHEST), ("0", "1", LOWEST)]
-# Runs in the page: types into a number of a classic node, as a click on it does, and returns what is in the widget.
-_TYPE = """
-([type, name, typed]) => {
+# Runs in the page: brings a classic node into sight, and returns where on the page one of its numbers is. type: "" for
+# the node of a subgraph.
+_PLACE = """
+([type, name]) => {
   const graph = app.canvas.graph
   const node = graph.nodes.find(found => type ? found.type === type : found.isSubgraphNode?.())
   const widget = node.widgets.find(found => found.name === name)
@@ -61,7 +62,7 @@ def load_blueprint(frontend: Frontend) -> None:
 def type_classic(frontend: Frontend, node_type: str, name: str, typed: str) -> float:
     """node_type: "" for the node of a subgraph. Returns what the widget then holds."""
     page = frontend.page
-    x, y = page.evaluate(_TYPE, [node_type, name, typed])
+    x, y = page.evaluate(_PLACE, [node_type, name])
     page.mouse.dblclick(x, y)
     field = page.locator(".graphdialog input")
     field.fill(typed)
@@ -118,7 +119,7 @@ def test_the_number_of_a_subgraph(one_page: Frontend, typed: str, became: str, s
 def test_a_node_inside_a_subgraph(one_page: Frontend) -> None:
     load_blueprint(one_page)
     one_page.page.evaluate(_INSIDE)
-    one_page.settle()
+    one_page.page.wait_for_timeout(1_000)  # until the frontend has fitted it into the page
     assert type_classic(one_page, LATENT, "batch_size", "5000") == 64
     ours = toast(one_page, "batch_size cannot be 5000: it is 64 now, the highest number that is possible.")
     expect(ours.locator(".p-toast-summary")).to_have_text("Empty CogVideoX Latent")

@@ -163,13 +163,12 @@ def test_a_refused_prompt_says_why_on_the_node(browser: Browser, monkeypatch: py
     mappings = comfyui_nodes().NODE_CLASS_MAPPINGS
     monkeypatch.setitem(mappings, "CogVideoXEmptyLatent", CogVideoXEmptyLatent)
     inputs = {"width": 64, "height": 64, "frames": 50, "batch_size": 1}
-    saves = {
-        name: {"class_type": "SaveLatent", "inputs": {"samples": ["3", 0], "filename_prefix": "a"}} for name in "45"
-    }
+    save = {"class_type": "SaveLatent", "inputs": {"samples": ["3", 0], "filename_prefix": "a"}}
 
     async def queue(client_id: str | None) -> None:
         # Two outputs need the node.
-        request: dict[str, Any] = {"prompt": {"3": {"class_type": "CogVideoXEmptyLatent", "inputs": inputs}, **saves}}
+        request: dict[str, Any] = {"prompt": {"3": {"class_type": "CogVideoXEmptyLatent", "inputs": inputs}}}
+        request["prompt"] |= {"4": save, "5": save}
         if client_id is not None:
             request["client_id"] = client_id
         browser.on_prompt_handlers[0](request)

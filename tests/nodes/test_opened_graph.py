@@ -54,8 +54,9 @@ def test_several_are_one_sentence(listed: int, more: str) -> None:
 
 def test_the_next_step_of_several_is_one() -> None:
     """Files that ComfyUI offers have one; where each needs another, its node says it."""
-    files = [[f"CogVideoXLoad{what}", next(one.name for one in FILES if one.holds == holds)]
-             for what, holds in (("Model", "transformer"), ("TextEncoder", "text_encoder"), ("VAE", "vae"))]  # fmt: skip
+    holders = {"transformer": "Model", "text_encoder": "TextEncoder", "vae": "VAE"}
+    first = {holds: next(file.name for file in FILES if file.holds == holds) for holds in holders}
+    files = [[f"CogVideoXLoad{what}", first[holds]] for holds, what in holders.items()]
     (text,) = ask(files)
     assert all(repr(name) in text for _, name in files)
     assert "Press View details and, under Missing Models, Download for each (" in text and "GB in all). Each" in text
