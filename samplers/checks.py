@@ -251,9 +251,16 @@ def _check_concat_size(model: BaseModel, name: str, parts: list[torch.Tensor], l
         if not fits:
             raise UserError(
                 f"The {name} conditioning was made for {_describe(part.shape)}; the latent is "
-                f"{_describe(latent_shape)}. Set the same width, height and frames in both, or take the latent from "
-                "the node that made the conditioning."
+                f"{_describe(latent_shape)}. {_set_the_same(part.shape, latent_shape)} in both, or take the latent "
+                "from the node that made the conditioning."
             )
+
+
+def _set_the_same(shape: Sequence[int], other: Sequence[int]) -> str:
+    """What is to be set where these shapes, [..., T, H, W], differ: no more than is wrong."""
+    if shape[-2:] == other[-2:]:
+        return "Set the same number of frames"
+    return "Set the same width and height" if shape[-3] == other[-3] else "Set the same width, height and frames"
 
 
 def _check_concat_batch(made_for: int, batch_size: int, notify: Notify) -> None:

@@ -108,7 +108,7 @@ def test_latent_of_another_size(refused, node_type, sampler):
     """A latent from a node of its own has its own width: the conditioning would be stretched or end in an error."""
     other = node("CogVideoXEmptyLatent", width=128, height=64, frames=9, batch_size=1)
     graph = with_inputs(CONDITIONING[node_type], SAMPLE, latent_image=["other", 0]) | {"other": other}
-    words = ("made for 96 x 64 pixels", "the latent is 128 x 64 pixels and 9 frames", "Set the same width")
+    words = ("made for 96 x 64", "the latent is 128 x 64 pixels and 9 frames", "Set the same width and height in both")
     refused(SAMPLERS[sampler](graph), sampler, *words)
 
 
@@ -120,7 +120,7 @@ def test_latent_of_another_length(refused, node_type):
     words = (
         "and 9 frames (3 latent frames)",
         "and 13 frames (4 latent frames)",
-        "Set the same width, height and frames",
+        "Set the same number of frames in both",
     )
     refused(graph, "CogVideoXSample", *words)
 
