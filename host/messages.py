@@ -228,7 +228,8 @@ def tell_refusals() -> None:
 def _alike(request: _Request) -> Iterator[list[_Refusal]]:
     """The refusals of a prompt in groups: of one class of errors that can be joined, or of one text."""
     groups: dict[object, list[_Refusal]] = {}
-    for refusal in request.refusals.values():
+    # ComfyUI checks the nodes in another order each time.
+    for refusal in sorted(request.refusals.values(), key=lambda refusal: refusal.node_id.rjust(20)):
         error = request.errors.get(refusal.text)
         groups.setdefault(type(error) if isinstance(error, JoinableError) else refusal.text, []).append(refusal)
     yield from groups.values()

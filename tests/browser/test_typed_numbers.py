@@ -36,12 +36,13 @@ _VALUE = """
 ([type, name]) => app.canvas.graph.nodes.find(found => type ? found.type === type : found.isSubgraphNode?.())
   .widgets.find(found => found.name === name).value
 """
-_DRAG = """
-([typed, e]) => {
-  const node = app.graph.nodes.find(found => found.type === 'CogVideoXEmptyLatent')
-  const frames = node.widgets.find(found => found.name === 'frames')
-  frames.setValue(typed, { e, node, canvas: app.canvas })
-  return frames.value
+# Runs in the page: what the classic renderer does where a number is typed, or with a "pointermove" dragged.
+_SET = """
+([name, typed, e]) => {
+  const node = app.canvas.graph.nodes.find(found => found.type === 'CogVideoXEmptyLatent')
+  const widget = node.widgets.find(found => found.name === name)
+  widget.setValue(typed, { e, node, canvas: app.canvas })
+  return widget.value
 }
 """
 _INSIDE = """
@@ -100,10 +101,11 @@ def test_it_goes_with_its_workflow(one_page: Frontend) -> None:
 def test_what_nobody_has_typed_is_not_spoken_of(one_page: Frontend) -> None:
     """A number that is dragged, or stepped, to its limit stops there, as everybody sees."""
     load(one_page, "01")
-    assert one_page.page.evaluate(_DRAG, [1021, {}]) == 1021
+    assert one_page.page.evaluate(_SET, ["frames", 1021, {}]) == 1021
     for typed, event in ((1030, {"type": "pointermove"}), (1020.5, {"type": "pointermove"})):
-        one_page.page.evaluate(_DRAG, [typed, event])
-    assert one_page.page.evaluate(_DRAG, [1025, {}]) == one_page.page.evaluate(_DRAG, [1029, {}]) == 1025
+        one_page.page.evaluate(_SET, ["frames", typed, event])
+    for typed in (1025, 1029):  # with the arrow
+        assert one_page.page.evaluate(_SET, ["frames", typed, {}]) == 1025
     one_page.page.wait_for_timeout(300)
     expect(one_page.page.locator(".p-toast-message")).to_have_count(0)
 
@@ -116,11 +118,28 @@ def test_the_number_of_a_subgraph(one_page: Frontend, typed: str, became: str, s
     expect(toast(one_page, f"frames {sentence}")).to_be_visible()
 
 
+@pytest.mark.parametrize("is_subgraph", [False, True])
+def test_decimals(one_page: Frontend, is_subgraph: bool) -> None:
+    """The arrows step by more than the decimals that somebody may type."""
+    if is_subgraph:
+        load_blueprint(one_page)
+    else:
+        load(one_page, "01")
+    node_type = "" if is_subgraph else "CogVideoXSample"
+    for typed in ("6.25", "0.57"):
+        assert type_classic(one_page, node_type, "cfg", typed) == pytest.approx(float(typed), abs=1e-9)
+    expect(one_page.page.locator(".p-toast-message")).to_have_count(0)
+    assert type_classic(one_page, node_type, "cfg", "6.257") == pytest.approx(6.26, abs=1e-9)
+    expect(
+        toast(one_page, "cfg cannot be 6.257: it is 6.26 now, the nearest one (from 0 in steps of 0.01).")
+    ).to_be_visible()
+
+
 def test_a_node_inside_a_subgraph(one_page: Frontend) -> None:
     load_blueprint(one_page)
     one_page.page.evaluate(_INSIDE)
-    one_page.page.wait_for_timeout(1_000)  # until the frontend has fitted it into the page
-    assert type_classic(one_page, LATENT, "batch_size", "5000") == 64
+    one_page.settle()
+    assert one_page.page.evaluate(_SET, ["batch_size", 5000, {}]) == 64
     ours = toast(one_page, "batch_size cannot be 5000: it is 64 now, the highest number that is possible.")
     expect(ours.locator(".p-toast-summary")).to_have_text("Empty CogVideoX Latent")
 

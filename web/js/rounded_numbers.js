@@ -13,14 +13,21 @@ const OF_A_NODE = "[data-node-id], [node-id]" // in a graph; in a form
 const sheet = document.createElement("style")
 let shown, about // the toast, and the widget that it speaks of
 
-function nearest(typed, { min = -Infinity, max = Infinity, step2 = 1, precision = 0 }) {
-  const offset = Number.isFinite(min) ? min % step2 : 0
-  const rounded = Math.round((typed - offset) / step2) * step2 + offset
-  return Math.min(max, Math.max(min, Number(rounded.toFixed(precision))))
+// What a number is rounded to: of whole ones to the steps of the arrows, of others to decimals.
+const unitOf = ({ precision, round, step2 }) => (precision ? round : step2) || 0
+const exact = (value) => Number(value.toPrecision(12)) // 0.57 for 57 * 0.01
+const differ = (value, other) => Math.abs(value - other) > 1e-9 * Math.max(1, Math.abs(other))
+
+function nearest(typed, options) {
+  const [{ min = -Infinity, max = Infinity }, unit] = [options, unitOf(options)]
+  const offset = unit && Number.isFinite(min) ? min % unit : 0
+  const rounded = unit ? Math.round((typed - offset) / unit) * unit + offset : typed
+  return Math.min(max, Math.max(min, exact(rounded)))
 }
 
-function sentence({ label, name, value, options: { min, max, step2 } }, typed) {
-  const what = label ?? name
+function sentence(widget, typed) {
+  const { label, name, options } = widget
+  const [what, value, { min, max }] = [label ?? name, exact(widget.value), options]
   if (typed > max || typed < min) {
     const [english, chinese] = typed > max ? ["highest", "最大"] : ["lowest", "最小"]
     return isChinese()
@@ -28,8 +35,8 @@ function sentence({ label, name, value, options: { min, max, step2 } }, typed) {
       : `${what} cannot be ${typed}: it is ${value} now, the ${english} number that is possible.`
   }
   return isChinese()
-    ? `${what} 不能为 ${typed}：已改为最接近的 ${value}（从 ${min} 起，步长为 ${step2}）。`
-    : `${what} cannot be ${typed}: it is ${value} now, the nearest one (from ${min} in steps of ${step2}).`
+    ? `${what} 不能为 ${typed}：已改为最接近的 ${value}（从 ${min} 起，步长为 ${unitOf(options)}）。`
+    : `${what} cannot be ${typed}: it is ${value} now, the nearest one (from ${min} in steps of ${unitOf(options)}).`
 }
 
 function forget() {
@@ -55,7 +62,7 @@ function compare(node, name, typed) {
   if (!Number.isFinite(typed) || !widget?.options || typeof widget.value !== "number" || !isOurs(node, widget)) return
   // A subgraph's own widget keeps what does not fit, and the run would be refused.
   if (node.isSubgraphNode?.()) widget.value = nearest(typed, widget.options)
-  if (widget.value !== typed) tell(node, widget, typed)
+  if (differ(widget.value, typed)) tell(node, widget, typed)
   else if (about === `${node.id} ${widget.name}`) forget() // it has another number by now
 }
 
