@@ -3,7 +3,7 @@
 import html
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -28,10 +28,11 @@ class _Shown(NamedTuple):
 
 
 class _Refusal(NamedTuple):
-    """What the check of one node says. text: in English. input_name: the input that it is about."""
+    """What the check of one node says of an input. text: in English. told: in the browser's language."""
 
     node_id: str
     text: str
+    told: str
     input_name: str
 
 
@@ -187,11 +188,12 @@ def note_error(error: UserError) -> None:
         request.errors[str(error)] = error
 
 
-def show_refusal(text: str, node_id: str, input_name: str = "") -> None:
+def show_refusal(text: str, node_id: str, input_name: str = "", told: str | None = None) -> None:
     """Show why a prompt is not queued, on the node `node_id`; tell_refusals shows it as a toast. ComfyUI checks a node
     once for each output that needs it: each browser is told once.
 
-    text: in English. input_name: the input that it is about.
+    text: in English. input_name: the input that it is about. told: the text in the browser's language, where the caller
+    has it: a translation takes its time.
     """
     server, request = prompt_server(), _request.get()
     if server is None or request is None or request.client_id is None:
@@ -199,11 +201,11 @@ def show_refusal(text: str, node_id: str, input_name: str = "") -> None:
     # A made-up browser reads nothing; kept for ever, its texts fill memory.
     if request.client_id not in server.sockets or (node_id, text) in request.refusals:
         return
-    request.refusals[node_id, text] = _Refusal(node_id, text, input_name)
+    told = localized(text, request.client_id) if told is None else told
+    request.refusals[node_id, text] = _Refusal(node_id, text, told, input_name)
     before = _shown.get((request.client_id, node_id))
     texts = before.texts if before is not None and before.run == _IN_THE_QUEUE else ()
-    told = (*texts, localized(text, request.client_id))
-    _show_texts(server, request.client_id, node_id, _IN_THE_QUEUE, told)
+    _show_texts(server, request.client_id, node_id, _IN_THE_QUEUE, (*texts, told))
 
 
 def tell_refusals() -> None:
@@ -215,7 +217,7 @@ def tell_refusals() -> None:
     groups = list(_alike(request))
     for group in groups[:_MOST_TOASTS]:
         node_ids = list(dict.fromkeys(refusal.node_id for refusal in group))
-        text = localized(_joined(group, request.errors), request.client_id)
+        text = _joined(group, request)
         _show_toast(server, request.client_id, node_ids, text, is_refusal=True, input_name=group[0].input_name)
     if more := sum(map(len, groups[_MOST_TOASTS:])):
         counted = (
@@ -235,11 +237,13 @@ def _alike(request: _Request) -> Iterator[list[_Refusal]]:
     yield from groups.values()
 
 
-def _joined(group: Sequence[_Refusal], errors: Mapping[str, UserError]) -> str:
-    """The text of a group of refusals, in English."""
-    texts = list(dict.fromkeys(refusal.text for refusal in group))
-    first, *others = [error for text in texts if isinstance(error := errors.get(text), JoinableError)] or [None]
-    return first.joined(others) if first is not None and others else texts[0]
+def _joined(group: Sequence[_Refusal], request: _Request) -> str:
+    """The text of a group of refusals, in the browser's language."""
+    texts = dict.fromkeys(refusal.text for refusal in group)
+    if len(texts) == 1:
+        return group[0].told
+    first, *others = [error for text in texts if isinstance(error := request.errors.get(text), JoinableError)]
+    return localized(first.joined(others), request.client_id)
 
 
 def _is_over(shown: _Shown) -> bool:

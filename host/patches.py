@@ -234,10 +234,12 @@ def wrap_validation(
             if converted:
                 argument(args, kwargs, 3, "validated")[node] = result
             found = reported_once(result[1])
+            own = own_messages(found)
+            told = {message: localized(message, requesting_client()) for _, message in own}
             # ComfyUI keeps the same list for nodes that come later.
-            result[1][:] = in_words(found, lambda text: localized(text, requesting_client()))
-            for name, message in own_messages(found):
-                show_refusal(message, node, name)
+            result[1][:] = in_words(found, told.__getitem__)
+            for name, message in own:
+                show_refusal(message, node, name, told[message])
             return result
 
         return validate_inputs
