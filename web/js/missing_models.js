@@ -65,11 +65,10 @@ async function look() {
   const answer = await api.fetchApi(ROUTE, { method: "POST", body: JSON.stringify({ models, bypassed }) })
   if (!answer.ok) return
   const sentences = await answer.json()
+  await new Promise((done) => setTimeout(done, FORM_MS))
   if (number !== looks) return // another graph has been opened
   told.add(key)
   if (!sentences.length) return
-  await new Promise((done) => setTimeout(done, FORM_MS))
-  if (number !== looks) return
   const detail = withWayToNodes(sentences.join("\n"))
   const message = { severity: "warn", summary: "CogVideoX", detail, styleClass: STYLE, life: LIFE_MS }
   for (const wait of PLACED_MS) setTimeout(() => number === looks && place(), wait)
