@@ -13,13 +13,15 @@ const OF_A_NODE = "[data-node-id], [node-id]" // in a graph; in a form
 const sheet = document.createElement("style")
 let shown, about // the toast, and the widget that it speaks of
 
-// What a number is rounded to: of whole ones to the steps of the arrows, of others to decimals.
-const unitOf = ({ precision, round, step2 }) => (precision ? round : step2) || 0
+// What a number is rounded to: a whole one to the steps of the arrows, any other to decimals.
+const unitOf = ({ precision, round, step2 }) => (precision ? Math.max(round || 0, exact(10 ** -precision)) : step2) || 0
 const exact = (value) => Number(value.toPrecision(12)) // 0.57 for 57 * 0.01
 const differ = (value, other) => Math.abs(value - other) > 1e-9 * Math.max(1, Math.abs(other))
 
+// Within the limits, and a whole number at its steps: the decimals that somebody has typed are kept.
 function nearest(typed, options) {
-  const [{ min = -Infinity, max = Infinity }, unit] = [options, unitOf(options)]
+  const { min = -Infinity, max = Infinity, precision } = options
+  const unit = precision ? 0 : unitOf(options)
   const offset = unit && Number.isFinite(min) ? min % unit : 0
   const rounded = unit ? Math.round((typed - offset) / unit) * unit + offset : typed
   return Math.min(max, Math.max(min, exact(rounded)))
