@@ -249,5 +249,8 @@ def test_a_text_lies_over_no_node_however_near(one_page: Frontend) -> None:
     assert all(end <= below for end, below in squeezed), squeezed
     assert heights[0] > heights[1] > heights[2] > heights[3] == heights[4], "what is free is not used"
     # Where not even a line fits, a toast has it; where there is room again, the node.
-    expect(toast(one_page, text.strip())).to_have_count(1)
+    told = toast(one_page, text.strip())
+    expect(told).to_have_count(1)
     assert all(height + 100 < end <= below for height, (end, below) in zip(heights[1:], apart[1:])), apart
+    load(one_page, "01")
+    expect(told).to_have_count(0)

@@ -24,6 +24,7 @@ const CSS = `
 const WORDS = /(?<=[\s\u3000-\uffef])/ // a line may end after a space, and after any Chinese sign
 const before = new WeakMap() // node -> its height without the text
 const limits = new Map() // node id -> how high its text may be, in Vue nodes
+const toldElsewhere = [] // toasts
 const squeezed = new Map() // node -> its height, where a classic one has too little room for its text
 const [limitSheet, toastSheet] = [document.createElement("style"), document.createElement("style")]
 const measure = document.createElement("canvas").getContext("2d")
@@ -80,12 +81,16 @@ function fitClassic(node, widget, text) {
   node.setDirtyCanvas?.(true, true)
 }
 
-// A node without room for its text has it in a toast, unless an error's toast says it.
+// A node without room for its text has it in a toast, unless one says it already or, of several errors, names the node.
 function tellElsewhere(node, text) {
   const [detail] = text.split("\n")
-  const told = [...document.querySelectorAll(".p-toast-message")].some((box) => box.innerText.includes(detail.slice(0, 40)))
-  if (told || !node.graph) return
-  app.extensionManager.toast.add({ severity: "info", summary: titleOfNode(node), detail, styleClass: STYLE, life: LIFE_MS })
+  const told = [...document.querySelectorAll(".p-toast-message")].some(({ innerText }) =>
+    [detail.slice(0, 40), node.title].some((known) => innerText.includes(known)),
+  )
+  if (told || node.graph !== app.canvas.graph) return
+  const message = { severity: "info", summary: titleOfNode(node), detail, styleClass: STYLE, life: LIFE_MS }
+  toldElsewhere.push(message)
+  app.extensionManager.toast.add(message)
   requestAnimationFrame(() => placeToasts(toastSheet, STYLE, [node.id]))
 }
 
@@ -174,6 +179,7 @@ if (!window[NAME]) {
     afterConfigureGraph() {
       limits.clear()
       squeezed.clear()
+      while (toldElsewhere.length) app.extensionManager.toast.remove(toldElsewhere.pop())
       setLimits()
     },
   })
