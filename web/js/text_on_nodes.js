@@ -84,9 +84,9 @@ function fitClassic(node, widget, text) {
 // A node without room for its text has it in a toast, unless one says it already or, of several errors, names the node.
 function tellElsewhere(node, text) {
   const [detail] = text.split("\n")
-  const told = [...document.querySelectorAll(".p-toast-message")].some(({ innerText }) =>
-    [detail.slice(0, 40), node.title].some((known) => innerText.includes(known)),
-  )
+  const says = (selector, known) =>
+    [...document.querySelectorAll(`.p-toast-message${selector}`)].some(({ innerText }) => innerText.includes(known))
+  const told = says("", detail.slice(0, 40)) || says(".cogvideox-error", node.title)
   if (told || node.graph !== app.canvas.graph) return
   const message = { severity: "info", summary: titleOfNode(node), detail, styleClass: STYLE, life: LIFE_MS }
   toldElsewhere.push(message)
