@@ -74,6 +74,7 @@ from .messages import (
     requesting_client,
     show_error,
     show_refusal,
+    tell_refusals,
 )
 from .protocols import LatentFormat
 from .queue_errors import in_words, is_link, own_messages, refused, reported_once
@@ -232,15 +233,28 @@ def wrap_validation(
                 given.update(before)
             if converted:
                 argument(args, kwargs, 3, "validated")[node] = result
+            found = reported_once(result[1])
+            own = own_messages(found)
+            told = {message: localized(message, requesting_client()) for _, message in own}
             # ComfyUI keeps the same list for nodes that come later.
-            result[1][:] = in_words(reported_once(result[1]), lambda text: localized(text, requesting_client()))
-            for message in own_messages(result[1]):
-                show_refusal(message, node)
+            result[1][:] = in_words(found, told.__getitem__)
+            for name, message in own:
+                show_refusal(message, node, name, told[message])
             return result
 
         return validate_inputs
 
+    def wrap_all(original: Callable) -> Callable:
+        async def validate_prompt(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await original(*args, **kwargs)
+            finally:
+                tell_refusals()
+
+        return validate_prompt
+
     wrap_once(execution, "validate_inputs", wrap)
+    wrap_once(execution, "validate_prompt", wrap_all)
 
 
 def wrap_run_reports() -> None:
