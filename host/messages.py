@@ -40,12 +40,13 @@ class _Request(NamedTuple):
     """A prompt that is being queued.
 
     client_id: the browser that asks. refusals: what its nodes say, each once. errors: those that the checks have
-    raised, by their messages: ComfyUI hands on the messages alone.
+    raised, by their messages: ComfyUI hands on the messages alone. shown: the nodes with a text of this request.
     """
 
     client_id: str | None
     refusals: dict[tuple[str, str], _Refusal]
     errors: dict[str, UserError]
+    shown: set[str]
 
 
 _shown: dict[tuple[str, str], _Shown] = {}  # by (browser, node)
@@ -57,6 +58,9 @@ ERROR_EVENT, MORE_EVENT, FORGET_EVENT = "cogvideox.error", "cogvideox.more_error
 # A workflow may have any number of nodes, and a hundred toasts cover the page and stop it for seconds. Those that say
 # nearly the same are one.
 _MOST_TOASTS = 3  # of a request
+# The frontend makes an element of the page for each text, and moves all of them at each drawing: with 200 it did not
+# answer for many seconds. It marks every refused node itself, and lists what each says.
+_MOST_NODES = 50  # with a text, of a request
 _MOST_TEXTS = 20  # of a run, on one node: it may run once for each entry of a list
 _REST_IN_LOG = "Further messages of this node are in ComfyUI's log."
 
@@ -166,7 +170,7 @@ def begin_request(request: dict[str, Any]) -> dict[str, Any]:
     server, client_id = prompt_server(), request.get("client_id")
     if not isinstance(client_id, str):  # anybody may send anything, and a list would end ComfyUI's loop of messages
         client_id = None
-    _request.set(_Request(client_id, {}, {}))
+    _request.set(_Request(client_id, {}, {}, set()))
     note_workflow(request)
     if server is not None and client_id is not None:
         # The error of an earlier run goes as well: beside a refusal it would look like a part of it.
@@ -189,8 +193,8 @@ def note_error(error: UserError) -> None:
 
 
 def show_refusal(text: str, node_id: str, input_name: str = "", told: str | None = None) -> None:
-    """Show why a prompt is not queued, on the node `node_id`; tell_refusals shows it as a toast. ComfyUI checks a node
-    once for each output that needs it: each browser is told once.
+    """Show why a prompt is not queued, on the node `node_id` if not too many have a text; tell_refusals shows it as a
+    toast. ComfyUI checks a node once for each output that needs it: each browser is told once.
 
     text: in English. input_name: the input that it is about. told: the text in the browser's language, where the caller
     has it: a translation takes its time.
@@ -203,6 +207,9 @@ def show_refusal(text: str, node_id: str, input_name: str = "", told: str | None
         return
     told = localized(text, request.client_id) if told is None else told
     request.refusals[node_id, text] = _Refusal(node_id, text, told, input_name)
+    if node_id not in request.shown and len(request.shown) >= _MOST_NODES:
+        return
+    request.shown.add(node_id)
     before = _shown.get((request.client_id, node_id))
     texts = before.texts if before is not None and before.run == _IN_THE_QUEUE else ()
     _show_texts(server, request.client_id, node_id, _IN_THE_QUEUE, (*texts, told))
@@ -220,9 +227,12 @@ def tell_refusals() -> None:
         text = _joined(group, request)
         _show_toast(server, request.client_id, node_ids, text, is_refusal=True, input_name=group[0].input_name)
     if more := sum(map(len, groups[_MOST_TOASTS:])):
-        counted = (
-            "One more error is shown on its node." if more == 1 else f"{more} more errors are shown on their nodes."
-        )
+        if len({refusal.node_id for refusal in request.refusals.values()}) > _MOST_NODES:
+            counted = f"{more} more errors are listed under View details."
+        else:
+            counted = (
+                "One more error is shown on its node." if more == 1 else f"{more} more errors are shown on their nodes."
+            )
         server.send_sync(MORE_EVENT, {"text": localized(counted, request.client_id)}, request.client_id)
     request.refusals.clear()
 

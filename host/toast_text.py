@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from itertools import accumulate
 
 from ..errors import shortened
 
@@ -14,6 +15,8 @@ _STEP = re.compile(
     r"Pass|Press|Put|Queue|Raise|Select|Set|Start|Switch|Take|Try|Update|Use)\b|.*请",
     re.IGNORECASE,
 )
+# One that goes on from the sentence before it, and says nothing without it.
+_NEXT = re.compile(r"Then |然后")
 
 
 def toast_text(text: str) -> str:
@@ -26,15 +29,22 @@ def toast_text(text: str) -> str:
     if _columns(line) <= MOST_COLUMNS:
         return line
     first, *others = _END.split(line)
-    step = next((other for other in others if _is_step(other) and _columns(other) <= MOST_COLUMNS - _LEAST_COLUMNS), "")
-    first = _cut(first, MOST_COLUMNS - _columns(step))
-    kept = {0: first}
+    steps = (other for other in others if _is_step(other) and not _NEXT.match(other))
+    step = next((other for other in steps if _fits(other, MOST_COLUMNS - _LEAST_COLUMNS)), "")
+    kept = {0: _cut(first, MOST_COLUMNS - _columns(step))}
+    room = MOST_COLUMNS - _columns(kept[0])
     for number, other in sorted(
         enumerate(others, 1), key=lambda pair: (pair[1] != step, not _is_step(pair[1]), pair[0])
     ):
-        if sum(map(_columns, kept.values())) + _columns(other.rstrip()) <= MOST_COLUMNS:
+        is_alone = _NEXT.match(other) is not None and number - 1 not in kept
+        if _fits(other.rstrip(), room) and not is_alone:
             kept[number] = other
+            room -= _columns(other)
     return "".join(kept[number] for number in sorted(kept)).rstrip()
+
+
+def _fits(sentence: str, columns: int) -> bool:
+    return len(sentence) <= columns and _columns(sentence) <= columns
 
 
 def _is_step(sentence: str) -> bool:
@@ -42,12 +52,16 @@ def _is_step(sentence: str) -> bool:
 
 
 def _columns(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+    return sum(map(_width, text))
+
+
+def _width(letter: str) -> int:
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def _cut(text: str, columns: int) -> str:
     """The beginning of `text`, with a mark and a space where something is left out."""
     if _columns(text) <= columns:
         return text
-    most = next(count for count in range(len(text), -1, -1) if _columns(text[:count]) <= columns - 3)
+    most = sum(width <= columns - 3 for width in accumulate(map(_width, text)))
     return f"{shortened(text, most)} "

@@ -34,6 +34,20 @@ def test_what_to_do_is_kept(first: str, reason: str, step: str) -> None:
         assert toast_text(text) == (first + step).rstrip()
 
 
+@pytest.mark.parametrize(
+    "first, left_out, after",
+    [
+        ("There is no 'x'. Choose another one. ", f"Add {'n' * 230}. ", "Then press R and choose it. "),
+        ("没有 'x'。请选择另一个。", f"请添加{'因' * 115}。", "然后按 R 并选择它。"),
+    ],
+)
+def test_what_comes_after_a_step_goes_with_it(first: str, left_out: str, after: str) -> None:
+    """*Choose another one. Then press R and choose it.*: of the step between them there was no room to tell."""
+    assert toast_text(first + left_out + after) == first.rstrip()
+    short = "Add it. " if " " in after[:5] else "请添加它。"
+    assert toast_text(first + short + after + left_out) == (first + short + after).rstrip()
+
+
 def test_short_texts_are_whole_and_long_sentences_end() -> None:
     """A name in it may have any length and any full stops."""
     for text in ("The width is odd.", "", "CogVideoX1.5-5B is not here"):

@@ -2,7 +2,7 @@
 // host/messages.py sends these events, to the browser that has queued the prompt.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { titleOf, withWayToNodes } from "./in_app.js";
+import { nodeAt, titleOf, withWayToNodes } from "./in_app.js";
 import { placeToasts, roomInApp, uncover } from "./message_places.js";
 
 const NAME = "CogVideoX.ErrorToast";
@@ -23,6 +23,10 @@ function show(summary, text, nodeIds) {
   const look = ++looks;
   for (const wait of PLACED_MS) setTimeout(() => look === looks && place(), wait);
 }
+
+// Whether a toast speaks of a node of the open graph: of many nodes it names a few.
+export const isTold = (node) =>
+  shown.some(({ until, nodeIds }) => until > Date.now() && nodeIds.some((id) => nodeAt(id) === node))
 
 // Neither our toasts nor ComfyUI's own box, with its View details, cover the node of the open graph that they are about.
 function place() {

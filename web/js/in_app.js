@@ -13,6 +13,13 @@ export const isChinese = () => app.extensionManager.setting.get("Comfy.Locale")?
 const classes = () => Object.values(LiteGraph.registered_node_types).filter((type) => OURS.test(type.comfyClass ?? ""))
 const speaksOfNodes = (text) => OF_NODES.test(text) || classes().some(({ title }) => title && text.includes(title))
 
+// A title or a label, which a workflow may give of any length and of any number of lines: ours would cover the page.
+const MOST_LETTERS = 60
+export function inShort(name) {
+  const line = typeof name === "string" ? name.slice(0, 4 * MOST_LETTERS).replace(/\s+/g, " ").trim() : ""
+  return (line.length > MOST_LETTERS ? `${line.slice(0, MOST_LETTERS)} …` : line) || "CogVideoX"
+}
+
 // A text with the way to the nodes that it speaks of, where an app hides them.
 export function withWayToNodes(text) {
   if (!roomInApp() || !speaksOfNodes(text)) return text
@@ -36,17 +43,17 @@ function labelInForm(nodeId, input) {
   // The frontend saves the node's id, or the graph's, the node's and the name.
   const isIt = ([id, name]) => name === input && [nodeId, `${nodeId}:${name}`].some((end) => `:${id}`.endsWith(`:${end}`))
   if (!input || !Array.isArray(shown) || !shown.some((entry) => Array.isArray(entry) && isIt(entry))) return
-  return nodeAt(nodeId)?.widgets?.find(({ name }) => name === input)?.label ?? input
+  return inShort(nodeAt(nodeId)?.widgets?.find(({ name }) => name === input)?.label ?? input)
 }
 
-export const titleOfNode = (node) => (roomInApp() ? "CogVideoX" : node.title)
+export const titleOfNode = (node) => (roomInApp() ? "CogVideoX" : inShort(node.title))
 
 const MOST_TITLES = 3
 
 // What a message about these nodes is headed with: their titles, or the label in the form of an app.
 export function titleOf(nodeIds, input) {
   if (roomInApp()) return (nodeIds.length === 1 && labelInForm(nodeIds[0], input)) || "CogVideoX"
-  const titles = [...new Set(nodeIds.map((id) => nodeAt(id)?.title ?? "CogVideoX"))]
+  const titles = [...new Set(nodeIds.map((id) => inShort(nodeAt(id)?.title)))]
   const named = titles.slice(0, MOST_TITLES).join(", ")
   return titles.length === nodeIds.length && titles.length <= MOST_TITLES ? named : `${named} (${nodeIds.length})`
 }

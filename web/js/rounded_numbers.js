@@ -1,7 +1,7 @@
 // Says which number a widget has taken in the place of the one that was typed: ComfyUI rounds to the widget's steps, and
 // keeps to its limits, without a word: 10 frames became 9, and 5000 became 1025.
 import { app } from "../../../scripts/app.js"
-import { isChinese, nodeAt, titleOfNode } from "./in_app.js"
+import { inShort, isChinese, nodeAt, titleOfNode } from "./in_app.js"
 import { placeToasts } from "./message_places.js"
 
 const NAME = "CogVideoX.RoundedNumbers"
@@ -29,7 +29,7 @@ function nearest(typed, options) {
 
 function sentence(widget, typed) {
   const { label, name, options } = widget
-  const [what, value, { min, max }] = [label ?? name, exact(widget.value), options]
+  const [what, value, { min, max }] = [inShort(label ?? name), exact(widget.value), options]
   if (typed > max || typed < min) {
     const [english, chinese] = typed > max ? ["highest", "最大"] : ["lowest", "最小"]
     return isChinese()

@@ -3,6 +3,7 @@
 // fit is scrolled to. Where not even a line fits, a toast has the text until the nodes are moved apart.
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
+import { isTold } from "./error_toast.js"
 import { titleOfNode } from "./in_app.js"
 import { placeToasts } from "./message_places.js"
 
@@ -12,7 +13,7 @@ const VUE_TEXT = ".comfy-markdown-content" // its element in Vue nodes
 const [FONT, LINE_PX, PADDING_PX, MARGIN_PX, MOST_PX] = ["12px Inter, sans-serif", 16, 16, 20, 480]
 const [FRAME_PX, BETWEEN_PX, LINE_VUE_PX] = [8, 4, 17] // around the text of a classic node; a line of a Vue node
 const GAP_PX = 4 // to the next node
-const [STYLE, LIFE_MS, TOLD_MS] = ["cogvideox-text", 15_000, 1_500] // of the toast; errors have had one of their own by then
+const [STYLE, MOST_TOASTS, LIFE_MS, TOLD_MS] = ["cogvideox-text", 3, 15_000, 1_500] // of the toast; errors have had one of their own by then
 const TEXT = ".max-h-\\[200px\\].min-h-\\[28px\\]"
 // The frontend breaks lines within words. The rule is for the texts of all nodes: theirs have no mark of a pack.
 const CSS = `
@@ -81,13 +82,13 @@ function fitClassic(node, widget, text) {
   node.setDirtyCanvas?.(true, true)
 }
 
-// A node without room for its text has it in a toast, unless one says it already or, of several errors, names the node.
+// A node without room for its text has it in a toast, unless one says it already or, of several errors, is of the node.
+// Many would cover the page, and stop it.
 function tellElsewhere(node, text) {
   const [detail] = text.split("\n")
-  const says = (selector, known) =>
-    [...document.querySelectorAll(`.p-toast-message${selector}`)].some(({ innerText }) => innerText.includes(known))
-  const told = says("", detail.slice(0, 40)) || says(".cogvideox-error", node.title)
-  if (told || node.graph !== app.canvas.graph) return
+  if (isTold(node) || node.graph !== app.canvas.graph || document.querySelectorAll(`.${STYLE}`).length >= MOST_TOASTS) return
+  const known = detail.slice(0, 40)
+  if ([...document.querySelectorAll(".p-toast-message")].some(({ innerText }) => innerText.includes(known))) return
   const message = { severity: "info", summary: titleOfNode(node), detail, styleClass: STYLE, life: LIFE_MS }
   toldElsewhere.push(message)
   app.extensionManager.toast.add(message)

@@ -5,15 +5,15 @@
 // The Chinese is shown and not saved. What is written (a file, a video's metadata, a tab's state, what undo compares) is
 // the English that was opened, so that a graph is the same file for everybody, opening it changes nothing that would have
 // to be saved, and another language shows it in its own words. A text that the user has changed is the user's, and is
-// saved as it stands.
+// saved as it stands; so is one in a graph where it has not stood for ours, whatever it says.
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
 
 const NAME = "CogVideoX.TranslatedTemplates"
 const [LANGUAGE, SERVED_AS] = ["zh", "CogVideoX-zh"] // SERVED_AS: as in host/translated_templates.py
-const [OURS, NOTE, NUMBER] = [/^CogVideoX/, "MarkdownNote", /^\d+ {2}/]
+const [OURS, NOTE, NUMBER, NO_ID] = [/^CogVideoX/, "MarkdownNote", /^\d+ {2}/, /^[0-]*$/]
 const own = decodeURIComponent(import.meta.url.split("/extensions/")[1]?.split("/")[0] ?? "") // our folder's name
-const english = { groups: new Map(), nodes: new Map(), inputs: new Map(), notes: new Map() } // of what has been shown
+const english = new Map() // of what has been shown: id of a graph -> {kind: Map of Chinese to English}
 let texts // a promise of {titles, groups, nodes, inputs, notes}, of English to Chinese; {} where there are none
 
 const isChinese = () => !!app.extensionManager.setting.get("Comfy.Locale")?.startsWith(LANGUAGE)
@@ -45,14 +45,16 @@ function group(words, text) {
   return told && number + told
 }
 
-// Replaces each text of ours in a graph by what `told(kind, text)` says, where that is something.
-function replace(graph, told) {
+const isOurs = ({ nodes }) => list(nodes).some((node) => OURS.test(node?.type))
+
+// Replaces each text of ours in a graph and its subgraphs, those of them that `isMeant`, by what `told(kind, text)` says,
+// where that is something.
+function replace(graph, isMeant, told) {
   const set = (holder, key, kind) => {
     const text = told(kind, holder[key])
     if (text !== undefined) holder[key] = text
   }
-  for (const { groups, nodes } of [graph, ...list(graph?.definitions?.subgraphs)]) {
-    if (!list(nodes).some((node) => OURS.test(node?.type))) continue // another pack's may have such a title
+  for (const { groups, nodes } of [graph, ...list(graph?.definitions?.subgraphs)].filter(isMeant)) {
     for (const one of list(groups)) set(one, "title", "groups")
     for (const node of list(nodes)) {
       set(node, "title", "nodes")
@@ -62,23 +64,34 @@ function replace(graph, told) {
   }
 }
 
+// Only in a graph with nodes of ours: another pack's may have such a title. One without an id gets another when it is
+// opened, by which its texts would not be found again; all templates have one.
 function show(graph, words) {
+  if (typeof graph?.id !== "string" || NO_ID.test(graph.id)) return
   const finders = { groups: group, nodes: find, inputs: find, notes: note }
-  replace(graph, (kind, text) => {
+  // What undo opens again has the same id.
+  const known = english.get(graph.id) ?? Object.fromEntries(Object.keys(finders).map((kind) => [kind, new Map()]))
+  english.set(graph.id, known)
+  replace(graph, isOurs, (kind, text) => {
     const told = finders[kind](words[kind], text)
-    if (told !== undefined) english[kind].set(told, text)
+    if (told !== undefined) known[kind].set(told, text)
     return told
   })
 }
 
-const save = (graph) => replace(graph, (kind, text) => english[kind].get(text))
+// Where somebody has put our nodes into a subgraph, or deleted them, the notes beside them are still ours.
+function save(graph) {
+  const known = english.get(graph.id)
+  if (known) replace(graph, () => true, (kind, text) => known[kind].get(text))
+}
 
 // The list of templates has a title for each file's name, and asks for the file by it.
 function translateTitles() {
   const before = api.getWorkflowTemplates
   api.getWorkflowTemplates = async function (...values) {
     const listed = await before.apply(this, values)
-    if (!isChinese() || !Array.isArray(listed?.[own])) return listed
+    // A folder of that name, be it ours or another pack's, has its own files at these addresses.
+    if (!isChinese() || !Array.isArray(listed?.[own]) || Object.hasOwn(listed, SERVED_AS)) return listed
     const { titles } = await load()
     const [known, others] = [[], []]
     for (const name of listed[own]) (find(titles, name) ? known : others).push(name)
