@@ -12,6 +12,7 @@ const FIELD = 'input[role="spinbutton"]' // of a number, in Vue nodes and in the
 const OF_A_NODE = "[data-node-id], [node-id]" // in a graph; in a form
 const sheet = document.createElement("style")
 let shown, about // the toast, and the widget that it speaks of
+let waiting // until the frontend has taken a number
 
 // What a number is rounded to: a whole one to the steps of the arrows, any other to decimals.
 const unitOf = ({ precision, round, step2 }) => (precision ? Math.max(round || 0, exact(10 ** -precision)) : step2) || 0
@@ -92,7 +93,9 @@ function listenTo(widget) {
   }
 }
 
-// In Vue nodes and forms a field keeps to its limits before anybody is told.
+// In Vue nodes and forms a field keeps to its limits before anybody is told: by focusout it holds another number.
+const HEARD = ["keyup", "change", "blur"]
+
 function heard({ target, type, key }) {
   if (!target.matches?.(FIELD) || (type === "keyup" && key !== "Enter")) return
   const owner = target.closest(OF_A_NODE)
@@ -101,7 +104,9 @@ function heard({ target, type, key }) {
   const name = target.closest("[aria-label]")?.getAttribute("aria-label")
   const widget = node?.widgets?.find((found) => found.name === name)
   const typed = target.value.replace(/(?<=\d),(?=\d{3})/g, "").trim()
-  if (widget && /^-?\d+(\.\d+)?$/.test(typed) && Number(typed) !== widget.value) setTimeout(compare, 0, node, name, Number(typed))
+  if (!widget || !/^-?\d+(\.\d+)?$/.test(typed) || Number(typed) === widget.value) return
+  clearTimeout(waiting) // one number is heard of more than once
+  waiting = setTimeout(compare, 0, node, name, Number(typed))
 }
 
 // A second copy of the pack serves this file as well, and ComfyUI refuses a second extension of one name.
@@ -111,7 +116,7 @@ if (!window[NAME]) {
     name: NAME,
     setup() {
       document.head.append(sheet)
-      for (const type of ["keyup", "focusout"]) document.addEventListener(type, heard, true)
+      for (const type of HEARD) document.addEventListener(type, heard, true)
     },
     nodeCreated(node) {
       if (OURS.test(node.comfyClass ?? "")) node.widgets?.forEach(listenTo)
