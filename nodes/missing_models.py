@@ -187,8 +187,9 @@ def _common_step(missing: Sequence[Missing]) -> str:
     sizes = {file.name: file.gigabytes for one in missing if (file := one.file()) is not None}
     if len(sizes) == len({one.name for one in missing}):
         return (
-            f"Press View details and, under Missing Models, Download for each ({sum(sizes.values()):.1f} GB in all). "
-            "Each node says into which folder its file goes."
+            # Short enough for a toast, beside the names of a template's three files.
+            f"Press View details and each Download under Missing Models ({sum(sizes.values()):.1f} GB in all). "
+            "Each node names its file's folder."
         )
     return "Each of these nodes says what to do."
 

@@ -59,7 +59,7 @@ def test_the_next_step_of_several_is_one() -> None:
     files = [[f"CogVideoXLoad{what}", first[holds]] for holds, what in holders.items()]
     (text,) = ask(files)
     assert all(repr(name) in text for _, name in files)
-    assert "Press View details and, under Missing Models, Download for each (" in text and "GB in all). Each" in text
+    assert "Press View details and each Download under Missing Models (" in text and "GB in all). Each" in text
     (text,) = ask([files[0], ["CogVideoXApplyLora", "mine.safetensors"]])
     assert text == f"Models are missing: '{files[0][1]}', 'mine.safetensors'. Each of these nodes says what to do."
     (text,) = ask([["CogVideoXLoadModel", "CogVideoX-5b"], ["CogVideoXLoadVAE", "CogVideoX-5b"]], ["CogVideoX-5b"])
