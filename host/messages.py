@@ -54,6 +54,7 @@ _request: ContextVar[_Request | None] = ContextVar("cogvideox_request", default=
 _IN_THE_QUEUE = "not run"  # in the place of a run, for what is shown of a prompt that was refused
 # web/js/error_toast.js listens to these.
 ERROR_EVENT, MORE_EVENT, FORGET_EVENT = "cogvideox.error", "cogvideox.more_errors", "cogvideox.forget"
+WARNING_EVENT = "cogvideox.warning"  # of a run that goes on
 # A workflow may have any number of nodes, and a hundred toasts cover the page and stop it for seconds. Those that say
 # nearly the same are one.
 _MOST_TOASTS = 3  # of a request
@@ -61,20 +62,24 @@ _MOST_TEXTS = 20  # of a run, on one node: it may run once for each entry of a l
 _REST_IN_LOG = "Further messages of this node are in ComfyUI's log."
 
 
-def show_on_node(text: str, node_id: str | None) -> None:
+def show_on_node(text: str, node_id: str | None, is_warning: bool = False) -> None:
     """Show `text` on the node `node_id`, the one that runs. (ComfyUI's ui.PreviewText shows nothing on custom nodes.)
 
     Only the browser that queued the run gets it: a text may contain prompts and names of files. Nothing happens
-    without a node, a browser or a server, as in scripts.
+    without a node, a browser or a server, as in scripts. is_warning: an app, which hides the node, shows it as well.
     """
     server = prompt_server()
     if node_id is None or server is None or server.client_id is None:
         return
-    _show(server, server.client_id, node_id, (localized(text, server.client_id),))
+    told = localized(text, server.client_id)
+    _show(server, server.client_id, node_id, (told,))
+    if is_warning:
+        _warn_app(server, server.client_id, node_id, told)
 
 
 def show_on_running_node(text: str) -> None:
-    """Show `text` on whichever node runs now, below what this run has shown there before, and in the log.
+    """Warn: show `text` on whichever node runs now, below what this run has shown there before, in the log, and in an
+    app as a toast.
 
     For the `notify` that nodes hand to the rooms below: stock nodes run their code as well.
     """
@@ -89,6 +94,14 @@ def show_on_running_node(text: str) -> None:
     told = localized(text if len(texts) < _MOST_TEXTS else _REST_IN_LOG, server.client_id)
     if told not in texts:
         _show(server, server.client_id, server.last_node_id, (*texts, told))
+        _warn_app(server, server.client_id, server.last_node_id, told)
+
+
+def _warn_app(server: PromptServer, client_id: str, node_id: str, told: str) -> None:
+    """Send a warning, in the browser's language, for a toast: the page shows it in app mode, and else on the node."""
+    # Whole, as far as a text on a node is: an app shows it nowhere else.
+    text = printable(shortened(told, MAX_CHARACTERS))
+    server.send_sync(WARNING_EVENT, {"node_ids": [node_id], "text": text}, client_id)
 
 
 def _show(server: PromptServer, client_id: str, node_id: str, texts: tuple[str, ...]) -> None:

@@ -162,6 +162,47 @@ def test_an_app_says_what_is_wrong_beside_its_form(one_page: Frontend) -> None:
     one_page.console.clear()  # the failure, and the picture of a file without a name
 
 
+# Runs in the page: an app with so many frames, for one step.
+_RUN_FAR = """
+async frames => {
+  const { api } = await import('/scripts/api.js')
+  const set = (type, name, value) => {
+    app.rootGraph.nodes.find(node => node.type === type).widgets.find(widget => widget.name === name).value = value
+  }
+  set('CogVideoXEmptyLatent', 'frames', frames)
+  set('CogVideoXSample', 'steps', 1)
+  const ended = new Promise(done => api.addEventListener('execution_success', () => done(true), { once: true }))
+  await app.queuePrompt(0)
+  await ended
+}
+"""
+
+
+def test_an_app_warns_beside_its_form(one_page: Frontend) -> None:
+    """That the toy was not trained with a size stood on a node alone, which an app hides."""
+    load(one_page, "41")
+    one_page.page.get_by_test_id("linear-widgets").wait_for()
+    one_page.page.evaluate(_RUN_FAR, 105)
+    ours = toast(one_page, "with 105 frames is far from that")
+    expect(ours).to_have_count(1)
+    expect(ours).to_contain_class("p-toast-message-warn")
+    expect(ours).to_contain_text("Set 64 × 64 with 17 frames.")
+    expect(ours.locator(".p-toast-summary")).to_have_text("CogVideoX")
+    check_beside_the_form(one_page, ours)
+    one_page.page.evaluate(_SEND, ["warning", {"node_ids": ["1"], "text": "A warning."}])
+    one_page.page.evaluate(_SEND, ["warning", {"node_ids": ["2"], "text": "A warning."}])
+    expect(toast(one_page, "A warning.")).to_have_count(1)  # two nodes that say the same
+    one_page.page.evaluate(_RUN_FAR, 17)
+    expect(one_page.page.locator(".p-toast-message")).to_have_count(0)
+
+
+def test_a_graph_has_warnings_on_its_nodes(one_page: Frontend) -> None:
+    load(one_page, "01")
+    one_page.page.evaluate(_SEND, ["warning", {"node_ids": ["1"], "text": "A warning."}])
+    one_page.page.wait_for_timeout(300)
+    expect(one_page.page.locator(".p-toast-message")).to_have_count(0)
+
+
 _SEND = """
 async ([name, detail]) => {
   const { api } = await import('/scripts/api.js')
