@@ -161,6 +161,8 @@ def _choose_attention_later(guider: Guider, video_tokens: set[int], notify: Noti
 def _choose_attention(guider: Guider, video_tokens: set[int], notify: Notify) -> None:
     """Have the card's fastest attention kernel found for each size, and say where it is not the one of ComfyUI."""
     model: BaseModel = guider.model_patcher.model
+    if not model.diffusion_model.has_weights:  # other processes compute, each on a card of its own
+        return
     config, options = model.diffusion_model.config, guider.model_options.get("transformer_options", {})
     device, dtype = guider.model_patcher.load_device, model.get_dtype_inference()
     sentences = {

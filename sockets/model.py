@@ -341,7 +341,12 @@ class CogVideoXModel(comfy.model_base.BaseModel):
 def non_finite_weights(module: torch.nn.Module) -> list[str]:
     """The names of parameters and tables that contain NaN or Inf."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    return [name for name, tensor in tensors if not torch.isfinite(dequantized(tensor, torch.float32)).all()]
+    # Of a model whose weights are in other processes nothing can be said here.
+    return [
+        name
+        for name, tensor in tensors
+        if not tensor.is_meta and not torch.isfinite(dequantized(tensor, torch.float32)).all()
+    ]
 
 
 def build_dit(

@@ -1,0 +1,8 @@
+"""One clip on several cards: each has a process with all of the model's weights and a part of the tokens.
+
+The graph's process keeps the sampler, the prompts and ComfyUI's MODEL socket (remote_model.py); its transformer has no
+weights and asks a Team (team.py) of Ray actors for each prediction. In each actor a Rank (rank.py) runs the pack's own
+transformer on its part of the tokens; TokenRanks (token_ranks.py) exchanges heads for tokens around each attention.
+
+Ray and torch.distributed are imported by the functions that need them.
+"""
