@@ -172,8 +172,8 @@ class SharedTokens(Protocol):
     size: int
 
     def share(
-        self, text: torch.Tensor, video: torch.Tensor, rotary: torch.Tensor | None, control: dict[str, Any] | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any] | None]: ...
+        self, text: torch.Tensor, video: torch.Tensor, rotary: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]: ...
 
     def gather(self, video: torch.Tensor) -> torch.Tensor: ...
 

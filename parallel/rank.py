@@ -5,7 +5,7 @@ import os
 import socket
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from ..host.compat import comfyui_version, is_out_of_memory
 from ..host.exact_attention import with_exact_attention
 from ..host.optional_packages import import_package
 from ..keys import with_positions, with_shared_tokens
+from ..model_loaders.load_controlnet import load_controlnet
 from ..model_loaders.load_model import load_model
+from ..sockets.control import CogVideoXControl, ControlInputs
 from .engine import PURPOSE
 from .fingerprint import fingerprint, source_hash
-from .rank_answers import MEMORY, OTHER, USER, Answer, Failure, Prediction, Question
+from .rank_answers import MEMORY, OTHER, USER, Answer, ControlQuestion, Failure, Prediction, Question
 from .split import Split
 from .token_ranks import TokenRanks
-from .transport import Packed, packed, unpacked
+from .transport import Receiver, packed, unpacked
 
 
 class Rank:
@@ -36,7 +38,8 @@ class Rank:
     def __init__(self) -> None:
         torch.set_grad_enabled(False)
         self._models: dict[str, Any] = {}  # name -> [the patcher as it was loaded, the one with the run's patches]
-        self._texts: dict[str, torch.Tensor] = {}  # the encoded prompts of the last step
+        self._controls: dict[str, CogVideoXControl] = {}
+        self._received = Receiver()
         self._sizes: set[AttentionSize] = set()
         self._ways: dict[Split, tuple[int, TokenRanks]] = {}
         self._said: list[str] = []
@@ -118,11 +121,17 @@ class Rank:
             for patcher in self._models[name]:
                 _take_off(patcher)
 
+    def load_control(self, name: str, path: str, weight_dtype: str) -> None:
+        """Load the control net at `path` under `name`. Raises UserError as load_controlnet does."""
+        self._controls[name] = load_controlnet(Path(path), weight_dtype)
+
     def forget(self, name: str) -> None:
-        """Release a model."""
+        """Release a model, or a control net."""
         self.unload(name)
         self._models.pop(name, None)
-        self._texts.clear()
+        if name in self._controls:
+            _take_off(self._controls.pop(name).patcher)
+        self._received.forget()
         mm.soft_empty_cache()
 
     def loaded_bytes(self, name: str) -> int:
@@ -133,48 +142,63 @@ class Rank:
         """v for this rank's prompts of a batch that `split` divides."""
         group, tokens = self._ways[split]
         patcher = self._models[question.model][1]
-        device = patcher.load_device
+        if question.is_new_run:
+            self._received.forget()
 
-        def own(parts: Packed | None) -> torch.Tensor | None:
-            return None if parts is None else unpacked(parts).tensor_split(split.guidance)[group].to(device)
+        def own(x: torch.Tensor) -> torch.Tensor:
+            # What is the same for all of the batch has a batch of 1.
+            part = x if x.shape[0] == 1 else x.tensor_split(split.guidance)[group]
+            return part.to(patcher.load_device)
 
-        context = self._text(question)
-        x = own(question.x)
-        assert x is not None
+        x, context = own(unpacked(question.x)), own(self._received.take(question.context))
         options: dict[str, Any] = with_positions({}, question.positions)  # type: ignore[arg-type]
         options = with_exact_attention(options) if question.is_exact_attention else options
         options = with_shared_tokens(options, tokens) if tokens.size > 1 else options
         tokens.sent_bytes = 0
-        with self._loaded(patcher, x, context.shape[1], options) as network:
+        with self._loaded(patcher, question, x, context.shape[1], options) as network:
+            control = None
+            for asked in question.controls:
+                control = self._control(asked, control, options, own)
             v = network(
                 x,
-                own(question.timestep),
-                context.tensor_split(split.guidance)[group].to(device),
-                ofs=own(question.ofs),
+                own(unpacked(question.timestep)),
+                context,
+                ofs=None if question.ofs is None else own(unpacked(question.ofs)),
+                control=control,
                 transformer_options=options,
             )
         return Prediction(packed(v) if tokens.rank == 0 else None, tokens.sent_bytes)
 
+    def _control(
+        self,
+        asked: ControlQuestion,
+        previous: dict[str, Any] | None,
+        options: dict[str, Any],
+        own: Callable[[torch.Tensor], torch.Tensor],
+    ) -> dict[str, Any]:
+        """What a control net adds to this rank's tokens, with what those before it add."""
+        control = self._controls[asked.name]
+        control.strength, control.strength_type = asked.strength, asked.strength_type
+        guide, context = own(self._received.take(asked.guide)), own(self._received.take(asked.context))
+        inputs = ControlInputs(own(unpacked(asked.x)), guide, own(unpacked(asked.timestep)), context)
+        return control.added(inputs, previous, options)
+
     def end_run(self, name: str) -> None:
         """After the last step of a run."""
-        self._texts.clear()
+        self._received.forget()
         if name in self._models:
             self._models[name][1].model.diffusion_model.forget_run()
 
-    def _text(self, question: Question) -> torch.Tensor:
-        if question.context is not None:
-            self._texts = {question.text_key: unpacked(question.context)}
-        return self._texts[question.text_key]
-
     @contextmanager
     def _loaded(
-        self, patcher: Any, x: torch.Tensor, text_tokens: int, options: dict[str, Any]
+        self, patcher: Any, question: Question, x: torch.Tensor, text_tokens: int, options: dict[str, Any]
     ) -> Iterator[torch.nn.Module]:
         """The transformer of `patcher`, as far on the card as a step of `x` leaves room for."""
         model = patcher.model
         patcher.model_options["transformer_options"] = options  # which memory_required looks at
         model.current_patcher = patcher
-        mm.load_models_gpu([patcher], memory_required=model.memory_required(list(x.shape)))
+        controls = [self._controls[asked.name].patcher for asked in question.controls]
+        mm.load_models_gpu([patcher, *controls], memory_required=model.memory_required(list(x.shape)))
         network = model.diffusion_model
         c = network.config
         tokens = x.shape[2:].numel() // (c.patch_size**2 * (c.patch_size_t or 1)) + text_tokens

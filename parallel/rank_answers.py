@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from .transport import Packed
+from .transport import Kept, Packed
 
 MEMORY, USER, OTHER = "memory", "user", "other"
 
@@ -23,20 +23,33 @@ class Answer(NamedTuple):
     said: tuple[str, ...]
 
 
+class ControlQuestion(NamedTuple):
+    """What a step asks a control net for: sockets.control.ControlInputs, and how much of the answer is added."""
+
+    name: str
+    x: Packed
+    guide: Kept
+    timestep: Packed
+    context: Kept
+    strength: float
+    strength_type: Any
+
+
 class Question(NamedTuple):
     """What a step asks a model for; the tensors are those of CogVideoXDiT.forward.
 
-    text_key: of `context`, which is left out where the ranks have it from an earlier step.
+    is_new_run: nothing is kept of what was sent before. controls: in the order in which they are added.
     """
 
     model: str
+    is_new_run: bool
     x: Packed
     timestep: Packed
-    context: Packed | None
-    text_key: str
+    context: Kept
     ofs: Packed | None
     positions: dict[str, Any]
     is_exact_attention: bool
+    controls: tuple[ControlQuestion, ...]
 
 
 class Prediction(NamedTuple):

@@ -6,6 +6,7 @@ import torch
 
 from ..keys import read_positions
 from ..transformer.dit import CogVideoXDiT
+from .remote_control import asked_controls, computed_here
 from .remote_model import require_sendable
 from .remote_weights import RemoteWeights
 
@@ -32,11 +33,13 @@ class RemoteDiT(CogVideoXDiT):
         extra = -x.shape[2] % (self.config.patch_size_t or 1)
         self.token_grid((x.shape[2] + extra, *x.shape[3:]), transformer_options)
         positions = read_positions(transformer_options)
-        v = self.weights.predict(x, timestep, context, ofs, positions, is_exact)
+        controls = asked_controls(control)
+        v = self.weights.predict(x, timestep, context, ofs, positions, is_exact, controls)
         if v is not None:
             return v
         network = self.weights.alone().model.diffusion_model
-        return network._forward(x, timestep, context, ofs, transformer_options, control=control)
+        computed = computed_here(control, transformer_options)
+        return network._forward(x, timestep, context, ofs, transformer_options, control=computed)
 
     def forget_run(self) -> None:
         super().forget_run()

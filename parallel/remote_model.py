@@ -3,16 +3,19 @@
 import queue
 import threading
 import weakref
-from pathlib import Path
+from functools import partial
 from typing import Any
 
+import comfy.model_management as mm
 import comfy.model_patcher
+import comfy.patcher_extension
 import torch
 
 from ..errors import UserError
 from ..host.exact_attention import exact_attention
 from ..keys import ATTENTION_OVERRIDE, read_compiled_blocks
 from ..sockets.model import CogVideoXModel, require_cogvideox_model
+from .remote_control import sample_with_remote_controls
 from .remote_weights import RemoteWeights
 from .team import Team
 
@@ -112,14 +115,17 @@ def spread(
     _watch_gone()
     patcher = RemotePatcher(remote, model.load_device, model.offload_device, loaded_bytes(loaded))
     _take_over(patcher, model)
+    kind, wrapper = (
+        comfy.patcher_extension.WrappersMP.OUTER_SAMPLE,
+        partial(sample_with_remote_controls, network.weights),
+    )
+    patcher.add_wrapper_with_key(kind, "cogvideox ranks", wrapper)
     patcher.cached_patcher_init = (_refuse_second_copy, ())
     return patcher
 
 
 def loaded_bytes(model: torch.nn.Module) -> int:
     """Of a model's weights, wherever they are."""
-    import comfy.model_management as mm
-
     return mm.module_size(model)
 
 

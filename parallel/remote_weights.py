@@ -1,8 +1,8 @@
 """The weights of one model in the ranks of a team, with the patches that are on them now."""
 
-import hashlib
 import logging
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import comfy.model_management as mm
@@ -10,9 +10,12 @@ import torch
 
 from ..errors import UserError
 from ..host.messages import show_on_running_node
-from .rank_answers import Question
+from ..sockets.control import CogVideoXControl, ControlInputs
+from .rank_answers import ControlQuestion, Question
 from .team import RankLostError, Team
-from .transport import packed, unpacked
+from .transport import Sender, packed, unpacked
+
+AskedControl = tuple[CogVideoXControl, ControlInputs]
 
 
 class RemoteWeights:
@@ -30,7 +33,10 @@ class RemoteWeights:
         self._patches: dict[str, list[Any]] = {}
         self._loaded_with: tuple[int, Any] | None = None  # the team's start, and the patches that the ranks have
         self._is_on_cards = False
-        self._text_key = ""
+        self._sender, self._is_new_run = Sender(), True
+        # Of control nets, by their patchers in this process, and the start of the team that has them.
+        self._control_names: MutableMapping[Any, str] = weakref.WeakKeyDictionary()
+        self._control_start = 0
         self._alone: Any = None  # a patcher of this process, for the rest of a run that has lost its ranks
 
     def prepare(self, patches: dict[str, list[Any]], patches_uuid: Any) -> None:
@@ -45,7 +51,7 @@ class RemoteWeights:
                 self.team.ask("patch", self.name, patches)
                 self._loaded_with = self.team.start_count, patches_uuid
             self._is_on_cards = True
-            self._text_key = ""
+            self._begin_run()
 
     def _load(self) -> None:
         path, weight_dtype, notify, family = self._arguments
@@ -64,52 +70,87 @@ class RemoteWeights:
         ofs: torch.Tensor | None,
         positions: Any,
         is_exact_attention: bool,
+        controls: Sequence[AskedControl],
     ) -> torch.Tensor | None:
-        """v, shaped like x but for its channels; None where this process has to compute it: see alone."""
+        """v, shaped like x but for its channels; None where this process has to compute it: see alone.
+
+        The other arguments are those of CogVideoXDiT.forward. Raises as Team.ask does.
+        """
         if self._alone is not None:
             return None
-        split = self.team.split.used_for(x.shape[0])
-        text = packed(context)
-        text_key = hashlib.sha256(text.content.tobytes() + text.dtype.encode()).hexdigest()
-        # The ranks have the prompts from the step before.
-        known, self._text_key = text_key == self._text_key, text_key
+        is_new_run, self._is_new_run = self._is_new_run, False
         question = Question(
             self.name,
+            is_new_run,
             packed(x),
             packed(timestep),
-            None if known else text,
-            text_key,
+            self._sender.kept(context),
             None if ofs is None else packed(ofs),
             positions,
             is_exact_attention,
+            tuple(map(self._control_question, controls)),
         )
         try:
+            split = self.team.split.used_for(x.shape[0])
             answers = self.team.ask("predict", question, split, notify=show_on_running_node)
         except RankLostError as error:
-            self._loaded_with, self._text_key = None, ""
+            self._begin_run()
+            self._loaded_with = None
             if not self._goes_on_alone:
                 raise
             show_on_running_node(f"{error} This run goes on alone, on one card, from the step that was lost.")
-            self._alone = self._load_here()
+            self._alone = self._load_here(controls)
             return None
+        except BaseException:  # Cancel: what was sent may not have arrived
+            self._begin_run()
+            raise
         parts = [unpacked(answer.v) for answer in answers if answer.v is not None]
         return torch.cat(parts).to(x.device)
+
+    def _control_question(self, asked: AskedControl) -> ControlQuestion:
+        control, inputs = asked
+        return ControlQuestion(
+            self._control_names[control.patcher],
+            packed(inputs.x),
+            self._sender.kept(inputs.guide),
+            packed(inputs.timestep),
+            self._sender.kept(inputs.context),
+            control.strength,
+            control.strength_type,
+        )
+
+    def load_control(self, patcher: Any) -> None:
+        """Have a control net loaded in every rank, unless it is. patcher: of this process, which keeps its weights."""
+        with self.team.lock:
+            self.team.start()
+            if self._control_start != self.team.start_count:
+                self._control_names.clear()
+                self._control_start = self.team.start_count
+            if patcher not in self._control_names:
+                path, weight_dtype = patcher.cached_patcher_init[1][:2]
+                name = f"{self.name} control {len(self._control_names)}"
+                self.team.ask("load_control", name, str(path), weight_dtype)
+                self._control_names[patcher] = name
+
+    def _begin_run(self) -> None:
+        self._is_new_run = True
+        self._sender.forget()
 
     def alone(self) -> Any:
         """The patcher of this process with the weights on its card, for a run that goes on alone."""
         return self._alone
 
-    def _load_here(self) -> Any:
+    def _load_here(self, controls: Sequence[AskedControl]) -> Any:
         patcher = self._load_again(*self._arguments).clone()
         for key, entries in self._patches.items():
             patcher.patches.setdefault(key, []).extend(entries)
-        mm.load_models_gpu([patcher])
+        mm.load_models_gpu([patcher, *(control.patcher for control, _ in controls)])
         return patcher
 
     def end_run(self) -> None:
         """After the last step: what was kept for the run goes."""
         self._alone = None
-        self._text_key = ""
+        self._begin_run()
         if self.team.is_running:
             self.team.tell("end_run", self.name)
 

@@ -17,7 +17,7 @@ from ..host.compat import throw_if_interrupted
 from ..host.standalone import comfyui_folder, plain_options
 from . import engine, worker
 from .rank_answers import MEMORY, USER, Answer, Failure
-from .split import Split, choose_split
+from .split import choose_split
 
 _LOOK_SECONDS = 0.1  # between two looks at Cancel while ranks compute
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -103,8 +103,8 @@ class Team:
         counts = Counter(places)
         if len(counts) > 1 and len(set(counts.values())) > 1:
             raise UserError(
-                f"The ranks are not evenly spread over the machines ({', '.join(map(str, counts.values()))} cards each). "
-                "Set cards to a number that every machine has its share of."
+                f"The ranks are not evenly spread over the machines ({', '.join(map(str, counts.values()))} on "
+                "each). Set cards to a number that every machine has its share of."
             )
         return len(counts)
 
@@ -186,8 +186,8 @@ class Team:
                 "ended with it. The next run starts them again: make the video smaller or shorter, or add cards."
             )
         return RankLostError(
-            f"One of {self.cards} ranks has stopped ({failure.text}), and the others with it. Queue the workflow again: "
-            "all of them start anew. Bypass CogVideoX Parallel to run on one card."
+            f"One of {self.cards} ranks has stopped ({failure.text}), and the others with it. Queue the workflow "
+            "again, and all of them start. Bypass CogVideoX Parallel to run on one card."
         )
 
     def add(self) -> str:

@@ -28,25 +28,16 @@ class TokenRanks:
         self._video_tokens: list[int] = []
 
     def share(
-        self,
-        text: torch.Tensor,
-        video: torch.Tensor,
-        rotary: torch.Tensor | None,
-        control: dict[str, Any] | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any] | None]:
-        """This rank's part of everything that has an entry for each token.
-
-        text [B, L, D], video [B, N, D], rotary [1, L + N, ...] and control["input"], [B, N, D] each.
-        """
+        self, text: torch.Tensor, video: torch.Tensor, rotary: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """This rank's part of everything that has an entry for each token: text [B, L, D], video [B, N, D] and rotary
+        [1, L + N, ...]. What a control net adds to the video's tokens has been computed for the part alone."""
         self._video_tokens = _parts(video.shape[1], self.size)
         self._tokens = [a + b for a, b in zip(_parts(text.shape[1], self.size), self._video_tokens)]
         if rotary is not None:
             tables = rotary.split([text.shape[1], video.shape[1]], dim=1)
             rotary = torch.cat([self._own(table) for table in tables], dim=1)
-        if control:
-            additions = [None if x is None else self._own(x) for x in control.get("input", [])]
-            control = {**control, "input": additions}
-        return self._own(text).contiguous(), self._own(video).contiguous(), rotary, control
+        return self._own(text).contiguous(), self._own(video).contiguous(), rotary
 
     def gather(self, video: torch.Tensor) -> torch.Tensor:
         """[B, this rank's video tokens, C] -> [B, video tokens, C] of all ranks, on each of them."""
@@ -58,7 +49,7 @@ class TokenRanks:
         return torch.cat([part[:, :count] for part, count in zip(parts, self._video_tokens)], dim=1)
 
     def agree(self, choice: int) -> int:
-        """The largest `choice` of all ranks: of memory modes, in which the ranks exchange different numbers of heads."""
+        """The largest `choice` of all ranks: of memory modes, each of which exchanges other numbers of heads."""
         # On the CPU where the group can: the host has decided, and would wait for the card to hear of it.
         choices = torch.tensor([choice], device=_device_of(self.group))
         dist.all_reduce(choices, dist.ReduceOp.MAX, group=self.group)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The rooms from top to bottom: each may import from itself and from those below; rooms of one line not from each other.
 ORDER = (
     {"nodes"},
-    {"training"},
+    {"training", "parallel"},
     {"model_loaders"},
     {"sockets"},
     {"media"},

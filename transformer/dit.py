@@ -173,7 +173,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         rotary = self._rotary(grid, text.shape[1], riflex, x.device)
         ranks = read_shared_tokens(transformer_options)
         if ranks is not None:
-            text, video, rotary, control = ranks.share(text, video, rotary, control)
+            text, video, rotary = ranks.share(text, video, rotary)
         text, video = self._run_blocks(x, text, video, embedding, rotary, control, transformer_options, patches, mode)
         # The shift comes first: diffusers' AdaLayerNorm splits the output of its linear layer into (shift, scale) for
         # CogVideoX (chunk_dim=1), but into (scale, shift) for other models.
