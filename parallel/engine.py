@@ -94,8 +94,8 @@ def _ray() -> Any:
 def _start_own(ray: Any, cards: int) -> None:
     if os.environ.get("RAY_AUTH_MODE") != "token":
         raise UserError(
-            "Ray is not started without a token: any program of this machine could run code in it. Take RAY_AUTH_MODE "
-            "out of ComfyUI's environment, and start ComfyUI again."
+            "Ray is not started without a token, for any program of this machine could run code in it: its environment "
+            "says so, or another node pack has imported it before. Start ComfyUI with RAY_AUTH_MODE=token."
         )
     try:
         ray.init(
