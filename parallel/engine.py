@@ -13,6 +13,8 @@ import sys
 import threading
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 from ..host.optional_packages import import_package
 
@@ -49,6 +51,11 @@ def start(address: str, cards: int) -> Any:
         _join(ray, address) if address else _start_own(ray, cards)
         _joined = address
         return ray
+
+
+def all_cards() -> int:
+    """Every card of this machine; two processes where there is none."""
+    return torch.cuda.device_count() or 2
 
 
 def shut_down() -> None:
