@@ -184,10 +184,8 @@ class FarmServer:
         system = self._system(server)
         names = {"ComfyUI": "comfyui_version", "torch": "pytorch_version"}
         code = sorted(paths.ROOT.glob("[!.]*/**/*.py"))
-        return {
-            "this pack": environment.digest_files(code),
-            **{name: str(system.get(key)) for name, key in names.items()},
-        }
+        found = {name: str(system.get(key)) for name, key in names.items()}
+        return {"this pack": environment.digest_files(code), **found}
 
     def _write_inputs(self, inputs: Mapping[str, bytes]) -> None:
         folder = self._base / "input"

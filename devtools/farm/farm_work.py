@@ -242,15 +242,14 @@ class _Farm:
         if time.monotonic() - self.reported_at < _REPORT_S:
             return
         self.reported_at = time.monotonic()
-        for hand in self.hands:
-            if hand.call is None:
-                continue
-            asked = hand.actor.call.remote("progress") if hand.job is not None else None
+        asked = {hand.actor.call.remote("progress"): hand for hand in self.hands if hand.call is not None}
+        answered = self.ray.wait(list(asked), num_returns=len(asked), timeout=_LOOK_S)[0] if asked else []
+        for call, hand in asked.items():
             try:
-                doing = self.ray.get(asked, timeout=_LOOK_S) if asked else "starts; it may wait for a free card"
-            except self.ray.exceptions.RayError:  # no answer yet, or lost, which its call will tell
+                doing = self.ray.get(call) if call in answered else "waits for a free card, or does not answer"
+            except self.ray.exceptions.RayError:  # it was lost, which its own call will tell
                 continue
-            say(f"  ... worker {hand.number}: {hand.job.id if hand.job else ''} {doing}")
+            say(f"  ... worker {hand.number}: {f'{hand.job.id}, ' if hand.job else ''}{doing}")
 
     def _end(self) -> None:
         """End all servers, and Ray's processes of this run."""
