@@ -7,14 +7,16 @@ a token.
 
 import logging
 import os
-import secrets
 import socket
 import sys
 import threading
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 from ..host.optional_packages import import_package
+from ..host.patches import prepare_ray
 
 PURPOSE = "Running a model on several cards"
 ALLOWED = "COGVIDEOX_RAY_ADDRESSES"  # of clusters, in the environment of ComfyUI, divided by commas
@@ -51,6 +53,11 @@ def start(address: str, cards: int) -> Any:
         return ray
 
 
+def all_cards() -> int:
+    """Every card of this machine; two processes where there is none."""
+    return torch.cuda.device_count() or 2
+
+
 def shut_down() -> None:
     """End what `start` has begun, and all that runs in it."""
     global _joined
@@ -80,22 +87,16 @@ def check_address(address: str) -> None:
 
 
 def _ray() -> Any:
-    if "ray" not in sys.modules:  # which reads these when it is imported
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        if ALLOWED not in os.environ:
-            # So Ray listens on the loopback address alone, which it does by itself on Windows and macOS.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if "ray" not in sys.modules:
+        prepare_ray(is_alone=ALLOWED not in os.environ)
     return import_package("ray", PURPOSE)
 
 
 def _start_own(ray: Any, cards: int) -> None:
     if os.environ.get("RAY_AUTH_MODE") != "token":
         raise UserError(
-            "Ray is not started without a token: any program of this machine could run code in it. Take RAY_AUTH_MODE "
-            "out of ComfyUI's environment, and start ComfyUI again."
+            "Ray is not started without a token, for any program of this machine could run code in it: its environment "
+            "says so, or another node pack has imported it before. Start ComfyUI with RAY_AUTH_MODE=token."
         )
     try:
         ray.init(
