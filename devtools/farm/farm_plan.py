@@ -37,7 +37,9 @@ A line of PROMPTS is one of these; empty lines and those that begin with # are l
 examples:
   python3 dev.py farm prompts.jsonl --out clips                 all cards of this machine
   python3 dev.py farm prompts.jsonl --out clips --workers 2     two of them; without cards, two servers on the CPU
-  RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... python3 dev.py farm prompts.jsonl --out clips --address 10.0.0.1:6379
+  python3 dev.py farm prompts.jsonl --out clips --address 10.0.0.1:6379
+                                                                all cards of a Ray cluster, whose token is named by
+                                                                RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE
 
 The same command after a stop makes what is missing. docs/farm.md says more.
 """

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cogvideox.errors import printable
+from cogvideox.host.optional_packages import import_package
+from cogvideox.host.ray_environment import ray_environment
 from cogvideox.parallel import engine
 
 from ..console import say
@@ -89,6 +91,7 @@ class _Farm:
         if not self.plan.address:
             _count_workers(self.plan, cards, "this machine")
         say(f"Joining Ray at {self.plan.address}" if self.plan.address else "Starting Ray for this machine alone")
+        _prepare_ray(is_alone=not self.plan.address)
         self.ray = engine.start(self.plan.address, cards)
         try:
             self._hire(ready, cards, cpu)
@@ -259,6 +262,14 @@ class _Farm:
                 self.ray.wait(ends, num_returns=len(ends), timeout=_STOP_S)
         finally:
             engine.shut_down()
+
+
+def _prepare_ray(is_alone: bool) -> None:
+    """Import Ray before the engine does: what that one calls needs ComfyUI, which this machine may lack. Raises:
+    UserError."""
+    for name, value in ray_environment(is_alone).items():
+        os.environ.setdefault(name, value)
+    import_package("ray", "The farm")
 
 
 def _own_cards() -> tuple[int, bool | None]:
