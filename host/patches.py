@@ -36,8 +36,8 @@ accelerate's states
     host.optional_packages.
 
 `os.environ`
-    gets what Ray reads when it is imported, before the first use of several cards (prepare_ray): ask for a token, report
-    nothing, and listen on this machine alone. What the user has set stays.
+    gets what Ray reads when it is imported, before the first use of several cards (prepare_ray): to ask for a token,
+    report nothing, and listen on this machine alone. What the user has set stays.
 
 A wrapper hands every call for other models and latent formats on, unchanged: with whatever arguments a newer version of
 ComfyUI has added.

@@ -7,10 +7,11 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ..run.remote import server_lists
 from ..server import Server, request, running_server
 
 _PORTS_TRIED = 3
+_DYING_S = 2.0
 _LOCK = ".cogvideox-farm.lock"
 
 
@@ -223,6 +225,8 @@ class FarmServer:
         server, self._server = self._server, None
         if server is None:
             return str(error)
+        with suppress(subprocess.TimeoutExpired):
+            server.process.wait(_DYING_S)  # its connections end before it does
         status, line = server.process.poll(), last_line(server.log)
         self._forget_all_but([])
         self._running.close()
