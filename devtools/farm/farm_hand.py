@@ -13,8 +13,8 @@ _MOST_STARTS = 3  # in a row, without an answer
 class Hand:
     """number: counts from 1. new_actor: asks Ray for a process.
 
-    call: the answer that it owes. machine, lists, versions: what `start` has answered. job: what it makes. gave_up: why
-    it is not started again; "" as long as it is.
+    call: the answer that it owes. machine, lists, versions: what `start` has answered. job: what it makes. losses:
+    clips that it has lost in a row. gave_up: why it is not started again; "" as long as it is.
     """
 
     number: int
@@ -26,6 +26,7 @@ class Hand:
     versions: Mapping[str, str] = field(default_factory=dict)
     job: Job | None = None
     gave_up: str = ""
+    losses: int = 0
     _starts: int = 0
 
     @property

@@ -34,6 +34,7 @@ from ..server import Server, request, running_server
 
 _PORTS_TRIED = 3
 _DYING_S = 2.0
+_CARD_ERROR = "CUDA error"  # after which nothing in that process can use the card
 _LOCK = ".cogvideox-farm.lock"
 
 
@@ -90,13 +91,19 @@ class FarmServer:
         """Run a workflow. inputs: files, by their names in the server's input folder.
 
         Returns {"files": [(name, contents)], "seconds"}; {"refused"} where this server cannot run it and another one
-        may; {"error"} where it failed; {"lost"} where the server ended, and none was started again.
+        may; {"error"} where it failed; {"lost"} where the server ended, or its card is in disorder, so that the next
+        workflow starts another one; {"broken"} where none starts any more.
         """
         began = time.monotonic()
         try:
             server = self._server if self._server is not None else self._begin()
+        except (DevError, OSError) as error:
+            return {"broken": str(error)}
+        try:
             self._write_inputs(inputs)
             result = client.run_workflow(server.url, graph, self._note(graph), timeout_s=None)
+            if result.error is not None and _CARD_ERROR in result.error.message:
+                raise DevError(str(result.error))
             if result.error is not None:
                 return {"refused" if result.error.kind == "rejected" else "error": str(result.error)}
             files = self._saved(graph, result, server.output)
@@ -223,12 +230,12 @@ class FarmServer:
     def _lost(self, error: Exception) -> str:
         """End what is left of a server that has gone, and say what is known of it; the next workflow starts one."""
         server, self._server = self._server, None
-        if server is None:
+        if server is None:  # `stop` was called meanwhile
             return str(error)
         with suppress(subprocess.TimeoutExpired):
             server.process.wait(_DYING_S)  # its connections end before it does
         status, line = server.process.poll(), last_line(server.log)
         self._forget_all_but([])
         self._running.close()
-        how = "does not answer" if status is None else f"ended with status {status}"
+        how = "was ended" if status is None else f"ended with status {status}"
         return f"ComfyUI {how} ({error}), its last line: {line}"

@@ -138,11 +138,12 @@ class _Farm:
         for hand in self.hands:
             if hand.actor is None and not hand.gave_up:
                 hand.start()
-            while hand.is_ready and (job := self.queue.take(hand.machine)) is not None:
+            is_last = sum(bool(other.machine) for other in self.hands) == 1  # others may wait for a card for ever
+            while hand.is_ready and (job := self.queue.take(hand.number, hand.machine, is_last)) is not None:
                 self._give(hand, job)
         if all(hand.gave_up for hand in self.hands):
             reasons = dict.fromkeys(hand.gave_up for hand in self.hands)
-            raise DevError(f"No ComfyUI could be started, and {len(self.queue)} clips are missing: {' '.join(reasons)}")
+            raise DevError(f"No worker is left, and {len(self.queue)} clips are missing: {' '.join(reasons)}")
         if not any(hand.is_starting for hand in self.hands):
             for job, reason in self.queue.drop_refused(hand.machine for hand in self.hands if not hand.gave_up):
                 self._fail(job, reason)
@@ -189,6 +190,10 @@ class _Farm:
     def _take(self, hand: Hand, job: Job, answer: dict[str, Any]) -> None:
         if "lost" in answer:
             self._again(hand, job, answer["lost"])
+        elif "broken" in answer:
+            self.queue.return_unbegun(job)
+            self.ray.kill(hand.actor)
+            self._lost(hand, answer["broken"])
         elif "refused" in answer:
             self.queue.refuse(job, hand.machine, answer["refused"])
         elif "error" in answer:
@@ -201,7 +206,7 @@ class _Farm:
             settings = {"settings": clip.settings} if clip is not None else {}
             whole = {**record, "line": self.lines[job.id], **settings}
             print_result(self.plan.results.write(job.id, answer["files"], whole), self.out)
-            self.finished += 1
+            self.finished, hand.losses = self.finished + 1, 0
             say(f"{self.finished} of {self.count}: {job.id} in {answer['seconds']:g} s, worker {hand.number}")
 
     def _problem(self, job: Job, files: Sequence[tuple[str, bytes]]) -> str:
@@ -222,7 +227,14 @@ class _Farm:
             self._again(hand, job, reason)
 
     def _again(self, hand: Hand, job: Job, reason: str) -> None:
-        if self.queue.put_back(job):
+        hand.losses += 1
+        if hand.losses > self.plan.tries and not hand.gave_up:
+            hand.gave_up = f"it has lost {hand.losses} clips in a row, the last one so: {reason}"
+            hand.machine = ""
+            if hand.actor is not None:
+                self.ray.kill(hand.actor)
+            say(f"worker {hand.number} is given up: {hand.gave_up}")
+        if self.queue.put_back(job, hand.number):
             say(f"{job.id} is begun again, since worker {hand.number} lost it: {reason}")
         else:
             self._fail(job, f"begun {self.plan.tries} times, and each time its ComfyUI was lost: {reason}")
