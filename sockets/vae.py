@@ -17,6 +17,7 @@ from ..host.messages import Notify, clear_running_node
 from ..host.ops import adopt_ops
 from ..host.optional_packages import prepare_diffusers
 from ..host.patches import without_warnings
+from ..host.several_cards import made_on_card
 from ..samplers.front import split_front
 from ..vae.activation import modulated_silu
 from ..vae.compiled import compiled_modulated_silu
@@ -61,9 +62,13 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.patcher = model_patcher_class(disable_dynamic)(
             self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
         )
+        self._count_memory()
+
+    def _count_memory(self) -> None:
         # In place of the defaults, which estimate what an image VAE takes.
-        peak_memory = PeakMemory(self.first_stage_model, self.device)
-        self.memory_used_decode, self.memory_used_encode = peak_memory.decode_bytes, peak_memory.encode_bytes
+        self._peak_memory = PeakMemory(self.first_stage_model, self.device)
+        self.memory_used_decode = self._peak_memory.decode_bytes
+        self.memory_used_encode = self._peak_memory.encode_bytes
 
     def weights_assigned(self) -> None:
         """Have ComfyUI count the size of the weights again: it was computed without them."""
@@ -113,12 +118,13 @@ class CogVideoXVAE(comfy.sd.VAE):
     ) -> Generator[torch.Tensor, None, None]:
         """Frames [t, H, W, 3] in 0 .. 1 of latents [1, 16, n, h, w], at most 9 at a time, on the output device."""
         clear_running_node()
-        plan = self._load(memory, band_pixels, latents.shape, self.memory_used_decode)
+        plan = self._load(memory, band_pixels, latents.shape, PeakMemory.decode_bytes)
         network, fell_back = self.first_stage_model, partial(self._report_fallback, "Decoding")
         activation = modulated_silu
         if compile:
             activation = compiled_modulated_silu(self.device, self.vae_dtype, self.notify)
-        for frames in decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation):
+        parts = decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation)
+        for frames in made_on_card(self.device, parts):
             # Checked before process_output, which clamps: an Inf would become an ordinary white or black.
             # [1, 3, t, H, W] -> [t, H, W, 3]
             frames = frames[0].movedim(0, -1).to(self.output_device, output_dtype(self))
@@ -173,10 +179,10 @@ class CogVideoXVAE(comfy.sd.VAE):
 
     def _moments(self, video: torch.Tensor, memory: str, band_pixels: int | None) -> torch.Tensor:
         """[1, 3, F, H, W], 0 .. 1 -> [1, 32, n, H / 8, W / 8] on the output device."""
-        plan = self._load(memory, band_pixels, video.shape, self.memory_used_encode)
+        plan = self._load(memory, band_pixels, video.shape, PeakMemory.encode_bytes)
         bar = comfy.utils.ProgressBar(latent_frames(video.shape[2]))
         parts = []
-        for part in encode_stream(
+        made = encode_stream(
             self.first_stage_model,
             video,
             plan,
@@ -184,13 +190,20 @@ class CogVideoXVAE(comfy.sd.VAE):
             self.vae_dtype,
             partial(self._report_fallback, "Encoding"),
             self.process_input,
-        ):
+        )
+        for part in made_on_card(self.device, made):
             parts.append(part.to(self.output_device))
             bar.update(part.shape[2])
         return torch.cat(parts, dim=2)
 
-    def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, needed: Callable[..., int]) -> OffloadPlan:
-        """Bring the weights to the device with room for what the plan needs, and return the plan."""
+    def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, count: Callable[..., int]) -> OffloadPlan:
+        """Bring the weights to the device with room for what the plan needs, and return the plan.
+
+        count: the method of PeakMemory."""
+        # ComfyUI's Select VAE Device gives a copy of this object another network on another device.
+        if not self._peak_memory.counts(self.first_stage_model, self.device):
+            self._count_memory()
+        needed = partial(count, self._peak_memory)
         # What ComfyUI unloads for us counts: after sampling the diffusion model fills the card, and it can go. The
         # weights that are still to be loaded take their part, and what the user has reserved (--reserve-vram) stays.
         free = available_memory(self.patcher) - (self.size - self.patcher.loaded_size()) - mm.extra_reserved_memory()
