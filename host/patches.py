@@ -74,6 +74,7 @@ from .messages import (
     requesting_client,
     show_error,
     show_refusal,
+    tell_refusals,
 )
 from .protocols import LatentFormat
 from .queue_errors import in_words, is_link, own_messages, refused, reported_once
@@ -232,15 +233,28 @@ def wrap_validation(
                 given.update(before)
             if converted:
                 argument(args, kwargs, 3, "validated")[node] = result
+            found = reported_once(result[1])
+            own = own_messages(found)
+            told = {message: localized(message, requesting_client()) for _, message in own}
             # ComfyUI keeps the same list for nodes that come later.
-            result[1][:] = in_words(reported_once(result[1]), lambda text: localized(text, requesting_client()))
-            for message in own_messages(result[1]):
-                show_refusal(message, node)
+            result[1][:] = in_words(found, told.__getitem__)
+            for name, message in own:
+                show_refusal(message, node, name, told[message])
             return result
 
         return validate_inputs
 
+    def wrap_all(original: Callable) -> Callable:
+        async def validate_prompt(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await original(*args, **kwargs)
+            finally:
+                tell_refusals()
+
+        return validate_prompt
+
     wrap_once(execution, "validate_inputs", wrap)
+    wrap_once(execution, "validate_prompt", wrap_all)
 
 
 def wrap_run_reports() -> None:
@@ -305,8 +319,10 @@ class _SortedGlob:
         return getattr(self._original, name)
 
 
-def wrap_templates(folder: str, title: str) -> None:
-    """Have ComfyUI list templates in order, and the pack's under `title`. folder: the pack's, below custom_nodes.
+def wrap_templates(folders: Collection[str], title: str) -> None:
+    """Have ComfyUI list templates in order, and the pack's under `title`.
+
+    folders: the pack's name below custom_nodes, and those under which the page lists its templates in its place.
 
     ComfyUI names a group of templates after the folder, and has no way to be told another name; its frontend does
     translate that name, by the key `templateWorkflows.category` (src/platform/workflow/templates/repositories/
@@ -323,7 +339,8 @@ def wrap_templates(folder: str, title: str) -> None:
                 texts = dict(translations.get(locale, {}))
                 workflows = dict(texts.get("templateWorkflows", {}))
                 # A name that a pack's locales give is kept.
-                workflows["category"] = {folder.replace(".", "_"): title, **workflows.get("category", {})}
+                ours = {folder.replace(".", "_"): title for folder in folders}
+                workflows["category"] = {**ours, **workflows.get("category", {})}
                 translations[locale] = {**texts, "templateWorkflows": workflows}
             return translations
 
