@@ -99,10 +99,21 @@ def tables() -> list[Table]:
 
 
 def sent_table() -> Table:
-    counts = (2, 4, 8)
-    rows = [[name, *(f"{sent_bytes(model, n) / GB:.2f}" for n in counts)] for name, model in MODELS.items()]
-    notes = ("GB that each card sends in a forward of one prompt in bf16, where so many share its tokens. Counted.",)
-    return Table("What a card sends", notes, ("model", *(f"{n} cards" for n in counts)), rows)
+    """Of a step with guidance."""
+    rows = []
+    for name, model in MODELS.items():
+        cells = [name]
+        for cards in (2, 4, TEAM):
+            # Two cards that have one prompt each send what they have predicted, which is a few MB.
+            both = [sent_bytes(model, cards // PROMPTS)] if cards > PROMPTS else []
+            cells += [f"{sent / GB:.2f}" for sent in (sent_bytes(model, cards, PROMPTS), *both)]
+        rows.append(cells)
+    notes = (
+        "GB that each card sends in a step with guidance in bf16. sequence: all share the tokens of both prompts. "
+        "both: each half of them those of one prompt. Counted.",
+    )
+    splits = ("2 cards, sequence", "4 cards, sequence", "4 cards, both", "8 cards, sequence", "8 cards, both")
+    return Table("What a card sends", notes, ("model", *splits), rows)
 
 
 def clip_table() -> Table:

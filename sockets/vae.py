@@ -36,6 +36,7 @@ class CogVideoXVAE(comfy.sd.VAE):
     """Stock VAE socket over CogVideoXAutoencoder: exact in every mode, at a memory that does not grow with length."""
 
     first_stage_model: "CogVideoXAutoencoder"
+    _counts: PeakMemory | None = None
 
     def __init__(self, config: dict[str, Any], dtype: torch.dtype | None, notify: Notify, disable_dynamic: bool):
         """A VAE without weights. Call weights_assigned once they are loaded.
@@ -64,11 +65,13 @@ class CogVideoXVAE(comfy.sd.VAE):
         )
         self._count_memory()
 
-    def _count_memory(self) -> None:
-        # In place of the defaults, which estimate what an image VAE takes.
-        self._peak_memory = PeakMemory(self.first_stage_model, self.device)
-        self.memory_used_decode = self._peak_memory.decode_bytes
-        self.memory_used_encode = self._peak_memory.encode_bytes
+    def _count_memory(self) -> PeakMemory:
+        """In place of the defaults, which estimate what an image VAE takes: of the network and the device as they are.
+        ComfyUI's Select VAE Device gives a copy of this object others."""
+        if self._counts is None or not self._counts.is_of(self.first_stage_model, self.device):
+            self._counts = PeakMemory(self.first_stage_model, self.device)
+            self.memory_used_decode, self.memory_used_encode = self._counts.decode_bytes, self._counts.encode_bytes
+        return self._counts
 
     def weights_assigned(self) -> None:
         """Have ComfyUI count the size of the weights again: it was computed without them."""
@@ -118,7 +121,7 @@ class CogVideoXVAE(comfy.sd.VAE):
     ) -> Generator[torch.Tensor, None, None]:
         """Frames [t, H, W, 3] in 0 .. 1 of latents [1, 16, n, h, w], at most 9 at a time, on the output device."""
         clear_running_node()
-        plan = self._load(memory, band_pixels, latents.shape, PeakMemory.decode_bytes)
+        plan = self._load(memory, band_pixels, latents.shape, self._count_memory().decode_bytes)
         network, fell_back = self.first_stage_model, partial(self._report_fallback, "Decoding")
         activation = modulated_silu
         if compile:
@@ -179,7 +182,7 @@ class CogVideoXVAE(comfy.sd.VAE):
 
     def _moments(self, video: torch.Tensor, memory: str, band_pixels: int | None) -> torch.Tensor:
         """[1, 3, F, H, W], 0 .. 1 -> [1, 32, n, H / 8, W / 8] on the output device."""
-        plan = self._load(memory, band_pixels, video.shape, PeakMemory.encode_bytes)
+        plan = self._load(memory, band_pixels, video.shape, self._count_memory().encode_bytes)
         bar = comfy.utils.ProgressBar(latent_frames(video.shape[2]))
         parts = []
         made = encode_stream(
@@ -196,14 +199,8 @@ class CogVideoXVAE(comfy.sd.VAE):
             bar.update(part.shape[2])
         return torch.cat(parts, dim=2)
 
-    def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, count: Callable[..., int]) -> OffloadPlan:
-        """Bring the weights to the device with room for what the plan needs, and return the plan.
-
-        count: the method of PeakMemory."""
-        # ComfyUI's Select VAE Device gives a copy of this object another network on another device.
-        if not self._peak_memory.counts(self.first_stage_model, self.device):
-            self._count_memory()
-        needed = partial(count, self._peak_memory)
+    def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, needed: Callable[..., int]) -> OffloadPlan:
+        """Bring the weights to the device with room for what the plan needs, and return the plan."""
         # What ComfyUI unloads for us counts: after sampling the diffusion model fills the card, and it can go. The
         # weights that are still to be loaded take their part, and what the user has reserved (--reserve-vram) stays.
         free = available_memory(self.patcher) - (self.size - self.patcher.loaded_size()) - mm.extra_reserved_memory()
