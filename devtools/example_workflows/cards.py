@@ -17,7 +17,7 @@ These three nodes are ComfyUI's own, of its newer versions. In a template for a 
 same way.
 """
 
-_TRIANGLE = "A big green triangle moves down on a black background."
+_TRIANGLE = "A large green triangle moves down on a white background."
 
 
 def two_cards() -> Example:
