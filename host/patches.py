@@ -35,18 +35,23 @@ accelerate's states
     peft, accelerate or another without which CogVideoX runs. Both would fail for every pack; see
     host.optional_packages.
 
+`os.environ`
+    gets what Ray reads when it is imported, before the first use of several cards (prepare_ray): ask for a token, report
+    nothing, and listen on this machine alone. What the user has set stays.
+
 A wrapper hands every call for other models and latent formats on, unchanged: with whatever arguments a newer version of
 ComfyUI has added.
 
 Set elsewhere: the package's __init__.py enters the package in `sys.modules` under its proper name, and
 host.start_check adds one route to ComfyUI's server and one function to those that aiohttp calls when it starts. Only in
-processes that are not ComfyUI, host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`, and
-training.headless handles SIGINT and SIGTERM while it trains.
+processes that are not ComfyUI, host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`,
+parallel.worker enters the package in `sys.modules`, and training.headless handles SIGINT and SIGTERM while it trains.
 """
 
 import functools
 import logging
 import os
+import secrets
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -430,3 +435,19 @@ def own_states(*classes: type) -> Iterator[None]:
     finally:
         for owner, state in before:
             setattr(owner, name, state)
+
+
+def prepare_ray(is_alone: bool) -> None:
+    """What Ray, which is about to be imported, reads of the environment: it asks every caller for a token, made for this
+    process, and reports nothing to anybody. What the user has set stays.
+
+    is_alone: no other machine is to reach it. It then listens on the loopback address alone, as it does by itself on
+    Windows and macOS.
+    """
+    chosen = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        chosen["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if is_alone:
+        chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    for name, value in chosen.items():
+        os.environ.setdefault(name, value)
