@@ -62,13 +62,8 @@ def sent_bytes(model: Model, cards: int, prompts: int = 1) -> float:
     return values * VALUE_BYTES * (cards - 1) / cards
 
 
-def ring_bytes(model: Model, cards: int, prompts: int = 1) -> float:
-    """The same of ring attention: keys and values of each part go once around."""
-    return 2 * model.layers * prompts * model.tokens / cards * model.width * VALUE_BYTES * (cards - 1)
-
-
 def stage_bytes(model: Model) -> float:
-    """The same of PipeFusion, whose cards have some blocks each: all tokens, once."""
+    """What a card sends in a forward with PipeFusion, whose cards have some blocks each: all tokens, once."""
     return model.tokens * model.width * VALUE_BYTES
 
 

@@ -37,7 +37,9 @@ def wait_for_other_cards(options: Mapping[str, Any]) -> None:
     ComfyUI leaves these where the next step would take them for its own. options: of the run.
     """
     pool: ThreadPool | None = options.get(POOL)
-    for device in pool.devices if pool else ():
+    if pool is None:
+        return
+    for device in pool.devices:
         last = object()
         pool.submit(device, lambda last=last: last)
         while pool.get_result(device)[0] is not last:

@@ -1,6 +1,6 @@
 """ComfyUI's EasyCache in a run over several cards: one of them decides for all whether a step is skipped.
 
-EasyCache keeps one state for a run, and begins anew whenever a tensor comes from another device than the last one. Here
+EasyCache keeps one state for a run, and resets it whenever a tensor comes from another device than the last one. Here
 each card has a state of its own (window_caches.py). The card that computes the last prompt decides: on one card
 EasyCache decides by this prompt as well, because ComfyUI puts it first into the batch.
 """

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..host.protocols import ContextWindow
 from ..keys import SHARED_STEP
 from .shared_step import SharedStep
 
@@ -30,7 +31,8 @@ def cached_apart(
     Arguments and result are those of CogVideoXDiT._forward. Source of the attributes: ComfyUI's nodes_easycache.py.
     """
     cache: Any = transformer_options.get("easycache")
-    window, step = transformer_options.get("context_window"), transformer_options.get(SHARED_STEP)
+    window: ContextWindow | None = transformer_options.get("context_window")
+    step: SharedStep | None = transformer_options.get(SHARED_STEP)
     # LazyCache, which uses the same entry and keeps one whole prediction, has none of these.
     if (window is None and step is None) or not hasattr(cache, "uuid_cache_diffs"):
         return executor(x, timestep, context, ofs, transformer_options, control=control, **kwargs)
@@ -53,7 +55,7 @@ def _own_cache(
 ) -> Any:
     """The cache of the window of these latent frames, on one card. It lives as long as `cache`, which EasyCache makes
     for each run, and knows whether the step is skipped already."""
-    device = None if step is None else transformer_options["multigpu_thread_device"]
+    device: Any = None if step is None else transformer_options["multigpu_thread_device"]
     decides = step is None or step.decides(device)
     if not hasattr(cache, _OWN):
         setattr(cache, _OWN, {})

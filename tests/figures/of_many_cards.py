@@ -31,7 +31,8 @@ FIGURES = (
         for m, said in NAMES.items()
         for link in ("NVLink", "PCIe", *(() if m == "2b" else (_SHARED,)))
     ),
-    *(_row("A farm", m, said, FARM, "{0} | {1} | {0} | {1}") for m, said in NAMES.items()),
+    *(_row("A farm", m, f"a clip of {said}", FARM, "{0} | {1} | {0} | {1}") for m, said in NAMES.items()),
+    Figure(PAGE, "On {} H200s, counted from the measured steps", (fixed(plan.FARM),)),
     Figure(
         PAGE,
         "of an H100 or H200 SXM, {} GB a second in one direction; PCIe is version 4 with 16 lanes, of which {} GB",

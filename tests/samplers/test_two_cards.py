@@ -49,6 +49,11 @@ def unchanged(model: Any) -> Any:
     return model
 
 
+def through(task: Task, module: str, name: str, **inputs: Any) -> Change:
+    """What a node of the pack makes of a MODEL."""
+    return lambda model: task.node(module, name, model=model, **inputs)[0]
+
+
 def compare(
     what: str,
     nodes: Any,
@@ -157,18 +162,16 @@ def test_loras(
     files, header, _ = write_dialect("Fun", subject.factors(LINEAR), "tensor")
     save(tmp_path / "a.safetensors", files, header)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
-    apply: Change = lambda model: task.node(  # noqa: E731
-        "lora", "CogVideoXApplyLora", model=model, lora_name="a.safetensors", strength=0.5
-    )[0]
+    apply = through(task, "lora", "CogVideoXApplyLora", lora_name="a.safetensors", strength=0.5)
     plain = task.sample(*text(task), steps=3)
     changes: dict[str, Any] = {place: apply}
     compare(f"LoRA {place}, {weight_dtype}", nodes, task, text(task), steps=3, **changes)
     assert relative_error(task.sample(*text(task), model=apply(task.model), steps=3), plain) > 1e-3
 
 
-def windowed(task: Task, model: Any) -> Any:
+def windowed(task: Task) -> Change:
     options = {"schedule": "standard_static", "fuse_method": "pyramid", "freenoise": True}
-    return task.node("long", "CogVideoXContextWindows", model=model, context_frames=9, overlap_frames=4, **options)[0]
+    return through(task, "long", "CogVideoXContextWindows", context_frames=9, overlap_frames=4, **options)
 
 
 def easily_cached(model: Any) -> Any:
@@ -179,21 +182,25 @@ def easily_cached(model: Any) -> Any:
 def test_context_windows(nodes: Any, tiny_pipelines: dict[str, Path], variant: str) -> None:
     """Window after window, each of them on both cards."""
     task = task_of(tiny_pipelines[variant])
-    compare(f"windows, {variant}", nodes, task, text(task, 25), after=lambda model: windowed(task, model))
+    compare(f"windows, {variant}", nodes, task, text(task, 25), after=windowed(task))
 
 
 @pytest.mark.parametrize("place", long_after(1, ("after", "before")))
 def test_step_cache(nodes: Any, task: Task, place: str) -> None:
     """The pack's own cache decides for both cards, behind guidance."""
-    cache: Change = lambda model: task.node("cached_steps", "CogVideoXStepCache", model=model, deviation=0.02)[0]  # noqa: E731
-    forwards = compare("step cache", nodes, task, text(task), steps=12, **{place: cache})
+    cache = through(task, "cached_steps", "CogVideoXStepCache", deviation=0.02)
+    changes: dict[str, Any] = {place: cache}
+    forwards = compare("step cache", nodes, task, text(task), steps=12, **changes)
     assert len(set(forwards.values())) == 1 and forwards[CPU] < 12
 
 
 @pytest.mark.parametrize("frames", (9, pytest.param(25, id="windows")))
 def test_easycache(nodes: Any, task: Task, frames: int) -> None:
-    """ComfyUI's cache has one state for all cards, and began anew whenever a tensor came from the other one."""
-    cache: Change = lambda model: easily_cached(windowed(task, model) if frames > 9 else model)  # noqa: E731
+    """ComfyUI's cache has one state for all cards, and reset it whenever a tensor came from the other one."""
+
+    def cache(model: Any) -> Any:
+        return easily_cached(windowed(task)(model) if frames > 9 else model)
+
     forwards = compare("EasyCache", nodes, task, text(task, frames), after=cache, steps=10)
     windows = 4 if frames > 9 else 1
     assert len(set(forwards.values())) == 1 and windows <= forwards[CPU] < 10 * windows
@@ -201,7 +208,10 @@ def test_easycache(nodes: Any, task: Task, frames: int) -> None:
 
 def test_lazycache(nodes: Any, task: Task) -> None:
     """It keeps the prediction behind guidance, as the pack's own does."""
-    cache: Change = lambda model: easycache.LazyCacheNode.execute(model, 0.5, 0.0, 1.0, False).args[0]  # noqa: E731
+
+    def cache(model: Any) -> Any:
+        return easycache.LazyCacheNode.execute(model, 0.5, 0.0, 1.0, False).args[0]
+
     forwards = compare("LazyCache", nodes, task, text(task), after=cache, steps=10)
     assert len(set(forwards.values())) == 1 and forwards[CPU] < 10
 
@@ -227,7 +237,7 @@ def test_compiled_blocks(nodes: Any, task: Task, monkeypatch: pytest.MonkeyPatch
     from cogvideox.transformer import compiled_blocks
 
     monkeypatch.setattr(compiled_blocks, "BACKEND", "eager")
-    compile_it: Change = lambda model: task.node("compile", "CogVideoXCompile", model=model)[0]  # noqa: E731
+    compile_it = through(task, "compile", "CogVideoXCompile")
     compare("compiled", nodes, task, text(task), before=compile_it, steps=3)
 
 

@@ -95,8 +95,8 @@ def test_the_chosen_card_s_memory_is_counted(vae: CogVideoXVAE, monkeypatch: pyt
     the first network would be kept alive by its count."""
     counted = []
 
-    def count_peak(walk: Any, network: Any, *_: Any, **__: Any) -> int:
-        counted.append((network, _[3]))
+    def count_peak(walk: Any, network: Any, size: Any, dtype: Any, plan: Any, device: Any, *_: Any) -> int:
+        counted.append((network, device))
         return 1
 
     monkeypatch.setattr("cogvideox.vae.memory.count_peak", count_peak)
@@ -129,7 +129,7 @@ def test_kernels_are_launched_on_the_chosen_card(vae: CogVideoXVAE, monkeypatch:
     seen: list[torch.device] = []
 
     def made(kind: str) -> Any:
-        def stream(*_: Any) -> Iterator[torch.Tensor]:
+        def stream(*given: Any) -> Iterator[torch.Tensor]:
             for _ in range(2):
                 seen.append(current[-1])
                 yield torch.zeros(1, 32 if kind == "encode" else 3, 1, 8, 8)
