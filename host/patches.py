@@ -36,8 +36,8 @@ accelerate's states
     host.optional_packages.
 
 `os.environ`
-    gets what Ray reads when it is imported, before the first use of several cards (prepare_ray): ask for a token, report
-    nothing, and listen on this machine alone. What the user has set stays.
+    gets what Ray reads when it is imported, before the first use of several cards (prepare_ray): to ask for a token,
+    report nothing, and listen on this machine alone. What the user has set stays.
 
 A wrapper hands every call for other models and latent formats on, unchanged: with whatever arguments a newer version of
 ComfyUI has added.
@@ -438,8 +438,8 @@ def own_states(*classes: type) -> Iterator[None]:
 
 
 def prepare_ray(is_alone: bool) -> None:
-    """What Ray, which is about to be imported, reads of the environment: it asks every caller for a token, made for this
-    process, and reports nothing to anybody. What the user has set stays.
+    """What Ray, which is about to be imported, reads of the environment: it asks every caller for a token, made for
+    this process, and reports nothing to anybody. What the user has set stays.
 
     is_alone: no other machine is to reach it. It then listens on the loopback address alone, as it does by itself on
     Windows and macOS.

@@ -1,6 +1,5 @@
 """One process of several that run a model together: what a Ray actor does."""
 
-import logging
 import os
 import socket
 import traceback
@@ -214,7 +213,5 @@ class Rank:
 
 
 def _take_off(patcher: Any) -> None:
-    for loaded in [loaded for loaded in mm.current_loaded_models if loaded.model is patcher]:
-        loaded.model_unload()
-        mm.current_loaded_models.remove(loaded)
-    logging.debug("CogVideoX: a rank has taken a model off its card.")
+    others = [loaded for loaded in mm.current_loaded_models if loaded.model is not patcher]
+    mm.free_memory(1e30, patcher.load_device, keep_loaded=others)

@@ -165,8 +165,9 @@ def controlled(tmp_path_factory: pytest.TempPathFactory) -> Any:
         conditioning: Any = text(3), text(4)
         for seed, strength, end in ((7, 0.9, 1.0), (8, 0.4, 0.6)):
             net = load_controlnet(write_controlnet(root / str(seed), "5b", seed, torch.float32), "fp32")
+            given = {"control_net": net, "control_video": pictures(5), "strength": strength, "start_percent": 0.0}
             conditioning = CogVideoXApplyControlNet.execute(
-                *conditioning, net, pictures(5), strength, start_percent=0.0, end_percent=end
+                positive=conditioning[0], negative=conditioning[1], end_percent=end, **given
             ).args
     return conditioning
 
@@ -206,7 +207,7 @@ def test_what_cannot_be_sent_is_named(two_ranks: ModelPatcher, near: ModelPatche
         scale=3.0,
         start_percent=0.01,
         end_percent=0.99,
-        rescaling_scale=0.0,
+        rescaling_scale=0,
     ).args[0]
     with pytest.raises(UserError, match="dit in place of a block"):
         run(slg)
