@@ -166,3 +166,26 @@ def test_the_newer_renderer(vue_page: Frontend) -> None:
     for typed, became, sentence in CASES:
         type_into(vue_page.page.locator("[data-node-id] [aria-label=frames] input"), typed, became)
         expect(toast(vue_page, f"frames {sentence}")).to_be_visible()
+
+
+def test_a_number_with_a_decimal_comma(vue_page: Frontend) -> None:
+    """In French 23.976 is written 23,976, which was taken for 23976: whoever only clicked into it read that it cannot
+    be that, and a subgraph's was set to its highest."""
+    page = vue_page.page
+    page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'fr')")
+    try:
+        page.evaluate("""() => {
+          app.graph.clear()
+          app.graph.add(LiteGraph.createNode('CogVideoXDecodeToFile'))
+        }""")
+        field = page.locator("[data-node-id] [aria-label=fps] input")
+        expect(field).to_have_value("8,000")
+        type_into(field, "23,976", "23,976")
+        field.focus()
+        field.blur()
+        page.wait_for_timeout(300)
+        expect(page.locator(".p-toast-message")).to_have_count(0)
+        type_into(field, "0,5", "1,000")
+        expect(toast(vue_page, "fps cannot be 0.5: it is 1 now, the lowest number that is possible.")).to_be_visible()
+    finally:
+        page.evaluate("() => app.extensionManager.setting.set('Comfy.Locale', 'en')")

@@ -8,6 +8,7 @@
 // saved as it stands.
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
+import { isChinese } from "./in_app.js"
 
 const NAME = "CogVideoX.TranslatedTemplates"
 const [LANGUAGE, SERVED_AS] = ["zh", "CogVideoX-zh"] // SERVED_AS: as in host/translated_templates.py
@@ -16,7 +17,6 @@ const own = decodeURIComponent(import.meta.url.split("/extensions/")[1]?.split("
 const english = { groups: new Map(), nodes: new Map(), inputs: new Map(), notes: new Map() } // of what has been shown
 let texts // a promise of {titles, groups, nodes, inputs, notes}, of English to Chinese; {} where there are none
 
-const isChinese = () => !!app.extensionManager.setting.get("Comfy.Locale")?.startsWith(LANGUAGE)
 const list = (value) => (Array.isArray(value) ? value : []) // a graph may hold anything
 
 async function ask() {
