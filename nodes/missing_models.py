@@ -202,8 +202,9 @@ def _common_step(missing: Sequence[Missing], are_told: bool) -> str:
     steps = {one.step().split("\n")[0] for one in missing}
     if len(steps) == 1:
         return steps.pop()
-    sizes = {file.name: file.gigabytes for one in missing if (file := one.file()) is not None}
-    if len(sizes) == len({one.name for one in missing}):
+    files = [one.file() for one in missing]
+    if None not in files:
+        sizes = {file.name: file.gigabytes for file in files if file is not None}
         step = f"Press View details and, under Missing Models, Download for each ({sum(sizes.values()):.1f} GB in all)."
         folder = "Each node says into which folder its file goes."
         return f"{step} {folder if are_told else _RUN_TELLS}"

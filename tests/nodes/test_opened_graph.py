@@ -63,6 +63,8 @@ def test_the_next_step_of_several_is_one() -> None:
     (text,) = ask([files[0], ["CogVideoXApplyLora", "mine.safetensors"]])
     names = f"'{files[0][1]}', 'mine.safetensors'"
     assert text == f"Models are missing: {names}. Press Run, and each of these nodes says what to do."
+    (text,) = ask([files[0], ["CogVideoXLoadVAE", files[0][1]]])  # a transformer, which is no VAE to download
+    assert "Download" not in text
     (text,) = ask([["CogVideoXLoadModel", "CogVideoX-5b"], ["CogVideoXLoadVAE", "CogVideoX-5b"]], ["CogVideoX-5b"])
     assert text.startswith("There is no 'CogVideoX-5b'. Select CogVideoX Download")
 

@@ -2,10 +2,10 @@
 // names of an app's fields in an opened graph. ComfyUI translates only its own templates. locales/zh/main.json has the
 // texts; host/translated_templates.py serves the files under the Chinese titles.
 //
-// The Chinese is shown and not saved. What is written (a file, a video's metadata, a tab's state, what undo compares) is
-// the English that was opened, so that a graph is the same file for everybody, opening it changes nothing that would have
-// to be saved, and another language shows it in its own words. A text that the user has changed is the user's, and is
-// saved as it stands.
+// The Chinese is shown and not saved. What is written of a graph (a file, a video's workflow, a tab's state, what undo
+// compares) is the English that was opened, so that a graph is the same file for everybody, opening it changes nothing
+// that would have to be saved, and another language shows it in its own words. A text that the user has changed is the
+// user's, and is saved as it stands. Only a prompt in API form, which is no graph, has the nodes' titles as shown.
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
 import { isChinese } from "./in_app.js"
