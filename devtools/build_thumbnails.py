@@ -115,7 +115,7 @@ def _inputs(api: dict) -> Iterator[Image.Image | str]:
             yield Image.open(Path(os.environ["COMFYUI_PATH"]) / "input" / node["inputs"]["image"])
         elif node["class_type"] == "CogVideoXTrainingClips" and node["inputs"]["folder"] == CLIPS:
             shown = True
-            yield from (_read_video(clip)[0] for clip in sorted(CLIPS_FOLDER.glob("*.mp4"))[:_TILES])
+            yield from (_read_video(clip)[0] for clip in sorted(CLIPS_FOLDER.glob("clip_*.mp4"))[:_TILES])
     if not shown:
         texts = [node["inputs"]["text"] for node in nodes if node["class_type"] == "CogVideoXEncodeText"]
         yield from dict.fromkeys(text for text in texts if text)

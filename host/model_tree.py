@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import folder_paths
 
 from ..errors import UserError
+from ..system.file_names import is_system_file
 from ..system.small_files import read_small_text
 from .component_classes import components_offered
 
@@ -37,9 +38,9 @@ _STEP_NS = 2_000_000_000
 
 
 class Listed(NamedTuple):
-    """One folder. folders, files: names in it. components: what its config.json may describe of CogVideoX, by the
-    classes that it names. stamp: what changes when the folder does; None where that cannot be told. config_stamp: of
-    config.json."""
+    """One folder. folders, files: names in it, without those of system files. components: what its config.json may
+    describe of CogVideoX, by the classes that it names. stamp: what changes when the folder does; None where that
+    cannot be told. config_stamp: of config.json."""
 
     folders: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
@@ -218,7 +219,7 @@ def _scanned(place: str, stamp: tuple[int, ...] | None) -> Listed:
                     is_folder = False
                 if is_folder and entry.name != _GIT:
                     folders.append(entry.name)
-                elif not is_folder and _is_file(entry):
+                elif not is_folder and not is_system_file(entry.name) and _is_file(entry):
                     files.append(entry.name)
                 dangling |= not is_folder and _is_link(entry) and not _is_file(entry)
     except OSError:

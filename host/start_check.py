@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import UserError, printable, quoted
-from ..system.published_files import read_sums
+from ..system.published_files import SUMS, read_sums
 from .optional_packages import package_error
 from .served_pages import serve_pages
 
@@ -128,7 +128,9 @@ def missing_files(folder: Path) -> str:
     weights = folder / "nano" / "weights"
     try:
         names = list(read_sums(weights))
-    except UserError:
+    except UserError as error:
+        if (weights / SUMS).is_file():
+            return str(error)
         return f"The toy model that the templates begin with is not in {weights}. {_again(folder)}"
     missing = [name for name in names if not (weights / name).is_file()]
     if not missing:

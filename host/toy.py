@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import UserError
-from ..system.published_files import check_published, files_below, read_sums
+from ..system.published_files import check_published, files_below, published_below, read_sums
 
 NAME = "CogVideoX-nano"
 WEIGHTS = Path(__file__).resolve().parent.parent / "nano" / "weights"
@@ -113,9 +113,8 @@ def part_folder(pipeline: Path, part: str) -> Path:
 def weights_folder(folder: Path) -> Path:
     """The folder of a part's weights: another one than its config's where a pipeline of the toy has a config of its own
     for weights that all share."""
-    is_config_alone = (
-        folder.parent.parent == WEIGHTS and folder.name in SHARED and not any(folder.glob("*.safetensors"))
-    )
+    is_toys = folder.parent.parent == WEIGHTS and folder.name in SHARED
+    is_config_alone = is_toys and not published_below(folder, _WEIGHTS_SUFFIX)
     return WEIGHTS / folder.name if is_config_alone else folder
 
 
@@ -146,7 +145,7 @@ def check_clips() -> None:
 
 def published_files(folder: Path) -> list[Path]:
     """The files below a folder such as WEIGHTS that loading may read."""
-    return [file for suffix in (_WEIGHTS_SUFFIX, _CONFIG_SUFFIX) for file in folder.rglob(f"*{suffix}")]
+    return [file for suffix in (_WEIGHTS_SUFFIX, _CONFIG_SUFFIX) for file in published_below(folder, suffix)]
 
 
 @cache

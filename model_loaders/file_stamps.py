@@ -12,6 +12,7 @@ from typing import TypeVar
 from ..errors import UserError
 from ..host.folders import COMPONENTS, PIPELINE_INDEX, WEIGHT_SUFFIXES
 from ..host.toy import part_folder, weights_folder
+from ..system.file_names import is_system_file
 from .weight_files import SHARD
 
 T = TypeVar("T")
@@ -93,7 +94,8 @@ def _side_files(folder: Path) -> Iterator[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
+    """What is in a folder. What a system writes there while the folder is looked at changes no model."""
     try:
-        return list(folder.iterdir())
+        return [entry for entry in folder.iterdir() if not is_system_file(entry.name)]
     except OSError:
         return []

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError, quoted
 from ..host.folders import WEIGHT_SUFFIXES
+from ..system.file_names import is_system_file
 from ..system.small_files import read_small_text
 from .files.headers import check_amount
 
@@ -50,9 +51,10 @@ def file_sets(folder: Path) -> tuple[list[FileSet], list[UserError]]:
     Raises UserError for more files than a folder of models has.
     """
     try:
-        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        there = sorted(os.listdir(folder)) if folder.is_dir() else []
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}). Check its permissions.") from error
+    names = [name for name in there if not is_system_file(name)]
     weights = [name for name in names if name.lower().endswith(WEIGHT_SUFFIXES)]
     if len(weights) > _MOST_FILES:
         raise UserError(

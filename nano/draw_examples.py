@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from cogvideox.host.toy import CLIPS_FOLDER, EXAMPLES, INPUT_FRAMES, INPUTS, MASK_SUFFIX
-from cogvideox.system.published_files import SUMS, sums_of
+from cogvideox.system.published_files import SUMS, published_below, sums_of
 
 from .captions import caption
 from .world import FPS, Scene, draw_scene, render, rgb
@@ -36,7 +36,8 @@ def write_examples(folder: Path) -> None:
         _write_png(file, frames)
         _mask(frames, colour).save(file.with_name(file.stem + MASK_SUFFIX), optimize=True)
     _write_clips(folder / CLIPS_FOLDER.relative_to(EXAMPLES))
-    (folder / SUMS).write_text(sums_of(folder, filter(Path.is_file, folder.rglob("*"))), "utf-8", newline="\n")
+    files = filter(Path.is_file, published_below(folder, ""))
+    (folder / SUMS).write_text(sums_of(folder, files), "utf-8", newline="\n")
 
 
 def _write_png(file: Path, frames: np.ndarray) -> None:

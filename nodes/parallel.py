@@ -4,8 +4,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..errors import UserError
-from ..parallel.engine import check_address
-from ..parallel.remote_model import all_cards, spread
+from ..parallel.engine import all_cards, check_address
 from ..parallel.split import AUTO, SPLITS, choose_split
 from ..sockets.model import require_cogvideox_model
 from .input_checks import checked
@@ -81,4 +80,7 @@ class CogVideoXParallel(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, cards: int, split: str, address: str = "", on_failure: str = STOP
     ) -> io.NodeOutput:
+        # Not at the top: few have several cards, and ComfyUI's start need not wait for it.
+        from ..parallel.remote_model import spread
+
         return io.NodeOutput(spread(model, cards, split, address, on_failure == ALONE))

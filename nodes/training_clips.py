@@ -18,6 +18,7 @@ from ..host import folders
 from ..host.messages import show_on_node
 from ..host.toy import CLIPS
 from ..keys import Latent, image_concat, training_latent
+from ..system.file_names import is_system_file
 from ..training.clips import CACHE, DatasetSpec, walk_dataset
 from .file_inputs import checks_files
 from .input_checks import check_vae, check_video_size, checked
@@ -133,7 +134,7 @@ def listing_hash(*listed: Path) -> str:
             break
         # Hidden ones stay: a list of captions may name a clip in there.
         inner[:] = sorted(name for name in inner if name != CACHE)
-        for name in sorted(files):
+        for name in sorted(name for name in files if not is_system_file(name)):
             state = _state_of(root / name)
             digest.update(f"{root}/{name} {state}\n".encode(errors="backslashreplace"))
     return digest.hexdigest()

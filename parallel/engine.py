@@ -13,6 +13,8 @@ import sys
 import threading
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 from ..host.optional_packages import import_package
 
@@ -49,6 +51,11 @@ def start(address: str, cards: int) -> Any:
         _join(ray, address) if address else _start_own(ray, cards)
         _joined = address
         return ray
+
+
+def all_cards() -> int:
+    """Every card of this machine; two processes where there is none."""
+    return torch.cuda.device_count() or 2
 
 
 def shut_down() -> None:
@@ -94,8 +101,8 @@ def _ray() -> Any:
 def _start_own(ray: Any, cards: int) -> None:
     if os.environ.get("RAY_AUTH_MODE") != "token":
         raise UserError(
-            "Ray is not started without a token: any program of this machine could run code in it. Take RAY_AUTH_MODE "
-            "out of ComfyUI's environment, and start ComfyUI again."
+            "Ray is not started without a token, for any program of this machine could run code in it: its environment "
+            "says so, or another node pack has imported it before. Start ComfyUI with RAY_AUTH_MODE=token."
         )
     try:
         ray.init(

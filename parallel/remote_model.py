@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..host.exact_attention import exact_attention
 from ..keys import ATTENTION_OVERRIDE, read_compiled_blocks
 from ..sockets.model import CogVideoXModel, require_cogvideox_model
+from .engine import all_cards
 from .remote_control import sample_with_remote_controls
 from .remote_weights import RemoteWeights
 from .team import Team
@@ -127,11 +128,6 @@ def spread(
 def loaded_bytes(model: torch.nn.Module) -> int:
     """Of a model's weights, wherever they are."""
     return mm.module_size(model)
-
-
-def all_cards() -> int:
-    """Every card of this machine; two processes where there is none."""
-    return torch.cuda.device_count() or 2
 
 
 def _team(address: str, cards: int, split: str) -> Team:

@@ -1,4 +1,5 @@
-"""Names of the files that the pack writes. A workflow chooses them, and a workflow may come from a stranger."""
+"""Names of the files that the pack writes, which a workflow chooses, and a workflow may come from a stranger; and of
+those that nobody has put into a folder."""
 
 import re
 import unicodedata
@@ -17,6 +18,11 @@ _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _BLANKS = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
 )  # called letters or marks
+# What systems leave in folders that are looked at: macOS, and Windows. Names in small letters.
+_SYSTEM_FILES = frozenset((".ds_store", "thumbs.db", "desktop.ini"))
+# macOS' copy of what its own disks keep of a file ("._config.json" of config.json), on disks that cannot, in archives
+# and on shares; and what git keeps of a folder (.gitattributes, .gitignore, .gitkeep).
+_SYSTEM_PREFIXES = ("._", ".git")
 _JOINERS = "\u200c\u200d"  # they shape the letters on both sides, in Persian, Hindi and emoji
 
 
@@ -40,6 +46,13 @@ def check_file_name(name: str, example: str) -> str:
             f"folders, as in {example}."
         )
     return plain
+
+
+def is_system_file(name: str) -> bool:
+    """Whether a name in a folder is one that an operating system or git gives to files of its own, whatever it ends
+    in: such a file is no config, weights, picture or clip. name: without folders."""
+    small = name.lower()
+    return small.startswith(_SYSTEM_PREFIXES) or small in _SYSTEM_FILES
 
 
 def find_problem(part: str) -> str | None:

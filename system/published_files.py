@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError
+from .file_names import is_system_file
 from .small_files import read_small_text
 
 # The list of a folder's files, in the folder: in the format of the program sha256sum, with a comment for each file's
@@ -18,7 +19,8 @@ SUMS = "SHA256SUMS"
 # Text, whose lines git on Windows may end in another way than they were published with.
 _TEXTS = (".json", ".txt")
 _MOST_BYTES = 1 << 20  # of such a list
-_SIZE, _DIGEST = r"# ([0-9]{1,15}) (.+)", r"([0-9a-f]{64})  (.+)"
+# What follows is a path that any system can have.
+_SIZE, _DIGEST = r"# ([0-9]{1,15}) ([^\0]+)", r"([0-9a-f]{64})  ([^\0]+)"
 
 
 class _Published(NamedTuple):
@@ -29,25 +31,32 @@ class _Published(NamedTuple):
 
 
 def check_published(root: Path, files: Iterable[Path], listed: "dict[str, _Published]") -> None:
-    """Raises UserError for the first of `files`, which lie below `root`, that is not the one that was published.
+    """Raises UserError for the first of `files`, which lie below `root`, that is not the one that was published: it is
+    missing, cannot be read, has been changed, or is one too many.
 
     listed: read_sums(root). What has another size is not read: it may be of any size.
     """
     for file in sorted(files):
         published = listed.get(file.relative_to(root).as_posix())
-        if published is None or _sha256(file, published.size) != published.digest:
+        if published is None:
             raise UserError(
-                f"{file} is damaged: its sha256 is not the one in {SUMS}. Install the pack again, or run `git checkout "
-                f"-- nano/{root.name}` in its folder."
+                f"{file} does not belong to the pack: {SUMS} does not name it, and it would be read with the files "
+                "that do. Move it to another folder, or delete it."
             )
+        _check_file(file, published, root.name)
 
 
 def files_below(root: Path, place: Path, suffix: str, listed: "dict[str, _Published]") -> set[Path]:
     """The files with `suffix` that are below `place`, a path in `root`, and those that should be."""
     inside = f"{place.relative_to(root).as_posix()}/"
-    return {*place.rglob(f"*{suffix}")} | {
+    return {*published_below(place, suffix)} | {
         root / name for name in listed if name.startswith(inside) and name.endswith(suffix)
     }
+
+
+def published_below(place: Path, suffix: str) -> list[Path]:
+    """What a publication of a folder has with `suffix`: all below `place` that no system has left there."""
+    return [path for path in place.rglob(f"*{suffix}") if not is_system_file(path.name)]
 
 
 def sums_of(root: Path, files: Iterable[Path]) -> str:
@@ -56,9 +65,9 @@ def sums_of(root: Path, files: Iterable[Path]) -> str:
 
 
 def read_sums(root: Path) -> dict[str, _Published]:
-    """The path of each file below `root` -> what SUMS says of it. A line that is damaged names no file.
+    """The path of each file below `root` -> what SUMS says of it.
 
-    Raises UserError where there is no such list.
+    Raises UserError where there is no such list, or a damaged one: by half a list, files of the pack would be too many.
     """
     try:
         lines = read_small_text(root / SUMS, _MOST_BYTES).splitlines()
@@ -69,7 +78,12 @@ def read_sums(root: Path) -> dict[str, _Published]:
         ) from error
     sizes = {found[2]: int(found[1]) for line in lines if (found := re.fullmatch(_SIZE, line))}
     digests = {found[2]: found[1] for line in lines if (found := re.fullmatch(_DIGEST, line))}
-    return {name: _Published(sizes[name], digest) for name, digest in digests.items() if name in sizes}
+    if not sizes or sizes.keys() != digests.keys() or len(lines) != 2 * len(sizes):
+        raise UserError(
+            f"{root / SUMS} is damaged, so that the files beside it cannot be checked. Install the pack again, or run "
+            f"`git checkout -- nano/{root.name}` in its folder."
+        )
+    return {name: _Published(sizes[name], digest) for name, digest in digests.items()}
 
 
 def _contents(root: Path, files: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
@@ -77,17 +91,34 @@ def _contents(root: Path, files: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
         yield name, _read(root / name)
 
 
-def _sha256(file: Path, size: int) -> str:
-    """ "" for a file that cannot be read, or cannot be one of this size in bytes."""
+def _check_file(file: Path, published: _Published, folder: str) -> None:
+    """Raises UserError where a file is not the published one. folder: its place in the pack's nano."""
     try:
         status = os.stat(file)
-        most = 2 * size if file.suffix in _TEXTS else size
         # A pipe would be waited for, and a device never ends.
-        if not stat.S_ISREG(status.st_mode) or not size <= status.st_size <= most:
-            return ""
-        return _sha256_at(file, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-    except (OSError, ValueError):  # the latter of a name that no file can have
-        return ""
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(
+                f"{file} is not a file, and the pack has one of that name. Delete it, and install the pack again, or "
+                f"run `git checkout -- nano/{folder}` in its folder."
+            )
+        state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        most = 2 * published.size if file.suffix in _TEXTS else published.size
+        if published.size <= status.st_size <= most and _sha256_at(file, state) == published.digest:
+            return
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{file} is a part of the pack, and it is missing. Install the pack again, or run `git checkout -- "
+            f"nano/{folder}` in its folder."
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}). Let the user that ComfyUI runs as read it, or install the pack "
+            f"again, or run `git checkout -- nano/{folder}` in its folder."
+        ) from error
+    raise UserError(
+        f"{file} has been changed: its sha256 is not the one in {SUMS}. Install the pack again, or run `git checkout "
+        f"-- nano/{folder}` in its folder."
+    )
 
 
 @lru_cache(maxsize=256)

@@ -270,7 +270,7 @@ def _caption_files(path: Path) -> list[Path]:
 
 
 def _is_shown(name: str, suffixes: tuple[str, ...]) -> bool:
-    return name.lower().endswith(suffixes) and not name.startswith(".")
+    return name.lower().endswith(suffixes) and not name.startswith(".")  # "._clip.mp4" is one of macOS' system files
 
 
 def _is_unicode(text: str) -> bool:

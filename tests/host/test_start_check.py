@@ -314,6 +314,8 @@ def test_the_toys_weights_are_missed(tmp_path: Path) -> None:
     (weights / "a" / "x.safetensors").unlink()
     sentence = start_check.missing_files(tmp_path)
     assert "1 of 2 files" in sentence and "a/x.safetensors" in sentence and "git status" in sentence
+    (weights / SUMS).write_text("", "utf-8")
+    assert f"{SUMS} is damaged" in start_check.missing_files(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("CogVideoX-nano 5b", "pipeline"), ("CogVideoX-nano pink", "lora")])

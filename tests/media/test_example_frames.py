@@ -66,7 +66,7 @@ def test_a_changed_picture_is_named(name: str, tmp_path: Path, monkeypatch: pyte
     example_frames.read_example("video")
     for content in (b"", b"no picture", published[:-1], (copy / "picture.png").read_bytes(), published + b"0" * 99):
         (copy / name).write_bytes(content)
-        with pytest.raises(UserError, match=rf"{name} is damaged: .* Install the pack again.* nano/examples"):
+        with pytest.raises(UserError, match=rf"{name} has been changed: .* Install the pack again.* nano/examples"):
             example_frames.read_example("video")
 
 

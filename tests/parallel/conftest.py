@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +14,16 @@ from cogvideox.parallel.remote_model import spread
 
 
 @pytest.fixture(scope="session")
-def ray_runs() -> Iterator[None]:
+def ray_runs() -> Iterator[Any]:
     """What a test starts in Ray ends with the tests."""
-    pytest.importorskip("ray")
-    yield
+    # As the node imports it, which a test that changes the environment must not do first.
+    yield engine._ray()
     engine.shut_down()
 
 
 @pytest.fixture(scope="session")
-def two_ranks(tiny_pipelines: Mapping[str, Path], ray_runs: None) -> Iterator[ModelPatcher]:
+def two_ranks(tiny_pipelines: Mapping[str, Path], ray_runs: Any) -> Iterator[ModelPatcher]:
     """5b on two ranks. They live as long as a model that uses them, so that other tests' models find them there."""
     with torch.inference_mode():
-        yield spread(load_model(tiny_pipelines["5b"], "fp32"), 2, "auto", "", False)
+        model = spread(load_model(tiny_pipelines["5b"], "fp32"), 2, "auto", "", False)
+    yield model

@@ -1,6 +1,7 @@
 """Which Ray is used, and which is not."""
 
 import time
+from typing import Any
 
 import pytest
 
@@ -42,12 +43,11 @@ def test_an_allowed_address_passes(allowed: None) -> None:
     engine.check_address("")
 
 
-def test_where_nothing_answers_is_told_at_once(allowed: None) -> None:
+def test_where_nothing_answers_is_told_at_once(ray_runs: Any, allowed: None) -> None:
     """Ray itself would try for a minute."""
-    ray = pytest.importorskip("ray")
     began = time.monotonic()
     with pytest.raises(UserError, match=f"Nothing answers at {ADDRESS}"):
-        engine._join(ray, ADDRESS)
+        engine._join(ray_runs, ADDRESS)
     assert time.monotonic() - began < 10
 
 

@@ -72,9 +72,11 @@ def test_a_rank_without_memory_ends_all(two_ranks: ModelPatcher, near: ModelPatc
     pid = ranks_of(two_ranks)[1]
     with open(f"/proc/{pid}/statm") as statm:
         mapped = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.prlimit(pid, resource.RLIMIT_AS, (mapped, mapped))
+    # Enough for the tokens and not for the feed-forward's fourfold width.
+    limit = mapped + (16 << 20)
+    resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
     with pytest.raises(RankLostError, match="no memory left.*smaller or shorter"):
-        run(two_ranks, frames=33)
+        run(two_ranks, frames=33, height=32, width=48)
     check_parity(WHAT, run(two_ranks), run(near), 5e-6)
 
 

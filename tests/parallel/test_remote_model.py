@@ -1,5 +1,6 @@
 """A model on two ranks against the same model in one process."""
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from cogvideox.nodes.compile import CogVideoXCompile
 from cogvideox.nodes.controlnet import CogVideoXApplyControlNet
 from cogvideox.nodes.long import CogVideoXContextWindows, CogVideoXPositions
 from cogvideox.parallel.remote_model import spread
+from cogvideox.tests.layout_files import write_gguf
 from cogvideox.tests.lora_files import ATTENTION, random_factors, save, write_dialect
 from cogvideox.tests.support import ALL_VARIANTS, check_parity, relative_error, write_fp32
 from cogvideox.tests.tasks import pictures
@@ -36,12 +38,14 @@ def text(seed: int, tokens: int = 226) -> list:
     return [[torch.randn(1, tokens, 32, generator=torch.Generator().manual_seed(seed)), {}]]
 
 
-def run(model: ModelPatcher, frames: int = 2, conditioning: Any = None, **inputs: Any) -> torch.Tensor:
-    """Latents of CogVideoXSample."""
+def run(
+    model: ModelPatcher, frames: int = 2, height: int = 8, width: int = 12, conditioning: Any = None, **inputs: Any
+) -> torch.Tensor:
+    """Latents of CogVideoXSample. The size is that of latents."""
     from cogvideox.nodes.sample import CogVideoXSample
 
     positive, negative = conditioning or (text(3), text(4))
-    latent = {"samples": torch.zeros(1, 16, frames, 8, 12)}
+    latent = {"samples": torch.zeros(1, 16, frames, height, width)}
     given = {"seed": 7, "steps": 3, "cfg": 6.0, "sampler": "dpm", "dynamic_cfg": False, "denoise": 1.0} | inputs
     return CogVideoXSample.execute(model, positive, negative, latent, **given).args[0]["samples"]
 
@@ -85,24 +89,40 @@ def test_any_count_of_tokens_and_heads(tmp_path: Path, size: tuple[int, int, int
 
 
 def test_runs(near: ModelPatcher, two_ranks: ModelPatcher) -> None:
-    """Our sampler and KSampler, with guidance and without, and with 1.5's schedule of noise left as it is."""
+    """Our sampler and KSampler, with guidance and without."""
     for inputs in ({}, {"cfg": 1.0}, {"dynamic_cfg": True, "sampler": "ddim"}, {"denoise": 0.6}):
         check_parity(WHAT, run(two_ranks, **inputs), run(near, **inputs), 1e-4 if "dynamic_cfg" in inputs else 5e-6)
 
     def k_sampled(model: ModelPatcher) -> torch.Tensor:
         latent = {"samples": torch.zeros(1, 16, 2, 8, 12)}
         sample = comfyui_nodes().common_ksampler
-        return sample(model, 7, 3, 6.0, "euler", "normal", text(3), text(4), latent)[0]["samples"]
+        return sample(model, 7, 6, 6.0, "euler", "normal", text(3), text(4), latent)[0]["samples"]
 
     check_parity(WHAT, k_sampled(two_ranks), k_sampled(near), 5e-6)
 
 
-@pytest.mark.parametrize("split", ["cfg"])
-def test_prompts_are_divided(near: ModelPatcher, split: str) -> None:
+@pytest.mark.long  # ranks of their own
+def test_prompts_are_divided(near: ModelPatcher, controlled: Any) -> None:
     """One card for each prompt; without guidance there is one, whose tokens are divided."""
-    far = on_two(near, split)
-    for inputs in ({}, {"cfg": 1.0}):
+    far = on_two(near, "cfg")
+    for inputs in ({}, {"cfg": 1.0}, {"conditioning": controlled}):
         check_parity(WHAT, run(far, **inputs), run(near, **inputs), 5e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("split", ["sequence", "both"])
+def test_four_ranks(near: ModelPatcher, tiny_pipelines: Mapping[str, Path], controlled: Any, split: str) -> None:
+    """Two of them to a prompt, or all four to the tokens of both."""
+    far = spread(near, 4, split, "", False)
+    for inputs in ({}, {"cfg": 1.0}, {"conditioning": controlled}):
+        check_parity("four ranks against one process", run(far, **inputs), run(near, **inputs), 5e-6)
+    for variant in ("2b", "1.5-5B-I2V", "Fun-V1.5-5b-InP"):
+        model = load_model(tiny_pipelines[variant], "fp32")
+        for size in ((3, 8, 12), (1, 6, 10)):
+            want = forward(model, size)
+            check_parity(
+                "four ranks against one process", forward(spread(model, 4, split, "", False), size), want, 5e-6
+            )
 
 
 def test_lora_before_and_after(near: ModelPatcher, two_ranks: ModelPatcher, tmp_path: Path) -> None:
@@ -124,7 +144,7 @@ def test_what_works_around_the_model(near: ModelPatcher, two_ranks: ModelPatcher
     def changed(model: ModelPatcher) -> list[ModelPatcher]:
         return [
             CogVideoXPositions.execute(model, True, False).args[0],
-            CogVideoXContextWindows.execute(model, 9, 5, "pyramid", False).args[0],
+            CogVideoXContextWindows.execute(model, 9, 4, "standard_static", "pyramid", False).args[0],
             EasyCacheNode.execute(model, 0.2, 0.15, 0.95, False).args[0],
         ]
 
@@ -132,19 +152,42 @@ def test_what_works_around_the_model(near: ModelPatcher, two_ranks: ModelPatcher
         check_parity(WHAT, run(far, frames=5, steps=6), run(here, frames=5, steps=6), 5e-6)
 
 
-def test_control_nets(near: ModelPatcher, two_ranks: ModelPatcher, tmp_path: Path) -> None:
-    """Their weights are in the ranks too: two of them, of which one acts in a part of the run."""
-    nets = [
-        load_controlnet(write_controlnet(tmp_path / str(seed), "5b", seed, torch.float32), "fp32") for seed in (7, 8)
-    ]
-    conditioning: Any = text(3), text(4)
-    for net, strength, end in zip(nets, (0.9, 0.4), (1.0, 0.6)):
-        video = pictures(5)
-        conditioning = CogVideoXApplyControlNet.execute(*conditioning, net, video, strength, 0.0, end).args
-    want = run(near, conditioning=conditioning)
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Prompts with two control nets, of which one acts in a part of the run."""
+    root = tmp_path_factory.mktemp("control nets")
+    with torch.inference_mode():
+        conditioning: Any = text(3), text(4)
+        for seed, strength, end in ((7, 0.9, 1.0), (8, 0.4, 0.6)):
+            net = load_controlnet(write_controlnet(root / str(seed), "5b", seed, torch.float32), "fp32")
+            conditioning = CogVideoXApplyControlNet.execute(*conditioning, net, pictures(5), strength, 0.0, end).args
+    return conditioning
+
+
+def test_control_nets(near: ModelPatcher, two_ranks: ModelPatcher, controlled: Any) -> None:
+    """Their weights are in the ranks too."""
+    want = run(near, conditioning=controlled)
     assert relative_error(want, run(near)) > 1e-3
-    check_parity(WHAT, run(two_ranks, conditioning=conditioning), want, 5e-6)
-    check_parity(WHAT, run(on_two(near, "cfg"), conditioning=conditioning), want, 5e-6)
+    check_parity(WHAT, run(two_ranks, conditioning=controlled), want, 5e-6)
+
+
+@pytest.mark.parametrize("weights", ["fp8_e4m3fn", "int8", "Q8_0"])
+def test_lora_on_quantised_weights(
+    tiny_pipelines: Mapping[str, Path], two_ranks: ModelPatcher, tmp_path: Path, weights: str
+) -> None:
+    """The ranks load the file in the same type, and patch it as one process does."""
+    path = tiny_pipelines["5b"]
+    if weights == "Q8_0":
+        state = load_model(path, "fp32").model.diffusion_model.state_dict()
+        shutil.copy(path / "transformer" / "config.json", tmp_path)
+        path, weights = write_gguf(tmp_path / "model.gguf", state, weights), "default"
+    near = load_model(path, weights)
+    shapes = {n.removesuffix(".weight"): tuple(w.shape) for n, w in near.model.diffusion_model.state_dict().items()}
+    files, header, _ = write_dialect("diffusers", random_factors(shapes, ATTENTION))
+    lora = save(tmp_path / "lora.safetensors", files, header)
+    want = run(apply_lora(near, lora, 0.8)[0])
+    assert relative_error(want, run(near)) > 1e-3
+    check_parity("two ranks, quantised weights", run(apply_lora(on_two(near), lora, 0.8)[0]), want, 5e-6)
 
 
 def test_what_cannot_be_sent_is_named(two_ranks: ModelPatcher, near: ModelPatcher) -> None:
