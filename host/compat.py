@@ -197,6 +197,13 @@ def free_after_out_of_memory() -> None:
     mm.soft_empty_cache()
 
 
+def take_off_device(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Move the weights of `patcher` to where they are kept, and let ComfyUI forget that it has loaded them."""
+    for loaded in [loaded for loaded in mm.current_loaded_models if loaded.model is patcher]:
+        loaded.model_unload()
+        mm.current_loaded_models.remove(loaded)
+
+
 def empty_on_host(
     shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format, device: torch.device
 ) -> torch.Tensor:
