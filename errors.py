@@ -6,7 +6,7 @@ thus complete even where a stock node raises it; in a script, which has not set 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 MAX_CHARACTERS, QUOTED_CHARACTERS = 4000, 120  # of a message, and of what it quotes
 
@@ -36,6 +36,14 @@ class UserError(Exception):
     def parts(self) -> tuple[str, str]:
         """The message and the sentence about the next step, which may be empty: each is translated for itself."""
         return self.message, _advice.get(self.advice or "", "")
+
+
+class JoinableError(UserError):
+    """One of which a graph may have several that say nearly the same: the page shows them as one message."""
+
+    def joined(self, others: Sequence["JoinableError"]) -> str:
+        """One message for this error and `others`, of the same class."""
+        raise NotImplementedError
 
 
 class NonFiniteError(UserError):

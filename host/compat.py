@@ -198,10 +198,9 @@ def free_after_out_of_memory() -> None:
 
 
 def take_off_device(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Move the weights of `patcher` to where they are kept, and let ComfyUI forget that it has loaded them."""
-    for loaded in [loaded for loaded in mm.current_loaded_models if loaded.model is patcher]:
-        loaded.model_unload()
-        mm.current_loaded_models.remove(loaded)
+    """Move the weights of `patcher` to where they are kept, and nobody else's."""
+    others = [loaded for loaded in mm.current_loaded_models if loaded.model is not patcher]
+    mm.free_memory(1e30, patcher.load_device, keep_loaded=others)
 
 
 def empty_on_host(

@@ -3,11 +3,11 @@
 import html
 import logging
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from ..errors import MAX_CHARACTERS, printable, shortened
+from ..errors import MAX_CHARACTERS, JoinableError, UserError, printable, shortened
 from .language import localized, prompt_server
 from .protocols import PromptServer
 from .queued_workflow import note_workflow
@@ -27,11 +27,25 @@ class _Shown(NamedTuple):
     is_error: bool = False
 
 
+class _Refusal(NamedTuple):
+    """What the check of one node says of an input. text: in English. told: in the browser's language."""
+
+    node_id: str
+    text: str
+    told: str
+    input_name: str
+
+
 class _Request(NamedTuple):
-    """A prompt that is being queued: the browser that asks, and the errors that it has been told."""
+    """A prompt that is being queued.
+
+    client_id: the browser that asks. refusals: what its nodes say, each once. errors: those that the checks have
+    raised, by their messages: ComfyUI hands on the messages alone.
+    """
 
     client_id: str | None
-    told: set[tuple[str, str]]
+    refusals: dict[tuple[str, str], _Refusal]
+    errors: dict[str, UserError]
 
 
 _shown: dict[tuple[str, str], _Shown] = {}  # by (browser, node)
@@ -40,7 +54,8 @@ _request: ContextVar[_Request | None] = ContextVar("cogvideox_request", default=
 _IN_THE_QUEUE = "not run"  # in the place of a run, for what is shown of a prompt that was refused
 # web/js/error_toast.js listens to these.
 ERROR_EVENT, MORE_EVENT, FORGET_EVENT = "cogvideox.error", "cogvideox.more_errors", "cogvideox.forget"
-# A workflow may have any number of nodes, and a hundred toasts cover the page and stop it for seconds.
+# A workflow may have any number of nodes, and a hundred toasts cover the page and stop it for seconds. Those that say
+# nearly the same are one.
 _MOST_TOASTS = 3  # of a request
 _MOST_TEXTS = 20  # of a run, on one node: it may run once for each entry of a list
 _REST_IN_LOG = "Further messages of this node are in ComfyUI's log."
@@ -93,9 +108,11 @@ def _show_texts(
     server.send_progress_text(as_html("\n\n".join(texts)), node_id, client_id)
 
 
-def _show_toast(server: PromptServer, client_id: str, node_id: str, text: str, is_refusal: bool) -> None:
+def _show_toast(
+    server: PromptServer, client_id: str, node_ids: Sequence[str], text: str, is_refusal: bool, input_name: str = ""
+) -> None:
     # A toast is text for the frontend, not HTML.
-    told = {"node_id": node_id, "text": printable(toast_text(text)), "is_refusal": is_refusal}
+    told = {"node_ids": [*node_ids], "text": printable(toast_text(text)), "is_refusal": is_refusal, "input": input_name}
     server.send_sync(ERROR_EVENT, told, client_id)
 
 
@@ -138,7 +155,7 @@ def show_error(text: str, node_id: str) -> None:
     before = _shown.get((server.client_id, node_id))
     warnings = before.texts if before is not None and before.run == run else ()
     _show_texts(server, server.client_id, node_id, run, (text, *warnings), is_error=True)
-    _show_toast(server, server.client_id, node_id, text, is_refusal=False)
+    _show_toast(server, server.client_id, [node_id], text, is_refusal=False)
 
 
 def begin_request(request: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +166,7 @@ def begin_request(request: dict[str, Any]) -> dict[str, Any]:
     server, client_id = prompt_server(), request.get("client_id")
     if not isinstance(client_id, str):  # anybody may send anything, and a list would end ComfyUI's loop of messages
         client_id = None
-    _request.set(_Request(client_id, set()))
+    _request.set(_Request(client_id, {}, {}))
     note_workflow(request)
     if server is not None and client_id is not None:
         # The error of an earlier run goes as well: beside a refusal it would look like a part of it.
@@ -165,27 +182,68 @@ def requesting_client() -> str | None:
     return request.client_id if request is not None else None
 
 
-def show_refusal(text: str, node_id: str) -> None:
-    """Show why a prompt is not queued, on the node `node_id` and as a toast. ComfyUI checks a node once for each output
-    that needs it: each browser is told once. After the first toasts of a prompt one more counts what follows.
+def note_error(error: UserError) -> None:
+    """Remember, in this task, an error that a check raises while a prompt is checked: show_refusal gets its message."""
+    if (request := _request.get()) is not None:
+        request.errors[str(error)] = error
 
-    text: in the browser's language.
+
+def show_refusal(text: str, node_id: str, input_name: str = "", told: str | None = None) -> None:
+    """Show why a prompt is not queued, on the node `node_id`; tell_refusals shows it as a toast. ComfyUI checks a node
+    once for each output that needs it: each browser is told once.
+
+    text: in English. input_name: the input that it is about. told: the text in the browser's language, where the caller
+    has it: a translation takes its time.
     """
     server, request = prompt_server(), _request.get()
-    if server is None or request is None or request.client_id is None or (node_id, text) in request.told:
+    if server is None or request is None or request.client_id is None:
         return
-    if request.client_id not in server.sockets:  # nobody reads it; kept for ever, texts of made-up browsers fill memory
+    # A made-up browser reads nothing; kept for ever, its texts fill memory.
+    if request.client_id not in server.sockets or (node_id, text) in request.refusals:
         return
-    request.told.add((node_id, text))
+    told = localized(text, request.client_id) if told is None else told
+    request.refusals[node_id, text] = _Refusal(node_id, text, told, input_name)
     before = _shown.get((request.client_id, node_id))
     texts = before.texts if before is not None and before.run == _IN_THE_QUEUE else ()
-    _show_texts(server, request.client_id, node_id, _IN_THE_QUEUE, (*texts, text))
-    more = len(request.told) - _MOST_TOASTS
-    if more <= 0:
-        _show_toast(server, request.client_id, node_id, text, is_refusal=True)
+    _show_texts(server, request.client_id, node_id, _IN_THE_QUEUE, (*texts, told))
+
+
+def tell_refusals() -> None:
+    """Show as toasts, once a prompt has been checked, why it is not queued: refusals that say nearly the same as one,
+    which names all of their nodes, and after the first ones how many errors more there are."""
+    server, request = prompt_server(), _request.get()
+    if server is None or request is None or request.client_id is None or not request.refusals:
         return
-    counted = "One more error is shown on its node." if more == 1 else f"{more} more errors are shown on their nodes."
-    server.send_sync(MORE_EVENT, {"text": localized(counted, request.client_id)}, request.client_id)
+    groups = list(_alike(request))
+    for group in groups[:_MOST_TOASTS]:
+        node_ids = list(dict.fromkeys(refusal.node_id for refusal in group))
+        text = _joined(group, request)
+        _show_toast(server, request.client_id, node_ids, text, is_refusal=True, input_name=group[0].input_name)
+    if more := sum(map(len, groups[_MOST_TOASTS:])):
+        counted = (
+            "One more error is shown on its node." if more == 1 else f"{more} more errors are shown on their nodes."
+        )
+        server.send_sync(MORE_EVENT, {"text": localized(counted, request.client_id)}, request.client_id)
+    request.refusals.clear()
+
+
+def _alike(request: _Request) -> Iterator[list[_Refusal]]:
+    """The refusals of a prompt in groups: of one class of errors that can be joined, or of one text."""
+    groups: dict[object, list[_Refusal]] = {}
+    # ComfyUI checks the nodes in another order each time.
+    for refusal in sorted(request.refusals.values(), key=lambda refusal: refusal.node_id.rjust(20)):
+        error = request.errors.get(refusal.text)
+        groups.setdefault(type(error) if isinstance(error, JoinableError) else refusal.text, []).append(refusal)
+    yield from groups.values()
+
+
+def _joined(group: Sequence[_Refusal], request: _Request) -> str:
+    """The text of a group of refusals, in the browser's language."""
+    texts = dict.fromkeys(refusal.text for refusal in group)
+    if len(texts) == 1:
+        return group[0].told
+    first, *others = [error for text in texts if isinstance(error := request.errors.get(text), JoinableError)]
+    return localized(first.joined(others), request.client_id)
 
 
 def _is_over(shown: _Shown) -> bool:

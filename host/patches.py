@@ -35,18 +35,23 @@ accelerate's states
     peft, accelerate or another without which CogVideoX runs. Both would fail for every pack; see
     host.optional_packages.
 
+`os.environ`
+    gets what Ray reads when it is imported, before the first use of several cards (prepare_ray): to ask for a token,
+    report nothing, and listen on this machine alone. What the user has set stays.
+
 A wrapper hands every call for other models and latent formats on, unchanged: with whatever arguments a newer version of
 ComfyUI has added.
 
 Set elsewhere: the package's __init__.py enters the package in `sys.modules` under its proper name, and
 host.start_check adds one route to ComfyUI's server and one function to those that aiohttp calls when it starts. Only in
-processes that are not ComfyUI, host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`, and
-training.headless handles SIGINT and SIGTERM while it trains.
+processes that are not ComfyUI, host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`,
+parallel.worker enters the package in `sys.modules`, and training.headless handles SIGINT and SIGTERM while it trains.
 """
 
 import functools
 import logging
 import os
+import secrets
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -74,6 +79,7 @@ from .messages import (
     requesting_client,
     show_error,
     show_refusal,
+    tell_refusals,
 )
 from .protocols import LatentFormat
 from .queue_errors import in_words, is_link, own_messages, refused, reported_once
@@ -232,15 +238,28 @@ def wrap_validation(
                 given.update(before)
             if converted:
                 argument(args, kwargs, 3, "validated")[node] = result
+            found = reported_once(result[1])
+            own = own_messages(found)
+            told = {message: localized(message, requesting_client()) for _, message in own}
             # ComfyUI keeps the same list for nodes that come later.
-            result[1][:] = in_words(reported_once(result[1]), lambda text: localized(text, requesting_client()))
-            for message in own_messages(result[1]):
-                show_refusal(message, node)
+            result[1][:] = in_words(found, told.__getitem__)
+            for name, message in own:
+                show_refusal(message, node, name, told[message])
             return result
 
         return validate_inputs
 
+    def wrap_all(original: Callable) -> Callable:
+        async def validate_prompt(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await original(*args, **kwargs)
+            finally:
+                tell_refusals()
+
+        return validate_prompt
+
     wrap_once(execution, "validate_inputs", wrap)
+    wrap_once(execution, "validate_prompt", wrap_all)
 
 
 def wrap_run_reports() -> None:
@@ -305,8 +324,10 @@ class _SortedGlob:
         return getattr(self._original, name)
 
 
-def wrap_templates(folder: str, title: str) -> None:
-    """Have ComfyUI list templates in order, and the pack's under `title`. folder: the pack's, below custom_nodes.
+def wrap_templates(folders: Collection[str], title: str) -> None:
+    """Have ComfyUI list templates in order, and the pack's under `title`.
+
+    folders: the pack's name below custom_nodes, and those under which the page lists its templates in its place.
 
     ComfyUI names a group of templates after the folder, and has no way to be told another name; its frontend does
     translate that name, by the key `templateWorkflows.category` (src/platform/workflow/templates/repositories/
@@ -323,7 +344,8 @@ def wrap_templates(folder: str, title: str) -> None:
                 texts = dict(translations.get(locale, {}))
                 workflows = dict(texts.get("templateWorkflows", {}))
                 # A name that a pack's locales give is kept.
-                workflows["category"] = {folder.replace(".", "_"): title, **workflows.get("category", {})}
+                ours = {folder.replace(".", "_"): title for folder in folders}
+                workflows["category"] = {**ours, **workflows.get("category", {})}
                 translations[locale] = {**texts, "templateWorkflows": workflows}
             return translations
 
@@ -413,3 +435,19 @@ def own_states(*classes: type) -> Iterator[None]:
     finally:
         for owner, state in before:
             setattr(owner, name, state)
+
+
+def prepare_ray(is_alone: bool) -> None:
+    """What Ray, which is about to be imported, reads of the environment: it asks every caller for a token, made for
+    this process, and reports nothing to anybody. What the user has set stays.
+
+    is_alone: no other machine is to reach it. It then listens on the loopback address alone, as it does by itself on
+    Windows and macOS.
+    """
+    chosen = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        chosen["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if is_alone:
+        chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    for name, value in chosen.items():
+        os.environ.setdefault(name, value)

@@ -72,9 +72,9 @@ def refused(result: Result, messages: Mapping[str, str]) -> Result:
     return False, [*others, *errors], result[2]
 
 
-def own_messages(errors: list[dict[str, Any]]) -> list[str]:
-    """What the node's own checks say in `errors`, without ComfyUI's name of the input in front."""
-    return [message for _, message in map(_input_and_message, errors) if message is not None]
+def own_messages(errors: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(input, what the node's own checks say of it) in `errors`, without ComfyUI's name of the input in front."""
+    return [(name, message) for name, message in map(_input_and_message, errors) if message is not None]
 
 
 def in_words(errors: list[dict[str, Any]], translate: Callable[[str], str]) -> list[dict[str, Any]]:

@@ -1,18 +1,53 @@
-"""What a toast says of an error: the beginning. It lies over the page, and the node has the whole text."""
+"""What a toast says of an error: what it lies over is covered, and the node has the whole text."""
+
+import re
+import unicodedata
 
 from ..errors import shortened
 
-MOST_LETTERS = 240  # five lines of ComfyUI's toast
-_ENDS = (". ", "。")
+MOST_COLUMNS = 240  # five lines of ComfyUI's toast; a Chinese sign is two columns wide
+_LEAST_COLUMNS = 80  # of the first sentence, where it is cut off for what to do
+_END = re.compile(r"(?<=\. )|(?<=。)")
+# How a sentence begins that says what to do. In Chinese 请 may stand anywhere in it.
+_STEP = re.compile(
+    r"(?:Or |Otherwise |Then )?(?:Add|Check|Choose|Connect|Correct|Download|Free|Give|Install|Load|Lower|Make|Move|"
+    r"Pass|Press|Put|Queue|Raise|Select|Set|Start|Switch|Take|Try|Update|Use)\b|.*请",
+    re.IGNORECASE,
+)
 
 
 def toast_text(text: str) -> str:
-    """The sentences of the first line that a toast has room for, at least one, which is cut off where it is longer.
+    """Of the first line as many whole sentences as a toast has room for: the first one, then what to do, then the
+    others. A first one that is longer is cut off.
 
     What comes after a line break is for those who look for the reason: folders, addresses.
     """
     line = text.strip().split("\n", 1)[0].rstrip()
-    if len(line) <= MOST_LETTERS:
+    if _columns(line) <= MOST_COLUMNS:
         return line
-    ends = [line.rfind(end, 0, MOST_LETTERS) + len(end.rstrip()) for end in _ENDS if end in line[:MOST_LETTERS]]
-    return line[: max(ends)] if ends else shortened(line, MOST_LETTERS)
+    first, *others = _END.split(line)
+    step = next((other for other in others if _is_step(other) and _columns(other) <= MOST_COLUMNS - _LEAST_COLUMNS), "")
+    first = _cut(first, MOST_COLUMNS - _columns(step))
+    kept = {0: first}
+    for number, other in sorted(
+        enumerate(others, 1), key=lambda pair: (pair[1] != step, not _is_step(pair[1]), pair[0])
+    ):
+        if sum(map(_columns, kept.values())) + _columns(other.rstrip()) <= MOST_COLUMNS:
+            kept[number] = other
+    return "".join(kept[number] for number in sorted(kept)).rstrip()
+
+
+def _is_step(sentence: str) -> bool:
+    return _STEP.match(sentence) is not None
+
+
+def _columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def _cut(text: str, columns: int) -> str:
+    """The beginning of `text`, with a mark and a space where something is left out."""
+    if _columns(text) <= columns:
+        return text
+    most = next(count for count in range(len(text), -1, -1) if _columns(text[:count]) <= columns - 3)
+    return f"{shortened(text, most)} "

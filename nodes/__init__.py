@@ -9,6 +9,7 @@ from ..errors import set_advice
 from ..host.folders import start_listings
 from ..host.patches import wrap_run_reports, wrap_templates, wrap_validation
 from ..host.start_check import watch_node_ids
+from ..host.translated_templates import SERVED_AS, serve_translated_templates
 from .advice import ADVICE
 from .cached_steps import CogVideoXStepCache
 from .compile import CogVideoXCompile
@@ -85,6 +86,7 @@ NODES: list[type[io.ComfyNode]] = [
 ]
 
 
+_FOLDER = Path(__file__).parent.parent
 # In a script, which does not import the nodes, the same errors name no node.
 set_advice(ADVICE)
 
@@ -96,6 +98,7 @@ class CogVideoXExtension(ComfyExtension):
         await register_replacements()
         serve_migration()
         serve_opened_graph()
+        serve_translated_templates(_FOLDER)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         start_listings()
@@ -103,5 +106,5 @@ class CogVideoXExtension(ComfyExtension):
         wrap_validation(by_id.keys(), partial(converted_problems, by_id))
         watch_node_ids(by_id)
         wrap_run_reports()
-        wrap_templates(Path(__file__).parent.parent.name, "CogVideoX")
+        wrap_templates((_FOLDER.name, *SERVED_AS), "CogVideoX")
         return NODES

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from comfy_api.latest import io
 
 from ..errors import UserError, quoted
-from ..host.messages import clear_running_node
+from ..host.messages import clear_running_node, note_error
 from ..host.queue_errors import naming_input
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SIZE_STEP, check_size
@@ -145,6 +145,7 @@ def _validate_inputs(
                 wrong = next(iter(check.parameters), wrong)
                 check(known)
         except UserError as error:
+            note_error(error)
             return naming_input(str(error), error.input_name or wrong, names)
         return True
 

@@ -1,18 +1,21 @@
 """Models that are not there: what a loader's list says then, and the next click for who has chosen one of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UserError, shortened
+from ..errors import JoinableError, shortened
 from ..host import folders
 from ..host.queued_workflow import bypassed_downloads
 from ..host.toy import LISTED, with_toy
-from ..model_loaders.downloads.repositories import REPOSITORIES, Repository, find_file
+from ..model_loaders.downloads.repositories import REPOSITORIES, Repository, SingleFile, find_file
 from ..model_loaders.load_tiny_decoder import TINY_FOLDER
 
 _DOWNLOAD = "CogVideoX Download"
-_MOST_LETTERS = 100  # of a name in a message
+_MOST_LETTERS, _MOST_NAMES = 100, 3  # of a name in a message, and in one that joins several
+# Whole sentences: each language has titles of its own for them.
+_TEXT_TO_VIDEO = "The template “01 Text to video” runs without a download, with CogVideoX-nano."
+_FROM_EDGES = "The template “09 Video from edges (ControlNet)” runs without a download, with CogVideoX-nano."
 _ANOTHER, _OR_ANOTHER = "Choose another one from the list.", "Or choose another one from the list."
 
 
@@ -20,15 +23,15 @@ class Kind(NamedTuple):
     """What one list of a loader holds.
 
     what: it in words. categories: ComfyUI's model folders, in which its names are looked up. own: what of one's own
-    goes into which folder. published: whether CogVideoX Download gets it. template: the one that shows it on the toy,
-    "" for none.
+    goes into which folder. published: whether CogVideoX Download gets it. trial: which template shows it on
+    the toy, in a sentence, "" for none.
     """
 
     what: str
     categories: tuple[str, ...]
     own: str
     published: bool = False
-    template: str = ""
+    trial: str = ""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -37,38 +40,74 @@ KINDS: Mapping[str, Kind] = {
         ("diffusers", "checkpoints"),
         "a checkpoint's whole folder into models/diffusers, or one file with all parts into models/checkpoints",
         published=True,
-        template="01 Text to video",
+        trial=_TEXT_TO_VIDEO,
     ),
     "transformer": Kind(
         "model",
         ("diffusers", "diffusion_models"),
         "a checkpoint's whole folder into models/diffusers, or a transformer's file into models/diffusion_models",
         published=True,
-        template="01 Text to video",
+        trial=_TEXT_TO_VIDEO,
     ),
     "text_encoder": Kind(
         "text encoder",
         ("diffusers", "text_encoders"),
         "a checkpoint's whole folder into models/diffusers, or a T5-XXL file into models/text_encoders",
         published=True,
-        template="01 Text to video",
+        trial=_TEXT_TO_VIDEO,
     ),
     "vae": Kind(
         "VAE",
         ("diffusers", "vae"),
         "a checkpoint's whole folder into models/diffusers, or a VAE's file into models/vae",
         published=True,
-        template="01 Text to video",
+        trial=_TEXT_TO_VIDEO,
     ),
     "controlnet": Kind(
         "control net",
         ("diffusers", "controlnet"),
         "a control net's folder or file into models/controlnet",
-        template="09 Video from edges (ControlNet)",
+        trial=_FROM_EDGES,
     ),
     "lora": Kind("LoRA", ("loras",), "a LoRA's file into models/loras"),
     "decoder": Kind("tiny decoder", (TINY_FOLDER,), f"a taecvx file into models/{TINY_FOLDER}"),
 }
+
+
+class Missing(NamedTuple):
+    """A model that a loader lacks. name: "" where none is chosen. bypassed: as for describe_missing."""
+
+    name: str
+    kind: Kind
+    bypassed: frozenset[str] = frozenset()
+
+    def message(self) -> str:
+        """What is missing and what to do; addresses stand in further lines."""
+        if not self.name:
+            return f"No {self.kind.what} is chosen: choose one from the list. {_next_click(self.kind)}"
+        return f"There is no {self.name!r}. {self.step()}"
+
+    def step(self) -> str:
+        """What to do, as in the message."""
+        return (
+            _download_of(self.name, self.kind, self.bypassed) if self.name else f"{_ANOTHER} {_next_click(self.kind)}"
+        )
+
+    def file(self) -> SingleFile | None:
+        """The published file that ComfyUI itself offers to download, if it is one of this kind."""
+        file = find_file(_last_part(self.name))
+        return file if file is not None and file.directory == self.kind.categories[-1] else None
+
+
+class MissingModelError(JoinableError):
+    """A loader's model that is not chosen or not there."""
+
+    missing: Missing | None = None
+
+    def joined(self, others: Sequence[JoinableError]) -> str:
+        """One message that names all models."""
+        errors = [error for error in (self, *others) if isinstance(error, MissingModelError)]
+        return describe_all(error.missing for error in errors if error.missing is not None)
 
 
 # The nodes whose first widget is such a list.
@@ -101,60 +140,89 @@ def say_empty(kind: str) -> str:
 def find(name: str, kind: str) -> Path:
     """The path of a name in the list of a loader.
 
-    Raises UserError, which names the next click, where nothing is chosen or no folder has the name.
+    Raises MissingModelError, which names the next click, where nothing is chosen or no folder has the name.
     """
     known = KINDS[kind]
     if name in (None, "", say_empty(kind)):
-        raise UserError(f"No {known.what} is chosen: choose one from the list. {_next_click(known)}")
+        raise _error(Missing("", known))
     try:
         return folders.find(name, *known.categories, toy=kind if kind in LISTED else "")
     except folders.NoSuchModelError as error:
         # What to do comes first: a node and a toast show few lines. The toast ends at the line break.
-        lines = _missing(error.missing, known, bypassed_downloads()), f"It was looked for in {error.places}."
-        raise UserError("\n".join(lines)) from error
+        missing = Missing(error.missing, known, bypassed_downloads())
+        raise _error(missing, f"It was looked for in {error.places}.") from error
 
 
-def describe_missing(name: str, node_type: str, bypassed: frozenset[str]) -> str | None:
-    """The first line of what `find` would say of a name in a graph that is opened; None for a node that lists none.
+def _error(missing: Missing, *lines: str) -> MissingModelError:
+    error = MissingModelError("\n".join((missing.message(), *lines)))
+    error.missing = missing
+    return error
+
+
+def describe_missing(name: str, node_type: str, bypassed: frozenset[str]) -> Missing | None:
+    """What `find` would miss in a graph that is opened; None for a node that lists no models.
 
     name: of a model that the page's list lacks. bypassed: the checkpoints of the nodes CogVideoX Download that are
     there and bypassed.
     """
     kind = LOADERS.get(node_type)
-    return None if kind is None else _missing(shortened(name, _MOST_LETTERS), KINDS[kind], bypassed).split("\n")[0]
+    return None if kind is None else Missing(shortened(name, _MOST_LETTERS), KINDS[kind], bypassed)
 
 
-def _missing(name: str, kind: Kind, bypassed: frozenset[str]) -> str:
-    return f"There is no {name!r}. {_download_of(name, kind, bypassed)}"
+def describe_all(missing: Iterable[Missing]) -> str:
+    """One line for all that is missing in a graph, "" for nothing: the names, and one next step."""
+    by_message = {one.message().split("\n")[0]: one for one in missing}
+    if len(by_message) < 2:
+        return next(iter(by_message), "")
+    several = list(by_message.values())
+    names = list(dict.fromkeys(repr(one.name) if one.name else one.kind.what for one in several))
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"Models are missing: {', '.join(names[:_MOST_NAMES])}{more}. {_common_step(several)}"
+
+
+def _common_step(missing: Sequence[Missing]) -> str:
+    steps = {one.step().split("\n")[0] for one in missing}
+    if len(steps) == 1:
+        return steps.pop()
+    sizes = {file.name: file.gigabytes for one in missing if (file := one.file()) is not None}
+    if len(sizes) == len({one.name for one in missing}):
+        return (
+            f"Press View details and, under Missing Models, Download for each ({sum(sizes.values()):.1f} GB in all). "
+            "Each node says into which folder its file goes."
+        )
+    return "Each of these nodes says what to do."
 
 
 def _next_click(kind: Kind) -> str:
     """Where to get something of a kind, and how to try the graph without it."""
     download = f"Add the node {_DOWNLOAD}, choose a checkpoint and queue it; or put {kind.own}."
     steps = [download if kind.published else f"Put {kind.own}.", "Then press R and choose it."]
-    if kind.template:
-        steps.append(f"The template “{kind.template}” runs without a download, with CogVideoX-nano.")
+    if kind.trial:
+        steps.append(kind.trial)
     return " ".join(steps)
 
 
 def _download_of(name: str, kind: Kind, bypassed: frozenset[str]) -> str:
     """Where to get what has this name, and what else to do. bypassed: as for describe_missing."""
-    last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    entry = _published(last)
+    entry = _published(_last_part(name))
     if entry is not None and kind.published:
         if entry.name in bypassed:
             # The loader has its folder from that node, and no list to choose from.
             return f"Select {_DOWNLOAD}, the violet node, press Ctrl+B, then Run ({entry.gigabytes:.0f} GB)."
         step = f"Add the node {_DOWNLOAD}, choose {entry.name} and queue it ({entry.gigabytes:.0f} GB); then press R."
         return f"{step} {_OR_ANOTHER}"
-    file = find_file(last)
-    if file is not None and file.directory == kind.categories[-1]:
+    file = Missing(name, kind).file()
+    if file is not None:
         step = (
             f"Press View details and, under Missing Models, Download ({file.gigabytes:.1f} GB); move the file into "
             f"models/{file.directory} and press R."
         )
         return "\n".join((f"{step} {_OR_ANOTHER}", f"Its address is {file.url}."))
     return f"{_ANOTHER} {_next_click(kind)}"
+
+
+def _last_part(name: str) -> str:
+    return name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def _published(name: str) -> Repository | None:

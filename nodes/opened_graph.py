@@ -15,11 +15,10 @@ from ..host.language import localized_for
 from ..host.page_routes import new_routes
 from ..host.toy import INPUTS
 from .example_input import show_example
-from .missing_models import describe_missing
+from .missing_models import describe_all, describe_missing
 
 EXAMPLE_ROUTE, MISSING_ROUTE = "/cogvideox/example", "/cogvideox/missing_models"
 MAX_BYTES = 1 << 18
-_MOST_MODELS = 8  # of a graph: the page shows few sentences
 
 
 def serve_opened_graph() -> None:
@@ -46,7 +45,7 @@ def serve_opened_graph() -> None:
 
 
 def sentences(body: bytes, told: Callable[[str], str]) -> list[str]:
-    """What to do about each model that a graph names and no list has; nothing for what is no such question.
+    """What to do about the models that a graph names and no list has; nothing for what is no such question.
 
     body: the JSON of {"models": [[node type, name], ...], "bypassed": [checkpoint, ...]}, the second of the nodes
     CogVideoX Download that are bypassed. Entries of another form, and nodes that load no models, are skipped.
@@ -59,12 +58,8 @@ def sentences(body: bytes, told: Callable[[str], str]) -> list[str]:
     asked = asked if isinstance(asked, dict) else {}
     bypassed = frozenset(filter(_is_text, _list(asked.get("bypassed"))))
     pairs = [pair for pair in _list(asked.get("models")) if len(_list(pair)) == 2 and all(map(_is_text, pair))]
-    found = [text for kind, name in pairs if (text := describe_missing(name, kind, bypassed)) is not None]
-    sentences = list(dict.fromkeys(found))
-    left_out = len(sentences) - _MOST_MODELS
-    if left_out > 0:
-        sentences[_MOST_MODELS:] = [f"And {left_out} more. Choose other models in these nodes as well."]
-    return [told(text) for text in sentences]
+    missing = [one for kind, name in pairs if (one := describe_missing(name, kind, bypassed)) is not None]
+    return [told(text)] if (text := describe_all(missing)) else []
 
 
 def _shown(example: str | None) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ a token.
 
 import logging
 import os
-import secrets
 import socket
 import sys
 import threading
@@ -17,6 +16,7 @@ import torch
 
 from ..errors import UserError
 from ..host.optional_packages import import_package
+from ..host.patches import prepare_ray
 
 PURPOSE = "Running a model on several cards"
 ALLOWED = "COGVIDEOX_RAY_ADDRESSES"  # of clusters, in the environment of ComfyUI, divided by commas
@@ -87,14 +87,8 @@ def check_address(address: str) -> None:
 
 
 def _ray() -> Any:
-    if "ray" not in sys.modules:  # which reads these when it is imported
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        if ALLOWED not in os.environ:
-            # So Ray listens on the loopback address alone, which it does by itself on Windows and macOS.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if "ray" not in sys.modules:
+        prepare_ray(is_alone=ALLOWED not in os.environ)
     return import_package("ray", PURPOSE)
 
 

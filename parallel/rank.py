@@ -47,7 +47,6 @@ class Rank:
     """What lives in one of the processes: loaded models by name, and who shares the tokens with whom."""
 
     def __init__(self) -> None:
-        torch.set_grad_enabled(False)
         self._models: dict[str, Any] = {}  # name -> [the patcher as it was loaded, the one with the run's patches]
         self._controls: dict[str, CogVideoXControl] = {}
         self._received = Receiver()

@@ -7,8 +7,8 @@ import torch
 from ..keys import read_positions
 from ..transformer.dit import CogVideoXDiT
 from .remote_control import asked_controls, computed_here
-from .remote_model import require_sendable
 from .remote_weights import RemoteWeights
+from .sendable import require_sendable
 
 
 class RemoteDiT(CogVideoXDiT):

@@ -20,12 +20,6 @@ class Split(NamedTuple):
         """What a batch of `batch` prompts is divided by: one prompt alone leaves no group without work."""
         return self if batch % self.guidance == 0 else Split(1, self.guidance * self.sequence)
 
-    def describe(self) -> str:
-        ways = [f"prompts by {self.guidance}"] * (self.guidance > 1) + [f"tokens by {self.sequence}"] * (
-            self.sequence > 1
-        )
-        return ", ".join(ways) or "nothing is divided"
-
 
 def choose_split(split: str, ranks: int, machines: int) -> Split:
     """How `ranks` on `machines` divide a model.

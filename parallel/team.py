@@ -60,7 +60,7 @@ class Team:
         self._actors = [self._new_actor(on_cards) for _ in range(self.cards)]
         try:
             machines = self._order_by_machine()
-            self._require_same("version", self.ask("versions"))
+            self._require_same(self.ask("versions"))
             self.split = choose_split(self.split_name, self.cards, machines)
             self._join(machines)
         except BaseException:
@@ -121,12 +121,12 @@ class Team:
         ]
         self._take(self._wait(calls))
 
-    def _require_same(self, what: str, found: Sequence[dict[str, str]]) -> None:
+    def _require_same(self, found: Sequence[dict[str, str]]) -> None:
         for name in found[0]:
             values = list(dict.fromkeys(each[name] for each in found))
             if len(values) > 1:
                 raise UserError(
-                    f"The machines differ in the {what} of {name} ({', '.join(values)}), and would compute different "
+                    f"The machines differ in the version of {name} ({', '.join(values)}), and would compute different "
                     "videos. Install the same everywhere."
                 )
 

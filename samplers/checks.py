@@ -247,13 +247,21 @@ def _check_concat_size(model: BaseModel, name: str, parts: list[torch.Tensor], l
     # A single start image fits any number of frames: conditioning.fit_frames adds zeros.
     is_one_frame = model.model_config.family.task == "image" and parts[0].shape[2] == 1
     for part in parts:
-        fits = part.ndim == 5 and part.shape[3:] == (height, width) and (is_one_frame or part.shape[2] == frames)
-        if not fits:
+        has_frames = part.ndim == 5 and (is_one_frame or part.shape[2] == frames)
+        has_size = part.ndim == 5 and part.shape[3:] == (height, width)
+        if not (has_frames and has_size):
             raise UserError(
                 f"The {name} conditioning was made for {_describe(part.shape)}; the latent is "
-                f"{_describe(latent_shape)}. Set the same width, height and frames in both, or take the latent from "
+                f"{_describe(latent_shape)}. {_set_the_same(has_frames, has_size)} in both, or take the latent from "
                 "the node that made the conditioning."
             )
+
+
+def _set_the_same(has_frames: bool, has_size: bool) -> str:
+    """What is to be set: no more than is wrong."""
+    if has_size:
+        return "Set the same number of frames"
+    return "Set the same width and height" if has_frames else "Set the same width, height and frames"
 
 
 def _check_concat_batch(made_for: int, batch_size: int, notify: Notify) -> None:

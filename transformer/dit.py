@@ -243,14 +243,18 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         if (frames, height, width) != fits:
             ratio = self.config.temporal_compression_ratio
             own_width, own_height, own_frames = fits[2] * 8, fits[1] * 8, (fits[0] - 1) * ratio + 1
+            steps = (
+                f"Set width to {own_width}." if width != fits[2] else "",
+                f"Set height to {own_height}." if height != fits[1] else "",
+                f"Set frames to {own_frames}." if frames != fits[0] else "",
+            )
             # A form, which has no nodes, shows the first line alone.
             lines = (
                 f"This model's learned position table fits {own_width} x {own_height} pixels with {own_frames} frames; "
-                f"the video is {width * 8} x {height * 8} with {(frames - 1) * ratio + 1}. Set width to {own_width}, "
-                f"height to {own_height} and frames to {own_frames}.",
+                f"the video is {width * 8} x {height * 8} with {(frames - 1) * ratio + 1}.",
                 "For another size the table has to be stretched, at some loss of quality.",
             )
-            raise UserError("\n".join(lines), advice="stretch positions")
+            raise UserError("\n".join((" ".join(filter(None, (lines[0], *steps))), lines[1])), "stretch positions")
 
     def _embed_time(self, timestep: torch.Tensor, ofs: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         # time_proj computes sines and cosines of the fp32 timestep; only they are cast. The timestep itself must not be

@@ -351,10 +351,13 @@ class _Download:
         missing = [] if manifest is None else manifest.missing(self.folder)
         names = ", ".join(f"{file.path} ({file.size / 1e6:.1f} MB)" for file in missing)
         names = names or f"model_index.json and the folders {', '.join(FOLDERS)}, with .safetensors weights"
-        return (
-            f"{error}. This machine may be offline. Try again with a network, or download these files on another "
-            f"machine from {self.hub.page(self.repository)} and put them into {self.folder}: {names}."
+        # A toast shows the first line alone.
+        lines = (
+            f"{error}. This machine may be offline. Try again with a network, or download the files on another "
+            "machine.",
+            f"They are at {self.hub.page(self.repository)}, and belong into {self.folder}: {names}.",
         )
+        return "\n".join(lines)
 
     def report(self, file: str, of_file: int = 0, checking: bool = False, force: bool = False) -> None:
         """Call on_progress, at most every _REPORT_S seconds unless forced. of_file: bytes of the current file."""

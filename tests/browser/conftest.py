@@ -83,6 +83,12 @@ def one_page(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterat
         yield opened
 
 
+@pytest.fixture(scope="module")
+def vue_page(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterator[Frontend]:
+    with open_as(Comfy__VueNodes__Enabled=True, Comfy__Minimap__Visible=False) as opened:
+        yield opened
+
+
 @pytest.fixture(scope="session")
 def pictures() -> Path:
     """Where screenshots go: below .dev, and with COGVIDEOX_UPDATE_SCREENSHOTS=1 into the documentation."""

@@ -20,7 +20,7 @@ _LABELS = """
 type => {
   const node = LiteGraph.createNode(type)
   const label = slot => slot.label ?? slot.localized_name ?? slot.name
-  return [node.title, ...node.inputs.map(label), ...(node.widgets ?? []).map(label)]
+  return [node.title, ...[...node.inputs, ...(node.widgets ?? []), ...node.outputs].map(label)]
 }
 """
 _ZH = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
@@ -38,7 +38,17 @@ def test_nodes_speak_chinese(chinese: Frontend) -> None:
     # A wrong key in the file is silently ignored: the node stays English.
     for node_id, words in _ZH.items():
         shown = chinese.page.evaluate(_LABELS, node_id)
-        assert {words["display_name"], *(slot["name"] for slot in words["inputs"].values())} <= set(shown), node_id
+        slots = [*words["inputs"].values(), *words.get("outputs", {}).values()]
+        assert {words["display_name"], *(slot["name"] for slot in slots if "name" in slot)} <= set(shown), node_id
+
+
+def test_the_node_library_has_chinese_folders(chinese: Frontend) -> None:
+    # Those that the frontend has words for, and those that only the pack has.
+    categories = chinese.page.evaluate(
+        "types => types.map(type => LiteGraph.registered_node_types[type].nodeData.category)",
+        ["CogVideoXSample", "CogVideoXEmptyLatent", "CogVideoXLoadPipeline", "CogVideoXEncodeText"],
+    )
+    assert categories == ["CogVideoX/采样", "CogVideoX/Latent", "CogVideoX/加载", "CogVideoX/文本"]
 
 
 def test_help_is_chinese(chinese: Frontend) -> None:

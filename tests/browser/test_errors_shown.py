@@ -40,13 +40,13 @@ _GRAPH = """
 }
 """
 _MANY = """
-count => {
+([count, step]) => {
   app.graph.clear()
   for (let number = 0; number < count; number++) {
     const [latent, save] = ['CogVideoXEmptyLatent', 'SaveLatent'].map(type => LiteGraph.createNode(type))
     app.graph.add(latent)
     app.graph.add(save)
-    latent.widgets.find(widget => widget.name === 'frames').value = 50
+    latent.widgets.find(widget => widget.name === 'frames').value = 50 + number * step
     latent.connect(0, save, 0)
   }
 }
@@ -152,16 +152,28 @@ def test_nothing_covers_the_node_that_failed(page_of: Frontend, under_the_box: b
 def test_many_refused_nodes(page_of: Frontend) -> None:
     # A hundred toasts covered the page, which did not answer for seconds: a few are shown, and one counts the others.
     page = page_of.page
-    page.evaluate(_MANY, 6)
+    page.evaluate(_MANY, [6, 4])
     page.evaluate("() => app.queuePrompt(0)")
     expect(toast(page_of, "3 more errors are shown on their nodes.")).to_be_visible(timeout=15_000)
-    expect(toast(page_of, WRONG_FRAMES)).to_have_count(3)
+    expect(toast(page_of, "is not 4k + 1")).to_have_count(3)
+    expect(toast(page_of, WRONG_FRAMES)).to_have_count(1)
     expect(toast(page_of, "more error")).to_have_count(1)
     texts = "() => app.graph._nodes.flatMap(n => n.widgets ?? []).filter(w => w.name === '$$node-text-preview').length"
     assert page.evaluate(texts) == 6
     page.evaluate(_GRAPH, ["CogVideoX-nano 5b", 9])
     assert page.evaluate(_RUN) == "execution_success"
     expect(toast(page_of, "error")).to_have_count(0)
+
+
+def test_the_same_of_many_nodes_is_one_toast(page_of: Frontend) -> None:
+    """Six said the same. Each node keeps its text."""
+    page = page_of.page
+    page.evaluate(_MANY, [6, 0])
+    page.evaluate("() => app.queuePrompt(0)")
+    expect(toast(page_of, WRONG_FRAMES)).to_have_count(1)
+    expect(page.locator(".p-toast-summary")).to_have_text("Empty CogVideoX Latent (6)")
+    texts = "() => app.graph._nodes.flatMap(n => n.widgets ?? []).filter(w => w.name === '$$node-text-preview').length"
+    assert page.evaluate(texts) == 6
 
 
 def test_an_error_in_a_stock_node(page_of: Frontend) -> None:

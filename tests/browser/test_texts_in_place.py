@@ -3,10 +3,9 @@ form stays free, and a number that ComfyUI rounds is spoken of."""
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-import pytest
 from playwright.sync_api import Locator, expect
 
 from cogvideox.devtools.frontend import Frontend
@@ -56,12 +55,6 @@ _UNKNOWN = "A cinematic zebra and a lion walk through the savanna at sunset"  # 
 OpenAs = Callable[..., AbstractContextManager[Frontend]]
 
 
-@pytest.fixture(scope="module")
-def vue_page(open_as: OpenAs) -> Iterator[Frontend]:
-    with open_as(Comfy__VueNodes__Enabled=True, Comfy__Minimap__Visible=False) as opened:
-        yield opened
-
-
 def load(frontend: Frontend, number: str, checkpoint: str = "") -> None:
     """Open a template as a graph that the page has not had before. checkpoint: in the place of the toy."""
     (file,) = TEMPLATES.glob(f"{number} *.json")
@@ -107,12 +100,48 @@ def test_an_app_says_beside_its_form_that_a_model_is_missing(one_page: Frontend)
     ours = toast(one_page, "There is no 'CogVideoX-5b'.")
     expect(ours).to_be_visible()
     check_beside_the_form(one_page, ours)
+    check_way_to_the_nodes(one_page, ours, "Enter node graph")
     load(one_page, "41")
     expect(ours).to_have_count(0)
 
 
+def check_way_to_the_nodes(frontend: Frontend, ours: Locator, button: str) -> None:
+    """An app told to add a node, and has none: the sentence names ComfyUI's button, and that one leads to the nodes."""
+    center = frontend.page.get_by_test_id("linear-center-panel")
+    expect(ours).to_contain_text(f"“{button}”")
+    frontend.page.get_by_role("button", name=button).locator("visible=true").first.click()
+    expect(center).to_be_hidden()
+    frontend.page.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    expect(center).to_be_visible()
+
+
+def test_a_refusal_in_an_app_is_headed_as_the_form_is(one_page: Frontend) -> None:
+    """Its title was that of a node, which the form does not show."""
+    load(one_page, "41", "CogVideoX-5b")
+    form = one_page.page.get_by_test_id("linear-widgets")
+    form.wait_for()
+    one_page.page.evaluate("() => app.queuePrompt(0)")
+    ours = one_page.page.locator(".p-toast-message.cogvideox-error")
+    expect(ours.locator(".p-toast-summary")).to_have_text("Checkpoint")
+    assert "Checkpoint" in form.inner_text().splitlines()
+    expect(ours).to_contain_text("An app shows no nodes")
+    one_page.console.clear()  # the refusal
+
+
+def test_an_app_in_graph_mode_has_titles(one_page: Frontend) -> None:
+    load(one_page, "41", "CogVideoX-5b")
+    one_page.page.evaluate("() => app.extensionManager.command.execute('Comfy.ToggleLinear')")
+    expect(one_page.page.get_by_test_id("linear-center-panel")).to_be_hidden()
+    one_page.page.evaluate("() => app.queuePrompt(0)")
+    ours = one_page.page.locator(".p-toast-message.cogvideox-error")
+    expect(ours.locator(".p-toast-summary")).to_have_text("Load CogVideoX Pipeline")
+    assert "An app" not in ours.inner_text()
+    one_page.console.clear()  # the refusal
+
+
 def test_an_app_says_what_is_wrong_beside_its_form(one_page: Frontend) -> None:
-    """The toast lay over the form, did not say how many frames fit, and spoke of a node, which a form has not."""
+    """The toast lay over the form, did not say how many frames fit, and spoke of a node, which a form has not. What is
+    right need not be set."""
     page = one_page.page
     load(one_page, "42")
     form = page.get_by_test_id("linear-widgets")
@@ -123,47 +152,14 @@ def test_an_app_says_what_is_wrong_beside_its_form(one_page: Frontend) -> None:
       start.widgets.find(widget => widget.name === 'frames').value = 9
       app.queuePrompt(0)
     }""")
-    ours = toast(one_page, "the video is 64 x 64 with 9. Set width to 64, height to 64 and frames to 17.")
+    ours = toast(one_page, "the video is 64 x 64 with 9. Set frames to 17.")
     expect(ours).to_be_visible(timeout=60_000)
-    assert "CogVideoX Positions" not in ours.inner_text()
+    assert "CogVideoX Positions" not in ours.inner_text() and "node" not in ours.inner_text()
+    expect(ours.locator(".p-toast-summary")).to_have_text("CogVideoX")  # not the title of a node that nobody sees
     check_beside_the_form(one_page, ours)
     page.get_by_test_id("linear-view-errors").click()
     expect(ours).to_have_count(0)  # the graph has the text on its node
     one_page.console.clear()  # the failure, and the picture of a file without a name
-
-
-_TYPE_FRAMES = """
-typed => {
-  const latent = app.graph.nodes.find(node => node.type === 'CogVideoXEmptyLatent')
-  const frames = latent.widgets.find(widget => widget.name === 'frames')
-  frames.setValue(typed, { e: {}, node: latent, canvas: app.canvas })
-  return frames.value
-}
-"""
-
-
-def test_a_number_that_is_rounded_is_spoken_of(one_page: Frontend) -> None:
-    """10 frames became 9 without a word."""
-    load(one_page, "01")
-    assert one_page.page.evaluate(_TYPE_FRAMES, 10) == 9
-    ours = toast(one_page, "frames cannot be 10: it is 9 now, the nearest one (from 1 in steps of 4).")
-    expect(ours).to_be_visible()
-    assert one_page.page.evaluate(_TYPE_FRAMES, 21) == 21
-    expect(one_page.page.locator(".p-toast-message")).to_have_count(0)  # of 21 nothing is said, and 9 is gone
-    one_page.page.evaluate(_TYPE_FRAMES, 10)
-    expect(ours).to_be_visible()
-    load(one_page, "02")
-    expect(ours).to_have_count(0)
-
-
-def test_it_is_spoken_of_in_the_newer_renderer(vue_page: Frontend) -> None:
-    load(vue_page, "01")
-    id_ = vue_page.page.evaluate("() => app.graph.nodes.find(node => node.type === 'CogVideoXEmptyLatent').id")
-    field = vue_page.page.locator(f'[data-node-id="{id_}"] input').nth(2)
-    field.fill("10")
-    field.press("Enter")
-    expect(toast(vue_page, "frames cannot be 10: it is 9 now")).to_be_visible()
-    expect(field).to_have_value("9")
 
 
 _SEND = """
@@ -176,7 +172,7 @@ async ([name, detail]) => {
 
 def test_a_refusal_that_comes_late_is_of_no_other_graph(one_page: Frontend) -> None:
     """It stood over the workflow that had been opened meanwhile, with the title of a node there."""
-    error = ["error", {"node_id": "1", "text": "A sentence.", "is_refusal": True}]
+    error = ["error", {"node_ids": ["1"], "text": "A sentence.", "is_refusal": True, "input": ""}]
     load(one_page, "01")
     one_page.page.evaluate(_SEND, ["forget", {}])  # as the server begins to check a prompt
     load(one_page, "02")
@@ -184,7 +180,7 @@ def test_a_refusal_that_comes_late_is_of_no_other_graph(one_page: Frontend) -> N
     one_page.page.evaluate(_SEND, ["more_errors", {"text": "One more."}])
     one_page.page.wait_for_timeout(500)
     expect(one_page.page.locator(".p-toast-message")).to_have_count(0)
-    one_page.page.evaluate(_SEND, ["error", {"node_id": "1", "text": "Of a run.", "is_refusal": False}])
+    one_page.page.evaluate(_SEND, ["error", {"node_ids": ["1"], "text": "Of a run.", "is_refusal": False, "input": ""}])
     expect(toast(one_page, "Of a run.")).to_be_visible()  # of another one, which was queued before
     one_page.page.evaluate(_SEND, ["forget", {}])
     one_page.page.evaluate(_SEND, error)
@@ -214,3 +210,47 @@ def test_a_text_that_is_taken_back_leaves_no_room(one_page: Frontend) -> None:
     load(one_page, "01")
     (widgets, height), with_text, after = one_page.page.evaluate(_TEXT_OF_A_NOTE, ["A text.", " "])
     assert with_text[0] == widgets + 1 and after == [widgets, height]
+
+
+# Runs in the page: two nodes below each other, so many pixels apart, the upper one with a text of several lines. Where
+# the upper one ends and the lower one begins, by the gaps; then the lower ones are moved down, and the same again.
+_SQUEEZED = """
+async ([gaps, text]) => {
+  const { api } = await import('/scripts/api.js')
+  const title = LiteGraph.NODE_TITLE_HEIGHT, wait = ms => new Promise(done => setTimeout(done, ms))
+  app.graph.clear()
+  const pairs = gaps.map((gap, index) => {
+    const [upper, lower] = [1, 2].map(() => LiteGraph.createNode('CogVideoXLoadVAE'))
+    upper.pos = [400 * index, 0]
+    app.graph.add(upper)
+    lower.pos = [400 * index, upper.size[1] + title + gap]
+    app.graph.add(lower)
+    return [upper, lower]
+  })
+  await wait(300)
+  const ends = () => pairs.map(([upper, lower]) => [upper.pos[1] + upper.size[1], lower.pos[1] - title])
+  for (const [node] of pairs)
+    api.dispatchEvent(new CustomEvent('progress_text', { detail: { nodeId: String(node.id), text } }))
+  await wait(500)
+  const squeezed = ends()
+  for (const [, lower] of pairs) lower.pos[1] += 200
+  document.dispatchEvent(new PointerEvent('pointerup'))
+  await wait(500)
+  return [squeezed, ends()]
+}
+"""
+
+
+def test_a_text_lies_over_no_node_however_near(one_page: Frontend) -> None:
+    """It took two lines where there was less room, over the title of the next node."""
+    gaps, text = [140, 60, 34, 20, 4], "There is no such file. " * 12
+    squeezed, apart = one_page.page.evaluate(_SQUEEZED, [gaps, text])
+    heights = [end for end, _ in squeezed]
+    assert all(end <= below for end, below in squeezed), squeezed
+    assert heights[0] > heights[1] > heights[2] > heights[3] == heights[4], "what is free is not used"
+    # Where not even a line fits, a toast has it; where there is room again, the node.
+    told = toast(one_page, text.strip())
+    expect(told).to_have_count(1)
+    assert all(height + 100 < end <= below for height, (end, below) in zip(heights[1:], apart[1:])), apart
+    load(one_page, "01")
+    expect(told).to_have_count(0)

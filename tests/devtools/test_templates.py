@@ -277,11 +277,12 @@ def test_category_and_order_whatever_the_folder_is_called(monkeypatch: pytest.Mo
     files = ["p/e/02 B.json", "p/e/10 C.json", "p/e/01 A, more.json", "p/e/01 A.json"]
     manager = fake_manager(monkeypatch, theirs, files)
     for _ in range(2):  # a second pack of ours changes nothing
-        patches.wrap_templates("my.clone", "CogVideoX")
+        patches.wrap_templates(("my.clone", "in-chinese"), "CogVideoX")
     assert manager.glob.glob("p/e") == ["p/e/01 A.json", "p/e/01 A, more.json", "p/e/02 B.json", "p/e/10 C.json"]
     assert manager.glob.escape("x") == "x"
     got = manager.CustomNodeManager().build_translations()
     assert got["en"]["nodeDefs"] == {"A": 1}
-    assert got["en"]["templateWorkflows"]["category"] == {"other": "Other", "my_clone": "CogVideoX"}
-    assert got["zh"]["templateWorkflows"]["category"] == {"my_clone": "CogVideoX"}
+    ours = {"my_clone": "CogVideoX", "in-chinese": "CogVideoX"}
+    assert got["en"]["templateWorkflows"]["category"] == {"other": "Other", **ours}
+    assert got["zh"]["templateWorkflows"]["category"] == ours
     assert theirs["en"]["templateWorkflows"]["category"] == {"other": "Other"}, "ComfyUI's own dict is left alone"

@@ -14,6 +14,7 @@ from cogvideox.errors import UserError
 from cogvideox.host import messages, patches
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.model_loaders.downloads.hub import NotFoundError
+from cogvideox.nodes import missing_models
 from cogvideox.nodes.latent import CogVideoXEmptyLatent
 
 MARKUP = "<img src=x>"
@@ -92,7 +93,8 @@ def test_the_sentence_is_on_the_node_and_in_a_toast(browser: Browser, error: Use
     ComfyUI's own: a KSampler that our model stops."""
     data = report(error)
     assert browser.texts == [(str(error), "5", "mine")]
-    assert browser.events == [("cogvideox.error", {"node_id": "5", "text": str(error), "is_refusal": False}, "mine")]
+    told = {"node_ids": ["5"], "text": str(error), "is_refusal": False, "input": ""}
+    assert browser.events == [("cogvideox.error", told, "mine")]
     assert data["exception_message"] == str(error)  # no line break, no second line
     assert data["exception_type"] == type(error).__name__  # was cogvideox.errors.UserError, or a path of folders
 
@@ -154,27 +156,29 @@ def test_other_browsers_keep_theirs(browser: Browser) -> None:
 
 def test_a_refused_prompt_says_why_on_the_node(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI says "rejected the value for frames"; the sentence was behind View details."""
-    original = getattr(execution.validate_inputs, "__wrapped__", execution.validate_inputs)
-    monkeypatch.setattr(execution, "validate_inputs", original)
+    for name in ("validate_inputs", "validate_prompt"):
+        original = getattr(execution, name)
+        monkeypatch.setattr(execution, name, getattr(original, "__wrapped__", original))
     patches.wrap_validation({"CogVideoXEmptyLatent"})
     mappings = comfyui_nodes().NODE_CLASS_MAPPINGS
     monkeypatch.setitem(mappings, "CogVideoXEmptyLatent", CogVideoXEmptyLatent)
     inputs = {"width": 64, "height": 64, "frames": 50, "batch_size": 1}
+    save = {"class_type": "SaveLatent", "inputs": {"samples": ["3", 0], "filename_prefix": "a"}}
 
     async def queue(client_id: str | None) -> None:
+        # Two outputs need the node.
         request: dict[str, Any] = {"prompt": {"3": {"class_type": "CogVideoXEmptyLatent", "inputs": inputs}}}
+        request["prompt"] |= {"4": save, "5": save}
         if client_id is not None:
             request["client_id"] = client_id
         browser.on_prompt_handlers[0](request)
-        validated: dict = {}
-        for _ in range(2):  # for each output that needs the node
-            await execution.validate_inputs("a run", request["prompt"], "3", validated)
+        await execution.validate_prompt("a run", request["prompt"], None)
 
     why = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 57, or else 53."
     asyncio.run(queue("mine"))
     assert browser.texts == [(why, "3", "mine")]
-    told = ("cogvideox.error", {"node_id": "3", "text": why, "is_refusal": True}, "mine")
-    assert browser.events == [("cogvideox.forget", {}, "mine"), told]
+    told = {"node_ids": ["3"], "text": why, "is_refusal": True, "input": "frames"}
+    assert browser.events == [("cogvideox.forget", {}, "mine"), ("cogvideox.error", told, "mine")]
     browser.texts.clear()
     inputs["frames"] = 49
     asyncio.run(queue("mine"))
@@ -194,13 +198,37 @@ def test_a_workflow_of_wrong_nodes_makes_a_few_toasts(browser: Browser) -> None:
         for number in range(count):
             messages.show_refusal(f"There is no file {number}.", str(number))
             messages.show_refusal(f"There is no file {number}.", str(number))
+        messages.tell_refusals()
+        messages.tell_refusals()
         texts = [text for text, _, _ in browser.texts if text != " "]
         assert texts == [f"There is no file {number}." for number in range(count)]
         toasts = [data["text"] for event, data, _ in browser.events if event == "cogvideox.error"]
         assert toasts == [f"There is no file {number}." for number in range(3)]
         more = [data["text"] for event, data, _ in browser.events if event == "cogvideox.more_errors"]
-        assert len(more) == count - 3 and more[0] == "One more error is shown on its node."
-        assert count == 4 or more[-1] == "597 more errors are shown on their nodes."
+        expected = "One more error is shown on its node." if count == 4 else "597 more errors are shown on their nodes."
+        assert more == [expected]
+
+
+def test_refusals_that_say_the_same_are_one_toast(browser: Browser) -> None:
+    """Three loaders without their models made three toasts, which said nearly the same; six wrong numbers six. Each
+    node keeps its own text."""
+    kind = missing_models.KINDS["vae"]
+    messages.begin_request({"client_id": "mine"})
+    for number, name in enumerate(("a.gguf", "b.gguf", "")):
+        messages.note_error(error := missing_models._error(missing_models.Missing(name, kind), "It was looked for."))
+        messages.show_refusal(str(error), str(number), "vae_name")
+    for number in "3456":
+        messages.show_refusal("The width is odd.", number, "width")
+    messages.show_refusal("The height is odd.", "3", "height")
+    messages.tell_refusals()
+    models, width, height = (data for event, data, _ in browser.events if event == "cogvideox.error")
+    assert models["node_ids"] == ["0", "1", "2"]
+    assert models["text"].startswith("Models are missing: 'a.gguf', 'b.gguf', VAE. Choose another one from the list.")
+    assert (width["node_ids"], width["text"]) == (["3", "4", "5", "6"], "The width is odd.")
+    assert (height["node_ids"], height["text"]) == (["3"], "The height is odd.")
+    texts = {node: text for text, node, _ in browser.texts}
+    assert len(texts) == 7 and texts["1"].startswith("There is no &#x27;b.gguf&#x27;. ")
+    assert texts["2"].startswith("No VAE is chosen") and texts["3"] == "The width is odd.\n\nThe height is odd."
 
 
 def test_two_errors_of_a_refused_node(browser: Browser) -> None:

@@ -2,17 +2,18 @@
 
 import pytest
 
-from cogvideox.host.toast_text import MOST_LETTERS, toast_text
+from cogvideox.host.toast_text import MOST_COLUMNS, toast_text
 
 _STEP = "Choose another one."
 
 
-@pytest.mark.parametrize("end, gap", ((".", " "), ("。", "")))
-def test_whole_sentences_and_no_more_than_fit(end: str, gap: str) -> None:
-    """Three toasts of nine lines covered the panel with the download buttons that they spoke of."""
-    sentences = [f"{letter * 70}{end}" for letter in "abcdef"]
+@pytest.mark.parametrize("letters, width, end, gap", (("abcdef", 1, ".", " "), ("一二三四五六", 2, "。", "")))
+def test_whole_sentences_and_no_more_than_fit(letters: str, width: int, end: str, gap: str) -> None:
+    """Three toasts of nine lines covered the panel with the download buttons that they spoke of. A Chinese sign takes
+    the room of two letters: its toasts were twice as high."""
+    sentences = [letter * (70 // width) + end for letter in letters]
     assert toast_text(gap.join(sentences)) == gap.join(sentences[:3])
-    assert len(toast_text(gap.join(sentences))) <= MOST_LETTERS
+    assert 3 * (70 + width) + 2 * len(gap) <= MOST_COLUMNS < 4 * (70 + width)
 
 
 def test_reasons_are_left_to_the_node() -> None:
@@ -20,9 +21,24 @@ def test_reasons_are_left_to_the_node() -> None:
     assert toast_text(f"There is no 'x'. {_STEP}\nIt was looked for in /a, /b.") == f"There is no 'x'. {_STEP}"
 
 
+@pytest.mark.parametrize(
+    "first, reason, step",
+    [
+        ("It failed. ", f"{'r' * 230}. ", "Try again with a network. "),
+        ("失败。", f"{'因' * 115}。", "请在有网络时重试。"),
+    ],
+)
+def test_what_to_do_is_kept(first: str, reason: str, step: str) -> None:
+    """A download without a network did not say what to do: a long reason stood in front of it."""
+    for text in (first + reason + step, first + step + reason):
+        assert toast_text(text) == (first + step).rstrip()
+
+
 def test_short_texts_are_whole_and_long_sentences_end() -> None:
     """A name in it may have any length and any full stops."""
     for text in ("The width is odd.", "", "CogVideoX1.5-5B is not here"):
         assert toast_text(text) == text
-    assert toast_text("x" * 5000) == "x" * MOST_LETTERS + " …"
+    assert toast_text("x" * 5000) == "x" * (MOST_COLUMNS - 3) + " …"
     assert toast_text(f"{_STEP} " + "x" * 5000) == _STEP
+    cut = toast_text(f"{'x' * 5000}. {_STEP}")
+    assert cut.startswith("xxx") and cut.endswith(f"x … {_STEP}") and len(cut) <= MOST_COLUMNS

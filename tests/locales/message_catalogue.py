@@ -17,7 +17,7 @@ from pathlib import Path
 from cogvideox.devtools.paths import ROOT
 
 CATALOGUES = sorted((ROOT / "locales").glob("*/messages.json"))
-ROOMS = "nodes training model_loaders sockets media transformer samplers vae host system migration".split()
+ROOMS = "nodes training parallel model_loaders sockets media transformer samplers vae host system migration".split()
 # Texts of programs in a terminal, of tooltips, which are translated in nodeDefs.json, and what people search for.
 _OTHER_FILES = {
     *("training/example.py", "training/headless.py", "training/launch.py", "training/recipe.py"),

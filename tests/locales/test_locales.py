@@ -26,10 +26,9 @@ ZH_FOREIGN = {
     "条件合并",
     "训练 LoRA",
     "as loaded",
-    "最后几帧",
     "加载图像",
     "加载视频",
-}  # ComfyUI's, a value, an output
+}  # ComfyUI's, a value
 
 
 def names_in(file):
@@ -43,8 +42,7 @@ def names_in(file):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 def test_translation_names_every_node_and_input(file):
-    # A missing one stays English amid the rest; one for a name that is gone is silently ignored. Outputs that are
-    # called like their type get the frontend's own word for it.
+    # A missing one stays English amid the rest; one for a name that is gone is silently ignored.
     translated = names_in(file)
     for node_id, schema in SCHEMAS.items():
         words = translated[node_id]
@@ -54,6 +52,33 @@ def test_translation_names_every_node_and_input(file):
         assert words["inputs"].keys() == inputs, node_id
         assert all(entry["name"] for entry in words["inputs"].values()), node_id
         assert words["display_name"] and words["description"], node_id
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_translation_names_every_output(file):
+    # A name for one that is called like its type would be ignored: the frontend has its own word for the type.
+    translated = names_in(file)
+    for node_id, schema in SCHEMAS.items():
+        words = translated[node_id]
+        outputs = words.get("outputs", {})
+        assert outputs.keys() == {str(index) for index in range(len(schema.outputs))}, node_id
+        for index, output in enumerate(schema.outputs):
+            is_own = (output.display_name or output.io_type) != output.io_type
+            assert bool(outputs[str(index)].get("name")) == is_own, f"{node_id} -> {index}"
+            known = words["inputs"].get(output.display_name, {}).get("name")
+            assert known in (None, outputs[str(index)].get("name")), f"{node_id} -> {index}: its input has a name"
+
+
+MAIN = sorted((ROOT / "locales").glob("*/main.json"))
+STOCK_CATEGORIES = {"CogVideoX", "latent", "text"}  # a name; the frontend has words of its own for these
+
+
+@pytest.mark.parametrize("file", MAIN, ids=lambda file: file.parent.name)
+def test_translation_names_every_category(file):
+    # The node library would have English folders. The frontend takes a word for a folder, whatever it is in.
+    parts = {part for schema in SCHEMAS.values() for part in schema.category.split("/")}
+    words = json.loads(file.read_text("utf-8"))["nodeCategories"]
+    assert words.keys() == parts - STOCK_CATEGORIES and all(words.values())
 
 
 def texts(file):
@@ -107,10 +132,14 @@ def test_chinese_has_one_term_for_one_thing():
     words = json.loads(text)
     names = {node["display_name"] for node in words.values()}
     names |= {entry["name"] for node in words.values() for entry in node["inputs"].values()}
+    names |= {entry.get("name") for node in words.values() for entry in node.get("outputs", {}).values()}
     assert set(re.findall("“([^”]*)”", text)) <= names | ZH_FOREIGN
-    terms = {}  # the same input of two nodes has the same name
-    for node in words.values():
+    terms = {}  # the same input or output of two nodes has the same name
+    for node_id, node in words.items():
         for key, entry in node["inputs"].items():
             terms.setdefault(key, set()).add(entry["name"])
+        for index, entry in node.get("outputs", {}).items():
+            if "name" in entry:
+                terms.setdefault(SCHEMAS[node_id].outputs[int(index)].display_name, set()).add(entry["name"])
     wavering = {key: found for key, found in terms.items() if len(found) > 1}
     assert not wavering, wavering

@@ -102,6 +102,8 @@ def test_chinese_messages_use_the_terms_of_the_nodes():
     words = json.loads((CATALOGUES[0].parent / "nodeDefs.json").read_text("utf-8"))
     known = {node["display_name"] for node in words.values()} | STOCK_NODES
     known |= {entry["name"] for node in words.values() for entry in node["inputs"].values()}
+    templates = json.loads((CATALOGUES[0].parent / "main.json").read_text("utf-8"))["cogvideoxTemplates"]
+    known |= set(templates["titles"].values())
     quoted = {name for name in re.findall("“([^”]*)”", text) if not name.startswith("{")}
     assert quoted <= known | {"a small green star moves down on a white background"}, quoted - known
 

@@ -213,10 +213,26 @@ def test_every_sentence_is_chinese_and_the_name_stays(name: str) -> None:
     names = [name, FILES[0].name, REPOSITORIES[0].name]
     for node_type, named in itertools.product(missing_models.LOADERS, names):
         for bypassed in (frozenset[str](), frozenset({REPOSITORIES[0].name})):
-            english = missing_models.describe_missing(named, node_type, bypassed)
-            chinese = translate(str(english), "zh")
+            missing = missing_models.describe_missing(named, node_type, bypassed)
+            assert missing is not None
+            chinese = translate(missing.message(), "zh")
             assert chinese.startswith(f"没有 {named!r}。"), chinese
             assert not re.search("Choose|choose|Press|Put|Add the|Select", chinese.replace(repr(named), "")), chinese
+
+
+def test_several_are_told_in_chinese() -> None:
+    files = [next(file for file in FILES if file.holds == holds) for holds in ("transformer", "text_encoder", "vae")]
+    loaders = ("CogVideoXLoadModel", "CogVideoXLoadTextEncoder", "CogVideoXLoadVAE")
+    of_files = [missing_models.describe_missing(file.name, loader, frozenset()) for file, loader in zip(files, loaders)]
+    own = [missing_models.describe_missing(f"{number}.gguf", loaders[number % 3], frozenset()) for number in range(5)]
+    for several in (of_files, own, [*of_files, *own]):
+        english = missing_models.describe_all(one for one in several if one is not None)
+        chinese = translate(english, "zh")
+        assert chinese.startswith("缺少模型：'") and english.startswith("Models are missing: '"), chinese
+        assert not re.search("Models|more|Choose|choose|Press|Each|folder|Add the", chinese), chinese
+        if several is of_files:  # beside three long names a toast says what to do
+            assert "under Missing Models, Download for each (" in toast_text(english)
+            assert "逐个点击下载" in toast_text(chinese) and all(file.name in toast_text(english) for file in files)
 
 
 def test_a_wrong_family_or_precision_is_blamed_itself(queue: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +256,8 @@ def test_saved_values_stay_valid(queue: Callable) -> None:
 
 def test_templates_that_are_named_are_there() -> None:
     names = {file_name(example) for example in EXAMPLES}
-    assert {kind.template for kind in KINDS.values() if kind.template} <= names
+    named = re.findall("“([^”]+)”", " ".join(kind.trial for kind in KINDS.values()))
+    assert len(named) == 5 and set(named) <= names
 
 
 def test_the_line_in_the_list_is_no_models_name() -> None:

@@ -11,9 +11,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from cogvideox.host.toy import INPUTS
+from cogvideox.model_loaders.downloads.repositories import FILES
 from cogvideox.nodes import opened_graph
 from cogvideox.nodes.example_input import show_example
-from cogvideox.nodes.opened_graph import _MOST_MODELS, _shown, sentences
+from cogvideox.nodes.opened_graph import _shown, sentences
 
 
 def ask(models: object, bypassed: object = ()) -> list[str]:
@@ -40,14 +41,29 @@ def test_the_same_is_said_once_and_other_nodes_are_left_alone() -> None:
     assert text.startswith(f"There is no '{'x' * 100}'. ")
 
 
-@pytest.mark.parametrize(("listed", "counted"), [(99, 91), (9, 1), (8, 0)])
-def test_a_page_has_room_for_eight(listed: int, counted: int) -> None:
-    """The others are counted: whoever has chosen eight models would take the graph for complete."""
+@pytest.mark.parametrize(("listed", "more"), [(99, " and 96 more"), (4, " and 1 more"), (3, ""), (2, "")])
+def test_several_are_one_sentence(listed: int, more: str) -> None:
+    """Three near-identical ones said one thing. Further names are counted: whoever has chosen three models would take
+    the graph for complete."""
     models = [["CogVideoXLoadModel", f"{number}.safetensors"] for number in range(listed)]
-    others = [["CogVideoXSample", f"sampler {number}"] for number in range(_MOST_MODELS)]
-    texts = ask([*others, *models])
-    assert len(texts) == _MOST_MODELS + (counted > 0)
-    assert (texts[-1] == f"And {counted} more. Choose other models in these nodes as well.") == (counted > 0)
+    others = [["CogVideoXSample", f"sampler {number}"] for number in range(9)]
+    names = ", ".join(f"'{number}.safetensors'" for number in range(min(listed, 3)))
+    (text,) = ask([*others, *models])
+    assert text.startswith(f"Models are missing: {names}{more}. Choose another one from the list. Add the node")
+
+
+def test_the_next_step_of_several_is_one() -> None:
+    """Files that ComfyUI offers have one; where each needs another, its node says it."""
+    holders = {"transformer": "Model", "text_encoder": "TextEncoder", "vae": "VAE"}
+    first = {holds: next(file.name for file in FILES if file.holds == holds) for holds in holders}
+    files = [[f"CogVideoXLoad{what}", first[holds]] for holds, what in holders.items()]
+    (text,) = ask(files)
+    assert all(repr(name) in text for _, name in files)
+    assert "Press View details and, under Missing Models, Download for each (" in text and "GB in all). Each" in text
+    (text,) = ask([files[0], ["CogVideoXApplyLora", "mine.safetensors"]])
+    assert text == f"Models are missing: '{files[0][1]}', 'mine.safetensors'. Each of these nodes says what to do."
+    (text,) = ask([["CogVideoXLoadModel", "CogVideoX-5b"], ["CogVideoXLoadVAE", "CogVideoX-5b"]], ["CogVideoX-5b"])
+    assert text.startswith("There is no 'CogVideoX-5b'. Select CogVideoX Download")
 
 
 def test_what_is_no_entry_is_skipped() -> None:

@@ -76,7 +76,7 @@ def test_a_rank_without_memory_ends_all(two_ranks: ModelPatcher, near: ModelPatc
     limit = mapped + (16 << 20)
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
     with pytest.raises(RankLostError, match="no memory left.*smaller or shorter"):
-        run(two_ranks, frames=33, height=32, width=48)
+        run(two_ranks, (33, 32, 48))
     check_parity(WHAT, run(two_ranks), run(near), 5e-6)
 
 
@@ -95,7 +95,7 @@ def test_fifty_runs_stay_flat(two_ranks: ModelPatcher, near: ModelPatcher) -> No
 
 def test_the_last_model_takes_its_ranks_along(near: ModelPatcher) -> None:  # noqa: F811
     """Freed with ComfyUI's models: a process holds a gigabyte, and on a card its context."""
-    far = on_two(near, split="sequence")  # ranks of its own: those of the other tests are of "auto"
+    far: Any = on_two(near, split="sequence")  # ranks of its own: those of the other tests are of "auto"
     pids = ranks_of(far)
     run(far)
     mm.unload_all_models()
@@ -138,7 +138,7 @@ def test_machines_with_other_versions_are_refused(two_ranks: ModelPatcher) -> No
     found = team.ask("versions")
     assert found[0] == found[1] and found[0]["torch"] == torch.__version__
     with pytest.raises(UserError, match=r"differ in the version of torch \(2.0, 2.1\)"):
-        team._require_same("version", [{"torch": "2.0"}, {"torch": "2.1"}])
+        team._require_same([{"torch": "2.0"}, {"torch": "2.1"}])
 
 
 def test_a_second_comfyui_on_the_same_machine(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811

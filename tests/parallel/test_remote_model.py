@@ -16,7 +16,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from cogvideox.devtools.embedded_checkpoint import write_controlnet
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import comfyui_nodes
-from cogvideox.keys import with_positions
+from cogvideox.keys import Latent, with_positions
 from cogvideox.model_loaders.load_controlnet import load_controlnet
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.lora.apply import apply_lora
@@ -39,14 +39,14 @@ def text(seed: int, tokens: int = 226) -> list:
 
 
 def run(
-    model: ModelPatcher, frames: int = 2, height: int = 8, width: int = 12, conditioning: Any = None, **inputs: Any
+    model: ModelPatcher, size: tuple[int, int, int] = (2, 8, 12), conditioning: Any = None, **inputs: Any
 ) -> torch.Tensor:
-    """Latents of CogVideoXSample. The size is that of latents."""
+    """Latents of CogVideoXSample."""
     from cogvideox.nodes.sample import CogVideoXSample
 
     positive, negative = conditioning or (text(3), text(4))
-    latent = {"samples": torch.zeros(1, 16, frames, height, width)}
-    given = {"seed": 7, "steps": 3, "cfg": 6.0, "sampler": "dpm", "dynamic_cfg": False, "denoise": 1.0} | inputs
+    latent: Latent = {"samples": torch.zeros(1, 16, *size)}
+    given: Any = {"seed": 7, "steps": 3, "cfg": 6.0, "sampler": "dpm", "dynamic_cfg": False, "denoise": 1.0} | inputs
     return CogVideoXSample.execute(model, positive, negative, latent, **given).args[0]["samples"]
 
 
@@ -90,7 +90,8 @@ def test_any_count_of_tokens_and_heads(tmp_path: Path, size: tuple[int, int, int
 
 def test_runs(near: ModelPatcher, two_ranks: ModelPatcher) -> None:
     """Our sampler and KSampler, with guidance and without."""
-    for inputs in ({}, {"cfg": 1.0}, {"dynamic_cfg": True, "sampler": "ddim"}, {"denoise": 0.6}):
+    cases: list[dict[str, Any]] = [{}, {"cfg": 1.0}, {"dynamic_cfg": True, "sampler": "ddim"}, {"denoise": 0.6}]
+    for inputs in cases:
         check_parity(WHAT, run(two_ranks, **inputs), run(near, **inputs), 1e-4 if "dynamic_cfg" in inputs else 5e-6)
 
     def k_sampled(model: ModelPatcher) -> torch.Tensor:
@@ -101,11 +102,15 @@ def test_runs(near: ModelPatcher, two_ranks: ModelPatcher) -> None:
     check_parity(WHAT, k_sampled(two_ranks), k_sampled(near), 5e-6)
 
 
+def guided_or_not(controlled: Any) -> list[dict[str, Any]]:
+    return [{}, {"cfg": 1.0}, {"conditioning": controlled}]
+
+
 @pytest.mark.long  # ranks of their own
 def test_prompts_are_divided(near: ModelPatcher, controlled: Any) -> None:
     """One card for each prompt; without guidance there is one, whose tokens are divided."""
     far = on_two(near, "cfg")
-    for inputs in ({}, {"cfg": 1.0}, {"conditioning": controlled}):
+    for inputs in guided_or_not(controlled):
         check_parity(WHAT, run(far, **inputs), run(near, **inputs), 5e-6)
 
 
@@ -114,7 +119,7 @@ def test_prompts_are_divided(near: ModelPatcher, controlled: Any) -> None:
 def test_four_ranks(near: ModelPatcher, tiny_pipelines: Mapping[str, Path], controlled: Any, split: str) -> None:
     """Two of them to a prompt, or all four to the tokens of both."""
     far = spread(near, 4, split, "", False)
-    for inputs in ({}, {"cfg": 1.0}, {"conditioning": controlled}):
+    for inputs in guided_or_not(controlled):
         check_parity("four ranks against one process", run(far, **inputs), run(near, **inputs), 5e-6)
     for variant in ("2b", "1.5-5B-I2V", "Fun-V1.5-5b-InP"):
         model = load_model(tiny_pipelines[variant], "fp32")
@@ -149,7 +154,7 @@ def test_what_works_around_the_model(near: ModelPatcher, two_ranks: ModelPatcher
         ]
 
     for far, here in zip(changed(two_ranks), changed(near)):
-        check_parity(WHAT, run(far, frames=5, steps=6), run(here, frames=5, steps=6), 5e-6)
+        check_parity(WHAT, run(far, (5, 8, 12), steps=6), run(here, (5, 8, 12), steps=6), 5e-6)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +165,10 @@ def controlled(tmp_path_factory: pytest.TempPathFactory) -> Any:
         conditioning: Any = text(3), text(4)
         for seed, strength, end in ((7, 0.9, 1.0), (8, 0.4, 0.6)):
             net = load_controlnet(write_controlnet(root / str(seed), "5b", seed, torch.float32), "fp32")
-            conditioning = CogVideoXApplyControlNet.execute(*conditioning, net, pictures(5), strength, 0.0, end).args
+            given = {"control_net": net, "control_video": pictures(5), "strength": strength, "start_percent": 0.0}
+            conditioning = CogVideoXApplyControlNet.execute(
+                positive=conditioning[0], negative=conditioning[1], end_percent=end, **given
+            ).args
     return conditioning
 
 
@@ -199,7 +207,7 @@ def test_what_cannot_be_sent_is_named(two_ranks: ModelPatcher, near: ModelPatche
         scale=3.0,
         start_percent=0.01,
         end_percent=0.99,
-        rescaling_scale=0.0,
+        rescaling_scale=0,
     ).args[0]
     with pytest.raises(UserError, match="dit in place of a block"):
         run(slg)

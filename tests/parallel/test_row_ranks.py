@@ -91,7 +91,7 @@ def test_only_edges_travel(of_ranks: list[list[Made]]) -> None:
         sent = [made[number][1] for made in of_ranks]
         frames_bytes = 4 * 3 * 64 * (4 * size[0] - 3) * size[1] * size[2]
         check_at_most(
-            f"VAE {walk}, {plan}, bytes that a rank sends over those of tiny frames", max(sent) / frames_bytes, 2
+            f"VAE {walk}, {plan}, bytes that a rank sends over those of tiny frames", max(sent) / frames_bytes, 3
         )
         assert sent[1] > 1.5 * max(sent[0], sent[2]), "the one in the middle has two neighbours"
         if size == SIZES[1]:

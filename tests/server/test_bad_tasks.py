@@ -108,7 +108,7 @@ def test_latent_of_another_size(refused, node_type, sampler):
     """A latent from a node of its own has its own width: the conditioning would be stretched or end in an error."""
     other = node("CogVideoXEmptyLatent", width=128, height=64, frames=9, batch_size=1)
     graph = with_inputs(CONDITIONING[node_type], SAMPLE, latent_image=["other", 0]) | {"other": other}
-    words = ("made for 96 x 64 pixels", "the latent is 128 x 64 pixels and 9 frames", "Set the same width")
+    words = ("made for 96 x 64", "the latent is 128 x 64 pixels and 9 frames", "Set the same width and height in both")
     refused(SAMPLERS[sampler](graph), sampler, *words)
 
 
@@ -120,7 +120,7 @@ def test_latent_of_another_length(refused, node_type):
     words = (
         "and 9 frames (3 latent frames)",
         "and 13 frames (4 latent frames)",
-        "Set the same width, height and frames",
+        "Set the same number of frames in both",
     )
     refused(graph, "CogVideoXSample", *words)
 
@@ -128,11 +128,12 @@ def test_latent_of_another_length(refused, node_type):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("size", [{"width": 128}, {"frames": 13}])
 def test_size_beyond_the_learned_table(comfyui, refused, sampler, size):
-    """CogVideoX-5b-I2V knows one size; the message names the node that stretches its table, and that one helps."""
+    """CogVideoX-5b-I2V knows one size; the message names the node that stretches its table, and that one helps. Only
+    what is wrong is to be set."""
     graph = SAMPLERS[sampler](image_to_video(I2V, size=size))
     words = (
         "learned position table fits 96 x 64 pixels with 9 frames; ",
-        "Set width to 96, height to 64 and frames to 9.",
+        "with 13. Set frames to 9." if "frames" in size else "with 9. Set width to 96.",
         "CogVideoX Positions stretches the table",
     )
     refused(graph, sampler, *words)

@@ -112,10 +112,27 @@ def test_page_uses_the_nodes_names(node_id: str) -> None:
     }
 
 
-@pytest.mark.parametrize("node_id", SCHEMAS)
-def test_emphasis_is_closed(node_id: str) -> None:
-    # Markdown ends no emphasis between a punctuation mark and a letter: **参数。**然后 shows its stars.
-    text = re.sub("`[^`]*`", "x", page(node_id))
+def unclosed_emphasis(text: str) -> list[str]:
+    """Where it shows its stars: Markdown ends none between a punctuation mark and a letter, as in **参数。**然后."""
+    text = re.sub("`[^`]*`", "x", text)
     stars = list(re.finditer(r"\*+", text))
     closing = [text[mark.start() - 1 : mark.end() + 1] for mark in stars[1::2]]
-    assert not [around for around in closing if re.fullmatch(r"[^\w\s]\*+\w", around)]
+    return [around for around in closing if re.fullmatch(r"[^\w\s]\*+\w", around)]
+
+
+@pytest.mark.parametrize("node_id", SCHEMAS)
+def test_emphasis_is_closed(node_id: str) -> None:
+    assert not unclosed_emphasis(page(node_id))
+
+
+def test_emphasis_that_is_not_closed_is_found() -> None:
+    assert unclosed_emphasis("**参数。**然后") and not unclosed_emphasis("**参数**。然后 *x（y）* 中")
+
+
+@pytest.mark.parametrize("node_id", SCHEMAS)
+def test_page_names_templates_as_the_page_does(node_id: str) -> None:
+    """A title that ComfyUI's list has in another language is not found there."""
+    titles = json.loads((ROOT / "locales" / "zh" / "main.json").read_text("utf-8"))["cogvideoxTemplates"]["titles"]
+    of_english = {number: titles[title] for title in titles for number in [title[:3]] if title in english(node_id)}
+    named = {found[:3]: found for found in re.findall(r"[*→] ?(\d\d [^*]+)\*", page(node_id))}
+    assert named == of_english

@@ -2,32 +2,31 @@
 // host/messages.py sends these events, to the browser that has queued the prompt.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { titleOf, withWayToNodes } from "./in_app.js";
 import { placeToasts, roomInApp, uncover } from "./message_places.js";
 
 const NAME = "CogVideoX.ErrorToast";
 const STYLE = "cogvideox-error";
-const PAUSE_MS = 200;
 const PLACED_MS = [0, 300, 1200]; // ComfyUI's own box, and the texts on the nodes, come a moment later
 const LIFE_MS = 15_000; // the node has the whole text for as long as it holds; an app, which shows none, has the toast
 const sheet = document.createElement("style");
 const shown = [];
-// The last toast says how many errors more there are. Its text changes with each of them, and only the last one is shown.
-let more, timer;
 let looks = 0; // how often toasts have been shown or taken away
 let asked; // the graph whose prompt is being checked
 
-function show(summary, detail, nodeId) {
+function show(summary, text, nodeIds) {
   const life = roomInApp() ? undefined : LIFE_MS;
-  const message = { severity: "error", summary, detail, styleClass: STYLE, life, until: Date.now() + (life ?? Infinity), nodeId };
+  const detail = withWayToNodes(text);
+  const message = { severity: "error", summary, detail, styleClass: STYLE, life, until: Date.now() + (life ?? Infinity), nodeIds };
+  shown.push(message);
   app.extensionManager.toast.add(message);
   const look = ++looks;
   for (const wait of PLACED_MS) setTimeout(() => look === looks && place(), wait);
-  return message;
 }
 
 // Neither our toasts nor ComfyUI's own box, with its View details, cover the node of the open graph that they are about.
 function place() {
-  const nodeIds = shown.filter((message) => message.until > Date.now()).map((message) => message.nodeId);
+  const nodeIds = shown.filter((message) => message.until > Date.now()).flatMap((message) => message.nodeIds);
   if (nodeIds.length) uncover(nodeIds[0]);
   placeToasts(sheet, STYLE, nodeIds);
 }
@@ -37,12 +36,6 @@ const openGraph = () => (app.rootGraph ?? app.graph)?.id;
 // A refusal may come when its graph has been left: its toast would lie over another one for as long as it lives. What a
 // run says is shown whatever is open.
 const isLate = () => asked !== undefined && asked !== openGraph();
-
-function showMore(text) {
-  if (isLate()) return;
-  if (more) app.extensionManager.toast.remove(more);
-  more = show("CogVideoX", text);
-}
 
 // ComfyUI runs what it can of a prompt and refuses the rest: the start of that run leaves the refusals.
 function forgetRuns() {
@@ -54,16 +47,8 @@ function forgetRuns() {
 }
 
 function forget() {
-  clearTimeout(timer);
-  if (more) shown.push(more);
-  more = undefined;
   looks += 1;
   while (shown.length) app.extensionManager.toast.remove(shown.pop());
-}
-
-// A node inside a subgraph has an id such as 5:3, which the open graph does not know.
-function titleOf(nodeId) {
-  return app.graph?.getNodeById(Number(nodeId))?.title ?? "CogVideoX";
 }
 
 // A second copy of the pack serves this file as well, and ComfyUI refuses a second extension of one name.
@@ -74,11 +59,11 @@ if (!window[NAME]) {
     setup() {
       document.head.append(sheet);
       api.addEventListener("cogvideox.error", ({ detail }) => {
-        if (!detail.is_refusal || !isLate()) shown.push(show(titleOf(detail.node_id), detail.text, detail.node_id));
+        const { node_ids: nodeIds, text, input } = detail;
+        if (!detail.is_refusal || !isLate()) show(titleOf(nodeIds, input), text, nodeIds);
       });
       api.addEventListener("cogvideox.more_errors", ({ detail }) => {
-        clearTimeout(timer);
-        timer = setTimeout(showMore, PAUSE_MS, detail.text);
+        if (!isLate()) show("CogVideoX", detail.text, []);
       });
       api.addEventListener("cogvideox.forget", () => {
         forget();
@@ -86,7 +71,7 @@ if (!window[NAME]) {
       });
       api.addEventListener("execution_start", forgetRuns);
       api.addEventListener("execution_error", ({ detail }) => {
-        for (const message of shown) message.ofRun ||= message.nodeId === detail.node_id;
+        for (const message of shown) message.ofRun ||= message.nodeIds.includes(detail.node_id);
       });
       // They would lie over the panel that it opens, of a graph or of an app.
       const opener = '[data-testid="error-overlay-see-errors"], [data-testid="linear-view-errors"]';

@@ -16,7 +16,10 @@ export function roomInApp() {
 
 // Of all toasts at the top right, where one of class `style` is among them.
 const toastsWith = (style) => `.p-toast.p-component.p-toast-top-right:has(.${style})`
-export const appCss = (style, { top, right }) => `${toastsWith(style)} { top: ${top}px !important; right: ${right}px !important; }`
+export const appCss = (style, { top, right }) => `
+  ${toastsWith(style)} { top: ${top}px !important; right: ${right}px !important; }
+  .${style} .p-toast-detail { white-space: pre-line; }
+`
 
 // Below the graph, which the frontend fits into the page, is room between its statistics on the left and its map on the
 // right: {left, right} in pixels. Undefined where that is too narrow to read, and in app mode, which hides the graph.
@@ -29,7 +32,7 @@ export function roomBelow() {
 // A message of class `style` in one row, as it has room for there, with the migration's button out of its way.
 export const rowCss = (style) => `
   .${style} .p-toast-message-text { flex-direction: row; gap: 1rem; }
-  .${style} .p-toast-summary { white-space: nowrap; }
+  .${style} .p-toast-summary { flex: none; max-width: 35%; }
   .${style} .p-toast-detail { margin: 0; white-space: pre-line; }
   body:has(.${style}) .cogvideox-migration { bottom: auto; top: 5rem; }
 `

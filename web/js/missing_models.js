@@ -3,6 +3,7 @@
 // dialog. nodes/opened_graph.py has the sentences, and nodes/missing_models.py knows which nodes load models.
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
+import { withWayToNodes } from "./in_app.js"
 import { appCss, roomBelow, roomInApp, rowCss } from "./message_places.js"
 
 const NAME = "CogVideoX.MissingModels"
@@ -10,7 +11,8 @@ const ROUTE = "/cogvideox/missing_models"
 const OURS = /^CogVideoX/
 const [ALWAYS, BYPASSED] = [0, 4] // modes of a node
 const LIFE_MS = 30_000
-const PLACED_MS = [0, 300, 1200] // an app's form comes a moment after its graph
+const FORM_MS = 300 // an app's form comes a moment after its graph
+const PLACED_MS = [0, 300, 1200]
 // Of a question: nodes/opened_graph.py reads 256 KiB. It marks a name of 101 letters as cut.
 const [MOST_MODELS, MOST_BYPASSED, MOST_LETTERS] = [256, 32, 101]
 const STYLE = "cogvideox-missing"
@@ -63,10 +65,12 @@ async function look() {
   const answer = await api.fetchApi(ROUTE, { method: "POST", body: JSON.stringify({ models, bypassed }) })
   if (!answer.ok) return
   const sentences = await answer.json()
+  await new Promise((done) => setTimeout(done, FORM_MS))
   if (number !== looks) return // another graph has been opened
   told.add(key)
   if (!sentences.length) return
-  const message = { severity: "warn", summary: "CogVideoX", detail: sentences.join("\n"), styleClass: STYLE, life: LIFE_MS }
+  const detail = withWayToNodes(sentences.join("\n"))
+  const message = { severity: "warn", summary: "CogVideoX", detail, styleClass: STYLE, life: LIFE_MS }
   for (const wait of PLACED_MS) setTimeout(() => number === looks && place(), wait)
   shown.push(message)
   app.extensionManager.toast.add(message)

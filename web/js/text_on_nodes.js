@@ -1,25 +1,32 @@
 // Makes room on a node for the text that the server shows there. The frontend keeps two lines for it, with a scroll bar:
 // the sentence that says what to do, or a table, was out of sight. Down to the next node and not over it: what does not
-// fit is scrolled to.
+// fit is scrolled to. Where not even a line fits, a toast has the text until the nodes are moved apart.
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
+import { titleOfNode } from "./in_app.js"
+import { placeToasts } from "./message_places.js"
 
 const NAME = "CogVideoX.TextOnNodes"
 const WIDGET = "$$node-text-preview" // its name in the frontend
 const VUE_TEXT = ".comfy-markdown-content" // its element in Vue nodes
-const [FONT, LINE_PX, PADDING_PX, MARGIN_PX, MOST_PX, LEAST_PX] = ["12px Inter, sans-serif", 16, 16, 20, 480, 58]
-const LEAST_VUE_PX = 34 // two lines in Vue nodes
+const [FONT, LINE_PX, PADDING_PX, MARGIN_PX, MOST_PX] = ["12px Inter, sans-serif", 16, 16, 20, 480]
+const [FRAME_PX, BETWEEN_PX, LINE_VUE_PX] = [8, 4, 17] // around the text of a classic node; a line of a Vue node
 const GAP_PX = 4 // to the next node
+const [STYLE, LIFE_MS, TOLD_MS] = ["cogvideox-text", 15_000, 1_500] // of the toast; errors have had one of their own by then
 const TEXT = ".max-h-\\[200px\\].min-h-\\[28px\\]"
 // The frontend breaks lines within words. The rule is for the texts of all nodes: theirs have no mark of a pack.
 const CSS = `
   ${TEXT} { max-height: ${MOST_PX}px; }
   ${TEXT} .break-all { word-break: normal; overflow-wrap: anywhere; }
+  .dom-widget:has(> ${TEXT}) { container-type: size; }
+  @container (max-height: ${LINE_PX + PADDING_PX - 1}px) { ${TEXT} { min-height: 0; padding-block: 0; } }
 `
 const WORDS = /(?<=[\s\u3000-\uffef])/ // a line may end after a space, and after any Chinese sign
 const before = new WeakMap() // node -> its height without the text
 const limits = new Map() // node id -> how high its text may be, in Vue nodes
-const limitSheet = document.createElement("style")
+const toldElsewhere = [] // toasts
+const squeezed = new Map() // node -> its height, where a classic one has too little room for its text
+const [limitSheet, toastSheet] = [document.createElement("style"), document.createElement("style")]
 const measure = document.createElement("canvas").getContext("2d")
 
 function plain(html) {
@@ -55,15 +62,44 @@ function roomOf(node) {
   return Math.min(...below.map((other) => other.pos[1])) - title - GAP_PX - top
 }
 
+// Of so many pixels those that whole lines fill, without padding where that leaves none; 0 where not even one fits.
+function wholeLines(room) {
+  const around = room < LINE_PX + PADDING_PX + FRAME_PX ? FRAME_PX : PADDING_PX + FRAME_PX
+  return room < LINE_PX + FRAME_PX ? 0 : Math.floor((room - around) / LINE_PX) * LINE_PX + around
+}
+
 function fitClassic(node, widget, text) {
-  if (!before.has(node)) before.set(node, node.size[1])
-  widget.options.getMinHeight = () => LEAST_PX
-  const room = roomOf(node) - (node.computeSize()[1] - LEAST_PX)
-  const height = Math.max(LEAST_PX, Math.min(heightOf(text, node.size[0]), room))
+  widget.hidden = true
+  const [wanted, room] = [heightOf(text, node.size[0]), roomOf(node) - node.computeSize()[1] - BETWEEN_PX]
+  const height = room < wanted ? wholeLines(room) : wanted
+  widget.hidden = !height
   widget.options.getMinHeight = () => height
-  const least = node.computeSize()[1]
-  node.setSize([node.size[0], Math.max(least, before.get(node))])
+  node.setSize([node.size[0], Math.max(node.computeSize()[1], before.get(node) ?? 0)])
+  if (height < wanted) squeezed.set(node, node.size[1])
+  else squeezed.delete(node)
+  if (!height) setTimeout(tellElsewhere, TOLD_MS, node, text)
   node.setDirtyCanvas?.(true, true)
+}
+
+// A node without room for its text has it in a toast, unless one says it already or, of several errors, names the node.
+function tellElsewhere(node, text) {
+  const [detail] = text.split("\n")
+  const says = (selector, known) =>
+    [...document.querySelectorAll(`.p-toast-message${selector}`)].some(({ innerText }) => innerText.includes(known))
+  const told = says("", detail.slice(0, 40)) || says(".cogvideox-error", node.title)
+  if (told || node.graph !== app.canvas.graph) return
+  const message = { severity: "info", summary: titleOfNode(node), detail, styleClass: STYLE, life: LIFE_MS }
+  toldElsewhere.push(message)
+  app.extensionManager.toast.add(message)
+  requestAnimationFrame(() => placeToasts(toastSheet, STYLE, [node.id]))
+}
+
+// Where somebody has moved a node there may be more room, or less. A node that somebody has resized stays as it is.
+function fitAgain() {
+  for (const [node, height] of squeezed)
+    if (node.graph === app.canvas.graph && node.size[1] === height) fit(node.id)
+    else squeezed.delete(node)
+  for (const id of [...limits.keys()]) fit(id)
 }
 
 // The frontend keeps the room of a text that has been taken back. It also makes some on whatever node has the number in
@@ -71,6 +107,7 @@ function fitClassic(node, widget, text) {
 function remove(node, widget) {
   widget.onRemove?.()
   node.widgets.splice(node.widgets.indexOf(widget), 1)
+  squeezed.delete(node)
   dropLimit(node.id)
   if (before.has(node)) node.setSize([node.size[0], Math.max(node.computeSize()[1], before.get(node))])
   before.delete(node)
@@ -85,13 +122,16 @@ function fitVue(node) {
   dropLimit(node.id)
   const over = text ? box.offsetHeight - LiteGraph.NODE_TITLE_HEIGHT - roomOf(node) : 0
   if (over > 0) limits.set(node.id, text.offsetHeight - over)
+  if (over > 0 && limits.get(node.id) < LINE_VUE_PX) setTimeout(tellElsewhere, TOLD_MS, node, text.innerText)
   setLimits()
   if (text) text.scrollTop = read // as far as somebody has read
 }
 
 function setLimits() {
-  const rule = ([id, height]) =>
-    `[data-node-id="${id}"] ${VUE_TEXT} { min-height: 0; max-height: ${Math.max(LEAST_VUE_PX, height)}px; }`
+  const rule = ([id, height]) => {
+    const text = `[data-node-id="${id}"] ${VUE_TEXT}`
+    return height < LINE_VUE_PX ? `${text} { display: none; }` : `${text} { min-height: 0; max-height: ${height}px; }`
+  }
   limitSheet.textContent = [...limits].map(rule).join("\n")
 }
 
@@ -100,9 +140,17 @@ function dropLimit(id) {
   setLimits()
 }
 
+const idOf = (nodeId) => Number(String(nodeId).split(":").pop())
+const nodeOf = (nodeId) => app.canvas?.graph?.getNodeById(idOf(nodeId))
+
+// The next drawing of the page makes the node as high as the frontend's two lines need.
+function noteHeight({ nodeId, text }) {
+  const node = nodeOf(nodeId)
+  if (node && String(text ?? "").trim() && !before.has(node)) before.set(node, node.size[1])
+}
+
 function fit(nodeId) {
-  const id = Number(String(nodeId).split(":").pop())
-  const node = app.canvas?.graph?.getNodeById(id)
+  const [id, node] = [idOf(nodeId), nodeOf(nodeId)]
   const widget = node?.widgets?.find((found) => found.name === WIDGET)
   if (!widget) return dropLimit(id) // the node is gone, or one of another graph has its number
   const text = plain(String(widget.value ?? "")).trim()
@@ -119,15 +167,19 @@ if (!window[NAME]) {
     setup() {
       const style = document.createElement("style")
       style.textContent = CSS
-      document.head.append(style, limitSheet)
+      document.head.append(style, limitSheet, toastSheet)
       // The frontend's own listener puts the text there first.
-      api.addEventListener("progress_text", ({ detail }) => setTimeout(fit, 0, detail?.nodeId))
-      // Where a node has been moved there may be more room, or less.
-      document.addEventListener("pointerup", () => setTimeout(() => [...limits.keys()].forEach(fit), 0))
+      api.addEventListener("progress_text", ({ detail }) => {
+        noteHeight(detail ?? {})
+        setTimeout(fit, 0, detail?.nodeId)
+      })
+      document.addEventListener("pointerup", () => setTimeout(fitAgain, 0))
     },
     // Another graph has other nodes of these numbers.
     afterConfigureGraph() {
       limits.clear()
+      squeezed.clear()
+      while (toldElsewhere.length) app.extensionManager.toast.remove(toldElsewhere.pop())
       setLimits()
     },
   })
