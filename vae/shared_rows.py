@@ -6,13 +6,17 @@ import torch
 
 
 class SharedRows(Protocol):
-    """Processes of which each computes some rows of every frame: parallel.row_ranks.RowRanks.
+    """Processes of which each computes some rows of every frame: parallel.row_ranks.RowRanks."""
 
-    above, below: how many rows of the processes on either side this one knows, 1, or 0 at the picture's edge.
-    """
+    @property
+    def above(self) -> int:
+        """How many rows of the process above this one knows: 1, or 0 at the picture's edge."""
+        ...
 
-    above: int
-    below: int
+    @property
+    def below(self) -> int:
+        """The same of the process below."""
+        ...
 
     def neighbours(self, first: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The rows above `first` and below `last`, for n frames at once, [1, C, n, W] each; None at the picture's edge.

@@ -47,14 +47,15 @@ def passed(vae: CogVideoXVAE, walk: str, x: torch.Tensor, plan: str, **options: 
 def work(rank: int, meeting: str, folder: Path) -> list[Made]:
     """In a rank: its rows of each case, and the bytes that it has sent."""
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANKS)
-    vae, made = load_vae(folder, "fp32"), []
+    vae, made, world = load_vae(folder, "fp32"), [], dist.group.WORLD
+    assert world is not None
     for walk, plan, size in CASES:
-        rows, zoom = RowRanks(dist.group.WORLD, size[1]), 1 if walk == "decode" else 8
+        rows, zoom = RowRanks(world, size[1]), 1 if walk == "decode" else 8
         own = rows.own(video(walk, size), zoom)
         found = passed(vae, walk, own, plan, make_stream=partial(Stream, rows=rows))
         made.append((found.numpy(), rows.sent_bytes))
     # The ranks end together, or the last one's messages would be cut off.
-    assert [RowRanks(dist.group.WORLD, RANKS).agree(rank) for _ in range(2)] == [RANKS - 1] * 2
+    assert [RowRanks(world, RANKS).agree(rank) for _ in range(2)] == [RANKS - 1] * 2
     dist.destroy_process_group()
     return made
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import comfy.ops
 import pytest
@@ -145,7 +145,7 @@ def test_encode(network: torch.nn.Module, plan: OffloadPlan, parts: tuple[int, .
 @pytest.mark.parametrize("plan", (plans.FAST, plans.LOW), ids=("fast", "low"))
 def test_half_precision(network: torch.nn.Module, plan: OffloadPlan) -> None:
     """In bf16 too a pass that has some of the rows loses no more than one that has them all."""
-    half = CogVideoXAutoencoder(**network.config).eval()
+    half = CogVideoXAutoencoder(**cast(Any, network.config)).eval()
     rounded = {name: value.bfloat16() for name, value in network.state_dict().items()}
     torch.nn.Module.to(half, torch.bfloat16).load_state_dict(rounded)
     adopt_ops(half, comfy.ops.disable_weight_init)
