@@ -51,7 +51,6 @@ parallel.worker enters the package in `sys.modules`, and training.headless handl
 import functools
 import logging
 import os
-import secrets
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -83,6 +82,7 @@ from .messages import (
 )
 from .protocols import LatentFormat
 from .queue_errors import in_words, is_link, own_messages, refused, reported_once
+from .ray_environment import ray_environment
 
 # The frontend falls back to the folder's name, not to English, where a locale has no entry (st in src/i18n.ts).
 _FRONTEND_LOCALES = ("en", "zh", "zh-TW", "ru", "ja", "ko", "fr", "es", "ar", "tr", "pt-BR", "fa", "he")
@@ -438,16 +438,6 @@ def own_states(*classes: type) -> Iterator[None]:
 
 
 def prepare_ray(is_alone: bool) -> None:
-    """What Ray, which is about to be imported, reads of the environment: it asks every caller for a token, made for
-    this process, and reports nothing to anybody. What the user has set stays.
-
-    is_alone: no other machine is to reach it. It then listens on the loopback address alone, as it does by itself on
-    Windows and macOS.
-    """
-    chosen = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        chosen["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    if is_alone:
-        chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    for name, value in chosen.items():
+    """Give Ray, which is about to be imported, what ray_environment has for it. What the user has set stays."""
+    for name, value in ray_environment(is_alone).items():
         os.environ.setdefault(name, value)

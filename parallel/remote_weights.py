@@ -22,13 +22,13 @@ AskedControl = tuple[CogVideoXControl, ControlInputs]
 class RemoteWeights:
     """Loads, patches and asks; and where a run may go on alone, does so.
 
-    name: of the model in the ranks.
+    name: of the model in the ranks. sent_bytes: what a rank has sent to the others for the last prediction.
     """
 
     def __init__(self, team: Team, load_again: Callable[..., Any], arguments: tuple[Any, ...], goes_on_alone: bool):
         """load_again, arguments: of ModelPatcher.cached_patcher_init, load_model's own (path, weight_dtype, notify,
         family)."""
-        self.team, self.name = team, team.add()
+        self.team, self.name, self.sent_bytes = team, team.add(), 0
         self._load_again, self._arguments = load_again, arguments
         self._goes_on_alone = goes_on_alone
         self._patches: dict[str, list[Any]] = {}
@@ -100,6 +100,7 @@ class RemoteWeights:
         except BaseException:  # Cancel: what was sent may not have arrived
             self._begin_run()
             raise
+        self.sent_bytes = max(answer.sent_bytes for answer in answers)
         parts = [unpacked(answer.v) for answer in answers if answer.v is not None]
         return torch.cat(parts).to(x.device)
 

@@ -17,6 +17,7 @@ from ..host.messages import Notify, clear_running_node
 from ..host.ops import adopt_ops
 from ..host.optional_packages import prepare_diffusers
 from ..host.patches import without_warnings
+from ..host.several_cards import made_on_card
 from ..samplers.front import split_front
 from ..vae.activation import Activation, modulated_silu
 from ..vae.compiled import compiled_modulated_silu
@@ -35,6 +36,7 @@ class CogVideoXVAE(comfy.sd.VAE):
     """Stock VAE socket over CogVideoXAutoencoder: exact in every mode, at a memory that does not grow with length."""
 
     first_stage_model: "CogVideoXAutoencoder"
+    _counts: PeakMemory | None = None
 
     def __init__(self, config: dict[str, Any], dtype: torch.dtype | None, notify: Notify, disable_dynamic: bool):
         """A VAE without weights. Call weights_assigned once they are loaded.
@@ -61,9 +63,15 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.patcher = model_patcher_class(disable_dynamic)(
             self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
         )
-        # In place of the defaults, which estimate what an image VAE takes.
-        peak_memory = PeakMemory(self.first_stage_model, self.device)
-        self.memory_used_decode, self.memory_used_encode = peak_memory.decode_bytes, peak_memory.encode_bytes
+        self._count_memory()
+
+    def _count_memory(self) -> PeakMemory:
+        """In place of the defaults, which estimate what an image VAE takes: of the network and the device as they are.
+        ComfyUI's Select VAE Device gives a copy of this object others."""
+        if self._counts is None or not self._counts.is_of(self.first_stage_model, self.device):
+            self._counts = PeakMemory(self.first_stage_model, self.device)
+            self.memory_used_decode, self.memory_used_encode = self._counts.decode_bytes, self._counts.encode_bytes
+        return self._counts
 
     def weights_assigned(self) -> None:
         """Have ComfyUI count the size of the weights again: it was computed without them."""
@@ -124,10 +132,11 @@ class CogVideoXVAE(comfy.sd.VAE):
         self, latents: torch.Tensor, memory: str, band_pixels: int | None, compile: bool
     ) -> Iterator[torch.Tensor]:
         """[1, 16, n, h, w] -> frames [1, 3, t, 8 h, 8 w], about -1 .. 1, a few at a time."""
-        plan = self.load(memory, band_pixels, latents.shape, self.memory_used_decode)
+        plan = self.load(memory, band_pixels, latents.shape, self._count_memory().decode_bytes)
         network, fell_back = self.first_stage_model, partial(self._report_fallback, "Decoding")
         activation = self.activation(compile)
-        yield from decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation)
+        parts = decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation)
+        yield from made_on_card(self.device, parts)
 
     def activation(self, compile: bool) -> Activation:
         """What norms are followed by; with `compile` as torch.compile makes it."""
@@ -190,9 +199,10 @@ class CogVideoXVAE(comfy.sd.VAE):
 
     def _encoded(self, video: torch.Tensor, memory: str, band_pixels: int | None) -> Iterator[torch.Tensor]:
         """[1, 3, F, H, W], 0 .. 1 -> moments [1, 32, n, H / 8, W / 8], a few at a time."""
-        plan = self.load(memory, band_pixels, video.shape, self.memory_used_encode)
+        plan = self.load(memory, band_pixels, video.shape, self._count_memory().encode_bytes)
         network, fell_back = self.first_stage_model, partial(self._report_fallback, "Encoding")
-        yield from encode_stream(network, video, plan, self.device, self.vae_dtype, fell_back, self.process_input)
+        parts = encode_stream(network, video, plan, self.device, self.vae_dtype, fell_back, self.process_input)
+        yield from made_on_card(self.device, parts)
 
     def load(
         self, memory: str, band_pixels: int | None, shape: tuple[int, ...], needed: Callable[..., int]

@@ -47,6 +47,10 @@ class PeakMemory:
         self._network, self._device = network, device
         self._known: dict[tuple, int] = {}
 
+    def is_of(self, network: torch.nn.Module, device: torch.device) -> bool:
+        """Whether it counts this network on this device."""
+        return network is self._network and device == self._device
+
     def decode_bytes(
         self, shape: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan = FAST, around: Around = ALONE
     ) -> int:
