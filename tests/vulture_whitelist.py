@@ -15,6 +15,7 @@ UNUSED = {
         __class__ comfy_cast_weights comfy_need_lazy_init_bias convert_weight set_weight weight_scale comfy_quant
         orig_shape to_device copy_from get_plain_tensors state_dict_tensors
     """,
+    "parallel.team.Team calls it in a Ray actor, by its name": "end_video",
     "a parameter that a function has because ComfyUI passes it, or takes it": """
         preview_format non_blocking inplace x_in original_weight sid
     """,
