@@ -13,6 +13,7 @@ import torch
 ATTENTION_OVERRIDE = "optimized_attention_override"  # ComfyUI's attention functions look for it in transformer_options
 FINITE_WATCH = "cogvideox_finite"  # in the transformer_options of a run: samplers.finite.FiniteWatch
 POSITIONS = "cogvideox_positions"
+SHARED_STEP = "cogvideox_shared_step"  # in the transformer_options of a step: samplers.shared_step.SharedStep
 _COMPILED_BLOCKS = "cogvideox_compiled_blocks"
 _SHARED_TOKENS = "cogvideox_shared_tokens"
 RNG_OFFSET: Final = "cogvideox_drawn"  # in a LATENT: with_rng_offset

@@ -1,6 +1,5 @@
 """CONTROL_NET: a CogVideoX control net behind ComfyUI's socket."""
 
-import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,11 +49,12 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
         return out
 
     def deepclone_multigpu(self, load_device: torch.device, autoregister: bool = False) -> "CogVideoXControl":
-        """A copy with weights of its own on another device, as ComfyUI's multi-GPU nodes ask for."""
+        """A copy with weights of its own on another device, as ComfyUI's multi-GPU nodes ask for.
+
+        They are loaded again: those of this one may be on its device in part, and loaded on demand.
+        """
         out = self.copy()
-        out.patcher = comfy.model_patcher.ModelPatcher(
-            copy.deepcopy(self.patcher.model), load_device=load_device, offload_device=self.patcher.offload_device
-        )
+        out.patcher = self.patcher.deepclone_multigpu(new_load_device=load_device)
         if autoregister:
             self.multigpu_clones[load_device] = out
         return out

@@ -324,10 +324,12 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         # Not at the top: it imports diffusers, which whoever has a model has imported.
         from ..transformer.dit import has_lean_mode
 
-        dit, device, dtype = self.diffusion_model, mm.get_torch_device(), self.get_dtype_inference()
+        dit, dtype = self.diffusion_model, self.get_dtype_inference()
         text_tokens = dit.config.max_text_seq_length
 
         patcher = getattr(self, "current_patcher", None)  # of the run, whose options have other nodes' patches
+        # Select Model Device may have put the model on another card than ComfyUI's own.
+        device = patcher.load_device if patcher is not None else mm.get_torch_device()
         options = patcher.model_options.get("transformer_options", {}) if patcher is not None else {}
 
         def needed(mode: Mode, shape: Sequence[int]) -> float:

@@ -9,7 +9,8 @@ UNUSED = {
         concat_cond resize_cond_for_context_window deepclone_multigpu unet_extra_config memory_usage_factor
         latent_dimensions layout_type spacial_downscale_ratio temporal_downscale_ratio custom_operations
         latent_dim upscale_ratio downscale_ratio upscale_index_formula downscale_index_formula handles_tiling not_video
-        decode_tiled encode_tiled tokenize_with_weights untokenize decode_latent_to_preview_image
+        decode_tiled encode_tiled tokenize_with_weights untokenize decode_latent_to_preview_image memory_used_decode
+        memory_used_encode
     """,
     "ComfyUI or torch calls or reads it on a layer, a quantised tensor or its layout": """
         __class__ comfy_cast_weights comfy_need_lazy_init_bias convert_weight set_weight weight_scale comfy_quant
@@ -34,5 +35,6 @@ UNUSED = {
         cast_input_dtype_enabled
     """,
     "ComfyUI reads it among its options": "base_directory",
+    "ComfyUI's EasyCache reads it on its own state": "initial_step",
     "the tests, whose client of a server devtools/client.py is as well": "exception_type interrupt history",
 }

@@ -39,6 +39,10 @@ class PeakMemory:
         self._network, self._device = network, device
         self._known: dict[tuple, int] = {}
 
+    def is_of(self, network: torch.nn.Module, device: torch.device) -> bool:
+        """Whether it counts this network on this device."""
+        return network is self._network and device == self._device
+
     def decode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan = FAST) -> int:
         """Bytes for latents [B, 16, n, h, w], decoded one video after the other in `dtype`. Without the weights."""
         # decode_stream repeats the last of an even number of latents.

@@ -290,9 +290,9 @@ def test_compiled_blocks_do_without_the_kernels(
 ) -> None:
     """A step in a graph has none of the kernels that halve its memory: with half of it free, it would be computed in
     parts, without the graph."""
-    monkeypatch.setattr(module.mm, "get_torch_device", lambda: CARD)
-    monkeypatch.setattr(token_passes, "_has_triton", lambda: True)
     model = models["CogVideoX-5b"]
+    monkeypatch.setattr(model, "load_device", CARD)
+    monkeypatch.setattr(token_passes, "_has_triton", lambda: True)
     plain, found = (
         forecast_run(each, SMALL, card_of(24), encoder, vae)
         for each in (model, CogVideoXCompile.execute(model).args[0])

@@ -3,10 +3,13 @@
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +34,11 @@ def ray_command(environ: Mapping[str, str], *arguments: str) -> subprocess.Popen
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Iterator[Machines]:
-    """One process each; the second one is ended by `lose_second`."""
+def machines() -> Iterator[Machines]:
+    """One core each."""
+    folder = tempfile.mkdtemp(prefix="ray")  # a short path: sockets are in it, whose names have a limit
     environ = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(tmp_path)}
+    environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
     environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
     port = 20000 + os.getpid() % 20000
     store = f"--object-store-memory={100 << 20}"
@@ -49,19 +53,23 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
         for process in reversed(started):
             process.terminate()
             process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait_for(environ: Mapping[str, str], address: str, nodes: int) -> None:
     code = (
         f"import ray; ray.init({address!r}, logging_level='ERROR'); print(sum(node['Alive'] for node in ray.nodes()))"
     )
-    deadline = time.monotonic() + 90
+    deadline, said = time.monotonic() + 90, ""
     while time.monotonic() < deadline:
-        found = subprocess.run([sys.executable, "-c", code], env=dict(environ), capture_output=True, text=True)
-        if found.stdout.strip() == str(nodes):
-            return
+        with suppress(subprocess.TimeoutExpired):
+            command = [sys.executable, "-c", code]
+            found = subprocess.run(command, env=dict(environ), capture_output=True, text=True, timeout=30)
+            if found.stdout.strip() == str(nodes):
+                return
+            said = found.stderr[-2000:]
         time.sleep(1)
-    pytest.fail(f"Ray's nodes did not start: {found.stderr[-2000:]}")
+    pytest.fail(f"Ray's nodes did not start: {said}")
 
 
 def ask(machines: Machines, tiny_pipelines: Mapping[str, Path], what: str, **environ: str) -> Any:
