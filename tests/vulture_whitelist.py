@@ -1,6 +1,7 @@
 """Names that no code of ours uses, and who uses them instead."""
 
 UNUSED = {
+    "argparse reads it on a parser": "formatter_class",
     "ComfyUI calls or reads it on a custom node": """
         WEB_DIRECTORY get_node_list on_load
     """,
