@@ -8,10 +8,10 @@ tests/test_house.py looks for them, and tests/host/test_patches.py, in each vers
     is wrapped by wrap_previewer at the same time, because ComfyUI's own previewer shows a video's first frame. While it
     runs for a latent of ours, `comfy.cli_args.args.preview_method` may have another value. A previewer that another
     pack has put there stays.
-`execution.validate_inputs`
-    is wrapped by wrap_validation when ComfyUI loads the nodes, because it repeats a message of a node's own checks for
+`execution.validate_inputs`, `execution.validate_prompt`
+    are wrapped by wrap_validation when ComfyUI loads the nodes, because it repeats a message of a node's own checks for
     each of the node's inputs, in the language of the browser that asks, and because they do not see a typed value as it
-    was sent. What they say is shown on the node as well.
+    was sent. What they say is shown on the node as well, and once all nodes have been checked in toasts.
 `execution.PromptExecutor.handle_execution_error`, `execution.PromptExecutor.add_message`
     are wrapped by wrap_run_reports at the same time: a UserError shows on the node that raised it, stock or ours, under
     its short name and in the browser's language, and what earlier runs have shown goes when a run begins. ComfyUI's own
@@ -249,7 +249,10 @@ def wrap_validation(
             try:
                 return await original(*args, **kwargs)
             finally:
-                tell_refusals()
+                try:
+                    tell_refusals()
+                except Exception:  # the prompts of every pack pass here, and ComfyUI would refuse them without a reason
+                    logging.debug("Why a prompt is refused could not be shown as a toast.", exc_info=True)
 
         return validate_prompt
 
