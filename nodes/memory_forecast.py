@@ -132,10 +132,14 @@ def describe_card(card: Card, card_gb: float) -> str:
 
 
 def _stand_ins(vae: CogVideoXVAE | None, clip: CLIP | None) -> list[str]:
-    missing = [name for name, given in (("VAE", vae), ("text encoder", clip)) if given is None]
-    if not missing:
-        return []
-    return [f"No {' and no '.join(missing)} is connected: that of the official checkpoints is counted."]
+    # Each sentence is a text of its own: what is put together of words cannot be translated.
+    if vae is None and clip is None:
+        return ["No VAE and no text encoder is connected: that of the official checkpoints is counted."]
+    if vae is None:
+        return ["No VAE is connected: that of the official checkpoints is counted."]
+    if clip is None:
+        return ["No text encoder is connected: that of the official checkpoints is counted."]
+    return []
 
 
 def _compiled(model: ModelPatcher) -> list[str]:
