@@ -39,12 +39,13 @@ class _Refusal(NamedTuple):
 class _Request(NamedTuple):
     """A prompt that is being queued.
 
-    client_id: the browser that asks. refusals: what its nodes say, each once. errors: those that the checks have
-    raised, by their messages: ComfyUI hands on the messages alone.
+    client_id: the browser that asks. told: what its nodes have said, (node, text). refusals: what of it no toast says
+    yet. errors: those that the checks have raised, by their messages: ComfyUI hands on the messages alone.
     """
 
     client_id: str | None
-    refusals: dict[tuple[str, str], _Refusal]
+    told: set[tuple[str, str]]
+    refusals: list[_Refusal]
     errors: dict[str, UserError]
 
 
@@ -179,7 +180,7 @@ def begin_request(request: dict[str, Any]) -> dict[str, Any]:
     server, client_id = prompt_server(), request.get("client_id")
     if not isinstance(client_id, str):  # anybody may send anything, and a list would end ComfyUI's loop of messages
         client_id = None
-    _request.set(_Request(client_id, {}, {}))
+    _request.set(_Request(client_id, set(), [], {}))
     note_workflow(request)
     if server is not None and client_id is not None:
         # The error of an earlier run goes as well: beside a refusal it would look like a part of it.
@@ -212,10 +213,11 @@ def show_refusal(text: str, node_id: str, input_name: str = "", told: str | None
     if server is None or request is None or request.client_id is None:
         return
     # A made-up browser reads nothing; kept for ever, its texts fill memory.
-    if request.client_id not in server.sockets or (node_id, text) in request.refusals:
+    if request.client_id not in server.sockets or (node_id, text) in request.told:
         return
     told = localized(text, request.client_id) if told is None else told
-    request.refusals[node_id, text] = _Refusal(node_id, text, told, input_name)
+    request.told.add((node_id, text))
+    request.refusals.append(_Refusal(node_id, text, told, input_name))
     before = _shown.get((request.client_id, node_id))
     texts = before.texts if before is not None and before.run == _IN_THE_QUEUE else ()
     _show_texts(server, request.client_id, node_id, _IN_THE_QUEUE, (*texts, told))
@@ -244,7 +246,7 @@ def _alike(request: _Request) -> Iterator[list[_Refusal]]:
     """The refusals of a prompt in groups: of one class of errors that can be joined, or of one text."""
     groups: dict[object, list[_Refusal]] = {}
     # ComfyUI checks the nodes in another order each time.
-    for refusal in sorted(request.refusals.values(), key=lambda refusal: refusal.node_id.rjust(20)):
+    for refusal in sorted(request.refusals, key=lambda refusal: refusal.node_id.rjust(20)):
         error = request.errors.get(refusal.text)
         groups.setdefault(type(error) if isinstance(error, JoinableError) else refusal.text, []).append(refusal)
     yield from groups.values()

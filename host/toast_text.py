@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from itertools import accumulate, takewhile
 
 from ..errors import shortened
 
@@ -10,8 +11,9 @@ _LEAST_COLUMNS = 80  # of the first sentence, where it is cut off for what to do
 _END = re.compile(r"(?<=\. )|(?<=。)")
 # How a sentence begins that says what to do. In Chinese 请 may stand anywhere in it.
 _STEP = re.compile(
-    r"(?:Or |Otherwise |Then )?(?:Add|Check|Choose|Connect|Correct|Download|Free|Give|Install|Load|Lower|Make|Move|"
-    r"Pass|Press|Put|Queue|Raise|Select|Set|Start|Switch|Take|Try|Update|Use)\b|.*请",
+    r"(?:Or |Otherwise |Then )?(?:Accept|Add|Check|Choose|Connect|Correct|Delete|Download|Free|Give|Install|Invert|"
+    r"Join|Let|Load|Lower|Make|Merge|Move|Pass|Press|Put|Queue|Raise|Remove|Resize|Select|Set|Start|Switch|Take|Try|"
+    r"Update|Use)\b|.*请",
     re.IGNORECASE,
 )
 
@@ -49,5 +51,5 @@ def _cut(text: str, columns: int) -> str:
     """The beginning of `text`, with a mark and a space where something is left out."""
     if _columns(text) <= columns:
         return text
-    most = next(count for count in range(len(text), -1, -1) if _columns(text[:count]) <= columns - 3)
-    return f"{shortened(text, most)} "
+    widths = accumulate(map(_columns, text))
+    return f"{shortened(text, sum(1 for _ in takewhile(lambda width: width <= columns - 3, widths)))} "

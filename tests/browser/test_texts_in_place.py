@@ -253,8 +253,9 @@ def test_a_text_that_is_taken_back_leaves_no_room(one_page: Frontend) -> None:
     assert with_text[0] == widgets + 1 and after == [widgets, height]
 
 
-# Runs in the page: two nodes below each other, so many pixels apart, the upper one with a text of several lines. Where
-# the upper one ends and the lower one begins, by the gaps; then the lower ones are moved down, and the same again.
+# Runs in the page: two nodes below each other, so many pixels apart, the upper one with a text of several lines. By the
+# gaps, where the upper one ends and the lower one begins, and what toasts say; then the lower ones are moved down, and
+# the same again.
 _SQUEEZED = """
 async ([gaps, text]) => {
   const { api } = await import('/scripts/api.js')
@@ -269,15 +270,16 @@ async ([gaps, text]) => {
     return [upper, lower]
   })
   await wait(300)
-  const ends = () => pairs.map(([upper, lower]) => [upper.pos[1] + upper.size[1], lower.pos[1] - title])
+  const look = () => [pairs.map(([upper, lower]) => [upper.pos[1] + upper.size[1], lower.pos[1] - title]),
+    [...document.querySelectorAll('.p-toast-detail')].map(detail => detail.innerText)]
   for (const [node] of pairs)
     api.dispatchEvent(new CustomEvent('progress_text', { detail: { nodeId: String(node.id), text } }))
-  await wait(500)
-  const squeezed = ends()
+  await wait(2000)
+  const squeezed = look()
   for (const [, lower] of pairs) lower.pos[1] += 200
   document.dispatchEvent(new PointerEvent('pointerup'))
   await wait(500)
-  return [squeezed, ends()]
+  return [squeezed, look()]
 }
 """
 
@@ -285,13 +287,71 @@ async ([gaps, text]) => {
 def test_a_text_lies_over_no_node_however_near(one_page: Frontend) -> None:
     """It took two lines where there was less room, over the title of the next node."""
     gaps, text = [140, 60, 34, 20, 4], "There is no such file. " * 12
-    squeezed, apart = one_page.page.evaluate(_SQUEEZED, [gaps, text])
+    (squeezed, told), (apart, told_apart) = one_page.page.evaluate(_SQUEEZED, [gaps, text])
     heights = [end for end, _ in squeezed]
     assert all(end <= below for end, below in squeezed), squeezed
     assert heights[0] > heights[1] > heights[2] > heights[3] == heights[4], "what is free is not used"
     # Where not even a line fits, a toast has it; where there is room again, the node.
-    told = toast(one_page, text.strip())
-    expect(told).to_have_count(1)
+    assert (told, told_apart) == ([text.strip()], [])
     assert all(height + 100 < end <= below for height, (end, below) in zip(heights[1:], apart[1:])), apart
-    load(one_page, "01")
+
+
+# Runs in the page: a node with no room for a text, and the node below it. Returns the ids of both.
+_NO_ROOM = """
+() => {
+  app.graph.clear()
+  const [upper, lower] = [1, 2].map(() => LiteGraph.createNode('CogVideoXLoadVAE'))
+  app.graph.add(upper)
+  lower.pos = [0, upper.size[1] + LiteGraph.NODE_TITLE_HEIGHT + 4]
+  app.graph.add(lower)
+  return [upper.id, lower.id]
+}
+"""
+_SAY = """
+async ([id, texts, pause]) => {
+  const { api } = await import('/scripts/api.js')
+  for (const text of texts) {
+    api.dispatchEvent(new CustomEvent('progress_text', { detail: { nodeId: String(id), text } }))
+    await new Promise(done => setTimeout(done, pause))
+  }
+}
+"""
+_CLICK = "() => document.dispatchEvent(new PointerEvent('pointerup'))"
+
+
+def test_a_toast_that_was_closed_stays_closed(one_page: Frontend) -> None:
+    """Each click on the page brought it back, that on its cross as well, until the nodes were moved apart."""
+    page = one_page.page
+    upper, lower = page.evaluate(_NO_ROOM)
+    page.evaluate(_SAY, [upper, ["There is no such file."], 0])
+    told = toast(one_page, "There is no such file.")
+    expect(told).to_have_count(1)
+    page.locator(".p-toast-close-button").click()
     expect(told).to_have_count(0)
+    page.evaluate(_CLICK)
+    page.wait_for_timeout(2000)
+    expect(told).to_have_count(0)
+    page.evaluate(_SAY, [upper, ["There is no other file."], 0])
+    other = toast(one_page, "There is no other file.")
+    expect(other).to_have_count(1)
+    page.evaluate("id => { app.graph.getNodeById(id).pos[1] += 300 }", lower)
+    page.evaluate(_CLICK)
+    expect(other).to_have_count(0)  # the node has it
+    upper, _ = page.evaluate(_NO_ROOM)
+    page.evaluate(_SAY, [upper, ["There is no third file."], 0])
+    expect(toast(one_page, "There is no third file.")).to_have_count(1)
+    load(one_page, "01")
+    expect(toast(one_page, "There is no third file.")).to_have_count(0)
+
+
+def test_a_text_that_changes_or_goes_is_no_toast(one_page: Frontend) -> None:
+    """A download says five times a second how far it is: each was a toast of its own. And one that the next prompt had
+    taken back came after it."""
+    page = one_page.page
+    upper, _ = page.evaluate(_NO_ROOM)
+    page.evaluate(_SAY, [upper, [f"{done} MB of 9.00 GB" for done in range(8)], 300])
+    expect(page.locator(".p-toast-message")).to_have_count(0)
+    expect(toast(one_page, "7 MB of 9.00 GB")).to_have_count(1)
+    page.evaluate(_SAY, [upper, ["An error.", " "], 200])
+    page.wait_for_timeout(2000)
+    expect(page.locator(".p-toast-message")).to_have_count(0)

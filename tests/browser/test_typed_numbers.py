@@ -3,6 +3,8 @@ widget's steps, and one beyond its limits, in both renderers, in an app and in a
 
 import json
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 from playwright.sync_api import Locator, expect
@@ -177,3 +179,26 @@ def test_the_newer_renderer(vue_page: Frontend, leave: str) -> None:
         type_into(vue_page.page.locator("[data-node-id] [aria-label=frames] input"), typed, became, leave)
         expect(toast(vue_page, f"frames {sentence}")).to_be_visible()
         assert vue_page.page.evaluate(_VALUE, ["", "frames"]) == float(became)
+
+
+@pytest.fixture
+def french(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterator[Frontend]:
+    with open_as(Comfy__Locale="fr", Comfy__VueNodes__Enabled=True, Comfy__Minimap__Visible=False) as opened:
+        yield opened
+
+
+def test_a_number_with_a_decimal_comma(french: Frontend) -> None:
+    """In French 23.976 is written 23,976, which was taken for 23976: whoever only clicked into it read that it cannot
+    be that, and a subgraph's was set to its highest."""
+    page = french.page
+    page.evaluate("() => { app.graph.add(LiteGraph.createNode('CogVideoXDecodeToFile')) }")
+    field = page.locator("[data-node-id] [aria-label=fps] input")
+    expect(field).to_have_value("8,000")
+    type_into(field, "23,976", "23,976")
+    field.focus()
+    field.blur()
+    page.wait_for_timeout(300)
+    expect(page.locator(".p-toast-message")).to_have_count(0)
+    type_into(field, "2000,5", "1000,000")
+    sentence = "fps cannot be 2000.5: it is 1000 now, the highest number that is possible."
+    expect(toast(french, sentence)).to_be_visible()

@@ -1,5 +1,7 @@
 """What a toast says of an error."""
 
+import unicodedata
+
 import pytest
 
 from cogvideox.host.toast_text import MOST_COLUMNS, toast_text
@@ -32,6 +34,14 @@ def test_what_to_do_is_kept(first: str, reason: str, step: str) -> None:
     """A download without a network did not say what to do: a long reason stood in front of it."""
     for text in (first + reason + step, first + step + reason):
         assert toast_text(text) == (first + step).rstrip()
+
+
+def test_a_long_text_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4000 letters, as long as a message may be, held ComfyUI's event loop for two seconds."""
+    width, looked = unicodedata.east_asian_width, []
+    monkeypatch.setattr(unicodedata, "east_asian_width", lambda letter: looked.append(letter) or width(letter))
+    toast_text("x" * 4000)
+    assert len(looked) < 5 * 4000
 
 
 def test_short_texts_are_whole_and_long_sentences_end() -> None:

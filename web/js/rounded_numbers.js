@@ -93,6 +93,14 @@ function listenTo(widget) {
   }
 }
 
+// The number in a text as the frontend reads it: in French 0,3 is what 0.3 is in English. NaN for anything else.
+function numberIn(text) {
+  const { format } = new Intl.NumberFormat(app.extensionManager.setting.get("Comfy.Locale"))
+  const [group, decimal] = [11111, 1.1].map((number) => format(number).replace(/\p{Number}/gu, ""))
+  const plain = text.trim().replaceAll(group, "").replaceAll(decimal, ".")
+  return /^-?\d+(\.\d+)?$/.test(plain) ? Number(plain) : NaN
+}
+
 // In Vue nodes and forms a field keeps to its limits before anybody is told: by focusout it holds another number.
 const HEARD = ["keyup", "change", "blur"]
 
@@ -103,10 +111,10 @@ function heard({ target, type, key }) {
   const node = app.canvas?.graph?.getNodeById(Number(id)) ?? nodeAt(id)
   const name = target.closest("[aria-label]")?.getAttribute("aria-label")
   const widget = node?.widgets?.find((found) => found.name === name)
-  const typed = target.value.replace(/(?<=\d),(?=\d{3})/g, "").trim()
-  if (!widget || !/^-?\d+(\.\d+)?$/.test(typed) || Number(typed) === widget.value) return
+  const typed = numberIn(target.value)
+  if (!widget || !Number.isFinite(typed) || typed === widget.value) return
   clearTimeout(waiting) // one number is heard of more than once
-  waiting = setTimeout(compare, 0, node, name, Number(typed))
+  waiting = setTimeout(compare, 0, node, name, typed)
 }
 
 // A second copy of the pack serves this file as well, and ComfyUI refuses a second extension of one name.
