@@ -136,7 +136,7 @@ def test_groups_grow_and_move_with_their_nodes() -> None:
 
 
 @pytest.mark.parametrize("place", [None, [], ["0", 0], [1e300, 0], [float("nan"), 0], {"0": 0}, [10**300, 0]])
-def test_places_that_are_none(place: Any) -> None:
+def test_damaged_places(place: Any) -> None:
     """A file comes from anybody: a node without a place has none afterwards, and its neighbours have theirs."""
     document = packed()
     document["nodes"][7] |= {"pos": place, "size": place, "flags": place}

@@ -182,8 +182,9 @@ def test_what_cannot_be_is_refused(official: ModelPatcher, size: tuple, more: di
 
 # Of a Chinese forecast: what things are called, on a node or in a file, and units.
 CHINESE_HAS = {
-    *("CogVideoX-5b", "CogVideoX", "ComfyUI", "ControlNet", "Transformer", "VAE", "CPU", "torch", "Context", "Windows"),
-    *("GiB", "GB", "fps", "cfg", "dpm", "memory", "auto", "fast", "low", "tiled", "weight_dtype", "default", "int8"),
+    *("CogVideoX-5b", "CogVideoX", "ComfyUI", "ControlNet", "Transformer", "VAE", "CPU", "torch"),
+    *("GiB", "GB", "fps", "cfg", "dpm", "memory", "auto", "weight_dtype", "default", "int8"),
+    *(plan.name for plan in LADDER),
 }
 
 
