@@ -138,7 +138,7 @@ def test_kernels_are_launched_on_the_chosen_card(vae: CogVideoXVAE, monkeypatch:
 
     for kind in ("decode", "encode"):
         monkeypatch.setattr(vae_socket, f"{kind}_stream", made(kind))
-    monkeypatch.setattr(vae, "_load", lambda *_: None)
+    monkeypatch.setattr(vae, "load", lambda *_: None)
     monkeypatch.setattr(vae, "device", CARD)
     for _ in vae.decode_stream(torch.zeros(1, 16, 3, 1, 1)):
         assert current == [torch.device("cuda", 0)]
