@@ -7,11 +7,11 @@ UNUSED = {
         WEB_DIRECTORY get_node_list on_load
     """,
     "ComfyUI calls or reads it on a model, a VAE, a CLIP, a control net, a latent format or a previewer": """
-        concat_cond resize_cond_for_context_window deepclone_multigpu unet_extra_config memory_usage_factor
+        concat_cond resize_cond_for_context_window unet_extra_config memory_usage_factor
         latent_dimensions layout_type spacial_downscale_ratio temporal_downscale_ratio custom_operations
         latent_dim upscale_ratio downscale_ratio upscale_index_formula downscale_index_formula handles_tiling not_video
-        decode_tiled encode_tiled tokenize_with_weights untokenize decode_latent_to_preview_image memory_used_decode
-        memory_used_encode partially_unload get_key_patches model_state_dict current_weight_patches_uuid
+        decode_tiled encode_tiled tokenize_with_weights untokenize decode_latent_to_preview_image
+        partially_unload get_key_patches model_state_dict current_weight_patches_uuid
     """,
     "ComfyUI or torch calls or reads it on a layer, a quantised tensor or its layout": """
         __class__ comfy_cast_weights comfy_need_lazy_init_bias convert_weight set_weight weight_scale comfy_quant
