@@ -8,13 +8,12 @@ from ..errors import shortened
 
 MOST_COLUMNS = 240  # five lines of ComfyUI's toast; a Chinese sign is two columns wide
 _LEAST_COLUMNS = 80  # of the first sentence, where it is cut off for what to do
-_END = re.compile(r"(?<=\. )|(?<=。)")
+_END = r"(?<=\. )|(?<=。)"
 # How a sentence begins that says what to do. In Chinese 请 may stand anywhere in it.
-_STEP = re.compile(
-    r"(?:Or |Otherwise |Then )?(?:Accept|Add|Check|Choose|Connect|Correct|Delete|Download|Free|Give|Install|Invert|"
+_STEP = (
+    r"(?i)(?:Or |Otherwise |Then )?(?:Accept|Add|Check|Choose|Connect|Correct|Delete|Download|Free|Give|Install|Invert|"
     r"Join|Let|Load|Lower|Make|Merge|Move|Pass|Press|Put|Queue|Raise|Remove|Resize|Select|Set|Start|Switch|Take|Try|"
-    r"Update|Use)\b|.*请",
-    re.IGNORECASE,
+    r"Update|Use)\b|.*请"
 )
 
 
@@ -27,7 +26,7 @@ def toast_text(text: str) -> str:
     line = text.strip().split("\n", 1)[0].rstrip()
     if _columns(line) <= MOST_COLUMNS:
         return line
-    first, *others = _END.split(line)
+    first, *others = re.split(_END, line)
     step = next((other for other in others if _is_step(other) and _columns(other) <= MOST_COLUMNS - _LEAST_COLUMNS), "")
     first = _cut(first, MOST_COLUMNS - _columns(step))
     kept = {0: first}
@@ -40,7 +39,7 @@ def toast_text(text: str) -> str:
 
 
 def _is_step(sentence: str) -> bool:
-    return _STEP.match(sentence) is not None
+    return re.match(_STEP, sentence) is not None
 
 
 def _columns(text: str) -> int:

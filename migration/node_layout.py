@@ -121,8 +121,9 @@ def _read_groups(document: dict[str, Any], nodes: list[_Box]) -> list[_Box]:
     found = []
     for entry in entries:
         bounding = entry.get("bounding") if isinstance(entry, dict) else None
-        is_read = isinstance(bounding, list) and len(bounding) == 4
-        if not is_read or not all(isinstance(number, (int, float)) for number in bounding) or not _is_near(*bounding):
+        if not isinstance(bounding, list) or len(bounding) != 4:
+            continue
+        if not all(isinstance(number, (int, float)) for number in bounding) or not _is_near(*bounding):
             continue
         x, y, width, height = bounding
         group = _Box(entry, x, y, x + width, y + height, is_group=True)
