@@ -22,7 +22,7 @@ from ..model_loaders.forecast import (
 from ..sockets.model import require_cogvideox_model
 from ..sockets.recommended import describe, recommended_for
 from ..sockets.vae import CogVideoXVAE
-from .input_checks import check_all_sizes, check_vae, checked
+from .input_checks import check_all_sizes, check_vae_if_any, checked
 from .inputs import model_input, size_inputs
 from .search_words import SEARCH_WORDS
 
@@ -30,12 +30,7 @@ _MOST_GB = 1024.0
 _HEAD = "|  | weights | stay on the card | work | peak |"  # one text, for its translation
 
 
-def _check_vae(vae: CogVideoXVAE | None = None) -> None:
-    if vae is not None:
-        check_vae(vae)
-
-
-@checked(check_all_sizes, require_cogvideox_model, _check_vae)
+@checked(check_all_sizes, require_cogvideox_model, check_vae_if_any)
 class CogVideoXMemoryForecast(io.ComfyNode):
     """STRING out: the text that is shown on the node."""
 

@@ -2,17 +2,21 @@
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..errors import UserError
 from ..parallel.engine import all_cards, check_address
 from ..parallel.split import AUTO, SPLITS, choose_split
 from ..sockets.model import require_cogvideox_model
-from .input_checks import checked
+from ..sockets.vae import CogVideoXVAE
+from .input_checks import check_vae_if_any, checked
 from .inputs import model_input
 from .search_words import SEARCH_WORDS
 
 STOP, ALONE = "stop", "continue alone"
 _MOST_CARDS = 64
+# For a node that is connected to the second output.
+_NO_VAE = "CogVideoX Parallel has no VAE to divide: connect one to its input vae as well."
 
 
 def _check_split(split: str, cards: int, address: str = "") -> None:
@@ -23,9 +27,9 @@ def _check_split(split: str, cards: int, address: str = "") -> None:
     choose_split(split, cards or all_cards(), machines=1)
 
 
-@checked(check_address, _check_split, require_cogvideox_model)
+@checked(check_address, _check_split, require_cogvideox_model, check_vae_if_any)
 class CogVideoXParallel(io.ComfyNode):
-    """MODEL out, without weights of its own: those of the ranks."""
+    """MODEL and VAE out, without weights of their own: those of the ranks."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -72,15 +76,33 @@ class CogVideoXParallel(io.ComfyNode):
                     tooltip="Where a card fails in the middle of a run. stop: the run ends with a message. continue "
                     "alone: it goes on, on one card, from the step that was lost.",
                 ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="From Load CogVideoX VAE or Load CogVideoX Pipeline, to decode and encode on all cards as "
+                    "well: each computes some rows of every frame.",
+                ),
             ],
-            outputs=[io.Model.Output(tooltip="The model on all cards, for any sampler and for nodes that change it.")],
+            outputs=[
+                io.Model.Output(tooltip="The model on all cards, for any sampler and for nodes that change it."),
+                io.Vae.Output(tooltip="The VAE on all cards, for every node that decodes or encodes."),
+            ],
         )
 
     @classmethod
     def execute(
-        cls, model: ModelPatcher, cards: int, split: str, address: str = "", on_failure: str = STOP
+        cls,
+        model: ModelPatcher,
+        cards: int,
+        split: str,
+        address: str = "",
+        on_failure: str = STOP,
+        vae: CogVideoXVAE | None = None,
     ) -> io.NodeOutput:
         # Not at the top: few have several cards, and ComfyUI's start need not wait for it.
         from ..parallel.remote_model import spread
+        from ..parallel.remote_vae import spread_vae
 
-        return io.NodeOutput(spread(model, cards, split, address, on_failure == ALONE))
+        settings = cards, split, address, on_failure == ALONE
+        far_vae = ExecutionBlocker(_NO_VAE) if vae is None else spread_vae(vae, *settings)
+        return io.NodeOutput(spread(model, *settings), far_vae)

@@ -11,10 +11,10 @@ from ..model_loaders.file_stamps import files_read
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 18
 
 
-def fingerprint(path: Path) -> str:
-    """A hash of the names, sizes and spread blocks of the files that loading a transformer from `path` reads."""
+def fingerprint(path: Path, component: str) -> str:
+    """A hash of the names, sizes and spread blocks of the files that loading a `component` from `path` reads."""
     digest = hashlib.sha256()
-    for file in sorted({file for file in files_read(path, ["transformer"]) if file.is_file()}):
+    for file in sorted({file for file in files_read(path, [component]) if file.is_file()}):
         size = file.stat().st_size
         # Without the folders, which may differ.
         digest.update(f"{file.name} {size}\n".encode(errors="backslashreplace"))
@@ -36,7 +36,7 @@ def _blocks(file: Path, size: int) -> Iterator[bytes]:
 def source_hash() -> str:
     """Of this pack's code, which two installations of one version may differ in."""
     root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
-    for room in ("host", "model_loaders", "parallel", "sockets", "samplers", "transformer"):
+    for room in ("host", "model_loaders", "parallel", "sockets", "samplers", "transformer", "vae"):
         for file in sorted((root / room).rglob("*.py")):
             digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
             digest.update(file.read_bytes().replace(b"\r\n", b"\n"))

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from ..errors import UserError, shortened
 from ..host.attention_kernels import AttentionSize, choose_attention
-from ..host.compat import comfyui_version, is_out_of_memory
+from ..host.compat import comfyui_version, is_out_of_memory, take_off_device
 from ..host.exact_attention import with_exact_attention
 from ..host.optional_packages import import_package
 from ..keys import with_positions, with_shared_tokens
@@ -25,7 +25,19 @@ from ..model_loaders.load_model import load_model
 from ..sockets.control import CogVideoXControl, ControlInputs
 from .engine import PURPOSE
 from .fingerprint import fingerprint, source_hash
-from .rank_answers import MEMORY, OTHER, USER, Answer, ControlQuestion, Failure, Prediction, Question
+from .rank_answers import (
+    MEMORY,
+    OTHER,
+    USER,
+    Answer,
+    ControlQuestion,
+    Failure,
+    Prediction,
+    Question,
+    VaeQuestion,
+    VaeRows,
+)
+from .rank_vae import RankVaes
 from .split import Split
 from .token_ranks import TokenRanks
 from .transport import Receiver, packed, unpacked
@@ -42,6 +54,7 @@ class Rank:
         self._ways: dict[Split, tuple[int, TokenRanks]] = {}
         self._said: list[str] = []
         self._number, self._world = 0, 1
+        self._vaes = RankVaes(lambda sentence: self._said.append(sentence))  # the list of the answer that is made then
 
     def answer(self, method: str, *arguments: Any) -> Answer:
         """Call `method`; no exception leaves the process: its class may not be known where it arrives."""
@@ -94,9 +107,9 @@ class Rank:
             mine = number // split.sequence
             self._ways[split] = mine, TokenRanks(groups[mine])
 
-    def fingerprint(self, path: str) -> str:
+    def fingerprint(self, path: str, component: str) -> str:
         """Of the weights at `path`, to be compared with the other ranks'."""
-        return fingerprint(Path(path))
+        return fingerprint(Path(path), component)
 
     def load(self, name: str, path: str, weight_dtype: str, family: str) -> None:
         """Load the transformer at `path` under `name`. Raises UserError as load_model does."""
@@ -117,18 +130,35 @@ class Rank:
         """Take a model's weights off the card; they stay in this process."""
         if name in self._models:
             for patcher in self._models[name]:
-                _take_off(patcher)
+                take_off_device(patcher)
 
     def load_control(self, name: str, path: str, weight_dtype: str) -> None:
         """Load the control net at `path` under `name`. Raises UserError as load_controlnet does."""
         self._controls[name] = load_controlnet(Path(path), weight_dtype)
 
+    def load_vae(self, name: str, path: str, weight_dtype: str) -> None:
+        """Load the VAE at `path` under `name`. Raises UserError as model_loaders.load_vae does."""
+        self._vaes.load(name, path, weight_dtype)
+
+    def decode(self, question: VaeQuestion) -> VaeRows:
+        """This rank's rows of a chunk's frames, [1, 3, t, 8 h, 8 w]."""
+        return self._vaes.compute(question, decodes=True)
+
+    def encode(self, question: VaeQuestion) -> VaeRows:
+        """This rank's rows of a chunk's moments, [1, 32, n, H / 8, W / 8]."""
+        return self._vaes.compute(question, decodes=False)
+
+    def end_video(self, video: str) -> None:
+        """After the last chunk of a video, or in the middle of one that was cancelled."""
+        self._vaes.end(video)
+
     def forget(self, name: str) -> None:
-        """Release a model, or a control net."""
+        """Release a model, a control net or a VAE."""
         self.unload(name)
         self._models.pop(name, None)
         if name in self._controls:
-            _take_off(self._controls.pop(name).patcher)
+            take_off_device(self._controls.pop(name).patcher)
+        self._vaes.forget(name)
         self._received.forget()
         mm.soft_empty_cache()
 
@@ -210,8 +240,3 @@ class Rank:
             yield network
         finally:
             patcher.cleanup()
-
-
-def _take_off(patcher: Any) -> None:
-    others = [loaded for loaded in mm.current_loaded_models if loaded.model is not patcher]
-    mm.free_memory(1e30, patcher.load_device, keep_loaded=others)

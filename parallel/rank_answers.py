@@ -52,6 +52,31 @@ class Question(NamedTuple):
     controls: tuple[ControlQuestion, ...]
 
 
+class VaeQuestion(NamedTuple):
+    """A chunk of a video for a VAE.
+
+    video: a name of its pass. x: latents or pixels [1, C, T, H, W], all rows. length: T of the whole video. memory,
+    band_pixels, compile: as in sockets.vae.CogVideoXVAE.decode_stream.
+    """
+
+    vae: str
+    video: str
+    x: Packed
+    length: int
+    is_first: bool
+    is_last: bool
+    memory: str
+    band_pixels: int | None
+    compile: bool
+
+
+class VaeRows(NamedTuple):
+    """A rank's rows of what a chunk has become; None from a rank that has none."""
+
+    rows: Packed | None
+    sent_bytes: int
+
+
 class Prediction(NamedTuple):
     """v of this rank's prompts, from the first rank of those that share them; None from the others."""
 

@@ -1,8 +1,5 @@
 """MODEL whose weights are in other processes: ComfyUI's samplers and nodes see the one that they know."""
 
-import queue
-import threading
-import weakref
 from functools import partial
 from typing import Any
 
@@ -16,11 +13,7 @@ from ..sockets.model import CogVideoXModel, require_cogvideox_model
 from .engine import all_cards
 from .remote_control import sample_with_remote_controls
 from .remote_weights import RemoteWeights
-from .team import Team
-
-_teams: dict[tuple[str, int, str], Team] = {}  # by (address, cards, split)
-_gone: "queue.SimpleQueue[tuple[Team, str]]" = queue.SimpleQueue()
-_lock = threading.Lock()
+from .teams import drop_with, team_of
 
 
 class RemoteModel(CogVideoXModel):
@@ -99,7 +92,7 @@ def spread(
     require_cogvideox_model(model)
     _require_spreadable(model)
     loaded: Any = model.model
-    team = _team(address, cards or all_cards(), split)
+    team = team_of(address, cards or all_cards(), split)
     # The class makes a transformer without values, on the meta device, as it does for every model.
     remote = RemoteModel(loaded.model_config)
     # Not at the top: it imports diffusers, which whoever has a model has imported.
@@ -110,8 +103,7 @@ def spread(
     network: Any = remote.diffusion_model
     network.__class__ = RemoteDiT
     network.weights = RemoteWeights(team, load_again, arguments, goes_on_alone)
-    weakref.finalize(network, _gone.put, (team, network.weights.name)).atexit = False
-    _watch_gone()
+    drop_with(network, team, network.weights.name)
     patcher = RemotePatcher(remote, model.load_device, model.offload_device, loaded_bytes(loaded))
     _take_over(patcher, model)
     kind, wrapper = (
@@ -126,30 +118,6 @@ def spread(
 def loaded_bytes(model: torch.nn.Module) -> int:
     """Of a model's weights, wherever they are."""
     return mm.module_size(model)
-
-
-def _team(address: str, cards: int, split: str) -> Team:
-    with _lock:
-        key = address, cards, split
-        if key not in _teams:
-            _teams[key] = Team(address, cards, split)
-        return _teams[key]
-
-
-def _watch_gone() -> None:
-    """Have ranks told of models that are gone. A finalizer runs at any moment, in the middle of Ray's own code too: it
-    only leaves a note, which a thread reads."""
-    if not any(thread.name == _WATCHER for thread in threading.enumerate()):
-        threading.Thread(target=_read_gone, name=_WATCHER, daemon=True).start()
-
-
-_WATCHER = "cogvideox ranks"
-
-
-def _read_gone() -> None:
-    while True:
-        team, name = _gone.get()
-        team.drop(name)
 
 
 def _take_over(patcher: comfy.model_patcher.ModelPatcher, model: comfy.model_patcher.ModelPatcher) -> None:

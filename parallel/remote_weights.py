@@ -13,6 +13,7 @@ from ..host.messages import show_on_running_node
 from ..sockets.control import CogVideoXControl, ControlInputs
 from .rank_answers import ControlQuestion, Question
 from .team import RankLostError, Team
+from .teams import load_everywhere
 from .transport import Sender, packed, unpacked
 
 AskedControl = tuple[CogVideoXControl, ControlInputs]
@@ -55,12 +56,7 @@ class RemoteWeights:
 
     def _load(self) -> None:
         path, weight_dtype, notify, family = self._arguments
-        prints = self.team.ask("fingerprint", str(path))
-        if len(set(prints)) > 1:
-            raise UserError(
-                f"The weights at {path} are not the same on every machine. Copy them from one machine to the others."
-            )
-        self.team.ask("load", self.name, str(path), weight_dtype, family, notify=notify)
+        load_everywhere(self.team, "transformer", "load", self.name, path, weight_dtype, family, notify=notify)
 
     def predict(
         self,

@@ -32,8 +32,8 @@ class TokenRanks:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """This rank's part of everything that has an entry for each token: text [B, L, D], video [B, N, D] and rotary
         [1, L + N, ...]. What a control net adds to the video's tokens has been computed for the part alone."""
-        self._video_tokens = _parts(video.shape[1], self.size)
-        self._tokens = [a + b for a, b in zip(_parts(text.shape[1], self.size), self._video_tokens)]
+        self._video_tokens = parts_of(video.shape[1], self.size)
+        self._tokens = [a + b for a, b in zip(parts_of(text.shape[1], self.size), self._video_tokens)]
         if rotary is not None:
             tables = rotary.split([text.shape[1], video.shape[1]], dim=1)
             rotary = torch.cat([self._own(table) for table in tables], dim=1)
@@ -50,10 +50,7 @@ class TokenRanks:
 
     def agree(self, choice: int) -> int:
         """The largest `choice` of all ranks: of memory modes, each of which exchanges other numbers of heads."""
-        # On the CPU where the group can: the host has decided, and would wait for the card to hear of it.
-        choices = torch.tensor([choice], device=_device_of(self.group))
-        dist.all_reduce(choices, dist.ReduceOp.MAX, group=self.group)
-        return int(choices)
+        return largest(choice, self.group)
 
     def across(self, attend: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """`attend`, one of ComfyUI's attention functions, over the tokens of all ranks.
@@ -100,8 +97,16 @@ class TokenRanks:
         dist.all_to_all_single(out, parts, list(received), list(sent), group=self.group)
 
 
-def _parts(count: int, size: int) -> list[int]:
-    """How many of `count` tokens each rank holds: torch.tensor_split's parts."""
+def largest(choice: int, group: dist.ProcessGroup) -> int:
+    """The largest `choice` of all ranks of a group."""
+    # On the CPU where the group can: the host has decided, and would wait for the card to hear of it.
+    choices = torch.tensor([choice], device=_device_of(group))
+    dist.all_reduce(choices, dist.ReduceOp.MAX, group=group)
+    return int(choices)
+
+
+def parts_of(count: int, size: int) -> list[int]:
+    """How many of `count` tokens, or rows, each rank holds: torch.tensor_split's parts."""
     return [count // size + (rank < count % size) for rank in range(size)]
 
 

@@ -2,6 +2,7 @@
 
 UNUSED = {
     "argparse reads it on a parser": "formatter_class",
+    "weakref reads it on a finalizer": "atexit",
     "ComfyUI calls or reads it on a custom node": """
         WEB_DIRECTORY get_node_list on_load
     """,
@@ -10,14 +11,16 @@ UNUSED = {
         latent_dimensions layout_type spacial_downscale_ratio temporal_downscale_ratio custom_operations
         latent_dim upscale_ratio downscale_ratio upscale_index_formula downscale_index_formula handles_tiling not_video
         decode_tiled encode_tiled tokenize_with_weights untokenize decode_latent_to_preview_image memory_used_decode
-        memory_used_encode
+        memory_used_encode partially_unload get_key_patches model_state_dict current_weight_patches_uuid
     """,
     "ComfyUI or torch calls or reads it on a layer, a quantised tensor or its layout": """
         __class__ comfy_cast_weights comfy_need_lazy_init_bias convert_weight set_weight weight_scale comfy_quant
         orig_shape to_device copy_from get_plain_tensors state_dict_tensors
     """,
+    "parallel.team.Team calls it in a Ray actor, by its name": "end_video",
     "a parameter that a function has because ComfyUI passes it, or takes it": """
-        preview_format non_blocking inplace x_in original_weight sid
+        preview_format non_blocking inplace x_in original_weight sid extra_memory force_patch_weights memory_to_free
+        filter_prefix
     """,
     "a key of a TypedDict: it is read by a name that is put together, or by ComfyUI": """
         cogvideox_drawn cogvideox_trajectory cogvideox_std cogvideox_images cogvideox_empty_text cogvideox_dataset

@@ -145,7 +145,7 @@ def test_the_vae_takes_that_mode(
     full = SizedPatcher(2 * GIB, 2 * GIB)  # what a run has left there
     SizedCard(monkeypatch, int(card.free_bytes), weights, full)
     shape = torch.Size((1, *video.latent_shape[1:]))
-    chosen = real._load("auto", None, shape, peak.decode_bytes)
+    chosen = real.load("auto", None, shape, peak.decode_bytes)
     found = module._vae_part(card, official, video, "decode")
     assert (found.mode, found.working_bytes) == (chosen.name, peak.decode_bytes(shape, torch.bfloat16, chosen))
     assert weights.on_card == found.weights.resident_bytes

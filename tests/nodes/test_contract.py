@@ -86,7 +86,7 @@ CONTRACT = {
             ("cards", "INT", 0),
             ("split", "COMBO", "auto"),
         ],
-        ["MODEL"],
+        ["MODEL", "VAE"],
     ),
     "CogVideoXContextWindows": (
         [
@@ -200,7 +200,7 @@ OPTIONAL = {
     "CogVideoXSaveLora": ["rank", "dtype"],
     "CogVideoXContextWindows": ["retain_start_image", "split_prompts"],
     "CogVideoXMemoryForecast": ["vae", "clip", "control_net", "card_gb"],
-    "CogVideoXParallel": ["address", "on_failure"],
+    "CogVideoXParallel": ["address", "on_failure", "vae"],
     "CogVideoXDecode": ["compile"],
     "CogVideoXDecodeToFile": ["audio"],
     "CogVideoXTrainLora": [
