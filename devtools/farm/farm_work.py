@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,7 +94,10 @@ class _Farm:
             _count_workers(self.plan, cards, "this machine")
         say(f"Joining Ray at {self.plan.address}" if self.plan.address else "Starting Ray for this machine alone")
         _prepare_ray(is_alone=not self.plan.address)
+        ended_by = signal.getsignal(signal.SIGTERM)
         self.ray = engine.start(self.plan.address, cards)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ended_by)  # Ray's own handler prints a stack and aborts
         try:
             self._hire(ready, cards, cpu)
             while self.finished < self.count:
