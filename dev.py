@@ -1,4 +1,4 @@
-"""The commands demo, run, test, serve, bench, models and train; see `python3 dev.py --help`. Python and git suffice."""
+"""The commands demo, run, farm, test, serve, bench, models and train: `python3 dev.py --help`. Needs Python and git."""
 
 import importlib.util
 import sys

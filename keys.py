@@ -13,7 +13,9 @@ import torch
 ATTENTION_OVERRIDE = "optimized_attention_override"  # ComfyUI's attention functions look for it in transformer_options
 FINITE_WATCH = "cogvideox_finite"  # in the transformer_options of a run: samplers.finite.FiniteWatch
 POSITIONS = "cogvideox_positions"
+SHARED_STEP = "cogvideox_shared_step"  # in the transformer_options of a step: samplers.shared_step.SharedStep
 _COMPILED_BLOCKS = "cogvideox_compiled_blocks"
+_SHARED_TOKENS = "cogvideox_shared_tokens"
 RNG_OFFSET: Final = "cogvideox_drawn"  # in a LATENT: with_rng_offset
 SERVED_PATCHES = "cogvideox_served_patches"  # what host.stock_patches.serve_patches has found
 
@@ -163,3 +165,29 @@ def with_compiled_blocks(transformer_options: Mapping[str, Any], blocks: BlockCo
 def read_compiled_blocks(transformer_options: Mapping[str, Any]) -> BlockCompiler | None:
     """What with_compiled_blocks has stored."""
     return transformer_options.get(_COMPILED_BLOCKS)
+
+
+class SharedTokens(Protocol):
+    """parallel.token_ranks.TokenRanks: the processes of which each computes a part of the tokens."""
+
+    size: int
+
+    def share(
+        self, text: torch.Tensor, video: torch.Tensor, rotary: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]: ...
+
+    def gather(self, video: torch.Tensor) -> torch.Tensor: ...
+
+    def agree(self, choice: int) -> int: ...
+
+    def across(self, attend: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]: ...
+
+
+def with_shared_tokens(transformer_options: Mapping[str, Any], ranks: SharedTokens) -> dict[str, Any]:
+    """A copy of a model's transformer_options for a process that computes its part of the tokens of `ranks`."""
+    return {**transformer_options, _SHARED_TOKENS: ranks}
+
+
+def read_shared_tokens(transformer_options: Mapping[str, Any]) -> SharedTokens | None:
+    """What with_shared_tokens has stored; None where this process computes all tokens."""
+    return transformer_options.get(_SHARED_TOKENS)

@@ -16,7 +16,8 @@ from cogvideox.errors import UserError, printable
 from . import bench_list, browser, comfyui, environment, libraries, migrate, models, overlay, paths, server, suite
 from .console import say
 from .errors import DevError, describe_full_disk, is_disk_full
-from .process import run_foreground
+from .farm import farm_plan
+from .process import go_on_as, run_foreground
 from .run import run_plan
 from .signals import forget_callers_signals
 
@@ -108,6 +109,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("bench", bench, [common], "run the benchmarks, or the one named, with further arguments")
     made = "make videos of prompts, pictures or videos, on a server of its own or one that runs"
     run_plan.add_arguments(add("run", make, both, made))
+    many = "make the clips of a file of prompts and workflows, on all cards of this machine or of a Ray cluster"
+    farm_plan.add_arguments(add("farm", farm, [common], many))
     hubs = "list the published models, download a checkpoint (models fetch NAME), or ask what has moved (check)"
     models.add_arguments(add("models", models.run, [common], hubs))
     rewritten = "rewrite a workflow of ComfyUI-CogVideoXWrapper into the pack's nodes: migrate workflow.json"
@@ -182,6 +185,28 @@ def make(arguments: argparse.Namespace, rest: list[str]) -> int:
             ready = json.dumps({"host": str(setup.host), "models": str(folder), "port": port})
     command = [str(python), str(paths.ROOT / "dev.py"), *arguments.argv, "--ready", ready]
     return run_foreground(command, env=environ)
+
+
+def farm(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Make the clips of `farm`, as `make` does: this process becomes the one that has the packages."""
+    results = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        plan = farm_plan.read_plan(arguments)
+        if arguments.ready is not None:
+            from .farm.farm_work import work  # needs packages
+
+            return work(plan, json.loads(arguments.ready), results)
+        if plan.address:
+            python, environ = models.interpreter(farm_plan.NEEDED), dict(os.environ)
+            _, checkout = _chosen_host(arguments)
+            host, folder = checkout or "", ""
+        else:
+            folder = models.models_folder(arguments)
+            setup = prepare(arguments, for_tests=False)
+            models.install_missing(setup.python, {"ray": "ray"})
+            python, environ, host = setup.python, setup.environ(), setup.host
+    ready = json.dumps({"package": str(paths.ROOT), "comfyui": str(host), "models": str(folder)})
+    return go_on_as([str(python), str(paths.ROOT / "dev.py"), *arguments.argv, "--ready", ready], environ)
 
 
 def serve(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -191,10 +191,15 @@ def interpreter(needed: Mapping[str, str]) -> Path:
         return Path(sys.executable)
     paths.LOGS.mkdir(parents=True, exist_ok=True)
     python = environment.create_venv(paths.VENV, paths.LOGS)
+    install_missing(python, needed)
+    return python
+
+
+def install_missing(python: Path, needed: Mapping[str, str]) -> None:
+    """Install packages into an environment that lacks one of them. needed: as `interpreter`. Raises: DevError."""
     if subprocess.run([str(python), "-c", f"import {', '.join(needed)}"], capture_output=True, check=False).returncode:
         arguments = ["install", *needed.values(), "-c", str(paths.CONSTRAINTS)]
         environment.run_pip(python, arguments, ", ".join(needed.values()), paths.LOGS / "pip-downloads.log")
-    return python
 
 
 def _require_name(name: str) -> None:

@@ -1,8 +1,10 @@
 """Child processes: logged ones with a heartbeat, and foreground ones that never outlive us."""
 
 import contextlib
+import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +76,16 @@ def run_logged(
                     say(f"  ... {time.monotonic() - began:.0f} s: {', '.join(filter(None, (line, measure())))}")
         finally:
             stop(process)
+
+
+def go_on_as(command: Sequence[str], env: Mapping[str, str]) -> int:
+    """Become `command`: no parent is left whose kill would leave it running. Where the system cannot, as
+    run_foreground."""
+    if os.name == "nt":
+        return run_foreground(command, env=env)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command[0], list(command), dict(env))
 
 
 def run_foreground(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> int:

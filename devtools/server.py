@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from .errors import DevError
 from .process import last_line, start, stop
 
 ADDRESS = "127.0.0.1"
+_LEASH = Path(__file__).with_name("leash.py")
 
 # Never through a proxy: the server is on this machine, or is one that the user has named.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -75,12 +76,15 @@ def running_server(
     cpu: bool | None = None,
     arguments: Sequence[str] = (),
     timeout_s: float = 300.0,
+    environ: Mapping[str, str] | None = None,
+    leashed: bool = False,
 ) -> Iterator[Server]:
     """ComfyUI's server, from its first answer to the end of the `with` block.
 
     host: the ComfyUI checkout. base: its --base-directory. port: None for a free one. user_directory: None for a
     fresh one that is deleted afterwards. settings: written as the default user's comfy.settings.json. cpu: None to
-    let torch decide. arguments: more of ComfyUI's options.
+    let torch decide. arguments: more of ComfyUI's options. environ: environment variables in the place of this
+    process's. leashed: the server ends with this process even where that is killed.
     Raises: DevError if the port is taken, the server ends while starting or does not answer in `timeout_s`.
     """
     port = free_port() if port is None else port
@@ -92,7 +96,8 @@ def running_server(
         user = Path(user_directory or scratch / "user").resolve()
         _write_settings(user, settings)
         command = [
-            str(python), str(Path(host).resolve() / "main.py"), *(["--cpu"] if cpu else []),
+            str(python), *([str(_LEASH)] if leashed else []),
+            str(Path(host).resolve() / "main.py"), *(["--cpu"] if cpu else []),
             "--listen", ADDRESS, "--port", str(port), "--disable-auto-launch",
             "--base-directory", str(Path(base).resolve()), "--user-directory", str(user),
             # In the checkout by default, and emptied by every start: two servers would disturb each other.
@@ -103,8 +108,16 @@ def running_server(
         log.parent.mkdir(parents=True, exist_ok=True)
         out = cleanup.enter_context(log.open("w", encoding="utf-8"))
         process = start(
-            command, cwd=host, env=_environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+            command,
+            cwd=host,
+            env=_environment(os.environ if environ is None else environ),
+            stdin=subprocess.PIPE if leashed else subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=leashed,
         )
+        if process.stdin is not None:
+            cleanup.enter_context(process.stdin)
         cleanup.callback(stop, process)
         url = f"http://{ADDRESS}:{port}"
         _wait_until_up(process, url, log, timeout_s)
@@ -122,9 +135,9 @@ def request(
         return response.read()
 
 
-def _environment() -> dict[str, str]:
+def _environment(given: Mapping[str, str]) -> dict[str, str]:
     # A PYTHONPATH with the clone in it would make ComfyUI's `import nodes` find our folder.
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    kept = {name: value for name, value in given.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
 
 

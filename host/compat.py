@@ -197,6 +197,12 @@ def free_after_out_of_memory() -> None:
     mm.soft_empty_cache()
 
 
+def take_off_device(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Move the weights of `patcher` to where they are kept, and nobody else's."""
+    others = [loaded for loaded in mm.current_loaded_models if loaded.model is not patcher]
+    mm.free_memory(1e30, patcher.load_device, keep_loaded=others)
+
+
 def empty_on_host(
     shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format, device: torch.device
 ) -> torch.Tensor:

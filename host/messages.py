@@ -39,12 +39,14 @@ class _Refusal(NamedTuple):
 class _Request(NamedTuple):
     """A prompt that is being queued.
 
-    client_id: the browser that asks. refusals: what its nodes say, each once. errors: those that the checks have
-    raised, by their messages: ComfyUI hands on the messages alone. shown: the nodes with a text of this request.
+    client_id: the browser that asks. told: what its nodes have said, (node, text). refusals: what of it no toast says
+    yet. errors: those that the checks have raised, by their messages: ComfyUI hands on the messages alone.
+    shown: the nodes with a text of this request.
     """
 
     client_id: str | None
-    refusals: dict[tuple[str, str], _Refusal]
+    told: set[tuple[str, str]]
+    refusals: list[_Refusal]
     errors: dict[str, UserError]
     shown: set[str]
 
@@ -55,6 +57,7 @@ _request: ContextVar[_Request | None] = ContextVar("cogvideox_request", default=
 _IN_THE_QUEUE = "not run"  # in the place of a run, for what is shown of a prompt that was refused
 # web/js/error_toast.js listens to these.
 ERROR_EVENT, MORE_EVENT, FORGET_EVENT = "cogvideox.error", "cogvideox.more_errors", "cogvideox.forget"
+WARNING_EVENT = "cogvideox.warning"  # of a run that goes on
 # A workflow may have any number of nodes, and a hundred toasts cover the page and stop it for seconds. Those that say
 # nearly the same are one.
 _MOST_TOASTS = 3  # of a request
@@ -65,20 +68,24 @@ _MOST_TEXTS = 20  # of a run, on one node: it may run once for each entry of a l
 _REST_IN_LOG = "Further messages of this node are in ComfyUI's log."
 
 
-def show_on_node(text: str, node_id: str | None) -> None:
+def show_on_node(text: str, node_id: str | None, is_warning: bool = False) -> None:
     """Show `text` on the node `node_id`, the one that runs. (ComfyUI's ui.PreviewText shows nothing on custom nodes.)
 
     Only the browser that queued the run gets it: a text may contain prompts and names of files. Nothing happens
-    without a node, a browser or a server, as in scripts.
+    without a node, a browser or a server, as in scripts. is_warning: an app, which hides the node, shows it as well.
     """
     server = prompt_server()
     if node_id is None or server is None or server.client_id is None:
         return
-    _show(server, server.client_id, node_id, (localized(text, server.client_id),))
+    told = localized(text, server.client_id)
+    _show(server, server.client_id, node_id, (told,))
+    if is_warning:
+        _warn_app(server, server.client_id, node_id, told)
 
 
 def show_on_running_node(text: str) -> None:
-    """Show `text` on whichever node runs now, below what this run has shown there before, and in the log.
+    """Warn: show `text` on whichever node runs now, below what this run has shown there before, in the log, and in an
+    app as a toast.
 
     For the `notify` that nodes hand to the rooms below: stock nodes run their code as well.
     """
@@ -93,6 +100,14 @@ def show_on_running_node(text: str) -> None:
     told = localized(text if len(texts) < _MOST_TEXTS else _REST_IN_LOG, server.client_id)
     if told not in texts:
         _show(server, server.client_id, server.last_node_id, (*texts, told))
+        _warn_app(server, server.client_id, server.last_node_id, told)
+
+
+def _warn_app(server: PromptServer, client_id: str, node_id: str, told: str) -> None:
+    """Send a warning, in the browser's language, for a toast: the page shows it in app mode, and else on the node."""
+    # Whole, as far as a text on a node is: an app shows it nowhere else.
+    text = printable(shortened(told, MAX_CHARACTERS))
+    server.send_sync(WARNING_EVENT, {"node_ids": [node_id], "text": text}, client_id)
 
 
 def _show(server: PromptServer, client_id: str, node_id: str, texts: tuple[str, ...]) -> None:
@@ -170,7 +185,7 @@ def begin_request(request: dict[str, Any]) -> dict[str, Any]:
     server, client_id = prompt_server(), request.get("client_id")
     if not isinstance(client_id, str):  # anybody may send anything, and a list would end ComfyUI's loop of messages
         client_id = None
-    _request.set(_Request(client_id, {}, {}, set()))
+    _request.set(_Request(client_id, set(), [], {}, set()))
     note_workflow(request)
     if server is not None and client_id is not None:
         # The error of an earlier run goes as well: beside a refusal it would look like a part of it.
@@ -203,10 +218,11 @@ def show_refusal(text: str, node_id: str, input_name: str = "", told: str | None
     if server is None or request is None or request.client_id is None:
         return
     # A made-up browser reads nothing; kept for ever, its texts fill memory.
-    if request.client_id not in server.sockets or (node_id, text) in request.refusals:
+    if request.client_id not in server.sockets or (node_id, text) in request.told:
         return
     told = localized(text, request.client_id) if told is None else told
-    request.refusals[node_id, text] = _Refusal(node_id, text, told, input_name)
+    request.told.add((node_id, text))
+    request.refusals.append(_Refusal(node_id, text, told, input_name))
     if node_id not in request.shown and len(request.shown) >= _MOST_NODES:
         return
     request.shown.add(node_id)
@@ -227,7 +243,7 @@ def tell_refusals() -> None:
         text = _joined(group, request)
         _show_toast(server, request.client_id, node_ids, text, is_refusal=True, input_name=group[0].input_name)
     if more := sum(map(len, groups[_MOST_TOASTS:])):
-        if len({refusal.node_id for refusal in request.refusals.values()}) > _MOST_NODES:
+        if len({refusal.node_id for refusal in request.refusals}) > _MOST_NODES:
             counted = f"{more} more errors are listed under View details."
         else:
             counted = (
@@ -241,7 +257,7 @@ def _alike(request: _Request) -> Iterator[list[_Refusal]]:
     """The refusals of a prompt in groups: of one class of errors that can be joined, or of one text."""
     groups: dict[object, list[_Refusal]] = {}
     # ComfyUI checks the nodes in another order each time.
-    for refusal in sorted(request.refusals.values(), key=lambda refusal: refusal.node_id.rjust(20)):
+    for refusal in sorted(request.refusals, key=lambda refusal: refusal.node_id.rjust(20)):
         error = request.errors.get(refusal.text)
         groups.setdefault(type(error) if isinstance(error, JoinableError) else refusal.text, []).append(refusal)
     yield from groups.values()

@@ -8,10 +8,10 @@ tests/test_house.py looks for them, and tests/host/test_patches.py, in each vers
     is wrapped by wrap_previewer at the same time, because ComfyUI's own previewer shows a video's first frame. While it
     runs for a latent of ours, `comfy.cli_args.args.preview_method` may have another value. A previewer that another
     pack has put there stays.
-`execution.validate_inputs`
-    is wrapped by wrap_validation when ComfyUI loads the nodes, because it repeats a message of a node's own checks for
+`execution.validate_inputs`, `execution.validate_prompt`
+    are wrapped by wrap_validation when ComfyUI loads the nodes, because it repeats a message of a node's own checks for
     each of the node's inputs, in the language of the browser that asks, and because they do not see a typed value as it
-    was sent. What they say is shown on the node as well.
+    was sent. What they say is shown on the node as well, and once all nodes have been checked in toasts.
 `execution.PromptExecutor.handle_execution_error`, `execution.PromptExecutor.add_message`
     are wrapped by wrap_run_reports at the same time: a UserError shows on the node that raised it, stock or ours, under
     its short name and in the browser's language, and what earlier runs have shown goes when a run begins. ComfyUI's own
@@ -35,13 +35,17 @@ accelerate's states
     peft, accelerate or another without which CogVideoX runs. Both would fail for every pack; see
     host.optional_packages.
 
+`os.environ`
+    gets what Ray reads when it is imported, before the first use of several cards (prepare_ray): to ask for a token,
+    report nothing, and listen on this machine alone. What the user has set stays.
+
 A wrapper hands every call for other models and latent formats on, unchanged: with whatever arguments a newer version of
 ComfyUI has added.
 
 Set elsewhere: the package's __init__.py enters the package in `sys.modules` under its proper name, and
 host.start_check adds one route to ComfyUI's server and one function to those that aiohttp calls when it starts. Only in
-processes that are not ComfyUI, host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`, and
-training.headless handles SIGINT and SIGTERM while it trains.
+processes that are not ComfyUI, host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`,
+parallel.worker enters the package in `sys.modules`, and training.headless handles SIGINT and SIGTERM while it trains.
 """
 
 import functools
@@ -78,6 +82,7 @@ from .messages import (
 )
 from .protocols import LatentFormat
 from .queue_errors import in_words, is_link, own_messages, refused, reported_once
+from .ray_environment import ray_environment
 
 # The frontend falls back to the folder's name, not to English, where a locale has no entry (st in src/i18n.ts).
 _FRONTEND_LOCALES = ("en", "zh", "zh-TW", "ru", "ja", "ko", "fr", "es", "ar", "tr", "pt-BR", "fa", "he")
@@ -249,7 +254,10 @@ def wrap_validation(
             try:
                 return await original(*args, **kwargs)
             finally:
-                tell_refusals()
+                try:
+                    tell_refusals()
+                except Exception:  # the prompts of every pack pass here, and ComfyUI would refuse them without a reason
+                    logging.debug("Why a prompt is refused could not be shown as a toast.", exc_info=True)
 
         return validate_prompt
 
@@ -430,3 +438,9 @@ def own_states(*classes: type) -> Iterator[None]:
     finally:
         for owner, state in before:
             setattr(owner, name, state)
+
+
+def prepare_ray(is_alone: bool) -> None:
+    """Give Ray, which is about to be imported, what ray_environment has for it. What the user has set stays."""
+    for name, value in ray_environment(is_alone).items():
+        os.environ.setdefault(name, value)

@@ -72,6 +72,7 @@ class Transformer(Protocol):
     """transformer.dit.CogVideoXDiT, whose module imports diffusers."""
 
     config: TransformerConfig
+    has_weights: bool
     transformer_blocks: torch.nn.ModuleList
 
     def token_grid(

@@ -9,11 +9,11 @@ from typing import Any
 from ..errors import UserError
 
 
-def use_comfyui(cpu: bool = True, comfyui: Path | None = None) -> None:
+def use_comfyui(cpu: bool = True, comfyui: Path | None = None, options: dict[str, Any] = {}) -> None:
     """Make ComfyUI's modules importable, with its default options, whatever this program's own arguments are.
 
     Call it before the first import of `comfy`, and so before most of the package. comfyui: its checkout; None takes the
-    one that COMFYUI_PATH names.
+    one that COMFYUI_PATH names. options: plain_options of another process, in the place of the default ones.
 
     Raises UserError where there is no ComfyUI.
     """
@@ -27,12 +27,23 @@ def use_comfyui(cpu: bool = True, comfyui: Path | None = None) -> None:
     arguments, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if cpu else [])]
     try:
         importlib.import_module("comfy.options").enable_args_parsing()
-        importlib.import_module("comfy.cli_args")
+        vars(importlib.import_module("comfy.cli_args").args).update(options)
         # As main.py does. Before 0.30 the module `nodes` puts ComfyUI's folder `comfy` in front, and its utils.py would
         # be found in place of this package, without which `server` cannot be imported.
         importlib.import_module("utils")
     finally:
         sys.argv = arguments
+
+
+def plain_options() -> dict[str, Any]:
+    """The options of ComfyUI's command line in this process, as far as they are numbers, texts and switches."""
+    options = vars(importlib.import_module("comfy.cli_args").args)
+    return {name: value for name, value in options.items() if isinstance(value, bool | int | float | str | None)}
+
+
+def comfyui_folder() -> Path:
+    """The folder that ComfyUI's modules of this process are in."""
+    return Path(str(importlib.import_module("comfy.cli_args").__file__)).parent.parent
 
 
 def comfyui_from_environment() -> Path:

@@ -2,21 +2,21 @@
 
 import re
 import unicodedata
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 from ..errors import shortened
 
 MOST_COLUMNS = 240  # five lines of ComfyUI's toast; a Chinese sign is two columns wide
 _LEAST_COLUMNS = 80  # of the first sentence, where it is cut off for what to do
-_END = re.compile(r"(?<=\. )|(?<=。)")
+_END = r"(?<=\. )|(?<=。)"
 # How a sentence begins that says what to do. In Chinese 请 may stand anywhere in it.
-_STEP = re.compile(
-    r"(?:Or |Otherwise |Then )?(?:Add|Check|Choose|Connect|Correct|Download|Free|Give|Install|Load|Lower|Make|Move|"
-    r"Pass|Press|Put|Queue|Raise|Select|Set|Start|Switch|Take|Try|Update|Use)\b|.*请",
-    re.IGNORECASE,
+_STEP = (
+    r"(?i)(?:Or |Otherwise |Then )?(?:Accept|Add|Check|Choose|Connect|Correct|Delete|Download|Free|Give|Install|Invert|"
+    r"Join|Let|Load|Lower|Make|Merge|Move|Pass|Press|Put|Queue|Raise|Remove|Resize|Select|Set|Start|Switch|Take|Try|"
+    r"Update|Use)\b|.*请"
 )
 # One that goes on from the sentence before it, and says nothing without it.
-_NEXT = re.compile(r"Then |然后")
+_NEXT = r"Then |然后"
 
 
 def toast_text(text: str) -> str:
@@ -28,15 +28,15 @@ def toast_text(text: str) -> str:
     line = text.strip().split("\n", 1)[0].rstrip()
     if _columns(line) <= MOST_COLUMNS:
         return line
-    first, *others = _END.split(line)
-    steps = (other for other in others if _is_step(other) and not _NEXT.match(other))
+    first, *others = re.split(_END, line)
+    steps = (other for other in others if _is_step(other) and not re.match(_NEXT, other))
     step = next((other for other in steps if _fits(other, MOST_COLUMNS - _LEAST_COLUMNS)), "")
     kept = {0: _cut(first, MOST_COLUMNS - _columns(step))}
     room = MOST_COLUMNS - _columns(kept[0])
     for number, other in sorted(
         enumerate(others, 1), key=lambda pair: (pair[1] != step, not _is_step(pair[1]), pair[0])
     ):
-        is_alone = _NEXT.match(other) is not None and number - 1 not in kept
+        is_alone = re.match(_NEXT, other) is not None and number - 1 not in kept
         if _fits(other.rstrip(), room) and not is_alone:
             kept[number] = other
             room -= _columns(other)
@@ -48,20 +48,16 @@ def _fits(sentence: str, columns: int) -> bool:
 
 
 def _is_step(sentence: str) -> bool:
-    return _STEP.match(sentence) is not None
+    return re.match(_STEP, sentence) is not None
 
 
 def _columns(text: str) -> int:
-    return sum(map(_width, text))
-
-
-def _width(letter: str) -> int:
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _cut(text: str, columns: int) -> str:
     """The beginning of `text`, with a mark and a space where something is left out."""
     if _columns(text) <= columns:
         return text
-    most = sum(width <= columns - 3 for width in accumulate(map(_width, text)))
-    return f"{shortened(text, most)} "
+    widths = accumulate(map(_columns, text))
+    return f"{shortened(text, sum(1 for _ in takewhile(lambda width: width <= columns - 3, widths)))} "

@@ -7,6 +7,7 @@ from functools import cache, cached_property
 
 from ..errors import UserError, printable, shortened
 from .node_graph import Graph, Link, Node
+from .node_layout import read_pair
 from .target_nodes import TARGETS
 from .workflow_limits import MAX_WRITTEN_NODES, TooLargeError
 
@@ -17,6 +18,7 @@ _TITLES = {
     REFUSED: "What cannot be migrated:",
 }
 _SHOWN_LETTERS = 300  # a path is shorter
+_NARROW, _WIDE = 270, 315  # px of a new node
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,11 @@ class Work:
             )
         target, saved = TARGETS[kind], {}
         if "pos" in at.saved:
-            x, y = _numbers(at.saved["pos"])
+            x, y = read_pair(at.saved["pos"]) or (0, 0)
             height = 60 + 26 * (max(len(target.sockets), len(target.outputs)) + len(target.widgets))
             if kind == "CogVideoXEncodeText":
                 height += 120  # several lines of text
-            saved = {"pos": [x + 340 * place[0], y + 200 * place[1]], "size": [315, height]}
+            saved = {"pos": [x + 340 * place[0], y + 200 * place[1]], "size": [_width(at), height]}
             saved |= {key: at.saved[key] for key in ("color", "bgcolor") if key in at.saved}
         node = Node(self.graph.new_id(), kind, {k: v for k, v in inputs.items() if v is not None}, saved=saved)
         node.is_new = True
@@ -157,12 +159,7 @@ def report_lines(work: Work, told: Callable[[str], str]) -> Iterator[str]:
             yield f"  - {printable(head + sentence)}"
 
 
-def _numbers(position: object) -> tuple[float, float]:
-    """The two numbers of a position: a list, or an object as older frontends wrote it."""
-    if isinstance(position, dict):
-        position = [position.get("0"), position.get("1")]
-    if isinstance(position, list) and len(position) >= 2:
-        x, y = position[:2]
-        if isinstance(x, (int, float)) and isinstance(y, (int, float)):
-            return x, y
-    return 0.0, 0.0
+def _width(at: Node) -> float:
+    """Of a new node in the place of `at`, in px: that of the old one, so that it stays clear of the next column."""
+    width, _ = read_pair(at.saved.get("size")) or (_WIDE, 0)
+    return min(max(_NARROW, width), _WIDE)  # NaN becomes the first

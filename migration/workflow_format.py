@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UserError, quoted
 from .node_graph import Graph, Link, Node
+from .node_layout import separate_nodes
 from .target_nodes import TARGETS
 from .workflow_limits import check_depth, check_nodes, check_slots, check_values, read_integer, refuse_depth
 from .wrapper_nodes import NAMES, REQUIRED, WRAPPER, WrapperInput
@@ -206,7 +207,7 @@ def _write_saved(document: dict[str, Any], graph: Graph) -> dict[str, Any]:
         written["state"] = {**document["state"], "lastNodeId": last, "lastLinkId": next_link}
     if "last_node_id" in document or "state" not in document:
         written |= {"last_node_id": last, "last_link_id": next_link}
-    return written
+    return separate_nodes(written, {int(node.id) for node in graph.nodes.values() if node.is_new})
 
 
 def _saved_id(node: Node) -> int | str:

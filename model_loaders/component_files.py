@@ -90,10 +90,10 @@ def find_weights(path: Path, component: str) -> FoundComponent:
     if len(found) == 1:
         return next(iter(found.values()))
     if found:
-        names = " and ".join(quoted(one.name) for one in list(found)[:3])
+        names = ", ".join(quoted(one.name) for one in list(found)[:3])
         raise UserError(
-            f"{folder} holds {SIGNATURES[component].description} {len(found)} times: {names}. Choose one of the files, "
-            "or leave only one in the folder."
+            f"{folder} holds {SIGNATURES[component].description} ({len(found)} times): {names}. Choose one of the "
+            "files, or leave only one in the folder."
         )
     raise _describe_problems(folder, component, problems)
 
@@ -159,7 +159,7 @@ def _read_component(files: tuple[Path, ...], component: str, source: str) -> Fou
     if len(layouts) > 1:
         copies = " and ".join(quoted(layout.prefix or "no prefix") for layout in layouts[:3])
         raise UserError(
-            f"{source} holds {SIGNATURES[component].description} {len(layouts)} times, under the prefixes {copies}. "
+            f"{source} holds {SIGNATURES[component].description} ({len(layouts)} times), under the prefixes {copies}. "
             "Save one of them as a file of its own."
         )
     layout = layouts[0]  # every dialect's signature key is among the keys that require_component requires

@@ -27,7 +27,7 @@ def stamp_of(path: Path, *components: str) -> str:
     path: a pipeline, a component's folder, or a file, as in checkpoints.open_component. components: those that are
     loaded; of a pipeline that is loaded whole, all of them. Raises nothing.
     """
-    return hash_of(_files_read(path, components or COMPONENTS))
+    return hash_of(files_read(path, components or COMPONENTS))
 
 
 def hash_of(files: Iterable[Path]) -> str:
@@ -59,7 +59,8 @@ def if_unchanged(load: Callable[..., T], path: Path, *components: str) -> Callab
     return load_again
 
 
-def _files_read(path: Path, components: Iterable[str]) -> Iterator[Path]:
+def files_read(path: Path, components: Iterable[str]) -> Iterator[Path]:
+    """The files that loading `components` from `path` reads; some of them may not be there. See stamp_of."""
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         inner = [place for place in (part_folder(path, name) for name in components) if place.is_dir()] or [path]

@@ -252,7 +252,7 @@ def _vae_part(card: Card, vae: Autoencoder, video: VideoSize, way: str, frames: 
     def plan_bytes(plan: OffloadPlan) -> int:
         return needed(shape, vae.dtype, plan)
 
-    # As CogVideoXVAE._load has it.
+    # As CogVideoXVAE.load has it.
     plan = first_fitting(LADDER, plan_bytes, card.free_bytes - vae.bytes - card.reserved_bytes)
     working = plan_bytes(plan)
     host = peak.decode_host_bytes(shape, vae.dtype, plan) if way == "decode" else 0

@@ -15,7 +15,7 @@ from ..host.toy import is_toy
 from ..host.weight_patcher import adopt_patcher
 from ..samplers.outer_sample import sample_checked
 from ..samplers.toy_sizes import tell_toy_size
-from ..samplers.window_caches import cached_by_window
+from ..samplers.window_caches import cached_apart
 from ..sockets.model import CogVideoXConfig, CogVideoXModel
 from ..sockets.preview_renderers import enable_previews
 from ..sockets.recommended import add_settings_hint, recommended_for
@@ -117,4 +117,4 @@ def _add_checks(patcher: comfy.model_patcher.ModelPatcher, notify: Notify) -> No
     wrapper = partial(sample_checked, notify)
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "cogvideox", wrapper)
     # Before any node can put EasyCache on the MODEL, so that it is around EasyCache's own wrapper.
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "cogvideox", cached_by_window)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "cogvideox", cached_apart)

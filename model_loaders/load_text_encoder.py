@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..host.quantized import is_quantized
 from ..host.toy import is_toy
 from ..host.weight_patcher import adopt_patcher
-from ..sockets.clip import TextEncoderTarget
+from ..sockets.clip import CogVideoXClip, TextEncoderTarget
 from ..sockets.tokenizer import MAX_TOKENS, CogVideoXTokenizer, vocab_size_of
 from .checkpoints import Weights, describe_component, open_component, require_fit
 from .config_conflicts import config_conflict
@@ -74,7 +74,7 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     options: dict[str, Any] = {"dtype": precision.storage}
     if precision.operations:
         options["custom_operations"] = precision.operations
-    clip = comfy.sd.CLIP(
+    clip = CogVideoXClip(
         TextEncoderTarget(config, tokenizer),
         parameters=parameters,
         # In a list, which makes CLIP pass it to the encoder under the encoder's own names. It takes a dict for the

@@ -32,6 +32,7 @@ from .memory_forecast import CogVideoXMemoryForecast
 from .migration_page import serve_migration
 from .opened_graph import serve_opened_graph
 from .own_image import CogVideoXOwnImage
+from .parallel import CogVideoXParallel
 from .replacing import register_replacements
 from .sample import CogVideoXDynamicCFG, CogVideoXNoise, CogVideoXSample, CogVideoXSampler, CogVideoXScheduler
 from .save import CogVideoXSaveModel
@@ -71,6 +72,7 @@ NODES: list[type[io.ComfyNode]] = [
     CogVideoXDynamicCFG,
     CogVideoXStepCache,
     CogVideoXCompile,
+    CogVideoXParallel,
     CogVideoXContextWindows,
     CogVideoXPositions,
     CogVideoXInvert,

@@ -308,3 +308,9 @@ def check_vae(vae: CogVideoXVAE) -> None:
             f"The VAE is a {type(vae).__name__} from another loader; ComfyUI's own CogVideoX code gives other numbers. "
             "Connect the VAE of Load CogVideoX VAE or Load CogVideoX Pipeline, or use ComfyUI's own VAE nodes for it."
         )
+
+
+def check_vae_if_any(vae: CogVideoXVAE | None = None) -> None:
+    """check_vae, of a VAE that need not be there."""
+    if vae is not None:
+        check_vae(vae)

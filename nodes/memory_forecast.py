@@ -22,7 +22,7 @@ from ..model_loaders.forecast import (
 from ..sockets.model import require_cogvideox_model
 from ..sockets.recommended import describe, recommended_for
 from ..sockets.vae import CogVideoXVAE
-from .input_checks import check_all_sizes, check_vae, checked
+from .input_checks import check_all_sizes, check_vae_if_any, checked
 from .inputs import model_input, size_inputs
 from .search_words import SEARCH_WORDS
 
@@ -30,12 +30,7 @@ _MOST_GB = 1024.0
 _HEAD = "|  | weights | stay on the card | work | peak |"  # one text, for its translation
 
 
-def _check_vae(vae: CogVideoXVAE | None = None) -> None:
-    if vae is not None:
-        check_vae(vae)
-
-
-@checked(check_all_sizes, require_cogvideox_model, _check_vae)
+@checked(check_all_sizes, require_cogvideox_model, check_vae_if_any)
 class CogVideoXMemoryForecast(io.ComfyNode):
     """STRING out: the text that is shown on the node."""
 
@@ -137,10 +132,14 @@ def describe_card(card: Card, card_gb: float) -> str:
 
 
 def _stand_ins(vae: CogVideoXVAE | None, clip: CLIP | None) -> list[str]:
-    missing = [name for name, given in (("VAE", vae), ("text encoder", clip)) if given is None]
-    if not missing:
-        return []
-    return [f"No {' and no '.join(missing)} is connected: that of the official checkpoints is counted."]
+    # Each sentence is a text of its own: what is put together of words cannot be translated.
+    if vae is None and clip is None:
+        return ["No VAE and no text encoder is connected: that of the official checkpoints is counted."]
+    if vae is None:
+        return ["No VAE is connected: that of the official checkpoints is counted."]
+    if clip is None:
+        return ["No text encoder is connected: that of the official checkpoints is counted."]
+    return []
 
 
 def _compiled(model: ModelPatcher) -> list[str]:

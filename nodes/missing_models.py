@@ -16,6 +16,7 @@ _MOST_LETTERS, _MOST_NAMES = 100, 3  # of a name in a message, and in one that j
 # Whole sentences: each language has titles of its own for them.
 _TEXT_TO_VIDEO = "The template “01 Text to video” runs without a download, with CogVideoX-nano."
 _FROM_EDGES = "The template “09 Video from edges (ControlNet)” runs without a download, with CogVideoX-nano."
+_RUN_TELLS = "Press Run, and each of these nodes says what to do."
 _ANOTHER, _OR_ANOTHER = "Choose another one from the list.", "Or choose another one from the list."
 
 
@@ -88,10 +89,24 @@ class Missing(NamedTuple):
         return f"There is no {self.name!r}. {self.step()}"
 
     def step(self) -> str:
-        """What to do, as in the message."""
-        return (
-            _download_of(self.name, self.kind, self.bypassed) if self.name else f"{_ANOTHER} {_next_click(self.kind)}"
+        """Where to get it, and what else to do; an address stands in a further line."""
+        entry = _published(_last_part(self.name))
+        if entry is not None and self.kind.published:
+            if entry.name in self.bypassed:
+                # The loader has its folder from that node, and no list to choose from.
+                return f"Select {_DOWNLOAD}, the violet node, press Ctrl+B, then Run ({entry.gigabytes:.0f} GB)."
+            step = (
+                f"Add the node {_DOWNLOAD}, choose {entry.name} and queue it ({entry.gigabytes:.0f} GB); then press R."
+            )
+            return f"{step} {_OR_ANOTHER}"
+        file = self.file()
+        if file is None:
+            return f"{_ANOTHER} {_next_click(self.kind)}"
+        step = (
+            f"Press View details and, under Missing Models, Download ({file.gigabytes:.1f} GB); move the file into "
+            f"models/{file.directory} and press R."
         )
+        return "\n".join((f"{step} {_OR_ANOTHER}", f"Its address is {file.url}."))
 
     def file(self) -> SingleFile | None:
         """The published file that ComfyUI itself offers to download, if it is one of this kind."""
@@ -107,7 +122,7 @@ class MissingModelError(JoinableError):
     def joined(self, others: Sequence[JoinableError]) -> str:
         """One message that names all models."""
         errors = [error for error in (self, *others) if isinstance(error, MissingModelError)]
-        return describe_all(error.missing for error in errors if error.missing is not None)
+        return describe_all((error.missing for error in errors if error.missing is not None), are_told=True)
 
 
 # The nodes whose first widget is such a list.
@@ -169,28 +184,32 @@ def describe_missing(name: str, node_type: str, bypassed: frozenset[str]) -> Mis
     return None if kind is None else Missing(shortened(name, _MOST_LETTERS), KINDS[kind], bypassed)
 
 
-def describe_all(missing: Iterable[Missing]) -> str:
-    """One line for all that is missing in a graph, "" for nothing: the names, and one next step."""
+def describe_all(missing: Iterable[Missing], are_told: bool) -> str:
+    """One line for all that is missing in a graph, "" for nothing: the names, and one next step.
+
+    are_told: whether each node says on itself what it lacks, as those of a refused prompt do.
+    """
     by_message = {one.message().split("\n")[0]: one for one in missing}
     if len(by_message) < 2:
         return next(iter(by_message), "")
     several = list(by_message.values())
     names = list(dict.fromkeys(repr(one.name) if one.name else one.kind.what for one in several))
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return f"Models are missing: {', '.join(names[:_MOST_NAMES])}{more}. {_common_step(several)}"
+    return f"Models are missing: {', '.join(names[:_MOST_NAMES])}{more}. {_common_step(several, are_told)}"
 
 
-def _common_step(missing: Sequence[Missing]) -> str:
+def _common_step(missing: Sequence[Missing], are_told: bool) -> str:
     steps = {one.step().split("\n")[0] for one in missing}
     if len(steps) == 1:
         return steps.pop()
-    sizes = {file.name: file.gigabytes for one in missing if (file := one.file()) is not None}
-    if len(sizes) == len({one.name for one in missing}):
-        return (
-            f"Press View details and, under Missing Models, Download for each ({sum(sizes.values()):.1f} GB in all). "
-            "Each node says into which folder its file goes."
-        )
-    return "Each of these nodes says what to do."
+    files = [one.file() for one in missing]
+    if None not in files:
+        sizes = {file.name: file.gigabytes for file in files if file is not None}
+        # Short enough for a toast, beside the names of a template's three files.
+        step = f"Press View details and each Download under Missing Models ({sum(sizes.values()):.1f} GB in all)."
+        folder = "Each node names its file's folder."
+        return f"{step} {folder if are_told else _RUN_TELLS}"
+    return "Each of these nodes says what to do." if are_told else _RUN_TELLS
 
 
 def _next_click(kind: Kind) -> str:
@@ -200,25 +219,6 @@ def _next_click(kind: Kind) -> str:
     if kind.trial:
         steps.append(kind.trial)
     return " ".join(steps)
-
-
-def _download_of(name: str, kind: Kind, bypassed: frozenset[str]) -> str:
-    """Where to get what has this name, and what else to do. bypassed: as for describe_missing."""
-    entry = _published(_last_part(name))
-    if entry is not None and kind.published:
-        if entry.name in bypassed:
-            # The loader has its folder from that node, and no list to choose from.
-            return f"Select {_DOWNLOAD}, the violet node, press Ctrl+B, then Run ({entry.gigabytes:.0f} GB)."
-        step = f"Add the node {_DOWNLOAD}, choose {entry.name} and queue it ({entry.gigabytes:.0f} GB); then press R."
-        return f"{step} {_OR_ANOTHER}"
-    file = Missing(name, kind).file()
-    if file is not None:
-        step = (
-            f"Press View details and, under Missing Models, Download ({file.gigabytes:.1f} GB); move the file into "
-            f"models/{file.directory} and press R."
-        )
-        return "\n".join((f"{step} {_OR_ANOTHER}", f"Its address is {file.url}."))
-    return f"{_ANOTHER} {_next_click(kind)}"
 
 
 def _last_part(name: str) -> str:

@@ -59,7 +59,7 @@ def sentences(body: bytes, told: Callable[[str], str]) -> list[str]:
     bypassed = frozenset(filter(_is_text, _list(asked.get("bypassed"))))
     pairs = [pair for pair in _list(asked.get("models")) if len(_list(pair)) == 2 and all(map(_is_text, pair))]
     missing = [one for kind, name in pairs if (one := describe_missing(name, kind, bypassed)) is not None]
-    return [told(text)] if (text := describe_all(missing)) else []
+    return [told(text)] if (text := describe_all(missing, are_told=False)) else []
 
 
 def _shown(example: str | None) -> dict[str, Any] | None:

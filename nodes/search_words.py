@@ -88,6 +88,7 @@ _TYPED = {
     "CogVideoXDynamicCFG": ["guidance", "guidance rescale", "cfg guider"],
     "CogVideoXStepCache": ["easycache", "teacache", "magcache", "first block cache", "faster", "skip steps"],
     "CogVideoXCompile": ["torch.compile", "inductor", "triton", "faster", "TorchCompileModel"],
+    "CogVideoXParallel": ["multi gpu", "multigpu", "several cards", "xdit", "ulysses", "sequence parallel", "ray"],
     "CogVideoXContextWindows": ["long video", "freenoise", "context options"],
     "CogVideoXPositions": ["riflex", "long video", "resolution"],
     "CogVideoXInvert": ["ddim inversion", "video to noise", "unsample", "edit video"],

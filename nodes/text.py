@@ -51,7 +51,7 @@ class CogVideoXEncodeText(io.ComfyNode):
         tokens = clip.tokenize(text, prompt_weights=prompt_weights)
         # A CLIP of a stock loader has another tokenizer, which cannot say what it cuts off.
         if isinstance(clip.tokenizer, CogVideoXTokenizer) and (notes := clip.tokenizer.notes(text, prompt_weights)):
-            show_on_node("\n\n".join(notes), cls.hidden.unique_id)
+            show_on_node("\n\n".join(notes), cls.hidden.unique_id, is_warning=True)
         conditioning = clip.encode_from_tokens_scheduled(tokens)
         require_finite_text(conditioning)
         return io.NodeOutput(conditioning)

@@ -1,5 +1,6 @@
 """NaN and Inf in a run's predictions: found without a wait for the card, and mended where a kernel is the cause."""
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from ..host.compat import attention_for
 from ..host.exact_attention import quantised_attention, with_exact_attention
 from ..host.messages import Notify
 from ..host.protocols import Guider
+from ..host.several_cards import wait_for_other_cards
 from ..keys import FINITE_WATCH
 
 
@@ -27,11 +29,14 @@ class FiniteWatch:
 
     A card is some steps behind the host, and would stand still while the host waits for its answer at each prediction.
     The answer is read when it is there, which is after a preview for one, and one step later at the latest.
+
+    Cards that share a run note their predictions in threads of their own.
     """
 
     def __init__(self) -> None:
         self._step = 0
         self._unread: list[_Unread] = []
+        self._guard = threading.Lock()
 
     def note(self, is_finite: torch.Tensor, error: Callable[[], UserError]) -> None:
         """Have a prediction looked at. is_finite: a single truth value, on the prediction's device. error: makes what
@@ -44,8 +49,9 @@ class FiniteWatch:
 
     def check(self) -> None:
         """Raises the error of a prediction that is known to contain NaN or Inf."""
-        while self._unread and self._unread[0].is_finite.is_ready():
-            self._read_next()
+        with self._guard:
+            while self._unread and self._unread[0].is_finite.is_ready():
+                self._read_next()
 
     def end_step(self) -> None:
         """Wait for the predictions of the step before this one, at most. Raises as `check` does."""
@@ -100,7 +106,7 @@ class _ExactFallback:
             try:
                 return run(options)
             except NonFiniteError:
-                pass
+                wait_for_other_cards(options)
         exact = {**options, "transformer_options": with_exact_attention(options.get("transformer_options", {}))}
         out = run(exact)  # raises the same again where the attention was not the cause
         if not self._is_exact:

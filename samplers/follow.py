@@ -148,9 +148,12 @@ def check_run(followed: Followed, shape: torch.Size, timesteps: list[float]) -> 
     video has another size, length or batch, or at some step its nearest noise level is more than half a step away."""
     known = followed.samples[0].shape
     if shape[1:] != known[1:] or known[0] not in (1, shape[0]):
+        wrong = ["width and height"] if shape[3:] != known[3:] else []
+        wrong += ["number of frames"] if shape[2] != known[2] else []
+        wrong += ["batch size"] if known[0] not in (1, shape[0]) else []
         raise UserError(
-            f"The video to follow is {_describe(known)}; this run's latent is {_describe(shape)}. Set the same width, "
-            "height, frames and batch size, or invert a video of this size."
+            f"The video to follow is {_describe(known)}; this run's latent is {_describe(shape)}. Set the same "
+            f"{', '.join(wrong)}, or invert a video that has this run's."
         )
     if timesteps[-1] > timesteps[0]:
         raise UserError(

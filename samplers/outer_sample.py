@@ -13,12 +13,14 @@ from ..host.attention_kernels import AttentionSize, choose_attention
 from ..host.memory_rules import options_known
 from ..host.messages import Notify, clear_running_node
 from ..host.protocols import BaseModel, Guider, GuiderExecutor, StepCallback
+from ..host.several_cards import on_card, patchers_by_card
 from .checks import check_conditioning, check_finite, check_latent, check_mask, check_merge, check_sampler, check_size
 from .comfy_sampler import with_stream
 from .conditioning import with_repeated_images
 from .finite import FiniteWatch, watch_predictions
 from .front import join_front, lacks_frame, prepend, prepend_noise, split_front
 from .noise import adds_noise, read_stream
+from .shared_step import share_easycache
 from .stock_nodes import check_stock_nodes
 from .stock_samplers import check_cfg, check_sigmas, with_first_order_steps
 
@@ -82,6 +84,7 @@ def sample_checked(
     if "latent_shapes" in kwargs:  # some versions of ComfyUI hand the shape down a second time, to process_conds
         kwargs["latent_shapes"] = [latent_image.shape]
     sampler = with_first_order_steps(with_stream(sampler, stream), sigmas)
+    share_easycache(guider)
     # The next wrapper, or CFGGuider.outer_sample itself, which loads the model and runs the sampler. The sigmas are a
     # copy: ComfyUI's uni_pc writes 0.001 over the 0 at their end.
     with options_known(guider.model_patcher), _watched(guider, notify) as watch:
@@ -98,7 +101,8 @@ def _watched(guider: Guider, notify: Notify) -> Iterator[FiniteWatch]:
         yield watch
         watch.end_run()
     finally:
-        guider.model_patcher.model.diffusion_model.forget_run()
+        for patcher in patchers_by_card(guider.model_patcher).values():
+            patcher.model.diffusion_model.forget_run()
 
 
 def _finish(
@@ -159,18 +163,23 @@ def _choose_attention_later(guider: Guider, video_tokens: set[int], notify: Noti
 
 
 def _choose_attention(guider: Guider, video_tokens: set[int], notify: Notify) -> None:
-    """Have the card's fastest attention kernel found for each size, and say where it is not the one of ComfyUI."""
+    """Have each card's fastest attention kernel found for each size, and say where it is not the one of ComfyUI."""
     model: BaseModel = guider.model_patcher.model
+    if not model.diffusion_model.has_weights:  # other processes compute, each on a card of its own
+        return
     config, options = model.diffusion_model.config, guider.model_options.get("transformer_options", {})
-    device, dtype = guider.model_patcher.load_device, model.get_dtype_inference()
-    sentences = {
-        choose_attention(
-            AttentionSize(device, dtype, count + config.max_text_seq_length, config.attention_head_dim),
-            config.num_attention_heads,
-            options,
-        )
-        for count in sorted(video_tokens)
-    }
+    sentences = set[str]()
+    for device, patcher in patchers_by_card(guider.model_patcher).items():
+        dtype = patcher.model.get_dtype_inference()
+        with on_card(device):
+            sentences |= {
+                choose_attention(
+                    AttentionSize(device, dtype, count + config.max_text_seq_length, config.attention_head_dim),
+                    config.num_attention_heads,
+                    options,
+                )
+                for count in sorted(video_tokens)
+            }
     for sentence in sorted(sentences - {""}):
         notify(sentence)
 

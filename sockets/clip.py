@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import comfy.sd
 import comfy.sd1_clip
 import comfy.text_encoders.t5
 import torch
@@ -54,6 +55,32 @@ class CogVideoXTextModel(comfy.sd1_clip.SD1ClipModel):
             clip_model=encoder,
             model_options=model_options,
         )
+
+
+class CogVideoXClip(comfy.sd.CLIP):
+    """CLIP whose model is always that of its patcher.
+
+    ComfyUI's Select CLIP Device exchanges the patcher alone. A plain CLIP would go on encoding with the weights that it
+    had, copy them to the chosen card at each prompt, and leave out what was patched since.
+    """
+
+    patcher: Any = None
+
+    @property
+    def cond_stage_model(self) -> Any:
+        """The encoder, which ComfyUI assigns before it makes the patcher."""
+        return self._first_model if self.patcher is None else self.patcher.model
+
+    @cond_stage_model.setter
+    def cond_stage_model(self, model: Any) -> None:
+        self._first_model = model if self.patcher is None else None
+
+    def clone(self, *arguments: Any, **options: Any) -> "CogVideoXClip":
+        """As ComfyUI's, which makes a plain CLIP."""
+        plain = super().clone(*arguments, **options)
+        cloned = CogVideoXClip(no_init=True)
+        vars(cloned).update({name: value for name, value in vars(plain).items() if name != "cond_stage_model"})
+        return cloned
 
 
 class TextEncoderTarget:

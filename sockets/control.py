@@ -1,8 +1,7 @@
 """CONTROL_NET: a CogVideoX control net behind ComfyUI's socket."""
 
-import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import comfy.controlnet
 import comfy.model_base
@@ -19,6 +18,15 @@ from .model import CogVideoXModel
 
 if TYPE_CHECKING:  # importing it loads diffusers
     from ..transformer.control_net import ControlConfig
+
+
+class ControlInputs(NamedTuple):
+    """What a transformer.control_net.CogVideoXControlNet takes in a step, of its dtype; see its forward."""
+
+    x: torch.Tensor
+    guide: torch.Tensor
+    timestep: torch.Tensor
+    context: torch.Tensor
 
 
 class CogVideoXControl(comfy.controlnet.ControlBase):
@@ -41,11 +49,12 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
         return out
 
     def deepclone_multigpu(self, load_device: torch.device, autoregister: bool = False) -> "CogVideoXControl":
-        """A copy with weights of its own on another device, as ComfyUI's multi-GPU nodes ask for."""
+        """A copy with weights of its own on another device, as ComfyUI's multi-GPU nodes ask for.
+
+        They are loaded again: those of this one may be on its device in part, and loaded on demand.
+        """
         out = self.copy()
-        out.patcher = comfy.model_patcher.ModelPatcher(
-            copy.deepcopy(self.patcher.model), load_device=load_device, offload_device=self.patcher.offload_device
-        )
+        out.patcher = self.patcher.deepclone_multigpu(new_load_device=load_device)
         if autoregister:
             self.multigpu_clones[load_device] = out
         return out
@@ -111,15 +120,21 @@ class CogVideoXControl(comfy.controlnet.ControlBase):
             return previous
         assert self.model_sampling is not None  # pre_run has been called
         net: Any = self.patcher.model
-        outputs = net(
+        inputs = ControlInputs(
             self.model_sampling.calculate_input(t, x_noisy).to(net.dtype),
             _window_frames(self._encoded_guide(size, x_noisy.device), window),
             self.model_sampling.timestep(t).float(),
             cond.get("crossattn_controlnet", cond["c_crossattn"]).to(x_noisy.device, net.dtype),
-            transformer_options,
         )
-        # It multiplies by the strength and adds what the control nets before this one have returned.
-        return self.control_merge({"input": outputs}, previous, output_dtype=None)
+        return self.added(inputs, previous, transformer_options)
+
+    def added(
+        self, inputs: ControlInputs, previous: dict[str, Any] | None, transformer_options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What the control net makes of `inputs`, times the strength, added to what the control nets before this one
+        have returned."""
+        net: Any = self.patcher.model
+        return self.control_merge({"input": net(*inputs, transformer_options)}, previous, output_dtype=None)
 
     def _require_frames(self, needed: int) -> None:
         found = self.cond_hint_original.shape[0]

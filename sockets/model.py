@@ -324,10 +324,12 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         # Not at the top: it imports diffusers, which whoever has a model has imported.
         from ..transformer.dit import has_lean_mode
 
-        dit, device, dtype = self.diffusion_model, mm.get_torch_device(), self.get_dtype_inference()
+        dit, dtype = self.diffusion_model, self.get_dtype_inference()
         text_tokens = dit.config.max_text_seq_length
 
         patcher = getattr(self, "current_patcher", None)  # of the run, whose options have other nodes' patches
+        # Select Model Device may have put the model on another card than ComfyUI's own.
+        device = patcher.load_device if patcher is not None else mm.get_torch_device()
         options = patcher.model_options.get("transformer_options", {}) if patcher is not None else {}
 
         def needed(mode: Mode, shape: Sequence[int]) -> float:
@@ -341,7 +343,12 @@ class CogVideoXModel(comfy.model_base.BaseModel):
 def non_finite_weights(module: torch.nn.Module) -> list[str]:
     """The names of parameters and tables that contain NaN or Inf."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    return [name for name, tensor in tensors if not torch.isfinite(dequantized(tensor, torch.float32)).all()]
+    # Of a model whose weights are in other processes nothing can be said here.
+    return [
+        name
+        for name, tensor in tensors
+        if not tensor.is_meta and not torch.isfinite(dequantized(tensor, torch.float32)).all()
+    ]
 
 
 def build_dit(

@@ -213,7 +213,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{path} is not a tokenizer ({quoted(str(error))}). Download it again.") from error
     missing = [token for token in _SPECIAL if tokenizer.token_to_id(token) is None]
     if missing:
-        raise UserError(f"{path} is not T5's tokenizer: it has no {' and no '.join(missing)}. Download it again.")
+        raise UserError(f"{path} is not T5's tokenizer: it has no {', '.join(missing)}. Download it again.")
     # Both may be set in the file. Cutting and padding happen in tokenize_with_weights.
     tokenizer.no_truncation()
     tokenizer.no_padding()

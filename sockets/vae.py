@@ -1,7 +1,7 @@
 """VAE: a CogVideoX autoencoder behind ComfyUI's socket."""
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ from ..host.messages import Notify, clear_running_node
 from ..host.ops import adopt_ops
 from ..host.optional_packages import prepare_diffusers
 from ..host.patches import without_warnings
+from ..host.several_cards import made_on_card
 from ..samplers.front import split_front
-from ..vae.activation import modulated_silu
+from ..vae.activation import Activation, modulated_silu
 from ..vae.compiled import compiled_modulated_silu
 from ..vae.geometry import CHANNELS, SPATIAL, TEMPORAL, check_latents, latent_frames, video_frames
 from ..vae.memory import PeakMemory
@@ -35,6 +36,7 @@ class CogVideoXVAE(comfy.sd.VAE):
     """Stock VAE socket over CogVideoXAutoencoder: exact in every mode, at a memory that does not grow with length."""
 
     first_stage_model: "CogVideoXAutoencoder"
+    _counts: PeakMemory | None = None
 
     def __init__(self, config: dict[str, Any], dtype: torch.dtype | None, notify: Notify, disable_dynamic: bool):
         """A VAE without weights. Call weights_assigned once they are loaded.
@@ -61,9 +63,15 @@ class CogVideoXVAE(comfy.sd.VAE):
         self.patcher = model_patcher_class(disable_dynamic)(
             self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
         )
-        # In place of the defaults, which estimate what an image VAE takes.
-        peak_memory = PeakMemory(self.first_stage_model, self.device)
-        self.memory_used_decode, self.memory_used_encode = peak_memory.decode_bytes, peak_memory.encode_bytes
+        self._count_memory()
+
+    def _count_memory(self) -> PeakMemory:
+        """In place of the defaults, which estimate what an image VAE takes: of the network and the device as they are.
+        ComfyUI's Select VAE Device gives a copy of this object others."""
+        if self._counts is None or not self._counts.is_of(self.first_stage_model, self.device):
+            self._counts = PeakMemory(self.first_stage_model, self.device)
+            self.memory_used_decode, self.memory_used_encode = self._counts.decode_bytes, self._counts.encode_bytes
+        return self._counts
 
     def weights_assigned(self) -> None:
         """Have ComfyUI count the size of the weights again: it was computed without them."""
@@ -113,17 +121,26 @@ class CogVideoXVAE(comfy.sd.VAE):
     ) -> Generator[torch.Tensor, None, None]:
         """Frames [t, H, W, 3] in 0 .. 1 of latents [1, 16, n, h, w], at most 9 at a time, on the output device."""
         clear_running_node()
-        plan = self._load(memory, band_pixels, latents.shape, self.memory_used_decode)
-        network, fell_back = self.first_stage_model, partial(self._report_fallback, "Decoding")
-        activation = modulated_silu
-        if compile:
-            activation = compiled_modulated_silu(self.device, self.vae_dtype, self.notify)
-        for frames in decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation):
+        for frames in self._decoded(latents, memory, band_pixels, compile):
             # Checked before process_output, which clamps: an Inf would become an ordinary white or black.
             # [1, 3, t, H, W] -> [t, H, W, 3]
             frames = frames[0].movedim(0, -1).to(self.output_device, output_dtype(self))
             yield self.process_output(self._checked(frames, "decoded"))
             frames = None  # frees their memory before the next ones are made
+
+    def _decoded(
+        self, latents: torch.Tensor, memory: str, band_pixels: int | None, compile: bool
+    ) -> Iterator[torch.Tensor]:
+        """[1, 16, n, h, w] -> frames [1, 3, t, 8 h, 8 w], about -1 .. 1, a few at a time."""
+        plan = self.load(memory, band_pixels, latents.shape, self._count_memory().decode_bytes)
+        network, fell_back = self.first_stage_model, partial(self._report_fallback, "Decoding")
+        activation = self.activation(compile)
+        parts = decode_stream(network, latents, plan, self.device, self.vae_dtype, fell_back, activation)
+        yield from made_on_card(self.device, parts)
+
+    def activation(self, compile: bool) -> Activation:
+        """What norms are followed by; with `compile` as torch.compile makes it."""
+        return compiled_modulated_silu(self.device, self.vae_dtype, self.notify) if compile else modulated_silu
 
     def encode(
         self, pixel_samples: torch.Tensor, posterior_seed: int | None = None, sample_count: int = 1
@@ -173,24 +190,27 @@ class CogVideoXVAE(comfy.sd.VAE):
 
     def _moments(self, video: torch.Tensor, memory: str, band_pixels: int | None) -> torch.Tensor:
         """[1, 3, F, H, W], 0 .. 1 -> [1, 32, n, H / 8, W / 8] on the output device."""
-        plan = self._load(memory, band_pixels, video.shape, self.memory_used_encode)
         bar = comfy.utils.ProgressBar(latent_frames(video.shape[2]))
         parts = []
-        for part in encode_stream(
-            self.first_stage_model,
-            video,
-            plan,
-            self.device,
-            self.vae_dtype,
-            partial(self._report_fallback, "Encoding"),
-            self.process_input,
-        ):
+        for part in self._encoded(video, memory, band_pixels):
             parts.append(part.to(self.output_device))
             bar.update(part.shape[2])
         return torch.cat(parts, dim=2)
 
-    def _load(self, memory: str, band_pixels: int | None, shape: torch.Size, needed: Callable[..., int]) -> OffloadPlan:
-        """Bring the weights to the device with room for what the plan needs, and return the plan."""
+    def _encoded(self, video: torch.Tensor, memory: str, band_pixels: int | None) -> Iterator[torch.Tensor]:
+        """[1, 3, F, H, W], 0 .. 1 -> moments [1, 32, n, H / 8, W / 8], a few at a time."""
+        plan = self.load(memory, band_pixels, video.shape, self._count_memory().encode_bytes)
+        network, fell_back = self.first_stage_model, partial(self._report_fallback, "Encoding")
+        parts = encode_stream(network, video, plan, self.device, self.vae_dtype, fell_back, self.process_input)
+        yield from made_on_card(self.device, parts)
+
+    def load(
+        self, memory: str, band_pixels: int | None, shape: tuple[int, ...], needed: Callable[..., int]
+    ) -> OffloadPlan:
+        """Bring the weights to the device with room for what the plan needs, and return the plan.
+
+        needed: PeakMemory.decode_bytes or encode_bytes, for a video of `shape`.
+        """
         # What ComfyUI unloads for us counts: after sampling the diffusion model fills the card, and it can go. The
         # weights that are still to be loaded take their part, and what the user has reserved (--reserve-vram) stays.
         free = available_memory(self.patcher) - (self.size - self.patcher.loaded_size()) - mm.extra_reserved_memory()

@@ -187,6 +187,15 @@ def remove_folder(path: Path) -> None:
 
 
 @contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` that only this user may read, to the end of the block. What killed processes have
+    left there is deleted. Raises OSError."""
+    with _unfinished(path) as part:
+        part.mkdir(mode=0o700)
+        yield part
+
+
+@contextmanager
 def only_process(lock: Path, busy: str) -> Iterator[None]:
     """Hold a lock that the operating system releases when the process ends, even by a kill.
 

@@ -1,14 +1,27 @@
 """Which video a saved workflow makes, by what stands in its file: sizes and lengths are followed along the links."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from PIL import Image
 
 from cogvideox.devtools.run_workflow import Video
 from cogvideox.host.toy import EXAMPLES, INPUT_FPS, INPUTS
+from cogvideox.tests.support import host_lacks
 
+_MULTIGPU = {"MultiGPU_WorkUnits", "SelectCLIPDevice", "SelectVAEDevice"}
 _SEED_CONTROLS = ("fixed", "increment", "decrement", "randomize")
+
+
+def skip_without_its_nodes(workflow: dict) -> None:
+    """Skip a test of a template that has nodes which this version of ComfyUI lacks."""
+    if (
+        any(node["type"] in _MULTIGPU for node in workflow["nodes"])
+        and find_spec("comfy_extras.nodes_multigpu") is None
+    ):
+        pytest.skip(host_lacks("multi-GPU nodes"))
 
 
 class Frames(NamedTuple):

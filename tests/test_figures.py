@@ -7,14 +7,15 @@ import pytest
 from cogvideox.benchmarks.bench_forecast import END, MARK
 from cogvideox.devtools.paths import ROOT
 from cogvideox.nodes import NODES
-from cogvideox.tests.figures import of_exactness, of_models, of_pages, of_speed, of_toy
+from cogvideox.tests.figures import of_exactness, of_many_cards, of_models, of_pages, of_speed, of_toy
 from cogvideox.tests.figures.cells import Cell, Number, find
 from cogvideox.tests.figures.given import GIVEN
 from cogvideox.tests.figures.phrases import Figure, looks_measured, one_line
 
 DOCUMENTS = ["README.md", *(f"docs/{file.name}" for file in sorted(ROOT.glob("docs/*.md")))]
 PAGES = [f"web/docs/{file.name}" for file in sorted(ROOT.glob("web/docs/*.md"))]
-FIGURES = (*of_exactness.FIGURES, *of_models.FIGURES, *of_speed.FIGURES, *of_toy.FIGURES, *of_pages.FIGURES)
+PARTS = (of_exactness, of_many_cards, of_models, of_speed, of_toy, of_pages)
+FIGURES = tuple(figure for part in PARTS for figure in part.FIGURES)
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"{figure.document}: {figure.phrase[:60]}")

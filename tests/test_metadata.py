@@ -111,6 +111,7 @@ def test_the_package_has_what_the_nodes_read(tmp_path: Path, monkeypatch: pytest
     folders = {PurePosixPath(file).parts[0] for file in packed if "/" in file}
     needed = {"docs", "example_workflows", "host", "locales", "media", "model_loaders", "nano", "nodes", "samplers"}
     needed |= {
+        "parallel",
         "sockets",
         "system",
         "training",

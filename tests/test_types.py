@@ -13,7 +13,9 @@ from cogvideox import PACKAGE
 from cogvideox.tests.vulture_whitelist import UNUSED
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = "host locales media migration model_loaders nodes samplers sockets system training transformer vae".split()
+ROOMS = (
+    "host locales media migration model_loaders nodes parallel samplers sockets system training transformer vae".split()
+)
 BELOW = "errors.py keys.py official_settings.py video_limits.py".split()
 TOOLS = "__init__.py benchmarks dev.py devtools nano".split()
 

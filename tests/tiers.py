@@ -386,6 +386,8 @@ _ONE_SERVER = ("tests/server/", "tests/browser/")
 _FORKING = (
     "tests/host/test_start_check.py",
     "tests/nano/test_toy_settings.py",
+    "tests/parallel/test_cluster.py",
+    "tests/parallel/test_row_ranks.py",
     "tests/test_children.py",
     "tests/test_left_behind.py",
     "tests/test_start.py",

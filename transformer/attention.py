@@ -1,5 +1,6 @@
 """Joint attention over text and video tokens."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from diffusers.models.attention_processor import Attention
 from ..host.compat import attention_for, rotate_pairs
 from ..host.ops import weights_held
 from ..host.stock_patches import AttentionPatches
+from ..keys import read_shared_tokens
 from .memory_modes import DEFAULT, Mode
 from .token_passes import norm_heads_in_place, normed_heads
 
@@ -46,7 +48,7 @@ def joint_attention(
     if patches is None:
         # [B, N, heads, D] -> [B, heads, N, D]
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        attend = attention_for(tokens.device)
+        attend = _attention(tokens.device, transformer_options)
         # skip_reshape: the heads have an axis of their own already. The result has none: [B, N, heads * D].
         out = attend(query, key, value, attn.heads, skip_reshape=True, transformer_options=transformer_options)
     else:
@@ -56,6 +58,12 @@ def joint_attention(
     return attn.to_out[0](out)
 
 
+def _attention(device: torch.device, transformer_options: dict[str, Any]) -> Callable[..., torch.Tensor]:
+    """ComfyUI's attention function, over the tokens of all processes where several share them."""
+    attend, ranks = attention_for(device), read_shared_tokens(transformer_options)
+    return attend if ranks is None else ranks.across(attend)
+
+
 def _attend_by_groups(
     attn: Any, tokens: torch.Tensor, rotary: torch.Tensor | None, transformer_options: dict[str, Any], mode: Mode
 ) -> torch.Tensor:
@@ -63,7 +71,7 @@ def _attend_by_groups(
     out = torch.empty_like(tokens)
     width = tokens.shape[2] // attn.heads
     span_tokens = mode.span_tokens(tokens.shape[2])
-    attend = attention_for(tokens.device)
+    attend = _attention(tokens.device, transformer_options)
     with weights_held((attn.to_q, attn.to_k, attn.to_v), tokens.device, tokens.dtype) as products:
         for heads in mode.groups(attn.heads):
             rows = slice(heads.start * width, heads.stop * width)

@@ -10,7 +10,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 
 from ..host.compat import prefetched
 from ..host.memory_rules import free_in_step
-from ..keys import read_positions
+from ..keys import read_positions, read_shared_tokens
 from .dit import block_forward, has_lean_mode
 from .memory_modes import DEFAULT, LADDER, Mode, modes_to_try, step_bytes
 from .positions import rotary_table, sincos_table
@@ -130,7 +130,11 @@ class CogVideoXControlNet(nn.Module):
         video, rotary = self._add_positions(video, grid, text.shape[1], transformer_options)
         embedding = self.time_embedding(self.time_proj(timestep).to(x.dtype))
         options = {**transformer_options, "total_blocks": len(self.transformer_blocks), "block_type": "control"}
+        ranks = read_shared_tokens(transformer_options)
+        if ranks is not None:  # what is added to this process's part of the model's tokens
+            text, video, rotary = ranks.share(text, video, rotary)
         mode = self._memory_mode(text, video, transformer_options)
+        mode = mode if ranks is None else LADDER[ranks.agree(LADDER.index(mode))]
         out = []
         for index, block in enumerate(prefetched(self.transformer_blocks, x.device, transformer_options)):
             options["block_index"] = index

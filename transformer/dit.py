@@ -25,7 +25,7 @@ from ..host.exact_attention import exact_attention
 from ..host.memory_rules import free_in_step
 from ..host.protocols import TransformerConfig
 from ..host.stock_patches import AttentionPatches, ComparedOptions, ServedPatches, serve_patches
-from ..keys import ATTENTION_OVERRIDE, read_compiled_blocks, read_positions
+from ..keys import ATTENTION_OVERRIDE, read_compiled_blocks, read_positions, read_shared_tokens
 from .attention import joint_attention
 from .memory_modes import DEFAULT, LADDER, Mode, modes_to_try, no_memory_left, step_bytes
 from .positions import forget_tables, resampled_table, rotary_table, sincos_table
@@ -52,6 +52,8 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     # sockets.model.build_dit assigns; ModelPatcher assigns the device of a module that it is given.
     dtype: torch.dtype | None = None
     device: torch.device | None = None
+    # Whether they are in this process: parallel.remote_dit has a model whose weights are in others.
+    has_weights: bool = True
     # Whether _add_positions stretches a sincos table of the model's own size; sockets.model sets it by the family.
     stretches_positions: bool = False
     # The memory modes in which no step of this run has run out of memory.
@@ -120,6 +122,9 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
 
         ladder = self._modes if has_lean_mode(self.transformer_blocks, transformer_options) else LADDER[:1]
         modes = modes_to_try(ladder, needed, free_in_step(x.device))
+        if ranks := read_shared_tokens(transformer_options):
+            # All exchange the same heads, and none can begin again alone.
+            modes = (LADDER[ranks.agree(LADDER.index(modes[0]))],)
         for mode, following in zip(modes, (*modes[1:], None)):
             try:
                 predicted = self._predict(*arguments, mode)
@@ -166,12 +171,16 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         riflex = read_positions(transformer_options)["riflex"]
         # After the patches, which may add tokens to the text.
         rotary = self._rotary(grid, text.shape[1], riflex, x.device)
+        ranks = read_shared_tokens(transformer_options)
+        if ranks is not None:
+            text, video, rotary = ranks.share(text, video, rotary)
         text, video = self._run_blocks(x, text, video, embedding, rotary, control, transformer_options, patches, mode)
         # The shift comes first: diffusers' AdaLayerNorm splits the output of its linear layer into (shift, scale) for
         # CogVideoX (chunk_dim=1), but into (scale, shift) for other models.
         shift, scale = self.norm_out.linear(F.silu(embedding)).chunk(2, dim=1)
-        video = modulate(self.norm_out.norm(self.norm_final(video)), scale, shift)
-        return self._unpatchify(self.proj_out(video), grid)[:, :, extra:]
+        video = self.proj_out(modulate(self.norm_out.norm(self.norm_final(video)), scale, shift))
+        video = video if ranks is None else ranks.gather(video)
+        return self._unpatchify(video, grid)[:, :, extra:]
 
     def step_bytes(
         self,
@@ -188,8 +197,10 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
         dim = c.num_attention_heads * c.attention_head_dim
         # Compiled blocks plan their memory by themselves.
         is_eager = not read_compiled_blocks(transformer_options)
-        has_kernels = is_eager and expects_kernels(self.transformer_blocks, device, dtype, batch * video * dim)
-        values = batch * (video + text_tokens) * dim
+        ranks = read_shared_tokens(transformer_options)
+        parts = 1 if ranks is None else ranks.size
+        has_kernels = is_eager and expects_kernels(self.transformer_blocks, device, dtype, batch * video // parts * dim)
+        values = batch * -(-(video + text_tokens) // parts) * dim
         return step_bytes(mode, values, dtype.itemsize, has_kernels) + self._table_bytes(latent_shape, text_tokens)
 
     def _table_bytes(self, latent_shape: Sequence[int], text_tokens: int) -> int:

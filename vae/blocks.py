@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .causal import causal_convolution
-from .frames import KeptFrames, UpsampledFrames, downsampled_sources, own_copy, upsampled_sources
+from .frames import KeptFrames, UpsampledFrames, downsampled_sources, joined, own_copy, upsampled_sources
 from .modules import Norm, Resample, ResnetBlock
 from .norms import GroupStatistics, group_norm, spatial_norm
 from .stream import Stream
@@ -45,13 +45,17 @@ class Chunk:
 
 
 def convolve(stream: Stream, conv: torch.nn.Conv3d, video: torch.Tensor) -> Chunk:
-    """A causal convolution of a chunk [1, C, T, H, W], without a norm before it."""
-    count, height, width = video.shape[2:]
+    """A causal convolution of a chunk [1, C, T, H, W], without a norm before it.
+
+    video: with the rows of other processes next to these (Stream.reach).
+    """
+    low, high = stream.reach(0)
+    count, height, width = video.shape[2], video.shape[3] - (high - low), video.shape[4]
     frames = _between_blocks(stream, count, height, width)
     result = Chunk(frames)
 
     def fill(t: int, start: int, last: bool, out: torch.Tensor) -> None:
-        out.copy_(video[:, :, t, start : start + out.shape[2]])
+        out.copy_(video[:, :, t, start - low : start - low + out.shape[2]])
 
     for t, start, rows in causal_convolution(stream, conv, fill, (count, height, width), result.add_bias):
         result.statistics.add(rows)
@@ -112,6 +116,7 @@ def normalise_and_convolve(
     on_bias: see causal_convolution.
     """
     frames, offset = chunk.frames, chunk.known_offset()
+    frames.share_edges()
     if isinstance(norm, torch.nn.GroupNorm):
         modulation_of = group_norm(stream, norm, chunk.statistics, offset, frames.height, frames.width)
     else:
@@ -122,12 +127,14 @@ def normalise_and_convolve(
     next_row = [0] * frames.count
 
     def fill(t: int, start: int, last: bool, out: torch.Tensor) -> None:
-        rows = frames.read(t, start, start + out.shape[2])
-        stream.activation(rows, modulation_of(t), start, out)
-        new_rows = rows[:, :, next_row[t] - start :]
-        if on_rows is not None and new_rows.shape[2]:
-            on_rows(t, next_row[t], new_rows)
-            next_row[t] = start + out.shape[2]
+        modulation = modulation_of(t)
+        for first, rows in frames.pieces(t, start, start + out.shape[2]):
+            part = out[:, :, first - start : first - start + rows.shape[2]]
+            stream.activation(rows, modulation, first + modulation.above, part)
+            new_rows = rows[:, :, next_row[t] - first : frames.height - first]
+            if on_rows is not None and new_rows.shape[2]:
+                on_rows(t, next_row[t], new_rows)
+                next_row[t] += new_rows.shape[2]
         if release and last:
             frames.release(t)
 
@@ -173,6 +180,8 @@ def downsample(stream: Stream, downsampler: Resample, chunk: Chunk) -> Chunk:
     # diffusers adds one row of zeros below and one column on the right, then convolves with a 3 x 3 window and a stride
     # of 2, without padding on the other two sides.
     height, width = ((side - 2) // 2 + 1 for side in (frames.height, frames.width))
+    frames.share_edges()
+    _, high = stream.reach(frames.height)
     kept = _between_blocks(stream, len(sources), height, width)
     result = Chunk(kept)
     with stream.weights(downsampler.conv) as (weight, bias):
@@ -180,12 +189,12 @@ def downsample(stream: Stream, downsampler: Resample, chunk: Chunk) -> Chunk:
         # The plan limits the pixels that are worked on at once, and each pixel of the result comes from 2 x 2 of the
         # frames.
         for start, stop in stream.bands(height, 4 * width, downsampler.conv.in_channels):
-            top, bottom = 2 * start, min(2 * stop + 1, frames.height)
+            top, bottom = 2 * start, min(2 * stop + 1, high)
             for t, group in enumerate(sources):
-                rows = frames.read(group[0], top, bottom)
+                rows = joined(frames.pieces(group[0], top, bottom))
                 # The mean is a new tensor: what was read may be the kept frame itself.
                 if len(group) == 2:
-                    rows = (rows + frames.read(group[1], top, bottom)).mul_(0.5)
+                    rows = (rows + joined(frames.pieces(group[1], top, bottom))).mul_(0.5)
                 rows = _padded(rows, chunk.known_offset(), 2 * stop + 1 - bottom)
                 rows = F.conv2d(rows, weight, stride=2)
                 result.statistics.add(rows)

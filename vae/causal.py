@@ -25,8 +25,8 @@ def causal_convolution(
     """Convolve a chunk of size (frames, height, width); yields (frame, first row, rows [1, O, r, W]), band by band.
 
     fill(t, start, last, out) writes rows from `start` on of input frame t to `out` [1, C, r, W]. For each band it is
-    called with the frames in order, and with one row more on either side than the band has, where there is one.
-    last: this frame is not asked for again.
+    called with the frames in order, and with one row more on either side than the band has, where there is one: in this
+    process, or in another that shares it (Stream.reach). last: this frame is not asked for again.
 
     on_bias(bias [O]): called before the first rows, which then come without the bias.
 
@@ -36,6 +36,7 @@ def causal_convolution(
     frames, each output takes one of three copies of the weights, whose taps are in the order of its slots.
     """
     count, height, width = size
+    low, high = stream.reach(height)
     # Taken out of the stream and not only read, so that the device can free them after the last band of this chunk.
     before, after = stream.caches.pop(conv, None), list[torch.Tensor]()
     first_chunk = before is None
@@ -49,7 +50,7 @@ def causal_convolution(
             ring, slots, top, bottom = _new_ring(stream, conv.in_channels, height, width, start, stop)
             # The ring holds one band only. Each band therefore starts again from the two frames before the chunk.
             if before:
-                _recall(stream, before, slots, top, bottom)
+                _recall(stream, before, slots, top - low, bottom - low)
                 before = None if stop == height else before
             for t in range(count):
                 fill(t, top, stop == height, slots[:, t % TAPS])
@@ -60,11 +61,15 @@ def causal_convolution(
                 yield t, start, F.conv2d(ring.flatten(1, 2), kernels[t % TAPS], bias, padding=(0, 1))
             if not stream.last:
                 if not after:
-                    after = _new_caches(stream, conv.in_channels, height, width)
+                    after = _new_caches(stream, conv.in_channels, high - low, width)
                 # For a chunk of one frame `first` is -1: its slot, -1 % 3 = 2, holds the frame before the chunk.
                 first = count - (TAPS - 1)
+                # Each row once, though the bands overlap; those of other processes with the first and the last band.
+                kept, end = top if start == 0 else start, bottom if stop == height else stop
                 for cache in after:
-                    _remember(stream, ring[..., 1:-1, :], first, cache[..., start:stop, :])
+                    _remember(
+                        stream, slots[..., kept - top : end - top, :], first, cache[..., kept - low : end - low, :]
+                    )
                     first += cache.shape[1]
             # Otherwise they would be alive while the next band's are allocated, and two rings would count at the peak.
             del ring, slots
@@ -84,7 +89,8 @@ def _new_caches(stream: Stream, channels: int, height: int, width: int) -> list[
 
 
 def _recall(stream: Stream, before: list[torch.Tensor], slots: torch.Tensor, top: int, bottom: int) -> None:
-    """Copy rows of the two frames before a chunk, the older one first, to the slots of frames -2 and -1: 1 and 2."""
+    """Copy rows of the two frames before a chunk, the older one first, to the slots of frames -2 and -1: 1 and 2.
+    top, bottom: first row and last + 1 in the cache."""
     slot = 1
     for cache in before:
         count = cache.shape[1]
@@ -115,18 +121,19 @@ def _new_ring(
 ) -> tuple[torch.Tensor, torch.Tensor, int, int]:
     """Room for three frames' rows `start` .. `stop` and one more on either side, which is zero where a frame ends.
 
-    Returns the ring [1, 3, C, stop - start + 2, W], the part of it that lies within the frame, [1, 3, C, r, W], and the
-    first row and last + 1 of that part in the frame.
+    Returns the ring [1, 3, C, stop - start + 2, W], the part of it whose rows are known (Stream.reach),
+    [1, 3, C, r, W], and the first row and last + 1 of that part in the frame.
     """
     # Allocated as one frame of 3 C channels, so that flatten(1, 2) of the ring is a view in the stream's memory format:
     # the convolution reads the three frames where they are.
     ring = stream.empty(TAPS * channels, stop - start + 2, width).unflatten(1, (TAPS, channels))
-    top, bottom = max(start - 1, 0), min(stop + 1, height)
-    if start == 0 and stop == height:
-        ring[..., :: stop + 1, :] = 0  # the first row and the last, in one kernel
-    elif start == 0:
+    low, high = stream.reach(height)
+    top, bottom = max(start - 1, low), min(stop + 1, high)
+    if top == start and bottom == stop:
+        ring[..., :: stop - start + 1, :] = 0  # the first row and the last, in one kernel
+    elif top == start:
         ring[..., 0, :] = 0
-    elif stop == height:
+    elif bottom == stop:
         ring[..., -1, :] = 0
     return ring, ring[..., top - start + 1 : bottom - start + 1, :], top, bottom
 

@@ -246,6 +246,7 @@ _FUNCTIONS: dict[Callable, Callable] = {
     torch.add: lambda x, y, out: out,
     torch.addcmul: _addcmul,
     torch.empty_like: lambda x: x._new(x.shape),
+    torch.full_like: lambda x, _: x._new(x.shape),
     torch.rsqrt: lambda x: x._new(x.shape),
     torch.batch_norm_update_stats: _channel_statistics,
     torch.linalg.vector_norm: lambda x, dim: x.sum(dim),

@@ -1,5 +1,7 @@
 """The frames of one chunk somewhere in the network: kept, or computed whenever they are looked at."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 
@@ -17,6 +19,30 @@ class KeptFrames:
         self.on_host = on_host
         self._stream = stream
         self._frames: list[torch.Tensor | None] = [None] * count
+        # Of other processes, [1, C, n, W]: the rows above and below; and which of the n is frame t's.
+        self._around: tuple[torch.Tensor | None, torch.Tensor | None] = None, None
+        self._places: list[int] = []
+
+    def share_edges(self) -> None:
+        """Exchange with the processes that have the other rows what a window of 3 x 3 needs of them. To be called
+        before `pieces`, each time after the frames have been written."""
+        if self._stream.rows is None:
+            return
+        apart = [t for t in range(self.count) if not t or self._frames[t] is not self._frames[t - 1]]
+        self._places = [sum(other <= t for other in apart) - 1 for t in range(self.count)]
+        first, last = (torch.cat([self.read(t, row, row + 1) for t in apart], dim=2) for row in (0, self.height - 1))
+        self._around = self._stream.rows.neighbours(first, last)
+
+    def pieces(self, t: int, start: int, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, rows) that together are rows `start` to `stop` of frame t; row -1 and row `height` are those of
+        other processes, from share_edges."""
+        above, below = self._around
+        if start < 0 and above is not None:
+            yield -1, above[:, :, self._places[t], None]
+        inside = max(start, 0)
+        yield inside, self.read(t, inside, min(stop, self.height))
+        if stop > self.height and below is not None:
+            yield self.height, below[:, :, self._places[t], None]
 
     def read(self, t: int, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` of frame t, on the device that computes."""
@@ -74,24 +100,33 @@ class UpsampledFrames:
         self.count, self.height, self.width = len(sources), 2 * source.height, 2 * source.width
         self._stream, self._source, self._sources, self._conv = stream, source, sources, conv
         self._offset = offset
+        source.share_edges()
+
+    def share_edges(self) -> None:
+        """As KeptFrames: the rows of other processes are computed here from those of the source."""
+
+    def pieces(self, t: int, start: int, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """As KeptFrames."""
+        yield start, self.read(t, start, stop)
 
     def read(self, t: int, start: int, stop: int) -> torch.Tensor:
-        """Rows `start` to `stop` of frame t."""
+        """Rows `start` to `stop` of frame t; see KeptFrames.pieces for row -1 and row `height`."""
         # Source rows that the convolution's 3 x 3 window reaches. At a cut within the frame they give at least one row
         # more than is asked for, in which the convolution's own zero padding is wrong, and which is cut off below.
-        first, last = max(start - 1, 0) // 2, min(stop // 2 + 1, self._source.height)
+        low, high = self._stream.reach(self._source.height)
+        first, last = max((start - 1) // 2, low), min(stop // 2 + 1, high)
         rows = F.interpolate(self._with_offset(self._sources[t], first, last), scale_factor=2.0)
         with self._stream.weights(self._conv) as (weight, bias):
             if self.bias is None:
                 self.bias = own_copy(bias)
             rows = F.conv2d(rows, weight, padding=1)
-        if stop - start == self.height:
+        if rows.shape[2] == stop - start:
             return rows
         return rows[:, :, start - 2 * first : stop - 2 * first]
 
     def _with_offset(self, t: int, start: int, stop: int) -> torch.Tensor:
         """Rows of frame t of the source with the offset added, rounded once: a new tensor, as the source keeps its."""
-        rows = self._source.read(t, start, stop)
+        rows = joined(self._source.pieces(t, start, stop))
         return torch.add(rows, self._offset.view(1, -1, 1, 1), out=torch.empty_like(rows))
 
     def repeats(self, t: int) -> bool:
@@ -102,6 +137,12 @@ class UpsampledFrames:
         """Frame t is no longer needed: drop what it came from, if no frame after it needs that."""
         if t + 1 == self.count or self._sources[t + 1] != self._sources[t]:
             self._source.release(self._sources[t])
+
+
+def joined(pieces: Iterator[tuple[int, torch.Tensor]]) -> torch.Tensor:
+    """The rows of KeptFrames.pieces as one tensor; what is a single piece is not copied."""
+    parts = [rows for _, rows in pieces]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def own_copy(bias: torch.Tensor | None) -> torch.Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -23,6 +23,7 @@ from .geometry import latent_frames, video_frames
 from .layout import memory_format
 from .modulation import Modulation
 from .plan import FAST, OffloadPlan
+from .shared_rows import SharedRows
 from .stream import Stream
 from .streaming import FRAMES_AT_ONCE, LATENTS_AT_ONCE, decode_stream, encode_stream
 
@@ -32,24 +33,39 @@ COUNTED_CHUNKS = 2
 MARGIN, MARGIN_BYTES = 1.02, 8 << 20
 
 
+Around = tuple[int, int]  # SharedRows.above and below
+ALONE: Around = 0, 0
+
+
 class PeakMemory:
-    """Counts the bytes that one network holds on `device` at the peak of a decode or an encode."""
+    """Counts the bytes that one network holds on `device` at the peak of a decode or an encode.
+
+    around: what a process knows of others' rows, which has only the rows of `shape`.
+    """
 
     def __init__(self, network: torch.nn.Module, device: torch.device):
         self._network, self._device = network, device
         self._known: dict[tuple, int] = {}
 
-    def decode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan = FAST) -> int:
+    def is_of(self, network: torch.nn.Module, device: torch.device) -> bool:
+        """Whether it counts this network on this device."""
+        return network is self._network and device == self._device
+
+    def decode_bytes(
+        self, shape: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan = FAST, around: Around = ALONE
+    ) -> int:
         """Bytes for latents [B, 16, n, h, w], decoded one video after the other in `dtype`. Without the weights."""
         # decode_stream repeats the last of an even number of latents.
         count = _counted_frames(shape[2] + (shape[2] > 1 and shape[2] % 2 == 0), LATENTS_AT_ONCE)
-        return self._peak_bytes(decode_stream, (shape[1], count, *shape[3:]), dtype, plan)
+        return self._peak_bytes(decode_stream, (shape[1], count, *shape[3:]), dtype, plan, around)
 
-    def encode_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan = FAST) -> int:
+    def encode_bytes(
+        self, shape: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan = FAST, around: Around = ALONE
+    ) -> int:
         """Bytes for frames [B, 3, t, H, W], encoded one video after the other in `dtype`. Without the weights."""
         # encode_stream leaves out the frames beyond 4 k + 1.
         count = _counted_frames(video_frames(latent_frames(shape[2])), FRAMES_AT_ONCE)
-        return self._peak_bytes(encode_stream, (shape[1], count, *shape[3:]), dtype, plan)
+        return self._peak_bytes(encode_stream, (shape[1], count, *shape[3:]), dtype, plan, around)
 
     def decode_host_bytes(self, shape: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan) -> int:
         """What the same decode holds in host memory, in a plan that keeps tensors there. Without the result."""
@@ -60,16 +76,24 @@ class PeakMemory:
         size = (shape[1], count, *shape[3:])
         return self._counted(decode_stream, size, dtype, plan, host)
 
-    def _peak_bytes(self, walk: Callable, size: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan) -> int:
-        return int(self._counted(walk, size, dtype, plan, self._device) * MARGIN) + MARGIN_BYTES
+    def _peak_bytes(
+        self, walk: Callable, size: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan, around: Around
+    ) -> int:
+        return int(self._counted(walk, size, dtype, plan, self._device, around) * MARGIN) + MARGIN_BYTES
 
     def _counted(
-        self, walk: Callable, size: tuple[int, ...], dtype: torch.dtype, plan: OffloadPlan, on: torch.device
+        self,
+        walk: Callable,
+        size: tuple[int, ...],
+        dtype: torch.dtype,
+        plan: OffloadPlan,
+        on: torch.device,
+        around: Around = ALONE,
     ) -> int:
         """count_peak of the bytes that are on a device, once for each size and plan."""
-        key = walk, size, dtype, plan, on
+        key = walk, size, dtype, plan, on, around
         if key not in self._known:
-            self._known[key] = count_peak(walk, self._network, size, dtype, plan, self._device, on)
+            self._known[key] = count_peak(walk, self._network, size, dtype, plan, self._device, on, around)
         return self._known[key]
 
 
@@ -81,14 +105,17 @@ def count_peak(
     plan: OffloadPlan,
     device: torch.device,
     counted_on: torch.device | None = None,
+    around: Around = ALONE,
 ) -> int:
     """The most bytes on `device` in the first chunks of decode_stream or encode_stream. size: (C, T, H, W).
 
-    counted_on: another device whose bytes are counted instead, while the pass runs on `device`."""
+    counted_on: another device whose bytes are counted instead, while the pass runs on `device`. around: see PeakMemory.
+    """
     tally = Tally(counted_on or device, memory_format(device, dtype))
     # The input belongs to the caller. It is there before ComfyUI is asked for memory, so it does not count.
-    video = CountedTensor.allocate(tally, (1, *size), torch.float32, torch.device("cpu"), counted=False)
-    make_stream = partial(_CountingStream, tally)
+    shape = 1, *size[:2], size[2] + sum(around), size[3]
+    video = CountedTensor.allocate(tally, shape, torch.float32, torch.device("cpu"), counted=False)
+    make_stream = partial(_CountingStream, tally, _CountedRows(*around) if any(around) else None)
     chunks = walk(network, cast(torch.Tensor, video), plan, device, dtype, make_stream=make_stream)
     for chunk in islice(chunks, COUNTED_CHUNKS):
         del chunk
@@ -98,8 +125,8 @@ def count_peak(
 class _CountingStream(Stream):
     """A stream of CountedTensors: whatever the pass asks a Stream for, as it is, without values."""
 
-    def __init__(self, tally: Tally, *arguments: Any):
-        super().__init__(*arguments)
+    def __init__(self, tally: Tally, rows: SharedRows | None, *arguments: Any):
+        super().__init__(*arguments, rows=rows)
         self.activation = _count_activation
         self._tally = tally
 
@@ -138,6 +165,19 @@ class _CountingStream(Stream):
         self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, counted: bool = True
     ) -> torch.Tensor:
         return cast(torch.Tensor, CountedTensor.allocate(self._tally, shape, dtype, device, counted))
+
+
+class _CountedRows(NamedTuple):
+    """SharedRows that nobody has."""
+
+    above: int
+    below: int
+
+    def neighbours(self, first: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        return torch.empty_like(first) if self.above else None, torch.empty_like(last) if self.below else None
+
+    def gathered(self, moments: torch.Tensor) -> torch.Tensor:
+        return torch.stack([moments])
 
 
 def _count_activation(x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor) -> None:

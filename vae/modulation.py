@@ -11,12 +11,15 @@ class Modulation:
 
     In the decoder a patch is what one latent pixel becomes: 1 x 1 pixels at the latents' size, 8 x 8 at the video's. In
     the encoder, whose group norms do not depend on a position, it is the whole frame.
+
+    above: how many pixels of the first row of patches lie above the frame's row 0, where other processes have the rows.
     """
 
     scale: torch.Tensor
     shift: torch.Tensor
     zoom_y: int
     zoom_x: int
+    above: int = 0
 
     def in_layout(self, layout: torch.memory_format) -> "Modulation":
         """The same for frames in `layout`.
@@ -27,4 +30,4 @@ class Modulation:
         if layout == torch.channels_last:
             return self
         scale, shift = (values.repeat_interleave(self.zoom_x, dim=3) for values in (self.scale, self.shift))
-        return Modulation(scale, shift, self.zoom_y, 1)
+        return Modulation(scale, shift, self.zoom_y, 1, self.above)

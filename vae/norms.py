@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from .kernels import try_kernel
 from .modulation import Modulation
 from .modules import SpatialNorm
+from .shared_rows import SharedRows
 from .stream import Stream
 
 # Values whose moments a CPU computes at once: they fit its cache, and they are few enough to be summed in fp32 without
@@ -54,7 +55,7 @@ class GroupStatistics:
 
     def parts(self) -> torch.Tensor | None:
         """The kernel's statistics of all rows, [parts, 3, C]: see fused_statistics. None of rows that torch saw."""
-        return torch.cat(self._parts) if self._parts and not self._moments else None
+        return torch.cat(self._parts) if self._parts and not self._moments and self._parts[0].is_cuda else None
 
     def collected(self, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of each part that was added, [parts, 2, C], and each part's share of all values, [parts].
@@ -65,13 +66,28 @@ class GroupStatistics:
             total = sum(self._weights)
             moments = torch.stack([values for pair in self._moments for values in pair]).unflatten(0, (-1, 2))
             return moments, stream.numbers(tuple(weight / total for weight in self._weights))
-        # A kernel that worked for these rows has failed since, or rows were not in one piece.
+        parts = self._weighted()
+        return parts[:, :2], parts[:, 2, 0] / parts[:, 2, 0].sum(dim=0)
+
+    def _weighted(self) -> torch.Tensor:
+        """Of each part mean, variance and how many values it has, [parts, 3, C]."""
+        # Both kinds where a kernel that worked for some rows has failed since, or rows were not in one piece.
         seen = [
             torch.stack([*pair, torch.full_like(pair[0], weight)])[None]
             for pair, weight in zip(self._moments, self._weights)
         ]
-        parts = torch.cat(self._parts + seen)
-        return parts[:, :2], parts[:, 2, 0] / parts[:, 2, 0].sum()
+        return torch.cat(self._parts + seen, dim=0)
+
+    def of_all_rows(self, rows: SharedRows) -> "GroupStatistics":
+        """Those of the processes that have the other rows with these, merged as torch_affine merges parts."""
+        parts = self._weighted()
+        means, variances, weights = parts[:, 0], parts[:, 1], parts[:, 2]
+        total = weights.sum(dim=0)
+        mean = (means * weights).sum(dim=0) / total
+        variance = ((variances + (means - mean).square()) * weights).sum(dim=0) / total
+        out = GroupStatistics()
+        out._parts.append(rows.gathered(torch.stack([mean, variance, total])))
+        return out
 
 
 def _in_one_piece(rows: torch.Tensor) -> bool:
@@ -109,7 +125,8 @@ def group_norm(
     offset: see channel_affine.
     """
     scale, shift = (values.view(1, -1, 1, 1) for values in channel_affine(stream, norm, statistics, offset))
-    modulation = Modulation(scale, shift, height, width).in_layout(stream.layout)
+    low, high = stream.reach(height)
+    modulation = Modulation(scale, shift, high - low, width, above=-low).in_layout(stream.layout)
     return lambda t: modulation
 
 
@@ -126,20 +143,23 @@ def spatial_norm(
 
     offset: see channel_affine.
 
-    latents: [1, 16, T, h, w]. The reference enlarges them to the frame's size and then applies two 1 x 1 x 1
-    convolutions, conv_y and conv_b. The enlargement repeats values (nearest neighbour) and commutes with these. Here
-    they come first, at the latents' size: a fraction of the work, and no tensor of the frame's size. Their class is
-    CogVideoXCausalConv3d, but a kernel that spans one frame needs nothing of the chunk before.
+    latents: [1, 16, T, h, w], with the rows of other processes next to these (Stream.reach).
+
+    The reference enlarges the latents to the frame's size and then applies two 1 x 1 x 1 convolutions, conv_y and
+    conv_b. The enlargement repeats values (nearest neighbour) and commutes with these. Here they come first, at the
+    latents' size: a fraction of the work, and no tensor of the frame's size. Their class is CogVideoXCausalConv3d, but
+    a kernel that spans one frame needs nothing of the chunk before.
     """
     scale, shift = channel_affine(stream, norm.norm_layer, statistics, offset)
-    zoom = height // latents.shape[-2]
+    low, high = stream.reach(0)
+    zoom = height // (latents.shape[-2] - (high - low))
     modulations: dict[int, Modulation] = {}
 
     def modulation_of(t: int) -> Modulation:
         index = latent_of_frame(t, frame_count, latents.shape[2])
         if index not in modulations:
             values = _by_latent(stream, norm, scale, shift, latents[:, :, index])
-            modulations[index] = Modulation(*values, zoom, zoom).in_layout(stream.layout)
+            modulations[index] = Modulation(*values, zoom, zoom, above=-low * zoom).in_layout(stream.layout)
         return modulations[index]
 
     return modulation_of
@@ -193,6 +213,8 @@ def channel_affine(
 
     offset [C], fp32: what is still to be added to each channel of these frames, and is not in their statistics.
     """
+    if stream.rows is not None:
+        statistics = statistics.of_all_rows(stream.rows)
     parts, rest = statistics.parts(), (norm.num_groups, norm.eps)
     if parts is not None:
         with stream.weights(norm) as weights:

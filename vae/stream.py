@@ -12,6 +12,7 @@ from ..host.ops import weights_on
 from .activation import Activation, modulated_silu
 from .layout import empty_frame, memory_format
 from .plan import OffloadPlan
+from .shared_rows import SharedRows
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Stream:
     device: torch.device
     dtype: torch.dtype
     activation: Activation = modulated_silu
+    rows: SharedRows | None = None  # who computes the other rows of each frame; None where this process has all
     last: bool = False  # no chunk comes after this one, so that convolutions keep nothing
     # By convolution: the last two frames that it saw, each [1, C, H, W], the older one first.
     caches: dict[torch.nn.Module, list[torch.Tensor]] = field(default_factory=dict)
@@ -69,6 +71,11 @@ class Stream:
         """Wait until the host may read what was copied from the device."""
         if self.copies_ahead:
             torch.cuda.current_stream(self.device).synchronize()
+
+    def reach(self, height: int) -> tuple[int, int]:
+        """The first row and last + 1 that are known of frames of `height` rows: those of other processes that lie next
+        to them are rows -1 and `height`."""
+        return (0, height) if self.rows is None else (-self.rows.above, height + self.rows.below)
 
     def bands(self, height: int, width: int, channels: int = 1) -> Iterator[tuple[int, int]]:
         """Bands of a frame, as OffloadPlan.bands makes them; the user can interrupt between two of them."""

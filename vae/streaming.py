@@ -47,13 +47,23 @@ def decode_stream(
     frame alone. ComfyUI expects 4 n - 3 for any n. So the last latent is repeated here, which makes n odd, and the four
     frames that it adds are left out.
     """
-    left = video_frames(latents.shape[2])
+    decoded = _chunk_by_chunk(
+        *(network, decode_chunk, latent_chunks(latents), plan, device, dtype, on_fallback, make_stream),
+        activation=activation,
+    )
+    yield from without_repeated(decoded, video_frames(latents.shape[2]))
+
+
+def latent_chunks(latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The chunks that decode_stream cuts latents into, with the last one repeated where their number is even."""
     if latents.shape[2] > 1 and latents.shape[2] % 2 == 0:
         latents = torch.cat([latents, latents[:, :, -1:]], dim=2)
-    chunks = split_chunks(latents, LATENTS_AT_ONCE)
-    for frames in _chunk_by_chunk(
-        network, _decode_chunk, chunks, plan, device, dtype, on_fallback, make_stream, activation=activation
-    ):
+    return split_chunks(latents, LATENTS_AT_ONCE)
+
+
+def without_repeated(decoded: Iterator[torch.Tensor], left: int) -> Iterator[torch.Tensor]:
+    """The first `left` frames of `decoded` chunks: not those of a repeated latent."""
+    for frames in decoded:
         # No name may hold a chunk's frames while those of the next are computed, or both would be on the device at the
         # peak: a generator's names stay alive between its yields.
         new, left, frames = frames[:, :, : max(left, 0)], left - frames.shape[2], None
@@ -78,11 +88,14 @@ def encode_stream(
     brings a few frames to -1 .. 1, so that no copy of the whole video is needed for that.
     device, dtype, on_fallback, make_stream: see decode_stream.
     """
-    pixels = pixels[:, :, : video_frames(latent_frames(pixels.shape[2]))]
-    chunks = split_chunks(pixels, FRAMES_AT_ONCE)
     yield from _chunk_by_chunk(
-        network, _encode_chunk, chunks, plan, device, dtype, on_fallback, make_stream, process_input
+        network, encode_chunk, pixel_chunks(pixels), plan, device, dtype, on_fallback, make_stream, process_input
     )
+
+
+def pixel_chunks(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The chunks that encode_stream cuts frames into, without those beyond 4 k + 1."""
+    return split_chunks(pixels[:, :, : video_frames(latent_frames(pixels.shape[2]))], FRAMES_AT_ONCE)
 
 
 def _chunk_by_chunk(
@@ -130,8 +143,10 @@ def _chunk_by_chunk(
         plan = following
 
 
-def _decode_chunk(network: Autoencoder, stream: Stream, latents: torch.Tensor) -> torch.Tensor:
-    """Source: diffusers autoencoder_kl_cogvideox.py, CogVideoXDecoder3D."""
+def decode_chunk(network: Autoencoder, stream: Stream, latents: torch.Tensor) -> torch.Tensor:
+    """One chunk of decode_stream. Where other processes have rows (Stream.rows), latents have one more of each of them.
+
+    Source: diffusers autoencoder_kl_cogvideox.py, CogVideoXDecoder3D."""
     decoder = network.decoder
     if network.post_quant_conv is not None:
         latents = _pointwise(stream, network.post_quant_conv, latents)
@@ -148,8 +163,10 @@ def _decode_chunk(network: Autoencoder, stream: Stream, latents: torch.Tensor) -
     return _finish(stream, decoder, chunk, latents)
 
 
-def _encode_chunk(network: Autoencoder, stream: Stream, pixels: torch.Tensor) -> torch.Tensor:
-    """Source: diffusers autoencoder_kl_cogvideox.py, CogVideoXEncoder3D."""
+def encode_chunk(network: Autoencoder, stream: Stream, pixels: torch.Tensor) -> torch.Tensor:
+    """One chunk of encode_stream. Where other processes have rows (Stream.rows), pixels have one more of each of them.
+
+    Source: diffusers autoencoder_kl_cogvideox.py, CogVideoXEncoder3D."""
     encoder = network.encoder
     chunk = convolve(stream, encoder.conv_in.conv, pixels)
     for down in encoder.down_blocks:

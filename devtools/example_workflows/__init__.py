@@ -1,6 +1,7 @@
 """The example workflows as tables; devtools/build_example_workflow.py makes the JSON files from them."""
 
 from .apps import APPS
+from .cards import two_cards
 from .clips import image_to_video, text_to_video, video_to_video
 from .fun import fun_control, fun_inpaint, start_end_frame
 from .guided import controlnet, inversion_edit
@@ -25,6 +26,7 @@ _TOY: tuple[Example, ...] = (
     controlnet(),
     inversion_edit(),
     train_lora(),
+    two_cards(),
 )
 _NUMBERS = {
     example.name: number

@@ -15,14 +15,19 @@ from .downloads_named import names, needs, words
 from .model_files import T5_FP8, T5_FP16, VAE
 from .table import WATCH, Column, Example, Node, note, prompt_height
 
+# Of the first group, in px. A loader has room for the sentence that it shows where its file is missing: where to press,
+# and into which folder the file goes. In wider nodes that is fewer lines, and the notes are lower.
+_WIDTH, _LOADER_HEIGHT = 500, 176
 
-def loaders(transformer: SingleFile, *others: SingleFile) -> tuple[Node, Node, Node]:
+
+def loaders(transformer: SingleFile, *others: SingleFile) -> tuple[Node, ...]:
     """One file each for the transformer, T5 and the VAE. others: transformers that fit in its place."""
-    return (
+    chosen = (
         Node("model", "CogVideoXLoadModel", {"model_name": transformer.name}, models=names(transformer, *others)),
         Node("clip", "CogVideoXLoadTextEncoder", {"text_encoder_name": T5_FP16.name}, models=names(T5_FP16, T5_FP8)),
         Node("vae", "CogVideoXLoadVAE", {"vae_name": VAE.name}, models=names(VAE)),
     )
+    return tuple(replace(node, height=_LOADER_HEIGHT) for node in chosen)
 
 
 _PART_OF = {"pipeline.MODEL": "model.MODEL", "pipeline.CLIP": "clip.CLIP", "pipeline.VAE": "vae.VAE"}
@@ -112,7 +117,7 @@ def derive(
     )
     if instead or widgets:
         raise KeyError(f"{toy.name} has no node {', '.join([*instead, *widgets])}")
-    columns = (Column("1  Checkpoint", 360, first), *rest)
+    columns = (Column("1  Checkpoint", _WIDTH if single else 360, first), *rest)
     return Example(name, title, columns, needs=needs(model, columns, made), fps=fps)
 
 

@@ -28,13 +28,19 @@ _FOLDERS = {
 }
 
 
-def write_extra_paths(models: Path, scratch: Path) -> list[Path]:
+def write_extra_paths(models: Path, scratch: Path, custom_nodes: Path | None = None) -> list[Path]:
     """Configurations by which a server finds the folder `models` of another ComfyUI, and what that one is told besides.
 
-    scratch: where to write one.
+    scratch: where to write one. custom_nodes: a folder of further packs of nodes.
     """
     ours = scratch / EXTRA_PATHS
-    folders = {kind: "\n".join(str(models / path) for path in paths.split("\n")) for kind, paths in _FOLDERS.items()}
+    others = {folder.name: folder.name for folder in models.glob("*/")}  # upscale_models and whatever packs have
+    folders = {
+        kind: "\n".join(str(models / path) for path in paths.split("\n"))
+        for kind, paths in {**others, **_FOLDERS}.items()
+    }
+    if custom_nodes is not None:
+        folders["custom_nodes"] = str(custom_nodes)
     ours.write_text(json.dumps({"cogvideox": folders}), "utf-8")  # JSON is YAML as well
     theirs = models.parent / EXTRA_PATHS
     return [ours, theirs] if theirs.is_file() else [ours]

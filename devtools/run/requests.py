@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,44 +50,66 @@ class Request:
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The options of one clip, as text: what is wrong with it is said in our own words."""
-    for name, option in OPTIONS.items():
+    """The arguments of `dev.py run` that say what is made."""
+    add_options(command, OPTIONS)
+    command.add_argument("--prompts", metavar="FILE", type=Path, help="a prompt in each line, or JSON with options")
+    add_media_folder(command, "--prompts")
+
+
+def add_options(command: argparse._ActionsContainer, names: Iterable[str]) -> None:
+    """Options of one clip, as text: what is wrong with it is said in our own words."""
+    for name in names:
+        option = OPTIONS[name]
         command.add_argument(
             f"--{name.replace('_', '-')}",
             metavar=option.metavar,
             help=option.help.replace("%", "%%"),
             action="append" if option.repeats else "store",
         )
-    command.add_argument("--prompts", metavar="FILE", type=Path, help="a prompt in each line, or JSON with options")
+
+
+def add_media_folder(command: argparse.ArgumentParser, prompts: str) -> None:
+    """prompts: how the command line calls the file of prompts."""
     command.add_argument(
         "--media-folder",
         metavar="DIR",
         type=Path,
         action="append",
         default=[],
-        help="lines of --prompts may name pictures and videos in this folder too, not only in that of the file; may be "
-        "given several times",
+        help=f"lines of {prompts} may name pictures and videos in this folder too, not only in that of the file; may "
+        "be given several times",
     )
 
 
 def read_requests(arguments: argparse.Namespace) -> list[Request]:
     """The clips that the command line asks for. Raises: DevError for what can be seen without opening pictures."""
-    given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name, None) is not None}
-    common = Request({name: _read(name, value, f"--{name.replace('_', '-')}") for name, value in given.items()})
+    common = read_common(arguments)
     if arguments.prompts is None:
         requests = [common]
-    elif "prompt" in given:
+    elif "prompt" in common.values:
         raise DevError("--prompt makes one video and --prompts one for each line of a file: give one of the two.")
     else:
-        requests = list(_read_file(arguments.prompts, common))
+        folder = expanded(arguments.prompts).parent
+        requests = [read_line(line, source, folder, common) for line, source in prompt_lines(arguments.prompts)]
         if not requests:
             raise DevError(f"--prompts names {arguments.prompts}, in which there is no prompt: write one in each line.")
-    for folder in arguments.media_folder:
+    check_media_folders(arguments.media_folder)
+    for request in requests:
+        check_request(request, arguments.media_folder)
+    return requests
+
+
+def read_common(arguments: argparse.Namespace) -> Request:
+    """What the command line says of every clip. Raises: DevError."""
+    given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name, None) is not None}
+    return Request({name: _read(name, value, f"--{name.replace('_', '-')}") for name, value in given.items()})
+
+
+def check_media_folders(folders: Iterable[Path]) -> None:
+    """Raises: DevError."""
+    for folder in folders:
         if not os.path.isdir(expanded(folder)):
             raise DevError(f"--media-folder names {folder}, which is not a folder: give one that is there.")
-    for request in requests:
-        _check(request, arguments.media_folder)
-    return requests
 
 
 def _check_shape(request: Request) -> None:
@@ -101,7 +123,7 @@ def _check_shape(request: Request) -> None:
         raise DevError(f"{' and '.join(labels)}: {error}") from error
 
 
-def _check(request: Request, media_folders: Sequence[Path]) -> None:
+def check_request(request: Request, media_folders: Sequence[Path]) -> None:
     """Raises: DevError for what one clip lacks, and for files that are not there or may not be named."""
     if "prompt" not in request.values:
         place = f"{_begin(request.source)} has no prompt" if request.source else "There is no prompt"
@@ -109,44 +131,54 @@ def _check(request: Request, media_folders: Sequence[Path]) -> None:
     for name, kind in FILES.items():
         path = request.file(name)
         if path is not None and name in request.own:
-            _check_place(request, name, path, media_folders)
-        # os.path, because pathlib raises where a path is too long, or its folder may not be read.
-        if path is not None and not os.path.isfile(path):
-            found = "a folder" if os.path.isdir(path) else "no file" if os.path.exists(path) else "not there"
-            raise DevError(f"{request.label(name)} names {request.values[name]}, which is {found}: give a {kind} file.")
+            check_place(request.label(name), request.values[name], path, request.folder, media_folders)
+        if path is not None:
+            check_is_file(request.label(name), request.values[name], path, kind)
     _check_shape(request)
     if "image" in request.values and "video" in request.values:
         raise DevError(f"{request.label('image')} and {request.label('video')} are given: a clip takes one of the two.")
 
 
-def _check_place(request: Request, name: str, path: Path, media_folders: Sequence[Path]) -> None:
+def check_is_file(label: str, written: str, path: Path, kind: str) -> None:
+    """Raises: DevError. label: what names the path; written: how. kind: of the file that it should be."""
+    # os.path, because pathlib raises where a path is too long, or its folder may not be read.
+    if not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "no file" if os.path.exists(path) else "not there"
+        raise DevError(f"{label} names {written}, which is {found}: give a {kind} file.")
+
+
+def check_place(label: str, written: str, path: Path, folder: Path, media_folders: Sequence[Path] = ()) -> None:
     """Raises: DevError where a line of a file names something outside of the folders that it may take files from.
+
+    label, written, path: as check_is_file has them. folder: that of the file whose line it is.
 
     Such a file may come from a stranger, and what it names is uploaded to a server: a picture of an identity card, in
     the worst case. What the command line itself names is the person's own choice.
     """
-    allowed = [request.folder, *map(expanded, media_folders)]
+    allowed = [folder, *map(expanded, media_folders)]
     # The spelling first: to look up //server/share on Windows calls that server.
     if any(is_spelled_inside(path, folder) for folder in allowed) and any(is_inside(path, at) for at in allowed):
         return
     raise DevError(
-        f"{request.label(name)} names {quoted(request.values[name])}, which is not in the folder of that file: what it "
-        "names is uploaded, and it may be a stranger's. Put the file beside it, or allow its folder with "
-        "--media-folder DIR."
+        f"{label} names {quoted(written)}, which is not in the folder of that file: what it names is uploaded, and it "
+        "may be a stranger's. Put the file beside it, or allow its folder with --media-folder DIR."
     )
 
 
-def _read_file(file: Path, common: Request) -> Iterator[Request]:
-    """The requests of a file's lines. Empty lines, and those that begin with #, are left out. Raises: DevError."""
+def prompt_lines(file: Path, option: str = "--prompts") -> Iterator[tuple[str, str]]:
+    """(the line, what a message calls it) of each line of a file but the empty ones and those that begin with #.
+
+    option: what names the file. Raises: DevError.
+    """
     try:
         text = read_small_text(expanded(file), _MAX_FILE_BYTES)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DevError(f"Line {line} of {file} is not UTF-8: save the file as UTF-8.") from error
     except UserError as error:
-        raise DevError(f"--prompts: {error}") from error
+        raise DevError(f"{option}: {error}") from error
     except OSError as error:
-        raise DevError(f"--prompts names {file}, which cannot be read: {error.strerror or error}.") from error
+        raise DevError(f"{option} names {file}, which cannot be read: {error.strerror or error}.") from error
     # Not splitlines, which also splits at characters that editors count as part of a line.
     count = 0
     for number, line in enumerate(text.split("\n"), 1):
@@ -154,21 +186,33 @@ def _read_file(file: Path, common: Request) -> Iterator[Request]:
         if line and not line.startswith("#"):
             count += 1
             if count > _MAX_PROMPTS:
-                raise DevError(f"--prompts names {file}, which has more than {_MAX_PROMPTS} prompts: divide it.")
-            yield _read_line(line, f"line {number} of {file}", expanded(file).parent, common)
+                raise DevError(f"{option} names {file}, which has more than {_MAX_PROMPTS} prompts: divide it.")
+            yield line, f"line {number} of {file}"
 
 
-def _read_line(line: str, source: str, folder: Path, common: Request) -> Request:
-    """A prompt, or an object in JSON whose keys are names of OPTIONS. Raises: DevError."""
-    if not line.startswith("{"):
+def read_line(line: str, source: str, folder: Path, common: Request) -> Request:
+    """The clip of a line: a prompt, or an object in JSON. Raises: DevError."""
+    found = read_object(line, source)
+    if found is None:
         return Request({**common.values, "prompt": line}, frozenset({"prompt"}), source, folder)
+    return read_clip(found, source, folder, common)
+
+
+def read_object(line: str, source: str) -> dict[str, Any] | None:
+    """The object that a line has in JSON; None for a line that is a prompt. Raises: DevError."""
+    if not line.startswith("{"):
+        return None
     try:
-        found = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DevError(
             f"{_begin(source)} begins with {{ and is not JSON: {error}. Write an object in one line, such as "
             '{"prompt": "a star", "seed": 2}, or the prompt alone.'
         ) from error
+
+
+def read_clip(found: Mapping[str, Any], source: str, folder: Path, common: Request) -> Request:
+    """The clip of an object whose keys are names of OPTIONS. Raises: DevError."""
     unknown = [quoted(str(key)) for key in found if key not in OPTIONS]
     if unknown:
         raise DevError(

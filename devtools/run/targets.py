@@ -26,6 +26,7 @@ from ..paths import expanded
 
 SUFFIX, RECORD_SUFFIX = ".mp4", ".json"
 _NUMBER = re.compile(r"%0[1-9]d")  # not %d, which "100%done.mp4" has too
+_NEEDED = {"settings": dict, "sha256": str}  # what a record has
 _IN_A_FOLDER = "%04d.mp4"
 _MAX_RECORD_BYTES = 1 << 20
 _LONGER = 32  # letters by which the names that a file has before it is complete are longer than its own
@@ -66,7 +67,7 @@ def plan_targets(out: str, count: int) -> list[Target]:
         )
     names = [_numbered(pattern, number) for number in range(1, count + 1)]
     targets = [Target(Path(os.path.abspath(expanded(name))), name) for name in names]
-    _try_folder(targets[0].path.parent, out)
+    try_folder(targets[0].path.parent, out)
     for target in targets:
         _check_place(target.path, target.written)
         _check_place(target.record, target.written + RECORD_SUFFIX)
@@ -113,7 +114,8 @@ def _numbered(pattern: str, number: int) -> str:
     return os.path.join(folder, _NUMBER.sub(lambda found: found[0] % number, name))
 
 
-def _try_folder(folder: Path, out: str) -> None:
+def try_folder(folder: Path, out: str) -> None:
+    """Make a folder. out: how --out names it. Raises: DevError where nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -126,10 +128,10 @@ def _try_folder(folder: Path, out: str) -> None:
 
 def find_done(target: Target, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record of a result that is there, whole, and was made with these settings; None otherwise."""
-    record = _read_record(target.record)
+    record = read_record(target.record)
     if record is None or _identity(record["settings"]) != _identity(settings):
         return None
-    return record if _sha256(target.path) == record["sha256"] else None
+    return record if file_sha256(target.path) == record["sha256"] else None
 
 
 def check_free(targets: Iterable[Target], overwrite: bool) -> None:
@@ -137,9 +139,7 @@ def check_free(targets: Iterable[Target], overwrite: bool) -> None:
     taken = [target for target in targets if os.path.lexists(target.path) or _is_foreign(target.record)]
     if taken and not overwrite:
         others = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
-        how = (
-            "was made with other settings, or has changed since" if _read_record(taken[0].record) else "exists already"
-        )
+        how = "was made with other settings, or has changed since" if read_record(taken[0].record) else "exists already"
         name = taken[0].written + ("" if os.path.lexists(taken[0].path) else RECORD_SUFFIX)
         raise DevError(f"{name}{others} {how}: give another --out, or --overwrite to replace it.")
 
@@ -168,14 +168,15 @@ def _followed(path: Path) -> Path:
 
 def _is_foreign(record: Path) -> bool:
     """Whether another file has the name of a record."""
-    return os.path.lexists(record) and _read_record(record) is None
+    return os.path.lexists(record) and read_record(record) is None
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path, needed: Mapping[str, type] = _NEEDED) -> dict[str, Any] | None:
+    """What a record holds; None where it is none. needed: what it has to have, and of which type."""
     with suppress(OSError, ValueError, RecursionError, UserError):
         record = json.loads(read_small_text(path, _MAX_RECORD_BYTES))
         check_depth(record)
-        if isinstance(record, dict) and isinstance(record.get("settings"), dict) and "sha256" in record:
+        if isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in needed.items()):
             return record
     return None
 
@@ -185,8 +186,8 @@ def _identity(settings: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps({name: value for name, value in settings.items() if name not in _NAMES_ONLY}))
 
 
-def _sha256(path: Path) -> str:
-    """ "" for a file that cannot be read."""
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's contents, "" for a file that cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:

@@ -100,7 +100,7 @@ def _make_all(jobs: list[tuple[Target, Clip]], serve: Serve, plan: Plan, out: Te
                     print(printable(f"error: {target.written} was not made: {error}"), file=sys.stderr, flush=True)
                     failed.append(target)
                     continue
-            _print_result(record, out)
+            print_result(record, out)
     if failed:
         raise DevError(
             f"{len(failed)} of {len(jobs)} videos were not made, for the reasons above; the same command makes what is "
@@ -109,8 +109,8 @@ def _make_all(jobs: list[tuple[Target, Clip]], serve: Serve, plan: Plan, out: Te
     return 0
 
 
-def _print_result(record: dict[str, Any], out: TextIO) -> None:
-    """Raises: DevError where what read the results has ended."""
+def print_result(record: dict[str, Any], out: TextIO) -> None:
+    """A line of JSON. Raises: DevError where what read the results has ended."""
     try:
         print(json.dumps(record), file=out, flush=True)
     except BrokenPipeError as error:
@@ -150,7 +150,7 @@ def _make(url: str, target: Target, clip: Clip, plan: Plan) -> dict[str, Any]:
         copy = _of_the_clip(client.local_file, saved[0], output, output / FOLDER)
     video = _of_the_clip(download, url, saved[0])
     seconds = round(time.monotonic() - began, 1)
-    found = _look_at(video)
+    found = look_at(video)
     if found is None or found.frames != clip.settings["frames"]:
         raise _ClipError(f"the server sent {describe_video(found) if found else 'no video that can be read'}")
     record = {"file": str(target.path), "seed": clip.settings["seed"], "seconds": seconds, "settings": clip.settings}
@@ -169,7 +169,7 @@ def _of_the_clip(transfer: Callable[..., Any], *given: Any) -> Any:
         raise _ClipError(str(error)) from error
 
 
-def _look_at(video: bytes) -> Video | None:
+def look_at(video: bytes) -> Video | None:
     """What a decoder finds in a whole file; None where it is none, or damaged."""
     try:
         return inspect_video(io.BytesIO(video))

@@ -78,7 +78,7 @@ def apply_lora(
     Raises UserError for a file that is not a LoRA for this model.
     """
     if scale not in SCALES:
-        raise UserError(f"There is no LoRA scale {scale!r}. Choose {' or '.join(SCALES)}.")
+        raise UserError(f"There is no LoRA scale {scale!r}. Choose one of: {', '.join(SCALES)}.")
     require_cogvideox_model(model)
     state_dict, metadata = open_lora(path)
     lora = read_lora(state_dict, metadata, model, scale, str(path))

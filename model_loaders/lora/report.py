@@ -35,8 +35,10 @@ class LoraReport:
     def message(self) -> str:
         """A few lines for the user."""
         ranks, scales = format_range(self.ranks), format_range(self.scales)
-        strength = f", rank {ranks}, scale {scales} ({self.scale_source})" if self.ranks else ""
-        about = f"{self.layers} layers, {' and '.join(self.kinds)}{strength}"
+        kinds = " and ".join(self.kinds)
+        about = f"{self.layers} layers, {kinds}"
+        if self.ranks:  # in one text: where the kinds end is not to be guessed by a translation
+            about = f"{self.layers} layers, {kinds}, rank {ranks}, scale {scales} ({self.scale_source})"
         lines = [f"{self.matched} of {self.total} keys matched: {about}."]
         if self.unmatched:
             lines.append(f"Not in this model: {name_some(self.unmatched)}.")

@@ -41,7 +41,7 @@ async wanted => {
 # Half of a page keeps what it was loaded with: these settings, with what a new user has.
 _FROM_THE_START = {"Comfy.Locale": "en", "Comfy.VueNodes.Enabled": False}
 # Fixtures whose tests change the renderer, have the newer one, or another language: all tests of one page in a row.
-_ORDER = {"opened": 1, "page_of": 2, "vue_page": 2, "chinese": 3}
+_ORDER = {"opened": 1, "page_of": 2, "vue_page": 2, "chinese": 3, "french": 4}
 
 
 def fewest_pages_first(items: list[pytest.Item]) -> list[pytest.Item]:

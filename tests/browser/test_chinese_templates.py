@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -9,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from cogvideox.devtools.frontend import Frontend
-from cogvideox.devtools.paths import ROOT
+from cogvideox.devtools.paths import PACK_NAME, ROOT
 from cogvideox.tests.browser.page_scripts import OPEN_TEMPLATE
 from cogvideox.tests.browser.test_templates import LOOK, NOTE, SAVED
 
@@ -102,6 +103,40 @@ def test_what_the_user_writes_is_saved_as_it_stands(chinese: Frontend) -> None:
     chinese.load(written, "again")
     groups, _, notes = chinese.page.evaluate(_SHOWN)
     assert groups == ["我的模型", *in_chinese(SAVED[_NAME])[0][1:]] and notes[0].endswith("。。")
+
+
+@pytest.mark.parametrize(
+    "away", ["app.graph.convertToSubgraph(new Set(ours))", "ours.map(node => app.graph.remove(node))"]
+)
+def test_notes_are_saved_in_english_where_our_nodes_have_gone(chinese: Frontend, away: str) -> None:
+    """With all of our nodes in a subgraph, or deleted, what stood beside them was saved in Chinese."""
+    chinese.page.evaluate(OPEN_TEMPLATE, [SAVED[_NAME], _NAME])
+    chinese.page.evaluate(
+        f"() => {{ const ours = app.graph.nodes.filter(node => /^CogVideoX/.test(node.type)); {away} }}"
+    )
+    groups, _, notes = chinese.page.evaluate(_WRITTEN)
+    assert [groups, notes] == [texts(SAVED[_NAME])[0], texts(SAVED[_NAME])[2]]
+
+
+def test_ones_own_chinese_is_saved_in_a_graph_of_ones_own(chinese: Frontend) -> None:
+    """After a template had been open, a title that says the same in another graph became English there."""
+    chinese.page.evaluate(OPEN_TEMPLATE, [SAVED[_NAME], _NAME])
+    mine = json.loads(json.dumps(SAVED[_NAME])) | {"id": str(uuid.uuid4())}
+    for holders, told in zip((mine["groups"], [node for node in mine["nodes"] if "title" in node]), in_chinese(mine)):
+        for holder, title in zip(holders, told):
+            holder["title"] = title
+    chinese.load(mine, "mine")
+    assert chinese.page.evaluate(_WRITTEN)[:2] == in_chinese(SAVED[_NAME])[:2]
+
+
+def test_a_folder_called_as_the_chinese_titles_keeps_its_templates(chinese: Frontend) -> None:
+    """A clone called CogVideoX-zh had none that opened, and neither had another pack of that name."""
+    listed = {"CogVideoX-zh": ["Theirs"], PACK_NAME: ["01 Text to video"]}
+    address = "**/api/workflow_templates"
+    chinese.page.route(address, lambda route: route.fulfill(json=listed))
+    found = chinese.page.evaluate("async () => (await import('/scripts/api.js')).api.getWorkflowTemplates()")
+    chinese.page.unroute(address)
+    assert found == listed
 
 
 def test_a_graph_of_others_keeps_its_titles(chinese: Frontend) -> None:

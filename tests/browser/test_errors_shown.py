@@ -165,6 +165,23 @@ def test_many_refused_nodes(page_of: Frontend) -> None:
     expect(toast(page_of, "error")).to_have_count(0)
 
 
+def test_a_title_is_cut_off(page_of: Frontend) -> None:
+    """A workflow's title of 20,000 letters, or of 300 lines, made a toast that was higher than the page and stopped it."""
+    page = page_of.page
+    page.evaluate(_MANY, [2, 0])
+    page.evaluate("""() => {
+      const ours = app.graph.nodes.filter(node => node.type === 'CogVideoXEmptyLatent')
+      for (const [node, title] of [[ours[0], 'A'.repeat(20000)], [ours[1], 'b\\n'.repeat(300)]]) node.title = title
+    }""")
+    page.evaluate("() => app.queuePrompt(0)")
+    ours = toast(page_of, WRONG_FRAMES)
+    expect(ours).to_have_count(1)
+    page.wait_for_timeout(500)
+    box = ours.bounding_box()
+    assert box is not None and box["height"] < 200
+    expect(page.locator(".p-toast-summary")).to_contain_text("A …, b b b")
+
+
 def test_the_same_of_many_nodes_is_one_toast(page_of: Frontend) -> None:
     """Six said the same. Each node keeps its text."""
     page = page_of.page

@@ -52,6 +52,15 @@ _TEXTS_ON_NODES = """
 """
 
 
+# Of texts on classic nodes, how much of the sentence, which ends at the first line break, is out of sight; in px.
+_CUT = """
+() => [...document.querySelectorAll('.max-h-\\\\[200px\\\\].min-h-\\\\[28px\\\\]')]
+  .filter(box => box.innerText.startsWith('There is no ')).map(box => {
+    const range = document.createRange()
+    range.selectNode(document.createTreeWalker(box, NodeFilter.SHOW_TEXT).nextNode())
+    return Math.max(0, range.getBoundingClientRect().bottom - box.getBoundingClientRect().bottom) / app.canvas.ds.scale
+  })
+"""
 OpenAs = Callable[..., AbstractContextManager[Frontend]]
 
 
@@ -134,9 +143,10 @@ def test_toasts_leave_the_downloads_free(english: Frontend) -> None:
         page.wait_for_timeout(500)  # until the last of its messages has come
         (told,) = page.locator(".p-toast-message").all_inner_texts()
         assert told.startswith("Load CogVideoX Model, Load CogVideoX Text Encoder, Load CogVideoX VAE\n")
-        assert "Download for each (" in told and "/models/" not in told
+        assert "each Download under Missing Models (" in told and "/models/" not in told
         texts = page.evaluate(_TEXTS_ON_NODES)
         assert len(texts) == 3 and all(text.startswith("There is no ") for text in texts)
+        assert page.evaluate(_CUT) == [0, 0, 0], "a loader has no room for the sentence"
         if leave == "View details":
             page.get_by_test_id("error-overlay-see-errors").click()
         else:

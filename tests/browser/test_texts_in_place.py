@@ -162,6 +162,47 @@ def test_an_app_says_what_is_wrong_beside_its_form(one_page: Frontend) -> None:
     one_page.console.clear()  # the failure, and the picture of a file without a name
 
 
+# Runs in the page: an app with so many frames, for one step.
+_RUN_FAR = """
+async frames => {
+  const { api } = await import('/scripts/api.js')
+  const set = (type, name, value) => {
+    app.rootGraph.nodes.find(node => node.type === type).widgets.find(widget => widget.name === name).value = value
+  }
+  set('CogVideoXEmptyLatent', 'frames', frames)
+  set('CogVideoXSample', 'steps', 1)
+  const ended = new Promise(done => api.addEventListener('execution_success', () => done(true), { once: true }))
+  await app.queuePrompt(0)
+  await ended
+}
+"""
+
+
+def test_an_app_warns_beside_its_form(one_page: Frontend) -> None:
+    """That the toy was not trained with a size stood on a node alone, which an app hides."""
+    load(one_page, "41")
+    one_page.page.get_by_test_id("linear-widgets").wait_for()
+    one_page.page.evaluate(_RUN_FAR, 105)
+    ours = toast(one_page, "with 105 frames is far from that")
+    expect(ours).to_have_count(1)
+    expect(ours).to_contain_class("p-toast-message-warn")
+    expect(ours).to_contain_text("Set 64 × 64 with 17 frames.")
+    expect(ours.locator(".p-toast-summary")).to_have_text("CogVideoX")
+    check_beside_the_form(one_page, ours)
+    one_page.page.evaluate(_SEND, ["warning", {"node_ids": ["1"], "text": "A warning."}])
+    one_page.page.evaluate(_SEND, ["warning", {"node_ids": ["2"], "text": "A warning."}])
+    expect(toast(one_page, "A warning.")).to_have_count(1)  # two nodes that say the same
+    one_page.page.evaluate(_RUN_FAR, 17)
+    expect(one_page.page.locator(".p-toast-message")).to_have_count(0)
+
+
+def test_a_graph_has_warnings_on_its_nodes(one_page: Frontend) -> None:
+    load(one_page, "01")
+    one_page.page.evaluate(_SEND, ["warning", {"node_ids": ["1"], "text": "A warning."}])
+    one_page.page.wait_for_timeout(300)
+    expect(one_page.page.locator(".p-toast-message")).to_have_count(0)
+
+
 _SEND = """
 async ([name, detail]) => {
   const { api } = await import('/scripts/api.js')
@@ -212,8 +253,9 @@ def test_a_text_that_is_taken_back_leaves_no_room(one_page: Frontend) -> None:
     assert with_text[0] == widgets + 1 and after == [widgets, height]
 
 
-# Runs in the page: two nodes below each other, so many pixels apart, the upper one with a text of several lines. Where
-# the upper one ends and the lower one begins, by the gaps; then the lower ones are moved down, and the same again.
+# Runs in the page: two nodes below each other, so many pixels apart, the upper one with a text of several lines. By the
+# gaps, where the upper one ends and the lower one begins, and what toasts say; then the lower ones are moved down, and
+# the same again.
 _SQUEEZED = """
 async ([gaps, text]) => {
   const { api } = await import('/scripts/api.js')
@@ -228,15 +270,16 @@ async ([gaps, text]) => {
     return [upper, lower]
   })
   await wait(300)
-  const ends = () => pairs.map(([upper, lower]) => [upper.pos[1] + upper.size[1], lower.pos[1] - title])
+  const look = () => [pairs.map(([upper, lower]) => [upper.pos[1] + upper.size[1], lower.pos[1] - title]),
+    [...document.querySelectorAll('.p-toast-detail')].map(detail => detail.innerText)]
   for (const [node] of pairs)
     api.dispatchEvent(new CustomEvent('progress_text', { detail: { nodeId: String(node.id), text } }))
-  await wait(500)
-  const squeezed = ends()
+  await wait(2000)
+  const squeezed = look()
   for (const [, lower] of pairs) lower.pos[1] += 200
   document.dispatchEvent(new PointerEvent('pointerup'))
   await wait(500)
-  return [squeezed, ends()]
+  return [squeezed, look()]
 }
 """
 
@@ -244,13 +287,109 @@ async ([gaps, text]) => {
 def test_a_text_lies_over_no_node_however_near(one_page: Frontend) -> None:
     """It took two lines where there was less room, over the title of the next node."""
     gaps, text = [140, 60, 34, 20, 4], "There is no such file. " * 12
-    squeezed, apart = one_page.page.evaluate(_SQUEEZED, [gaps, text])
+    (squeezed, told), (apart, told_apart) = one_page.page.evaluate(_SQUEEZED, [gaps, text])
     heights = [end for end, _ in squeezed]
     assert all(end <= below for end, below in squeezed), squeezed
     assert heights[0] > heights[1] > heights[2] > heights[3] == heights[4], "what is free is not used"
     # Where not even a line fits, a toast has it; where there is room again, the node.
-    told = toast(one_page, text.strip())
-    expect(told).to_have_count(1)
+    assert (told, told_apart) == ([text.strip()], [])
     assert all(height + 100 < end <= below for height, (end, below) in zip(heights[1:], apart[1:])), apart
-    load(one_page, "01")
+
+
+# Runs in the page: a node with no room for a text, and the node below it. Returns the ids of both.
+_NO_ROOM = """
+() => {
+  app.graph.clear()
+  const [upper, lower] = [1, 2].map(() => LiteGraph.createNode('CogVideoXLoadVAE'))
+  app.graph.add(upper)
+  lower.pos = [0, upper.size[1] + LiteGraph.NODE_TITLE_HEIGHT + 4]
+  app.graph.add(lower)
+  return [upper.id, lower.id]
+}
+"""
+_SAY = """
+async ([id, texts, pause]) => {
+  const { api } = await import('/scripts/api.js')
+  for (const text of texts) {
+    api.dispatchEvent(new CustomEvent('progress_text', { detail: { nodeId: String(id), text } }))
+    await new Promise(done => setTimeout(done, pause))
+  }
+}
+"""
+_CLICK = "() => document.dispatchEvent(new PointerEvent('pointerup'))"
+
+
+def test_a_toast_that_was_closed_stays_closed(one_page: Frontend) -> None:
+    """Each click on the page brought it back, that on its cross as well, until the nodes were moved apart."""
+    page = one_page.page
+    upper, lower = page.evaluate(_NO_ROOM)
+    page.evaluate(_SAY, [upper, ["There is no such file."], 0])
+    told = toast(one_page, "There is no such file.")
+    expect(told).to_have_count(1)
+    page.locator(".p-toast-close-button").click()
     expect(told).to_have_count(0)
+    page.evaluate(_CLICK)
+    page.wait_for_timeout(2000)
+    expect(told).to_have_count(0)
+    page.evaluate(_SAY, [upper, ["There is no other file."], 0])
+    other = toast(one_page, "There is no other file.")
+    expect(other).to_have_count(1)
+    page.evaluate("id => { app.graph.getNodeById(id).pos[1] += 300 }", lower)
+    page.evaluate(_CLICK)
+    expect(other).to_have_count(0)  # the node has it
+    upper, _ = page.evaluate(_NO_ROOM)
+    page.evaluate(_SAY, [upper, ["There is no third file."], 0])
+    expect(toast(one_page, "There is no third file.")).to_have_count(1)
+    load(one_page, "01")
+    expect(toast(one_page, "There is no third file.")).to_have_count(0)
+
+
+def test_a_text_that_changes_or_goes_is_no_toast(one_page: Frontend) -> None:
+    """A download says five times a second how far it is: each was a toast of its own. And one that the next prompt had
+    taken back came after it."""
+    page = one_page.page
+    upper, _ = page.evaluate(_NO_ROOM)
+    page.evaluate(_SAY, [upper, [f"{done} MB of 9.00 GB" for done in range(8)], 300])
+    expect(page.locator(".p-toast-message")).to_have_count(0)
+    expect(toast(one_page, "7 MB of 9.00 GB")).to_have_count(1)
+    page.evaluate(_SAY, [upper, ["An error.", " "], 200])
+    page.wait_for_timeout(2000)
+    expect(page.locator(".p-toast-message")).to_have_count(0)
+
+
+# Runs in the page: so many nodes that lie over each other, each with a text of its own.
+_STACKED = """
+async count => {
+  const { api } = await import('/scripts/api.js')
+  app.graph.clear()
+  const nodes = [...Array(count)].map((_, index) => {
+    const node = LiteGraph.createNode('CogVideoXLoadVAE')
+    node.pos = [0, index]
+    app.graph.add(node)
+    return node
+  })
+  nodes.forEach(({ id }, index) =>
+    api.dispatchEvent(new CustomEvent('progress_text', { detail: { nodeId: String(id), text: `${index} is missing.` } })))
+  return nodes.map(({ id }) => String(id))
+}
+"""
+
+
+def test_many_nodes_without_room_make_a_few_toasts(one_page: Frontend) -> None:
+    """200 loaders that lay over each other made 167 toasts, and the page did not answer for more than a minute."""
+    page = one_page.page
+    page.evaluate(_STACKED, 8)
+    ours = page.locator(".p-toast-message.cogvideox-text")
+    expect(ours).to_have_count(3)
+    page.wait_for_timeout(500)
+    expect(ours).to_have_count(3)
+
+
+def test_a_node_of_a_joined_error_has_no_toast_of_its_own(one_page: Frontend) -> None:
+    """The toast of many nodes names three of them: each of the others had another one."""
+    page = one_page.page
+    ids = page.evaluate(_STACKED, 8)
+    page.evaluate(_SEND, ["error", {"node_ids": ids, "text": "Several.", "is_refusal": False, "input": ""}])
+    expect(toast(one_page, "Several.")).to_be_visible()
+    page.wait_for_timeout(2500)
+    expect(page.locator(".p-toast-message")).to_have_count(1)

@@ -3,6 +3,8 @@ widget's steps, and one beyond its limits, in both renderers, in an app and in a
 
 import json
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 from playwright.sync_api import Locator, expect
@@ -16,6 +18,7 @@ ROUNDED = "cannot be 10: it is 9 now, the nearest one (from 1 in steps of 4)."
 HIGHEST = "cannot be 5000: it is 1025 now, the highest number that is possible."
 LOWEST = "cannot be 0: it is 1 now, the lowest number that is possible."
 CASES = [("10", "9", ROUNDED), ("5000", "1025", HIGHEST), ("0", "1", LOWEST)]
+LEAVING = ["Enter", "Tab", ""]  # as type_into takes it
 # Runs in the page: brings a classic node into sight, and returns where on the page one of its numbers is. type: "" for
 # the node of a subgraph.
 _PLACE = """
@@ -72,9 +75,14 @@ def type_classic(frontend: Frontend, node_type: str, name: str, typed: str) -> f
     return page.evaluate(_VALUE, [node_type, name])
 
 
-def type_into(field: Locator, typed: str, became: str) -> None:
-    field.fill(typed)
-    field.press("Enter")
+def type_into(field: Locator, typed: str, became: str, leave: str = "Enter") -> None:
+    """leave: the key that ends it; "" for a click elsewhere, on a prompt's text."""
+    field.press("ControlOrMeta+a")
+    field.press_sequentially(typed)
+    if leave:
+        field.press(leave)
+    else:
+        field.page.locator("textarea").locator("visible=true").first.click()
     expect(field).to_have_value(became)
 
 
@@ -146,23 +154,51 @@ def test_a_node_inside_a_subgraph(one_page: Frontend) -> None:
     expect(ours.locator(".p-toast-summary")).to_have_text("Empty CogVideoX Latent")
 
 
+@pytest.mark.parametrize("leave", LEAVING)
 @pytest.mark.parametrize(("typed", "became", "sentence"), CASES)
-def test_the_form_of_an_app(one_page: Frontend, typed: str, became: str, sentence: str) -> None:
-    """A form shows no titles of nodes."""
+def test_the_form_of_an_app(one_page: Frontend, typed: str, became: str, sentence: str, leave: str) -> None:
+    """A form shows no titles of nodes. After Tab, or a click elsewhere, nothing was said."""
     load(one_page, "41")
     form = one_page.page.get_by_test_id("linear-widgets")
-    type_into(form.locator(f"[node-type={LATENT}] [aria-label=frames] input"), typed, became)
+    type_into(form.locator(f"[node-type={LATENT}] [aria-label=frames] input"), typed, became, leave)
     ours = toast(one_page, f"Frames {sentence}")
     expect(ours.locator(".p-toast-summary")).to_have_text("CogVideoX")
 
 
-def test_the_newer_renderer(vue_page: Frontend) -> None:
+@pytest.mark.parametrize("leave", LEAVING)
+def test_the_newer_renderer(vue_page: Frontend, leave: str) -> None:
+    """After Tab a subgraph's number stayed as it was typed, and the run was refused."""
     load(vue_page, "01")
     id_ = vue_page.page.evaluate(f"() => app.graph.nodes.find(node => node.type === '{LATENT}').id")
     for typed, became, sentence in CASES:
-        type_into(vue_page.page.locator(f'[data-node-id="{id_}"] [aria-label=frames] input'), typed, became)
+        field = vue_page.page.locator(f'[data-node-id="{id_}"] [aria-label=frames] input')
+        type_into(field, typed, became, leave)
         expect(toast(vue_page, f"frames {sentence}")).to_be_visible()
     load_blueprint(vue_page)
     for typed, became, sentence in CASES:
-        type_into(vue_page.page.locator("[data-node-id] [aria-label=frames] input"), typed, became)
+        type_into(vue_page.page.locator("[data-node-id] [aria-label=frames] input"), typed, became, leave)
         expect(toast(vue_page, f"frames {sentence}")).to_be_visible()
+        assert vue_page.page.evaluate(_VALUE, ["", "frames"]) == float(became)
+
+
+@pytest.fixture
+def french(open_as: Callable[..., AbstractContextManager[Frontend]]) -> Iterator[Frontend]:
+    with open_as(Comfy__Locale="fr", Comfy__VueNodes__Enabled=True, Comfy__Minimap__Visible=False) as opened:
+        yield opened
+
+
+def test_a_number_with_a_decimal_comma(french: Frontend) -> None:
+    """In French 23.976 is written 23,976, which was taken for 23976: whoever only clicked into it read that it cannot
+    be that, and a subgraph's was set to its highest."""
+    page = french.page
+    page.evaluate("() => { app.graph.add(LiteGraph.createNode('CogVideoXDecodeToFile')) }")
+    field = page.locator("[data-node-id] [aria-label=fps] input")
+    expect(field).to_have_value("8,000")
+    type_into(field, "23,976", "23,976")
+    field.focus()
+    field.blur()
+    page.wait_for_timeout(300)
+    expect(page.locator(".p-toast-message")).to_have_count(0)
+    type_into(field, "2000,5", "1000,000")
+    sentence = "fps cannot be 2000.5: it is 1000 now, the highest number that is possible."
+    expect(toast(french, sentence)).to_be_visible()

@@ -85,7 +85,8 @@ def test_failure_is_one_sentence(hub, tmp_path, capsys):
     hub.close()
     assert cli.main(["models", "fetch", NAME, "--to", str(tmp_path)]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and "offline" in lines[0]
+    assert lines[0].startswith("error: ") and "offline" in lines[0] and "Try again" in lines[0]
+    assert len(lines) == 2 and "model_index.json" in lines[1]  # what to fetch elsewhere
 
 
 @pytest.mark.parametrize("arguments", [["fetch"], ["fetch", "CogVideoX-7b"], ["list", NAME], ["check", NAME]])

@@ -130,6 +130,8 @@ ELSEWHERE = (
     r"\*Upscale Image By\* with 0\.5",  # of four times, so that two remain
     r"25 to 100 clips",  # docs/training.md
     r"There are none for 1\.5 ",
+    r"With one card, or with cfg 1, it changes nothing",  # docs/many-cards.md
+    r"with gpu:1 for both",  # a value to choose
 )
 
 

@@ -188,6 +188,22 @@ def test_a_refused_prompt_says_why_on_the_node(browser: Browser, monkeypatch: py
     assert len(browser.texts) == 1
 
 
+def test_a_toast_that_fails_stops_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompts of all packs pass the wrapper."""
+
+    async def validate_prompt(*_: object) -> tuple:
+        return True, None, ["4"], {}
+
+    def fail() -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(execution, "validate_inputs", execution.validate_inputs)
+    monkeypatch.setattr(execution, "validate_prompt", validate_prompt)
+    monkeypatch.setattr(patches, "tell_refusals", fail)
+    patches.wrap_validation(())
+    assert asyncio.run(execution.validate_prompt("a run", {}, None)) == (True, None, ["4"], {})
+
+
 def test_a_workflow_of_wrong_nodes_makes_a_few_toasts(browser: Browser) -> None:
     """150 nodes with a file that is missing made 150 toasts, and the page did not answer for seconds; so did texts on
     200 nodes. One request's are one request's: the next prompt says its own."""
@@ -199,6 +215,7 @@ def test_a_workflow_of_wrong_nodes_makes_a_few_toasts(browser: Browser) -> None:
             messages.show_refusal(f"There is no file {number}.", str(number))
             messages.show_refusal(f"There is no file {number}.", str(number))
         messages.tell_refusals()
+        messages.show_refusal("There is no file 0.", "0")  # another pack has the same prompt checked once more
         messages.tell_refusals()
         texts = [text for text, _, _ in browser.texts if text != " "]
         assert texts == [f"There is no file {number}." for number in range(min(count, 50))]

@@ -137,7 +137,9 @@ def test_texts_on_nodes_are_chinese(comfyui: Server, caplog: pytest.LogCaptureFi
     comfyui.settings.stored = {"Comfy.Locale": "zh"}
     messages.show_on_running_node("Strength is 0: the model stays as it is.")
     messages.show_on_running_node("Saved <b>.")
-    assert comfyui.sent[-1] == ("text", "强度为 0：模型保持不变。\n\n已保存 &lt;b&gt;。", "mine")
+    shown, warned = comfyui.sent[-2:]  # the second one is for an app
+    assert shown == ("text", "强度为 0：模型保持不变。\n\n已保存 &lt;b&gt;。", "mine")
+    assert warned[1]["text"] == "已保存 <b>。"
     assert "Strength is 0" in caplog.text and "强度" not in caplog.text
 
 

@@ -18,9 +18,13 @@ class Browser:
         self.last_node_id: str | None = "7"
         self.last_prompt_id = "first run"
         self.sent: list[tuple[str, str, str | None]] = []
+        self.events: list[tuple[str, dict, str | None]] = []
 
     def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
         self.sent.append((text, node_id, sid))
+
+    def send_sync(self, event: str, data: dict, sid: str | None = None) -> None:
+        self.events.append((event, data, sid))
 
 
 @pytest.fixture
@@ -85,6 +89,18 @@ def test_all_that_a_run_has_to_say_stays(browser: Browser) -> None:
     browser.last_prompt_id = "second run"
     messages.show_on_running_node("another kernel")
     assert browser.sent[-1][0] == "another kernel"
+
+
+def test_a_warning_is_sent_for_apps_too(browser: Browser) -> None:
+    """An app hides the nodes, and with them that the toy was not trained with this size. A report is no warning."""
+    for text in ("far from that", "far from that", "<i>\ud800"):
+        messages.show_on_running_node(text)
+    messages.show_on_node("Saved x.mp4.", "8")
+    messages.show_on_node("The toy does not know: zebra.", "9", is_warning=True)
+    assert browser.events == [
+        (messages.WARNING_EVENT, {"node_ids": [node], "text": text}, "mine")
+        for node, text in (("7", "far from that"), ("7", "<i>\ufffd"), ("9", "The toy does not know: zebra."))
+    ]
 
 
 def test_a_node_that_runs_for_each_entry_of_a_list(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:

@@ -43,6 +43,7 @@ WRAPPED: list[tuple[ModuleType | type, str, dict[str, int]]] = [
     (comfy.sd, "load_lora_for_models", {"model": 0, "lora": 2}),
     (latent_preview, "get_previewer", {"device": 0, "latent_format": 1}),
     (execution, "validate_inputs", {"prompt": 1, "item": 2, "validated": 3}),
+    (execution, "validate_prompt", {}),
     (execution.PromptExecutor, "handle_execution_error", {"self": 0, "error": 5, "ex": 6}),
 ]
 

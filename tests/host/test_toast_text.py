@@ -1,5 +1,7 @@
 """What a toast says of an error."""
 
+import unicodedata
+
 import pytest
 
 from cogvideox.host.toast_text import MOST_COLUMNS, toast_text
@@ -46,6 +48,14 @@ def test_what_comes_after_a_step_goes_with_it(first: str, left_out: str, after: 
     assert toast_text(first + left_out + after) == first.rstrip()
     short = "Add it. " if " " in after[:5] else "请添加它。"
     assert toast_text(first + short + after + left_out) == (first + short + after).rstrip()
+
+
+def test_a_long_text_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4000 letters, as long as a message may be, held ComfyUI's event loop for two seconds."""
+    width, looked = unicodedata.east_asian_width, []
+    monkeypatch.setattr(unicodedata, "east_asian_width", lambda letter: looked.append(letter) or width(letter))
+    toast_text("x" * 4000)
+    assert len(looked) < 5 * 4000
 
 
 def test_short_texts_are_whole_and_long_sentences_end() -> None:

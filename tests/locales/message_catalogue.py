@@ -17,7 +17,7 @@ from pathlib import Path
 from cogvideox.devtools.paths import ROOT
 
 CATALOGUES = sorted((ROOT / "locales").glob("*/messages.json"))
-ROOMS = "nodes training model_loaders sockets media transformer samplers vae host system migration".split()
+ROOMS = "nodes training parallel model_loaders sockets media transformer samplers vae host system migration".split()
 # Texts of programs in a terminal, of tooltips, which are translated in nodeDefs.json, and what people search for.
 _OTHER_FILES = {
     *("training/example.py", "training/headless.py", "training/launch.py", "training/recipe.py"),
@@ -48,6 +48,8 @@ _TRANSPARENT = {
     ),
     *("join", "removeprefix", "removesuffix", "strip", "name_some", "printable", "shortened", "range", "format_range"),
 }
+# Texts of one word, which are told from keys and names by nothing.
+_WORDS_ALONE = {"denoiser", "difference"}
 PLURAL, CHOICE = "plural", "choice"  # placeholders for an ending, such as the s of frames, and for one of some words
 MAY_BE_LEFT_OUT = re.compile(r"(plural|ending|verb)(_\d)?")  # what Chinese has not
 
@@ -132,7 +134,7 @@ def _called(call: ast.Call) -> str:
 
 def _is_prose(template: str) -> bool:
     text = re.sub(r"\{\w+\}", "{}", template)
-    return len(text.split()) > 1 and bool(_WORDS.search(text)) and not text.startswith("/")
+    return text in _WORDS_ALONE or len(text.split()) > 1 and bool(_WORDS.search(text)) and not text.startswith("/")
 
 
 def _template(node: ast.JoinedStr | ast.Constant) -> str:

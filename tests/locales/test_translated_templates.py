@@ -21,7 +21,8 @@ _STOCK = {
     **{"Load Image": "加载图像", "Load Video": "加载视频", "Load Image (as Mask)": "加载图像（作为遮罩）"},
     **{"Get Video Components": "获取视频元素", "Conditioning (Combine)": "条件合并", "Canny": "Canny边缘检测"},
     **{"Upscale Image By": "缩放图像（比例）", "Run": "运行", "View details": "查看详情", "auto": "自动"},
-    **{"Show advanced inputs": "显示高级输入"},
+    **{"Show advanced inputs": "显示高级输入", "MultiGPU CFG Split": "多GPU CFG 拆分"},
+    **{"Select CLIP Device": "选择 CLIP 设备", "Select VAE Device": "选择VAE设备"},
     "Settings → Comfy → Execution → Live preview method": "设置 → Comfy → 执行 → 实时预览",
 }
 by_language = pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)

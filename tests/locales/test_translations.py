@@ -244,6 +244,26 @@ def errors() -> list[tuple[str, str | None]]:
             "490 个键中有 480 个匹配：240 层，attention and feed-forward，秩 8 到 16，缩放 1（文件头中的 alpha）。"
             "\n此模型中没有：a, b, c 以及另外 3 个。\n跳过 4 个（用于文本编码器）：a, b, c 以及另外 1 个。",
         ),
+        # parts that are joined
+        (
+            "12 of 12 keys matched: 6 layers, LoRA and difference, rank 4, scale 1 "
+            "(alpha of the tensors and alpha of the header).",
+            "12 个键中有 12 个匹配：6 层，LoRA 和 差值，秩 4，缩放 1（张量中的 alpha，并且文件头中的 alpha）。",
+        ),
+        ("9 of 9 keys matched: 1 layers, difference.", "9 个键中有 9 个匹配：1 层，差值。"),
+        (
+            "/a holds a CogVideoX transformer (2 times): a.safetensors, b.safetensors. Choose one of the files, or "
+            "leave only one in the folder.",
+            "/a 中有 2 份CogVideoX Transformer：a.safetensors, b.safetensors。"
+            "请选择其中一个文件，或只在文件夹中保留一个。",
+        ),
+        (
+            "The video to follow is 96 x 64 pixels, 4 latent frames, batch 2; this run's latent is 96 x 96 pixels, 4 "
+            "latent frames, batch 3. Set the same width and height, batch size, or invert a video that has this run's.",
+            "要跟随的视频为 96 x 64 像素、4 个 Latent 帧、批量 2；"
+            "此次运行的 Latent 为 96 x 96 像素、4 个 Latent 帧、批量 3。"
+            "请使用相同的宽度和高度，批量大小，或反演与此次运行相同的视频。",
+        ),
         (
             "Encoded now: 1 sample and 3 captions (the empty one counts); from the cache: 2 and 0.",
             "现编码：1 个样本和3 个描述（含空描述）；来自缓存：2 和 0。",

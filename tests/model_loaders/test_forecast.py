@@ -145,7 +145,7 @@ def test_the_vae_takes_that_mode(
     full = SizedPatcher(2 * GIB, 2 * GIB)  # what a run has left there
     SizedCard(monkeypatch, int(card.free_bytes), weights, full)
     shape = torch.Size((1, *video.latent_shape[1:]))
-    chosen = real._load("auto", None, shape, peak.decode_bytes)
+    chosen = real.load("auto", None, shape, peak.decode_bytes)
     found = module._vae_part(card, official, video, "decode")
     assert (found.mode, found.working_bytes) == (chosen.name, peak.decode_bytes(shape, torch.bfloat16, chosen))
     assert weights.on_card == found.weights.resident_bytes
@@ -290,9 +290,9 @@ def test_compiled_blocks_do_without_the_kernels(
 ) -> None:
     """A step in a graph has none of the kernels that halve its memory: with half of it free, it would be computed in
     parts, without the graph."""
-    monkeypatch.setattr(module.mm, "get_torch_device", lambda: CARD)
-    monkeypatch.setattr(token_passes, "_has_triton", lambda: True)
     model = models["CogVideoX-5b"]
+    monkeypatch.setattr(model, "load_device", CARD)
+    monkeypatch.setattr(token_passes, "_has_triton", lambda: True)
     plain, found = (
         forecast_run(each, SMALL, card_of(24), encoder, vae)
         for each in (model, CogVideoXCompile.execute(model).args[0])

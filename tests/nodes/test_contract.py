@@ -80,6 +80,14 @@ CONTRACT = {
     "CogVideoXDynamicCFG": ([("model", "MODEL", None), STEPS, CFG], ["MODEL"]),
     "CogVideoXStepCache": ([("model", "MODEL", None), ("deviation", "FLOAT", 0.003)], ["MODEL"]),
     "CogVideoXCompile": ([("model", "MODEL", None)], ["MODEL"]),
+    "CogVideoXParallel": (
+        [
+            ("model", "MODEL", None),
+            ("cards", "INT", 0),
+            ("split", "COMBO", "auto"),
+        ],
+        ["MODEL", "VAE"],
+    ),
     "CogVideoXContextWindows": (
         [
             ("model", "MODEL", None),
@@ -192,6 +200,7 @@ OPTIONAL = {
     "CogVideoXSaveLora": ["rank", "dtype"],
     "CogVideoXContextWindows": ["retain_start_image", "split_prompts"],
     "CogVideoXMemoryForecast": ["vae", "clip", "control_net", "card_gb"],
+    "CogVideoXParallel": ["address", "on_failure", "vae"],
     "CogVideoXDecode": ["compile"],
     "CogVideoXDecodeToFile": ["audio"],
     "CogVideoXTrainLora": [
@@ -211,6 +220,7 @@ COMBOS = {
     ("CogVideoXSample", "sampler"): ["ddim", "dpm"],
     ("CogVideoXSampler", "sampler"): ["ddim", "dpm"],
     ("CogVideoXTimesteps", "preset"): ["TDM 2b 4 steps", "BLADE 5b 8 steps", "PSA 5b 4 steps", "custom"],
+    ("CogVideoXParallel", "split"): ["auto", "cfg", "sequence", "both"],
     ("CogVideoXDecode", "memory"): ["auto", "fast", "low"],
     ("CogVideoXDecodeToFile", "memory"): ["auto", "fast", "low"],
     ("CogVideoXDecodeToFile", "format"): ["mp4 (h264)", "webm (vp9)", "webm (av1)"],

@@ -1,5 +1,6 @@
 """CogVideoX Memory Forecast: what stands on the node."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from cogvideox.errors import UserError
 from cogvideox.host.memory_rules import GIB
 from cogvideox.host.toy import WEIGHTS
+from cogvideox.locales.translations import translate
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.model_loaders.load_text_encoder import load_text_encoder
 from cogvideox.model_loaders.load_vae import load_vae
@@ -176,3 +178,29 @@ def test_what_cannot_be_is_refused(official: ModelPatcher, size: tuple, more: di
     """A linked value may be anything."""
     with pytest.raises(UserError, match=said):
         forecast(official, *size, **more)
+
+
+# Of a Chinese forecast: what things are called, on a node or in a file, and units.
+CHINESE_HAS = {
+    *("CogVideoX-5b", "CogVideoX", "ComfyUI", "ControlNet", "Transformer", "VAE", "CPU", "torch"),
+    *("GiB", "GB", "fps", "cfg", "dpm", "memory", "auto", "weight_dtype", "default", "int8"),
+    *(plan.name for plan in LADDER),
+}
+
+
+@pytest.mark.parametrize("connected", [(), ("vae",), ("clip",), ("vae", "clip")], ids=lambda names: "+".join(names))
+@pytest.mark.parametrize("card_gb", (2.0, 24.0, 0.0))
+def test_a_chinese_forecast_is_in_chinese(
+    official: ModelPatcher, tiny_pipelines: dict[str, Path], connected: tuple[str, ...], card_gb: float
+) -> None:
+    """A word of another language in the middle of a sentence, where a sentence is put together of parts."""
+    loads = {"vae": load_vae, "clip": load_text_encoder}
+    parts = {name: loads[name](tiny_pipelines["5b"], "fp32") for name in connected}
+    model = official if len(connected) < 2 else CogVideoXCompile.execute(official).args[0]
+    size = (1360, 768, 81, 2) if card_gb == 2.0 else ()
+    english = forecast(model, *size, card_gb=card_gb, **parts)
+    chinese = translate(english, "zh")
+    found = set(re.findall(r"[A-Za-z][\w.-]*\w", chinese))
+    assert not found - CHINESE_HAS, chinese
+    assert len(chinese.splitlines()) == len(english.splitlines()) and "| Transformer |" in chinese
+    assert not re.search("[\u4e00-\u9fff](Transformer|VAE)|(Transformer|VAE)[\u4e00-\u9fff]", chinese)

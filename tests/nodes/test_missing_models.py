@@ -15,7 +15,7 @@ import torch
 from comfy_api.latest import io
 
 from cogvideox.devtools.example_workflows import EXAMPLES, file_name
-from cogvideox.devtools.paths import ROOT
+from cogvideox.devtools.paths import ROOT, TEMPLATES
 from cogvideox.errors import UserError
 from cogvideox.host import patches, queued_workflow, toy
 from cogvideox.host.queue_errors import naming_input, reported_once
@@ -225,14 +225,30 @@ def test_several_are_told_in_chinese() -> None:
     loaders = ("CogVideoXLoadModel", "CogVideoXLoadTextEncoder", "CogVideoXLoadVAE")
     of_files = [missing_models.describe_missing(file.name, loader, frozenset()) for file, loader in zip(files, loaders)]
     own = [missing_models.describe_missing(f"{number}.gguf", loaders[number % 3], frozenset()) for number in range(5)]
-    for several in (of_files, own, [*of_files, *own]):
-        english = missing_models.describe_all(one for one in several if one is not None)
+    for several, are_told in itertools.product((of_files, own, [*of_files, *own]), (True, False)):
+        english = missing_models.describe_all((one for one in several if one is not None), are_told)
         chinese = translate(english, "zh")
         assert chinese.startswith("缺少模型：'") and english.startswith("Models are missing: '"), chinese
-        assert not re.search("Models|more|Choose|choose|Press|Each|folder|Add the", chinese), chinese
+        assert not re.search("Models|more|Choose|choose|Press|[Ee]ach|folder|Add the", chinese), chinese
         if several is of_files:  # beside three long names a toast says what to do
-            assert "under Missing Models, Download for each (" in toast_text(english)
+            assert "each Download under Missing Models (" in toast_text(english)
             assert "逐个点击下载" in toast_text(chinese) and all(file.name in toast_text(english) for file in files)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_toast_has_room_for_what_a_template_lacks(language: str) -> None:
+    """The English one lost its last sentence, that the nodes name the folders."""
+    found = 0
+    for template in sorted(TEMPLATES.glob("*.json")):
+        nodes = json.loads(template.read_text("utf-8"))["nodes"]
+        chosen = [(n["widgets_values"][0], n["type"]) for n in nodes if n["type"] in missing_models.LOADERS]
+        told = [missing_models.describe_missing(name, kind, frozenset()) for name, kind in chosen]
+        files = [one for one in told if one is not None and one.file() is not None]
+        if files:
+            text = translate(missing_models.describe_all(files, are_told=True), language)
+            assert toast_text(text) == text, template.name
+            found += 1
+    assert found == 10
 
 
 def test_a_wrong_family_or_precision_is_blamed_itself(queue: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,15 +53,18 @@ def test_several_are_one_sentence(listed: int, more: str) -> None:
 
 
 def test_the_next_step_of_several_is_one() -> None:
-    """Files that ComfyUI offers have one; where each needs another, its node says it."""
+    """Files that ComfyUI offers have one; where each needs another, its node says it: once it has been asked."""
     holders = {"transformer": "Model", "text_encoder": "TextEncoder", "vae": "VAE"}
     first = {holds: next(file.name for file in FILES if file.holds == holds) for holds in holders}
     files = [[f"CogVideoXLoad{what}", first[holds]] for holds, what in holders.items()]
     (text,) = ask(files)
     assert all(repr(name) in text for _, name in files)
-    assert "Press View details and, under Missing Models, Download for each (" in text and "GB in all). Each" in text
+    assert "each Download under Missing Models (" in text and "GB in all). Press Run" in text
     (text,) = ask([files[0], ["CogVideoXApplyLora", "mine.safetensors"]])
-    assert text == f"Models are missing: '{files[0][1]}', 'mine.safetensors'. Each of these nodes says what to do."
+    names = f"'{files[0][1]}', 'mine.safetensors'"
+    assert text == f"Models are missing: {names}. Press Run, and each of these nodes says what to do."
+    (text,) = ask([files[0], ["CogVideoXLoadVAE", files[0][1]]])  # a transformer, which is no VAE to download
+    assert "Download" not in text
     (text,) = ask([["CogVideoXLoadModel", "CogVideoX-5b"], ["CogVideoXLoadVAE", "CogVideoX-5b"]], ["CogVideoX-5b"])
     assert text.startswith("There is no 'CogVideoX-5b'. Select CogVideoX Download")
 

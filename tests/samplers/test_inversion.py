@@ -397,8 +397,14 @@ def test_refusals(bench: Bench) -> None:
         follow.execute(bench.model, {"samples": video(4)}, 0.0, 1.0)
     with pytest.raises(errors.UserError, match="start_percent 0.5 is not below end_percent 0.5"):
         follow.execute(bench.model, inverted, 0.5, 0.5)
-    for other in (video(2, 2), video(4, 3), video(4, 2)[..., :8]):
-        with pytest.raises(errors.UserError, match="video to follow is 96 x 64 pixels, 4 latent frames, batch 2"):
+    for other, wrong in (
+        (video(2, 2), "number of frames"),
+        (video(4, 3), "batch size"),
+        (video(4, 2)[..., :8], "width and height"),
+        (video(2, 3), "number of frames, batch size"),
+    ):
+        words = "video to follow is 96 x 64 pixels, 4 latent frames, batch 2"
+        with pytest.raises(errors.UserError, match=f"{words}.*Set the same {wrong}, or"):
             bench.sample(patched, other, 5)
     with pytest.raises(errors.UserError, match="nearest of the 5 steps.*in as many steps as the sampler runs"):
         bench.sample(patched, video(4, 2), 20)

@@ -84,7 +84,7 @@ def test_each_window_has_a_cache_of_its_own(task: Task, order: str) -> None:
     assert torch.equal(got, want) and runs == wanted_runs < all_runs
     assert 1e-6 < relative_error(got, plain) < 0.5
     # The cache of the node itself stays as the next run needs it.
-    assert not hasattr(model.model_options["transformer_options"]["easycache"], "cogvideox_windows")
+    assert not hasattr(model.model_options["transformer_options"]["easycache"], "cogvideox_own")
     assert torch.equal(sampled(task, model)[0], got)
 
 

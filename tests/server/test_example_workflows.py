@@ -15,6 +15,7 @@ from cogvideox.devtools.example_workflows import EXAMPLES, file_name
 from cogvideox.devtools.paths import ROOT
 from cogvideox.devtools.run_workflow import Video, inspect_video
 from cogvideox.devtools.workflow import convert_to_api
+from cogvideox.tests.template_runs import skip_without_its_nodes
 from cogvideox.tests.tiers import long_after
 
 FOLDER = ROOT / "example_workflows"
@@ -49,6 +50,7 @@ def schemas(comfyui) -> dict:
 def test_example_runs(comfyui, schemas, name, in_few_steps):
     """What everybody opens first: each must run, and make a video of the size and speed that it shows. in_few_steps:
     all but the first example, and the first clips of a training are shorter."""
+    skip_without_its_nodes(SAVED[name])
     api = convert_to_api(SAVED[name], schemas)
     for node in api.values():
         if node["class_type"] == "CogVideoXTrainLora":
@@ -73,6 +75,7 @@ def test_example_runs(comfyui, schemas, name, in_few_steps):
 @pytest.mark.parametrize("name", ALL)
 def test_nothing_in_an_example_is_idle(schemas, name):
     """A link that was lost leaves a run that succeeds without the user's picture or video."""
+    skip_without_its_nodes(ALL[name])
     api = convert_to_api(ALL[name], schemas)
     ends = [id_ for id_, node in api.items() if schemas[node["class_type"]]["output_node"]]
     reached, waiting = set(), list(ends)
@@ -105,6 +108,7 @@ def comfy_cli(home: Path, *arguments: object) -> dict:
 @pytest.mark.parametrize("name", long_after(1, SAVED))
 def test_example_passes_comfy_clis_check(schemas, tmp_path, name):
     """Who automates ComfyUI checks a workflow before queueing it: a warning there looks like a broken example."""
+    skip_without_its_nodes(SAVED[name])
     known = tmp_path / "object_info.json"
     known.write_text(json.dumps(schemas), "utf-8")
     answer = comfy_cli(tmp_path, "workflow", "validate", "--workflow", FOLDER / f"{name}.json", "--input", known)

@@ -100,7 +100,7 @@ def test_cutting_and_padding_of_the_file_do_not_count(own_tokenizer: Path) -> No
     [
         ("not json", "is not a tokenizer"),
         ("{}", "is not a tokenizer"),
-        ('{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}', "no </s> and no"),
+        ('{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}', "no </s>, <"),
         ("[" * 100_000, "is not a tokenizer"),
         (" " * ((1 << 24) + 1), "more than 16777216 bytes"),
     ],

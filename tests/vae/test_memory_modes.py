@@ -56,7 +56,7 @@ def chosen(vae: CogVideoXVAE, memory: str, free: int, loaded: int, monkeypatch: 
     monkeypatch.setattr(mm, "load_models_gpu", lambda models, memory_required=0, **_: None)
     monkeypatch.setattr(vae, "size", WEIGHTS)
     monkeypatch.setattr(vae.patcher, "loaded_size", lambda: loaded)
-    return vae._load(memory, None, torch.Size((1, 16, 3, 8, 12)), needed).name
+    return vae.load(memory, None, torch.Size((1, 16, 3, 8, 12)), needed).name
 
 
 @pytest.mark.parametrize("mode", NEEDED)
@@ -85,7 +85,7 @@ def loaded_on(
     monkeypatch.setattr(vae, "patcher", weights)
     monkeypatch.setattr(vae, "size", weights.bytes)
     monkeypatch.setattr(vae, "device", CARD)
-    plan = vae._load("auto", None, torch.Size((1, 16, 13, 60, 90)), lambda shape, dtype, plan: needs[plan.name])
+    plan = vae.load("auto", None, torch.Size((1, 16, 13, 60, 90)), lambda shape, dtype, plan: needs[plan.name])
     return plan.name
 
 

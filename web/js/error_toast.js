@@ -1,4 +1,5 @@
-// Shows the sentence of an error of this pack in a toast. ComfyUI's own toast says that a node has failed, and not why.
+// Shows the sentence of an error of this pack in a toast. ComfyUI's own toast says that a node has failed, and not why. An
+// app, which hides the nodes and what stands on them, shows the warnings of a run as well.
 // host/messages.py sends these events, to the browser that has queued the prompt.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
@@ -10,18 +11,28 @@ const STYLE = "cogvideox-error";
 const PLACED_MS = [0, 300, 1200]; // ComfyUI's own box, and the texts on the nodes, come a moment later
 const LIFE_MS = 15_000; // the node has the whole text for as long as it holds; an app, which shows none, has the toast
 const sheet = document.createElement("style");
+const MOST_WARNINGS = 3; // of a run: they lie over what it has made
 const shown = [];
+const warned = new Set(); // the texts of the run that goes on
 let looks = 0; // how often toasts have been shown or taken away
 let asked; // the graph whose prompt is being checked
 
-function show(summary, text, nodeIds) {
+function show(summary, text, nodeIds, severity = "error") {
   const life = roomInApp() ? undefined : LIFE_MS;
   const detail = withWayToNodes(text);
-  const message = { severity: "error", summary, detail, styleClass: STYLE, life, until: Date.now() + (life ?? Infinity), nodeIds };
+  const message = { severity, summary, detail, styleClass: STYLE, life, until: Date.now() + (life ?? Infinity), nodeIds };
   shown.push(message);
   app.extensionManager.toast.add(message);
   const look = ++looks;
   for (const wait of PLACED_MS) setTimeout(() => look === looks && place(), wait);
+  return message;
+}
+
+// Several nodes may say the same, and one of them for each entry of a list.
+function warn({ node_ids: nodeIds, text }) {
+  if (!roomInApp() || warned.has(text) || warned.size === MOST_WARNINGS) return;
+  warned.add(text);
+  show(titleOf(nodeIds), text, nodeIds, "warn").ofRun = true;
 }
 
 // Whether a toast speaks of a node of the open graph: of many nodes it names a few.
@@ -44,6 +55,7 @@ const isLate = () => asked !== undefined && asked !== openGraph();
 // ComfyUI runs what it can of a prompt and refuses the rest: the start of that run leaves the refusals.
 function forgetRuns() {
   asked = undefined;
+  warned.clear();
   for (const message of shown.filter((one) => one.ofRun)) {
     shown.splice(shown.indexOf(message), 1);
     app.extensionManager.toast.remove(message);
@@ -69,6 +81,7 @@ if (!window[NAME]) {
       api.addEventListener("cogvideox.more_errors", ({ detail }) => {
         if (!isLate()) show("CogVideoX", detail.text, []);
       });
+      api.addEventListener("cogvideox.warning", ({ detail }) => warn(detail));
       api.addEventListener("cogvideox.forget", () => {
         forget();
         asked = openGraph();

@@ -1,6 +1,7 @@
 // Names the empty choice of CogVideoX Own Image, which is no file: as a tile, in app mode and in the newer renderer, it
 // was a broken picture without a name.
 import { app } from "../../../scripts/app.js"
+import { isChinese } from "./in_app.js"
 
 const [NAME, NODE, STYLE] = ["CogVideoX.OwnImage", "CogVideoXOwnImage", "cogvideox-own-image"]
 const [ENGLISH, CHINESE] = ["The connected image", "所连接的图像"]
@@ -13,7 +14,7 @@ if (!window[NAME]) {
     name: NAME,
     setup() {
       const style = document.createElement("style")
-      const text = app.extensionManager.setting.get("Comfy.Locale")?.startsWith("zh") ? CHINESE : ENGLISH
+      const text = isChinese() ? CHINESE : ENGLISH
       // A label of the list's own (getOptionLabel) would take the search field from the classic renderer's menu.
       style.textContent = `
         .${STYLE} ${NO_PICTURE} { visibility: hidden; }

@@ -12,6 +12,7 @@ const FIELD = 'input[role="spinbutton"]' // of a number, in Vue nodes and in the
 const OF_A_NODE = "[data-node-id], [node-id]" // in a graph; in a form
 const sheet = document.createElement("style")
 let shown, about // the toast, and the widget that it speaks of
+let waiting // until the frontend has taken a number
 
 // What a number is rounded to: a whole one to the steps of the arrows, any other to decimals.
 const unitOf = ({ precision, round, step2 }) => (precision ? Math.max(round || 0, exact(10 ** -precision)) : step2) || 0
@@ -92,7 +93,17 @@ function listenTo(widget) {
   }
 }
 
-// In Vue nodes and forms a field keeps to its limits before anybody is told.
+// The number in a text as the frontend reads it: in French 0,3 is what 0.3 is in English. NaN for anything else.
+function numberIn(text) {
+  const { format } = new Intl.NumberFormat(app.extensionManager.setting.get("Comfy.Locale"))
+  const [group, decimal] = [11111, 1.1].map((number) => format(number).replace(/\p{Number}/gu, ""))
+  const plain = text.trim().replaceAll(group, "").replaceAll(decimal, ".")
+  return /^-?\d+(\.\d+)?$/.test(plain) ? Number(plain) : NaN
+}
+
+// In Vue nodes and forms a field keeps to its limits before anybody is told: by focusout it holds another number.
+const HEARD = ["keyup", "change", "blur"]
+
 function heard({ target, type, key }) {
   if (!target.matches?.(FIELD) || (type === "keyup" && key !== "Enter")) return
   const owner = target.closest(OF_A_NODE)
@@ -100,8 +111,10 @@ function heard({ target, type, key }) {
   const node = app.canvas?.graph?.getNodeById(Number(id)) ?? nodeAt(id)
   const name = target.closest("[aria-label]")?.getAttribute("aria-label")
   const widget = node?.widgets?.find((found) => found.name === name)
-  const typed = target.value.replace(/(?<=\d),(?=\d{3})/g, "").trim()
-  if (widget && /^-?\d+(\.\d+)?$/.test(typed) && Number(typed) !== widget.value) setTimeout(compare, 0, node, name, Number(typed))
+  const typed = numberIn(target.value)
+  if (!widget || !Number.isFinite(typed) || typed === widget.value) return
+  clearTimeout(waiting) // one number is heard of more than once
+  waiting = setTimeout(compare, 0, node, name, typed)
 }
 
 // A second copy of the pack serves this file as well, and ComfyUI refuses a second extension of one name.
@@ -111,7 +124,7 @@ if (!window[NAME]) {
     name: NAME,
     setup() {
       document.head.append(sheet)
-      for (const type of ["keyup", "focusout"]) document.addEventListener(type, heard, true)
+      for (const type of HEARD) document.addEventListener(type, heard, true)
     },
     nodeCreated(node) {
       if (OURS.test(node.comfyClass ?? "")) node.widgets?.forEach(listenTo)

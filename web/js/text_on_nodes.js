@@ -25,7 +25,7 @@ const CSS = `
 const WORDS = /(?<=[\s\u3000-\uffef])/ // a line may end after a space, and after any Chinese sign
 const before = new WeakMap() // node -> its height without the text
 const limits = new Map() // node id -> how high its text may be, in Vue nodes
-const toldElsewhere = [] // toasts
+const elsewhere = new Map() // node without room for its text -> {text, timer, message}: of the toast that has it
 const squeezed = new Map() // node -> its height, where a classic one has too little room for its text
 const [limitSheet, toastSheet] = [document.createElement("style"), document.createElement("style")]
 const measure = document.createElement("canvas").getContext("2d")
@@ -78,19 +78,34 @@ function fitClassic(node, widget, text) {
   node.setSize([node.size[0], Math.max(node.computeSize()[1], before.get(node) ?? 0)])
   if (height < wanted) squeezed.set(node, node.size[1])
   else squeezed.delete(node)
-  if (!height) setTimeout(tellElsewhere, TOLD_MS, node, text)
+  if (height) takeBack(node)
+  else tellElsewhere(node, text)
   node.setDirtyCanvas?.(true, true)
 }
 
-// A node without room for its text has it in a toast, unless one says it already or, of several errors, is of the node.
-// Many would cover the page, and stop it.
+// A node without room for its text has it in a toast. Once, also where that is closed; and not before the text has stood
+// for a moment: progress would be one toast after another.
 function tellElsewhere(node, text) {
+  if (elsewhere.get(node)?.text === text) return
+  takeBack(node)
+  elsewhere.set(node, { text, timer: setTimeout(addToast, TOLD_MS, node, text) })
+}
+
+function takeBack(node) {
+  const { timer, message } = elsewhere.get(node) ?? {}
+  clearTimeout(timer)
+  if (message) app.extensionManager.toast.remove(message)
+  elsewhere.delete(node)
+}
+
+// Unless a toast says it already or, of several errors, is of the node. Many would cover the page, and stop it.
+function addToast(node, text) {
   const [detail] = text.split("\n")
   if (isTold(node) || node.graph !== app.canvas.graph || document.querySelectorAll(`.${STYLE}`).length >= MOST_TOASTS) return
   const known = detail.slice(0, 40)
   if ([...document.querySelectorAll(".p-toast-message")].some(({ innerText }) => innerText.includes(known))) return
   const message = { severity: "info", summary: titleOfNode(node), detail, styleClass: STYLE, life: LIFE_MS }
-  toldElsewhere.push(message)
+  elsewhere.get(node).message = message
   app.extensionManager.toast.add(message)
   requestAnimationFrame(() => placeToasts(toastSheet, STYLE, [node.id]))
 }
@@ -109,6 +124,7 @@ function remove(node, widget) {
   widget.onRemove?.()
   node.widgets.splice(node.widgets.indexOf(widget), 1)
   squeezed.delete(node)
+  takeBack(node)
   dropLimit(node.id)
   if (before.has(node)) node.setSize([node.size[0], Math.max(node.computeSize()[1], before.get(node))])
   before.delete(node)
@@ -123,7 +139,8 @@ function fitVue(node) {
   dropLimit(node.id)
   const over = text ? box.offsetHeight - LiteGraph.NODE_TITLE_HEIGHT - roomOf(node) : 0
   if (over > 0) limits.set(node.id, text.offsetHeight - over)
-  if (over > 0 && limits.get(node.id) < LINE_VUE_PX) setTimeout(tellElsewhere, TOLD_MS, node, text.innerText)
+  if (limits.get(node.id) < LINE_VUE_PX) tellElsewhere(node, text.innerText)
+  else takeBack(node)
   setLimits()
   if (text) text.scrollTop = read // as far as somebody has read
 }
@@ -180,7 +197,7 @@ if (!window[NAME]) {
     afterConfigureGraph() {
       limits.clear()
       squeezed.clear()
-      while (toldElsewhere.length) app.extensionManager.toast.remove(toldElsewhere.pop())
+      for (const node of [...elsewhere.keys()]) takeBack(node)
       setLimits()
     },
   })

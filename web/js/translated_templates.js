@@ -2,12 +2,14 @@
 // names of an app's fields in an opened graph. ComfyUI translates only its own templates. locales/zh/main.json has the
 // texts; host/translated_templates.py serves the files under the Chinese titles.
 //
-// The Chinese is shown and not saved. What is written (a file, a video's metadata, a tab's state, what undo compares) is
-// the English that was opened, so that a graph is the same file for everybody, opening it changes nothing that would have
-// to be saved, and another language shows it in its own words. A text that the user has changed is the user's, and is
-// saved as it stands; so is one in a graph where it has not stood for ours, whatever it says.
+// The Chinese is shown and not saved. What is written of a graph (a file, a video's workflow, a tab's state, what undo
+// compares) is the English that was opened, so that a graph is the same file for everybody, opening it changes nothing
+// that would have to be saved, and another language shows it in its own words. A text that the user has changed is the
+// user's, and is saved as it stands; so is one in a graph where it has not stood for ours. Only a prompt in API form,
+// which is no graph, has the nodes' titles as shown.
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
+import { isChinese } from "./in_app.js"
 
 const NAME = "CogVideoX.TranslatedTemplates"
 const [LANGUAGE, SERVED_AS] = ["zh", "CogVideoX-zh"] // SERVED_AS: as in host/translated_templates.py
@@ -16,7 +18,6 @@ const own = decodeURIComponent(import.meta.url.split("/extensions/")[1]?.split("
 const english = new Map() // of what has been shown: id of a graph -> {kind: Map of Chinese to English}
 let texts // a promise of {titles, groups, nodes, inputs, notes}, of English to Chinese; {} where there are none
 
-const isChinese = () => !!app.extensionManager.setting.get("Comfy.Locale")?.startsWith(LANGUAGE)
 const list = (value) => (Array.isArray(value) ? value : []) // a graph may hold anything
 
 async function ask() {

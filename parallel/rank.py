@@ -1,0 +1,242 @@
+"""One process of several that run a model together: what a Ray actor does."""
+
+import os
+import socket
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import diffusers
+import torch
+import torch.distributed as dist
+
+from ..errors import UserError, shortened
+from ..host.attention_kernels import AttentionSize, choose_attention
+from ..host.compat import comfyui_version, is_out_of_memory, take_off_device
+from ..host.exact_attention import with_exact_attention
+from ..host.optional_packages import import_package
+from ..keys import with_positions, with_shared_tokens
+from ..model_loaders.load_controlnet import load_controlnet
+from ..model_loaders.load_model import load_model
+from ..sockets.control import CogVideoXControl, ControlInputs
+from .engine import PURPOSE
+from .fingerprint import fingerprint, source_hash
+from .rank_answers import (
+    MEMORY,
+    OTHER,
+    USER,
+    Answer,
+    ControlQuestion,
+    Failure,
+    Prediction,
+    Question,
+    VaeQuestion,
+    VaeRows,
+)
+from .rank_vae import RankVaes
+from .split import Split
+from .token_ranks import TokenRanks
+from .transport import Receiver, packed, unpacked
+
+
+class Rank:
+    """What lives in one of the processes: loaded models by name, and who shares the tokens with whom."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Any] = {}  # name -> [the patcher as it was loaded, the one with the run's patches]
+        self._controls: dict[str, CogVideoXControl] = {}
+        self._received = Receiver()
+        self._sizes: set[AttentionSize] = set()
+        self._ways: dict[Split, tuple[int, TokenRanks]] = {}
+        self._said: list[str] = []
+        self._number, self._world = 0, 1
+        self._vaes = RankVaes(lambda sentence: self._said.append(sentence))  # the list of the answer that is made then
+
+    def answer(self, method: str, *arguments: Any) -> Answer:
+        """Call `method`; no exception leaves the process: its class may not be known where it arrives."""
+        self._said = []
+        try:
+            with torch.inference_mode():
+                value = getattr(self, method)(*arguments)
+        except Exception as error:
+            if isinstance(error, UserError) and not is_out_of_memory(error):
+                return Answer(None, Failure(USER, str(error), ""), tuple(self._said))
+            kind = MEMORY if is_out_of_memory(error) else OTHER
+            text = shortened(f"{type(error).__name__}: {error}", 300)
+            return Answer(None, Failure(kind, text, traceback.format_exc()), tuple(self._said))
+        return Answer(value, None, tuple(self._said))
+
+    def versions(self) -> dict[str, str]:
+        """What has to be the same in all ranks, lest they compute different things."""
+        return {
+            "this pack": source_hash(),
+            "ComfyUI": comfyui_version(),
+            "torch": str(torch.__version__),
+            "diffusers": diffusers.__version__,
+        }
+
+    def process(self) -> int:
+        """Its number in the system."""
+        return os.getpid()
+
+    def machine(self) -> str:
+        """Of Ray's nodes, the one that this process is on."""
+        return str(import_package("ray", PURPOSE).get_runtime_context().get_node_id())
+
+    def meeting(self) -> str:
+        """A URL where all ranks of a cluster can meet; this one will be the first of them."""
+        address = import_package("ray", PURPOSE).util.get_node_ip_address()
+        with socket.socket() as listener:
+            listener.bind((address, 0))
+            return f"tcp://{address}:{listener.getsockname()[1]}"
+
+    def join(self, number: int, world: int, meeting: str, splits: tuple[Split, ...]) -> None:
+        """Meet the other ranks at `meeting`, a URL of torch.distributed, as rank `number` of `world`."""
+        self._number, self._world = number, world
+        backend = "nccl" if mm.get_torch_device().type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=meeting, rank=number, world_size=world)
+        for split in splits:
+            # Every rank has to make every group, those that it is not in as well.
+            groups = [
+                dist.new_group(list(range(first, first + split.sequence))) for first in range(0, world, split.sequence)
+            ]
+            mine = number // split.sequence
+            self._ways[split] = mine, TokenRanks(groups[mine])
+
+    def fingerprint(self, path: str, component: str) -> str:
+        """Of the weights at `path`, to be compared with the other ranks'."""
+        return fingerprint(Path(path), component)
+
+    def load(self, name: str, path: str, weight_dtype: str, family: str) -> None:
+        """Load the transformer at `path` under `name`. Raises UserError as load_model does."""
+        patcher = load_model(Path(path), weight_dtype, self._said.append, family)
+        self._models[name] = [patcher, patcher]
+
+    def patch(self, name: str, patches: dict[str, list[Any]]) -> None:
+        """Put `patches` on the weights of a model, as ModelPatcher.patches has them, in the place of earlier ones."""
+        loaded = self._models[name][0]
+        patched = loaded.clone()
+        for key, entries in patches.items():
+            # As they are: add_patches would take them apart and leave out those of the keys that it does not know.
+            patched.patches.setdefault(key, []).extend(entries)
+        patched.patches_uuid = uuid.uuid4()
+        self._models[name][1] = patched
+
+    def unload(self, name: str) -> None:
+        """Take a model's weights off the card; they stay in this process."""
+        if name in self._models:
+            for patcher in self._models[name]:
+                take_off_device(patcher)
+
+    def load_control(self, name: str, path: str, weight_dtype: str) -> None:
+        """Load the control net at `path` under `name`. Raises UserError as load_controlnet does."""
+        self._controls[name] = load_controlnet(Path(path), weight_dtype)
+
+    def load_vae(self, name: str, path: str, weight_dtype: str) -> None:
+        """Load the VAE at `path` under `name`. Raises UserError as model_loaders.load_vae does."""
+        self._vaes.load(name, path, weight_dtype)
+
+    def decode(self, question: VaeQuestion) -> VaeRows:
+        """This rank's rows of a chunk's frames, [1, 3, t, 8 h, 8 w]."""
+        return self._vaes.compute(question, decodes=True)
+
+    def encode(self, question: VaeQuestion) -> VaeRows:
+        """This rank's rows of a chunk's moments, [1, 32, n, H / 8, W / 8]."""
+        return self._vaes.compute(question, decodes=False)
+
+    def end_video(self, video: str) -> None:
+        """After the last chunk of a video, or in the middle of one that was cancelled."""
+        self._vaes.end(video)
+
+    def forget(self, name: str) -> None:
+        """Release a model, a control net or a VAE."""
+        self.unload(name)
+        self._models.pop(name, None)
+        if name in self._controls:
+            take_off_device(self._controls.pop(name).patcher)
+        self._vaes.forget(name)
+        self._received.forget()
+        mm.soft_empty_cache()
+
+    def loaded_bytes(self, name: str) -> int:
+        """Of a model's weights that are on the card now."""
+        return self._models[name][1].loaded_size() if name in self._models else 0
+
+    def predict(self, question: Question, split: Split) -> Prediction:
+        """v for this rank's prompts of a batch that `split` divides."""
+        group, tokens = self._ways[split]
+        patcher = self._models[question.model][1]
+        if question.is_new_run:
+            self._received.forget()
+
+        def own(x: torch.Tensor) -> torch.Tensor:
+            # What is the same for all of the batch has a batch of 1.
+            part = x if x.shape[0] == 1 else x.tensor_split(split.guidance)[group]
+            return part.to(patcher.load_device)
+
+        x, context = own(unpacked(question.x)), own(self._received.take(question.context))
+        options: dict[str, Any] = with_positions({}, question.positions)  # type: ignore[arg-type]
+        options = with_exact_attention(options) if question.is_exact_attention else options
+        options = with_shared_tokens(options, tokens) if tokens.size > 1 else options
+        tokens.sent_bytes = 0
+        with self._loaded(patcher, question, x, context.shape[1], options) as network:
+            control = None
+            for asked in question.controls:
+                control = self._control(asked, control, options, own)
+            v = network(
+                x,
+                own(unpacked(question.timestep)),
+                context,
+                ofs=None if question.ofs is None else own(unpacked(question.ofs)),
+                control=control,
+                transformer_options=options,
+            )
+        return Prediction(packed(v) if tokens.rank == 0 else None, tokens.sent_bytes)
+
+    def _control(
+        self,
+        asked: ControlQuestion,
+        previous: dict[str, Any] | None,
+        options: dict[str, Any],
+        own: Callable[[torch.Tensor], torch.Tensor],
+    ) -> dict[str, Any]:
+        """What a control net adds to this rank's tokens, with what those before it add."""
+        control = self._controls[asked.name]
+        control.strength, control.strength_type = asked.strength, asked.strength_type
+        guide, context = own(self._received.take(asked.guide)), own(self._received.take(asked.context))
+        inputs = ControlInputs(own(unpacked(asked.x)), guide, own(unpacked(asked.timestep)), context)
+        return control.added(inputs, previous, options)
+
+    def end_run(self, name: str) -> None:
+        """After the last step of a run."""
+        self._received.forget()
+        if name in self._models:
+            self._models[name][1].model.diffusion_model.forget_run()
+
+    @contextmanager
+    def _loaded(
+        self, patcher: Any, question: Question, x: torch.Tensor, text_tokens: int, options: dict[str, Any]
+    ) -> Iterator[torch.nn.Module]:
+        """The transformer of `patcher`, as far on the card as a step of `x` leaves room for."""
+        model = patcher.model
+        patcher.model_options["transformer_options"] = options  # which memory_required looks at
+        model.current_patcher = patcher
+        controls = [self._controls[asked.name].patcher for asked in question.controls]
+        mm.load_models_gpu([patcher, *controls], memory_required=model.memory_required(list(x.shape)))
+        network = model.diffusion_model
+        c = network.config
+        tokens = x.shape[2:].numel() // (c.patch_size**2 * (c.patch_size_t or 1)) + text_tokens
+        size = AttentionSize(x.device, x.dtype, tokens, c.attention_head_dim)
+        if size not in self._sizes:  # says nothing where it has been measured
+            self._sizes.add(size)
+            told = choose_attention(size, -(-c.num_attention_heads // self._world), options)
+            self._said += [told] if told else []
+        patcher.pre_run()
+        try:
+            yield network
+        finally:
+            patcher.cleanup()

@@ -1,0 +1,170 @@
+"""The weights of one model in the ranks of a team, with the patches that are on them now."""
+
+import logging
+import weakref
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+import comfy.model_management as mm
+import torch
+
+from ..errors import UserError
+from ..host.messages import show_on_running_node
+from ..sockets.control import CogVideoXControl, ControlInputs
+from .rank_answers import ControlQuestion, Question
+from .team import RankLostError, Team
+from .teams import load_everywhere
+from .transport import Sender, packed, unpacked
+
+AskedControl = tuple[CogVideoXControl, ControlInputs]
+
+
+class RemoteWeights:
+    """Loads, patches and asks; and where a run may go on alone, does so.
+
+    name: of the model in the ranks. sent_bytes: what a rank has sent to the others for the last prediction.
+    """
+
+    def __init__(self, team: Team, load_again: Callable[..., Any], arguments: tuple[Any, ...], goes_on_alone: bool):
+        """load_again, arguments: of ModelPatcher.cached_patcher_init, load_model's own (path, weight_dtype, notify,
+        family)."""
+        self.team, self.name, self.sent_bytes = team, team.add(), 0
+        self._load_again, self._arguments = load_again, arguments
+        self._goes_on_alone = goes_on_alone
+        self._patches: dict[str, list[Any]] = {}
+        self._loaded_with: tuple[int, Any] | None = None  # the team's start, and the patches that the ranks have
+        self._is_on_cards = False
+        self._sender, self._is_new_run = Sender(), True
+        # Of control nets, by their patchers in this process, and the start of the team that has them.
+        self._control_names: MutableMapping[Any, str] = weakref.WeakKeyDictionary()
+        self._control_start = 0
+        self._alone: Any = None  # a patcher of this process, for the rest of a run that has lost its ranks
+
+    def prepare(self, patches: dict[str, list[Any]], patches_uuid: Any) -> None:
+        """Have the weights loaded with `patches` in every rank. Raises as Team.start and Team.ask do."""
+        self._patches = patches
+        with self.team.lock:
+            self.team.start()
+            start, known = self._loaded_with or (0, None)
+            if start != self.team.start_count:
+                self._load()
+            if (self.team.start_count, patches_uuid) != self._loaded_with:
+                self.team.ask("patch", self.name, patches)
+                self._loaded_with = self.team.start_count, patches_uuid
+            self._is_on_cards = True
+            self._begin_run()
+
+    def _load(self) -> None:
+        path, weight_dtype, notify, family = self._arguments
+        load_everywhere(self.team, "transformer", "load", self.name, path, weight_dtype, family, notify=notify)
+
+    def predict(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        ofs: torch.Tensor | None,
+        positions: Any,
+        is_exact_attention: bool,
+        controls: Sequence[AskedControl],
+    ) -> torch.Tensor | None:
+        """v, shaped like x but for its channels; None where this process has to compute it: see alone.
+
+        The other arguments are those of CogVideoXDiT.forward. Raises as Team.ask does.
+        """
+        if self._alone is not None:
+            return None
+        is_new_run, self._is_new_run = self._is_new_run, False
+        question = Question(
+            self.name,
+            is_new_run,
+            packed(x),
+            packed(timestep),
+            self._sender.kept(context),
+            None if ofs is None else packed(ofs),
+            positions,
+            is_exact_attention,
+            tuple(map(self._control_question, controls)),
+        )
+        try:
+            split = self.team.split.used_for(x.shape[0])
+            answers = self.team.ask("predict", question, split, notify=show_on_running_node)
+        except RankLostError as error:
+            self._begin_run()
+            self._loaded_with = None
+            if not self._goes_on_alone:
+                raise
+            show_on_running_node(f"{error} This run goes on alone, on one card, from the step that was lost.")
+            self._alone = self._load_here(controls)
+            return None
+        except BaseException:  # Cancel: what was sent may not have arrived
+            self._begin_run()
+            raise
+        self.sent_bytes = max(answer.sent_bytes for answer in answers)
+        parts = [unpacked(answer.v) for answer in answers if answer.v is not None]
+        return torch.cat(parts).to(x.device)
+
+    def _control_question(self, asked: AskedControl) -> ControlQuestion:
+        control, inputs = asked
+        return ControlQuestion(
+            self._control_names[control.patcher],
+            packed(inputs.x),
+            self._sender.kept(inputs.guide),
+            packed(inputs.timestep),
+            self._sender.kept(inputs.context),
+            control.strength,
+            control.strength_type,
+        )
+
+    def load_control(self, patcher: Any) -> None:
+        """Have a control net loaded in every rank, unless it is. patcher: of this process, which keeps its weights."""
+        with self.team.lock:
+            self.team.start()
+            if self._control_start != self.team.start_count:
+                self._control_names.clear()
+                self._control_start = self.team.start_count
+            if patcher not in self._control_names:
+                path, weight_dtype = patcher.cached_patcher_init[1][:2]
+                name = f"{self.name} control {len(self._control_names)}"
+                self.team.ask("load_control", name, str(path), weight_dtype)
+                self._control_names[patcher] = name
+
+    def _begin_run(self) -> None:
+        self._is_new_run = True
+        self._sender.forget()
+
+    def alone(self) -> Any:
+        """The patcher of this process with the weights on its card, for a run that goes on alone."""
+        return self._alone
+
+    def _load_here(self, controls: Sequence[AskedControl]) -> Any:
+        patcher = self._load_again(*self._arguments).clone()
+        for key, entries in self._patches.items():
+            patcher.patches.setdefault(key, []).extend(entries)
+        mm.load_models_gpu([patcher, *(control.patcher for control, _ in controls)])
+        return patcher
+
+    def end_run(self) -> None:
+        """After the last step: what was kept for the run goes."""
+        self._alone = None
+        self._begin_run()
+        if self.team.is_running:
+            self.team.tell("end_run", self.name)
+
+    def loaded_bytes(self) -> int:
+        """Of the weights on the first rank's card, which is the graph's own."""
+        if not self._is_on_cards or not self.team.is_running or self.team.address:
+            return 0
+        return int(self.team.ask("loaded_bytes", self.name)[0])
+
+    def unload(self) -> int:
+        """Take the weights off the ranks' cards. Returns what was on the first one's, in bytes."""
+        if not self._is_on_cards or not self.team.is_running:
+            return 0
+        freed = self.loaded_bytes()
+        self._is_on_cards = False
+        try:
+            self.team.ask("unload", self.name)
+        except UserError as error:  # the ranks are gone, and their weights with them
+            logging.warning(str(error))
+        return freed

@@ -1,0 +1,55 @@
+"""What another ComfyUI on the same machine does: it starts a Ray, asks it for something, and ends it."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cogvideox.errors import UserError
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.parallel import engine, remote_weights
+from cogvideox.parallel.remote_model import spread
+from cogvideox.tests.parallel.test_lost_ranks import after_a_step
+from cogvideox.tests.parallel.test_remote_model import run
+from cogvideox.tests.support import relative_error
+
+
+def start_ray() -> None:
+    """Raises where its Ray does not work, or is another process's."""
+    ray = engine.start("", 0)
+    assert ray.get(ray.remote(lambda: 42).remote()) == 42
+    assert len(ray.nodes()) == 1 and not ray.util.list_named_actors(all_namespaces=True)
+    engine.shut_down()
+
+
+def join(_: str, address: str) -> None:
+    """Prints what it is refused with, and after how long."""
+    engine._ray()  # its import takes seconds by itself
+    began = time.monotonic()
+    try:
+        engine.start(address, 0)
+        refused = ""
+    except UserError as error:
+        refused = str(error)
+    print(json.dumps({"refused": refused, "seconds": time.monotonic() - began}))
+
+
+@torch.inference_mode()
+def run_on_two_machines(folder: str, address: str) -> None:
+    """Prints how a run on two machines differs from one in this process, and what it says when one is lost."""
+    near = load_model(Path(folder), "fp32")
+    far: Any = spread(near, 2, "auto", address, True)
+    want, got = run(near), run(far)
+    team = far.weights.team
+    found = {"error": relative_error(got, want), "split": list(team.split), "machines": len(set(team.ask("machine")))}
+    said: list[str] = []
+    pid = team.ask("process")[1]
+    remote_weights.show_on_running_node = said.append
+    out = run(after_a_step(far, lambda: os.kill(pid, signal.SIGKILL)))
+    found |= {"error_alone": relative_error(out, want), "lost": " ".join(said)}
+    engine.shut_down()
+    print(json.dumps(found))

@@ -1,0 +1,169 @@
+"""Ranks that die or cannot go on: all end, the run says so, and the next one is equal."""
+
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.model_management as mm
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from cogvideox.errors import UserError
+from cogvideox.parallel.team import RankLostError, Team
+from cogvideox.tests.parallel.test_remote_model import WHAT, near, on_two, run  # noqa: F401 (a fixture)
+from cogvideox.tests.support import check_parity
+
+pytestmark = [pytest.mark.usefixtures("inference", "two_ranks"), pytest.mark.long]
+
+
+def team_of(model: Any) -> Team:
+    return model.weights.team
+
+
+def ranks_of(model: Any) -> list[int]:
+    """The process ids of a model's ranks, which are started for it."""
+    team_of(model).start()
+    return team_of(model).ask("process")
+
+
+def after_a_step(model: ModelPatcher, act: Any) -> ModelPatcher:
+    """A clone that calls `act` once, after the first step's prediction."""
+    clone, calls = model.clone(), []
+
+    def look(args: dict[str, Any]) -> torch.Tensor:
+        if not calls:
+            calls.append(act())
+        return args["denoised"]
+
+    clone.set_model_sampler_post_cfg_function(look)
+    return clone
+
+
+def test_a_killed_rank_ends_all(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """The others would wait for it for ever."""
+    pids = ranks_of(two_ranks)
+    with pytest.raises(RankLostError, match="One of 2 ranks has stopped.*Queue the workflow again"):
+        run(after_a_step(two_ranks, lambda: os.kill(pids[1], signal.SIGKILL)))
+    deadline = time.monotonic() + 10
+    while any(map(_is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(_is_alive, pids))
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+
+
+def test_a_run_goes_on_alone(near: ModelPatcher) -> None:  # noqa: F811
+    """By choice: from the step that was lost, in this process; and the next run is on all ranks again."""
+    far, want = on_two(near, goes_on_alone=True), run(near, steps=6)
+    pids = ranks_of(far)
+    check_parity(WHAT, run(after_a_step(far, lambda: os.kill(pids[0], signal.SIGKILL)), steps=6), want, 5e-6)
+    check_parity(WHAT, run(far, steps=6), want, 5e-6)
+    assert set(ranks_of(far)).isdisjoint(pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process's limits can be set on Linux alone")
+def test_a_rank_without_memory_ends_all(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """With what helps, and the next run on new processes."""
+    pid = ranks_of(two_ranks)[1]
+    with open(f"/proc/{pid}/statm") as statm:
+        mapped = int(statm.read().split()[0]) * resource.getpagesize()
+    # Enough for the tokens and not for the feed-forward's fourfold width.
+    limit = mapped + (16 << 20)
+    resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+    with pytest.raises(RankLostError, match="no memory left.*smaller or shorter"):
+        run(two_ranks, (33, 32, 48))
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+
+
+def test_fifty_runs_stay_flat(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """No process more and no memory kept: the prompts of each run are other ones."""
+    ranks_of(two_ranks)
+    before = _state(two_ranks)
+    for seed in range(50):
+        run(two_ranks, steps=2, seed=seed)
+        if seed == 9:
+            before = _state(two_ranks)
+    pids, used = _state(two_ranks)
+    assert pids == before[0]
+    assert used < before[1] * 1.05, (used, before[1])
+
+
+def test_the_last_model_takes_its_ranks_along(near: ModelPatcher) -> None:  # noqa: F811
+    """Freed with ComfyUI's models: a process holds a gigabyte, and on a card its context."""
+    far: Any = on_two(near, split="sequence")  # ranks of its own: those of the other tests are of "auto"
+    pids = ranks_of(far)
+    run(far)
+    mm.unload_all_models()
+    assert team_of(far).ask("loaded_bytes", far.weights.name) == [0, 0]
+    check_parity(WHAT, run(far), run(near), 5e-6)
+    del far
+    mm.unload_all_models()
+    mm.cleanup_models_gc()
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while any(map(_is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(_is_alive, pids))
+
+
+@pytest.fixture
+def other_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the second machine had another fine-tune, and another version of torch."""
+    asked = Team.ask
+
+    def ask(self: Team, method: str, *arguments: Any, **options: Any) -> list[Any]:
+        answers = asked(self, method, *arguments, **options)
+        if method == "fingerprint":
+            answers[1] = "other"
+        return answers
+
+    monkeypatch.setattr(Team, "ask", ask)
+    yield
+
+
+def test_machines_with_other_weights_are_refused(near: ModelPatcher, other_weights: None) -> None:  # noqa: F811
+    """Half of each step would be another model's."""
+    with pytest.raises(UserError, match="not the same on every machine"):
+        run(on_two(near))
+
+
+def test_machines_with_other_versions_are_refused(two_ranks: ModelPatcher) -> None:
+    """By name and version."""
+    team = team_of(two_ranks)
+    found = team.ask("versions")
+    assert found[0] == found[1] and found[0]["torch"] == torch.__version__
+    with pytest.raises(UserError, match=r"differ in the version of torch \(2.0, 2.1\)"):
+        team._require_same([{"torch": "2.0"}, {"torch": "2.1"}])
+
+
+def test_a_second_comfyui_on_the_same_machine(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """Each has a Ray of its own, which the other cannot enter."""
+    from cogvideox.tests.children import Child
+
+    ranks_of(two_ranks)
+    other = Child("parallel.other_comfyui.start_ray", environ={"RAY_AUTH_TOKEN": "1" * 64})
+    assert other.wait(120) == 0, other.output()
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _state(model: Any) -> tuple[list[int], int]:
+    """(process ids, bytes in memory) of the ranks and of this process."""
+    pids = [*ranks_of(model), os.getpid()]
+    used = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/statm") as statm:
+            used += int(statm.read().split()[1]) * resource.getpagesize()
+    return pids, used

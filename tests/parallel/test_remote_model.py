@@ -1,0 +1,236 @@
+"""A model on two ranks against the same model in one process."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_easycache import EasyCacheNode
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+
+from cogvideox.devtools.embedded_checkpoint import write_controlnet
+from cogvideox.errors import UserError
+from cogvideox.host.standalone import comfyui_nodes
+from cogvideox.keys import Latent, with_positions
+from cogvideox.model_loaders.load_controlnet import load_controlnet
+from cogvideox.model_loaders.load_model import load_model
+from cogvideox.model_loaders.lora.apply import apply_lora
+from cogvideox.nodes.compile import CogVideoXCompile
+from cogvideox.nodes.controlnet import CogVideoXApplyControlNet
+from cogvideox.nodes.long import CogVideoXContextWindows, CogVideoXPositions
+from cogvideox.parallel.remote_model import spread
+from cogvideox.tests.layout_files import write_gguf
+from cogvideox.tests.lora_files import ATTENTION, random_factors, save, write_dialect
+from cogvideox.tests.support import ALL_VARIANTS, check_parity, relative_error, write_fp32
+from cogvideox.tests.tasks import pictures
+from cogvideox.tests.tiers import long_after
+
+pytestmark = pytest.mark.usefixtures("inference", "two_ranks")
+WHAT = "two ranks against one process"
+
+
+def text(seed: int, tokens: int = 226) -> list:
+    return [[torch.randn(1, tokens, 32, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+def run(
+    model: ModelPatcher, size: tuple[int, int, int] = (2, 8, 12), conditioning: Any = None, **inputs: Any
+) -> torch.Tensor:
+    """Latents of CogVideoXSample."""
+    from cogvideox.nodes.sample import CogVideoXSample
+
+    positive, negative = conditioning or (text(3), text(4))
+    latent: Latent = {"samples": torch.zeros(1, 16, *size)}
+    given: Any = {"seed": 7, "steps": 3, "cfg": 6.0, "sampler": "dpm", "dynamic_cfg": False, "denoise": 1.0} | inputs
+    return CogVideoXSample.execute(model, positive, negative, latent, **given).args[0]["samples"]
+
+
+def on_two(model: ModelPatcher, split: str = "auto", goes_on_alone: bool = False) -> ModelPatcher:
+    return spread(model, 2, split, "", goes_on_alone)
+
+
+def forward(model: ModelPatcher, size: tuple[int, int, int], tokens: int = 226, positions: Any = None) -> torch.Tensor:
+    """One call of the network for two prompts."""
+    mm.load_models_gpu([model])
+    dit, generator = model.model.diffusion_model, torch.Generator().manual_seed(1)
+    x = torch.randn(2, dit.config.in_channels, *size, generator=generator)
+    context = torch.randn(2, tokens, dit.config.text_embed_dim, generator=generator)
+    ofs = torch.full((2,), 2.0) if dit.config.ofs_embed_dim else None
+    options = {} if positions is None else with_positions({}, positions)
+    return dit(x, torch.tensor([500.0, 500.0]), context, ofs=ofs, transformer_options=options)
+
+
+@pytest.fixture(scope="module")
+def near(tiny_pipelines: Mapping[str, Path]) -> ModelPatcher:
+    with torch.inference_mode():
+        return load_model(tiny_pipelines["5b"], "fp32")
+
+
+@pytest.mark.parametrize("variant", long_after(3, ("5b", "1.5-5B-I2V", "2b", *ALL_VARIANTS)))
+def test_every_family(tiny_pipelines: Mapping[str, Path], variant: str) -> None:
+    """Positions, control channels, ofs and 1.5's pairs of frames all depend on which tokens a rank holds. The 1.5
+    models get an odd count of latents here, whose first frame they repeat."""
+    model = load_model(tiny_pipelines[variant], "fp32")
+    native = model.model.diffusion_model.native_size()
+    size = native if model.model.diffusion_model.config.use_learned_positional_embeddings else (3, 8, 12)
+    check_parity(WHAT, forward(on_two(model), size), forward(model, size), 5e-6)
+
+
+@pytest.mark.parametrize("size, tokens", [((1, 2, 6), 7), ((3, 6, 10), 226), ((1, 14, 26), 1)])
+def test_any_count_of_tokens_and_heads(tmp_path: Path, size: tuple[int, int, int], tokens: int) -> None:
+    """Counts that divide by nothing, and three heads for two ranks."""
+    model = load_model(write_fp32(tmp_path / "5b", "5b", num_attention_heads=3), "fp32")
+    check_parity(WHAT, forward(on_two(model), size, tokens), forward(model, size, tokens), 5e-6)
+
+
+def test_runs(near: ModelPatcher, two_ranks: ModelPatcher) -> None:
+    """Our sampler and KSampler, with guidance and without."""
+    cases: list[dict[str, Any]] = [{}, {"cfg": 1.0}, {"dynamic_cfg": True, "sampler": "ddim"}, {"denoise": 0.6}]
+    for inputs in cases:
+        check_parity(WHAT, run(two_ranks, **inputs), run(near, **inputs), 1e-4 if "dynamic_cfg" in inputs else 5e-6)
+
+    def k_sampled(model: ModelPatcher) -> torch.Tensor:
+        latent = {"samples": torch.zeros(1, 16, 2, 8, 12)}
+        sample = comfyui_nodes().common_ksampler
+        return sample(model, 7, 6, 6.0, "euler", "normal", text(3), text(4), latent)[0]["samples"]
+
+    check_parity(WHAT, k_sampled(two_ranks), k_sampled(near), 5e-6)
+
+
+def guided_or_not(controlled: Any) -> list[dict[str, Any]]:
+    return [{}, {"cfg": 1.0}, {"conditioning": controlled}]
+
+
+@pytest.mark.long  # ranks of their own
+def test_prompts_are_divided(near: ModelPatcher, controlled: Any) -> None:
+    """One card for each prompt; without guidance there is one, whose tokens are divided."""
+    far = on_two(near, "cfg")
+    for inputs in guided_or_not(controlled):
+        check_parity(WHAT, run(far, **inputs), run(near, **inputs), 5e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("split", ["sequence", "both"])
+def test_four_ranks(near: ModelPatcher, tiny_pipelines: Mapping[str, Path], controlled: Any, split: str) -> None:
+    """Two of them to a prompt, or all four to the tokens of both."""
+    far = spread(near, 4, split, "", False)
+    for inputs in guided_or_not(controlled):
+        check_parity("four ranks against one process", run(far, **inputs), run(near, **inputs), 5e-6)
+    for variant in ("2b", "1.5-5B-I2V", "Fun-V1.5-5b-InP"):
+        model = load_model(tiny_pipelines[variant], "fp32")
+        for size in ((3, 8, 12), (1, 6, 10)):
+            want = forward(model, size)
+            check_parity(
+                "four ranks against one process", forward(spread(model, 4, split, "", False), size), want, 5e-6
+            )
+
+
+def test_lora_before_and_after(near: ModelPatcher, two_ranks: ModelPatcher, tmp_path: Path) -> None:
+    """The ranks have the patches of the run, whichever node has put them on, and none of the run before."""
+    shapes = {n.removesuffix(".weight"): tuple(w.shape) for n, w in near.model.diffusion_model.state_dict().items()}
+    files, header, _ = write_dialect("diffusers", random_factors(shapes, ATTENTION))
+    path = save(tmp_path / "lora.safetensors", files, header)
+    patched, plain = apply_lora(near, path, 0.8)[0], run(near)
+    want = run(patched)
+    assert relative_error(want, plain) > 1e-3
+    check_parity(WHAT, run(apply_lora(two_ranks, path, 0.8)[0]), want, 5e-6)
+    check_parity(WHAT, run(two_ranks), plain, 5e-6)
+    check_parity(WHAT, run(on_two(patched)), want, 5e-6)
+
+
+def test_what_works_around_the_model(near: ModelPatcher, two_ranks: ModelPatcher) -> None:
+    """RIFLEx, context windows and EasyCache change what the model is asked, or how often."""
+
+    def changed(model: ModelPatcher) -> list[ModelPatcher]:
+        return [
+            CogVideoXPositions.execute(model, True, False).args[0],
+            CogVideoXContextWindows.execute(model, 9, 4, "standard_static", "pyramid", False).args[0],
+            EasyCacheNode.execute(model, 0.2, 0.15, 0.95, False).args[0],
+        ]
+
+    for far, here in zip(changed(two_ranks), changed(near)):
+        check_parity(WHAT, run(far, (5, 8, 12), steps=6), run(here, (5, 8, 12), steps=6), 5e-6)
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Prompts with two control nets, of which one acts in a part of the run."""
+    root = tmp_path_factory.mktemp("control nets")
+    with torch.inference_mode():
+        conditioning: Any = text(3), text(4)
+        for seed, strength, end in ((7, 0.9, 1.0), (8, 0.4, 0.6)):
+            net = load_controlnet(write_controlnet(root / str(seed), "5b", seed, torch.float32), "fp32")
+            given = {"control_net": net, "control_video": pictures(5), "strength": strength, "start_percent": 0.0}
+            conditioning = CogVideoXApplyControlNet.execute(
+                positive=conditioning[0], negative=conditioning[1], end_percent=end, **given
+            ).args
+    return conditioning
+
+
+def test_control_nets(near: ModelPatcher, two_ranks: ModelPatcher, controlled: Any) -> None:
+    """Their weights are in the ranks too."""
+    want = run(near, conditioning=controlled)
+    assert relative_error(want, run(near)) > 1e-3
+    check_parity(WHAT, run(two_ranks, conditioning=controlled), want, 5e-6)
+
+
+@pytest.mark.parametrize("weights", ["fp8_e4m3fn", "int8", "Q8_0"])
+def test_lora_on_quantised_weights(
+    tiny_pipelines: Mapping[str, Path], two_ranks: ModelPatcher, tmp_path: Path, weights: str
+) -> None:
+    """The ranks load the file in the same type, and patch it as one process does."""
+    path = tiny_pipelines["5b"]
+    if weights == "Q8_0":
+        state = load_model(path, "fp32").model.diffusion_model.state_dict()
+        shutil.copy(path / "transformer" / "config.json", tmp_path)
+        path, weights = write_gguf(tmp_path / "model.gguf", state, weights), "default"
+    near = load_model(path, weights)
+    shapes = {n.removesuffix(".weight"): tuple(w.shape) for n, w in near.model.diffusion_model.state_dict().items()}
+    files, header, _ = write_dialect("diffusers", random_factors(shapes, ATTENTION))
+    lora = save(tmp_path / "lora.safetensors", files, header)
+    want = run(apply_lora(near, lora, 0.8)[0])
+    assert relative_error(want, run(near)) > 1e-3
+    check_parity("two ranks, quantised weights", run(apply_lora(on_two(near), lora, 0.8)[0]), want, 5e-6)
+
+
+def test_what_cannot_be_sent_is_named(two_ranks: ModelPatcher, near: ModelPatcher) -> None:
+    """Left out in silence, a patch would be missing from the video."""
+    slg = SkipLayerGuidanceDiT.execute(
+        model=two_ranks,
+        double_layers="1",
+        single_layers="",
+        scale=3.0,
+        start_percent=0.01,
+        end_percent=0.99,
+        rescaling_scale=0,
+    ).args[0]
+    with pytest.raises(UserError, match="dit in place of a block"):
+        run(slg)
+    with pytest.raises(UserError, match="CogVideoX Compile"):
+        run(CogVideoXCompile.execute(two_ranks).args[0])
+    with pytest.raises(UserError, match="divided over cards already"):
+        on_two(two_ranks)
+    with pytest.raises(UserError, match="before CogVideoX Parallel"):
+        comfyui_nodes()  # ComfyUI's own nodes, of which the merge reads weights
+        two_ranks.get_key_patches("diffusion_model.")
+
+
+def test_cancel_takes_a_moment(two_ranks: ModelPatcher, near: ModelPatcher) -> None:
+    """The ranks finish the step that they compute, and the next run is as good as any."""
+    want, seen = run(near), []
+
+    def cancel(*_: Any) -> None:
+        seen.append(time.monotonic())
+        mm.interrupt_current_processing(True)
+
+    model = two_ranks.clone()
+    model.set_model_sampler_post_cfg_function(lambda args: (cancel(), args["denoised"])[1])
+    with pytest.raises(mm.InterruptProcessingException):
+        run(model, steps=50)
+    assert time.monotonic() - seen[0] < 1
+    check_parity(WHAT, run(two_ranks), want, 5e-6)
