@@ -9,14 +9,6 @@ from ..errors import shortened
 MOST_COLUMNS = 240  # five lines of ComfyUI's toast; a Chinese sign is two columns wide
 _LEAST_COLUMNS = 80  # of the first sentence, where it is cut off for what to do
 _END = r"(?<=\. )|(?<=。)"
-# How a sentence begins that says what to do. In Chinese 请 may stand anywhere in it.
-_STEP = (
-    r"(?i)(?:Or |Otherwise |Then )?(?:Accept|Add|Check|Choose|Connect|Correct|Delete|Download|Free|Give|Install|Invert|"
-    r"Join|Let|Load|Lower|Make|Merge|Move|Pass|Press|Put|Queue|Raise|Remove|Resize|Select|Set|Start|Switch|Take|Try|"
-    r"Update|Use)\b|.*请"
-)
-# One that goes on from the sentence before it, and says nothing without it.
-_NEXT = r"Then |然后"
 
 
 def toast_text(text: str) -> str:
@@ -29,14 +21,14 @@ def toast_text(text: str) -> str:
     if _columns(line) <= MOST_COLUMNS:
         return line
     first, *others = re.split(_END, line)
-    steps = (other for other in others if _is_step(other) and not re.match(_NEXT, other))
+    steps = (other for other in others if _is_step(other) and not _goes_on(other))
     step = next((other for other in steps if _fits(other, MOST_COLUMNS - _LEAST_COLUMNS)), "")
     kept = {0: _cut(first, MOST_COLUMNS - _columns(step))}
     room = MOST_COLUMNS - _columns(kept[0])
     for number, other in sorted(
         enumerate(others, 1), key=lambda pair: (pair[1] != step, not _is_step(pair[1]), pair[0])
     ):
-        is_alone = re.match(_NEXT, other) is not None and number - 1 not in kept
+        is_alone = _goes_on(other) and number - 1 not in kept
         if _fits(other.rstrip(), room) and not is_alone:
             kept[number] = other
             room -= _columns(other)
@@ -48,7 +40,20 @@ def _fits(sentence: str, columns: int) -> bool:
 
 
 def _is_step(sentence: str) -> bool:
-    return re.match(_STEP, sentence) is not None
+    """Whether a sentence says what to do, by how it begins. In Chinese 请 may stand anywhere in it."""
+    return bool(
+        re.match(
+            r"(?i)(?:Or |Otherwise |Then )?(?:Accept|Add|Check|Choose|Connect|Correct|Delete|Download|Free|Give|Install|"
+            r"Invert|Join|Let|Load|Lower|Make|Merge|Move|Pass|Press|Put|Queue|Raise|Remove|Resize|Select|Set|Start|"
+            r"Switch|Take|Try|Update|Use)\b|.*请",
+            sentence,
+        )
+    )
+
+
+def _goes_on(sentence: str) -> bool:
+    """Whether a sentence says nothing without the one before it."""
+    return re.match("Then |然后", sentence) is not None
 
 
 def _columns(text: str) -> int:

@@ -166,7 +166,7 @@ def test_many_refused_nodes(page_of: Frontend) -> None:
 
 
 def test_a_title_is_cut_off(page_of: Frontend) -> None:
-    """A workflow's title of 20,000 letters, or of 300 lines, made a toast that was higher than the page and stopped it."""
+    """A workflow's title of 20,000 letters, or of 300 lines, made a toast that was higher than the page."""
     page = page_of.page
     page.evaluate(_MANY, [2, 0])
     page.evaluate("""() => {

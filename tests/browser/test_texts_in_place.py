@@ -368,8 +368,10 @@ async count => {
     app.graph.add(node)
     return node
   })
-  nodes.forEach(({ id }, index) =>
-    api.dispatchEvent(new CustomEvent('progress_text', { detail: { nodeId: String(id), text: `${index} is missing.` } })))
+  nodes.forEach(({ id }, index) => {
+    const detail = { nodeId: String(id), text: `${index} is missing.` }
+    api.dispatchEvent(new CustomEvent('progress_text', { detail }))
+  })
   return nodes.map(({ id }) => String(id))
 }
 """
