@@ -43,8 +43,8 @@ def _is_step(sentence: str) -> bool:
     """Whether a sentence says what to do, by how it begins. In Chinese 请 may stand anywhere in it."""
     return bool(
         re.match(
-            r"(?i)(?:Or |Otherwise |Then )?(?:Accept|Add|Check|Choose|Connect|Correct|Delete|Download|Free|Give|Install|"
-            r"Invert|Join|Let|Load|Lower|Make|Merge|Move|Pass|Press|Put|Queue|Raise|Remove|Resize|Select|Set|Start|"
+            r"(?i)(?:Or |Otherwise |Then )?(?:Accept|Add|Check|Choose|Connect|Correct|Delete|Download|Free|Give|"
+            r"Install|Invert|Join|Let|Load|Lower|Make|Merge|Move|Pass|Press|Put|Queue|Raise|Remove|Resize|Select|Set|Start|"
             r"Switch|Take|Try|Update|Use)\b|.*请",
             sentence,
         )
