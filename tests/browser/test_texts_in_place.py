@@ -357,14 +357,14 @@ def test_a_text_that_changes_or_goes_is_no_toast(one_page: Frontend) -> None:
     expect(page.locator(".p-toast-message")).to_have_count(0)
 
 
-# Runs in the page: so many nodes that lie over each other, each with a text of its own.
+# Runs in the page: so many nodes, each over the one above and with a text of its own. Returns their ids.
 _STACKED = """
 async count => {
   const { api } = await import('/scripts/api.js')
   app.graph.clear()
   const nodes = [...Array(count)].map((_, index) => {
     const node = LiteGraph.createNode('CogVideoXLoadVAE')
-    node.pos = [0, index]
+    node.pos = [0, 40 * index]
     app.graph.add(node)
     return node
   })
@@ -380,6 +380,7 @@ async count => {
 def test_many_nodes_without_room_make_a_few_toasts(one_page: Frontend) -> None:
     """200 loaders that lay over each other made 167 toasts, and the page did not answer for more than a minute."""
     page = one_page.page
+    load(one_page, "01")  # the toasts of another graph go
     page.evaluate(_STACKED, 8)
     ours = page.locator(".p-toast-message.cogvideox-text")
     expect(ours).to_have_count(3)
@@ -390,6 +391,7 @@ def test_many_nodes_without_room_make_a_few_toasts(one_page: Frontend) -> None:
 def test_a_node_of_a_joined_error_has_no_toast_of_its_own(one_page: Frontend) -> None:
     """The toast of many nodes names three of them: each of the others had another one."""
     page = one_page.page
+    load(one_page, "01")
     ids = page.evaluate(_STACKED, 8)
     page.evaluate(_SEND, ["error", {"node_ids": ids, "text": "Several.", "is_refusal": False, "input": ""}])
     expect(toast(one_page, "Several.")).to_be_visible()
