@@ -357,7 +357,7 @@ def test_a_text_that_changes_or_goes_is_no_toast(one_page: Frontend) -> None:
     expect(page.locator(".p-toast-message")).to_have_count(0)
 
 
-# Runs in the page: so many nodes, each over the one above and with a text of its own. Returns their ids.
+# Runs in the page: so many nodes, each over the one above, with a title and a text of its own. Returns their ids.
 _STACKED = """
 async count => {
   const { api } = await import('/scripts/api.js')
@@ -365,6 +365,7 @@ async count => {
   const nodes = [...Array(count)].map((_, index) => {
     const node = LiteGraph.createNode('CogVideoXLoadVAE')
     node.pos = [0, 40 * index]
+    node.title = `Loader ${index}`
     app.graph.add(node)
     return node
   })
