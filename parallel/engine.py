@@ -17,8 +17,14 @@ from ..host.optional_packages import import_package
 
 PURPOSE = "Running a model on several cards"
 ALLOWED = "COGVIDEOX_RAY_ADDRESSES"  # of clusters, in the environment of ComfyUI, divided by commas
-NAMESPACE = "cogvideox"
 _STORE_BYTES = 512 << 20  # shared memory for what travels: latents, prompts and LoRAs
+# Of ray.init, wherever it connects to: the log is ComfyUI's.
+_OPTIONS = {
+    "namespace": "cogvideox",
+    "configure_logging": False,
+    "log_to_driver": False,
+    "logging_level": logging.ERROR,
+}
 _SECONDS = 8  # within which a cluster has to answer
 _lock = threading.Lock()
 _joined: str | None = None  # the address that Ray is connected to; "" for the one of this process
@@ -106,11 +112,8 @@ def _start_own(ray: Any, cards: int) -> None:
             num_cpus=1,
             num_gpus=cards,
             object_store_memory=_STORE_BYTES,
-            namespace=NAMESPACE,
             include_dashboard=False,
-            configure_logging=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
+            **_OPTIONS,
         )
     except Exception as error:  # of the system: no shared memory, no room for its files, no process to be started
         raise UserError(
@@ -132,13 +135,7 @@ def _join(ray: Any, address: str) -> None:
 
     def connect() -> None:
         try:
-            ray.init(
-                address=address,
-                namespace=NAMESPACE,
-                configure_logging=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            ray.init(address=address, **_OPTIONS)
         except Exception as error:
             failed.append(error)
 

@@ -3,7 +3,6 @@
 import os
 import socket
 import traceback
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +37,7 @@ from .rank_answers import (
     VaeRows,
 )
 from .rank_vae import RankVaes
+from .run_patches import with_patches
 from .split import Split
 from .token_ranks import TokenRanks
 from .transport import Receiver, packed, unpacked
@@ -53,7 +53,7 @@ class Rank:
         self._sizes: set[AttentionSize] = set()
         self._ways: dict[Split, tuple[int, TokenRanks]] = {}
         self._said: list[str] = []
-        self._number, self._world = 0, 1
+        self._world = 1
         self._vaes = RankVaes(lambda sentence: self._said.append(sentence))  # the list of the answer that is made then
 
     def answer(self, method: str, *arguments: Any) -> Answer:
@@ -96,7 +96,7 @@ class Rank:
 
     def join(self, number: int, world: int, meeting: str, splits: tuple[Split, ...]) -> None:
         """Meet the other ranks at `meeting`, a URL of torch.distributed, as rank `number` of `world`."""
-        self._number, self._world = number, world
+        self._world = world
         backend = "nccl" if mm.get_torch_device().type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=number, world_size=world)
         for split in splits:
@@ -118,13 +118,8 @@ class Rank:
 
     def patch(self, name: str, patches: dict[str, list[Any]]) -> None:
         """Put `patches` on the weights of a model, as ModelPatcher.patches has them, in the place of earlier ones."""
-        loaded = self._models[name][0]
-        patched = loaded.clone()
-        for key, entries in patches.items():
-            # As they are: add_patches would take them apart and leave out those of the keys that it does not know.
-            patched.patches.setdefault(key, []).extend(entries)
-        patched.patches_uuid = uuid.uuid4()
-        self._models[name][1] = patched
+        models = self._models[name]
+        models[1] = with_patches(models[0], patches)
 
     def unload(self, name: str) -> None:
         """Take a model's weights off the card; they stay in this process."""
@@ -229,7 +224,7 @@ class Rank:
         mm.load_models_gpu([patcher, *controls], memory_required=model.memory_required(list(x.shape)))
         network = model.diffusion_model
         c = network.config
-        tokens = x.shape[2:].numel() // (c.patch_size**2 * (c.patch_size_t or 1)) + text_tokens
+        tokens = network.video_tokens(x.shape) + text_tokens
         size = AttentionSize(x.device, x.dtype, tokens, c.attention_head_dim)
         if size not in self._sizes:  # says nothing where it has been measured
             self._sizes.add(size)

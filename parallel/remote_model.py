@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.patcher_extension
 import torch
@@ -104,20 +103,13 @@ def spread(
     network.__class__ = RemoteDiT
     network.weights = RemoteWeights(team, load_again, arguments, goes_on_alone)
     drop_with(network, team, network.weights.name)
-    patcher = RemotePatcher(remote, model.load_device, model.offload_device, loaded_bytes(loaded))
+    patcher = RemotePatcher(remote, model.load_device, model.offload_device, model.model_size())
     _take_over(patcher, model)
-    kind, wrapper = (
-        comfy.patcher_extension.WrappersMP.OUTER_SAMPLE,
-        partial(sample_with_remote_controls, network.weights),
-    )
+    kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+    wrapper = partial(sample_with_remote_controls, network.weights)
     patcher.add_wrapper_with_key(kind, "cogvideox ranks", wrapper)
     patcher.cached_patcher_init = (_refuse_second_copy, ())
     return patcher
-
-
-def loaded_bytes(model: torch.nn.Module) -> int:
-    """Of a model's weights, wherever they are."""
-    return mm.module_size(model)
 
 
 def _take_over(patcher: comfy.model_patcher.ModelPatcher, model: comfy.model_patcher.ModelPatcher) -> None:

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..host.messages import show_on_running_node
 from ..sockets.control import CogVideoXControl, ControlInputs
 from .rank_answers import ControlQuestion, Question
+from .run_patches import with_patches
 from .team import RankLostError, Team
 from .teams import load_everywhere
 from .transport import Sender, packed, unpacked
@@ -45,18 +46,14 @@ class RemoteWeights:
         self._patches = patches
         with self.team.lock:
             self.team.start()
-            start, known = self._loaded_with or (0, None)
-            if start != self.team.start_count:
-                self._load()
+            if self._loaded_with is None or self._loaded_with[0] != self.team.start_count:
+                path, weight_dtype, notify, family = self._arguments
+                load_everywhere(self.team, "transformer", "load", self.name, path, weight_dtype, family, notify=notify)
             if (self.team.start_count, patches_uuid) != self._loaded_with:
                 self.team.ask("patch", self.name, patches)
                 self._loaded_with = self.team.start_count, patches_uuid
             self._is_on_cards = True
             self._begin_run()
-
-    def _load(self) -> None:
-        path, weight_dtype, notify, family = self._arguments
-        load_everywhere(self.team, "transformer", "load", self.name, path, weight_dtype, family, notify=notify)
 
     def predict(
         self,
@@ -126,7 +123,9 @@ class RemoteWeights:
             if patcher not in self._control_names:
                 path, weight_dtype = patcher.cached_patcher_init[1][:2]
                 name = f"{self.name} control {len(self._control_names)}"
-                self.team.ask("load_control", name, str(path), weight_dtype)
+                load_everywhere(
+                    self.team, "controlnet", "load_control", name, path, weight_dtype, notify=logging.warning
+                )
                 self._control_names[patcher] = name
 
     def _begin_run(self) -> None:
@@ -138,9 +137,7 @@ class RemoteWeights:
         return self._alone
 
     def _load_here(self, controls: Sequence[AskedControl]) -> Any:
-        patcher = self._load_again(*self._arguments).clone()
-        for key, entries in self._patches.items():
-            patcher.patches.setdefault(key, []).extend(entries)
+        patcher = with_patches(self._load_again(*self._arguments), self._patches)
         mm.load_models_gpu([patcher, *(control.patcher for control, _ in controls)])
         return patcher
 

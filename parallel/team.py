@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import tempfile
 import threading
 import uuid
@@ -222,6 +223,4 @@ def _is_large(argument: Any) -> bool:
 
 
 def _loopback() -> str:
-    import socket
-
     return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")

@@ -193,7 +193,7 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
     ) -> float:
         """Bytes of activations that a forward of latents [B, C, T, H, W] in `dtype` holds at its peak on `device`, with
         the table of positions, which is there for all of a run."""
-        c, batch, video = self.config, latent_shape[0], self._video_tokens(latent_shape)
+        c, batch, video = self.config, latent_shape[0], self.video_tokens(latent_shape)
         dim = c.num_attention_heads * c.attention_head_dim
         # Compiled blocks plan their memory by themselves.
         is_eager = not read_compiled_blocks(transformer_options)
@@ -205,14 +205,14 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
 
     def _table_bytes(self, latent_shape: Sequence[int], text_tokens: int) -> int:
         """Of the table of positions, which the first step of a run computes in fp32 and the others find."""
-        c, video, values = self.config, self._video_tokens(latent_shape), 0
+        c, video, values = self.config, self.video_tokens(latent_shape), 0
         if c.use_rotary_positional_embeddings:  # a matrix of 2 x 2 for each pair of a head's values
             values = 2 * (video + text_tokens) * c.attention_head_dim
         elif not c.use_learned_positional_embeddings:
             values = video * c.num_attention_heads * c.attention_head_dim
         return values * torch.float32.itemsize
 
-    def _video_tokens(self, latent_shape: Sequence[int]) -> int:
+    def video_tokens(self, latent_shape: Sequence[int]) -> int:
         """Each of patch_size x patch_size latent pixels in patch_size_t latent frames."""
         return math.prod(latent_shape[2:]) // (self.config.patch_size**2 * (self.config.patch_size_t or 1))
 
