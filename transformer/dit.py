@@ -254,7 +254,9 @@ class CogVideoXDiT(CogVideoXTransformer3DModel):
                 f"the video is {width * 8} x {height * 8} with {(frames - 1) * ratio + 1}.",
                 "For another size the table has to be stretched, at some loss of quality.",
             )
-            raise UserError("\n".join((" ".join(filter(None, (lines[0], *steps))), lines[1])), "stretch positions")
+            raise UserError(
+                "\n".join((" ".join(filter(None, (lines[0], *steps))), lines[1])), advice="stretch positions"
+            )
 
     def _embed_time(self, timestep: torch.Tensor, ofs: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         # time_proj computes sines and cosines of the fp32 timestep; only they are cast. The timestep itself must not be

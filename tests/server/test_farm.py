@@ -1,5 +1,6 @@
 """`dev.py farm` with two ComfyUI servers of its own, and what is left of it when something is killed."""
 
+import importlib.util
 import json
 import os
 import re
@@ -20,8 +21,11 @@ from cogvideox.devtools.run.run_clips import settle
 from cogvideox.devtools.run.run_graph import build_graph
 from cogvideox.tests.graphs import node
 
-pytest.importorskip("ray")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="ends processes by signals of POSIX")
+# Ray reads its environment when it is imported, so that no test may import it before what it is tested with.
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+    pytest.mark.skipif(sys.platform == "win32", reason="ends processes by signals of POSIX"),
+]
 
 READY = re.compile(r"worker (\d) is ready on \S+: ComfyUI is process (\d+), supervised by process (\d+)")
 # A workflow that is not of the pack, whose file is read from its input folder.
