@@ -56,6 +56,12 @@ def start(address: str, cards: int) -> Any:
         return ray
 
 
+def session() -> str:
+    """Which Ray this process is connected to; "" for none. The actors of an earlier one are gone."""
+    ray = sys.modules.get("ray")
+    return ray.get_runtime_context().get_node_id() if ray is not None and ray.is_initialized() else ""
+
+
 def all_cards() -> int:
     """Every card of this machine; two processes where there is none."""
     import torch  # late, for the same reason as prepare_ray

@@ -42,6 +42,7 @@ class Team:
         self.split = choose_split(split, cards, machines=1)  # what is wrong shows before anything starts
         self.start_count = 0
         self._ray: Any = None
+        self._session = ""  # of Ray, in which the actors are
         self._actors: list[Any] = []
         self._pending: list[Any] = []  # answers of a call that was cancelled
         self._models: set[str] = set()  # that use the ranks
@@ -50,13 +51,15 @@ class Team:
 
     @property
     def is_running(self) -> bool:
-        return bool(self._actors)
+        return bool(self._actors) and self._session == engine.session()
 
     def start(self) -> None:
         """Raises UserError where there are fewer cards than ranks, or the ranks' machines do not fit together."""
         if self.is_running:
             return
+        self.stop()
         self._ray = engine.start(self.address, torch.cuda.device_count())
+        self._session = engine.session()
         on_cards = self._has_cards()
         self._actors = [self._new_actor(on_cards) for _ in range(self.cards)]
         try:
@@ -208,8 +211,9 @@ class Team:
 
     def stop(self) -> None:
         """End all ranks at once, whatever they do."""
-        actors, self._actors, self._pending = self._actors, [], []
-        for actor in actors:
+        alive = self._actors if self.is_running else []  # those of an earlier Ray have ended with it
+        self._actors, self._pending = [], []
+        for actor in alive:
             self._ray.kill(actor)
         if self._meeting is not None:
             for file in (self._meeting, *self._meeting.parent.iterdir()):

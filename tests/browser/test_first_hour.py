@@ -1,6 +1,7 @@
 """What a newcomer meets in the real frontend: a wrapper's workflow, files that are missing, texts on nodes."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -45,6 +46,8 @@ _HIDDEN = """
   .map(box => [box.innerText.trim().split('\\n')[0].slice(0, 40), box.scrollHeight - box.clientHeight,
     box.getBoundingClientRect().height])
 """
+# The texts that are seen on classic nodes.
+_SHOWN = "() => [...document.querySelectorAll('.max-h-\\\\[200px\\\\].min-h-\\\\[28px\\\\]')].map(box => box.innerText)"
 # Runs in the page: what the nodes say.
 _TEXTS_ON_NODES = """
 () => app.graph.nodes.flatMap(node => node.widgets ?? []).filter(widget => widget.name === '$$node-text-preview')
@@ -99,11 +102,19 @@ def check_texts(frontend: Frontend, refused: str, width: int, name: str) -> None
     page.screenshot(path=ROOT / ".dev" / "screenshots" / f"first_hour_{name}.png")
 
 
+def check_table(frontend: Frontend) -> None:
+    """A classic node shows the signs of Markdown: each row is a sentence there."""
+    (text,) = (text for text in frontend.page.evaluate(_SHOWN) if "CogVideoX-nano 5b" in text)
+    rows = re.findall(r"^.+: \S.* \d+\.\d, .* \d+\.\d, .* \d+\.\d, .* \d+\.\d$", text, re.MULTILINE)
+    assert len(rows) == 3 and "|" not in text, text
+
+
 EN, ZH = "use 17 or 25, or else 21", "17 或 25"
 
 
 def test_texts_are_seen_whole(english: Frontend) -> None:
     check_texts(english, EN, 64, "en_False")
+    check_table(english)
 
 
 def test_a_workflow_of_the_wrapper_shows_the_way_on(english: Frontend, comfyui: Server) -> None:
@@ -156,6 +167,7 @@ def test_toasts_leave_the_downloads_free(english: Frontend) -> None:
 
 def test_texts_are_seen_whole_in_chinese(chinese: Frontend) -> None:
     check_texts(chinese, ZH, 80, "zh_False")
+    check_table(chinese)
 
 
 def test_a_workflow_of_the_wrapper_in_chinese(chinese: Frontend) -> None:

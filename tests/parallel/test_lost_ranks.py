@@ -15,6 +15,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
+from cogvideox.parallel import engine
 from cogvideox.parallel.team import RankLostError, Team
 from cogvideox.tests.parallel.test_remote_model import WHAT, near, on_two, run  # noqa: F401 (a fixture)
 from cogvideox.tests.support import check_parity
@@ -55,6 +56,16 @@ def test_a_killed_rank_ends_all(two_ranks: ModelPatcher, near: ModelPatcher) -> 
         time.sleep(0.1)
     assert not any(map(_is_alive, pids))
     check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+
+
+def test_another_pack_ends_ray(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """Or a workflow of ours with another address does. Actors of an ended Ray can be asked nothing, not even to end."""
+    pids, team = ranks_of(two_ranks), team_of(two_ranks)
+    engine.shut_down()
+    assert not team.is_running and not any(map(_is_alive, pids))
+    team.stop()
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+    assert set(ranks_of(two_ranks)).isdisjoint(pids)
 
 
 def test_a_run_goes_on_alone(near: ModelPatcher) -> None:  # noqa: F811

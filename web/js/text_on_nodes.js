@@ -22,6 +22,7 @@ const CSS = `
   .dom-widget:has(> ${TEXT}) { container-type: size; }
   @container (max-height: ${LINE_PX + PADDING_PX - 1}px) { ${TEXT} { min-height: 0; padding-block: 0; } }
 `
+const TABLE = /(?:^\|.*\|(?:\n|$))+/gm // in Markdown, which Vue nodes draw
 const WORDS = /(?<=[\s\u3000-\uffef])/ // a line may end after a space, and after any Chinese sign
 const before = new WeakMap() // node -> its height without the text
 const limits = new Map() // node id -> how high its text may be, in Vue nodes
@@ -32,6 +33,16 @@ const measure = document.createElement("canvas").getContext("2d")
 
 function plain(html) {
   return new DOMParser().parseFromString(html.replaceAll("\n", "<br>\n"), "text/html").body.textContent
+}
+
+// A classic node draws no table, and shows its signs: a row names its columns there.
+function withoutTables(text) {
+  const cellsOf = (line) => line.split("|").slice(1, -1).map((cell) => cell.trim())
+  return text.replace(TABLE, (table) => {
+    const [[, ...columns], , ...rows] = table.trim().split("\n").map(cellsOf)
+    const named = (cells) => columns.map((column, index) => cells[index] && `${column} ${cells[index]}`).filter(Boolean)
+    return rows.map(([name, ...cells]) => `${name}: ${named(cells).join(", ")}\n`).join("")
+  })
 }
 
 const widthOf = (text) => measure.measureText(text).width
@@ -175,7 +186,8 @@ function fit(nodeId) {
   if (!text) return remove(node, widget)
   if (!widget.options || !node.comfyClass?.startsWith("CogVideoX")) return
   if (window.LiteGraph?.vueNodesMode) return void requestAnimationFrame(() => requestAnimationFrame(() => fitVue(node)))
-  fitClassic(node, widget, text)
+  widget.value = withoutTables(widget.value)
+  fitClassic(node, widget, withoutTables(text))
 }
 
 if (!window[NAME]) {
