@@ -253,7 +253,7 @@ def test_a_text_that_is_taken_back_leaves_no_room(one_page: Frontend) -> None:
     assert with_text[0] == widgets + 1 and after == [widgets, height]
 
 
-# Runs in the page: a text that is taken back of a node that has had none, and a drawing before anything else. The node's
+# Runs in the page: a text that is taken back of a node that has had none, and a drawing right after it. The node's
 # height before and after.
 _TAKEN_BACK = """
 async () => {
