@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -20,6 +21,7 @@ from . import engine, worker
 from .rank_answers import MEMORY, USER, Answer, Failure
 from .split import choose_split
 
+_ENDED = "another program in this ComfyUI has ended Ray"
 _LOOK_SECONDS = 0.1  # between two looks at Cancel while ranks compute
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NAME = __name__.removesuffix(".parallel.team")  # of the package: ComfyUI may have loaded it by its path
@@ -55,7 +57,7 @@ class Team:
 
     def start(self) -> None:
         """Raises UserError where there are fewer cards than ranks, or the ranks' machines do not fit together."""
-        if self.is_running:
+        if self._has_all():
             return
         self.stop()
         self._ray = engine.start(self.address, torch.cuda.device_count())
@@ -71,6 +73,17 @@ class Team:
             self.stop()
             raise
         self.start_count += 1
+
+    def _has_all(self) -> bool:
+        """Whether all ranks answer: the next step would lose a run to one that has ended since the last run."""
+        if not self.is_running:
+            return False
+        try:
+            self.ask("process")
+        except RankLostError as error:
+            logging.warning(f"{error} They start again now.")
+            return False
+        return True
 
     def _has_cards(self) -> bool:
         found = int(self._ray.cluster_resources().get("GPU", 0))
@@ -134,16 +147,21 @@ class Team:
                     "videos. Install the same everywhere."
                 )
 
-    def ask(self, method: str, *arguments: Any, notify: Callable[[str], object] = logging.warning) -> list[Any]:
-        """The answers of all ranks to the same question. notify: gets sentences for the user.
+    def ask(
+        self,
+        method: str,
+        *arguments: Any,
+        notify: Callable[[str], object] = logging.warning,
+        may_cancel: bool = True,
+    ) -> list[Any]:
+        """The answers of all ranks to the same question. notify: gets sentences for the user. may_cancel: False for
+        what ComfyUI asks between two runs, where its mark of a Cancel that nothing has heeded yet ends nothing.
 
         Raises UserError for what a rank found wrong; RankLostError where one has died or could not go on, after all of
         them have been ended; and ComfyUI's exception of Cancel, after which the ranks finish what they compute.
         """
         with self.lock:
-            # Into shared memory once, for all ranks of a machine.
-            shared = [self._ray.put(argument) if _is_large(argument) else argument for argument in arguments]
-            answers = self._wait([actor.call.remote(method, *shared) for actor in self._actors])
+            answers = self._wait(self._call(method, arguments), may_cancel)
             for sentence in dict.fromkeys(sentence for answer in answers for sentence in answer.said):
                 notify(sentence)
             return self._take(answers)
@@ -151,17 +169,31 @@ class Team:
     def tell(self, method: str, *arguments: Any) -> None:
         """The same without waiting: what goes wrong shows in the next answer."""
         with self.lock:
-            self._pending += [actor.call.remote(method, *arguments) for actor in self._actors]
+            self._pending += self._call(method, arguments)
 
-    def _wait(self, calls: list[Any]) -> list[Answer]:
+    def _call(self, method: str, arguments: Sequence[Any]) -> list[Any]:
+        """What will be the answers. Raises RankLostError where the ranks' Ray has ended, with them."""
+        if not self.is_running:
+            raise self._lost(Failure("", _ENDED, ""))
+        try:
+            # Into shared memory once, for all ranks of a machine.
+            shared = [self._ray.put(argument) if _is_large(argument) else argument for argument in arguments]
+            return [actor.call.remote(method, *shared) for actor in self._actors]
+        except Exception as error:  # Ray has several, for one that ends at this moment
+            raise self._lost(Failure("", f"{type(error).__name__}: {error}", "")) from error
+
+    def _wait(self, calls: list[Any], may_cancel: bool = True) -> list[Answer]:
         ray, waiting = self._ray, [*self._pending, *calls]
         try:
             while waiting:
+                if not self.is_running:
+                    raise self._lost(Failure("", _ENDED, ""))
                 done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK_SECONDS)
                 for answer in ray.get(done):  # an actor that has died raises, whatever the others wait for
                     if answer.failure is not None and answer.failure.kind != USER:
                         raise self._lost(answer.failure)
-                throw_if_interrupted()
+                if may_cancel:
+                    throw_if_interrupted()
             self._pending = []
             return ray.get(calls)
         except ray.exceptions.RayError as error:
@@ -216,9 +248,8 @@ class Team:
         for actor in alive:
             self._ray.kill(actor)
         if self._meeting is not None:
-            for file in (self._meeting, *self._meeting.parent.iterdir()):
-                file.unlink(missing_ok=True)
-            self._meeting.parent.rmdir()
+            # A rank may be about to write there once more, for a kill takes a moment.
+            shutil.rmtree(self._meeting.parent, ignore_errors=True)
             self._meeting = None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management as mm
+import psutil
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -55,6 +56,65 @@ def test_a_killed_rank_ends_all(two_ranks: ModelPatcher, near: ModelPatcher) -> 
     while any(map(_is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(_is_alive, pids))
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+
+
+def test_a_rank_that_ends_between_two_runs(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """The next run starts all again and loses nothing. ComfyUI, which counts and unloads models in the thread that all
+    runs are made in, must not meet an exception there: it would never run anything again."""
+    for act in (lambda: two_ranks.loaded_size() == 0, mm.unload_all_models, lambda: run(two_ranks)):
+        run(two_ranks)
+        pids = ranks_of(two_ranks)
+        os.kill(pids[1], signal.SIGKILL)
+        assert act() is not False
+        check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+        assert set(ranks_of(two_ranks)).isdisjoint(pids)
+
+
+def test_models_are_unloaded_after_an_idle_cancel(two_ranks: ModelPatcher) -> None:
+    """Cancel marks the run of nobody where nothing runs; to free the models then must not raise its exception."""
+    run(two_ranks)
+    mm.interrupt_current_processing(True)
+    try:
+        mm.unload_all_models()
+    finally:
+        mm.interrupt_current_processing(False)
+    assert team_of(two_ranks).ask("loaded_bytes", two_ranks.weights.name) == [0, 0]  # type: ignore[attr-defined]
+
+
+def test_another_pack_ends_ray_in_the_middle(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """The run says so, and starts no Ray with Ray's own defaults, of an address that everybody reaches."""
+    ray = engine._ray()
+    with pytest.raises(RankLostError, match="another program in this ComfyUI has ended Ray"):
+        run(after_a_step(two_ranks, ray.shutdown))
+    assert not ray.is_initialized()
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+
+
+def test_rays_server_ends(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """As where the machine has no memory left. Ray would end this process a minute later, and start nothing more."""
+    ranks_of(two_ranks)
+    (server,) = [each for each in psutil.Process().children() if each.name() == "gcs_server"]
+    server.kill()
+    server.wait(10)
+    assert int(os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"]) > 10**8
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+    check_parity(WHAT, run(on_two(near, "sequence")), run(near), 5e-6)
+
+
+def test_another_packs_ray_is_not_used(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """One that has ended ours and started its own, which may ask nobody for a token."""
+    ray = engine._ray()
+    ranks_of(two_ranks)
+    ray.shutdown()
+    ray.init(address="local", num_cpus=1, include_dashboard=False, namespace="other", configure_logging=False)
+    try:
+        with pytest.raises(UserError, match="Another node pack has started Ray"):
+            run(two_ranks)
+        engine.shut_down()
+        assert ray.is_initialized(), "the other pack's Ray is not ours to end"
+    finally:
+        ray.shutdown()
     check_parity(WHAT, run(two_ranks), run(near), 5e-6)
 
 
