@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
-import diffusers
 import torch
 import torch.distributed as dist
 
 from ..errors import UserError, shortened
 from ..host.attention_kernels import AttentionSize, choose_attention
-from ..host.compat import comfyui_version, is_out_of_memory, take_off_device
+from ..host.compat import is_out_of_memory, take_off_device
 from ..host.exact_attention import with_exact_attention
 from ..host.optional_packages import import_package
 from ..keys import with_positions, with_shared_tokens
@@ -24,7 +23,7 @@ from ..model_loaders.load_controlnet import load_controlnet
 from ..model_loaders.load_model import load_model
 from ..sockets.control import CogVideoXControl, ControlInputs
 from .engine import PURPOSE
-from .fingerprint import fingerprint, source_hash
+from .fingerprint import fingerprint, versions
 from .rank_answers import (
     MEMORY,
     OTHER,
@@ -72,13 +71,8 @@ class Rank:
         return Answer(value, None, tuple(self._said))
 
     def versions(self) -> dict[str, str]:
-        """What has to be the same in all ranks, lest they compute different things."""
-        return {
-            "this pack": source_hash(),
-            "ComfyUI": comfyui_version(),
-            "torch": str(torch.__version__),
-            "diffusers": diffusers.__version__,
-        }
+        """fingerprint.versions of this rank."""
+        return versions()
 
     def process(self) -> int:
         """Its number in the system."""

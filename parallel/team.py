@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.standalone import comfyui_folder, plain_options
 from . import engine, worker
+from .fingerprint import versions
 from .rank_answers import MEMORY, USER, Answer, Failure
 from .split import choose_split
 
@@ -66,7 +67,7 @@ class Team:
         self._actors = [self._new_actor(on_cards) for _ in range(self.cards)]
         try:
             machines = self._order_by_machine()
-            self._require_same(self.ask("versions"))
+            self._require_same(versions(), self.ask("versions"))
             self.split = choose_split(self.split_name, self.cards, machines)
             self._join(machines)
         except BaseException:
@@ -86,6 +87,8 @@ class Team:
         return True
 
     def _has_cards(self) -> bool:
+        if not self.address and plain_options()["cpu"]:
+            return False  # this machine's cards are not to be used
         found = int(self._ray.cluster_resources().get("GPU", 0))
         if not found and not torch.cuda.is_available():
             return False
@@ -110,7 +113,7 @@ class Team:
             max_restarts=0,
             runtime_env={"env_vars": variables},
         )
-        return actor.remote(_NAME, str(_PACKAGE), str(comfyui_folder()), plain_options())
+        return actor.remote(_NAME, str(_PACKAGE), str(comfyui_folder()), _options(on_cards), bool(self.address))
 
     def _order_by_machine(self) -> int:
         """Ranks of one machine get numbers that follow each other: those share the tokens. Returns how many machines
@@ -138,13 +141,20 @@ class Team:
         ]
         self._take(self._wait(calls))
 
-    def _require_same(self, found: Sequence[dict[str, str]]) -> None:
-        for name in found[0]:
+    def _require_same(self, own: dict[str, str], found: Sequence[dict[str, str]]) -> None:
+        """own: versions of this process, whose sampler and VAE go with what the ranks compute."""
+        for name in own:
             values = list(dict.fromkeys(each[name] for each in found))
             if len(values) > 1:
                 raise UserError(
                     f"The machines differ in the version of {name} ({', '.join(values)}), and would compute different "
                     "videos. Install the same everywhere."
+                )
+            if values != [own[name]]:
+                raise UserError(
+                    f"The processes of the other cards have another version of {name} ({values[0]}) than this ComfyUI "
+                    f"({own[name]}). Restart ComfyUI if {name} has been updated since its start; on several machines, "
+                    "install the same everywhere."
                 )
 
     def ask(
@@ -251,6 +261,11 @@ class Team:
             # A rank may be about to write there once more, for a kill takes a moment.
             shutil.rmtree(self._meeting.parent, ignore_errors=True)
             self._meeting = None
+
+
+def _options(on_cards: bool) -> dict[str, Any]:
+    """This ComfyUI's, but for the card: a graph without one may ask for those of a cluster."""
+    return {**plain_options(), "cpu": not on_cards}
 
 
 def _is_large(argument: Any) -> bool:

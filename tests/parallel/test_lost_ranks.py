@@ -209,7 +209,7 @@ def test_machines_with_other_versions_are_refused(two_ranks: ModelPatcher) -> No
     found = team.ask("versions")
     assert found[0] == found[1] and found[0]["torch"] == torch.__version__
     with pytest.raises(UserError, match=r"differ in the version of torch \(2.0, 2.1\)"):
-        team._require_same([{"torch": "2.0"}, {"torch": "2.1"}])
+        team._require_same({"torch": "2.0"}, [{"torch": "2.0"}, {"torch": "2.1"}])
 
 
 def test_a_second_comfyui_on_the_same_machine(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
