@@ -256,7 +256,10 @@ class Team:
         alive = self._actors if self.is_running else []  # those of an earlier Ray have ended with it
         self._actors, self._pending = [], []
         for actor in alive:
-            self._ray.kill(actor)
+            try:
+                self._ray.kill(actor)
+            except Exception:  # the others have to end as well
+                logging.exception("A process of another card could not be ended.")
         if self._meeting is not None:
             # A rank may be about to write there once more, for a kill takes a moment.
             shutil.rmtree(self._meeting.parent, ignore_errors=True)
