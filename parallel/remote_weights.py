@@ -151,8 +151,8 @@ class RemoteWeights:
             self.team.tell("end_run", self.name)
 
     def loaded_bytes(self) -> int:
-        """Of the weights on the first rank's card, which is the graph's own."""
-        return 0 if self.team.address else self._bytes_or_none("loaded_bytes")
+        """Of the weights on the first rank's card, where that is the graph's own."""
+        return self._bytes_or_none("loaded_bytes") if self.team.shares_card else 0
 
     def unload(self) -> int:
         """Take the weights off the ranks' cards. Returns what was on the first one's, in bytes."""

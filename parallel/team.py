@@ -1,13 +1,15 @@
 """Ray actors that act as one: what every rank has to do is asked of all of them, and if one fails, all end."""
 
 import logging
+import math
 import os
 import shutil
 import socket
 import tempfile
 import threading
+import time
 import uuid
-from collections import Counter
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,17 @@ from ..host.compat import throw_if_interrupted
 from ..host.standalone import comfyui_folder, plain_options
 from . import engine, worker
 from .fingerprint import versions
+from .places import CARD, CORE, Place, order, own_card, reserve
 from .rank_answers import MEMORY, USER, Answer, Failure
 from .split import choose_split
 
+_RAY_LOG = "/tmp/ray/session_latest/logs"
 _ENDED = "another program in this ComfyUI has ended Ray"
 _LOOK_SECONDS = 0.1  # between two looks at Cancel while ranks compute
+_START_SECONDS = 300  # for all that ranks do before they load a model: imports, from a slow disk too, and their meeting
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NAME = __name__.removesuffix(".parallel.team")  # of the package: ComfyUI may have loaded it by its path
+_teams: "weakref.WeakSet[Team]" = weakref.WeakSet()
 
 
 class RankLostError(UserError):
@@ -37,6 +43,8 @@ class Team:
 
     They start with the first use, and start again after one of them has been lost. `lock` is for who asks several
     things in a row.
+
+    shares_card: whether the first rank is on the card of this process.
     """
 
     def __init__(self, address: str, cards: int, split: str):
@@ -50,7 +58,11 @@ class Team:
         self._pending: list[Any] = []  # answers of a call that was cancelled
         self._models: set[str] = set()  # that use the ranks
         self._meeting: Path | None = None
+        self._places: Any = None  # what Ray has reserved for the ranks
+        self._must_answer_by = math.inf
+        self.shares_card = not address
         self.lock = threading.RLock()
+        _teams.add(self)
 
     @property
     def is_running(self) -> bool:
@@ -64,8 +76,12 @@ class Team:
         self._ray = engine.start(self.address, torch.cuda.device_count())
         self._session = engine.session()
         on_cards = self._has_cards()
-        self._actors = [self._new_actor(on_cards) for _ in range(self.cards)]
         try:
+            if on_cards or self.address:
+                kind = CARD if on_cards else CORE
+                self._places = reserve(self._ray, kind, self.cards, self._where(), self._stop_idle)
+            self._actors = [self._new_actor(on_cards, number) for number in range(self.cards)]
+            self._must_answer_by = time.monotonic() + _START_SECONDS
             machines = self._order_by_machine()
             self._require_same(versions(), self.ask("versions"))
             self.split = choose_split(self.split_name, self.cards, machines)
@@ -73,6 +89,8 @@ class Team:
         except BaseException:
             self.stop()
             raise
+        finally:
+            self._must_answer_by = math.inf
         self.start_count += 1
 
     def _has_all(self) -> bool:
@@ -93,13 +111,29 @@ class Team:
         if not found and not torch.cuda.is_available():
             return False
         if found < self.cards:
-            where = f"at {self.address}" if self.address else "in this machine"
-            raise UserError(
-                f"There are {found} cards {where}, fewer than the {self.cards} asked for. Set cards to 0 for all."
-            )
+            what = "Start Ray on more machines, or set cards to fewer." if self.address else "Set cards to 0 for all."
+            raise UserError(f"There are {found} cards {self._where()}, fewer than the {self.cards} asked for. {what}")
         return True
 
-    def _new_actor(self, on_cards: bool) -> Any:
+    def _where(self) -> str:
+        return f"at {self.address}" if self.address else "in this machine"
+
+    def _stop_idle(self) -> bool:
+        """End the ranks of other teams that nobody asks anything at the moment, such as those of a workflow that ran
+        before: ComfyUI keeps its results. They start again at their next use. Returns whether there were any."""
+        stopped = False
+        for team in list(_teams):
+            if team is self or not team.is_running or not team.lock.acquire(blocking=False):
+                continue
+            try:
+                logging.info("The processes of another CogVideoX Parallel end, for their cards are needed.")
+                team.stop()
+                stopped = True
+            finally:
+                team.lock.release()
+        return stopped
+
+    def _new_actor(self, on_cards: bool, number: int) -> Any:
         # By value: the process cannot import this package before the class has told it where it is.
         self._ray.cloudpickle.register_pickle_by_value(worker)
         threads = max(1, (os.cpu_count() or 1) // self.cards)
@@ -112,21 +146,25 @@ class Team:
             num_gpus=1 if on_cards else 0,
             max_restarts=0,
             runtime_env={"env_vars": variables},
+            **self._placed(number),
         )
         return actor.remote(_NAME, str(_PACKAGE), str(comfyui_folder()), _options(on_cards), bool(self.address))
 
+    def _placed(self, number: int) -> dict[str, Any]:
+        """Of an actor's options, the place of the one with this number."""
+        if self._places is None:
+            return {}
+        bundle = number * self._places.bundle_count // self.cards
+        strategy = self._ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._places, bundle)
+        return {"scheduling_strategy": strategy}
+
     def _order_by_machine(self) -> int:
-        """Ranks of one machine get numbers that follow each other: those share the tokens. Returns how many machines
-        there are."""
-        places = self.ask("machine")
-        self._actors = [actor for _, actor in sorted(zip(places, self._actors), key=lambda pair: pair[0])]
-        counts = Counter(places)
-        if len(counts) > 1 and len(set(counts.values())) > 1:
-            raise UserError(
-                f"The ranks are not evenly spread over the machines ({', '.join(map(str, counts.values()))} on "
-                "each). Set cards to a number that every machine has its share of."
-            )
-        return len(counts)
+        """Give the ranks the numbers that their places ask for. Returns how many machines there are."""
+        places, own = [Place(*place) for place in self.ask("place")], own_card()
+        numbers = order(places, own)
+        self._actors = [self._actors[number] for number in numbers]
+        self.shares_card = not self.address and places[numbers[0]].card == own
+        return len({place.machine for place in places})
 
     def _join(self, machines: int) -> None:
         ways = tuple({self.split, self.split.used_for(1)})
@@ -196,6 +234,11 @@ class Team:
         ray, waiting = self._ray, [*self._pending, *calls]
         try:
             while waiting:
+                if time.monotonic() > self._must_answer_by:
+                    raise UserError(
+                        f"The processes for {self.cards} cards {self._where()} have not started within "
+                        f"{_START_SECONDS} seconds. See Ray's log there, in {_RAY_LOG}, and queue the workflow again."
+                    )
                 if not self.is_running:
                     raise self._lost(Failure("", _ENDED, ""))
                 done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK_SECONDS)
@@ -260,6 +303,9 @@ class Team:
                 self._ray.kill(actor)
             except Exception:  # the others have to end as well
                 logging.exception("A process of another card could not be ended.")
+        if self._places is not None and self._session == engine.session():
+            self._ray.util.remove_placement_group(self._places)
+        self._places = None
         if self._meeting is not None:
             # A rank may be about to write there once more, for a kill takes a moment.
             shutil.rmtree(self._meeting.parent, ignore_errors=True)
