@@ -7,6 +7,7 @@ import socket
 import tempfile
 import threading
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ _ENDED = "another program in this ComfyUI has ended Ray"
 _LOOK_SECONDS = 0.1  # between two looks at Cancel while ranks compute
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NAME = __name__.removesuffix(".parallel.team")  # of the package: ComfyUI may have loaded it by its path
+
+
+_on_cards: "weakref.WeakSet[Team]" = weakref.WeakSet()  # whose ranks have been given cards of this machine
 
 
 class RankLostError(UserError):
@@ -63,6 +67,8 @@ class Team:
         self._ray = engine.start(self.address, torch.cuda.device_count())
         self._session = engine.session()
         on_cards = self._has_cards()
+        if on_cards and not self.address:
+            self._take_cards()
         self._actors = [self._new_actor(on_cards) for _ in range(self.cards)]
         try:
             machines = self._order_by_machine()
@@ -95,6 +101,14 @@ class Team:
                 f"There are {found} cards {where}, fewer than the {self.cards} asked for. Set cards to 0 for all."
             )
         return True
+
+    def _take_cards(self) -> None:
+        """End the ranks of the other teams: a card is lent to one process at a time, and these would wait for it for
+        ever. One that is used again starts again, and takes the cards back."""
+        for other in [each for each in _on_cards if each is not self]:
+            with other.lock:
+                other.stop()
+        _on_cards.add(self)
 
     def _new_actor(self, on_cards: bool) -> Any:
         # By value: the process cannot import this package before the class has told it where it is.

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -89,6 +90,23 @@ def test_another_pack_ends_ray_in_the_middle(two_ranks: ModelPatcher, near: Mode
         run(after_a_step(two_ranks, ray.shutdown))
     assert not ray.is_initialized()
     check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+
+
+def test_two_splits_take_turns(near: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Ray lends each card to one process. Two nodes of a workflow, or one whose split was changed, must not wait for
+    ever for each other's cards; here two are pretended."""
+    engine.shut_down()
+    try:
+        with monkeypatch.context() as pretended:
+            pretended.setattr(torch.cuda, "device_count", lambda: 2)
+            first, second = on_two(near, "sequence"), on_two(near, "cfg")
+            for far in (first, second, first):
+                pressed = threading.Timer(120, mm.interrupt_current_processing)  # ends what waits
+                pressed.start()
+                check_parity(WHAT, run(far), run(near), 5e-6)
+                pressed.cancel()
+    finally:
+        engine.shut_down()
 
 
 def test_rays_server_ends(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
