@@ -151,7 +151,7 @@ def _join(ray: Any, address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), _SECONDS / 2).close()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise UserError(
             f"Nothing answers at {address} ({error}). Start Ray there (ray start --head --port=…), or correct the "
             "address: it is a name or number of a machine, a colon, and Ray's port."

@@ -5,8 +5,10 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import comfy.model_management as mm
@@ -16,7 +18,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
-from cogvideox.parallel import engine
+from cogvideox.host.standalone import plain_options
+from cogvideox.parallel import engine, team
 from cogvideox.parallel.team import RankLostError, Team
 from cogvideox.tests.parallel.test_remote_model import WHAT, near, on_two, run  # noqa: F401 (a fixture)
 from cogvideox.tests.support import check_parity
@@ -89,6 +92,31 @@ def test_another_pack_ends_ray_in_the_middle(two_ranks: ModelPatcher, near: Mode
         run(after_a_step(two_ranks, ray.shutdown))
     assert not ray.is_initialized()
     check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+
+
+def test_two_splits_take_turns(near: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Ray lends each card to one process. Two nodes of a workflow, or one whose split was changed, must not wait for
+    ever for each other's cards; here two are pretended."""
+    engine.shut_down()
+    try:
+        with monkeypatch.context() as pretended:
+            pretended.setattr(torch.cuda, "device_count", lambda: 2)
+            options = plain_options()
+            pretended.setattr(team, "plain_options", lambda: {**options, "cpu": False})
+            pretended.setattr(team, "_options", lambda on_cards: options)  # there is no card to compute on
+            first, second = on_two(near, "sequence"), on_two(near, "cfg")
+            for far in (first, second, first):
+                pressed = threading.Timer(120, mm.interrupt_current_processing)  # ends what waits
+                pressed.start()
+                check_parity(WHAT, run(far), run(near), 5e-6)
+                pressed.cancel()
+                assert team_of(far).is_running and len(ranks_of(far)) == 2
+            assert not team_of(second).is_running
+            with team_of(first).lock, ThreadPoolExecutor(1) as thread:  # as a run of another thread has it
+                with pytest.raises(UserError, match="2 cards are asked for in this machine, and 0 of 2 are free"):
+                    thread.submit(team_of(second).start).result(60)
+    finally:
+        engine.shut_down()
 
 
 def test_rays_server_ends(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
