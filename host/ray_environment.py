@@ -4,6 +4,8 @@ needs it on machines that have none."""
 import os
 import secrets
 
+_TEN_YEARS_S = 10 * 366 * 24 * 3600
+
 
 def ray_environment(is_alone: bool) -> dict[str, str]:
     """Variables for a Ray that asks every caller for a token, made for this process, and reports nothing to anybody.
@@ -12,7 +14,14 @@ def ray_environment(is_alone: bool) -> dict[str, str]:
     is_alone: no other machine is to reach it. It then listens on the loopback address alone, as it does by itself on
     Windows and macOS.
     """
-    chosen = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    # Without AUTO_CONNECT a call of a Ray that another pack has ended would start one with Ray's defaults.
+    chosen = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_ENABLE_AUTO_CONNECT": "0",
+        # Ray would end all of ComfyUI a minute after it has lost its server, or the first machine of a cluster.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(_TEN_YEARS_S),
+    }
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         chosen["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if is_alone:

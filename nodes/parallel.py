@@ -6,6 +6,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..errors import UserError
 from ..parallel.engine import all_cards, check_address
+from ..parallel.source_hash import note_imported
 from ..parallel.split import AUTO, SPLITS, choose_split
 from ..sockets.model import require_cogvideox_model
 from ..sockets.vae import CogVideoXVAE
@@ -17,6 +18,8 @@ STOP, ALONE = "stop", "continue alone"
 _MOST_CARDS = 64
 # For a node that is connected to the second output.
 _NO_VAE = "CogVideoX Parallel has no VAE to divide: connect one to its input vae as well."
+
+note_imported()
 
 
 def _check_split(split: str, cards: int, address: str = "") -> None:

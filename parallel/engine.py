@@ -27,7 +27,8 @@ _OPTIONS = {
 }
 _SECONDS = 8  # within which a cluster has to answer
 _lock = threading.Lock()
-_joined: str | None = None  # the address that Ray is connected to; "" for the one of this process
+_joined: str | None = None  # the address that `start` has connected Ray to; "" for the one of this process
+_session = ""  # of Ray, since then: another pack may have ended it, and started one of its own
 
 
 def start(address: str, cards: int) -> Any:
@@ -37,29 +38,37 @@ def start(address: str, cards: int) -> Any:
 
     Raises UserError where Ray is not installed, or the address is not allowed, has no token, or does not answer.
     """
-    global _joined
+    global _joined, _session
     with _lock:
         check_address(address)
         ray = _ray()
         if ray.is_initialized():
-            if _joined == address:
-                return ray
-            if _joined is None:
+            if not _is_ours():
                 raise UserError(
                     "Another node pack has started Ray in this ComfyUI, and a process can be in one cluster only. "
                     "Switch off that pack, and start ComfyUI again."
                 )
+            if _joined == address and _answers(ray):
+                return ray
             ray.shutdown()
             _joined = None
         _join(ray, address) if address else _start_own(ray, cards)
-        _joined = address
+        _joined, _session = address, session()
         return ray
 
 
 def session() -> str:
     """Which Ray this process is connected to; "" for none. The actors of an earlier one are gone."""
     ray = sys.modules.get("ray")
-    return ray.get_runtime_context().get_node_id() if ray is not None and ray.is_initialized() else ""
+    if ray is None or not ray.is_initialized():
+        return ""
+    context = ray.get_runtime_context()
+    return f"{context.get_node_id()} {context.get_job_id()}"
+
+
+def _is_ours() -> bool:
+    """Whether Ray is connected, and to what `start` has connected it to."""
+    return _joined is not None and session() == _session
 
 
 def all_cards() -> int:
@@ -69,13 +78,23 @@ def all_cards() -> int:
     return torch.cuda.device_count() or 2
 
 
+def _answers(ray: Any) -> bool:
+    """Whether Ray's server, which starts processes, is still there: without it a start would wait for ever."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _SECONDS / 2).close()
+    except OSError:
+        return False
+    return True
+
+
 def shut_down() -> None:
     """End what `start` has begun, and all that runs in it."""
     global _joined
     with _lock:
-        if _joined is not None:
+        if _is_ours():
             _ray().shutdown()
-            _joined = None
+        _joined = None
 
 
 def check_address(address: str) -> None:
@@ -132,7 +151,7 @@ def _join(ray: Any, address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), _SECONDS / 2).close()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise UserError(
             f"Nothing answers at {address} ({error}). Start Ray there (ray start --head --port=…), or correct the "
             "address: it is a name or number of a machine, a colon, and Ray's port."

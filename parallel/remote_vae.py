@@ -91,8 +91,8 @@ class RemoteVAE(CogVideoXVAE):
     def _make_room(
         self, memory: str, band_pixels: int | None, shape: torch.Size, zoom: int, needed: Callable[..., int]
     ) -> None:
-        """The first rank is on this process's card, and cannot unload what this process has there."""
-        if self.team.address:
+        """A first rank on this process's card cannot unload what this process has there."""
+        if not self.team.shares_card:
             return
         counts = parts_of(shape[3] // zoom, self.team.cards)
         plan = in_bands(LOW if memory == "low" else FAST, band_pixels)

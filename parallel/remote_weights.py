@@ -1,6 +1,7 @@
 """The weights of one model in the ranks of a team, with the patches that are on them now."""
 
 import logging
+import uuid
 import weakref
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from ..sockets.control import CogVideoXControl, ControlInputs
 from .rank_answers import ControlQuestion, Question
 from .run_patches import with_patches
 from .team import RankLostError, Team
-from .teams import load_everywhere
+from .teams import drop_with, load_everywhere
 from .transport import Sender, packed, unpacked
 
 AskedControl = tuple[CogVideoXControl, ControlInputs]
@@ -122,11 +123,12 @@ class RemoteWeights:
                 self._control_start = self.team.start_count
             if patcher not in self._control_names:
                 path, weight_dtype = patcher.cached_patcher_init[1][:2]
-                name = f"{self.name} control {len(self._control_names)}"
+                name = f"{self.name} control {uuid.uuid4().hex}"
                 load_everywhere(
                     self.team, "controlnet", "load_control", name, path, weight_dtype, notify=logging.warning
                 )
                 self._control_names[patcher] = name
+                drop_with(patcher, self.team, name)
 
     def _begin_run(self) -> None:
         self._is_new_run = True
@@ -149,19 +151,23 @@ class RemoteWeights:
             self.team.tell("end_run", self.name)
 
     def loaded_bytes(self) -> int:
-        """Of the weights on the first rank's card, which is the graph's own."""
-        if not self._is_on_cards or not self.team.is_running or self.team.address:
-            return 0
-        return int(self.team.ask("loaded_bytes", self.name)[0])
+        """Of the weights on the first rank's card, where that is the graph's own."""
+        return self._bytes_or_none("loaded_bytes") if self.team.shares_card else 0
 
     def unload(self) -> int:
         """Take the weights off the ranks' cards. Returns what was on the first one's, in bytes."""
+        freed = self.loaded_bytes()
+        self._bytes_or_none("unload")
+        self._is_on_cards = False
+        return freed
+
+    def _bytes_or_none(self, method: str) -> int:
+        """The first rank's answer. Raises nothing: ComfyUI asks at any moment, for other models and outside of runs
+        too, where an exception would end the thread that all runs are made in."""
         if not self._is_on_cards or not self.team.is_running:
             return 0
-        freed = self.loaded_bytes()
-        self._is_on_cards = False
         try:
-            self.team.ask("unload", self.name)
+            return int(self.team.ask(method, self.name, may_cancel=False)[0] or 0)
         except UserError as error:  # the ranks are gone, and their weights with them
             logging.warning(str(error))
-        return freed
+            return 0

@@ -1,5 +1,6 @@
 """The teams of this process: one for each way to divide cards, as long as something uses it."""
 
+import logging
 import queue
 import threading
 import weakref
@@ -38,7 +39,10 @@ def drop_with(thing: object, team: Team, name: str) -> None:
 def _read_gone() -> None:
     while True:
         team, name = _gone.get()
-        team.drop(name)
+        try:
+            team.drop(name)
+        except Exception:  # the next one has to be released as well
+            logging.exception("The processes of other cards were not told that nothing uses a model any more.")
 
 
 def load_everywhere(

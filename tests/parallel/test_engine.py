@@ -43,11 +43,12 @@ def test_an_allowed_address_passes(allowed: None) -> None:
     engine.check_address("")
 
 
-def test_where_nothing_answers_is_told_at_once(ray_runs: Any, allowed: None) -> None:
+@pytest.mark.parametrize("address", [ADDRESS, "127.0.0.1:99999", "127.0.0.1", "a..b:1"])
+def test_where_nothing_answers_is_told_at_once(ray_runs: Any, allowed: None, address: str) -> None:
     """Ray itself would try for a minute."""
     began = time.monotonic()
-    with pytest.raises(UserError, match=f"Nothing answers at {ADDRESS}"):
-        engine._join(ray_runs, ADDRESS)
+    with pytest.raises(UserError, match=f"Nothing answers at {address}"):
+        engine._join(ray_runs, address)
     assert time.monotonic() - began < 10
 
 

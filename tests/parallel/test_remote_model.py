@@ -1,5 +1,6 @@
 """A model on two ranks against the same model in one process."""
 
+import gc
 import shutil
 import time
 from collections.abc import Mapping
@@ -177,6 +178,42 @@ def test_control_nets(near: ModelPatcher, two_ranks: ModelPatcher, controlled: A
     want = run(near, conditioning=controlled)
     assert relative_error(want, run(near)) > 1e-3
     check_parity(WHAT, run(two_ranks, conditioning=controlled), want, 5e-6)
+
+
+def test_another_control_net_takes_no_ones_place(near: ModelPatcher, two_ranks: ModelPatcher, tmp_path: Path) -> None:
+    """Where one of two is changed for a third, the ranks must not ask the third in the place of the second."""
+    nets: list[Any] = [
+        load_controlnet(write_controlnet(tmp_path / str(seed), "5b", seed, torch.float32), "fp32") for seed in range(3)
+    ]
+
+    def led_by(*numbers: int) -> Any:
+        conditioning: Any = text(3), text(4)
+        for number in numbers:
+            given = {"control_net": nets[number], "control_video": pictures(5), "strength": 0.9}
+            conditioning = CogVideoXApplyControlNet.execute(
+                positive=conditioning[0], negative=conditioning[1], start_percent=0.0, end_percent=1.0, **given
+            ).args
+        return conditioning
+
+    run(two_ranks, conditioning=led_by(0, 1))
+    nets[0] = None
+    gc.collect()
+    for numbers in ((2, 1), (1, 2)):
+        want = run(near, conditioning=led_by(*numbers))
+        check_parity(WHAT, run(two_ranks, conditioning=led_by(*numbers)), want, 5e-6)
+
+
+def test_another_model_goes_in_the_middle_of_a_run(near: ModelPatcher, two_ranks: ModelPatcher) -> None:
+    """It is collected at any moment. The ranks keep the prompts that this run has sent them."""
+    far: Any = two_ranks.clone()
+    team = far.weights.team
+
+    def forget(args: dict[str, Any]) -> torch.Tensor:
+        team.tell("forget", "another model")
+        return args["denoised"]
+
+    far.set_model_sampler_post_cfg_function(forget)
+    check_parity(WHAT, run(far), run(near), 5e-6)
 
 
 @pytest.mark.parametrize("weights", ["fp8_e4m3fn", "int8", "Q8_0"])
