@@ -13,7 +13,7 @@ import threading
 from typing import Any
 
 from ..errors import UserError
-from ..host.optional_packages import import_package
+from ..host.optional_packages import import_package, is_installed, package_error
 
 PURPOSE = "Running a model on several cards"
 ALLOWED = "COGVIDEOX_RAY_ADDRESSES"  # of clusters, in the environment of ComfyUI, divided by commas
@@ -76,6 +76,15 @@ def shut_down() -> None:
         if _joined is not None:
             _ray().shutdown()
             _joined = None
+
+
+def check_installed(cards: int = 0) -> None:
+    """Raises UserError where Ray is not installed, before a prompt is encoded for minutes.
+
+    cards: of any number; a check of a node has to be about one of its inputs.
+    """
+    if not is_installed("ray"):
+        raise package_error("ray", PURPOSE, ModuleNotFoundError(name="ray"))
 
 
 def check_address(address: str) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
+from ..host.messages import shown_meanwhile
 from ..host.standalone import comfyui_folder, plain_options
 from . import engine, worker
 from .rank_answers import MEMORY, USER, Answer, Failure
@@ -58,6 +59,14 @@ class Team:
         if self.is_running:
             return
         self.stop()
+        with shown_meanwhile(
+            f"Starting the processes of CogVideoX Parallel ({self.cards}), which takes as long as the start of ComfyUI. "
+            "They stay for the next runs."
+        ):
+            self._start()
+        self.start_count += 1
+
+    def _start(self) -> None:
         self._ray = engine.start(self.address, torch.cuda.device_count())
         self._session = engine.session()
         on_cards = self._has_cards()
@@ -70,7 +79,6 @@ class Team:
         except BaseException:
             self.stop()
             raise
-        self.start_count += 1
 
     def _has_cards(self) -> bool:
         found = int(self._ray.cluster_resources().get("GPU", 0))

@@ -1,5 +1,6 @@
 """Which Ray is used, and which is not."""
 
+import sys
 import time
 from typing import Any
 
@@ -55,3 +56,11 @@ def test_the_number_of_cards_elsewhere_is_asked_for(allowed: None) -> None:
     """0 is all cards of this machine: at an address it would mean something else."""
     refused = validated(CogVideoXParallel, cards=0, split="auto", address=ADDRESS)
     assert "Set cards to their number" in str(refused)
+
+
+def test_without_ray_the_prompt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said by the sampler, it would come after the text encoder, and on a node that needs no Ray."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused = validated(CogVideoXParallel, cards=2, split="auto")
+    assert "needs the Python package ray, which is not installed" in str(refused)
+    assert "python -m pip install ray" in str(refused)
