@@ -69,6 +69,24 @@ def all_cards() -> int:
     return torch.cuda.device_count() or 2
 
 
+def require_cards(cards: int, found: int, address: str = "") -> None:
+    """Raises UserError where fewer cards than `cards` were found at `address`; "" for this machine."""
+    if found < cards:
+        where = f"at {address}" if address else "in this machine"
+        raise UserError(
+            f"Cards {where}: {found}, fewer than the {cards} asked for. Set cards to a number that is there."
+        )
+
+
+def require_own_cards(cards: int, address: str = "") -> None:
+    """The same for this machine, before anything starts. Where it has no card, any number of processes stands in."""
+    import torch  # late, for the same reason as prepare_ray
+
+    found = torch.cuda.device_count()
+    if found and not address:
+        require_cards(cards, found)
+
+
 def shut_down() -> None:
     """End what `start` has begun, and all that runs in it."""
     global _joined

@@ -60,8 +60,8 @@ class Team:
             return
         self.stop()
         with shown_meanwhile(
-            f"Starting the processes of CogVideoX Parallel ({self.cards}), which takes as long as the start of ComfyUI. "
-            "They stay for the next runs."
+            f"Starting the processes of CogVideoX Parallel ({self.cards}), which takes as long as the start of "
+            "ComfyUI. They stay for the next runs."
         ):
             self._start()
         self.start_count += 1
@@ -84,11 +84,7 @@ class Team:
         found = int(self._ray.cluster_resources().get("GPU", 0))
         if not found and not torch.cuda.is_available():
             return False
-        if found < self.cards:
-            where = f"at {self.address}" if self.address else "in this machine"
-            raise UserError(
-                f"There are {found} cards {where}, fewer than the {self.cards} asked for. Set cards to 0 for all."
-            )
+        engine.require_cards(self.cards, found, self.address)
         return True
 
     def _new_actor(self, on_cards: bool) -> Any:
