@@ -4,6 +4,7 @@ import html
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -93,14 +94,41 @@ def show_on_running_node(text: str) -> None:
     server = prompt_server()
     if server is None or server.client_id is None or server.last_node_id is None:
         return
-    before = _shown.get((server.client_id, server.last_node_id))
-    texts = before.texts if before is not None and before.run == _run_of(server) else ()
+    texts = _texts_of_run(server, server.client_id, server.last_node_id)
     if len(texts) > _MOST_TEXTS:
         return
     told = localized(text if len(texts) < _MOST_TEXTS else _REST_IN_LOG, server.client_id)
     if told not in texts:
         _show(server, server.client_id, server.last_node_id, (*texts, told))
         _warn_app(server, server.client_id, server.last_node_id, told)
+
+
+@contextmanager
+def shown_meanwhile(text: str) -> Iterator[None]:
+    """Show `text` on whichever node runs now, below what this run has shown there before, for as long as the `with`
+    block takes: for what makes a node wait without a progress bar."""
+    logging.info(printable(text))
+    server = prompt_server()
+    if server is None or server.client_id is None or server.last_node_id is None:
+        yield
+        return
+    client_id, node_id = server.client_id, server.last_node_id
+    told = localized(text, client_id)
+    _show(server, client_id, node_id, (*_texts_of_run(server, client_id, node_id), told))
+    try:
+        yield
+    finally:
+        left = tuple(shown for shown in _texts_of_run(server, client_id, node_id) if shown != told)
+        if left:
+            _show(server, client_id, node_id, left)
+        else:
+            _clear(server, client_id, node_id)
+
+
+def _texts_of_run(server: PromptServer, client_id: str, node_id: str) -> tuple[str, ...]:
+    """What the run that goes on has shown on a node."""
+    before = _shown.get((client_id, node_id))
+    return before.texts if before is not None and before.run == _run_of(server) else ()
 
 
 def _warn_app(server: PromptServer, client_id: str, node_id: str, told: str) -> None:
@@ -170,10 +198,8 @@ def show_error(text: str, node_id: str) -> None:
     server = prompt_server()
     if server is None or server.client_id is None:
         return
-    run = _run_of(server)
-    before = _shown.get((server.client_id, node_id))
-    warnings = before.texts if before is not None and before.run == run else ()
-    _show_texts(server, server.client_id, node_id, run, (text, *warnings), is_error=True)
+    warnings = _texts_of_run(server, server.client_id, node_id)
+    _show_texts(server, server.client_id, node_id, _run_of(server), (text, *warnings), is_error=True)
     _show_toast(server, server.client_id, [node_id], text, is_refusal=False)
 
 
@@ -278,7 +304,7 @@ def _is_over(shown: _Shown) -> bool:
 
 
 def _clear(server: PromptServer, client_id: str, node_id: str) -> None:
-    del _shown[client_id, node_id]
+    _shown.pop((client_id, node_id), None)
     server.send_progress_text(" ", node_id, client_id)  # the frontend ignores an empty text
 
 

@@ -13,7 +13,7 @@ import threading
 from typing import Any
 
 from ..errors import UserError
-from ..host.optional_packages import import_package
+from ..host.optional_packages import import_package, is_installed, package_error
 
 PURPOSE = "Running a model on several cards"
 ALLOWED = "COGVIDEOX_RAY_ADDRESSES"  # of clusters, in the environment of ComfyUI, divided by commas
@@ -88,6 +88,24 @@ def _answers(ray: Any) -> bool:
     return True
 
 
+def require_cards(cards: int, found: int, address: str = "") -> None:
+    """Raises UserError where fewer cards than `cards` were found at `address`; "" for this machine."""
+    if found < cards:
+        where = f"at {address}" if address else "in this machine"
+        raise UserError(
+            f"Cards {where}: {found}, fewer than the {cards} asked for. Set cards to a number that is there."
+        )
+
+
+def require_own_cards(cards: int, address: str = "") -> None:
+    """The same for this machine, before anything starts. Where it has no card, any number of processes stands in."""
+    import torch  # late, for the same reason as prepare_ray
+
+    found = torch.cuda.device_count()
+    if found and not address:
+        require_cards(cards, found)
+
+
 def shut_down() -> None:
     """End what `start` has begun, and all that runs in it."""
     global _joined
@@ -95,6 +113,15 @@ def shut_down() -> None:
         if _is_ours():
             _ray().shutdown()
         _joined = None
+
+
+def check_installed(cards: int = 0) -> None:
+    """Raises UserError where Ray is not installed, before a prompt is encoded for minutes.
+
+    cards: of any number; a check of a node has to be about one of its inputs.
+    """
+    if not is_installed("ray"):
+        raise package_error("ray", PURPOSE, ModuleNotFoundError(name="ray"))
 
 
 def check_address(address: str) -> None:

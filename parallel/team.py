@@ -18,6 +18,7 @@ import torch
 
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
+from ..host.messages import shown_meanwhile
 from ..host.standalone import comfyui_folder, plain_options
 from . import engine, worker
 from .fingerprint import versions
@@ -73,6 +74,14 @@ class Team:
         if self._has_all():
             return
         self.stop()
+        with shown_meanwhile(
+            f"Starting the processes of CogVideoX Parallel ({self.cards}), which takes as long as the start of "
+            "ComfyUI. They stay for the next runs."
+        ):
+            self._start()
+        self.start_count += 1
+
+    def _start(self) -> None:
         self._ray = engine.start(self.address, torch.cuda.device_count())
         self._session = engine.session()
         on_cards = self._has_cards()
@@ -91,7 +100,6 @@ class Team:
             raise
         finally:
             self._must_answer_by = math.inf
-        self.start_count += 1
 
     def _has_all(self) -> bool:
         """Whether all ranks answer: the next step would lose a run to one that has ended since the last run."""
@@ -110,9 +118,7 @@ class Team:
         found = int(self._ray.cluster_resources().get("GPU", 0))
         if not found and not torch.cuda.is_available():
             return False
-        if found < self.cards:
-            what = "Start Ray on more machines, or set cards to fewer." if self.address else "Set cards to 0 for all."
-            raise UserError(f"There are {found} cards {self._where()}, fewer than the {self.cards} asked for. {what}")
+        engine.require_cards(self.cards, found, self.address)
         return True
 
     def _where(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..host.messages import shown_meanwhile
 from .team import Team
 
 _teams: dict[tuple[str, int, str], Team] = {}  # by (address, cards, split)
@@ -50,9 +51,10 @@ def load_everywhere(
 ) -> None:
     """Have every rank load the `component` at `path` by its `method`. Raises UserError where the machines have other
     weights there, and as Team.ask does."""
-    prints = team.ask("fingerprint", str(path), component)
-    if len(set(prints)) > 1:
-        raise UserError(
-            f"The weights at {path} are not the same on every machine. Copy them from one machine to the others."
-        )
-    team.ask(method, name, str(path), *options, notify=notify)
+    with shown_meanwhile("Loading the weights in each process of CogVideoX Parallel."):
+        prints = team.ask("fingerprint", str(path), component)
+        if len(set(prints)) > 1:
+            raise UserError(
+                f"The weights at {path} are not the same on every machine. Copy them from one machine to the others."
+            )
+        team.ask(method, name, str(path), *options, notify=notify)

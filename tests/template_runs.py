@@ -1,5 +1,6 @@
 """Which video a saved workflow makes, by what stands in its file: sizes and lengths are followed along the links."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,18 @@ def skip_without_its_nodes(workflow: dict) -> None:
         and find_spec("comfy_extras.nodes_multigpu") is None
     ):
         pytest.skip(host_lacks("multi-GPU nodes"))
+
+
+def skip_where_it_cannot_run(workflow: dict) -> None:
+    """The same for a test that runs the template, where Ray is not there either."""
+    skip_without_its_nodes(workflow)
+    if has_parallel(workflow) and (find_spec("ray") is None or sys.platform == "win32"):
+        pytest.skip("Ray is not installed, or has no good support for this system")
+
+
+def has_parallel(workflow: dict) -> bool:
+    """Whether a template starts processes with Ray, which takes half a minute."""
+    return any(node["type"] == "CogVideoXParallel" for node in workflow["nodes"])
 
 
 class Frames(NamedTuple):

@@ -1,7 +1,7 @@
 """The example workflows as tables; devtools/build_example_workflow.py makes the JSON files from them."""
 
 from .apps import APPS
-from .cards import two_cards
+from .cards import parallel, two_cards
 from .clips import image_to_video, text_to_video, video_to_video
 from .fun import fun_control, fun_inpaint, start_end_frame
 from .guided import controlnet, inversion_edit
@@ -27,6 +27,7 @@ _TOY: tuple[Example, ...] = (
     inversion_edit(),
     train_lora(),
     two_cards(),
+    parallel(),
 )
 _NUMBERS = {
     example.name: number

@@ -83,6 +83,22 @@ value => {
 }
 """
 _MESSAGES = ".p-toast-message, [data-testid=error-overlay]"
+_AT_AN_ADDRESS = """
+() => {
+  app.graph.clear()
+  const [load, ranks, save] = ['CogVideoXLoadPipeline', 'CogVideoXParallel', 'CogVideoXMemoryForecast'].map(type => {
+    const node = LiteGraph.createNode(type)
+    app.graph.add(node)
+    return node
+  })
+  ranks.pos = [500, 100]
+  save.pos = [1000, 100]
+  ranks.widgets.find(widget => widget.name === 'address').value = '10.0.0.1:6379'
+  load.connect(0, ranks, 'model')
+  ranks.connect(0, save, 'model')
+  window.ids = {ranks: ranks.id}
+}
+"""
 WRONG_MODEL = "Pass positive and negative through CogVideoX Image to Video"
 WRONG_FRAMES = "frames 50 is not 4k + 1 (8k + 1 as the models were trained): use 49 or 57, or else 53."
 
@@ -125,6 +141,16 @@ def test_a_refused_prompt(page_of: Frontend) -> None:
     assert page.evaluate(_RUN) == "execution_success"
     expect(toast(page_of, WRONG_FRAMES)).to_have_count(0)
     assert page.evaluate(_TEXT, "latent") == ""
+
+
+def test_an_address_that_nobody_allowed(page_of: Frontend) -> None:
+    """A stranger's workflow brings one: before anything runs, a sentence says who may allow it."""
+    page = page_of.page
+    page.evaluate(_AT_AN_ADDRESS)
+    page.evaluate("() => app.queuePrompt(0)")
+    expect(toast(page_of, "This ComfyUI does not call 10.0.0.1:6379")).to_have_count(1)
+    expect(toast(page_of, "CogVideoX Parallel")).to_have_count(1)
+    assert "COGVIDEOX_RAY_ADDRESSES=10.0.0.1:6379" in page.evaluate(_TEXT, "ranks")
 
 
 @pytest.mark.parametrize("under_the_box", [False, True])

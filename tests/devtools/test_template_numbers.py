@@ -161,6 +161,8 @@ def claims(name: str) -> Iterator[str]:
             rf"has {made.frames} frames at {made.fps:g} fps, and the new one has too: .+ was trained on {best.frames} "
             rf"frames at {best.fps:g} fps"
         )
+    for node in nodes_of(name, "CogVideoXParallel"):
+        yield rf"\*cards\* {widgets_of(node)['cards']} takes all cards of this machine"
     if nodes_of(name, "CogVideoXTrainingClips"):
         yield rf"teaches it from {len(list(CLIPS_FOLDER.glob('*.mp4')))} clips"
     titles = [group["title"] for group in SAVED[name]["groups"]]

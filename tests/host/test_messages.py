@@ -128,3 +128,17 @@ def test_a_script_has_no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
     messages.show_on_running_node("a text")
     messages.clear_running_node()
     assert not messages._shown
+
+
+def test_what_makes_a_node_wait_goes_again(browser: Browser) -> None:
+    """A minute without a bar looks like a program that hangs; a text that stays looks as if it still waited."""
+    with messages.shown_meanwhile("Starting."):
+        assert browser.sent[-1][0] == "Starting."
+        messages.show_on_running_node("A warning.")
+        assert browser.sent[-1][0] == "Starting.\n\nA warning."
+    assert browser.sent[-1][0] == "A warning."
+    browser.last_node_id = "8"
+    with pytest.raises(ValueError), messages.shown_meanwhile("Starting."):
+        raise ValueError
+    assert browser.sent[-1] == (" ", "8", "mine")
+    assert not any(event == messages.WARNING_EVENT and "Starting" in data["text"] for event, data, _ in browser.events)

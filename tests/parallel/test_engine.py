@@ -1,9 +1,11 @@
 """Which Ray is used, and which is not."""
 
+import sys
 import time
 from typing import Any
 
 import pytest
+import torch
 
 from cogvideox.errors import UserError
 from cogvideox.nodes.parallel import CogVideoXParallel
@@ -56,3 +58,22 @@ def test_the_number_of_cards_elsewhere_is_asked_for(allowed: None) -> None:
     """0 is all cards of this machine: at an address it would mean something else."""
     refused = validated(CogVideoXParallel, cards=0, split="auto", address=ADDRESS)
     assert "Set cards to their number" in str(refused)
+
+
+def test_without_ray_the_prompt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said by the sampler, it would come after the text encoder, and on a node that needs no Ray."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused = validated(CogVideoXParallel, cards=2, split="auto")
+    assert "needs the Python package ray, which is not installed" in str(refused)
+    assert "python -m pip install ray" in str(refused)
+
+
+@pytest.mark.parametrize("found, is_refused", [(1, True), (2, False), (0, False)])
+def test_more_ranks_than_cards_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, found: int, is_refused: bool
+) -> None:
+    """Said by the sampler, it would come after minutes of text encoding. A machine without cards is for trying."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    refused = validated(CogVideoXParallel, cards=2, split="auto")
+    assert ("Cards in this machine: 1, fewer than the 2 asked for" in str(refused)) == is_refused
+    assert is_refused or refused is True

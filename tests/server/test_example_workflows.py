@@ -15,19 +15,19 @@ from cogvideox.devtools.example_workflows import EXAMPLES, file_name
 from cogvideox.devtools.paths import ROOT
 from cogvideox.devtools.run_workflow import Video, inspect_video
 from cogvideox.devtools.workflow import convert_to_api
-from cogvideox.tests.template_runs import skip_without_its_nodes
+from cogvideox.tests.template_runs import has_parallel, skip_where_it_cannot_run, skip_without_its_nodes
 from cogvideox.tests.tiers import long_after
 
 FOLDER = ROOT / "example_workflows"
 ALL = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(FOLDER.glob("*.json"))}
 # The others need checkpoints that no test has.
 SAVED = {name: ALL[name] for name in (file_name(example) for example in EXAMPLES if not example.needs)}
+APPS = {file_name(example) for example in EXAMPLES if example.app}
 FPS = 8
-# An app is the graph of another example, which opens as a form: those run in the long tier.
+# An app is the graph of another example, which opens as a form: those run in the long tier, as does what starts Ray.
 RUNS = [
-    pytest.param(file_name(example), marks=[pytest.mark.long] if example.app else [])
-    for example in EXAMPLES
-    if not example.needs
+    pytest.param(name, marks=[pytest.mark.long] * (name in APPS or has_parallel(saved)))
+    for name, saved in SAVED.items()
 ]
 VIDEOS = dict.fromkeys(SAVED, Video(17, 64, 64, FPS)) | {
     "04 Extend a video clip by clip": Video(17 + 17 - 9, 64, 64, FPS),
@@ -50,7 +50,7 @@ def schemas(comfyui) -> dict:
 def test_example_runs(comfyui, schemas, name, in_few_steps):
     """What everybody opens first: each must run, and make a video of the size and speed that it shows. in_few_steps:
     all but the first example, and the first clips of a training are shorter."""
-    skip_without_its_nodes(SAVED[name])
+    skip_where_it_cannot_run(SAVED[name])
     api = convert_to_api(SAVED[name], schemas)
     for node in api.values():
         if node["class_type"] == "CogVideoXTrainLora":
