@@ -92,9 +92,8 @@ def require_cards(cards: int, found: int, address: str = "") -> None:
     """Raises UserError where fewer cards than `cards` were found at `address`; "" for this machine."""
     if found < cards:
         where = f"at {address}" if address else "in this machine"
-        raise UserError(
-            f"Cards {where}: {found}, fewer than the {cards} asked for. Set cards to a number that is there."
-        )
+        what = "Start Ray on more machines, or set cards to fewer." if address else "Set cards to 0 for all."
+        raise UserError(f"Cards {where}: {found}, fewer than the {cards} asked for. {what}")
 
 
 def require_own_cards(cards: int, address: str = "") -> None:

@@ -101,5 +101,5 @@ def test_too_few_cards_are_told(monkeypatch: pytest.MonkeyPatch, address: str, w
     monkeypatch.setattr(team, "plain_options", lambda: {"cpu": False})
     asked: Any = team.Team(address, 4, "auto")
     asked._ray = SimpleNamespace(cluster_resources=lambda: {CARD: 2.0})
-    with pytest.raises(UserError, match=f"There are 2 cards.*fewer than the 4 asked for.*{what}"):
+    with pytest.raises(UserError, match=f"Cards .*: 2, fewer than the 4 asked for.*{what}"):
         asked._has_cards()

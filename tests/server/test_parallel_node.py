@@ -53,7 +53,7 @@ def image_to_video_and_all() -> dict:
     return graph
 
 
-def on_ranks(graph: dict, vae: object = ("ranks", 1)) -> dict:
+def on_ranks(graph: dict, vae: tuple[str, int] = ("ranks", 1)) -> dict:
     """`graph` with CogVideoX Parallel behind its loader."""
     far = {(PIPELINE, 0): ["ranks", 0], (PIPELINE, 2): [*vae]}
     changed = {
