@@ -25,6 +25,7 @@ _OPTIONS = {
     "log_to_driver": False,
     "logging_level": logging.ERROR,
 }
+_MOST_ON_CPU = 8  # ranks: each has all of a model's weights
 _SECONDS = 8  # within which a cluster has to answer
 _lock = threading.Lock()
 _joined: str | None = None  # the address that `start` has connected Ray to; "" for the one of this process
@@ -73,9 +74,14 @@ def _is_ours() -> bool:
 
 def all_cards() -> int:
     """Every card of this machine; two processes where there is none."""
+    return torch_cards() or 2
+
+
+def torch_cards() -> int:
+    """Every card of this machine."""
     import torch  # late, for the same reason as prepare_ray
 
-    return torch.cuda.device_count() or 2
+    return torch.cuda.device_count()
 
 
 def _answers(ray: Any) -> bool:
@@ -96,13 +102,18 @@ def require_cards(cards: int, found: int, address: str = "") -> None:
         raise UserError(f"Cards {where}: {found}, fewer than the {cards} asked for. {what}")
 
 
-def require_own_cards(cards: int, address: str = "") -> None:
-    """The same for this machine, before anything starts. Where it has no card, any number of processes stands in."""
-    import torch  # late, for the same reason as prepare_ray
-
-    found = torch.cuda.device_count()
-    if found and not address:
+def check_cards(cards: int, address: str = "") -> None:
+    """The same for this machine, before anything starts. Where it has no card, processes of the CPU stand in, of which
+    more than its memory holds are refused."""
+    if address:
+        return
+    if found := torch_cards():
         require_cards(cards, found)
+    elif cards > _MOST_ON_CPU:
+        raise UserError(
+            f"At most {_MOST_ON_CPU} processes of the CPU compute together, and cards is {cards}: this machine has no "
+            f"card. Set cards to {_MOST_ON_CPU} or fewer."
+        )
 
 
 def shut_down() -> None:

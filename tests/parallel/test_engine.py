@@ -54,6 +54,13 @@ def test_where_nothing_answers_is_told_at_once(ray_runs: Any, allowed: None, add
     assert time.monotonic() - began < 10
 
 
+def test_many_processes_of_a_cpu_are_refused() -> None:
+    """Each has all of a model's weights: a stranger's workflow would take all of the machine's memory."""
+    if not torch.cuda.device_count():
+        assert "At most 8 processes" in str(validated(CogVideoXParallel, cards=64, split="auto", address=""))
+    assert validated(CogVideoXParallel, cards=0, split="auto", address="") is True
+
+
 def test_the_number_of_cards_elsewhere_is_asked_for(allowed: None) -> None:
     """0 is all cards of this machine: at an address it would mean something else."""
     refused = validated(CogVideoXParallel, cards=0, split="auto", address=ADDRESS)
