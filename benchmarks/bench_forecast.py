@@ -102,7 +102,8 @@ def needs_table(found: dict[tuple[str, int], Any]) -> Table:
 
 
 def readme_table(found: dict[tuple[str, int], Any]) -> list[str]:
-    """README's lines: the precision to choose, and what is streamed with it. Cards with the same are one column."""
+    """README's lines: the precision to choose, what is streamed with it, and the number of the template. Cards with the
+    same are one column."""
     columns: list[list[str]] = []
     cards: list[list[int]] = []
     for gigabytes in CARDS_GB:
@@ -117,9 +118,12 @@ def readme_table(found: dict[tuple[str, int], Any]) -> list[str]:
         else:
             columns.append(column)
             cards.append([gigabytes])
-    header = f"| card | {' | '.join(map(_cards, cards))} |"
-    rows = [f"| {name} | {' | '.join(cells)} |" for name, cells in zip(ROWS, zip(*columns))]
-    return [header, "|---" * (1 + len(cards)) + "|", *rows]
+    header = f"| card | {' | '.join(map(_cards, cards))} | template |"
+    rows = [
+        f"| {row} | {' | '.join(cells)} | {', '.join(dict.fromkeys(_TEMPLATES[name][:2] for name in names))} |"
+        for (row, names), cells in zip(ROWS.items(), zip(*columns))
+    ]
+    return [header, "|---" * (2 + len(cards)) + "|", *rows]
 
 
 def documents(found: dict[tuple[str, int], Any]) -> dict[str, str]:

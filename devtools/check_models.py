@@ -39,13 +39,39 @@ class Finding:
         return printable(shortened(" ".join(line.splitlines()), MAX_CHARACTERS))
 
 
+class _Hub:
+    """A hub that is asked again after a TransientError, until it has answered nothing for so long that it is not waited
+    for a second time: without a network a table of fifty entries would take minutes."""
+
+    def __init__(self, hub: Hub):
+        self._hub, self._tries = hub, _TRIES
+
+    def list(self, repository: str) -> tuple[str, list[RemoteFile]]:
+        """What the repository is called now, and its files. Raises UserError, TransientError."""
+        tries, self._tries = self._tries, 1
+        revision, name = _repeated(lambda: self._hub.current(repository), tries)
+        files = _repeated(lambda: self._hub.files(repository, revision), tries)
+        self._tries = _TRIES
+        return name, files
+
+
+def _repeated(ask: Callable[[], T], tries: int) -> T:
+    """The result of a request, which is repeated after a TransientError. Raises what `ask` raises."""
+    for failures in range(1, tries):
+        try:
+            return ask()
+        except TransientError as error:
+            time.sleep(error.wait_s if error.wait_s is not None else _PAUSE_S * failures)
+    return ask()
+
+
 def check(repositories: Sequence[Repository], files: Iterable[SingleFile]) -> Iterator[Finding]:
     """What the hubs answer, entry by entry. Raises UserError where the environment names no hub."""
     for source in SOURCES:
-        hub = new_hub(source)
+        hub = _Hub(new_hub(source))
         for entry in repositories:
             yield _asked(entry.name, source, partial(_check_checkpoint, hub, entry.on(source), entry.gigabytes))
-    hub = new_hub(HUGGING_FACE)
+    hub = _Hub(new_hub(HUGGING_FACE))
     for repository, group in groupby(sorted(files, key=lambda entry: entry.repository), lambda entry: entry.repository):
         yield from _check_files(hub, repository, list(group))
 
@@ -62,29 +88,13 @@ def _asked(name: str, source: str, ask: Callable[[], tuple[list[str], str]]) -> 
     return Finding(name, source, tuple(problems), told)
 
 
-def _repeated(ask: Callable[[], T]) -> T:
-    """The result of a request, which is repeated after a TransientError. Raises what `ask` raises."""
-    for failures in range(1, _TRIES):
-        try:
-            return ask()
-        except TransientError as error:
-            time.sleep(error.wait_s if error.wait_s is not None else _PAUSE_S * failures)
-    return ask()
-
-
-def _listed(hub: Hub, repository: str) -> tuple[str, list[RemoteFile]]:
-    """What the repository is called now, and its files. Raises UserError, TransientError."""
-    revision, name = _repeated(lambda: hub.current(repository))
-    return name, _repeated(lambda: hub.files(repository, revision))
-
-
 def _renamed(repository: str, name: str) -> list[str]:
     return [] if name == repository else [f"{repository} is called {name} now."]
 
 
-def _check_checkpoint(hub: Hub, repository: str, gigabytes: float) -> tuple[list[str], str]:
+def _check_checkpoint(hub: _Hub, repository: str, gigabytes: float) -> tuple[list[str], str]:
     """The problems with a checkpoint of this size, and its size. Raises UserError, TransientError."""
-    name, files = _listed(hub, repository)
+    name, files = hub.list(repository)
     found = sum(file.size for file in select_files(files)) / 1e9
     problems = _renamed(repository, name)
     if abs(found - gigabytes) > _CHECKPOINT_TOLERANCE * gigabytes:
@@ -92,10 +102,10 @@ def _check_checkpoint(hub: Hub, repository: str, gigabytes: float) -> tuple[list
     return problems, f"{found:.1f} GB"
 
 
-def _check_files(hub: Hub, repository: str, entries: list[SingleFile]) -> Iterator[Finding]:
+def _check_files(hub: _Hub, repository: str, entries: list[SingleFile]) -> Iterator[Finding]:
     """What one repository answers of its single files; it is asked once."""
     try:
-        name, files = _listed(hub, repository)
+        name, files = hub.list(repository)
     except (UserError, TransientError) as error:
         for entry in entries:
             yield _asked(entry.name, HUGGING_FACE, _raiser(error))

@@ -253,6 +253,30 @@ def test_a_text_that_is_taken_back_leaves_no_room(one_page: Frontend) -> None:
     assert with_text[0] == widgets + 1 and after == [widgets, height]
 
 
+# Runs in the page: a text that is taken back of a node that has had none, and a drawing right after it. The node's
+# height before and after.
+_TAKEN_BACK = """
+async () => {
+  const { api } = await import('/scripts/api.js')
+  app.graph.clear()
+  const node = LiteGraph.createNode('CreateVideo')
+  app.graph.add(node)
+  const height = node.size[1]
+  api.dispatchEvent(new CustomEvent('progress_text', { detail: { nodeId: String(node.id), text: ' ' } }))
+  app.canvas.draw(true, true)
+  await new Promise(done => setTimeout(done, 300))
+  return [height, node.size[1], node.widgets.length]
+}
+"""
+
+
+def test_no_text_makes_no_room(one_page: Frontend) -> None:
+    """In a workflow that is opened while another one's run ends, a node of the same number grew over the next one."""
+    widgets = "() => LiteGraph.createNode('CreateVideo').widgets.length"
+    before, after, count = one_page.page.evaluate(_TAKEN_BACK)
+    assert after == before and count == one_page.page.evaluate(widgets)
+
+
 # Runs in the page: two nodes below each other, so many pixels apart, the upper one with a text of several lines. By the
 # gaps, where the upper one ends and the lower one begins, and what toasts say; then the lower ones are moved down, and
 # the same again.

@@ -172,10 +172,10 @@ function dropLimit(id) {
 const idOf = (nodeId) => Number(String(nodeId).split(":").pop())
 const nodeOf = (nodeId) => app.canvas?.graph?.getNodeById(idOf(nodeId))
 
-// The next drawing of the page makes the node as high as the frontend's two lines need.
-function noteHeight({ nodeId, text }) {
+// The next drawing of the page makes the node as high as the frontend's two lines need, of an empty text too.
+function noteHeight({ nodeId }) {
   const node = nodeOf(nodeId)
-  if (node && String(text ?? "").trim() && !before.has(node)) before.set(node, node.size[1])
+  if (node && !before.has(node)) before.set(node, node.size[1])
 }
 
 function fit(nodeId) {
