@@ -4,6 +4,8 @@ needs it on machines that have none."""
 import os
 import secrets
 
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": the address of this machine alone, whatever its system
+
 _TEN_YEARS_S = 10 * 366 * 24 * 3600
 
 
@@ -25,5 +27,5 @@ def ray_environment(is_alone: bool) -> dict[str, str]:
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         chosen["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if is_alone:
-        chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        chosen[LOOPBACK] = "0"
     return chosen

@@ -1,5 +1,6 @@
 """Two machines: two of Ray's nodes on this one, joined with a token."""
 
+import ipaddress
 import json
 import os
 import secrets
@@ -34,11 +35,11 @@ def ray_command(environ: Mapping[str, str], *arguments: str) -> subprocess.Popen
 
 
 @pytest.fixture
-def machines() -> Iterator[Machines]:
-    """One core each."""
+def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
+    """One core each. A parameter: variables of their environment, in the place of those for a token."""
     folder = tempfile.mkdtemp(prefix="ray")  # a short path: sockets are in it, whose names have a limit
     environ = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
+    environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder} | getattr(request, "param", {})
     environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
     port = 20000 + os.getpid() % 20000
     store = f"--object-store-memory={100 << 20}"
@@ -92,8 +93,23 @@ def test_a_rank_on_each_of_two_machines(machines: Machines, tiny_pipelines: Mapp
     assert "One of 2 ranks has stopped" in found["lost"]
 
 
+def test_a_ray_of_this_machine_stays_on_it() -> None:
+    """Where whoever runs ComfyUI has allowed clusters as well."""
+    child = Child("parallel.other_comfyui.listens", environ={engine.ALLOWED: "10.0.0.1:6379"})
+    assert child.wait(120) == 0, child.output()
+    found = json.loads(child.output().strip().splitlines()[-1])
+    assert found and {ipaddress.ip_address(address).is_loopback for address in found} == {True}, found
+
+
+@pytest.mark.parametrize("machines", [{"RAY_AUTH_MODE": "disabled"}], indirect=True, ids=["open"])
+def test_a_cluster_that_asks_nobody_is_refused(machines: Machines, tiny_pipelines: Mapping[str, Path]) -> None:
+    """This process's own token says nothing of the cluster, which runs anybody's code."""
+    found = ask(machines, tiny_pipelines, "join", RAY_AUTH_MODE="token")
+    assert "asks nobody for a token" in found["refused"] and found["seconds"] < 10
+
+
 def test_another_token_is_refused(machines: Machines, tiny_pipelines: Mapping[str, Path]) -> None:
     """Within ten seconds, with what has to be the same."""
     found = ask(machines, tiny_pipelines, "join", RAY_AUTH_TOKEN="0" * 64)
-    assert "does not let this ComfyUI in" in found["refused"] and "token has to be the same" in found["refused"]
-    assert found["seconds"] < 12
+    assert "does not let this process in" in found["refused"] and "token has to be the same" in found["refused"]
+    assert found["seconds"] < 10
