@@ -53,6 +53,7 @@ def start(address: str, cards: int) -> Any:
                 )
             if _joined == address and _answers(ray):
                 return ray
+            _require_network(address)
             ray.shutdown()
             _joined = None
         _require_network(address)

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from cogvideox.errors import UserError
+from cogvideox.host.ray_environment import LOOPBACK
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.parallel import engine, remote_weights
 from cogvideox.parallel.remote_model import spread
@@ -29,6 +30,7 @@ def start_ray() -> None:
 
 def listens() -> None:
     """Prints the addresses at which its Ray listens, all processes together."""
+    os.environ.pop(LOOPBACK, None)  # the tests' own Ray may have set it
     engine.start("", 0)
     own = psutil.Process()
     found = [

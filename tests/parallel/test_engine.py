@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cogvideox.errors import UserError
-from cogvideox.host.ray_environment import LOOPBACK
+from cogvideox.host.ray_environment import LOOPBACK, prepare
 from cogvideox.nodes.advice import ADVICE
 from cogvideox.nodes.parallel import CogVideoXParallel
 from cogvideox.parallel import engine, joining
@@ -122,3 +122,18 @@ def test_messages_name_no_node_and_advise_in_a_graph(allowed: None) -> None:
     with pytest.raises(UserError) as refused:
         engine.check_address("10.0.0.9:1")
     assert refused.value.advice in ADVICE and "10.0.0.9:1 is not called" in refused.value.message
+
+
+def test_a_restart_may_use_the_other_ray() -> None:
+    """A ComfyUI that restarts itself hands its environment on; and Ray's switch for macOS opens it to the network."""
+    environ: dict[str, str] = {}
+    prepare(environ, is_alone=True)
+    assert environ[LOOPBACK] == "0"
+    token = environ["RAY_AUTH_TOKEN"]
+    prepare(environ, is_alone=False)
+    assert LOOPBACK not in environ and environ["RAY_AUTH_TOKEN"] == token
+    opened = {LOOPBACK: "1"}
+    prepare(opened, is_alone=False)
+    assert opened[LOOPBACK] == "1"
+    prepare(opened, is_alone=True)
+    assert opened[LOOPBACK] == "0"
