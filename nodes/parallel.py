@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..errors import UserError
-from ..parallel.engine import all_cards, check_address
+from ..parallel.engine import all_cards, check_address, check_cards
 from ..parallel.source_hash import note_imported
 from ..parallel.split import AUTO, SPLITS, choose_split
 from ..sockets.model import require_cogvideox_model
@@ -30,7 +30,7 @@ def _check_split(split: str, cards: int, address: str = "") -> None:
     choose_split(split, cards or all_cards(), machines=1)
 
 
-@checked(check_address, _check_split, require_cogvideox_model, check_vae_if_any)
+@checked(check_address, check_cards, _check_split, require_cogvideox_model, check_vae_if_any)
 class CogVideoXParallel(io.ComfyNode):
     """MODEL and VAE out, without weights of their own: those of the ranks."""
 

@@ -27,6 +27,7 @@ _OPTIONS = {
     "log_to_driver": False,
     "logging_level": logging.ERROR,
 }
+_MOST_ON_CPU = 8  # ranks: each has all of a model's weights
 _SECONDS = 3  # within which what has answered before answers again
 _lock = threading.Lock()
 _joined: str | None = None  # the address that `start` has connected Ray to; "" for the one of this process
@@ -78,9 +79,14 @@ def _is_ours() -> bool:
 
 def all_cards() -> int:
     """Every card of this machine; two processes where there is none."""
+    return torch_cards() or 2
+
+
+def torch_cards() -> int:
+    """Every card of this machine."""
     import torch  # late, for the same reason as prepare_ray
 
-    return torch.cuda.device_count() or 2
+    return torch.cuda.device_count()
 
 
 def _answers(ray: Any) -> bool:
@@ -91,6 +97,15 @@ def _answers(ray: Any) -> bool:
     except OSError:
         return False
     return True
+
+
+def check_cards(cards: int, address: str = "") -> None:
+    """Raises UserError for more processes than a machine without cards has memory for, where they are for trying."""
+    if not address and cards > _MOST_ON_CPU and not torch_cards():
+        raise UserError(
+            f"At most {_MOST_ON_CPU} processes of the CPU compute together, and cards is {cards}: this machine has no "
+            f"card. Set cards to {_MOST_ON_CPU} or fewer."
+        )
 
 
 def shut_down() -> None:

@@ -3,14 +3,14 @@
 import logging
 import math
 import os
-import shutil
 import socket
 import tempfile
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.standalone import comfyui_folder, plain_options
+from ..system.complete_file import scratch_folder
 from . import engine, worker
 from .fingerprint import versions
 from .places import CARD, CORE, Place, order, own_card, reserve
@@ -57,10 +58,11 @@ class Team:
         self._actors: list[Any] = []
         self._pending: list[Any] = []  # answers of a call that was cancelled
         self._models: set[str] = set()  # that use the ranks
-        self._meeting: Path | None = None
         self._places: Any = None  # what Ray has reserved for the ranks
         self._must_answer_by = math.inf
         self.shares_card = not address
+        self._meeting = ExitStack()  # deletes the folder of the file where the ranks have met
+        weakref.finalize(self, self._meeting.close)  # with ComfyUI as well
         self.lock = threading.RLock()
         _teams.add(self)
 
@@ -170,8 +172,7 @@ class Team:
         ways = tuple({self.split, self.split.used_for(1)})
         if machines == 1:
             # A file and no port: torch's own meeting place listens on all of the machine's addresses.
-            self._meeting = Path(tempfile.mkdtemp(prefix="cogvideox_")) / "ranks"
-            meeting = self._meeting.as_uri()
+            meeting = (self._meeting.enter_context(_scratch_folder()) / "ranks").as_uri()
         else:
             meeting = self._take(self._wait([self._actors[0].call.remote("meeting")]))[0]
         calls = [
@@ -299,17 +300,30 @@ class Team:
         alive = self._actors if self.is_running else []  # those of an earlier Ray have ended with it
         self._actors, self._pending = [], []
         for actor in alive:
-            try:
-                self._ray.kill(actor)
-            except Exception:  # the others have to end as well
-                logging.exception("A process of another card could not be ended.")
+            self._end(self._ray.kill, actor)
         if self._places is not None and self._session == engine.session():
-            self._ray.util.remove_placement_group(self._places)
+            self._end(self._ray.util.remove_placement_group, self._places)
         self._places = None
-        if self._meeting is not None:
-            # A rank may be about to write there once more, for a kill takes a moment.
-            shutil.rmtree(self._meeting.parent, ignore_errors=True)
-            self._meeting = None
+        self._meeting.close()
+
+    def _end(self, end: Callable[[Any], object], what: Any) -> None:
+        try:
+            end(what)
+        except Exception:  # the others have to end as well
+            logging.exception("A process of another card could not be ended.")
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A new folder. What a ComfyUI that was killed has left is deleted. Raises UserError."""
+    try:
+        with scratch_folder(Path(tempfile.gettempdir()) / "cogvideox_ranks") as folder:
+            yield folder
+    except OSError as error:
+        raise UserError(
+            f"The ranks cannot meet: nothing can be written to the folder for temporary files ({error}). Free some "
+            "space there, or start ComfyUI with TMPDIR set to another folder."
+        ) from error
 
 
 def _options(on_cards: bool) -> dict[str, Any]:

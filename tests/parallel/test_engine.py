@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cogvideox.errors import UserError
 from cogvideox.host.ray_environment import LOOPBACK, prepare
@@ -56,6 +57,13 @@ def test_where_nothing_answers_is_told_at_once(ray_runs: Any, allowed: None, add
     with pytest.raises(UserError, match=f"Nothing answers at {address}"):
         joining.join(ray_runs, address, {})
     assert time.monotonic() - began < 10
+
+
+def test_many_processes_of_a_cpu_are_refused() -> None:
+    """Each has all of a model's weights: a stranger's workflow would take all of the machine's memory."""
+    if not torch.cuda.device_count():
+        assert "At most 8 processes" in str(validated(CogVideoXParallel, cards=64, split="auto", address=""))
+    assert validated(CogVideoXParallel, cards=0, split="auto", address="") is True
 
 
 def test_the_number_of_cards_elsewhere_is_asked_for(allowed: None) -> None:

@@ -5,10 +5,12 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
@@ -92,6 +94,22 @@ def test_another_pack_ends_ray_in_the_middle(two_ranks: ModelPatcher, near: Mode
         run(after_a_step(two_ranks, ray.shutdown))
     assert not ray.is_initialized()
     check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+
+
+def test_no_room_for_the_meeting(two_ranks: ModelPatcher, near: ModelPatcher, monkeypatch, tmp_path: Path) -> None:  # noqa: F811
+    """A full disk is named, no rank is left waiting, and no file either."""
+    team = team_of(two_ranks)
+    team.stop()
+    with monkeypatch.context() as full:
+        full.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+        with pytest.raises(UserError, match="nothing can be written to the folder for temporary files"):
+            run(two_ranks)
+    assert not team.is_running
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+    assert any(tmp_path.iterdir())
+    team.stop()
+    assert not any(tmp_path.iterdir())
 
 
 def test_two_splits_take_turns(near: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
