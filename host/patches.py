@@ -70,6 +70,7 @@ from comfy.cli_args import LatentPreviewMethod
 from comfy.cli_args import args as options
 
 from ..errors import UserError
+from . import ray_environment
 from .language import localized, localized_error
 from .messages import (
     begin_request,
@@ -82,7 +83,6 @@ from .messages import (
 )
 from .protocols import LatentFormat
 from .queue_errors import in_words, is_link, own_messages, refused, reported_once
-from .ray_environment import ray_environment
 
 # The frontend falls back to the folder's name, not to English, where a locale has no entry (st in src/i18n.ts).
 _FRONTEND_LOCALES = ("en", "zh", "zh-TW", "ru", "ja", "ko", "fr", "es", "ar", "tr", "pt-BR", "fa", "he")
@@ -441,6 +441,5 @@ def own_states(*classes: type) -> Iterator[None]:
 
 
 def prepare_ray(is_alone: bool) -> None:
-    """Give Ray, which is about to be imported, what ray_environment has for it. What the user has set stays."""
-    for name, value in ray_environment(is_alone).items():
-        os.environ.setdefault(name, value)
+    """Give Ray, which is about to be imported, what ray_environment has for it."""
+    ray_environment.prepare(os.environ, is_alone)

@@ -3,6 +3,9 @@ needs it on machines that have none."""
 
 import os
 import secrets
+from collections.abc import MutableMapping
+
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": the address of this machine alone, whatever its system
 
 _TEN_YEARS_S = 10 * 366 * 24 * 3600
 
@@ -25,5 +28,14 @@ def ray_environment(is_alone: bool) -> dict[str, str]:
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         chosen["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if is_alone:
-        chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        chosen[LOOPBACK] = "0"
     return chosen
+
+
+def prepare(environ: MutableMapping[str, str], is_alone: bool) -> None:
+    """Put into `environ` what ray_environment has. What the user has set stays, but for the loopback address: a program
+    that restarts itself hands on what the one before it had."""
+    if environ.get(LOOPBACK) == "0" or is_alone:
+        environ.pop(LOOPBACK, None)
+    for name, value in ray_environment(is_alone).items():
+        environ.setdefault(name, value)

@@ -14,6 +14,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..host.optional_packages import import_package, is_installed, package_error
+from ..host.ray_environment import LOOPBACK
+from . import joining
 
 PURPOSE = "Running a model on several cards"
 ALLOWED = "COGVIDEOX_RAY_ADDRESSES"  # of clusters, in the environment of ComfyUI, divided by commas
@@ -26,7 +28,7 @@ _OPTIONS = {
     "logging_level": logging.ERROR,
 }
 _MOST_ON_CPU = 8  # ranks: each has all of a model's weights
-_SECONDS = 8  # within which a cluster has to answer
+_SECONDS = 3  # within which what has answered before answers again
 _lock = threading.Lock()
 _joined: str | None = None  # the address that `start` has connected Ray to; "" for the one of this process
 _session = ""  # of Ray, since then: another pack may have ended it, and started one of its own
@@ -42,18 +44,21 @@ def start(address: str, cards: int) -> Any:
     global _joined, _session
     with _lock:
         check_address(address)
-        ray = _ray()
+        joining.require_none_under_way()
+        ray = _ray(address)
         if ray.is_initialized():
             if not _is_ours():
                 raise UserError(
-                    "Another node pack has started Ray in this ComfyUI, and a process can be in one cluster only. "
-                    "Switch off that pack, and start ComfyUI again."
+                    "Something else has started Ray in this process, which can be in one cluster only.",
+                    advice="switch off what starts Ray",
                 )
             if _joined == address and _answers(ray):
                 return ray
+            _require_network(address)
             ray.shutdown()
             _joined = None
-        _join(ray, address) if address else _start_own(ray, cards)
+        _require_network(address)
+        joining.join(ray, address, _OPTIONS) if address else _start_own(ray, cards)
         _joined, _session = address, session()
         return ray
 
@@ -88,7 +93,7 @@ def _answers(ray: Any) -> bool:
     """Whether Ray's server, which starts processes, is still there: without it a start would wait for ever."""
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), _SECONDS / 2).close()
+        socket.create_connection((host, int(port)), _SECONDS).close()
     except OSError:
         return False
     return True
@@ -141,32 +146,51 @@ def check_address(address: str) -> None:
     allowed = {part.strip() for part in os.environ.get(ALLOWED, "").split(",")}
     if address not in allowed:
         raise UserError(
-            f"This ComfyUI does not call {address}: a workflow could otherwise send data anywhere. Whoever runs this "
-            f"ComfyUI can allow it: start it with the environment variable {ALLOWED}={address}, or leave the address "
-            "empty for the cards of this machine."
+            f"{address} is not called: a workflow could otherwise send data anywhere. Whoever starts this program can "
+            f"allow it with the environment variable {ALLOWED}={address}.",
+            advice="leave the address empty",
         )
     has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_AUTH_MODE") != "token" or not has_token:
         raise UserError(
             f"The cluster at {address} is not used without a token: whoever reaches a Ray without one can run code on "
-            "every machine of it. Start Ray and ComfyUI with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN."
+            "every machine of it. Start Ray there, and this program, with RAY_AUTH_MODE=token and the same "
+            "RAY_AUTH_TOKEN."
         )
 
 
-def _ray() -> Any:
+def _ray(address: str = "") -> Any:
     if "ray" not in sys.modules:
         # Late: dev.py asks check_address in a Python that has no packages.
         from ..host.patches import prepare_ray
 
-        prepare_ray(is_alone=ALLOWED not in os.environ)
+        prepare_ray(is_alone=not address)
     return import_package("ray", PURPOSE)
+
+
+def _require_network(address: str) -> None:
+    """Raises UserError where Ray has been imported for the other kind of Ray: when it is imported it reads whether it
+    listens on this machine alone."""
+    is_alone = os.environ.get(LOOPBACK) == "0"
+    if address and is_alone:
+        raise UserError(
+            f"Ray has been prepared for the cards of this machine alone, and {address} could not answer it until this "
+            f"program is restarted. {LOOPBACK}=0 may not be set then.",
+            advice="restart for another Ray",
+        )
+    if not address and not is_alone:
+        raise UserError(
+            "Ray has been prepared for a cluster, or imported by something else: a Ray of this machine's own would "
+            "listen on the network until this program is restarted.",
+            advice="restart for another Ray",
+        )
 
 
 def _start_own(ray: Any, cards: int) -> None:
     if os.environ.get("RAY_AUTH_MODE") != "token":
         raise UserError(
             "Ray is not started without a token, for any program of this machine could run code in it: its environment "
-            "says so, or another node pack has imported it before. Start ComfyUI with RAY_AUTH_MODE=token."
+            "says so, or something else has imported it before. Start this program with RAY_AUTH_MODE=token."
         )
     try:
         ray.init(
@@ -179,35 +203,6 @@ def _start_own(ray: Any, cards: int) -> None:
         )
     except Exception as error:  # of the system: no shared memory, no room for its files, no process to be started
         raise UserError(
-            f"Ray cannot start on this machine ({type(error).__name__}: {str(error)[:300]}). Take CogVideoX Parallel "
-            "out to run on one card."
+            f"Ray cannot start on this machine ({type(error).__name__}: {str(error)[:300]}).",
+            advice="run on one card",
         ) from error
-
-
-def _join(ray: Any, address: str) -> None:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), _SECONDS / 2).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"Nothing answers at {address} ({error}). Start Ray there (ray start --head --port=…), or correct the "
-            "address: it is a name or number of a machine, a colon, and Ray's port."
-        ) from error
-    failed: list[Exception] = []
-
-    def connect() -> None:
-        try:
-            ray.init(address=address, **_OPTIONS)
-        except Exception as error:
-            failed.append(error)
-
-    # In a thread, for Ray goes on trying for a minute where something else answers at the port.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(_SECONDS)
-    if thread.is_alive() or failed:
-        reason = f"{type(failed[0]).__name__}: {str(failed[0])[:300]}" if failed else f"no answer in {_SECONDS} seconds"
-        raise UserError(
-            f"Ray at {address} does not let this ComfyUI in ({reason}). The token has to be the same, and so has the "
-            "version of Ray and of Python."
-        )

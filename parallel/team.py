@@ -306,14 +306,17 @@ class Team:
         alive = self._actors if self.is_running else []  # those of an earlier Ray have ended with it
         self._actors, self._pending = [], []
         for actor in alive:
-            try:
-                self._ray.kill(actor)
-            except Exception:  # the others have to end as well
-                logging.exception("A process of another card could not be ended.")
+            self._end(self._ray.kill, actor)
         if self._places is not None and self._session == engine.session():
-            self._ray.util.remove_placement_group(self._places)
+            self._end(self._ray.util.remove_placement_group, self._places)
         self._places = None
         self._meeting.close()
+
+    def _end(self, end: Callable[[Any], object], what: Any) -> None:
+        try:
+            end(what)
+        except Exception:  # the others have to end as well
+            logging.exception("A process of another card could not be ended.")
 
 
 @contextmanager

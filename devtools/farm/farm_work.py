@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cogvideox.errors import printable
+from cogvideox.host import ray_environment
 from cogvideox.host.optional_packages import import_package
-from cogvideox.host.ray_environment import ray_environment
 from cogvideox.parallel import engine
 
 from ..console import say
@@ -284,8 +284,7 @@ class _Farm:
 def _prepare_ray(is_alone: bool) -> None:
     """Import Ray before the engine does: what that one calls needs ComfyUI, which this machine may lack. Raises:
     UserError."""
-    for name, value in ray_environment(is_alone).items():
-        os.environ.setdefault(name, value)
+    ray_environment.prepare(os.environ, is_alone)
     import_package("ray", "The farm")
 
 

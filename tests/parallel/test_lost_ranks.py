@@ -155,7 +155,7 @@ def test_another_packs_ray_is_not_used(two_ranks: ModelPatcher, near: ModelPatch
     ray.shutdown()
     ray.init(address="local", num_cpus=1, include_dashboard=False, namespace="other", configure_logging=False)
     try:
-        with pytest.raises(UserError, match="Another node pack has started Ray"):
+        with pytest.raises(UserError, match="Something else has started Ray"):
             run(two_ranks)
         engine.shut_down()
         assert ray.is_initialized(), "the other pack's Ray is not ours to end"

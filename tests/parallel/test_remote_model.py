@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import comfy.hooks
 import comfy.model_management as mm
 import pytest
 import torch
@@ -250,6 +251,9 @@ def test_what_cannot_be_sent_is_named(two_ranks: ModelPatcher, near: ModelPatche
         run(slg)
     with pytest.raises(UserError, match="CogVideoX Compile"):
         run(CogVideoXCompile.execute(two_ranks).args[0])
+    hooks = comfy.hooks.create_hook_lora({}, 1.0, 1.0)
+    with pytest.raises(UserError, match=r"conditioning has hooks \(weight\): a LoRA"):
+        run(two_ranks, conditioning=(comfy.hooks.set_hooks_for_conditioning(text(3), hooks), text(4)))
     with pytest.raises(UserError, match="divided over cards already"):
         on_two(two_ranks)
     with pytest.raises(UserError, match="before CogVideoX Parallel"):
