@@ -18,3 +18,9 @@ def ray_environment(is_alone: bool) -> dict[str, str]:
     if is_alone:
         chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     return chosen
+
+
+def prepare_ray(is_alone: bool) -> None:
+    """Give Ray, which is about to be imported, what ray_environment has for it. What the user has set stays."""
+    for name, value in ray_environment(is_alone).items():
+        os.environ.setdefault(name, value)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..host.optional_packages import import_package
+from ..host.ray_environment import prepare_ray
 
 PURPOSE = "Running a model on several cards"
 ALLOWED = "COGVIDEOX_RAY_ADDRESSES"  # of clusters, in the environment of ComfyUI, divided by commas
@@ -64,7 +65,7 @@ def session() -> str:
 
 def all_cards() -> int:
     """Every card of this machine; two processes where there is none."""
-    import torch  # late, for the same reason as prepare_ray
+    import torch  # late: dev.py asks check_address in a Python that has no packages
 
     return torch.cuda.device_count() or 2
 
@@ -99,9 +100,6 @@ def check_address(address: str) -> None:
 
 def _ray() -> Any:
     if "ray" not in sys.modules:
-        # Late: dev.py asks check_address in a Python that has no packages.
-        from ..host.patches import prepare_ray
-
         prepare_ray(is_alone=ALLOWED not in os.environ)
     return import_package("ray", PURPOSE)
 
