@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ..errors import UserError
@@ -21,12 +22,17 @@ from .rank_answers import MEMORY, USER, Answer, Failure
 from .split import choose_split
 
 _LOOK_SECONDS = 0.1  # between two looks at Cancel while ranks compute
+_ENDING_SECONDS = 10  # within which the processes of lost ranks have ended
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NAME = __name__.removesuffix(".parallel.team")  # of the package: ComfyUI may have loaded it by its path
 
 
 class RankLostError(UserError):
     """A rank has died, or could not go on: all of them have been ended."""
+
+
+class RankMemoryError(RankLostError):
+    """A rank's card has no memory left."""
 
 
 class Team:
@@ -47,6 +53,7 @@ class Team:
         self._pending: list[Any] = []  # answers of a call that was cancelled
         self._models: set[str] = set()  # that use the ranks
         self._meeting: Path | None = None
+        self._processes: list[psutil.Process] = []  # of the ranks of this machine
         self.lock = threading.RLock()
 
     @property
@@ -67,6 +74,7 @@ class Team:
             self._require_same(self.ask("versions"))
             self.split = choose_split(self.split_name, self.cards, machines)
             self._join(machines)
+            self._processes = [] if self.address else list(map(psutil.Process, self.ask("process")))
         except BaseException:
             self.stop()
             raise
@@ -185,7 +193,7 @@ class Team:
         if failure.trace:
             logging.error(failure.trace)
         if failure.kind == MEMORY:
-            return RankLostError(
+            return RankMemoryError(
                 f"One of {self.cards} cards has no memory left: {failure.text} The ranks on the other cards have been "
                 "ended with it. The next run starts them again: make the video smaller or shorter, or add cards."
             )
@@ -220,6 +228,11 @@ class Team:
                 file.unlink(missing_ok=True)
             self._meeting.parent.rmdir()
             self._meeting = None
+
+    def wait_until_gone(self) -> None:
+        """After ranks were lost, wait until those of this machine have left its cards: Ray ends them without waiting.
+        Raises nothing, and takes no longer than some seconds."""
+        psutil.wait_procs(self._processes, timeout=_ENDING_SECONDS)
 
 
 def _is_large(argument: Any) -> bool:

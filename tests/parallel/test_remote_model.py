@@ -24,6 +24,7 @@ from cogvideox.nodes.compile import CogVideoXCompile
 from cogvideox.nodes.controlnet import CogVideoXApplyControlNet
 from cogvideox.nodes.long import CogVideoXContextWindows, CogVideoXPositions
 from cogvideox.parallel.remote_model import spread
+from cogvideox.parallel.team import Team
 from cogvideox.tests.layout_files import write_gguf
 from cogvideox.tests.lora_files import ATTENTION, random_factors, save, write_dialect
 from cogvideox.tests.support import ALL_VARIANTS, check_parity, relative_error, write_fp32
@@ -190,6 +191,21 @@ def test_control_nets(near: ModelPatcher, two_ranks: ModelPatcher, controlled: A
     want = run(near, conditioning=controlled)
     assert relative_error(want, run(near)) > 1e-3
     check_parity(WHAT, run(two_ranks, conditioning=controlled), want, 5e-6)
+
+
+def test_a_control_net_gets_the_latents_of_the_model(
+    two_ranks: ModelPatcher, controlled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They travel once, and not once more for each control net."""
+    asked, questions = Team.ask, list[Any]()
+
+    def ask(self: Team, method: str, *arguments: Any, **options: Any) -> list[Any]:
+        questions.extend(arguments[:1] if method == "predict" else ())
+        return asked(self, method, *arguments, **options)
+
+    monkeypatch.setattr(Team, "ask", ask)
+    run(two_ranks, conditioning=controlled)
+    assert questions[0].x is not None and [each.x for each in questions[0].controls] == [None, None]
 
 
 def quantised(path: Path, folder: Path, weights: str) -> ModelPatcher:
