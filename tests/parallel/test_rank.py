@@ -45,7 +45,7 @@ def test_attention_is_chosen_for_the_heads_of_a_rank(
     rank, measured = Rank(), list[int]()
     rank._ways[split] = 0, Others(split.sequence)  # type: ignore[assignment]
     monkeypatch.setattr(module, "choose_attention", lambda size, heads, options: measured.append(heads))
-    rank.load("model", str(tiny_pipelines["5b"]), "fp32", "")
+    rank.load("model", str(tiny_pipelines["5b"]), "fp32", "detect")
     config = rank._models["model"][0].model.diffusion_model.config
     x, context = torch.zeros(2, config.in_channels, 1, 4, 4), torch.zeros(2, 3, config.text_embed_dim)
     sent = packed(x), packed(torch.full((2,), 500.0)), Sender().kept(context)
