@@ -39,3 +39,8 @@ def prepare(environ: MutableMapping[str, str], is_alone: bool) -> None:
         environ.pop(LOOPBACK, None)
     for name, value in ray_environment(is_alone).items():
         environ.setdefault(name, value)
+
+
+def prepare_ray(is_alone: bool) -> None:
+    """The same for this process, where Ray is about to be imported."""
+    prepare(os.environ, is_alone)

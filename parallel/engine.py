@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..host.optional_packages import import_package, is_installed, package_error
-from ..host.ray_environment import LOOPBACK
+from ..host.ray_environment import LOOPBACK, prepare_ray
 from . import joining
 
 PURPOSE = "Running a model on several cards"
@@ -84,7 +84,7 @@ def all_cards() -> int:
 
 def torch_cards() -> int:
     """Every card of this machine."""
-    import torch  # late, for the same reason as prepare_ray
+    import torch  # late: dev.py asks check_address in a Python that has no packages
 
     return torch.cuda.device_count()
 
@@ -161,9 +161,6 @@ def check_address(address: str) -> None:
 
 def _ray(address: str = "") -> Any:
     if "ray" not in sys.modules:
-        # Late: dev.py asks check_address in a Python that has no packages.
-        from ..host.patches import prepare_ray
-
         prepare_ray(is_alone=not address)
     return import_package("ray", PURPOSE)
 

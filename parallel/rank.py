@@ -18,7 +18,7 @@ from ..host.attention_kernels import AttentionSize, choose_attention
 from ..host.compat import is_out_of_memory, take_off_device
 from ..host.exact_attention import with_exact_attention
 from ..host.optional_packages import import_package
-from ..keys import with_positions, with_shared_tokens
+from ..keys import read_shared_tokens, with_positions, with_shared_tokens
 from ..model_loaders.load_controlnet import load_controlnet
 from ..model_loaders.load_model import load_model
 from ..sockets.control import CogVideoXControl, ControlInputs
@@ -54,7 +54,6 @@ class Rank:
         self._sizes: set[AttentionSize] = set()
         self._ways: dict[Split, tuple[int, TokenRanks]] = {}
         self._said: list[str] = []
-        self._world = 1
         self._vaes = RankVaes(lambda sentence: self._said.append(sentence))  # the list of the answer that is made then
 
     def answer(self, method: str, *arguments: Any) -> Answer:
@@ -97,7 +96,6 @@ class Rank:
 
     def join(self, number: int, world: int, meeting: str, splits: tuple[Split, ...]) -> None:
         """Meet the other ranks at `meeting`, a URL of torch.distributed, as rank `number` of `world`."""
-        self._world = world
         backend = "nccl" if mm.get_torch_device().type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=number, world_size=world)
         for split in splits:
@@ -183,6 +181,8 @@ class Rank:
         with self._loaded(patcher, question, x, context.shape[1], options) as network:
             control = None
             for asked in question.controls:
+                # Where it is None it is the model's.
+                asked = asked._replace(x=asked.x or question.x)
                 control = self._control(asked, control, options, received, own)
             v = network(
                 x,
@@ -231,7 +231,9 @@ class Rank:
         size = AttentionSize(x.device, x.dtype, tokens, c.attention_head_dim)
         if size not in self._sizes:  # says nothing where it has been measured
             self._sizes.add(size)
-            told = choose_attention(size, -(-c.num_attention_heads // self._world), options)
+            ranks = read_shared_tokens(options)
+            heads = -(-c.num_attention_heads // (ranks.size if ranks else 1))
+            told = choose_attention(size, heads, options)
             self._said += [told] if told else []
         patcher.pre_run()
         try:

@@ -82,7 +82,7 @@ class RemoteWeights:
             None if ofs is None else packed(ofs),
             positions,
             is_exact_attention,
-            tuple(map(self._control_question, controls)),
+            tuple(self._control_question(each, x) for each in controls),
         )
         try:
             split = self.team.split.used_for(x.shape[0])
@@ -93,7 +93,7 @@ class RemoteWeights:
             if not self._goes_on_alone:
                 raise
             show_on_running_node(f"{error} This run goes on alone, on one card, from the step that was lost.")
-            self._alone = self._load_here(controls)
+            self._alone = self._load_here(controls, x.shape)
             return None
         except BaseException:  # Cancel: what was sent may not have arrived
             self._begin_run()
@@ -102,11 +102,13 @@ class RemoteWeights:
         parts = [unpacked(answer.v) for answer in answers if answer.v is not None]
         return torch.cat(parts).to(x.device)
 
-    def _control_question(self, asked: AskedControl) -> ControlQuestion:
+    def _control_question(self, asked: AskedControl, x: torch.Tensor) -> ControlQuestion:
         control, inputs = asked
+        # Text to video has no other channels than the noisy ones, which the control net sees too.
+        is_same = inputs.x.dtype == x.dtype and torch.equal(inputs.x, x)
         return ControlQuestion(
             self._control_names[control.patcher],
-            packed(inputs.x),
+            None if is_same else packed(inputs.x),
             self._sender.kept(inputs.guide),
             packed(inputs.timestep),
             self._sender.kept(inputs.context),
@@ -138,9 +140,13 @@ class RemoteWeights:
         """The patcher of this process with the weights on its card, for a run that goes on alone."""
         return self._alone
 
-    def _load_here(self, controls: Sequence[AskedControl]) -> Any:
-        patcher = with_patches(self._load_again(*self._arguments), self._patches)
-        mm.load_models_gpu([patcher, *(control.patcher for control, _ in controls)])
+    def _load_here(self, controls: Sequence[AskedControl], shape: torch.Size) -> Any:
+        """shape: of the x of a step, for which there has to be room as well: RemoteModel.memory_required says 0."""
+        patcher: Any = with_patches(self._load_again(*self._arguments), self._patches)
+        patcher.model.current_patcher = patcher  # whose options memory_required looks at
+        self.team.wait_until_gone()  # the first rank was on the same card
+        models = [patcher, *(control.patcher for control, _ in controls)]
+        mm.load_models_gpu(models, memory_required=patcher.model.memory_required(list(shape)))
         return patcher
 
     def end_run(self) -> None:

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ..errors import UserError
@@ -31,6 +32,7 @@ _RAY_LOG = "/tmp/ray/session_latest/logs"
 _ENDED = "another program in this ComfyUI has ended Ray"
 _LOOK_SECONDS = 0.1  # between two looks at Cancel while ranks compute
 _START_SECONDS = 300  # for all that ranks do before they load a model: imports, from a slow disk too, and their meeting
+_ENDING_SECONDS = 10  # within which the processes of lost ranks have ended
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NAME = __name__.removesuffix(".parallel.team")  # of the package: ComfyUI may have loaded it by its path
 _teams: "weakref.WeakSet[Team]" = weakref.WeakSet()
@@ -38,6 +40,10 @@ _teams: "weakref.WeakSet[Team]" = weakref.WeakSet()
 
 class RankLostError(UserError):
     """A rank has died, or could not go on: all of them have been ended."""
+
+
+class RankMemoryError(RankLostError):
+    """A rank's card has no memory left."""
 
 
 class Team:
@@ -61,6 +67,7 @@ class Team:
         self._models: set[str] = set()  # that use the ranks
         self._meeting = ExitStack()  # deletes the folder of the file where the ranks have met
         weakref.finalize(self, self._meeting.close)  # with ComfyUI as well
+        self._processes: list[psutil.Process] = []  # of the ranks of this machine
         self._places: Any = None  # what Ray has reserved for the ranks
         self._must_answer_by = math.inf
         self.shares_card = not address
@@ -97,6 +104,7 @@ class Team:
             self._require_same(versions(), self.ask("versions"))
             self.split = choose_split(self.split_name, self.cards, machines)
             self._join(machines)
+            self._processes = [] if self.address else list(map(psutil.Process, self.ask("process")))
         except BaseException:
             self.stop()
             raise
@@ -277,7 +285,7 @@ class Team:
         if failure.trace:
             logging.error(failure.trace)
         if failure.kind == MEMORY:
-            return RankLostError(
+            return RankMemoryError(
                 f"One of {self.cards} cards has no memory left: {failure.text} The ranks on the other cards have been "
                 "ended with it. The next run starts them again: make the video smaller or shorter, or add cards."
             )
@@ -335,6 +343,11 @@ def _scratch_folder() -> Iterator[Path]:
 def _options(on_cards: bool) -> dict[str, Any]:
     """This ComfyUI's, but for the card: a graph without one may ask for those of a cluster."""
     return {**plain_options(), "cpu": not on_cards}
+
+    def wait_until_gone(self) -> None:
+        """After ranks were lost, wait until those of this machine have left its cards: Ray ends them without waiting.
+        Raises nothing, and takes no longer than some seconds."""
+        psutil.wait_procs(self._processes, timeout=_ENDING_SECONDS)
 
 
 def _is_large(argument: Any) -> bool:

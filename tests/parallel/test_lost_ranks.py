@@ -183,6 +183,34 @@ def test_a_run_goes_on_alone(near: ModelPatcher) -> None:  # noqa: F811
     assert set(ranks_of(far)).isdisjoint(pids)
 
 
+def test_alone_there_is_room_for_a_step(near: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The ranks' model asks for none here; and the rank on the same card has ended before."""
+    far, loaded, load = on_two(near, goes_on_alone=True), list[tuple[str, float, bool]](), mm.load_models_gpu
+    pids = ranks_of(far)
+
+    def watched(models: Any, memory_required: float = 0, **options: Any) -> None:
+        alive = any(map(_is_alive, pids))
+        loaded.extend((type(each.model).__name__, memory_required, alive) for each in models)
+        load(models, memory_required=memory_required, **options)
+
+    monkeypatch.setattr(mm, "load_models_gpu", watched)
+    run(after_a_step(far, lambda: os.kill(pids[1], signal.SIGKILL)))
+    (_, room, alive), *others = [each for each in loaded if each[0] == type(near.model).__name__]
+    assert room >= near.model.memory_required([2, 16, 2, 8, 12]) > 0 and not alive and not others
+
+
+def test_lost_ranks_are_waited_for(two_ranks: ModelPatcher) -> None:
+    """Ray ends a process without waiting, and its memory on a card stays as long as it."""
+    team = team_of(two_ranks)
+    pids = ranks_of(two_ranks)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    threading.Timer(0.5, lambda: [os.kill(pid, signal.SIGKILL) for pid in pids]).start()
+    team.wait_until_gone()
+    assert not any(map(_is_alive, pids))
+    team.stop()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="another process's limits can be set on Linux alone")
 def test_a_rank_without_memory_ends_all(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
     """With what helps, and the next run on new processes."""
