@@ -51,7 +51,7 @@ def load_everywhere(
 ) -> None:
     """Have every rank load the `component` at `path` by its `method`. Raises UserError where the machines have other
     weights there, and as Team.ask does."""
-    with shown_meanwhile("Loading the weights in each process of CogVideoX Parallel."):
+    with shown_meanwhile("Loading the weights in each card's process."):
         prints = team.ask("fingerprint", str(path), component)
         if len(set(prints)) > 1:
             raise UserError(
