@@ -320,6 +320,11 @@ class Team:
         self._places = None
         self._meeting.close()
 
+    def wait_until_gone(self) -> None:
+        """After ranks were lost, wait until those of this machine have left its cards: Ray ends them without waiting.
+        Raises nothing, and takes no longer than some seconds."""
+        psutil.wait_procs(self._processes, timeout=_ENDING_SECONDS)
+
     def _end(self, end: Callable[[Any], object], what: Any) -> None:
         try:
             end(what)
@@ -343,11 +348,6 @@ def _scratch_folder() -> Iterator[Path]:
 def _options(on_cards: bool) -> dict[str, Any]:
     """This ComfyUI's, but for the card: a graph without one may ask for those of a cluster."""
     return {**plain_options(), "cpu": not on_cards}
-
-    def wait_until_gone(self) -> None:
-        """After ranks were lost, wait until those of this machine have left its cards: Ray ends them without waiting.
-        Raises nothing, and takes no longer than some seconds."""
-        psutil.wait_procs(self._processes, timeout=_ENDING_SECONDS)
 
 
 def _is_large(argument: Any) -> bool:

@@ -188,7 +188,7 @@ def test_alone_there_is_room_for_a_step(near: ModelPatcher, monkeypatch: pytest.
     far, loaded, load = on_two(near, goes_on_alone=True), list[tuple[str, float, bool]](), mm.load_models_gpu
     pids = ranks_of(far)
 
-    def watched(models: Any, memory_required: float = 0, **options: Any) -> None:
+    def watched(models: Any, memory_required: int = 0, **options: Any) -> None:
         alive = any(map(_is_alive, pids))
         loaded.extend((type(each.model).__name__, memory_required, alive) for each in models)
         load(models, memory_required=memory_required, **options)
