@@ -99,6 +99,7 @@ def test_another_pack_ends_ray_in_the_middle(two_ranks: ModelPatcher, near: Mode
 def test_no_room_for_the_meeting(two_ranks: ModelPatcher, near: ModelPatcher, monkeypatch, tmp_path: Path) -> None:  # noqa: F811
     """A full disk is named, no rank is left waiting, and no file either."""
     team = team_of(two_ranks)
+    ranks_of(two_ranks)  # Ray itself has begun, in the folder that it has room in
     team.stop()
     with monkeypatch.context() as full:
         full.setattr(tempfile, "tempdir", str(tmp_path / "none"))
@@ -124,7 +125,7 @@ def test_two_splits_take_turns(near: ModelPatcher, monkeypatch: pytest.MonkeyPat
             pretended.setattr(team, "_options", lambda on_cards: options)  # there is no card to compute on
             first, second = on_two(near, "sequence"), on_two(near, "cfg")
             for far in (first, second, first):
-                pressed = threading.Timer(120, mm.interrupt_current_processing)  # ends what waits
+                pressed = threading.Timer(400, mm.interrupt_current_processing)  # ends what waits
                 pressed.start()
                 check_parity(WHAT, run(far), run(near), 5e-6)
                 pressed.cancel()
