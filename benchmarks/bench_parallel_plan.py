@@ -67,11 +67,12 @@ def stage_bytes(model: Model) -> float:
     return model.tokens * model.width * VALUE_BYTES
 
 
-def step_seconds(model: Model, one_card: float, cards: int, link: float) -> float:
-    """A step on `cards`: each half of them computes one of the prompts, and shares its tokens.
+def step_seconds(model: Model, one_card: float, cards: int, link: float, divided: int = PROMPTS) -> float:
+    """A step on `cards`, in as many groups as prompts are `divided` into, each of which shares the tokens of its own:
+    each half computes one of the prompts (cfg, both), or with 1 all share the tokens of both (sequence).
 
     Computing divides evenly, and nothing is sent meanwhile. link: GB a second that a card sends."""
-    groups = min(cards, PROMPTS)
+    groups = min(cards, divided)
     sharing = cards // groups
     return one_card / cards + sent_bytes(model, sharing, PROMPTS // groups) / (link * GB)
 
@@ -117,11 +118,13 @@ def clip_table() -> Table:
     for name, model in MODELS.items():
         one = model.one_card()
         for link, speed in links.items():
-            spread = [STEPS * step_seconds(model, one, cards, speed) for cards in (1, 2, 4, 8)]
-            rows.append([f"{name}, {link}", *(f"{seconds:.1f}" for seconds in spread)])
+            for split, divided in (("cfg or both", PROMPTS), ("auto", 1)):
+                spread = [STEPS * step_seconds(model, one, cards, speed, divided) for cards in (1, 2, 4, 8)]
+                rows.append([f"{name}, {link}, {split}", *(f"{seconds:.1f}" for seconds in spread)])
     notes = (
-        f"Seconds of {STEPS} steps with guidance on H200s. One card: measured. More: counted, prompt and negative "
-        f"prompt on half of the cards each. GB a second that a card sends: NVLink {NVLINK:g}, PCIe {PCIE:g}, as in "
+        f"Seconds of {STEPS} steps with guidance on H200s. One card: measured. More: counted. cfg or both: prompt and "
+        "negative prompt on half of the cards each. auto: all share the tokens of both, as it does within a machine. "
+        f"GB a second that a card sends: NVLink {NVLINK:g}, PCIe {PCIE:g}, as in "
         f"xDiT's run {implied_link(ANCHORS[1]):.1f}.",
     )
     return Table("One clip", notes, ("model", "1 card", "2 cards", "4 cards", "8 cards"), rows)

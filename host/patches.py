@@ -35,17 +35,16 @@ accelerate's states
     peft, accelerate or another without which CogVideoX runs. Both would fail for every pack; see
     host.optional_packages.
 
-`os.environ`
-    gets what Ray reads when it is imported, before the first use of several cards (prepare_ray): to ask for a token,
-    report nothing, and listen on this machine alone. What the user has set stays.
-
 A wrapper hands every call for other models and latent formats on, unchanged: with whatever arguments a newer version of
 ComfyUI has added.
 
 Set elsewhere: the package's __init__.py enters the package in `sys.modules` under its proper name, and
-host.start_check adds one route to ComfyUI's server and one function to those that aiohttp calls when it starts. Only in
-processes that are not ComfyUI, host.standalone sets `sys.path` and, while ComfyUI's options are parsed, `sys.argv`,
-parallel.worker enters the package in `sys.modules`, and training.headless handles SIGINT and SIGTERM while it trains.
+host.start_check adds one route to ComfyUI's server and one function to those that aiohttp calls when it starts.
+host.ray_environment, which `dev.py farm` shares, gives `os.environ` what Ray reads when it is imported, before the
+first use of several cards: to ask for a token, report nothing, and listen on this machine alone. What the user has set
+stays. Only in processes that are not ComfyUI, host.standalone sets `sys.path` and, while ComfyUI's options are parsed,
+`sys.argv`, parallel.worker enters the package in `sys.modules`, and training.headless handles SIGINT and SIGTERM while
+it trains.
 """
 
 import functools
@@ -82,7 +81,6 @@ from .messages import (
 )
 from .protocols import LatentFormat
 from .queue_errors import in_words, is_link, own_messages, refused, reported_once
-from .ray_environment import ray_environment
 
 # The frontend falls back to the folder's name, not to English, where a locale has no entry (st in src/i18n.ts).
 _FRONTEND_LOCALES = ("en", "zh", "zh-TW", "ru", "ja", "ko", "fr", "es", "ar", "tr", "pt-BR", "fa", "he")
@@ -438,9 +436,3 @@ def own_states(*classes: type) -> Iterator[None]:
     finally:
         for owner, state in before:
             setattr(owner, name, state)
-
-
-def prepare_ray(is_alone: bool) -> None:
-    """Give Ray, which is about to be imported, what ray_environment has for it. What the user has set stays."""
-    for name, value in ray_environment(is_alone).items():
-        os.environ.setdefault(name, value)

@@ -3,6 +3,11 @@ needs it on machines that have none."""
 
 import os
 import secrets
+from collections.abc import MutableMapping
+
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": the address of this machine alone, whatever its system
+
+_TEN_YEARS_S = 10 * 366 * 24 * 3600
 
 
 def ray_environment(is_alone: bool) -> dict[str, str]:
@@ -12,9 +17,30 @@ def ray_environment(is_alone: bool) -> dict[str, str]:
     is_alone: no other machine is to reach it. It then listens on the loopback address alone, as it does by itself on
     Windows and macOS.
     """
-    chosen = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    # Without AUTO_CONNECT a call of a Ray that another pack has ended would start one with Ray's defaults.
+    chosen = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_ENABLE_AUTO_CONNECT": "0",
+        # Ray would end all of ComfyUI a minute after it has lost its server, or the first machine of a cluster.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(_TEN_YEARS_S),
+    }
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         chosen["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if is_alone:
-        chosen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        chosen[LOOPBACK] = "0"
     return chosen
+
+
+def prepare(environ: MutableMapping[str, str], is_alone: bool) -> None:
+    """Put into `environ` what ray_environment has. What the user has set stays, but for the loopback address: a program
+    that restarts itself hands on what the one before it had."""
+    if environ.get(LOOPBACK) == "0" or is_alone:
+        environ.pop(LOOPBACK, None)
+    for name, value in ray_environment(is_alone).items():
+        environ.setdefault(name, value)
+
+
+def prepare_ray(is_alone: bool) -> None:
+    """The same for this process, where Ray is about to be imported."""
+    prepare(os.environ, is_alone)

@@ -27,7 +27,10 @@ def use_comfyui(cpu: bool = True, comfyui: Path | None = None, options: dict[str
     arguments, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if cpu else [])]
     try:
         importlib.import_module("comfy.options").enable_args_parsing()
-        vars(importlib.import_module("comfy.cli_args").args).update(options)
+        cli_args = importlib.import_module("comfy.cli_args")
+        vars(cli_args.args).update(options)
+        if "fast" in options:
+            cli_args.args.fast = set(map(cli_args.PerformanceFeature, options["fast"]))
         # As main.py does. Before 0.30 the module `nodes` puts ComfyUI's folder `comfy` in front, and its utils.py would
         # be found in place of this package, without which `server` cannot be imported.
         importlib.import_module("utils")
@@ -36,9 +39,11 @@ def use_comfyui(cpu: bool = True, comfyui: Path | None = None, options: dict[str
 
 
 def plain_options() -> dict[str, Any]:
-    """The options of ComfyUI's command line in this process, as far as they are numbers, texts and switches."""
+    """The options of ComfyUI's command line in this process, as far as they are numbers, texts and switches, and
+    "fast", the optimizations to use, as a list of their names: all of it can be sent to another process."""
     options = vars(importlib.import_module("comfy.cli_args").args)
-    return {name: value for name, value in options.items() if isinstance(value, bool | int | float | str | None)}
+    plain = {name: value for name, value in options.items() if isinstance(value, bool | int | float | str | None)}
+    return {**plain, "fast": sorted(feature.value for feature in options["fast"])}
 
 
 def comfyui_folder() -> Path:

@@ -43,11 +43,14 @@ ADVICE = {
         "Connect Invert CogVideoX Video to the model before CogVideoX Follow Video, not after it."
     ),
     "keep the schedule": "Remove the ModelSampling node between the loader and the sampler.",
+    "leave the address empty": "Or leave address empty for the cards of this machine.",
     "load a control net": "Load a control net with Load CogVideoX ControlNet.",
     "load the file again": "Queue the prompt again, which loads the new one.",
     "load with this pack": "Connect a model from Load CogVideoX Model or Load CogVideoX Pipeline.",
     "make a mask": "Connect a MASK output (Convert Image to Mask makes one of pictures).",
     "make a latent": "Create a latent with Empty CogVideoX Latent, or encode a video with a CogVideoX VAE.",
+    "restart for another Ray": "Restart ComfyUI.",
+    "run on one card": "Bypass CogVideoX Parallel to run on one card.",
     "sample a mask in one run": (
         "Sample the masked video in one run, with CogVideoX Sampler or KSampler. To sample in parts, remove the mask "
         "from all of them and put the kept part back in the end, with Image Composite Masked."
@@ -69,6 +72,7 @@ ADVICE = {
     ),
     "start from noise": "Set denoise to 1, use CogVideoX Scheduler, or encode a video to start from.",
     "stretch positions": "CogVideoX Positions stretches the table with resample_table.",
+    "switch off what starts Ray": "Switch off the other node pack that uses Ray, and restart ComfyUI.",
     "switch weights off": "You can also switch prompt_weights off.",
     "take the node out": "Remove it from between the loader and the sampler.",
     "use plain windows": "That is, switch off retain_start_image and split_prompts in CogVideoX Context Windows.",

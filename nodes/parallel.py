@@ -5,7 +5,8 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..errors import UserError
-from ..parallel.engine import all_cards, check_address, check_installed, require_own_cards
+from ..parallel.engine import all_cards, check_address, check_cards, check_installed
+from ..parallel.source_hash import note_imported
 from ..parallel.split import AUTO, SPLITS, choose_split
 from ..sockets.model import require_cogvideox_model
 from ..sockets.vae import CogVideoXVAE
@@ -18,6 +19,8 @@ _MOST_CARDS = 64
 # For a node that is connected to the second output.
 _NO_VAE = "CogVideoX Parallel has no VAE to divide: connect one to its input vae as well."
 
+note_imported()
+
 
 def _check_split(split: str, cards: int, address: str = "") -> None:
     if not cards and address:
@@ -27,7 +30,7 @@ def _check_split(split: str, cards: int, address: str = "") -> None:
     choose_split(split, cards or all_cards(), machines=1)
 
 
-@checked(check_installed, check_address, require_own_cards, _check_split, require_cogvideox_model, check_vae_if_any)
+@checked(check_installed, check_address, check_cards, _check_split, require_cogvideox_model, check_vae_if_any)
 class CogVideoXParallel(io.ComfyNode):
     """MODEL and VAE out, without weights of their own: those of the ranks."""
 

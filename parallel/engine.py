@@ -14,6 +14,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..host.optional_packages import import_package, is_installed, package_error
+from ..host.ray_environment import LOOPBACK, prepare_ray
+from . import joining
 
 PURPOSE = "Running a model on several cards"
 ALLOWED = "COGVIDEOX_RAY_ADDRESSES"  # of clusters, in the environment of ComfyUI, divided by commas
@@ -25,9 +27,11 @@ _OPTIONS = {
     "log_to_driver": False,
     "logging_level": logging.ERROR,
 }
-_SECONDS = 8  # within which a cluster has to answer
+_MOST_ON_CPU = 8  # ranks: each has all of a model's weights
+_SECONDS = 3  # within which what has answered before answers again
 _lock = threading.Lock()
-_joined: str | None = None  # the address that Ray is connected to; "" for the one of this process
+_joined: str | None = None  # the address that `start` has connected Ray to; "" for the one of this process
+_session = ""  # of Ray, since then: another pack may have ended it, and started one of its own
 
 
 def start(address: str, cards: int) -> Any:
@@ -37,63 +41,93 @@ def start(address: str, cards: int) -> Any:
 
     Raises UserError where Ray is not installed, or the address is not allowed, has no token, or does not answer.
     """
-    global _joined
+    global _joined, _session
     with _lock:
         check_address(address)
-        ray = _ray()
+        joining.require_none_under_way()
+        ray = _ray(address)
         if ray.is_initialized():
-            if _joined == address:
-                return ray
-            if _joined is None:
+            if not _is_ours():
                 raise UserError(
-                    "Another node pack has started Ray in this ComfyUI, and a process can be in one cluster only. "
-                    "Switch off that pack, and start ComfyUI again."
+                    "Something else has started Ray in this process, which can be in one cluster only.",
+                    advice="switch off what starts Ray",
                 )
+            if _joined == address and _answers(ray):
+                return ray
+            _require_network(address)
             ray.shutdown()
             _joined = None
-        _join(ray, address) if address else _start_own(ray, cards)
-        _joined = address
+        _require_network(address)
+        joining.join(ray, address, _OPTIONS) if address else _start_own(ray, cards)
+        _joined, _session = address, session()
         return ray
 
 
 def session() -> str:
     """Which Ray this process is connected to; "" for none. The actors of an earlier one are gone."""
     ray = sys.modules.get("ray")
-    return ray.get_runtime_context().get_node_id() if ray is not None and ray.is_initialized() else ""
+    if ray is None or not ray.is_initialized():
+        return ""
+    context = ray.get_runtime_context()
+    return f"{context.get_node_id()} {context.get_job_id()}"
+
+
+def _is_ours() -> bool:
+    """Whether Ray is connected, and to what `start` has connected it to."""
+    return _joined is not None and session() == _session
 
 
 def all_cards() -> int:
     """Every card of this machine; two processes where there is none."""
-    import torch  # late, for the same reason as prepare_ray
+    return torch_cards() or 2
 
-    return torch.cuda.device_count() or 2
+
+def torch_cards() -> int:
+    """Every card of this machine."""
+    import torch  # late: dev.py asks check_address in a Python that has no packages
+
+    return torch.cuda.device_count()
+
+
+def _answers(ray: Any) -> bool:
+    """Whether Ray's server, which starts processes, is still there: without it a start would wait for ever."""
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def require_cards(cards: int, found: int, address: str = "") -> None:
     """Raises UserError where fewer cards than `cards` were found at `address`; "" for this machine."""
     if found < cards:
         where = f"at {address}" if address else "in this machine"
-        raise UserError(
-            f"Cards {where}: {found}, fewer than the {cards} asked for. Set cards to a number that is there."
-        )
+        what = "Start Ray on more machines, or set cards to fewer." if address else "Set cards to 0 for all."
+        raise UserError(f"Cards {where}: {found}, fewer than the {cards} asked for. {what}")
 
 
-def require_own_cards(cards: int, address: str = "") -> None:
-    """The same for this machine, before anything starts. Where it has no card, any number of processes stands in."""
-    import torch  # late, for the same reason as prepare_ray
-
-    found = torch.cuda.device_count()
-    if found and not address:
+def check_cards(cards: int, address: str = "") -> None:
+    """The same for this machine, before anything starts. Where it has no card, processes of the CPU stand in, of which
+    more than its memory holds are refused."""
+    if address:
+        return
+    if found := torch_cards():
         require_cards(cards, found)
+    elif cards > _MOST_ON_CPU:
+        raise UserError(
+            f"At most {_MOST_ON_CPU} processes of the CPU compute together, and cards is {cards}: this machine has no "
+            f"card. Set cards to {_MOST_ON_CPU} or fewer."
+        )
 
 
 def shut_down() -> None:
     """End what `start` has begun, and all that runs in it."""
     global _joined
     with _lock:
-        if _joined is not None:
+        if _is_ours():
             _ray().shutdown()
-            _joined = None
+        _joined = None
 
 
 def check_installed(cards: int = 0) -> None:
@@ -112,32 +146,48 @@ def check_address(address: str) -> None:
     allowed = {part.strip() for part in os.environ.get(ALLOWED, "").split(",")}
     if address not in allowed:
         raise UserError(
-            f"This ComfyUI does not call {address}: a workflow could otherwise send data anywhere. Whoever runs this "
-            f"ComfyUI can allow it: start it with the environment variable {ALLOWED}={address}, or leave the address "
-            "empty for the cards of this machine."
+            f"{address} is not called: a workflow could otherwise send data anywhere. Whoever starts this program can "
+            f"allow it with the environment variable {ALLOWED}={address}.",
+            advice="leave the address empty",
         )
     has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_AUTH_MODE") != "token" or not has_token:
         raise UserError(
             f"The cluster at {address} is not used without a token: whoever reaches a Ray without one can run code on "
-            "every machine of it. Start Ray and ComfyUI with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN."
+            "every machine of it. Start Ray there, and this program, with RAY_AUTH_MODE=token and the same "
+            "RAY_AUTH_TOKEN."
         )
 
 
-def _ray() -> Any:
+def _ray(address: str = "") -> Any:
     if "ray" not in sys.modules:
-        # Late: dev.py asks check_address in a Python that has no packages.
-        from ..host.patches import prepare_ray
-
-        prepare_ray(is_alone=ALLOWED not in os.environ)
+        prepare_ray(is_alone=not address)
     return import_package("ray", PURPOSE)
+
+
+def _require_network(address: str) -> None:
+    """Raises UserError where Ray has been imported for the other kind of Ray: when it is imported it reads whether it
+    listens on this machine alone."""
+    is_alone = os.environ.get(LOOPBACK) == "0"
+    if address and is_alone:
+        raise UserError(
+            f"Ray has been prepared for the cards of this machine alone, and {address} could not answer it until this "
+            f"program is restarted. {LOOPBACK}=0 may not be set then.",
+            advice="restart for another Ray",
+        )
+    if not address and not is_alone:
+        raise UserError(
+            "Ray has been prepared for a cluster, or imported by something else: a Ray of this machine's own would "
+            "listen on the network until this program is restarted.",
+            advice="restart for another Ray",
+        )
 
 
 def _start_own(ray: Any, cards: int) -> None:
     if os.environ.get("RAY_AUTH_MODE") != "token":
         raise UserError(
             "Ray is not started without a token, for any program of this machine could run code in it: its environment "
-            "says so, or another node pack has imported it before. Start ComfyUI with RAY_AUTH_MODE=token."
+            "says so, or something else has imported it before. Start this program with RAY_AUTH_MODE=token."
         )
     try:
         ray.init(
@@ -150,35 +200,6 @@ def _start_own(ray: Any, cards: int) -> None:
         )
     except Exception as error:  # of the system: no shared memory, no room for its files, no process to be started
         raise UserError(
-            f"Ray cannot start on this machine ({type(error).__name__}: {str(error)[:300]}). Take CogVideoX Parallel "
-            "out to run on one card."
+            f"Ray cannot start on this machine ({type(error).__name__}: {str(error)[:300]}).",
+            advice="run on one card",
         ) from error
-
-
-def _join(ray: Any, address: str) -> None:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), _SECONDS / 2).close()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Nothing answers at {address} ({error}). Start Ray there (ray start --head --port=…), or correct the "
-            "address: it is a name or number of a machine, a colon, and Ray's port."
-        ) from error
-    failed: list[Exception] = []
-
-    def connect() -> None:
-        try:
-            ray.init(address=address, **_OPTIONS)
-        except Exception as error:
-            failed.append(error)
-
-    # In a thread, for Ray goes on trying for a minute where something else answers at the port.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(_SECONDS)
-    if thread.is_alive() or failed:
-        reason = f"{type(failed[0]).__name__}: {str(failed[0])[:300]}" if failed else f"no answer in {_SECONDS} seconds"
-        raise UserError(
-            f"Ray at {address} does not let this ComfyUI in ({reason}). The token has to be the same, and so has the "
-            "version of Ray and of Python."
-        )

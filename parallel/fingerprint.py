@@ -4,7 +4,12 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import diffusers
+import torch
+
+from ..host.compat import comfyui_version
 from ..model_loaders.file_stamps import files_read
+from .source_hash import source_hash
 
 # Of a file: its beginning, with a safetensors file's header, its end, and places between. All of a checkpoint takes
 # half a minute to read, and a fine-tune differs from its base everywhere.
@@ -33,11 +38,11 @@ def _blocks(file: Path, size: int) -> Iterator[bytes]:
             yield opened.read(_BLOCK_BYTES)
 
 
-def source_hash() -> str:
-    """Of this pack's code, which two installations of one version may differ in."""
-    root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
-    for room in ("host", "model_loaders", "parallel", "sockets", "samplers", "transformer", "vae"):
-        for file in sorted((root / room).rglob("*.py")):
-            digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
-            digest.update(file.read_bytes().replace(b"\r\n", b"\n"))
-    return digest.hexdigest()[:12]
+def versions() -> dict[str, str]:
+    """What has to be the same in this process and in all ranks, lest they compute different things."""
+    return {
+        "this pack": source_hash(),
+        "ComfyUI": comfyui_version(),
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+    }

@@ -3,27 +3,28 @@
 import os
 import socket
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
-import diffusers
 import torch
 import torch.distributed as dist
 
 from ..errors import UserError, shortened
 from ..host.attention_kernels import AttentionSize, choose_attention
-from ..host.compat import comfyui_version, is_out_of_memory, take_off_device
+from ..host.compat import is_out_of_memory, take_off_device
 from ..host.exact_attention import with_exact_attention
 from ..host.optional_packages import import_package
-from ..keys import with_positions, with_shared_tokens
+from ..keys import read_shared_tokens, with_positions, with_shared_tokens
 from ..model_loaders.load_controlnet import load_controlnet
 from ..model_loaders.load_model import load_model
 from ..sockets.control import CogVideoXControl, ControlInputs
 from .engine import PURPOSE
-from .fingerprint import fingerprint, source_hash
+from .fingerprint import fingerprint, versions
+from .places import Place, own_card
 from .rank_answers import (
     MEMORY,
     OTHER,
@@ -49,11 +50,10 @@ class Rank:
     def __init__(self) -> None:
         self._models: dict[str, Any] = {}  # name -> [the patcher as it was loaded, the one with the run's patches]
         self._controls: dict[str, CogVideoXControl] = {}
-        self._received = Receiver()
+        self._received: defaultdict[str, Receiver] = defaultdict(Receiver)  # by model: another one may go meanwhile
         self._sizes: set[AttentionSize] = set()
         self._ways: dict[Split, tuple[int, TokenRanks]] = {}
         self._said: list[str] = []
-        self._world = 1
         self._vaes = RankVaes(lambda sentence: self._said.append(sentence))  # the list of the answer that is made then
 
     def answer(self, method: str, *arguments: Any) -> Answer:
@@ -71,13 +71,8 @@ class Rank:
         return Answer(value, None, tuple(self._said))
 
     def versions(self) -> dict[str, str]:
-        """What has to be the same in all ranks, lest they compute different things."""
-        return {
-            "this pack": source_hash(),
-            "ComfyUI": comfyui_version(),
-            "torch": str(torch.__version__),
-            "diffusers": diffusers.__version__,
-        }
+        """fingerprint.versions of this rank."""
+        return versions()
 
     def process(self) -> int:
         """Its number in the system."""
@@ -86,6 +81,11 @@ class Rank:
     def machine(self) -> str:
         """Of Ray's nodes, the one that this process is on."""
         return str(import_package("ray", PURPOSE).get_runtime_context().get_node_id())
+
+    def place(self) -> Place:
+        """The machine and the card that this process is on."""
+        numbers = import_package("ray", PURPOSE).get_gpu_ids()
+        return Place(self.machine(), ", ".join(map(str, numbers)), own_card())
 
     def meeting(self) -> str:
         """A URL where all ranks of a cluster can meet; this one will be the first of them."""
@@ -96,7 +96,6 @@ class Rank:
 
     def join(self, number: int, world: int, meeting: str, splits: tuple[Split, ...]) -> None:
         """Meet the other ranks at `meeting`, a URL of torch.distributed, as rank `number` of `world`."""
-        self._world = world
         backend = "nccl" if mm.get_torch_device().type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=number, world_size=world)
         for split in splits:
@@ -148,13 +147,13 @@ class Rank:
         self._vaes.end(video)
 
     def forget(self, name: str) -> None:
-        """Release a model, a control net or a VAE."""
+        """Release a model with its control nets, a control net or a VAE."""
         self.unload(name)
         self._models.pop(name, None)
-        if name in self._controls:
-            take_off_device(self._controls.pop(name).patcher)
+        for control in [each for each in self._controls if each.startswith(name)]:  # those of a model as well
+            take_off_device(self._controls.pop(control).patcher)
         self._vaes.forget(name)
-        self._received.forget()
+        self._received.pop(name, None)
         mm.soft_empty_cache()
 
     def loaded_bytes(self, name: str) -> int:
@@ -165,15 +164,16 @@ class Rank:
         """v for this rank's prompts of a batch that `split` divides."""
         group, tokens = self._ways[split]
         patcher = self._models[question.model][1]
+        received = self._received[question.model]
         if question.is_new_run:
-            self._received.forget()
+            received.forget()
 
         def own(x: torch.Tensor) -> torch.Tensor:
             # What is the same for all of the batch has a batch of 1.
             part = x if x.shape[0] == 1 else x.tensor_split(split.guidance)[group]
             return part.to(patcher.load_device)
 
-        x, context = own(unpacked(question.x)), own(self._received.take(question.context))
+        x, context = own(unpacked(question.x)), own(received.take(question.context))
         options: dict[str, Any] = with_positions({}, question.positions)  # type: ignore[arg-type]
         options = with_exact_attention(options) if question.is_exact_attention else options
         options = with_shared_tokens(options, tokens) if tokens.size > 1 else options
@@ -181,7 +181,9 @@ class Rank:
         with self._loaded(patcher, question, x, context.shape[1], options) as network:
             control = None
             for asked in question.controls:
-                control = self._control(asked, control, options, own)
+                # Where it is None it is the model's.
+                asked = asked._replace(x=asked.x or question.x)
+                control = self._control(asked, control, options, received, own)
             v = network(
                 x,
                 own(unpacked(question.timestep)),
@@ -197,18 +199,19 @@ class Rank:
         asked: ControlQuestion,
         previous: dict[str, Any] | None,
         options: dict[str, Any],
+        received: Receiver,
         own: Callable[[torch.Tensor], torch.Tensor],
     ) -> dict[str, Any]:
         """What a control net adds to this rank's tokens, with what those before it add."""
         control = self._controls[asked.name]
         control.strength, control.strength_type = asked.strength, asked.strength_type
-        guide, context = own(self._received.take(asked.guide)), own(self._received.take(asked.context))
+        guide, context = own(received.take(asked.guide)), own(received.take(asked.context))
         inputs = ControlInputs(own(unpacked(asked.x)), guide, own(unpacked(asked.timestep)), context)
         return control.added(inputs, previous, options)
 
     def end_run(self, name: str) -> None:
         """After the last step of a run."""
-        self._received.forget()
+        self._received.pop(name, None)
         if name in self._models:
             self._models[name][1].model.diffusion_model.forget_run()
 
@@ -228,7 +231,9 @@ class Rank:
         size = AttentionSize(x.device, x.dtype, tokens, c.attention_head_dim)
         if size not in self._sizes:  # says nothing where it has been measured
             self._sizes.add(size)
-            told = choose_attention(size, -(-c.num_attention_heads // self._world), options)
+            ranks = read_shared_tokens(options)
+            heads = -(-c.num_attention_heads // (ranks.size if ranks else 1))
+            told = choose_attention(size, heads, options)
             self._said += [told] if told else []
         patcher.pre_run()
         try:

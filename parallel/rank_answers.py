@@ -24,10 +24,13 @@ class Answer(NamedTuple):
 
 
 class ControlQuestion(NamedTuple):
-    """What a step asks a control net for: sockets.control.ControlInputs, and how much of the answer is added."""
+    """What a step asks a control net for: sockets.control.ControlInputs, and how much of the answer is added.
+
+    x: None where it is the model's.
+    """
 
     name: str
-    x: Packed
+    x: Packed | None
     guide: Kept
     timestep: Packed
     context: Kept
@@ -56,7 +59,8 @@ class VaeQuestion(NamedTuple):
     """A chunk of a video for a VAE.
 
     video: a name of its pass. x: latents or pixels [1, C, T, H, W], all rows. length: T of the whole video. memory,
-    band_pixels, compile: as in sockets.vae.CogVideoXVAE.decode_stream.
+    band_pixels, compile: as in sockets.vae.CogVideoXVAE.decode_stream. least: of vae.plan.LADDER, the first mode that
+    may be taken.
     """
 
     vae: str
@@ -68,6 +72,7 @@ class VaeQuestion(NamedTuple):
     memory: str
     band_pixels: int | None
     compile: bool
+    least: int
 
 
 class VaeRows(NamedTuple):

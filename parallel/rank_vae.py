@@ -71,7 +71,7 @@ class RankVaes:
         plan = vae.load(question.memory, question.band_pixels, own, needed)
         # The one that the rank with the least memory takes: one that computes the widest frames again sends no rows of
         # them.
-        number = rows.agree([each.name for each in LADDER].index(plan.name))
+        number = rows.agree(max(question.least, [each.name for each in LADDER].index(plan.name)))
         plan = in_bands(LADDER[number], question.band_pixels)
         activation = vae.activation(question.compile)
         stream = Stream(plan, vae.device, vae.vae_dtype, activation, rows=rows)

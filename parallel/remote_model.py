@@ -14,6 +14,8 @@ from .remote_control import sample_with_remote_controls
 from .remote_weights import RemoteWeights
 from .teams import drop_with, team_of
 
+_HOOKS_HERE = "transformer_options"  # go to the ranks, or are refused, as those of a MODEL
+
 
 class RemoteModel(CogVideoXModel):
     """CogVideoXModel without weights, whose transformer is remote_dit.RemoteDiT."""
@@ -63,6 +65,17 @@ class RemotePatcher(comfy.model_patcher.ModelPatcher):
     @property
     def weights(self) -> RemoteWeights:
         return self.model.diffusion_model.weights  # type: ignore[attr-defined]
+
+    def register_all_hook_patches(self, hooks: Any, *arguments: Any, **options: Any) -> Any:
+        """As ComfyUI's, which asks for it before a run. Raises UserError for hooks that change what is elsewhere."""
+        kinds = sorted({hook.hook_type.value for hook in hooks.hooks} - {_HOOKS_HERE}) if hooks else []
+        if kinds:
+            raise UserError(
+                f"The conditioning has hooks ({', '.join(kinds)}): a LoRA or another change that acts in some steps or "
+                "for one prompt only, which cannot be sent to other processes. Take the node out that has created "
+                "them, or run on one card without CogVideoX Parallel."
+            )
+        return super().register_all_hook_patches(hooks, *arguments, **options)
 
     def get_key_patches(self, filter_prefix: str | None = None) -> dict[str, Any]:
         """Raises UserError: there are no weights to merge or to save here."""

@@ -4,7 +4,7 @@ import copy
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 
 import comfy.model_management as mm
@@ -14,11 +14,11 @@ from ..host.messages import show_on_running_node
 from ..model_loaders.precision import WEIGHT_DTYPES
 from ..sockets.vae import CogVideoXVAE
 from ..vae.geometry import SPATIAL, video_frames
-from ..vae.plan import FAST, LOW, in_bands
+from ..vae.plan import FAST, LADDER, LEAST, LOW, in_bands
 from ..vae.streaming import latent_chunks, pixel_chunks, without_repeated
 from .engine import all_cards
 from .rank_answers import VaeQuestion
-from .team import RankLostError, Team
+from .team import RankLostError, RankMemoryError, Team
 from .teams import drop_with, load_everywhere, team_of
 from .token_ranks import parts_of
 from .transport import packed, unpacked
@@ -61,7 +61,35 @@ class RemoteVAE(CogVideoXVAE):
         band_pixels: int | None,
         compile: bool,
     ) -> Iterator[torch.Tensor]:
-        """What the ranks make of each chunk. Raises as Team.start and Team.ask do."""
+        """What the ranks make of each chunk. Out of memory, they begin again in a leaner mode, as one process does.
+        Raises as Team.start and Team.ask do."""
+        done, tries = 0, [FAST, LOW, LEAST][memory == "low" :]
+        for plan, following in zip_longest(tries, tries[1:]):
+            common = length, memory, band_pixels, compile, LADDER.index(plan)
+            try:
+                for made in islice(self._pass(method, chunks, *common), done, None):
+                    done += 1
+                    yield made
+                return
+            except RankMemoryError:
+                if following is None:
+                    raise
+            self.notify(
+                "The VAE needs more memory than one of the cards has: all of them start again, and it goes on in "
+                f"memory mode {following.name}, slower and with the same result."
+            )
+
+    def _pass(
+        self,
+        method: str,
+        chunks: Sequence[torch.Tensor],
+        length: int,
+        memory: str,
+        band_pixels: int | None,
+        compile: bool,
+        least: int,
+    ) -> Iterator[torch.Tensor]:
+        """Once through the chunks, in the mode `least` of LADDER or in a leaner one."""
         self._prepare()
         video, self.sent_bytes = uuid.uuid4().hex, 0
         try:
@@ -69,7 +97,7 @@ class RemoteVAE(CogVideoXVAE):
                 x = (self.process_input(chunk) if method == "encode" else chunk).to(self.vae_dtype)
                 is_last = index == len(chunks) - 1
                 question = VaeQuestion(
-                    self.name, video, packed(x), length, index == 0, is_last, memory, band_pixels, compile
+                    self.name, video, packed(x), length, index == 0, is_last, memory, band_pixels, compile, least
                 )
                 answers = self.team.ask(method, question, notify=self.notify)
                 self.sent_bytes += answers[0].sent_bytes
@@ -91,8 +119,8 @@ class RemoteVAE(CogVideoXVAE):
     def _make_room(
         self, memory: str, band_pixels: int | None, shape: torch.Size, zoom: int, needed: Callable[..., int]
     ) -> None:
-        """The first rank is on this process's card, and cannot unload what this process has there."""
-        if self.team.address:
+        """A first rank on this process's card cannot unload what this process has there."""
+        if not self.team.shares_card:
             return
         counts = parts_of(shape[3] // zoom, self.team.cards)
         plan = in_bands(LOW if memory == "low" else FAST, band_pixels)
@@ -112,6 +140,7 @@ class RemoteVAE(CogVideoXVAE):
         except RankLostError as error:
             if not self.goes_on_alone:
                 raise
+            self.team.wait_until_gone()  # the first rank was on the same card
             show_on_running_node(f"{error} The VAE goes on alone, on one card, from the frames that were lost.")
         # From the beginning, for what the convolutions keep of each chunk.
         yield from islice(computed_here(), done, None)

@@ -1,6 +1,7 @@
 """The weights of one model in the ranks of a team, with the patches that are on them now."""
 
 import logging
+import uuid
 import weakref
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from ..sockets.control import CogVideoXControl, ControlInputs
 from .rank_answers import ControlQuestion, Question
 from .run_patches import with_patches
 from .team import RankLostError, Team
-from .teams import load_everywhere
+from .teams import drop_with, load_everywhere
 from .transport import Sender, packed, unpacked
 
 AskedControl = tuple[CogVideoXControl, ControlInputs]
@@ -81,7 +82,7 @@ class RemoteWeights:
             None if ofs is None else packed(ofs),
             positions,
             is_exact_attention,
-            tuple(map(self._control_question, controls)),
+            tuple(self._control_question(each, x) for each in controls),
         )
         try:
             split = self.team.split.used_for(x.shape[0])
@@ -92,7 +93,7 @@ class RemoteWeights:
             if not self._goes_on_alone:
                 raise
             show_on_running_node(f"{error} This run goes on alone, on one card, from the step that was lost.")
-            self._alone = self._load_here(controls)
+            self._alone = self._load_here(controls, x.shape)
             return None
         except BaseException:  # Cancel: what was sent may not have arrived
             self._begin_run()
@@ -101,11 +102,13 @@ class RemoteWeights:
         parts = [unpacked(answer.v) for answer in answers if answer.v is not None]
         return torch.cat(parts).to(x.device)
 
-    def _control_question(self, asked: AskedControl) -> ControlQuestion:
+    def _control_question(self, asked: AskedControl, x: torch.Tensor) -> ControlQuestion:
         control, inputs = asked
+        # Text to video has no other channels than the noisy ones, which the control net sees too.
+        is_same = inputs.x.dtype == x.dtype and torch.equal(inputs.x, x)
         return ControlQuestion(
             self._control_names[control.patcher],
-            packed(inputs.x),
+            None if is_same else packed(inputs.x),
             self._sender.kept(inputs.guide),
             packed(inputs.timestep),
             self._sender.kept(inputs.context),
@@ -122,11 +125,12 @@ class RemoteWeights:
                 self._control_start = self.team.start_count
             if patcher not in self._control_names:
                 path, weight_dtype = patcher.cached_patcher_init[1][:2]
-                name = f"{self.name} control {len(self._control_names)}"
+                name = f"{self.name} control {uuid.uuid4().hex}"
                 load_everywhere(
                     self.team, "controlnet", "load_control", name, path, weight_dtype, notify=logging.warning
                 )
                 self._control_names[patcher] = name
+                drop_with(patcher, self.team, name)
 
     def _begin_run(self) -> None:
         self._is_new_run = True
@@ -136,9 +140,13 @@ class RemoteWeights:
         """The patcher of this process with the weights on its card, for a run that goes on alone."""
         return self._alone
 
-    def _load_here(self, controls: Sequence[AskedControl]) -> Any:
-        patcher = with_patches(self._load_again(*self._arguments), self._patches)
-        mm.load_models_gpu([patcher, *(control.patcher for control, _ in controls)])
+    def _load_here(self, controls: Sequence[AskedControl], shape: torch.Size) -> Any:
+        """shape: of the x of a step, for which there has to be room as well: RemoteModel.memory_required says 0."""
+        patcher: Any = with_patches(self._load_again(*self._arguments), self._patches)
+        patcher.model.current_patcher = patcher  # whose options memory_required looks at
+        self.team.wait_until_gone()  # the first rank was on the same card
+        models = [patcher, *(control.patcher for control, _ in controls)]
+        mm.load_models_gpu(models, memory_required=patcher.model.memory_required(list(shape)))
         return patcher
 
     def end_run(self) -> None:
@@ -149,19 +157,23 @@ class RemoteWeights:
             self.team.tell("end_run", self.name)
 
     def loaded_bytes(self) -> int:
-        """Of the weights on the first rank's card, which is the graph's own."""
-        if not self._is_on_cards or not self.team.is_running or self.team.address:
-            return 0
-        return int(self.team.ask("loaded_bytes", self.name)[0])
+        """Of the weights on the first rank's card, where that is the graph's own."""
+        return self._bytes_or_none("loaded_bytes") if self.team.shares_card else 0
 
     def unload(self) -> int:
         """Take the weights off the ranks' cards. Returns what was on the first one's, in bytes."""
+        freed = self.loaded_bytes()
+        self._bytes_or_none("unload")
+        self._is_on_cards = False
+        return freed
+
+    def _bytes_or_none(self, method: str) -> int:
+        """The first rank's answer. Raises nothing: ComfyUI asks at any moment, for other models and outside of runs
+        too, where an exception would end the thread that all runs are made in."""
         if not self._is_on_cards or not self.team.is_running:
             return 0
-        freed = self.loaded_bytes()
-        self._is_on_cards = False
         try:
-            self.team.ask("unload", self.name)
+            return int(self.team.ask(method, self.name, may_cancel=False)[0] or 0)
         except UserError as error:  # the ranks are gone, and their weights with them
             logging.warning(str(error))
-        return freed
+            return 0

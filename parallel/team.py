@@ -1,33 +1,49 @@
 """Ray actors that act as one: what every rank has to do is asked of all of them, and if one fails, all end."""
 
 import logging
+import math
 import os
 import socket
 import tempfile
 import threading
+import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.messages import shown_meanwhile
 from ..host.standalone import comfyui_folder, plain_options
+from ..system.complete_file import scratch_folder
 from . import engine, worker
+from .fingerprint import versions
+from .places import CARD, CORE, Place, order, own_card, reserve
 from .rank_answers import MEMORY, USER, Answer, Failure
 from .split import choose_split
 
+_RAY_LOG = "/tmp/ray/session_latest/logs"
+_ENDED = "another program in this ComfyUI has ended Ray"
 _LOOK_SECONDS = 0.1  # between two looks at Cancel while ranks compute
+_START_SECONDS = 300  # for all that ranks do before they load a model: imports, from a slow disk too, and their meeting
+_ENDING_SECONDS = 10  # within which the processes of lost ranks have ended
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NAME = __name__.removesuffix(".parallel.team")  # of the package: ComfyUI may have loaded it by its path
+_teams: "weakref.WeakSet[Team]" = weakref.WeakSet()
 
 
 class RankLostError(UserError):
     """A rank has died, or could not go on: all of them have been ended."""
+
+
+class RankMemoryError(RankLostError):
+    """A rank's card has no memory left."""
 
 
 class Team:
@@ -35,6 +51,8 @@ class Team:
 
     They start with the first use, and start again after one of them has been lost. `lock` is for who asks several
     things in a row.
+
+    shares_card: whether the first rank is on the card of this process.
     """
 
     def __init__(self, address: str, cards: int, split: str):
@@ -47,8 +65,14 @@ class Team:
         self._actors: list[Any] = []
         self._pending: list[Any] = []  # answers of a call that was cancelled
         self._models: set[str] = set()  # that use the ranks
-        self._meeting: Path | None = None
+        self._meeting = ExitStack()  # deletes the folder of the file where the ranks have met
+        weakref.finalize(self, self._meeting.close)  # with ComfyUI as well
+        self._processes: list[psutil.Process] = []  # of the ranks of this machine
+        self._places: Any = None  # what Ray has reserved for the ranks
+        self._must_answer_by = math.inf
+        self.shares_card = not address
         self.lock = threading.RLock()
+        _teams.add(self)
 
     @property
     def is_running(self) -> bool:
@@ -56,7 +80,7 @@ class Team:
 
     def start(self) -> None:
         """Raises UserError where there are fewer cards than ranks, or the ranks' machines do not fit together."""
-        if self.is_running:
+        if self._has_all():
             return
         self.stop()
         with shown_meanwhile(
@@ -70,24 +94,62 @@ class Team:
         self._ray = engine.start(self.address, torch.cuda.device_count())
         self._session = engine.session()
         on_cards = self._has_cards()
-        self._actors = [self._new_actor(on_cards) for _ in range(self.cards)]
         try:
+            if on_cards or self.address:
+                kind = CARD if on_cards else CORE
+                self._places = reserve(self._ray, kind, self.cards, self._where(), self._stop_idle)
+            self._actors = [self._new_actor(on_cards, number) for number in range(self.cards)]
+            self._must_answer_by = time.monotonic() + _START_SECONDS
             machines = self._order_by_machine()
-            self._require_same(self.ask("versions"))
+            self._require_same(versions(), self.ask("versions"))
             self.split = choose_split(self.split_name, self.cards, machines)
             self._join(machines)
+            self._processes = [] if self.address else list(map(psutil.Process, self.ask("process")))
         except BaseException:
             self.stop()
             raise
+        finally:
+            self._must_answer_by = math.inf
+
+    def _has_all(self) -> bool:
+        """Whether all ranks answer: the next step would lose a run to one that has ended since the last run."""
+        if not self.is_running:
+            return False
+        try:
+            self.ask("process")
+        except RankLostError as error:
+            logging.warning(f"{error} They start again now.")
+            return False
+        return True
 
     def _has_cards(self) -> bool:
+        if not self.address and plain_options()["cpu"]:
+            return False  # this machine's cards are not to be used
         found = int(self._ray.cluster_resources().get("GPU", 0))
         if not found and not torch.cuda.is_available():
             return False
         engine.require_cards(self.cards, found, self.address)
         return True
 
-    def _new_actor(self, on_cards: bool) -> Any:
+    def _where(self) -> str:
+        return f"at {self.address}" if self.address else "in this machine"
+
+    def _stop_idle(self) -> bool:
+        """End the ranks of other teams that nobody asks anything at the moment, such as those of a workflow that ran
+        before: ComfyUI keeps its results. They start again at their next use. Returns whether there were any."""
+        stopped = False
+        for team in list(_teams):
+            if team is self or not team.is_running or not team.lock.acquire(blocking=False):
+                continue
+            try:
+                logging.info("The processes of another CogVideoX Parallel end, for their cards are needed.")
+                team.stop()
+                stopped = True
+            finally:
+                team.lock.release()
+        return stopped
+
+    def _new_actor(self, on_cards: bool, number: int) -> Any:
         # By value: the process cannot import this package before the class has told it where it is.
         self._ray.cloudpickle.register_pickle_by_value(worker)
         threads = max(1, (os.cpu_count() or 1) // self.cards)
@@ -100,28 +162,31 @@ class Team:
             num_gpus=1 if on_cards else 0,
             max_restarts=0,
             runtime_env={"env_vars": variables},
+            **self._placed(number),
         )
-        return actor.remote(_NAME, str(_PACKAGE), str(comfyui_folder()), plain_options())
+        return actor.remote(_NAME, str(_PACKAGE), str(comfyui_folder()), _options(on_cards), bool(self.address))
+
+    def _placed(self, number: int) -> dict[str, Any]:
+        """Of an actor's options, the place of the one with this number."""
+        if self._places is None:
+            return {}
+        bundle = number * self._places.bundle_count // self.cards
+        strategy = self._ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._places, bundle)
+        return {"scheduling_strategy": strategy}
 
     def _order_by_machine(self) -> int:
-        """Ranks of one machine get numbers that follow each other: those share the tokens. Returns how many machines
-        there are."""
-        places = self.ask("machine")
-        self._actors = [actor for _, actor in sorted(zip(places, self._actors), key=lambda pair: pair[0])]
-        counts = Counter(places)
-        if len(counts) > 1 and len(set(counts.values())) > 1:
-            raise UserError(
-                f"The ranks are not evenly spread over the machines ({', '.join(map(str, counts.values()))} on "
-                "each). Set cards to a number that every machine has its share of."
-            )
-        return len(counts)
+        """Give the ranks the numbers that their places ask for. Returns how many machines there are."""
+        places, own = [Place(*place) for place in self.ask("place")], own_card()
+        numbers = order(places, own)
+        self._actors = [self._actors[number] for number in numbers]
+        self.shares_card = not self.address and places[numbers[0]].card == own
+        return len({place.machine for place in places})
 
     def _join(self, machines: int) -> None:
         ways = tuple({self.split, self.split.used_for(1)})
         if machines == 1:
             # A file and no port: torch's own meeting place listens on all of the machine's addresses.
-            self._meeting = Path(tempfile.mkdtemp(prefix="cogvideox_")) / "ranks"
-            meeting = self._meeting.as_uri()
+            meeting = (self._meeting.enter_context(_scratch_folder()) / "ranks").as_uri()
         else:
             meeting = self._take(self._wait([self._actors[0].call.remote("meeting")]))[0]
         calls = [
@@ -129,25 +194,37 @@ class Team:
         ]
         self._take(self._wait(calls))
 
-    def _require_same(self, found: Sequence[dict[str, str]]) -> None:
-        for name in found[0]:
+    def _require_same(self, own: dict[str, str], found: Sequence[dict[str, str]]) -> None:
+        """own: versions of this process, whose sampler and VAE go with what the ranks compute."""
+        for name in own:
             values = list(dict.fromkeys(each[name] for each in found))
             if len(values) > 1:
                 raise UserError(
                     f"The machines differ in the version of {name} ({', '.join(values)}), and would compute different "
                     "videos. Install the same everywhere."
                 )
+            if values != [own[name]]:
+                raise UserError(
+                    f"The processes of the other cards have another version of {name} ({values[0]}) than this ComfyUI "
+                    f"({own[name]}). Restart ComfyUI if {name} has been updated since its start; on several machines, "
+                    "install the same everywhere."
+                )
 
-    def ask(self, method: str, *arguments: Any, notify: Callable[[str], object] = logging.warning) -> list[Any]:
-        """The answers of all ranks to the same question. notify: gets sentences for the user.
+    def ask(
+        self,
+        method: str,
+        *arguments: Any,
+        notify: Callable[[str], object] = logging.warning,
+        may_cancel: bool = True,
+    ) -> list[Any]:
+        """The answers of all ranks to the same question. notify: gets sentences for the user. may_cancel: False for
+        what ComfyUI asks between two runs, where its mark of a Cancel that nothing has heeded yet ends nothing.
 
         Raises UserError for what a rank found wrong; RankLostError where one has died or could not go on, after all of
         them have been ended; and ComfyUI's exception of Cancel, after which the ranks finish what they compute.
         """
         with self.lock:
-            # Into shared memory once, for all ranks of a machine.
-            shared = [self._ray.put(argument) if _is_large(argument) else argument for argument in arguments]
-            answers = self._wait([actor.call.remote(method, *shared) for actor in self._actors])
+            answers = self._wait(self._call(method, arguments), may_cancel)
             for sentence in dict.fromkeys(sentence for answer in answers for sentence in answer.said):
                 notify(sentence)
             return self._take(answers)
@@ -155,17 +232,36 @@ class Team:
     def tell(self, method: str, *arguments: Any) -> None:
         """The same without waiting: what goes wrong shows in the next answer."""
         with self.lock:
-            self._pending += [actor.call.remote(method, *arguments) for actor in self._actors]
+            self._pending += self._call(method, arguments)
 
-    def _wait(self, calls: list[Any]) -> list[Answer]:
+    def _call(self, method: str, arguments: Sequence[Any]) -> list[Any]:
+        """What will be the answers. Raises RankLostError where the ranks' Ray has ended, with them."""
+        if not self.is_running:
+            raise self._lost(Failure("", _ENDED, ""))
+        try:
+            # Into shared memory once, for all ranks of a machine.
+            shared = [self._ray.put(argument) if _is_large(argument) else argument for argument in arguments]
+            return [actor.call.remote(method, *shared) for actor in self._actors]
+        except Exception as error:  # Ray has several, for one that ends at this moment
+            raise self._lost(Failure("", f"{type(error).__name__}: {error}", "")) from error
+
+    def _wait(self, calls: list[Any], may_cancel: bool = True) -> list[Answer]:
         ray, waiting = self._ray, [*self._pending, *calls]
         try:
             while waiting:
+                if time.monotonic() > self._must_answer_by:
+                    raise UserError(
+                        f"The processes for {self.cards} cards {self._where()} have not started within "
+                        f"{_START_SECONDS} seconds. See Ray's log there, in {_RAY_LOG}, and queue the workflow again."
+                    )
+                if not self.is_running:
+                    raise self._lost(Failure("", _ENDED, ""))
                 done, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK_SECONDS)
                 for answer in ray.get(done):  # an actor that has died raises, whatever the others wait for
                     if answer.failure is not None and answer.failure.kind != USER:
                         raise self._lost(answer.failure)
-                throw_if_interrupted()
+                if may_cancel:
+                    throw_if_interrupted()
             self._pending = []
             return ray.get(calls)
         except ray.exceptions.RayError as error:
@@ -189,7 +285,7 @@ class Team:
         if failure.trace:
             logging.error(failure.trace)
         if failure.kind == MEMORY:
-            return RankLostError(
+            return RankMemoryError(
                 f"One of {self.cards} cards has no memory left: {failure.text} The ranks on the other cards have been "
                 "ended with it. The next run starts them again: make the video smaller or shorter, or add cards."
             )
@@ -218,12 +314,40 @@ class Team:
         alive = self._actors if self.is_running else []  # those of an earlier Ray have ended with it
         self._actors, self._pending = [], []
         for actor in alive:
-            self._ray.kill(actor)
-        if self._meeting is not None:
-            for file in (self._meeting, *self._meeting.parent.iterdir()):
-                file.unlink(missing_ok=True)
-            self._meeting.parent.rmdir()
-            self._meeting = None
+            self._end(self._ray.kill, actor)
+        if self._places is not None and self._session == engine.session():
+            self._end(self._ray.util.remove_placement_group, self._places)
+        self._places = None
+        self._meeting.close()
+
+    def wait_until_gone(self) -> None:
+        """After ranks were lost, wait until those of this machine have left its cards: Ray ends them without waiting.
+        Raises nothing, and takes no longer than some seconds."""
+        psutil.wait_procs(self._processes, timeout=_ENDING_SECONDS)
+
+    def _end(self, end: Callable[[Any], object], what: Any) -> None:
+        try:
+            end(what)
+        except Exception:  # the others have to end as well
+            logging.exception("A process of another card could not be ended.")
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A new folder. What a ComfyUI that was killed has left is deleted. Raises UserError."""
+    try:
+        with scratch_folder(Path(tempfile.gettempdir()) / "cogvideox_ranks") as folder:
+            yield folder
+    except OSError as error:
+        raise UserError(
+            f"The ranks cannot meet: nothing can be written to the folder for temporary files ({error}). Free some "
+            "space there, or start ComfyUI with TMPDIR set to another folder."
+        ) from error
+
+
+def _options(on_cards: bool) -> dict[str, Any]:
+    """This ComfyUI's, but for the card: a graph without one may ask for those of a cluster."""
+    return {**plain_options(), "cpu": not on_cards}
 
 
 def _is_large(argument: Any) -> bool:

@@ -1,5 +1,6 @@
 """The teams of this process: one for each way to divide cards, as long as something uses it."""
 
+import logging
 import queue
 import threading
 import weakref
@@ -39,7 +40,10 @@ def drop_with(thing: object, team: Team, name: str) -> None:
 def _read_gone() -> None:
     while True:
         team, name = _gone.get()
-        team.drop(name)
+        try:
+            team.drop(name)
+        except Exception:  # the next one has to be released as well
+            logging.exception("The processes of other cards were not told that nothing uses a model any more.")
 
 
 def load_everywhere(
@@ -47,7 +51,7 @@ def load_everywhere(
 ) -> None:
     """Have every rank load the `component` at `path` by its `method`. Raises UserError where the machines have other
     weights there, and as Team.ask does."""
-    with shown_meanwhile("Loading the weights in each process of CogVideoX Parallel."):
+    with shown_meanwhile("Loading the weights in each card's process."):
         prints = team.ask("fingerprint", str(path), component)
         if len(set(prints)) > 1:
             raise UserError(

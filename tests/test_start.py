@@ -32,6 +32,12 @@ def test_importing_the_pack_loads_no_diffusers(built: dict[str, list[str]]) -> N
     assert not [name for name in built["modules"] if name.split(".")[0] in ("diffusers", "accelerate", "peft")]
 
 
+def test_importing_the_pack_loads_no_ray(built: dict[str, list[str]]) -> None:
+    """It is optional, takes as long, and reads its environment when it is imported, which is prepared later."""
+    assert "cogvideox.nodes.parallel" in built["modules"]
+    assert not [name for name in built["modules"] if name.split(".")[0] == "ray"]
+
+
 def test_any_folder_name_is_the_package_in_comfyui(tmp_path: Path) -> None:
     """ComfyUI imports the folder under its path; an error would show that path, and a script's classes would be others
     than the nodes'."""

@@ -68,3 +68,13 @@ class Hand:
         if self._starts >= _MOST_STARTS:
             self.gave_up = reason
         return job
+
+
+def asked_machines(hands: Sequence[Hand], is_silent: bool) -> set[str]:
+    """The machines that a clip can still go to; a clip that all of them have refused is made nowhere. Empty as long as
+    others may come.
+
+    is_silent: nothing has been heard for long of those that start: the machines that are there count alone.
+    """
+    others_start = any(hand.is_starting for hand in hands)
+    return set() if others_start and not is_silent else {hand.machine for hand in hands if hand.machine}

@@ -56,9 +56,10 @@ class Queue:
         self._waiting.append(job)
 
     def drop_refused(self, machines: Iterable[str]) -> list[tuple[Job, str]]:
-        """The clips that every one of `machines` has refused, each with the last reason: they wait no longer."""
+        """The clips that every one of `machines` has refused, each with the last reason: they wait no longer. None
+        without a machine."""
         wanted = set(machines)
-        dropped = [job for job in self._waiting if wanted <= self._refusals.get(job.id, {}).keys()]
+        dropped = [job for job in self._waiting if wanted and wanted <= self._refusals.get(job.id, {}).keys()]
         for job in dropped:
             self._waiting.remove(job)
         return [(job, list(self._refusals[job.id].values())[-1]) for job in dropped]

@@ -7,6 +7,7 @@ what they were made of and their hashes: by this a farm that was ended goes on w
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..errors import DevError
 from ..run.targets import file_sha256, read_record
 
 RECORD_SUFFIX = ".farm.json"
+_SUFFIX = re.compile(r"\.[A-Za-z0-9_-]{1,20}\Z")
 _NEEDED = {"line": dict, "files": list}
 
 
@@ -67,7 +69,9 @@ class Results:
         return written
 
     def _path(self, name: str, number: int, file: str) -> Path:
-        return self.folder / f"{name}{f'.{number}' if number > 1 else ''}{Path(file).suffix.lower()}"
+        # What a workflow calls its file is a stranger's: an ending that no file can have would end the whole farm.
+        suffix = found[0].lower() if (found := _SUFFIX.search(file)) else ""
+        return self.folder / f"{name}{f'.{number}' if number > 1 else ''}{suffix}"
 
     def _record(self, name: str) -> Path:
         return self.folder / f"{name}{RECORD_SUFFIX}"
@@ -81,4 +85,4 @@ class Results:
         if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
             return False
         path = self.folder / Path(entry["file"]).name
-        return path.name.startswith(f"{name}.") and file_sha256(path) == entry.get("sha256")
+        return f"{path.name}.".startswith(f"{name}.") and file_sha256(path) == entry.get("sha256")

@@ -35,6 +35,9 @@ from ..server import Server, request, running_server
 _PORTS_TRIED = 3
 _DYING_S = 2.0
 _CARD_ERROR = "CUDA error"  # after which nothing in that process can use the card
+# Of exceptions of torch's, whatever module has them, and of this pack's: host.compat.is_out_of_memory needs ComfyUI.
+_NO_MEMORY = ("OutOfMemoryError", "NoMemoryLeftError")
+_NO_MEMORY_ON_CPU = "DefaultCPUAllocator: "
 _LOCK = ".cogvideox-farm.lock"
 
 
@@ -91,8 +94,8 @@ class FarmServer:
         """Run a workflow. inputs: files, by their names in the server's input folder.
 
         Returns {"files": [(name, contents)], "seconds"}; {"refused"} where this server cannot run it and another one
-        may; {"error"} where it failed; {"lost"} where the server ended, or its card is in disorder, so that the next
-        workflow starts another one; {"broken"} where none starts any more.
+        may, for its nodes, models or memory; {"error"} where it failed; {"lost"} where the server ended, or its card is
+        in disorder, so that the next workflow starts another one; {"broken"} where none starts any more.
         """
         began = time.monotonic()
         try:
@@ -105,7 +108,7 @@ class FarmServer:
             if result.error is not None and _CARD_ERROR in result.error.message:
                 raise DevError(str(result.error))
             if result.error is not None:
-                return {"refused" if result.error.kind == "rejected" else "error": str(result.error)}
+                return {"refused" if _is_for_another(result.error) else "error": str(result.error)}
             files = self._saved(graph, result, server.output)
             made = [(path.name, path.read_bytes()) for path in files]
         except (DevError, OSError, aiohttp.ClientError, asyncio.TimeoutError, ValueError, LookupError) as error:
@@ -239,3 +242,9 @@ class FarmServer:
         self._running.close()
         how = "was ended" if status is None else f"ended with status {status}"
         return f"ComfyUI {how} ({error}), its last line: {line}"
+
+
+def _is_for_another(error: client.RunError) -> bool:
+    """Whether a machine with other nodes or models, or with a larger card, may run what this one could not."""
+    kind = error.exception_type.rsplit(".", 1)[-1]
+    return error.kind == "rejected" or kind in _NO_MEMORY or _NO_MEMORY_ON_CPU in error.message

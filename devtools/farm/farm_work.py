@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cogvideox.errors import printable
-from cogvideox.host.optional_packages import import_package
-from cogvideox.host.ray_environment import ray_environment
 from cogvideox.parallel import engine
 
 from ..console import say
@@ -26,11 +24,12 @@ from ..run.run_graph import build_graph
 from ..run.work import look_at, print_result
 from ..run_workflow import describe_video
 from . import farm_actor
-from .farm_hand import Hand
+from .farm_hand import Hand, asked_machines
 from .farm_plan import Job, Plan
 from .farm_queue import Queue
 
 _LOOK_S, _REPORT_S, _STOP_S = 1.0, 10.0, 15.0
+_SILENT_S = 600.0  # after which a worker that starts, and says nothing, is not waited for: it may never get a card
 _NAMES_ONLY = ("image", "video")  # options that say where a file was; its hash says what it is
 
 
@@ -82,9 +81,10 @@ class _Farm:
         self.plan, self.lines, self.media, self.out = plan, lines, media, out
         self.queue, self.count = Queue(jobs, plan.tries), len(jobs)
         self.finished = self.failed = 0
-        self.clips: dict[str, Clip] = {}  # that are being made, by id
+        self.clips: dict[str, Clip] = {}  # that have been given to a server, by id, until they are made or fail
         self.hands: list[Hand] = []
         self.reported_at, self.warned = time.monotonic(), False
+        self.heard_at = time.monotonic()  # of a worker that starts, or has started
         self.ray: Any = None
 
     def run(self, ready: Mapping[str, str]) -> int:
@@ -93,7 +93,6 @@ class _Farm:
         if not self.plan.address:
             _count_workers(self.plan, cards, "this machine")
         say(f"Joining Ray at {self.plan.address}" if self.plan.address else "Starting Ray for this machine alone")
-        _prepare_ray(is_alone=not self.plan.address)
         ended_by = signal.getsignal(signal.SIGTERM)
         self.ray = engine.start(self.plan.address, cards)
         if threading.current_thread() is threading.main_thread():
@@ -143,15 +142,19 @@ class _Farm:
         for hand in self.hands:
             if hand.actor is None and not hand.gave_up:
                 hand.start()
+                self.heard_at = time.monotonic()
             is_last = sum(bool(other.machine) for other in self.hands) == 1  # others may wait for a card for ever
             while hand.is_ready and (job := self.queue.take(hand.number, hand.machine, is_last)) is not None:
                 self._give(hand, job)
         if all(hand.gave_up for hand in self.hands):
             reasons = dict.fromkeys(hand.gave_up for hand in self.hands)
             raise DevError(f"No worker is left, and {len(self.queue)} clips are missing: {' '.join(reasons)}")
-        if not any(hand.is_starting for hand in self.hands):
-            for job, reason in self.queue.drop_refused(hand.machine for hand in self.hands if not hand.gave_up):
-                self._fail(job, reason)
+        for job, reason in self.queue.drop_refused(asked_machines(self.hands, self._is_silent())):
+            self._fail(job, reason)
+
+    def _is_silent(self) -> bool:
+        """Whether no worker is worth waiting for that has not started yet."""
+        return time.monotonic() - self.heard_at > _SILENT_S
 
     def _give(self, hand: Hand, job: Job) -> None:
         try:
@@ -189,6 +192,7 @@ class _Farm:
                 say(f"worker {hand.number} cannot start: {hand.gave_up}")
             else:
                 ids = f"supervised by process {answer['supervisor']}"
+                self.heard_at = time.monotonic()
                 say(f"worker {hand.number} is ready on {hand.machine}: ComfyUI is process {answer['process']}, {ids}")
                 self._compare_versions()
 
@@ -207,7 +211,7 @@ class _Farm:
             self._fail(job, problem)
         else:
             record = {"seconds": answer["seconds"], "machine": hand.machine, "tries": self.queue.begun(job)}
-            clip = self.clips.get(job.id)
+            clip = self.clips.pop(job.id, None)
             settings = {"settings": clip.settings} if clip is not None else {}
             whole = {**record, "line": self.lines[job.id], **settings}
             print_result(self.plan.results.write(job.id, answer["files"], whole), self.out)
@@ -245,6 +249,7 @@ class _Farm:
             self._fail(job, f"begun {self.plan.tries} times, and each time its ComfyUI was lost: {reason}")
 
     def _fail(self, job: Job, reason: str) -> None:
+        self.clips.pop(job.id, None)
         self.finished += 1
         self.failed += 1
         say(f"{self.finished} of {self.count}: {job.id} was not made: {reason}")
@@ -264,6 +269,8 @@ class _Farm:
         self.reported_at = time.monotonic()
         asked = {hand.actor.call.remote("progress"): hand for hand in self.hands if hand.call is not None}
         answered = self.ray.wait(list(asked), num_returns=len(asked), timeout=_LOOK_S)[0] if asked else []
+        if any(hand.is_starting for call, hand in asked.items() if call in answered):
+            self.heard_at = time.monotonic()
         for call, hand in asked.items():
             try:
                 doing = self.ray.get(call) if call in answered else "waits for a free card, or does not answer"
@@ -279,14 +286,6 @@ class _Farm:
                 self.ray.wait(ends, num_returns=len(ends), timeout=_STOP_S)
         finally:
             engine.shut_down()
-
-
-def _prepare_ray(is_alone: bool) -> None:
-    """Import Ray before the engine does: what that one calls needs ComfyUI, which this machine may lack. Raises:
-    UserError."""
-    for name, value in ray_environment(is_alone).items():
-        os.environ.setdefault(name, value)
-    import_package("ray", "The farm")
 
 
 def _own_cards() -> tuple[int, bool | None]:

@@ -187,8 +187,8 @@ def _identity(settings: Mapping[str, Any]) -> Any:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's contents, "" for a file that cannot be read."""
+    """The sha256 of a file's contents; "" for one that cannot be read, and for a pipe or device, which may not end."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
     except OSError:
         return ""

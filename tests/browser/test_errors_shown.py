@@ -213,8 +213,7 @@ def test_the_same_of_many_nodes_is_one_toast(page_of: Frontend) -> None:
     page = page_of.page
     page.evaluate(_MANY, [6, 0])
     page.evaluate("() => app.queuePrompt(0)")
-    expect(toast(page_of, WRONG_FRAMES)).to_have_count(1)
-    expect(toast(page_of, WRONG_FRAMES).locator(".p-toast-summary")).to_have_text("Empty CogVideoX Latent (6)")
+    expect(toast(page_of, WRONG_FRAMES).filter(has_text="Empty CogVideoX Latent (6)")).to_have_count(1)
     texts = "() => app.graph._nodes.flatMap(n => n.widgets ?? []).filter(w => w.name === '$$node-text-preview').length"
     assert page.evaluate(texts) == 6
 

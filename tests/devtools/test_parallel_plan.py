@@ -21,6 +21,7 @@ def test_a_step_is_divided() -> None:
     assert plan.step_seconds(model, 1.0, 1, plan.PCIE) == 1.0
     assert plan.step_seconds(model, 1.0, 2, plan.PCIE) == 0.5
     assert plan.step_seconds(model, 1.0, 8, 1e9) == pytest.approx(1 / 8, abs=1e-6)
+    assert plan.step_seconds(model, 1.0, 2, plan.PCIE, 1) == 0.5 + plan.sent_bytes(model, 2, 2) / (plan.PCIE * plan.GB)
     assert plan.step_seconds(model, 1.0, 8, plan.PCIE) > plan.step_seconds(model, 1.0, 8, plan.NVLINK) > 1 / 8
 
 

@@ -13,6 +13,8 @@ GIVEN = (
     Given("docs/exactness.md", "`num_inference_steps=10, strength=0.6`", ARITHMETIC),
     Given("docs/exactness.md", "denoise 0.6 against strength 0.6", CHOICE),
     Given("docs/exactness.md", "fp32 itself is accurate to about 1e-7 per operation", "IEEE 754: 2^-24 is 6e-8"),
+    Given("docs/farm.md", "none has been heard of for ten minutes", "devtools/farm/farm_work.py: a choice"),
+    Given("docs/many-cards.md", "by up to 4 % when cards share", "the bound of tests/host/test_quantized.py"),
     Given("docs/migration.md", "up to 32 MiB, 5000 nodes and 1000 inputs of a node is read", CHOICE),
     Given("docs/migration.md", "rewrite the workflow that is open, of up to 4 MiB,", CHOICE),
     Given("docs/migration.md", "1,000,000 values or 100 levels, or with a number of more than 309 digits", CHOICE),

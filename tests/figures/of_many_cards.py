@@ -27,9 +27,10 @@ def _limits(model: str, way: str) -> tuple[Value, ...]:
 FIGURES = (
     *(_row("What a card sends", m, said, SPLITS, " | ".join(["{2}"] * 5)) for m, said in NAMES.items()),
     *(
-        _row("One clip", f"{m}, {link}", f"{said}, {link}", CARDS, " | ".join(["{1}"] * 4))
+        _row("One clip", f"{m}, {link}, {split}", f"{said}, {link}, {named}", CARDS, " | ".join(["{1}"] * 4))
         for m, said in NAMES.items()
         for link in ("NVLink", "PCIe", *(() if m == "2b" else (_SHARED,)))
+        for split, named in (("cfg or both", "*cfg* or *both*"), ("auto", "*auto*"))
     ),
     *(_row("A farm", m, f"a clip of {said}", FARM, "{0} | {1} | {0} | {1}") for m, said in NAMES.items()),
     Figure(PAGE, "On {} H200s, counted from the measured steps", (fixed(plan.FARM),)),

@@ -138,6 +138,23 @@ def test_fast_layer_quantizes_its_input(mode: str) -> None:
         assert fast(x).shape == (2, 16, 64) and 1e-4 < error < (0.04 if mode == "fp8_e4m3fn" else 0.015)
 
 
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_fast_layer_gets_its_rows_in_parts(parts: int) -> None:
+    """Several cards and lean memory modes multiply some of the rows at a time, whose largest values differ: fp8 has
+    another scale then. The result is another one and no worse, which docs/many-cards.md says."""
+    weight = quantized.quantize(matrix(64, 128), "fp8_e4m3fn", torch.bfloat16)
+    plain, fast = linear(weight), linear(weight, ops.FastQuantizedOps)
+    for layer in (plain, fast):
+        layer.bias.zero_()
+    x = (matrix(2 * 24, 128, seed=4) * 20).to(torch.bfloat16).reshape(2, 24, 128)
+    x = x * torch.linspace(0.1, 40, 24, dtype=x.dtype)[:, None]
+    exact, whole = plain(x), fast(x)
+    divided = torch.cat([fast(part) for part in x.tensor_split(parts, dim=1)], dim=1)
+    assert not torch.equal(divided, whole)
+    assert relative_error(divided, whole) < 0.04
+    assert relative_error(divided, exact) < 1.2 * relative_error(whole, exact)
+
+
 @EACH_MODE
 def test_state_dict_is_comfyui_s_own(mode: str) -> None:
     """What stock nodes save must load in stock loaders."""

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from cogvideox.errors import UserError
+from cogvideox.host.ray_environment import LOOPBACK
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.parallel import engine, remote_weights
 from cogvideox.parallel.remote_model import spread
@@ -26,9 +28,24 @@ def start_ray() -> None:
     engine.shut_down()
 
 
+def listens() -> None:
+    """Prints the addresses at which its Ray listens, all processes together."""
+    os.environ.pop(LOOPBACK, None)  # the tests' own Ray may have set it
+    engine.start("", 0)
+    own = psutil.Process()
+    found = [
+        connection.laddr.ip
+        for process in (own, *own.children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    engine.shut_down()
+    print(json.dumps(sorted(set(found))))
+
+
 def join(_: str, address: str) -> None:
     """Prints what it is refused with, and after how long."""
-    engine._ray()  # its import takes seconds by itself
+    engine._ray(address)  # its import takes seconds by itself
     began = time.monotonic()
     try:
         engine.start(address, 0)

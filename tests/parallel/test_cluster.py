@@ -1,5 +1,6 @@
 """Two machines: two of Ray's nodes on this one, joined with a token."""
 
+import ipaddress
 import json
 import os
 import secrets
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from cogvideox.host.ray_environment import LOOPBACK
 from cogvideox.parallel import engine
 from cogvideox.tests.children import Child
 
@@ -34,12 +36,12 @@ def ray_command(environ: Mapping[str, str], *arguments: str) -> subprocess.Popen
 
 
 @pytest.fixture
-def machines() -> Iterator[Machines]:
-    """One core each."""
+def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
+    """One core each. A parameter: variables of their environment, in the place of those for a token."""
     folder = tempfile.mkdtemp(prefix="ray")  # a short path: sockets are in it, whose names have a limit
     environ = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
-    environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
+    environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder} | getattr(request, "param", {})
+    environ.pop(LOOPBACK, None)
     port = 20000 + os.getpid() % 20000
     store = f"--object-store-memory={100 << 20}"
     started = [ray_command(environ, "--head", f"--port={port}", "--include-dashboard=false", store)]
@@ -92,8 +94,24 @@ def test_a_rank_on_each_of_two_machines(machines: Machines, tiny_pipelines: Mapp
     assert "One of 2 ranks has stopped" in found["lost"]
 
 
+def test_a_ray_of_this_machine_stays_on_it() -> None:
+    """Where whoever runs ComfyUI has allowed clusters as well."""
+    child = Child("parallel.other_comfyui.listens", environ={engine.ALLOWED: "10.0.0.1:6379"})
+    assert child.wait(120) == 0, child.output()
+    found = json.loads(child.output().strip().splitlines()[-1])
+    plain = [ipaddress.ip_address(address.removeprefix("::ffff:")) for address in found]  # also as one of IPv6
+    assert plain and all(address.is_loopback for address in plain), found
+
+
+@pytest.mark.parametrize("machines", [{"RAY_AUTH_MODE": "disabled"}], indirect=True, ids=["open"])
+def test_a_cluster_that_asks_nobody_is_refused(machines: Machines, tiny_pipelines: Mapping[str, Path]) -> None:
+    """This process's own token says nothing of the cluster, which runs anybody's code."""
+    found = ask(machines, tiny_pipelines, "join", RAY_AUTH_MODE="token")
+    assert "asks nobody for a token" in found["refused"] and found["seconds"] < 10
+
+
 def test_another_token_is_refused(machines: Machines, tiny_pipelines: Mapping[str, Path]) -> None:
     """Within ten seconds, with what has to be the same."""
     found = ask(machines, tiny_pipelines, "join", RAY_AUTH_TOKEN="0" * 64)
-    assert "does not let this ComfyUI in" in found["refused"] and "token has to be the same" in found["refused"]
-    assert found["seconds"] < 12
+    assert "does not let this process in" in found["refused"] and "token has to be the same" in found["refused"]
+    assert found["seconds"] < 10

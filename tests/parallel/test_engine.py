@@ -1,15 +1,21 @@
 """Which Ray is used, and which is not."""
 
+import ast
+import re
 import sys
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from cogvideox.errors import UserError
+from cogvideox.host.ray_environment import LOOPBACK, prepare
+from cogvideox.nodes.advice import ADVICE
 from cogvideox.nodes.parallel import CogVideoXParallel
-from cogvideox.parallel import engine
+from cogvideox.parallel import engine, joining
 from cogvideox.tests.support import validated
 
 ADDRESS = "127.0.0.1:1"
@@ -25,10 +31,10 @@ def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_workflow_calls_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger's workflow could send the user's pictures to a stranger's machine."""
     monkeypatch.delenv(engine.ALLOWED, raising=False)
-    with pytest.raises(UserError, match=f"does not call {ADDRESS}.*COGVIDEOX_RAY_ADDRESSES={ADDRESS}"):
+    with pytest.raises(UserError, match=f"{ADDRESS} is not called.*COGVIDEOX_RAY_ADDRESSES={ADDRESS}"):
         engine.check_address(ADDRESS)
     refused = validated(CogVideoXParallel, cards=2, split="auto", address=ADDRESS)
-    assert "does not call" in str(refused)
+    assert "is not called" in str(refused)
 
 
 @pytest.mark.parametrize("lacking", ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"])
@@ -45,12 +51,20 @@ def test_an_allowed_address_passes(allowed: None) -> None:
     engine.check_address("")
 
 
-def test_where_nothing_answers_is_told_at_once(ray_runs: Any, allowed: None) -> None:
+@pytest.mark.parametrize("address", [ADDRESS, "127.0.0.1:99999", "127.0.0.1", "a..b:1"])
+def test_where_nothing_answers_is_told_at_once(ray_runs: Any, allowed: None, address: str) -> None:
     """Ray itself would try for a minute."""
     began = time.monotonic()
-    with pytest.raises(UserError, match=f"Nothing answers at {ADDRESS}"):
-        engine._join(ray_runs, ADDRESS)
+    with pytest.raises(UserError, match=f"Nothing answers at {address}"):
+        joining.join(ray_runs, address, {})
     assert time.monotonic() - began < 10
+
+
+def test_many_processes_of_a_cpu_are_refused() -> None:
+    """Each has all of a model's weights: a stranger's workflow would take all of the machine's memory."""
+    if not torch.cuda.device_count():
+        assert "At most 8 processes" in str(validated(CogVideoXParallel, cards=64, split="auto", address=""))
+    assert validated(CogVideoXParallel, cards=0, split="auto", address="") is True
 
 
 def test_the_number_of_cards_elsewhere_is_asked_for(allowed: None) -> None:
@@ -76,3 +90,78 @@ def test_more_ranks_than_cards_are_refused_at_once(
     refused = validated(CogVideoXParallel, cards=2, split="auto")
     assert ("Cards in this machine: 1, fewer than the 2 asked for" in str(refused)) == is_refused
     assert is_refused or refused is True
+
+
+class SlowRay:
+    """Whose init takes as long as the test says."""
+
+    __file__ = joining.__file__
+
+    def __init__(self) -> None:
+        self.answers, self.is_connected = threading.Event(), False
+
+    def init(self, **_: Any) -> None:
+        self.answers.wait(20)
+        self.is_connected = True
+
+    def shutdown(self) -> None:
+        self.is_connected = False
+
+
+def test_a_cluster_that_answers_too_late_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else may be in it then, and no run could use another Ray."""
+    monkeypatch.setattr(joining, "SECONDS", 0.1)
+    monkeypatch.setattr(joining, "_require_answer", lambda _: None)
+    monkeypatch.setattr(joining, "_require_token", lambda *_: None)
+    slow = SlowRay()
+    with pytest.raises(UserError, match="does not let this process in .no answer in 0.1 seconds"):
+        joining.join(slow, ADDRESS, {})
+    with pytest.raises(UserError, match="still tries to reach an address.*Try again then"):
+        engine.start("", 0)
+    slow.answers.set()
+    assert joining._last is not None
+    joining._last.join(20)
+    assert not slow.is_connected
+    joining.require_none_under_way()
+
+
+@pytest.mark.parametrize("address, loopback", [("", "1"), ("", None), (ADDRESS, "0")])
+def test_ray_listens_on_this_machine_alone_or_joins(
+    allowed: None, ray_runs: Any, monkeypatch: pytest.MonkeyPatch, address: str, loopback: str | None
+) -> None:
+    """Which of both is decided when it is imported: where clusters are allowed, an own Ray listened on the network."""
+    monkeypatch.setattr(ray_runs, "is_initialized", lambda: False)
+    monkeypatch.setattr(joining, "join", lambda *_: pytest.fail("the cluster could not answer"))
+    monkeypatch.setattr(engine, "_start_own", lambda *_: pytest.fail("it would listen on the network"))
+    monkeypatch.delenv(LOOPBACK) if loopback is None else monkeypatch.setenv(LOOPBACK, loopback)
+    with pytest.raises(UserError, match="until this program is restarted"):
+        engine.start(address, 0)
+
+
+def test_messages_name_no_node_and_advise_in_a_graph(allowed: None) -> None:
+    """dev.py's farm says them as well, which is no ComfyUI and has no nodes."""
+    for source in (engine, joining):
+        raised = [
+            node
+            for node in ast.walk(ast.parse(Path(str(source.__file__)).read_text("utf-8")))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "UserError"
+        ]
+        assert raised and not [text for text in map(ast.unparse, raised) if re.search("ComfyUI|CogVideoX ", text)]
+    with pytest.raises(UserError) as refused:
+        engine.check_address("10.0.0.9:1")
+    assert refused.value.advice in ADVICE and "10.0.0.9:1 is not called" in refused.value.message
+
+
+def test_a_restart_may_use_the_other_ray() -> None:
+    """A ComfyUI that restarts itself hands its environment on; and Ray's switch for macOS opens it to the network."""
+    environ: dict[str, str] = {}
+    prepare(environ, is_alone=True)
+    assert environ[LOOPBACK] == "0"
+    token = environ["RAY_AUTH_TOKEN"]
+    prepare(environ, is_alone=False)
+    assert LOOPBACK not in environ and environ["RAY_AUTH_TOKEN"] == token
+    opened = {LOOPBACK: "1"}
+    prepare(opened, is_alone=False)
+    assert opened[LOOPBACK] == "1"
+    prepare(opened, is_alone=True)
+    assert opened[LOOPBACK] == "0"

@@ -5,17 +5,23 @@ import os
 import resource
 import signal
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
+import psutil
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
-from cogvideox.parallel import engine
+from cogvideox.host.standalone import plain_options
+from cogvideox.parallel import engine, team
 from cogvideox.parallel.team import RankLostError, Team
 from cogvideox.tests.parallel.test_remote_model import WHAT, near, on_two, run  # noqa: F401 (a fixture)
 from cogvideox.tests.support import check_parity
@@ -58,6 +64,106 @@ def test_a_killed_rank_ends_all(two_ranks: ModelPatcher, near: ModelPatcher) -> 
     check_parity(WHAT, run(two_ranks), run(near), 5e-6)
 
 
+def test_a_rank_that_ends_between_two_runs(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """The next run starts all again and loses nothing. ComfyUI, which counts and unloads models in the thread that all
+    runs are made in, must not meet an exception there: it would never run anything again."""
+    for act in (lambda: two_ranks.loaded_size() == 0, mm.unload_all_models, lambda: run(two_ranks)):
+        run(two_ranks)
+        pids = ranks_of(two_ranks)
+        os.kill(pids[1], signal.SIGKILL)
+        assert act() is not False
+        check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+        assert set(ranks_of(two_ranks)).isdisjoint(pids)
+
+
+def test_models_are_unloaded_after_an_idle_cancel(two_ranks: ModelPatcher) -> None:
+    """Cancel marks the run of nobody where nothing runs; to free the models then must not raise its exception."""
+    run(two_ranks)
+    mm.interrupt_current_processing(True)
+    try:
+        mm.unload_all_models()
+    finally:
+        mm.interrupt_current_processing(False)
+    assert team_of(two_ranks).ask("loaded_bytes", two_ranks.weights.name) == [0, 0]  # type: ignore[attr-defined]
+
+
+def test_another_pack_ends_ray_in_the_middle(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """The run says so, and starts no Ray with Ray's own defaults, of an address that everybody reaches."""
+    ray = engine._ray()
+    with pytest.raises(RankLostError, match="another program in this ComfyUI has ended Ray"):
+        run(after_a_step(two_ranks, ray.shutdown))
+    assert not ray.is_initialized()
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+
+
+def test_no_room_for_the_meeting(two_ranks: ModelPatcher, near: ModelPatcher, monkeypatch, tmp_path: Path) -> None:  # noqa: F811
+    """A full disk is named, no rank is left waiting, and no file either."""
+    team = team_of(two_ranks)
+    team.stop()
+    with monkeypatch.context() as full:
+        full.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+        with pytest.raises(UserError, match="nothing can be written to the folder for temporary files"):
+            run(two_ranks)
+    assert not team.is_running
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+    assert any(tmp_path.iterdir())
+    team.stop()
+    assert not any(tmp_path.iterdir())
+
+
+def test_two_splits_take_turns(near: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Ray lends each card to one process. Two nodes of a workflow, or one whose split was changed, must not wait for
+    ever for each other's cards; here two are pretended."""
+    engine.shut_down()
+    try:
+        with monkeypatch.context() as pretended:
+            pretended.setattr(torch.cuda, "device_count", lambda: 2)
+            options = plain_options()
+            pretended.setattr(team, "plain_options", lambda: {**options, "cpu": False})
+            pretended.setattr(team, "_options", lambda on_cards: options)  # there is no card to compute on
+            first, second = on_two(near, "sequence"), on_two(near, "cfg")
+            for far in (first, second, first):
+                pressed = threading.Timer(120, mm.interrupt_current_processing)  # ends what waits
+                pressed.start()
+                check_parity(WHAT, run(far), run(near), 5e-6)
+                pressed.cancel()
+                assert team_of(far).is_running and len(ranks_of(far)) == 2
+            assert not team_of(second).is_running
+            with team_of(first).lock, ThreadPoolExecutor(1) as thread:  # as a run of another thread has it
+                with pytest.raises(UserError, match="2 cards are asked for in this machine, and 0 of 2 are free"):
+                    thread.submit(team_of(second).start).result(60)
+    finally:
+        engine.shut_down()
+
+
+def test_rays_server_ends(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """As where the machine has no memory left. Ray would end this process a minute later, and start nothing more."""
+    ranks_of(two_ranks)
+    (server,) = [each for each in psutil.Process().children() if each.name() == "gcs_server"]
+    server.kill()
+    server.wait(10)
+    assert int(os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"]) > 10**8
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+    check_parity(WHAT, run(on_two(near, "sequence")), run(near), 5e-6)
+
+
+def test_another_packs_ray_is_not_used(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
+    """One that has ended ours and started its own, which may ask nobody for a token."""
+    ray = engine._ray()
+    ranks_of(two_ranks)
+    ray.shutdown()
+    ray.init(address="local", num_cpus=1, include_dashboard=False, namespace="other", configure_logging=False)
+    try:
+        with pytest.raises(UserError, match="Something else has started Ray"):
+            run(two_ranks)
+        engine.shut_down()
+        assert ray.is_initialized(), "the other pack's Ray is not ours to end"
+    finally:
+        ray.shutdown()
+    check_parity(WHAT, run(two_ranks), run(near), 5e-6)
+
+
 def test_another_pack_ends_ray(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
     """Or a workflow of ours with another address does. Actors of an ended Ray can be asked nothing, not even to end."""
     pids, team = ranks_of(two_ranks), team_of(two_ranks)
@@ -75,6 +181,34 @@ def test_a_run_goes_on_alone(near: ModelPatcher) -> None:  # noqa: F811
     check_parity(WHAT, run(after_a_step(far, lambda: os.kill(pids[0], signal.SIGKILL)), steps=6), want, 5e-6)
     check_parity(WHAT, run(far, steps=6), want, 5e-6)
     assert set(ranks_of(far)).isdisjoint(pids)
+
+
+def test_alone_there_is_room_for_a_step(near: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The ranks' model asks for none here; and the rank on the same card has ended before."""
+    far, loaded, load = on_two(near, goes_on_alone=True), list[tuple[str, float, bool]](), mm.load_models_gpu
+    pids = ranks_of(far)
+
+    def watched(models: Any, memory_required: int = 0, **options: Any) -> None:
+        alive = any(map(_is_alive, pids))
+        loaded.extend((type(each.model).__name__, memory_required, alive) for each in models)
+        load(models, memory_required=memory_required, **options)
+
+    monkeypatch.setattr(mm, "load_models_gpu", watched)
+    run(after_a_step(far, lambda: os.kill(pids[1], signal.SIGKILL)))
+    (_, room, alive), *others = [each for each in loaded if each[0] == type(near.model).__name__]
+    assert room >= near.model.memory_required([2, 16, 2, 8, 12]) > 0 and not alive and not others
+
+
+def test_lost_ranks_are_waited_for(two_ranks: ModelPatcher) -> None:
+    """Ray ends a process without waiting, and its memory on a card stays as long as it."""
+    team = team_of(two_ranks)
+    pids = ranks_of(two_ranks)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    threading.Timer(0.5, lambda: [os.kill(pid, signal.SIGKILL) for pid in pids]).start()
+    team.wait_until_gone()
+    assert not any(map(_is_alive, pids))
+    team.stop()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="another process's limits can be set on Linux alone")
@@ -149,7 +283,7 @@ def test_machines_with_other_versions_are_refused(two_ranks: ModelPatcher) -> No
     found = team.ask("versions")
     assert found[0] == found[1] and found[0]["torch"] == torch.__version__
     with pytest.raises(UserError, match=r"differ in the version of torch \(2.0, 2.1\)"):
-        team._require_same([{"torch": "2.0"}, {"torch": "2.1"}])
+        team._require_same({"torch": "2.0"}, [{"torch": "2.0"}, {"torch": "2.1"}])
 
 
 def test_a_second_comfyui_on_the_same_machine(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811

@@ -21,9 +21,10 @@ from cogvideox.nodes.image import CogVideoXImageToVideo
 from cogvideox.nodes.parallel import CogVideoXParallel
 from cogvideox.nodes.video import CogVideoXEncodeVideo
 from cogvideox.parallel.remote_vae import RemoteVAE, spread_vae
-from cogvideox.parallel.team import RankLostError
+from cogvideox.parallel.team import RankLostError, RankMemoryError, Team
 from cogvideox.sockets.vae import CogVideoXVAE
 from cogvideox.tests.support import check_at_most, check_parity, relative_error
+from cogvideox.vae.plan import FAST, LADDER, LEAST, LOW
 
 pytestmark = pytest.mark.usefixtures("inference", "ray_runs")
 
@@ -176,6 +177,47 @@ def test_a_killed_rank(near: CogVideoXVAE, goes_on_alone: bool) -> None:
         with pytest.raises(RankLostError, match="One of 2 ranks has stopped.*Queue the workflow again"):
             list(frames)
     check("decode", far.decode(z), near.decode(z))
+
+
+@pytest.fixture
+def cramped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No memory is left in a rank at the second chunk, but for the leanest mode. Returns the modes that were asked."""
+    asked, modes = Team.ask, list[str]()
+
+    def ask(self: Team, method: str, *arguments: Any, **options: Any) -> list[Any]:
+        answers = asked(self, method, *arguments, **options)
+        if method == "decode":
+            plan = LADDER[arguments[0].least]
+            modes.append(plan.name)
+            if modes.count(plan.name) == 2 and plan != LEAST:
+                raise RankMemoryError("One of 2 cards has no memory left.")
+        return answers
+
+    monkeypatch.setattr(Team, "ask", ask)
+    return modes
+
+
+@pytest.mark.parametrize("memory, first", [("auto", ["fast", "fast"]), ("low", [])])
+def test_out_of_memory_all_ranks_take_a_leaner_mode(
+    near: CogVideoXVAE, far: RemoteVAE, cramped: list[str], memory: str, first: list[str]
+) -> None:
+    """As one process does: from the first chunk, with each frame once."""
+    z, said = latents(1, 16, 7, 4, 2), list[str]()
+    far.notify = said.append
+    frames = list(far.decode_stream(z, memory))
+    check("decode", torch.cat(frames), near.decode(z)[0])
+    assert cramped == [*first, "low", "low", "least", "least", "least"]
+    assert ["memory mode low" in sentence for sentence in said] == [True] * bool(first) + [False]
+    assert "memory mode least" in said[-1]
+
+
+def test_the_ranks_heed_the_mode(far: RemoteVAE) -> None:
+    """One that computes the widest frames again sends less; both send something."""
+    z, sent = latents(1, 16, 1, 4, 2), {}
+    for least in (FAST, LOW):
+        list(far._pass("decode", (z,), 1, "fast", None, False, LADDER.index(least)))
+        sent[least.name] = far.sent_bytes
+    assert 0 < sent["low"] < sent["fast"]
 
 
 def test_ranks_release_a_vae_that_is_gone(near: CogVideoXVAE, far: RemoteVAE) -> None:

@@ -1,12 +1,14 @@
 """The files of a farm's results, and which of them count as done."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from cogvideox.devtools.errors import DevError
 from cogvideox.devtools.farm.farm_results import Results
+from cogvideox.devtools.run.targets import file_sha256
 
 LINE = {"prompt": "a star", "seed": 3}
 FILES = [("star_00001_.MP4", b"video"), ("star_00001_.png", b"picture")]
@@ -29,6 +31,27 @@ def test_results_are_found_again(results: Results, tmp_path: Path) -> None:
     assert results.find_done("star", LINE) == record == json.loads((tmp_path / "star.farm.json").read_text())
     assert results.find_done("star", {**LINE, "seed": 4}) is None
     assert results.find_done("moon", LINE) is None
+
+
+@pytest.mark.parametrize("name", ["plain", "x." + "p" * 240, "x.p\x1b[31mn\ng", "x."])
+def test_any_name_that_a_workflow_gives(results: Results, name: str) -> None:
+    """A stranger's node may call its file what it will: the farm goes on, and the clip counts as made."""
+    record = results.write("star", [(name, b"1"), (name, b"2")], {"line": LINE})
+    assert [Path(each["file"]).name for each in record["files"]] == ["star", "star.2"]
+    assert results.find_done("star", LINE) == record
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_result(results: Results, tmp_path: Path) -> None:
+    """To read one would wait for ever."""
+    write(results)
+    (tmp_path / "star.mp4").unlink()
+    os.mkfifo(tmp_path / "star.mp4")
+    held = os.open(tmp_path / "star.mp4", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        assert file_sha256(tmp_path / "star.mp4") == "" and results.find_done("star", LINE) is None
+    finally:
+        os.close(held)
 
 
 @pytest.mark.parametrize("change", ["deleted", "changed", "another's"])

@@ -1,0 +1,135 @@
+"""What the farm does with answers, and whom it waits for, with servers and a Ray that are told what to say."""
+
+import io
+import json
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cogvideox.devtools import client
+from cogvideox.devtools.farm import farm_server, farm_work
+from cogvideox.devtools.farm.farm_hand import Hand
+from cogvideox.devtools.farm.farm_plan import Job
+from cogvideox.devtools.farm.farm_server import FarmServer, Place
+from cogvideox.devtools.farm.farm_work import _SILENT_S, _Farm
+
+OUT_OF_MEMORY = [
+    ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ("torch.cuda.OutOfMemoryError", "Allocation on device"),
+    ("cogvideox.host.compat.NoMemoryLeftError", "The card has no memory left."),
+    ("RuntimeError", "[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+class Remote:
+    """A Ray actor, which is asked and answers nothing."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.call = SimpleNamespace(remote=self._remote)
+
+    def _remote(self, method: str, *_: Any) -> str:
+        self.asked.append(method)
+        return f"{method} {id(self)}"
+
+
+class Farmland:
+    """A farm of some workers whose Ray answers `progress` of those in `talking`."""
+
+    def __init__(self, count: int):
+        self.out, self.talking = io.StringIO(), set[int]()
+        plan: Any = SimpleNamespace(tries=2, results=SimpleNamespace(write=lambda name, files, record: {"id": name}))
+        job = Job("dog", "line 1", None, {"save": {}})
+        self.farm = _Farm(plan, [job], {"dog": {}}, {}, self.out)
+        self.farm.hands = [Hand(number, Remote) for number in range(1, count + 1)]
+        self.farm.ray = SimpleNamespace(
+            wait=self._wait, get=lambda call: "looks for ComfyUI", exceptions=SimpleNamespace(RayError=RuntimeError)
+        )
+        self.farm._share_out()
+
+    def _wait(self, calls: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        of = {f"progress {id(hand.actor)}": hand.number for hand in self.farm.hands}
+        return [call for call in calls if of[call] in self.talking], []
+
+    def begin(self, number: int, machine: str) -> Hand:
+        """A worker is ready."""
+        hand = self.farm.hands[number - 1]
+        assert hand.settle({"machine": machine, "lists": {}, "versions": {}}) is None
+        return hand
+
+    def answer(self, hand: Hand, answer: dict[str, Any]) -> None:
+        job = hand.settle(answer)
+        assert job is not None
+        self.farm._take(hand, job, answer)
+
+    def later(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        now = time.monotonic() + seconds
+        monkeypatch.setattr(farm_work, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def errors(self) -> list[str]:
+        return [json.loads(line)["error"] for line in self.out.getvalue().splitlines()]
+
+
+def test_a_refused_clip_waits_for_others_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster with fewer free cards than workers leaves one of them without a card for ever."""
+    land = Farmland(2)
+    hand = land.begin(1, "small")
+    land.farm._share_out()
+    land.answer(hand, {"refused": "no memory left"})
+    land.farm._share_out()
+    assert hand.job is None and land.errors() == [], "the second machine may come yet"
+    land.later(monkeypatch, _SILENT_S + 1)
+    land.farm._share_out()
+    assert land.errors() == ["no memory left"] and land.farm.failed == 1
+
+
+def test_a_worker_that_fetches_a_model_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its card, and says what it does; a download takes an hour."""
+    land = Farmland(2)
+    hand = land.begin(1, "small")
+    land.farm._share_out()
+    land.answer(hand, {"refused": "no memory left"})
+    land.talking = {2}
+    land.later(monkeypatch, _SILENT_S + 1)
+    land.farm._report()
+    land.farm._share_out()
+    assert land.errors() == []
+    other = land.begin(2, "large")
+    land.farm._share_out()
+    assert other.job is not None, "the clip goes to the larger card"
+
+
+def test_nothing_is_kept_of_a_clip_that_is_made() -> None:
+    """A clip holds its picture or video, and there may be ten thousand."""
+    for answer in ({"files": [("dog.mp4", b"")], "seconds": 1.0}, {"error": "a node failed"}):
+        land = Farmland(1)
+        hand = land.begin(1, "any")
+        land.farm._share_out()
+        land.farm.clips["dog"] = SimpleNamespace(settings={})  # type: ignore[assignment]
+        land.farm._problem = lambda job, files: ""  # type: ignore[method-assign]
+        land.answer(hand, answer)
+        assert land.farm.finished == 1 and land.farm.clips == {}
+
+
+@pytest.mark.parametrize("kind, message", [*OUT_OF_MEMORY, ("ValueError", "a node failed")])
+def test_a_card_that_is_too_small_refuses(monkeypatch: pytest.MonkeyPatch, kind: str, message: str) -> None:
+    """A larger one may make the clip; what is wrong with the workflow itself fails everywhere."""
+    server = FarmServer(Place("", "", "", False, None, 1, (), ""))
+    server._server = SimpleNamespace(url="")  # type: ignore[assignment]
+    error = client.RunError("failed", "3", "KSampler", message, kind)
+    monkeypatch.setattr(farm_server.client, "run_workflow", lambda *_, **__: client.RunResult(error=error))
+    assert server.make({}, {}) == {"error" if kind == "ValueError" else "refused": str(error)}
+
+
+def test_a_machine_that_was_lost_has_its_time_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has been heard of those that start, for none has started for hours."""
+    land = Farmland(2)
+    hand, other = land.begin(1, "small"), land.begin(2, "large")
+    land.farm._share_out()
+    land.later(monkeypatch, 10 * _SILENT_S)
+    assert other.lose("gone") is None
+    land.answer(hand, {"refused": "no memory left"})
+    land.farm._share_out()
+    assert land.errors() == []

@@ -1,0 +1,53 @@
+"""What one rank does with a question, with others that are told what to say."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cogvideox.parallel import rank as module
+from cogvideox.parallel.rank import Rank
+from cogvideox.parallel.rank_answers import Question
+from cogvideox.parallel.split import Split
+from cogvideox.parallel.transport import Sender, packed
+
+pytestmark = pytest.mark.usefixtures("inference")
+
+
+class Others:
+    """Ranks that share all tokens with this one, and leave all of them to it."""
+
+    rank, sent_bytes = 0, 0
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def share(self, *tensors: Any) -> tuple[Any, ...]:
+        return tensors
+
+    def gather(self, video: torch.Tensor) -> torch.Tensor:
+        return video
+
+    def agree(self, choice: int) -> int:
+        return choice
+
+    def across(self, attend: Any) -> Any:
+        return attend
+
+
+@pytest.mark.parametrize("split", [Split(2, 1), Split(2, 2), Split(1, 4)])
+def test_attention_is_chosen_for_the_heads_of_a_rank(
+    tiny_pipelines: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, split: Split
+) -> None:
+    """Of four ranks, two to a prompt have half of the heads each, and not a quarter."""
+    rank, measured = Rank(), list[int]()
+    rank._ways[split] = 0, Others(split.sequence)  # type: ignore[assignment]
+    monkeypatch.setattr(module, "choose_attention", lambda size, heads, options: measured.append(heads))
+    rank.load("model", str(tiny_pipelines["5b"]), "fp32", "detect")
+    config = rank._models["model"][0].model.diffusion_model.config
+    x, context = torch.zeros(2, config.in_channels, 1, 4, 4), torch.zeros(2, 3, config.text_embed_dim)
+    sent = packed(x), packed(torch.full((2,), 500.0)), Sender().kept(context)
+    rank.predict(Question("model", True, *sent, None, {"riflex": False, "resample": False}, False, ()), split)
+    assert measured == [-(-config.num_attention_heads // split.sequence)]
