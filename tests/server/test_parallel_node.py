@@ -53,9 +53,9 @@ def image_to_video_and_all() -> dict:
     return graph
 
 
-def on_ranks(graph: dict, vae: tuple[str, int] = ("ranks", 1)) -> dict:
+def on_ranks(graph: dict) -> dict:
     """`graph` with CogVideoX Parallel behind its loader."""
-    far = {(PIPELINE, 0): ["ranks", 0], (PIPELINE, 2): [*vae]}
+    far = {(PIPELINE, 0): ["ranks", 0], (PIPELINE, 2): ["ranks", 1]}
     changed = {
         name: with_inputs(graph, name, **{key: moved(value, far) for key, value in each["inputs"].items()})[name]
         for name, each in graph.items()
