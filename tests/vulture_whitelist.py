@@ -39,5 +39,5 @@ UNUSED = {
     """,
     "ComfyUI reads it among its options": "base_directory",
     "ComfyUI's EasyCache reads it on its own state": "initial_step",
-    "the tests, whose client of a server devtools/client.py is as well": "exception_type interrupt history",
+    "the tests, whose client of a server devtools/client.py is as well": "interrupt history",
 }
