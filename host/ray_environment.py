@@ -1,7 +1,6 @@
 """What Ray is told by environment variables, which it reads when it is imported. No import of ComfyUI: `dev.py farm`
 needs it on machines that have none."""
 
-import os
 import secrets
 from collections.abc import MutableMapping
 
@@ -10,9 +9,10 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": the address of this machi
 _TEN_YEARS_S = 10 * 366 * 24 * 3600
 
 
-def ray_environment(is_alone: bool) -> dict[str, str]:
-    """Variables for a Ray that asks every caller for a token, made for this process, and reports nothing to anybody.
-    They are for the place of those alone that the user has not set.
+def prepare(environ: MutableMapping[str, str], is_alone: bool) -> None:
+    """Put into `environ`, for a Ray that is about to be imported, what has it ask every caller for a token, made here,
+    and report nothing to anybody. What the user has set stays, but for the loopback address: a program that restarts
+    itself hands on what the one before it had.
 
     is_alone: no other machine is to reach it. It then listens on the loopback address alone, as it does by itself on
     Windows and macOS.
@@ -25,22 +25,11 @@ def ray_environment(is_alone: bool) -> dict[str, str]:
         # Ray would end all of ComfyUI a minute after it has lost its server, or the first machine of a cluster.
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(_TEN_YEARS_S),
     }
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    if "RAY_AUTH_TOKEN_PATH" not in environ:
         chosen["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    if is_alone:
-        chosen[LOOPBACK] = "0"
-    return chosen
-
-
-def prepare(environ: MutableMapping[str, str], is_alone: bool) -> None:
-    """Put into `environ` what ray_environment has. What the user has set stays, but for the loopback address: a program
-    that restarts itself hands on what the one before it had."""
     if environ.get(LOOPBACK) == "0" or is_alone:
         environ.pop(LOOPBACK, None)
-    for name, value in ray_environment(is_alone).items():
+    if is_alone:
+        chosen[LOOPBACK] = "0"
+    for name, value in chosen.items():
         environ.setdefault(name, value)
-
-
-def prepare_ray(is_alone: bool) -> None:
-    """The same for this process, where Ray is about to be imported."""
-    prepare(os.environ, is_alone)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..host.optional_packages import import_package, is_installed, package_error
-from ..host.ray_environment import LOOPBACK, prepare_ray
+from ..host.ray_environment import LOOPBACK, prepare
 from . import joining
 
 PURPOSE = "Running a model on several cards"
@@ -99,12 +99,16 @@ def _answers(ray: Any) -> bool:
     return True
 
 
+def where(address: str) -> str:
+    """Where cards are, in a sentence; "" for this machine."""
+    return f"at {address}" if address else "in this machine"
+
+
 def require_cards(cards: int, found: int, address: str = "") -> None:
     """Raises UserError where fewer cards than `cards` were found at `address`; "" for this machine."""
     if found < cards:
-        where = f"at {address}" if address else "in this machine"
         what = "Start Ray on more machines, or set cards to fewer." if address else "Set cards to 0 for all."
-        raise UserError(f"Cards {where}: {found}, fewer than the {cards} asked for. {what}")
+        raise UserError(f"Cards {where(address)}: {found}, fewer than the {cards} asked for. {what}")
 
 
 def check_cards(cards: int, address: str = "") -> None:
@@ -161,7 +165,7 @@ def check_address(address: str) -> None:
 
 def _ray(address: str = "") -> Any:
     if "ray" not in sys.modules:
-        prepare_ray(is_alone=not address)
+        prepare(os.environ, is_alone=not address)
     return import_package("ray", PURPOSE)
 
 

@@ -97,7 +97,7 @@ class Team:
         try:
             if on_cards or self.address:
                 kind = CARD if on_cards else CORE
-                self._places = reserve(self._ray, kind, self.cards, self._where(), self._stop_idle)
+                self._places = reserve(self._ray, kind, self.cards, engine.where(self.address), self._stop_idle)
             self._actors = [self._new_actor(on_cards, number) for number in range(self.cards)]
             self._must_answer_by = time.monotonic() + _START_SECONDS
             machines = self._order_by_machine()
@@ -130,9 +130,6 @@ class Team:
             return False
         engine.require_cards(self.cards, found, self.address)
         return True
-
-    def _where(self) -> str:
-        return f"at {self.address}" if self.address else "in this machine"
 
     def _stop_idle(self) -> bool:
         """End the ranks of other teams that nobody asks anything at the moment, such as those of a workflow that ran
@@ -251,7 +248,7 @@ class Team:
             while waiting:
                 if time.monotonic() > self._must_answer_by:
                     raise UserError(
-                        f"The processes for {self.cards} cards {self._where()} have not started within "
+                        f"The processes for {self.cards} cards {engine.where(self.address)} have not started within "
                         f"{_START_SECONDS} seconds. See Ray's log there, in {_RAY_LOG}, and queue the workflow again."
                     )
                 if not self.is_running:
