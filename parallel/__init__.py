@@ -7,5 +7,7 @@ transformer on its part of the tokens; TokenRanks (token_ranks.py) exchanges hea
 Beside the MODEL goes a VAE (remote_vae.py): each rank has its weights (rank_vae.py) and some rows of every frame;
 RowRanks (row_ranks.py) exchanges a row with each neighbour before a convolution, and the moments before a norm.
 
+Actors start in actors.py, where places.py puts them, in the Ray that engine.py starts or joining.py joins.
+
 Ray and torch.distributed are imported by the functions that need them.
 """

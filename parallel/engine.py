@@ -68,8 +68,12 @@ def session() -> str:
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return ""
-    context = ray.get_runtime_context()
-    return f"{context.get_node_id()} {context.get_job_id()}"
+    return f"{machine()} {ray.get_runtime_context().get_job_id()}"
+
+
+def machine() -> str:
+    """Of Ray's nodes, the one that this process is on."""
+    return str(sys.modules["ray"].get_runtime_context().get_node_id())
 
 
 def _is_ours() -> bool:
@@ -147,6 +151,11 @@ def check_address(address: str) -> None:
     """Raises UserError for a cluster that a workflow may not call, or that would run anybody's code."""
     if not address:
         return
+    if address.split() != [address]:
+        raise UserError(
+            f"The address {address!r} has a space. It is a name or number of a machine, a colon, and Ray's port.",
+            advice="leave the address empty",
+        )
     allowed = {part.strip() for part in os.environ.get(ALLOWED, "").split(",")}
     if address not in allowed:
         raise UserError(

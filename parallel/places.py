@@ -28,13 +28,13 @@ def own_card() -> str:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
-def order(places: Sequence[Place], first: str) -> list[int]:
+def order(places: Sequence[Place], machine: str, card: str) -> list[int]:
     """The indices of `places` as ranks should follow each other: machine by machine, since those of one share the
-    tokens, and the one on the card `first` in front of its neighbours."""
+    tokens, `machine` in front of the others and `card` in front of its neighbours."""
 
     def key(index: int) -> tuple:
         place = places[index]
-        return place.machine, place.card != first, len(place.number), place.number
+        return place.machine != machine, place.machine, place.card != card, len(place.number), place.number
 
     return sorted(range(len(places)), key=key)
 

@@ -22,7 +22,7 @@ from ..keys import read_shared_tokens, with_positions, with_shared_tokens
 from ..model_loaders.load_controlnet import load_controlnet
 from ..model_loaders.load_model import load_model
 from ..sockets.control import CogVideoXControl, ControlInputs
-from .engine import PURPOSE
+from .engine import PURPOSE, machine
 from .fingerprint import fingerprint, versions
 from .places import Place, own_card
 from .rank_answers import (
@@ -78,14 +78,10 @@ class Rank:
         """Its number in the system."""
         return os.getpid()
 
-    def machine(self) -> str:
-        """Of Ray's nodes, the one that this process is on."""
-        return str(import_package("ray", PURPOSE).get_runtime_context().get_node_id())
-
     def place(self) -> Place:
         """The machine and the card that this process is on."""
         numbers = import_package("ray", PURPOSE).get_gpu_ids()
-        return Place(self.machine(), ", ".join(map(str, numbers)), own_card())
+        return Place(machine(), ", ".join(map(str, numbers)), own_card())
 
     def meeting(self) -> str:
         """A URL where all ranks of a cluster can meet; this one will be the first of them."""

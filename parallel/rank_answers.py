@@ -55,24 +55,32 @@ class Question(NamedTuple):
     controls: tuple[ControlQuestion, ...]
 
 
+class VaePass(NamedTuple):
+    """How a video goes through a VAE.
+
+    length: T of the whole video. memory, band_pixels, compile: as in sockets.vae.CogVideoXVAE.decode_stream. least: of
+    vae.plan.LADDER, the first mode that may be taken.
+    """
+
+    length: int
+    memory: str
+    band_pixels: int | None
+    compile: bool
+    least: int = 0
+
+
 class VaeQuestion(NamedTuple):
     """A chunk of a video for a VAE.
 
-    video: a name of its pass. x: latents or pixels [1, C, T, H, W], all rows. length: T of the whole video. memory,
-    band_pixels, compile: as in sockets.vae.CogVideoXVAE.decode_stream. least: of vae.plan.LADDER, the first mode that
-    may be taken.
+    video: a name of its pass. x: latents or pixels [1, C, T, H, W], all rows.
     """
 
     vae: str
     video: str
     x: Packed
-    length: int
     is_first: bool
     is_last: bool
-    memory: str
-    band_pixels: int | None
-    compile: bool
-    least: int
+    settings: VaePass
 
 
 class VaeRows(NamedTuple):

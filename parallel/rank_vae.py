@@ -66,14 +66,15 @@ class RankVaes:
         if rows is None:
             self._videos[question.video] = None
             return
-        own = (*shape[:2], question.length, zoom * rows.latent_rows, shape[4])
+        settings = question.settings
+        own = (*shape[:2], settings.length, zoom * rows.latent_rows, shape[4])
         needed = partial(vae.memory_used_decode if decodes else vae.memory_used_encode, around=(rows.above, rows.below))
-        plan = vae.load(question.memory, question.band_pixels, own, needed)
+        plan = vae.load(settings.memory, settings.band_pixels, own, needed)
         # The one that the rank with the least memory takes: one that computes the widest frames again sends no rows of
         # them.
-        number = rows.agree(max(question.least, [each.name for each in LADDER].index(plan.name)))
-        plan = in_bands(LADDER[number], question.band_pixels)
-        activation = vae.activation(question.compile)
+        number = rows.agree(max(settings.least, [each.name for each in LADDER].index(plan.name)))
+        plan = in_bands(LADDER[number], settings.band_pixels)
+        activation = vae.activation(settings.compile)
         stream = Stream(plan, vae.device, vae.vae_dtype, activation, rows=rows)
         self._videos[question.video] = _Video(question.vae, rows, stream)
 

@@ -17,7 +17,7 @@ from ..vae.geometry import SPATIAL, video_frames
 from ..vae.plan import FAST, LADDER, LEAST, LOW, in_bands
 from ..vae.streaming import latent_chunks, pixel_chunks, without_repeated
 from .engine import all_cards
-from .rank_answers import VaeQuestion
+from .rank_answers import VaePass, VaeQuestion
 from .team import RankLostError, RankMemoryError, Team
 from .teams import drop_with, load_everywhere, team_of
 from .token_ranks import parts_of
@@ -41,7 +41,7 @@ class RemoteVAE(CogVideoXVAE):
         self, latents: torch.Tensor, memory: str, band_pixels: int | None, compile: bool
     ) -> Iterator[torch.Tensor]:
         self._make_room(memory, band_pixels, latents.shape, 1, self.memory_used_decode)
-        asked = self._asked("decode", latent_chunks(latents), latents.shape[2], memory, band_pixels, compile)
+        asked = self._asked("decode", latent_chunks(latents), VaePass(latents.shape[2], memory, band_pixels, compile))
         yield from self._or_alone(
             without_repeated(asked, video_frames(latents.shape[2])),
             partial(super()._decoded, latents, memory, band_pixels, compile),
@@ -49,25 +49,17 @@ class RemoteVAE(CogVideoXVAE):
 
     def _encoded(self, video: torch.Tensor, memory: str, band_pixels: int | None) -> Iterator[torch.Tensor]:
         self._make_room(memory, band_pixels, video.shape, SPATIAL, self.memory_used_encode)
-        asked = self._asked("encode", pixel_chunks(video), video.shape[2], memory, band_pixels, False)
+        asked = self._asked("encode", pixel_chunks(video), VaePass(video.shape[2], memory, band_pixels, compile=False))
         yield from self._or_alone(asked, partial(super()._encoded, video, memory, band_pixels))
 
-    def _asked(
-        self,
-        method: str,
-        chunks: Sequence[torch.Tensor],
-        length: int,
-        memory: str,
-        band_pixels: int | None,
-        compile: bool,
-    ) -> Iterator[torch.Tensor]:
+    def _asked(self, method: str, chunks: Sequence[torch.Tensor], settings: VaePass) -> Iterator[torch.Tensor]:
         """What the ranks make of each chunk. Out of memory, they begin again in a leaner mode, as one process does.
         Raises as Team.start and Team.ask do."""
-        done, tries = 0, [FAST, LOW, LEAST][memory == "low" :]
+        done, tries = 0, [FAST, LOW, LEAST][settings.memory == "low" :]
         for plan, following in zip_longest(tries, tries[1:]):
-            common = length, memory, band_pixels, compile, LADDER.index(plan)
             try:
-                for made in islice(self._pass(method, chunks, *common), done, None):
+                again = self._pass(method, chunks, settings._replace(least=LADDER.index(plan)))
+                for made in islice(again, done, None):
                     done += 1
                     yield made
                 return
@@ -79,26 +71,15 @@ class RemoteVAE(CogVideoXVAE):
                 f"memory mode {following.name}, slower and with the same result."
             )
 
-    def _pass(
-        self,
-        method: str,
-        chunks: Sequence[torch.Tensor],
-        length: int,
-        memory: str,
-        band_pixels: int | None,
-        compile: bool,
-        least: int,
-    ) -> Iterator[torch.Tensor]:
-        """Once through the chunks, in the mode `least` of LADDER or in a leaner one."""
+    def _pass(self, method: str, chunks: Sequence[torch.Tensor], settings: VaePass) -> Iterator[torch.Tensor]:
+        """Once through the chunks."""
         self._prepare()
         video, self.sent_bytes = uuid.uuid4().hex, 0
         try:
             for index, chunk in enumerate(chunks):
                 x = (self.process_input(chunk) if method == "encode" else chunk).to(self.vae_dtype)
                 is_last = index == len(chunks) - 1
-                question = VaeQuestion(
-                    self.name, video, packed(x), length, index == 0, is_last, memory, band_pixels, compile, least
-                )
+                question = VaeQuestion(self.name, video, packed(x), index == 0, is_last, settings)
                 answers = self.team.ask(method, question, notify=self.notify)
                 self.sent_bytes += answers[0].sent_bytes
                 yield torch.cat([unpacked(answer.rows) for answer in answers if answer.rows is not None], dim=3)

@@ -2,16 +2,12 @@
 
 import logging
 import math
-import os
-import socket
-import tempfile
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import psutil
@@ -20,21 +16,18 @@ import torch
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.messages import shown_meanwhile
-from ..host.standalone import comfyui_folder, plain_options
-from ..system.complete_file import scratch_folder
-from . import engine, worker
+from ..host.standalone import plain_options
+from . import engine
+from .actors import meeting_folder, new_actors
 from .fingerprint import versions
 from .places import CARD, CORE, Place, order, own_card, reserve
 from .rank_answers import MEMORY, USER, Answer, Failure
 from .split import choose_split
 
-_RAY_LOG = "/tmp/ray/session_latest/logs"
 _ENDED = "another program in this ComfyUI has ended Ray"
 _LOOK_SECONDS = 0.1  # between two looks at Cancel while ranks compute
 _START_SECONDS = 300  # for all that ranks do before they load a model: imports, from a slow disk too, and their meeting
 _ENDING_SECONDS = 10  # within which the processes of lost ranks have ended
-_PACKAGE = Path(__file__).resolve().parent.parent
-_NAME = __name__.removesuffix(".parallel.team")  # of the package: ComfyUI may have loaded it by its path
 _teams: "weakref.WeakSet[Team]" = weakref.WeakSet()
 
 
@@ -67,7 +60,8 @@ class Team:
         self._models: set[str] = set()  # that use the ranks
         self._meeting = ExitStack()  # deletes the folder of the file where the ranks have met
         weakref.finalize(self, self._meeting.close)  # with ComfyUI as well
-        self._processes: list[psutil.Process] = []  # of the ranks of this machine
+        self._here = 0  # ranks of this machine, which are the first ones
+        self._processes: list[psutil.Process] = []  # theirs
         self._places: Any = None  # what Ray has reserved for the ranks
         self._must_answer_by = math.inf
         self.shares_card = not address
@@ -98,13 +92,13 @@ class Team:
             if on_cards or self.address:
                 kind = CARD if on_cards else CORE
                 self._places = reserve(self._ray, kind, self.cards, engine.where(self.address), self._stop_idle)
-            self._actors = [self._new_actor(on_cards, number) for number in range(self.cards)]
+            self._actors = new_actors(self._ray, self.cards, on_cards, self.address, self._places)
             self._must_answer_by = time.monotonic() + _START_SECONDS
             machines = self._order_by_machine()
             self._require_same(versions(), self.ask("versions"))
             self.split = choose_split(self.split_name, self.cards, machines)
             self._join(machines)
-            self._processes = [] if self.address else list(map(psutil.Process, self.ask("process")))
+            self._processes = [psutil.Process(rank) for rank in self.ask("process")[: self._here]]
         except BaseException:
             self.stop()
             raise
@@ -146,44 +140,20 @@ class Team:
                 team.lock.release()
         return stopped
 
-    def _new_actor(self, on_cards: bool, number: int) -> Any:
-        # By value: the process cannot import this package before the class has told it where it is.
-        self._ray.cloudpickle.register_pickle_by_value(worker)
-        threads = max(1, (os.cpu_count() or 1) // self.cards)
-        variables = {"OMP_NUM_THREADS": str(threads), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        if not self.address:
-            # The exchange stays in the machine as well.
-            variables |= {"GLOO_SOCKET_IFNAME": _loopback(), "NCCL_SOCKET_IFNAME": _loopback()}
-        actor = self._ray.remote(worker.Worker).options(
-            num_cpus=1 if self.address and not on_cards else 0,
-            num_gpus=1 if on_cards else 0,
-            max_restarts=0,
-            runtime_env={"env_vars": variables},
-            **self._placed(number),
-        )
-        return actor.remote(_NAME, str(_PACKAGE), str(comfyui_folder()), _options(on_cards), bool(self.address))
-
-    def _placed(self, number: int) -> dict[str, Any]:
-        """Of an actor's options, the place of the one with this number."""
-        if self._places is None:
-            return {}
-        bundle = number * self._places.bundle_count // self.cards
-        strategy = self._ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(self._places, bundle)
-        return {"scheduling_strategy": strategy}
-
     def _order_by_machine(self) -> int:
         """Give the ranks the numbers that their places ask for. Returns how many machines there are."""
-        places, own = [Place(*place) for place in self.ask("place")], own_card()
-        numbers = order(places, own)
+        places, here, card = [Place(*place) for place in self.ask("place")], engine.machine(), own_card()
+        numbers = order(places, here, card)
         self._actors = [self._actors[number] for number in numbers]
-        self.shares_card = not self.address and places[numbers[0]].card == own
+        self._here = sum(place.machine == here for place in places)
+        self.shares_card = self._here > 0 and places[numbers[0]].card == card
         return len({place.machine for place in places})
 
     def _join(self, machines: int) -> None:
         ways = tuple({self.split, self.split.used_for(1)})
         if machines == 1:
             # A file and no port: torch's own meeting place listens on all of the machine's addresses.
-            meeting = (self._meeting.enter_context(_scratch_folder()) / "ranks").as_uri()
+            meeting = (self._meeting.enter_context(meeting_folder()) / "ranks").as_uri()
         else:
             meeting = self._take(self._wait([self._actors[0].call.remote("meeting")]))[0]
         calls = [
@@ -249,7 +219,8 @@ class Team:
                 if time.monotonic() > self._must_answer_by:
                     raise UserError(
                         f"The processes for {self.cards} cards {engine.where(self.address)} have not started within "
-                        f"{_START_SECONDS} seconds. See Ray's log there, in {_RAY_LOG}, and queue the workflow again."
+                        f"{_START_SECONDS} seconds. See Ray's log there (session_latest/logs in "
+                        "/tmp/ray, or in the folder that RAY_TMPDIR names), and queue the workflow again."
                     )
                 if not self.is_running:
                     raise self._lost(Failure("", _ENDED, ""))
@@ -329,27 +300,5 @@ class Team:
             logging.exception("A process of another card could not be ended.")
 
 
-@contextmanager
-def _scratch_folder() -> Iterator[Path]:
-    """A new folder. What a ComfyUI that was killed has left is deleted. Raises UserError."""
-    try:
-        with scratch_folder(Path(tempfile.gettempdir()) / "cogvideox_ranks") as folder:
-            yield folder
-    except OSError as error:
-        raise UserError(
-            f"The ranks cannot meet: nothing can be written to the folder for temporary files ({error}). Free some "
-            "space there, or start ComfyUI with TMPDIR set to another folder."
-        ) from error
-
-
-def _options(on_cards: bool) -> dict[str, Any]:
-    """This ComfyUI's, but for the card: a graph without one may ask for those of a cluster."""
-    return {**plain_options(), "cpu": not on_cards}
-
-
 def _is_large(argument: Any) -> bool:
     return not isinstance(argument, str | int | float | None)
-
-
-def _loopback() -> str:
-    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")

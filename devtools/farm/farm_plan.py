@@ -64,8 +64,8 @@ class Job:
 class Plan:
     """What is asked for. address: of a Ray cluster, "" for this machine. workers: 0 for one a card.
 
-    tries: how often a clip is begun before it counts as failed. fetch: checkpoints that every machine needs, from
-    source.
+    tries: how often a clip is begun before it counts as failed. limit_minutes: after which one counts as lost; None for
+    no limit. fetch: checkpoints that every machine needs, from source.
     """
 
     jobs: list[Job]
@@ -73,6 +73,7 @@ class Plan:
     address: str
     workers: int
     tries: int
+    limit_minutes: int | None
     fetch: tuple[str, ...]
     source: str
     overwrite: bool
@@ -90,6 +91,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--tries", metavar="N", default="3", help="how often a clip is begun whose machine is lost; 3 by default"
     )
     command.add_argument(
+        "--limit", metavar="MINUTES", help="end the ComfyUI of a clip that takes longer, and begin the clip again; by "
+        "default there is no limit",
+    )  # fmt: skip
+    command.add_argument(
         "--fetch", metavar="NAME", action="append", default=[], help="download this checkpoint to every machine that "
         "lacks it, as `models fetch` does; may be given several times",
     )  # fmt: skip
@@ -105,6 +110,7 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     """What the command line asks for, checked as far as it can be without packages. Raises: DevError, UserError."""
     workers = 0 if arguments.workers is None else _whole(arguments.workers, "--workers", 1024)
     tries = _whole(arguments.tries, "--tries", 100)
+    limit_minutes = None if arguments.limit is None else _whole(arguments.limit, "--limit", 100_000)
     for name in arguments.fetch:
         repositories.find_repository(name)
     jobs = _read_jobs(arguments)
@@ -121,7 +127,8 @@ def read_plan(arguments: argparse.Namespace) -> Plan:
     try_folder(folder, arguments.out)
     source = repositories.MODELSCOPE if arguments.modelscope else repositories.HUGGING_FACE
     results = Results(folder)
-    return Plan(jobs, results, address, workers, tries, tuple(arguments.fetch), source, arguments.overwrite)
+    fetch = tuple(arguments.fetch)
+    return Plan(jobs, results, address, workers, tries, limit_minutes, fetch, source, arguments.overwrite)
 
 
 def _whole(text: str, option: str, most: int) -> int:

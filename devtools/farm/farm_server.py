@@ -46,7 +46,8 @@ class Place:
     """Where a server finds what it needs. in_cluster: on a machine whose own COMFYUI_PATH and COGVIDEOX_PATH count.
 
     package, comfyui, models: the pack's folder, ComfyUI's and that of the models. cpu: None to let torch decide.
-    threads: of each server on the CPU. fetch: checkpoints that it needs, from the hub source.
+    threads: of each server on the CPU. limit_minutes: of a workflow; None for none. fetch: checkpoints that it needs,
+    from the hub source.
     """
 
     package: str
@@ -55,6 +56,7 @@ class Place:
     in_cluster: bool
     cpu: bool | None
     threads: int
+    limit_minutes: int | None
     fetch: tuple[str, ...]
     source: str
 
@@ -94,9 +96,10 @@ class FarmServer:
         """Run a workflow. inputs: files, by their names in the server's input folder.
 
         Returns {"files": [(name, contents)], "seconds"}; {"refused"} where this server cannot run it and another one
-        may, for its nodes, models or memory; {"error"} where it failed; {"lost"} where the server ended, or its card is
-        in disorder, so that the next workflow starts another one; {"broken"} where none starts any more.
+        may, for its nodes, models or memory; {"error"} where it failed; {"lost"} where the server ended, took too long,
+        or its card is in disorder, so that the next workflow starts another one; {"broken"} where none starts any more.
         """
+        limit_s = None if self._place.limit_minutes is None else 60.0 * self._place.limit_minutes
         began = time.monotonic()
         try:
             server = self._server if self._server is not None else self._begin()
@@ -104,7 +107,7 @@ class FarmServer:
             return {"broken": str(error)}
         try:
             self._write_inputs(inputs)
-            result = client.run_workflow(server.url, graph, self._note(graph), timeout_s=None)
+            result = client.run_workflow(server.url, graph, self._note(graph), limit_s)
             if result.error is not None and _CARD_ERROR in result.error.message:
                 raise DevError(str(result.error))
             if result.error is not None:

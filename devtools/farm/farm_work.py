@@ -121,6 +121,7 @@ class _Farm:
             "in_cluster": bool(address),
             "cpu": False if cards else cpu,
             "threads": _threads(workers, machines, bool(address)),
+            "limit_minutes": self.plan.limit_minutes,
             "fetch": self.plan.fetch,
             "source": self.plan.source,
         }

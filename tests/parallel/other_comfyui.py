@@ -62,7 +62,11 @@ def run_on_two_machines(folder: str, address: str) -> None:
     far: Any = spread(near, 2, "auto", address, True)
     want, got = run(near), run(far)
     team = far.weights.team
-    found = {"error": relative_error(got, want), "split": list(team.split), "machines": len(set(team.ask("machine")))}
+    found = {
+        "error": relative_error(got, want),
+        "split": list(team.split),
+        "machines": len({place[0] for place in team.ask("place")}),
+    }
     said: list[str] = []
     pid = team.ask("process")[1]
     remote_weights.show_on_running_node = said.append

@@ -35,6 +35,8 @@ def test_a_workflow_calls_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
         engine.check_address(ADDRESS)
     refused = validated(CogVideoXParallel, cards=2, split="auto", address=ADDRESS)
     assert "is not called" in str(refused)
+    refused = validated(CogVideoXParallel, cards=2, split="auto", address="  ")
+    assert "The address '  ' has a space" in str(refused)
 
 
 @pytest.mark.parametrize("lacking", ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"])

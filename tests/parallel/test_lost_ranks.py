@@ -21,7 +21,7 @@ from comfy.model_patcher import ModelPatcher
 
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import plain_options
-from cogvideox.parallel import engine, team
+from cogvideox.parallel import actors, engine, team
 from cogvideox.parallel.team import RankLostError, Team
 from cogvideox.tests.parallel.test_remote_model import WHAT, near, on_two, run  # noqa: F401 (a fixture)
 from cogvideox.tests.support import check_parity
@@ -122,7 +122,7 @@ def test_two_splits_take_turns(near: ModelPatcher, monkeypatch: pytest.MonkeyPat
             pretended.setattr(torch.cuda, "device_count", lambda: 2)
             options = plain_options()
             pretended.setattr(team, "plain_options", lambda: {**options, "cpu": False})
-            pretended.setattr(team, "_options", lambda on_cards: options)  # there is no card to compute on
+            pretended.setattr(actors, "_options", lambda on_cards: options)  # there is no card to compute on
             first, second = on_two(near, "sequence"), on_two(near, "cfg")
             for far in (first, second, first):
                 pressed = threading.Timer(400, mm.interrupt_current_processing)  # ends what waits

@@ -90,9 +90,10 @@ def test_a_start_that_hangs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ranks_of_a_machine_follow_each_other() -> None:
     """And the graph's own card is the first: what is loaded there is counted, and room is made there."""
     found = [Place("b", "0", "x"), Place("a", "10", "y"), Place("a", "9", "z"), Place("b", "1", "w")]
-    assert [found[index].card for index in order(found, "")] == ["z", "y", "x", "w"]
+    assert [found[index].card for index in order(found, "a", "")] == ["z", "y", "x", "w"]
     pair = found[:1] + found[3:]
-    assert [pair[index].card for index in order(pair, "w")] == ["w", "x"]
+    assert [pair[index].card for index in order(pair, "b", "w")] == ["w", "x"]
+    assert [found[index].card for index in order(found, "b", "w")] == ["w", "x", "z", "y"], "the graph's machine first"
 
 
 @pytest.mark.parametrize("address, what", [("", "Set cards to 0 for all"), ("a:1", "set cards to fewer")])

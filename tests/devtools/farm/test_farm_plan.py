@@ -83,6 +83,7 @@ def test_a_wrong_line_is_named(refused: Callable[..., str], lines: str, sentence
     [
         (("--workers", "0"), "--workers is '0': give a whole number from 1"),
         (("--tries", "many"), "--tries is 'many'"),
+        (("--limit", "0"), "--limit is '0': give a whole number from 1 to 100000"),
         (("--fetch", "CogVideoX-7b"), "CogVideoX-7b"),
         (("--steps", "0"), "--steps is '0'"),
         (("--out", " "), "--out is empty"),

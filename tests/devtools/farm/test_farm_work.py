@@ -2,18 +2,24 @@
 
 import io
 import json
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cogvideox.devtools import client
+from cogvideox.devtools.errors import DevError
 from cogvideox.devtools.farm import farm_server, farm_work
 from cogvideox.devtools.farm.farm_hand import Hand
 from cogvideox.devtools.farm.farm_plan import Job
 from cogvideox.devtools.farm.farm_server import FarmServer, Place
 from cogvideox.devtools.farm.farm_work import _SILENT_S, _Farm
+from cogvideox.model_loaders.downloads.repositories import HUGGING_FACE
+from cogvideox.tests.file_server import BIG, running_hub
 
 OUT_OF_MEMORY = [
     ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -116,11 +122,50 @@ def test_nothing_is_kept_of_a_clip_that_is_made() -> None:
 @pytest.mark.parametrize("kind, message", [*OUT_OF_MEMORY, ("ValueError", "a node failed")])
 def test_a_card_that_is_too_small_refuses(monkeypatch: pytest.MonkeyPatch, kind: str, message: str) -> None:
     """A larger one may make the clip; what is wrong with the workflow itself fails everywhere."""
-    server = FarmServer(Place("", "", "", False, None, 1, (), ""))
+    server = FarmServer(Place("", "", "", False, None, 1, None, (), ""))
     server._server = SimpleNamespace(url="")  # type: ignore[assignment]
     error = client.RunError("failed", "3", "KSampler", message, kind)
     monkeypatch.setattr(farm_server.client, "run_workflow", lambda *_, **__: client.RunResult(error=error))
     assert server.make({}, {}) == {"error" if kind == "ValueError" else "refused": str(error)}
+
+
+def test_a_clip_that_does_not_end_is_lost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A night's farm must not wait for ever for a card that computes nothing any more; without a limit it may."""
+    limits: list[float | None] = []
+
+    def run_workflow(url: str, graph: dict, note: object, limit_s: float | None) -> client.RunResult:
+        limits.append(limit_s)
+        raise DevError("The workflow did not end within 120 s.")
+
+    def wait(seconds: float) -> None:
+        raise subprocess.TimeoutExpired("comfyui", seconds)
+
+    log = tmp_path / "server.log"
+    log.write_text("step 3 of 50")
+    monkeypatch.setattr(farm_server.client, "run_workflow", run_workflow)
+    for minutes in (2, None):
+        ended: list[bool] = []
+        server = FarmServer(Place("", "", "", False, None, 1, minutes, (), ""))
+        process = SimpleNamespace(wait=wait, poll=lambda: None)
+        server._server = SimpleNamespace(url="", process=process, log=log)  # type: ignore[assignment]
+        server._running.callback(ended.append, True)
+        reason = "ComfyUI was ended (The workflow did not end within 120 s.), its last line: step 3 of 50"
+        assert server.make({}, {}) == {"lost": reason}
+        assert ended == [True] and server._server is None
+    assert limits == [120.0, None]
+
+
+def test_a_model_is_fetched_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two cards of a machine need it, and start at the same time."""
+    with running_hub(monkeypatch) as hub:
+        place = Place("", "", "", False, None, 1, None, ("CogVideoX-2b",), HUGGING_FACE)
+        servers = [FarmServer(place) for _ in range(2)]
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda server: server._fetch(tmp_path / "diffusers"), servers))
+        assert len(hub.requests(BIG)) == 1
+        assert (tmp_path / "diffusers" / "CogVideoX-2b" / BIG).read_bytes() == hub.files[BIG]
+        hub.close()
+        servers[0]._fetch(tmp_path / "diffusers")  # it is there: a machine without a network starts
 
 
 def test_a_machine_that_was_lost_has_its_time_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
