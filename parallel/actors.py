@@ -30,14 +30,17 @@ def new_actors(ray: Any, count: int, on_cards: bool, address: str, places: Any) 
     if not address:
         # The exchange stays in the machine as well.
         variables |= {"GLOO_SOCKET_IFNAME": _loopback(), "NCCL_SOCKET_IFNAME": _loopback()}
-    actor = ray.remote(worker.Worker).options(
-        num_cpus=1 if address and not on_cards else 0,
-        num_gpus=1 if on_cards else 0,
-        max_restarts=0,
-        runtime_env={"env_vars": variables},
-    )
+    options = {
+        "num_cpus": 1 if address and not on_cards else 0,
+        "num_gpus": 1 if on_cards else 0,
+        "max_restarts": 0,
+        "runtime_env": {"env_vars": variables},
+    }
+    kind = ray.remote(worker.Worker)
     arguments = _NAME, str(_PACKAGE), str(comfyui_folder()), _options(on_cards), bool(address)
-    return [actor.options(**_placed(ray, places, number, count)).remote(*arguments) for number in range(count)]
+    return [
+        kind.options(**options, **_placed(ray, places, number, count)).remote(*arguments) for number in range(count)
+    ]
 
 
 def _placed(ray: Any, places: Any, number: int, count: int) -> dict[str, Any]:

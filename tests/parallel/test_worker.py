@@ -9,7 +9,7 @@ import pytest
 
 from cogvideox.errors import UserError
 from cogvideox.host.standalone import comfyui_folder, plain_options, use_comfyui
-from cogvideox.parallel import team
+from cogvideox.parallel import actors, team
 from cogvideox.parallel.fingerprint import versions
 from cogvideox.parallel.worker import own_folders
 
@@ -39,9 +39,9 @@ def test_fast_is_sent_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_ranks_that_hold_cards_compute_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ComfyUI without a card (--cpu) may ask for those of a cluster."""
     monkeypatch.setattr(comfy.cli_args.args, "cpu", True)
-    assert team._options(on_cards=True)["cpu"] is False
+    assert actors._options(on_cards=True)["cpu"] is False
     monkeypatch.setattr(comfy.cli_args.args, "cpu", False)
-    assert team._options(on_cards=False)["cpu"] is True
+    assert actors._options(on_cards=False)["cpu"] is True
 
 
 def test_this_process_is_compared_with_the_ranks() -> None:
