@@ -65,7 +65,8 @@ def run_on_two_machines(folder: str, address: str) -> None:
     found = {
         "error": relative_error(got, want),
         "split": list(team.split),
-        "machines": len({place[0] for place in team.ask("place")}),
+        "machines": [place[0] == engine.machine() for place in team.ask("place")],
+        "waits_for": [process.pid for process in team._processes] == team.ask("process")[:1],
     }
     said: list[str] = []
     pid = team.ask("process")[1]

@@ -20,6 +20,7 @@ from cogvideox.nodes.decode import CogVideoXDecode
 from cogvideox.nodes.image import CogVideoXImageToVideo
 from cogvideox.nodes.parallel import CogVideoXParallel
 from cogvideox.nodes.video import CogVideoXEncodeVideo
+from cogvideox.parallel.rank_answers import VaePass
 from cogvideox.parallel.remote_vae import RemoteVAE, spread_vae
 from cogvideox.parallel.team import RankLostError, RankMemoryError, Team
 from cogvideox.sockets.vae import CogVideoXVAE
@@ -187,7 +188,7 @@ def cramped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def ask(self: Team, method: str, *arguments: Any, **options: Any) -> list[Any]:
         answers = asked(self, method, *arguments, **options)
         if method == "decode":
-            plan = LADDER[arguments[0].least]
+            plan = LADDER[arguments[0].settings.least]
             modes.append(plan.name)
             if modes.count(plan.name) == 2 and plan != LEAST:
                 raise RankMemoryError("One of 2 cards has no memory left.")
@@ -215,7 +216,7 @@ def test_the_ranks_heed_the_mode(far: RemoteVAE) -> None:
     """One that computes the widest frames again sends less; both send something."""
     z, sent = latents(1, 16, 1, 4, 2), {}
     for least in (FAST, LOW):
-        list(far._pass("decode", (z,), 1, "fast", None, False, LADDER.index(least)))
+        list(far._pass("decode", (z,), VaePass(1, "fast", None, False, LADDER.index(least))))
         sent[least.name] = far.sent_bytes
     assert 0 < sent["low"] < sent["fast"]
 
