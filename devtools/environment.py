@@ -97,7 +97,9 @@ def install(
     say(f"{name}: installing, which takes minutes the first time (log: {log})")
     stamp.unlink(missing_ok=True)
     files = [argument for file in requirements for argument in ("-r", str(file))]
-    run_pip(python, ["install", *(["--upgrade"] if upgrade else []), *files, "-c", str(constraints)], name, log)
+    # Python compiles what it imports. pip would compile all of the twenty thousand files, for a minute.
+    options = ["--no-compile", *(["--upgrade"] if upgrade else [])]
+    run_pip(python, ["install", *options, *files, "-c", str(constraints)], name, log)
     stamps.mkdir(parents=True, exist_ok=True)
     stamp.write_text(digest, "utf-8")
     return digest

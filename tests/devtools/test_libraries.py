@@ -109,7 +109,7 @@ def test_pip_is_told_to_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     wanted.write_text("peft\n", "utf-8")
     for up in (True, False):
         environment.install(Path("python"), "x", [wanted], wanted, tmp_path / "stamps", tmp_path, str(up), upgrade=up)
-    assert [command[:2] for command in commands] == [["install", "--upgrade"], ["install", "-r"]]
+    assert ["--upgrade" in command for command in commands] == [True, False]
 
 
 @pytest.mark.parametrize("more", [["--host", "0.18.2"], ["--faults"]])
