@@ -23,7 +23,7 @@ from ..host.quantized import (
     require_mode,
 )
 from ..samplers.checks import check_merge
-from ..sockets.model import CogVideoXModel, require_cogvideox_model
+from ..sockets.model import CogVideoXModel, require_cogvideox_model, require_weights
 from ..transformer.parameter_types import is_block_matrix
 from .files.safetensors_writer import Shapes, write_safetensors
 from .precision import WEIGHT_DTYPES, quantized_mode
@@ -58,6 +58,7 @@ def save_model(
     disk, or weights beyond the range of the dtype.
     """
     require_cogvideox_model(model)
+    require_weights(model)
     check_merge(model, notify)
     weights = _patched_weights(model)
     # Shapes first, tensors later: a safetensors header comes before the data and needs every size, while the converted

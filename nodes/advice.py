@@ -8,6 +8,9 @@ ADVICE = {
     "apply the LoRA to weights": "Remove the node that adds it, or apply the LoRA with Load CogVideoX LoRA.",
     "choose a scheduler": "Use the scheduler simple or beta, or CogVideoX Scheduler.",
     "combine prompts": "Join prompts with Conditioning (Combine) instead of Conditioning (Concat).",
+    "connect before the ranks": (
+        "Connect the node that merges, saves or trains to the model before CogVideoX Parallel."
+    ),
     "condition for text": (
         "Connect the output of CogVideoX Text Encode directly, or choose the model that this conditioning is for."
     ),
@@ -43,6 +46,9 @@ ADVICE = {
         "Connect Invert CogVideoX Video to the model before CogVideoX Follow Video, not after it."
     ),
     "keep the schedule": "Remove the ModelSampling node between the loader and the sampler.",
+    "less memory on each card": (
+        "The next run starts the processes again: make the video smaller or shorter, or add cards."
+    ),
     "leave the address empty": "Or leave address empty for the cards of this machine.",
     "load a control net": "Load a control net with Load CogVideoX ControlNet.",
     "load the file again": "Queue the prompt again, which loads the new one.",
@@ -50,6 +56,9 @@ ADVICE = {
     "make a mask": "Connect a MASK output (Convert Image to Mask makes one of pictures).",
     "make a latent": "Create a latent with Empty CogVideoX Latent, or encode a video with a CogVideoX VAE.",
     "restart for another Ray": "Restart ComfyUI.",
+    "run again or on one card": (
+        "Queue the workflow again, and all of them start. Bypass CogVideoX Parallel to run on one card."
+    ),
     "run on one card": "Bypass CogVideoX Parallel to run on one card.",
     "sample a mask in one run": (
         "Sample the masked video in one run, with CogVideoX Sampler or KSampler. To sample in parts, remove the mask "

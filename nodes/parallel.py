@@ -1,5 +1,7 @@
 """One clip on several cards."""
 
+from typing import Any
+
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -20,6 +22,12 @@ _MOST_CARDS = 64
 _NO_VAE = "CogVideoX Parallel has no VAE to divide: connect one to its input vae as well."
 
 note_imported()
+
+
+def _is_vae_taken(hidden: Any) -> bool:
+    """Whether a node of the workflow is connected to the second output of the one that runs."""
+    prompt, source = getattr(hidden, "prompt", None) or {}, [getattr(hidden, "unique_id", None), 1]
+    return any(source == value for each in prompt.values() for value in each.get("inputs", {}).values())
 
 
 def _check_split(split: str, cards: int, address: str = "") -> None:
@@ -90,6 +98,7 @@ class CogVideoXParallel(io.ComfyNode):
                 io.Model.Output(tooltip="The model on all cards, for any sampler and for nodes that change it."),
                 io.Vae.Output(tooltip="The VAE on all cards, for every node that decodes or encodes."),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -106,6 +115,8 @@ class CogVideoXParallel(io.ComfyNode):
         from ..parallel.remote_model import spread
         from ..parallel.remote_vae import spread_vae
 
+        if vae is None and _is_vae_taken(cls.hidden):
+            raise UserError(_NO_VAE)  # here, before the video is sampled for nothing
         settings = cards, split, address, on_failure == ALONE
         far_vae = ExecutionBlocker(_NO_VAE) if vae is None else spread_vae(vae, *settings)
         return io.NodeOutput(spread(model, *settings), far_vae)

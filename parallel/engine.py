@@ -28,6 +28,7 @@ _OPTIONS = {
     "logging_level": logging.ERROR,
 }
 _MOST_ON_CPU = 8  # ranks: each has all of a model's weights
+_MOST_PORTS = 65535
 _SECONDS = 3  # within which what has answered before answers again
 _lock = threading.Lock()
 _joined: str | None = None  # the address that `start` has connected Ray to; "" for the one of this process
@@ -45,6 +46,8 @@ def start(address: str, cards: int) -> Any:
     with _lock:
         check_address(address)
         joining.require_none_under_way()
+        if address and "ray" not in sys.modules:
+            joining.require_answer(address)  # before the import decides which kind of Ray this process can have
         ray = _ray(address)
         if ray.is_initialized():
             if not _is_ours():
@@ -151,9 +154,10 @@ def check_address(address: str) -> None:
     """Raises UserError for a cluster that a workflow may not call, or that would run anybody's code."""
     if not address:
         return
-    if address.split() != [address]:
+    host, _, port = address.rpartition(":")
+    if not host or address.split() != [address] or not (port.isascii() and port.isdigit()) or int(port) > _MOST_PORTS:
         raise UserError(
-            f"The address {address!r} has a space. It is a name or number of a machine, a colon, and Ray's port.",
+            f"The address {address!r} is not of the form machine:port, such as 10.0.0.1:6379.",
             advice="leave the address empty",
         )
     allowed = {part.strip() for part in os.environ.get(ALLOWED, "").split(",")}

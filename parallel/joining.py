@@ -79,7 +79,7 @@ def join(ray: Any, address: str, options: Mapping[str, Any]) -> None:
     """
     global _last
     deadline = time.monotonic() + SECONDS
-    _require_answer(address)
+    require_answer(address)
     _require_token(ray, address, deadline - 1)
     _last = Attempt(ray, address, options)
     _last.start()
@@ -87,7 +87,8 @@ def join(ray: Any, address: str, options: Mapping[str, Any]) -> None:
         raise _not_let_in(address, _last.error)
 
 
-def _require_answer(address: str) -> None:
+def require_answer(address: str) -> None:
+    """Raises UserError where nothing listens at `address`."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), SECONDS / 3).close()

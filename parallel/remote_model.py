@@ -8,7 +8,7 @@ import comfy.patcher_extension
 import torch
 
 from ..errors import UserError
-from ..sockets.model import CogVideoXModel, require_cogvideox_model
+from ..sockets.model import CogVideoXModel, no_weights_error, require_cogvideox_model
 from .engine import all_cards
 from .remote_control import sample_with_remote_controls
 from .remote_weights import RemoteWeights
@@ -79,15 +79,15 @@ class RemotePatcher(comfy.model_patcher.ModelPatcher):
 
     def get_key_patches(self, filter_prefix: str | None = None) -> dict[str, Any]:
         """Raises UserError: there are no weights to merge or to save here."""
-        raise _no_weights()
+        raise no_weights_error()
 
     def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Any]:
         """Raises UserError, as get_key_patches does."""
-        raise _no_weights()
+        raise no_weights_error()
 
     def state_dict_for_saving(self, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
         """Raises UserError, as get_key_patches does."""
-        raise _no_weights()
+        raise no_weights_error()
 
 
 def spread(
@@ -154,11 +154,4 @@ def _refuse_second_copy(*_: Any, **__: Any) -> None:
     raise UserError(
         "This model is divided over several cards by CogVideoX Parallel, and another node wants a copy of its weights, "
         "such as MultiGPU CFG Split or TorchCompileModel. Use one of the two."
-    )
-
-
-def _no_weights() -> UserError:
-    return UserError(
-        "This model's weights are in other processes, where CogVideoX Parallel has put them. Connect the node that "
-        "merges, saves or trains to the model before CogVideoX Parallel."
     )

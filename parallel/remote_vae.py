@@ -122,7 +122,7 @@ class RemoteVAE(CogVideoXVAE):
             if not self.goes_on_alone:
                 raise
             self.team.wait_until_gone()  # the first rank was on the same card
-            show_on_running_node(f"{error} The VAE goes on alone, on one card, from the frames that were lost.")
+            show_on_running_node(f"{error.message} The VAE goes on alone, on one card, from the frames that were lost.")
         # From the beginning, for what the convolutions keep of each chunk.
         yield from islice(computed_here(), done, None)
 

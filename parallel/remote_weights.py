@@ -92,7 +92,7 @@ class RemoteWeights:
             self._loaded_with = None
             if not self._goes_on_alone:
                 raise
-            show_on_running_node(f"{error} This run goes on alone, on one card, from the step that was lost.")
+            show_on_running_node(f"{error.message} This run goes on alone, on one card, from the step that was lost.")
             self._alone = self._load_here(controls, x.shape)
             return None
         except BaseException:  # Cancel: what was sent may not have arrived

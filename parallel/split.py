@@ -37,9 +37,10 @@ def choose_split(split: str, ranks: int, machines: int) -> Split:
     if ranks == 1:
         raise UserError(f'There is one card, and split "{split}" is for two or more. Set split to "{AUTO}".')
     if split == GUIDANCE and ranks != _PROMPTS:
+        other = SEQUENCE if ranks % _PROMPTS else BOTH
         raise UserError(
             f'split "{GUIDANCE}" gives prompt and negative prompt a card each; there are {ranks} cards. Set cards to '
-            f'{_PROMPTS}, or split to "{BOTH}" or "{SEQUENCE}".'
+            f'{_PROMPTS}, or split to "{other}".'
         )
     if ranks % _PROMPTS:
         raise UserError(

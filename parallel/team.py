@@ -27,6 +27,7 @@ from .split import choose_split
 _ENDED = "another program in this ComfyUI has ended Ray"
 _LOOK_SECONDS = 0.1  # between two looks at Cancel while ranks compute
 _START_SECONDS = 300  # for all that ranks do before they load a model: imports, from a slow disk too, and their meeting
+_IDLE_SECONDS = 30.0  # for which ranks stay that no model uses
 _ENDING_SECONDS = 10  # within which the processes of lost ranks have ended
 _teams: "weakref.WeakSet[Team]" = weakref.WeakSet()
 
@@ -58,6 +59,7 @@ class Team:
         self._actors: list[Any] = []
         self._pending: list[Any] = []  # answers of a call that was cancelled
         self._models: set[str] = set()  # that use the ranks
+        self._unused_since = 0.0
         self._meeting = ExitStack()  # deletes the folder of the file where the ranks have met
         weakref.finalize(self, self._meeting.close)  # with ComfyUI as well
         self._here = 0  # ranks of this machine, which are the first ones
@@ -112,7 +114,7 @@ class Team:
         try:
             self.ask("process")
         except RankLostError as error:
-            logging.warning(f"{error} They start again now.")
+            logging.warning(f"{error.message} They start again now.")
             return False
         return True
 
@@ -254,12 +256,14 @@ class Team:
             logging.error(failure.trace)
         if failure.kind == MEMORY:
             return RankMemoryError(
-                f"One of {self.cards} cards has no memory left: {failure.text} The ranks on the other cards have been "
-                "ended with it. The next run starts them again: make the video smaller or shorter, or add cards."
+                f"One of {self.cards} cards has no memory left: {failure.text} The processes of the other cards have "
+                "been ended with it.",
+                advice="less memory on each card",
             )
         return RankLostError(
-            f"One of {self.cards} ranks has stopped ({failure.text}), and the others with it. Queue the workflow "
-            "again, and all of them start. Bypass CogVideoX Parallel to run on one card."
+            f"One of the {self.cards} processes that compute together has ended ({failure.text}), and the others with "
+            "it.",
+            advice="run again or on one card",
         )
 
     def add(self) -> str:
@@ -269,13 +273,21 @@ class Team:
         return name
 
     def drop(self, name: str) -> None:
-        """A model is gone; with the last one the ranks go."""
+        """A model is gone. A while after the last one the ranks go: a setting that was changed makes another model."""
         with self.lock:
             self._models.discard(name)
-            if not self._models:
-                self.stop()
-            elif self.is_running:
+            if self.is_running:
                 self.tell("forget", name)
+            if not self._models:
+                self._unused_since = time.monotonic()
+                ending = threading.Timer(_IDLE_SECONDS, self._stop_unused)
+                ending.daemon = True
+                ending.start()
+
+    def _stop_unused(self) -> None:
+        with self.lock:
+            if not self._models and time.monotonic() - self._unused_since >= _IDLE_SECONDS:
+                self.stop()
 
     def stop(self) -> None:
         """End all ranks at once, whatever they do."""

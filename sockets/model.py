@@ -393,6 +393,20 @@ def require_cogvideox_model(model: object) -> None:
         )
 
 
+def require_weights(model: comfy.model_patcher.ModelPatcher) -> None:
+    """Raises UserError for a model of this pack whose weights are in other processes (parallel/)."""
+    if not model.model.diffusion_model.has_weights:
+        raise no_weights_error()
+
+
+def no_weights_error() -> UserError:
+    """For a node that merges, saves or trains weights which are in other processes."""
+    return UserError(
+        "This model's weights are in other processes, one for each card, and there are none here.",
+        advice="connect before the ranks",
+    )
+
+
 def patch_positions(
     model: comfy.model_patcher.ModelPatcher, riflex: bool, resample: bool
 ) -> comfy.model_patcher.ModelPatcher:

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import UserError
 from ..samplers.conditioning import concat_channels, image_scale
-from ..sockets.model import OFS, CogVideoXModel
+from ..sockets.model import OFS, CogVideoXModel, require_weights
 from .config import TrainConfig
 
 
@@ -88,8 +88,9 @@ def objective_for(
 ) -> Objective:
     """The objective of a loaded MODEL. dtype: what the model is given.
 
-    Raises UserError for a model of another task than text or image to video.
+    Raises UserError for a model of another task than text or image to video, or one whose weights are elsewhere.
     """
+    require_weights(model)
     model_config = cogvideox_inside(model).model_config
     family, transformer = model_config.family, model_config.transformer_config
     if family.task not in ("text", "image"):

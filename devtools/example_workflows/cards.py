@@ -28,8 +28,10 @@ waits for these processes, the next ones find them. The video is the same within
 **Without a second card** it runs too, and is not faster: *cards* 0 takes all cards of this machine, the one that it \
 has, or two processes of the CPU where it has none.
 
-**With more cards** set *split* to "cfg" for two and to "both" for four or more: the cards then send each other the \
-least. "sequence" needs the least memory. Where a card may fail, set *on_failure* {ADVANCED} to "continue alone".
+**With more cards** set *split* to "cfg" for two and to "both" for four, six and so on: the cards then send each other \
+the least. "sequence" is for any number. Where a card may fail, set *on_failure* {ADVANCED} to "continue alone".
+
+In a template for a real checkpoint put the node between loader and sampler in the same way.
 """
 
 _TRIANGLE = "A large green triangle moves down on a white background."

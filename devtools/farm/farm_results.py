@@ -44,9 +44,9 @@ class Results:
             present.setdefault(file.partition(".")[0].lower(), file)
         taken = [name for name in lines if name.lower() in present and self._own_record(name, lines[name]) is None]
         if taken and not overwrite:
-            others = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+            what = f"and {len(taken) - 1} more exist" if len(taken) > 1 else "exists"
             raise DevError(
-                f"{self.folder / present[taken[0].lower()]}{others} exists already and was made of another line: give "
+                f"{self.folder / present[taken[0].lower()]} {what} already, made of another line: give "
                 "another --out, other ids, or --overwrite to replace it."
             )
 

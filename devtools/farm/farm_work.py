@@ -135,8 +135,8 @@ class _Farm:
             scheduling_strategy="SPREAD",
         )
         self.hands = [Hand(number, lambda: kind.remote(place)) for number in range(1, workers + 1)]
-        what = "card" if cards else "server on a CPU"
-        say(f"{self.count} clips to make; {workers} ComfyUI servers start, one for each {what}")
+        where = "one for each card" if cards else "which compute on the CPU"
+        say(f"Clips to make: {self.count}. ComfyUI servers that start, {where}: {workers}")
 
     def _share_out(self) -> None:
         """Something to do for each hand that has nothing. Raises: DevError where none is left."""

@@ -93,7 +93,7 @@ def test_a_rank_on_each_of_two_machines(machines: Machines, tiny_pipelines: Mapp
     assert found["waits_for"], "a run that goes on alone needs the card of the rank that was on this machine"
     assert found["split"] == [2, 1]
     assert found["error"] < 5e-6 and found["error_alone"] < 5e-6
-    assert "One of 2 ranks has stopped" in found["lost"]
+    assert "One of the 2 processes that compute together has ended" in found["lost"]
 
 
 def test_a_ray_of_this_machine_stays_on_it() -> None:

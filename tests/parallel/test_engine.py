@@ -35,8 +35,22 @@ def test_a_workflow_calls_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
         engine.check_address(ADDRESS)
     refused = validated(CogVideoXParallel, cards=2, split="auto", address=ADDRESS)
     assert "is not called" in str(refused)
-    refused = validated(CogVideoXParallel, cards=2, split="auto", address="  ")
-    assert "The address '  ' has a space" in str(refused)
+
+
+@pytest.mark.parametrize("address", ["  ", "foo", "foo:", ":6379", "foo:bar", "a b:1", "foo:65536", "foo:²"])
+def test_what_is_no_address_is_told_first(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Not after its owner has restarted everything to allow it."""
+    monkeypatch.delenv(engine.ALLOWED, raising=False)
+    refused = validated(CogVideoXParallel, cards=2, split="auto", address=address)
+    assert f"The address {address!r} is not of the form machine:port" in str(refused)
+
+
+def test_an_address_that_does_not_answer_decides_nothing(monkeypatch: pytest.MonkeyPatch, allowed: None) -> None:
+    """Ray is prepared for this machine or for a cluster when it is imported: this machine's cards stay usable."""
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.setattr(engine, "_ray", lambda address: pytest.fail("Ray was imported"))
+    with pytest.raises(UserError, match=f"Nothing answers at {ADDRESS}"):
+        engine.start(ADDRESS, 0)
 
 
 @pytest.mark.parametrize("lacking", ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"])

@@ -55,7 +55,9 @@ def after_a_step(model: ModelPatcher, act: Any) -> ModelPatcher:
 def test_a_killed_rank_ends_all(two_ranks: ModelPatcher, near: ModelPatcher) -> None:  # noqa: F811
     """The others would wait for it for ever."""
     pids = ranks_of(two_ranks)
-    with pytest.raises(RankLostError, match="One of 2 ranks has stopped.*Queue the workflow again"):
+    with pytest.raises(
+        RankLostError, match="One of the 2 processes that compute together has ended.*Queue the workflow again"
+    ):
         run(after_a_step(two_ranks, lambda: os.kill(pids[1], signal.SIGKILL)))
     deadline = time.monotonic() + 10
     while any(map(_is_alive, pids)) and time.monotonic() < deadline:
@@ -239,8 +241,27 @@ def test_fifty_runs_stay_flat(two_ranks: ModelPatcher, near: ModelPatcher) -> No
     assert used < before[1] * 1.05, (used, before[1])
 
 
-def test_the_last_model_takes_its_ranks_along(near: ModelPatcher) -> None:  # noqa: F811
+def test_a_changed_setting_finds_the_ranks(near: ModelPatcher) -> None:  # noqa: F811
+    """ComfyUI forgets the model of before first: another precision, or a LoRA before the node, makes another one."""
+    far: Any = on_two(near, split="sequence")
+    pids, ranks = ranks_of(far), team_of(far)
+    run(far)
+    del far
+    mm.unload_all_models()
+    mm.cleanup_models_gc()
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while ranks._models and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not ranks._models
+    again: Any = on_two(near, split="sequence")
+    check_parity(WHAT, run(again), run(near), 5e-6)
+    assert ranks_of(again) == pids
+
+
+def test_the_last_model_takes_its_ranks_along(near: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Freed with ComfyUI's models: a process holds a gigabyte, and on a card its context."""
+    monkeypatch.setattr(team, "_IDLE_SECONDS", 0.5)
     far: Any = on_two(near, split="sequence")  # ranks of its own: those of the other tests are of "auto"
     pids = ranks_of(far)
     run(far)

@@ -6,6 +6,7 @@ import time
 from importlib.util import find_spec
 
 import numpy as np
+import psutil
 import pytest
 
 from cogvideox.devtools import client
@@ -113,7 +114,11 @@ def test_cancel_and_the_next_run(comfyui) -> None:
 
 def test_what_the_node_says_while_it_starts(comfyui) -> None:
     """The first run waits for half a minute, without a bar: the node that waits says why, and no longer than that."""
-    comfyui.free()  # ends the ranks with the models that use them
+    comfyui.free()
+    server, deadline = psutil.Process(comfyui.server.process.pid), time.monotonic() + 90
+    while any(each.name().startswith("ray::Worker") for each in server.children(recursive=True)):
+        assert time.monotonic() < deadline, "the ranks have outlived the models that used them"
+        time.sleep(1)
     result = comfyui.run(on_ranks(image_to_video(folder_name("5b-I2V"))))
     assert result.error is None, str(result.error)
     (first, *_) = (name for name, text in result.texts if "Starting the processes of CogVideoX Parallel (2)" in text)
@@ -121,8 +126,19 @@ def test_what_the_node_says_while_it_starts(comfyui) -> None:
 
 
 def test_an_output_whose_input_is_not_connected(comfyui) -> None:
-    """The node that waits for the VAE says what is missing, and not that it got None."""
+    """The node itself says what is missing, before the video is sampled for nothing."""
     graph = on_ranks(image_to_video_and_all())
     del graph["ranks"]["inputs"]["vae"]
-    result = comfyui.run(graph)
+    ran: list[str] = []
+    result = comfyui.run(graph, lambda kind, data: ran.append(data["node"]) if kind == "executing" else None)
     assert result.error is not None and "connect one to its input vae" in result.error.message
+    assert result.error.node_id == "ranks" and SAMPLE not in ran
+
+
+def test_what_needs_weights_says_where_to_go(comfyui) -> None:
+    """Saving and training, of this pack's nodes."""
+    graph = on_ranks(image_to_video(folder_name("5b-I2V")))
+    save = node("CogVideoXSaveModel", model=["ranks", 0], name="ranks/saved", weight_dtype="as loaded")
+    result = comfyui.run({name: graph[name] for name in (PIPELINE, "ranks")} | {"save": save})
+    assert result.error is not None and "weights are in other processes" in result.error.message
+    assert "before CogVideoX Parallel" in result.error.message
