@@ -127,7 +127,7 @@ class SlowRay:
 def test_a_cluster_that_answers_too_late_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else may be in it then, and no run could use another Ray."""
     monkeypatch.setattr(joining, "SECONDS", 0.1)
-    monkeypatch.setattr(joining, "_require_answer", lambda _: None)
+    monkeypatch.setattr(joining, "require_answer", lambda _: None)
     monkeypatch.setattr(joining, "_require_token", lambda *_: None)
     slow = SlowRay()
     with pytest.raises(UserError, match="does not let this process in .no answer in 0.1 seconds"):

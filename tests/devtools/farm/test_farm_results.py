@@ -91,5 +91,5 @@ def test_a_file_of_something_else_is_not_replaced(results: Results, tmp_path: Pa
 def test_results_of_other_lines_are_not_replaced(results: Results) -> None:
     """A line whose seed was changed would take the place of the old clip."""
     write(results)
-    with pytest.raises(DevError, match="was made of another line"):
+    with pytest.raises(DevError, match="made of another line"):
         results.check_free({"star": {**LINE, "seed": 4}}, overwrite=False)
