@@ -7,12 +7,13 @@ a token.
 
 import logging
 import os
+import re
 import socket
 import sys
 import threading
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..host.optional_packages import import_package, is_installed, package_error
 from ..host.ray_environment import LOOPBACK, prepare
 from . import joining
@@ -28,7 +29,7 @@ _OPTIONS = {
     "logging_level": logging.ERROR,
 }
 _MOST_ON_CPU = 8  # ranks: each has all of a model's weights
-_MOST_PORTS = 65535
+_LAST_PORT = 65535
 _SECONDS = 3  # within which what has answered before answers again
 _lock = threading.Lock()
 _joined: str | None = None  # the address that `start` has connected Ray to; "" for the one of this process
@@ -154,10 +155,10 @@ def check_address(address: str) -> None:
     """Raises UserError for a cluster that a workflow may not call, or that would run anybody's code."""
     if not address:
         return
-    host, _, port = address.rpartition(":")
-    if not host or address.split() != [address] or not (port.isascii() and port.isdigit()) or int(port) > _MOST_PORTS:
+    port = re.fullmatch(r"\S+:([0-9]{1,5})", address)
+    if port is None or int(port[1]) > _LAST_PORT:
         raise UserError(
-            f"The address {address!r} is not of the form machine:port, such as 10.0.0.1:6379.",
+            f"The address {quoted(address)!r} is not of the form machine:port, such as 10.0.0.1:6379.",
             advice="leave the address empty",
         )
     allowed = {part.strip() for part in os.environ.get(ALLOWED, "").split(",")}

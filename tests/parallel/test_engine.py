@@ -37,7 +37,9 @@ def test_a_workflow_calls_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is not called" in str(refused)
 
 
-@pytest.mark.parametrize("address", ["  ", "foo", "foo:", ":6379", "foo:bar", "a b:1", "foo:65536", "foo:²"])
+@pytest.mark.parametrize(
+    "address", ["  ", "foo", "foo:", ":6379", "foo:bar", "a b:1", "foo:65536", "foo:²", f"foo:{'9' * 99}"]
+)
 def test_what_is_no_address_is_told_first(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """Not after its owner has restarted everything to allow it."""
     monkeypatch.delenv(engine.ALLOWED, raising=False)
