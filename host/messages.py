@@ -319,5 +319,11 @@ def as_html(text: str) -> str:
     return re.sub(r"(www)\.", r"\1&#46;", escaped, flags=re.IGNORECASE)
 
 
+def running_prompt() -> str | None:
+    """The id of the prompt that runs now; None in a script."""
+    server = prompt_server()
+    return None if server is None else _run_of(server)
+
+
 def _run_of(server: PromptServer) -> str | None:
     return getattr(server, "last_prompt_id", None)

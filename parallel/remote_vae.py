@@ -112,6 +112,10 @@ class RemoteVAE(CogVideoXVAE):
         self, asked: Iterator[torch.Tensor], computed_here: Callable[[], Iterator[torch.Tensor]]
     ) -> Iterator[torch.Tensor]:
         """`asked`; where it loses its ranks, and may go on alone, the rest is computed in this process."""
+        if self.goes_on_alone and self.team.was_lost:
+            show_on_running_node("A process of another card was lost in this run: the VAE computes alone, on one card.")
+            yield from computed_here()
+            return
         done = 0
         try:
             for result in asked:

@@ -42,9 +42,16 @@ class RemoteWeights:
         self._control_start = 0
         self._alone: Any = None  # a patcher of this process, for the rest of a run that has lost its ranks
 
+    @property
+    def stays_alone(self) -> bool:
+        """Whether ranks that this prompt has lost are not started again before it ends."""
+        return self._goes_on_alone and self.team.was_lost
+
     def prepare(self, patches: dict[str, list[Any]], patches_uuid: Any) -> None:
         """Have the weights loaded with `patches` in every rank. Raises as Team.start and Team.ask do."""
         self._patches = patches
+        if self.stays_alone:
+            return
         with self.team.lock:
             self.team.start()
             if self._loaded_with is None or self._loaded_with[0] != self.team.start_count:
@@ -70,6 +77,9 @@ class RemoteWeights:
 
         The other arguments are those of CogVideoXDiT.forward. Raises as Team.ask does.
         """
+        if self._alone is None and self.stays_alone:
+            show_on_running_node("A process of another card was lost in this run, which goes on alone, on one card.")
+            self._alone = self._load_here(controls, x.shape)
         if self._alone is not None:
             return None
         is_new_run, self._is_new_run = self._is_new_run, False
@@ -118,6 +128,8 @@ class RemoteWeights:
 
     def load_control(self, patcher: Any) -> None:
         """Have a control net loaded in every rank, unless it is. patcher: of this process, which keeps its weights."""
+        if self.stays_alone:
+            return
         with self.team.lock:
             self.team.start()
             if self._control_start != self.team.start_count:

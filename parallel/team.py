@@ -15,7 +15,7 @@ import torch
 
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
-from ..host.messages import shown_meanwhile
+from ..host.messages import running_prompt, shown_meanwhile
 from ..host.standalone import plain_options
 from . import engine
 from .actors import meeting_folder, new_actors
@@ -59,6 +59,7 @@ class Team:
         self._actors: list[Any] = []
         self._pending: list[Any] = []  # answers of a call that was cancelled
         self._models: set[str] = set()  # that use the ranks
+        self._lost_in: str | None = None  # the prompt that has lost ranks last
         self._unused_since = 0.0
         self._meeting = ExitStack()  # deletes the folder of the file where the ranks have met
         weakref.finalize(self, self._meeting.close)  # with ComfyUI as well
@@ -250,7 +251,13 @@ class Team:
                 raise UserError(answer.failure.text)
         return [answer.value for answer in answers]
 
+    @property
+    def was_lost(self) -> bool:
+        """Whether the prompt that runs has lost its ranks: their card may be broken. A script has no prompts."""
+        return self._lost_in is not None and self._lost_in == running_prompt()
+
     def _lost(self, failure: Failure) -> RankLostError:
+        self._lost_in = running_prompt()
         self.stop()  # the others may wait for it, and would for ever
         if failure.trace:
             logging.error(failure.trace)

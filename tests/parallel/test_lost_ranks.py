@@ -241,6 +241,21 @@ def test_fifty_runs_stay_flat(two_ranks: ModelPatcher, near: ModelPatcher) -> No
     assert used < before[1] * 1.05, (used, before[1])
 
 
+def test_lost_ranks_stay_lost_for_a_prompt(near: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """A second sampler of the workflow would go back to a card that is broken, and lose the run after all."""
+    prompt = ["first"]
+    monkeypatch.setattr(team, "running_prompt", lambda: prompt[0])
+    far: Any = on_two(near, "sequence", goes_on_alone=True)
+    pids, ranks = ranks_of(far), team_of(far)
+    starts = ranks.start_count
+    for act in (lambda: os.kill(pids[1], signal.SIGKILL), lambda: None):
+        check_parity(WHAT, run(after_a_step(far, act)), run(near), 5e-6)
+        assert ranks.start_count == starts and not ranks.is_running
+    prompt[0] = "second"
+    check_parity(WHAT, run(far), run(near), 5e-6)
+    assert ranks.start_count == starts + 1
+
+
 def test_a_changed_setting_finds_the_ranks(near: ModelPatcher) -> None:  # noqa: F811
     """ComfyUI forgets the model of before first: another precision, or a LoRA before the node, makes another one."""
     far: Any = on_two(near, split="sequence")

@@ -20,7 +20,8 @@ from cogvideox.nodes.decode import CogVideoXDecode
 from cogvideox.nodes.image import CogVideoXImageToVideo
 from cogvideox.nodes.parallel import CogVideoXParallel
 from cogvideox.nodes.video import CogVideoXEncodeVideo
-from cogvideox.parallel.rank_answers import VaePass
+from cogvideox.parallel import team
+from cogvideox.parallel.rank_answers import Failure, VaePass
 from cogvideox.parallel.remote_vae import RemoteVAE, spread_vae
 from cogvideox.parallel.team import RankLostError, RankMemoryError, Team
 from cogvideox.sockets.vae import CogVideoXVAE
@@ -180,6 +181,20 @@ def test_a_killed_rank(near: CogVideoXVAE, goes_on_alone: bool) -> None:
         ):
             list(frames)
     check("decode", far.decode(z), near.decode(z))
+
+
+def test_a_prompt_that_has_lost_its_ranks_decodes_alone(near: CogVideoXVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sampler has lost them to a card that may be broken: the video is not lost to the same one."""
+    far, z = on_two(near, True), latents(1, 16, 3, 4, 4)
+    far.team.start()
+    starts = far.team.start_count
+    monkeypatch.setattr(team, "running_prompt", lambda: "first")
+    far.team._lost(Failure("", "gone", ""))
+    check("decode", far.decode(z), near.decode(z))
+    assert far.team.start_count == starts
+    monkeypatch.setattr(team, "running_prompt", lambda: "second")
+    check("decode", far.decode(z), near.decode(z))
+    assert far.team.start_count == starts + 1
 
 
 @pytest.fixture
