@@ -38,6 +38,13 @@ def running_graph() -> tuple[Graph, str] | None:
     return (graphs[0], node_id) if graphs and isinstance(graphs[0], Mapping) else None
 
 
+def is_linked(graph: Graph, node_id: str, output: int) -> bool:
+    """Whether a node of `graph` is connected to this output of the node `node_id`."""
+    # ComfyUI checks only what an output needs: the inputs of other nodes are whatever a workflow says.
+    inputs = [node.get("inputs") for node in graph.values()]
+    return any([node_id, output] in each.values() for each in inputs if isinstance(each, Mapping))
+
+
 def frame_rates_after(graph: Graph, node_id: str) -> set[float]:
     """The frames a second at which the video of the node `node_id` is played, as far as they are typed in."""
     found, seen, waiting = set(), {node_id}, [node_id]

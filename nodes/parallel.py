@@ -1,12 +1,11 @@
 """One clip on several cards."""
 
-from typing import Any
-
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..errors import UserError
+from ..host.running_graph import is_linked
 from ..parallel.engine import all_cards, check_address, check_cards, check_installed
 from ..parallel.source_hash import note_imported
 from ..parallel.split import AUTO, SPLITS, choose_split
@@ -22,12 +21,6 @@ _MOST_CARDS = 64
 _NO_VAE = "CogVideoX Parallel has no VAE to divide: connect one to its input vae as well."
 
 note_imported()
-
-
-def _is_vae_taken(hidden: Any) -> bool:
-    """Whether a node of the workflow is connected to the second output of the one that runs."""
-    prompt, source = getattr(hidden, "prompt", None) or {}, [getattr(hidden, "unique_id", None), 1]
-    return any(source == value for each in prompt.values() for value in each.get("inputs", {}).values())
 
 
 def _check_split(split: str, cards: int, address: str = "") -> None:
@@ -115,7 +108,8 @@ class CogVideoXParallel(io.ComfyNode):
         from ..parallel.remote_model import spread
         from ..parallel.remote_vae import spread_vae
 
-        if vae is None and _is_vae_taken(cls.hidden):
+        hidden = cls.hidden  # None outside of a graph
+        if vae is None and hidden is not None and is_linked(hidden.prompt or {}, str(hidden.unique_id), 1):
             raise UserError(_NO_VAE)  # here, before the video is sampled for nothing
         settings = cards, split, address, on_failure == ALONE
         far_vae = ExecutionBlocker(_NO_VAE) if vae is None else spread_vae(vae, *settings)

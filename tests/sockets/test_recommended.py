@@ -236,3 +236,11 @@ def test_graphs_of_strangers_do_not_stop_a_hint() -> None:
     began = time.process_time()
     assert graphs.frame_rates_after(many, "0") == set()
     assert time.process_time() - began < 1
+
+
+def test_what_is_linked_is_found_among_anything() -> None:
+    """A stranger's workflow may have nodes with inputs of any kind, as long as nothing needs them."""
+    graph: dict = {"1": {"inputs": []}, "2": {}, "3": {"inputs": {"vae": ["7", 1], "seed": 1}}}
+    assert graphs.is_linked(graph, "7", 1)
+    assert not graphs.is_linked(graph, "7", 0) and not graphs.is_linked(graph, "3", 1)
+    assert not graphs.is_linked({}, "7", 1)
