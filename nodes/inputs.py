@@ -205,5 +205,4 @@ def range_inputs(what: str) -> list[io.Input]:
 def filled_name(node: type[io.ComfyNode], name: str, size: tuple[int, int] | None = None) -> str:
     """`name` with its placeholders filled in from the workflow that `node` runs in, of which it asks for the hidden
     inputs prompt and extra_pnginfo. size: as in fill_in."""
-    hidden = node.hidden
-    return fill_in(name, getattr(hidden, "prompt", None), getattr(hidden, "extra_pnginfo", None), size)
+    return fill_in(name, node.hidden.prompt, node.hidden.extra_pnginfo, size)

@@ -108,8 +108,7 @@ class CogVideoXParallel(io.ComfyNode):
         from ..parallel.remote_model import spread
         from ..parallel.remote_vae import spread_vae
 
-        hidden = cls.hidden  # None outside of a graph
-        if vae is None and hidden is not None and is_linked(hidden.prompt or {}, str(hidden.unique_id), 1):
+        if vae is None and is_linked(cls.hidden.prompt or {}, str(cls.hidden.unique_id), 1):
             raise UserError(_NO_VAE)  # here, before the video is sampled for nothing
         settings = cards, split, address, on_failure == ALONE
         far_vae = ExecutionBlocker(_NO_VAE) if vae is None else spread_vae(vae, *settings)

@@ -6,7 +6,6 @@ import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,11 +121,11 @@ def torch_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def nodes_outside_graphs() -> Iterator[None]:
-    """Nodes may be executed as no part of a graph: ComfyUI tells each one in a graph its id."""
+    """Nodes may be executed as no part of a graph: each is told what ComfyUI tells one that has asked for nothing."""
     from comfy_api.latest import io
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(io.ComfyNode, "hidden", SimpleNamespace(unique_id=None))
+        patch.setattr(io.ComfyNode, "hidden", io.HiddenHolder.from_dict(None))
         yield
 
 

@@ -45,7 +45,6 @@ class Task:
     def node(self, module: str, name: str, **inputs: Any) -> tuple:
         """Run one node of the pack."""
         cls: Any = getattr(importlib.import_module(f"cogvideox.nodes.{module}"), name)
-        cls.hidden = type("Hidden", (), {"unique_id": None})
         return cls.execute(**inputs).args
 
     def sample(self, positive: Any, negative: Any, latent: Any, model: Any = None, **inputs: Any) -> torch.Tensor:

@@ -29,14 +29,6 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path / "loras")], {".safetensors"}))
-    hidden = type("Hidden", (), {"unique_id": None})
-    for node in (
-        clips.CogVideoXTrainingClips,
-        train.CogVideoXTrainLora,
-        train.CogVideoXSaveTrainedLora,
-        loras.CogVideoXApplyLora,
-    ):
-        monkeypatch.setattr(node, "hidden", hidden, raising=False)
     for module in (clips, train, loras):
         monkeypatch.setattr(module, "show_on_node", lambda text, node_id: None)
     return tmp_path

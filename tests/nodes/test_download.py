@@ -42,7 +42,6 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the node shows on itself."""
     lines: list[str] = []
     monkeypatch.setattr(module, "show_on_node", lambda text, node_id: lines.append(text))
-    monkeypatch.setattr(Node, "hidden", type("Hidden", (), {"unique_id": "7"}), raising=False)
     return lines
 
 

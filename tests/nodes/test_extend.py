@@ -35,7 +35,6 @@ class Models:
         self.vae = load_vae(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")
         encode = CogVideoXEncodeText
-        setattr(encode, "hidden", type("Hidden", (), {"unique_id": None}))  # noqa: B010
         self.positive, self.negative = (encode.execute(clip, text).args[0] for text in ("A panda walks", ""))
 
     def continued(self, images: torch.Tensor, frames: int, overlap: int, **more: Any) -> tuple:

@@ -41,9 +41,6 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", (loras, {".safetensors"}))
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
     monkeypatch.setattr(nodes, "show_on_node", lambda text, node_id: lines.append(text))
-    hidden = type("Hidden", (), {"unique_id": "1"})
-    for node in (nodes.CogVideoXApplyLora, nodes.CogVideoXSaveLora):
-        monkeypatch.setattr(node, "hidden", hidden, raising=False)
     return lines
 
 

@@ -4,13 +4,11 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import folder_paths
 import pytest
 import torch
-from comfy_api.latest import io
 
 from cogvideox.errors import UserError
 from cogvideox.keys import Latent
@@ -43,8 +41,6 @@ def test_a_disk_that_takes_nothing(
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(root))
     for category in ("diffusion_models", "loras"):
         monkeypatch.setitem(folder_paths.folder_names_and_paths, category, ([str(root)], {".safetensors"}))
-    hidden: Any = SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)
-    monkeypatch.setattr(io.ComfyNode, "hidden", hidden)
     if how == "no folder can be made":
         (root / "my").rmdir()
     refuse_writing(root, monkeypatch)

@@ -4,7 +4,6 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import folder_paths
@@ -135,8 +134,7 @@ def run_in(folder: Path, monkeypatch: pytest.MonkeyPatch, seed: object) -> None:
     for category in ("diffusion_models", "loras"):
         monkeypatch.setitem(folder_paths.folder_names_and_paths, category, ([str(folder)], {".safetensors"}))
     prompt = {"1": {"class_type": "CogVideoXSample", "inputs": {"seed": seed}, "_meta": {"title": "sampler"}}}
-    hidden: Any = SimpleNamespace(unique_id=None, prompt=prompt, extra_pnginfo=None)
-    monkeypatch.setattr(io.ComfyNode, "hidden", hidden)
+    monkeypatch.setattr(io.ComfyNode, "hidden", io.HiddenHolder.from_dict({io.Hidden.prompt: prompt}))
 
 
 def made_in(folder: Path) -> list[str]:

@@ -52,7 +52,6 @@ def models(tiny_pipelines: dict[str, Path]) -> tuple[CogVideoXVAE, comfy.sd.CLIP
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the node shows on itself."""
     lines = []
-    monkeypatch.setattr(Node, "hidden", type("Hidden", (), {"unique_id": "1"}), raising=False)
     monkeypatch.setattr(nodes, "show_on_node", lambda text, node_id: lines.append(text))
     return lines
 

@@ -14,7 +14,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from comfy_api.latest import InputImpl, ui
+from comfy_api.latest import InputImpl, io, ui
 
 from cogvideox import errors
 from cogvideox.media import video_file
@@ -43,8 +43,8 @@ def vae(tiny_pipelines: dict[str, Path]) -> CogVideoXVAE:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the node shows on itself, and a workflow for it to write into its files."""
     lines = []
-    hidden = type("Hidden", (), {"unique_id": "1", "prompt": {"1": "a"}, "extra_pnginfo": {"workflow": {"nodes": []}}})
-    monkeypatch.setattr(nodes.CogVideoXDecodeToFile, "hidden", hidden, raising=False)
+    given = {io.Hidden.prompt: {"1": "a"}, io.Hidden.extra_pnginfo: {"workflow": {"nodes": []}}}
+    monkeypatch.setattr(nodes.CogVideoXDecodeToFile, "hidden", io.HiddenHolder.from_dict(given), raising=False)
     monkeypatch.setattr(nodes, "show_on_node", lambda text, node_id: lines.append(text))
     return lines
 

@@ -124,7 +124,6 @@ class Bench:
         self.model = load_model(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")
         encode: Any = CogVideoXEncodeText
-        encode.hidden = type("Hidden", (), {"unique_id": None})
         self.text = {prompt: encode.execute(clip, prompt).args[0] for prompt in _PROMPTS}
 
     def invert(

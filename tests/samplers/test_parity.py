@@ -43,7 +43,6 @@ class Run:
         self.model = load_model(folder, "fp32")
         clip = load_text_encoder(folder, "fp32")
         encode: Any = CogVideoXEncodeText
-        encode.hidden = type("Hidden", (), {"unique_id": None})
         self.positive = encode.execute(clip, PROMPT).args[0]
         self.negative = encode.execute(clip, NEGATIVE).args[0]
 
@@ -206,7 +205,6 @@ def test_run_from_given_noise(run: Run) -> None:
 def few_steps(run: Run, sampler: str, preset: str, timesteps: str = "") -> torch.Tensor:
     """A run of 9 frames at the SIGMAS of CogVideoX Timesteps, without guidance."""
     node: Any = CogVideoXTimesteps
-    node.hidden = type("Hidden", (), {"unique_id": None})
     sigmas = node.execute(run.model, preset, timesteps).args[0]
     return run.custom(CogVideoXNoise.execute(SEED).args[0], sampler, sigmas, 1.0, 9)
 

@@ -64,8 +64,7 @@ class Clips:
 
 @pytest.fixture
 def clips(tmp_path: Path, tiny_pipelines: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Clips:
-    for module, node in ((clip_nodes, "CogVideoXTrainingClips"), (train_nodes, "CogVideoXTrainLora")):
-        monkeypatch.setattr(getattr(module, node), "hidden", type("Hidden", (), {"unique_id": None}), raising=False)
+    for module in (clip_nodes, train_nodes):
         monkeypatch.setattr(module, "show_on_node", lambda text, node_id: None)
     for name in ("input", "output"):
         monkeypatch.setattr(folder_paths, f"get_{name}_directory", lambda: str(tmp_path))
