@@ -322,7 +322,7 @@ class CogVideoXModel(comfy.model_base.BaseModel):
         computes, and two passes of the default mode take no longer than one batch of the lean.
         """
         # Not at the top: it imports diffusers, which whoever has a model has imported.
-        from ..transformer.dit import has_lean_mode
+        from ..transformer.block import has_lean_mode
 
         dit, dtype = self.diffusion_model, self.get_dtype_inference()
         text_tokens = dit.config.max_text_seq_length

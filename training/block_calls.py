@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from ..transformer.dit import block_forward
+from ..transformer.block import block_forward
 
 
 class NoCast:
@@ -85,7 +85,7 @@ def _forward(
 
 
 def _call(block: torch.nn.Module, recompute: bool, args: dict, extra: dict) -> dict:
-    """A patches_replace function: arguments and result have the names that transformer.dit, _replaced_block gives."""
+    """A patches_replace function: arguments and result have the names that transformer.block, replaced_block gives."""
     inputs = args["txt"], args["img"], args["vec"], NoCast(args["pe"]), args["transformer_options"]
     if recompute and torch.is_grad_enabled():
         output: Any = checkpoint(block, *inputs, use_reentrant=False)

@@ -106,7 +106,7 @@ class CompiledBlocks:
         self._told: set[str] = set()
 
     def forward_of(self, config: TransformerConfig, compute: BlockForward) -> BlockForward:
-        """`compute`, which is dit.block_forward, by a graph where that is possible in a call.
+        """`compute`, which is block.block_forward, by a graph where that is possible in a call.
 
         One graph serves all blocks and LoRAs, and every length of text and size and length of a video. config: of the
         transformer whose blocks are called.

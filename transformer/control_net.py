@@ -11,7 +11,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 from ..host.compat import prefetched
 from ..host.memory_rules import free_in_step
 from ..keys import read_positions, read_shared_tokens
-from .dit import block_forward, has_lean_mode
+from .block import block_forward, has_lean_mode
 from .memory_modes import DEFAULT, LADDER, Mode, modes_to_try, step_bytes
 from .positions import rotary_table, sincos_table
 from .token_passes import expects_kernels, may_overwrite

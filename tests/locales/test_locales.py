@@ -143,3 +143,23 @@ def test_chinese_has_one_term_for_one_thing():
                 terms.setdefault(SCHEMAS[node_id].outputs[int(index)].display_name, set()).add(entry["name"])
     wavering = {key: found for key, found in terms.items() if len(found) > 1}
     assert not wavering, wavering
+
+
+# Ids of inputs that are names of other things too: of files, packages, and inputs of ComfyUI's and the wrapper's nodes.
+ZH_WORDS = {
+    *("clip", "compile", "fps", "latents", "memory", "model", "positive", "samples", "steps", "strength"),
+    *("text", "vae"),
+}
+
+
+def test_a_chinese_message_names_an_input_as_the_page_does():
+    """ "Set cards to fewer" is of no use where the page has no input of that name."""
+    words = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
+    inputs = {key: entry["name"] for node in words.values() for key, entry in node["inputs"].items()}
+    messages = json.loads((ROOT / "locales" / "zh" / "messages.json").read_text("utf-8"))
+    unnamed = []
+    for translation in filter(None, messages.values()):
+        for found in re.findall(r"(?<![\w.{])[a-z]\w*(?![\w}])", translation, re.ASCII):
+            if found not in ZH_WORDS and inputs.get(found, "") not in translation:
+                unnamed.append(f"{found} ({inputs[found]}): {translation}")
+    assert not unnamed, "\n".join(unnamed)
