@@ -41,7 +41,7 @@ from .rank_vae import RankVaes
 from .run_patches import with_patches
 from .split import Split
 from .token_ranks import TokenRanks
-from .transport import Receiver, packed, unpacked
+from .transport import Packed, Receiver, packed, unpacked
 
 
 class Rank:
@@ -96,7 +96,7 @@ class Rank:
         dist.init_process_group(backend, init_method=meeting, rank=number, world_size=world)
         for split in splits:
             # Every rank has to make every group, those that it is not in as well.
-            groups = [
+            groups: list[Any] = [  # or a number, for a rank that is not in it
                 dist.new_group(list(range(first, first + split.sequence))) for first in range(0, world, split.sequence)
             ]
             mine = number // split.sequence
@@ -177,9 +177,7 @@ class Rank:
         with self._loaded(patcher, question, x, context.shape[1], options) as network:
             control = None
             for asked in question.controls:
-                # Where it is None it is the model's.
-                asked = asked._replace(x=asked.x or question.x)
-                control = self._control(asked, control, options, received, own)
+                control = self._control(asked, asked.x or question.x, control, options, received, own)
             v = network(
                 x,
                 own(unpacked(question.timestep)),
@@ -193,6 +191,7 @@ class Rank:
     def _control(
         self,
         asked: ControlQuestion,
+        x: Packed,
         previous: dict[str, Any] | None,
         options: dict[str, Any],
         received: Receiver,
@@ -202,7 +201,7 @@ class Rank:
         control = self._controls[asked.name]
         control.strength, control.strength_type = asked.strength, asked.strength_type
         guide, context = own(received.take(asked.guide)), own(received.take(asked.context))
-        inputs = ControlInputs(own(unpacked(asked.x)), guide, own(unpacked(asked.timestep)), context)
+        inputs = ControlInputs(own(unpacked(x)), guide, own(unpacked(asked.timestep)), context)
         return control.added(inputs, previous, options)
 
     def end_run(self, name: str) -> None:

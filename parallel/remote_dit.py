@@ -30,8 +30,9 @@ class RemoteDiT(CogVideoXDiT):
     ) -> torch.Tensor:
         is_exact = require_sendable(transformer_options)
         # As in one process: what does not fit is refused before anything is sent.
-        extra = -x.shape[2] % (self.config.patch_size_t or 1)
-        self.token_grid((x.shape[2] + extra, *x.shape[3:]), transformer_options)
+        frames, height, width = x.shape[2:]
+        extra = -frames % (self.config.patch_size_t or 1)
+        self.token_grid((frames + extra, height, width), transformer_options)
         positions = read_positions(transformer_options)
         controls = asked_controls(control)
         v = self.weights.predict(x, timestep, context, ofs, positions, is_exact, controls)

@@ -2,6 +2,7 @@
 
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -19,6 +20,8 @@ _HOOKS_HERE = "transformer_options"  # go to the ranks, or are refused, as those
 
 class RemoteModel(CogVideoXModel):
     """CogVideoXModel without weights, whose transformer is remote_dit.RemoteDiT."""
+
+    current_weight_patches_uuid: UUID | None  # ComfyUI's, of the patches that the ranks have
 
     def memory_required(self, input_shape: list[int], cond_shapes: dict[str, Any] = {}) -> float:
         """0: the activations are on other cards, where both prompts fit as one batch, or are computed in parts."""

@@ -92,6 +92,7 @@ class RemoteVAE(CogVideoXVAE):
         with self.team.lock:
             self.team.start()
             if self._start != self.team.start_count:
+                assert self.patcher.cached_patcher_init is not None  # load_vae sets it
                 path = self.patcher.cached_patcher_init[1][0]
                 dtype = next(name for name, dtype in WEIGHT_DTYPES.items() if dtype == self.vae_dtype)
                 load_everywhere(self.team, "vae", "load_vae", self.name, path, dtype, notify=self.notify)
@@ -106,7 +107,7 @@ class RemoteVAE(CogVideoXVAE):
         counts = parts_of(shape[3] // zoom, self.team.cards)
         plan = in_bands(LOW if memory == "low" else FAST, band_pixels)
         own, around = (*shape[:3], zoom * counts[0], shape[4]), (0, int(any(counts[1:])))
-        mm.free_memory(self.size + needed(own, self.vae_dtype, plan, around), self.device)
+        mm.free_memory(self.model_size() + needed(own, self.vae_dtype, plan, around), self.device)
 
     def _or_alone(
         self, asked: Iterator[torch.Tensor], computed_here: Callable[[], Iterator[torch.Tensor]]

@@ -43,7 +43,7 @@ class Sender:
     def kept(self, x: torch.Tensor) -> Kept:
         """`x`, with its values only where they have not been sent since `forget`."""
         parts = packed(x)
-        digest = hashlib.sha256(parts.content)  # of the bytes where they are: this is asked in every step
+        digest = hashlib.sha256(parts.content.data)  # of the bytes where they are: this is asked in every step
         digest.update(f"{parts.dtype} {parts.shape}".encode())
         key = digest.hexdigest()
         known = key in self._known

@@ -24,6 +24,7 @@ from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.quantized_models import KINDS, load
 from cogvideox.tests.support import ALL_VARIANTS, relative_error
 from cogvideox.transformer import attention, control_net, dit, token_passes
+from cogvideox.transformer import block as block_module
 from cogvideox.transformer.memory_modes import DEFAULT, LADDER, LEAN, Mode, modes_to_try, step_bytes
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -251,7 +252,7 @@ class TestCancel:
     @pytest.mark.parametrize(
         ("mode", "module", "last"),
         [
-            (DEFAULT, dit, "joint_attention"),  # and no feed-forward after it
+            (DEFAULT, block_module, "joint_attention"),  # and no feed-forward after it
             (SMALL, attention, "norm_heads_in_place"),  # of the first of two groups of heads
             (SMALL, token_passes, "_gelu_of_product"),  # of the first of several spans of tokens
         ],
@@ -270,7 +271,7 @@ class TestCancel:
 
         with monkeypatch.context() as patch:
             patch.setattr(module, last, cancel)
-            patch.setattr(dit, "added", lambda *_: pytest.fail("the block has come to its end"))
+            patch.setattr(block_module, "added", lambda *_: pytest.fail("the block has come to its end"))
             with pytest.raises(mm.InterruptProcessingException):
                 step(free)
         assert called == [1] and not mm.processing_interrupted()
