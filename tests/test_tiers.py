@@ -82,6 +82,9 @@ def test_those_who_share_a_server_share_a_worker() -> None:
     forks = "\nfrom cogvideox.tests.children import"
     forking = [path for path in tiers.TESTS.rglob("test_*.py") if forks in path.read_text("utf-8")]
     assert {f"tests/{path.relative_to(tiers.TESTS).as_posix()}" for path in forking} == {*tiers._FORKING}
+    ranks = [f"tests/parallel/test_remote_{what}.py" for what in ("model", "vae")]
+    assert all((tiers.TESTS.parent / file).is_file() for file in ranks)
+    assert len({tiers.room_of(f"{file}::test_it") for file in ranks}) == 1
 
 
 MEASURED = {

@@ -382,6 +382,7 @@ def summary_lines(tier: str, counts: Counter) -> list[str]:
 
 
 _ONE_SERVER = ("tests/server/", "tests/browser/")
+_TOGETHER = (*_ONE_SERVER, "tests/parallel/test_remote_")  # the last for Ray and two ranks
 # Whose tests wait for processes forked from the run's server (children.py).
 _FORKING = (
     "tests/host/test_start_check.py",
@@ -398,11 +399,11 @@ _OWN_SERVERS = ("test_beside_others.py", "test_plain_install.py")  # of tests/se
 
 
 def room_of(node_id: str) -> str:
-    """What one worker runs: a file, or files whose tests share a server, since every worker would start its own."""
+    """What one worker runs: a file, or files whose tests share processes, since every worker would start its own."""
     file = node_id.split("::", 1)[0]
     if file.endswith(_OWN_SERVERS):
         return file
-    return next((folder for folder in _ONE_SERVER if file.startswith(folder)), file)
+    return next((shared for shared in _TOGETHER if file.startswith(shared)), file)
 
 
 # Rooms whose tests wait for processes that they start, most of their time.
