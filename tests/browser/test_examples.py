@@ -243,8 +243,9 @@ def test_damaged_example_is_noticed(one_page: Frontend) -> None:
 
 def wait_for_nodes(frontend: Frontend, name: str) -> None:
     """Until a workflow that is being opened is there."""
-    count = len(SAVED[name]["nodes"])
-    frontend.page.wait_for_function("count => app.graph.nodes.length === count", arg=count)
+    # Not the number alone, which another workflow that is still on a shared page may have as well.
+    is_there = "([id, count]) => app.graph.id === id && app.graph.nodes.length === count"
+    frontend.page.wait_for_function(is_there, arg=[SAVED[name]["id"], len(SAVED[name]["nodes"])])
 
 
 def saved_as_app(name: str) -> bool:
