@@ -91,10 +91,13 @@ def all_cards() -> int:
 
 
 def torch_cards() -> int:
-    """Every card of this machine."""
-    import torch  # late: dev.py asks check_address in a Python that has no packages
+    """Every card of this machine; 0 where ComfyUI was started with --cpu."""
+    # Late: dev.py asks check_address in a Python that has no packages.
+    import torch
 
-    return torch.cuda.device_count()
+    from ..host.standalone import plain_options
+
+    return 0 if plain_options()["cpu"] else torch.cuda.device_count()
 
 
 def _answers(ray: Any) -> bool:

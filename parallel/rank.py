@@ -43,6 +43,8 @@ from .split import Split
 from .token_ranks import TokenRanks
 from .transport import Packed, Receiver, packed, unpacked
 
+_TCP = "tcp://"
+
 
 class Rank:
     """What lives in one of the processes: loaded models by name, and who shares the tokens with whom."""
@@ -88,12 +90,15 @@ class Rank:
         address = import_package("ray", PURPOSE).util.get_node_ip_address()
         with socket.socket() as listener:
             listener.bind((address, 0))
-            return f"tcp://{address}:{listener.getsockname()[1]}"
+            return f"{_TCP}{address}:{listener.getsockname()[1]}"
 
     def join(self, number: int, world: int, meeting: str, splits: tuple[Split, ...]) -> None:
-        """Meet the other ranks at `meeting`, a URL of torch.distributed, as rank `number` of `world`."""
+        """Meet the other ranks at `meeting`, the path of a file or tcp://address:port, as rank `number` of `world`."""
         backend = "nccl" if mm.get_torch_device().type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=meeting, rank=number, world_size=world)
+        if meeting.startswith(_TCP):
+            dist.init_process_group(backend, init_method=meeting, rank=number, world_size=world)
+        else:  # not as a URL: torch would look for a folder of another name where this one's has a space
+            dist.init_process_group(backend, store=dist.FileStore(meeting, world), rank=number, world_size=world)
         for split in splits:
             # Every rank has to make every group, those that it is not in as well.
             groups: list[Any] = [  # or a number, for a rank that is not in it

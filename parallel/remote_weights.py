@@ -41,6 +41,7 @@ class RemoteWeights:
         self._control_names: MutableMapping[Any, str] = weakref.WeakKeyDictionary()
         self._control_start = 0
         self._alone: Any = None  # a patcher of this process, for the rest of a run that has lost its ranks
+        self._placed: list[Any] = []  # it and control nets, as far as they were brought to the card
 
     @property
     def stays_alone(self) -> bool:
@@ -58,6 +59,7 @@ class RemoteWeights:
                 path, weight_dtype, notify, family = self._arguments
                 load_everywhere(self.team, "transformer", "load", self.name, path, weight_dtype, family, notify=notify)
             if (self.team.start_count, patches_uuid) != self._loaded_with:
+                self._loaded_with = self.team.start_count, None  # after a Cancel the ranks may have either
                 self.team.ask("patch", self.name, patches)
                 self._loaded_with = self.team.start_count, patches_uuid
             self._is_on_cards = True
@@ -79,8 +81,9 @@ class RemoteWeights:
         """
         if self._alone is None and self.stays_alone:
             show_on_running_node("A process of another card was lost in this run, which goes on alone, on one card.")
-            self._alone = self._load_here(controls, x.shape)
+            self._alone = self._load_here()
         if self._alone is not None:
+            self._place_here(controls, x.shape)
             return None
         is_new_run, self._is_new_run = self._is_new_run, False
         question = Question(
@@ -103,7 +106,8 @@ class RemoteWeights:
             if not self._goes_on_alone:
                 raise
             show_on_running_node(f"{error.message} This run goes on alone, on one card, from the step that was lost.")
-            self._alone = self._load_here(controls, x.shape)
+            self._alone = self._load_here()
+            self._place_here(controls, x.shape)
             return None
         except BaseException:  # Cancel: what was sent may not have arrived
             self._begin_run()
@@ -152,18 +156,24 @@ class RemoteWeights:
         """The patcher of this process with the weights on its card, for a run that goes on alone."""
         return self._alone
 
-    def _load_here(self, controls: Sequence[AskedControl], shape: torch.Size) -> Any:
-        """shape: of the x of a step, for which there has to be room as well: RemoteModel.memory_required says 0."""
+    def _load_here(self) -> Any:
         patcher: Any = with_patches(self._load_again(*self._arguments), self._patches)
         patcher.model.current_patcher = patcher  # whose options memory_required looks at
         self.team.wait_until_gone()  # the first rank was on the same card
-        models = [patcher, *(control.patcher for control, _ in controls)]
-        mm.load_models_gpu(models, memory_required=patcher.model.memory_required(list(shape)))
         return patcher
+
+    def _place_here(self, controls: Sequence[AskedControl], shape: torch.Size) -> None:
+        """Bring what a step asks to the card, unless it is there: a control net may begin in a later step than the one
+        that was lost. shape: of the x of a step, for which there has to be room as well: RemoteModel.memory_required
+        says 0."""
+        models = [self._alone, *(control.patcher for control, _ in controls)]
+        if any(model not in self._placed for model in models):
+            mm.load_models_gpu(models, memory_required=self._alone.model.memory_required(list(shape)))
+            self._placed = models
 
     def end_run(self) -> None:
         """After the last step: what was kept for the run goes."""
-        self._alone = None
+        self._alone, self._placed = None, []
         self._begin_run()
         if self.team.is_running:
             self.team.tell("end_run", self.name)

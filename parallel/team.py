@@ -86,9 +86,10 @@ class Team:
         ):
             self._start()
         self.start_count += 1
+        self._lost_in = None  # the prompt has ranks again
 
     def _start(self) -> None:
-        self._ray = engine.start(self.address, torch.cuda.device_count())
+        self._ray = engine.start(self.address, engine.torch_cards())
         self._session = engine.session()
         on_cards = self._has_cards()
         try:
@@ -156,7 +157,7 @@ class Team:
         ways = tuple({self.split, self.split.used_for(1)})
         if machines == 1:
             # A file and no port: torch's own meeting place listens on all of the machine's addresses.
-            meeting = (self._meeting.enter_context(meeting_folder()) / "ranks").as_uri()
+            meeting = str(self._meeting.enter_context(meeting_folder()) / "ranks")
         else:
             meeting = self._take(self._wait([self._actors[0].call.remote("meeting")]))[0]
         calls = [

@@ -385,6 +385,7 @@ _ONE_SERVER = ("tests/server/", "tests/browser/")
 _TOGETHER = (*_ONE_SERVER, "tests/parallel/test_remote_")  # the last for Ray and two ranks
 # Whose tests wait for processes forked from the run's server (children.py).
 _FORKING = (
+    "tests/devtools/farm/test_farm_work.py",
     "tests/host/test_start_check.py",
     "tests/nano/test_toy_settings.py",
     "tests/parallel/test_cluster.py",

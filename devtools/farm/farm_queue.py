@@ -1,7 +1,7 @@
 """Which clip is next, which was refused where, and which was begun often enough. Nothing here knows Ray."""
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .farm_plan import Job
 
@@ -23,14 +23,16 @@ class Queue:
         """How often it has been given out."""
         return self._begun[job.id]
 
-    def take(self, worker: int, machine: str, is_last: bool = False) -> Job | None:
+    def take(self, worker: int, machine: str, others: Sequence[str] = ()) -> Job | None:
         """The next clip for a worker on a machine; None where the machine has refused all that wait.
 
-        One that this worker has lost is for another one, whose card may be sound, unless this is the last worker.
+        One that this worker has lost is for another one, whose card may be sound, unless it would be refused there.
+        others: the machine of each other worker that has one.
         """
         for job in self._waiting:
-            is_others = self._lost_by.get(job.id) == worker and not is_last
-            if not is_others and machine not in self._refusals.get(job.id, {}):
+            refused = self._refusals.get(job.id, {})
+            is_others = self._lost_by.get(job.id) == worker and any(other not in refused for other in others)
+            if not is_others and machine not in refused:
                 self._waiting.remove(job)
                 self._begun[job.id] += 1
                 return job

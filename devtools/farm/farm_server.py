@@ -69,7 +69,7 @@ class FarmServer:
         self._place, self._folders, self._running = place, ExitStack(), ExitStack()
         self._server: Server | None = None
         self._host, self._base, self._arguments = Path(), Path(), list[str]()
-        self._doing, self._kept = "", set[Path]()
+        self._doing, self._kept, self._inputs = "", set[Path](), set[str]()
 
     def start(self) -> dict[str, Any]:
         """Start the server; {"machine", "supervisor", "process", "versions", "lists"}, the two in the middle being
@@ -203,6 +203,7 @@ class FarmServer:
         return {"this pack": environment.digest_files(code), **found}
 
     def _write_inputs(self, inputs: Mapping[str, bytes]) -> None:
+        """Those of the last workflow go, unless this one has them too: of thousands of clips a disk would be full."""
         folder = self._base / "input"
         for name, data in inputs.items():
             path = folder / name
@@ -210,6 +211,9 @@ class FarmServer:
                 raise DevError(f"The input {name} is not inside of the input folder.")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+        for name in self._inputs - inputs.keys():
+            (folder / name).unlink(missing_ok=True)
+        self._inputs = {*inputs}
 
     def _note(self, graph: dict) -> client.OnEvent:
         def note(kind: str, data: dict) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from cogvideox.errors import printable
 from cogvideox.parallel import engine
+from cogvideox.system.complete_file import only_process
 
 from ..console import say
 from ..errors import DevError
@@ -38,6 +39,13 @@ def work(plan: Plan, ready: Mapping[str, str], out: TextIO) -> int:
 
     ready: the folders comfyui, models and package. Raises: DevError, UserError.
     """
+    folder = plan.results.folder
+    busy = f"Another farm writes its results into {folder}: wait until it ends, or give another --out."
+    with only_process(folder / ".farm.lock", busy):
+        return _make_missing(plan, ready, out)
+
+
+def _make_missing(plan: Plan, ready: Mapping[str, str], out: TextIO) -> int:
     media = read_media(job.request for job in plan.jobs if job.request is not None)
     lines = {job.id: identity(job, media) for job in plan.jobs}
     done = {job.id: record for job in plan.jobs if (record := plan.results.find_done(job.id, lines[job.id]))}
@@ -144,8 +152,9 @@ class _Farm:
             if hand.actor is None and not hand.gave_up:
                 hand.start()
                 self.heard_at = time.monotonic()
-            is_last = sum(bool(other.machine) for other in self.hands) == 1  # others may wait for a card for ever
-            while hand.is_ready and (job := self.queue.take(hand.number, hand.machine, is_last)) is not None:
+            # Not those without a machine: they may wait for a card for ever.
+            others = [other.machine for other in self.hands if other is not hand and other.machine]
+            while hand.is_ready and (job := self.queue.take(hand.number, hand.machine, others)) is not None:
                 self._give(hand, job)
         if all(hand.gave_up for hand in self.hands):
             reasons = dict.fromkeys(hand.gave_up for hand in self.hands)
@@ -178,6 +187,7 @@ class _Farm:
     def _take_answers(self) -> None:
         calls = {hand.call: hand for hand in self.hands if hand.call is not None}
         if not calls:
+            time.sleep(_LOOK_S)
             return
         for call in self.ray.wait(list(calls), num_returns=1, timeout=_LOOK_S)[0]:
             hand = calls[call]

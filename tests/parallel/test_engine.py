@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import comfy.cli_args
 import pytest
 import torch
 
@@ -105,9 +106,18 @@ def test_more_ranks_than_cards_are_refused_at_once(
 ) -> None:
     """Said by the sampler, it would come after minutes of text encoding. A machine without cards is for trying."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    monkeypatch.setattr(comfy.cli_args.args, "cpu", False)
     refused = validated(CogVideoXParallel, cards=2, split="auto")
     assert ("Cards in this machine: 1, fewer than the 2 asked for" in str(refused)) == is_refused
     assert is_refused or refused is True
+
+
+def test_cards_that_are_not_to_be_used_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --cpu, 16 cards stood for 16 processes on the CPU, each with all of a model's weights."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 16)
+    monkeypatch.setattr(comfy.cli_args.args, "cpu", True)
+    assert engine.all_cards() == 2
+    assert "At most 8 processes" in str(validated(CogVideoXParallel, cards=16, split="auto", address=""))
 
 
 class SlowRay:

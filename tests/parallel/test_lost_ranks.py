@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import comfy.cli_args
 import comfy.model_management as mm
 import psutil
 import pytest
@@ -123,7 +124,7 @@ def test_two_splits_take_turns(near: ModelPatcher, monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as pretended:
             pretended.setattr(torch.cuda, "device_count", lambda: 2)
             options = plain_options()
-            pretended.setattr(team, "plain_options", lambda: {**options, "cpu": False})
+            pretended.setattr(comfy.cli_args.args, "cpu", False)
             pretended.setattr(actors, "_options", lambda on_cards: options)  # there is no card to compute on
             first, second = on_two(near, "sequence"), on_two(near, "cfg")
             for far in (first, second, first):

@@ -8,6 +8,8 @@ import pytest
 
 from cogvideox.errors import UserError
 from cogvideox.parallel import engine
+from cogvideox.parallel import team as module
+from cogvideox.parallel.rank_answers import Failure
 from cogvideox.parallel.team import Team
 from cogvideox.parallel.teams import drop_with
 
@@ -38,6 +40,24 @@ def test_the_others_end_where_one_cannot_be_ended(
     team.stop()
     assert team._ray.killed == ["a", "c"] and not team.is_running
     assert "could not be ended" in caplog.text
+
+
+def test_ranks_that_were_started_again_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that ends between two prompts sent a whole run to one card, though all ranks had just started."""
+    monkeypatch.setattr(engine, "session", lambda: "one")
+    monkeypatch.setattr(module, "running_prompt", lambda: "first")
+    team: Any = Team("", 2, "auto")
+
+    def begin() -> None:
+        team._ray, team._session, team._actors = Ray(""), "one", ["a", "b"]
+
+    monkeypatch.setattr(team, "_start", begin)
+    begin()
+    monkeypatch.setattr(team, "ask", lambda _: (_ for _ in ()).throw(team._lost(Failure("", "gone", ""))))
+    team.start()
+    assert team.is_running and team.start_count == 1 and not team.was_lost
+    team._lost(Failure("", "gone", ""))
+    assert team.was_lost
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")

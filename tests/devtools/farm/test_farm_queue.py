@@ -23,10 +23,20 @@ def test_a_lost_clip_goes_to_another_worker() -> None:
     """A broken card would lose the same clip until it has failed; but the last worker has to try again itself."""
     first, second = jobs(2)
     queue = Queue([first, second], tries=3)
+    assert queue.take(1, "a", ["a"]) is first and queue.put_back(first, 1)
+    assert queue.take(1, "a", ["a"]) is second and queue.take(1, "a", ["a"]) is None
     assert queue.take(1, "a") is first and queue.put_back(first, 1)
-    assert queue.take(1, "a") is second and queue.take(1, "a") is None
-    assert queue.take(1, "a", is_last=True) is first and queue.put_back(first, 1)
-    assert queue.take(2, "a") is first
+    assert queue.take(2, "a", ["a"]) is first
+
+
+def test_a_lost_clip_that_others_refuse_is_tried_again() -> None:
+    """Each left it to the other, and the command did not end."""
+    (only,) = jobs(1)
+    queue = Queue([only], tries=3)
+    queue.refuse(queue.take(2, "b", ["a"]) or only, "b", "no model on b")
+    assert queue.take(1, "a", ["b"]) is only and queue.put_back(only, 1)
+    assert queue.take(2, "b", ["a"]) is None and queue.take(1, "a", ["b", "c"]) is None
+    assert queue.take(1, "a", ["b"]) is only
 
 
 def test_a_clip_that_no_server_has_begun_keeps_its_tries() -> None:

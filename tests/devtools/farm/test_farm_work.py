@@ -18,7 +18,10 @@ from cogvideox.devtools.farm.farm_hand import Hand
 from cogvideox.devtools.farm.farm_plan import Job
 from cogvideox.devtools.farm.farm_server import FarmServer, Place
 from cogvideox.devtools.farm.farm_work import _SILENT_S, _Farm
+from cogvideox.errors import UserError
 from cogvideox.model_loaders.downloads.repositories import HUGGING_FACE
+from cogvideox.system.complete_file import only_process
+from cogvideox.tests.children import running
 from cogvideox.tests.file_server import BIG, running_hub
 
 OUT_OF_MEMORY = [
@@ -27,6 +30,13 @@ OUT_OF_MEMORY = [
     ("cogvideox.host.compat.NoMemoryLeftError", "The card has no memory left."),
     ("RuntimeError", "[enforce fail] DefaultCPUAllocator: can't allocate memory"),
 ]
+
+
+def hold(lock: Path, held: Path) -> None:
+    """In a process of its own: a farm that works."""
+    with only_process(lock, "busy"):
+        held.touch()
+        time.sleep(60)
 
 
 class Remote:
@@ -105,6 +115,40 @@ def test_a_worker_that_fetches_a_model_is_waited_for(monkeypatch: pytest.MonkeyP
     other = land.begin(2, "large")
     land.farm._share_out()
     assert other.job is not None, "the clip goes to the larger card"
+
+
+def test_a_clip_that_one_worker_lost_and_another_refuses() -> None:
+    """The command went on for ever, doing nothing."""
+    land = Farmland(2)
+    small = land.begin(2, "small")
+    land.farm._share_out()
+    land.answer(small, {"refused": "no memory left"})
+    large = land.begin(1, "large")
+    land.farm._share_out()
+    land.answer(large, {"lost": "its ComfyUI has ended"})
+    land.farm._share_out()
+    assert large.job is not None and small.job is None
+
+
+def test_two_farms_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    """The clips of the one would take the place of the other's, hours later."""
+    plan: Any = SimpleNamespace(results=SimpleNamespace(folder=tmp_path), jobs=[])
+    with running("devtools.farm.test_farm_work.hold", tmp_path / ".farm.lock", tmp_path / "held"):
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "held").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with pytest.raises(UserError, match="Another farm .*--out"):
+            farm_work.work(plan, {}, io.StringIO())
+
+
+def test_a_workers_disk_is_not_filled_with_inputs(tmp_path: Path) -> None:
+    """Thousands of clips change a video each."""
+    server: Any = FarmServer(SimpleNamespace())  # type: ignore[arg-type]
+    server._base = tmp_path
+    for inputs in ({"a/1.mp4": b"1", "2.png": b"2"}, {"2.png": b"2", "3.png": b"3"}):
+        server._write_inputs(inputs)
+        files = {path.relative_to(tmp_path / "input").as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+        assert files == inputs.keys()
 
 
 def test_nothing_is_kept_of_a_clip_that_is_made() -> None:
