@@ -36,10 +36,10 @@ _joined: str | None = None  # the address that `start` has connected Ray to; "" 
 _session = ""  # of Ray, since then: another pack may have ended it, and started one of its own
 
 
-def start(address: str, cards: int) -> Any:
+def start(address: str, cards: int, look: joining.Look = lambda: None) -> Any:
     """The module `ray`, connected to `address`, or to a Ray of this process's own where that is "".
 
-    cards: GPUs of this machine, for a Ray of its own.
+    cards: GPUs of this machine, for a Ray of its own. look: called while a cluster is waited for, for a Cancel.
 
     Raises UserError where Ray is not installed, or the address is not allowed, has no token, or does not answer.
     """
@@ -62,7 +62,7 @@ def start(address: str, cards: int) -> Any:
             ray.shutdown()
             _joined = None
         _require_network(address)
-        joining.join(ray, address, _OPTIONS) if address else _start_own(ray, cards)
+        joining.join(ray, address, _OPTIONS, look) if address else _start_own(ray, cards)
         _joined, _session = address, session()
         return ray
 

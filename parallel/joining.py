@@ -7,13 +7,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 
+Look = Callable[[], object]
 SECONDS = 9
+_LOOK_SECONDS = 0.1
 # A process of its own: Ray reads the token once in each. GcsClient is what `ray status` asks a cluster with.
 _PROBE = """
 import sys
@@ -52,9 +54,19 @@ class Attempt(threading.Thread):
             else:
                 self.has_joined = True
 
-    def wait(self, seconds: float) -> bool:
-        """Whether it has joined within `seconds`; if not, it never will have."""
-        self.join(max(0.0, seconds))
+    def wait(self, seconds: float, look: Look) -> bool:
+        """Whether it has joined within `seconds`; if not, or if `look` raises, it never will have."""
+        deadline = time.monotonic() + seconds
+        try:
+            while self.is_alive() and time.monotonic() < deadline:
+                self.join(_LOOK_SECONDS)
+                look()
+        except BaseException:
+            with self._lock:
+                self._is_given_up = True
+                if self.has_joined:
+                    self._ray.shutdown()
+            raise
         with self._lock:
             self._is_given_up = not self.has_joined
         return self.has_joined
@@ -72,18 +84,18 @@ def require_none_under_way() -> None:
         )
 
 
-def join(ray: Any, address: str, options: Mapping[str, Any]) -> None:
-    """Connect `ray` to the cluster at `address`. options: of ray.init.
+def join(ray: Any, address: str, options: Mapping[str, Any], look: Look) -> None:
+    """Connect `ray` to the cluster at `address`. options: of ray.init. look: called while it waits; may raise.
 
     Raises UserError where nothing answers, where the cluster lets in whoever asks, or does not let this process in.
     """
     global _last
     deadline = time.monotonic() + SECONDS
     require_answer(address)
-    _require_token(ray, address, deadline - 1)
+    _require_token(ray, address, deadline - 1, look)
     _last = Attempt(ray, address, options)
     _last.start()
-    if not _last.wait(deadline - time.monotonic()):
+    if not _last.wait(deadline - time.monotonic(), look):
         raise _not_let_in(address, _last.error)
 
 
@@ -99,29 +111,36 @@ def require_answer(address: str) -> None:
         ) from error
 
 
-def _require_token(ray: Any, address: str, deadline: float) -> None:
+def _require_token(ray: Any, address: str, deadline: float, look: Look) -> None:
     """Raises UserError unless the cluster refuses a token that nobody has."""
     environ = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environ.pop("RAY_AUTH_TOKEN_PATH", None)
-    try:
-        found = subprocess.run(
-            [sys.executable, "-c", _PROBE, address],
-            env=environ,
-            cwd=Path(ray.__file__).parent.parent,  # where the same Ray is found, wherever else one lies
-            capture_output=True,
-            text=True,
-            timeout=max(0.1, deadline - time.monotonic()),
-        )
-    except subprocess.TimeoutExpired:
-        raise _not_let_in(address, None) from None
-    answer = found.stdout.strip()
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROBE, address],
+        env=environ,
+        cwd=Path(ray.__file__).parent.parent,  # where the same Ray is found, wherever else one lies
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as probe:
+        try:
+            while probe.poll() is None:  # what it prints fits into a pipe
+                if time.monotonic() > deadline:
+                    raise _not_let_in(address, None)
+                time.sleep(_LOOK_SECONDS)
+                look()
+        except BaseException:
+            probe.kill()
+            raise
+        out, errors = probe.communicate()
+    answer = out.strip()
     if answer == "accepted":
         raise UserError(
             f"The cluster at {address} asks nobody for a token: whoever reaches it can run code on every machine of "
             "it. Start Ray there with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN as here."
         )
     if answer != "refused":
-        raise _not_let_in(address, RuntimeError((found.stderr.strip().splitlines() or ["no answer"])[-1]))
+        raise _not_let_in(address, RuntimeError((errors.strip().splitlines() or ["no answer"])[-1]))
 
 
 def _not_let_in(address: str, error: Exception | None) -> UserError:

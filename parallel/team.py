@@ -89,7 +89,7 @@ class Team:
         self._lost_in = None  # the prompt has ranks again
 
     def _start(self) -> None:
-        self._ray = engine.start(self.address, engine.torch_cards())
+        self._ray = engine.start(self.address, engine.torch_cards(), throw_if_interrupted)
         self._session = engine.session()
         on_cards = self._has_cards()
         try:
@@ -310,8 +310,11 @@ class Team:
 
     def wait_until_gone(self) -> None:
         """After ranks were lost, wait until those of this machine have left its cards: Ray ends them without waiting.
-        Raises nothing, and takes no longer than some seconds."""
-        psutil.wait_procs(self._processes, timeout=_ENDING_SECONDS)
+        Takes no longer than some seconds. Raises ComfyUI's exception of Cancel."""
+        deadline, alive = time.monotonic() + _ENDING_SECONDS, self._processes
+        while alive and time.monotonic() < deadline:
+            _, alive = psutil.wait_procs(alive, timeout=_LOOK_SECONDS)
+            throw_if_interrupted()
 
     def _end(self, end: Callable[[Any], object], what: Any) -> None:
         try:

@@ -75,7 +75,7 @@ def test_where_nothing_answers_is_told_at_once(ray_runs: Any, allowed: None, add
     """Ray itself would try for a minute."""
     began = time.monotonic()
     with pytest.raises(UserError, match=f"Nothing answers at {address}"):
-        joining.join(ray_runs, address, {})
+        joining.join(ray_runs, address, {}, lambda: None)
     assert time.monotonic() - began < 10
 
 
@@ -143,12 +143,35 @@ def test_a_cluster_that_answers_too_late_is_left(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(joining, "_require_token", lambda *_: None)
     slow = SlowRay()
     with pytest.raises(UserError, match="does not let this process in .no answer in 0.1 seconds"):
-        joining.join(slow, ADDRESS, {})
+        joining.join(slow, ADDRESS, {}, lambda: None)
     with pytest.raises(UserError, match="still tries to reach an address.*Try again then"):
         engine.start("", 0)
     slow.answers.set()
     assert joining._last is not None
     joining._last.join(20)
+    assert not slow.is_connected
+    joining.require_none_under_way()
+
+
+@pytest.mark.parametrize("waits_for", ["the probe", "Ray"])
+def test_cancel_is_heard_while_a_cluster_is_waited_for(monkeypatch: pytest.MonkeyPatch, waits_for: str) -> None:
+    """Whoever sees that the address is wrong waited on, with the whole queue."""
+    monkeypatch.setattr(joining, "require_answer", lambda _: None)
+    if waits_for == "the probe":
+        monkeypatch.setattr(joining, "_PROBE", "import time; time.sleep(60)")
+    else:
+        monkeypatch.setattr(joining, "_require_token", lambda *_: None)
+    slow, began = SlowRay(), time.monotonic()
+
+    def look() -> None:
+        slow.answers.set()  # at the same moment
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        joining.join(slow, ADDRESS, {}, look)
+    assert time.monotonic() - began < 3
+    if joining._last is not None:
+        joining._last.join(20)
     assert not slow.is_connected
     joining.require_none_under_way()
 
