@@ -205,15 +205,16 @@ class FarmServer:
     def _write_inputs(self, inputs: Mapping[str, bytes]) -> None:
         """Those of the last workflow go, unless this one has them too: of thousands of clips a disk would be full."""
         folder = self._base / "input"
+        for name in self._inputs - inputs.keys():
+            (folder / name).unlink(missing_ok=True)
+        self._inputs &= inputs.keys()
         for name, data in inputs.items():
             path = folder / name
             if not is_below(path, folder):
                 raise DevError(f"The input {name} is not inside of the input folder.")
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._inputs.add(name)  # also where the disk is full in the middle of it
             path.write_bytes(data)
-        for name in self._inputs - inputs.keys():
-            (folder / name).unlink(missing_ok=True)
-        self._inputs = {*inputs}
 
     def _note(self, graph: dict) -> client.OnEvent:
         def note(kind: str, data: dict) -> None:
