@@ -35,7 +35,7 @@ class RemoteWeights:
         self._goes_on_alone = goes_on_alone
         self._patches: dict[str, list[Any]] = {}
         self._loaded_with: tuple[int, Any] | None = None  # the team's start, and the patches that the ranks have
-        self._is_on_cards = False
+        self._is_on_cards, self._known_bytes = False, 0
         self._sender, self._is_new_run = Sender(), True
         # Of control nets, by their patchers in this process, and the start of the team that has them.
         self._control_names: MutableMapping[Any, str] = weakref.WeakKeyDictionary()
@@ -179,8 +179,13 @@ class RemoteWeights:
             self.team.tell("end_run", self.name)
 
     def loaded_bytes(self) -> int:
-        """Of the weights on the first rank's card, where that is the graph's own."""
-        return self._bytes_or_none("loaded_bytes") if self.team.shares_card else 0
+        """Of the weights on the first rank's card, where that is the graph's own. While it computes what was cancelled,
+        those that there were: ComfyUI asks before the next run, where nobody would hear another Cancel."""
+        if not self.team.shares_card:
+            return 0
+        if not self.team.is_busy:
+            self._known_bytes = self._bytes_or_none("loaded_bytes")
+        return self._known_bytes
 
     def unload(self) -> int:
         """Take the weights off the ranks' cards. Returns what was on the first one's, in bytes."""

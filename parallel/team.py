@@ -75,6 +75,14 @@ class Team:
     def is_running(self) -> bool:
         return bool(self._actors) and self._session == engine.session()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether ranks still compute what was cancelled, for which the next question would wait."""
+        pending = list(self._pending)
+        if not pending or not self.is_running:
+            return False
+        return len(self._ray.wait(pending, num_returns=len(pending), timeout=0)[0]) < len(pending)
+
     def start(self) -> None:
         """Raises UserError where there are fewer cards than ranks, or the ranks' machines do not fit together."""
         if self._has_all():

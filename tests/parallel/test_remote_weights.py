@@ -16,7 +16,7 @@ from cogvideox.parallel.remote_weights import RemoteWeights
 class Team:
     """Ranks of which a question may be cancelled while they go on with it."""
 
-    start_count, was_lost, is_running = 1, False, True
+    start_count, was_lost, is_running, shares_card, is_busy = 1, False, True, True, False
 
     def __init__(self) -> None:
         self.lock, self.patches, self.is_cancelled = threading.RLock(), [], False
@@ -26,7 +26,8 @@ class Team:
             self.patches = arguments[1]
         if self.is_cancelled:
             raise mm.InterruptProcessingException
-        return [None, None]
+        assert not self.is_busy, "it would wait"
+        return [7, 7]
 
     def add(self) -> str:
         return "model"
@@ -63,6 +64,19 @@ def test_a_cancelled_lora_is_not_taken_for_the_earlier_ones(weights: Callable[..
     assert team.patches == ["second"]
     here.prepare(["first"], "uuid 1")
     assert team.patches == ["first"]
+
+
+def test_nobody_waits_for_a_step_that_was_cancelled(weights: Callable[..., Any]) -> None:
+    """ComfyUI asks for bytes before it loads a text encoder, and hears no Cancel meanwhile."""
+    team = Team()
+    here = weights(team)
+    here.prepare([], "uuid")
+    assert here.loaded_bytes() == 7
+    team.is_busy = True
+    assert here.loaded_bytes() == 7
+    team.is_busy = False
+    here.unload()
+    assert here.loaded_bytes() == 0
 
 
 def test_a_control_net_that_begins_later_is_loaded_too(
