@@ -137,7 +137,8 @@ def test_cancel_ends_it_within_a_second(near: CogVideoXVAE, far: RemoteVAE) -> N
     timer.start()
     with pytest.raises(mm.InterruptProcessingException):
         far.decode(z)
-    assert time.monotonic() - pressed[0] < 1
+    was_busy = far.team.is_busy  # asks Ray, and waits for nothing
+    assert isinstance(was_busy, bool) and time.monotonic() - pressed[0] < 1
     check("decode", far.decode(z[..., :4, :4]), near.decode(z[..., :4, :4]))
 
 
