@@ -16,7 +16,6 @@ import torch
 from ..errors import UserError
 from ..host.compat import throw_if_interrupted
 from ..host.messages import running_prompt, shown_meanwhile
-from ..host.standalone import plain_options
 from . import engine
 from .actors import meeting_folder, new_actors
 from .fingerprint import versions
@@ -129,8 +128,8 @@ class Team:
         return True
 
     def _has_cards(self) -> bool:
-        if not self.address and plain_options()["cpu"]:
-            return False  # this machine's cards are not to be used
+        if not self.address and not engine.torch_cards():
+            return False  # there are none, or they are not to be used
         found = int(self._ray.cluster_resources().get("GPU", 0))
         if not found and not torch.cuda.is_available():
             return False

@@ -99,7 +99,7 @@ def test_ranks_of_a_machine_follow_each_other() -> None:
 @pytest.mark.parametrize("address, what", [("", "Set cards to 0 for all"), ("a:1", "set cards to fewer")])
 def test_too_few_cards_are_told(monkeypatch: pytest.MonkeyPatch, address: str, what: str) -> None:
     """0 is refused together with an address."""
-    monkeypatch.setattr(team, "plain_options", lambda: {"cpu": False})
+    monkeypatch.setattr(engine, "torch_cards", lambda: 2)
     asked: Any = team.Team(address, 4, "auto")
     asked._ray = SimpleNamespace(cluster_resources=lambda: {CARD: 2.0})
     with pytest.raises(UserError, match=f"Cards .*: 2, fewer than the 4 asked for.*{what}"):
