@@ -8,6 +8,7 @@ import comfy.ops
 import torch
 import torch.nn as nn
 
+from .cpu_products import OneDnnLinear
 from .quantized import is_quantized
 from .quantized_ops import QuantizedLinear
 
@@ -78,7 +79,8 @@ def is_plain_layer(layer: Any) -> bool:
     """
     if is_hooked(layer):
         return False
-    plain: tuple[Any, ...] = comfy.ops.disable_weight_init.Linear, comfy.ops.disable_weight_init.LayerNorm
+    stock = comfy.ops.disable_weight_init
+    plain: tuple[Any, ...] = stock.Linear, stock.LayerNorm, OneDnnLinear
     methods = "forward", "forward_comfy_cast_weights"
     return any(all(getattr(type(layer), name) is getattr(of, name) for name in methods) for of in plain) and (
         layer.weight is None or layer.weight.dtype in _PLAIN_TYPES

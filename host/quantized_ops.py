@@ -8,12 +8,13 @@ import comfy.ops
 import torch
 from comfy.quant_ops import QuantizedTensor
 
+from .cpu_products import OneDnnLinear, linear
 from .quantized import FORMATS, FP8_LAYOUTS, INT8_LAYOUT, is_gguf, is_quantized, quantized_state_dict, requantize
 
 _FP8_INPUT = FP8_LAYOUTS[torch.float8_e4m3fn]
 
 
-class QuantizedLinear(comfy.ops.manual_cast.Linear):
+class QuantizedLinear(OneDnnLinear):
     """A Linear whose weight is a QuantizedTensor, unpacked whenever it is used; a plain weight works as usual.
 
     ComfyUI's own Linear for quantised weights (comfy.ops.mixed_precision_ops) cannot be used: it sets attributes in its
@@ -41,7 +42,7 @@ class QuantizedLinear(comfy.ops.manual_cast.Linear):
         # cast_bias_weight unpacks it only where it casts to another dtype or applies patches.
         if is_quantized(weight):
             weight = weight.dequantize()
-        output = torch.nn.functional.linear(input, weight, bias)
+        output = linear(input, weight, bias)
         comfy.ops.uncast_bias_weight(self, weight, bias, offload_stream)
         return output
 

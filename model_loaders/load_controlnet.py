@@ -13,6 +13,7 @@ import torch
 
 from ..errors import UserError
 from ..host.compat import is_dynamic, model_patcher_class
+from ..host.cpu_products import cpu_operations
 from ..host.ops import adopt_ops
 from ..host.optional_packages import prepare_diffusers
 from ..sockets.control import CogVideoXControl, base_family
@@ -64,7 +65,7 @@ def _load_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) 
         comfy.utils.calculate_parameters(state_dict),
         load_device,
     )
-    net = build_control_net(config, storage, compute)
+    net = build_control_net(config, storage, compute, load_device)
     # Before the weights: see load_model._build_patcher.
     patcher = model_patcher_class(disable_dynamic)(
         net, load_device=load_device, offload_device=mm.unet_offload_device()
@@ -75,9 +76,12 @@ def _load_patcher(path: Path, weight_dtype: str, disable_dynamic: bool = False) 
 
 
 def build_control_net(
-    config: "ControlConfig", storage: torch.dtype, compute: torch.dtype | None
+    config: "ControlConfig", storage: torch.dtype, compute: torch.dtype | None, device: torch.device
 ) -> "CogVideoXControlNet":
-    """An empty control net on the meta device: leaves are ComfyUI operations, parameters have their final dtypes."""
+    """An empty control net on the meta device: leaves are ComfyUI operations, parameters have their final dtypes.
+
+    device: where it will be computed.
+    """
     prepare_diffusers()
     from ..transformer.control_net import CogVideoXControlNet
 
@@ -87,7 +91,7 @@ def build_control_net(
     # On the meta device a cast moves no data. It notes the dtypes to which assign_weights casts.
     for name, parameter in net.named_parameters():
         parameter.data = parameter.data.to(parameter_dtype(name, parameter.ndim, storage, compute))
-    adopt_ops(net, comfy.ops.pick_operations(storage, compute))
+    adopt_ops(net, cpu_operations(net.dtype, device) or comfy.ops.pick_operations(storage, compute))
     return net.eval()
 
 

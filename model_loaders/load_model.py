@@ -97,7 +97,7 @@ def _build_patcher(
         vae_config.get("invert_scale_latents", family.inverts_image_scale),
     )
     model_config.set_inference_dtype(precision.storage, precision.compute)
-    model_config.custom_operations = precision.operations
+    model_config.custom_operations = precision.operations_on(load_device)
     # Both change ComfyUI for the whole process (host/patches.py), therefore only once a CogVideoX model is in use.
     enable_stock_lora_nodes(CogVideoXModel, notify)
     enable_previews(first_tiny_decoder)

@@ -72,8 +72,8 @@ def load_text_encoder(path: Path, weight_dtype: str = "default", disable_dynamic
     parameters = comfy.utils.calculate_parameters(state_dict)
     has_gguf = precision.keeps_quantized and any_gguf(state_dict)
     options: dict[str, Any] = {"dtype": precision.storage}
-    if precision.operations:
-        options["custom_operations"] = precision.operations
+    if operations := precision.operations_on(mm.text_encoder_device()):
+        options["custom_operations"] = operations
     clip = CogVideoXClip(
         TextEncoderTarget(config, tokenizer),
         parameters=parameters,

@@ -9,6 +9,7 @@ import comfy.utils
 import torch
 
 from ..errors import UserError
+from ..host.cpu_products import computes_bf16, cpu_operations
 from ..host.quantized import FP8_LAYOUTS, QUANTIZED_MODES, is_quantized, require_mode
 from ..host.quantized_ops import FastQuantizedOps, QuantizedOps
 
@@ -45,11 +46,10 @@ class Precision(NamedTuple):
     keeps_quantized: bool = False
     fast: bool = False
 
-    @property
-    def operations(self) -> Any:
+    def operations_on(self, device: torch.device) -> Any:
         """The class of ComfyUI operations that hold these weights; None leaves the choice to ComfyUI."""
         if not self.mode and not self.keeps_quantized:
-            return None
+            return cpu_operations(self.compute or self.storage, device)
         return FastQuantizedOps if self.fast else QuantizedOps
 
 
@@ -85,6 +85,8 @@ def choose_dtypes(
     trained: the dtype in which the checkpoint was trained, preferred where the device computes in it.
     stored: the dtype of most weights on disk. Where it is fp16, ComfyUI's unet_dtype prefers fp16 to `trained`.
 
+    On a CPU "default" is ComfyUI's choice, fp32. bf16 computes in bf16 where that is faster, and else in fp32 too.
+
     Raises UserError for a precision that needs quantised weights.
     """
     if weight_dtype not in WEIGHT_DTYPES:
@@ -97,6 +99,8 @@ def choose_dtypes(
     storage = WEIGHT_DTYPES[weight_dtype]
     if storage is None:
         storage = mm.unet_dtype(model_params=parameters, supported_dtypes=supported, weight_dtype=stored)
+    elif computes_bf16(storage, device):
+        return storage, None
     return storage, mm.unet_manual_cast(storage, device, supported)
 
 

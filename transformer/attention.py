@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 
 from ..host.compat import attention_for, rotate_pairs
+from ..host.cpu_products import linear
 from ..host.ops import weights_held
 from ..host.stock_patches import AttentionPatches
 from ..keys import read_shared_tokens
@@ -77,7 +77,7 @@ def _attend_by_groups(
             rows = slice(heads.start * width, heads.stop * width)
 
             def project(weight: torch.Tensor, bias: torch.Tensor | None, rows: slice = rows) -> torch.Tensor:
-                projected = F.linear(tokens, weight[rows], None if bias is None else bias[rows])
+                projected = linear(tokens, weight[rows], None if bias is None else bias[rows])
                 return projected.unflatten(2, (-1, width))
 
             query, key = (project(*product) for product in products[:2])

@@ -14,12 +14,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.activations import GELU
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 
 from ..host.compat import is_out_of_memory, rotate_pairs, throw_if_interrupted
+from ..host.cpu_products import linear
 from ..host.ops import is_hooked, is_plain_layer, is_product, weights_held, weights_on
 from .memory_modes import DEFAULT, Mode
 
@@ -226,13 +226,13 @@ def _feed_forward_in_place(ff: FeedForward, tokens: torch.Tensor, span_tokens: i
         for rows in spans(tokens, span_tokens):
             throw_if_interrupted()  # as ComfyUI's layers do in each call, which these products are not
             # Nested, because no name may hold the wide tensor of one span while that of the next is made.
-            tokens[rows] = F.linear(_gelu_of_product(tokens[rows], *up), *down)
+            tokens[rows] = linear(_gelu_of_product(tokens[rows], *up), *down)
     return tokens
 
 
 def _gelu_of_product(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     hidden = None if bias is None else _gelu_by_kernel(tokens, weight, bias)
-    return torch.ops.aten.gelu_(F.linear(tokens, weight, bias), approximate="tanh") if hidden is None else hidden
+    return torch.ops.aten.gelu_(linear(tokens, weight, bias), approximate="tanh") if hidden is None else hidden
 
 
 def products_of(ff: FeedForward) -> tuple[Any, Any]:

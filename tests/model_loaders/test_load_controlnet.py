@@ -64,7 +64,7 @@ def test_published_sizes_are_known_without_a_config(heads: int, overrides: dict,
     with torch.device("meta"):
         weights = empty_controlnet(config, text_embed_dim=4096).state_dict()
     found = controlnet.resolve_control_config(weights, None, "some file")
-    net = controlnet.build_control_net(found, torch.bfloat16, None)
+    net = controlnet.build_control_net(found, torch.bfloat16, None, torch.device("cuda"))
     assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in weights.items()}
     assert found.use_rotary_positional_embeddings == rotary
     assert (found.sample_height, found.sample_width, found.attention_head_dim) == (60, 90, 64)

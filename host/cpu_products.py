@@ -1,0 +1,133 @@
+"""Products of matrices on a CPU, by the library and in the dtype that a timing finds faster there.
+
+torch multiplies fp32 with MKL. On one AMD processor MKL made 91 to 99 GFLOP/s in a thread and oneDNN, which torch has
+as well, 171 to 211; on another, without AVX-512, 88 and 75, with twice the error. bf16 is twice as fast as fp32 with
+AVX512-BF16, and took eight times as long without. No table of processors would be complete, so both are timed when they
+are first asked for, once in a process.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from time import perf_counter
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.ops
+import torch
+import torch.nn.functional as F
+
+LEAST_GAIN = 0.8  # of the seconds: less gain is not worth other last bits than torch's own
+MOST_ERROR = 3e-7  # relative, of a product; torch's own has 2.5e-7
+_ROWS, _WIDTH = 128, 1024  # what is timed: 3 ms in fp32 on one core
+_ROUNDS = 5
+_LEAST_ROWS = 32  # below, such as for a timestep, a call takes longer than the product
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """F.linear, by oneDNN where that is faster. x: [..., in]. weight: [out, in]. bias: [out]. Returns [..., out]."""
+    return _by_onednn(x, weight, bias) if _suits_onednn(x, weight) else F.linear(x, weight, bias)
+
+
+def _suits_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """oneDNN's operator has no gradients, and torch.compile chooses by itself."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() >= _LEAST_ROWS * x.shape[-1]
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and onednn_is_faster()
+    )
+
+
+def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    # The operator that torch.compile takes for a Linear on the CPU (torch/_inductor/fx_passes/mkldnn_fusion.py). It is
+    # not documented, so that a torch without it, or with other arguments, is reckoned with: onednn_is_faster.
+    operator: Any = torch.ops.mkldnn._linear_pointwise
+    return operator(x.contiguous(), weight.contiguous(), bias, "none", [], "")
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies fp32 faster than torch's own product, and as exactly."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    x, weight, bias = _matrices()
+    try:
+        with torch.inference_mode():
+            exact = F.linear(x.double(), weight.double(), bias.double())
+            error = float((_by_onednn(x, weight, bias).double() - exact).norm() / exact.norm())
+            if not error <= MOST_ERROR:  # NaN fails it, as it should
+                logging.info(f"CogVideoX: oneDNN's product has an error of {error:.1e} on this CPU and is not used.")
+                return False
+            share = _share(lambda: _by_onednn(x, weight, bias), lambda: F.linear(x, weight, bias))
+    except (AttributeError, RuntimeError, TypeError) as error:
+        logging.debug("CogVideoX: oneDNN's product cannot be used.", exc_info=error)
+        return False
+    logging.info(f"CogVideoX: oneDNN multiplies fp32 in {share:.2f} of the time of torch's own product on this CPU.")
+    return share <= LEAST_GAIN
+
+
+@cache
+def bf16_is_faster() -> bool:
+    """Whether this CPU multiplies bf16 faster than fp32."""
+    x, weight, bias = _matrices()
+    half = [value.bfloat16() for value in (x, weight, bias)]
+    with torch.inference_mode():
+        share = _share(lambda: F.linear(*half), lambda: linear(x, weight, bias))
+    logging.info(f"CogVideoX: bf16 is multiplied in {share:.2f} of the time of fp32 on this CPU.")
+    return share <= LEAST_GAIN
+
+
+def computes_bf16(storage: torch.dtype, device: torch.device) -> bool:
+    """Whether weights in bf16 are computed in bf16 on a CPU, where ComfyUI's rule is fp32 for all of them.
+
+    --force-fp32 wins, as it does on a card.
+    """
+    is_bf16_on_cpu = device.type == "cpu" and storage == torch.bfloat16
+    return is_bf16_on_cpu and not getattr(mm, "FORCE_FP32", False) and bf16_is_faster()
+
+
+class OneDnnLinear(comfy.ops.manual_cast.Linear):
+    """ComfyUI's Linear, with `linear`."""
+
+    def forward_comfy_cast_weights(self, input: torch.Tensor) -> torch.Tensor:
+        weight, bias, offload_stream = comfy.ops.cast_bias_weight(self, input, offloadable=True)
+        output = linear(input, weight, bias)
+        comfy.ops.uncast_bias_weight(self, weight, bias, offload_stream)
+        return output
+
+
+class OneDnnOps(comfy.ops.manual_cast):
+    """Operations for a model whose arithmetic is fp32 on a CPU on which onednn_is_faster."""
+
+    Linear = OneDnnLinear
+
+
+def cpu_operations(compute: torch.dtype, device: torch.device) -> type | None:
+    """OneDnnOps where they gain; None leaves the choice to ComfyUI. compute: the dtype of the arithmetic."""
+    suits = device.type == "cpu" and compute == torch.float32
+    return OneDnnOps if suits and onednn_is_faster() else None
+
+
+def _matrices() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x [_ROWS, _WIDTH], a weight and a bias, in fp32."""
+    generator = torch.Generator().manual_seed(0)  # not torch's global one, from which others draw
+    shapes = (_ROWS, _WIDTH), (_WIDTH, _WIDTH), (_WIDTH,)
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
+    return x, weight, bias
+
+
+def _share(call: Callable[[], object], of: Callable[[], object]) -> float:
+    """The seconds of `call` as a share of those of `of`, both the fastest of several in turn."""
+    calls = call, of
+    seconds: list[list[float]] = [[], []]
+    for _ in range(_ROUNDS):
+        for timed, found in zip(calls, seconds):
+            begin = perf_counter()
+            timed()
+            found.append(perf_counter() - begin)
+    # The first round also prepares the kernels.
+    fastest, other = (min(found[1:]) for found in seconds)
+    return fastest / other
