@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from cogvideox.benchmarks.bench_forward import SIZES, make_inputs, relative_error, write_checkpoint
 from cogvideox.benchmarks.common import Table, arguments, interleave, median_spread, ratio, report, use_comfyui
+from cogvideox.benchmarks.implementations import SIZES, make_inputs, relative_error, write_checkpoint
 
 COLUMNS = ["model", "without", "compiled", "compiled / without", "error", "graphs", "compiling", "at the next start"]
 

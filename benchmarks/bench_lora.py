@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from cogvideox.benchmarks.bench_forward import forward_comfy
 from cogvideox.benchmarks.common import (
     Table,
     arguments,
@@ -22,6 +21,7 @@ from cogvideox.benchmarks.common import (
     unload_models,
     use_comfyui,
 )
+from cogvideox.benchmarks.implementations import forward_comfy
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.tests import layout_files
 

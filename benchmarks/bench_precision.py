@@ -14,14 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from diffusers import CogVideoXPipeline
 
-from cogvideox.benchmarks.bench_forward import (
-    forward_comfy,
-    forward_diffusers,
-    load_diffusers,
-    make_inputs,
-    relative_error,
-    write_checkpoint,
-)
 from cogvideox.benchmarks.common import (
     Table,
     arguments,
@@ -31,6 +23,14 @@ from cogvideox.benchmarks.common import (
     report,
     stored_bytes,
     use_comfyui,
+)
+from cogvideox.benchmarks.implementations import (
+    forward_comfy,
+    forward_diffusers,
+    load_diffusers,
+    make_inputs,
+    relative_error,
+    write_checkpoint,
 )
 from cogvideox.tests import layout_files
 

@@ -1,6 +1,6 @@
 """Bytes, kernels and peak memory of one forward at official sizes, counted: ours, diffusers' and ComfyUI's class."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -123,8 +123,8 @@ def goals(size: Size, counted: dict[str, Traffic]) -> list[str]:
     ]
 
 
-def count_all(size: Size, batch: int, layers: int = 0) -> dict[str, Traffic]:
-    """Title -> what it moves."""
+def count_all(size: Size, batch: int, layers: int = 0, titles: Collection[str] = ()) -> dict[str, Traffic]:
+    """Title -> what it moves. titles: which implementations; () for all."""
     config = size.config | ({"num_layers": layers} if layers else {})
     inputs = latent_inputs(size.latent, batch)
     makers: dict[str, tuple[Callable[..., tuple[torch.nn.Module, Forward]], StandIns]] = {
@@ -138,6 +138,8 @@ def count_all(size: Size, batch: int, layers: int = 0) -> dict[str, Traffic]:
     }
     counted = {}
     for title, (make, stand_ins) in makers.items():
+        if titles and title not in titles:
+            continue
         model, forward = make(config, *inputs)
         weights = [*model.parameters(), *model.buffers()]
         with torch_attention():

@@ -170,7 +170,7 @@ def make_native(model: Any) -> "ModelPatcher":
 
     import comfy.sd
 
-    from cogvideox.benchmarks.bench_forward import NATIVE_NAMES
+    from cogvideox.benchmarks.implementations import NATIVE_NAMES
 
     def native_name(name: str) -> str:
         for pattern, replacement in NATIVE_NAMES:
@@ -230,8 +230,8 @@ def counted_launches() -> Iterator[Counter]:
     launches: Counter = Counter()
     launched = token_passes._launched
 
-    def count(name: str, *arguments: Any) -> bool:
-        done = launched(name, *arguments)
+    def count(name: str, *arguments: Any, **options: Any) -> bool:
+        done = launched(name, *arguments, **options)
         launches[name] += done
         return done
 

@@ -112,7 +112,7 @@ def _stand_ins(counts: Counter[str], with_triton: bool) -> Iterator[None]:
         mean, variance = rows.new_empty(2, rows.shape[1], dtype=torch.float32).unbind(0)
         return mean, variance
 
-    def launch(device: torch.device, module: str, launch: Callable[[Any], Any]) -> Any:
+    def launch(like: torch.Tensor, module: str, launch: Callable[[Any], Any]) -> Any:
         return launch(_Kernels(counts)) if with_triton else None
 
     def fused(*arguments: Any) -> bool:

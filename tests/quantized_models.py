@@ -33,7 +33,7 @@ LAYER = "transformer_blocks.1.ff.net.2"
 KEY = f"diffusion_model.{LAYER}.weight"
 # relative error of one forward that is allowed, of this model; a run of four steps with CFG may have three times that
 BOUNDS = {
-    "bf16": 5e-3,
+    "bf16": 8e-3,  # where the CPU computes in it; else half of it
     "fp16": 1e-3,
     "fp8_e4m3fn": 2e-2,
     "fp8_e4m3fn_fast": 3e-2,

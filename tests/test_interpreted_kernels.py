@@ -17,7 +17,13 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    return measured_by_interpreter("vae.test_fused", "vae.test_fused_norms", "transformer.test_token_passes")
+    return measured_by_interpreter(
+        "vae.test_fused",
+        "vae.test_fused_norms",
+        "vae.test_kernel_trials",
+        "transformer.test_token_passes",
+        "transformer.test_token_trials",
+    )
 
 
 def test_norm_of_the_vae(measured: dict[str, Any]) -> None:
@@ -33,6 +39,16 @@ def test_scale_and_shift_of_the_vae(measured: dict[str, Any]) -> None:
     errors = measured["vae.test_fused_norms"]
     assert len(errors) == 3 and all(len(cases) == 8 for cases in errors.values())
     assert max(max(cases) for cases in errors.values()) <= 5e-7, errors
+
+
+@pytest.mark.parametrize(
+    ("module", "right", "wrong"), [("vae.test_kernel_trials", 9, 3), ("transformer.test_token_trials", 15, 5)]
+)
+def test_trials(measured: dict[str, Any], module: str, right: int, wrong: int) -> None:
+    """A trial that passes everything would be none, and one that refuses a right kernel costs every card its speed."""
+    said = measured[module]
+    assert said["right"] == [""] * right
+    assert len(said["wrong"]) == wrong and all("has an error of" in text for text in said["wrong"])
 
 
 def test_passes_of_the_transformer(measured: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ torch.compile makes kernels of its own. In fp32 both are equal within rounding; 
 less often.
 """
 
+import importlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +38,8 @@ _MOST_WIDTH = 8192  # values of a token that one program holds
 LEAST_VALUES = 1 << 22
 # (kernel, device, type) that have failed, or whose result is not exact enough: they are not tried again.
 _WITHOUT: set[tuple[str, torch.device, torch.dtype]] = set()
-_EXACT: set[tuple[str, torch.device, torch.dtype]] = set()  # those whose result has been compared
+# Those whose result has been compared: for the widths that they are compiled for, and with or without a rotation.
+_EXACT: set[tuple[str, torch.device, torch.dtype, torch.Size, bool]] = set()
 _LEAST_EXACT = 1.05  # times the error of torch's operations
 
 
@@ -191,7 +193,7 @@ def _heads_by_kernel(attn: Attention, query: torch.Tensor, key: torch.Tensor, ro
 
         run_head_kernel(query, key, of_query, of_key, rotary)
 
-    return _launched(ROTATION, query, [attn.norm_q, attn.norm_k], launch)
+    return _launched(ROTATION, query, [attn.norm_q, attn.norm_k], launch, rotates=rotary is not None)
 
 
 def _heads_by_torch(attn: Any, query: torch.Tensor, key: torch.Tensor, rotary: torch.Tensor | None) -> Pair:
@@ -303,9 +305,12 @@ def _has_affine(norm: torch.nn.LayerNorm) -> bool:
     return is_plain_layer(norm) and norm.weight is not None and norm.bias is not None
 
 
-def _launched(name: str, x: torch.Tensor, norms: list[Any], launch: Callable[..., None]) -> bool:
-    """Whether the kernel `name` has been launched, on weights of `norms` as ComfyUI has patched and placed them."""
+def _launched(name: str, x: torch.Tensor, norms: list[Any], launch: Callable[..., None], rotates: bool = False) -> bool:
+    """Whether the kernel `name` has been launched, on weights of `norms` as ComfyUI has patched and placed them. x:
+    tokens [B, N, D], or queries [B, N, heads, D], which the kernel rotates or not."""
     try:
+        if not _is_exact(name, x, rotates):
+            return False
         _with_affine(x, norms, launch)
     # A compiler, a driver or a half installed package may raise anything.
     except Exception as error:
@@ -313,6 +318,24 @@ def _launched(name: str, x: torch.Tensor, norms: list[Any], launch: Callable[...
             raise
         _give_up(name, x, error)
         return False
+    return True
+
+
+def _is_exact(name: str, x: torch.Tensor, rotates: bool) -> bool:
+    """Whether a trial has shown that the kernel is right. While a CUDA graph is captured there can be none, because it
+    waits for the card. Raises whatever a kernel that does not work raises."""
+    key = name, x.device, x.dtype, x.shape[2:], rotates
+    if key in _EXACT:
+        return True
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    # Imported here, because Triton has no package for some systems.
+    trials = importlib.import_module(".token_trials", __package__)
+    if name == ROTATION:
+        trials.try_head_kernel(x, rotates)
+    else:
+        trials.try_token_kernel(x, adds=name != NORM, norms=name != RESIDUAL)
+    _EXACT.add(key)
     return True
 
 
@@ -365,15 +388,20 @@ def _gelu_fits(tokens: torch.Tensor) -> bool:
     if not half or torch.version.cuda is None or not _is_open(GELU_PRODUCT, tokens):
         return False
     # The first product is compared, and a comparison waits for the card.
-    compared = (GELU_PRODUCT, tokens.device, tokens.dtype) in _EXACT
+    compared = _gelu_key(tokens) in _EXACT
     return compared or not torch.cuda.is_current_stream_capturing()
+
+
+def _gelu_key(tokens: torch.Tensor) -> tuple[str, torch.device, torch.dtype, torch.Size, bool]:
+    """In _EXACT, whatever the width: cuBLASLt chooses a kernel for each."""
+    return GELU_PRODUCT, tokens.device, tokens.dtype, torch.Size(), False
 
 
 def _gelu_by_kernel(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor | None:
     """gelu(tokens @ weight.T + bias) by one kernel of cuBLASLt; None, with nothing done, where that cannot be."""
     if not _gelu_fits(tokens):
         return None
-    key, rows = (GELU_PRODUCT, tokens.device, tokens.dtype), tokens.flatten(0, -2)
+    key, rows = _gelu_key(tokens), tokens.flatten(0, -2)
     try:
         product: Any = torch._addmm_activation
         hidden = product(bias, rows, weight.T, use_gelu=True)

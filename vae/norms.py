@@ -38,9 +38,7 @@ class GroupStatistics:
         """Include `rows` [1, C, r, W], `times` times. added: rows that are added to these first, in place."""
         parts = None
         if rows.is_cuda and _in_one_piece(rows) and (added is None or _in_one_piece(added)):
-            parts = try_kernel(
-                rows.device, "fused_statistics", lambda kernels: kernels.fused_statistics(rows, added, times)
-            )
+            parts = try_kernel(rows, "fused_statistics", lambda kernels: kernels.fused_statistics(rows, added, times))
         if parts is not None:
             self._parts.append(parts)
             return
@@ -176,7 +174,7 @@ def _by_latent(
     if scale.is_cuda:
         with stream.weights(norm.conv_y.conv) as y, stream.weights(norm.conv_b.conv) as b:
             fused = try_kernel(
-                scale.device, "fused_norms", lambda kernels: kernels.fused_modulation(scale, shift, y, b, latent[0])
+                y[0], "fused_norms", lambda kernels: kernels.fused_modulation(scale, shift, y, b, latent[0])
             )
         if fused is not None:
             return fused
@@ -219,7 +217,7 @@ def channel_affine(
     if parts is not None:
         with stream.weights(norm) as weights:
             fused = try_kernel(
-                parts.device, "fused_norms", lambda kernels: kernels.fused_affine(parts, offset, weights, *rest)
+                weights[0], "fused_norms", lambda kernels: kernels.fused_affine(parts, offset, weights, *rest)
             )
         if fused is not None:
             return fused

@@ -327,4 +327,5 @@ def test_compiled_patches(
     compiled = call(stock["TorchCompileModel"], {"model": run.task.model, "backend": "eager"})
     inputs = inputs_of(name, stock[name], run, tmp_path, monkeypatch) | {"model": compiled}
     got, _ = run(call(stock[name], inputs), counted=False, cfg=1.0)
-    assert relative_error(got, want) < 1e-6 < relative_error(got, plain)
+    # Where a CPU's products are oneDNN's, those of a compiled model are torch's all the same.
+    assert relative_error(got, want) < 1e-5 < relative_error(got, plain)

@@ -114,7 +114,9 @@ def test_saved_model_makes_the_same_video(comfyui, exact, packed, models, loaded
     result = comfyui.run(saving(graph, name, saved))
     assert result.error is None, str(result.error)
     assert any(text.startswith(f"Saved {name.split('/')[1]}.safetensors, ") for _, text in result.texts)
-    found = comfyui.latent(latent_only(with_part(short(exact), "model", f"{name}.safetensors", "default")))
+    # Some CPUs compute bf16 in bf16, which they are asked for: their default is fp32.
+    again = "bf16" if (loaded, saved) == ("bf16", "as loaded") else "default"
+    found = comfyui.latent(latent_only(with_part(short(exact), "model", f"{name}.safetensors", again)))
     error, most = relative_error(found, expected), BOUNDS[loaded, merged, saved]
     assert error <= most and (error > 0) == (most > 0), f"{error:.1e}, allowed {most:.0e}"
 

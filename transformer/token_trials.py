@@ -1,0 +1,113 @@
+"""A token kernel's first launch on a device, on a few random tokens, against the same in fp64.
+
+A compiler that is too new, or made for another kind of card, may compute something else without a word. Each kernel is
+therefore tried once for each device, type and width before it is given a video's tokens. Importing this module imports
+Triton, which not every system has.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .token_kernels import Affine, run_head_kernel, run_token_kernel
+
+_TEXT, _VIDEO = 3, 9  # tokens; neither fills the last program of its kind
+_EPS = 1e-5
+# Of the type's own precision: rounding leaves less than a half of one, anything else is a mistake.
+_MOST = 4.0
+
+
+class _Tokens(NamedTuple):
+    """text [1, _TEXT, D], video [1, _VIDEO, D], a sublayer's output, two modulations [1, 6 * D], a norm's weights."""
+
+    text: torch.Tensor
+    video: torch.Tensor
+    output: torch.Tensor
+    gates: torch.Tensor
+    modulation: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def try_token_kernel(like: torch.Tensor, adds: bool, norms: bool) -> None:
+    """like: tokens [B, N, D]. adds, norms: what the kernel does of `added` and `modulated_norm`.
+
+    Raises RuntimeError where the kernel is wrong.
+    """
+    of, width = _random_tokens(like), like.shape[2]
+    to = torch.empty_like(of.text), torch.empty_like(of.video)
+    joint = of.text.new_empty(1, _TEXT + _VIDEO, width)
+    run_token_kernel(
+        (of.text, of.video),
+        (of.output, of.gates, to) if adds else None,
+        (Affine(of.weight, of.bias, _EPS), of.modulation, joint) if norms else None,
+    )
+    tokens, normed = _exact_tokens(_Tokens(*(value.double() for value in of)), adds)
+    found = [(torch.cat(to, dim=1), tokens)] if adds else []
+    _require_exact(found + ([(joint, normed)] if norms else []), like.dtype)
+
+
+def try_head_kernel(like: torch.Tensor, rotates: bool) -> None:
+    """like: queries [B, N, heads, D]. Raises RuntimeError where the kernel is wrong."""
+    heads, width, draw = like.shape[2], like.shape[3], _Draw(like)
+    query, key = draw(1, _VIDEO, heads, width) + 1, draw(1, _VIDEO, heads, width)
+    weights = [draw(width) for _ in range(4)]
+    angles = draw(1, _VIDEO, 1, width // 2).float()
+    parts = angles.cos(), -angles.sin(), angles.sin(), angles.cos()
+    rotary = torch.stack(parts, dim=-1).unflatten(-1, (2, 2)).contiguous() if rotates else None
+
+    def exact(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        normed = F.layer_norm(x.double(), (width,), weight.double(), bias.double(), _EPS)
+        if rotary is None:
+            return normed
+        return (rotary.double() @ normed.unflatten(-1, (-1, 2, 1))).flatten(-3)
+
+    wanted = exact(query, *weights[:2]), exact(key, *weights[2:])
+    run_head_kernel(query, key, Affine(*weights[:2], _EPS), Affine(*weights[2:], _EPS), rotary)
+    _require_exact([(query, wanted[0]), (key, wanted[1])], like.dtype)
+
+
+class _Draw:
+    """Random numbers in the type and on the device of `like`, without drawing from torch's own generators."""
+
+    def __init__(self, like: torch.Tensor):
+        self._like, self._generator = like, torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self._generator).to(self._like.device, self._like.dtype)
+
+
+def _random_tokens(like: torch.Tensor) -> _Tokens:
+    width, draw = like.shape[2], _Draw(like)
+    return _Tokens(
+        draw(1, _TEXT, width),
+        draw(1, _VIDEO, width) + 1,
+        draw(1, _TEXT + _VIDEO, width),
+        draw(1, 6 * width),
+        draw(1, 6 * width),
+        draw(width),
+        draw(width),
+    )
+
+
+def _exact_tokens(of: _Tokens, adds: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text and video as one sequence after the sublayer was added, if it is; and that, normed and modulated."""
+
+    def each(video: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return torch.cat([text.expand(_TEXT, -1), video.expand(_VIDEO, -1)])[None]
+
+    tokens: Any = torch.cat([of.text, of.video], dim=1)
+    if adds:
+        _, _, gate, _, _, text_gate = of.gates.chunk(6, dim=1)
+        tokens = tokens + each(gate, text_gate) * of.output
+    shift, scale, _, text_shift, text_scale, _ = of.modulation.chunk(6, dim=1)
+    normed = F.layer_norm(tokens, (tokens.shape[2],), of.weight, of.bias, _EPS)
+    return tokens, normed * (1 + each(scale, text_scale)) + each(shift, text_shift)
+
+
+def _require_exact(pairs: list[tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype) -> None:
+    for found, exact in pairs:
+        error = float((found.double() - exact).norm() / exact.norm())
+        if not error <= _MOST * torch.finfo(dtype).eps:  # NaN fails it, as it should
+            raise RuntimeError(f"its result on a few tokens has an error of {error:.1e}")
