@@ -65,6 +65,7 @@ def main() -> None:
     tables = [
         *transformer_tables(options, chosen, goals),
         text_table(options, chosen, goals),
+        products_table(),
         *([] if options.without_counts else count_goals(goals)),
     ]
     report("speed", [*tables, goals_table(goals)], options.save)
@@ -206,6 +207,21 @@ def text_table(options: Namespace, chosen: list[str], goals: list[Goal]) -> Tabl
         ["precision", "ours", "diffusers", "ours / diffusers", "error ours", "error diffusers"],
         rows,
     )
+
+
+def products_table() -> Table:
+    """What the choice of products on this CPU goes by, as it is made at the first load."""
+    from cogvideox.host.cpu_products import LEAST_GAIN, MOST_ERROR, measured_bf16, measured_onednn
+
+    rows = [
+        [what, f"{found.share:.2f}", f"{found.error:.1e}"] if found else [what, "cannot be used", ""]
+        for what, found in (("fp32 by oneDNN / by torch", measured_onednn()), ("bf16 / fp32", measured_bf16()))
+    ]
+    notes = [
+        f"The first is taken where its time is at most {LEAST_GAIN} of the second's, and oneDNN where "
+        f"its error is at most {MOST_ERROR:.0e} too. Errors are RMS over RMS against fp64.",
+    ]
+    return Table("Products of this CPU", notes, ["", "time", "error of the first"], rows)
 
 
 def add_goals(goals: list[Goal], what: str, seconds: dict[str, list[float]], error: float | None = None) -> None:

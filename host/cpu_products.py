@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management as mm
 import comfy.ops
@@ -48,36 +48,55 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
     return operator(x.contiguous(), weight.contiguous(), bias, "none", [], "")
 
 
-@cache
+class Measured(NamedTuple):
+    """A product on this CPU: its seconds as a share of those of the one it would replace, and its relative error."""
+
+    share: float
+    error: float
+
+
 def onednn_is_faster() -> bool:
     """Whether oneDNN multiplies fp32 faster than torch's own product, and as exactly."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
-        return False
-    x, weight, bias = _matrices()
-    try:
-        with torch.inference_mode():
-            exact = F.linear(x.double(), weight.double(), bias.double())
-            error = float((_by_onednn(x, weight, bias).double() - exact).norm() / exact.norm())
-            if not error <= MOST_ERROR:  # NaN fails it, as it should
-                logging.info(f"CogVideoX: oneDNN's product has an error of {error:.1e} on this CPU and is not used.")
-                return False
-            share = _share(lambda: _by_onednn(x, weight, bias), lambda: F.linear(x, weight, bias))
-    except (AttributeError, RuntimeError, TypeError) as error:
-        logging.debug("CogVideoX: oneDNN's product cannot be used.", exc_info=error)
-        return False
-    logging.info(f"CogVideoX: oneDNN multiplies fp32 in {share:.2f} of the time of torch's own product on this CPU.")
-    return share <= LEAST_GAIN
+    measured = measured_onednn()
+    # NaN fails it, as it should.
+    return measured is not None and measured.share <= LEAST_GAIN and measured.error <= MOST_ERROR
+
+
+def bf16_is_faster() -> bool:
+    """Whether this CPU multiplies bf16 faster than fp32."""
+    return measured_bf16().share <= LEAST_GAIN
 
 
 @cache
-def bf16_is_faster() -> bool:
-    """Whether this CPU multiplies bf16 faster than fp32."""
-    x, weight, bias = _matrices()
-    half = [value.bfloat16() for value in (x, weight, bias)]
+def measured_onednn() -> Measured | None:
+    """oneDNN's product of fp32 against torch's; None where there is none, or where it is switched off."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return None
+    values = _matrices()
+    try:
+        with torch.inference_mode():
+            error = _error(_by_onednn(*values), values)
+            share = _share(lambda: _by_onednn(*values), lambda: F.linear(*values))
+    except (AttributeError, RuntimeError, TypeError) as failed:
+        logging.debug("CogVideoX: oneDNN's product cannot be used.", exc_info=failed)
+        return None
+    logging.info(
+        f"CogVideoX: oneDNN multiplies fp32 in {share:.2f} of the time of torch's own product on this CPU, with an "
+        f"error of {error:.1e}."
+    )
+    return Measured(share, error)
+
+
+@cache
+def measured_bf16() -> Measured:
+    """torch's product of bf16 against the fp32 product that this CPU would take."""
+    values = _matrices()
+    half = [value.bfloat16() for value in values]
     with torch.inference_mode():
-        share = _share(lambda: F.linear(*half), lambda: linear(x, weight, bias))
+        error = _error(F.linear(*half), values)
+        share = _share(lambda: F.linear(*half), lambda: linear(*values))
     logging.info(f"CogVideoX: bf16 is multiplied in {share:.2f} of the time of fp32 on this CPU.")
-    return share <= LEAST_GAIN
+    return Measured(share, error)
 
 
 def computes_bf16(storage: torch.dtype, device: torch.device) -> bool:
@@ -117,6 +136,12 @@ def _matrices() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     shapes = (_ROWS, _WIDTH), (_WIDTH, _WIDTH), (_WIDTH,)
     x, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
     return x, weight, bias
+
+
+def _error(found: torch.Tensor, values: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> float:
+    """RMS of the difference from the product in fp64 over RMS of that."""
+    exact = F.linear(*(value.double() for value in values))
+    return float((found.double() - exact).norm() / exact.norm())
 
 
 def _share(call: Callable[[], object], of: Callable[[], object]) -> float:
