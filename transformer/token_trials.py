@@ -1,8 +1,7 @@
-"""A token kernel's first launch on a device, on a few random tokens, against the same in fp64.
+"""The first launch of the transformer's kernels on a device, for each type and width: on a few random tokens, against
+fp64.
 
-A compiler that is too new, or made for another kind of card, may compute something else without a word. Each kernel is
-therefore tried once for each device, type and width before it is given a video's tokens. Importing this module imports
-Triton, which not every system has.
+Importing this module imports Triton, which not every system has.
 """
 
 from typing import Any, NamedTuple
@@ -10,12 +9,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..host.trials import Draw, require_exact
 from .token_kernels import Affine, run_head_kernel, run_token_kernel
 
 _TEXT, _VIDEO = 3, 9  # tokens; neither fills the last program of its kind
 _EPS = 1e-5
-# Of the type's own precision: rounding leaves less than a half of one, anything else is a mistake.
-_MOST = 4.0
 
 
 class _Tokens(NamedTuple):
@@ -45,12 +43,12 @@ def try_token_kernel(like: torch.Tensor, adds: bool, norms: bool) -> None:
     )
     tokens, normed = _exact_tokens(_Tokens(*(value.double() for value in of)), adds)
     found = [(torch.cat(to, dim=1), tokens)] if adds else []
-    _require_exact(found + ([(joint, normed)] if norms else []), like.dtype)
+    require_exact(found + ([(joint, normed)] if norms else []))
 
 
 def try_head_kernel(like: torch.Tensor, rotates: bool) -> None:
     """like: queries [B, N, heads, D]. Raises RuntimeError where the kernel is wrong."""
-    heads, width, draw = like.shape[2], like.shape[3], _Draw(like)
+    heads, width, draw = like.shape[2], like.shape[3], Draw(like.device, like.dtype)
     query, key = draw(1, _VIDEO, heads, width) + 1, draw(1, _VIDEO, heads, width)
     weights = [draw(width) for _ in range(4)]
     angles = draw(1, _VIDEO, 1, width // 2).float()
@@ -65,21 +63,11 @@ def try_head_kernel(like: torch.Tensor, rotates: bool) -> None:
 
     wanted = exact(query, *weights[:2]), exact(key, *weights[2:])
     run_head_kernel(query, key, Affine(*weights[:2], _EPS), Affine(*weights[2:], _EPS), rotary)
-    _require_exact([(query, wanted[0]), (key, wanted[1])], like.dtype)
-
-
-class _Draw:
-    """Random numbers in the type and on the device of `like`, without drawing from torch's own generators."""
-
-    def __init__(self, like: torch.Tensor):
-        self._like, self._generator = like, torch.Generator().manual_seed(0)
-
-    def __call__(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=self._generator).to(self._like.device, self._like.dtype)
+    require_exact([(query, wanted[0]), (key, wanted[1])])
 
 
 def _random_tokens(like: torch.Tensor) -> _Tokens:
-    width, draw = like.shape[2], _Draw(like)
+    width, draw = like.shape[2], Draw(like.device, like.dtype)
     return _Tokens(
         draw(1, _TEXT, width),
         draw(1, _VIDEO, width) + 1,
@@ -104,10 +92,3 @@ def _exact_tokens(of: _Tokens, adds: bool) -> tuple[torch.Tensor, torch.Tensor]:
     shift, scale, _, text_shift, text_scale, _ = of.modulation.chunk(6, dim=1)
     normed = F.layer_norm(tokens, (tokens.shape[2],), of.weight, of.bias, _EPS)
     return tokens, normed * (1 + each(scale, text_scale)) + each(shift, text_shift)
-
-
-def _require_exact(pairs: list[tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype) -> None:
-    for found, exact in pairs:
-        error = float((found.double() - exact).norm() / exact.norm())
-        if not error <= _MOST * torch.finfo(dtype).eps:  # NaN fails it, as it should
-            raise RuntimeError(f"its result on a few tokens has an error of {error:.1e}")

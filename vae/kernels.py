@@ -29,7 +29,7 @@ def try_kernel(like: torch.Tensor, module: str, launch: Callable[[Any], Result])
     try:
         # Imported here, because Triton has no package for some systems.
         if key not in TRIED:
-            importlib.import_module(".kernel_trials", __package__).try_kernels(*key)
+            importlib.import_module(".frame_trials", __package__).try_kernels(*key)
             TRIED.add(key)
         return launch(importlib.import_module(f".{module}", __package__))
     # A compiler, a driver or a half installed package may raise anything.

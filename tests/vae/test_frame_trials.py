@@ -21,22 +21,22 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def measure() -> dict[str, list[str]]:
     """What tests/test_interpreted_kernels.py runs in a process of its own: what each trial says of the kernels as they
     are, and of wrong ones."""
-    from cogvideox.vae import kernel_trials
+    from cogvideox.vae import frame_trials
 
     found: dict[str, list[str]] = {"right": [], "wrong": []}
     for module in MODULES:
         for dtype in DTYPES:
             found["right"].append(_said(module, dtype))
-        with mock.patch.object(kernel_trials, WRONG[module], _wrong(getattr(kernel_trials, WRONG[module]))):
+        with mock.patch.object(frame_trials, WRONG[module], _wrong(getattr(frame_trials, WRONG[module]))):
             found["wrong"].append(_said(module, torch.bfloat16))
     return found
 
 
 def _said(module: str, dtype: torch.dtype) -> str:
-    from cogvideox.vae import kernel_trials
+    from cogvideox.vae import frame_trials
 
     try:
-        kernel_trials.try_kernels(module, torch.device("cpu"), dtype)
+        frame_trials.try_kernels(module, torch.device("cpu"), dtype)
     except RuntimeError as error:
         return str(error)
     return ""
@@ -56,11 +56,11 @@ def _wrong(kernel: Any) -> Any:
 
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
-    """In the place of kernel_trials.try_kernels, which needs Triton, with nothing tried yet."""
+    """In the place of frame_trials.try_kernels, which needs Triton, with nothing tried yet."""
     monkeypatch.setattr(kernels, "WITHOUT_TRITON", set())
     monkeypatch.setattr(kernels, "TRIED", set())
-    stand_ins: dict[str, Any] = {"kernel_trials": ModuleType("kernel_trials"), "fused": SimpleNamespace(name="fused")}
-    stand_ins["kernel_trials"].try_kernels = tried = mock.Mock()
+    stand_ins: dict[str, Any] = {"frame_trials": ModuleType("frame_trials"), "fused": SimpleNamespace(name="fused")}
+    stand_ins["frame_trials"].try_kernels = tried = mock.Mock()
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, f"cogvideox.vae.{name}", module)
     return tried

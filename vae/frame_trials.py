@@ -1,8 +1,6 @@
-"""A kernel's first launch on a device, on a few random values, against torch's operations in fp64.
+"""The first launch of the VAE's kernels on a device, for each type: on a few random values, against fp64.
 
-A compiler that is too new, or made for another kind of card, may compute something else without a word. Each kernel is
-therefore tried once for each device and type before it is given a video. Importing this module imports Triton, which
-not every system has.
+Importing this module imports Triton, which not every system has.
 """
 
 from collections.abc import Callable
@@ -10,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from ..host.trials import Draw, require_exact
 from .fused import fused_modulated_silu
 from .fused_norms import fused_affine, fused_modulation
 from .fused_statistics import fused_statistics
@@ -18,34 +17,15 @@ from .modulation import Modulation
 # Those of the network's widest frames, so that what is compiled for them serves for these. The pixels fill no program.
 _CHANNELS, _GROUPS, _EPS = 128, 32, 1e-6
 _ROWS, _WIDTH, _LATENT = 9, 10, 16
-# Of the type's own precision: rounding leaves less than a half of one, anything else is a mistake.
-_MOST = 4.0
 Pair = tuple[torch.Tensor, torch.Tensor]  # what was found, and what is exact, in fp64
 
 
 def try_kernels(module: str, device: torch.device, dtype: torch.dtype) -> None:
     """Try the kernels of a module of this folder. Raises RuntimeError where one is wrong."""
-    for found, exact in _TRIALS[module](_Draw(device, dtype)):
-        error = float((found.double() - exact).norm() / exact.norm())
-        if not error <= _MOST * torch.finfo(found.dtype).eps:  # NaN fails it, as it should
-            raise RuntimeError(f"a kernel's result on a few values has an error of {error:.1e}")
+    require_exact(_TRIALS[module](Draw(device, dtype)))
 
 
-class _Draw:
-    """Random numbers in one type on one device, without drawing from torch's own generators."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype):
-        self.device, self.dtype, self._generator = device, dtype, torch.Generator().manual_seed(0)
-
-    def __call__(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=self._generator).to(self.device, self.dtype)
-
-    def rows(self, *shape: int) -> torch.Tensor:
-        """[1, C, r, W], channels last."""
-        return self(*shape).contiguous(memory_format=torch.channels_last)
-
-
-def _activation(draw: _Draw) -> list[Pair]:
+def _activation(draw: Draw) -> list[Pair]:
     x, zoom = draw.rows(1, _CHANNELS, _ROWS, _WIDTH), 2
     scale, shift = (draw.rows(1, _CHANNELS, _ROWS // zoom + 2, _WIDTH // zoom).float() for _ in range(2))
     out, top = torch.empty_like(x), 1
@@ -57,8 +37,8 @@ def _activation(draw: _Draw) -> list[Pair]:
     return [(out, F.silu(x.double() * next(large) + next(large)))]
 
 
-def _statistics(draw: _Draw) -> list[Pair]:
-    rows, added = (draw.rows(1, _CHANNELS, _ROWS, _WIDTH) for _ in range(2))
+def _statistics(draw: Draw) -> list[Pair]:
+    rows, added = (draw.rows(1, _CHANNELS, _ROWS, _WIDTH) + 1 for _ in range(2))
     wanted = rows.double() + added.double()
     means, variances, weights = fused_statistics(rows, added, times=2).double().unbind(1)
     total = weights.sum(dim=0)
@@ -71,7 +51,7 @@ def _statistics(draw: _Draw) -> list[Pair]:
     return [(rows, wanted), *zip(found, exact)]
 
 
-def _norms(draw: _Draw) -> list[Pair]:
+def _norms(draw: Draw) -> list[Pair]:
     # The statistics of two parts of a frame, of 30 and of 60 pixels.
     parts = draw(2, 3, _CHANNELS).float().abs() + 0.5
     parts[:, 2] = torch.tensor([[30.0], [60.0]], device=draw.device)
@@ -94,7 +74,7 @@ def _norms(draw: _Draw) -> list[Pair]:
     return [*pairs, (made[0], by * factor), (made[1], by * term + plus)]
 
 
-_TRIALS: dict[str, Callable[[_Draw], list[Pair]]] = {
+_TRIALS: dict[str, Callable[[Draw], list[Pair]]] = {
     "fused": _activation,
     "fused_statistics": _statistics,
     "fused_norms": _norms,
