@@ -30,13 +30,14 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 def _suits_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """oneDNN's operator has no gradients, and torch.compile chooses by itself."""
+    """oneDNN's operator has no gradients, and torch.compile, which is asked first so that it need not compile again for
+    another number of rows, chooses by itself."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and x.numel() >= _LEAST_ROWS * x.shape[-1]
         and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        and x.numel() >= _LEAST_ROWS * x.shape[-1]
         and onednn_is_faster()
     )
 
