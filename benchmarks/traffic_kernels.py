@@ -75,6 +75,7 @@ def triton_kernels(counting: Counting) -> Iterator[None]:
         patches.enter_context(mock.patch.dict(sys.modules, {"cogvideox.transformer.token_kernels": stand_in}))
         patches.enter_context(mock.patch.object(passes, "use_kernels", lambda x: x.numel() >= passes.LEAST_VALUES))
         patches.enter_context(mock.patch.object(passes, "_EXACT", {key}))
+        patches.enter_context(mock.patch.object(passes, "_gelu_key", lambda _: key))
         patches.enter_context(mock.patch.object(passes, "_is_exact", lambda *_: True))  # nothing is computed
         patches.enter_context(mock.patch.object(torch.version, "cuda", "13.0"))
         yield

@@ -2,8 +2,9 @@
 
 torch multiplies fp32 with MKL. On one AMD processor MKL made 91 to 99 GFLOP/s in a thread and oneDNN, which torch has
 as well, 171 to 211; on another, without AVX-512, 88 and 75, with twice the error. bf16 is twice as fast as fp32 with
-AVX512-BF16, and took eight times as long without. No table of processors would be complete, so both are timed when they
-are first asked for, once in a process.
+AVX512-BF16, and took eight times as long without. No table of processors would be complete, so both are timed when a
+model is loaded, once in a process. A timing may come out differently one day: by it fp32 changes in the last bits, and
+bf16 is computed in bf16 only where the CPU has instructions for it as well.
 """
 
 import logging
@@ -17,10 +18,13 @@ import comfy.ops
 import torch
 import torch.nn.functional as F
 
+from .patches import one_thread
+
 LEAST_GAIN = 0.8  # of the seconds: less gain is not worth other last bits than torch's own
 MOST_ERROR = 3e-7  # relative, of a product; torch's own has 2.5e-7
 _ROWS, _WIDTH = 128, 1024  # what is timed: 3 ms in fp32 on one core
-_ROUNDS = 5
+_ROUNDS = 12
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")  # keys of torch.cpu.get_capabilities()
 _LEAST_ROWS = 32  # below, such as for a timestep, a call takes longer than the product
 
 
@@ -30,14 +34,16 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 def _suits_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """oneDNN's operator has no gradients, and torch.compile, which is asked first so that it need not compile again for
-    another number of rows, chooses by itself."""
+    """oneDNN's operator has no gradients and knows no autocast, and torch.compile, which is asked first so that it need
+    not compile again for another number of rows, chooses by itself."""
     return (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_grad_enabled()
-        and x.numel() >= _LEAST_ROWS * x.shape[-1]
+        and not torch.is_autocast_enabled("cpu")
+        and x.numel() >= _LEAST_ROWS * max(1, x.shape[-1])
+        and torch.backends.mkldnn.enabled
         and onednn_is_faster()
     )
 
@@ -57,21 +63,22 @@ class Measured(NamedTuple):
 
 
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies fp32 faster than torch's own product, and as exactly."""
+    """Whether oneDNN multiplies fp32 faster than torch's own product, and within fp32's rounding."""
     measured = measured_onednn()
     # NaN fails it, as it should.
     return measured is not None and measured.share <= LEAST_GAIN and measured.error <= MOST_ERROR
 
 
 def bf16_is_faster() -> bool:
-    """Whether this CPU multiplies bf16 faster than fp32."""
-    return measured_bf16().share <= LEAST_GAIN
+    """Whether this CPU has instructions for bf16 and multiplies it faster than fp32."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # {} of a torch without it
+    return any(known.get(name) for name in _BF16_INSTRUCTIONS) and measured_bf16().share <= LEAST_GAIN
 
 
 @cache
 def measured_onednn() -> Measured | None:
-    """oneDNN's product of fp32 against torch's; None where there is none, or where it is switched off."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+    """oneDNN's product of fp32 against torch's; None where it cannot be used."""
+    if not torch.backends.mkldnn.is_available():
         return None
     values = _matrices()
     try:
@@ -127,7 +134,7 @@ class OneDnnOps(comfy.ops.manual_cast):
 
 def cpu_operations(compute: torch.dtype, device: torch.device) -> type | None:
     """OneDnnOps where they gain; None leaves the choice to ComfyUI. compute: the dtype of the arithmetic."""
-    suits = device.type == "cpu" and compute == torch.float32
+    suits = device.type == "cpu" and compute == torch.float32 and torch.backends.mkldnn.enabled
     return OneDnnOps if suits and onednn_is_faster() else None
 
 
@@ -135,7 +142,9 @@ def _matrices() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x [_ROWS, _WIDTH], a weight and a bias, in fp32."""
     generator = torch.Generator().manual_seed(0)  # not torch's global one, from which others draw
     shapes = (_ROWS, _WIDTH), (_WIDTH, _WIDTH), (_WIDTH,)
-    x, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
+    # By name, because another node may have chosen another default for all of torch.
+    where: Any = {"generator": generator, "device": "cpu", "dtype": torch.float32}
+    x, weight, bias = (torch.randn(shape, **where) for shape in shapes)
     return x, weight, bias
 
 
@@ -146,14 +155,18 @@ def _error(found: torch.Tensor, values: tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def _share(call: Callable[[], object], of: Callable[[], object]) -> float:
-    """The seconds of `call` as a share of those of `of`, both the fastest of several in turn."""
+    """The seconds of `call` as a share of those of `of`, both the fastest of several in turn.
+
+    In one thread: with several, that share was 0.2 to 4.4 for the same call beside other programs, in one 0.9 to 1.1.
+    """
     calls = call, of
     seconds: list[list[float]] = [[], []]
-    for _ in range(_ROUNDS):
-        for timed, found in zip(calls, seconds):
-            begin = perf_counter()
-            timed()
-            found.append(perf_counter() - begin)
+    with one_thread():
+        for _ in range(_ROUNDS):
+            for timed, found in zip(calls, seconds):
+                begin = perf_counter()
+                timed()
+                found.append(perf_counter() - begin)
     # The first round also prepares the kernels.
     fastest, other = (min(found[1:]) for found in seconds)
     return fastest / other

@@ -28,6 +28,8 @@ tests/test_house.py looks for them, and tests/host/test_patches.py, in each vers
     are switched by training_switches while a training runs in the graph, and restored.
 a logger
     has a filter while a VAE asks ComfyUI for its defaults (without_warnings). It drops warnings of that thread only.
+torch's number of threads
+    is one while products are timed on a CPU (one_thread), which is for 0.1 s when the first model is loaded.
 accelerate's states
     are those of the training while one runs in the graph (own_states); those of other packs are put back after it.
 `diffusers.utils.import_utils`, `transformers.utils.import_utils`
@@ -360,6 +362,17 @@ def wrap_templates(folders: Collection[str], title: str) -> None:
 def register_layout(name: str, layout: type) -> None:
     """Make a layout of ours known to ComfyUI's QuantizedTensor."""
     comfy.quant_ops.register_layout_class(name, layout)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """While this lasts torch computes in one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -48,8 +48,10 @@ class Precision(NamedTuple):
 
     def operations_on(self, device: torch.device) -> Any:
         """The class of ComfyUI operations that hold these weights; None leaves the choice to ComfyUI."""
+        # Asked in any case: QuantizedOps multiply by the same choice, which is to be made before a run.
+        plain = cpu_operations(self.compute or self.storage, device)
         if not self.mode and not self.keeps_quantized:
-            return cpu_operations(self.compute or self.storage, device)
+            return plain
         return FastQuantizedOps if self.fast else QuantizedOps
 
 

@@ -22,6 +22,7 @@ from diffusers.models.attention_processor import Attention
 from ..host.compat import is_out_of_memory, rotate_pairs, throw_if_interrupted
 from ..host.cpu_products import linear
 from ..host.ops import is_hooked, is_plain_layer, is_product, weights_held, weights_on
+from ..host.trials import can_wait
 from .memory_modes import DEFAULT, Mode
 
 if TYPE_CHECKING:
@@ -327,7 +328,7 @@ def _is_exact(name: str, x: torch.Tensor, rotates: bool) -> bool:
     key = name, x.device, x.dtype, x.shape[2:], rotates
     if key in _EXACT:
         return True
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+    if not can_wait(x.device):
         return False
     # Imported here, because Triton has no package for some systems.
     trials = importlib.import_module(".token_trials", __package__)
@@ -388,13 +389,12 @@ def _gelu_fits(tokens: torch.Tensor) -> bool:
     if not half or torch.version.cuda is None or not _is_open(GELU_PRODUCT, tokens):
         return False
     # The first product is compared, and a comparison waits for the card.
-    compared = _gelu_key(tokens) in _EXACT
-    return compared or not torch.cuda.is_current_stream_capturing()
+    return _gelu_key(tokens) in _EXACT or can_wait(tokens.device)
 
 
 def _gelu_key(tokens: torch.Tensor) -> tuple[str, torch.device, torch.dtype, torch.Size, bool]:
-    """In _EXACT, whatever the width: cuBLASLt chooses a kernel for each."""
-    return GELU_PRODUCT, tokens.device, tokens.dtype, torch.Size(), False
+    """In _EXACT: cuBLASLt may choose another kernel for another width."""
+    return GELU_PRODUCT, tokens.device, tokens.dtype, tokens.shape[-1:], False
 
 
 def _gelu_by_kernel(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor | None:

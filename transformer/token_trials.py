@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from ..host.trials import Draw, require_exact
 from .token_kernels import Affine, run_head_kernel, run_token_kernel
 
-_TEXT, _VIDEO = 3, 9  # tokens; neither fills the last program of its kind
+# Videos, and tokens of each, of which neither kind fills its last program.
+_BATCH, _TEXT, _VIDEO = 2, 5, 9
 _EPS = 1e-5
 
 
 class _Tokens(NamedTuple):
-    """text [1, _TEXT, D], video [1, _VIDEO, D], a sublayer's output, two modulations [1, 6 * D], a norm's weights."""
+    """text [B, _TEXT, D], video [B, _VIDEO, D], a sublayer's output, two modulations [B, 6 * D], a norm's weights."""
 
     text: torch.Tensor
     video: torch.Tensor
@@ -35,7 +36,7 @@ def try_token_kernel(like: torch.Tensor, adds: bool, norms: bool) -> None:
     """
     of, width = _random_tokens(like), like.shape[2]
     to = torch.empty_like(of.text), torch.empty_like(of.video)
-    joint = of.text.new_empty(1, _TEXT + _VIDEO, width)
+    joint = of.text.new_empty(_BATCH, _TEXT + _VIDEO, width)
     run_token_kernel(
         (of.text, of.video),
         (of.output, of.gates, to) if adds else None,
@@ -49,7 +50,7 @@ def try_token_kernel(like: torch.Tensor, adds: bool, norms: bool) -> None:
 def try_head_kernel(like: torch.Tensor, rotates: bool) -> None:
     """like: queries [B, N, heads, D]. Raises RuntimeError where the kernel is wrong."""
     heads, width, draw = like.shape[2], like.shape[3], Draw(like.device, like.dtype)
-    query, key = draw(1, _VIDEO, heads, width) + 1, draw(1, _VIDEO, heads, width)
+    query, key = draw(_BATCH, _VIDEO, heads, width) + 1, draw(_BATCH, _VIDEO, heads, width)
     weights = [draw(width) for _ in range(4)]
     angles = draw(1, _VIDEO, 1, width // 2).float()
     parts = angles.cos(), -angles.sin(), angles.sin(), angles.cos()
@@ -69,11 +70,11 @@ def try_head_kernel(like: torch.Tensor, rotates: bool) -> None:
 def _random_tokens(like: torch.Tensor) -> _Tokens:
     width, draw = like.shape[2], Draw(like.device, like.dtype)
     return _Tokens(
-        draw(1, _TEXT, width),
-        draw(1, _VIDEO, width) + 1,
-        draw(1, _TEXT + _VIDEO, width),
-        draw(1, 6 * width),
-        draw(1, 6 * width),
+        draw(_BATCH, _TEXT, width),
+        draw(_BATCH, _VIDEO, width) + 1,
+        draw(_BATCH, _TEXT + _VIDEO, width),
+        draw(_BATCH, 6 * width),
+        draw(_BATCH, 6 * width),
         draw(width),
         draw(width),
     )
@@ -83,7 +84,7 @@ def _exact_tokens(of: _Tokens, adds: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Text and video as one sequence after the sublayer was added, if it is; and that, normed and modulated."""
 
     def each(video: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        return torch.cat([text.expand(_TEXT, -1), video.expand(_VIDEO, -1)])[None]
+        return torch.cat([text[:, None].expand(-1, _TEXT, -1), video[:, None].expand(-1, _VIDEO, -1)], dim=1)
 
     tokens: Any = torch.cat([of.text, of.video], dim=1)
     if adds:

@@ -106,6 +106,9 @@ def test_torch_multiplies_what_onednn_should_not(by_onednn: list) -> None:
         assert torch.equal(linear(few, weight, None), F.linear(few, weight))
         assert torch.equal(linear(half, weight.bfloat16(), None), F.linear(half, weight.bfloat16()))
         assert linear(torch.empty(0, 96), weight, None).shape == (0, 8)
+        assert linear(torch.empty(40, 0), torch.empty(8, 0), None).shape == (40, 8)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear(torch.randn(40, 96), weight, None).dtype == torch.bfloat16
     with torch.inference_mode():
         x = torch.randn(40, 96)
         compiled = torch.compile(linear, backend="eager", fullgraph=True)
@@ -157,15 +160,22 @@ def test_an_inexact_product_is_not_taken(monkeypatch: pytest.MonkeyPatch, wrong:
 
 def test_onednn_that_is_switched_off_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
     timed(monkeypatch, {"oneDNN": 0.1, "torch": 1.0})
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert not onednn_is_faster()
+    assert cpu_operations(torch.float32, CPU) is OneDnnOps
+    x, weight = torch.randn(40, 96), torch.randn(8, 96)
+    monkeypatch.setattr(cpu_products, "_by_onednn", lambda *_: pytest.fail("oneDNN was called"))
+    with torch.backends.mkldnn.flags(enabled=False), torch.inference_mode():
+        assert cpu_operations(torch.float32, CPU) is None
+        linear(x, weight, None)
 
 
-def test_a_timing_draws_no_random_numbers() -> None:
-    """A seed's video would depend on whether it is the first of a process."""
-    state = torch.get_rng_state()
-    onednn_is_faster(), bf16_is_faster()
-    assert torch.equal(torch.get_rng_state(), state)
+def test_a_timing_leaves_torch_as_it_was() -> None:
+    """And is not misled by what another node has set for all of torch."""
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    with torch.device("meta"):
+        assert cpu_products.measured_onednn() is not None
+        cpu_products.measured_bf16()
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)  # a seed's video would depend on whether it is the first
 
 
 @pytest.mark.parametrize("variant", ["2b", "5b", "1.5-5B"])
@@ -266,8 +276,17 @@ def test_the_faster_dtype_is_taken(
     monkeypatch: pytest.MonkeyPatch, half: float, by_onednn_seconds: float, is_faster: bool
 ) -> None:
     """Compared with the fp32 product that would be taken instead, be it oneDNN's."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     timed(monkeypatch, {torch.bfloat16: half, torch.float32: 1.0, "oneDNN": by_onednn_seconds})
     assert bf16_is_faster() is is_faster
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"avx512_bf16": False, "avx512_f": True}])
+def test_bf16_takes_instructions_for_it(monkeypatch: pytest.MonkeyPatch, capabilities: dict) -> None:
+    """A clock alone would have it decide, on a bad day, about another video for the same seed."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    timed(monkeypatch, {torch.bfloat16: 0.1, torch.float32: 1.0})
+    assert not bf16_is_faster()
 
 
 def _net(control: CogVideoXControl) -> Any:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from cogvideox.errors import UserError
+from cogvideox.host.cpu_products import onednn_is_faster
 from cogvideox.host.standalone import comfyui_nodes
 from cogvideox.model_loaders.load_model import load_model
 from cogvideox.tests.support import relative_error, write_fp32_transformer
@@ -328,4 +329,5 @@ def test_compiled_patches(
     inputs = inputs_of(name, stock[name], run, tmp_path, monkeypatch) | {"model": compiled}
     got, _ = run(call(stock[name], inputs), counted=False, cfg=1.0)
     # Where a CPU's products are oneDNN's, those of a compiled model are torch's all the same.
-    assert relative_error(got, want) < 1e-5 < relative_error(got, plain)
+    most = 1e-5 if onednn_is_faster() else 1e-6
+    assert relative_error(got, want) < most < relative_error(got, plain)

@@ -7,6 +7,7 @@ import comfy.ops
 import pytest
 import torch
 
+from cogvideox.tests.fake_card import without_triton
 from cogvideox.tests.support import relative_error
 from cogvideox.tests.vae.test_fused import ulps
 from cogvideox.vae import kernels, norms
@@ -104,7 +105,7 @@ def test_kernels_equal_torch_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled kernels add up in an order of their own: they must be the interpreter's, within rounding."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     card = torch.device("cuda", torch.cuda.current_device())
-    monkeypatch.setattr(kernels, "WITHOUT_TRITON", {card})  # torch for the second of the two ways
+    monkeypatch.setattr(kernels, "WITHOUT", without_triton(card))  # torch for the second of the two ways
     found = errors("cuda")
     assert max(max(cases) for cases in found.values()) <= 1e-6, found
 
@@ -115,7 +116,7 @@ def test_a_card_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Falling back to torch on every card would cost time that no other test sees."""
     monkeypatch.setattr(norms, "torch_affine", lambda *_: pytest.fail("torch's way"))
     stream, statistics = Stream(FAST, torch.device("cuda", 0), torch.float32), norms.GroupStatistics()
-    monkeypatch.setattr(kernels, "WITHOUT_TRITON", set())
+    monkeypatch.setattr(kernels, "WITHOUT", set())
     statistics.add(torch.randn(1, 8, 4, 6, device="cuda").to(memory_format=torch.channels_last))
     norms.channel_affine(stream, group_norm("cuda"), statistics, torch.zeros(8, device="cuda"))
 
