@@ -30,7 +30,7 @@ class Draw:
 
 def can_wait(device: torch.device) -> bool:
     """Whether the host may wait for `device`, as a comparison does: not while a CUDA graph is captured."""
-    if device.type != "cuda":
+    if device.type != "cuda" or not torch.cuda.is_initialized():
         return True
     with torch.cuda.device(device):
         return not torch.cuda.is_current_stream_capturing()

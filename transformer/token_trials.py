@@ -51,19 +51,19 @@ def try_head_kernel(like: torch.Tensor, rotates: bool) -> None:
     """like: queries [B, N, heads, D]. Raises RuntimeError where the kernel is wrong."""
     heads, width, draw = like.shape[2], like.shape[3], Draw(like.device, like.dtype)
     query, key = draw(_BATCH, _VIDEO, heads, width) + 1, draw(_BATCH, _VIDEO, heads, width)
-    weights = [draw(width) for _ in range(4)]
+    of_query, of_key = (Affine(draw(width), draw(width), _EPS) for _ in range(2))
     angles = draw(1, _VIDEO, 1, width // 2).float()
     parts = angles.cos(), -angles.sin(), angles.sin(), angles.cos()
     rotary = torch.stack(parts, dim=-1).unflatten(-1, (2, 2)).contiguous() if rotates else None
 
-    def exact(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        normed = F.layer_norm(x.double(), (width,), weight.double(), bias.double(), _EPS)
+    def exact(x: torch.Tensor, of: Affine) -> torch.Tensor:
+        normed = F.layer_norm(x.double(), (width,), of.weight.double(), of.bias.double(), _EPS)
         if rotary is None:
             return normed
         return (rotary.double() @ normed.unflatten(-1, (-1, 2, 1))).flatten(-3)
 
-    wanted = exact(query, *weights[:2]), exact(key, *weights[2:])
-    run_head_kernel(query, key, Affine(*weights[:2], _EPS), Affine(*weights[2:], _EPS), rotary)
+    wanted = exact(query, of_query), exact(key, of_key)
+    run_head_kernel(query, key, of_query, of_key, rotary)
     require_exact([(query, wanted[0]), (key, wanted[1])])
 
 
