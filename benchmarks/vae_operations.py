@@ -112,8 +112,8 @@ def _stand_ins(counts: Counter[str], with_triton: bool) -> Iterator[None]:
         mean, variance = rows.new_empty(2, rows.shape[1], dtype=torch.float32).unbind(0)
         return mean, variance
 
-    def launch(like: torch.Tensor, module: str, launch: Callable[[Any], Any]) -> Any:
-        return launch(_Kernels(counts)) if with_triton else None
+    def launch(like: torch.Tensor, kernel: str, size: tuple[int, int], launch: Callable[[Any], Any]) -> Any:
+        return launch(getattr(_Kernels(counts), kernel)) if with_triton else None
 
     def fused(*arguments: Any) -> bool:
         return with_triton and bool(_Kernels(counts).fused_modulated_silu(*arguments) or True)

@@ -10,6 +10,7 @@ bf16 is computed in bf16 only where the CPU has instructions for it as well.
 import logging
 from collections.abc import Callable
 from functools import cache
+from threading import RLock
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -24,22 +25,25 @@ LEAST_GAIN = 0.8  # of the seconds: less gain is not worth other last bits than 
 MOST_ERROR = 3e-7  # relative, of a product; torch's own has 2.5e-7
 _ROWS, _WIDTH = 128, 1024  # what is timed: 3 ms in fp32 on one core
 _ROUNDS = 12
+# One at a time: each sets the number of threads for all of torch, and puts back what it has found.
+_TIMING = RLock()
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")  # keys of torch.cpu.get_capabilities()
 _LEAST_ROWS = 32  # below, such as for a timestep, a call takes longer than the product
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """F.linear, by oneDNN where that is faster. x: [..., in]. weight: [out, in]. bias: [out]. Returns [..., out]."""
-    return _by_onednn(x, weight, bias) if _suits_onednn(x, weight) else F.linear(x, weight, bias)
+    return _by_onednn(x, weight, bias) if _suits_onednn(x, weight, bias) else F.linear(x, weight, bias)
 
 
-def _suits_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def _suits_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """oneDNN's operator has no gradients and knows no autocast, and torch.compile, which is asked first so that it need
     not compile again for another number of rows, chooses by itself."""
     return (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and (bias is None or (bias.dtype == torch.float32 and bias.shape == weight.shape[:1]))
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and x.numel() >= _LEAST_ROWS * max(1, x.shape[-1])
@@ -52,7 +56,8 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
     # The operator that torch.compile takes for a Linear on the CPU (torch/_inductor/fx_passes/mkldnn_fusion.py). It is
     # not documented, so that a torch without it, or with other arguments, is reckoned with: onednn_is_faster.
     operator: Any = torch.ops.mkldnn._linear_pointwise
-    return operator(x.contiguous(), weight.contiguous(), bias, "none", [], "")
+    # It takes a bias for contiguous whatever its strides are, and torch files may hold strided ones.
+    return operator(x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous(), "none", [], "")
 
 
 class Measured(NamedTuple):
@@ -82,7 +87,7 @@ def measured_onednn() -> Measured | None:
         return None
     values = _matrices()
     try:
-        with torch.inference_mode():
+        with _TIMING, torch.inference_mode():
             error = _error(_by_onednn(*values), values)
             share = _share(lambda: _by_onednn(*values), lambda: F.linear(*values))
     except (AttributeError, RuntimeError, TypeError) as failed:
@@ -100,7 +105,8 @@ def measured_bf16() -> Measured:
     """torch's product of bf16 against the fp32 product that this CPU would take."""
     values = _matrices()
     half = [value.bfloat16() for value in values]
-    with torch.inference_mode():
+    onednn_is_faster()  # not within the timing of something else
+    with _TIMING, torch.inference_mode():
         error = _error(F.linear(*half), values)
         share = _share(lambda: F.linear(*half), lambda: linear(*values))
     logging.info(f"CogVideoX: bf16 is multiplied in {share:.2f} of the time of fp32 on this CPU.")

@@ -29,7 +29,8 @@ tests/test_house.py looks for them, and tests/host/test_patches.py, in each vers
 a logger
     has a filter while a VAE asks ComfyUI for its defaults (without_warnings). It drops warnings of that thread only.
 torch's number of threads
-    is one while products are timed on a CPU (one_thread), which is for 0.1 s when the first model is loaded.
+    is one while products are timed on a CPU (one_thread), which is for 0.1 s when the first model is loaded. Threads
+    that have computed before keep theirs; one that computes for the first time just then would stay with one.
 accelerate's states
     are those of the training while one runs in the graph (own_states); those of other packs are put back after it.
 `diffusers.utils.import_utils`, `transformers.utils.import_utils`

@@ -111,9 +111,18 @@ class Rank:
         """Of the weights at `path`, to be compared with the other ranks'."""
         return fingerprint(Path(path), component)
 
-    def load(self, name: str, path: str, weight_dtype: str, family: str) -> None:
-        """Load the transformer at `path` under `name`. Raises UserError as load_model does."""
+    def load(self, name: str, path: str, weight_dtype: str, family: str, computes: str) -> None:
+        """Load the transformer at `path` under `name`. computes: the dtype of ComfyUI's own arithmetic.
+
+        Raises UserError as load_model does, and where this machine would compute in another dtype.
+        """
         patcher = load_model(Path(path), weight_dtype, self._said.append, family)
+        own = str(patcher.model.get_dtype_inference())
+        if own != computes:
+            raise UserError(
+                f"One of the machines computes the model in {own}, ComfyUI's own in {computes}: their cards or "
+                "processors are not of one kind. Choose a weight_dtype in which all of them compute; fp32 is one."
+            )
         self._models[name] = [patcher, patcher]
 
     def patch(self, name: str, patches: dict[str, list[Any]]) -> None:

@@ -117,7 +117,7 @@ def spread(
     load_again, arguments = model.cached_patcher_init[:2]
     network: Any = remote.diffusion_model
     network.__class__ = RemoteDiT
-    network.weights = RemoteWeights(team, load_again, arguments, goes_on_alone)
+    network.weights = RemoteWeights(team, load_again, arguments, loaded.get_dtype_inference(), goes_on_alone)
     drop_with(network, team, network.weights.name)
     patcher = RemotePatcher(remote, model.load_device, model.offload_device, model.model_size())
     _take_over(patcher, model)

@@ -27,11 +27,18 @@ class RemoteWeights:
     name: of the model in the ranks. sent_bytes: what a rank has sent to the others for the last prediction.
     """
 
-    def __init__(self, team: Team, load_again: Callable[..., Any], arguments: tuple[Any, ...], goes_on_alone: bool):
+    def __init__(
+        self,
+        team: Team,
+        load_again: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        computes: torch.dtype,
+        goes_on_alone: bool,
+    ):
         """load_again, arguments: of ModelPatcher.cached_patcher_init, load_model's own (path, weight_dtype, notify,
-        family)."""
+        family). computes: the dtype of the arithmetic."""
         self.team, self.name, self.sent_bytes = team, team.add(), 0
-        self._load_again, self._arguments = load_again, arguments
+        self._load_again, self._arguments, self._computes = load_again, arguments, str(computes)
         self._goes_on_alone = goes_on_alone
         self._patches: dict[str, list[Any]] = {}
         self._loaded_with: tuple[int, Any] | None = None  # the team's start, and the patches that the ranks have
@@ -57,7 +64,8 @@ class RemoteWeights:
             self.team.start()
             if self._loaded_with is None or self._loaded_with[0] != self.team.start_count:
                 path, weight_dtype, notify, family = self._arguments
-                load_everywhere(self.team, "transformer", "load", self.name, path, weight_dtype, family, notify=notify)
+                options = weight_dtype, family, self._computes
+                load_everywhere(self.team, "transformer", "load", self.name, path, *options, notify=notify)
             if (self.team.start_count, patches_uuid) != self._loaded_with:
                 self._loaded_with = self.team.start_count, None  # after a Cancel the ranks may have either
                 self.team.ask("patch", self.name, patches)

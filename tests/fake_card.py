@@ -24,10 +24,11 @@ from cogvideox.vae.stream import Stream
 CARD = torch.device("cuda:0")
 
 
-def without_triton(card: torch.device) -> set[tuple[str, torch.device, torch.dtype]]:
-    """What kernels.WITHOUT has where no kernel of the VAE works on `card`."""
-    modules, dtypes = ("fused", "fused_norms", "fused_statistics"), (torch.float32, torch.bfloat16, torch.float16)
-    return {(module, card, dtype) for module in modules for dtype in dtypes}
+class Everything(set):
+    """In the place of kernels.WITHOUT, where no kernel of the VAE works."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
 
 
 def official_vae() -> torch.nn.Module:
@@ -74,7 +75,7 @@ def fake_card() -> Iterator[None]:
 
     with (
         mock.patch.object(norms, "_channel_moments", moments),
-        mock.patch.object(kernels, "WITHOUT", without_triton(CARD)),
+        mock.patch.object(kernels, "WITHOUT", Everything()),
         mock.patch.object(Stream, "numbers", numbers),
         mock.patch.object(mm, "device_supports_non_blocking", lambda device: False),
         mock.patch.object(Stream, "finish_copies", lambda self: None),  # it would ask a card that is not there

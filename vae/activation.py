@@ -43,7 +43,8 @@ def _fused(x: torch.Tensor, modulation: Modulation, top: int, out: torch.Tensor)
     """modulated_silu in one pass over memory; False, with nothing done, where that is not possible."""
     if x.stride(1) != 1 or out.stride(1) != 1:
         return False
-    return bool(try_kernel(x, "fused", lambda fused: fused.fused_modulated_silu(x, modulation, top, out) or True))
+    size = x.shape[1], 0
+    return bool(try_kernel(x, "fused_modulated_silu", size, lambda run: run(x, modulation, top, out) or True))
 
 
 def _modulate_span(x: torch.Tensor, modulation: Modulation, start: int, out: torch.Tensor) -> None:

@@ -11,31 +11,42 @@ from ..host.compat import is_out_of_memory
 from ..host.trials import can_wait
 
 Result = TypeVar("Result")
-# Modules of kernels, each with a device and a type of weights and frames: those that have failed there, which are not
-# tried, and whose failure is not logged, for each row of each frame again; and those that a trial has found right.
-WITHOUT: set[tuple[str, torch.device, torch.dtype]] = set()
-TRIED: set[tuple[str, torch.device, torch.dtype]] = set()
+# A kernel, the channels and groups that it is compiled for (0 groups where it knows none), a device, and the type of
+# weights and frames.
+Compiled = tuple[str, tuple[int, int], torch.device, torch.dtype]
+# Those that have failed, which are not tried, and whose failure is not logged, for each row of each frame again; and
+# those that a trial has found right.
+WITHOUT: set[Compiled] = set()
+TRIED: set[Compiled] = set()
+_MODULES = {
+    "fused_modulated_silu": "fused",
+    "fused_statistics": "fused_statistics",
+    "fused_affine": "fused_norms",
+    "fused_modulation": "fused_norms",
+}
 
 
-def try_kernel(like: torch.Tensor, module: str, launch: Callable[[Any], Result]) -> Result | None:
-    """launch(a module of this folder that imports Triton); None, with nothing done, where its kernels do not work.
+def try_kernel(
+    like: torch.Tensor, kernel: str, size: tuple[int, int], launch: Callable[[Any], Result]
+) -> Result | None:
+    """launch(the kernel, one of _MODULES); None, with nothing done, where it does not work.
 
-    like: of the device and the type for which the kernels are compiled. They have been tried there before.
+    like: of the device and the type for which it is compiled. size: channels and groups. It has been tried there before.
 
     Raises what says that memory ran out: that is not Triton's fault, and streaming.py goes on with a leaner plan.
     """
-    key = module, like.device, like.dtype
+    key = kernel, size, like.device, like.dtype
     if key in WITHOUT:
         return None
     try:
         # Imported here, because Triton has no package for some systems.
-        kernels = importlib.import_module(f".{module}", __package__)
+        function = getattr(importlib.import_module(f".{_MODULES[kernel]}", __package__), kernel)
         if key not in TRIED:
             if not can_wait(like.device):
                 return None
-            importlib.import_module(".frame_trials", __package__).try_kernels(*key)
+            importlib.import_module(".frame_trials", __package__).try_frame_kernel(*key)
             TRIED.add(key)
-        return launch(kernels)
+        return launch(function)
     # A compiler, a driver or a half installed package may raise anything.
     except Exception as error:
         if is_out_of_memory(error):
@@ -45,7 +56,7 @@ def try_kernel(like: torch.Tensor, module: str, launch: Callable[[Any], Result])
         if not isinstance(error, ModuleNotFoundError):
             reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             logging.warning(
-                f"Triton's kernels of vae/{module}.py do not work on {like.device} in {like.dtype} ({reason}): the VAE "
-                "goes on without them, somewhat slower and with the same result."
+                f"The VAE's kernel {kernel} does not work on {like.device} in {like.dtype} with {size[0]} channels "
+                f"({reason}): the VAE goes on without it, somewhat slower and with the same result."
             )
         return None

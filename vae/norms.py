@@ -38,7 +38,8 @@ class GroupStatistics:
         """Include `rows` [1, C, r, W], `times` times. added: rows that are added to these first, in place."""
         parts = None
         if rows.is_cuda and _in_one_piece(rows) and (added is None or _in_one_piece(added)):
-            parts = try_kernel(rows, "fused_statistics", lambda kernels: kernels.fused_statistics(rows, added, times))
+            size = rows.shape[1], 0
+            parts = try_kernel(rows, "fused_statistics", size, lambda run: run(rows, added, times))
         if parts is not None:
             self._parts.append(parts)
             return
@@ -173,9 +174,8 @@ def _by_latent(
     """
     if scale.is_cuda:
         with stream.weights(norm.conv_y.conv) as y, stream.weights(norm.conv_b.conv) as b:
-            fused = try_kernel(
-                y[0], "fused_norms", lambda kernels: kernels.fused_modulation(scale, shift, y, b, latent[0])
-            )
+            size = len(scale), 0
+            fused = try_kernel(y[0], "fused_modulation", size, lambda run: run(scale, shift, y, b, latent[0]))
         if fused is not None:
             return fused
     with (
@@ -216,9 +216,8 @@ def channel_affine(
     parts, rest = statistics.parts(), (norm.num_groups, norm.eps)
     if parts is not None:
         with stream.weights(norm) as weights:
-            fused = try_kernel(
-                weights[0], "fused_norms", lambda kernels: kernels.fused_affine(parts, offset, weights, *rest)
-            )
+            size = len(offset), norm.num_groups
+            fused = try_kernel(weights[0], "fused_affine", size, lambda run: run(parts, offset, weights, *rest))
         if fused is not None:
             return fused
     with stream.weights(norm, torch.float32) as weights:

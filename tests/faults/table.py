@@ -440,7 +440,7 @@ FAULTS = (
     Fault(
         "a kernel of the VAE that was never tried",
         "vae/kernels.py",
-        'importlib.import_module(".frame_trials", __package__).try_kernels(*key)',
+        'importlib.import_module(".frame_trials", __package__).try_frame_kernel(*key)',
         "pass",
         ("tests/vae/test_frame_trials.py",),
         "A card whose Triton computes something else makes another video without a word.",

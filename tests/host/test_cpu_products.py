@@ -1,6 +1,7 @@
 """Products on the CPU: by oneDNN, and in bf16, where a timing finds that faster; the same results in any case."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,13 @@ def test_products_are_as_exact_as_torch_s(by_onednn: list, shape: tuple, has_bia
     generator = torch.Generator().manual_seed(1)
     x, weight = torch.randn(shape, generator=generator), torch.randn(70, 96, generator=generator)
     bias = torch.randn(70, generator=generator) if has_bias else None
-    # as a view of wider tensors, which is what the lean mode's spans and a LoRA's slices are
+    # as a view of wider tensors, which is what the lean mode's spans, a LoRA's slices, and weights of a torch file are
     wide = torch.cat([x, x], dim=-1)[..., :96]
     tall = torch.cat([weight, weight], dim=1)[:, :96]
+    strided = None if bias is None else torch.stack([bias, bias], dim=1)[:, 0]
     with torch.inference_mode():
         exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-        for got in (linear(x, weight, bias), linear(wide, tall, bias)):
+        for got in (linear(x, weight, bias), linear(wide, tall, strided)):
             assert got.shape == exact.shape and got.dtype == torch.float32
             check_parity("product by oneDNN, against fp64", got, exact, 3e-7)
     assert len(by_onednn) == 2
@@ -107,6 +109,7 @@ def test_torch_multiplies_what_onednn_should_not(by_onednn: list) -> None:
         assert torch.equal(linear(half, weight.bfloat16(), None), F.linear(half, weight.bfloat16()))
         assert linear(torch.empty(0, 96), weight, None).shape == (0, 8)
         assert linear(torch.empty(40, 0), torch.empty(8, 0), None).shape == (40, 8)
+        assert linear(torch.ones(40, 96), weight, torch.ones(1)).shape == (40, 8)  # broadcast
         with torch.autocast("cpu", torch.bfloat16):
             assert linear(torch.randn(40, 96), weight, None).dtype == torch.bfloat16
     with torch.inference_mode():
@@ -259,6 +262,20 @@ def test_bf16_is_computed_for_nobody_else(weight_dtype: str, wide: Path, monkeyp
     """The default of a CPU stays exact."""
     monkeypatch.setattr(cpu_products, "bf16_is_faster", lambda: True)
     assert load_model(wide, weight_dtype).model.get_dtype_inference() == torch.float32
+
+
+def test_two_threads_leave_torch_its_threads() -> None:
+    """Two models that are loaded at once: the second timing would put back the one thread of the first."""
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(4) as pool:
+        for asked in [
+            pool.submit(measure)
+            for measure in (cpu_products.measured_onednn, cpu_products.measured_bf16)
+            for _ in range(2)
+        ]:
+            asked.result()
+        assert {pool.submit(torch.get_num_threads).result() for _ in range(8)} == {threads}
+    assert torch.get_num_threads() == threads
 
 
 def test_who_asks_for_fp32_gets_it(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:

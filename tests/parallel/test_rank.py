@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from cogvideox.errors import UserError
+from cogvideox.host import cpu_products
 from cogvideox.parallel import rank as module
 from cogvideox.parallel.rank import Rank
 from cogvideox.parallel.rank_answers import Question
@@ -45,9 +47,19 @@ def test_attention_is_chosen_for_the_heads_of_a_rank(
     rank, measured = Rank(), list[int]()
     rank._ways[split] = 0, Others(split.sequence)  # type: ignore[assignment]
     monkeypatch.setattr(module, "choose_attention", lambda size, heads, options: measured.append(heads))
-    rank.load("model", str(tiny_pipelines["5b"]), "fp32", "detect")
+    rank.load("model", str(tiny_pipelines["5b"]), "fp32", "detect", "torch.float32")
     config = rank._models["model"][0].model.diffusion_model.config
     x, context = torch.zeros(2, config.in_channels, 1, 4, 4), torch.zeros(2, 3, config.text_embed_dim)
     sent = packed(x), packed(torch.full((2,), 500.0)), Sender().kept(context)
     rank.predict(Question("model", True, *sent, None, {"riflex": False, "resample": False}, False, ()), split)
     assert measured == [-(-config.num_attention_heads // split.sequence)]
+
+
+def test_a_machine_that_computes_in_another_dtype_says_so(
+    tiny_pipelines: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One CPU has instructions for bf16, the other has none: the first step would end in a product of two types, or
+    hang where ranks send each other tokens of two sizes."""
+    monkeypatch.setattr(cpu_products, "bf16_is_faster", lambda: True)
+    with pytest.raises(UserError, match="computes the model in torch.bfloat16, ComfyUI's own in torch.float32"):
+        Rank().load("model", str(tiny_pipelines["5b"]), "bf16", "detect", "torch.float32")

@@ -42,7 +42,8 @@ class Team:
 @pytest.fixture
 def weights(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def make(team: Team, goes_on_alone: bool = False) -> Any:
-        given: Any = team, lambda *_: SimpleNamespace(model=SimpleNamespace(memory_required=len)), (), goes_on_alone
+        alone = SimpleNamespace(model=SimpleNamespace(memory_required=len))
+        given: Any = team, lambda *_: alone, (), torch.float32, goes_on_alone
         out: Any = RemoteWeights(*given)
         out._arguments = "path", "fp32", print, "detect"
         return out

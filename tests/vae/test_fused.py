@@ -99,6 +99,6 @@ def test_a_card_without_triton_decodes_all_the_same(
     x = torch.zeros(1, 8, 4, 6, device="meta").to(memory_format=torch.channels_last)
     tries = [activation._fused(x, modulation, 0, x) for _ in range(3)]
     assert tries == [False] * 3
-    assert sum("Triton's kernels of" in line for line in caplog.messages) == (
+    assert sum("does not work on" in line for line in caplog.messages) == (
         importlib.util.find_spec("triton") is not None
     )
