@@ -50,7 +50,7 @@ def main() -> None:
         layers={"type": int, "default": 2},
         heads={"type": int, "default": 16, "help": "of 64 each"},
         steps={"type": int, "default": 2, "help": "of a sampling run, with CFG"},
-        repeats={"type": int, "default": 5, "help": "of a forward; a run is repeated 3 times at most"},
+        repeats={"type": _positive, "default": 5, "help": "of a forward; a run is repeated 3 times at most"},
         variants={"nargs": "+", "choices": list(SIZES), "default": list(SIZES)},
         precisions={
             "nargs": "+",
@@ -68,7 +68,14 @@ def main() -> None:
         products_table(),
         *([] if options.without_counts else count_goals(goals)),
     ]
-    report("speed", [*tables, goals_table(goals)], options.save)
+    report("speed", [*tables, *([goals_table(goals)] if goals else [])], options.save)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)  # argparse makes a sentence of it
+    return number
 
 
 def precisions(options: Namespace) -> list[str]:

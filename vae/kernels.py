@@ -31,7 +31,7 @@ def try_kernel(
 ) -> Result | None:
     """launch(the kernel, one of _MODULES); None, with nothing done, where it does not work.
 
-    like: of the device and the type for which it is compiled. size: channels and groups. It has been tried there before.
+    like: of the device and the type for which it is compiled. size: channels and groups. It is tried there before.
 
     Raises what says that memory ran out: that is not Triton's fault, and streaming.py goes on with a leaner plan.
     """
