@@ -67,7 +67,8 @@ class Rank:
         except Exception as error:
             if isinstance(error, UserError) and not is_out_of_memory(error):
                 return Answer(None, Failure(USER, str(error), ""), tuple(self._said))
-            kind = MEMORY if is_out_of_memory(error) else OTHER
+            # numpy, which takes tensors along, has an error of its own for main memory: a MemoryError.
+            kind = MEMORY if is_out_of_memory(error) or isinstance(error, MemoryError) else OTHER
             text = shortened(f"{type(error).__name__}: {error}", 300)
             return Answer(None, Failure(kind, text, traceback.format_exc()), tuple(self._said))
         return Answer(value, None, tuple(self._said))

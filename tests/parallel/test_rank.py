@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from cogvideox.errors import UserError
 from cogvideox.host import cpu_products
 from cogvideox.parallel import rank as module
 from cogvideox.parallel.rank import Rank
-from cogvideox.parallel.rank_answers import Question
+from cogvideox.parallel.rank_answers import MEMORY, Question
 from cogvideox.parallel.split import Split
 from cogvideox.parallel.transport import Sender, packed
 
@@ -63,3 +64,13 @@ def test_a_machine_that_computes_in_another_dtype_says_so(
     monkeypatch.setattr(cpu_products, "bf16_is_faster", lambda: True)
     with pytest.raises(UserError, match="computes the model in torch.bfloat16, ComfyUI's own in torch.float32"):
         Rank().load("model", str(tiny_pipelines["5b"]), "bf16", "detect", "torch.float32")
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 24.8 MiB"), torch.OutOfMemoryError("none is left")])
+def test_memory_that_runs_out_is_said_as_such(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Also by numpy, which takes tensors from process to process: starting again, as after another end, would not
+    help."""
+    rank = Rank()
+    monkeypatch.setattr(rank, "process", mock.Mock(side_effect=error))
+    failure = rank.answer("process").failure
+    assert failure is not None and failure.kind == MEMORY
