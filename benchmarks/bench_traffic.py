@@ -110,17 +110,21 @@ def copies_bytes(config: dict[str, Any]) -> tuple[int, int]:
 
 def goals(size: Size, counted: dict[str, Traffic]) -> list[str]:
     """One sentence a goal: the figure, and whether it is met."""
+    return [
+        f"Goal: at most {most:g} {what}; {OURS}: {value:.4g}, {'met' if value <= most else 'NOT met'}."
+        for what, value, most in found_goals(size, counted)
+    ]
+
+
+def found_goals(size: Size, counted: dict[str, Traffic]) -> list[tuple[str, float, float]]:
+    """Each goal of a size: what is counted with Triton's kernels, the figure, and the most that it is to be."""
     ours, base = counted[OURS], counted[THEIRS]
     found = (
         ("of diffusers' bytes", ours.moved_bytes / base.moved_bytes, size.most_share),
         ("kernels", ours.kernels, size.most_kernels),
         ("GiB at the peak", ours.peak_bytes / GIB, size.most_gib),
     )
-    return [
-        f"Goal: at most {most:g} {what}; {OURS}: {value:.4g}, {'met' if value <= most else 'NOT met'}."
-        for what, value, most in found
-        if most is not None
-    ]
+    return [(what, value, most) for what, value, most in found if most is not None]
 
 
 def count_all(size: Size, batch: int, layers: int = 0, titles: Collection[str] = ()) -> dict[str, Traffic]:

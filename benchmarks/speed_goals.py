@@ -73,14 +73,10 @@ def _cells(found: Traffic, base: Traffic) -> list[str]:
 
 
 def _traffic_goals(name: str, size: traffic.Size, counted: dict[str, Traffic]) -> list[Goal]:
-    ours, base = counted[traffic.OURS], counted[traffic.THEIRS]
-    found = (
-        ("bytes with Triton, of diffusers'", ours.moved_bytes / base.moved_bytes, size.most_share),
-        ("kernels with Triton", ours.kernels, size.most_kernels),
-        ("GiB at the peak with Triton", ours.peak_bytes / GIB, size.most_gib),
-    )
-    flops = Goal(f"{name}, FLOPs of diffusers'", ours.flops / base.flops, 1.002, 0.998)
-    return [Goal(f"{name}, {what}", value, most) for what, value, most in found if most is not None] + [flops]
+    found = traffic.found_goals(size, counted)
+    share = counted[traffic.OURS].flops / counted[traffic.THEIRS].flops
+    flops = Goal(f"{name}, FLOPs of diffusers'", share, 1.002, 0.998)
+    return [Goal(f"{name}, {what} with Triton", value, most) for what, value, most in found] + [flops]
 
 
 def _peak_cells(name: str, size: traffic.Size, whole: Traffic, goals: list[Goal]) -> list[str]:

@@ -170,26 +170,27 @@ def _center_frames(vae: Any, generator: torch.Generator, spread: float = 0.2) ->
     conv.bias.sub_(frames.mean(dim=(0, 2, 3, 4))).mul_(scale)
 
 
-def build_text_encoder(generator: torch.Generator, vocab_size: int, width: int = 32) -> "T5EncoderModel":
-    """transformers' T5 encoder with seeded weights. width: of its embeddings, the transformer's text_embed_dim."""
+def build_text_encoder(generator: torch.Generator, vocab_size: int, width: int = 32, **shape: int) -> "T5EncoderModel":
+    """transformers' T5 encoder with seeded weights. width: of its embeddings, the transformer's text_embed_dim. shape:
+    further fields of its config."""
     from transformers import T5Config, T5EncoderModel
 
-    key_width = 8
     config: dict[str, Any] = {
         "vocab_size": vocab_size,
         "d_model": width,
-        "d_kv": key_width,
+        "d_kv": 8,
         "d_ff": 64,
         "num_layers": 2,
         "num_heads": 4,
         "feed_forward_proj": "gated-gelu",
         "tie_word_embeddings": False,
+        **shape,
     }
     encoder: Any = randomize(T5EncoderModel(T5Config(**config)), generator)
     with torch.no_grad():
         for block in encoder.encoder.block:
             # T5's attention does not divide by sqrt(d); its queries are initialised that much smaller instead.
-            block.layer[0].SelfAttention.q.weight.mul_(key_width**-0.5)
+            block.layer[0].SelfAttention.q.weight.mul_(config["d_kv"] ** -0.5)
     return encoder
 
 

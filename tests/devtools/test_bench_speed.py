@@ -37,7 +37,7 @@ def test_bf16_where_a_cpu_is_made_for_it(monkeypatch: pytest.MonkeyPatch, is_fas
 
 def test_the_text_encoders_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two with different weights the time would compare all the same."""
-    monkeypatch.setattr(text_encoders, "_T5", text_encoders._T5 | {"d_model": 64, "d_ff": 128, "num_layers": 2})
+    monkeypatch.setattr(text_encoders, "_T5", text_encoders._T5 | {"width": 64, "d_ff": 128, "num_layers": 2})
     seconds, errors = text_encoders.compare_text_encoders("fp32", 1)
     assert set(seconds) == set(errors) == {"ours", "diffusers"}
     assert all(0 < error < 2e-6 for error in errors.values())
@@ -48,7 +48,7 @@ def test_all_clocks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     """A benchmark that fails at its last table has cost its user five minutes."""
     tiny = "--variants 5b --layers 1 --heads 1 --repeats 1 --steps 1 --precisions fp32 --without-counts"
     monkeypatch.setattr(sys, "argv", ["bench_speed", *tiny.split()])
-    monkeypatch.setattr(text_encoders, "_T5", text_encoders._T5 | {"d_model": 64, "d_ff": 128, "num_layers": 2})
+    monkeypatch.setattr(text_encoders, "_T5", text_encoders._T5 | {"width": 64, "d_ff": 128, "num_layers": 2})
     torch.compiler.reset()
     bench_speed.main()
     said = capsys.readouterr().out
